@@ -1,0 +1,121 @@
+"""What an adapter hands over: a model taken apart into towers, blocks and layers, by name and without mathematics."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from torch import nn
+
+from ecoflap.core.errors import ModelError
+
+Layout = Literal["batch token", "token batch"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, opened no further than its configuration: adapters recognise it by this.
+
+    :param name: As the recipe writes it: ``HuggingFaceTB/SmolLM2-135M``, ``./folder``, ``file.gguf``, ``package:NAME``.
+    :param path: The folder or GGUF file on disk; None for a hub id or a model in memory.
+    :param config: The model's ``config.json`` (or a GGUF header's equal) as a mapping; empty where there is none.
+    :param files: Names of the files beside it, relative to its folder.
+    :param model: A model in memory, given to :func:`ecoflap.run`.
+    """
+
+    name: str
+    path: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    model: nn.Module | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One prunable matrix, seen as ``[out, in]``.
+
+    :param name: The parameter's name in ``model.state_dict()``: the key everywhere.
+    :param module: The module that owns it. The parameter is looked up there each time, never kept.
+    :param attribute: Its name in that module: ``weight``, or ``in_proj_weight`` of a packed attention.
+    :param reads: The tower whose tokens its input holds; empty for its own. Cross-attention's k and v read ``encoder``.
+    :param layout: How its input is laid out before the last axis.
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str = "weight"
+    reads: str = ""
+    layout: Layout = "batch token"
+
+    @property
+    def weight(self) -> nn.Parameter:
+        weight = getattr(self.module, self.attribute)
+        assert isinstance(weight, nn.Parameter), self.name
+        return weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        out_features, in_features = self.weight.shape
+        return out_features, in_features
+
+    @property
+    def size(self) -> int:
+        return self.weight.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What is run, recorded and pruned as one: a transformer block, or a single matrix outside the blocks.
+
+    :param name: The module's name in the model, such as ``model.layers.3``.
+    :param calls: How often one forward of the model calls it.
+    """
+
+    name: str
+    module: nn.Module
+    tower: str
+    calls: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """Blocks that run one after the other: ``vision``, ``qformer``, ``encoder``, ``decoder``, ``text`` or ``language``.
+
+    :param prunable: False where nothing is pruned unless a recipe asks for it, as in a Q-Former.
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+    prunable: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """A whole model taken apart: its towers in the order they run, and the layers of each block."""
+
+    towers: tuple[Tower, ...]
+    layers_of: Mapping[str, tuple[Layer, ...]]
+
+    @classmethod
+    def of(cls, towers: Sequence[Tower], layers: Callable[[Block], Sequence[Layer]]) -> Self:
+        """From an adapter's ``towers(model)`` and ``layers``; refused if it has no layer, or names one twice."""
+        layers_of = {block.name: tuple(layers(block)) for tower in towers for block in tower.blocks}
+        anatomy = cls(tuple(towers), layers_of)
+        names = [layer.name for layers in layers_of.values() for layer in layers]
+        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        if twice:
+            raise ModelError(f"the adapter names these layers twice: {', '.join(twice)}")
+        if not names:
+            raise ModelError("the adapter finds no prunable layer in this model")
+        return anatomy
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(block for tower in self.towers for block in tower.blocks)
+
+    def layers(self, blocks: Sequence[Block] | None = None) -> Iterator[tuple[Block, Layer]]:
+        """Each layer with its block, in the order the blocks run."""
+        for block in self.blocks if blocks is None else blocks:
+            for layer in self.layers_of[block.name]:
+                yield block, layer

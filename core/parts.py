@@ -1,0 +1,202 @@
+"""The protocols a plugin implements, with their shapes. Nothing here computes.
+
+A part's parameters are the typed parameters of its factory, usually the fields of a frozen dataclass. A parameter
+annotated ``pathlib.Path`` is taken relative to the file that wrote it; one annotated with a protocol of this module is
+itself a part. Any part may have ``problems(anatomy, recipe) -> Iterable[str]``, asked on the model without weights.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int8, Int64
+from torch import Tensor, nn
+
+from ecoflap.core.anatomy import Block, Layer, Source, Tower
+from ecoflap.core.budget import Budget, Group
+
+if TYPE_CHECKING:
+    from ecoflap.core.replay import Replay
+
+Batch: TypeAlias = Mapping[str, Any]
+"""Tensors by the name of the argument they are in the model's forward."""
+
+Score: TypeAlias = float
+"""How much the loss cares about a layer or block: larger is kept longer."""
+
+Aggregate = Literal["sum", "mean", "per_parameter"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing a dataset yields; what it holds depends on the dataset."""
+
+    text: str | None = None
+    tokens: Int64[Tensor, "tokens"] | None = None
+    image: Any = None
+    question: str | None = None
+    answers: tuple[str, ...] = ()
+
+
+class Estimate(float):
+    """A score that is a mean over random draws or batches, with the terms it is a mean of.
+
+    Its standard error, and that of a group it is summed into, come from the terms: the terms of two layers scored on
+    the same batches are added batch by batch before their spread is taken.
+    """
+
+    terms: tuple[float, ...]
+
+    def __new__(cls, terms: Iterable[float]) -> Self:
+        values = tuple(terms)
+        self = super().__new__(cls, sum(values) / len(values))
+        self.terms = values
+        return self
+
+    @property
+    def standard_error(self) -> float:
+        """Sample standard deviation over √n; infinite from a single term."""
+        n = len(self.terms)
+        if n < 2:
+            return float("inf")
+        variance = sum((term - float(self)) ** 2 for term in self.terms) / (n - 1)
+        return float((variance / n) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an evaluator found.
+
+    :param n: How many things (tokens, questions) the value is over.
+    :param unit: What those things are.
+    :param larger_is_better: Which way to read it.
+    """
+
+    value: float
+    n: int
+    standard_error: float
+    unit: str = ""
+    larger_is_better: bool = True
+
+
+class Pruned(NamedTuple):
+    """What a pruner returns: the truth about which weights stay, and the weight with zeros elsewhere, in its own dtype."""
+
+    mask: Bool[Tensor, "out in"]
+    weight: Float[Tensor, "out in"]
+
+
+class Statistic(Protocol):
+    """What a pruner needs to know of a layer's inputs, summed over real tokens in float32.
+
+    May have ``add_gradient(gradient: Float[Tensor, "out in"]) -> None``; then a block-local backward feeds it.
+    """
+
+    def __init__(self, in_features: int) -> None: ...
+    def add(self, inputs: Float[Tensor, "... in"]) -> None: ...
+    def merge(self, other: Self) -> None: ...
+    def to(self, device: torch.device | str) -> Self: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Asks the model how much its loss cares about each layer; yields each score as it is known.
+
+    Optional attributes: ``unit`` is what the names it yields stand for (``"layer"``, the default, or ``"block"``);
+    ``samples`` limits how many calibration samples its :class:`Replay` holds; ``aggregate`` is below.
+
+    :param layers: The layers still without a score, in the order they run.
+    """
+
+    aggregate: ClassVar[Aggregate] = "sum"
+
+    def __call__(self, replay: "Replay", layers: Sequence[Layer]) -> Iterator[tuple[str, Score]]: ...
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """Turns scores into how many weights each group keeps.
+
+    Optional attribute: ``takes`` is ``"score"`` (the default) or None for one that looks at no score, so that none is computed.
+
+    :param keep: How many weights all groups keep together; the answer sums to it exactly.
+    """
+
+    def __call__(self, groups: Sequence[Group], keep: int) -> list[int]: ...
+
+
+@runtime_checkable
+class Pruner(Protocol):
+    """Decides which weights of one layer go, looking only at that layer's inputs.
+
+    :param needs: The statistics it wants. ``statistic`` is None for none, the statistic for one, a tuple in this order for more.
+    """
+
+    needs: ClassVar[tuple[type[Any], ...]] = ()
+
+    def __call__(self, weight: Float[Tensor, "out in"], statistic: Any, budget: Budget) -> Pruned: ...
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """One model family: where its blocks are, what feeds them, what its loss is, how it is saved. No mathematics.
+
+    :param processor: The family's own tokenizer or processor, set by ``load`` or given to :func:`ecoflap.run`.
+    """
+
+    processor: Any
+
+    def matches(self, source: Source) -> bool:
+        """Whether this is the adapter for it. Looks at a configuration, file names or a model in memory; never at weights."""
+        ...
+
+    def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+        """The model in eval mode. ``device="meta"`` gives its anatomy without weights; ``dtype=None`` keeps the checkpoint's."""
+        ...
+
+    def towers(self, model: nn.Module) -> Sequence[Tower]:
+        """In the order they run."""
+        ...
+
+    def layers(self, block: Block) -> Sequence[Layer]: ...
+
+    def max_length(self, model: nn.Module) -> int | None:
+        """The longest text the model takes, in tokens; None where it reads no text or has no limit."""
+        ...
+
+    def collate(self, samples: Sequence[Sample]) -> Batch: ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """The mean loss over the batch's real targets, with ``use_cache=False``; differentiable when grad is on."""
+        ...
+
+    def tokens(self, model: nn.Module, batch: Batch, tower: str) -> Int8[Tensor, "batch tokens"]:
+        """What each position of a tower's hidden states is: 0 padding, 1 text, 2 image or query."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """In the family's own format, so that the family's own library loads it."""
+        ...
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """Writes a model into an empty folder and returns the files."""
+
+    def __call__(self, model: nn.Module, adapter: Adapter, folder: Path) -> list[Path]: ...
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Measures a model. The names of its measures are those in tables and reports."""
+
+    def __call__(self, model: nn.Module, adapter: Adapter) -> Mapping[str, Measure]: ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Yields samples. It is given the adapter because lengths are counted with the model's own tokenizer."""
+
+    def __call__(self, adapter: Adapter, model: nn.Module) -> Iterator[Sample]: ...

@@ -1,0 +1,1 @@
+"""Methods, one to a file: scorers, allocators, pruners, datasets, evaluators, observers."""
