@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from torch import nn
 
@@ -98,16 +98,11 @@ class Anatomy:
     layers_of: Mapping[str, tuple[Layer, ...]]
 
     @classmethod
-    def of(cls, towers: Sequence[Tower], layers: Callable[[Block], Sequence[Layer]]) -> Self:
+    def of(cls, towers: Sequence[Tower], layers: Callable[[Block], Sequence[Layer]]) -> "Anatomy":
         """From an adapter's ``towers(model)`` and ``layers``; refused if it has no layer, or names one twice."""
         layers_of = {block.name: tuple(layers(block)) for tower in towers for block in tower.blocks}
         anatomy = cls(tuple(towers), layers_of)
-        names = [layer.name for layers in layers_of.values() for layer in layers]
-        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-        if twice:
-            raise ModelError(f"the adapter names these layers twice: {', '.join(twice)}")
-        if not names:
-            raise ModelError("the adapter finds no prunable layer in this model")
+        _refuse_repeats([layer for _, layer in anatomy.layers()])
         return anatomy
 
     @cached_property
@@ -119,3 +114,16 @@ class Anatomy:
         for block in self.blocks if blocks is None else blocks:
             for layer in self.layers_of[block.name]:
                 yield block, layer
+
+
+def _refuse_repeats(layers: Sequence[Layer]) -> None:
+    """A weight that is listed twice would be counted and pruned twice."""
+    if not layers:
+        raise ModelError("the adapter finds no prunable layer in this model")
+    by_weight: dict[int, str] = {}
+    names: set[str] = set()
+    for layer in layers:
+        first = by_weight.setdefault(id(layer.weight), layer.name)
+        if first != layer.name or layer.name in names:
+            raise ModelError(f"the adapter lists one weight twice: {first} and {layer.name}")
+        names.add(layer.name)

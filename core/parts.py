@@ -8,7 +8,7 @@ itself a part. Any part may have ``problems(anatomy, recipe) -> Iterable[str]``,
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int8, Int64
@@ -49,7 +49,7 @@ class Estimate(float):
 
     terms: tuple[float, ...]
 
-    def __new__(cls, terms: Iterable[float]) -> Self:
+    def __new__(cls, terms: Iterable[float]) -> "Estimate":
         values = tuple(terms)
         self = super().__new__(cls, sum(values) / len(values))
         self.terms = values
@@ -96,8 +96,8 @@ class Statistic(Protocol):
 
     def __init__(self, in_features: int) -> None: ...
     def add(self, inputs: Float[Tensor, "... in"]) -> None: ...
-    def merge(self, other: Self) -> None: ...
-    def to(self, device: torch.device | str) -> Self: ...
+    def merge(self, other: Any) -> None: ...
+    def to(self, device: torch.device | str) -> Any: ...
 
 
 @runtime_checkable

@@ -1,0 +1,115 @@
+"""The whole model's gradient, one layer at a time: never more than one layer's gradient and one block's activations."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ecoflap.core.anatomy import Anatomy, Block, Layer
+from ecoflap.core.parts import Adapter, Batch
+from ecoflap.core.placement import placed, tensors_of
+from ecoflap.core.walk import replaced_forwards
+
+
+def stream_gradients(
+    model: nn.Module,
+    adapter: Adapter,
+    batch: Batch,
+    anatomy: Anatomy,
+    dtype: torch.dtype | None,
+    visit: Callable[[Layer, Tensor], None],
+) -> None:
+    """One forward and backward of the loss; ``visit(layer, gradient)`` as each gradient is complete.
+
+    :param dtype: Blocks are held in at least this precision, one at a time in the backward too.
+    """
+    layers = [layer for _, layer in anatomy.layers()]
+    blocks, resident = anatomy.blocks, _Resident(dtype)
+
+    def checkpointed(_: int, block: Block) -> Callable[..., Any]:
+        return _recomputed(block, resident, is_last=block is blocks[-1])
+
+    with (
+        _only_these_require_grad(model, layers),
+        _visited(layers, visit),
+        replaced_forwards(blocks, checkpointed),
+        torch.enable_grad(),
+        resident,
+    ):
+        loss = adapter.loss(model, batch)
+        resident.backward = True
+        loss.backward()
+
+
+class _Resident:
+    """Whose block is held in the wider precision: in the backward, until the block before it is recomputed."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self._dtype, self._held, self.backward = dtype, ExitStack(), False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def hold(self, block: Block) -> None:
+        self._held.close()
+        self._held.enter_context(placed(tensors_of(block.module), self._dtype))
+
+    def release(self) -> None:
+        if not self.backward:
+            self._held.close()
+
+
+def _recomputed(block: Block, resident: _Resident, *, is_last: bool) -> Callable[..., Any]:
+    """A block that keeps its inputs only. The last one's backward comes first, so it keeps its activations instead."""
+    original = block.module.forward
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        resident.hold(block)
+        output = original(*args, **kwargs)
+        if not is_last:
+            resident.release()
+        return output
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if is_last:
+            return held(*args, **kwargs)
+        return checkpoint(held, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return forward
+
+
+@contextmanager
+def _only_these_require_grad(model: nn.Module, layers: list[Layer]) -> Iterator[None]:
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for layer in layers:
+        layer.weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _visited(layers: list[Layer], visit: Callable[[Layer, Tensor], None]) -> Iterator[None]:
+    def hook_for(layer: Layer) -> Callable[[Tensor], None]:
+        def hook(weight: Tensor) -> None:
+            assert weight.grad is not None
+            visit(layer, weight.grad)
+            weight.grad = None
+
+        return hook
+
+    handles = [layer.weight.register_post_accumulate_grad_hook(hook_for(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,32 @@
+"""The sum of a layer's absolute weights: what can be said without data.
+
+S_l = Σ |W_l|
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ecoflap import hookimpl
+from ecoflap.core.anatomy import Layer
+from ecoflap.core.parts import Aggregate
+from ecoflap.core.replay import Replay
+
+
+@dataclass(frozen=True)
+class MagnitudeScore:
+    """Layers with larger weights keep more of them. Needs no calibration data."""
+
+    aggregate: ClassVar[Aggregate] = "sum"
+    data: ClassVar[bool] = False
+
+    def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
+        for layer in layers:
+            yield layer.name, float(torch.linalg.vector_norm(layer.weight.data, ord=1, dtype=torch.float64))
+
+
+@hookimpl
+def ecoflap_register_scorers() -> Mapping[str, type[MagnitudeScore]]:
+    return {"magnitude": MagnitudeScore}
