@@ -1,8 +1,8 @@
 """Seeing the input of every prunable matrix, whether or not its module's hook fires.
 
 Module hooks never fire for a packed ``in_proj_weight``, for the ``out_proj`` of ``nn.MultiheadAttention``, or for fused
-q, k, v that a model hands to ``F.linear`` itself. All of them go through ``torch.nn.functional.linear``, so that is where
-we look, matching by the identity of the weight.
+q, k, v that a model hands to ``F.linear`` itself. All of them go through ``torch.nn.functional.linear``, so that is
+where we look, matching by the identity of the weight.
 """
 
 from collections.abc import Callable, Iterator, Sequence

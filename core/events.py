@@ -21,7 +21,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class Progress:
-    """``done`` of ``total`` in the current stage; what is already there after a resume counts as done from the start."""
+    """``done`` of ``total`` in the current stage; what an earlier process finished counts as done."""
 
     stage: str
     done: int

@@ -1,4 +1,7 @@
-"""The hooks a plugin may implement. Registration hooks are asked once and return named factories; nothing computes here."""
+"""The hooks a plugin may implement.
+
+Registration hooks are asked once and return named factories; nothing computes through a hook call.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -42,7 +45,8 @@ def ecoflap_register_pruners() -> "Mapping[str, Callable[..., Pruner]]":  # type
 def ecoflap_register_adapters() -> "Mapping[str, Callable[..., Adapter]]":  # type: ignore[empty-body]
     """Offer adapters, each for one model family.
 
-    :return: Factories by name, as written after ``model.adapter:``; where a recipe names none, the one that matches is taken.
+    :return: Factories by name, as written after ``model.adapter:``; where a recipe names none, the one that matches is
+        taken.
     """
 
 

@@ -1,7 +1,7 @@
 """Gaussian noise that depends on what it is for, and on nothing else.
 
-Each draw has its own generator on the CPU, seeded by the recipe's seed and a name: a score depends neither on the order in
-which layers are scored nor on how many processes share the work, and the global generator is never touched.
+Each draw has its own generator on the CPU, seeded by the recipe's seed and a name: a score depends neither on the order
+in which layers are scored nor on how many processes share the work, and the global generator is never touched.
 """
 
 from hashlib import sha256

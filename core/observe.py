@@ -62,7 +62,7 @@ class Observation:
         if len(flat) != len(rows):
             raise ModelError(
                 f"{layer.name}: its input {tuple(inputs.shape)} holds {len(flat)} tokens, but the tower it reads, "
-                f"{layer.reads or self._block.tower!r}, has {len(rows)}; its adapter's `reads`, `layout` or `tokens` is wrong"
+                f"{layer.reads or self._block.tower!r}, has {len(rows)}. Its adapter's reads, layout or tokens is wrong"
             )
         return flat if bool(rows.all()) else flat[rows]
 
@@ -78,8 +78,8 @@ class Observation:
         missing = [layer.name for layer in self._layers if layer.name not in self._leader]
         if missing:
             raise ModelError(
-                f"{self._block.name} ran without these matrices being used through torch.nn.functional.linear, so nothing "
-                f"is known of their inputs: {', '.join(missing)}. They cannot be pruned by a method that needs inputs"
+                f"{self._block.name} ran without these matrices being used through torch.nn.functional.linear, so "
+                f"nothing is known of their inputs: {', '.join(missing)}. A method that needs inputs cannot prune them"
             )
         return {layer.name: self._answer(layer) for layer in self._layers}
 

@@ -82,7 +82,7 @@ class Measure:
 
 
 class Pruned(NamedTuple):
-    """What a pruner returns: the truth about which weights stay, and the weight with zeros elsewhere, in its own dtype."""
+    """Which weights stay, which is the truth, and the weight in its own dtype with zeros elsewhere."""
 
     mask: Bool[Tensor, "out in"]
     weight: Float[Tensor, "out in"]
@@ -119,7 +119,8 @@ class Scorer(Protocol):
 class Allocator(Protocol):
     """Turns scores into how many weights each group keeps.
 
-    Optional attribute: ``takes`` is ``"score"`` (the default) or None for one that looks at no score, so that none is computed.
+    Optional attribute: ``takes`` is ``"score"`` (the default), or None for one that looks at no score, so that none is
+    computed.
 
     :param keep: How many weights all groups keep together; the answer sums to it exactly.
     """
@@ -131,7 +132,8 @@ class Allocator(Protocol):
 class Pruner(Protocol):
     """Decides which weights of one layer go, looking only at that layer's inputs.
 
-    :param needs: The statistics it wants. ``statistic`` is None for none, the statistic for one, a tuple in this order for more.
+    :param needs: The statistics it wants. ``statistic`` is None for none, the statistic for one, a tuple in this order
+        for more.
     """
 
     needs: ClassVar[tuple[type[Any], ...]] = ()
@@ -149,11 +151,15 @@ class Adapter(Protocol):
     processor: Any
 
     def matches(self, source: Source) -> bool:
-        """Whether this is the adapter for it. Looks at a configuration, file names or a model in memory; never at weights."""
+        """Whether this is the adapter for it, by a configuration, file names or a model in memory; never by weights."""
         ...
 
     def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
-        """The model in eval mode. ``device="meta"`` gives its anatomy without weights; ``dtype=None`` keeps the checkpoint's."""
+        """The model in eval mode.
+
+        :param dtype: None keeps the checkpoint's.
+        :param device: ``meta`` gives the anatomy without weights.
+        """
         ...
 
     def towers(self, model: nn.Module) -> Sequence[Tower]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def placed(tensors: Iterable[Tensor], dtype: torch.dtype | None) -> Iterator[None]:
-    """Hold floating-point parameters and buffers in at least ``dtype``; afterwards their storage is the old one, untouched.
+    """Hold floating-point parameters and buffers in at least ``dtype``; afterwards their storage is the old one.
 
     :param dtype: None leaves everything as it is. A tensor that is already as wide stays as it is: a perturbed
         float32 weight in a bfloat16 model is not touched again.

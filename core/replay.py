@@ -1,13 +1,13 @@
 """Run a model's own forward from any block on, with everything before it answered from a record.
 
 Hand-carried arguments are what breaks pruning code with each release of the model library. Here the model's own forward
-does the walking: each earlier block is replaced by a stub that returns what was recorded, so only what is asked for costs
-anything, whatever the blocks' signatures are.
+does the walking: each earlier block is replaced by a stub that returns what was recorded, so only what is asked for
+costs anything, whatever the blocks' signatures are.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 from types import TracebackType
 from typing import Any
@@ -28,9 +28,9 @@ from ecoflap.core.walk import Record, Walk
 
 
 class Replay:
-    """A model, its blocks in the order they run, and for each batch the output of each tower's last finished block.
+    """A model, its blocks in the order they run, and for each batch what each tower's last finished block returned.
 
-    ``run(i)``, ``loss(i)`` and ``advance(i)`` need the blocks before ``i`` recorded, by ``advance(0)`` … ``advance(i-1)``.
+    ``run(i)``, ``loss(i)`` and ``advance(i)`` need the blocks before ``i`` recorded, by ``advance(0)``, ``advance(1)``, ….
     As a context manager it also keeps what is not in any block in ``dtype``, which saves converting it at each forward.
 
     :param seed: Every forward runs in a forked global generator seeded by this and the batch's number: two losses of
@@ -74,7 +74,7 @@ class Replay:
         layers = self.anatomy.layers_of[self.blocks[i].name]
         observation = Observation(self.blocks[i], layers, needs)
         for number, batch in enumerate(self.batches):
-            observation.begin(lambda tower, batch=batch: self.adapter.tokens(self.model, batch, tower))
+            observation.begin(partial(self.adapter.tokens, self.model, batch))
             with watching(layers, observation.see):
                 self._forward(number, first=i, last=i)
         return observation.statistics()

@@ -37,7 +37,7 @@ class Scores:
 
 
 def _scaled_sum(values: Sequence[Score], factor: float) -> Score:
-    """Estimates from the same batches are added batch by batch, so that the sum's standard error counts what they share."""
+    """Estimates from the same batches are added batch by batch, so that the standard error counts what they share."""
     estimates = [value for value in values if isinstance(value, Estimate)]
     if len(estimates) == len(values) and len({len(value.terms) for value in estimates}) == 1:
         return Estimate(factor * sum(terms) for terms in zip(*(value.terms for value in estimates), strict=True))

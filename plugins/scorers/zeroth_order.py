@@ -26,7 +26,7 @@ from ecoflap.core.replay import Replay
 
 @dataclass(frozen=True)
 class ZerothOrder:
-    """Zeroth-order (forward-forward) sensitivity of the whole model's loss. Losses are in float32 whatever the model is.
+    """Zeroth-order (forward-forward) sensitivity of the whole model's loss, taken in float32 whatever the model is in.
 
     :param samples: Calibration samples it looks at.
     :param noises: Directions a batch. They cost forwards, and take nothing from ``samples``.

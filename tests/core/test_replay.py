@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from ecoflap import ColumnNorm, EcoflapError, Gram, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.parts import Batch, Sample
-from torch import Tensor, nn
 
 
 class T5Adapter:
@@ -163,7 +164,10 @@ def test_layers_fed_the_same_tensor_share_a_statistic(llama):
 
 def test_several_statistics_come_as_a_tuple_and_none_as_none(llama):
     replay = Replay(*llama)
-    assert [type(s) for s in replay.run(0, (Gram, ColumnNorm))["model.layers.0.mlp.up_proj.weight"]] == [Gram, ColumnNorm]
+    assert [type(s) for s in replay.run(0, (Gram, ColumnNorm))["model.layers.0.mlp.up_proj.weight"]] == [
+        Gram,
+        ColumnNorm,
+    ]
     assert set(replay.run(0).values()) == {None}
 
 
@@ -268,14 +272,14 @@ def test_a_block_cannot_be_run_before_those_it_follows(llama):
 
 
 def test_blocks_listed_in_another_order_than_they_run_are_refused(llama):
-    model, adapter, batches = llama
+    model, _, batches = llama
 
     class Reversed(LlamaAdapter):
         def towers(self, model):
             (tower,) = super().towers(model)
             return [Tower(tower.name, tower.blocks[::-1])]
 
-    with pytest.raises(EcoflapError, match="runs before model.layers.1; its adapter must list blocks in the order"):
+    with pytest.raises(EcoflapError, match=r"runs before model.layers.1; its adapter must list blocks in the order"):
         Replay(model, Reversed(), batches).advance(0)
 
 
@@ -289,7 +293,7 @@ def test_a_block_that_runs_more_often_than_declared_is_refused(llama):
             (tower,) = super().towers(model)
             return [Tower(tower.name, tower.blocks[:3])]
 
-    with pytest.raises(EcoflapError, match="model.layers.2 runs more than the 1 times its adapter declares"):
+    with pytest.raises(EcoflapError, match=r"model.layers.2 runs more than the 1 times its adapter declares"):
         Replay(model, Once(), batches).loss()
     with pytest.raises(EcoflapError, match=r"model.layers.2.self_attn.q_proj.weight and model.layers.3.self_attn"):
         Replay(model, adapter, batches)
@@ -297,6 +301,7 @@ def test_a_block_that_runs_more_often_than_declared_is_refused(llama):
 
 def test_a_block_may_run_twice_where_its_adapter_says_so():
     """The statistic sums over both calls, and a replay answers each call with its own record."""
+
     class Head(nn.Module):
         def __init__(self):
             super().__init__()
@@ -357,7 +362,7 @@ def test_writing_into_a_record_is_refused(llama):
     second.forward = lambda hidden_states, *args, **kwargs: forward(hidden_states.add_(0), *args, **kwargs)
     replay = Replay(model, adapter, batches)
     replay.advance(0)
-    with pytest.raises(EcoflapError, match="writes in place"):
+    with pytest.raises(EcoflapError, match=r"writes in place"):
         replay.advance(1)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ecoflap import EcoflapError, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.plugins.scorers.first_order import FirstOrder
@@ -37,7 +38,9 @@ def test_scores_are_autograds(pico_llama, batches, measure, dtype):
         whole.zero_grad()
         LlamaAdapter().loss(whole, batch).backward()
         for name, parameter in whole.named_parameters():
-            terms.setdefault(name, []).append(float(MEASURES[measure](parameter.data.double(), parameter.grad.double())))
+            terms.setdefault(name, []).append(
+                float(MEASURES[measure](parameter.data.double(), parameter.grad.double()))
+            )
     for name, score in scores.items():
         assert score.terms == pytest.approx(terms[name], rel=1e-4), name
 
@@ -53,8 +56,13 @@ def test_a_layer_the_loss_does_not_depend_on_is_named(pico_llama, batches):
 
     class Frozen(LlamaAdapter):
         def loss(self, model, batch):
-            return super().loss(model, batch) if batch is not batches[1] else model.model.layers[0].mlp.up_proj.weight.sum()
+            return (
+                super().loss(model, batch)
+                if batch is not batches[1]
+                else model.model.layers[0].mlp.up_proj.weight.sum()
+            )
 
+    replay = Replay(model, Frozen(), batches)
+    layers = [layer for _, layer in replay.anatomy.layers()]
     with pytest.raises(EcoflapError, match=r"model.layers.0.self_attn.q_proj.weight: the loss does not depend on it"):
-        replay = Replay(model, Frozen(), batches)
-        list(FirstOrder()(replay, [layer for _, layer in replay.anatomy.layers()]))
+        list(FirstOrder()(replay, layers))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from ecoflap import EcoflapError, Estimate, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.scores import header_line, score_line
@@ -57,7 +58,10 @@ def test_outlier_share_is_over_all_matrices_of_a_block(replay):
 
 def test_scores_of_another_run(replay, tmp_path):
     names = [layer.name for layer in all_layers(replay)]
-    lines = [header_line("layer", "mean"), *(score_line(name, Estimate([float(i), i + 1.0])) for i, name in enumerate(names))]
+    lines = [
+        header_line("layer", "mean"),
+        *(score_line(name, Estimate([float(i), i + 1.0])) for i, name in enumerate(names)),
+    ]
     (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     scorer = FromRun(tmp_path)
     assert (scorer.unit, scorer.aggregate) == ("layer", "mean")

@@ -4,11 +4,12 @@ from math import pi, sqrt
 
 import pytest
 import torch
+from torch import nn
+
 from ecoflap import Block, Estimate, Layer, Replay, Tower
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.noise import gaussian
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
-from torch import nn
 
 
 @pytest.fixture

@@ -1,0 +1,36 @@
+"""What a run ran on, for its report."""
+
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    """Of what decides about numbers: Python, torch, transformers, this package."""
+    found = {"python": platform.python_version()}
+    for name in ("ecoflap", "torch", "transformers", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def machine(device: str) -> dict[str, str | int]:
+    used: dict[str, str | int] = {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.startswith("cuda"):
+        used |= {"gpu": torch.cuda.get_device_name(device), "peak_gpu_memory": torch.cuda.max_memory_allocated(device)}
+    return used

@@ -1,0 +1,120 @@
+"""The fine step: walk the model block by block, each block seeing the already pruned ones before it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ecoflap.core.anatomy import Block, Layer
+from ecoflap.core.errors import EcoflapError, FormatError, ModelError
+from ecoflap.core.events import Event, LayerPruned, Progress, Warned
+from ecoflap.core.files import whole_file
+from ecoflap.core.masks import PackedMasks, pack, popcount
+from ecoflap.core.parts import Pruned, Pruner
+from ecoflap.core.plan import Plan, PlannedLayer
+from ecoflap.core.replay import Replay
+
+
+@dataclass(frozen=True)
+class FineStep:
+    """Prunes the planned layers of a model in place.
+
+    :param pruner_of: The pruner of each tower with planned layers.
+    :param folder: Where each finished block is kept, so that a run cut off goes on behind it.
+    """
+
+    replay: Replay
+    plan: Plan
+    pruner_of: Mapping[str, Pruner]
+    folder: Path
+    emit: Callable[[Event], None]
+
+    def __call__(self) -> PackedMasks:
+        """:return: True for every weight that is kept."""
+        masks = PackedMasks()
+        planned = [self._planned(block) for block in self.replay.blocks]
+        last = max(index for index, layers in enumerate(planned) if layers)
+        total, done = sum(1 for layers in planned if layers), 0
+        for index, layers in enumerate(planned[: last + 1]):
+            if layers:
+                self._finish_block(index, layers, masks)
+                done += 1
+                self.emit(Progress("prune", done, total, "blocks"))
+            if index < last and self._needs_data(planned[index + 1 :]):
+                self.replay.advance(index)
+        return masks
+
+    def _planned(self, block: Block) -> list[Layer]:
+        return [layer for layer in self.replay.anatomy.layers_of[block.name] if layer.name in self.plan.layers]
+
+    def _needs_data(self, later: Sequence[Sequence[Layer]]) -> bool:
+        towers = {self.plan.layers[layer.name].tower for layers in later for layer in layers}
+        return any(self.pruner_of[tower].needs for tower in towers)
+
+    def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
+        path = self.folder / f"{index:03d}.safetensors"
+        if path.is_file():
+            self._take_over(path, layers, masks)
+        else:
+            self._prune(index, layers, masks)
+            self._keep(path, layers, masks)
+
+    def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
+        pruner = self.pruner_of[self.replay.blocks[index].tower]
+        seen = self.replay.run(index, pruner.needs) if pruner.needs else {}
+        for layer in layers:
+            started = perf_counter()
+            planned = self.plan.layers[layer.name]
+            pruned = pruned_layer(layer, planned, pruner, seen.get(layer.name))
+            layer.weight.data.copy_(pruned.weight)
+            masks.put(layer.name, pack(pruned.mask), layer.shape)
+            for note in notes_of(seen.get(layer.name)):
+                self.emit(Warned(f"{layer.name}: {note}"))
+            zeros = planned.keep - int(pruned.weight.count_nonzero())
+            self.emit(LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started))
+
+    def _keep(self, path: Path, layers: Sequence[Layer], masks: PackedMasks) -> None:
+        tensors = {layer.name: layer.weight.data.cpu().contiguous() for layer in layers}
+        tensors |= {f"{layer.name}.mask": masks.bits[layer.name] for layer in layers}
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary)
+
+    def _take_over(self, path: Path, layers: Sequence[Layer], masks: PackedMasks) -> None:
+        with safe_open(path, framework="pt") as file:
+            for layer in layers:
+                bits = file.get_tensor(f"{layer.name}.mask")
+                if popcount(bits) != self.plan.layers[layer.name].keep:
+                    raise FormatError(
+                        f"{path}: the mask of {layer.name} does not hold what the plan keeps. Start anew with --fresh"
+                    )
+                layer.weight.data.copy_(file.get_tensor(layer.name))
+                masks.put(layer.name, bits, layer.shape)
+
+
+def pruned_layer(layer: Layer, planned: PlannedLayer, pruner: Pruner, statistic: Any) -> Pruned:
+    """One layer's mask and weight, checked: a pruner may come from anywhere, and the plan is kept all the same."""
+    weight = layer.weight.data
+    try:
+        pruned = pruner(weight, statistic, planned.budget)
+    except EcoflapError as error:
+        raise type(error)(f"{layer.name}: {error}") from error
+    kept = int(pruned.mask.sum())
+    if kept != planned.keep:
+        raise ModelError(f"{layer.name}: the pruner kept {kept} weights where the plan keeps {planned.keep}")
+    found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (pruned.weight, weight))
+    if found != wanted:
+        raise ModelError(f"{layer.name}: the pruner returned a weight of {found} for one of {wanted}")
+    if bool(pruned.weight.masked_fill(pruned.mask, 0).count_nonzero()):
+        raise ModelError(f"{layer.name}: the pruner left a weight that its mask prunes")
+    if not bool(pruned.weight.isfinite().all()):
+        raise ModelError(f"{layer.name}: the pruner returned NaN or infinite weights")
+    return pruned
+
+
+def notes_of(statistic: Any) -> Sequence[str]:
+    """What a pruner left on its statistic for the user to know, such as a damping it had to raise."""
+    return tuple(getattr(statistic, "notes", ()))

@@ -1,0 +1,185 @@
+"""Everything that can be known, and refused, before weights are read."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ecoflap.core.anatomy import Anatomy, Source
+from ecoflap.core.budget import Pattern
+from ecoflap.core.errors import EcoflapError, ModelError, RecipeError, nearest
+from ecoflap.core.part import Part
+from ecoflap.core.parts import Adapter, Pruner
+from ecoflap.core.plan import Pool, pools_of
+from ecoflap.core.recipe_model import Recipe
+from ecoflap.core.registry import Registry
+from ecoflap.core.source import check_weights, in_memory, open_source
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its model found and taken apart, still without weights.
+
+    :param anatomy: Of the weightless model, or of the one in memory.
+    :param pools: Which layers share which budget.
+    :param model: The model the anatomy is of.
+    """
+
+    recipe: Recipe
+    source: Source
+    adapter: Adapter
+    anatomy: Anatomy
+    pools: tuple[Pool, ...]
+    model: nn.Module
+
+    @property
+    def size(self) -> int:
+        """Prunable weights in all."""
+        return sum(pool.size for pool in self.pools)
+
+    def pools_in(self, anatomy: Anatomy) -> list[Pool]:
+        """The pools again, of the same model with its weights."""
+        return pools_of(anatomy, *_choices(self.recipe))
+
+    @property
+    def pruners(self) -> Mapping[str, Pruner]:
+        """By tower."""
+        recipe, shared = self.recipe, self.recipe.prune.build()
+        chosen = {name: own.prune for name, own in recipe.towers.items() if own != "keep"}
+        towers = {tower.name: chosen.get(tower.name) for tower in self.anatomy.towers}
+        return {name: part.build() if part else shared for name, part in towers.items()}
+
+
+def prepare(recipe: Recipe, registry: Registry, model: nn.Module | None = None, processor: Any = None) -> Prepared:
+    """Find the model and its adapter, take it apart without weights, and collect every problem the recipe has with it.
+
+    :param model: One in memory, to prune instead of the recipe's source.
+    :param processor: Its tokenizer or processor.
+    """
+    source = in_memory(model) if model is not None else open_source(recipe.model.source, Path.cwd())
+    adapter = adapter_for(source, registry, recipe.model.adapter)
+    if processor is not None:
+        adapter.processor = processor
+    weightless = model if model is not None else adapter.load(source, None, "meta")
+    anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers)
+    pools = tuple(pools_of(anatomy, *_choices(recipe)))
+    prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
+    problems = list(_problems(prepared))
+    if problems:
+        raise RecipeError(*problems)
+    return prepared
+
+
+def adapter_for(source: Source, registry: Registry, named: Part | None) -> Adapter:
+    """The adapter a recipe names, or the only one that claims the model."""
+    if named is not None:
+        adapter = named.build()
+        assert isinstance(adapter, Adapter), f"{named.use} is no adapter"
+        return adapter
+    adapters: dict[str, Adapter] = {name: registry.find("adapter", name)() for name in registry.names("adapter")}
+    claims = [name for name, adapter in adapters.items() if adapter.matches(source)]
+    if len(claims) == 1:
+        return adapters[claims[0]]
+    kind = source.config.get("model_type", "unknown")
+    if claims:
+        raise ModelError(
+            f"{source.name}: these adapters all claim it: {', '.join(claims)}. Choose one with model.adapter"
+        )
+    raise ModelError(
+        f"{source.name}: no adapter claims a model of type {kind!r}. Known adapters: {', '.join(sorted(adapters))}. "
+        f"One that fits can be named with model.adapter"
+    )
+
+
+def _choices(recipe: Recipe) -> tuple[Fraction | Pattern, dict[str, Fraction | Pattern | None], list[str]]:
+    own = {name: tower for name, tower in recipe.towers.items() if tower != "keep"}
+    budgets = {name: tower.pattern or tower.sparsity_fraction for name, tower in own.items()}
+    kept = [name for name, tower in recipe.towers.items() if tower == "keep"]
+    return recipe.pattern or recipe.sparsity_fraction, budgets, kept
+
+
+def _problems(prepared: Prepared) -> Iterator[str]:
+    recipe = prepared.recipe
+    towers = [tower.name for tower in prepared.anatomy.towers]
+    for name in recipe.towers:
+        if name not in towers:
+            yield f"towers.{name}: this model has no such tower.{nearest(name, towers)} Known: {', '.join(towers)}."
+    if not prepared.pools:
+        yield "towers: every tower of this model is kept, so there is nothing to prune."
+    yield from _pattern_problems(prepared.pools)
+    yield from _score_problems(recipe)
+    if prepared.source.model is None:
+        yield from _said_by(check_weights, prepared.source)
+    for where, part in _parts(recipe):
+        ask = getattr(part.build(), "problems", None)
+        if ask is not None:
+            yield from (f"{where}: {problem}" for problem in _asked(ask, prepared))
+
+
+def _asked(ask: Any, prepared: Prepared) -> Iterable[str]:
+    try:
+        return list(ask(prepared.anatomy, prepared.recipe))
+    except EcoflapError as error:
+        return error.problems
+
+
+def _said_by(check: Any, source: Source) -> Iterator[str]:
+    try:
+        check(source)
+    except EcoflapError as error:
+        yield from error.problems
+
+
+def _pattern_problems(pools: Iterable[Pool]) -> Iterator[str]:
+    for pool in pools:
+        if isinstance(pool.sparsity, Pattern):
+            m = pool.sparsity.m
+            uneven = [layer.name for _, layer in pool.layers if layer.shape[1] % m]
+            if uneven:
+                yield (
+                    f"pattern {pool.sparsity.n}:{m}: the inputs of {len(uneven)} layers cannot be divided into runs of "
+                    f"{m}: {', '.join(uneven[:5])}{' …' if len(uneven) > 5 else ''}"
+                )
+
+
+def _score_problems(recipe: Recipe) -> Iterator[str]:
+    score = recipe.score
+    if score is None or score.granularity != "layer" or recipe.allocate.trait("takes", "score") is None:
+        return
+    try:
+        unit = score.part.trait("unit", "layer")
+    except EcoflapError:
+        return  # the part itself will say what is wrong
+    if unit == "block":
+        yield (
+            f"score.granularity: {score.part.use} scores whole blocks here, so budgets cannot be by layer. "
+            f"Use block, tower or model."
+        )
+
+
+def _parts(recipe: Recipe) -> Iterator[tuple[str, Part]]:
+    """Every part that will be used, with those inside it, and where the recipe has it."""
+    named: list[tuple[str, Part | None]] = [
+        ("calibration", recipe.calibration.data if recipe.calibration else None),
+        ("score", recipe.score.part if recipe.score else None),
+        ("score.calibration", recipe.score.calibration.data if recipe.score and recipe.score.calibration else None),
+        ("allocate", recipe.allocate),
+        ("prune", recipe.prune),
+        *((f"towers.{name}.prune", own.prune) for name, own in recipe.towers.items() if own != "keep"),
+        *((f"evaluate.{index}", part) for index, part in enumerate(recipe.evaluate)),
+        *((f"export.{index}", part) for index, part in enumerate(recipe.export)),
+    ]
+    for where, part in named:
+        if part is not None:
+            yield from _with_inner(where, part)
+
+
+def _with_inner(where: str, part: Part) -> Iterator[tuple[str, Part]]:
+    yield where, part
+    for name, value in part.parameters.items():
+        for inner in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(inner, Part):
+                yield from _with_inner(f"{where}.{name}", inner)

@@ -1,0 +1,226 @@
+"""What a run would do and need, from configurations alone."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecoflap.core.anatomy import Anatomy, Tower
+from ecoflap.core.budget import Pattern, keep_count
+from ecoflap.core.preparation import Prepared, adapter_for, prepare
+from ecoflap.core.recipe_model import Calibration, Recipe
+from ecoflap.core.registry import Registry
+from ecoflap.core.report import bytes_text
+from ecoflap.core.source import open_source
+from ecoflap.core.tables import Section
+
+ITSELF = 500_000_000
+"""About what Python, torch and transformers hold before any model, in bytes."""
+
+
+def preview(recipe: Recipe, registry: Registry) -> list[Section]:
+    """:raises RecipeError: With every problem the recipe has with its model."""
+    prepared = prepare(recipe, registry)
+    total = sum(parameter.numel() for parameter in prepared.model.parameters())
+    title = f"{recipe.model.source}: {prepared.size:,} of {total:,} parameters can be pruned"
+    return [
+        Section(title, ("tower", ">blocks", ">layers", ">prunable", "budget", ">kept"), list(_towers(prepared))),
+        Section("work", ("stage", "what is run"), list(_work(prepared))),
+        Section("needs, predicted", ("what", ">size", "made of"), list(_needs(prepared))),
+    ]
+
+
+def _towers(prepared: Prepared) -> Iterator[tuple[str, ...]]:
+    pool_of = {block.name: pool for pool in prepared.pools for block, _ in pool.layers}
+    for tower in prepared.anatomy.towers:
+        layers = [layer for _, layer in prepared.anatomy.layers(tower.blocks)]
+        size = sum(layer.size for layer in layers)
+        pool = pool_of.get(tower.blocks[0].name)
+        budget, kept = "kept whole", f"{size:,}"
+        if pool is not None:
+            keep = _kept(pool.size, pool.sparsity)
+            shared = (
+                ""
+                if pool.name == tower.name or len(prepared.pools) == len(prepared.anatomy.towers) == 1
+                else ", shared"
+            )
+            budget, kept = _asked(pool.sparsity) + shared, f"{keep:,}"
+        yield tower.name, f"{len(tower.blocks)}", f"{len(layers)}", f"{size:,}", budget, kept
+
+
+def _asked(sparsity: Any) -> str:
+    return f"{sparsity.n}:{sparsity.m}" if isinstance(sparsity, Pattern) else f"{100 * float(sparsity):g} % pruned"
+
+
+def _kept(size: int, sparsity: Any) -> int:
+    return sparsity.keep_of(size) if isinstance(sparsity, Pattern) else keep_count(size, sparsity)
+
+
+def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
+    recipe = prepared.recipe
+    if recipe.score and recipe.allocate.trait("takes", "score") is not None:
+        yield "score", f"{recipe.score.part.use}: {_scoring(prepared)}"
+    else:
+        yield "score", f"nothing: {recipe.allocate.use} looks at no score"
+    yield "allocate", recipe.allocate.use
+    blocks = len({block.name for pool in prepared.pools for block, _ in pool.layers})
+    needs = any(pruner.needs for pruner in prepared.pruners.values())
+    data = f"each block twice on {_data(prepared, recipe.calibration)}" if needs else "no data needed"
+    yield "prune", f"{recipe.prune.use}: {blocks} blocks, {data}"
+    yield "evaluate", ", ".join(part.use for part in recipe.evaluate) or "nothing"
+    yield "export", ", ".join(["model/", *(part.use for part in recipe.export)])
+
+
+def _scoring(prepared: Prepared) -> str:
+    score, keys = prepared.recipe.score, prepared.recipe.score_calibration
+    assert score is not None
+    scorer = score.part.build()
+    if keys is None or not hasattr(scorer, "forwards"):
+        return "no forwards counted" if keys else "no data needed"
+    samples = min(getattr(scorer, "samples", None) or _samples(keys), _samples(keys))
+    batches = -(-samples // keys.batch_size)
+    data = _data(prepared, keys, samples)
+    return f"{scorer.forwards(prepared.anatomy, batches):,} forwards from the block in question on, over {data}"
+
+
+def _samples(keys: Calibration) -> int:
+    return getattr(keys.data.build(), "samples", None) or 0
+
+
+def _length(prepared: Prepared, keys: Calibration) -> int:
+    """Tokens of a sample; 0 where the dataset cannot tell before it is read."""
+    length = getattr(keys.data.build(), "length", None)
+    return length(prepared.adapter.max_length(prepared.model)) if length else 0
+
+
+def _data(prepared: Prepared, keys: Calibration | None, samples: int | None = None) -> str:
+    if keys is None:
+        return "no data"
+    length = _length(prepared, keys)
+    count = _samples(keys) if samples is None else samples
+    return f"{count} samples" + (f" of {length} tokens" if length else "") + f", {keys.batch_size} a batch"
+
+
+def _needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
+    width = _bytes_a_weight(prepared)
+    total = sum(parameter.numel() for parameter in prepared.model.parameters())
+    weights = total * width
+    statistics, recorded = _statistics(prepared), _recorded(prepared, width)
+    outside = total - sum(layer.size for _, layer in prepared.anatomy.layers())
+    upcast = 4 * (outside + _largest_block(prepared.anatomy)) if width < 4 and prepared.recipe.score else 0
+    memory = ITSELF + weights + max(statistics + recorded, upcast)
+    made_of = (
+        f"weights {bytes_text(weights)}, the largest block's statistics {bytes_text(statistics)}, recorded activations "
+        f"{bytes_text(recorded)}, scoring in float32 {bytes_text(upcast)}, libraries {bytes_text(ITSELF)}"
+    )
+    yield "peak memory", bytes_text(memory), made_of
+    kept = sum(_kept(pool.size, pool.sparsity) for pool in prepared.pools)
+    packed = (total - prepared.size + kept) * width + prepared.size // 8
+    disk = weights + packed * len(prepared.recipe.export)
+    yield "disk", bytes_text(disk), f"model/ {bytes_text(weights)}, each packed export about {bytes_text(packed)}"
+    yield (
+        "disk meanwhile",
+        bytes_text(prepared.size * width + prepared.size // 8),
+        "finished blocks, until model/ is complete",
+    )
+
+
+def _bytes_a_weight(prepared: Prepared) -> int:
+    named = prepared.recipe.model.dtype
+    stored = prepared.source.config.get("dtype") or prepared.source.config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(stored if named == "auto" else named).removeprefix("torch."), torch.float32)
+    return int(dtype.itemsize)
+
+
+def _largest_block(anatomy: Anatomy) -> int:
+    return max(sum(layer.size for layer in layers) for layers in anatomy.layers_of.values())
+
+
+def _statistics(prepared: Prepared) -> int:
+    """Of the block that needs most; layers that share an input are counted one by one, so it is at most this."""
+    pruners = prepared.pruners
+    return max(
+        sum(
+            _size(need, layer.shape[1])
+            for layer in prepared.anatomy.layers_of[block.name]
+            for need in pruners[block.tower].needs
+        )
+        for block in prepared.anatomy.blocks
+    )
+
+
+def _size(statistic: Any, in_features: int) -> int:
+    with torch.device("meta"):
+        values = vars(statistic(in_features)).values()
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
+def _recorded(prepared: Prepared, width: int) -> int:
+    """One output a tower and sample: what the next block reads."""
+    keys = prepared.recipe.calibration
+    if keys is None:
+        return 0
+    hidden = max(prepared.anatomy.layers_of[tower.blocks[0].name][0].shape[1] for tower in prepared.anatomy.towers)
+    return _samples(keys) * _length(prepared, keys) * hidden * width * len(prepared.anatomy.towers)
+
+
+def inspection(source: str, adapter: str | None, registry: Registry) -> list[Section]:
+    """A model's towers, blocks and layers."""
+    opened = open_source(source, Path.cwd())
+    named = registry.find("adapter", adapter)() if adapter else adapter_for(opened, registry, None)
+    model = named.load(opened, None, "meta")
+    anatomy = Anatomy.of(named.towers(model), named.layers)
+    prunable = {id(layer.weight) for _, layer in anatomy.layers()}
+    rest = [(name, p) for name, p in model.named_parameters() if id(p) not in prunable]
+    return [
+        Section(
+            f"{source}: {_counted(model.parameters())}",
+            ("tower", ">blocks", ">layers", ">prunable", "by default"),
+            [_tower(anatomy, tower) for tower in anatomy.towers],
+        ),
+        Section("layers of each block", ("blocks", "layer", ">shape", ">weights", "reads"), list(_layers(anatomy))),
+        Section(
+            f"never pruned: {_counted(p for _, p in rest)}",
+            ("parameter", ">shape"),
+            [(n, "×".join(map(str, p.shape))) for n, p in _outside(rest, anatomy)],
+        ),
+    ]
+
+
+def _counted(parameters: Any) -> str:
+    return f"{sum(parameter.numel() for parameter in parameters):,} parameters"
+
+
+def _tower(anatomy: Anatomy, tower: Tower) -> tuple[str, ...]:
+    layers = [layer for _, layer in anatomy.layers(tower.blocks)]
+    size = sum(layer.size for layer in layers)
+    return tower.name, f"{len(tower.blocks)}", f"{len(layers)}", f"{size:,}", "pruned" if tower.prunable else "kept"
+
+
+def _layers(anatomy: Anatomy) -> Iterator[tuple[str, ...]]:
+    """Blocks of one shape are told once."""
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for block in anatomy.blocks:
+        inside = anatomy.layers_of[block.name]
+        shape = tuple(
+            (layer.name.removeprefix(f"{block.name}."), layer.shape, layer.reads or block.tower) for layer in inside
+        )
+        alike.setdefault((block.tower, shape), []).append(block.name)
+    for (_, shape), blocks in alike.items():
+        for index, (name, (out, inputs), reads) in enumerate(shape):
+            yield _range(blocks) if index == 0 else "", name, f"{out}×{inputs}", f"{out * inputs:,}", reads
+
+
+def _range(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
+
+
+def _outside(rest: Sequence[tuple[str, Any]], anatomy: Anatomy) -> Iterator[tuple[str, Any]]:
+    """What lies in no block, by name, and what the first block of each tower keeps, as an example of its like."""
+    blocks = [block.name for block in anatomy.blocks]
+    first = [tower.blocks[0].name for tower in anatomy.towers]
+    for name, parameter in rest:
+        inside = next((block for block in blocks if name.startswith(f"{block}.")), None)
+        if inside is None or inside in first:
+            yield name, parameter

@@ -1,0 +1,232 @@
+"""Where a model comes from: a package, a folder, a GGUF file, a hub id or memory. Weights are hashed, never read."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatch
+from hashlib import sha256
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.core.anatomy import Source
+from ecoflap.core.errors import ModelError, nearest
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+
+_HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_SCHEME = re.compile(r"[a-z_]{2,}:.+")  # longer than a drive letter
+
+
+def open_source(name: str, folder: Path) -> Source:
+    """Find a model and read its configuration, and nothing else of it.
+
+    :param name: ``package:NAME`` or ``package:NAME/inner/path`` for an installed package's files, a folder with a
+        config.json or one GGUF file, a GGUF file, or a hub id ``org/name`` or ``org/name@revision``. A name with
+        another prefix, such as ``timm:``, is left for an adapter to recognise.
+    :param folder: What a relative path is relative to.
+    """
+    if name.startswith("package:"):
+        return _in_package(name)
+    path = folder / Path(name).expanduser()
+    if path.is_dir():
+        return _in_folder(name, path)
+    if path.is_file():
+        return _in_file(name, path)
+    if _HUB_ID.fullmatch(name):
+        return _on_hub(name, path)
+    if _SCHEME.fullmatch(name):
+        return Source(name)
+    raise ModelError(f"model {name!r} is not there: {path} does not exist, and a hub id is written org/name.")
+
+
+def in_memory(model: nn.Module) -> Source:
+    """A model that the caller holds already."""
+    config: Any = getattr(model, "config", None)
+    return Source(type(model).__name__, config=config.to_dict() if hasattr(config, "to_dict") else {}, model=model)
+
+
+def hub_id(source: Source) -> tuple[str, str | None]:
+    """Repository and revision of a source that is on the hub."""
+    match = _HUB_ID.fullmatch(source.name)
+    if match is None or source.path is not None:
+        raise ModelError(f"{source.name} is not a hub id: one is written org/name or org/name@revision.")
+    return match["repository"], match["revision"]
+
+
+def weight_files(source: Source) -> list[Path]:
+    """The files its weights are in, all of one format; none for a hub id or a model in memory."""
+    if source.path is None:
+        return []
+    if source.path.is_file():
+        return [source.path]
+    kinds = ([source.path / name for name in source.files if fnmatch(name, pattern)] for pattern in WEIGHTS)
+    return next((files for files in kinds if files), [])
+
+
+def has_weights(source: Source) -> bool:
+    """Whether there is something to load; taken on trust for a hub id."""
+    return source.path is None or bool(weight_files(source))
+
+
+def check_weights(source: Source) -> None:
+    """Say what is missing from a folder that has a configuration only."""
+    if not has_weights(source):
+        raise ModelError(f"no weights in {source.path}: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}.")
+
+
+def weight_bytes(source: Source) -> int | None:
+    """How large its weights are as they lie; None where only the hub knows."""
+    if source.model is not None:
+        return sum(parameter.nbytes for parameter in source.model.parameters())
+    return sum(file.stat().st_size for file in weight_files(source)) if source.path is not None else None
+
+
+def fingerprint(source: Source) -> dict[str, str]:
+    """What has to be the same for a run to go on: a sha256 for each file that is loaded, or the hub's commit.
+
+    A model in memory is hashed as a whole: names, types and bytes of its state dict.
+    """
+    if source.model is not None:
+        return {"state_dict": _digest(_state_bytes(source.model))}
+    if source.path is None:
+        return {"commit": _config_on_hub(source.name).parent.name} if _HUB_ID.fullmatch(source.name) else {}
+    beside = [] if source.path.is_file() else [source.path / name for name in source.files if _is_setting(name)]
+    return {file.name: _digest(_file_bytes(file)) for file in sorted({*weight_files(source), *beside})}
+
+
+def _is_setting(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in SETTINGS)
+
+
+def _digest(pieces: Iterator[bytes]) -> str:
+    digest = sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _file_bytes(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            yield piece
+
+
+def _state_bytes(model: nn.Module) -> Iterator[bytes]:
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
+            # numpy knows no bfloat16, so the bytes are taken before it sees the type
+            yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _in_package(name: str) -> Source:
+    package, _, inner = name.removeprefix("package:").partition("/")
+    root = _package_folder(package)
+    start = root / inner
+    if inner and start.is_file():
+        return _in_file(name, start)
+    if not start.is_dir():
+        raise ModelError(f"package {package!r} has no {inner!r}: {start} does not exist.")
+    found = sorted(_models_below(start))
+    if len(found) == 1:
+        only = found[0]
+        return _in_file(name, only) if only.suffix == ".gguf" else _in_folder(name, only)
+    inside = ", ".join(f"package:{package}/{model.relative_to(root).as_posix()}" for model in found)
+    if found:
+        raise ModelError(f"{name} holds {len(found)} models: name one of {inside}.")
+    raise ModelError(f"no model in {start}: expected a folder with a config.json, or a *.gguf file.")
+
+
+def _package_folder(package: str) -> Path:
+    # a dotted name would import its parents, and nothing of a package is run for the sake of its files
+    spec = find_spec(package) if package.isidentifier() else None
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    if places:
+        return Path(places[0])
+    hint = nearest(package, packages_distributions())
+    raise ModelError(f"no package named {package!r} is installed here.{hint} Install it with pip, then run this again.")
+
+
+def _models_below(folder: Path) -> Iterator[Path]:
+    """Folders with a config.json that are in no other such folder, and GGUF files outside them."""
+    outermost: list[Path] = []
+    for config in sorted(folder.rglob("config.json"), key=lambda path: (len(path.parts), path)):
+        if not any(other in config.parents for other in outermost):
+            outermost.append(config.parent)
+    yield from outermost
+    yield from (file for file in folder.rglob("*.gguf") if not any(other in file.parents for other in outermost))
+
+
+def _in_folder(name: str, folder: Path) -> Source:
+    files = tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    source = Source(name, path=folder, files=files)
+    ggufs = [file for file in files if file.endswith(".gguf")]
+    only_gguf = [file.suffix for file in weight_files(source)] == [".gguf"]
+    if "config.json" in files and not only_gguf:
+        return replace(source, config=_read_json(folder / "config.json"))
+    if len(ggufs) == 1:
+        return _in_file(name, folder / ggufs[0])
+    if ggufs:
+        raise ModelError(f"{folder} holds {len(ggufs)} GGUF files: name one of {', '.join(ggufs)}.")
+    raise ModelError(f"no model in {folder}: expected a config.json, or one *.gguf file.")
+
+
+def _in_file(name: str, file: Path) -> Source:
+    if file.suffix != ".gguf":
+        raise ModelError(f"{file} is not a GGUF file; for other formats name the folder that holds config.json.")
+    beside = tuple(sorted(path.name for path in file.parent.iterdir() if path.is_file()))
+    return Source(name, path=file, config=_gguf_config(file), files=beside)
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is not a model's configuration: it holds no object.")
+    return content
+
+
+def _gguf_config(file: Path) -> Mapping[str, Any]:
+    missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    if missing:
+        raise ModelError(f"{file.name} needs {' and '.join(missing)} to be read: pip install 'ecoflap[gguf]'.")
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ModelError(f"{file} cannot be read as GGUF: {_first_line(error)}.") from error
+    return dict(config.to_dict())
+
+
+def _on_hub(name: str, path: Path) -> Source:
+    return Source(name, config=_read_json(_config_on_hub(name, path)))
+
+
+def _config_on_hub(name: str, path: Path | None = None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repository, revision = hub_id(Source(name))
+    try:
+        return Path(hf_hub_download(repository, "config.json", revision=revision))
+    except (OSError, ValueError) as error:  # all that the hub's client raises, a missing network included
+        folder = f"neither a folder ({path} does not exist) nor" if path is not None else "not"
+        raise ModelError(
+            f"model {name!r} is {folder} reachable on the hub ({_first_line(error)}). Check its spelling and the "
+            f"network, log in with `hf auth login` if it is gated, or download it and name its folder."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = chain(str(error).splitlines(), [type(error).__name__])
+    return next(line.strip().rstrip(".") for line in lines if line.strip())

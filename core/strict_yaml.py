@@ -1,0 +1,256 @@
+"""YAML as its reader expects it: YAML 1.2 scalars, no key twice, no tags, and the place of every key and value.
+
+PyYAML alone reads ``2:4`` as 124, ``on`` as True and ``1e-3`` as text, and lets the second of two equal keys win.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from ecoflap.core.errors import EcoflapError, RecipeError
+
+KeyPath: TypeAlias = tuple[Any, ...]
+"""Where a value is in a document: keys of mappings and indexes of lists, from the top."""
+
+MOST_NODES = 20_000
+DEEPEST = 60
+
+_CORE_SCHEMA: tuple[tuple[str, str, str], ...] = (
+    ("null", r"(?:~|null|Null|NULL|)$", "~nN\0"),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
+)
+_PREFIX = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something was written.
+
+    :param source: A file, or a ``--set`` on the command line.
+    :param line: Counted from 1; 0 where there are no lines to count.
+    :param folder: What a relative path written here is relative to.
+    """
+
+    source: str
+    line: int = 0
+    column: int = 0
+    folder: Path = field(default_factory=Path.cwd)
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+@dataclass(frozen=True)
+class Document:
+    """A value, and where each part of it was written.
+
+    :param start: Where the whole of it was written.
+    :param keys: The place of the key that leads to a path.
+    :param values: The place of the value at a path.
+    """
+
+    value: Any
+    start: Place
+    keys: dict[KeyPath, Place] = field(default_factory=dict)
+    values: dict[KeyPath, Place] = field(default_factory=dict)
+
+    def where(self, path: KeyPath, *, key: bool = False) -> Place:
+        """The place of a value (or of its key); of the nearest thing around it where it was not written itself."""
+        if key and path in self.keys:
+            return self.keys[path]
+        while path and path not in self.values:
+            path = path[:-1]
+        return self.values.get(path, self.start)
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes; refuses tags and depth as it goes, so that neither costs anything."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        tag = None if isinstance(event, yaml.AliasEvent) else getattr(event, "tag", None)
+        if tag is not None:
+            raise yaml.MarkedYAMLError(
+                problem=f"tags such as {tag!r} are not allowed; write the plain value", problem_mark=event.start_mark
+            )
+        if self.depth > DEEPEST:
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what :func:`read_yaml` reads back: quotes a text that YAML 1.1 or 1.2 would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Unquoted or in single quotes these would read back as line breaks.
+        style = '"' if set(data) & set("\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar(f"{_PREFIX}str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+for _name, _pattern, _first in _CORE_SCHEMA:
+    for _class in (_Loader, _Dumper):
+        _letters = [letter.replace("\0", "") for letter in _first]
+        _class.add_implicit_resolver(_PREFIX + _name, re.compile(_pattern), _letters)
+
+
+def read_yaml(text: str, file: str | Path, error: type[EcoflapError] = RecipeError) -> Document:
+    """The mapping in a text, with the places of its parts.
+
+    :param file: Named in messages; paths in the text are relative to its folder.
+    :param error: What is raised, with every problem found.
+    """
+    document, problems = parse_yaml(text, Place(str(file), 1, 1, Path(file).parent.absolute()))
+    if not problems and not isinstance(document.value, dict):
+        problems = [f"{document.start}: {_not_a_mapping(document.value)}"]
+    if problems:
+        raise error(*problems)
+    return document
+
+
+def _not_a_mapping(value: Any) -> str:
+    if value is None:
+        return "the file is empty; it should hold keys and values, beginning with 'version: 1'."
+    return f"a mapping is wanted at the top, lines of 'key: value', and this is {named(value)}."
+
+
+def named(value: Any) -> str:
+    """A value for a message: what kind it is, and itself where that is short."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value)
+    return "nothing" if value is None else text if len(text) <= 60 else text[:57] + "…"
+
+
+def parse_yaml(text: str, start: Place) -> tuple[Document, list[str]]:
+    """Any YAML value, with all that is wrong with it instead of an error. A syntax error leaves no value."""
+    empty = Document(None, start)
+    try:
+        node = yaml.compose(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        return empty, [f"{_place(start, mark) if mark else start}: {_sentence(error)}"]
+    except yaml.YAMLError as error:
+        return empty, [f"{start}: not YAML: {' '.join(str(error).split())}"]
+    if node is None:
+        return empty, []
+    walk = _Walk(start)
+    try:
+        value = walk.value(node, ())
+    except _TooMuch as error:
+        return empty, [f"{start}: {error}"]
+    return Document(value, start, walk.keys, walk.values), walk.problems
+
+
+def _sentence(error: yaml.MarkedYAMLError) -> str:
+    told = [part for part in (error.context, error.problem) if part]
+    return "not YAML: " + ", ".join(told) + "." if error.context else f"{told[0]}."
+
+
+def _place(start: Place, mark: Any) -> Place:
+    if not start.line:
+        return start
+    return Place(start.source, mark.line + 1, mark.column + 1, start.folder)
+
+
+class _TooMuch(Exception):
+    pass
+
+
+class _Walk:
+    """Turns composed nodes into values, noting places. What an alias repeats is counted each time."""
+
+    def __init__(self, start: Place) -> None:
+        self.start = start
+        self.keys: dict[KeyPath, Place] = {}
+        self.values: dict[KeyPath, Place] = {}
+        self.problems: list[str] = []
+
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        if len(path) > DEEPEST:
+            raise _TooMuch("nested too deeply; does an alias contain itself?")
+        if len(self.values) >= MOST_NODES:
+            raise _TooMuch(f"more than {MOST_NODES} values; do aliases repeat each other?")
+        self.values[path] = _place(self.start, node.start_mark)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[Any, Any]:
+        read: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            place = _place(self.start, key_node.start_mark)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(f"{place}: a key should be a word, not a mapping or a list.")
+                continue
+            key = self._scalar(key_node)
+            if key in read:
+                first = self.keys[(*path, key)]
+                self.problems.append(f"{place}: {dotted((*path, key))}: written twice; first at {first}. Remove one.")
+                continue
+            self.keys[(*path, key)] = place
+            read[key] = self.value(value_node, (*path, key))
+        return read
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        text = str(node.value)
+        try:
+            return _READ[node.tag.removeprefix(_PREFIX)](text)
+        except ValueError:
+            self.problems.append(
+                f"{_place(self.start, node.start_mark)}: {text[:20]}… has more digits than can be read."
+            )
+            return 0
+
+
+def _integer(text: str) -> int:
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _float(text: str) -> float:
+    # Python spells these two without the dot.
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": _integer,
+    "float": _float,
+    "str": str,
+}
+
+
+def dotted(path: KeyPath) -> str:
+    """A path as messages and ``--set`` write it: ``evaluate.0.samples``."""
+    return ".".join(map(str, path))
+
+
+def write_yaml(value: Any) -> str:
+    """A text that :func:`read_yaml` reads as the same value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)

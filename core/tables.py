@@ -1,0 +1,87 @@
+"""What the command line prints: titled tables."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import getdoc, signature
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ecoflap.core.registry import Registry
+from ecoflap.core.report import Row, bytes_text, measure_text, method_of
+from ecoflap.core.signature import KINDS
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table. Cells that hold numbers are aligned to the right by the column's name starting with ``>``."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def show(sections: Sequence[Section]) -> None:
+    """Print to standard output: as wide as the terminal, or as wide as the rows where it is none."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)
+    for section in sections:
+        if section.title:
+            console.print(section.title, style="bold", highlight=False, markup=False, soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in section.columns:
+            table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+        for row in section.rows:
+            table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        console.print(table, highlight=False)
+
+
+def run_summary(report: Mapping[str, Any]) -> list[Section]:
+    """What a run came to."""
+    measures = [
+        (
+            name,
+            measure_text(report["measures"]["dense"].get(name)),
+            measure_text(pruned),
+            f"{pruned['n']:,} {pruned['unit']}",
+        )
+        for name, pruned in report["measures"]["pruned"].items()
+    ]
+    towers = [(name, f"{100 * share:.2f} %") for name, share in report["towers"].items()]
+    sizes = [
+        (name, bytes_text(size), f"{size / report['bytes']['model']:.3f}") for name, size in report["bytes"].items()
+    ]
+    title = f"{method_of(report)}: {100 * report['sparsity']:.2f} % of {report['prunable']:,} weights pruned"
+    sections = [Section(title, ("tower", ">sparsity"), towers)]
+    if measures:
+        sections.append(Section("", ("measure", ">dense", ">pruned", ">over"), measures))
+    return [*sections, Section("", ("files", ">size", ">of model/"), sizes)]
+
+
+def comparison_table(rows: Sequence[Row]) -> Section:
+    columns = [column if column in ("run", "method") else f">{column}" for column in rows[0]]
+    return Section("", columns, [list(row.values()) for row in rows])
+
+
+def parts(registry: Registry, kind: str | None) -> list[Section]:
+    """The registered parts of one kind, or of all."""
+    return [
+        Section(f"{name}s", (name, "parameters", "what it does", "from"), list(_parts(registry, name)))
+        for name in ([kind] if kind else KINDS)
+    ]
+
+
+def _parts(registry: Registry, kind: str) -> Iterator[tuple[str, str, str, str]]:
+    for name in registry.names(kind):
+        factory = registry.find(kind, name)
+        summary = (getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
+        yield name, _parameters(factory), summary, str(registry.origin(kind, name))
+
+
+def _parameters(factory: Callable[..., Any]) -> str:
+    found = signature(factory).parameters.values()
+    empty = signature(factory).empty
+    return ", ".join(p.name if p.default is empty else f"{p.name}={p.default!r}" for p in found)

@@ -1,0 +1,77 @@
+"""The plan of another run, taken over: every group keeps what its layers keep in a plan.json."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ecoflap.core.budget import Group
+from ecoflap.core.errors import EcoflapError, FormatError, nearest
+from ecoflap.core.hookspecs import hookimpl
+from ecoflap.core.parts import Allocator
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """k_g = Σ keep of the group's layers in the file.
+
+    :param path: A ``plan.json``, or the folder of the run that wrote it.
+    """
+
+    path: Path
+    takes: ClassVar[None] = None
+
+    def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
+        layers = self._layers()
+        problems = [problem for group in groups for problem in self._problems(group, layers)]
+        if problems:
+            raise EcoflapError(*problems)
+        counts = [sum(layers[name]["keep"] for name in _names(group)) for group in groups]
+        if sum(counts) != keep:
+            raise EcoflapError(
+                f"{self._file}: its plan keeps {sum(counts)} weights of these layers, this recipe's sparsity {keep}: "
+                "give the sparsity the plan was made for"
+            )
+        return counts
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "plan.json" if self.path.is_dir() else self.path
+
+    def _layers(self) -> Mapping[str, Mapping[str, Any]]:
+        if not self._file.is_file():
+            raise EcoflapError(f"{self._file}: no such file; path is a plan.json or the folder of a run that has one")
+        try:
+            plan = json.loads(self._file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FormatError(f"{self._file}: not readable as a plan ({error}); take one a run has written") from None
+        layers = plan.get("layers") if isinstance(plan, dict) else None
+        if not isinstance(layers, dict) or not all(map(_is_entry, layers.values())):
+            raise FormatError(f'{self._file}: no plan; a plan has "layers": {{name: {{"size": …, "keep": …}}}}')
+        return layers
+
+    def _problems(self, group: Group, layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        names = _names(group)
+        missing = [name for name in names if name not in layers]
+        if missing:
+            return [f"{self._file}: has no layer {name!r}.{nearest(name, layers)}" for name in missing]
+        size, kept = (sum(layers[name][key] for name in names) for key in ("size", "keep"))
+        if size != group.size:
+            return [f"{self._file}: {', '.join(names)} has {size} weights there and {group.size} in this model"]
+        if not group.floor <= kept <= group.most:
+            return [f"{self._file}: keeps {kept} of {group.name}, which may keep {group.floor} to {group.most} here"]
+        return []
+
+
+def _names(group: Group) -> tuple[str, ...]:
+    return group.layers or (group.name,)
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(type(entry.get(key)) is int for key in ("size", "keep"))
+
+
+@hookimpl
+def ecoflap_register_allocators() -> Mapping[str, Callable[..., Allocator]]:
+    return {"from_file": FromFile}

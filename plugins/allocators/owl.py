@@ -1,0 +1,56 @@
+"""More weights where inputs have more outliers: keep share = (1 - p) + r_b - mean r, r_b in [0, 2λ] by outlier share.
+
+Yin et al., Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High Sparsity
+(ICML 2024).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import isfinite
+from typing import ClassVar
+
+from ecoflap.core.budget import Group, exact, water_fill
+from ecoflap.core.errors import EcoflapError
+from ecoflap.core.hookspecs import hookimpl
+from ecoflap.core.parts import Allocator
+
+
+@dataclass(frozen=True)
+class Owl:
+    """r_b = 2λ (D_b - min D) / (max D - min D), with D_b the group's outlier share (the scorer ``outlier_share``).
+
+    The paper's blocks are of equal size; here the mean of r is weighted by size, so that the budget is met whatever the
+    sizes are. Shares beyond a floor or cap are cut, and all others move together to make up for it.
+
+    :param spread: The paper's λ: no two groups differ by more than 2λ in sparsity.
+    """
+
+    spread: float = 0.08
+    takes: ClassVar[str] = "score"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.spread <= 1:
+            raise EcoflapError(f"spread, the paper's λ, is a share between 0 and 1; {self.spread} is not")
+
+    def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
+        sizes = [group.size for group in groups]
+        total = sum(sizes) or 1
+        ranks = self._ranks(groups)
+        mean = sum((r * n for r, n in zip(ranks, sizes, strict=True)), Fraction(0)) / total
+        base = [n * (Fraction(keep, total) + r - mean) for r, n in zip(ranks, sizes, strict=True)]
+        floors, caps = [group.floor for group in groups], [group.most for group in groups]
+        return water_fill(base, sizes, floors, caps, keep, [group.name for group in groups])
+
+    def _ranks(self, groups: Sequence[Group]) -> list[Fraction]:
+        wrong = [group for group in groups if not isfinite(group.score)]
+        if wrong:
+            raise EcoflapError(*(f"the score of {g.name} is {g.score}: a score is finite" for g in wrong))
+        scores = [Fraction(group.score) for group in groups]
+        low, high = min(scores, default=Fraction(0)), max(scores, default=Fraction(0))
+        return [2 * exact(self.spread) * (score - low) / (high - low or 1) for score in scores]
+
+
+@hookimpl
+def ecoflap_register_allocators() -> Mapping[str, Callable[..., Allocator]]:
+    return {"owl": Owl}

@@ -1,0 +1,26 @@
+"""The same sparsity everywhere: every group keeps keep/total of its weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ecoflap.core.budget import Group, water_fill
+from ecoflap.core.hookspecs import hookimpl
+from ecoflap.core.parts import Allocator
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """k_g = n_g · K / N, cut to the group's floor and cap; what that costs or frees is shared by the others alike."""
+
+    takes: ClassVar[None] = None
+
+    def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
+        sizes = [group.size for group in groups]
+        floors, caps = [group.floor for group in groups], [group.most for group in groups]
+        return water_fill([0] * len(sizes), sizes, floors, caps, keep, [group.name for group in groups])
+
+
+@hookimpl
+def ecoflap_register_allocators() -> Mapping[str, Callable[..., Allocator]]:
+    return {"uniform": Uniform}

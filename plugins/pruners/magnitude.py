@@ -1,0 +1,36 @@
+"""The weights nearest to zero go: metric |W_ij|.
+
+Han, Pool, Tran & Dally, Learning both Weights and Connections for Efficient Neural Networks (NeurIPS 2015).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ecoflap.core.budget import Budget, Compare, select
+from ecoflap.core.hookspecs import hookimpl
+from ecoflap.core.parts import Pruned, Pruner
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Keeps the largest |W_ij|.
+
+    :param compare: Whom a weight competes with: all of its ``layer``, or its output ``row``.
+    """
+
+    compare: Compare = "layer"
+    needs: ClassVar[tuple[type[Any], ...]] = ()
+
+    def __call__(self, weight: Float[Tensor, "out in"], statistic: None, budget: Budget) -> Pruned:
+        weight = weight.detach()
+        mask = select(weight.abs(), budget, self.compare)
+        return Pruned(mask, weight.masked_fill(~mask, 0))
+
+
+@hookimpl
+def ecoflap_register_pruners() -> Mapping[str, Callable[..., Pruner]]:
+    return {"magnitude": Magnitude}

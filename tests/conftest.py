@@ -1,0 +1,82 @@
+"""Pico models: real classes of transformers at toy size, built without a network. Fixtures hand out the builders."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is first imported
+
+WORDS = "<unk> <s> </s> the of and in to a is was as by for on with it from at or an be are this that which . ,"
+VOCABULARY = [*WORDS.split(), *(f"word{i}" for i in range(64 - len(WORDS.split())))]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """With more, the order of a sum depends on the machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pico_tokenizer() -> Any:
+    """Splits at blanks and punctuation; 64 words, the rest unknown."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+@pytest.fixture(scope="session")
+def redraw() -> Callable[[nn.Module, int], None]:
+    """Weights large enough that every layer has a healthy gradient, the same whatever was drawn before."""
+
+    def draw(model: nn.Module, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.08).to(parameter.dtype)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def pico_llama(redraw: Callable[[nn.Module, int], None]) -> Callable[..., Any]:
+    """``pico_llama(layers=3, dtype=torch.float32, tied=False, family="llama", seed=0)``: hidden 32, GQA."""
+
+    def build(
+        layers: int = 3,
+        dtype: torch.dtype = torch.float32,
+        tied: bool = False,
+        family: str = "llama",
+        seed: int = 0,
+    ) -> Any:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.for_model(
+            family, vocab_size=len(VOCABULARY), hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+            head_dim=8, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+            tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_config(config).to(dtype)
+        redraw(model, seed)
+        model.tie_weights()
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def pico_llama_folder(pico_llama: Callable[..., Any], pico_tokenizer: Any, tmp_path: Path) -> Path:
+    """A pico LLaMA with its tokenizer, saved as transformers saves it."""
+    folder = tmp_path / "pico-llama"
+    pico_llama().save_pretrained(folder)
+    pico_tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from ecoflap.core.budget import Group
+from ecoflap.core.errors import EcoflapError
+from ecoflap.plugins.allocators.from_file import FromFile, ecoflap_register_allocators
+
+PLAN = {
+    "version": 1,
+    "sparsity": 0.5,
+    "kept": 12,
+    "size": 24,
+    "layers": {
+        "layers.0.q": {"size": 8, "keep": 3, "group": "layers.0"},
+        "layers.0.k": {"size": 8, "keep": 4, "group": "layers.0"},
+        "layers.1.q": {"size": 8, "keep": 5, "group": "layers.1"},
+    },
+}
+GROUPS = [Group("layers.0", 16, 0.0, ("layers.0.q", "layers.0.k")), Group("layers.1", 8, 0.0, ("layers.1.q",))]
+
+
+@pytest.fixture
+def plan(tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(PLAN))
+    return file
+
+
+def test_is_offered():
+    assert ecoflap_register_allocators() == {"from_file": FromFile}
+    assert FromFile.takes is None
+
+
+def test_a_group_keeps_what_its_layers_keep(plan):
+    assert FromFile(plan)(GROUPS, 12) == [7, 5]
+
+
+def test_a_run_folder_will_do(plan):
+    assert FromFile(plan.parent)(GROUPS, 12) == [7, 5]
+
+
+def test_a_group_of_one_layer_by_its_name(plan):
+    assert FromFile(plan)([Group("layers.0.k", 8, 0.0)], 4) == [4]
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(EcoflapError, match=r"nowhere.*no such file"):
+        FromFile(tmp_path / "nowhere")(GROUPS, 12)
+    with pytest.raises(EcoflapError, match=r"plan\.json: no such file"):
+        FromFile(tmp_path)(GROUPS, 12)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"layers": 3}', '{"layers": {"a": 3}}', '{"layers": {"a": {"size": 1, "keep": "1"}}}', "\x00"],
+)
+def test_what_is_no_plan(plan, text):
+    plan.write_text(text)
+    with pytest.raises(EcoflapError, match=r"plan\.json.*plan"):
+        FromFile(plan)(GROUPS, 12)
+
+
+def test_every_missing_layer_is_named_with_the_nearest(plan):
+    groups = [Group("x", 16, 0.0, ("layers.0.qq", "layers.0.k")), Group("y", 8, 0.0, ("layers.7.q",))]
+    with pytest.raises(EcoflapError, match=r"(?s)2 problems.*'layers\.0\.qq'.*'layers\.0\.q'\?.*'layers\.7\.q'"):
+        FromFile(plan)(groups, 12)
+
+
+def test_other_sizes(plan):
+    with pytest.raises(EcoflapError, match=r"layers\.1\.q has 8 weights there and 9"):
+        FromFile(plan)([Group("layers.1", 9, 0.0, ("layers.1.q",))], 5)
+
+
+def test_another_budget_says_both_numbers(plan):
+    with pytest.raises(EcoflapError, match=r"keeps 12 .* sparsity 11"):
+        FromFile(plan)(GROUPS, 11)
+
+
+@pytest.mark.parametrize("bounds", [{"floor": 6}, {"cap": 4}])
+def test_floors_and_caps_hold(plan, bounds):
+    with pytest.raises(EcoflapError, match=r"keeps 5 of layers\.1"):
+        FromFile(plan)([Group("layers.1", 8, 0.0, ("layers.1.q",), **bounds)], 5)

@@ -1,0 +1,76 @@
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.parts import Evaluator, Sample
+from ecoflap.plugins.evaluators.perplexity import Perplexity, measure
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Hands out what it was given."""
+
+    samples: tuple[Sample, ...]
+
+    def __call__(self, adapter: Any, model: Any) -> Iterator[Sample]:
+        yield from self.samples
+
+
+def sample(length: int, seed: int) -> Sample:
+    return Sample(tokens=torch.randint(64, (length,), generator=torch.Generator().manual_seed(seed)))
+
+
+def test_is_an_evaluator():
+    assert isinstance(Perplexity(Windows(())), Evaluator)
+
+
+def test_by_hand(pico_llama: Callable[..., Any]):
+    model, samples = pico_llama(), tuple(sample(length, length) for length in (10, 30, 21))
+    found = Perplexity(Windows(samples))(model, LlamaAdapter())["perplexity"]
+    terms: list[float] = []
+    for window in samples:
+        assert window.tokens is not None
+        with torch.no_grad():
+            logs = model(input_ids=window.tokens[None], use_cache=False).logits[0].double().log_softmax(-1)
+        terms += [-float(logs[i, token]) for i, token in enumerate(window.tokens[1:].tolist())]
+    assert found.n == len(terms) == 58
+    assert found.value == pytest.approx(math.exp(sum(terms) / 58), rel=1e-6)
+    assert (found.unit, found.larger_is_better) == ("tokens", False)
+
+
+def test_standard_error_of_equal_windows():
+    found = measure([1.0, 2.0, 3.0, 4.0], [9, 9, 9, 9])
+    error = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64).std() / 2
+    assert found.value == pytest.approx(math.exp(2.5))
+    assert found.standard_error == pytest.approx(float(math.exp(2.5) * error))
+
+
+def test_standard_error_of_one_window_is_unknown():
+    assert measure([1.0], [9]).standard_error == math.inf
+
+
+def test_builds_no_graph(pico_llama: Callable[..., Any]):
+    model = pico_llama()
+    Perplexity(Windows((sample(10, 0),)))(model, LlamaAdapter())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_names_the_window_with_a_broken_loss(pico_llama: Callable[..., Any]):
+    model = pico_llama()
+    model.lm_head.weight.data[:, 0] = math.nan
+    with pytest.raises(ModelError, match="the loss of window 0 is nan"):
+        Perplexity(Windows((sample(10, 0),)))(model, LlamaAdapter())
+
+
+@pytest.mark.parametrize(
+    ("samples", "problem"), [((), "holds no window"), ((Sample(text="x"),), "sample 0 of its data holds no tokens")]
+)
+def test_data_it_cannot_use(samples: tuple[Sample, ...], problem: str, pico_llama: Callable[..., Any]):
+    with pytest.raises(DataError, match=problem):
+        Perplexity(Windows(samples))(pico_llama(), LlamaAdapter())

@@ -1,0 +1,53 @@
+"""The pages that are held to the code: every hook, and the whole of the recipe's schema."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from ecoflap import load_registry
+from ecoflap.core import hookspecs
+from ecoflap.core.recipe_docs import recipe_schema
+from ecoflap.core.registry import load_registry_from
+from ecoflap.core.signature import KINDS, parameters_of
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "hooks.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (ecoflap_\w+)(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
+SPECS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("ecoflap_")}
+
+
+def test_every_hook_has_a_heading_with_exactly_its_signature():
+    headings = re.findall(r"^## (ecoflap_.*)$", PAGE, flags=re.MULTILINE)
+    signatures = [f"{name}{inspect.signature(spec)}".replace("'", "").replace('"', "") for name, spec in SPECS.items()]
+    assert headings == signatures
+
+
+@pytest.mark.parametrize("hook", SPECS)
+def test_the_example_of_a_hook_is_a_plugin_that_loads(hook, tmp_path, monkeypatch):
+    module = f"documented_{hook}"
+    (code,) = re.findall(r"```python\n(.*?)```", SECTIONS[hook], flags=re.DOTALL)
+    (tmp_path / f"{module}.py").write_text(code)
+    (tmp_path / "registry.yaml").write_text(f"version: 1\nplugins: {{documented: {module}}}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = load_registry_from(tmp_path / "registry.yaml")
+    if hook == "ecoflap_on_event":
+        assert [name for name, _ in registry.observers()] == ["documented"]
+    else:
+        kind = hook.removeprefix("ecoflap_register_").removesuffix("s")
+        (name,) = registry.names(kind)
+        parameters_of(registry.find(kind, name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_built_ins_of_each_hook_are_listed(kind):
+    section = SECTIONS[f"ecoflap_register_{kind}s"]
+    listed = re.findall(r"`(\w+)`", section[section.index("Built in:") :])
+    assert listed == load_registry(installed=False).names(kind)
+
+
+def test_recipe_page_is_what_the_code_says():
+    assert (DOCS / "recipe.md").read_text(encoding="utf-8") == recipe_schema(), (
+        "python -m ecoflap.core.recipe_docs > docs/recipe.md"
+    )

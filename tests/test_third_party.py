@@ -1,0 +1,147 @@
+"""Plugins that others write: installed from a package, named in a registry file, or imported by a recipe."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecoflap import load_registry
+from ecoflap.core.errors import RecipeError, RegistryError
+from ecoflap.core.recipe import parse_recipe
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "ecoflap-stable-rank"
+RECIPE = "version: 1\nmodel: m\nsparsity: 0.5\nallocate: ecoflap\nprune: magnitude\nscore: "
+MINE = """
+from dataclasses import dataclass
+from ecoflap import hookimpl
+
+@dataclass(frozen=True)
+class Mine:
+    level: int = 1
+    data = False
+    def __call__(self, replay, layers):
+        return ((layer.name, float(self.level)) for layer in layers)
+"""
+HOOK = """
+@hookimpl
+def {hook}():
+    return {{"{name}": Mine}}
+"""
+SEEN = """
+import json
+from pathlib import Path
+from ecoflap import load_registry
+from ecoflap.core.recipe import load_recipe
+
+registry = load_registry()
+recipe = load_recipe({recipe!r}, registry=registry)
+parsed = recipe.score.plain()
+own = load_recipe({recipe!r}, registry=registry, set_=["score=ecoflap_stable_rank:StableRank"]).score.plain()
+print(json.dumps([registry.names("scorer"), str(registry.origin("scorer", "stable_rank")), parsed, own]))
+"""
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """The example package, installed into a folder of its own beside the environment the tests run in."""
+    source, target = tmp_path_factory.mktemp("source") / "package", tmp_path_factory.mktemp("installed")
+    shutil.copytree(EXAMPLE, source)  # building leaves files in the source
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--disable-pip-version-check", "--target", str(target), str(source)], check=True)
+    return target
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Writes an importable module, and a registry file that names plugins; gives the file."""
+    monkeypatch.delenv("ECOFLAP_REGISTRY", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    written = []
+
+    def write(plugins, **texts):
+        for name, text in texts.items():
+            (tmp_path / f"{name}.py").write_text(text)
+            written.append(name)
+        (tmp_path / "registry.yaml").write_text(f"version: 1\nplugins: {plugins}\n")
+        return tmp_path / "registry.yaml"
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+def test_an_installed_package_is_found_from_anywhere(installed, tmp_path):
+    code = SEEN.format(recipe=str(EXAMPLE / "stable-rank.yaml"))
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment.pop("ECOFLAP_REGISTRY", None)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    names, origin, parsed, own = json.loads(run.stdout)
+    assert "stable_rank" in names
+    assert origin == "ecoflap_stable_rank:StableRank (ecoflap-stable-rank 0.1.0)"
+    assert parsed == {"use": "stable_rank", "relative": True, "granularity": "layer", "aggregate": "mean"}
+    assert own["use"] == "ecoflap_stable_rank:StableRank"
+
+
+def test_a_registry_file_brings_a_plugin(modules):
+    file = modules("{mine: my_mod}", my_mod=MINE + HOOK.format(hook="ecoflap_register_scorers", name="mine"))
+    registry = load_registry(file, installed=False)
+    recipe = parse_recipe(RECIPE + "{use: mine, level: 3}", registry=registry)
+    assert recipe.score.part.build().level == 3
+    assert str(registry.origin("scorer", "mine")) == f"my_mod:Mine ({file}:2:17)"
+
+
+def test_an_import_path_needs_no_registration(modules):
+    modules("{}", my_mod=MINE)
+    recipe = parse_recipe(RECIPE + "{use: my_mod:Mine, level: 3}", registry=load_registry(installed=False))
+    assert recipe.score.part.build().level == 3
+
+
+def test_an_unknown_parameter_is_told_with_the_nearest(modules):
+    modules("{}", my_mod=MINE)
+    with pytest.raises(
+        RecipeError, match=r"recipe:6:27: score\.levl: my_mod:Mine has no parameter 'levl'\. Did you mean"
+    ):
+        parse_recipe(RECIPE + "{use: my_mod:Mine, levl: 3}", registry=load_registry(installed=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import no_such_module", "did not load: ModuleNotFoundError: No module named 'no_such_module'."),
+        ("def (", "did not load: SyntaxError"),
+        (MINE + HOOK.format(hook="ecoflap_register_scorer", name="x"), "Did you mean 'ecoflap_register_scorers'?"),
+        (MINE + HOOK.format(hook="ecoflap_register_scorers", name="magnitude"), "two plugins offer the scorer"),
+    ],
+)  # fmt: skip
+def test_a_plugin_that_cannot_be_used_is_named_with_the_way_out(modules, text, said):
+    file = modules("{mine: my_mod}", my_mod=text)
+    with pytest.raises(RegistryError) as caught:
+        load_registry(file, installed=False)
+    assert said in str(caught.value)
+    assert f"plugin 'mine' (my_mod, {file}:2:17)" in str(caught.value)
+    assert "'mine' under disable: in your registry file." in str(caught.value)
+    file.write_text(file.read_text() + "disable: [mine]\n")
+    assert "mine" not in load_registry(file, installed=False).names("scorer")
+
+
+def test_the_score_is_the_stable_rank(installed, monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(installed)
+    from ecoflap_stable_rank import StableRank
+
+    from ecoflap import Layer
+
+    flat, thin, nothing = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    flat.weight.data, thin.weight.data = torch.eye(4), torch.outer(torch.ones(4), torch.arange(4.0))
+    nothing.weight.data.zero_()
+    layers = [Layer("flat", flat), Layer("thin", thin), Layer("nothing", nothing)]
+    assert dict(StableRank()(None, layers)) == pytest.approx({"flat": 1, "thin": 0.25, "nothing": 0})
+    assert dict(StableRank(relative=False)(None, layers)) == pytest.approx({"flat": 4, "thin": 1, "nothing": 0})
