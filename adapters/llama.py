@@ -31,7 +31,7 @@ MATRICES = (
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
-LOGITS_BYTES = 256 * 2**20
+LOGITS_BYTES = 16 * 2**20  # measured on two cores: faster than 8 or 256 MiB, and a sixteenth of the memory
 
 
 @hookimpl

@@ -120,12 +120,13 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
     """Put finished runs side by side: sparsity, measures before and after, time, memory, bytes."""
-    from ecoflap.core.report import comparison, comparison_files
+    from ecoflap.core.report import comparison
+    from ecoflap.core.report import markdown as as_markdown
     from ecoflap.core.tables import comparison_table, show
 
     rows = comparison(runs)
     if markdown:
-        print("\n".join(comparison_files(rows)))
+        print("\n".join(as_markdown(rows)))
     else:
         show([comparison_table(rows)])
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ecoflap.core.anatomy import Block, Layer
-from ecoflap.core.errors import ModelError, RunError
+from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.events import Event, Progress
 from ecoflap.core.files import append_line, read_lines
-from ecoflap.core.parts import Aggregate, Score, Scorer
+from ecoflap.core.parts import Aggregate, Estimate, Score, Scorer
 from ecoflap.core.replay import Replay
 from ecoflap.core.scores import Scores, Unit, checked, header_line, read_scores, score_line
 
@@ -35,19 +36,32 @@ def score_layers(
     if remaining:
         for name, score in scorer(replay, remaining):
             _require_wanted(name, names, unit)
-            done[name] = checked(name, score)
+            if name in done:  # by an earlier process; a scorer need not look at which layers it was given
+                continue
+            done[name] = _checked(name, score)
             append_line(path, score_line(name, score))
             emit(Progress("score", len(done), total, f"{unit}s"))
     return Scores(unit, aggregate, _complete(done, names, unit))
 
 
+def _checked(name: str, score: Any) -> Score:
+    """A scorer may come from anywhere; what it says must be a number."""
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise ModelError(f"{name}: the scorer gave {score!r} as its score; a score is a float")
+    return checked(name, score if isinstance(score, Estimate) else float(score))
+
+
 def _require_wanted(name: str, names: Sequence[str], unit: Unit) -> None:
     if name not in names:
-        raise ModelError(f"the scorer gave a score for {name!r}, which is no {unit} to be pruned")
+        raise ModelError(
+            f"the scorer gave a score for {name!r}, which is no {unit} to be pruned.{nearest(name, names)} "
+            f"A scorer with unit = {unit!r} yields the names of {unit}s"
+        )
 
 
 def _complete(done: Mapping[str, Score], names: Sequence[str], unit: Unit) -> Mapping[str, Score]:
     missing = [name for name in dict.fromkeys(names) if name not in done]
     if missing:
-        raise RunError(f"the scorer gave no score for {len(missing)} {unit}s: {', '.join(missing[:5])}")
+        more = " …" if len(missing) > 5 else ""
+        raise ModelError(f"the scorer gave no score for {len(missing)} {unit}(s): {', '.join(missing[:5])}{more}")
     return done

@@ -6,10 +6,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from jaxtyping import Bool
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ecoflap.core.anatomy import Block, Layer
+from ecoflap.core.budget import Pattern, is_finite
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError
 from ecoflap.core.events import Event, LayerPruned, Progress, Warned
 from ecoflap.core.files import whole_file
@@ -44,19 +48,26 @@ class FineStep:
                 self._finish_block(index, layers, masks)
                 done += 1
                 self.emit(Progress("prune", done, total, "blocks"))
-            if index < last and self._needs_data(planned[index + 1 :]):
+            if self._needs_data(index, planned):
                 self.replay.advance(index)
         return masks
 
     def _planned(self, block: Block) -> list[Layer]:
         return [layer for layer in self.replay.anatomy.layers_of[block.name] if layer.name in self.plan.layers]
 
-    def _needs_data(self, later: Sequence[Sequence[Layer]]) -> bool:
-        towers = {self.plan.layers[layer.name].tower for layers in later for layer in layers}
-        return any(self.pruner_of[tower].needs for tower in towers)
+    def _needs_data(self, index: int, planned: Sequence[Sequence[Layer]]) -> bool:
+        """Whether a block behind this one is still to be pruned by what it sees."""
+        return any(
+            layers and self.pruner_of[self.replay.blocks[later].tower].needs and not self._kept_in(later).is_file()
+            for later, layers in enumerate(planned)
+            if later > index
+        )
+
+    def _kept_in(self, index: int) -> Path:
+        return self.folder / f"{index:03d}.safetensors"
 
     def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
-        path = self.folder / f"{index:03d}.safetensors"
+        path = self._kept_in(index)
         if path.is_file():
             self._take_over(path, layers, masks)
         else:
@@ -66,15 +77,16 @@ class FineStep:
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
         pruner = self.pruner_of[self.replay.blocks[index].tower]
         seen = self.replay.run(index, pruner.needs) if pruner.needs else {}
+        notes = _Notes()
         for layer in layers:
             started = perf_counter()
             planned = self.plan.layers[layer.name]
             pruned = pruned_layer(layer, planned, pruner, seen.get(layer.name))
             layer.weight.data.copy_(pruned.weight)
             masks.put(layer.name, pack(pruned.mask), layer.shape)
-            for note in notes_of(seen.get(layer.name)):
+            for note in notes.new_on(seen.get(layer.name)):
                 self.emit(Warned(f"{layer.name}: {note}"))
-            zeros = planned.keep - int(pruned.weight.count_nonzero())
+            zeros = planned.keep - int(pruned.weight.ne(0).count_nonzero())
             self.emit(LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started))
 
     def _keep(self, path: Path, layers: Sequence[Layer], masks: PackedMasks) -> None:
@@ -84,15 +96,17 @@ class FineStep:
             save_file(tensors, temporary)
 
     def _take_over(self, path: Path, layers: Sequence[Layer], masks: PackedMasks) -> None:
-        with safe_open(path, framework="pt") as file:
-            for layer in layers:
-                bits = file.get_tensor(f"{layer.name}.mask")
-                if popcount(bits) != self.plan.layers[layer.name].keep:
-                    raise FormatError(
-                        f"{path}: the mask of {layer.name} does not hold what the plan keeps. Start anew with --fresh"
-                    )
-                layer.weight.data.copy_(file.get_tensor(layer.name))
-                masks.put(layer.name, bits, layer.shape)
+        anew = "Delete it, or start anew with --fresh"
+        try:
+            with safe_open(path, framework="pt") as file:
+                for layer in layers:
+                    bits, weight = file.get_tensor(f"{layer.name}.mask"), file.get_tensor(layer.name)
+                    if popcount(bits) != self.plan.layers[layer.name].keep:
+                        raise FormatError(f"{path}: the mask of {layer.name} does not hold what the plan keeps. {anew}")
+                    layer.weight.data.copy_(weight)
+                    masks.put(layer.name, bits, layer.shape)
+        except SafetensorError as error:
+            raise FormatError(f"{path}: this finished block cannot be read: {error}. {anew}") from error
 
 
 def pruned_layer(layer: Layer, planned: PlannedLayer, pruner: Pruner, statistic: Any) -> Pruned:
@@ -102,19 +116,40 @@ def pruned_layer(layer: Layer, planned: PlannedLayer, pruner: Pruner, statistic:
         pruned = pruner(weight, statistic, planned.budget)
     except EcoflapError as error:
         raise type(error)(f"{layer.name}: {error}") from error
-    kept = int(pruned.mask.sum())
+    if pruned.mask.dtype != torch.bool or pruned.mask.shape != weight.shape:
+        mask = f"{pruned.mask.dtype} {tuple(pruned.mask.shape)}"
+        raise ModelError(f"{layer.name}: the pruner returned a mask of {mask} for a weight of {tuple(weight.shape)}")
+    kept = int(pruned.mask.count_nonzero())
     if kept != planned.keep:
         raise ModelError(f"{layer.name}: the pruner kept {kept} weights where the plan keeps {planned.keep}")
+    if isinstance(planned.budget, Pattern) and not _holds(planned.budget, pruned.mask):
+        raise ModelError(f"{layer.name}: the pruner did not keep {planned.budget.n} of every {planned.budget.m} inputs")
     found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (pruned.weight, weight))
     if found != wanted:
         raise ModelError(f"{layer.name}: the pruner returned a weight of {found} for one of {wanted}")
-    if bool(pruned.weight.masked_fill(pruned.mask, 0).count_nonzero()):
+    if bool((pruned.weight.ne(0) > pruned.mask).any()):
         raise ModelError(f"{layer.name}: the pruner left a weight that its mask prunes")
-    if not bool(pruned.weight.isfinite().all()):
+    if not is_finite(pruned.weight):
         raise ModelError(f"{layer.name}: the pruner returned NaN or infinite weights")
     return pruned
 
 
-def notes_of(statistic: Any) -> Sequence[str]:
-    """What a pruner left on its statistic for the user to know, such as a damping it had to raise."""
-    return tuple(getattr(statistic, "notes", ()))
+def _holds(pattern: Pattern, mask: Bool[Tensor, "out in"]) -> bool:
+    return bool((mask.reshape(-1, pattern.m).count_nonzero(dim=1) == pattern.n).all())
+
+
+class _Notes:
+    """What pruners leave on a statistic for the user to know, such as a damping that was raised; each of it once.
+
+    Layers that share an input share the statistic, and so its notes.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[tuple[int, str]] = set()
+
+    def new_on(self, seen: Any) -> list[str]:
+        statistics = seen if isinstance(seen, tuple) else (seen,)
+        notes = [(id(one), note) for one in statistics for note in getattr(one, "notes", ())]
+        new = [both for both in dict.fromkeys(notes) if both not in self._told]
+        self._told.update(new)
+        return [note for _, note in new]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from jaxtyping import Int8
@@ -25,7 +26,7 @@ class Observation:
         self._block, self._layers, self._needs = block, layers, needs
         self._leader: dict[str, str] = {}
         self._statistics: dict[str, tuple[Any, ...]] = {}
-        self._inputs: dict[int, tuple[Tensor, str]] = {}
+        self._inputs: dict[int, tuple[ReferenceType[Tensor], str]] = {}
         self._rows: dict[str, Tensor] = {}
         self._tokens_of: TokensOf
 
@@ -37,8 +38,7 @@ class Observation:
 
     def see(self, layer: Layer, inputs: Tensor) -> None:
         """Add one layer's input, unless another layer's statistic has it already."""
-        # The tensor is held until the batch ends, so that its id cannot be used again for another one.
-        _, leader = self._inputs.setdefault(id(inputs), (inputs, layer.name))
+        leader = self._first_fed(layer, inputs)
         known = self._leader.setdefault(layer.name, leader)
         if known != leader:
             if known != layer.name:
@@ -48,6 +48,15 @@ class Observation:
             tokens = self._real_tokens(layer, inputs)
             for statistic in self._statistics_of(layer, inputs.device):
                 statistic.add(tokens)
+
+    def _first_fed(self, layer: Layer, inputs: Tensor) -> str:
+        """The first layer that was fed this very tensor in this batch."""
+        # A weak reference: an id may be used again once its tensor is gone, and holding the tensor costs its memory.
+        reference, leader = self._inputs.get(id(inputs), (None, ""))
+        if reference is None or reference() is not inputs:
+            leader = layer.name
+            self._inputs[id(inputs)] = ref(inputs), leader
+        return leader
 
     def _statistics_of(self, layer: Layer, device: torch.device) -> tuple[Any, ...]:
         if layer.name not in self._statistics:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from ecoflap.core.events import Event, Warned
+from ecoflap.core.events import Event
 
 
 class Observers:
@@ -11,14 +11,14 @@ class Observers:
     def __init__(self, callables: Sequence[tuple[str, Callable[[Event], None]]]) -> None:
         self._callables = list(callables)
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event) -> list[str]:
+        """:return: A sentence for each observer that raised and was switched off."""
         failed: list[str] = []
         for observer in tuple(self._callables):
             name, hear = observer
             try:
                 hear(event)
-            except Exception as error:  # an observer must not end a run, whatever it does
+            except (Exception, SystemExit) as error:  # whatever it does, an observer must not end a run
                 self._callables.remove(observer)
-                failed.append(f"observer {name!r} raised {error!r} and is switched off for this run")
-        for message in failed:
-            self(Warned(message))
+                failed.append(f"the observer {name!r} raised {error!r} and is switched off for this run")
+        return failed

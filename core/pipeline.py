@@ -2,11 +2,11 @@
 
 import gc
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,31 +14,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecoflap.core.anatomy import Anatomy, Block, Layer
+from ecoflap.core.anatomy import Anatomy
+from ecoflap.core.budget import Pattern
 from ecoflap.core.calibration import Calibration
 from ecoflap.core.coarse import score_layers
-from ecoflap.core.environment import peak_memory
 from ecoflap.core.errors import RunError
-from ecoflap.core.events import Event, RunFailed, RunFinished, RunStarted, StageFinished, StageStarted, Warned
-from ecoflap.core.files import append_line, sha256_of, whole_folder, write_whole
+from ecoflap.core.evaluation import Evaluator, measures_of
+from ecoflap.core.events import Event, Progress, RunFailed, RunFinished, RunStarted, StageFinished, StageStarted, Warned
+from ecoflap.core.exports import export, export_names, is_exported, weight_bytes
+from ecoflap.core.files import append_line, whole_folder, write_whole
 from ecoflap.core.fine import FineStep
-from ecoflap.core.masks import PackedMasks, attach, load_masks, save_masks
+from ecoflap.core.masks import attach, save_masks
 from ecoflap.core.observers import Observers
-from ecoflap.core.part import Part
-from ecoflap.core.parts import Batch, Measure
-from ecoflap.core.plan import Plan, make_plan
+from ecoflap.core.parts import Batch
+from ecoflap.core.plan import Plan, Pool, make_plan
 from ecoflap.core.preparation import Prepared, prepare
+from ecoflap.core.readback import check_saved, masks_as_planned
 from ecoflap.core.recipe import find_recipe, load_recipe, parse_recipe
+from ecoflap.core.recipe_model import MAY_CHANGE, Recipe, differences
 from ecoflap.core.recipe_model import Calibration as CalibrationKeys
-from ecoflap.core.recipe_model import Recipe, differences
 from ecoflap.core.registry import Registry, load_registry
 from ecoflap.core.replay import Replay
 from ecoflap.core.report import make_report, write_report
-from ecoflap.core.reuse import evaluation_in, found_measures, found_scores
-from ecoflap.core.run import RunFolder, open_run, read_json
+from ecoflap.core.reuse import found_measures, found_scores
+from ecoflap.core.run import Clock, RunFolder, open_run, read_json
 from ecoflap.core.scores import Scores
 from ecoflap.core.source import fingerprint, open_source
 from ecoflap.core.strict_yaml import read_yaml
+from ecoflap.core.weights import copy_weights, nonzeros, refuse_broken
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,10 +82,10 @@ def run(
     """
     registry = registry or load_registry()
     checked = _checked(recipe, set_, registry, model)
-    prepared = prepare(checked, registry, model, processor)
-    target = Path(folder) if folder is not None else Path("runs") / default_name(recipe, set_)
-    with open_run(target.absolute(), fresh=fresh) as run_folder:
-        return Pipeline(prepared, registry, run_folder, Observers(registry.observers()))()
+    target = (Path(folder) if folder is not None else Path("runs") / default_name(recipe, set_)).absolute()
+    prepared = prepare(checked, registry, model, processor, own=target)
+    with open_run(target, fresh=fresh) as run_folder:
+        return Pipeline(prepared, run_folder, Observers(registry.observers()))()
 
 
 def _checked(
@@ -97,57 +100,47 @@ def _checked(
 
 
 def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence[str]) -> str:
-    """The recipe's file name and what was set otherwise, so that two different runs do not meet in one folder."""
+    """The recipe's file name and what was set otherwise, so that two different runs do not meet in one folder.
+
+    What may change within a folder is left out: a run with another ``export`` goes on from the one there is.
+    """
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
-    parts = [stem, *(item.replace("=", "-").replace("/", "-") for item in set_ if not item.startswith("reuse"))]
-    return "-".join(parts)[:120]
+    telling = [item for item in set_ if item.split("=")[0].split(".")[0].strip() not in MAY_CHANGE]
+    return re.sub(r"[^\w.,+-]+", "-", "-".join([stem, *telling]))[:120].strip("-.") or "run"
 
 
 class Pipeline:
     """One run in one folder."""
 
-    def __init__(
-        self, prepared: Prepared, registry: Registry, folder: RunFolder, emit: Callable[[Event], None]
-    ) -> None:
-        self.prepared, self.registry, self.folder = prepared, registry, folder
+    def __init__(self, prepared: Prepared, folder: RunFolder, observers: Observers) -> None:
+        self.prepared, self.folder = prepared, folder
         self.recipe, self.adapter = prepared.recipe, prepared.adapter
-        self._emit = emit
-        self._dense: nn.Module | None = prepared.source.model
+        self._observers = observers
+        self._evaluators = [Evaluator(part) for part in self.recipe.evaluate]
+        self._exports = dict(zip(export_names(self.recipe.export), self.recipe.export, strict=True))
+        # The dense model until it is pruned in place; in a later process, the one that was read back.
+        self._model: nn.Module | None = None
         self._drawn: dict[str, Calibration] = {}
-        self._warnings: list[str] = []
+        self._clock: Clock | None = None
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):
-            self._warnings.append(event.message)
-        self._emit(event)
+            self.folder.record_warning(event.message)
+        if isinstance(event, Progress) and self._clock is not None:
+            self._clock.tick()
+        for message in self._observers(event):
+            self.emit(Warned(message))
 
     def __call__(self) -> Run:
         self._claim()
-        self.emit(RunStarted(self.folder.path, ("load", "score", "allocate", "prune", "evaluate", "save", "export")))
+        self.emit(RunStarted(self.folder.path, tuple(self._stages())))
         try:
             result = self._run()
         except BaseException as error:
-            self.emit(RunFailed(str(error) or repr(error)))
+            self._observers(RunFailed(str(error) or repr(error)))
             raise
         self.emit(RunFinished(self.folder.path, result.report))
         return result
-
-    def _run(self) -> Run:
-        if self.folder.is_pruned:
-            self.folder.identify(self._model_fingerprint)
-            plan = Plan.load(read_json(self.folder.plan))
-            self._evaluate("dense")
-            model = self._reloaded()
-        else:
-            self._identify()
-            plan = self._planned()
-            self._evaluate("dense")
-            model = self._pruned(plan)
-        attach(model, load_masks(self.folder.masks))
-        self._evaluate("pruned", model)
-        self._export(model)
-        report = self._reported(plan, model)
-        return Run(self.folder.path, self.recipe, plan, report, model)
 
     def _claim(self) -> None:
         """Refuse a folder of another recipe; ``evaluate:``, ``export:`` and ``reuse:`` may change."""
@@ -156,31 +149,76 @@ class Pipeline:
             changed = differences(before, self.recipe.plain())
             if changed:
                 raise RunError(
-                    f"{self.folder.path} was begun with another recipe: {'; '.join(changed)}. "
+                    f"{self.folder.path} was begun with another recipe: {'; '.join(changed)} (before vs now). "
                     f"Run into another folder with --folder, or begin this one anew with --fresh"
                 )
         write_whole(self.folder.recipe, self.recipe.dump())
+
+    def _stages(self) -> Iterator[str]:
+        """What is still to be done, as far as can be told before the model is looked at."""
+        if self.prepared.source.model is None:
+            yield "load"
+        if self._to_evaluate("dense"):
+            yield "evaluate dense"
+        if not self.folder.is_pruned:
+            if not self.folder.plan.is_file():
+                yield from ("score", "allocate") if self.prepared.looks_at_scores else ("allocate",)
+            yield from ("prune", "save")
+        if self._to_evaluate("pruned"):
+            yield "evaluate pruned"
+        yield from (f"export {name}" for name in self._to_export())
+
+    def _run(self) -> Run:
+        """The dense evaluation comes first: data that cannot be read are found before hours of scoring."""
+        self.folder.identify(self._model_fingerprint)
+        if self.folder.is_pruned:
+            plan, model = self._finished()
+        else:
+            self.folder.identify(self._fingerprints)
+            self._evaluate("dense", self._dense())
+            plan = self._planned()
+            model = self._pruned(plan)
+        attach(model, masks_as_planned(self.folder.masks, plan))
+        self._evaluate("pruned", model)
+        for name in self._to_export():
+            with self._stage(f"export {name}"):
+                export(self.folder.exports, name, self._exports[name], model, self.adapter)
+        return Run(self.folder.path, self.recipe, plan, self._reported(plan, model), model)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         self.emit(StageStarted(name))
         started = perf_counter()
-        yield
-        seconds = perf_counter() - started
-        self.folder.record_stage(name, seconds, peak_memory())
-        self.emit(StageFinished(name, seconds))
+        self._clock = Clock(name, self.folder)
+        try:
+            yield
+        finally:
+            clock, self._clock = self._clock, None
+            clock.stop()
+        self.emit(StageFinished(name, perf_counter() - started))
 
     @cached_property
     def _device(self) -> str:
-        asked = self.recipe.model.device
-        return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+        asked, held = self.recipe.model.device, self.prepared.source.model
+        if asked != "auto":
+            return asked
+        if held is not None:
+            return str(next(held.parameters()).device)
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def _dense_model(self) -> nn.Module:
-        if self._dense is None:
-            with self._stage("load"):
-                dtype = DTYPES.get(self.recipe.model.dtype)
-                self._dense = self.adapter.load(self.prepared.source, dtype, self._device)
-        return self._dense
+    def _dense(self) -> nn.Module:
+        """The source's model, which nothing has been taken from yet."""
+        if self._model is None:
+            self._model = self._loaded()
+            refuse_broken(self._model, self.prepared.source.name)
+        return self._model
+
+    def _loaded(self) -> nn.Module:
+        held = self.prepared.source.model
+        if held is not None:
+            return held.to(self._device).eval()
+        with self._stage("load"):
+            return self.adapter.load(self.prepared.source, DTYPES.get(self.recipe.model.dtype), self._device)
 
     @cached_property
     def _model_fingerprint(self) -> dict[str, Any]:
@@ -188,57 +226,63 @@ class Pipeline:
 
     @cached_property
     def _fingerprints(self) -> dict[str, Any]:
-        """Of the model and of the data; the latter need its tokenizer, so they come after it is loaded."""
+        """Of the model and of the data; the latter need its tokenizer, which comes with the model."""
         found = dict(self._model_fingerprint)
-        for what, keys in (("calibration data", self.recipe.calibration), ("scoring data", self._scoring_keys)):
+        own = self.recipe.score.calibration if self.recipe.score else None
+        for what, keys in (("calibration data", self.recipe.calibration), ("scoring data", own)):
             if keys is not None:
                 found[what] = self._calibration(keys).fingerprint
         return found
 
-    @property
-    def _scoring_keys(self) -> CalibrationKeys | None:
-        return self.recipe.score.calibration if self.recipe.score else None
-
-    def _identify(self) -> None:
-        self._dense_model()
-        self.folder.identify(self._fingerprints)
-
     def _calibration(self, keys: CalibrationKeys) -> Calibration:
         name = json.dumps(keys.plain())
         if name not in self._drawn:
-            dataset = keys.data.build()
-            self._drawn[name] = Calibration.draw(dataset, keys.batch_size, self.adapter, self._dense_model())
+            model = self._model if self._model is not None else self._dense()
+            self._drawn[name] = Calibration.draw(keys.data.build(), keys.batch_size, self.adapter, model)
         return self._drawn[name]
 
     def _batches(self, keys: CalibrationKeys | None, samples: int | None = None) -> list[Batch]:
-        return self._calibration(keys).batches(samples, self._device) if keys is not None else []
+        if keys is None:
+            return []
+        calibration = self._calibration(keys)
+        if samples is not None and samples > len(calibration.samples):
+            self.emit(
+                Warned(
+                    f"score: samples is {samples} and the calibration data has {len(calibration.samples)}; all of "
+                    f"those were used"
+                )
+            )
+        return calibration.batches(samples, self._device)
 
     def _planned(self) -> Plan:
         if self.folder.plan.is_file():
             return Plan.load(read_json(self.folder.plan))
-        model = self._dense_model()
-        anatomy = Anatomy.of(self.adapter.towers(model), self.adapter.layers)
+        anatomy = self._anatomy(self._dense())
         pools = self.prepared.pools_in(anatomy)
-        layers = [pair for pool in pools for pair in pool.layers]
-        allocator = self.recipe.allocate.build()
-        looks = getattr(allocator, "takes", "score") is not None
-        scores = self._scored(model, anatomy, layers) if looks else None
-        granularity = self.recipe.score.granularity if looks and self.recipe.score else "layer"
+        scores = self._scored(anatomy, pools) if self.prepared.looks_at_scores else None
+        granularity = self.recipe.score.granularity if scores and self.recipe.score else "layer"
         with self._stage("allocate"):
-            plan = make_plan(pools, allocator, granularity, scores)
-            write_whole(self.folder.plan, json.dumps(plan.dump(), indent=1))
+            plan = make_plan(pools, self.recipe.allocate.build(), granularity, scores)
+            write_whole(self.folder.plan, json.dumps(plan.dump(), indent=1, allow_nan=False))
         return plan
 
-    def _scored(self, model: nn.Module, anatomy: Anatomy, layers: Sequence[tuple[Block, Layer]]) -> Scores:
+    def _anatomy(self, model: nn.Module) -> Anatomy:
+        return Anatomy.of(self.adapter.towers(model), self.adapter.layers)
+
+    def _scored(self, anatomy: Anatomy, pools: Sequence[Pool]) -> Scores:
         score = self.recipe.score
         assert score is not None  # checked with the recipe
         self._take_over_scores()
         scorer = score.part.build()
-        batches = self._batches(self.recipe.score_calibration, getattr(scorer, "samples", None))
-        replay = Replay(model, self.adapter, batches, anatomy=anatomy, seed=self.recipe.seed, dtype=torch.float32)
-        in_order = sorted(layers, key=lambda pair: anatomy.blocks.index(pair[0]))
+        wanted = {layer.name for pool in pools if not isinstance(pool.sparsity, Pattern) for _, layer in pool.layers}
+        layers = [pair for pair in anatomy.layers() if pair[1].name in wanted]
+        keys = self.recipe.score_calibration if score.part.trait("data", True) else None
+        batches = self._batches(keys, getattr(scorer, "samples", None))
+        replay = Replay(
+            self._dense(), self.adapter, batches, anatomy=anatomy, seed=self.recipe.seed, dtype=torch.float32
+        )
         with self._stage("score"), replay:
-            return score_layers(scorer, score.aggregate, replay, in_order, self.folder.scores, self.emit)
+            return score_layers(scorer, score.aggregate, replay, layers, self.folder.scores, self.emit)
 
     def _take_over_scores(self) -> None:
         if self.recipe.reuse and not self.folder.scores.is_file():
@@ -246,74 +290,72 @@ class Pipeline:
             if found is not None:
                 write_whole(self.folder.scores, found.read_bytes())
 
-    def _evaluate(self, stage: str, model: nn.Module | None = None) -> None:
-        for part in self.recipe.evaluate:
-            if evaluation_in(self.folder, stage, part) is not None:
-                continue
-            line = self._taken_over(part) if stage == "dense" else None
-            append_line(self.folder.evaluations, line or self._evaluated(stage, part, model or self._dense_model()))
+    def _to_evaluate(self, stage: str) -> list[Evaluator]:
+        return [one for one in self._evaluators if one.line(self.folder.evaluations, stage) is None]
 
-    def _taken_over(self, part: Part) -> dict[str, Any] | None:
+    def _to_export(self) -> list[str]:
+        return [name for name, part in self._exports.items() if not is_exported(self.folder.exports, name, part)]
+
+    def _evaluate(self, stage: str, model: nn.Module) -> None:
+        for evaluator in self._to_evaluate(stage):
+            line = self._taken_over(evaluator) if stage == "dense" else None
+            if line is not None:
+                append_line(self.folder.evaluations, line)
+                continue
+            with self._stage(f"evaluate {stage}"), torch.no_grad():
+                evaluator.run(self.folder.evaluations, stage, model, self.adapter)
+
+    def _taken_over(self, evaluator: Evaluator) -> dict[str, Any] | None:
         if not self.recipe.reuse:
             return None
-        return found_measures(self.recipe, self._model_fingerprint, self.folder.path, part)
-
-    def _evaluated(self, stage: str, part: Part, model: nn.Module) -> dict[str, Any]:
-        with self._stage(f"evaluate {stage}"), torch.no_grad():
-            measures: Mapping[str, Measure] = part.build()(model, self.adapter)
-        named = {name: asdict(measure) for name, measure in measures.items()}
-        return {"stage": stage, "evaluator": part.plain(), "measures": named}
+        return found_measures(self.recipe, self._model_fingerprint, self.folder.path, evaluator)
 
     def _pruned(self, plan: Plan) -> nn.Module:
-        model = self._dense_model()
-        batches = self._batches(self.recipe.calibration)
-        replay = Replay(model, self.adapter, batches, seed=self.recipe.seed)
+        model = self._dense()
+        replay = Replay(model, self.adapter, self._batches(self.recipe.calibration), seed=self.recipe.seed)
         with self._stage("prune"):
             masks = FineStep(replay, plan, self.prepared.pruners, self.folder.blocks, self.emit)()
-        del replay
+        del replay  # and with it what it recorded
+        self._drawn.clear()
         with self._stage("save"):
-            self._save(model, masks)
-        self._dense = None
+            save_masks(self.folder.masks, masks)
+            with whole_folder(self.folder.model) as folder:
+                self.adapter.save(model, folder)
+                check_saved(folder, model, masks, partial(self._read, folder))
+            self.folder.drop_blocks()
         return model
 
-    def _save(self, model: nn.Module, masks: PackedMasks) -> None:
-        save_masks(self.folder.masks, masks)
-        with whole_folder(self.folder.model) as folder:
-            self.adapter.save(model, folder)
-        shutil.rmtree(self.folder.blocks, ignore_errors=True)
-
-    def _reloaded(self) -> nn.Module:
-        """The pruned model of an earlier process, as its ``model/`` has it."""
-        self._dense = None
-        gc.collect()
+    def _finished(self) -> tuple[Plan, nn.Module]:
+        """What earlier processes made: the dense model is read only where it is still to be evaluated."""
+        self.folder.drop_blocks()
+        plan = Plan.load(read_json(self.folder.plan))
+        if self._to_evaluate("dense"):
+            self._evaluate("dense", self._dense())
+            self.folder.identify(self._fingerprints)
+            self._model = None
+            gc.collect()
         with self._stage("load"):
-            return self.adapter.load(open_source(str(self.folder.model), Path.cwd()), None, self._device)
+            self._model = self._read(self.folder.model)
+        held = self.prepared.source.model
+        if held is not None:
+            copy_weights(self._anatomy(self._model), self._anatomy(held), plan.layers)
+            self._model = held
+        self.folder.identify(self._fingerprints)
+        return plan, self._model
 
-    def _export(self, model: nn.Module) -> None:
-        for part, name in zip(self.recipe.export, export_names(self.recipe.export), strict=True):
-            record = self.folder.exports / f"{name}.json"
-            if record.is_file() and read_json(record)["exporter"] == part.plain():
-                continue
-            with self._stage(f"export {name}"):
-                with whole_folder(self.folder.exports / name) as folder:
-                    files = part.build()(model, self.adapter, folder)
-                    described = {
-                        str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-                        for file in files
-                    }
-                write_whole(record, json.dumps({"exporter": part.plain(), "files": described}, indent=1))
+    def _read(self, folder: Path) -> nn.Module:
+        """A model that was saved, on the run's device; a processor that was given stays the adapter's."""
+        given = self.adapter.processor
+        model = self.adapter.load(open_source(str(folder), Path.cwd()), None, self._device)
+        if given is not None:
+            self.adapter.processor = given
+        return model
 
     def _reported(self, plan: Plan, model: nn.Module) -> dict[str, Any]:
-        report = make_report(self.folder, self.recipe, plan, model, self.adapter, self._device, self._warnings)
+        measures = measures_of(self.folder.evaluations, self._evaluators)
+        sizes = {name: weight_bytes(self.folder.exports / name) for name in self._exports}
+        sizes = {"model": weight_bytes(self.folder.model), **sizes}
+        total, left = sum(p.numel() for p in model.parameters()), nonzeros(self._anatomy(model), plan.layers)
+        report = make_report(self.folder, self.recipe, plan, total, left, measures, sizes, self._device)
         write_report(self.folder, report)
         return report
-
-
-def export_names(parts: Sequence[Part]) -> list[str]:
-    """A folder name for each export: the exporter's, numbered from the second of one kind on."""
-    names: list[str] = []
-    for part in parts:
-        base = part.use.replace(":", ".")
-        same = sum(name == base or name.startswith(f"{base}-") for name in names)
-        names.append(f"{base}-{same + 1}" if same else base)
-    return names

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from math import inf, isfinite
 from typing import Any, Literal
 
 from ecoflap.core.anatomy import Anatomy, Block, Layer
@@ -125,9 +126,10 @@ def _budgeted(
             layer.name: PlannedLayer(layer.size, layer_keep, block.tower, block.name, group.name)
             for (block, layer), layer_keep in zip(inside, counts, strict=True)
         }
-        error = group.score.standard_error if isinstance(group.score, Estimate) else None
+        error = group.score.standard_error if isinstance(group.score, Estimate) else inf
         score = float(group.score) if scores else None
-        yield group.name, planned, PlannedGroup(group.size, count, group.tower, score, error)
+        told = error if isfinite(error) else None  # nothing is known of a single term's, and JSON knows no infinity
+        yield group.name, planned, PlannedGroup(group.size, count, group.tower, score, told)
 
 
 def _patterned(pool: Pool, pattern: Pattern) -> Iterator[tuple[str, dict[str, PlannedLayer], PlannedGroup]]:
@@ -165,13 +167,18 @@ def _scored_sizes(inside: Sequence[tuple[Block, Layer]], scores: Scores) -> dict
 
 def _checked_keeps(groups: Sequence[Group], keep: int, kept: Sequence[int]) -> Sequence[int]:
     """An allocator may come from anywhere; the budget is exact all the same."""
+    if not all(isinstance(count, int) for count in kept):
+        raise EcoflapError(f"the allocator's counts are {list(kept)[:5]} …; whole numbers are wanted")
     if len(kept) != len(groups) or sum(kept) != keep:
         raise EcoflapError(
-            f"the allocator kept {sum(kept)} weights in {len(kept)} groups; it was asked for {keep} in {len(groups)}"
+            f"the allocator keeps {sum(kept)} weights in {len(kept)} groups; it was asked for {keep} in {len(groups)}"
         )
     for group, count in zip(groups, kept, strict=True):
-        if not group.floor <= count <= (group.size if group.cap is None else group.cap):
-            raise EcoflapError(f"the allocator keeps {count} of the {group.size} weights of {group.name}")
+        if not group.floor <= count <= group.most:
+            raise EcoflapError(
+                f"the allocator keeps {count} of the {group.size} weights of {group.name}, which keeps "
+                f"{group.floor} to {group.most}"
+            )
     return kept
 
 

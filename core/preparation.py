@@ -1,11 +1,13 @@
 """Everything that can be known, and refused, before weights are read."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ecoflap.core.anatomy import Anatomy, Source
@@ -13,9 +15,10 @@ from ecoflap.core.budget import Pattern
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError, nearest
 from ecoflap.core.part import Part
 from ecoflap.core.parts import Adapter, Pruner
-from ecoflap.core.plan import Pool, pools_of
+from ecoflap.core.plan import Pool, make_plan, pools_of
 from ecoflap.core.recipe_model import Recipe
 from ecoflap.core.registry import Registry
+from ecoflap.core.reuse import strangers
 from ecoflap.core.source import check_weights, in_memory, open_source
 
 
@@ -40,6 +43,13 @@ class Prepared:
         """Prunable weights in all."""
         return sum(pool.size for pool in self.pools)
 
+    @property
+    def looks_at_scores(self) -> bool:
+        """Whether layers have to be scored: patterns and some allocators ask for none."""
+        patterned = all(isinstance(pool.sparsity, Pattern) for pool in self.pools)
+        takes = self.recipe.allocate.trait("takes", "score") is not None
+        return self.recipe.score is not None and takes and not patterned
+
     def pools_in(self, anatomy: Anatomy) -> list[Pool]:
         """The pools again, of the same model with its weights."""
         return pools_of(anatomy, *_choices(self.recipe))
@@ -53,11 +63,19 @@ class Prepared:
         return {name: part.build() if part else shared for name, part in towers.items()}
 
 
-def prepare(recipe: Recipe, registry: Registry, model: nn.Module | None = None, processor: Any = None) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    registry: Registry,
+    model: nn.Module | None = None,
+    processor: Any = None,
+    *,
+    own: Path | None = None,
+) -> Prepared:
     """Find the model and its adapter, take it apart without weights, and collect every problem the recipe has with it.
 
     :param model: One in memory, to prune instead of the recipe's source.
     :param processor: Its tokenizer or processor.
+    :param own: The folder of the run this is for.
     """
     source = in_memory(model) if model is not None else open_source(recipe.model.source, Path.cwd())
     adapter = adapter_for(source, registry, recipe.model.adapter)
@@ -67,7 +85,7 @@ def prepare(recipe: Recipe, registry: Registry, model: nn.Module | None = None, 
     anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers)
     pools = tuple(pools_of(anatomy, *_choices(recipe)))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
-    problems = list(_problems(prepared))
+    problems = [*strangers(recipe, own), *_problems(prepared)]
     if problems:
         raise RecipeError(*problems)
     return prepared
@@ -77,7 +95,8 @@ def adapter_for(source: Source, registry: Registry, named: Part | None) -> Adapt
     """The adapter a recipe names, or the only one that claims the model."""
     if named is not None:
         adapter = named.build()
-        assert isinstance(adapter, Adapter), f"{named.use} is no adapter"
+        if not isinstance(adapter, Adapter):
+            raise ModelError(f"model.adapter: {named.use} is no adapter: it lacks some of an adapter's methods")
         return adapter
     adapters: dict[str, Adapter] = {name: registry.find("adapter", name)() for name in registry.names("adapter")}
     claims = [name for name, adapter in adapters.items() if adapter.matches(source)]
@@ -108,27 +127,52 @@ def _problems(prepared: Prepared) -> Iterator[str]:
         if name not in towers:
             yield f"towers.{name}: this model has no such tower.{nearest(name, towers)} Known: {', '.join(towers)}."
     if not prepared.pools:
-        yield "towers: every tower of this model is kept, so there is nothing to prune."
+        yield f"towers: every tower of this model is kept, so there is nothing to prune. It has {', '.join(towers)}."
+    yield from _device_problems(prepared)
     yield from _pattern_problems(prepared.pools)
     yield from _score_problems(recipe)
     if prepared.source.model is None:
-        yield from _said_by(check_weights, prepared.source)
-    for where, part in _parts(recipe):
-        ask = getattr(part.build(), "problems", None)
-        if ask is not None:
-            yield from (f"{where}: {problem}" for problem in _asked(ask, prepared))
+        yield from _said_by(lambda: check_weights(prepared.source))
+    yield from _part_problems(prepared)
+    if prepared.pools and recipe.allocate.trait("takes", "score") is None:
+        # Nothing else decides about it, so the whole plan can be tried.
+        allocator = recipe.allocate.build()
+        yield from (
+            f"allocate: {told}" for told in _said_by(lambda: make_plan(prepared.pools, allocator, "layer", None))
+        )
 
 
-def _asked(ask: Any, prepared: Prepared) -> Iterable[str]:
+def _device_problems(prepared: Prepared) -> Iterator[str]:
+    asked = prepared.recipe.model
+    number = int(asked.device.partition(":")[2] or 0)
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked.device.startswith("cuda") and number >= there:
+        yield f"model.device: {asked.device} is not there: torch sees {there} CUDA devices. Use auto or cpu."
+    if prepared.source.model is not None and asked.dtype != "auto":
+        yield "model.dtype: a model in memory keeps the type it has. Leave dtype out, or convert the model."
+
+
+def _part_problems(prepared: Prepared) -> Iterator[str]:
+    longest = prepared.adapter.max_length(prepared.model)
+    for where, part in _parts(prepared.recipe):
+        built = part.build()
+        asked = list(_asked(built, prepared))
+        yield from (f"{where}: {problem}" for problem in asked)
+        if not asked and hasattr(built, "length"):
+            yield from (f"{where}: {told}" for told in _said_by(partial(built.length, longest)))
+
+
+def _asked(built: Any, prepared: Prepared) -> Iterable[str]:
+    ask = getattr(built, "problems", None)
     try:
-        return list(ask(prepared.anatomy, prepared.recipe))
+        return list(ask(prepared.anatomy, prepared.recipe)) if ask else []
     except EcoflapError as error:
         return error.problems
 
 
-def _said_by(check: Any, source: Source) -> Iterator[str]:
+def _said_by(check: Callable[[], Any]) -> Iterator[str]:
     try:
-        check(source)
+        check()
     except EcoflapError as error:
         yield from error.problems
 

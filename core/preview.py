@@ -8,10 +8,10 @@ import torch
 
 from ecoflap.core.anatomy import Anatomy, Tower
 from ecoflap.core.budget import Pattern, keep_count
+from ecoflap.core.figures import bytes_text
 from ecoflap.core.preparation import Prepared, adapter_for, prepare
 from ecoflap.core.recipe_model import Calibration, Recipe
 from ecoflap.core.registry import Registry
-from ecoflap.core.report import bytes_text
 from ecoflap.core.source import open_source
 from ecoflap.core.tables import Section
 

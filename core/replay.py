@@ -20,7 +20,7 @@ from ecoflap.core.anatomy import Anatomy, Block, Layer
 from ecoflap.core.capture import watching, without_fast_path
 from ecoflap.core.errors import ModelError
 from ecoflap.core.gradients import stream_gradients
-from ecoflap.core.noise import seed_for
+from ecoflap.core.noise import seed_for, seeded
 from ecoflap.core.observe import Observation
 from ecoflap.core.parts import Adapter, Batch
 from ecoflap.core.placement import placed, tensors_of
@@ -30,7 +30,7 @@ from ecoflap.core.walk import Record, Walk
 class Replay:
     """A model, its blocks in the order they run, and for each batch what each tower's last finished block returned.
 
-    ``run(i)``, ``loss(i)`` and ``advance(i)`` need the blocks before ``i`` recorded, by ``advance(0)``, ``advance(1)``, ….
+    ``run(i)``, ``loss(i)`` and ``advance(i)`` need the blocks before ``i`` recorded, by ``advance(0)`` and so on.
     As a context manager it also keeps what is not in any block in ``dtype``, which saves converting it at each forward.
 
     :param seed: Every forward runs in a forked global generator seeded by this and the batch's number: two losses of
@@ -146,9 +146,7 @@ class Replay:
     @contextmanager
     def _prepared(self, number: int) -> Iterator[Batch]:
         """One batch, in a forked and seeded global generator."""
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices), placed(self._tensors_outside_blocks, self.dtype):
-            torch.manual_seed(seed_for(self.seed, number))
+        with seeded(seed_for(self.seed, number)), placed(self._tensors_outside_blocks, self.dtype):
             yield self.batches[number]
 
     @cached_property

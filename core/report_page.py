@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from ecoflap.core.figures import NOTHING, bytes_text, measure_text
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem }
@@ -34,32 +36,32 @@ def _facts(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "model", recipe["model"]["source"]
     yield "prune", recipe["prune"]["use"]
     yield "allocate", recipe["allocate"]["use"]
+    if recipe.get("score"):
+        yield "score", recipe["score"]["use"]
     yield "sparsity", f"{100 * report['sparsity']:.4f} % of {report['prunable']:,} prunable weights"
     yield "kept", f"{report['kept']:,} weights, of which {report['kept_zeros']:,} happen to be zero"
     for name, size in report["bytes"].items():
-        yield f"{name}, bytes", f"{size:,}"
+        yield f"{name}, bytes of weights", f"{size:,}"
     yield "machine", ", ".join(f"{key} {value}" for key, value in report["machine"].items())
     yield "versions", ", ".join(f"{key} {value}" for key, value in report["versions"].items())
 
 
 def _measures(measures: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
     for name, pruned in measures["pruned"].items():
-        dense = measures["dense"].get(name)
-        before = f"{dense['value']:.4g} ± {dense['standard_error']:.2g}" if dense else "–"
-        after = f"{pruned['value']:.4g} ± {pruned['standard_error']:.2g}"
-        yield name, before, after, f"{pruned['n']:,} {pruned['unit']}"
+        over = f"{pruned['n']:,} {pruned['unit']}"
+        yield name, measure_text(measures["dense"].get(name)), measure_text(pruned), over
 
 
 def _scores(groups: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
     for name, group in groups.items():
         if group["score"] is not None:
             error = group["standard_error"]
-            yield name, f"{group['score']:.6g}", "–" if error is None else f"{error:.2g}"
+            yield name, f"{group['score']:.6g}", NOTHING if error is None else f"{error:.2g}"
 
 
 def _stages(stages: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
     for stage in stages:
-        yield stage["stage"], f"{stage['seconds']:.1f}", f"{stage['peak_memory'] / 1e6:,.0f} MB"
+        yield stage["stage"], f"{stage['seconds']:.1f}", bytes_text(stage["peak_memory"])
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -9,8 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ecoflap.core.figures import bytes_text, measure_text
 from ecoflap.core.registry import Registry
-from ecoflap.core.report import Row, bytes_text, measure_text, method_of
+from ecoflap.core.report import TEXTS, Row, method_of, ratio_text
 from ecoflap.core.signature import KINDS
 
 
@@ -23,11 +24,15 @@ class Section:
     rows: Sequence[Sequence[str]]
 
 
+UNFOLDED = 10_000
+"""Columns where nothing has to fit a screen: each row on a line of its own, for grep and for files."""
+
+
 def show(sections: Sequence[Section]) -> None:
     """Print to standard output: as wide as the terminal, or as wide as the rows where it is none."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=240)
+        console = Console(width=UNFOLDED)
     for section in sections:
         if section.title:
             console.print(section.title, style="bold", highlight=False, markup=False, soft_wrap=True)
@@ -51,18 +56,17 @@ def run_summary(report: Mapping[str, Any]) -> list[Section]:
         for name, pruned in report["measures"]["pruned"].items()
     ]
     towers = [(name, f"{100 * share:.2f} %") for name, share in report["towers"].items()]
-    sizes = [
-        (name, bytes_text(size), f"{size / report['bytes']['model']:.3f}") for name, size in report["bytes"].items()
-    ]
+    model = report["bytes"]["model"]
+    sizes = [(name, bytes_text(size) + ratio_text(size, model)) for name, size in report["bytes"].items()]
     title = f"{method_of(report)}: {100 * report['sparsity']:.2f} % of {report['prunable']:,} weights pruned"
     sections = [Section(title, ("tower", ">sparsity"), towers)]
     if measures:
         sections.append(Section("", ("measure", ">dense", ">pruned", ">over"), measures))
-    return [*sections, Section("", ("files", ">size", ">of model/"), sizes)]
+    return [*sections, Section("", ("weights in", ">size"), sizes)]
 
 
 def comparison_table(rows: Sequence[Row]) -> Section:
-    columns = [column if column in ("run", "method") else f">{column}" for column in rows[0]]
+    columns = [column if column in TEXTS else f">{column}" for column in rows[0]]
     return Section("", columns, [list(row.values()) for row in rows])
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib.resources import files
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -46,7 +45,7 @@ class Text:
     :param seed: Of the random choice, which is the same on every machine.
     :param order: ``random``: a window at a random place of a random document that is long enough, and of all documents
         joined where none is. ``consecutive``: all documents joined by an empty line and cut from the start, without
-        overlap, as perplexities are reported.
+        overlap, as perplexities are reported. ``spread``: of those windows, ``samples`` that lie evenly over the text.
     :param portion: The share of the documents to use: calibrate on ``[0, 0.7]`` and evaluate on ``[0.7, 1]``.
     """
 
@@ -58,14 +57,14 @@ class Text:
     samples: int | None = 128
     sequence_length: int | None = None
     seed: int = 0
-    order: Literal["random", "consecutive"] = "random"
+    order: Literal["random", "consecutive", "spread"] = "random"
     portion: tuple[float, float] = (0.0, 1.0)
 
     def __call__(self, adapter: Adapter, model: nn.Module) -> Iterator[Sample]:
         wrong = [*self.problems()]
         if wrong:
             raise DataError(*wrong)
-        length = self._length(adapter.max_length(model))
+        length = self.length(adapter.max_length(model))
         tokenize = _tokenizer(adapter)
         documents = self._portion(self._documents())
         cut = self._random if self.order == "random" else self._consecutive
@@ -95,7 +94,11 @@ class Text:
             return (shipped,) if self.dataset is None else ()
         return self.path if isinstance(self.path, tuple) else (self.path,)
 
-    def _length(self, longest: int | None) -> int:
+    def length(self, longest: int | None) -> int:
+        """Tokens in a window.
+
+        :param longest: What the model reads at most.
+        """
         if self.sequence_length is None:
             return min(USUAL_LENGTH, longest or USUAL_LENGTH)
         if longest is not None and self.sequence_length > longest:
@@ -153,8 +156,9 @@ class Text:
                 f"text: {self.samples} windows of {length} tokens are asked for and the text gives {available}. Set "
                 f"samples: {available}, or null for all there are; or lower sequence_length, or give more text."
             )
-        starts = range(0, available * length, length)
-        yield from (_window(tokens, start, length) for start in islice(starts, self.samples))
+        wanted = available if self.samples is None else self.samples
+        of = available if self.order == "spread" else wanted
+        yield from (_window(tokens, index * of // wanted * length, length) for index in range(wanted))
 
     def _joined(self, documents: Sequence[str], tokenize: "Tokenize", length: int) -> list[int]:
         tokens = tokenize(BETWEEN.join(documents))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ecoflap.core.budget import Budget, Compare, select
+from ecoflap.core.budget import Budget, Compare, kept_only, select
 from ecoflap.core.hookspecs import hookimpl
 from ecoflap.core.parts import Pruned, Pruner
 
@@ -28,7 +28,7 @@ class Magnitude:
     def __call__(self, weight: Float[Tensor, "out in"], statistic: None, budget: Budget) -> Pruned:
         weight = weight.detach()
         mask = select(weight.abs(), budget, self.compare)
-        return Pruned(mask, weight.masked_fill(~mask, 0))
+        return Pruned(mask, kept_only(weight, mask))
 
 
 @hookimpl

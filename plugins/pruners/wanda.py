@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ecoflap.core.budget import Budget, Compare, select, zeros_first
+from ecoflap.core.budget import Budget, Compare, kept_only, select, zeros_first
 from ecoflap.core.hookspecs import hookimpl
 from ecoflap.core.parts import Pruned, Pruner
 from ecoflap.core.statistics import ColumnNorm
@@ -28,9 +28,9 @@ class Wanda:
 
     def __call__(self, weight: Float[Tensor, "out in"], statistic: ColumnNorm, budget: Budget) -> Pruned:
         weight = weight.detach()
-        metric = weight.abs() * statistic.squared.sqrt()  # float32 whatever the weight's dtype
+        metric = weight.abs().float().mul_(statistic.squared.sqrt())  # in place: large temporaries are what costs here
         mask = select(zeros_first(metric, weight), budget, self.compare)
-        return Pruned(mask, weight.masked_fill(~mask, 0))
+        return Pruned(mask, kept_only(weight, mask))
 
 
 @hookimpl

@@ -91,6 +91,8 @@ def test_consecutive_windows_do_not_overlap(
     found = windows(Text(path=file, order="consecutive", samples=None, sequence_length=10))
     assert found == [joined[i : i + 10] for i in range(0, 50, 10)]
     assert windows(Text(path=file, order="consecutive", samples=2, sequence_length=10)) == found[:2]
+    spread = windows(Text(path=file, order="spread", samples=2, sequence_length=10))
+    assert spread == [found[0], found[len(found) // 2]]
 
 
 def test_portions_share_no_document(tmp_path: Path, windows: Callable[[Text], list[list[int]]]):

@@ -1,0 +1,31 @@
+"""Numbers as tables and pages show them."""
+
+from collections.abc import Mapping
+from math import log10
+from typing import Any
+
+NOTHING = "–"
+
+
+def measure_text(measure: Mapping[str, Any] | None) -> str:
+    """``40.66 ± 2.6``; without an error where there is none."""
+    if measure is None:
+        return NOTHING
+    error = measure["standard_error"]
+    return f"{measure['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+
+
+def bytes_text(count: float) -> str:
+    """In units of a thousand, as disks and downloads are counted."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    power = min(int(log10(count) / 3 + 1e-9), 4)
+    return f"{count / 1000**power:.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def time_text(seconds: float) -> str:
+    """``4.2 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,144 @@
+"""What is built and installed is what is in git, and works from any folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CODE = ("adapters", "core", "exporters", "plugins")
+SHIPPED = (*CODE, "ecoflap", "recipes", "registry.yaml")
+SOURCE = (*SHIPPED, "pyproject.toml", "README.md", "LICENSE", "tests", "docs")
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+OFFLINE = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
+
+USED = """
+import json
+from pathlib import Path
+
+import ecoflap
+from ecoflap.core.recipe import find_recipe, load_recipe
+from ecoflap.plugins.datasets.text import Text
+
+registry = ecoflap.load_registry(installed=False)
+path = find_recipe("quickstart")
+recipe = load_recipe(path, registry=registry)
+(shipped,) = Text()._paths()
+used = [ecoflap.__file__, registry.find("pruner", "wanda").__module__, recipe.prune.use, list(Text().problems())]
+print(json.dumps([*used, str(path), str(recipe.calibration.data.parameters["path"]), str(shipped)]))
+"""
+
+
+def quietly(*command, **keywords):
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **keywords)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def away(path, *command):
+    """Run from a folder that has nothing to do with the project.
+
+    :param path: Searched for modules before the environment the tests run in; None for that alone.
+    """
+    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ECOFLAP_REGISTRY")}
+    return quietly(*command, cwd=Path(sys.prefix), env=own | ({"PYTHONPATH": str(path)} if path else {}))
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """A copy: building leaves files behind."""
+    folder = tmp_path_factory.mktemp("packaging") / "source"
+    folder.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in SOURCE:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(source, tmp_path_factory):
+    """The sdist, and the wheel made of what is in the sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    quietly(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source)
+    (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="session")
+def in_wheel(built):
+    with zipfile.ZipFile(built[1]) as wheel:
+        return sorted(wheel.namelist())
+
+
+@pytest.fixture(scope="session")
+def installed(built, source, tmp_path_factory):
+    """By how it was installed: the folder it is in."""
+    pip = (sys.executable, "-m", "pip", "install", *OFFLINE, "--no-build-isolation", "--target")
+    folders = {"wheel": tmp_path_factory.mktemp("wheel"), "source": tmp_path_factory.mktemp("source")}
+    quietly(*pip, folders["wheel"], built[1])
+    quietly(*pip, folders["source"], source)
+    return {**folders, "here": None}
+
+
+def in_git():
+    """Every file under version control, and those that would be with the next commit."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not in a git checkout")
+    listed = quietly("git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *SHIPPED, cwd=ROOT)
+    return [name for name in listed.splitlines() if (ROOT / name).exists() and not (ROOT / name).is_symlink()]
+
+
+def test_the_wheel_holds_the_files_of_git_and_no_others(in_wheel):
+    expected = [name if name.startswith("ecoflap/") else f"ecoflap/{name}" for name in in_git()]
+    assert [name for name in in_wheel if ".dist-info/" not in name] == sorted(expected)
+
+
+def test_the_wheel_installs_one_folder_beside_its_metadata(in_wheel):
+    assert {name.split("/")[0] for name in in_wheel} == {
+        "ecoflap",
+        f"ecoflap-{SETTINGS['project']['version']}.dist-info",
+    }
+    assert not [name for name in in_wheel if "test" in name]
+
+
+def test_every_folder_with_code_is_named_as_a_package():
+    folders = {path.parent.relative_to(ROOT) for folder in CODE for path in (ROOT / folder).rglob("*.py")}
+    expected = {"ecoflap", *(f"ecoflap.{'.'.join(folder.parts)}" for folder in folders)}
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == expected
+
+
+def test_the_sdist_holds_what_building_takes(built):
+    with tarfile.open(built[0]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "core/cli.py", "ecoflap/registry.yaml"} <= names
+
+
+@pytest.mark.parametrize("how", ["wheel", "source", "here"])
+def test_recipes_registry_and_text_are_found_from_any_folder(installed, how):
+    used = json.loads(away(installed[how], sys.executable, "-c", USED))
+    file, module, pruner, problems, *paths = used
+    assert (module, pruner, problems) == ("ecoflap.plugins.pruners.wanda", "wanda", [])
+    home = Path(file).parent
+    if installed[how]:
+        assert home == installed[how] / "ecoflap"
+    quickstart, *texts = [Path(path).resolve() for path in paths]
+    assert quickstart == (home / "recipes" / "quickstart.yaml").resolve()
+    assert texts == [(home / "recipes" / "data" / "wikipedia.jsonl").resolve()] * 2
+
+
+@pytest.mark.parametrize("how", ["wheel", "source"])
+def test_the_command_runs_from_any_folder(installed, how):
+    script = installed[how] / "bin" / "ecoflap"
+    assert away(installed[how], script, "--version").strip() == SETTINGS["project"]["version"]
+    assert "wanda" in away(installed[how], script, "list", "pruner")
+    assert away(installed[how], sys.executable, "-m", "ecoflap.core.recipe_docs").startswith("# The recipe")
