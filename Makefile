@@ -29,7 +29,7 @@ demo: $(VENV)/.installed-demo
 	@echo "Small settings, not the paper's. Weights: SmolLM2-135M-Instruct, de-quantised from 4 bits. Wikipedia text."
 	@echo "Scored with joint: true on 8 × 128 tokens (the paper: matrix by matrix, 32 samples), calibrated on 16 × 512"
 	@echo "(the paper: 128 samples), evaluated on 8 × 512 tokens of other articles. Scores and the dense perplexity of"
-	@echo "the first run serve all four, so its minutes are the whole cost and theirs are not."
+	@echo "the first run serve all four: only its time is that of a run by itself."
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 -q

@@ -76,7 +76,7 @@ def prune(adapter: LlamaAdapter, model: nn.Module, batches: Sequence[Batch], pru
 
 def fine() -> None:
     """Wanda's fine step over two forwards of the base model, without lm_head, on the same data."""
-    for dtype, samples in ((torch.bfloat16, 16), (torch.bfloat16, 128), (torch.float32, 16), (torch.float32, 64)):
+    for dtype, samples in ((torch.bfloat16, 16), (torch.bfloat16, 64), (torch.float32, 16), (torch.float32, 32)):
         adapter, model = loaded(dtype)
         batches = text(adapter, model, samples, 512)
         plain_forwards(model, batches[:2])

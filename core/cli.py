@@ -1,10 +1,13 @@
 """The command line. Torch and everything else heavy is imported inside the commands, so that --help is instant."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -31,19 +34,21 @@ RegistryOption = Annotated[
 
 def main() -> None:
     """The ``ecoflap`` command. A user's mistake ends with 2 and a message, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no ± must not end a run
     try:
         app(standalone_mode=True)
     except EcoflapError as error:
         print(f"ecoflap: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(141)
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool) -> bool:
     if asked:
         print(version("ecoflap"))
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -64,11 +69,11 @@ def run(
     registry: RegistryOption = None,
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
-    from ecoflap.core.pipeline import run as run_recipe
-    from ecoflap.core.registry import load_registry
-    from ecoflap.core.tables import run_summary, show
+    with _stoppable():
+        from ecoflap.core.pipeline import run as run_recipe
+        from ecoflap.core.registry import load_registry
+        from ecoflap.core.tables import run_summary, show
 
-    with _quiet_exit():
         done = run_recipe(recipe, set_=set_ or (), folder=folder, fresh=fresh, registry=load_registry(registry))
         show(run_summary(done.report))
         print(f"report: {done.folder / 'report.html'}")
@@ -131,11 +136,22 @@ def compare(
         show([comparison_table(rows)])
 
 
+class _Terminated(KeyboardInterrupt):
+    """Asked to end by SIGTERM, as a cluster's scheduler does."""
+
+
 @contextmanager
-def _quiet_exit() -> Iterator[None]:
-    """Ctrl-C says how to go on instead of where it was."""
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM say how to go on instead of where it was."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print("\necoflap: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated

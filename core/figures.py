@@ -15,7 +15,7 @@ def measure_text(measure: Mapping[str, Any] | None) -> str:
     return f"{measure['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
-def bytes_text(count: float) -> str:
+def bytes_text(count: int | float) -> str:
     """In units of a thousand, as disks and downloads are counted."""
     if count < 1000:
         return f"{count:.0f} B"
@@ -23,7 +23,7 @@ def bytes_text(count: float) -> str:
     return f"{count / 1000**power:.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def time_text(seconds: float) -> str:
+def time_text(seconds: int | float) -> str:
     """``4.2 s``, ``12 min``, ``3 h 05 min``."""
     if seconds < 100:
         return f"{seconds:.1f} s"

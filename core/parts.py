@@ -105,12 +105,11 @@ class Scorer(Protocol):
     """Asks the model how much its loss cares about each layer; yields each score as it is known.
 
     Optional attributes: ``unit`` is what the names it yields stand for (``"layer"``, the default, or ``"block"``);
-    ``samples`` limits how many calibration samples its :class:`Replay` holds; ``aggregate`` is below.
+    ``samples`` limits how many calibration samples its :class:`Replay` holds; ``aggregate`` says how a group's score
+    comes from its layers': ``"sum"`` (the default), ``"mean"`` or ``"per_parameter"``.
 
     :param layers: The layers still without a score, in the order they run.
     """
-
-    aggregate: ClassVar[Aggregate] = "sum"
 
     def __call__(self, replay: "Replay", layers: Sequence[Layer]) -> Iterator[tuple[str, Score]]: ...
 
@@ -189,7 +188,11 @@ class Adapter(Protocol):
 
 @runtime_checkable
 class Exporter(Protocol):
-    """Writes a model into an empty folder and returns the files."""
+    """Writes a model into an empty folder and returns the files.
+
+    Optional method: ``predicted_bytes(parameters, prunable, kept, width)`` says before a run how large they will be;
+    without it the dense model's size is taken.
+    """
 
     def __call__(self, model: nn.Module, adapter: Adapter, folder: Path) -> list[Path]: ...
 
@@ -203,6 +206,10 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Yields samples. It is given the adapter because lengths are counted with the model's own tokenizer."""
+    """Yields samples. It is given the adapter because lengths are counted with the model's own tokenizer.
+
+    Optional attribute and method, for the plan: ``samples``, how many there are, and ``tokens_per_sample(longest)``,
+    how long each is in a model that reads ``longest`` tokens at most.
+    """
 
     def __call__(self, adapter: Adapter, model: nn.Module) -> Iterator[Sample]: ...

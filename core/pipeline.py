@@ -4,7 +4,7 @@ import gc
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from ecoflap.core.anatomy import Anatomy
 from ecoflap.core.budget import Pattern
 from ecoflap.core.calibration import Calibration
 from ecoflap.core.coarse import score_layers
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.evaluation import Evaluator, measures_of
 from ecoflap.core.events import Event, Progress, RunFailed, RunFinished, RunStarted, StageFinished, StageStarted, Warned
 from ecoflap.core.exports import export, export_names, is_exported, weight_bytes
@@ -106,7 +106,7 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
     """
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     telling = [item for item in set_ if item.split("=")[0].split(".")[0].strip() not in MAY_CHANGE]
-    return re.sub(r"[^\w.,+-]+", "-", "-".join([stem, *telling]))[:120].strip("-.") or "run"
+    return re.sub(r"[^\w.-]+", "-", "-".join([stem, *telling]))[:120].strip("-.") or "run"
 
 
 class Pipeline:
@@ -189,12 +189,16 @@ class Pipeline:
     def _stage(self, name: str) -> Iterator[None]:
         self.emit(StageStarted(name))
         started = perf_counter()
-        self._clock = Clock(name, self.folder)
+        self._clock = clock = Clock(name, self.folder)
         try:
             yield
+        except BaseException:
+            with suppress(EcoflapError):  # on a full disk this fails too, and says less
+                clock.stop()
+            raise
         finally:
-            clock, self._clock = self._clock, None
-            clock.stop()
+            self._clock = None
+        clock.stop()
         self.emit(StageFinished(name, perf_counter() - started))
 
     @cached_property

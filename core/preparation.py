@@ -158,8 +158,8 @@ def _part_problems(prepared: Prepared) -> Iterator[str]:
         built = part.build()
         asked = list(_asked(built, prepared))
         yield from (f"{where}: {problem}" for problem in asked)
-        if not asked and hasattr(built, "length"):
-            yield from (f"{where}: {told}" for told in _said_by(partial(built.length, longest)))
+        if not asked and hasattr(built, "tokens_per_sample"):
+            yield from (f"{where}: {told}" for told in _said_by(partial(built.tokens_per_sample, longest)))
 
 
 def _asked(built: Any, prepared: Prepared) -> Iterable[str]:

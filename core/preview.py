@@ -1,5 +1,6 @@
 """What a run would do and need, from configurations alone."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from ecoflap.core.anatomy import Anatomy, Tower
 from ecoflap.core.budget import Pattern, keep_count
 from ecoflap.core.figures import bytes_text
+from ecoflap.core.part import Part
 from ecoflap.core.preparation import Prepared, adapter_for, prepare
 from ecoflap.core.recipe_model import Calibration, Recipe
 from ecoflap.core.registry import Registry
@@ -33,20 +35,22 @@ def preview(recipe: Recipe, registry: Registry) -> list[Section]:
 
 def _towers(prepared: Prepared) -> Iterator[tuple[str, ...]]:
     pool_of = {block.name: pool for pool in prepared.pools for block, _ in pool.layers}
+    sharing = Counter(pool_of[tower.blocks[0].name].name for tower in _pruned(prepared))
     for tower in prepared.anatomy.towers:
         layers = [layer for _, layer in prepared.anatomy.layers(tower.blocks)]
         size = sum(layer.size for layer in layers)
         pool = pool_of.get(tower.blocks[0].name)
         budget, kept = "kept whole", f"{size:,}"
         if pool is not None:
-            keep = _kept(pool.size, pool.sparsity)
-            shared = (
-                ""
-                if pool.name == tower.name or len(prepared.pools) == len(prepared.anatomy.towers) == 1
-                else ", shared"
-            )
-            budget, kept = _asked(pool.sparsity) + shared, f"{keep:,}"
+            shared = sharing[pool.name] > 1
+            budget = _asked(pool.sparsity) + (", shared" if shared else "")
+            kept = f"of {_kept(pool.size, pool.sparsity):,} in all" if shared else f"{_kept(size, pool.sparsity):,}"
         yield tower.name, f"{len(tower.blocks)}", f"{len(layers)}", f"{size:,}", budget, kept
+
+
+def _pruned(prepared: Prepared) -> list[Tower]:
+    blocks = {block.name for pool in prepared.pools for block, _ in pool.layers}
+    return [tower for tower in prepared.anatomy.towers if tower.blocks[0].name in blocks]
 
 
 def _asked(sparsity: Any) -> str:
@@ -59,39 +63,50 @@ def _kept(size: int, sparsity: Any) -> int:
 
 def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
     recipe = prepared.recipe
-    if recipe.score and recipe.allocate.trait("takes", "score") is not None:
+    if recipe.score and prepared.looks_at_scores:
         yield "score", f"{recipe.score.part.use}: {_scoring(prepared)}"
     else:
-        yield "score", f"nothing: {recipe.allocate.use} looks at no score"
+        yield "score", f"nothing: {recipe.allocate.use} looks at no score" if prepared.pools else "nothing"
     yield "allocate", recipe.allocate.use
     blocks = len({block.name for pool in prepared.pools for block, _ in pool.layers})
     needs = any(pruner.needs for pruner in prepared.pruners.values())
     data = f"each block twice on {_data(prepared, recipe.calibration)}" if needs else "no data needed"
-    yield "prune", f"{recipe.prune.use}: {blocks} blocks, {data}"
-    yield "evaluate", ", ".join(part.use for part in recipe.evaluate) or "nothing"
+    yield "prune", f"{_pruners(prepared)}: {blocks} blocks, {data}"
+    evaluators = ", ".join(part.use for part in recipe.evaluate)
+    yield "evaluate", f"{evaluators}: before and after" if evaluators else "nothing"
     yield "export", ", ".join(["model/", *(part.use for part in recipe.export)])
+
+
+def _pruners(prepared: Prepared) -> str:
+    own = {name: tower.prune for name, tower in prepared.recipe.towers.items() if tower != "keep"}
+    named = [own.get(tower.name) or prepared.recipe.prune for tower in _pruned(prepared)]
+    return ", ".join(dict.fromkeys(part.use for part in named))
 
 
 def _scoring(prepared: Prepared) -> str:
     score, keys = prepared.recipe.score, prepared.recipe.score_calibration
     assert score is not None
     scorer = score.part.build()
-    if keys is None or not hasattr(scorer, "forwards"):
-        return "no forwards counted" if keys else "no data needed"
-    samples = min(getattr(scorer, "samples", None) or _samples(keys), _samples(keys))
-    batches = -(-samples // keys.batch_size)
+    if keys is None or not getattr(scorer, "data", True):
+        return "no data needed"
+    limit, there = getattr(scorer, "samples", None), _samples(keys)
+    samples = min((count for count in (limit, there) if count is not None), default=None)
     data = _data(prepared, keys, samples)
-    return f"{scorer.forwards(prepared.anatomy, batches):,} forwards from the block in question on, over {data}"
+    if samples is None or not hasattr(scorer, "forwards"):
+        return f"over {data}"
+    forwards = scorer.forwards(prepared.anatomy, -(-samples // keys.batch_size))
+    return f"{forwards:,} forwards from the block in question on, over {data}"
 
 
-def _samples(keys: Calibration) -> int:
-    return getattr(keys.data.build(), "samples", None) or 0
+def _samples(keys: Calibration) -> int | None:
+    """How many the dataset yields; None where it does not say so before it is read."""
+    return getattr(keys.data.build(), "samples", None)
 
 
 def _length(prepared: Prepared, keys: Calibration) -> int:
     """Tokens of a sample; 0 where the dataset cannot tell before it is read."""
-    length = getattr(keys.data.build(), "length", None)
-    return length(prepared.adapter.max_length(prepared.model)) if length else 0
+    tokens_per_sample = getattr(keys.data.build(), "tokens_per_sample", None)
+    return tokens_per_sample(prepared.adapter.max_length(prepared.model)) if tokens_per_sample else 0
 
 
 def _data(prepared: Prepared, keys: Calibration | None, samples: int | None = None) -> str:
@@ -99,7 +114,8 @@ def _data(prepared: Prepared, keys: Calibration | None, samples: int | None = No
         return "no data"
     length = _length(prepared, keys)
     count = _samples(keys) if samples is None else samples
-    return f"{count} samples" + (f" of {length} tokens" if length else "") + f", {keys.batch_size} a batch"
+    of = f" of {length} tokens" if length else ""
+    return f"{'all' if count is None else count} samples{of}, {keys.batch_size} a batch"
 
 
 def _needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
@@ -108,22 +124,28 @@ def _needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     weights = total * width
     statistics, recorded = _statistics(prepared), _recorded(prepared, width)
     outside = total - sum(layer.size for _, layer in prepared.anatomy.layers())
-    upcast = 4 * (outside + _largest_block(prepared.anatomy)) if width < 4 and prepared.recipe.score else 0
+    widened = 4 * (outside + _largest_block(prepared.anatomy))
+    upcast = widened if width < 4 and prepared.looks_at_scores else 0
     memory = ITSELF + weights + max(statistics + recorded, upcast)
     made_of = (
         f"weights {bytes_text(weights)}, the largest block's statistics {bytes_text(statistics)}, recorded activations "
         f"{bytes_text(recorded)}, scoring in float32 {bytes_text(upcast)}, libraries {bytes_text(ITSELF)}"
     )
     yield "peak memory", bytes_text(memory), made_of
+    masks = prepared.size // 8
+    exports = [(part.use, _exported(part, prepared, width)) for part in prepared.recipe.export]
+    parts = [("model/", weights), ("masks", masks), *exports]
+    yield "disk", bytes_text(sum(size for _, size in parts)), ", ".join(f"{n} {bytes_text(size)}" for n, size in parts)
+    meanwhile = prepared.size * width + masks
+    yield "disk meanwhile", bytes_text(meanwhile), "finished blocks, until model/ is complete"
+
+
+def _exported(part: Part, prepared: Prepared, width: int) -> int:
+    """What the exporter predicts, or the dense model's size where it predicts nothing."""
+    total = sum(parameter.numel() for parameter in prepared.model.parameters())
     kept = sum(_kept(pool.size, pool.sparsity) for pool in prepared.pools)
-    packed = (total - prepared.size + kept) * width + prepared.size // 8
-    disk = weights + packed * len(prepared.recipe.export)
-    yield "disk", bytes_text(disk), f"model/ {bytes_text(weights)}, each packed export about {bytes_text(packed)}"
-    yield (
-        "disk meanwhile",
-        bytes_text(prepared.size * width + prepared.size // 8),
-        "finished blocks, until model/ is complete",
-    )
+    predict = getattr(part.build(), "predicted_bytes", None)
+    return predict(total, prepared.size, kept, width) if predict else total * width
 
 
 def _bytes_a_weight(prepared: Prepared) -> int:
@@ -162,7 +184,7 @@ def _recorded(prepared: Prepared, width: int) -> int:
     if keys is None:
         return 0
     hidden = max(prepared.anatomy.layers_of[tower.blocks[0].name][0].shape[1] for tower in prepared.anatomy.towers)
-    return _samples(keys) * _length(prepared, keys) * hidden * width * len(prepared.anatomy.towers)
+    return (_samples(keys) or 0) * _length(prepared, keys) * hidden * width * len(prepared.anatomy.towers)
 
 
 def inspection(source: str, adapter: str | None, registry: Registry) -> list[Section]:

@@ -27,6 +27,13 @@ class Safetensors:
     is faster. Libraries that know only dense checkpoints want the ``hugging_face`` exporter.
     """
 
+    def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int:
+        """Kept weights as they are, and a bit for each prunable one.
+
+        :param width: Bytes of one weight.
+        """
+        return (parameters - prunable + kept) * width + prunable // 8
+
     def __call__(self, model: nn.Module, adapter: Adapter, folder: Path) -> list[Path]:
         masks = masks_of(model)
         state = model.state_dict()

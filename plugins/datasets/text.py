@@ -64,7 +64,7 @@ class Text:
         wrong = [*self.problems()]
         if wrong:
             raise DataError(*wrong)
-        length = self.length(adapter.max_length(model))
+        length = self.tokens_per_sample(adapter.max_length(model))
         tokenize = _tokenizer(adapter)
         documents = self._portion(self._documents())
         cut = self._random if self.order == "random" else self._consecutive
@@ -94,7 +94,7 @@ class Text:
             return (shipped,) if self.dataset is None else ()
         return self.path if isinstance(self.path, tuple) else (self.path,)
 
-    def length(self, longest: int | None) -> int:
+    def tokens_per_sample(self, longest: int | None) -> int:
         """Tokens in a window.
 
         :param longest: What the model reads at most.

@@ -4,7 +4,7 @@ import sys
 from time import monotonic
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from ecoflap import hookimpl
@@ -20,6 +20,15 @@ from ecoflap.core.events import (
 from ecoflap.core.events import (
     Progress as ProgressEvent,
 )
+from ecoflap.core.figures import time_text
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TextColumn("{task.fields[unit]}"),
+    TimeElapsedColumn(),
+    TextColumn("{task.fields[left]}"),
+)
 
 PLAIN_EVERY = 10.0
 """Seconds between two plain lines of one stage."""
@@ -31,20 +40,18 @@ class Progress:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._bars: Bars | None = None
-        self._task: TaskID | None = None
-        self._stage_began = self._said = 0.0
-        self._first_done = 0
+        self._task = TaskID(0)
+        self._began = self._said = 0.0
+        self._first_done: int | None = None
 
     @hookimpl
     def ecoflap_on_event(self, event: Event) -> None:
         match event:
             case RunStarted():
                 self._console = Console(stderr=True, file=sys.stderr)
-                self._console.print(f"run folder {event.folder}", highlight=False, soft_wrap=True)
+                self._say(f"run folder {event.folder}")
             case StageStarted():
-                self._stage_began, self._said, self._first_done = monotonic(), monotonic(), -1
-                if not self._console.is_terminal:
-                    self._say(f"{event.stage} …")
+                self._begin(event.stage)
             case ProgressEvent():
                 self._advance(event)
             case StageFinished():
@@ -55,43 +62,38 @@ class Progress:
             case RunFailed() | RunFinished():
                 self._close()
 
-    def _advance(self, event: ProgressEvent) -> None:
-        if self._first_done < 0:
-            self._first_done = event.done
+    def _begin(self, stage: str) -> None:
+        self._close()
+        self._began, self._said, self._first_done = monotonic(), monotonic(), None
         if self._console.is_terminal:
-            self._bar(event)
+            self._bars = Bars(*COLUMNS, console=self._console, transient=True)
+            self._task = self._bars.add_task(stage, total=None, unit="", left="")
+            self._bars.start()
+        else:
+            self._say(f"{stage} …")
+
+    def _advance(self, event: ProgressEvent) -> None:
+        if self._first_done is None:
+            self._first_done = event.done
+        left = self._time_left(event)
+        if self._bars is not None:
+            counted = f"{event.done} of {event.total} {event.unit}"
+            self._bars.update(self._task, completed=event.done, total=event.total, unit=counted, left=left)
         elif monotonic() - self._said > PLAIN_EVERY:
             self._said = monotonic()
-            self._say(f"{event.stage}: {event.done} of {event.total} {event.unit}, {self._time_left(event)}")
+            self._say(f"{event.stage}: {event.done} of {event.total} {event.unit}" + (f", {left}" if left else ""))
 
     def _time_left(self, event: ProgressEvent) -> str:
-        done = event.done - self._first_done
-        if done <= 0:
-            return "time left unknown"
-        left = (monotonic() - self._stage_began) / done * (event.total - event.done)
-        return f"about {left:.0f} s left"
-
-    def _bar(self, event: ProgressEvent) -> None:
-        if self._bars is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn(event.unit),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self._bars = Bars(*columns, console=self._console, transient=True)
-            self._bars.start()
-            self._task = self._bars.add_task(event.stage, total=event.total, completed=event.done)
-        elif self._task is not None:
-            self._bars.update(self._task, completed=event.done)
+        """By what this process did; what an earlier one finished took no time of it."""
+        done = event.done - (self._first_done or 0)
+        if event.done == event.total or done <= 0:
+            return ""
+        return f"about {time_text((monotonic() - self._began) / done * (event.total - event.done))} left"
 
     def _close(self) -> None:
         if self._bars is not None:
             self._bars.stop()
-        self._bars = self._task = None
+        self._bars = None
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)

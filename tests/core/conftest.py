@@ -1,14 +1,19 @@
-"""A registry of toy parts, and recipes read against it."""
+"""A registry of toy parts, and recipes read against it; a pico model in a folder, and runs on it."""
 
+import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from textwrap import dedent
 
 import pytest
+import torch
 
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.recipe import parse_recipe
-from ecoflap.core.registry import load_registry_from
+from ecoflap.core.registry import load_registry, load_registry_from
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +53,80 @@ def told(registry):
         return str(caught.value)
 
     return told
+
+
+@pytest.fixture(scope="session")
+def pico(pico_llama, pico_tokenizer, tmp_path_factory):
+    """A folder with ``model``, a bfloat16 pico LLaMA as transformers saves it, and ``text.jsonl``."""
+    folder = tmp_path_factory.mktemp("pico")
+    pico_llama(dtype=torch.bfloat16).save_pretrained(folder / "model")
+    pico_tokenizer.save_pretrained(folder / "model")
+    random = Random(0)
+    documents = [" ".join(f"word{random.randrange(30)}" for _ in range(80)) for _ in range(20)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    return folder
+
+
+@pytest.fixture
+def plain(pico):
+    """A recipe as a mapping, small enough to run in a moment; keywords replace its keys, None removes one."""
+
+    def plain(**keys):
+        text = {"use": "text", "path": str(pico / "text.jsonl"), "sequence_length": 16}
+        recipe = {
+            "version": 1,
+            "model": str(pico / "model"),
+            "calibration": {**text, "samples": 4, "batch_size": 2, "portion": [0, 0.7]},
+            "sparsity": 0.5,
+            "score": {"use": "zeroth_order", "samples": 2},
+            "prune": "wanda",
+            "evaluate": {"use": "perplexity", "data": {**text, "samples": 2, "portion": [0.7, 1], "order": "spread"}},
+            "export": "safetensors",
+            **keys,
+        }
+        return {key: value for key, value in recipe.items() if value is not None}
+
+    return plain
+
+
+@pytest.fixture
+def lasting():
+    """Of a run folder: the bytes of all that must be the same however often the run was cut off."""
+
+    def lasting(folder):
+        wanted = [folder / name for name in ("plan.json", "scores.jsonl", "masks.safetensors")]
+        wanted += [path for name in ("model", "exports") for path in sorted((folder / name).rglob("*"))]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in wanted if path.is_file()}
+
+    return lasting
+
+
+@pytest.fixture
+def heard_by():
+    """The shipped parts, heard by these observers alone."""
+
+    def heard_by(*observers):
+        named = tuple((f"ear{number}", observer) for number, observer in enumerate(observers))
+        return replace(load_registry(), _observers=named)
+
+    return heard_by
+
+
+@pytest.fixture
+def ecoflap_command(capsys, monkeypatch):
+    """Run the command in this process: its exit code, standard output and standard error."""
+    from ecoflap.core.cli import main
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ecoflap", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return command
