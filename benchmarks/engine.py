@@ -76,14 +76,19 @@ def prune(adapter: LlamaAdapter, model: nn.Module, batches: Sequence[Batch], pru
 
 def fine() -> None:
     """Wanda's fine step over two forwards of the base model, without lm_head, on the same data."""
-    for dtype, samples in ((torch.bfloat16, 16), (torch.bfloat16, 64), (torch.float32, 16), (torch.float32, 32)):
+    for dtype, samples in ((torch.bfloat16, 16), (torch.bfloat16, 64), (torch.float32, 16), (torch.float32, 48)):
         adapter, model = loaded(dtype)
         batches = text(adapter, model, samples, 512)
+        dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         plain_forwards(model, batches[:2])
-        before = seconds(lambda: plain_forwards(model, batches))
-        ours = seconds(lambda: prune(adapter, model, batches, Wanda()))
-        after = seconds(lambda: plain_forwards(model, batches))
-        told(f"Wanda's fine step / two forwards, {dtype}, {samples} x 512 tokens", ours, before + after, "1.15")
+        pairs = []
+        for _ in range(3):
+            model.load_state_dict(dense)
+            before = seconds(lambda: plain_forwards(model, batches))
+            ours = seconds(lambda: prune(adapter, model, batches, Wanda()))
+            pairs.append((ours, before + seconds(lambda: plain_forwards(model, batches))))
+        ours, theirs = sorted(pairs, key=lambda pair: pair[0] / pair[1])[1]  # the median of three
+        told(f"Wanda's fine step / two forwards, {dtype}, {samples} x 512 tokens", ours, theirs, "1.15")
 
 
 def score() -> None:

@@ -39,7 +39,7 @@ def score_layers(
             if name in done:  # by an earlier process; a scorer need not look at which layers it was given
                 continue
             done[name] = _checked(name, score)
-            append_line(path, score_line(name, score))
+            append_line(path, score_line(name, done[name]))
             emit(Progress("score", len(done), total, f"{unit}s"))
     return Scores(unit, aggregate, _complete(done, names, unit))
 

@@ -7,13 +7,13 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ecoflap.core.anatomy import Block, Layer
-from ecoflap.core.budget import Pattern, is_finite
+from ecoflap.core.budget import Pattern, is_finite, kept_only
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError
 from ecoflap.core.events import Event, LayerPruned, Progress, Warned
 from ecoflap.core.files import whole_file
@@ -28,7 +28,8 @@ class FineStep:
     """Prunes the planned layers of a model in place.
 
     :param pruner_of: The pruner of each tower with planned layers.
-    :param folder: Where each finished block is kept, so that a run cut off goes on behind it.
+    :param folder: Where each finished block is kept, so that a run cut off goes on behind it: its masks, and the weights
+        of layers where the pruner changed more than that.
     """
 
     replay: Replay
@@ -71,40 +72,43 @@ class FineStep:
         if path.is_file():
             self._take_over(path, layers, masks)
         else:
-            self._prune(index, layers, masks)
-            self._keep(path, layers, masks)
+            changed = self._prune(index, layers, masks)
+            kept = {f"{layer.name}.mask": masks.bits[layer.name] for layer in layers}
+            kept |= {layer.name: layer.weight.data.cpu().contiguous() for layer in changed}
+            with whole_file(path) as temporary:
+                save_file(kept, temporary)
 
-    def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
+    def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
+        """:return: The layers that are more than their mask on the old weight."""
         pruner = self.pruner_of[self.replay.blocks[index].tower]
         seen = self.replay.run(index, pruner.needs) if pruner.needs else {}
-        notes = _Notes()
+        notes, changed = _Notes(), []
         for layer in layers:
             started = perf_counter()
             planned = self.plan.layers[layer.name]
             pruned = pruned_layer(layer, planned, pruner, seen.get(layer.name))
+            if not _same_bits(pruned.weight, kept_only(layer.weight.data, pruned.mask)):
+                changed.append(layer)
             layer.weight.data.copy_(pruned.weight)
             masks.put(layer.name, pack(pruned.mask), layer.shape)
             for note in notes.new_on(seen.get(layer.name)):
                 self.emit(Warned(f"{layer.name}: {note}"))
             zeros = planned.keep - int(pruned.weight.ne(0).count_nonzero())
             self.emit(LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started))
-
-    def _keep(self, path: Path, layers: Sequence[Layer], masks: PackedMasks) -> None:
-        tensors = {layer.name: layer.weight.data.cpu().contiguous() for layer in layers}
-        tensors |= {f"{layer.name}.mask": masks.bits[layer.name] for layer in layers}
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary)
+        return changed
 
     def _take_over(self, path: Path, layers: Sequence[Layer], masks: PackedMasks) -> None:
         anew = "Delete it, or start anew with --fresh"
         try:
             with safe_open(path, framework="pt") as file:
+                names = set(file.keys())
                 for layer in layers:
-                    bits, weight = file.get_tensor(f"{layer.name}.mask"), file.get_tensor(layer.name)
+                    bits = file.get_tensor(f"{layer.name}.mask")
                     if popcount(bits) != self.plan.layers[layer.name].keep:
                         raise FormatError(f"{path}: the mask of {layer.name} does not hold what the plan keeps. {anew}")
-                    layer.weight.data.copy_(weight)
                     masks.put(layer.name, bits, layer.shape)
+                    old, mask = layer.weight.data, masks[layer.name].to(layer.weight.device)
+                    old.copy_(file.get_tensor(layer.name) if layer.name in names else kept_only(old, mask))
         except SafetensorError as error:
             raise FormatError(f"{path}: this finished block cannot be read: {error}. {anew}") from error
 
@@ -132,6 +136,11 @@ def pruned_layer(layer: Layer, planned: PlannedLayer, pruner: Pruner, statistic:
     if not is_finite(pruned.weight):
         raise ModelError(f"{layer.name}: the pruner returned NaN or infinite weights")
     return pruned
+
+
+def _same_bits(a: Float[Tensor, "out in"], b: Float[Tensor, "out in"]) -> bool:
+    """Equal byte for byte: 0.0 and -0.0 are not."""
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 def _holds(pattern: Pattern, mask: Bool[Tensor, "out in"]) -> bool:

@@ -165,7 +165,7 @@ def _scored_sizes(inside: Sequence[tuple[Block, Layer]], scores: Scores) -> dict
     return sizes
 
 
-def _checked_keeps(groups: Sequence[Group], keep: int, kept: Sequence[int]) -> Sequence[int]:
+def _checked_keeps(groups: Sequence[Group], keep: int, kept: Sequence[Any]) -> Sequence[int]:
     """An allocator may come from anywhere; the budget is exact all the same."""
     if not all(isinstance(count, int) for count in kept):
         raise EcoflapError(f"the allocator's counts are {list(kept)[:5]} …; whole numbers are wanted")

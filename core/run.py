@@ -160,9 +160,16 @@ def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
     :param fresh: Delete what an earlier run left there.
     """
     folder = RunFolder(path)
-    _refuse_strangers(folder)
-    lock = _locked(folder)
     try:
+        _refuse_strangers(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise RunError(
+            f"the run folder {path} cannot be written: {error.strerror}. Name another one with --folder"
+        ) from error
+    try:
+        _lock(folder, lock)
         if fresh:
             _empty(folder)
         removed_leftovers(path)
@@ -180,26 +187,15 @@ def _refuse_strangers(folder: RunFolder) -> None:
         raise RunError(f"{path} is not empty, and no run was begun there. Name another folder with --folder")
 
 
-def _locked(folder: RunFolder) -> int:
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError as error:
-        raise RunError(
-            f"the run folder {folder.path} cannot be written: {error.strerror}. Name another one with --folder"
-        ) from error
+def _lock(folder: RunFolder, lock: int) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if not isinstance(error, BlockingIOError):
-            raise RunError(
-                f"{folder.lock} cannot be locked: {error.strerror}. Name a folder on another disk"
-            ) from error
+    except BlockingIOError as error:
         raise RunError(
             f"another process is running in {folder.path}. Wait for it, or name another folder with --folder"
         ) from error
-    return lock
+    except OSError as error:
+        raise RunError(f"{folder.lock} cannot be locked: {error.strerror}. Name a folder on another disk") from error
 
 
 def _empty(folder: RunFolder) -> None:

@@ -89,6 +89,57 @@ def test_an_installed_package_is_found_from_anywhere(installed, tmp_path):
     assert own["use"] == "ecoflap_stable_rank:StableRank"
 
 
+@pytest.fixture
+def whole_run(pico_llama_folder, tmp_path):
+    """Run a recipe with this scorer as a process in another folder; the report and the table it printed."""
+
+    def whole_run(scorer, environment, *arguments):
+        elsewhere, recipe = tmp_path / "elsewhere", tmp_path / "recipe.yaml"
+        elsewhere.mkdir()
+        recipe.write_text(RECIPE.replace("model: m", f"model: {pico_llama_folder}") + scorer + "\n")
+        command = [
+            sys.executable,
+            "-c",
+            "from ecoflap.core.cli import main; main()",
+            "run",
+            "../recipe.yaml",
+            *arguments,
+        ]
+        cleared = {key: value for key, value in os.environ.items() if key != "ECOFLAP_REGISTRY"}
+        ended = subprocess.run(
+            command, cwd=elsewhere, env={**cleared, **environment}, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        return json.loads((elsewhere / "runs" / "recipe" / "report.json").read_text()), ended.stdout
+
+    return whole_run
+
+
+def test_an_installed_scorer_runs_from_a_recipe(installed, whole_run):
+    report, said = whole_run("{use: stable_rank, granularity: layer}", {"PYTHONPATH": str(installed)})
+    assert "stable_rank → ecoflap → magnitude: 50.00 % of 23,040 weights pruned" in said
+    assert report["kept"] * 2 == report["prunable"] == 23040
+    scores = {name: group["score"] for name, group in report["groups"].items()}
+    assert len(set(scores.values())) == 21
+    kept = {name: group["keep"] / group["size"] for name, group in report["groups"].items()}
+    assert kept[max(scores, key=scores.get)] == max(kept.values())  # all that the allocator went by
+
+
+def test_a_scorer_of_a_registry_file_runs_from_a_recipe(whole_run, tmp_path):
+    (tmp_path / "their_mod.py").write_text(MINE + HOOK.format(hook="ecoflap_register_scorers", name="mine"))
+    (tmp_path / "registry.yaml").write_text("version: 1\nplugins: {mine: their_mod}\n")
+    report, said = whole_run("{use: mine, level: 3}", {"PYTHONPATH": str(tmp_path)}, "--registry", "../registry.yaml")
+    assert "mine → ecoflap → magnitude" in said
+    assert {group["score"] for group in report["groups"].values()} == {7 * 3.0}
+
+
+def test_a_scorer_of_an_import_path_runs_from_a_recipe(whole_run, tmp_path):
+    (tmp_path / "their_mod.py").write_text(MINE)
+    report, said = whole_run("{use: 'their_mod:Mine', level: 2}", {"PYTHONPATH": str(tmp_path)})
+    assert "their_mod:Mine → ecoflap → magnitude" in said
+    assert {group["score"] for group in report["groups"].values()} == {7 * 2.0}
+
+
 def test_a_registry_file_brings_a_plugin(modules):
     file = modules("{mine: my_mod}", my_mod=MINE + HOOK.format(hook="ecoflap_register_scorers", name="mine"))
     registry = load_registry(file, installed=False)
