@@ -76,7 +76,7 @@ def prune(adapter: LlamaAdapter, model: nn.Module, batches: Sequence[Batch], pru
 
 def fine() -> None:
     """Wanda's fine step over two forwards of the base model, without lm_head, on the same data."""
-    for dtype, samples in ((torch.bfloat16, 16), (torch.bfloat16, 64), (torch.float32, 16), (torch.float32, 48)):
+    for dtype, samples in ((torch.bfloat16, 16), (torch.bfloat16, 64), (torch.float32, 16)):
         adapter, model = loaded(dtype)
         batches = text(adapter, model, samples, 512)
         dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}

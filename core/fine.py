@@ -28,8 +28,8 @@ class FineStep:
     """Prunes the planned layers of a model in place.
 
     :param pruner_of: The pruner of each tower with planned layers.
-    :param folder: Where each finished block is kept, so that a run cut off goes on behind it: its masks, and the weights
-        of layers where the pruner changed more than that.
+    :param folder: Where each finished block is kept, so that a run cut off goes on behind it: its masks, and the
+        weights of layers where the pruner changed more than that.
     """
 
     replay: Replay
