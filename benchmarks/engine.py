@@ -219,7 +219,6 @@ def memory() -> None:
         before = resident()
         adapter, model = loaded(torch.float32)
         batches = text(adapter, model, 16, 512)
-        model = nn.Module.to(model, torch.float32)
         trimmed()
         held = resident() - before
         weights = sum(parameter.nbytes for parameter in model.parameters())

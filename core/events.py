@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
-
-Stage = Literal["load", "score", "allocate", "evaluate dense", "prune", "evaluate", "save", "export"]
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True)
