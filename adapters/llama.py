@@ -1,24 +1,20 @@
 """LLaMA and the decoder-only models laid out like it: one stack of blocks of seven matrices, read from transformers."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int8, Int64
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ecoflap.adapters.hugging_face import load_model, load_processor, save_model
+from ecoflap.adapters.losses import mean_nll_of_hidden
+from ecoflap.adapters.matrices import matrix_outside, part
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
 from ecoflap.core.parts import Batch, Sample
-from ecoflap.core.source import check_weights, hub_id
 
 # Families whose head is a plain linear layer. Those that scale or cap their logits (Gemma, Granite, Cohere) are not
 # here: the loss below would be wrong for them.
@@ -30,8 +26,6 @@ MATRICES = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
-LOGITS_BYTES = 16 * 2**20  # measured on two cores: faster than 8 or 256 MiB, and a sixteenth of the memory
 
 
 @hookimpl
@@ -61,29 +55,27 @@ class LlamaAdapter:
         """The model in eval mode, and its tokenizer; ``device="meta"`` reads neither weights nor tokenizer."""
         if source.model is not None:
             return source.model.eval()
-        with _quiet():
-            if device == "meta":
-                return _without_weights(source.config, dtype)
-            check_weights(source)
-            model = _with_weights(source, dtype)
-            self.processor = _tokenizer(source)
-        return model.to(device)
+        model = load_model("AutoModelForCausalLM", source, dtype, device)
+        if device != "meta":
+            self.processor = load_processor("AutoTokenizer", source)
+        return model
 
     def towers(self, model: nn.Module) -> Sequence[Tower]:
-        blocks = _parts(model).model.layers
-        return [
-            Tower("language", tuple(Block(f"model.layers.{i}", block, "language") for i, block in enumerate(blocks)))
-        ]
+        blocks = part(model, "model.layers")
+        language = tuple(Block(f"model.layers.{i}", block, "language") for i, block in enumerate(blocks))
+        return [Tower("language", language), Tower.of_matrix(model, "lm_head", calls=None)]
 
     def layers(self, block: Block) -> Sequence[Layer]:
         """The seven matrices in the order they run."""
+        if block.tower == "lm_head":
+            return matrix_outside(block)
         missing = [name for name in MATRICES if not _has_matrix(block.module, name)]
         if missing:
             raise ModelError(f"{block.name} is not a LLaMA block: it has no {', '.join(missing)}.")
         return [Layer(f"{block.name}.{name}.weight", block.module.get_submodule(name)) for name in MATRICES]
 
     def max_length(self, model: nn.Module) -> int | None:
-        return getattr(_parts(model).config, "max_position_embeddings", None)
+        return getattr(part(model, "config"), "max_position_embeddings", None)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Token windows side by side, padded on the right to the longest."""
@@ -98,49 +90,38 @@ class LlamaAdapter:
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood of each real token given those before it, summed in float64."""
-        parts = _parts(model)
-        device = parts.get_input_embeddings().weight.device
+        """Mean negative log-likelihood of each real token given those before it."""
+        device = part(model, "model.embed_tokens").weight.device
         input_ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
         real = (mask[:, :-1] * mask[:, 1:]).bool()
         targets = input_ids[:, 1:][real]
         if not len(targets):
             raise DataError("a batch holds no token to predict: a text needs at least two tokens.")
         seen = None if _ends_in_padding(mask) else mask
-        output = parts.model(input_ids=input_ids, attention_mask=seen, use_cache=False)
-        return _summed_nll(parts.lm_head, output.last_hidden_state[:, :-1][real], targets) / len(targets)
+        output = part(model, "model")(input_ids=input_ids, attention_mask=seen, use_cache=False)
+        head = part(model, "lm_head")
+        return mean_nll_of_hidden(head, output.last_hidden_state[:, :-1][real], targets, head.weight.shape[0])
 
-    def tokens(self, model: nn.Module, batch: Batch, tower: str) -> Int8[Tensor, "batch tokens"]:
+    def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         mask: Tensor = batch["attention_mask"]
         return mask.to(torch.int8)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """As transformers writes it, with the tokenizer beside it."""
-        with _quiet():
-            _parts(model).save_pretrained(folder)
-            if self.processor is not None:
-                self.processor.save_pretrained(folder)
-
-
-def _parts(model: nn.Module) -> Any:
-    """The model untyped: which modules it has, no base class of transformers declares."""
-    return model
+        save_model(model, self.processor, folder)
 
 
 def _is_laid_out(model: nn.Module) -> bool:
-    blocks = getattr(getattr(model, "model", None), "layers", None)
+    blocks = part(model, "model.layers")
     return (
         isinstance(blocks, nn.ModuleList)
-        and isinstance(getattr(model, "lm_head", None), nn.Linear)
+        and isinstance(part(model, "lm_head"), nn.Linear)
         and all(_has_matrix(block, name) for block in blocks for name in MATRICES)
     )
 
 
 def _has_matrix(block: nn.Module, name: str) -> bool:
-    module: Any = block
-    for part in name.split("."):
-        module = getattr(module, part, None)
-    weight = getattr(module, "weight", None)
+    weight = part(block, f"{name}.weight")
     return isinstance(weight, nn.Parameter) and weight.ndim == 2
 
 
@@ -150,128 +131,3 @@ def _ends_in_padding(mask: Int64[Tensor, "batch tokens"]) -> bool:
     Without a mask attention takes its fast path, and nothing of the size tokens × tokens is made.
     """
     return bool((mask[:, 1:] <= mask[:, :-1]).all())
-
-
-def _summed_nll(
-    head: nn.Linear, hidden: Float[Tensor, "targets hidden"], targets: Int64[Tensor, " targets"]
-) -> Float[Tensor, ""]:
-    """Logits are made a chunk at a time, and made again in the backward rather than kept."""
-    rows = max(1, LOGITS_BYTES // (4 * head.weight.shape[0]))
-    total = hidden.new_zeros((), dtype=torch.float64)
-    for chunk, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
-        if torch.is_grad_enabled():
-            total = total + checkpoint(_chunk_nll, head, chunk, wanted, use_reentrant=False, preserve_rng_state=False)
-        else:
-            total = total + _chunk_nll(head, chunk, wanted)
-    return total
-
-
-def _chunk_nll(
-    head: nn.Module, hidden: Float[Tensor, "rows hidden"], targets: Int64[Tensor, " rows"]
-) -> Float[Tensor, ""]:
-    # Each token's term is exact enough in float32; it is their sum that would lose a small difference.
-    return F.cross_entropy(head(hidden).float(), targets, reduction="none").double().sum()
-
-
-def _config(config: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.for_model(**config)
-    except (KeyError, ValueError) as error:
-        raise ModelError(f"this version of transformers cannot build the model: {error}") from error
-
-
-def _without_weights(config: Mapping[str, Any], dtype: torch.dtype | None) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    known = _config(config)
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(known, **_dtype_argument(dtype or _own_dtype(known)))
-    return model.eval()
-
-
-def _with_weights(source: Source, dtype: torch.dtype | None) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    place, arguments = _place(source)
-    is_gguf = "gguf_file" in arguments
-    wanted = dtype or (torch.float32 if is_gguf else "auto")
-    if is_gguf:
-        arguments["config"] = _config(source.config)  # reading a GGUF's header takes seconds, and was done
-    try:
-        read: Any = AutoModelForCausalLM.from_pretrained(
-            place, **arguments, **_dtype_argument(wanted), trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise ModelError(f"{source.name} cannot be loaded: {error}") from error
-    model: nn.Module = read[0]
-    missing = sorted(read[1]["missing_keys"])
-    if missing:  # transformers would go on with random numbers in their place
-        raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights: {', '.join(missing[:4])}…")
-    if is_gguf:
-        _forget_quantization(model)
-    return model.eval()
-
-
-def _place(source: Source) -> tuple[str, dict[str, Any]]:
-    """What ``from_pretrained`` is called with."""
-    if source.path is None:
-        repository, revision = hub_id(source)
-        return repository, {"revision": revision or "main"}
-    if source.path.is_file():
-        return str(source.path.parent), {"gguf_file": source.path.name, "local_files_only": True}
-    return str(source.path), {"local_files_only": True}
-
-
-def _dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
-    """Its name changed in transformers 4.56."""
-    import transformers
-
-    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
-    return {"dtype" if (major, minor) >= (4, 56) else "torch_dtype": dtype}
-
-
-def _own_dtype(config: Any) -> torch.dtype:
-    """What the checkpoint is stored in, by its newer name or the older one."""
-    return getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
-
-
-def _forget_quantization(model: Any) -> None:
-    """The weights are plain numbers now; with these left on it a model can't be saved."""
-    for owner, names in (
-        (model.config, ("quantization_config",)),
-        (model, ("hf_quantizer", "is_quantized", "quantization_method")),
-    ):
-        for name in names:
-            owner.__dict__.pop(name, None)
-
-
-def _tokenizer(source: Source) -> Any:
-    from transformers import AutoTokenizer
-
-    place, arguments = _place(source)
-    is_folder = source.path is not None and source.path.is_dir()
-    if is_folder and not any(name in source.files for name in TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(place, **arguments, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the tokenizer of {source.name} cannot be read: {error}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and advice off the screen while it loads; its settings are as before afterwards."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with redirect_stderr(StringIO()):  # the bar of its GGUF reader listens to no setting
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -1,6 +1,6 @@
 """What an adapter hands over: a model taken apart into towers, blocks and layers, by name and without mathematics."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 
 from ecoflap.core.errors import ModelError
 
-Layout = Literal["batch token", "token batch"]
+Layout = Literal["batch token", "token batch", "selected"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Layer:
     :param module: The module that owns it. The parameter is looked up there each time, never kept.
     :param attribute: Its name in that module: ``weight``, or ``in_proj_weight`` of a packed attention.
     :param reads: The tower whose tokens its input holds; empty for its own. Cross-attention's k and v read ``encoder``.
-    :param layout: How its input is laid out before the last axis.
+    :param layout: How its input is laid out before the last axis. ``selected`` is rows that the model or its loss has
+        picked, all of them real: the one vector of an image that a projection reads, the positions a head predicts at.
     """
 
     name: str
@@ -69,13 +70,14 @@ class Block:
     """What is run, recorded and pruned as one: a transformer block, or a single matrix outside the blocks.
 
     :param name: The module's name in the model, such as ``model.layers.3``.
-    :param calls: How often one forward of the model calls it.
+    :param calls: How often one forward of the model calls it. None is any number, for a head that is applied in
+        chunks: only the last block of a model may be such, because nothing is recorded of it.
     """
 
     name: str
     module: nn.Module
     tower: str
-    calls: int = 1
+    calls: int | None = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +85,19 @@ class Tower:
     """Blocks that run one after the other: ``vision``, ``qformer``, ``encoder``, ``decoder``, ``text`` or ``language``.
 
     :param prunable: False where nothing is pruned unless a recipe asks for it, as in a Q-Former.
+    :param outside: True for a single matrix outside the blocks, such as ``lm_head``: a tower of one block of one layer
+        that goes by the module's name, stands at its place in the forward, and is no block unless a recipe includes it.
     """
 
     name: str
     blocks: tuple[Block, ...]
     prunable: bool = True
+    outside: bool = False
+
+    @classmethod
+    def of_matrix(cls, model: nn.Module, name: str, *, calls: int | None = 1) -> "Tower":
+        """A matrix outside the blocks, by its module's name."""
+        return cls(name, (Block(name, model.get_submodule(name), name, calls),), prunable=False, outside=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +108,16 @@ class Anatomy:
     layers_of: Mapping[str, tuple[Layer, ...]]
 
     @classmethod
-    def of(cls, towers: Sequence[Tower], layers: Callable[[Block], Sequence[Layer]]) -> "Anatomy":
-        """From an adapter's ``towers(model)`` and ``layers``; refused if it has no layer, or names one twice."""
-        layers_of = {block.name: tuple(layers(block)) for tower in towers for block in tower.blocks}
-        anatomy = cls(tuple(towers), layers_of)
+    def of(
+        cls, towers: Sequence[Tower], layers: Callable[[Block], Sequence[Layer]], include: Container[str] = ()
+    ) -> "Anatomy":
+        """From an adapter's ``towers(model)`` and ``layers``; refused if it has no layer, or names one twice.
+
+        :param include: Names of the matrices outside the blocks that are wanted; the others are left out.
+        """
+        wanted = tuple(tower for tower in towers if not tower.outside or tower.name in include)
+        layers_of = {block.name: tuple(layers(block)) for tower in wanted for block in tower.blocks}
+        anatomy = cls(wanted, layers_of)
         _refuse_repeats([layer for _, layer in anatomy.layers()])
         return anatomy
 

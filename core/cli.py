@@ -112,7 +112,7 @@ def inspect(
     registry: RegistryOption = None,
 ) -> None:
     """Show a model's towers, blocks and layers, without reading its weights."""
-    from ecoflap.core.preview import inspection
+    from ecoflap.core.inspection import inspection
     from ecoflap.core.registry import load_registry
     from ecoflap.core.tables import show
 

@@ -86,8 +86,10 @@ class FineStep:
         for layer in layers:
             started = perf_counter()
             planned = self.plan.layers[layer.name]
-            pruned = pruned_layer(layer, planned, pruner, seen.get(layer.name))
-            if not _same_bits(pruned.weight, kept_only(layer.weight.data, pruned.mask)):
+            with self.replay.placement.held([layer.weight]):
+                pruned = pruned_layer(layer, planned, pruner, seen.get(layer.name))
+                more = not _same_bits(pruned.weight, kept_only(layer.weight.data, pruned.mask))
+            if more:
                 changed.append(layer)
             layer.weight.data.copy_(pruned.weight)
             masks.put(layer.name, pack(pruned.mask), layer.shape)

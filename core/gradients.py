@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ecoflap.core.anatomy import Anatomy, Block, Layer
 from ecoflap.core.parts import Adapter, Batch
-from ecoflap.core.placement import placed, tensors_of
+from ecoflap.core.placement import Placement, device_of, tensors_of
 from ecoflap.core.walk import replaced_forwards
 
 
@@ -19,15 +19,15 @@ def stream_gradients(
     adapter: Adapter,
     batch: Batch,
     anatomy: Anatomy,
-    dtype: torch.dtype | None,
+    placement: Placement,
     visit: Callable[[Layer, Tensor], None],
 ) -> None:
     """One forward and backward of the loss; ``visit(layer, gradient)`` as each gradient is complete.
 
-    :param dtype: Blocks are held in at least this precision, one at a time in the backward too.
+    :param placement: How blocks are held, one at a time in the backward too.
     """
     layers = [layer for _, layer in anatomy.layers()]
-    blocks, resident = anatomy.blocks, _Resident(dtype)
+    blocks, resident = anatomy.blocks, _Resident(placement)
 
     def checkpointed(_: int, block: Block) -> Callable[..., Any]:
         return _recomputed(block, resident, is_last=block is blocks[-1])
@@ -45,10 +45,10 @@ def stream_gradients(
 
 
 class _Resident:
-    """Whose block is held in the wider precision: in the backward, until the block before it is recomputed."""
+    """Whose block is held where it runs: in the backward, until the block before it is recomputed."""
 
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        self._dtype, self._held, self.backward = dtype, ExitStack(), False
+    def __init__(self, placement: Placement) -> None:
+        self.placement, self._held, self.backward = placement, ExitStack(), False
 
     def __enter__(self) -> None:
         pass
@@ -58,7 +58,7 @@ class _Resident:
 
     def hold(self, block: Block) -> None:
         self._held.close()
-        self._held.enter_context(placed(tensors_of(block.module), self._dtype))
+        self._held.enter_context(self.placement.held(tensors_of(block.module)))
 
     def release(self) -> None:
         if not self.backward:
@@ -67,11 +67,11 @@ class _Resident:
 
 def _recomputed(block: Block, resident: _Resident, *, is_last: bool) -> Callable[..., Any]:
     """A block that keeps its inputs only. The last one's backward comes first, so it keeps its activations instead."""
-    original = block.module.forward
+    original, home = block.module.forward, device_of(block.module)
 
     def held(*args: Any, **kwargs: Any) -> Any:
         resident.hold(block)
-        output = original(*args, **kwargs)
+        output = resident.placement.call(home, original, args, kwargs)
         if not is_last:
             resident.release()
         return output

@@ -11,7 +11,7 @@ from torch import Tensor
 from ecoflap.core.anatomy import Block, Layer
 from ecoflap.core.errors import ModelError
 
-TokensOf = Callable[[str], Int8[Tensor, "batch tokens"]]
+TokensOf = Callable[[str, int], Int8[Tensor, "batch tokens"]]
 
 
 class Observation:
@@ -27,11 +27,13 @@ class Observation:
         self._leader: dict[str, str] = {}
         self._statistics: dict[str, tuple[Any, ...]] = {}
         self._inputs: dict[int, tuple[ReferenceType[Tensor], str]] = {}
-        self._rows: dict[str, Tensor] = {}
+        self._rows: dict[tuple[str, int], Tensor] = {}
         self._tokens_of: TokensOf
+        self.call = 0
+        """Which call of the block in one forward is being seen."""
 
     def begin(self, tokens_of: TokensOf) -> None:
-        """A new batch: ``tokens_of(tower)`` says what its positions are."""
+        """A new batch: ``tokens_of(tower, call)`` says what its positions are."""
         self._tokens_of = tokens_of
         self._inputs.clear()
         self._rows.clear()
@@ -66,8 +68,10 @@ class Observation:
 
     def _real_tokens(self, layer: Layer, inputs: Tensor) -> Tensor:
         """``inputs`` without its padding, as ``[tokens, in]``."""
-        rows = self._real_rows(layer)
         flat = inputs.reshape(-1, inputs.shape[-1])
+        if layer.layout == "selected":
+            return flat
+        rows = self._real_rows(layer).to(inputs.device)
         if len(flat) != len(rows):
             raise ModelError(
                 f"{layer.name}: its input {tuple(inputs.shape)} holds {len(flat)} tokens, but the tower it reads, "
@@ -77,9 +81,10 @@ class Observation:
 
     def _real_rows(self, layer: Layer) -> Tensor:
         tower = layer.reads or self._block.tower
-        if tower not in self._rows:
-            self._rows[tower] = self._tokens_of(tower) > 0
-        rows = self._rows[tower]
+        call = 0 if layer.reads else self.call
+        if (tower, call) not in self._rows:
+            self._rows[tower, call] = self._tokens_of(tower, call) > 0
+        rows = self._rows[tower, call]
         return (rows if layer.layout == "batch token" else rows.T).reshape(-1)
 
     def statistics(self) -> Mapping[str, Any]:

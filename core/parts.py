@@ -31,13 +31,19 @@ Aggregate = Literal["sum", "mean", "per_parameter"]
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing a dataset yields; what it holds depends on the dataset."""
+    """One thing a dataset yields; what it holds depends on the dataset.
+
+    :param image: A PIL image in RGB.
+    :param question: What is asked about the image or of the text, or the beginning of a text to be gone on with.
+    :param label: The number of the image's class.
+    """
 
     text: str | None = None
     tokens: Int64[Tensor, "tokens"] | None = None
     image: Any = None
     question: str | None = None
     answers: tuple[str, ...] = ()
+    label: int | None = None
 
 
 class Estimate(float):
@@ -144,6 +150,8 @@ class Pruner(Protocol):
 class Adapter(Protocol):
     """One model family: where its blocks are, what feeds them, what its loss is, how it is saved. No mathematics.
 
+    Like any part it may have ``problems(anatomy, recipe)``, such as a batch size of one for a contrastive loss.
+
     :param processor: The family's own tokenizer or processor, set by ``load`` or given to :func:`ecoflap.run`.
     """
 
@@ -162,10 +170,12 @@ class Adapter(Protocol):
         ...
 
     def towers(self, model: nn.Module) -> Sequence[Tower]:
-        """In the order they run."""
+        """In the order they run, with the matrices outside the blocks that a recipe may include at their places."""
         ...
 
-    def layers(self, block: Block) -> Sequence[Layer]: ...
+    def layers(self, block: Block) -> Sequence[Layer]:
+        """Every prunable matrix of a block."""
+        ...
 
     def max_length(self, model: nn.Module) -> int | None:
         """The longest text the model takes, in tokens; None where it reads no text or has no limit."""
@@ -177,8 +187,11 @@ class Adapter(Protocol):
         """The mean loss over the batch's real targets, with ``use_cache=False``; differentiable when grad is on."""
         ...
 
-    def tokens(self, model: nn.Module, batch: Batch, tower: str) -> Int8[Tensor, "batch tokens"]:
-        """What each position of a tower's hidden states is: 0 padding, 1 text, 2 image or query."""
+    def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
+        """What each position of a tower's hidden states is: 0 padding, 1 text, 2 image or query.
+
+        :param call: Which of the calls that the tower's blocks declare for one forward.
+        """
         ...
 
     def save(self, model: nn.Module, folder: Path) -> None:

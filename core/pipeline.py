@@ -4,7 +4,7 @@ import gc
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from ecoflap.core.observers import Observers
 from ecoflap.core.parts import Batch
 from ecoflap.core.plan import Plan, Pool, make_plan
 from ecoflap.core.preparation import Prepared, prepare
-from ecoflap.core.readback import check_saved, masks_as_planned
+from ecoflap.core.readback import check_saved, copy_saved, masks_as_planned
 from ecoflap.core.recipe import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe_model import MAY_CHANGE, Recipe, differences
 from ecoflap.core.recipe_model import Calibration as CalibrationKeys
@@ -41,7 +41,8 @@ from ecoflap.core.run import Clock, RunFolder, open_run, read_json
 from ecoflap.core.scores import Scores
 from ecoflap.core.source import fingerprint, open_source
 from ecoflap.core.strict_yaml import read_yaml
-from ecoflap.core.weights import copy_weights, nonzeros, refuse_broken
+from ecoflap.core.walk import blocks_on
+from ecoflap.core.weights import nonzeros, refuse_broken
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -134,6 +135,8 @@ class Pipeline:
     def __call__(self) -> Run:
         self._claim()
         self.emit(RunStarted(self.folder.path, tuple(self._stages())))
+        for warning in self.prepared.also_changed:
+            self.emit(Warned(warning))
         try:
             result = self._run()
         except BaseException as error:
@@ -201,6 +204,11 @@ class Pipeline:
         clock.stop()
         self.emit(StageFinished(name, perf_counter() - started))
 
+    @property
+    def _home(self) -> str:
+        """Where the model is; its blocks run on the device."""
+        return self.recipe.model.offload or self._device
+
     @cached_property
     def _device(self) -> str:
         asked, held = self.recipe.model.device, self.prepared.source.model
@@ -220,9 +228,9 @@ class Pipeline:
     def _loaded(self) -> nn.Module:
         held = self.prepared.source.model
         if held is not None:
-            return held.to(self._device).eval()
+            return held.to(self._home).eval()
         with self._stage("load"):
-            return self.adapter.load(self.prepared.source, DTYPES.get(self.recipe.model.dtype), self._device)
+            return self.adapter.load(self.prepared.source, DTYPES.get(self.recipe.model.dtype), self._home)
 
     @cached_property
     def _model_fingerprint(self) -> dict[str, Any]:
@@ -256,7 +264,7 @@ class Pipeline:
                     f"those were used"
                 )
             )
-        return calibration.batches(samples, self._device)
+        return calibration.batches(samples, self._home)
 
     def _planned(self) -> Plan:
         if self.folder.plan.is_file():
@@ -271,7 +279,13 @@ class Pipeline:
         return plan
 
     def _anatomy(self, model: nn.Module) -> Anatomy:
-        return Anatomy.of(self.adapter.towers(model), self.adapter.layers)
+        return Anatomy.of(self.adapter.towers(model), self.adapter.layers, self.recipe.included)
+
+    def _replay(self, anatomy: Anatomy, batches: Sequence[Batch], dtype: torch.dtype | None = None) -> Replay:
+        device = self._device if self._device != self._home else None
+        return Replay(
+            self._dense(), self.adapter, batches, anatomy=anatomy, seed=self.recipe.seed, dtype=dtype, device=device
+        )
 
     def _scored(self, anatomy: Anatomy, pools: Sequence[Pool]) -> Scores:
         score = self.recipe.score
@@ -282,9 +296,7 @@ class Pipeline:
         layers = [pair for pair in anatomy.layers() if pair[1].name in wanted]
         keys = self.recipe.score_calibration if score.part.trait("data", True) else None
         batches = self._batches(keys, getattr(scorer, "samples", None))
-        replay = Replay(
-            self._dense(), self.adapter, batches, anatomy=anatomy, seed=self.recipe.seed, dtype=torch.float32
-        )
+        replay = self._replay(anatomy, batches, torch.float32)
         with self._stage("score"), replay:
             return score_layers(scorer, score.aggregate, replay, layers, self.folder.scores, self.emit)
 
@@ -306,8 +318,14 @@ class Pipeline:
             if line is not None:
                 append_line(self.folder.evaluations, line)
                 continue
-            with self._stage(f"evaluate {stage}"), torch.no_grad():
+            with self._stage(f"evaluate {stage}"), torch.no_grad(), self._on_device(model):
                 evaluator.run(self.folder.evaluations, stage, model, self.adapter)
+
+    def _on_device(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Its blocks run on the device although it is elsewhere."""
+        if self._device == self._home:
+            return nullcontext()
+        return blocks_on(torch.device(self._device), self._anatomy(model).blocks)
 
     def _taken_over(self, evaluator: Evaluator) -> dict[str, Any] | None:
         if not self.recipe.reuse:
@@ -316,7 +334,7 @@ class Pipeline:
 
     def _pruned(self, plan: Plan) -> nn.Module:
         model = self._dense()
-        replay = Replay(model, self.adapter, self._batches(self.recipe.calibration), seed=self.recipe.seed)
+        replay = self._replay(self._anatomy(model), self._batches(self.recipe.calibration))
         with self._stage("prune"):
             masks = FineStep(replay, plan, self.prepared.pruners, self.folder.blocks, self.emit)()
         del replay  # and with it what it recorded
@@ -338,19 +356,20 @@ class Pipeline:
             self.folder.identify(self._fingerprints)
             self._model = None
             gc.collect()
-        with self._stage("load"):
-            self._model = self._read(self.folder.model)
         held = self.prepared.source.model
-        if held is not None:
-            copy_weights(self._anatomy(self._model), self._anatomy(held), plan.layers)
-            self._model = held
+        with self._stage("load"):
+            if held is None:
+                self._model = self._read(self.folder.model)
+            else:
+                self._model = held.to(self._home).eval()
+                copy_saved(self.folder.model, held, plan.layers, partial(self._read, self.folder.model))
         self.folder.identify(self._fingerprints)
         return plan, self._model
 
     def _read(self, folder: Path) -> nn.Module:
         """A model that was saved, on the run's device; a processor that was given stays the adapter's."""
         given = self.adapter.processor
-        model = self.adapter.load(open_source(str(folder), Path.cwd()), None, self._device)
+        model = self.adapter.load(open_source(str(folder), Path.cwd()), None, self._home)
         if given is not None:
             self.adapter.processor = given
         return model

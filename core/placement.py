@@ -1,35 +1,77 @@
-"""Holding weights in another precision while they are used, and giving back the very same tensors afterwards."""
+"""Where weights are while they are used, and how precisely; afterwards they are the very same tensors again."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
-@contextmanager
-def placed(tensors: Iterable[Tensor], dtype: torch.dtype | None) -> Iterator[None]:
-    """Hold floating-point parameters and buffers in at least ``dtype``; afterwards their storage is the old one.
+@dataclass(frozen=True)
+class Placement:
+    """How blocks are held while they run, one at a time.
 
-    :param dtype: None leaves everything as it is. A tensor that is already as wide stays as it is: a perturbed
+    :param dtype: At least this precision; None leaves it. A tensor that is already as wide stays as it is: a perturbed
         float32 weight in a bfloat16 model is not touched again.
+    :param device: Where blocks run; their inputs are brought along, and their outputs taken back to where the weights
+        were, so that no more than one block is there. None runs each block where it is.
     """
-    narrow = [] if dtype is None else [tensor for tensor in tensors if _is_narrower(tensor, dtype)]
-    originals = [tensor.data for tensor in narrow]
-    for tensor in narrow:
-        tensor.data = tensor.data.to(dtype)
-    try:
-        yield
-    finally:
-        for tensor, original in zip(narrow, originals, strict=True):
-            tensor.data = original
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+
+    @contextmanager
+    def held(self, tensors: Iterable[Tensor]) -> Iterator[None]:
+        """Hold parameters and buffers there; afterwards their storage is the old one, which nothing has written to."""
+        moved = [tensor for tensor in tensors if self._is_elsewhere(tensor) or self._is_narrower(tensor)]
+        originals = [tensor.data for tensor in moved]
+        for tensor in moved:
+            dtype = self.dtype if self._is_narrower(tensor) else None
+            tensor.data = tensor.data.to(device=self.device, dtype=dtype)
+        try:
+            yield
+        finally:
+            for tensor, original in zip(moved, originals, strict=True):
+                tensor.data = original
+
+    def call(self, home: torch.device, forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """``forward`` on the device; tensors among its arguments are brought there and its output to ``home``."""
+        if self.device is None:
+            return forward(*args, **kwargs)
+        there_args, there_kwargs = _on((args, dict(kwargs)), self.device)
+        return _on(forward(*there_args, **there_kwargs), home)
+
+    def run(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """A block's ``forward`` with its weights held."""
+        home = device_of(module)
+        with self.held(tensors_of(module)):
+            return self.call(home, forward, args, kwargs)
+
+    def in_place(self) -> "Placement":
+        """The same precision, for what is not in any block and stays where it is."""
+        return Placement(self.dtype)
+
+    def _is_narrower(self, tensor: Tensor) -> bool:
+        wanted = self.dtype
+        return wanted is not None and tensor.is_floating_point() and tensor.element_size() < wanted.itemsize
+
+    def _is_elsewhere(self, tensor: Tensor) -> bool:
+        return self.device is not None and tensor.device != self.device
 
 
-def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Its parameters and buffers, those of its submodules too."""
-    yield from module.parameters()
-    yield from module.buffers()
+def device_of(module: nn.Module) -> torch.device:
+    """Where its weights are."""
+    return next((tensor.device for tensor in tensors_of(module)), torch.device("cpu"))
 
 
-def _is_narrower(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return tensor.is_floating_point() and tensor.element_size() < dtype.itemsize
+def tensors_of(module: nn.Module, *, recurse: bool = True) -> Iterator[Tensor]:
+    """Its parameters and buffers, those of its submodules too unless told otherwise."""
+    yield from module.parameters(recurse)
+    yield from module.buffers(recurse)
+
+
+def _on(values: Any, device: torch.device) -> Any:
+    return pytree.tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)

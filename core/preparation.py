@@ -13,6 +13,7 @@ from torch import nn
 from ecoflap.core.anatomy import Anatomy, Source
 from ecoflap.core.budget import Pattern
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError, nearest
+from ecoflap.core.kept import not_included, tied_to
 from ecoflap.core.part import Part
 from ecoflap.core.parts import Adapter, Pruner
 from ecoflap.core.plan import Pool, make_plan, pools_of
@@ -50,6 +51,22 @@ class Prepared:
         takes = self.recipe.allocate.trait("takes", "score") is not None
         return self.recipe.score is not None and takes and not patterned
 
+    @property
+    def also_changed(self) -> list[str]:
+        """What pruning changes besides, because it is tied to a matrix that the recipe includes: a sentence each."""
+        tied = {
+            layer.name: tied_to(self.model, layer.name)
+            for pool in self.pools
+            for block, layer in pool.layers
+            if block.tower in self.recipe.included
+        }
+        return [
+            f"{name} is the same weight as {' and '.join(others)}, which is pruned with it; scores and statistics look "
+            f"at {name} alone"
+            for name, others in tied.items()
+            if others
+        ]
+
     def pools_in(self, anatomy: Anatomy) -> list[Pool]:
         """The pools again, of the same model with its weights."""
         return pools_of(anatomy, *_choices(self.recipe))
@@ -82,7 +99,7 @@ def prepare(
     if processor is not None:
         adapter.processor = processor
     weightless = model if model is not None else adapter.load(source, None, "meta")
-    anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers)
+    anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
     pools = tuple(pools_of(anatomy, *_choices(recipe)))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
     problems = [*strangers(recipe, own), *_problems(prepared)]
@@ -115,7 +132,8 @@ def adapter_for(source: Source, registry: Registry, named: Part | None) -> Adapt
 
 def _choices(recipe: Recipe) -> tuple[Fraction | Pattern, dict[str, Fraction | Pattern | None], list[str]]:
     own = {name: tower for name, tower in recipe.towers.items() if tower != "keep"}
-    budgets = {name: tower.pattern or tower.sparsity_fraction for name, tower in own.items()}
+    budgets: dict[str, Fraction | Pattern | None] = dict.fromkeys(recipe.included)
+    budgets |= {name: tower.pattern or tower.sparsity_fraction for name, tower in own.items()}
     kept = [name for name, tower in recipe.towers.items() if tower == "keep"]
     return recipe.pattern or recipe.sparsity_fraction, budgets, kept
 
@@ -126,6 +144,7 @@ def _problems(prepared: Prepared) -> Iterator[str]:
     for name in recipe.towers:
         if name not in towers:
             yield f"towers.{name}: this model has no such tower.{nearest(name, towers)} Known: {', '.join(towers)}."
+    yield from _include_problems(prepared)
     if not prepared.pools:
         yield f"towers: every tower of this model is kept, so there is nothing to prune. It has {', '.join(towers)}."
     yield from _device_problems(prepared)
@@ -142,6 +161,16 @@ def _problems(prepared: Prepared) -> Iterator[str]:
         )
 
 
+def _include_problems(prepared: Prepared) -> Iterator[str]:
+    towers = prepared.adapter.towers(prepared.model)
+    for name in prepared.recipe.include:
+        meant = name.removesuffix(".weight")
+        if meant not in [tower.name for tower in prepared.anatomy.towers]:
+            yield f"include: {not_included(name, prepared.model, prepared.anatomy, towers)}"
+        elif prepared.recipe.towers.get(meant) == "keep":
+            yield f"include: {name} is to be pruned here and kept under towers. Remove one."
+
+
 def _device_problems(prepared: Prepared) -> Iterator[str]:
     asked = prepared.recipe.model
     number = int(asked.device.partition(":")[2] or 0)
@@ -154,6 +183,7 @@ def _device_problems(prepared: Prepared) -> Iterator[str]:
 
 def _part_problems(prepared: Prepared) -> Iterator[str]:
     longest = prepared.adapter.max_length(prepared.model)
+    yield from (f"model.adapter: {problem}" for problem in _asked(prepared.adapter, prepared))
     for where, part in _parts(prepared.recipe):
         built = part.build()
         asked = list(_asked(built, prepared))

@@ -1,8 +1,7 @@
 """What a run would do and need, from configurations alone."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,10 +10,9 @@ from ecoflap.core.anatomy import Anatomy, Tower
 from ecoflap.core.budget import Pattern, keep_count
 from ecoflap.core.figures import bytes_text
 from ecoflap.core.part import Part
-from ecoflap.core.preparation import Prepared, adapter_for, prepare
+from ecoflap.core.preparation import Prepared, prepare
 from ecoflap.core.recipe_model import Calibration, Recipe
 from ecoflap.core.registry import Registry
-from ecoflap.core.source import open_source
 from ecoflap.core.tables import Section
 
 ITSELF = 500_000_000
@@ -185,64 +183,3 @@ def _recorded(prepared: Prepared, width: int) -> int:
         return 0
     hidden = max(prepared.anatomy.layers_of[tower.blocks[0].name][0].shape[1] for tower in prepared.anatomy.towers)
     return (_samples(keys) or 0) * _length(prepared, keys) * hidden * width * len(prepared.anatomy.towers)
-
-
-def inspection(source: str, adapter: str | None, registry: Registry) -> list[Section]:
-    """A model's towers, blocks and layers."""
-    opened = open_source(source, Path.cwd())
-    named = registry.find("adapter", adapter)() if adapter else adapter_for(opened, registry, None)
-    model = named.load(opened, None, "meta")
-    anatomy = Anatomy.of(named.towers(model), named.layers)
-    prunable = {id(layer.weight) for _, layer in anatomy.layers()}
-    rest = [(name, p) for name, p in model.named_parameters() if id(p) not in prunable]
-    return [
-        Section(
-            f"{source}: {_counted(model.parameters())}",
-            ("tower", ">blocks", ">layers", ">prunable", "by default"),
-            [_tower(anatomy, tower) for tower in anatomy.towers],
-        ),
-        Section("layers of each block", ("blocks", "layer", ">shape", ">weights", "reads"), list(_layers(anatomy))),
-        Section(
-            f"never pruned: {_counted(p for _, p in rest)}",
-            ("parameter", ">shape"),
-            [(n, "×".join(map(str, p.shape))) for n, p in _outside(rest, anatomy)],
-        ),
-    ]
-
-
-def _counted(parameters: Any) -> str:
-    return f"{sum(parameter.numel() for parameter in parameters):,} parameters"
-
-
-def _tower(anatomy: Anatomy, tower: Tower) -> tuple[str, ...]:
-    layers = [layer for _, layer in anatomy.layers(tower.blocks)]
-    size = sum(layer.size for layer in layers)
-    return tower.name, f"{len(tower.blocks)}", f"{len(layers)}", f"{size:,}", "pruned" if tower.prunable else "kept"
-
-
-def _layers(anatomy: Anatomy) -> Iterator[tuple[str, ...]]:
-    """Blocks of one shape are told once."""
-    alike: dict[tuple[Any, ...], list[str]] = {}
-    for block in anatomy.blocks:
-        inside = anatomy.layers_of[block.name]
-        shape = tuple(
-            (layer.name.removeprefix(f"{block.name}."), layer.shape, layer.reads or block.tower) for layer in inside
-        )
-        alike.setdefault((block.tower, shape), []).append(block.name)
-    for (_, shape), blocks in alike.items():
-        for index, (name, (out, inputs), reads) in enumerate(shape):
-            yield _range(blocks) if index == 0 else "", name, f"{out}×{inputs}", f"{out * inputs:,}", reads
-
-
-def _range(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
-
-
-def _outside(rest: Sequence[tuple[str, Any]], anatomy: Anatomy) -> Iterator[tuple[str, Any]]:
-    """What lies in no block, by name, and what the first block of each tower keeps, as an example of its like."""
-    blocks = [block.name for block in anatomy.blocks]
-    first = [tower.blocks[0].name for tower in anatomy.towers]
-    for name, parameter in rest:
-        inside = next((block for block in blocks if name.startswith(f"{block}.")), None)
-        if inside is None or inside in first:
-            yield name, parameter

@@ -1,6 +1,6 @@
 """What was written, read back: the plan holds on the files, not only in memory."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,10 +23,26 @@ def masks_as_planned(path: Path, plan: Plan) -> PackedMasks:
     return masks
 
 
+def copy_saved(folder: Path, model: nn.Module, names: Container[str], reload: Callable[[], nn.Module]) -> None:
+    """These weights of a folder into a model of its kind in memory.
+
+    :param reload: Loads the folder's model; used for weights that none of its files has under their name.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
+    left = set(state)
+    for name, saved in _stored(folder, set(left)):
+        state[name].copy_(saved)
+        left.discard(name)
+    if left:
+        again = reload().state_dict()
+        for name in left:
+            state[name].copy_(again[name])
+
+
 def check_saved(folder: Path, model: nn.Module, masks: Mapping[str, Tensor], reload: Callable[[], nn.Module]) -> None:
     """Every pruned layer is in the folder bit by bit, with zeros wherever its mask prunes.
 
-    :param reload: Loads the folder's model; used for layers that none of its safetensors files has under their name.
+    :param reload: Loads the folder's model; used for layers that none of its files has under their name.
     """
     state = model.state_dict()
     left = set(masks)
@@ -44,6 +60,11 @@ def _stored(folder: Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in sorted(names.intersection(file.keys())):
                 yield name, file.get_tensor(name)
+    for path in sorted(folder.glob("*.pth")):  # as LAVIS keeps its checkpoints
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = checkpoint.get("model", checkpoint)
+        for name in sorted(names.intersection(weights)):
+            yield name, weights[name]
 
 
 def _check(folder: Path, name: str, saved: Tensor, weight: Tensor, mask: Tensor) -> None:

@@ -95,6 +95,7 @@ class _Check:
             "calibration": self._calibration(("calibration",), self.top.get("calibration")),
             **self._target((), self.top),
             "towers": self._towers(),
+            "include": self._include(),
             "score": self._score(),
             "allocate": self._allocate(),
             "prune": self._required_part("pruner", "prune"),
@@ -194,6 +195,14 @@ class _Check:
             self.problems.add(("towers",), f"should map towers to keep or to what is their own, not {named(written)}.")
             return {}
         return {str(name): self._tower(("towers", name), own) for name, own in written.items()}
+
+    def _include(self) -> tuple[str, ...]:
+        written = self.top.get("include", [])
+        names = written if isinstance(written, (list, tuple)) else [written]
+        for name in names:
+            if not isinstance(name, str):
+                self.problems.add(("include",), f"should name towers or matrices, not {named(name)}.")
+        return tuple(dict.fromkeys(map(str, names)))
 
     def _tower(self, path: KeyPath, own: Any) -> Any:
         if own == "keep":

@@ -35,7 +35,10 @@ class Model(_Keys):
     )
     adapter: InstanceOf[Part] | None = Field(None, description="adapter; by default the one that matches the model")
     device: Annotated[str, AfterValidator(_known_device)] = Field(
-        "auto", description="`auto`, `cpu`, `cuda` or `cuda:N`"
+        "auto", description="`auto`, `cpu`, `cuda` or `cuda:N`: where blocks run"
+    )
+    offload: Literal["cpu"] | None = Field(
+        None, description="`cpu`: the model stays there, and its blocks go to `device` one at a time"
     )
 
     def plain(self) -> dict[str, Any]:
@@ -101,6 +104,9 @@ class Recipe(_Keys):
     towers: Mapping[str, Literal["keep"] | TowerChoice] = Field(
         default_factory=dict, description="by tower: `keep`, or what is its own"
     )
+    include: tuple[str, ...] = Field(
+        (), description="what is kept by default and pruned here: a tower such as `qformer`, a matrix such as `lm_head`"
+    )
     score: Score | None = Field(None, description="scorer; needed where the allocator looks at scores")
     allocate: InstanceOf[Part] = Field(description="allocator; by default `ecoflap` with a score and `uniform` without")
     prune: InstanceOf[Part] = Field(description="pruner")
@@ -116,6 +122,12 @@ class Recipe(_Keys):
         return _fraction(self.sparsity, self.pattern)
 
     @property
+    def included(self) -> frozenset[str]:
+        """Towers, and matrices outside the blocks, that are pruned because the recipe names them."""
+        named = [name for name, own in self.towers.items() if own != "keep"]
+        return frozenset([*(name.removesuffix(".weight") for name in self.include), *named])
+
+    @property
     def score_calibration(self) -> Calibration | None:
         """What the scorer looks at."""
         return self.score.calibration or self.calibration if self.score else None
@@ -129,6 +141,7 @@ class Recipe(_Keys):
             "calibration": self.calibration and self.calibration.plain(),
             "sparsity": _plain_sparsity(self.sparsity, self.pattern),
             "towers": {name: "keep" if own == "keep" else own.plain() for name, own in self.towers.items()},
+            "include": list(self.include) or None,
             "score": self.score and self.score.plain(),
             "allocate": self.allocate.plain(),
             "prune": self.prune.plain(),

@@ -23,7 +23,7 @@ from ecoflap.core.gradients import stream_gradients
 from ecoflap.core.noise import seed_for, seeded
 from ecoflap.core.observe import Observation
 from ecoflap.core.parts import Adapter, Batch
-from ecoflap.core.placement import placed, tensors_of
+from ecoflap.core.placement import Placement, tensors_of
 from ecoflap.core.walk import Record, Walk
 
 
@@ -37,6 +37,8 @@ class Replay:
         one batch are the same function of the weights.
     :param dtype: Blocks and everything else are held in at least this precision while they run; their weights come back
         bit for bit. None runs the model as it is.
+    :param device: Where blocks run, brought there one at a time, while the rest of the model, the batches and what is
+        recorded stay where they are. None runs blocks where they are.
     """
 
     def __init__(
@@ -48,18 +50,20 @@ class Replay:
         anatomy: Anatomy | None = None,
         seed: int = 0,
         dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         self.model, self.adapter, self.batches = model, adapter, batches
         self.anatomy = anatomy or Anatomy.of(adapter.towers(model), adapter.layers)
         self.blocks: tuple[Block, ...] = self.anatomy.blocks
         self.seed, self.dtype = seed, dtype
+        self.placement = Placement(dtype, None if device is None else torch.device(device))
         self._records = [Record() for _ in batches]
         self._finished = 0
         self._moved: list[str] = []
         self._outside = ExitStack()
 
     def __enter__(self) -> "Replay":
-        self._outside.enter_context(placed(self._tensors_outside_blocks, self.dtype))
+        self._outside.enter_context(self.placement.in_place().held(self._tensors_outside_blocks))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -74,9 +78,9 @@ class Replay:
         layers = self.anatomy.layers_of[self.blocks[i].name]
         observation = Observation(self.blocks[i], layers, needs)
         for number, batch in enumerate(self.batches):
-            observation.begin(partial(self.adapter.tokens, self.model, batch))
+            observation.begin(partial(self._tokens, batch))
             with watching(layers, observation.see):
-                self._forward(number, first=i, last=i)
+                self._forward(number, first=i, last=i, on_call=partial(setattr, observation, "call"))
         return observation.statistics()
 
     def advance(self, i: int) -> None:
@@ -124,7 +128,11 @@ class Replay:
         with without_fast_path():
             for number in range(len(self.batches)):
                 with self._prepared(number) as batch:
-                    stream_gradients(self.model, self.adapter, batch, self.anatomy, self.dtype, visit)
+                    stream_gradients(self.model, self.adapter, batch, self.anatomy, self.placement, visit)
+
+    def _tokens(self, batch: Batch, tower: str, call: int) -> Tensor:
+        # Most adapters declare one call, and one of their own need not know of the parameter.
+        return self.adapter.tokens(self.model, batch, tower, *([call] if call else []))
 
     def _require(self, i: int) -> None:
         """Only the last finished block's output is kept, so only the next block, or the first one anew, can be run."""
@@ -136,20 +144,26 @@ class Replay:
             )
 
     @torch.no_grad()
-    def _forward(self, number: int, first: int, last: int | None) -> Any:
+    def _forward(
+        self, number: int, first: int, last: int | None, on_call: Callable[[int], None] = lambda call: None
+    ) -> Any:
         """The loss of one batch, or the outputs of all calls of block ``last``."""
         self._require(first)
-        walk = Walk(self.blocks, self._records[number], first, last, self.dtype)
+        walk = Walk(self.blocks, self._records[number], first, last, self.placement, on_call)
         with without_fast_path(), self._prepared(number) as batch:
             return walk.take(lambda: self.adapter.loss(self.model, batch))
 
     @contextmanager
     def _prepared(self, number: int) -> Iterator[Batch]:
         """One batch, in a forked and seeded global generator."""
-        with seeded(seed_for(self.seed, number)), placed(self._tensors_outside_blocks, self.dtype):
+        outside = self.placement.in_place().held(self._tensors_outside_blocks)
+        with seeded(seed_for(self.seed, number)), outside:
             yield self.batches[number]
 
     @cached_property
     def _tensors_outside_blocks(self) -> list[Tensor]:
-        inside = {id(tensor) for block in self.blocks for tensor in tensors_of(block.module)}
-        return [tensor for tensor in tensors_of(self.model) if id(tensor) not in inside]
+        """Those of modules in no block; a weight tied to one inside, as an embedding to the head, is among them."""
+        inside = {id(module) for block in self.blocks for module in block.module.modules()}
+        outside = (module for module in self.model.modules() if id(module) not in inside)
+        found = (tensor for module in outside for tensor in tensors_of(module, recurse=False))
+        return list({id(tensor): tensor for tensor in found}.values())

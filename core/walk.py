@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ecoflap.core.anatomy import Block
 from ecoflap.core.errors import ModelError
-from ecoflap.core.placement import placed, tensors_of
+from ecoflap.core.placement import Placement
 
 
 @contextmanager
@@ -29,6 +29,19 @@ def replaced_forwards(
             del space["forward"]
             if forward is not None:
                 space["forward"] = forward
+
+
+@contextmanager
+def blocks_on(device: torch.device, blocks: Sequence[Block]) -> Iterator[None]:
+    """Run each block on a device, brought there for as long as it runs, whoever calls the model's forward."""
+    placement = Placement(device=device)
+
+    def forward_of(_: int, block: Block) -> Callable[..., Any]:
+        original = block.module.forward
+        return lambda *args, **kwargs: placement.run(block.module, original, args, kwargs)
+
+    with replaced_forwards(blocks, forward_of):
+        yield
 
 
 class _Finished(BaseException):
@@ -59,13 +72,22 @@ class Record:
 class Walk:
     """Blocks before ``first`` are stubs; the forward stops with the last call of block ``last``, or runs to its end.
 
-    :param dtype: Real blocks are held in at least this precision while they run.
+    :param placement: How real blocks are held while they run.
+    :param on_call: Told the number of each call of block ``last`` before it runs.
     """
 
     def __init__(
-        self, blocks: Sequence[Block], record: Record, first: int, last: int | None, dtype: torch.dtype | None
+        self,
+        blocks: Sequence[Block],
+        record: Record,
+        first: int,
+        last: int | None,
+        placement: Placement,
+        on_call: Callable[[int], None] = lambda call: None,
     ) -> None:
-        self._blocks, self._record, self._first, self._last, self._dtype = blocks, record, first, last, dtype
+        self._blocks, self._record, self._first, self._last = blocks, record, first, last
+        self._placement = placement
+        self._on_call = on_call
         self._calls = [0] * len(blocks)
         self._outputs: list[Any] = []
 
@@ -78,6 +100,8 @@ class Walk:
                 result = self._outputs
             else:
                 self._check_calls()
+                if self._last is not None:  # a block called any number of times, after which nothing is to come
+                    result = []
         self._record.check()
         return result
 
@@ -94,10 +118,11 @@ class Walk:
         original = block.module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            self._enter(index)
-            with placed(tensors_of(block.module), self._dtype):
-                output = original(*args, **kwargs)
+            call = self._enter(index)
             if index == self._last:
+                self._on_call(call)
+            output = self._placement.run(block.module, original, args, kwargs)
+            if index == self._last and block.calls is not None:
                 self._outputs.append(output)
                 if len(self._outputs) == block.calls:
                     raise _Finished
@@ -123,8 +148,9 @@ class Walk:
 
     def _check_calls(self) -> None:
         for block, calls in zip(self._blocks, self._calls, strict=True):
-            if calls != block.calls:
-                raise ModelError(f"{block.name} ran {calls} times in one forward; its adapter declares {block.calls}")
+            if calls != block.calls and (calls == 0 or block.calls is not None):
+                declared = block.calls or "some"
+                raise ModelError(f"{block.name} ran {calls} times in one forward; its adapter declares {declared}")
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

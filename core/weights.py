@@ -21,11 +21,3 @@ def nonzeros(anatomy: Anatomy, names: Container[str]) -> int:
     """How many weights of these layers are not zero."""
     weights = (layer.weight.data for _, layer in anatomy.layers() if layer.name in names)
     return sum(int(weight.ne(0).count_nonzero()) for weight in weights)
-
-
-def copy_weights(source: Anatomy, target: Anatomy, names: Container[str]) -> None:
-    """These layers' weights, from one model into another of its kind."""
-    weights = {layer.name: layer.weight.data for _, layer in source.layers()}
-    for _, layer in target.layers():
-        if layer.name in names:
-            layer.weight.data.copy_(weights[layer.name])

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ecoflap.adapters import llama
+from ecoflap.adapters import llama, losses
+from ecoflap.adapters.hugging_face import load_processor
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.anatomy import Anatomy, Source
 from ecoflap.core.errors import DataError, ModelError
@@ -170,7 +171,7 @@ def test_chunks_give_the_same_loss_and_gradients(
     F.cross_entropy(theirs[:, :-1][real], batch["input_ids"][:, 1:][real]).backward()
     without_checkpoints = [parameter.grad.clone() for parameter in model.parameters()]
     whole, one_chunk = adapter.loss(model, batch), gradients()
-    monkeypatch.setattr(llama, "LOGITS_BYTES", 5 * 4 * 64)
+    monkeypatch.setattr(losses, "LOGITS_BYTES", 5 * 4 * 64)
     torch.testing.assert_close(adapter.loss(model, batch), whole, rtol=1e-7, atol=0)
     torch.testing.assert_close(gradients(), one_chunk, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(one_chunk, without_checkpoints, rtol=1e-4, atol=1e-7)
@@ -178,7 +179,7 @@ def test_chunks_give_the_same_loss_and_gradients(
 
 def test_logits_are_never_whole(adapter: LlamaAdapter, pico_llama: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     model, rows = pico_llama(), []
-    monkeypatch.setattr(llama, "LOGITS_BYTES", 5 * 4 * 64)
+    monkeypatch.setattr(losses, "LOGITS_BYTES", 5 * 4 * 64)
     model.lm_head.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
     with torch.no_grad():
         adapter.loss(model, adapter.collate([sample(13)]))
@@ -305,4 +306,4 @@ def test_smollm2_from_its_gguf(adapter: LlamaAdapter, tmp_path: Path):
     assert "quantization_config" not in saved.config
     again = adapter.load(saved, None, "cpu")
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    assert adapter.processor("Paris is")["input_ids"] == llama._tokenizer(source)("Paris is")["input_ids"]
+    assert adapter.processor("Paris is")["input_ids"] == load_processor("AutoTokenizer", source)("Paris is")["input_ids"]

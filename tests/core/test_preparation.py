@@ -8,8 +8,9 @@ import torch
 
 import ecoflap
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
+from ecoflap.core.inspection import inspection
 from ecoflap.core.preparation import adapter_for, prepare
-from ecoflap.core.preview import inspection, preview
+from ecoflap.core.preview import preview
 from ecoflap.core.recipe import parse_recipe
 from ecoflap.core.registry import load_registry
 from ecoflap.core.source import Source
@@ -66,7 +67,7 @@ class T5Adapter:
     def loss(self, model, batch):
         return model(**batch, use_cache=False).loss.double()
 
-    def tokens(self, model, batch, tower):
+    def tokens(self, model, batch, tower, call=0):
         return torch.ones_like(batch["input_ids" if tower == "encoder" else "labels"], dtype=torch.int8)
 
     def save(self, model, folder: Path):
@@ -274,4 +275,4 @@ def test_inspection_tells_blocks_alike_once_and_what_they_read(t5, two_towers):
     ]
     cross = next(row for row in layers.rows if row[1] == "layer.1.EncDecAttention.k.weight")
     assert cross[2:] == ("32×32", "1,024", "encoder")
-    assert ("shared.weight", "64×32") in outside.rows
+    assert ("shared.weight", "64×32", "embedding") in outside.rows

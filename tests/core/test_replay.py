@@ -52,7 +52,7 @@ class T5Adapter:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(**batch, use_cache=False).loss.double()
 
-    def tokens(self, model: nn.Module, batch: Batch, tower: str) -> Tensor:
+    def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Tensor:
         mask = batch["attention_mask"] if tower == "encoder" else torch.ones_like(batch["labels"])
         return mask.to(torch.int8)
 
@@ -276,7 +276,7 @@ def test_blocks_listed_in_another_order_than_they_run_are_refused(llama):
 
     class Reversed(LlamaAdapter):
         def towers(self, model):
-            (tower,) = super().towers(model)
+            tower, *_ = super().towers(model)
             return [Tower(tower.name, tower.blocks[::-1])]
 
     with pytest.raises(EcoflapError, match=r"runs before model.layers.1; its adapter must list blocks in the order"):
@@ -290,7 +290,7 @@ def test_a_block_that_runs_more_often_than_declared_is_refused(llama):
 
     class Once(LlamaAdapter):
         def towers(self, model):
-            (tower,) = super().towers(model)
+            tower, *_ = super().towers(model)
             return [Tower(tower.name, tower.blocks[:3])]
 
     with pytest.raises(EcoflapError, match=r"model.layers.2 runs more than the 1 times its adapter declares"):
@@ -322,7 +322,7 @@ def test_a_block_may_run_twice_where_its_adapter_says_so():
         def loss(self, model, batch):
             return model(batch["x"]).double().square().mean()
 
-        def tokens(self, model, batch, tower):
+        def tokens(self, model, batch, tower, call=0):
             return torch.ones(batch["x"].shape[:2], dtype=torch.int8)
 
     torch.manual_seed(0)

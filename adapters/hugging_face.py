@@ -1,0 +1,155 @@
+"""Loading and saving what transformers reads: model, and tokenizer or processor, from a hub id, a folder or a GGUF."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from ecoflap.core.anatomy import Source
+from ecoflap.core.errors import ModelError
+from ecoflap.core.source import check_weights, hub_id
+
+TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json",
+              "spiece.model")  # fmt: skip
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def load_model(kind: str, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+    """A model in eval mode; ``device="meta"`` builds it from its configuration, without weights.
+
+    :param kind: Name of the transformers class: ``AutoModelForCausalLM``, ``T5ForConditionalGeneration``.
+    :param dtype: None keeps the checkpoint's.
+    :raises ModelError: Where it cannot be read, or lacks weights, which transformers would draw at random.
+    """
+    with quiet():
+        if device == "meta":
+            return _without_weights(kind, source.config, dtype)
+        check_weights(source)
+        return _with_weights(kind, source, dtype).to(device)
+
+
+def load_processor(kind: str, source: Source, files: tuple[str, ...] = TEXT_FILES) -> Any:
+    """A tokenizer, image processor or processor; None where a folder has none of its files.
+
+    :param kind: Name of the transformers class: ``AutoTokenizer``, ``AutoImageProcessor``, ``AutoProcessor``.
+    :param files: At least one of these shows that a folder has one.
+    """
+    place, arguments = _place(source)
+    is_folder = source.path is not None and source.path.is_dir()
+    if is_folder and not any(name in source.files for name in files):
+        return None
+    try:
+        with quiet():
+            return _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"the tokenizer or processor of {source.name} cannot be read: {error}") from error
+
+
+def save_model(model: Any, processor: Any, folder: Path) -> None:
+    """As transformers writes it, with the tokenizer or processor beside it."""
+    with quiet():
+        model.save_pretrained(folder, safe_serialization=True)
+        if processor is not None:
+            processor.save_pretrained(folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and advice off the screen; its settings are as before afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):  # the bar of its GGUF reader listens to no setting
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _class(kind: str) -> Any:
+    import transformers
+
+    try:
+        return getattr(transformers, kind)
+    except AttributeError as error:
+        raise ModelError(f"transformers {transformers.__version__} has no {kind}; a newer one is needed") from error
+
+
+def _config(config: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(**config)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"this version of transformers cannot build the model: {error}") from error
+
+
+def _without_weights(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None) -> nn.Module:
+    known = _config(config)
+    build: Callable[..., nn.Module] = _class(kind).from_config if kind.startswith("Auto") else _class(kind)._from_config
+    with torch.device("meta"):
+        return build(known, **_dtype_argument(dtype or _own_dtype(known))).eval()
+
+
+def _with_weights(kind: str, source: Source, dtype: torch.dtype | None) -> nn.Module:
+    place, arguments = _place(source)
+    is_gguf = "gguf_file" in arguments
+    wanted = dtype or (torch.float32 if is_gguf else "auto")
+    if is_gguf:
+        arguments["config"] = _config(source.config)  # reading a GGUF's header takes seconds, and was done
+    try:
+        read: Any = _class(kind).from_pretrained(
+            place, **arguments, **_dtype_argument(wanted), trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ModelError(f"{source.name} cannot be loaded: {error}") from error
+    model: nn.Module = read[0]
+    missing = sorted(read[1]["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights: {', '.join(missing[:4])}…")
+    if is_gguf:
+        _forget_quantization(model)
+    return model.eval()
+
+
+def _place(source: Source) -> tuple[str, dict[str, Any]]:
+    """What ``from_pretrained`` is called with."""
+    if source.path is None:
+        repository, revision = hub_id(source)
+        return repository, {"revision": revision or "main"}
+    if source.path.is_file():
+        return str(source.path.parent), {"gguf_file": source.path.name, "local_files_only": True}
+    return str(source.path), {"local_files_only": True}
+
+
+def _dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
+    """Its name changed in transformers 4.56."""
+    import transformers
+
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return {"dtype" if (major, minor) >= (4, 56) else "torch_dtype": dtype}
+
+
+def _own_dtype(config: Any) -> torch.dtype:
+    """What the checkpoint is stored in, by its newer name or the older one."""
+    return getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+
+
+def _forget_quantization(model: Any) -> None:
+    """The weights are plain numbers now; with these left on it a model can't be saved."""
+    for owner, names in (
+        (model.config, ("quantization_config",)),
+        (model, ("hf_quantizer", "is_quantized", "quantization_method")),
+    ):
+        for name in names:
+            owner.__dict__.pop(name, None)

@@ -1,0 +1,50 @@
+"""What the table of families needs of each: a pico model, its adapter, samples, and its own library's way to read it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.core.parts import Adapter, Batch, Sample
+
+
+def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights large enough that every layer has a healthy gradient, the same whatever was drawn before."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.08).to(parameter.dtype)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table.
+
+    :param build: A pico model in float32 and eval mode, every time with the same weights.
+    :param adapter: The adapter as a user gets it for this model, with a processor where it needs one.
+    :param samples: So many samples, of unequal lengths where they hold text.
+    :param towers: The names of the towers that a run walks by default, in order.
+    :param kept: Those of them that are kept by default.
+    :param outside: The matrices outside the blocks that a recipe may include, in order.
+    :param reload: The saved folder, read by the family's own library.
+    :param outputs: What must be the same after saving and loading.
+    :param poisoned: A batch whose padding holds a token that the model (changed in place) embeds as 1e6; None where
+        there is no padding.
+    :param batch_size: Of the calibration.
+    """
+
+    build: Callable[[], nn.Module]
+    adapter: Callable[[], Adapter]
+    samples: Callable[[int], Sequence[Sample]]
+    towers: tuple[str, ...]
+    reload: Callable[[Path], nn.Module]
+    outputs: Callable[[nn.Module, Batch], Tensor | tuple[Tensor, ...]]
+    kept: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    poisoned: Callable[[nn.Module, Batch], Batch] | None = None
+    batch_size: int = 2
+    extra: Any = None
