@@ -138,6 +138,8 @@ class _Check:
             return {"source": "memory"}
         self.problems.add_unknown_keys(("model",), written, Model.model_fields)
         fields = _given(written, Model.model_fields)
+        if self.in_memory:
+            fields.setdefault("source", "memory")
         if isinstance(fields.get("source"), str):
             fields["source"] = self._source(fields["source"])
         if "adapter" in fields:

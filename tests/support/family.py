@@ -1,6 +1,6 @@
-"""What the table of families needs of each: a pico model, its adapter, samples, and its own library's way to read it."""
+"""What the table needs of each family: a pico model, its adapter, samples, and its own library's way to read it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Family:
     :param poisoned: A batch whose padding holds a token that the model (changed in place) embeds as 1e6; None where
         there is no padding.
     :param batch_size: Of the calibration.
+    :param named: ``model.adapter`` of a recipe, where the adapter needs parameters for this model.
     """
 
     build: Callable[[], nn.Module]
@@ -47,4 +48,4 @@ class Family:
     outside: tuple[str, ...] = ()
     poisoned: Callable[[nn.Module, Batch], Batch] | None = None
     batch_size: int = 2
-    extra: Any = None
+    named: Mapping[str, Any] | None = None

@@ -1,0 +1,381 @@
+"""What must hold for every family, on pico models that are built from configurations."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family import Family
+from idle import Idle
+from table import ROWS
+from torch import Tensor, nn
+from torch.nn import functional
+
+import ecoflap
+from ecoflap import ColumnNorm, Replay
+from ecoflap.core.anatomy import Anatomy, Layer
+from ecoflap.core.capture import watching, without_fast_path
+from ecoflap.core.errors import DataError
+from ecoflap.core.masks import load_masks
+from ecoflap.core.parts import Adapter, Batch
+from ecoflap.core.source import in_memory, open_source
+
+
+@pytest.fixture(params=sorted(ROWS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@dataclass
+class Case:
+    """A model with its adapter and batches, the last of them of samples of unequal length."""
+
+    name: str
+    row: Family
+    model: nn.Module
+    adapter: Adapter
+    batches: list[Batch]
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """With every matrix outside the blocks taken in."""
+        return Anatomy.of(self.adapter.towers(self.model), self.adapter.layers, self.row.outside)
+
+    def replay(self, batches: list[Batch] | None = None, **keywords: Any) -> Replay:
+        return Replay(
+            self.model, self.adapter, self.batches if batches is None else batches, anatomy=self.anatomy, **keywords
+        )
+
+    def losses(self) -> Tensor:
+        with torch.no_grad(), without_fast_path():
+            return torch.stack([self.adapter.loss(self.model, batch).double() for batch in self.batches])
+
+
+@pytest.fixture
+def case(name: str) -> Case:
+    row = ROWS[name]
+    adapter = row.adapter()
+    samples = list(row.samples(2 * row.batch_size))
+    parts = samples[: row.batch_size], samples[row.batch_size :]
+    return Case(name, row, row.build(), adapter, [adapter.collate(part) for part in parts])
+
+
+@contextmanager
+def linears(ids: set[int]) -> Iterator[list[tuple[int, Tensor, Tensor]]]:
+    """Every use of these weights: identity, input and output, with the output's gradient kept."""
+    uses: list[tuple[int, Tensor, Tensor]] = []
+    original = functional.linear
+
+    def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        output = original(input, weight, bias)
+        if id(weight) in ids:
+            if output.requires_grad:
+                output.retain_grad()
+            uses.append((id(weight), input.detach(), output))
+        return output
+
+    functional.linear = linear
+    try:
+        yield uses
+    finally:
+        functional.linear = original
+
+
+def test_towers_are_those_of_the_table(case: Case):
+    towers = case.adapter.towers(case.model)
+    assert tuple(tower.name for tower in towers if not tower.outside) == case.row.towers
+    assert tuple(tower.name for tower in towers if not tower.outside and not tower.prunable) == case.row.kept
+    assert tuple(tower.name for tower in towers if tower.outside) == case.row.outside
+    names = set(case.model.state_dict())
+    assert all(layer.name in names for _, layer in case.anatomy.layers())
+
+
+def test_the_adapter_claims_the_model_and_no_other_does(case: Case):
+    registry = ecoflap.load_registry()
+    source = in_memory(case.model)
+    claims = [name for name in registry.names("adapter") if registry.find("adapter", name)().matches(source)]
+    assert [type(registry.find("adapter", name)()) for name in claims] == [type(case.adapter)]
+
+
+def test_no_matrix_of_a_block_is_missed(case: Case):
+    listed = {id(layer.weight) for _, layer in case.anatomy.layers()}
+    for block in case.anatomy.blocks:
+        for name, module in block.module.named_modules():
+            if isinstance(module, nn.Embedding):
+                continue
+            for own, parameter in module.named_parameters(recurse=False):
+                assert parameter.ndim != 2 or id(parameter) in listed, f"{block.name}.{name}.{own}"
+
+
+def test_what_is_captured_explains_the_gradient(case: Case):
+    """dL/dW = Σ over uses of (dL/dy)ᵀ x: a use that was missed, or another input than was used, would not add up."""
+    layers = [layer for _, layer in case.anatomy.layers()]
+    seen: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+    case.model.requires_grad_(True)
+    with (
+        without_fast_path(),
+        linears({id(layer.weight) for layer in layers}) as uses,
+        watching(layers, lambda layer, inputs: seen[layer.name].append(inputs.detach())),
+    ):
+        case.adapter.loss(case.model, case.batches[0]).backward()
+    tied = {id(parameter) for parameter in embeddings(case.model)}
+    for layer in layers:
+        mine = [(inputs, output) for identity, inputs, output in uses if identity == id(layer.weight)]
+        assert mine, layer.name
+        assert len(mine) >= len(seen[layer.name]) >= 1, layer.name  # a checkpointed head is applied again
+        for inputs, (used, _) in zip(seen[layer.name], mine, strict=False):
+            assert torch.equal(inputs, used), layer.name
+        if id(layer.weight) not in tied:
+            terms = [(flat(o.grad).double().T @ flat(x).double()) for x, o in mine if o.grad is not None]
+            close(sum(terms), layer.weight.grad, layer.name)
+
+
+def embeddings(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield module.weight
+
+
+def close(found: Any, expected: Tensor | None, name: str) -> None:
+    """To 1e-4 of the largest entry: an entry that is next to nothing is a difference of large ones."""
+    assert expected is not None, name
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(found.to(expected), expected, rtol=0, atol=1e-4 * largest + 1e-12, msg=name)
+
+
+def flat(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def test_loss_from_any_block_is_the_full_forwards_bit_for_bit(case: Case):
+    replay, expected = case.replay(), case.losses()
+    for index, block in enumerate(replay.blocks):
+        assert torch.equal(replay.loss(index), expected), block.name
+        replay.advance(index)
+
+
+def test_and_again_after_the_blocks_before_it_were_pruned(case: Case):
+    replay = case.replay()
+    for index, block in enumerate(replay.blocks):
+        for layer in replay.anatomy.layers_of[block.name]:
+            weight = layer.weight.data
+            weight[weight.abs() < weight.abs().median()] = 0
+        # An embedding that is tied to a pruned head has changed before the first block too, which is recorded.
+        if block.tower not in case.row.outside:
+            assert torch.equal(replay.loss(index), case.losses()), block.name
+        replay.advance(index)
+
+
+def column_norms(case: Case, batches: list[Batch]) -> Mapping[str, Tensor]:
+    replay, found = case.replay(batches), {}
+    for index in range(len(replay.blocks)):
+        found |= {name: statistic.squared.double() for name, statistic in replay.run(index, (ColumnNorm,)).items()}
+        replay.advance(index)
+    return found
+
+
+def test_statistics_are_those_of_the_plain_forward_without_padding(case: Case):
+    """From batches of one sample, which have no padding at all, seen in the model's ordinary forward."""
+    samples = case.row.samples(2 * case.row.batch_size)
+    layers = [layer for _, layer in case.anatomy.layers()]
+    expected: dict[str, Tensor] = {layer.name: torch.zeros(layer.shape[1], dtype=torch.float64) for layer in layers}
+
+    def see(layer: Layer, inputs: Tensor) -> None:
+        expected[layer.name] += flat(inputs).double().square().sum(0)
+
+    with torch.no_grad(), without_fast_path(), watching(layers, see):
+        for sample in samples:
+            with suppress(DataError):  # a contrastive loss of one pair is refused, when all layers have run
+                case.adapter.loss(case.model, case.adapter.collate([sample]))
+    found = column_norms(case, case.batches)
+    for name, norm in expected.items():
+        torch.testing.assert_close(found[name], norm, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_a_poisoned_padding_row_changes_nothing(case: Case):
+    if case.row.poisoned is None:
+        pytest.skip("this model reads no text")
+    before = column_norms(case, case.batches[1:])
+    poisoned = case.row.poisoned(case.model, case.batches[1])
+    after = column_norms(case, [poisoned])
+    for name, norm in before.items():
+        torch.testing.assert_close(after[name], norm, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_streamed_gradients_are_autograds(case: Case):
+    replay, streamed = case.replay(dtype=torch.float32), {}
+
+    def visit(layer: Layer, gradient: Tensor) -> None:
+        streamed.setdefault(layer.name, []).append(gradient.clone())
+
+    replay.gradients(visit)
+    case.model.requires_grad_(True)
+    for number, batch in enumerate(case.batches):
+        case.model.zero_grad()
+        with without_fast_path():
+            case.adapter.loss(case.model, batch).backward()
+        for _, layer in replay.anatomy.layers():
+            close(streamed[layer.name][number], layer.weight.grad, layer.name)
+
+
+def run(case: Case, folder: Path, **keys: Any) -> ecoflap.Run:
+    count, size = 2 * case.row.batch_size, case.row.batch_size
+    recipe = {
+        "version": 1,
+        "model": {"adapter": case.row.named} if case.row.named else None,
+        "calibration": {"use": "table:Samples", "row": case.name, "samples": count, "batch_size": size},
+        "sparsity": 0.5,
+        **keys,
+    }
+    recipe = {key: value for key, value in recipe.items() if value is not None}
+    return ecoflap.run(recipe, model=case.model, processor=case.adapter.processor, folder=folder)
+
+
+def test_idle_blocks_may_be_anywhere(case: Case):
+    """With every block's weights NaN while it does not run, all comes out the same, one block at a time."""
+    anatomy = Anatomy.of(case.adapter.towers(case.model), case.adapter.layers)
+    usual = everything(Replay(case.model, case.adapter, case.batches, anatomy=anatomy, dtype=torch.float32))
+    replay = Replay(case.model, case.adapter, case.batches, anatomy=anatomy, dtype=torch.float32, device="cpu:0")
+    replay.placement = idle = Idle(torch.float32, torch.device("cpu:0"))
+    idle.put_aside(replay.blocks)
+    for (name, found), (_, expected) in zip(everything(replay), usual, strict=True):
+        if name.startswith("gradient"):  # summed over the blocks that read an encoder, in another order
+            close(found, expected, name)
+        else:
+            assert torch.equal(found, expected), name
+    assert idle.visits[::2] == [visit.replace(" out", " in") for visit in idle.visits[1::2]]
+    assert {visit.split()[0] for visit in idle.visits} == {block.name for block in replay.blocks}
+    idle.put_back(replay.blocks)
+    assert all(bool(parameter.isfinite().all()) for parameter in case.model.parameters())
+
+
+def everything(replay: Replay) -> list[tuple[str, Tensor]]:
+    """Losses, statistics and gradients, each with its name."""
+    found: list[tuple[str, Tensor]] = []
+    replay.gradients(lambda layer, gradient: found.append((f"gradient of {layer.name}", gradient.clone())))
+    for index, block in enumerate(replay.blocks):
+        found.append((block.name, replay.loss(index)))
+        found += [(name, norm.squared) for name, norm in replay.run(index, (ColumnNorm,)).items()]
+        replay.advance(index)
+    return found
+
+
+METHODS = {
+    "zeroth order and Wanda": {"score": {"use": "zeroth_order", "samples": 2}, "prune": "wanda"},
+    "first order and SparseGPT": {"score": {"use": "first_order", "samples": 4}, "prune": "sparsegpt"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_budget_is_met_exactly_and_nothing_else_changes(case: Case, method: str, tmp_path: Path):
+    before = bytes_of(case.model)
+    ties = tied(case.model)
+    done = run(case, tmp_path / "run", **METHODS[method])
+    pruned = {
+        layer.name
+        for tower in case.adapter.towers(case.model)
+        if tower.prunable
+        for block in tower.blocks
+        for layer in case.adapter.layers(block)
+    }
+    size = sum(case.model.state_dict()[name].numel() for name in pruned)
+    assert set(done.plan.layers) == pruned
+    assert (done.plan.size, done.plan.keep) == (size, size // 2)
+    masks = load_masks(tmp_path / "run" / "masks.safetensors")
+    assert sum(int(mask.count_nonzero()) for mask in masks.values()) == size // 2
+    for name, mask in masks.items():
+        assert not case.model.state_dict()[name][~mask].any(), name
+    assert {name for name, raw in bytes_of(case.model).items() if raw != before[name]} <= pruned
+    assert tied(case.model) == ties
+    check_reloaded(case, tmp_path / "run" / "model")
+
+
+def check_reloaded(case: Case, folder: Path) -> None:
+    again = case.row.reload(folder)
+    with torch.no_grad():
+        ours, theirs = (case.row.outputs(model, case.batches[1]) for model in (case.model, again))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
+
+
+def bytes_of(model: nn.Module) -> dict[str, bytes]:
+    return {
+        name: tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def tied(model: nn.Module) -> list[list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def test_two_of_four_in_every_layer(case: Case, tmp_path: Path):
+    uneven = [layer.name for _, layer in case.anatomy.layers() if layer.shape[1] % 4]
+    if uneven:
+        pytest.skip(f"inputs that four does not divide: {uneven[0]}")
+    done = run(case, tmp_path / "run", sparsity="2:4", prune="wanda")
+    state = case.model.state_dict()
+    for name in done.plan.layers:
+        assert bool((state[name].reshape(-1, 4).ne(0).sum(1) <= 2).all()), name
+    assert done.plan.keep * 2 == done.plan.size
+
+
+def test_a_tower_with_a_budget_of_its_own_and_all_that_can_be_included(case: Case, tmp_path: Path):
+    first = case.row.towers[0]
+    included = [*case.row.kept, *case.row.outside]
+    done = run(
+        case, tmp_path / "run", towers={first: {"sparsity": 0.25}}, include=included or None,
+        score={"use": "zeroth_order", "samples": 2, "joint": True}, prune="wanda",
+    )  # fmt: skip
+    own = [layer for layer in done.plan.layers.values() if layer.tower == first]
+    rest = [layer for layer in done.plan.layers.values() if layer.tower != first]
+    assert {layer.tower for layer in rest} == {*case.row.towers, *case.row.outside} - {first}
+    for layers, (kept, of) in ((own, (3, 4)), (rest, (1, 2))):
+        size = sum(layer.size for layer in layers)
+        assert sum(layer.keep for layer in layers) == size * kept // of
+    check_reloaded(case, tmp_path / "run" / "model")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_16_bit_model_comes_out_as_it_came_in(case: Case, dtype: torch.dtype, tmp_path: Path):
+    case.adapter.save(case.model, tmp_path / "saved")
+    case.model = in_16_bit(case, tmp_path / "saved", dtype)
+    dtypes = {name: parameter.dtype for name, parameter in case.model.named_parameters()}
+    before = bytes_of(case.model)
+    done = run(case, tmp_path / "run", score={"use": "zeroth_order", "samples": 2, "joint": True}, prune="wanda")
+    assert dtypes == {name: parameter.dtype for name, parameter in case.model.named_parameters()}
+    assert dtype in {dtypes[name] for name in done.plan.layers}
+    assert {name for name, raw in bytes_of(case.model).items() if raw != before[name]} <= set(done.plan.layers)
+    check_reloaded(case, tmp_path / "run" / "model")
+
+
+def in_16_bit(case: Case, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Read as its library reads it in this type, which may leave some weights wider; else converted."""
+    try:
+        source = open_source(str(folder), Path.cwd())
+    except ecoflap.EcoflapError:
+        return case.model.to(dtype)
+    return case.adapter.load(source, dtype, "cpu")
+
+
+def test_a_saved_model_is_taken_apart_without_weights(case: Case, tmp_path: Path):
+    case.adapter.save(case.model, tmp_path)
+    try:
+        source = open_source(str(tmp_path), Path.cwd())
+    except ecoflap.EcoflapError as error:
+        pytest.skip(f"this family's file does not say what model it is: {error}")
+    if not case.adapter.matches(source):
+        pytest.skip("this family's folder does not say what model it is")
+    weightless = case.adapter.load(source, None, "meta")
+    anatomy = Anatomy.of(case.adapter.towers(weightless), case.adapter.layers, case.row.outside)
+    assert all(parameter.is_meta for parameter in weightless.parameters())
+    told = {layer.name: layer.shape for _, layer in anatomy.layers()}
+    assert told == {layer.name: layer.shape for _, layer in case.anatomy.layers()}
+    assert json.dumps(sorted(weightless.state_dict())) == json.dumps(sorted(case.model.state_dict()))
