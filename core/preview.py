@@ -23,10 +23,12 @@ def preview(recipe: Recipe, registry: Registry) -> list[Section]:
     """:raises RecipeError: With every problem the recipe has with its model."""
     prepared = prepare(recipe, registry)
     total = sum(parameter.numel() for parameter in prepared.model.parameters())
+    also = prepared.also_changed
     title = f"{recipe.model.source}: {prepared.size:,} of {total:,} parameters can be pruned"
     return [
         Section(title, ("tower", ">blocks", ">layers", ">prunable", "budget", ">kept"), list(_towers(prepared))),
         Section("work", ("stage", "what is run"), list(_work(prepared))),
+        *([Section("tied", ("what else is changed",), [(told,) for told in also])] if also else []),
         Section("needs, predicted", ("what", ">size", "made of"), list(_needs(prepared))),
     ]
 
@@ -130,12 +132,30 @@ def _needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
         f"{bytes_text(recorded)}, scoring in float32 {bytes_text(upcast)}, libraries {bytes_text(ITSELF)}"
     )
     yield "peak memory", bytes_text(memory), made_of
+    if _offloads(prepared):
+        yield _device_memory(prepared, width, statistics)
     masks = prepared.size // 8
     exports = [(part.use, _exported(part, prepared, width)) for part in prepared.recipe.export]
     parts = [("model/", weights), ("masks", masks), *exports]
     yield "disk", bytes_text(sum(size for _, size in parts)), ", ".join(f"{n} {bytes_text(size)}" for n, size in parts)
     meanwhile = prepared.size * width + masks
     yield "disk meanwhile", bytes_text(meanwhile), "finished blocks, until model/ is complete"
+
+
+def _offloads(prepared: Prepared) -> bool:
+    """Whether blocks run elsewhere than the model is."""
+    return prepared.recipe.model.offload is not None
+
+
+def _device_memory(prepared: Prepared, width: int, statistics: int) -> tuple[str, str, str]:
+    """A block, its statistics, and one batch's input and output; what attention needs in between comes on top."""
+    block = _largest_block(prepared.anatomy) * (4 if prepared.looks_at_scores else width)
+    keys = prepared.recipe.calibration
+    batches = -(-(_samples(keys) or 1) // keys.batch_size) if keys else 1
+    activations = 2 * _recorded(prepared, 4) // max(1, batches)
+    made_of = f"the largest block {bytes_text(block)}, its statistics {bytes_text(statistics)}"
+    size = bytes_text(block + statistics + activations)
+    return "device memory", size, f"{made_of}, a batch's input and output {bytes_text(activations)}"
 
 
 def _exported(part: Part, prepared: Prepared, width: int) -> int:

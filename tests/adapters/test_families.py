@@ -57,6 +57,10 @@ class Case:
 
 @pytest.fixture
 def case(name: str) -> Case:
+    return case_of(name)
+
+
+def case_of(name: str) -> Case:
     row = ROWS[name]
     adapter = row.adapter()
     samples = list(row.samples(2 * row.batch_size))
@@ -223,11 +227,11 @@ def test_streamed_gradients_are_autograds(case: Case):
             close(streamed[layer.name][number], layer.weight.grad, layer.name)
 
 
-def run(case: Case, folder: Path, **keys: Any) -> ecoflap.Run:
+def run(case: Case, folder: Path, model: dict[str, Any] | None = None, **keys: Any) -> ecoflap.Run:
     count, size = 2 * case.row.batch_size, case.row.batch_size
     recipe = {
         "version": 1,
-        "model": {"adapter": case.row.named} if case.row.named else None,
+        "model": {"adapter": case.row.named, **(model or {})} if case.row.named else model,
         "calibration": {"use": "table:Samples", "row": case.name, "samples": count, "batch_size": size},
         "sparsity": 0.5,
         **keys,
@@ -379,3 +383,22 @@ def test_a_saved_model_is_taken_apart_without_weights(case: Case, tmp_path: Path
     told = {layer.name: layer.shape for _, layer in anatomy.layers()}
     assert told == {layer.name: layer.shape for _, layer in case.anatomy.layers()}
     assert json.dumps(sorted(weightless.state_dict())) == json.dumps(sorted(case.model.state_dict()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("offload", [None, "cpu"])
+@pytest.mark.parametrize("method", METHODS)
+def test_cuda_gives_what_the_cpu_gives(name: str, method: str, offload: str | None, tmp_path: Path):
+    usual = run(case_of(name), tmp_path / "cpu", {"device": "cpu"}, **METHODS[method])
+    there = run(case_of(name), tmp_path / "cuda", {"device": "cuda", "offload": offload}, **METHODS[method])
+    expected, found = (scores(done.folder) for done in (usual, there))
+    assert found == pytest.approx(expected, rel=1e-2)
+    masks = [load_masks(done.folder / "masks.safetensors") for done in (usual, there)]
+    alike = sum(int((mask == masks[1][layer]).sum()) for layer, mask in masks[0].items())
+    assert alike >= 0.98 * usual.plan.size
+
+
+def scores(folder: Path) -> dict[str, float]:
+    lines = map(json.loads, (folder / "scores.jsonl").read_text().splitlines())
+    return {line["name"]: line["score"] for line in lines if "name" in line}

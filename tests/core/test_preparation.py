@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import ecoflap
+from ecoflap.adapters.hugging_face import save_model
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
 from ecoflap.core.inspection import inspection
 from ecoflap.core.preparation import adapter_for, prepare
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 
 from ecoflap import Block, Layer, Tower, hookimpl
+from ecoflap.adapters.hugging_face import save_model
 
 
 class T5Adapter:
@@ -71,8 +73,7 @@ class T5Adapter:
         return torch.ones_like(batch["input_ids" if tower == "encoder" else "labels"], dtype=torch.int8)
 
     def save(self, model, folder: Path):
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        save_model(model, self.processor, folder)
 
 
 @hookimpl
@@ -92,8 +93,7 @@ def t5(redraw, pico_tokenizer, tmp_path_factory):
     model = T5ForConditionalGeneration(config)
     redraw(model, 3)
     folder = tmp_path_factory.mktemp("t5")
-    model.save_pretrained(folder)
-    pico_tokenizer.save_pretrained(folder)
+    save_model(model, pico_tokenizer, folder)
     return folder
 
 

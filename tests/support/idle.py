@@ -29,7 +29,7 @@ class Idle(Placement):
     def put_back(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
             for tensor in tensors_of(block.module):
-                if tensor.is_floating_point():
+                if tensor.is_floating_point() and bool(tensor.data.isnan().any()):  # others were written to
                     tensor.data = self.beside[id(tensor)]
 
     @contextmanager
@@ -39,7 +39,7 @@ class Idle(Placement):
         assert len(here) <= 1, "more than one block at a time"
         self.visits.extend(f"{name} in" for name in here)
         idle = [tensor.data for tensor in mine]
-        # A weight that is perturbed has been given its value already.
+        # A weight that is perturbed, or pruned, has been given its value already.
         for tensor in mine:
             if bool(tensor.data.isnan().any()):
                 tensor.data = self.beside[id(tensor)]
