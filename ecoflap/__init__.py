@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ecoflap.core.budget import Keep as Keep
     from ecoflap.core.budget import Pattern as Pattern
     from ecoflap.core.budget import select as select
+    from ecoflap.core.check_adapter import check_adapter as check_adapter
     from ecoflap.core.errors import EcoflapError as EcoflapError
     from ecoflap.core.hookspecs import hookimpl as hookimpl
     from ecoflap.core.packed import load_packed as load_packed
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _HOME = {
     "anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
     "budget": ("Group", "Keep", "Pattern", "select"),
+    "check_adapter": ("check_adapter",),
     "errors": ("EcoflapError",),
     "hookspecs": ("hookimpl",),
     "packed": ("load_packed",),

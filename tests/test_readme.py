@@ -17,7 +17,7 @@ from ecoflap.core.sealed import flat
 from ecoflap.core.signature import KINDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/methods.md", "docs/packed.md", "docs/plugins.md", "docs/run.md")
+PAGES = ("README.md", "docs/adapters.md", "docs/methods.md", "docs/packed.md", "docs/plugins.md", "docs/run.md")
 
 
 def blocks(page, *languages):
