@@ -1,23 +1,29 @@
 # Each target makes a virtual environment and installs what it needs first: Python 3.11 or newer and make are enough.
 # make demo VENV=folder takes another environment than .venv; make PYTHON=/path/to/python3.12 builds it with another
-# Python than the one that is found.
+# Python than the one that is found. What salesforce-lavis and older versions of transformers are tested with excludes
+# the rest, so these have environments of their own: VENV_LAVIS, which is of Python 3.11 only, and VENV_COMPAT.
 VENV ?= .venv
+VENV_LAVIS ?= .venv-lavis
+VENV_COMPAT ?= .venv-compat
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+CANDIDATES_LAVIS := $(or $(PYTHON),python3.11 python3)
 BIN := $(VENV)/bin
 RUN := $(BIN)/ecoflap run quickstart
 RUNS := runs/demo-ecoflap-50 runs/demo-ecoflap-60 runs/demo-uniform-50 runs/demo-uniform-60
 REUSE := --set reuse=$(firstword $(RUNS))
 
-.PHONY: help demo test lint types docs bench clean
+.PHONY: help demo test test-lavis compat lint types docs bench clean
 
 help:
-	@echo "make demo   prune a small LLaMA by ECoFLaP and uniformly, at 50 % and at 60 %, and compare the four"
-	@echo "make test   run the tests"
-	@echo "make lint   check style, format and the import contract"
-	@echo "make types  check types"
-	@echo "make docs   write docs/recipe.md anew"
-	@echo "make bench  measure time and memory of the engine"
-	@echo "make clean  delete $(VENV), build leftovers and caches, but no runs"
+	@echo "make demo        prune a small LLaMA by ECoFLaP and uniformly, at 50 % and at 60 %, and compare the four"
+	@echo "make test        run the tests"
+	@echo "make test-lavis  run those of the engine, the methods and LAVIS with salesforce-lavis and transformers 4.26"
+	@echo "make compat      run those of all that transformers 4.51 has with that"
+	@echo "make lint        check style, format and the import contract"
+	@echo "make types       check types"
+	@echo "make docs        write docs/recipe.md anew"
+	@echo "make bench       measure time and memory of the engine"
+	@echo "make clean       delete the virtual environments, build leftovers and caches, but no runs"
 
 demo: $(VENV)/.installed-demo
 	$(RUN) --folder runs/demo-ecoflap-50
@@ -33,6 +39,14 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 -q
+
+# Fails where a test of LAVIS was skipped, too.
+test-lavis: $(VENV_LAVIS)/.installed
+	ECOFLAP_TESTS_NEED=lavis $(VENV_LAVIS)/bin/python -m pytest -n 2 -q tests/core tests/plugins \
+	  tests/adapters/test_families.py tests/adapters/test_lavis_blip2.py
+
+compat: $(VENV_COMPAT)/.installed
+	$(VENV_COMPAT)/bin/python -m pytest -n 2 -q tests/core tests/plugins tests/adapters tests/exporters
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -50,7 +64,7 @@ bench: $(VENV)/.installed-demo
 	$(BIN)/python benchmarks/engine.py
 
 clean:
-	rm -rf $(VENV) build dist ecoflap.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_LAVIS) $(VENV_COMPAT) build dist ecoflap.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # The extras contain one another, so whoever has dev has test, and whoever has test has demo.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
@@ -58,12 +72,35 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@case $* in dev) touch $(VENV)/.installed-test $(VENV)/.installed-demo;; test) touch $(VENV)/.installed-demo;; esac
 	@touch $@
 
-$(BIN)/python:
-	@for python in $(CANDIDATES); do \
-	  if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	    echo "$$python -m venv $(VENV)"; exec $$python -m venv $(VENV); \
+# In one command each: a pin that comes later breaks what was installed before it.
+$(VENV_LAVIS)/.installed: pyproject.toml | $(VENV_LAVIS)/bin/python
+	$(VENV_LAVIS)/bin/python -m pip install --quiet -e ".[lavis,pytest]"
+	@touch $@
+
+$(VENV_COMPAT)/.installed: pyproject.toml | $(VENV_COMPAT)/bin/python
+	$(VENV_COMPAT)/bin/python -m pip install --quiet -e ".[clip,gguf,images,pytest]" "transformers==4.51.3"
+	@touch $@
+
+# $(call environment,FOLDER,CANDIDATES,CONDITION,WORDS) makes a virtual environment of the first Python that will do.
+define environment
+	@for python in $(2); do \
+	  if $$python -c 'import ensurepip, sys, venv; sys.exit(not ($(3)))' 2>/dev/null; then \
+	    echo "$$python -m venv $(1)"; exec $$python -m venv $(1); \
 	  fi; \
 	done; \
-	echo "ecoflap needs Python 3.11 or newer with its venv module, which none of these is: $(CANDIDATES)." >&2; \
-	echo "Install one (on Debian and Ubuntu also its package python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; \
+	echo "this needs Python $(4) with its venv module, which none of these is: $(2)." >&2; \
+	echo "Install one (on Debian and Ubuntu also its package python3-venv), or name it: make PYTHON=/path/to/python3.11" >&2; \
 	exit 1
+endef
+
+$(BIN)/python:
+	$(call environment,$(VENV),$(CANDIDATES),sys.version_info >= (3$(COMMA) 11),3.11 or newer)
+
+$(VENV_COMPAT)/bin/python:
+	$(call environment,$(VENV_COMPAT),$(CANDIDATES),sys.version_info >= (3$(COMMA) 11),3.11 or newer)
+
+# Its tokenizers have no wheel for a newer one.
+$(VENV_LAVIS)/bin/python:
+	$(call environment,$(VENV_LAVIS),$(CANDIDATES_LAVIS),sys.version_info[:2] == (3$(COMMA) 11),3.11)
+
+COMMA := ,

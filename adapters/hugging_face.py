@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from ecoflap.core.anatomy import Source
 from ecoflap.core.errors import ModelError
@@ -46,15 +46,23 @@ def load_processor(kind: str, source: Source, files: tuple[str, ...] = TEXT_FILE
         return None
     try:
         with quiet():
-            return _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
+            read = _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"the tokenizer or processor of {source.name} cannot be read: {error}") from error
+    _forget_place(getattr(read, "tokenizer", read))
+    return read
 
 
 def save_model(model: Any, processor: Any, folder: Path) -> None:
     """As transformers writes it, with the tokenizer or processor beside it."""
     with quiet():
-        model.save_pretrained(folder, safe_serialization=True)
+        try:
+            model.save_pretrained(folder, safe_serialization=True)
+        except RuntimeError as error:
+            if "share memory" not in str(error):
+                raise
+            # transformers before 4.30 leaves it to its caller to name tied weights once
+            model.save_pretrained(folder, safe_serialization=True, state_dict=_without_aliases(model.state_dict()))
         if processor is not None:
             processor.save_pretrained(folder)
 
@@ -119,6 +127,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None) -> nn.Mo
         raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights: {', '.join(missing[:4])}…")
     if is_gguf:
         _forget_quantization(model)
+    _forget_loading(model)
     return model.eval()
 
 
@@ -143,6 +152,28 @@ def _dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
 def _own_dtype(config: Any) -> torch.dtype:
     """What the checkpoint is stored in, by its newer name or the older one."""
     return getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+
+
+def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each weight by the first of its names."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    places = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if first.setdefault(places[name], name) == name}
+
+
+def _forget_loading(model: Any) -> None:
+    """Older versions write into a saved ``config.json`` where a model came from, and what was left open then."""
+    model.config._name_or_path = ""
+    vars(model.config).pop("_attn_implementation_autoset", None)
+    if vars(model.config).get("torch_dtype") == "auto":
+        model.config.torch_dtype = model.dtype
+
+
+def _forget_place(tokenizer: Any) -> None:
+    """Older versions of transformers write it beside the model, so that the same model saved twice differs."""
+    kept: dict[str, Any] = getattr(tokenizer, "init_kwargs", {})
+    for name in ("name_or_path", "special_tokens_map_file"):
+        kept.pop(name, None)
 
 
 def _forget_quantization(model: Any) -> None:

@@ -62,9 +62,7 @@ def info_nce(similarities: Float[Tensor, "images texts"]) -> Float[Tensor, ""]:
     return (terms[0] + terms[1]) / 2
 
 
-def random_projection(
-    features: Float[Tensor, "batch features"], seeds: Int64[Tensor, " batch"]
-) -> Float[Tensor, ""]:
+def random_projection(features: Float[Tensor, "batch features"], seeds: Int64[Tensor, " batch"]) -> Float[Tensor, ""]:
     """For a model with neither head nor labels: mean of ⟨f/‖f‖, r⟩ with a fixed random r for each image.
 
     A distance to the dense model's own features would have no gradient at the dense model.
@@ -113,3 +111,13 @@ def labels_of(labels: Sequence[int | None]) -> Int64[Tensor, " batch"] | None:
     if known and len(known) < len(labels):
         raise DataError(f"{len(labels) - len(known)} of {len(labels)} images have no label: give all of them, or none.")
     return torch.tensor(known) if known else None
+
+
+def sigmoid_pairs(similarities: Float[Tensor, "images texts"]) -> Float[Tensor, ""]:
+    """−Σ log σ(±s) over all texts, mean over images: + for an image's own text; s is scaled and shifted by the model.
+
+    Zhai et al., Sigmoid loss for language image pre-training, ICCV 2023, algorithm 1.
+    """
+    pairs = len(similarities)
+    signs = 2 * torch.eye(pairs, device=similarities.device) - 1
+    return -F.logsigmoid(signs * similarities.float()).double().sum() / pairs

@@ -36,10 +36,12 @@ class Evaluator:
         wanted = {"stage": stage, **self._identity}
         return next((line for line in read_lines(path) if all(line.get(key) == wanted[key] for key in wanted)), None)
 
-    def run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter) -> None:
-        """Evaluate, and add the line."""
-        measures = {name: self._checked(name, asdict(m)) for name, m in self.part.build()(model, adapter).items()}
+    def run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter) -> Any:
+        """Evaluate, and add the line; the evaluator itself is returned, with what it may note."""
+        evaluator = self.part.build()
+        measures = {name: self._checked(name, asdict(m)) for name, m in evaluator(model, adapter).items()}
         append_line(path, {"stage": stage, **self._identity, "measures": measures})
+        return evaluator
 
     def _checked(self, name: str, measure: dict[str, Any]) -> dict[str, Any]:
         """JSON knows no infinity: the standard error of a single thing is null."""

@@ -27,14 +27,15 @@ def stream_gradients(
     :param placement: How blocks are held, one at a time in the backward too.
     """
     layers = [layer for _, layer in anatomy.layers()]
+    summed = _Summed([layer for block, layer in anatomy.layers() if block.calls != 1], visit)
     blocks, resident = anatomy.blocks, _Resident(placement)
 
     def checkpointed(_: int, block: Block) -> Callable[..., Any]:
-        return _recomputed(block, resident, is_last=block is blocks[-1])
+        return _recomputed(block, resident, is_last=block is blocks[-1] and block.calls in (1, None))
 
     with (
         _only_these_require_grad(model, layers),
-        _visited(layers, visit),
+        _visited(layers, summed.see),
         replaced_forwards(blocks, checkpointed),
         torch.enable_grad(),
         resident,
@@ -42,6 +43,29 @@ def stream_gradients(
         loss = adapter.loss(model, batch)
         resident.backward = True
         loss.backward()
+        summed.finish()
+
+
+class _Summed:
+    """What runs several times, with its weights brought in each time, has a gradient from each of its calls."""
+
+    def __init__(self, layers: list[Layer], visit: Callable[[Layer, Tensor], None]) -> None:
+        self._layers, self._visit = layers, visit
+        self._sums: dict[str, Tensor | None] = dict.fromkeys(layer.name for layer in layers)
+
+    def see(self, layer: Layer, gradient: Tensor) -> None:
+        """Visit it at once, or keep it until all calls' are there."""
+        if layer.name not in self._sums:
+            self._visit(layer, gradient)
+        else:
+            before = self._sums[layer.name]
+            self._sums[layer.name] = gradient if before is None else before + gradient
+
+    def finish(self) -> None:
+        for layer in self._layers:
+            gradient = self._sums[layer.name]
+            if gradient is not None:
+                self._visit(layer, gradient)
 
 
 class _Resident:

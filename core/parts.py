@@ -222,7 +222,8 @@ class Dataset(Protocol):
     """Yields samples. It is given the adapter because lengths are counted with the model's own tokenizer.
 
     Optional attribute and method, for the plan: ``samples``, how many there are, and ``tokens_per_sample(longest)``,
-    how long each is in a model that reads ``longest`` tokens at most.
+    how long each is in a model that reads ``longest`` tokens at most. Optional attribute ``notes``: after it was read,
+    sentences for the run's log, such as what was passed over.
     """
 
     def __call__(self, adapter: Adapter, model: nn.Module) -> Iterator[Sample]: ...

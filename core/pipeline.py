@@ -234,7 +234,7 @@ class Pipeline:
 
     @cached_property
     def _model_fingerprint(self) -> dict[str, Any]:
-        return {"model": fingerprint(self.prepared.source)}
+        return {"model": fingerprint(self.prepared.source, self._dense)}
 
     @cached_property
     def _fingerprints(self) -> dict[str, Any]:
@@ -250,8 +250,16 @@ class Pipeline:
         name = json.dumps(keys.plain())
         if name not in self._drawn:
             model = self._model if self._model is not None else self._dense()
-            self._drawn[name] = Calibration.draw(keys.data.build(), keys.batch_size, self.adapter, model)
+            data = keys.data.build()
+            self._drawn[name] = Calibration.draw(data, keys.batch_size, self.adapter, model)
+            self._tell(keys.data.use, data)
         return self._drawn[name]
+
+    def _tell(self, name: str, part: Any) -> None:
+        """What a dataset notes of itself, or of one that an evaluator reads."""
+        inside = vars(part).values() if hasattr(part, "__dict__") else ()
+        for note in [note for one in (part, *inside) for note in getattr(one, "notes", ())]:
+            self.emit(Warned(f"{name}: {note}"))
 
     def _batches(self, keys: CalibrationKeys | None, samples: int | None = None) -> list[Batch]:
         if keys is None:
@@ -319,7 +327,7 @@ class Pipeline:
                 append_line(self.folder.evaluations, line)
                 continue
             with self._stage(f"evaluate {stage}"), torch.no_grad(), self._on_device(model):
-                evaluator.run(self.folder.evaluations, stage, model, self.adapter)
+                self._tell(evaluator.part.use, evaluator.run(self.folder.evaluations, stage, model, self.adapter))
 
     def _on_device(self, model: nn.Module) -> AbstractContextManager[None]:
         """Its blocks run on the device although it is elsewhere."""
@@ -354,9 +362,9 @@ class Pipeline:
         if self._to_evaluate("dense"):
             self._evaluate("dense", self._dense())
             self.folder.identify(self._fingerprints)
-            self._model = None
-            gc.collect()
         held = self.prepared.source.model
+        self._model = None
+        gc.collect()
         with self._stage("load"):
             if held is None:
                 self._model = self._read(self.folder.model)

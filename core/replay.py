@@ -162,8 +162,12 @@ class Replay:
 
     @cached_property
     def _tensors_outside_blocks(self) -> list[Tensor]:
-        """Those of modules in no block; a weight tied to one inside, as an embedding to the head, is among them."""
-        inside = {id(module) for block in self.blocks for module in block.module.modules()}
+        """Those of modules in no tower's blocks; a weight tied to one inside, as an embedding, is among them.
+
+        A matrix outside the blocks stays among them where it is included: models ask it for its type before it runs.
+        """
+        towers = [tower for tower in self.anatomy.towers if not tower.outside]
+        inside = {id(module) for tower in towers for block in tower.blocks for module in block.module.modules()}
         outside = (module for module in self.model.modules() if id(module) not in inside)
         found = (tensor for module in outside for tensor in tensors_of(module, recurse=False))
         return list({id(tensor): tensor for tensor in found}.values())

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from hashlib import sha256
@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from ecoflap.core.anatomy import Source
 from ecoflap.core.errors import ModelError, nearest
 
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.gguf")
 SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+
+OPEN_CLIP = "open_clip_config.json"
+"""What open_clip's hub format has for a config.json; it becomes ``config["open_clip"]``."""
 
 _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _SCHEME = re.compile(r"[a-z_]{2,}:.+")  # longer than a drive letter
@@ -29,8 +32,8 @@ def open_source(name: str, folder: Path) -> Source:
     """Find a model and read its configuration, and nothing else of it.
 
     :param name: ``package:NAME`` or ``package:NAME/inner/path`` for an installed package's files, a folder with a
-        config.json or one GGUF file, a GGUF file, or a hub id ``org/name`` or ``org/name@revision``. A name with
-        another prefix, such as ``timm:``, is left for an adapter to recognise.
+        config.json, an open_clip_config.json or one GGUF file, a GGUF file, or a hub id ``org/name`` or
+        ``org/name@revision``. A name with another prefix, such as ``timm:``, is left for an adapter to recognise.
     :param folder: What a relative path is relative to.
     """
     if name.startswith("package:"):
@@ -89,15 +92,18 @@ def weight_bytes(source: Source) -> int | None:
     return sum(file.stat().st_size for file in weight_files(source)) if source.path is not None else None
 
 
-def fingerprint(source: Source) -> dict[str, str]:
+def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]:
     """What has to be the same for a run to go on: a sha256 for each file that is loaded, or the hub's commit.
 
-    A model in memory is hashed as a whole: names, types and bytes of its state dict.
+    A model in memory is hashed as a whole: names, types and bytes of its state dict. So is one whose files only its own
+    library knows, as behind ``timm:``.
+
+    :param load: Reads it.
     """
-    if source.model is not None:
-        return {"state_dict": _digest(_state_bytes(source.model))}
+    if source.path is None and _HUB_ID.fullmatch(source.name) and source.model is None:
+        return {"commit": _config_on_hub(source.name).parent.name}
     if source.path is None:
-        return {"commit": _config_on_hub(source.name).parent.name} if _HUB_ID.fullmatch(source.name) else {}
+        return {"state_dict": _digest(_state_bytes(source.model or load()))}
     beside = [] if source.path.is_file() else [source.path / name for name in source.files if _is_setting(name)]
     return {file.name: _digest(_file_bytes(file)) for file in sorted({*weight_files(source), *beside})}
 
@@ -172,6 +178,8 @@ def _in_folder(name: str, folder: Path) -> Source:
     only_gguf = [file.suffix for file in weight_files(source)] == [".gguf"]
     if "config.json" in files and not only_gguf:
         return replace(source, config=_read_json(folder / "config.json"))
+    if OPEN_CLIP in files:
+        return replace(source, config={"open_clip": _read_json(folder / OPEN_CLIP)})
     if len(ggufs) == 1:
         return _in_file(name, folder / ggufs[0])
     if ggufs:
@@ -210,21 +218,26 @@ def _gguf_config(file: Path) -> Mapping[str, Any]:
 
 
 def _on_hub(name: str, path: Path) -> Source:
-    return Source(name, config=_read_json(_config_on_hub(name, path)))
+    file = _config_on_hub(name, path)
+    config = _read_json(file)
+    return Source(name, config={"open_clip": config} if file.name == OPEN_CLIP else config)
 
 
 def _config_on_hub(name: str, path: Path | None = None) -> Path:
     from huggingface_hub import hf_hub_download
 
     repository, revision = hub_id(Source(name))
-    try:
-        return Path(hf_hub_download(repository, "config.json", revision=revision))
-    except (OSError, ValueError) as error:  # all that the hub's client raises, a missing network included
-        folder = f"neither a folder ({path} does not exist) nor" if path is not None else "not"
-        raise ModelError(
-            f"model {name!r} is {folder} reachable on the hub ({_first_line(error)}). Check its spelling and the "
-            f"network, log in with `hf auth login` if it is gated, or download it and name its folder."
-        ) from error
+    problems: list[Exception] = []
+    for file in ("config.json", OPEN_CLIP):
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except (OSError, ValueError) as error:  # all that the hub's client raises, a missing network included
+            problems.append(error)
+    folder = f"neither a folder ({path} does not exist) nor" if path is not None else "not"
+    raise ModelError(
+        f"model {name!r} is {folder} reachable on the hub ({_first_line(problems[0])}). Check its spelling and the "
+        f"network, log in with `hf auth login` if it is gated, or download it and name its folder."
+    ) from problems[0]
 
 
 def _first_line(error: Exception) -> str:

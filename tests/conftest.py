@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,53 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is fir
 WORDS = "<unk> <s> </s> the of and in to a is was as by for on with it from at or an be are this that which . ,"
 VOCABULARY = [*WORDS.split(), *(f"word{i}" for i in range(64 - len(WORDS.split())))]
 
+NEEDED = [name for name in os.environ.get("ECOFLAP_TESTS_NEED", "").split(",") if name]
+"""Libraries whose tests must run: without one, with one of its tests skipped or with none of them, the tests fail."""
+RUN: set[str] = set()
+SKIPPED: list[str] = []
+
+
+def pytest_configure() -> None:
+    absent = [name for name in NEEDED if find_spec(name) is None]
+    if absent:
+        raise pytest.UsageError(f"ECOFLAP_TESTS_NEED names {', '.join(absent)}, which cannot be imported here")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    RUN.update(name for name in NEEDED if report.passed and report.when == "call" and name in report.nodeid)
+    SKIPPED.extend(report.nodeid for name in NEEDED if report.skipped and f"/test_{name}" in report.nodeid)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    SKIPPED.extend(report.nodeid for name in NEEDED if report.skipped and f"/test_{name}" in report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    is_worker = hasattr(session.config, "workerinput")
+    if not is_worker and (SKIPPED or set(NEEDED) - RUN):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for name in SKIPPED:
+        terminalreporter.write_line(f"NEEDED, but skipped: {name}", red=True)
+    for name in sorted(set(NEEDED) - RUN):
+        terminalreporter.write_line(f"NEEDED, but no test of {name} was run", red=True)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """With more, the order of a sum depends on the machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_llama_everywhere() -> None:
+    """The transformers that salesforce-lavis pins is older than LLaMA."""
+    if find_spec("transformers.models.llama") is None:
+        from old_llama import register
+
+        register()
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +108,9 @@ def pico_llama(redraw: Callable[[nn.Module, int], None]) -> Callable[..., Any]:
             head_dim=8, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
             tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, pad_token_id=2,
         )  # fmt: skip
-        model = AutoModelForCausalLM.from_config(config).to(dtype)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():  # not buffers: a model that was read has RoPE's frequencies in float32
+            parameter.data = parameter.data.to(dtype)
         redraw(model, seed)
         model.tie_weights()
         return model.eval()
@@ -77,6 +122,6 @@ def pico_llama(redraw: Callable[[nn.Module, int], None]) -> Callable[..., Any]:
 def pico_llama_folder(pico_llama: Callable[..., Any], pico_tokenizer: Any, tmp_path: Path) -> Path:
     """A pico LLaMA with its tokenizer, saved as transformers saves it."""
     folder = tmp_path / "pico-llama"
-    pico_llama().save_pretrained(folder)
+    pico_llama().save_pretrained(folder, safe_serialization=True)
     pico_tokenizer.save_pretrained(folder)
     return folder

@@ -9,7 +9,9 @@ from torch import nn
 
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Dataset, Measure
+from ecoflap.core.parts import Adapter, Batch, Dataset, Measure
+
+IGNORED = -100  # the mark of a label that is padding
 
 
 @hookimpl
@@ -37,14 +39,24 @@ class Perplexity:
                 raise DataError(
                     f"perplexity: sample {number} of its data holds no tokens; a dataset such as text does."
                 )
+            batch = adapter.collate([sample])
             with torch.no_grad():
-                means.append(float(adapter.loss(model, adapter.collate([sample]))))
-            counts.append(len(sample.tokens) - 1)  # the first token is not predicted
+                means.append(float(adapter.loss(model, batch)))
+            counts.append(predicted(batch, len(sample.tokens)))
             if not math.isfinite(means[-1]):
                 raise ModelError(f"perplexity: the loss of window {number} is {means[-1]}; the model is broken.")
         if not counts:
             raise DataError("perplexity: its data holds no window.")
         return {"perplexity": measure(means, counts)}
+
+
+def predicted(batch: Batch, tokens: int) -> int:
+    """How many tokens of a window the loss is the mean over.
+
+    Where an encoder reads part of it, the decoder's labels say so. Otherwise it is all but the first.
+    """
+    labels = batch.get("labels")
+    return tokens - 1 if labels is None else int((labels != IGNORED).sum())
 
 
 def measure(means: Sequence[float], counts: Sequence[int]) -> Measure:

@@ -214,7 +214,7 @@ def test_meta_needs_no_weights(adapter: LlamaAdapter, pico_llama: Callable[..., 
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert sum(layer.size for _, layer in Anatomy.of(adapter.towers(model), adapter.layers).layers()) == 3 * 7680
     with pytest.raises(
-        ModelError, match=r"no weights in .*: expected \*\.safetensors, pytorch_model\*\.bin or \*\.gguf"
+        ModelError, match=r"no weights in .*: expected \*\.safetensors, \*pytorch_model\*\.bin or \*\.gguf"
     ):
         adapter.load(source, None, "cpu")
 
@@ -306,4 +306,6 @@ def test_smollm2_from_its_gguf(adapter: LlamaAdapter, tmp_path: Path):
     assert "quantization_config" not in saved.config
     again = adapter.load(saved, None, "cpu")
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
-    assert adapter.processor("Paris is")["input_ids"] == load_processor("AutoTokenizer", source)("Paris is")["input_ids"]
+    assert (
+        adapter.processor("Paris is")["input_ids"] == load_processor("AutoTokenizer", source)("Paris is")["input_ids"]
+    )

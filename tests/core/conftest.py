@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from textwrap import dedent
@@ -59,7 +60,7 @@ def told(registry):
 def pico(pico_llama, pico_tokenizer, tmp_path_factory):
     """A folder with ``model``, a bfloat16 pico LLaMA as transformers saves it, and ``text.jsonl``."""
     folder = tmp_path_factory.mktemp("pico")
-    pico_llama(dtype=torch.bfloat16).save_pretrained(folder / "model")
+    pico_llama(dtype=torch.bfloat16).save_pretrained(folder / "model", safe_serialization=True)
     pico_tokenizer.save_pretrained(folder / "model")
     random = Random(0)
     documents = [" ".join(f"word{random.randrange(30)}" for _ in range(80)) for _ in range(20)]
@@ -110,6 +111,16 @@ def heard_by():
         return replace(load_registry(), _observers=named)
 
     return heard_by
+
+
+@pytest.fixture
+def command_code():
+    """The command as Python code, for a process of its own that knows the models which this one knows."""
+    code = "from ecoflap.core.cli import main; main()"
+    if find_spec("transformers.models.llama") is None:
+        support = str(Path(__file__).parents[1] / "support")
+        return f"import sys; sys.path.append({support!r}); from old_llama import register; register(); {code}"
+    return code
 
 
 @pytest.fixture

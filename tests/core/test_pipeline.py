@@ -85,7 +85,7 @@ def test_transformers_alone_loads_the_model_and_says_the_same(plain, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = ecoflap.run(plain(export=None), folder=tmp_path / "run")
-    loaded = AutoModelForCausalLM.from_pretrained(run.folder / "model").eval()
+    loaded = AutoModelForCausalLM.from_pretrained(run.folder / "model", torch_dtype="auto").eval()
     assert loaded.dtype == torch.bfloat16
     tokens = AutoTokenizer.from_pretrained(run.folder / "model")("word1 word2 the word3", return_tensors="pt").input_ids
     with torch.no_grad():

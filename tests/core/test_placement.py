@@ -139,6 +139,19 @@ def test_a_head_that_is_applied_in_chunks(pico_llama, monkeypatch):
     replay.advance(3)
 
 
+def test_a_chunked_heads_gradient_is_the_sum_of_its_chunks(pico_llama, monkeypatch):
+    model, adapter = pico_llama(dtype=torch.bfloat16), LlamaAdapter()
+    anatomy = Anatomy.of(adapter.towers(model), adapter.layers, ["lm_head"])
+    monkeypatch.setattr(losses, "LOGITS_BYTES", 4 * 4 * 64)
+    visited = []
+    replay = Replay(model, adapter, batches(1), anatomy=anatomy, dtype=torch.float32)
+    replay.gradients(lambda layer, gradient: visited.append((layer.name, gradient.clone())))
+    (gradient,) = [gradient for name, gradient in visited if name == "lm_head.weight"]
+    model.float().requires_grad_(True)
+    adapter.loss(model, batches(1)[0]).backward()
+    torch.testing.assert_close(gradient, model.lm_head.weight.grad, rtol=1e-4, atol=1e-7)
+
+
 def test_only_the_last_block_may_run_any_number_of_times(pico_llama):
     class Early(LlamaAdapter):
         def towers(self, model):

@@ -182,7 +182,7 @@ def test_warnings_of_a_killed_process_are_in_the_report(plain, killer, tmp_path)
 
 
 @pytest.mark.slow
-def test_processes_of_the_command_itself(recipe, unbroken, lasting, killer, tmp_path):
+def test_processes_of_the_command_itself(recipe, unbroken, lasting, killer, command_code, tmp_path):
     """Killed, terminated, killed; then finished: each a process of its own, started in another folder."""
     file, elsewhere = tmp_path / "recipe.json.yaml", tmp_path / "elsewhere"
     file.write_text(json.dumps(recipe))
@@ -190,7 +190,7 @@ def test_processes_of_the_command_itself(recipe, unbroken, lasting, killer, tmp_
 
     def command(environment):
         return subprocess.run(
-            [sys.executable, "-c", "from ecoflap.core.cli import main; main()", "run", file, "--folder", "../run"],
+            [sys.executable, "-c", command_code, "run", file, "--folder", "../run"],
             cwd=elsewhere, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
@@ -277,16 +277,15 @@ def test_a_full_disk_loses_nothing(recipe, unbroken, lasting, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_file_that_may_not_grow_ends_the_command_with_2(recipe, unbroken, lasting, tmp_path):
+def test_a_file_that_may_not_grow_ends_the_command_with_2(recipe, unbroken, lasting, command_code, tmp_path):
     """As large files are refused by the system itself, in a process of its own."""
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
-    command = [sys.executable, "-c", "from ecoflap.core.cli import main; main()", "run", tmp_path / "recipe.yaml"]
-    command += ["--folder", tmp_path / "run"]
+    command = [sys.executable, "-c", "", "run", tmp_path / "recipe.yaml", "--folder", tmp_path / "run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def run(before):
-        command[2] = f"{before}from ecoflap.core.cli import main; main()"
+        command[2] = f"{before}{command_code}"
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     ended = run(code)

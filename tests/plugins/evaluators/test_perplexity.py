@@ -3,10 +3,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pico_t5
 import pytest
 import torch
 
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.adapters.t5 import T5Adapter
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.parts import Evaluator, Sample
 from ecoflap.plugins.evaluators.perplexity import Perplexity, measure
@@ -42,6 +44,23 @@ def test_by_hand(pico_llama: Callable[..., Any]):
     assert found.n == len(terms) == 58
     assert found.value == pytest.approx(math.exp(sum(terms) / 58), rel=1e-6)
     assert (found.unit, found.larger_is_better) == ("tokens", False)
+
+
+def test_of_an_encoder_with_a_decoder_by_hand():
+    """Only the decoder's half of a window is predicted."""
+    model, samples = pico_t5.build(), tuple(sample(length, length).tokens for length in (10, 15, 21))
+    windows = tuple(Sample(tokens=tokens) for tokens in samples)
+    found = Perplexity(Windows(windows))(model, T5Adapter())["perplexity"]
+    terms: list[float] = []
+    for window in samples:
+        assert window is not None
+        middle = len(window) // 2
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), window[middle:-1]])
+        with torch.no_grad():
+            logits = model(input_ids=window[None, :middle], decoder_input_ids=before[None], use_cache=False).logits[0]
+        terms += [-float(logits.double().log_softmax(-1)[i, token]) for i, token in enumerate(window[middle:].tolist())]
+    assert found.n == len(terms) == 5 + 8 + 11
+    assert found.value == pytest.approx(math.exp(sum(terms) / len(terms)), rel=1e-6)
 
 
 def test_standard_error_of_equal_windows():

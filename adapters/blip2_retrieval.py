@@ -1,0 +1,135 @@
+"""BLIP-2 that tells which text belongs to which image: a vision transformer, and a Q-Former that reads it and texts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+from ecoflap.adapters.blip2 import layers_that_see, tokens_that_see, towers_that_see
+from ecoflap.adapters.contrastive import pair_problems
+from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model
+from ecoflap.adapters.images import pixels_of
+from ecoflap.adapters.losses import info_nce
+from ecoflap.adapters.matrices import matrix_outside, part
+from ecoflap.adapters.saved_config import say_type
+from ecoflap.adapters.texts import texts_of
+from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
+from ecoflap.core.errors import DataError
+from ecoflap.core.hookspecs import hookimpl
+from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.recipe_model import Recipe
+
+KIND = "Blip2ForImageTextRetrieval"
+PASSES = 2  # the Q-Former first reads the image through its queries, and then the text, without looking at an image
+
+
+@hookimpl
+def ecoflap_register_adapters() -> Mapping[str, type["Blip2RetrievalAdapter"]]:
+    return {"blip2_retrieval": Blip2RetrievalAdapter}
+
+
+class Blip2RetrievalAdapter:
+    """``Blip2ForImageTextRetrieval``, from a hub id, a folder or memory.
+
+    The loss is the symmetric InfoNCE of the model's contrastive similarities: of each text with the query of an image
+    that is nearest to it, as cosines. The model has no temperature. Its matching head takes no part in that, so it is
+    no matrix that can be pruned.
+    """
+
+    def __init__(self) -> None:
+        self.processor: Any = None
+
+    def matches(self, source: Source) -> bool:
+        """By ``model_type`` and ``architectures``, and by its structure for a model in memory."""
+        config, model = source.config, source.model
+        if model is not None:
+            return config.get("model_type") in ("blip-2", None) and _is_laid_out(model)
+        return config.get("model_type") == "blip-2" and KIND in (config.get("architectures") or ())
+
+    def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+        """The model in eval mode, and its processor; ``device="meta"`` reads neither weights nor processor.
+
+        In float16 transformers keeps the Q-Former in float32, and so does this.
+        """
+        if source.model is not None:
+            return source.model.eval()
+        model = load_model(KIND, source, dtype, device)
+        if device != "meta":
+            self.processor = load_processor("AutoProcessor", source, IMAGE_FILES)
+        return model
+
+    def towers(self, model: nn.Module) -> Sequence[Tower]:
+        outside = [Tower.of_matrix(model, name) for name in ("vision_projection", "text_projection")]
+        return [*towers_that_see(model, PASSES), *outside]
+
+    def layers(self, block: Block) -> Sequence[Layer]:
+        """A Q-Former block's cross-attention and its second feed-forward run in the first pass, its first one in the
+        other.
+        """
+        if block.tower == "vision_projection":
+            return matrix_outside(block, reads="qformer", layout="batch token")
+        if block.tower == "text_projection":
+            return matrix_outside(block)
+        return layers_that_see(block)
+
+    def max_length(self, model: nn.Module) -> int | None:
+        length: int = part(model, "config").qformer_config.max_position_embeddings
+        return length
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Images, and their texts padded on the right."""
+        pixels = pixels_of(self.processor, samples)
+        texts = texts_of(self.processor, samples)
+        if not texts:
+            raise DataError(
+                "this model compares images with texts, and there are none: calibrate it on images with their texts, "
+                "and with a processor that has a tokenizer."
+            )
+        return {"pixel_values": pixels, **texts}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Symmetric InfoNCE of the batch, each of whose pairs is compared with all others."""
+        device = part(model, "query_tokens").device
+        inputs = {name: batch[name].to(device) for name in ("pixel_values", "input_ids", "attention_mask")}
+        with _texts_alone(part(model, "config")):
+            return info_nce(model(**inputs, use_image_text_matching_head=False).logits_per_image)
+
+    def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
+        """The Q-Former's first call is of its queries, the second of the text."""
+        if tower == "qformer" and call:
+            mask: Tensor = batch["attention_mask"]
+            return mask.to(torch.int8)
+        return tokens_that_see(model, batch, tower)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """As transformers writes it, with the processor beside it."""
+        save_model(model, self.processor, folder)
+        say_type(folder, part(model, "vision_projection.weight").dtype)
+
+    def problems(self, anatomy: Anatomy, recipe: Recipe) -> Iterator[str]:
+        """A calibration with a batch of one pair."""
+        yield from pair_problems(recipe)
+
+
+@contextmanager
+def _texts_alone(config: Any) -> Iterator[None]:
+    """For a while texts are read whole.
+
+    Their processor begins each with the places of its image. Some versions of transformers drop as many tokens again
+    where there is an image token, and others read them.
+    """
+    token, config.image_token_index = config.image_token_index, None
+    try:
+        yield
+    finally:
+        config.image_token_index = token
+
+
+def _is_laid_out(model: nn.Module) -> bool:
+    stacks = (part(model, name) for name in ("vision_model.encoder.layers", "qformer.encoder.layer"))
+    heads = (part(model, name) for name in ("vision_projection", "text_projection"))
+    return all(isinstance(stack, nn.ModuleList) for stack in stacks) and all(isinstance(h, nn.Linear) for h in heads)

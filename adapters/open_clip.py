@@ -1,0 +1,244 @@
+"""CLIP as open_clip has it: its own towers of default and custom blocks, and timm's Eva and VisionTransformer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int8, Int64
+from torch import Tensor, nn
+
+from ecoflap.adapters import eva_vit, open_clip_hub
+from ecoflap.adapters.contrastive import pair_problems
+from ecoflap.adapters.images import IMAGE
+from ecoflap.adapters.losses import info_nce, sigmoid_pairs
+from ecoflap.adapters.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.open_clip_hub import Processor
+from ecoflap.adapters.transforms import transformed
+from ecoflap.core.anatomy import Anatomy, Block, Layer, Layout, Source, Tower
+from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.hookspecs import hookimpl
+from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.recipe_model import Recipe
+
+CLASSES = ("open_clip.model.CLIP", "open_clip.model.CustomTextCLIP", "open_clip.coca_model.CoCa")
+VISION = ("visual.transformer.resblocks", "visual.trunk.blocks")
+TEXT = ("transformer.resblocks", "text.transformer.resblocks")
+VISION_MATRICES = ("visual.trunk.head", "visual.head.proj", "visual.head.mlp.fc1", "visual.head.mlp.fc2")
+TEXT_MATRICES = ("text_projection", "text.text_projection")
+
+
+@hookimpl
+def ecoflap_register_adapters() -> Mapping[str, type["OpenClipAdapter"]]:
+    return {"open_clip": OpenClipAdapter}
+
+
+class OpenClipAdapter:
+    """From ``open_clip:ARCHITECTURE/TAG``, a hub id or folder in open_clip's hub format, or memory.
+
+    The loss is the symmetric InfoNCE of the model's own scaled similarities, or the sigmoid loss where the model has a
+    ``logit_bias``, as SigLIP's have. The packed q, k and v of an attention are one matrix ``[3 width, width]``. What
+    open_clip keeps as a bare parameter (``visual.proj``, ``text_projection``) is applied with ``@``, so its inputs are
+    not seen, and it cannot be included.
+
+    For a model in memory ``ecoflap.run`` takes as ``processor`` a pair ``(transform, tokenizer)``: from a PIL image to
+    a tensor, and from a list of texts to token ids, as ``open_clip.create_model_and_transforms`` and
+    ``open_clip.get_tokenizer`` make them.
+
+    :param architecture: The name by which open_clip knows the architecture of a model in memory, such as ``ViT-B-16``.
+        Without it the folder of such a model holds weights that ``open_clip.create_model`` does not read: make the
+        model as before, then ``open_clip.load_checkpoint(model, "open_clip_model.safetensors")``.
+    """
+
+    def __init__(self, architecture: str | None = None) -> None:
+        self.processor: Any = None
+        self.architecture = architecture
+        self._config: Mapping[str, Any] = {}
+
+    def matches(self, source: Source) -> bool:
+        """By prefix, by open_clip's config file, and by class for a model in memory."""
+        if source.model is not None:
+            return bool({f"{kind.__module__}.{kind.__qualname__}" for kind in type(source.model).__mro__} & {*CLASSES})
+        return source.name.startswith(open_clip_hub.PREFIX) or "open_clip" in source.config
+
+    def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+        """The model in eval mode, its transform and its tokenizer; ``device="meta"`` reads the configuration only."""
+        if source.model is not None:
+            model = source.model.eval()
+            _check_kind(model)
+            self._config = self._config_in_memory(model)
+            return model
+        model, self._config = open_clip_hub.load(source, device, self.architecture)
+        _check_kind(model)
+        if device != "meta" and self.processor is None:
+            tokenizer = open_clip_hub.tokenizer_of(source, self._config["model_cfg"]["text_cfg"])
+            self.processor = Processor(open_clip_hub.transform_of(model), tokenizer)
+        return model.to(device, dtype)
+
+    def _config_in_memory(self, model: nn.Module) -> Mapping[str, Any]:
+        known = {"preprocess_cfg": open_clip_hub.preprocessing_of(model)}
+        if self.architecture is None:
+            return known
+        return {"model_cfg": open_clip_hub.as_it_is(open_clip_hub.named(self.architecture), model), **known}
+
+    def towers(self, model: nn.Module) -> Sequence[Tower]:
+        """Vision and its projection, then text and its projection: the order in which the model runs them."""
+        _check_kind(model)
+        return [
+            _tower(model, "vision", VISION),
+            *_outside(model, VISION_MATRICES),
+            _tower(model, "text", TEXT),
+            *_outside(model, TEXT_MATRICES),
+        ]
+
+    def layers(self, block: Block) -> Sequence[Layer]:
+        """Of a custom block the packed q, k and v is a parameter of a module of open_clip's own."""
+        if block.tower not in ("vision", "text"):
+            return matrix_outside(block)
+        layout: Layout = "batch token" if part(block.module, "attn.batch_first") in (True, None) else "token batch"
+        packed = [
+            Layer(f"{block.name}.{name}.in_proj_weight", module, "in_proj_weight", "", layout)
+            for name, module in block.module.named_modules()
+            if isinstance(part(module, "in_proj_weight"), nn.Parameter)
+            and not isinstance(module, nn.MultiheadAttention)
+        ]
+        return [*packed, *matrices(block, layout=layout)]
+
+    def max_length(self, model: nn.Module) -> int | None:
+        """What every text is padded or cut to."""
+        return int(_text(model).context_length)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """``image`` and ``text``, as open_clip's own forward names them."""
+        transform, tokenizer = self._pair()
+        texts = [sample.text for sample in samples]
+        known = [text for text in texts if text is not None]
+        if len(known) < len(texts):
+            raise DataError(
+                f"{len(texts) - len(known)} of {len(texts)} samples have no text: this model compares images with "
+                f"texts, so each sample needs both."
+            )
+        return {"image": transformed(transform, samples), "text": tokenizer(known)}
+
+    def _pair(self) -> tuple[Any, Any]:
+        if isinstance(self.processor, Processor):
+            return self.processor.transform, self.processor.tokenizer
+        if isinstance(self.processor, tuple | list) and len(self.processor) == 2 and callable(self.processor[1]):
+            return self.processor[0], self.processor[1]
+        raise DataError(
+            "this model needs a transform for its images and a tokenizer for its texts, and came without: give "
+            "ecoflap.run processor=(transform, tokenizer), such as (preprocess, open_clip.get_tokenizer(NAME))."
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """InfoNCE over the batch's pairs, or the sigmoid loss of a model with a ``logit_bias``."""
+        stem = _stem(model)
+        with _embedding_text_as(model, stem.dtype):
+            made = model(batch["image"].to(stem.device, stem.dtype), batch["text"].to(stem.device))
+        names = ("image_features", "text_features", "logit_scale")
+        images, texts, scale = (made[name] for name in names) if isinstance(made, Mapping) else made[:3]
+        similarities = scale.float() * images.float() @ texts.float().T
+        bias = part(model, "logit_bias")
+        return info_nce(similarities) if bias is None else sigmoid_pairs(similarities + bias.float())
+
+    def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
+        """Of a text what comes before its padding, where the model never looks at that; all of it where it does."""
+        if tower == "text":
+            return _text_tokens(model, batch["text"])
+        pixels: Tensor = batch["image"]
+        trunk = part(model, "visual.trunk")
+        if trunk is not None:
+            return eva_vit.image_tokens(trunk, pixels)
+        count = part(model, "visual.positional_embedding").shape[0]
+        return torch.full((len(pixels), count), IMAGE, dtype=torch.int8)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """In open_clip's hub format, with the tokenizer beside it where it is not open_clip's own.
+
+        open_clip 3 reads the folder with ``create_model("local-dir:FOLDER")``. An older one reads this format from the
+        hub only, and from a folder the weights with ``load_checkpoint``.
+        """
+        config = self._config or self._config_in_memory(model)
+        tokenizer = None if self.processor is None else self._pair()[1]
+        open_clip_hub.save(model, tokenizer, deepcopy(dict(config)), folder)
+
+    def problems(self, anatomy: Anatomy, recipe: Recipe) -> Iterator[str]:
+        """Too few pairs in a batch, or an architecture that open_clip does not know."""
+        yield from pair_problems(recipe)
+        if self.architecture is not None:
+            open_clip_hub.named(self.architecture)
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Refuse what is open_clip's and has other towers than those here, by the name of its class."""
+    visual, text = part(model, "visual"), _text(model)
+    trunk = part(visual, "trunk")
+    kinds = {
+        "CoCa": part(model, "text_decoder") is not None,
+        type(text).__name__: part(text, "transformer.resblocks") is None,
+        f"a {type(trunk).__name__} as the vision tower": trunk is not None and not eva_vit.is_covered(trunk),
+        type(visual).__name__: trunk is None and part(visual, "transformer.resblocks") is None,
+        "a class token in the text tower": part(text, "cls_emb") is not None,
+    }
+    found = [kind for kind, is_there in kinds.items() if is_there]
+    if found:
+        raise ModelError(
+            f"{', '.join(found)} of open_clip is not covered: only its own transformers, and timm's Eva and "
+            f"VisionTransformer as vision towers, are."
+        )
+
+
+def _text(model: nn.Module) -> Any:
+    """What holds the text tower: a module of its own, or in a plain CLIP the model."""
+    text = part(model, "text")
+    return model if text is None else text
+
+
+@contextmanager
+def _embedding_text_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """open_clip casts an embedded text to the type of its first block, which may be wider by the time it runs."""
+    space = vars(part(_text(model), "transformer"))
+    before = space.get("get_cast_dtype")
+    space["get_cast_dtype"] = lambda: dtype
+    try:
+        yield
+    finally:
+        del space["get_cast_dtype"]
+        if before is not None:
+            space["get_cast_dtype"] = before
+
+
+def _stem(model: nn.Module) -> nn.Parameter:
+    """What cuts images into patches: in open_clip's mixed precisions, of the type that blocks work in."""
+    conv = part(model, "visual.conv1.weight")
+    found: nn.Parameter = conv if conv is not None else next(part(model, "visual.trunk.patch_embed").parameters())
+    return found
+
+
+def _tower(model: nn.Module, name: str, paths: Sequence[str]) -> Tower:
+    path = next(path for path in paths if part(model, path) is not None)
+    return Tower(name, tuple(Block(f"{path}.{i}", block, name) for i, block in enumerate(part(model, path))))
+
+
+def _outside(model: nn.Module, paths: Sequence[str]) -> list[Tower]:
+    return [Tower.of_matrix(model, path) for path in paths if isinstance(part(model, path), nn.Linear)]
+
+
+def _text_tokens(model: nn.Module, ids: Int64[Tensor, "batch tokens"]) -> Int8[Tensor, "batch tokens"]:
+    text = _text(model)
+    pooled = part(model, "text_pool_type") or part(text, "pool_type")
+    if text.attn_mask is not None and pooled in ("argmax", "eos"):
+        # Causal, and read off the end of the text: what comes behind it is never seen.
+        is_end = ids == (ids.amax(1, keepdim=True) if pooled == "argmax" else _end(text))
+        is_text = torch.arange(ids.shape[1], device=ids.device) <= is_end.int().argmax(1, keepdim=True)
+    elif part(text, "use_pad_mask"):
+        is_text = ids != text.pad_id
+    else:
+        is_text = torch.ones_like(ids, dtype=torch.bool)
+    return is_text.to(torch.int8)
+
+
+def _end(text: Any) -> int:
+    return int(part(text, "text_eos_id") or text.eos_id)

@@ -1,0 +1,45 @@
+"""What transformers gets wrong in the ``config.json`` of a model that it saves, put right."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def say_untied(folder: Path, *keys: str) -> None:
+    """Write into a saved model's configuration that its head is a weight of its own.
+
+    transformers 5 writes the contrary for every T5. It reads an untied one right nevertheless, but versions before it
+    throw the head away without an error.
+
+    :param keys: Where in ``config.json`` the text model's configuration is; none where it is all of it.
+    """
+    _amend(folder, keys, {"tie_word_embeddings": False})
+
+
+def say_type(folder: Path, dtype: torch.dtype) -> None:
+    """Write which type a saved model is in, all but what its class keeps in float32.
+
+    transformers takes the type of the first weight, which is one of those in BLIP-2: a model in float16 would be
+    loaded in float32.
+    """
+    config = _read(folder)
+    key = "dtype" if "dtype" in config else "torch_dtype"  # its name changed in transformers 4.56
+    _amend(folder, (), {key: str(dtype).removeprefix("torch.")})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def _amend(folder: Path, keys: tuple[str, ...], changes: Mapping[str, Any]) -> None:
+    """Written in the order and form that transformers has."""
+    config = inner = _read(folder)
+    for key in keys:
+        inner = inner[key]
+    inner.update(changes)
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")

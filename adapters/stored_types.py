@@ -1,0 +1,36 @@
+"""The number types a checkpoint is stored in, and a model put back into them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+
+def types_in(file: Path | None) -> dict[str, torch.dtype]:
+    """By name, without reading the numbers; empty for other formats, which are taken as float32."""
+    if file is None:
+        return {}
+    with safe_open(file, framework="pt") as stored:
+        parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - it has no other iterator
+        scalars = [name for name, part in parts.items() if not part.get_shape()]
+        types = {name: part[:0].dtype for name, part in parts.items() if name not in scalars}
+        return types | {name: stored.get_tensor(name).dtype for name in scalars}
+
+
+def take_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
+    """Back to what a checkpoint is stored in, for libraries that read every one as float32; this is exact.
+
+    Buffers that no checkpoint holds take the type of most of the weights.
+    """
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and name in types:
+            tensor.data = tensor.data.to(types[name])
+    kinds = Counter(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    usual = max(kinds, key=lambda kind: kinds[kind])
+    for name, buffer in model.named_buffers():
+        if name not in state and buffer.is_floating_point():
+            buffer.data = buffer.data.to(usual)

@@ -1,0 +1,99 @@
+"""Image files as RGB pixels, whatever they were stored as, and a reason where they cannot be."""
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from ecoflap.core.errors import DataError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+# Of those that Pillow reads: not EPS, for which it starts another program, and none that nobody keeps pictures in.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+EXIF_ORIENTATION = 0x0112
+TURNS = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
+
+
+def read_image(source: Any) -> Any:
+    """A PIL image in RGB, decoded to its last pixel and independent of its file.
+
+    Of an animated image the first frame; upright, as its EXIF data say; transparent parts over white; of 16 bits a
+    channel the upper 8.
+
+    :param source: A file, its bytes, or a PIL image.
+    :raises DataError: With the reason alone, such as ``image file is truncated``.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which nobody here looks at
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(source, Image.Image):
+                return _rgb(source)
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
+                return _rgb(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        limit = f"{Image.MAX_IMAGE_PIXELS:,}"
+        raise DataError(f"more than {limit} pixels, the limit of PIL.Image.MAX_IMAGE_PIXELS") from None
+    except Exception as error:  # a decoder that meets broken bytes raises nearly anything
+        raise DataError(_reason(error, source)) from error
+
+
+def _formats() -> list[str]:
+    """Those that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _reason(error: Exception, source: Any) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        empty = source == b"" or (isinstance(source, Path) and not source.stat().st_size)
+        return "an empty file" if empty else f"no image of a kind that is read: {', '.join(FORMATS)}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _rgb(image: Any) -> Any:
+    from PIL import Image
+
+    image.load()
+    upright = _upright(image)
+    if upright.mode == "F":
+        raise DataError("floating-point pixels, whose range is not known")
+    if upright.mode.startswith("I"):
+        upright = _upper_byte(upright)
+    if upright.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in upright.info:
+        pixels = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
+    plain = upright.convert("RGB")
+    plain.info = {}  # the orientation among it has been seen to
+    return plain
+
+
+def _upright(image: Any) -> Any:
+    """Turned as the camera was held. EXIF data that cannot be read say nothing."""
+    from PIL import Image
+
+    try:
+        turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION))
+    except Exception:  # metadata are as broken as pixels can be, and do not make an image unreadable
+        return image
+    return image.transpose(Image.Transpose[turn]) if turn else image
+
+
+def _upper_byte(image: Any) -> Any:
+    """Grey of 16 bits as grey of 8: Pillow's own conversion would cut off at 255, which is nearly black."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.asarray(image).astype(np.int64)
+    if pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise DataError("32-bit pixels, whose range is not known")
+    return Image.fromarray((pixels >> 8).astype(np.uint8))

@@ -1,0 +1,63 @@
+"""Images with their captions, the calibration data of ECoFLaP (CC3M)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar, Literal
+
+from ecoflap.core.hookspecs import hookimpl
+from ecoflap.core.parts import Sample
+from ecoflap.plugins.datasets.flaws import Flaw
+from ecoflap.plugins.datasets.image_tables import Row
+from ecoflap.plugins.datasets.indexed_images import IMAGE, IndexedImages, words_of
+
+
+@hookimpl
+def ecoflap_register_datasets() -> Mapping[str, type["ImageText"]]:
+    return {"image_text": ImageText}
+
+
+@dataclass(frozen=True)
+class ImageText(IndexedImages):
+    """Images and captions from an index or from a data set of the hub.
+
+    :param path: An index (``.jsonl``, ``.json``, ``.csv``), or a folder with one: ``index.jsonl``, ``index.json``,
+        ``index.csv``, ``metadata.jsonl`` or ``metadata.csv``.
+    :param images: The folder that the index names images relative to, where it is not its own.
+    :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
+    :param columns: Where they are not ``image`` (or ``file_name``) and ``text`` (or ``caption``): ``{text: title}``. A
+        caption is a text or a list of them.
+    :param samples: How many; None for all there are.
+    :param order: ``random``: without replacement, for many indexes are sorted by what is seen. ``first``: from the
+        first row on, as the paper takes CC3M.
+    :param seed: Of all that is random here, which is the same on every machine.
+    :param portion: The share of the rows to use: calibrate on ``[0, 0.7]`` and evaluate on ``[0.7, 1]``. Which rows
+        these are depends on neither order nor seed. An image with several rows may be in both.
+    :param skip: Which rows to pass over and draw others for, instead of an error: ``missing`` files, ``unreadable``
+        images, ``empty`` captions; true for all of these.
+    :param captions: Which of several of one image: the ``first``, or one at ``random``.
+    :param prefix: Cut each caption in two between words, so that the model goes on with it: the beginning, of at most
+        half of the words, becomes the question and the rest the answer, as the paper has BLIP-2 do.
+    """
+
+    captions: Literal["first", "random"] = "first"
+    prefix: bool = False
+
+    name: ClassVar[str] = "image_text"
+    reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"image": IMAGE, "text": ("text", "caption")}
+    empty: ClassVar[str] = "have an empty caption"
+
+    def _rest(self, row: Row) -> Sample:
+        # of the row alone, so that a caption is the same whichever others are drawn
+        random, captions = Random(f"{self.seed} {row.number}"), words_of(row, "text")
+        if not captions:
+            raise Flaw("empty", row.where)
+        caption = random.choice(captions) if self.captions == "random" else captions[0]
+        if not self.prefix:
+            return Sample(text=caption)
+        gaps = list(re.finditer(r"\s+", caption))
+        if not gaps:
+            raise Flaw("empty", f"{row.where} (of one word, {caption!r:.40}, no half can be taken)")
+        cut = gaps[random.randrange((len(gaps) + 1) // 2)]
+        return Sample(question=caption[: cut.start()], answers=(caption[cut.end() :],))
