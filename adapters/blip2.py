@@ -15,7 +15,7 @@ from ecoflap.adapters.losses import IGNORED, mean_nll
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.rows import padded_rows
 from ecoflap.adapters.saved_config import say_type, say_untied
-from ecoflap.adapters.t5 import layers_of_t5, towers_of_t5
+from ecoflap.adapters.t5 import layers_of_t5, towers_of_t5, untie
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
@@ -98,6 +98,8 @@ class Blip2Adapter:
         model = load_model(KIND, source, dtype, device)
         if device != "meta":
             self.processor = load_processor("AutoProcessor", source, IMAGE_FILES)
+        elif not Prompting.of(model).is_decoder_only:
+            untie(part(model, TEXT), source.config.get("text_config", {}))
         return model
 
     def towers(self, model: nn.Module) -> Sequence[Tower]:

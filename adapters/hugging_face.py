@@ -20,18 +20,21 @@ TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "voc
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def load_model(kind: str, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+def load_model(
+    kind: str, source: Source, dtype: torch.dtype | None, device: str, *, has_pooler: bool | None = True
+) -> nn.Module:
     """A model in eval mode; ``device="meta"`` builds it from its configuration, without weights.
 
     :param kind: Name of the transformers class: ``AutoModelForCausalLM``, ``T5ForConditionalGeneration``.
     :param dtype: None keeps the checkpoint's.
+    :param has_pooler: None where some checkpoints of the class have one and some have not, which shows on loading.
     :raises ModelError: Where it cannot be read, or lacks weights, which transformers would draw at random.
     """
     with quiet():
         if device == "meta":
             return _without_weights(kind, source.config, dtype)
         check_weights(source)
-        return _with_weights(kind, source, dtype).to(device)
+        return _with_weights(kind, source, dtype, has_pooler).to(device)
 
 
 def load_processor(kind: str, source: Source, files: tuple[str, ...] = TEXT_FILES) -> Any:
@@ -48,7 +51,8 @@ def load_processor(kind: str, source: Source, files: tuple[str, ...] = TEXT_FILE
         with quiet():
             read = _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"the tokenizer or processor of {source.name} cannot be read: {error}") from error
+        told = " ".join(str(error).split())
+        raise ModelError(f"the tokenizer or processor of {source.name} cannot be read: {told}") from error
     _forget_place(getattr(read, "tokenizer", read))
     return read
 
@@ -109,8 +113,10 @@ def _without_weights(kind: str, config: Mapping[str, Any], dtype: torch.dtype | 
         return build(known, **_dtype_argument(dtype or _own_dtype(known))).eval()
 
 
-def _with_weights(kind: str, source: Source, dtype: torch.dtype | None) -> nn.Module:
+def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pooler: bool | None) -> nn.Module:
     place, arguments = _place(source)
+    if has_pooler is False:
+        arguments["add_pooling_layer"] = False
     is_gguf = "gguf_file" in arguments
     wanted = dtype or (torch.float32 if is_gguf else "auto")
     if is_gguf:
@@ -123,6 +129,8 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None) -> nn.Mo
         raise ModelError(f"{source.name} cannot be loaded: {error}") from error
     model: nn.Module = read[0]
     missing = sorted(read[1]["missing_keys"])
+    if missing and has_pooler is None and all(name.startswith("pooler.") for name in missing):
+        return _with_weights(kind, source, dtype, has_pooler=False)
     if missing:  # transformers would go on with random numbers in their place
         raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights: {', '.join(missing[:4])}…")
     if is_gguf:

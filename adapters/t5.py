@@ -58,7 +58,9 @@ class T5Adapter:
         if source.model is not None:
             return source.model.eval()
         model = load_model("AutoModelForSeq2SeqLM", source, dtype, device)
-        if device != "meta":
+        if device == "meta":
+            untie(model, source.config)
+        else:
             self.processor = load_processor("AutoTokenizer", source)
         return model
 
@@ -155,6 +157,13 @@ def layers_of_t5(block: Block) -> list[Layer]:
 
 def _read_by(name: str) -> str:
     return "encoder" if name.endswith(("EncDecAttention.k", "EncDecAttention.v")) else ""
+
+
+def untie(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Give a T5 without weights a head of its own where its ``config.json`` says so; transformers 5 ties every T5."""
+    head = part(model, "lm_head")
+    if config.get("tie_word_embeddings") is False and head.weight is part(model, "shared").weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
 
 
 def _is_laid_out(model: nn.Module) -> bool:

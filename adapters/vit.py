@@ -64,7 +64,7 @@ class VitAdapter:
             return source.model.eval()
         heads = source.config.get("architectures") or ["Model"]
         kind = f"AutoModel{CLASSIFIES}" if CLASSIFIES in heads[0] else "AutoModel"
-        model = load_model(kind, source, dtype, device)
+        model = load_model(kind, source, dtype, device, has_pooler=None if kind == "AutoModel" else True)
         if device != "meta":
             self.processor = load_image_processor(source)
         return model

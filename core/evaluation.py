@@ -1,6 +1,6 @@
 """What evaluators found, kept a line each, so that each evaluator runs once before and once after the pruning."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import sha256
@@ -29,7 +29,7 @@ class Evaluator:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        return {"evaluator": self.part.plain(), "files": dict(_digests(self.part))}
+        return {"evaluator": self.part.plain(), "files": digests(self.part)}
 
     def line(self, path: Path, stage: str) -> dict[str, Any] | None:
         """What it found of the dense or the pruned model, if it ran."""
@@ -63,14 +63,16 @@ def measures_of(path: Path, evaluators: list[Evaluator]) -> dict[str, dict[str, 
     return found
 
 
-def _digests(part: Part) -> Iterator[tuple[str, str]]:
+def digests(part: Part) -> dict[str, str]:
     """A sha256 for each file or folder that a part or one inside it is given."""
+    found: dict[str, str] = {}
     for value in part.parameters.values():
         for item in value if isinstance(value, list | tuple) else (value,):
             if isinstance(item, Part):
-                yield from _digests(item)
+                found |= digests(item)
             elif isinstance(item, Path):
-                yield str(item), _digest(item)
+                found[str(item)] = _digest(item)
+    return found
 
 
 def _digest(path: Path) -> str:

@@ -36,10 +36,10 @@ def _reason(module: nn.Module, own: str, parameter: nn.Parameter, offered: str |
     kind = type(module).__name__
     if offered is not None and own == "weight":
         return f"outside the blocks; a recipe takes it in with include: [{offered}]"
-    if "bias" in own or parameter.ndim < 2:
-        return "norm" if "norm" in kind.lower() and own == "weight" else "bias or scale"
     if isinstance(module, nn.Embedding) or "embed" in own:
         return "embedding"
+    if "bias" in own or parameter.ndim < 2:
+        return "norm" if "norm" in kind.lower() and own == "weight" else "bias or scale"
     if isinstance(module, nn.modules.conv._ConvNd):
         return "patch embedding" if "embed" in kind.lower() or parameter.ndim == 4 else "convolution"
     if isinstance(module, nn.Linear):

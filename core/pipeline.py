@@ -19,7 +19,7 @@ from ecoflap.core.budget import Pattern
 from ecoflap.core.calibration import Calibration
 from ecoflap.core.coarse import score_layers
 from ecoflap.core.errors import EcoflapError, RunError
-from ecoflap.core.evaluation import Evaluator, measures_of
+from ecoflap.core.evaluation import Evaluator, digests, measures_of
 from ecoflap.core.events import Event, Progress, RunFailed, RunFinished, RunStarted, StageFinished, StageStarted, Warned
 from ecoflap.core.exports import export, export_names, is_exported, weight_bytes
 from ecoflap.core.files import append_line, whole_folder, write_whole
@@ -229,12 +229,14 @@ class Pipeline:
         held = self.prepared.source.model
         if held is not None:
             return held.to(self._home).eval()
-        with self._stage("load"):
+        with self._stage("load"), self._given_processor():
             return self.adapter.load(self.prepared.source, DTYPES.get(self.recipe.model.dtype), self._home)
 
     @cached_property
     def _model_fingerprint(self) -> dict[str, Any]:
-        return {"model": fingerprint(self.prepared.source, self._dense)}
+        adapter = self.recipe.model.adapter
+        files = {"adapter": digests(adapter)} if adapter and digests(adapter) else {}
+        return {"model": fingerprint(self.prepared.source, self._dense), **files}
 
     @cached_property
     def _fingerprints(self) -> dict[str, Any]:
@@ -375,12 +377,17 @@ class Pipeline:
         return plan, self._model
 
     def _read(self, folder: Path) -> nn.Module:
-        """A model that was saved, on the run's device; a processor that was given stays the adapter's."""
+        """A model that was saved, where the run has its model."""
+        with self._given_processor():
+            return self.adapter.load(open_source(str(folder), Path.cwd()), None, self._home)
+
+    @contextmanager
+    def _given_processor(self) -> Iterator[None]:
+        """One that the adapter has already is not exchanged for the one it reads beside a model."""
         given = self.adapter.processor
-        model = self.adapter.load(open_source(str(folder), Path.cwd()), None, self._home)
+        yield
         if given is not None:
             self.adapter.processor = given
-        return model
 
     def _reported(self, plan: Plan, model: nn.Module) -> dict[str, Any]:
         measures = measures_of(self.folder.evaluations, self._evaluators)

@@ -183,7 +183,8 @@ def _device_problems(prepared: Prepared) -> Iterator[str]:
 
 def _part_problems(prepared: Prepared) -> Iterator[str]:
     longest = prepared.adapter.max_length(prepared.model)
-    yield from (f"model.adapter: {problem}" for problem in _asked(prepared.adapter, prepared))
+    named = "model.adapter: " if prepared.recipe.model.adapter else ""
+    yield from (f"{named}{problem}" for problem in _asked(prepared.adapter, prepared))
     for where, part in _parts(prepared.recipe):
         built = part.build()
         asked = list(_asked(built, prepared))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ecoflap.core.anatomy import Source
 from ecoflap.core.errors import ModelError, nearest
 
-WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.gguf")
+WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.gguf", "*.pth")
 SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 
 OPEN_CLIP = "open_clip_config.json"

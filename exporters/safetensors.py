@@ -47,6 +47,8 @@ def _save_surroundings(model: nn.Module, adapter: Adapter, folder: Path) -> None
     """What transformers keeps beside the weights, where the model is one of its own."""
     config: Any = deepcopy(getattr(model, "config", None))
     if hasattr(config, "save_pretrained"):
+        # Older versions note so that they chose the attention, and on reading choose anew.
+        vars(config).pop("_attn_implementation_autoset", None)
         # Only saving a whole model fills this in.
         config.architectures = [type(model).__name__]
     things: tuple[Any, ...] = (config, getattr(model, "generation_config", None), adapter.processor)

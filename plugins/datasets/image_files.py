@@ -1,6 +1,8 @@
 """Image files as RGB pixels, whatever they were stored as, and a reason where they cannot be."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ def read_image(source: Any) -> Any:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _truncated_refused():
             warnings.simplefilter("ignore")  # of odd metadata, which nobody here looks at
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if isinstance(source, Image.Image):
@@ -41,6 +43,18 @@ def read_image(source: Any) -> Any:
         raise DataError(f"more than {limit} pixels, the limit of PIL.Image.MAX_IMAGE_PIXELS") from None
     except Exception as error:  # a decoder that meets broken bytes raises nearly anything
         raise DataError(_reason(error, source)) from error
+
+
+@contextmanager
+def _truncated_refused() -> Iterator[None]:
+    """Some libraries tell Pillow, for all, to fill up in grey what a file lacks."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _formats() -> list[str]:

@@ -249,6 +249,8 @@ def test_saved_it_stays_tied_or_untied(kind: str, adapter: T5Adapter, tmp_path: 
     adapter.save(model, tmp_path)
     again = adapter.load(open_source(str(tmp_path), tmp_path), None, "cpu")
     assert (again.lm_head.weight is again.shared.weight) is tied is (kind == "t5")
+    weightless = adapter.load(open_source(str(tmp_path), tmp_path), None, "meta")
+    assert (weightless.lm_head.weight is weightless.shared.weight) is tied
     assert again.encoder.embed_tokens.weight is again.shared.weight is again.decoder.embed_tokens.weight
     assert json.loads((tmp_path / "config.json").read_text()).get("tie_word_embeddings", True) is tied
     assert torch.equal(again(**batch, use_cache=False).logits, model(**batch, use_cache=False).logits)

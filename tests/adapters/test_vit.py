@@ -154,3 +154,16 @@ def test_loads_a_folder_with_its_processor(tmp_path: Any):
     read.load(open_source(str(tmp_path), tmp_path), None, "cpu")
     with pytest.raises(DataError, match="needs an image processor"):
         read.collate(pictures(1))
+
+
+def test_a_checkpoint_without_a_pooler(tmp_path: Any):
+    """Self-supervised ones have none; transformers would draw one at random."""
+    from transformers import ViTModel
+
+    model = build("vit", BASE)
+    bare = ViTModel(model.config, add_pooling_layer=False)
+    bare.load_state_dict({name: w for name, w in model.state_dict().items() if not name.startswith("pooler.")})
+    bare.save_pretrained(tmp_path)
+    read = VitAdapter().load(open_source(str(tmp_path), tmp_path), None, "cpu")
+    assert [tower.name for tower in VitAdapter().towers(read)] == ["vision"]
+    torch.testing.assert_close(read.state_dict(), bare.state_dict(), rtol=0, atol=0)

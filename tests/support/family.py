@@ -34,6 +34,7 @@ class Family:
     :param outputs: What must be the same after saving and loading.
     :param poisoned: A batch whose padding holds a token that the model (changed in place) embeds as 1e6; None where
         there is no padding.
+    :param is_whole_on_disk: Whether the saved folder says what model it is of; else it holds weights for one at hand.
     :param real_text: Where its text is, of a model whose texts are padded even alone; else None.
     :param batch_size: Of the calibration.
     :param named: ``model.adapter`` of a recipe, where the adapter needs parameters for this model.
@@ -48,6 +49,7 @@ class Family:
     kept: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     poisoned: Callable[[nn.Module, Batch], Batch] | None = None
+    is_whole_on_disk: bool = True
     real_text: Callable[[Batch], Tensor] | None = None
     batch_size: int = 2
     named: Mapping[str, Any] | None = None

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from family import Family, redraw
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ecoflap.adapters.eva_vit import EvaVitAdapter
 from ecoflap.adapters.lavis_blip2 import CHECKPOINT, LavisBlip2Adapter, logits_and_labels, similarities
 from ecoflap.core.parts import Batch, Sample
 
@@ -220,10 +222,37 @@ def row(kind: str, vision: Callable[[], nn.Module] = eva) -> Family:
         reload=partial(reload, kind, vision),
         outputs=similarities if kind == "retrieval" else language_outputs,
         poisoned=poisoned,
+        is_whole_on_disk=False,
+    )
+
+
+def eva_alone() -> Family:
+    """The vision transformer without the rest, in the adapter that timm's has."""
+
+    def vision_adapter() -> EvaVitAdapter:
+        made = EvaVitAdapter()
+        made.processor = adapter().processor
+        return made
+
+    def reload(folder: Path) -> nn.Module:
+        state = load_file(folder / "model.safetensors")
+        model = eva().to(next(iter(state.values())).dtype).eval()
+        model.load_state_dict(state)
+        return model
+
+    return Family(
+        build=lambda: redraw(eva()),
+        adapter=vision_adapter,
+        samples=samples,
+        towers=("vision",),
+        reload=reload,
+        is_whole_on_disk=False,
+        outputs=lambda model, batch: model(batch["pixel_values"].to(next(model.parameters()).dtype)),
     )
 
 
 FAMILIES = {
+    "lavis EVA-ViT": eva_alone(),
     "lavis BLIP-2 T5": row("t5"),
     "lavis BLIP-2 T5, CLIP vision": row("t5", clip),
     "lavis BLIP-2 OPT": row("opt"),

@@ -199,3 +199,15 @@ def test_formats_that_run_other_programs_are_not_read(tmp_path: Path):
     source = stored(Image.new("RGB", (4, 4)), "EPS")
     with pytest.raises(DataError, match="no image of a kind that is read"):
         read_image(source)
+
+
+def test_a_truncated_file_is_refused_whatever_other_libraries_set(tmp_path, monkeypatch):
+    from PIL import Image, ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    file = tmp_path / "cut.jpg"
+    Image.effect_noise((64, 64), 64).save(file)
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(DataError, match="truncated"):
+        read_image(file)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True

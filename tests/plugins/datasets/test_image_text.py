@@ -2,7 +2,7 @@
 
 import json
 import sys
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from pathlib import Path
 
@@ -327,7 +327,8 @@ def test_parameters_that_cannot_be(parameters, problem, read):
 @pytest.mark.parametrize(("module", "extra"), [("PIL", "images"), ("datasets", "datasets")])
 def test_libraries_that_are_not_installed(module, extra, monkeypatch):
     name = "ecoflap.plugins.datasets.indexed_images"
-    monkeypatch.setattr(sys.modules[name], "find_spec", lambda asked: None if asked == module else find_spec(asked))
+    found = {module: None}
+    monkeypatch.setattr(sys.modules[name], "find_spec", lambda asked: found.get(asked, ModuleSpec(asked, None)))
     (said,) = ImageText(dataset="org/pictures").problems()
     assert said.endswith(f"pip install 'ecoflap[{extra}]'.")
 
