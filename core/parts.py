@@ -150,7 +150,8 @@ class Pruner(Protocol):
 class Adapter(Protocol):
     """One model family: where its blocks are, what feeds them, what its loss is, how it is saved. No mathematics.
 
-    Like any part it may have ``problems(anatomy, recipe)``, such as a batch size of one for a contrastive loss.
+    Like any part it may have ``problems(anatomy, recipe)``, such as a batch size of one for a contrastive loss. To be
+    exported to ONNX or TorchScript it has ``export_views(model) -> Sequence[View]``.
 
     :param processor: The family's own tokenizer or processor, set by ``load`` or given to :func:`ecoflap.run`.
     """
@@ -199,15 +200,83 @@ class Adapter(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class View:
+    """A part of a model that can be exported by itself: tensors in, tensors out.
+
+    :param name: ``vision``, ``text``, ``encoder``, ``decoder``, ``decoder_with_past``…
+    :param module: Takes ``inputs`` in their order and returns a tuple of tensors in that of ``outputs``; in eval mode.
+        It holds the model's own modules, so that its weights are the model's.
+    :param inputs: An example, each by the name that transformers and Optimum give it.
+    :param other: Another, of another batch size and other lengths: what is exported is compared with the model on both.
+    :param outputs: Names of what it returns.
+    :param dynamic: By input, which of its axes vary and by what name: ``{"input_ids": {0: "batch", 1: "sequence"}}``.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    other: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    dynamic: Mapping[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """How an exporter stored one pruned weight.
+
+    :param name: The layer's, or that of the tensor in the file where it is stored several times.
+    :param form: ``dense``, ``bitmask``, ``2:4``, ``coo``.
+    :param dense_bytes: What it takes with every weight written out, in the type it is stored in.
+    :param stored_bytes: What it takes in the file.
+    """
+
+    name: str
+    form: str
+    shape: tuple[int, ...]
+    nonzeros: int
+    dense_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of an exported file, read in its stock runtime, with the model in torch.
+
+    :param difference: The largest absolute difference of any output, on two batch sizes and lengths.
+    """
+
+    file: str
+    view: str
+    runtime: str
+    difference: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an exporter wrote.
+
+    :param dense_bytes: Size of the same files without the encoding of pruned weights.
+    :param notes: Sentences for the user, such as what a runtime needs to load it.
+    """
+
+    files: tuple[Path, ...]
+    tensors: tuple[StoredTensor, ...] = ()
+    checks: tuple[Check, ...] = ()
+    dense_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+
+
 @runtime_checkable
 class Exporter(Protocol):
-    """Writes a model into an empty folder and returns the files.
+    """Writes a model into an empty folder; what it returns is the files, or more about them.
 
     Optional method: ``predicted_bytes(parameters, prunable, kept, width)`` says before a run how large they will be;
     without it the dense model's size is taken.
     """
 
-    def __call__(self, model: nn.Module, adapter: Adapter, folder: Path) -> list[Path]: ...
+    def __call__(self, model: nn.Module, adapter: Adapter, folder: Path) -> "list[Path] | Exported": ...
 
 
 @runtime_checkable
