@@ -120,6 +120,53 @@ def inspect(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    to: Annotated[str, typer.Option("--to", help="An exporter: onnx, torchscript, safetensors, hugging_face.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the exporter: weights=coo."),
+    ] = None,
+    registry: RegistryOption = None,
+) -> None:
+    """Export the model of a finished run once more, into its exports/ folder."""
+    with _stoppable():
+        from ecoflap.core.export_run import export_run
+        from ecoflap.core.manifest import MANIFEST
+        from ecoflap.core.registry import load_registry
+        from ecoflap.core.run import read_json
+        from ecoflap.core.tables import export_tables, show
+
+        folder = export_run(run, to, set_=set_ or (), registry=load_registry(registry))
+        show(export_tables({folder.name: read_json(folder / MANIFEST)}))
+        print(f"files: {folder}")
+
+
+@app.command()
+def densify(
+    file: Annotated[Path, typer.Argument(help="A packed file: .onnx, or .packed.safetensors.")],
+    target: Annotated[Path, typer.Argument(help="The ordinary file to write.")],
+    registry: RegistryOption = None,
+) -> None:
+    """Turn a packed file into an ordinary one, which any library reads."""
+    with _stoppable():
+        from ecoflap.core.densify import densify as write_dense
+        from ecoflap.core.registry import load_registry
+
+        print(f"written: {write_dense(file, target, load_registry(registry))}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
+    """Show what a finished run came to, and what its exports hold."""
+    from ecoflap.core.run import read_json, require_finished
+    from ecoflap.core.tables import export_tables, run_summary, show
+
+    found = read_json(require_finished(run).report)
+    show([*run_summary(found), *export_tables(found.get("exports", {}))])
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,

@@ -1,19 +1,17 @@
 """Exports of a run: a folder each, and a record of what is in it that is written last."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ecoflap.core.files import sha256_of, whole_folder, write_whole
+from ecoflap.core.manifest import MANIFEST, Origin, deflated_share, described, is_weights, write_manifest
 from ecoflap.core.part import Part
-from ecoflap.core.parts import Adapter
-from ecoflap.core.run import read_json
-
-SURROUNDINGS = (".json", ".jinja", ".txt", ".model", ".md")
-"""Endings of what lies beside the weights: configuration, tokenizer, notes."""
+from ecoflap.core.parts import Adapter, Exported
+from ecoflap.core.run import RunFolder, read_json
 
 
 def export_names(parts: Sequence[Part]) -> list[str]:
@@ -36,27 +34,44 @@ def is_exported(folder: Path, name: str, part: Part) -> bool:
     return written["exporter"] == part.plain() and there == _sizes(folder / name, list(there))
 
 
-def export(folder: Path, name: str, part: Part, model: nn.Module, adapter: Adapter) -> None:
-    """Write the folder, then its record; an older record goes first, so that it never speaks of newer files."""
+def export(
+    folder: Path, name: str, part: Part, model: nn.Module, adapter: Adapter, origin: Origin | None = None
+) -> tuple[str, ...]:
+    """Write the folder, then its record; an older record goes first, so that it never speaks of newer files.
+
+    :param origin: The run it comes from, for the manifest.
+    :return: What the user should know of it.
+    """
     _record(folder, name).unlink(missing_ok=True)
     with whole_folder(folder / name) as inside:
-        files = part.build()(model, adapter, inside)
-        described = {str(file.relative_to(inside)): _described(file) for file in sorted(files)}
-    write_whole(_record(folder, name), json.dumps({"exporter": part.plain(), "files": described}, indent=1))
+        returned = part.build()(model, adapter, inside)
+        written = returned if isinstance(returned, Exported) else Exported(tuple(returned))
+        files = write_manifest(inside, part, model, written, origin)
+        entries = {str(file.relative_to(inside)): described(file) for file in sorted(files)}
+    write_whole(_record(folder, name), json.dumps({"exporter": part.plain(), "files": entries}, indent=1))
+    return written.notes
+
+
+def origin_of(folder: RunFolder, source: str, model: nn.Module) -> Origin:
+    """What the exports of one run share."""
+    name = Path(source).name if Path(source).is_absolute() else source
+    return Origin(name, sha256_of(folder.plan), sha256_of(folder.masks), deflated_share(model))
+
+
+def manifests(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """By export; without those that another version wrote, which had none."""
+    paths = {name: folder / name / MANIFEST for name in names}
+    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
 
 
 def weight_bytes(folder: Path) -> int:
     """Of the files that hold weights."""
-    files = (file for file in folder.rglob("*") if file.is_file() and not file.name.endswith(SURROUNDINGS))
+    files = (file for file in folder.rglob("*") if file.is_file() and is_weights(file.name))
     return sum(file.stat().st_size for file in files)
 
 
 def _record(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
-
-
-def _described(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def _sizes(folder: Path, names: Sequence[str]) -> dict[str, int]:

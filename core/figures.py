@@ -1,5 +1,6 @@
 """Numbers as tables and pages show them."""
 
+from collections import Counter
 from collections.abc import Mapping
 from math import log10
 from typing import Any
@@ -29,3 +30,15 @@ def time_text(seconds: int | float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def export_sizes(manifest: Mapping[str, Any]) -> list[int | None]:
+    """Of an export: the model in memory, its weights deflated, the same files dense, and as they are stored."""
+    sizes = manifest["bytes"]
+    return [sizes["model"], sizes["deflated"], sizes["dense"], sizes["stored"]]
+
+
+def forms(manifest: Mapping[str, Any]) -> str:
+    """``182 bitmask, 2 dense``: how an export stores pruned weights."""
+    counts = Counter(tensor["form"] for tensor in manifest["tensors"])
+    return ", ".join(f"{count} {form}" for form, count in counts.most_common())

@@ -273,7 +273,8 @@ class Exporter(Protocol):
     """Writes a model into an empty folder; what it returns is the files, or more about them.
 
     Optional method: ``predicted_bytes(parameters, prunable, kept, width)`` says before a run how large they will be;
-    without it the dense model's size is taken.
+    without it the dense model's size is taken. An exporter of packed files may have ``densifies``, the ending of their
+    names, and a static ``densify(file, target) -> Path``, which ``ecoflap densify`` calls.
     """
 
     def __call__(self, model: nn.Module, adapter: Adapter, folder: Path) -> "list[Path] | Exported": ...

@@ -16,12 +16,12 @@ from torch import nn
 
 from ecoflap.core.anatomy import Anatomy
 from ecoflap.core.budget import Pattern
-from ecoflap.core.calibration import Calibration
 from ecoflap.core.coarse import score_layers
+from ecoflap.core.drawn import Drawn, notes_of
 from ecoflap.core.errors import EcoflapError, RunError
-from ecoflap.core.evaluation import Evaluator, digests, measures_of
+from ecoflap.core.evaluation import Evaluator, measures_of
 from ecoflap.core.events import Event, Progress, RunFailed, RunFinished, RunStarted, StageFinished, StageStarted, Warned
-from ecoflap.core.exports import export, export_names, is_exported, weight_bytes
+from ecoflap.core.exports import export, export_names, is_exported, manifests, origin_of, weight_bytes
 from ecoflap.core.files import append_line, whole_folder, write_whole
 from ecoflap.core.fine import FineStep
 from ecoflap.core.masks import attach, save_masks
@@ -32,14 +32,13 @@ from ecoflap.core.preparation import Prepared, prepare
 from ecoflap.core.readback import check_saved, copy_saved, masks_as_planned
 from ecoflap.core.recipe import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe_model import MAY_CHANGE, Recipe, differences
-from ecoflap.core.recipe_model import Calibration as CalibrationKeys
 from ecoflap.core.registry import Registry, load_registry
 from ecoflap.core.replay import Replay
 from ecoflap.core.report import make_report, write_report
 from ecoflap.core.reuse import found_measures, found_scores
 from ecoflap.core.run import Clock, RunFolder, open_run, read_json
 from ecoflap.core.scores import Scores
-from ecoflap.core.source import fingerprint, open_source
+from ecoflap.core.source import open_source
 from ecoflap.core.strict_yaml import read_yaml
 from ecoflap.core.walk import blocks_on
 from ecoflap.core.weights import nonzeros, refuse_broken
@@ -121,8 +120,11 @@ class Pipeline:
         self._exports = dict(zip(export_names(self.recipe.export), self.recipe.export, strict=True))
         # The dense model until it is pruned in place; in a later process, the one that was read back.
         self._model: nn.Module | None = None
-        self._drawn: dict[str, Calibration] = {}
+        self._drawn = Drawn(prepared, self._dense, self._current, self._warn)
         self._clock: Clock | None = None
+
+    def _warn(self, message: str) -> None:
+        self.emit(Warned(message))
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):
@@ -173,19 +175,22 @@ class Pipeline:
 
     def _run(self) -> Run:
         """The dense evaluation comes first: data that cannot be read are found before hours of scoring."""
-        self.folder.identify(self._model_fingerprint)
+        self.folder.identify(self._drawn.model_fingerprint)
         if self.folder.is_pruned:
             plan, model = self._finished()
         else:
-            self.folder.identify(self._fingerprints)
+            self.folder.identify(self._drawn.fingerprints)
             self._evaluate("dense", self._dense())
             plan = self._planned()
             model = self._pruned(plan)
         attach(model, masks_as_planned(self.folder.masks, plan))
         self._evaluate("pruned", model)
-        for name in self._to_export():
+        missing = self._to_export()
+        origin = origin_of(self.folder, self.recipe.model.source, model) if missing else None
+        for name in missing:
             with self._stage(f"export {name}"):
-                export(self.folder.exports, name, self._exports[name], model, self.adapter)
+                for note in export(self.folder.exports, name, self._exports[name], model, self.adapter, origin):
+                    self._warn(f"{self._exports[name].use}: {note}")
         return Run(self.folder.path, self.recipe, plan, self._reported(plan, model), model)
 
     @contextmanager
@@ -218,6 +223,9 @@ class Pipeline:
             return str(next(held.parameters()).device)
         return "cuda" if torch.cuda.is_available() else "cpu"
 
+    def _current(self) -> nn.Module:
+        return self._model if self._model is not None else self._dense()
+
     def _dense(self) -> nn.Module:
         """The source's model, which nothing has been taken from yet."""
         if self._model is None:
@@ -231,50 +239,6 @@ class Pipeline:
             return held.to(self._home).eval()
         with self._stage("load"), self._given_processor():
             return self.adapter.load(self.prepared.source, DTYPES.get(self.recipe.model.dtype), self._home)
-
-    @cached_property
-    def _model_fingerprint(self) -> dict[str, Any]:
-        adapter = self.recipe.model.adapter
-        files = {"adapter": digests(adapter)} if adapter and digests(adapter) else {}
-        return {"model": fingerprint(self.prepared.source, self._dense), **files}
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, Any]:
-        """Of the model and of the data; the latter need its tokenizer, which comes with the model."""
-        found = dict(self._model_fingerprint)
-        own = self.recipe.score.calibration if self.recipe.score else None
-        for what, keys in (("calibration data", self.recipe.calibration), ("scoring data", own)):
-            if keys is not None:
-                found[what] = self._calibration(keys).fingerprint
-        return found
-
-    def _calibration(self, keys: CalibrationKeys) -> Calibration:
-        name = json.dumps(keys.plain())
-        if name not in self._drawn:
-            model = self._model if self._model is not None else self._dense()
-            data = keys.data.build()
-            self._drawn[name] = Calibration.draw(data, keys.batch_size, self.adapter, model)
-            self._tell(keys.data.use, data)
-        return self._drawn[name]
-
-    def _tell(self, name: str, part: Any) -> None:
-        """What a dataset notes of itself, or of one that an evaluator reads."""
-        inside = vars(part).values() if hasattr(part, "__dict__") else ()
-        for note in [note for one in (part, *inside) for note in getattr(one, "notes", ())]:
-            self.emit(Warned(f"{name}: {note}"))
-
-    def _batches(self, keys: CalibrationKeys | None, samples: int | None = None) -> list[Batch]:
-        if keys is None:
-            return []
-        calibration = self._calibration(keys)
-        if samples is not None and samples > len(calibration.samples):
-            self.emit(
-                Warned(
-                    f"score: samples is {samples} and the calibration data has {len(calibration.samples)}; all of "
-                    f"those were used"
-                )
-            )
-        return calibration.batches(samples, self._home)
 
     def _planned(self) -> Plan:
         if self.folder.plan.is_file():
@@ -305,14 +269,14 @@ class Pipeline:
         wanted = {layer.name for pool in pools if not isinstance(pool.sparsity, Pattern) for _, layer in pool.layers}
         layers = [pair for pair in anatomy.layers() if pair[1].name in wanted]
         keys = self.recipe.score_calibration if score.part.trait("data", True) else None
-        batches = self._batches(keys, getattr(scorer, "samples", None))
+        batches = self._drawn.batches(keys, self._home, getattr(scorer, "samples", None))
         replay = self._replay(anatomy, batches, torch.float32)
         with self._stage("score"), replay:
             return score_layers(scorer, score.aggregate, replay, layers, self.folder.scores, self.emit)
 
     def _take_over_scores(self) -> None:
         if self.recipe.reuse and not self.folder.scores.is_file():
-            found = found_scores(self.recipe, self._fingerprints, self.folder.path)
+            found = found_scores(self.recipe, self._drawn.fingerprints, self.folder.path)
             if found is not None:
                 write_whole(self.folder.scores, found.read_bytes())
 
@@ -329,7 +293,9 @@ class Pipeline:
                 append_line(self.folder.evaluations, line)
                 continue
             with self._stage(f"evaluate {stage}"), torch.no_grad(), self._on_device(model):
-                self._tell(evaluator.part.use, evaluator.run(self.folder.evaluations, stage, model, self.adapter))
+                built = evaluator.run(self.folder.evaluations, stage, model, self.adapter)
+            for note in notes_of(built):
+                self._warn(f"{evaluator.part.use}: {note}")
 
     def _on_device(self, model: nn.Module) -> AbstractContextManager[None]:
         """Its blocks run on the device although it is elsewhere."""
@@ -340,11 +306,11 @@ class Pipeline:
     def _taken_over(self, evaluator: Evaluator) -> dict[str, Any] | None:
         if not self.recipe.reuse:
             return None
-        return found_measures(self.recipe, self._model_fingerprint, self.folder.path, evaluator)
+        return found_measures(self.recipe, self._drawn.model_fingerprint, self.folder.path, evaluator)
 
     def _pruned(self, plan: Plan) -> nn.Module:
         model = self._dense()
-        replay = self._replay(self._anatomy(model), self._batches(self.recipe.calibration))
+        replay = self._replay(self._anatomy(model), self._drawn.batches(self.recipe.calibration, self._home))
         with self._stage("prune"):
             masks = FineStep(replay, plan, self.prepared.pruners, self.folder.blocks, self.emit)()
         del replay  # and with it what it recorded
@@ -363,7 +329,7 @@ class Pipeline:
         plan = Plan.load(read_json(self.folder.plan))
         if self._to_evaluate("dense"):
             self._evaluate("dense", self._dense())
-            self.folder.identify(self._fingerprints)
+            self.folder.identify(self._drawn.fingerprints)
         held = self.prepared.source.model
         self._model = None
         gc.collect()
@@ -373,7 +339,7 @@ class Pipeline:
             else:
                 self._model = held.to(self._home).eval()
                 copy_saved(self.folder.model, held, plan.layers, partial(self._read, self.folder.model))
-        self.folder.identify(self._fingerprints)
+        self.folder.identify(self._drawn.fingerprints)
         return plan, self._model
 
     def _read(self, folder: Path) -> nn.Module:
@@ -395,5 +361,6 @@ class Pipeline:
         sizes = {"model": weight_bytes(self.folder.model), **sizes}
         total, left = sum(p.numel() for p in model.parameters()), nonzeros(self._anatomy(model), plan.layers)
         report = make_report(self.folder, self.recipe, plan, total, left, measures, sizes, self._device)
+        report["exports"] = manifests(self.folder.exports, self._exports)
         write_report(self.folder, report)
         return report

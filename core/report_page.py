@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from ecoflap.core.figures import NOTHING, bytes_text, measure_text
+from ecoflap.core.figures import NOTHING, bytes_text, export_sizes, forms, measure_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
@@ -12,6 +12,10 @@ table { border-collapse: collapse; margin: .5rem 0 1.5rem }
 th, td { padding: .25rem .75rem; text-align: left; border-bottom: 1px solid #ddd }
 td.bar { width: 22rem } .bar span { display: block; height: .8rem; background: #3b6ea5 }
 """
+
+
+EXPORT_COLUMNS = ("export", "model", "deflated", "dense file", "stored", "pruned weights", "notes")
+CHECK_COLUMNS = ("export", "view", "runtime", "largest difference", "tolerance")
 
 
 def page(name: str, report: Mapping[str, Any]) -> str:
@@ -22,6 +26,8 @@ def page(name: str, report: Mapping[str, Any]) -> str:
         ("Sparsity by tower", _bars(report["towers"].items())),
         ("Sparsity by group", _bars((n, 1 - g["keep"] / g["size"]) for n, g in report["groups"].items())),
         ("Scores", _table(("group", "score", "standard error"), _scores(report["groups"]))),
+        ("Exports", _table(EXPORT_COLUMNS, _exports(report.get("exports", {}))) if report.get("exports") else "none"),
+        ("Read again", _table(CHECK_COLUMNS, _checks(report.get("exports", {})))),
         ("Stages", _table(("stage", "seconds", "peak memory"), _stages(report["stages"]))),
         ("Warnings", _table(("",), ((warning,) for warning in report["warnings"])) if report["warnings"] else "none"),
     ]
@@ -57,6 +63,18 @@ def _scores(groups: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, ...]
         if group["score"] is not None:
             error = group["standard_error"]
             yield name, f"{group['score']:.6g}", NOTHING if error is None else f"{error:.2g}"
+
+
+def _exports(manifests: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
+    for name, manifest in manifests.items():
+        sizes = (NOTHING if size is None else bytes_text(size) for size in export_sizes(manifest))
+        yield name, *sizes, forms(manifest), " ".join(manifest["notes"])
+
+
+def _checks(manifests: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
+    for name, manifest in manifests.items():
+        for check in manifest["checks"]:
+            yield name, check["view"], check["runtime"], f"{check['difference']:.2g}", f"{check['tolerance']:.2g}"
 
 
 def _stages(stages: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:

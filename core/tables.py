@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ecoflap.core.figures import bytes_text, measure_text
+from ecoflap.core.figures import NOTHING, bytes_text, export_sizes, forms, measure_text
 from ecoflap.core.registry import Registry
 from ecoflap.core.report import TEXTS, Row, method_of, ratio_text
 from ecoflap.core.signature import KINDS
@@ -63,6 +63,24 @@ def run_summary(report: Mapping[str, Any]) -> list[Section]:
     if measures:
         sections.append(Section("", ("measure", ">dense", ">pruned", ">over"), measures))
     return [*sections, Section("", ("weights in", ">size"), sizes)]
+
+
+def export_tables(manifests: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """What exports hold, from their manifests."""
+    sizes = [
+        (name, *(NOTHING if size is None else bytes_text(size) for size in export_sizes(manifest)), forms(manifest))
+        for name, manifest in manifests.items()
+    ]
+    checks = [
+        (name, check["view"], check["runtime"], f"{check['difference']:.2g}", f"{check['tolerance']:.2g}")
+        for name, manifest in manifests.items()
+        for check in manifest["checks"]
+    ]
+    sections = [
+        Section("exports", ("export", ">model", ">deflated", ">dense file", ">stored", "pruned weights"), sizes),
+        Section("read again", ("export", "view", "runtime", ">largest difference", ">tolerance"), checks),
+    ]
+    return [section for section in sections if section.rows]
 
 
 def comparison_table(rows: Sequence[Row]) -> Section:

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from ecoflap.core.budget import select as select
     from ecoflap.core.check_adapter import check_adapter as check_adapter
     from ecoflap.core.errors import EcoflapError as EcoflapError
+    from ecoflap.core.export_run import export_run as export_run
     from ecoflap.core.hookspecs import hookimpl as hookimpl
     from ecoflap.core.packed import load_packed as load_packed
     from ecoflap.core.parts import Adapter as Adapter
     from ecoflap.core.parts import Allocator as Allocator
+    from ecoflap.core.parts import Check as Check
     from ecoflap.core.parts import Dataset as Dataset
     from ecoflap.core.parts import Estimate as Estimate
     from ecoflap.core.parts import Evaluator as Evaluator
+    from ecoflap.core.parts import Exported as Exported
     from ecoflap.core.parts import Exporter as Exporter
     from ecoflap.core.parts import Measure as Measure
     from ecoflap.core.parts import Pruned as Pruned
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from ecoflap.core.parts import Sample as Sample
     from ecoflap.core.parts import Scorer as Scorer
     from ecoflap.core.parts import Statistic as Statistic
+    from ecoflap.core.parts import StoredTensor as StoredTensor
+    from ecoflap.core.parts import View as View
     from ecoflap.core.pipeline import Run as Run
     from ecoflap.core.pipeline import run as run
     from ecoflap.core.registry import load_registry as load_registry
@@ -45,11 +50,12 @@ _HOME = {
     "budget": ("Group", "Keep", "Pattern", "select"),
     "check_adapter": ("check_adapter",),
     "errors": ("EcoflapError",),
+    "export_run": ("export_run",),
     "hookspecs": ("hookimpl",),
     "packed": ("load_packed",),
     "parts": (
-        "Adapter", "Allocator", "Dataset", "Estimate", "Evaluator", "Exporter", "Measure", "Pruned", "Pruner", "Sample",
-        "Scorer", "Statistic",
+        "Adapter", "Allocator", "Check", "Dataset", "Estimate", "Evaluator", "Exported", "Exporter", "Measure",
+        "Pruned", "Pruner", "Sample", "Scorer", "Statistic", "StoredTensor", "View",
     ),
     "pipeline": ("Run", "run"),
     "registry": ("load_registry",),

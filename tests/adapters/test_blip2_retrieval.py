@@ -118,7 +118,7 @@ def test_a_recipe_with_batches_of_one_pair_is_refused_in_plan(adapter: Blip2Retr
     text = "version: 1\nmodel: m\ncalibration: {use: text, samples: 8, batch_size: 1}\nsparsity: 0.5\nprune: wanda\n"
     registry = load_registry()
     recipe = parse_recipe(text, registry=registry, file=Path("r.yaml"))
-    with pytest.raises(RecipeError, match=r"model\.adapter: calibration\.batch_size is 1, but a contrastive loss"):
+    with pytest.raises(RecipeError, match=r"calibration\.batch_size is 1, but a contrastive loss"):
         prepare(recipe, registry, pico_blip2.build_retrieval(), adapter.processor)
 
 

@@ -1,0 +1,26 @@
+"""``ecoflap densify``: a packed file as an ordinary one, written by whichever exporter packs files of its kind."""
+
+from pathlib import Path
+
+from ecoflap.core.errors import FormatError, ModelError
+from ecoflap.core.registry import Registry
+
+
+def densify(file: Path, target: Path, registry: Registry) -> Path:
+    """Write a packed file dense, whole or not at all.
+
+    An exporter says by ``densifies`` which ending its packed files have, and by ``densify(file, target)`` how.
+
+    :raises EcoflapError: Where no exporter knows the file, it is broken, or the target is the file itself.
+    """
+    if not file.is_file():
+        raise ModelError(f"{file} is not there")
+    if target.resolve() == file.resolve():
+        raise ModelError(f"{target} is the packed file itself; name another")
+    factories = [registry.find("exporter", name) for name in registry.names("exporter")]
+    known = {str(factory.densifies): factory for factory in factories if hasattr(factory, "densifies")}
+    for ending in sorted(known, key=len, reverse=True):
+        if file.name.endswith(ending):
+            written: Path = known[ending].densify(file, target)
+            return written
+    raise FormatError(f"{file}: no exporter packs such files. Known endings: {', '.join(sorted(known))}")
