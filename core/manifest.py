@@ -76,7 +76,7 @@ def is_weights(name: str) -> bool:
 
 
 def deflated_share(model: nn.Module) -> float:
-    """How much of the dense weights deflate leaves (level 6, as in zip; each tensor by itself), measured on 32 MB at most.
+    """How much of the dense weights deflate (level 6, as in zip; each tensor by itself) leaves, measured on 32 MB.
 
     Of a larger model pieces of 1 MB are taken, evenly over all of its weights.
     """
