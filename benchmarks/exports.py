@@ -69,10 +69,8 @@ def sizes() -> None:
             dense = sum(tensor.shape[0] * tensor.shape[1] * width for tensor in written.tensors)
             stored = sum(tensor.stored_bytes for tensor in written.tensors)
             whole = sum(path.stat().st_size for path in file.parent.iterdir())
-            print(
-                f"sizes: pruned weights in {values}: {stored / dense:.4f} of dense (goal {1.02 * goal:.4f}); ", end=""
-            )
-            print(f"all files {whole / 1e6:.1f} MB", flush=True)
+            share = f"{stored / dense:.4f} of dense (goal {1.02 * goal:.4f})"
+            print(f"sizes: pruned weights in {values}: {share}; all files {whole / 1e6:.1f} MB", flush=True)
 
 
 def latency() -> None:
@@ -97,14 +95,8 @@ def latency() -> None:
 
 def load() -> None:
     """Time and peak memory of opening a session, each in a process of its own."""
-    with (
-        exported(weights="dense") as (dense, _),
-        exported() as (packed, _),
-        exported(values="bfloat16", lossy=True) as (
-            halved,
-            _,
-        ),
-    ):
+    half = exported(values="bfloat16", lossy=True)
+    with exported(weights="dense") as (dense, _), exported() as (packed, _), half as (halved, _):
         plain = "import onnxruntime as o; s = o.InferenceSession(FILE)"
         ours = "import ecoflap.onnx; s = ecoflap.onnx.load_session(FILE)"
         cases = [
