@@ -1,7 +1,7 @@
 """What the table needs of each family: a pico model, its adapter, samples, and its own library's way to read it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Family:
     :param poisoned: A batch whose padding holds a token that the model (changed in place) embeds as 1e6; None where
         there is no padding.
     :param is_whole_on_disk: Whether the saved folder says what model it is of; else it holds weights for one at hand.
+    :param cannot: Types that its own library cannot run it in, with the reason.
     :param real_text: Where its text is, of a model whose texts are padded even alone; else None.
     :param batch_size: Of the calibration.
     :param named: ``model.adapter`` of a recipe, where the adapter needs parameters for this model.
@@ -50,6 +51,7 @@ class Family:
     outside: tuple[str, ...] = ()
     poisoned: Callable[[nn.Module, Batch], Batch] | None = None
     is_whole_on_disk: bool = True
+    cannot: Mapping[torch.dtype, str] = field(default_factory=dict)
     real_text: Callable[[Batch], Tensor] | None = None
     batch_size: int = 2
     named: Mapping[str, Any] | None = None
