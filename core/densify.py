@@ -1,6 +1,7 @@
 """``ecoflap densify``: a packed file as an ordinary one, written by whichever exporter packs files of its kind."""
 
 from pathlib import Path
+from typing import Any
 
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.registry import Registry
@@ -17,7 +18,7 @@ def densify(file: Path, target: Path, registry: Registry) -> Path:
         raise ModelError(f"{file} is not there")
     if target.resolve() == file.resolve():
         raise ModelError(f"{target} is the packed file itself; name another")
-    factories = [registry.find("exporter", name) for name in registry.names("exporter")]
+    factories: list[Any] = [registry.find("exporter", name) for name in registry.names("exporter")]
     known = {str(factory.densifies): factory for factory in factories if hasattr(factory, "densifies")}
     for ending in sorted(known, key=len, reverse=True):
         if file.name.endswith(ending):
