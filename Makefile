@@ -12,11 +12,12 @@ RUN := $(BIN)/ecoflap run quickstart
 RUNS := runs/demo-ecoflap-50 runs/demo-ecoflap-60 runs/demo-uniform-50 runs/demo-uniform-60
 REUSE := --set reuse=$(firstword $(RUNS))
 
-.PHONY: help demo test test-lavis compat lint types docs bench clean
+.PHONY: help demo test test-slow test-lavis compat lint types docs bench clean
 
 help:
 	@echo "make demo        prune a small LLaMA by ECoFLaP and uniformly, at 50 % and at 60 %, and compare the four"
 	@echo "make test        run the tests"
+	@echo "make test-slow   run those that take long: every family's every view through ONNX"
 	@echo "make test-lavis  run those of the engine, the methods and LAVIS with salesforce-lavis and transformers 4.26"
 	@echo "make compat      run those of all that transformers 4.51 has with that"
 	@echo "make lint        check style, format and the import contract"
@@ -38,12 +39,15 @@ demo: $(VENV)/.installed-demo
 	@echo "the first run serve all four: only its time is that of a run by itself."
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 -q -m slow
 
 # Fails where a test of LAVIS was skipped, too.
 test-lavis: $(VENV_LAVIS)/.installed
 	ECOFLAP_TESTS_NEED=lavis $(VENV_LAVIS)/bin/python -m pytest -n 2 -q tests/core tests/plugins \
-	  tests/adapters/test_families.py tests/adapters/test_lavis_blip2.py
+	  tests/adapters/test_families.py tests/adapters/test_views.py tests/adapters/test_lavis_blip2.py
 
 compat: $(VENV_COMPAT)/.installed
 	$(VENV_COMPAT)/bin/python -m pytest -n 2 -q tests/core tests/plugins tests/adapters tests/exporters

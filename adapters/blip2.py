@@ -9,17 +9,18 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model
+from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.images import IMAGE, image_tokens, pixels_of
 from ecoflap.adapters.losses import IGNORED, mean_nll
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.rows import padded_rows
 from ecoflap.adapters.saved_config import say_type, say_untied
 from ecoflap.adapters.t5 import layers_of_t5, towers_of_t5, untie
+from ecoflap.adapters.view_blip2 import views_of_blip2
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.parts import Batch, Sample, View
 
 KIND = "Blip2ForConditionalGeneration"
 TEXT, HEAD, PROJECTION = "language_model", "language_model.lm_head", "language_projection"
@@ -167,10 +168,17 @@ class Blip2Adapter:
     def save(self, model: nn.Module, folder: Path) -> None:
         """As transformers writes it, with the processor beside it."""
         save_model(model, self.processor, folder)
-        say_type(folder, part(model, f"{PROJECTION}.weight").dtype)
-        text = part(model, TEXT)
-        if text.get_output_embeddings().weight is not text.get_input_embeddings().weight:
-            say_untied(folder, "text_config")
+        _put_right(model, folder)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
+        save_surroundings(model, self.processor, folder)
+        _put_right(model, folder)
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        """:raises ModelError: Where the configuration does not say which token stands for an image."""
+        prompting = Prompting.of(model)
+        return list(views_of_blip2(model, prompting.placeholders, not prompting.is_decoder_only))
 
     @property
     def _known(self) -> Prompting:
@@ -208,6 +216,14 @@ class Blip2Adapter:
                 "ecoflap.run a Blip2Processor."
             )
         return list(tokenizer(text)["input_ids"])
+
+
+def _put_right(model: nn.Module, folder: Path) -> None:
+    """What transformers gets wrong in a saved configuration."""
+    say_type(folder, part(model, f"{PROJECTION}.weight").dtype)
+    text = part(model, TEXT)
+    if text.get_output_embeddings().weight is not text.get_input_embeddings().weight:
+        say_untied(folder, "text_config")
 
 
 def towers_that_see(model: nn.Module, calls: int = 1) -> list[Tower]:

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from ecoflap.adapters.blip2 import layers_that_see, tokens_that_see, towers_that_see
 from ecoflap.adapters.contrastive import pair_problems
-from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model
+from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.images import pixels_of
 from ecoflap.adapters.losses import info_nce
 from ecoflap.adapters.matrices import matrix_outside, part
 from ecoflap.adapters.saved_config import say_type
 from ecoflap.adapters.texts import texts_of
+from ecoflap.adapters.view_blip2 import views_of_blip2_retrieval
 from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.parts import Batch, Sample, View
 from ecoflap.core.recipe_model import Recipe
 
 KIND = "Blip2ForImageTextRetrieval"
@@ -109,6 +110,14 @@ class Blip2RetrievalAdapter:
         """As transformers writes it, with the processor beside it."""
         save_model(model, self.processor, folder)
         say_type(folder, part(model, "vision_projection.weight").dtype)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
+        save_surroundings(model, self.processor, folder)
+        say_type(folder, part(model, "vision_projection.weight").dtype)
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        return list(views_of_blip2_retrieval(model))
 
     def problems(self, anatomy: Anatomy, recipe: Recipe) -> Iterator[str]:
         """A calibration with a batch of one pair."""

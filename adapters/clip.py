@@ -10,7 +10,7 @@ from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.contrastive import pair_problems
-from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model
+from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.images import (
     as_large_as_wanted,
     image_tokens,
@@ -21,11 +21,12 @@ from ecoflap.adapters.images import (
 from ecoflap.adapters.losses import info_nce, vision_loss
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.texts import texts_of
+from ecoflap.adapters.view_images import views_of_clip
 from ecoflap.adapters.zero_shot import read_classifier
 from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.parts import Batch, Sample, View
 from ecoflap.core.recipe_model import Recipe
 
 KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
@@ -116,6 +117,13 @@ class ClipAdapter:
     def save(self, model: nn.Module, folder: Path) -> None:
         """As transformers writes it, with the processor beside it."""
         save_model(model, self.processor, folder)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
+        save_surroundings(model, self.processor, folder)
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        return list(views_of_clip(model))
 
     def problems(self, anatomy: Anatomy, recipe: Recipe) -> Iterator[str]:
         """Of pairs: too few in a batch, or a classifier that they have no use for."""

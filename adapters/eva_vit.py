@@ -14,11 +14,12 @@ from ecoflap.adapters.images import IMAGE, image_seeds
 from ecoflap.adapters.losses import labels_of, vision_loss
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.transforms import transformed
+from ecoflap.adapters.view_images import views_of_vision
 from ecoflap.adapters.zero_shot import read_classifier
 from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError, nearest
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.parts import Batch, Sample, View
 
 HOMES = frozenset({
     "timm.models.eva", "timm.models.vision_transformer", "timm.models.vision_transformer_hybrid", "timm.models.deit",
@@ -153,9 +154,20 @@ class EvaVitAdapter:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """In timm's hub format where its architecture is known, else its weights alone."""
+        timm_hub.save(model, folder, self.architecture, self._arguments_of(model))
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
+        timm_hub.save_surroundings(model, folder, self.architecture, self._arguments_of(model))
+
+    def _arguments_of(self, model: nn.Module) -> dict[str, Any]:
         noted = getattr(model, "_model_args", None)
-        arguments = {**({} if noted is not None else self._read_arguments), **self.arguments}
-        timm_hub.save(model, folder, self.architecture, arguments)
+        return {**({} if noted is not None else self._read_arguments), **self.arguments}
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        embed = part(model, "patch_embed")
+        names = ["logits" if _heads(model) else "pooler_output"]
+        return list(views_of_vision(model, embed, embed.img_size, names))
 
 
 def is_covered(model: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """Loading and saving what transformers reads: model, and tokenizer or processor, from a hub id, a folder or a GGUF."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -13,17 +13,23 @@ from torch import Tensor, nn
 
 from ecoflap.core.anatomy import Source
 from ecoflap.core.errors import ModelError
+from ecoflap.core.packed_model import fill, packed_in, packed_types, without_weights
 from ecoflap.core.source import check_weights, hub_id
+from ecoflap.core.surroundings import save_settings
 
 TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json",
               "spiece.model")  # fmt: skip
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+SHARD_SIZE = "5GB"
+_REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def load_model(
     kind: str, source: Source, dtype: torch.dtype | None, device: str, *, has_pooler: bool | None = True
 ) -> nn.Module:
     """A model in eval mode; ``device="meta"`` builds it from its configuration, without weights.
+
+    A folder that the ``safetensors`` exporter wrote is read too.
 
     :param kind: Name of the transformers class: ``AutoModelForCausalLM``, ``T5ForConditionalGeneration``.
     :param dtype: None keeps the checkpoint's.
@@ -32,7 +38,11 @@ def load_model(
     """
     with quiet():
         if device == "meta":
-            return _without_weights(kind, source.config, dtype)
+            with torch.device("meta"):
+                return _built(kind, source.config, dtype)
+        packed = packed_in(source)
+        if packed is not None:
+            return _from_packed(kind, source, packed, dtype, has_pooler).to(device)
         check_weights(source)
         return _with_weights(kind, source, dtype, has_pooler).to(device)
 
@@ -58,17 +68,24 @@ def load_processor(kind: str, source: Source, files: tuple[str, ...] = TEXT_FILE
 
 
 def save_model(model: Any, processor: Any, folder: Path) -> None:
-    """As transformers writes it, with the tokenizer or processor beside it."""
+    """As transformers writes it, with the tokenizer or processor beside it; in several files above 5 GB."""
+    how: dict[str, Any] = {"safe_serialization": True, "max_shard_size": SHARD_SIZE}
     with quiet():
         try:
-            model.save_pretrained(folder, safe_serialization=True)
+            model.save_pretrained(folder, **how)
         except RuntimeError as error:
             if "share memory" not in str(error):
                 raise
             # transformers before 4.30 leaves it to its caller to name tied weights once
-            model.save_pretrained(folder, safe_serialization=True, state_dict=_without_aliases(model.state_dict()))
+            model.save_pretrained(folder, state_dict=_without_aliases(model.state_dict()), **how)
         if processor is not None:
             processor.save_pretrained(folder)
+
+
+def save_surroundings(model: nn.Module, processor: Any, folder: Path) -> None:
+    """The same without the weights."""
+    with quiet():
+        save_settings(model, processor, folder)
 
 
 @contextmanager
@@ -106,11 +123,39 @@ def _config(config: Mapping[str, Any]) -> Any:
         raise ModelError(f"this version of transformers cannot build the model: {error}") from error
 
 
-def _without_weights(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None) -> nn.Module:
+def _built(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None, **arguments: Any) -> nn.Module:
     known = _config(config)
     build: Callable[..., nn.Module] = _class(kind).from_config if kind.startswith("Auto") else _class(kind)._from_config
-    with torch.device("meta"):
-        return build(known, **_dtype_argument(dtype or _own_dtype(known))).eval()
+    return build(known, **_dtype_argument(dtype or _own_dtype(known)), **arguments).eval()
+
+
+def _from_packed(
+    kind: str, source: Source, packed: Path, dtype: torch.dtype | None, has_pooler: bool | None
+) -> nn.Module:
+    with without_weights():
+        model = _built(kind, source.config, dtype)
+        if has_pooler is None and _has_pooler(model.state_dict()) and not _has_pooler(packed_types(packed)):
+            model = _built(kind, source.config, dtype, add_pooling_layer=False)
+    fill(model, packed, lambda name, stored: _wanted_type(model, name, stored, dtype))
+    if "generation_config.json" in source.files:
+        model.generation_config = _class("GenerationConfig").from_pretrained(str(packed))
+    _forget_loading(model)
+    return model
+
+
+def _has_pooler(names: Iterable[str]) -> bool:
+    return any(name.startswith("pooler.") for name in names)
+
+
+def _wanted_type(model: Any, name: str, stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    """As ``from_pretrained`` casts: all but what the model's class keeps in float32."""
+    if dtype is None or stored not in _REAL:
+        return stored
+    kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())] if dtype == torch.float16 else []
+    if dtype in (torch.float16, torch.bfloat16):
+        kept += getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    parts = name.split(".")
+    return torch.float32 if any(one in parts for one in kept) else dtype
 
 
 def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pooler: bool | None) -> nn.Module:

@@ -68,6 +68,14 @@ def pixels_of(processor: Any, samples: Sequence[Sample]) -> Float[Tensor, "batch
     return pixels
 
 
+def size_made_by(processor: Any) -> tuple[int, int]:
+    """Height and width of what an image processor of transformers makes of a square image."""
+    from PIL import Image
+
+    height, width = pixels_of(processor, [Sample(image=Image.new("RGB", (256, 256)))]).shape[-2:]
+    return height, width
+
+
 def labelled_images(processor: Any, samples: Sequence[Sample]) -> Batch:
     """``pixel_values`` and ``seeds``, and ``labels`` where the samples have them: the batch of a vision model alone."""
     pixels = pixels_of(processor, samples)

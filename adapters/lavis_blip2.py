@@ -18,10 +18,12 @@ from ecoflap.adapters.losses import IGNORED, info_nce, mean_nll
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.t5 import layers_of_t5, towers_of_t5
 from ecoflap.adapters.transforms import transformed
+from ecoflap.adapters.view_blip2 import views_of_lavis
 from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError, nearest
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.packed_model import fill, packed_in
+from ecoflap.core.parts import Batch, Sample, View
 from ecoflap.core.recipe_model import Recipe
 
 PREFIX = "lavis:"
@@ -73,7 +75,10 @@ class LavisBlip2Adapter:
         if device == "meta":
             self._waiting[name, kind] = model
             return _weightless(model)
-        if source.path is not None:
+        packed = packed_in(source)
+        if packed is not None:
+            fill(model, packed)
+        elif source.path is not None:
             _read_checkpoint(source.path / CHECKPOINT, model)
         return (model if dtype is None else in_type(model, dtype)).to(device)
 
@@ -146,10 +151,18 @@ class LavisBlip2Adapter:
         """A checkpoint for LAVIS' ``load_checkpoint``, and the name and type of its model where they are known."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({"model": dict(model.state_dict())}, folder / CHECKPOINT)
+        self.save_surroundings(model, folder)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
         if self._built is not None:
             name, kind = self._built
             config = {"library": LIBRARY, "model_type": f"{LIBRARY}_{name}", "name": name, "type": kind}
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        """None of all in one: LAVIS tokenises texts in its own forward."""
+        return list(views_of_lavis(model, _kind(model)))
 
     def problems(self, anatomy: Anatomy, recipe: Recipe) -> Iterator[str]:
         """A batch of one pair, whose contrastive loss is 0 whatever the weights are; types that only a GPU mixes."""

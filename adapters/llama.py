@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.hugging_face import load_model, load_processor, save_model
+from ecoflap.adapters.hugging_face import load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.losses import mean_nll_of_hidden
 from ecoflap.adapters.matrices import matrix_outside, part
+from ecoflap.adapters.view_texts import views_of_decoder
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.parts import Batch, Sample, View
 
 # Families whose head is a plain linear layer. Those that scale or cap their logits (Gemma, Granite, Cohere) are not
 # here: the loss below would be wrong for them.
@@ -109,6 +110,13 @@ class LlamaAdapter:
     def save(self, model: nn.Module, folder: Path) -> None:
         """As transformers writes it, with the tokenizer beside it."""
         save_model(model, self.processor, folder)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
+        save_surroundings(model, self.processor, folder)
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        return list(views_of_decoder(model))
 
 
 def _is_laid_out(model: nn.Module) -> bool:

@@ -17,10 +17,11 @@ from ecoflap.adapters.losses import info_nce, sigmoid_pairs
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.open_clip_hub import Processor
 from ecoflap.adapters.transforms import transformed
+from ecoflap.adapters.view_images import views_of_open_clip
 from ecoflap.core.anatomy import Anatomy, Block, Layer, Layout, Source, Tower
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.parts import Batch, Sample, View
 from ecoflap.core.recipe_model import Recipe
 
 CLASSES = ("open_clip.model.CLIP", "open_clip.model.CustomTextCLIP", "open_clip.coca_model.CoCa")
@@ -160,9 +161,22 @@ class OpenClipAdapter:
         open_clip 3 reads the folder with ``create_model("local-dir:FOLDER")``. An older one reads this format from the
         hub only, and from a folder the weights with ``load_checkpoint``.
         """
-        config = self._config or self._config_in_memory(model)
-        tokenizer = None if self.processor is None else self._pair()[1]
-        open_clip_hub.save(model, tokenizer, deepcopy(dict(config)), folder)
+        open_clip_hub.save(model, self._tokenizer, self._config_of(model), folder)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
+        open_clip_hub.save_surroundings(self._tokenizer, self._config_of(model), folder)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return None if self.processor is None else self._pair()[1]
+
+    def _config_of(self, model: nn.Module) -> dict[str, Any]:
+        return deepcopy(dict(self._config or self._config_in_memory(model)))
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        text = _text(model)
+        return list(views_of_open_clip(model, int(text.context_length), len(text.token_embedding.weight)))
 
     def problems(self, anatomy: Anatomy, recipe: Recipe) -> Iterator[str]:
         """Too few pairs in a batch, or an architecture that open_clip does not know."""

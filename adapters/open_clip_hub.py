@@ -15,6 +15,7 @@ from torch import nn
 from ecoflap.adapters.stored_types import take_types, types_in
 from ecoflap.core.anatomy import Source
 from ecoflap.core.errors import ModelError, nearest
+from ecoflap.core.packed_model import fill, packed_in, packed_types, without_weights
 from ecoflap.core.source import OPEN_CLIP, hub_id
 
 PREFIX = "open_clip:"
@@ -118,6 +119,11 @@ def load(source: Source, device: str, architecture: str | None) -> tuple[nn.Modu
         )
     if device == "meta":
         return build(config["model_cfg"], None, device), config
+    packed = packed_in(source)
+    if packed is not None:
+        model = _from_packed(config["model_cfg"], packed)
+        _set_preprocessing(model, config.get("preprocess_cfg") or {})
+        return model, config
     file = _weights_of(source)
     types = types_in(file) if file.suffix == ".safetensors" else {}
     model = build(config["model_cfg"], _half_of(types), device)
@@ -130,11 +136,26 @@ def load(source: Source, device: str, architecture: str | None) -> tuple[nn.Modu
     return model, config
 
 
+def _from_packed(model_cfg: Mapping[str, Any], packed: Path) -> nn.Module:
+    types = packed_types(packed)
+    with without_weights():
+        model = build(model_cfg, _half_of(types), "cpu")
+    fill(model, packed)
+    take_types(model, types)
+    return model
+
+
 def save(model: nn.Module, tokenizer: Any, config: Mapping[str, Any], folder: Path) -> None:
     """In open_clip's hub format; a configuration without ``model_cfg`` is written as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS[0], metadata={"format": "pt"})
+    save_surroundings(tokenizer, config, folder)
+
+
+def save_surroundings(tokenizer: Any, config: Mapping[str, Any], folder: Path) -> None:
+    """The same without the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / OPEN_CLIP).write_text(json.dumps(config, indent=2), encoding="utf-8")
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(str(folder))

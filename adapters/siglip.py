@@ -10,15 +10,16 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from ecoflap.adapters.contrastive import pair_problems
-from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model
+from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.images import image_tokens, patch_convolution, pixels_of
 from ecoflap.adapters.losses import sigmoid_pairs
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.texts import NO_LIMIT, padding_token, texts_of
+from ecoflap.adapters.view_images import views_of_siglip
 from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.parts import Batch, Sample, View
 from ecoflap.core.recipe_model import Recipe
 
 LENGTH = 64
@@ -107,6 +108,13 @@ class SiglipAdapter:
     def save(self, model: nn.Module, folder: Path) -> None:
         """As transformers writes it, with the processor beside it."""
         save_model(model, self.processor, folder)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
+        save_surroundings(model, self.processor, folder)
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        return list(views_of_siglip(model))
 
     def problems(self, anatomy: Anatomy, recipe: Recipe) -> Iterator[str]:
         """Too few pairs in a batch."""

@@ -8,15 +8,16 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from ecoflap.adapters.hugging_face import load_model, load_processor, save_model
+from ecoflap.adapters.hugging_face import load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.losses import IGNORED, mean_nll
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.rows import padded_rows
 from ecoflap.adapters.saved_config import say_untied
+from ecoflap.adapters.view_texts import views_of_encoder_and_decoder
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.parts import Batch, Sample, View
 
 FAMILIES = frozenset({"t5", "mt5"})
 HEADS = ("ForConditionalGeneration", "T5WithLMHeadModel")  # the second is how old checkpoints call the first
@@ -107,8 +108,15 @@ class T5Adapter:
     def save(self, model: nn.Module, folder: Path) -> None:
         """As transformers writes it, with the tokenizer beside it."""
         save_model(model, self.processor, folder)
-        if part(model, "lm_head.weight") is not part(model, "shared.weight"):
-            say_untied(folder)
+        _put_right(model, folder)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
+        save_surroundings(model, self.processor, folder)
+        _put_right(model, folder)
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        return list(views_of_encoder_and_decoder(model))
 
     def _pair(self, number: int, sample: Sample) -> tuple[list[int], list[int]]:
         """What the encoder reads and what the decoder is to say."""
@@ -133,6 +141,12 @@ class T5Adapter:
         if self.processor is None:
             raise DataError(NO_TOKENIZER)
         return list(self.processor(text)["input_ids"])
+
+
+def _put_right(model: nn.Module, folder: Path) -> None:
+    """What transformers gets wrong in a saved configuration."""
+    if part(model, "lm_head.weight") is not part(model, "shared.weight"):
+        say_untied(folder)
 
 
 def towers_of_t5(model: nn.Module, prefix: str = "") -> list[Tower]:

@@ -14,6 +14,7 @@ from torch import nn
 from ecoflap.adapters.stored_types import take_types, types_in
 from ecoflap.core.anatomy import Source
 from ecoflap.core.errors import ModelError, nearest
+from ecoflap.core.packed_model import fill, packed_in, packed_types, without_weights
 from ecoflap.core.source import check_weights, hub_id, weight_files
 
 PREFIX = "timm:"
@@ -77,6 +78,9 @@ def load_stored(source: Source, arguments: Mapping[str, Any], device: str) -> nn
         place = f"local-dir:{source.path}"
     if device == "meta":
         return build(place, arguments, pretrained=False, device=device)
+    packed = packed_in(source)
+    if packed is not None:
+        return _from_packed(place, arguments, packed)
     check_weights(source)
     model = build(place, arguments, pretrained=True, device=device)
     take_types(model, types_in(_stored_file(source)))
@@ -85,6 +89,9 @@ def load_stored(source: Source, arguments: Mapping[str, Any], device: str) -> nn
 
 def load_unnamed(source: Source, architecture: str, arguments: Mapping[str, Any], device: str) -> nn.Module:
     """Weights beside which no architecture is written, into the one that the user names."""
+    packed = packed_in(source)
+    if packed is not None and device != "meta":
+        return _from_packed(architecture, arguments, packed)
     model = build(architecture, arguments, pretrained=False, device=device)
     if device == "meta":
         return model
@@ -99,15 +106,23 @@ def load_unnamed(source: Source, architecture: str, arguments: Mapping[str, Any]
     return model
 
 
+def _from_packed(place: str, arguments: Mapping[str, Any], packed: Path) -> nn.Module:
+    with without_weights():
+        model = build(place, arguments, pretrained=False, device="cpu")
+    fill(model, packed)
+    take_types(model, packed_types(packed))
+    return model
+
+
 def save(model: Any, folder: Path, architecture: str | None, arguments: Mapping[str, Any]) -> None:
     """In timm's hub format where the architecture is known; else the weights, and the name of the model's class.
 
     :param architecture: None for the one that timm noted in a model it made.
     :param arguments: Of ``timm.create_model``, beside those that timm noted itself.
     """
-    noted: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    if not (architecture or noted.get("architecture")):
+    if not _is_known(model, architecture):
         _save_weights(model, folder)
+        _name_class(model, folder)
         return
     with _described(model, architecture):
         try:
@@ -116,6 +131,26 @@ def save(model: Any, folder: Path, architecture: str | None, arguments: Mapping[
             )
         except _CANNOT as error:
             raise ModelError(f"timm cannot save this {class_name(model)}: {error}") from error
+
+
+def save_surroundings(model: Any, folder: Path, architecture: str | None, arguments: Mapping[str, Any]) -> None:
+    """The same without the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _is_known(model, architecture):
+        _name_class(model, folder)
+        return
+    from timm.models._hub import save_config_for_hf
+
+    with _described(model, architecture):
+        try:
+            save_config_for_hf(model, str(folder / "config.json"), model_args=dict(arguments) or None)
+        except _CANNOT as error:
+            raise ModelError(f"timm cannot describe this {class_name(model)}: {error}") from error
+
+
+def _is_known(model: Any, architecture: str | None) -> bool:
+    noted: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    return bool(architecture or noted.get("architecture"))
 
 
 def class_name(model: nn.Module) -> str:
@@ -138,6 +173,9 @@ def _save_weights(model: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _name_class(model: nn.Module, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({UNNAMED: class_name(model)}), encoding="utf-8")
 
 

@@ -8,20 +8,22 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from ecoflap.adapters.hugging_face import load_model, save_model
+from ecoflap.adapters.hugging_face import load_model, save_model, save_surroundings
 from ecoflap.adapters.images import (
     as_large_as_wanted,
     image_tokens,
     labelled_images,
     load_image_processor,
     patch_convolution,
+    size_made_by,
 )
 from ecoflap.adapters.losses import vision_loss
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.view_images import views_of_vision
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import ModelError
 from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.parts import Batch, Sample, View
 
 # ViT-MAE is not here: its forward drops patches at random.
 FAMILIES = frozenset({
@@ -105,6 +107,17 @@ class VitAdapter:
     def save(self, model: nn.Module, folder: Path) -> None:
         """As transformers writes it, with the image processor beside it."""
         save_model(model, self.processor, folder)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """The same without the weights."""
+        save_surroundings(model, self.processor, folder)
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        """Images are as large as the processor makes them, or as the configuration says where there is none."""
+        embeddings = part(_body(model)[1], "embeddings")
+        known = self.processor is not None
+        size = size_made_by(self.processor) if known else part(model, "config").image_size
+        return list(views_of_vision(model, embeddings, size, ("logits", "last_hidden_state", "pooler_output")))
 
 
 def _is_read(head: str) -> bool:

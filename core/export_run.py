@@ -11,6 +11,7 @@ from ecoflap.core.files import write_whole
 from ecoflap.core.masks import attach
 from ecoflap.core.plan import Plan
 from ecoflap.core.preparation import adapter_for
+from ecoflap.core.provenance import Provenance, attach_provenance
 from ecoflap.core.readback import masks_as_planned
 from ecoflap.core.recipe import parse_recipe
 from ecoflap.core.recipe_model import Recipe
@@ -71,12 +72,14 @@ def _export(folder: RunFolder, recipe: Recipe, name: str, registry: Registry) ->
     source = open_source(str(folder.model.absolute()), Path.cwd())
     adapter = adapter_for(source, registry, recipe.model.adapter)
     model = adapter.load(source, None, "cpu")
-    attach(model, masks_as_planned(folder.masks, Plan.load(read_json(folder.plan))))
+    plan, report = Plan.load(read_json(folder.plan)), read_json(folder.report)
+    attach(model, masks_as_planned(folder.masks, plan))
+    told = plan.sparsity_by_tower(), plan.sparsity, report["measures"]
+    attach_provenance(model, Provenance(recipe.model.source, recipe.plain(), *told))
     origin = origin_of(folder, recipe.model.source, model)
     notes = export(folder.exports, name, recipe.export[-1], model, adapter, origin)
     for note in notes:
         folder.record_warning(f"{recipe.export[-1].use}: {note}")
-    report = read_json(folder.report)
     names = export_names(recipe.export)
     report["bytes"] = {"model": report["bytes"]["model"], **{n: weight_bytes(folder.exports / n) for n in names}}
     report["exports"] = manifests(folder.exports, names)

@@ -3,7 +3,7 @@
 A pruned weight NAME is stored as ``NAME.values``, the kept values in their own dtype and row-major order, and
 ``NAME.mask``, one bit a weight with the first in the lowest bit (``numpy.packbits(bitorder="little")``). A weight that
 would not be smaller so is stored dense, as everything else is. Tied tensors are stored once. ``ecoflap.core.sealed``
-says how the file is checked.
+says how the file is checked, and ``ecoflap.core.packed_shards`` how a large one is dealt to several.
 """
 
 import os
@@ -20,8 +20,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, Vali
 from torch import Tensor
 
 from ecoflap.core.errors import EcoflapError, FormatError, unknown
-from ecoflap.core.masks import pack, popcount, unpack
-from ecoflap.core.sealed import DTYPES, NAMES, Part, Sealed, flat, open_sealed, write_sealed
+from ecoflap.core.masks import PackedMasks, pack, popcount, unpack
+from ecoflap.core.packed_shards import SHARD, About, Located, deal, forget_shards, locate, refuse_reserved, write_shards
+from ecoflap.core.sealed import DTYPES, NAMES, VERSION, Part, Sealed, flat, open_sealed, write_sealed
 
 _FORMAT = "ecoflap.packed"
 _PRUNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -89,49 +90,126 @@ def save_packed(
     state: Mapping[str, Shaped[Tensor, "..."]],
     masks: Mapping[str, Bool[Tensor, "..."]],
     metadata: Mapping[str, str] = {},
-) -> None:
-    """Write a pruned state dict, one tensor in memory at a time.
+    *,
+    shard_bytes: int | None = None,
+) -> list[Path]:
+    """Write a pruned state dict, one tensor in memory at a time, whole or not at all.
 
     Kept weights are stored bit by bit, ``-0.0`` and NaN included. A pruned weight must be zero; one that is ``-0.0``
     reads back as ``0.0``.
 
     :param masks: By name in the state dict; True where a weight is kept; a tied tensor's under any of its names.
     :param metadata: Text that :func:`inspect_packed` gives back.
+    :param shard_bytes: How many bytes of tensors a file holds at most. What takes more is written in shards,
+        ``NAME-00001-of-00003.safetensors`` and so on in the place of the path, with an index in JSON.
+    :return: The files.
     """
+    refuse_reserved(metadata)
     first = _first_names(state)
     if problems := [*_tensor_problems(state), *_mask_problems(state, masks, first)]:
         raise EcoflapError(*problems)
     masks = {first[name]: mask for name, mask in masks.items()}
+    entries = _entries(state, masks, first)
+    shards = _dealt(entries, shard_bytes)
+
+    def write(file: Path, number: int) -> str:
+        told = {SHARD: f"{number + 1} of {len(shards)}"} if len(shards) > 1 else {}
+        return _write(file, state, masks, Manifest(metadata={**metadata, **told}, tensors=shards[number]))
+
+    if len(shards) > 1:
+        about = About(format=_FORMAT, version=VERSION, total_size=sum(e.bytes_packed for e in entries.values()))
+        return write_shards(Path(path), list(state), [list(shard) for shard in shards], about, write)
+    write(Path(path), 0)
+    forget_shards(Path(path))
+    return [Path(path)]
+
+
+def load_packed(path: str | os.PathLike[str]) -> dict[str, Shaped[Tensor, "..."]]:
+    """The state dict that was saved: every name, tied ones sharing one tensor. All is checked, one tensor at a time.
+
+    :param path: The packed file, the index of several, or the folder that they are in.
+    """
+    located = locate(Path(path))
+    state: dict[str, Tensor] = {}
+    for file, manifest in _opened(located):
+        stored = dict(_stored(file, manifest))
+        state |= {n: stored[n if entry.same_as is None else entry.same_as] for n, entry in manifest.tensors.items()}
+    return located.in_order(state)
+
+
+def stream_packed(path: str | os.PathLike[str]) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
+    """Each stored tensor, dense again and checked, one at a time; tied ones under their first name."""
+    for file, manifest in _opened(locate(Path(path))):
+        yield from _stored(file, manifest)
+
+
+def inspect_packed(path: str | os.PathLike[str]) -> Manifest:
+    """What a packed file holds, from its header alone: shapes, dtypes, kept counts, sizes."""
+    located = locate(Path(path))
+    metadata: dict[str, str] = {}
+    tensors: dict[str, Entry] = {}
+    for _, manifest in _opened(located):
+        metadata |= {key: text for key, text in manifest.metadata.items() if key != SHARD}
+        tensors |= manifest.tensors
+    return Manifest(metadata=metadata, tensors=located.in_order(tensors))
+
+
+def masks_in(path: str | os.PathLike[str]) -> PackedMasks:
+    """The masks of all pruned tensors, under each of their names; nothing else is read where they are packed.
+
+    Of a tensor that is stored dense the mask is where it is not zero.
+    """
+    masks = PackedMasks()
+    for file, manifest in _opened(locate(Path(path))):
+        for name, entry in manifest.tensors.items():
+            if entry.kept is not None:
+                masks.put(name, _mask_bits(file, name if entry.same_as is None else entry.same_as, entry), entry.shape)
+    return masks
+
+
+def _mask_bits(file: Sealed, name: str, entry: Entry) -> Tensor:
+    if entry.packed:
+        return _read_mask(file, name, entry)
+    if entry.kept == entry.size:
+        return pack(torch.ones(entry.shape, dtype=torch.bool))
+    return pack(_read_dense(file, name, entry).ne(0))
+
+
+def _opened(located: Located) -> Iterator[tuple[Sealed, Manifest]]:
+    for path in located.files:
+        with open_sealed(path, _FORMAT) as file:
+            manifest = _manifest(file)
+            located.check(path, file.seal, manifest.tensors, manifest.metadata.get(SHARD))
+            yield file, manifest
+
+
+def _entries(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
-    parts: dict[str, Part] = {}
     for name, tensor in state.items():
         if first[name] != name:
             entries[name] = entries[first[name]].model_copy(update={"same_as": first[name]})
         else:
             entries[name] = _entry(tensor, masks.get(name))
-            parts |= _parts(name, tensor, masks.get(name), entries[name])
-    manifest = Manifest(metadata=dict(metadata), tensors=entries)
-    write_sealed(Path(path), _FORMAT, manifest.model_dump_json(), parts)
+    return entries
 
 
-def load_packed(path: str | os.PathLike[str]) -> dict[str, Shaped[Tensor, "..."]]:
-    """The state dict that was saved: every name, tied ones sharing one tensor. All is checked, one tensor at a time."""
-    with open_sealed(Path(path), _FORMAT) as file:
-        manifest = _manifest(file)
-        stored = dict(_stored(file, manifest))
-    return {name: stored[name if entry.same_as is None else entry.same_as] for name, entry in manifest.tensors.items()}
+def _dealt(entries: Mapping[str, Entry], shard_bytes: int | None) -> list[dict[str, Entry]]:
+    """To shards; a name that is tied to another goes where that is."""
+    sizes = {name: entry.bytes_packed for name, entry in entries.items() if entry.same_as is None}
+    shard_of = {name: number for number, names in enumerate(deal(sizes, shard_bytes)) for name in names}
+    shards: list[dict[str, Entry]] = [{} for _ in range(max(shard_of.values(), default=0) + 1)]
+    for name, entry in entries.items():
+        shards[shard_of[name if entry.same_as is None else entry.same_as]][name] = entry
+    return shards
 
 
-def stream_packed(path: str | os.PathLike[str]) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
-    """Each stored tensor, dense again and checked, one at a time; tied ones under their first name."""
-    with open_sealed(Path(path), _FORMAT) as file:
-        yield from _stored(file, _manifest(file))
-
-
-def inspect_packed(path: str | os.PathLike[str]) -> Manifest:
-    """What a packed file holds, from its header alone: shapes, dtypes, kept counts, sizes."""
-    with open_sealed(Path(path), _FORMAT) as file:
-        return _manifest(file)
+def _write(path: Path, state: Mapping[str, Tensor], masks: Mapping[str, Tensor], manifest: Manifest) -> str:
+    """One file; its seal."""
+    parts: dict[str, Part] = {}
+    for name, entry in manifest.tensors.items():
+        if entry.same_as is None:
+            parts |= _parts(name, state[name], masks.get(name), entry)
+    return write_sealed(path, _FORMAT, manifest.model_dump_json(), parts)
 
 
 def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -250,7 +328,7 @@ def _read_dense(file: Sealed, name: str, entry: Entry) -> Tensor:
 
 def _read_packed(file: Sealed, name: str, entry: Entry) -> Tensor:
     # Lengths are checked before anything of the announced shape is allocated.
-    bits = _read(file, f"{name}.mask", torch.uint8, ((entry.size + 7) // 8,))
+    bits = _read_mask(file, name, entry)
     values = _read(file, f"{name}.values", DTYPES[entry.dtype], (entry.kept or 0,))
     if (kept := popcount(bits)) != len(values):
         raise FormatError(f"{file.path}: the mask of {name!r} keeps {kept} weights but {len(values)} values are stored")
@@ -262,6 +340,10 @@ def _read_packed(file: Sealed, name: str, entry: Entry) -> Tensor:
     dense = np.zeros(entry.size, integers.dtype)
     dense[np.flatnonzero(mask.numpy())] = integers
     return torch.from_numpy(dense).view(values.dtype).reshape(entry.shape)
+
+
+def _read_mask(file: Sealed, name: str, entry: Entry) -> Tensor:
+    return _read(file, f"{name}.mask", torch.uint8, ((entry.size + 7) // 8,))
 
 
 def _read(file: Sealed, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

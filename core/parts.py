@@ -151,7 +151,8 @@ class Adapter(Protocol):
     """One model family: where its blocks are, what feeds them, what its loss is, how it is saved. No mathematics.
 
     Like any part it may have ``problems(anatomy, recipe)``, such as a batch size of one for a contrastive loss. To be
-    exported to ONNX or TorchScript it has ``export_views(model) -> Sequence[View]``.
+    exported to ONNX or TorchScript it has ``export_views(model) -> Sequence[View]``; to be packed with all that loading
+    takes, ``save_surroundings(model, folder)``, which writes what ``save`` does without the weights.
 
     :param processor: The family's own tokenizer or processor, set by ``load`` or given to :func:`ecoflap.run`.
     """
@@ -243,7 +244,9 @@ class StoredTensor:
 class Check:
     """One comparison of an exported file, read in its stock runtime, with the model in torch.
 
-    :param difference: The largest absolute difference of any output, on two batch sizes and lengths.
+    :param difference: The largest absolute difference, on two batch sizes and lengths, of the output that is off most
+        for its size.
+    :param tolerance: How much of a difference was allowed in that output.
     """
 
     file: str
@@ -273,7 +276,7 @@ class Exporter(Protocol):
     """Writes a model into an empty folder; what it returns is the files, or more about them.
 
     Optional method: ``predicted_bytes(parameters, prunable, kept, width)`` says before a run how large they will be;
-    without it the dense model's size is taken. An exporter of packed files may have ``densifies``, the ending of their
+    without it the dense model's size is taken. An exporter of packed files may have ``densifies``, the endings of their
     names, and a static ``densify(file, target) -> Path``, which ``ecoflap densify`` calls.
     """
 

@@ -29,6 +29,7 @@ from ecoflap.core.observers import Observers
 from ecoflap.core.parts import Batch
 from ecoflap.core.plan import Plan, Pool, make_plan
 from ecoflap.core.preparation import Prepared, prepare
+from ecoflap.core.provenance import Provenance, attach_provenance
 from ecoflap.core.readback import check_saved, copy_saved, masks_as_planned
 from ecoflap.core.recipe import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe_model import MAY_CHANGE, Recipe, differences
@@ -186,12 +187,18 @@ class Pipeline:
         attach(model, masks_as_planned(self.folder.masks, plan))
         self._evaluate("pruned", model)
         missing = self._to_export()
+        if missing:
+            attach_provenance(model, self._provenance(plan))
         origin = origin_of(self.folder, self.recipe.model.source, model) if missing else None
         for name in missing:
             with self._stage(f"export {name}"):
                 for note in export(self.folder.exports, name, self._exports[name], model, self.adapter, origin):
                     self._warn(f"{self._exports[name].use}: {note}")
         return Run(self.folder.path, self.recipe, plan, self._reported(plan, model), model)
+
+    def _provenance(self, plan: Plan) -> Provenance:
+        source, measures = self.recipe.model.source, measures_of(self.folder.evaluations, self._evaluators)
+        return Provenance(source, self.recipe.plain(), plan.sparsity_by_tower(), plan.sparsity, measures)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

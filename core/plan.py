@@ -73,6 +73,10 @@ class Plan:
     def keep(self) -> int:
         return sum(layer.keep for layer in self.layers.values())
 
+    @property
+    def sparsity(self) -> float:
+        return self._sparsity(list(self.layers.values()))
+
     def sparsity_by_tower(self) -> dict[str, float]:
         towers = dict.fromkeys(layer.tower for layer in self.layers.values())
         return {tower: self._sparsity([x for x in self.layers.values() if x.tower == tower]) for tower in towers}
@@ -86,7 +90,7 @@ class Plan:
             "version": 1,
             "size": self.size,
             "keep": self.keep,
-            "sparsity": self._sparsity(list(self.layers.values())),
+            "sparsity": self.sparsity,
             "towers": self.sparsity_by_tower(),
             "groups": {name: asdict(group) for name, group in self.groups.items()},
             "layers": {name: asdict(layer) for name, layer in self.layers.items()},

@@ -30,7 +30,7 @@ def copy_saved(folder: Path, model: nn.Module, names: Container[str], reload: Ca
     """
     state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
     left = set(state)
-    for name, saved in _stored(folder, set(left)):
+    for name, saved in stored(folder, set(left)):
         state[name].copy_(saved)
         left.discard(name)
     if left:
@@ -46,7 +46,7 @@ def check_saved(folder: Path, model: nn.Module, masks: Mapping[str, Tensor], rel
     """
     state = model.state_dict()
     left = set(masks)
-    for name, saved in _stored(folder, left):
+    for name, saved in stored(folder, left):
         _check(folder, name, saved, state[name], masks[name])
         left.discard(name)
     if left:
@@ -55,7 +55,8 @@ def check_saved(folder: Path, model: nn.Module, masks: Mapping[str, Tensor], rel
             _check(folder, name, again[name], state[name], masks[name])
 
 
-def _stored(folder: Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+def stored(folder: Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """These names' tensors, as far as the folder's files have them under their names."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in sorted(names.intersection(file.keys())):

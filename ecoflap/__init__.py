@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ecoflap.core.errors import EcoflapError as EcoflapError
     from ecoflap.core.export_run import export_run as export_run
     from ecoflap.core.hookspecs import hookimpl as hookimpl
+    from ecoflap.core.load_model import load_model as load_model
     from ecoflap.core.packed import load_packed as load_packed
     from ecoflap.core.parts import Adapter as Adapter
     from ecoflap.core.parts import Allocator as Allocator
@@ -52,6 +53,7 @@ _HOME = {
     "errors": ("EcoflapError",),
     "export_run": ("export_run",),
     "hookspecs": ("hookimpl",),
+    "load_model": ("load_model",),
     "packed": ("load_packed",),
     "parts": (
         "Adapter", "Allocator", "Check", "Dataset", "Estimate", "Evaluator", "Exported", "Exporter", "Measure",

@@ -20,7 +20,7 @@ from ecoflap import Check, Exported, StoredTensor, hookimpl
 class Letters:
     """Writes letters."""
     letter: str = "a"
-    densifies = ".letters"
+    densifies = (".letters",)
 
     def __call__(self, model, adapter, folder):
         (folder / "w.letters").write_text(self.letter * 10)

@@ -347,7 +347,8 @@ def test_a_changed_export_or_evaluation_reuses_what_precedes_it(plain, pico, tmp
 
     monkeypatch.setattr(LlamaAdapter, "load", counted)
     second = ecoflap.run(plain(export=["safetensors", "hugging_face"]), folder=folder)
-    assert loaded == [(str(pico / "model"), "meta"), (str(folder / "model"), "cpu")]
+    written = folder / "exports" / ".hugging_face.partial"  # which its exporter reads again
+    assert loaded == [(str(pico / "model"), "meta"), (str(folder / "model"), "cpu"), (str(written), "cpu")]
     assert (folder / "exports" / "hugging_face" / "model.safetensors").is_file()
     evaluate = {**plain()["evaluate"], "data": {**plain()["evaluate"]["data"], "samples": 3}}
     third = ecoflap.run(plain(evaluate=evaluate), folder=folder)

@@ -1,19 +1,29 @@
-"""The family's own checkpoint."""
+"""The family's own checkpoint: its library loads it, zeros and all."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from exported import bits, half_pruned, outputs
+from table import ROWS
 
-from ecoflap.core.parts import Adapter, Exporter
+from ecoflap.adapters import hugging_face as transformers_files
+from ecoflap.core.errors import FormatError
+from ecoflap.core.masks import attach, masks_of
+from ecoflap.core.parts import Exporter
 from ecoflap.exporters.hugging_face import HuggingFace, ecoflap_register_exporters
+from ecoflap.exporters.model_card import CARD, library_of
+
+ANY = "llama" if "llama" in ROWS else next(iter(ROWS))
+LIBRARIES = {"pico_open_clip": "open_clip", "pico_timm": "timm"}
 
 
-class Family(Adapter):
-    processor: Any = None
-
-    def save(self, model, folder):
-        model.save_pretrained(folder)
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "dense").mkdir()
+    return tmp_path / "dense"
 
 
 def test_it_is_an_exporter():
@@ -21,15 +31,93 @@ def test_it_is_an_exporter():
     assert ecoflap_register_exporters() == {"hugging_face": HuggingFace}
 
 
-def test_the_family_loads_its_zeros(tmp_path):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
-    )
-    model = LlamaForCausalLM(config).eval()
-    weight = model.model.layers[0].mlp.up_proj.weight
-    weight.data[weight.data < 0] = 0
-    written = HuggingFace()(model, Family(), tmp_path)
-    assert {path.name for path in written} == {"config.json", "generation_config.json", "model.safetensors"}
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_the_family_loads_its_zeros(name: str, folder: Path):
+    model, adapter = half_pruned(name)
+    given = adapter.processor
+    told = HuggingFace()(model, adapter, folder)
+    again = ROWS[name].reload(folder)
+    assert bits(again) == bits(model)
+    for ours, theirs in zip(outputs(name, model, adapter), outputs(name, again, adapter), strict=True):
+        assert torch.equal(ours, theirs)
+    assert adapter.processor is given
+    assert set(told.files) == {path for path in folder.rglob("*") if path.is_file()}
+    (check,) = told.checks
+    assert (folder / check.file).is_file()
+    assert check.difference == 0
+    if ROWS[name].is_whole_on_disk:
+        assert (check.runtime, told.notes) == (library_of(model), ())
+        assert check.runtime in ("transformers", "open_clip", "timm")
+    else:
+        assert check.runtime == "torch"
+        assert "not loaded as a model" in told.notes[0]
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_what_it_tells_of_itself(name: str, folder: Path):
+    model, adapter = half_pruned(name)
+    told = HuggingFace()(model, adapter, folder)
+    state = model.state_dict()
+    assert [tensor.name for tensor in told.tensors] == list(masks_of(model))
+    for tensor in told.tensors:
+        weight = state[tensor.name]
+        assert (tensor.form, tensor.shape) == ("dense", tuple(weight.shape))
+        assert (tensor.nonzeros, tensor.dense_bytes) == (int(weight.count_nonzero()), weight.nbytes)
+        assert tensor.stored_bytes == tensor.dense_bytes
+    weights = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".pth")]
+    assert told.dense_bytes == sum(path.stat().st_size for path in weights)
+
+
+def test_a_model_without_masks_has_nothing_to_tell_of_them(folder: Path):
+    model, adapter = half_pruned(ANY)
+    attach(model, {})
+    told = HuggingFace()(model, adapter, folder)
+    assert told.tensors == ()
+    assert "not noted" in (folder / CARD).read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name in ("llama", "llama-tied", "t5", "clip", "blip2_t5")])
+def test_transformers_has_shards(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transformers_files, "SHARD_SIZE", "40KB")
+    model, adapter = half_pruned(name)
+    told = HuggingFace()(model, adapter, folder)
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert len(shards) > 1
+    assert set(index["weight_map"].values()) == set(shards)
+    assert bits(ROWS[name].reload(folder)) == bits(model)
+    assert told.checks[0].difference == 0
+
+
+def test_it_says_nothing_of_sparsity_to_loaders(folder: Path):
+    """A ``sparsity_config`` makes some versions of transformers draw the weights at random."""
+    for name in sorted(ROWS):
+        model, adapter = half_pruned(name)
+        HuggingFace()(model, adapter, folder)
+        for file in folder.glob("*.json"):
+            assert not {"quantization_config", "sparsity_config", "compression_config"} & keys(
+                json.loads(file.read_text())
+            )
+        for file in folder.iterdir():
+            file.unlink()
+
+
+def keys(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        return set(value).union(*map(keys, value.values()))
+    return set().union(*map(keys, value)) if isinstance(value, list) else set()
+
+
+def test_a_checkpoint_that_reads_back_differently_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model, adapter = half_pruned(ANY)
+    save = type(adapter).save
+
+    def shifted(self, model, folder):
+        weight = next(p for p in model.parameters() if p.ndim > 1)
+        weight.data += 1
+        save(self, model, folder)
+        weight.data -= 1
+
+    monkeypatch.setattr(type(adapter), "save", shifted)
+    with pytest.raises(FormatError, match="reads back other than it was written"):
+        HuggingFace()(model, adapter, folder)

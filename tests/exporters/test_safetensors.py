@@ -1,20 +1,27 @@
-"""The packed folder of a real, tiny transformers model."""
+"""The packed folder: what is in it, for every family."""
 
 import json
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from exported import bits, half_pruned
+from safetensors import safe_open
+from safetensors.torch import load_file
+from table import ROWS
 from torch import nn
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
+import ecoflap
 from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.core.masks import attach
+from ecoflap.core.masks import attach, masks_of
 from ecoflap.core.packed import inspect_packed, load_packed
 from ecoflap.core.parts import Adapter, Exporter
 from ecoflap.exporters import safetensors as exporter
+from ecoflap.exporters.model_card import CARD
 from ecoflap.exporters.safetensors import FILE, Safetensors
+
+ANY = "llama" if "llama" in ROWS else next(iter(ROWS))
 
 
 class Family(Adapter):
@@ -22,24 +29,14 @@ class Family(Adapter):
 
     processor: Any = None
 
-    def save(self, model, folder):
-        model.save_pretrained(folder)
+    def towers(self, model):
+        return []
 
 
-def pruned_llama(sparsity=0.5, dtype=torch.bfloat16, tied=True):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).to(dtype).eval()
-    masks = {}
-    for name, weight in model.named_parameters():
-        if name.endswith("proj.weight"):
-            masks[name] = torch.rand(weight.shape) >= sparsity
-            weight.data *= masks[name]
-    attach(model, masks)
-    return model, masks
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "packed").mkdir()
+    return tmp_path / "packed"
 
 
 def test_it_is_an_exporter():
@@ -47,57 +44,150 @@ def test_it_is_an_exporter():
     assert exporter.ecoflap_register_exporters() == {"safetensors": Safetensors}
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_folder_that_stands_alone(tmp_path, tied):
-    model, masks = pruned_llama(tied=tied)
-    saved = []
-    adapter = Family()
-    adapter.processor = SimpleNamespace(save_pretrained=lambda folder: saved.append(folder))
-    written = Safetensors()(model, adapter, tmp_path)
-    assert {path.name for path in written} == {"config.json", "generation_config.json", FILE}
-    assert saved == [tmp_path]
-    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
-    assert not model.config.architectures
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_beside_the_weights_is_what_the_family_saves(
+    name: str, dtype: torch.dtype | None, folder: Path, tmp_path: Path
+):
+    """Byte by byte the files that the adapter's own ``save`` writes, but for the weights."""
+    reread = tmp_path / "reread" if dtype is not None and ROWS[name].is_whole_on_disk else None
+    model, adapter = half_pruned(name, reread, dtype)
+    adapter.save(model, tmp_path / "dense")
+    Safetensors()(model, adapter, folder)
 
-    again = LlamaForCausalLM(AutoConfig.from_pretrained(tmp_path)).to(torch.bfloat16).eval()
-    again.load_state_dict(load_packed(tmp_path / FILE), strict=True)
-    tokens = torch.arange(10)[None]
-    assert torch.equal(again(tokens).logits, model(tokens).logits)
-    tensors = inspect_packed(tmp_path / FILE).tensors
-    assert {name: tensors[name].kept for name in masks} == {name: int(mask.sum()) for name, mask in masks.items()}
-    assert (tensors["lm_head.weight"].same_as is not None) == tied
+    def beside(place: Path) -> dict[str, bytes]:
+        weights = (".safetensors", ".pth", ".bin")
+        return {file.name: file.read_bytes() for file in place.iterdir() if file.suffix not in weights}
+
+    written = beside(folder)
+    assert written.pop(CARD)
+    assert written == beside(tmp_path / "dense")
 
 
-def test_a_model_that_is_not_from_transformers(tmp_path):
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_what_it_tells_of_itself(name: str, folder: Path):
+    model, adapter = half_pruned(name)
+    told = Safetensors()(model, adapter, folder)
+    assert set(told.files) == {path for path in folder.rglob("*") if path.is_file()}
+    state, size = model.state_dict(), (folder / FILE).stat().st_size
+    first = {tensor.data_ptr(): layer for layer, tensor in reversed(state.items())}
+    masks = {first[state[layer].data_ptr()]: mask for layer, mask in masks_of(model).items()}
+    assert {tensor.name for tensor in told.tensors} == set(masks)
+    for tensor in told.tensors:
+        weight = state[tensor.name]
+        kept = int(masks[tensor.name].sum())
+        packed = kept * weight.itemsize + (weight.numel() + 7) // 8
+        assert tensor.form == ("bitmask" if packed < weight.nbytes else "dense")
+        assert tensor.shape == tuple(weight.shape)
+        assert (tensor.nonzeros, tensor.dense_bytes) == (int(weight.count_nonzero()), weight.nbytes)
+        assert tensor.stored_bytes == min(packed, weight.nbytes)
+    saved = sum(tensor.dense_bytes - tensor.stored_bytes for tensor in told.tensors)
+    assert told.dense_bytes == size + saved
+    (check,) = told.checks
+    assert (check.file, check.runtime, check.difference) == (FILE, "safetensors", 0.0)
+
+
+def test_a_weight_takes_what_it_should(folder: Path):
+    """(1-s) + 1/32 of 32 bits, (1-s) + 1/16 of 16 bits: to the bit."""
+    for dtype, share in ((torch.float32, 0.5 + 1 / 32), (torch.bfloat16, 0.5 + 1 / 16), (torch.float16, 0.5 + 1 / 16)):
+        model = nn.Sequential(nn.Linear(64, 128, bias=False)).to(dtype)
+        mask = torch.arange(64 * 128).reshape(128, 64) % 2 == 0
+        model[0].weight.data *= mask
+        attach(model, {"0.weight": mask})
+        told = Safetensors()(model, Family(), folder)
+        assert told.tensors[0].stored_bytes == share * told.tensors[0].dense_bytes
+        assert (folder / FILE).stat().st_size < share * 64 * 128 * dtype.itemsize + 1500
+
+
+def test_shards_with_an_index(folder: Path):
+    model, adapter = half_pruned(ANY)
+    told = Safetensors(shard_bytes=20_000)(model, adapter, folder)
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    index = json.loads((folder / f"{FILE}.index.json").read_text())
+    assert len(shards) > 1
+    assert list(index["seals"]) == shards
+    assert told.checks[0].file == f"{FILE}.index.json"
+    assert set(told.files) == {path for path in folder.rglob("*") if path.is_file()}
+    whole = ecoflap.load_packed(folder)
+    assert list(whole) == list(model.state_dict())
+    model.load_state_dict(whole)
+    assert told.dense_bytes == sum((folder / name).stat().st_size for name in shards) + sum(
+        tensor.dense_bytes - tensor.stored_bytes for tensor in told.tensors
+    )
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_shard_holds_something(size: int):
+    with pytest.raises(EcoflapError, match="shard_bytes is how much a file holds, 1 or more"):
+        Safetensors(shard_bytes=size)
+
+
+def test_a_model_of_no_known_family(folder: Path):
     model = nn.Sequential(nn.Linear(20, 30))
     mask = torch.rand(30, 20) > 0.5
     model[0].weight.data *= mask
     model[0].weight.data[~mask] *= -1.0
     attach(model, {"0.weight": mask})
-    assert Safetensors()(model, Family(), tmp_path) == [tmp_path / FILE]
-    back = load_packed(tmp_path / FILE)
+    told = Safetensors()(model, Family(), folder)
+    assert set(told.files) == {folder / FILE, folder / CARD}
+    back = load_packed(folder / FILE)
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_nothing_pruned_is_said_before_anything_is_written(tmp_path):
+def test_nothing_pruned_is_said_before_anything_is_written(folder: Path):
     with pytest.raises(EcoflapError, match="nothing in this model has been pruned"):
-        Safetensors()(nn.Linear(3, 2), Family(), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        Safetensors()(nn.Linear(3, 2), Family(), folder)
+    assert list(folder.iterdir()) == []
 
 
-def test_weights_that_moved_after_pruning_are_refused_by_name(tmp_path):
-    model, masks = pruned_llama()
-    name = next(iter(masks))
+def test_weights_that_moved_after_pruning_are_refused_by_name(folder: Path):
+    model, adapter = half_pruned(ANY)
+    name = next(iter(masks_of(model)))
     with torch.no_grad():
         model.get_parameter(name).add_(1.0)
     with pytest.raises(EcoflapError, match=name):
-        Safetensors()(model, Family(), tmp_path)
+        Safetensors()(model, adapter, folder)
 
 
-def test_a_file_that_reads_back_differently_is_refused(tmp_path, monkeypatch):
-    model, _ = pruned_llama()
+def test_a_file_that_reads_back_differently_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model, adapter = half_pruned(ANY)
     state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
     written = exporter.save_packed
-    monkeypatch.setattr(exporter, "save_packed", lambda path, _, __: written(path, state, {}))
+    monkeypatch.setattr(exporter, "save_packed", lambda path, _, __, **keys: written(path, state, {}, **keys))
     with pytest.raises(FormatError, match="reads back other than it was written"):
-        Safetensors()(model, Family(), tmp_path)
+        Safetensors()(model, adapter, folder)
+
+
+def test_the_model_is_as_before(folder: Path):
+    model, adapter = half_pruned(ANY)
+    before = bits(model)
+    config = model.config.to_dict() if hasattr(model, "config") else None
+    Safetensors()(model, adapter, folder)
+    assert bits(model) == before
+    assert config is None or model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name in ("llama", "llama-tied", "open_clip_eva", "t5")])
+def test_densified_it_is_an_ordinary_file(name: str, folder: Path, tmp_path: Path):
+    model, adapter = half_pruned(name)
+    Safetensors(shard_bytes=20_000)(model, adapter, folder)
+    for file in (folder / f"{FILE}.index.json", folder / FILE):
+        target = Safetensors.densify(file, tmp_path / "dense.safetensors")
+        dense, state = load_file(target), model.state_dict()
+        aliases = {name for name, entry in inspect_packed(folder).tensors.items() if entry.same_as is not None}
+        assert set(dense) == set(state) - aliases
+        for key, tensor in dense.items():
+            assert tensor.dtype == state[key].dtype
+            assert torch.equal(tensor, state[key])
+        with safe_open(target, framework="pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+
+
+def test_a_damaged_file_is_not_densified(folder: Path, tmp_path: Path):
+    model, adapter = half_pruned(ANY)
+    Safetensors()(model, adapter, folder)
+    whole = (folder / FILE).read_bytes()
+    (folder / FILE).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(FormatError, match="damaged"):
+        Safetensors.densify(folder / FILE, tmp_path / "dense.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["packed"]

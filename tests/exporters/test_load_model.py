@@ -1,0 +1,304 @@
+"""From a packed folder to the model in one call, for every family."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from exported import bits, half_pruned, outputs
+from table import ROWS
+from torch import nn
+
+import ecoflap
+from ecoflap.core.errors import FormatError, ModelError
+from ecoflap.core.masks import masks_of
+from ecoflap.core.packed_model import without_weights
+from ecoflap.core.source import open_source
+from ecoflap.exporters.safetensors import FILE, Safetensors
+
+WHOLE = [name for name in sorted(ROWS) if ROWS[name].is_whole_on_disk]
+SMALL = Safetensors(shard_bytes=30_000)
+needs_llama = pytest.mark.skipif("llama" not in WHOLE, reason="these families are not of this environment")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "packed").mkdir()
+    return tmp_path / "packed"
+
+
+def kinds(model: nn.Module) -> dict[str, torch.dtype]:
+    return {name: buffer.dtype for name, buffer in model.named_buffers()}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", WHOLE)
+def test_it_is_the_model_that_was_exported(name: str, dtype: torch.dtype | None, folder: Path, tmp_path: Path):
+    model, adapter = half_pruned(name, tmp_path / "dense", dtype)
+    SMALL(model, adapter, folder)
+    again = ecoflap.load_model(folder)
+    assert type(again) is type(model)
+    assert not any(module.training for module in again.modules())
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert bits(again) == bits(model)
+    assert kinds(again) == kinds(model)
+    assert {n: p.requires_grad for n, p in again.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+    ours, theirs = (outputs(name, one, adapter) for one in (model, again))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    masks = masks_of(model)
+    assert masks_of(again).keys() == masks.keys()
+    assert all(torch.equal(mask, masks[layer]) for layer, mask in masks_of(again).items())
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_it_is_what_the_family_reads_of_the_dense_checkpoint(name: str, folder: Path, tmp_path: Path):
+    """Configuration, buffers that no file holds, and the type of each: as after the family's own loading."""
+    model, adapter = half_pruned(name)
+    Safetensors()(model, adapter, folder)
+    adapter.save(model, tmp_path / "dense")
+    reference = adapter.load(open_source(str(tmp_path / "dense"), Path.cwd()), None, "cpu")
+    again = ecoflap.load_model(folder)
+    for buffer, expected in reference.named_buffers():
+        found = again.get_buffer(buffer)
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected), buffer
+    if hasattr(reference, "config"):
+        assert again.config.to_dict() == reference.config.to_dict()
+        assert str(getattr(again, "generation_config", "")) == str(getattr(reference, "generation_config", ""))
+    assert {id(p) for p in again.parameters()} & {id(p) for p in model.parameters()} == set()
+    assert len(list(again.parameters())) == len(list(reference.parameters()))
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name in ("llama", "t5", "open_clip_eva", "timm_eva02")])
+def test_in_another_type(name: str, folder: Path, tmp_path: Path):
+    """As the family's adapter reads the dense checkpoint in that type: T5 keeps some weights in float32."""
+    model, adapter = half_pruned(name)
+    Safetensors()(model, adapter, folder)
+    adapter.save(model, tmp_path / "dense")
+    reference = adapter.load(open_source(str(tmp_path / "dense"), Path.cwd()), torch.float16, "cpu")
+    again = ecoflap.load_model(folder, dtype=torch.float16)
+    assert kinds(again) == kinds(reference)
+    assert bits(again) == bits(reference)
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name in ("t5", "clip", "open_clip", "timm_vit")])
+def test_its_processor_comes_with_the_adapter(name: str, folder: Path):
+    model, adapter = half_pruned(name)
+    Safetensors()(model, adapter, folder)
+    another = type(adapter)()
+    ecoflap.load_model(folder, adapter=another)
+    assert another.processor is not None
+
+
+@pytest.mark.parametrize("name", [name for name in WHOLE if name in ("llama-tied", "timm_eva", "open_clip")])
+def test_a_run_begins_from_a_packed_folder(name: str, folder: Path, tmp_path: Path):
+    model, adapter = half_pruned(name)
+    SMALL(model, adapter, folder)
+    done = ecoflap.run(
+        {
+            "version": 1,
+            "model": str(folder),
+            "sparsity": 0.75,
+            "prune": "magnitude",
+            "allocate": "uniform",
+            "export": ["safetensors"],
+        },
+        processor=adapter.processor,
+        folder=tmp_path / "run",
+    )
+    assert done.report["sparsity"] == pytest.approx(0.75, abs=0.01)
+    again = ecoflap.load_model(tmp_path / "run" / "exports" / "safetensors")
+    assert bits(again) == bits(done.model)
+
+
+@pytest.fixture
+def llama(folder: Path) -> Path:
+    model, adapter = half_pruned("llama")
+    SMALL(model, adapter, folder)
+    return folder
+
+
+@needs_llama
+def test_the_folder_is_what_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(llama)
+    ecoflap.load_model(".")
+    with pytest.raises(FormatError, match="is not a folder"):
+        ecoflap.load_model(f"{FILE}.index.json")
+    with pytest.raises(FormatError, match="is not a folder"):
+        ecoflap.load_model("nowhere")
+
+
+@needs_llama
+def test_a_folder_without_packed_weights(tmp_path: Path):
+    model, adapter = half_pruned("llama")
+    adapter.save(model, tmp_path / "dense")
+    with pytest.raises(FormatError, match="holds no packed file"):
+        ecoflap.load_model(tmp_path / "dense")
+
+
+@needs_llama
+def test_a_truncated_a_changed_and_a_missing_shard_are_refused(llama: Path):
+    first, second = sorted(llama.glob("*-of-*.safetensors"))[:2]
+    whole = first.read_bytes()
+    first.write_bytes(whole[:-100])
+    with pytest.raises(FormatError, match=first.name):
+        ecoflap.load_model(llama)
+    first.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(FormatError, match="damaged"):
+        ecoflap.load_model(llama)
+    first.write_bytes(whole)
+    ecoflap.load_model(llama)
+    second.unlink()
+    with pytest.raises(FormatError, match=f"lacks 1 of .*{second.name}"):
+        ecoflap.load_model(llama)
+
+
+@needs_llama
+def test_dense_weights_beside_the_packed_ones_are_refused(llama: Path):
+    model, adapter = half_pruned("llama")
+    adapter.save(model, llama.parent / "dense")
+    shutil.copy(llama.parent / "dense" / "model.safetensors", llama)
+    with pytest.raises(ModelError, match=r"holds packed weights and dense ones \(model.safetensors\)"):
+        ecoflap.load_model(llama)
+
+
+@needs_llama
+def test_a_configuration_of_another_model_is_refused(llama: Path):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "intermediate_size": 56}))
+    with pytest.raises(ModelError, match=r"another model than its configuration describes.*48.*and 5 more differ"):
+        ecoflap.load_model(llama)
+    (llama / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"not what model they are of .*load_packed"):
+        ecoflap.load_model(llama)
+
+
+@needs_llama
+def test_two_weights_that_the_configuration_ties_stay_two(llama: Path):
+    """What the file says counts: a head of its own is not exchanged for the embedding."""
+    config = json.loads((llama / "config.json").read_text())
+    expected = bits(ecoflap.load_model(llama))
+    (llama / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert bits(ecoflap.load_model(llama)) == expected
+
+
+@needs_llama
+def test_a_tied_head_is_one_weight_again(folder: Path):
+    model, adapter = half_pruned("llama-tied")
+    Safetensors()(model, adapter, folder)
+    again = ecoflap.load_model(folder)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    assert "lm_head.weight" in masks_of(again)
+
+
+@needs_llama
+def test_it_can_be_exported_again(llama: Path, tmp_path: Path):
+    again = ecoflap.load_model(llama, adapter=(adapter := ROWS["llama"].adapter()))
+    (tmp_path / "twice").mkdir()
+    SMALL(again, adapter, tmp_path / "twice")
+    for file in sorted(llama.glob("*.safetensors*")):
+        assert (tmp_path / "twice" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.skipif("timm_vit" not in WHOLE, reason="timm is not of this environment")
+def test_weights_whose_architecture_nobody_named(folder: Path):
+    from ecoflap.adapters.eva_vit import EvaVitAdapter
+
+    model, adapter = half_pruned("timm_vit")
+    noted, model.pretrained_cfg = model.pretrained_cfg, None
+    Safetensors()(model, adapter, folder)
+    with pytest.raises(ModelError, match="not which architecture and arguments make one"):
+        ecoflap.load_model(folder)
+    arguments = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
+    known = EvaVitAdapter("vit_base_patch16_224", {**arguments, "num_classes": 5})
+    assert bits(ecoflap.load_model(folder, adapter=known)) == bits(model)
+    assert noted["architecture"] == "vit_base_patch16_224"
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if not ROWS[name].is_whole_on_disk])
+def test_a_folder_that_does_not_say_what_it_is_of(name: str, folder: Path):
+    model, adapter = half_pruned(name)
+    Safetensors()(model, adapter, folder)
+    with pytest.raises(ModelError):
+        ecoflap.load_model(folder)
+    again = ROWS[name].build()
+    again.load_state_dict(ecoflap.load_packed(folder))
+    assert bits(again) == bits(model)
+
+
+@pytest.mark.skipif("lavis BLIP-2 T5" not in ROWS, reason="LAVIS has an environment of its own")
+def test_a_model_of_lavis_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    from ecoflap.adapters.lavis_blip2 import LavisBlip2Adapter
+
+    model, adapter = half_pruned("lavis BLIP-2 T5")
+    adapter._built = "blip2_t5", "pretrain_flant5xl"
+    Safetensors()(model, adapter, folder)
+    asked = []
+
+    def fetched(self, name, kind):
+        asked.append((name, kind))
+        return ROWS["lavis BLIP-2 T5"].build()
+
+    monkeypatch.setattr(LavisBlip2Adapter, "_fetched", fetched)
+    assert bits(ecoflap.load_model(folder)) == bits(model)
+    assert asked == [("blip2_t5", "pretrain_flant5xl")]
+
+
+def test_parameters_without_weights_and_buffers_with_them():
+    with without_weights():
+        module = nn.BatchNorm1d(3)
+        attention = nn.MultiheadAttention(8, 2)
+    assert module.weight.is_meta
+    assert all(parameter.is_meta for parameter in attention.parameters())
+    assert torch.equal(module.running_var, torch.ones(3))
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_without_weights_ends_with_an_error_too():
+    with pytest.raises(ZeroDivisionError), without_weights():
+        _ = 1 / 0
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+@needs_llama
+def test_a_library_that_loses_buffers_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    """An adapter that builds on the meta device and fills that."""
+    from ecoflap.core.packed_model import fill
+
+    adapter = ROWS["llama"].adapter()
+    source = open_source(str(llama), Path.cwd())
+    with pytest.raises(ModelError, match=r"built without .*inv_freq"):
+        fill(adapter.load(source, None, "meta"), llama)
+
+
+@needs_llama
+def test_weights_that_a_module_in_two_places_would_lose(tmp_path: Path):
+    from ecoflap.core.packed import save_packed
+    from ecoflap.core.packed_model import fill
+
+    apart = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    save_packed(tmp_path / FILE, apart.state_dict(), {})
+    shared = nn.Linear(3, 3)
+    with pytest.raises(ModelError, match=r"stores a\.weight and b.weight apart, which are one weight"):
+        fill(nn.ModuleDict({"a": shared, "b": shared}), tmp_path / FILE)
+
+
+@needs_llama
+def test_inspect_takes_a_packed_folder_apart(llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    from ecoflap.core.cli import main
+
+    monkeypatch.setattr("sys.argv", ["ecoflap", "inspect", str(llama)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code in (0, None)
+    assert "language" in capsys.readouterr().out
+
+
+@needs_llama
+def test_a_copy_of_the_folder_stands_alone(llama: Path, tmp_path: Path):
+    expected = bits(ecoflap.load_model(llama))
+    shutil.move(llama, tmp_path / "elsewhere")
+    assert bits(ecoflap.load_model(tmp_path / "elsewhere")) == expected

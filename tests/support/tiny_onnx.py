@@ -1,0 +1,53 @@
+"""Small ONNX models with weights of any shape and type, built without torch."""
+
+import numpy as np
+
+
+def sparse(shape, sparsity=0.5, dtype=np.float32, seed=0):
+    """Random weights that float16 holds exactly, about so many of them zero."""
+    random = np.random.default_rng(seed)
+    weight = (np.rint(random.standard_normal(shape) * 64) / 64).astype(np.float32)
+    weight[weight == 0] = 0.25
+    weight[random.random(shape) < sparsity] = 0
+    return weight.astype(dtype)
+
+
+def two_of_four(shape, axis=-1, dtype=np.float32, seed=0):
+    """Random weights of which the two largest of every four along an axis are kept."""
+    weight = np.moveaxis(sparse(shape, 0.0, seed=seed), axis, -1).copy()
+    groups = weight.reshape(-1, 4)
+    np.put_along_axis(groups, np.argsort(np.abs(groups), axis=1)[:, :2], 0, axis=1)
+    return np.ascontiguousarray(np.moveaxis(weight, -1, axis)).astype(dtype)
+
+
+def chain(weights):
+    """A model in onnx_ir that multiplies by each two-dimensional weight in turn, adds each of one dimension.
+
+    A weight of a type that is not float32 is cast to it first.
+    """
+    import onnx_ir as ir
+
+    first = next(iter(weights.values()))
+    x = ir.Value(name="x", shape=ir.Shape(["rows", first.shape[0]]), type=ir.TensorType(ir.DataType.FLOAT))
+    initializers, nodes, value = [], [], x
+    for name, weight in weights.items():
+        tensor = ir.tensor(weight, name=name)
+        operand = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        initializers.append(operand)
+        if weight.dtype != np.float32:
+            nodes.append(ir.Node("", "Cast", [operand], [ir.AttrInt64("to", int(ir.DataType.FLOAT))]))
+            nodes[-1].outputs[0].name = f"{name}_float"
+            operand = nodes[-1].outputs[0]
+        nodes.append(ir.Node("", "MatMul" if weight.ndim == 2 else "Add", [value, operand]))
+        value = nodes[-1].outputs[0]
+        value.name = f"after_{name}"
+    value.name, value.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    value.shape = ir.Shape(["rows", list(weights.values())[-1].shape[-1]])
+    graph = ir.Graph([x], [value], nodes=nodes, initializers=initializers, opset_imports={"": 20}, name="chain")
+    return ir.Model(graph, ir_version=10)
+
+
+def outputs(session, rows=3, seed=7):
+    (described,) = session.get_inputs()
+    x = np.random.default_rng(seed).standard_normal((rows, described.shape[1])).astype(np.float32)
+    return session.run(None, {described.name: x})[0]
