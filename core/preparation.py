@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ecoflap.core.abilities import ability_problems
 from ecoflap.core.anatomy import Anatomy, Source
 from ecoflap.core.budget import Pattern
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError, nearest
@@ -102,7 +103,7 @@ def prepare(
     anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
     pools = tuple(pools_of(anatomy, *_choices(recipe)))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
-    problems = [*strangers(recipe, own), *_problems(prepared)]
+    problems = [*strangers(recipe, own), *_problems(prepared, registry)]
     if problems:
         raise RecipeError(*problems)
     return prepared
@@ -138,7 +139,7 @@ def _choices(recipe: Recipe) -> tuple[Fraction | Pattern, dict[str, Fraction | P
     return recipe.pattern or recipe.sparsity_fraction, budgets, kept
 
 
-def _problems(prepared: Prepared) -> Iterator[str]:
+def _problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     recipe = prepared.recipe
     towers = [tower.name for tower in prepared.anatomy.towers]
     for name in recipe.towers:
@@ -153,6 +154,7 @@ def _problems(prepared: Prepared) -> Iterator[str]:
     if prepared.source.model is None:
         yield from _said_by(lambda: check_weights(prepared.source))
     yield from _part_problems(prepared)
+    yield from _ability_problems(prepared, registry)
     if prepared.pools and recipe.allocate.trait("takes", "score") is None:
         # Nothing else decides about it, so the whole plan can be tried.
         allocator = recipe.allocate.build()
@@ -191,6 +193,13 @@ def _part_problems(prepared: Prepared) -> Iterator[str]:
         yield from (f"{where}: {problem}" for problem in asked)
         if not asked and hasattr(built, "tokens_per_sample"):
             yield from (f"{where}: {told}" for told in _said_by(partial(built.tokens_per_sample, longest)))
+
+
+def _ability_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
+    for index, part in enumerate(prepared.recipe.evaluate):
+        wants = part.trait("wants", None)
+        for problem in ability_problems(part.use, wants, prepared.adapter, prepared.model, registry):
+            yield f"evaluate.{index}: {problem}"
 
 
 def _asked(built: Any, prepared: Prepared) -> Iterable[str]:
