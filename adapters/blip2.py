@@ -9,6 +9,17 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
+from ecoflap.adapters.generation import (
+    check_length,
+    distinct_images,
+    generated,
+    gone_on,
+    images_put_in,
+    opening,
+    padded_left,
+    shared,
+    without_ends,
+)
 from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.images import IMAGE, image_tokens, pixels_of
 from ecoflap.adapters.losses import IGNORED, mean_nll
@@ -16,7 +27,8 @@ from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.rows import padded_rows
 from ecoflap.adapters.saved_config import say_type, say_untied
 from ecoflap.adapters.t5 import layers_of_t5, towers_of_t5, untie
-from ecoflap.adapters.view_blip2 import views_of_blip2
+from ecoflap.adapters.view_blip2 import Queries, views_of_blip2
+from ecoflap.core.abilities import Generates, Generation, Said
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
@@ -24,6 +36,10 @@ from ecoflap.core.parts import Batch, Sample, View
 
 KIND = "Blip2ForConditionalGeneration"
 TEXT, HEAD, PROJECTION = "language_model", "language_model.lm_head", "language_projection"
+NO_PLACE = (
+    "the model's configuration has no image_token_index, so images have no place in its text: set it in config.json to "
+    "the number that its tokenizer gives <image>."
+)
 DECODERS = ("model.decoder", "model")
 """Where the text models that are a decoder alone have theirs: OPT, and what is laid out like LLaMA."""
 
@@ -63,10 +79,7 @@ class Prompting:
     def placeholders(self) -> list[int]:
         """What stands for one image."""
         if self.image_token is None:
-            raise ModelError(
-                "the model's configuration has no image_token_index, so images have no place in its text: set it in "
-                "config.json to the number that its tokenizer gives <image>."
-            )
+            raise ModelError(NO_PLACE)
         return [self.image_token] * self.queries
 
 
@@ -154,6 +167,36 @@ class Blip2Adapter:
         before = text.prepare_decoder_input_ids_from_labels(labels)
         return mean_nll(model(**inputs, decoder_input_ids=before, use_cache=False).logits, labels)
 
+    def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
+        """What the text model says of each image to its question, or to none; what an image shows is seen once."""
+        prompting, text = Prompting.of(model), part(model, TEXT)
+        self._prompting = prompting
+        first, which = distinct_images(samples)
+        prompts = [self._prompt(sample) for sample in samples]
+        check_length(prompts, generation, getattr(text.config, "max_position_embeddings", None))
+        ids, mask = padded_left(prompts) if prompting.is_decoder_only else padded_rows(prompts)
+        _refuse_blind(prompting, {"input_ids": ids})
+        device = part(model, "query_tokens").device
+        ids, mask = ids.to(device), mask.to(device)
+        model.eval()
+        with torch.no_grad():
+            (seen,) = _queries(model)(pixels_of(self.processor, first).to(device))
+            words = text.get_input_embeddings()(ids)
+            embeds = images_put_in(words, ids == prompting.placeholders[0], seen[which.to(device)])
+        inputs = {"inputs_embeds": embeds, "attention_mask": mask}
+        return generated(text, self._tokenizer, inputs, generation, int(not prompting.is_decoder_only))
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Of a text that answers a question."""
+        ends = [token for token in (self._known.end, self._tokenizer.eos_token_id) if token is not None]
+        if not self._known.is_decoder_only:
+            return tuple(without_ends(self._ids(text), ends))
+        return gone_on(self._ids(":"), self._ids(f": {text}"), ends)
+
+    def refuses(self, model: nn.Module, ability: Any) -> str | None:
+        """What its configuration lacks to make texts."""
+        return NO_PLACE if ability is Generates and Prompting.of(model).image_token is None else None
+
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         """Patches and queries are all image; a text is image where its places are."""
         if tower in ("vision", "qformer"):
@@ -198,7 +241,7 @@ class Blip2Adapter:
         if not self._known.is_decoder_only:
             return [*image, *self._ids(asked)], self._ids(said)
         before, whole = self._ids(asked), self._whole(asked, said)
-        begins = _shared(before, whole)
+        begins = shared(before, whole)
         return [*image, *whole], [IGNORED] * (len(image) + begins) + whole[begins:]
 
     def _whole(self, asked: str, said: str) -> list[int]:
@@ -207,15 +250,31 @@ class Blip2Adapter:
         end = self._known.end if self._known.end is not None else self.processor.tokenizer.eos_token_id
         return ids if ids[-1:] == [end] or end is None else [*ids, end]
 
-    def _ids(self, text: str) -> list[int]:
-        """Its tokens, with those that the tokenizer adds."""
+    def _prompt(self, sample: Sample) -> list[int]:
+        """What is read before a text is said: of a decoder alone it does not end, for it is to be gone on with."""
+        asked = self._ids(sample.question or "")
+        return [*self._known.placeholders, *(opening(asked, self._tokenizer) if self._known.is_decoder_only else asked)]
+
+    @property
+    def _tokenizer(self) -> Any:
         tokenizer = getattr(self.processor, "tokenizer", None)
         if tokenizer is None:
             raise DataError(
                 "this model needs a tokenizer beside its image processor: put both beside its config.json, or give "
                 "ecoflap.run a Blip2Processor."
             )
-        return list(tokenizer(text)["input_ids"])
+        return tokenizer
+
+    def _ids(self, text: str) -> list[int]:
+        """Its tokens, with those that the tokenizer adds."""
+        return list(self._tokenizer(text)["input_ids"])
+
+
+def _queries(model: nn.Module) -> Queries:
+    """What the text model reads of an image."""
+    names = ("vision_model", "qformer", "query_tokens", PROJECTION)
+    sees, qformer, queries, projection = (part(model, name) for name in names)
+    return Queries(sees, qformer, queries, projection, unit=False)
 
 
 def _put_right(model: nn.Module, folder: Path) -> None:
@@ -280,14 +339,6 @@ def _refuse_blind(prompting: Prompting, batch: Batch) -> None:
             f"and its image needs {len(wanted)}: the text model would not see the image. Make batches with the "
             f"adapter's collate, from samples whose text does not hold the image token."
         )
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    at = 0
-    while at < min(len(one), len(other)) and one[at] == other[at]:
-        at += 1
-    return at
 
 
 def _is_laid_out(model: nn.Module) -> bool:

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.blip2 import layers_that_see, tokens_that_see, towers_that_see
 from ecoflap.adapters.contrastive import pair_problems
+from ecoflap.adapters.embeddings import unit_vectors
 from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
-from ecoflap.adapters.images import pixels_of
+from ecoflap.adapters.images import patch_convolution, pixels_of
 from ecoflap.adapters.losses import info_nce
 from ecoflap.adapters.matrices import matrix_outside, part
 from ecoflap.adapters.saved_config import say_type
@@ -83,14 +85,16 @@ class Blip2RetrievalAdapter:
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images, and their texts padded on the right."""
-        pixels = pixels_of(self.processor, samples)
+        return {"pixel_values": pixels_of(self.processor, samples), **self._texts(samples)}
+
+    def _texts(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         texts = texts_of(self.processor, samples)
         if not texts:
             raise DataError(
                 "this model compares images with texts, and there are none: calibrate it on images with their texts, "
                 "and with a processor that has a tokenizer."
             )
-        return {"pixel_values": pixels, **texts}
+        return texts
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Symmetric InfoNCE of the batch, each of whose pairs is compared with all others."""
@@ -98,6 +102,60 @@ class Blip2RetrievalAdapter:
         inputs = {name: batch[name].to(device) for name in ("pixel_values", "input_ids", "attention_mask")}
         with _texts_alone(part(model, "config")):
             return info_nce(model(**inputs, use_image_text_matching_head=False).logits_per_image)
+
+    def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images queries features"]:
+        """Each query's vector, of length one."""
+        seen = self._seen(model, samples)
+        queries = part(model, "query_tokens").expand(len(seen), -1, -1)
+        read = part(model, "qformer")(query_embeds=queries, **_encoded(seen)).last_hidden_state
+        project = part(model, "vision_projection")
+        return unit_vectors(project(read.to(project.weight.dtype)))
+
+    def embed_texts(self, model: nn.Module, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
+        """As vectors of length one."""
+        ids, mask = self._ids(model, texts)
+        words = part(model, "embeddings")(input_ids=ids)
+        read = part(model, "qformer")(query_embeds=words, query_length=0, attention_mask=mask).last_hidden_state
+        project = part(model, "text_projection")
+        return unit_vectors(project(read[:, 0].to(project.weight.dtype)))
+
+    def similarity(
+        self, model: nn.Module, images: Float[Tensor, "images queries features"], texts: Float[Tensor, "texts features"]
+    ) -> Float[Tensor, "images texts"]:
+        """The cosine of a text with the query that is nearest to it."""
+        return reduce(torch.maximum, (query @ texts.T for query in images.unbind(1)))
+
+    def match(self, model: nn.Module, sample: Sample, texts: Sequence[str]) -> Float[Tensor, " texts"]:
+        """How well each text fits one image by the matching head, which looks at both together: its logit for "yes".
+
+        It is the mean over queries; the head's other output is that for "no".
+        """
+        ids, mask = self._ids(model, texts)
+        seen = self._seen(model, [sample]).expand(len(ids), -1, -1)
+        queries = part(model, "query_tokens").expand(len(ids), -1, -1)
+        count = queries.shape[1]
+        words = part(model, "embeddings")(input_ids=ids, query_embeds=queries)
+        both = torch.cat([mask.new_ones(len(ids), count), mask], 1)
+        read = part(model, "qformer")(
+            query_embeds=words, query_length=count, attention_mask=both, **_encoded(seen)
+        ).last_hidden_state
+        head = part(model, "itm_head")
+        logits: Tensor = head(read[:, :count].to(head.weight.dtype)).float()
+        return logits.mean(1)[:, 1]
+
+    def _seen(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images tokens hidden"]:
+        """What the vision tower makes of images."""
+        patches = patch_convolution(part(model, "vision_model.embeddings")).weight
+        pixels = pixels_of(self.processor, samples).to(patches)
+        seen: Tensor = part(model, "vision_model")(pixel_values=pixels).last_hidden_state
+        return seen
+
+    def _ids(
+        self, model: nn.Module, texts: Sequence[str]
+    ) -> tuple[Int64[Tensor, "texts tokens"], Int64[Tensor, "texts tokens"]]:
+        device = part(model, "query_tokens").device
+        batch = self._texts([Sample(text=text) for text in texts])
+        return batch["input_ids"].to(device), batch["attention_mask"].to(device)
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         """The Q-Former's first call is of its queries, the second of the text."""
@@ -122,6 +180,14 @@ class Blip2RetrievalAdapter:
     def problems(self, anatomy: Anatomy, recipe: Recipe) -> Iterator[str]:
         """A calibration with a batch of one pair."""
         yield from pair_problems(recipe)
+
+
+def _encoded(seen: Float[Tensor, "images tokens hidden"]) -> dict[str, Tensor]:
+    """As the Q-Former reads images, all of whose tokens are real."""
+    return {
+        "encoder_hidden_states": seen,
+        "encoder_attention_mask": torch.ones(seen.shape[:2], dtype=torch.int64, device=seen.device),
+    }
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.contrastive import pair_problems
+from ecoflap.adapters.embeddings import cosines, unit_vectors
 from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.images import (
     as_large_as_wanted,
@@ -17,12 +18,14 @@ from ecoflap.adapters.images import (
     labelled_images,
     load_image_processor,
     patch_convolution,
+    pixels_of,
 )
 from ecoflap.adapters.losses import info_nce, vision_loss
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.texts import texts_of
 from ecoflap.adapters.view_images import views_of_clip
 from ecoflap.adapters.zero_shot import read_classifier
+from ecoflap.core.abilities import Classifies, Compares
 from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
@@ -107,6 +110,45 @@ class ClipAdapter:
         with as_large_as_wanted(pixels):
             made = model(**given)
         return info_nce(made.logits_per_image) if len(given) > 1 else self._vision_loss(made.image_embeds, batch)
+
+    def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images features"]:
+        """As vectors of length one."""
+        pixels = _pixels(model, {"pixel_values": pixels_of(self.processor, samples)})
+        with as_large_as_wanted(pixels):
+            if part(model, "text_model") is None:
+                return unit_vectors(model(pixel_values=pixels).image_embeds)
+            return unit_vectors(part(model, "get_image_features")(pixel_values=pixels))
+
+    def embed_texts(self, model: nn.Module, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
+        """As vectors of length one."""
+        batch = texts_of(self.processor, [Sample(text=text) for text in texts])
+        input_ids, mask = _texts(model, batch, self.max_length(model))
+        device = part(model, "text_model.embeddings.token_embedding").weight.device
+        read = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
+        return unit_vectors(part(model, "get_text_features")(**read))
+
+    def similarity(
+        self, model: nn.Module, images: Float[Tensor, "images features"], texts: Float[Tensor, "texts features"]
+    ) -> Float[Tensor, "images texts"]:
+        """The model's own: cosines times its scale."""
+        scale: Tensor = part(model, "logit_scale").float().exp()
+        return scale * (images @ texts.T)
+
+    def logits(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images classes"]:
+        """Of a vision tower with a classifier, its cosines with the text embeddings of the classes."""
+        assert self._classifier is not None  # refuses() has seen to it
+        return cosines(self.embed_images(model, samples), self._classifier)
+
+    def refuses(self, model: nn.Module, ability: Any) -> str | None:
+        """A vision tower alone compares with no text, and sorts images into classes by a classifier only."""
+        has_text = part(model, "text_model") is not None
+        if ability is Compares and not has_text:
+            return "it is a vision tower alone, without one for texts."
+        if ability is Classifies and has_text:
+            return "it compares images with texts, and has no list of classes. The evaluator zero_shot takes one."
+        if ability is Classifies and self._classifier is None:
+            return "it is a vision tower alone, and no classifier is given: adapter: {use: clip, classifier: FILE}."
+        return None
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         if tower == "vision":

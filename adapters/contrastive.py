@@ -6,11 +6,15 @@ from ecoflap.core.recipe_model import Calibration, Recipe
 
 
 def pair_problems(recipe: Recipe) -> Iterator[str]:
-    """A sentence for each calibration in which some batch would hold one pair, whose loss is 0 whatever the weights.
+    """A sentence for each calibration or evaluation whose batches would hold one pair, with a loss of 0 in any case.
 
     What a dataset does not say before it is read, how many samples it has, is left to the loss.
     """
-    yield from dict.fromkeys(problem for use in _uses(recipe) for problem in _problems(*use))
+    uses = ((where, keys.batch_size, samples) for where, keys, samples in _uses(recipe))
+    yield from dict.fromkeys(problem for use in uses for problem in _problems(*use))
+    for number, part in enumerate(recipe.evaluate):
+        if part.trait("by_loss", False):  # it leaves none over
+            yield from _problems(f"evaluate.{number}", part.parameters["batch_size"], None)
 
 
 def _uses(recipe: Recipe) -> Iterator[tuple[str, Calibration, int | None]]:
@@ -30,8 +34,7 @@ def _samples(keys: Calibration) -> int | None:
     return count
 
 
-def _problems(where: str, keys: Calibration, samples: int | None) -> Iterator[str]:
-    size = keys.batch_size
+def _problems(where: str, size: int, samples: int | None) -> Iterator[str]:
     if size < 2:
         yield f"{where}.batch_size is {size}, but a contrastive loss compares pairs with each other: set 2 or more."
     elif samples is not None and samples % size == 1:

@@ -10,12 +10,14 @@ from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters import timm_hub
+from ecoflap.adapters.embeddings import cosines
 from ecoflap.adapters.images import IMAGE, image_seeds
 from ecoflap.adapters.losses import labels_of, vision_loss
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.transforms import transformed
 from ecoflap.adapters.view_images import views_of_vision
 from ecoflap.adapters.zero_shot import read_classifier
+from ecoflap.core.abilities import Classifies
 from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError, nearest
 from ecoflap.core.hookspecs import hookimpl
@@ -129,10 +131,7 @@ class EvaVitAdapter:
 
         Else the random projection of what it gives, which for a vector a token, as LAVIS' gives, is of their mean.
         """
-        stem: nn.Parameter = next(part(model, "patch_embed").parameters())
-        output: Tensor = model(batch["pixel_values"].to(stem.device, stem.dtype))
-        if output.ndim == 3:
-            output = output.mean(1)
+        output = _seen(model, batch["pixel_values"])
         labels = self._labels(model, batch)
         return vision_loss(output, labels, batch["seeds"], self._classifier_for(output))
 
@@ -147,6 +146,21 @@ class EvaVitAdapter:
         if matrix is not None and matrix.shape[1] != features:
             raise DataError(f"classifier: is {list(matrix.shape)}, and the model gives {features} features an image.")
         return matrix
+
+    def logits(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images classes"]:
+        """The head's, or where a classifier is given the cosines with its text embeddings."""
+        output = _seen(model, transformed(self.processor, samples))
+        classifier = self._classifier_for(output)
+        return output.float() if classifier is None else cosines(output, classifier)
+
+    def refuses(self, model: nn.Module, ability: Any) -> str | None:
+        """A model without a head knows no classes, unless a classifier is given."""
+        if ability is Classifies and self.classifier is None and not _heads(model):
+            return (
+                "it has no head, and no classifier is given: adapter: {use: eva_vit, classifier: FILE}, with the text "
+                "embeddings of the classes."
+            )
+        return None
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         """All are of the image: the patches, and what stands before them."""
@@ -190,6 +204,15 @@ def image_tokens(
 ) -> Int8[Tensor, "batch tokens"]:
     """One for each patch, and the class, distillation and register tokens before them: all are of the image."""
     return torch.full((len(pixels), _patches(model, pixels) + _tokens_before(model)), IMAGE, dtype=torch.int8)
+
+
+def _seen(
+    model: nn.Module, pixel_values: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch outputs"]:
+    """What the model makes of each image; where that is a vector for each token, their mean."""
+    stem: nn.Parameter = next(part(model, "patch_embed").parameters())
+    output: Tensor = model(pixel_values.to(stem.device, stem.dtype))
+    return output.mean(1) if output.ndim == 3 else output
 
 
 def _heads(model: nn.Module) -> list[str]:

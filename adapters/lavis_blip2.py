@@ -14,11 +14,14 @@ from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.contrastive import pair_problems
+from ecoflap.adapters.generation import distinct_images
+from ecoflap.adapters.generation_lavis import lavis_says, lavis_tokens_of
 from ecoflap.adapters.losses import IGNORED, info_nce, mean_nll
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.t5 import layers_of_t5, towers_of_t5
 from ecoflap.adapters.transforms import transformed
 from ecoflap.adapters.view_blip2 import views_of_lavis
+from ecoflap.core.abilities import Generates, Generation, Said
 from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError, nearest
 from ecoflap.core.hookspecs import hookimpl
@@ -35,6 +38,7 @@ READS = {
     "t5_model.lm_head": "decoder", "opt_model.lm_head": "language",
 }  # fmt: skip
 TEXT, IMAGE = 1, 2
+NO_TEXTS = "a Blip2Qformer compares images with texts and has no language model to make any."
 
 
 @hookimpl
@@ -55,6 +59,7 @@ class LavisBlip2Adapter:
         self._built: tuple[str, str] | None = None
         self._waiting: dict[tuple[str, str], nn.Module] = {}
         """Loaded to be taken apart, until it is asked for with its weights."""
+        self._speaks: tuple[str, Any] | None = None
 
     def matches(self, source: Source) -> bool:
         """By the prefix, by what ``save`` wrote, and by its class for a model in memory."""
@@ -133,6 +138,27 @@ class LavisBlip2Adapter:
         if _kind(model) == "retrieval":
             return info_nce(similarities(model, batch))
         return mean_nll(*logits_and_labels(model, batch))
+
+    def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
+        """What the language model says of each image to its question, or to the prompt the model was made with."""
+        kind = _kind(model)
+        if kind == "retrieval":
+            raise ModelError(NO_TEXTS)
+        self._speaks = kind, part(model, f"{kind}_tokenizer")
+        first, which = distinct_images(samples)
+        image = _image(model, {"image": transformed(self.processor, first)})
+        prompts = _openings(model, {"text_input": [sample.question or "" for sample in samples]})
+        return lavis_says(model, kind, image, which, prompts, generation)
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """:raises ModelError: Before a model has made texts: LAVIS has its tokenizer in the model."""
+        if self._speaks is None:
+            raise ModelError("LAVIS has the tokenizer in its model: have it make texts first.")
+        return lavis_tokens_of(*self._speaks, text)
+
+    def refuses(self, model: nn.Module, ability: Any) -> str | None:
+        """That a model for retrieval makes no texts."""
+        return NO_TEXTS if ability is Generates and _kind(model) == "retrieval" else None
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         images = len(batch["image"])

@@ -8,10 +8,19 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
+from ecoflap.adapters.generation import (
+    check_length,
+    check_prompts,
+    generated,
+    gone_on,
+    opening,
+    padded_left,
+)
 from ecoflap.adapters.hugging_face import load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.losses import mean_nll_of_hidden
 from ecoflap.adapters.matrices import matrix_outside, part
 from ecoflap.adapters.view_texts import views_of_decoder
+from ecoflap.core.abilities import Generation, Said
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.hookspecs import hookimpl
@@ -103,6 +112,21 @@ class LlamaAdapter:
         head = part(model, "lm_head")
         return mean_nll_of_hidden(head, output.last_hidden_state[:, :-1][real], targets, head.weight.shape[0])
 
+    def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
+        """How the model goes on with each question."""
+        check_prompts(samples)
+        prompts = [opening(self._ids(str(sample.question)), self.processor) for sample in samples]
+        check_length(prompts, generation, self.max_length(model))
+        ids, mask = padded_left(prompts)
+        device = part(model, "model.embed_tokens").weight.device
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        return generated(model, self.processor, inputs, generation, ids.shape[1])
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Of a text that goes on after a blank."""
+        ends = [self.processor.eos_token_id] if self.processor is not None else []
+        return gone_on(self._ids(":"), self._ids(f": {text}"), ends)
+
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         mask: Tensor = batch["attention_mask"]
         return mask.to(torch.int8)
@@ -117,6 +141,15 @@ class LlamaAdapter:
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
         return list(views_of_decoder(model))
+
+    def _ids(self, text: str) -> list[int]:
+        """Its tokens, with those that the tokenizer adds."""
+        if self.processor is None:
+            raise DataError(
+                "this model needs a tokenizer to read a question: put tokenizer.json beside its config.json, or give "
+                "ecoflap.run a processor."
+            )
+        return list(self.processor(text)["input_ids"])
 
 
 def _is_laid_out(model: nn.Module) -> bool:

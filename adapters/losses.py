@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ecoflap.adapters.embeddings import cosines
 from ecoflap.core.errors import DataError
 from ecoflap.core.noise import gaussian
 
@@ -98,7 +99,7 @@ def vision_loss(
     if labels is None:
         return random_projection(output, seeds)
     if classifier is not None:
-        output = F.normalize(output.float(), dim=-1) @ F.normalize(classifier.to(output).float(), dim=-1).T
+        output = cosines(output, classifier)
     return class_nll(output, labels)
 
 

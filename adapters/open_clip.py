@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ecoflap.adapters import eva_vit, open_clip_hub
 from ecoflap.adapters.contrastive import pair_problems
+from ecoflap.adapters.embeddings import unit_vectors
 from ecoflap.adapters.images import IMAGE
 from ecoflap.adapters.losses import info_nce, sigmoid_pairs
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
@@ -143,6 +144,25 @@ class OpenClipAdapter:
         similarities = scale.float() * images.float() @ texts.float().T
         bias = part(model, "logit_bias")
         return info_nce(similarities) if bias is None else sigmoid_pairs(similarities + bias.float())
+
+    def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images features"]:
+        """As vectors of length one."""
+        stem, pixels = _stem(model), transformed(self._pair()[0], samples)
+        return unit_vectors(part(model, "encode_image")(pixels.to(stem.device, stem.dtype)))
+
+    def embed_texts(self, model: nn.Module, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
+        """As vectors of length one."""
+        stem, ids = _stem(model), self._pair()[1](list(texts))
+        with _embedding_text_as(model, stem.dtype):
+            return unit_vectors(part(model, "encode_text")(ids.to(stem.device)))
+
+    def similarity(
+        self, model: nn.Module, images: Float[Tensor, "images features"], texts: Float[Tensor, "texts features"]
+    ) -> Float[Tensor, "images texts"]:
+        """The model's own: cosines times its scale, and shifted where it has a ``logit_bias``."""
+        scale: Tensor = part(model, "logit_scale").float().exp()
+        bias = part(model, "logit_bias")
+        return scale * (images @ texts.T) + (0.0 if bias is None else bias.float())
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         """Of a text what comes before its padding, where the model never looks at that; all of it where it does."""

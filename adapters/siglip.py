@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.contrastive import pair_problems
+from ecoflap.adapters.embeddings import unit_vectors
 from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.images import image_tokens, patch_convolution, pixels_of
 from ecoflap.adapters.losses import sigmoid_pairs
@@ -82,7 +83,9 @@ class SiglipAdapter:
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Images and texts through the model's own processor; every text is padded to the model's length."""
-        pixels = pixels_of(self.processor, samples)
+        return {"pixel_values": pixels_of(self.processor, samples), "input_ids": self._ids(samples)}
+
+    def _ids(self, samples: Sequence[Sample]) -> Int64[Tensor, "batch tokens"]:
         texts = texts_of(self.processor, samples, self._text_length())
         if not texts:
             raise DataError(
@@ -91,13 +94,32 @@ class SiglipAdapter:
             )
         missing = self._text_length() - texts["input_ids"].shape[1]
         fill = padding_token(self.processor.tokenizer)
-        return {"pixel_values": pixels, "input_ids": F.pad(texts["input_ids"], (0, missing), value=fill)}
+        return F.pad(texts["input_ids"], (0, missing), value=fill)
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """The sigmoid loss over all pairs of the batch."""
-        pixels = batch["pixel_values"].to(patch_convolution(part(model, "vision_model.embeddings")).weight)
+        pixels = _pixels(model, batch["pixel_values"])
         made = model(pixel_values=pixels, input_ids=batch["input_ids"].to(pixels.device))
         return sigmoid_pairs(made.logits_per_image)
+
+    def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images features"]:
+        """As vectors of length one."""
+        pixels = _pixels(model, pixels_of(self.processor, samples))
+        return unit_vectors(part(model, "get_image_features")(pixel_values=pixels))
+
+    def embed_texts(self, model: nn.Module, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
+        """As vectors of length one, of texts that are padded as in :meth:`collate`."""
+        device = part(model, "text_model.embeddings.token_embedding").weight.device
+        ids = self._ids([Sample(text=text) for text in texts]).to(device)
+        return unit_vectors(part(model, "get_text_features")(input_ids=ids))
+
+    def similarity(
+        self, model: nn.Module, images: Float[Tensor, "images features"], texts: Float[Tensor, "texts features"]
+    ) -> Float[Tensor, "images texts"]:
+        """The model's own, whose sigmoid is its judgement of a pair: cosines, scaled and shifted."""
+        scale: Tensor = part(model, "logit_scale").float().exp()
+        bias: Tensor = part(model, "logit_bias").float()
+        return scale * (images @ texts.T) + bias
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         """Padding of texts counts as text: the model attends to it, and reads the text off its last position."""
@@ -123,6 +145,13 @@ class SiglipAdapter:
     def _text_length(self) -> int:
         own = getattr(getattr(self.processor, "tokenizer", None), "model_max_length", NO_LIMIT)
         return self._length or (own if own < NO_LIMIT else LENGTH)
+
+
+def _pixels(
+    model: nn.Module, pixel_values: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch channels height width"]:
+    """In the type and on the device of the patch embedding."""
+    return pixel_values.to(patch_convolution(part(model, "vision_model.embeddings")).weight)
 
 
 def _is_laid_out(model: nn.Module) -> bool:

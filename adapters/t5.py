@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
+from ecoflap.adapters.generation import check_prompts, generated, without_ends
 from ecoflap.adapters.hugging_face import load_model, load_processor, save_model, save_surroundings
 from ecoflap.adapters.losses import IGNORED, mean_nll
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.rows import padded_rows
 from ecoflap.adapters.saved_config import say_untied
 from ecoflap.adapters.view_texts import views_of_encoder_and_decoder
+from ecoflap.core.abilities import Generation, Said
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import DataError
 from ecoflap.core.hookspecs import hookimpl
@@ -99,6 +101,17 @@ class T5Adapter:
             use_cache=False,
         ).logits
         return mean_nll(logits, labels)
+
+    def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
+        """What the decoder says to each question, which the encoder reads."""
+        check_prompts(samples)
+        ids, mask = padded_rows([self._ids(str(sample.question)) for sample in samples])
+        device = part(model, "shared").weight.device
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        return generated(model, self.processor, inputs, generation, 1)  # after what a decoder begins with
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        return tuple(without_ends(self._ids(text), [self.processor.eos_token_id]))
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         """Position j of the decoder says label j, so it is real where that label is."""

@@ -15,11 +15,13 @@ from ecoflap.adapters.images import (
     labelled_images,
     load_image_processor,
     patch_convolution,
+    pixels_of,
     size_made_by,
 )
 from ecoflap.adapters.losses import vision_loss
 from ecoflap.adapters.matrices import matrices, matrix_outside, part
 from ecoflap.adapters.view_images import views_of_vision
+from ecoflap.core.abilities import Classifies
 from ecoflap.core.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.errors import ModelError
 from ecoflap.core.hookspecs import hookimpl
@@ -93,12 +95,18 @@ class VitAdapter:
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Cross entropy of the labels, or the random projection where there are none or no classifier."""
-        embeddings = part(_body(model)[1], "embeddings")
-        pixels: Tensor = batch["pixel_values"].to(patch_convolution(embeddings).weight)
-        with as_large_as_wanted(pixels):
-            output = _output(model(pixel_values=pixels), embeddings)
+        output = _seen(model, batch["pixel_values"])
         labels: Tensor | None = batch.get("labels") if _classifies(model) else None
         return vision_loss(output, None if labels is None else labels.to(output.device), batch["seeds"])
+
+    def logits(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images classes"]:
+        return _seen(model, pixels_of(self.processor, samples)).float()
+
+    def refuses(self, model: nn.Module, ability: Any) -> str | None:
+        """A model without a classifier knows no classes."""
+        if ability is Classifies and not _classifies(model):
+            return f"a {type(model).__name__} has no classifier, which a model such as ViT{CLASSIFIES} has."
+        return None
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         """Class token, registers and patches: none is padding."""
@@ -150,6 +158,16 @@ def _is_laid_out(model: nn.Module) -> bool:
 
 def _classifies(model: nn.Module) -> bool:
     return any(isinstance(part(model, head), nn.Linear) for head in HEADS if head.endswith("classifier"))
+
+
+def _seen(
+    model: nn.Module, pixel_values: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch outputs"]:
+    """What the model makes of each image."""
+    embeddings = part(_body(model)[1], "embeddings")
+    pixels = pixel_values.to(patch_convolution(embeddings).weight)
+    with as_large_as_wanted(pixels):
+        return _output(model(pixel_values=pixels), embeddings)
 
 
 def _output(made: Any, embeddings: nn.Module) -> Tensor:

@@ -1,6 +1,6 @@
 """What evaluators found, kept a line each, so that each evaluator runs once before and once after the pruning."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import sha256
@@ -63,19 +63,37 @@ def measures_of(path: Path, evaluators: list[Evaluator]) -> dict[str, dict[str, 
     return found
 
 
-def digests(part: Part) -> dict[str, str]:
-    """A sha256 for each file or folder that a part or one inside it is given."""
+def digests(part: Part, inside: tuple[str, ...] = ()) -> dict[str, str]:
+    """A sha256 over the contents of each file or folder that a part or one inside it is given.
+
+    A part with ``files()``, such as a dataset, has one over the files it names: those that it would read, which may be
+    more than it is given, as images are that an index names, and less than there are in a folder; of a folder it names,
+    over the names in it. All of a file is read: by size and time a changed one may look the same, and a copy changed.
+
+    :param inside: Parameters that lead to the part.
+    """
+    named = getattr(part.build(), "files", None)
+    if callable(named):
+        return {".".join((*inside, part.use)): _digest(named())}
     found: dict[str, str] = {}
-    for value in part.parameters.values():
-        for item in value if isinstance(value, list | tuple) else (value,):
+    for name, value in part.parameters.items():
+        for number, item in enumerate(value if isinstance(value, list | tuple) else (value,)):
             if isinstance(item, Part):
-                found |= digests(item)
+                found |= digests(item, (*inside, name, *([str(number)] if number else [])))
             elif isinstance(item, Path):
-                found[str(item)] = _digest(item)
+                found[str(item)] = _digest(_files_of(item))
     return found
 
 
-def _digest(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    lines = (f"{file.relative_to(path)} {sha256_of(file)}\n" for file in files)
+def _files_of(path: Path) -> Iterable[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    """Over the contents of files, and over the names in a folder."""
+    lines = (f"{path} {_names_in(path) if path.is_dir() else sha256_of(path)}\n" for path in paths)
     return sha256("".join(lines).encode()).hexdigest()
+
+
+def _names_in(folder: Path) -> list[str]:
+    return sorted(inside.name for inside in folder.iterdir())

@@ -1,6 +1,7 @@
 """``--set key.path=value``: changes a recipe before it is checked, and remembers who wrote what."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,10 +15,22 @@ _ENGINE_KEYS: Mapping[Any, Sequence[str]] = {
 _LISTS = ("evaluate", "export", "reuse")
 
 
-def override(document: Document, assignments: Sequence[str]) -> tuple[Document, list[str]]:
+@dataclass(frozen=True)
+class Assignment:
+    """``key.path=value`` that was read already.
+
+    :param key: Dotted.
+    :param value: With its places; the start is that of the key.
+    """
+
+    key: str
+    value: Document
+
+
+def override(document: Document, assignments: Sequence[str | Assignment]) -> tuple[Document, list[str]]:
     """The document with each ``key.path=value`` applied in order, and what is wrong with them."""
     changed = Document(_copied(document.value), document.start, dict(document.keys), dict(document.values))
-    problems = [problem for text in assignments for problem in _apply(changed, text)]
+    problems = [problem for assignment in assignments for problem in _apply(changed, assignment)]
     return changed, problems
 
 
@@ -27,27 +40,35 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _apply(document: Document, text: str) -> list[str]:
-    name, equals, written = text.partition("=")
-    place = Place(f"--set {text}")
-    steps = name.strip().split(".")
-    if not equals or not all(steps):
-        return [f"{place}: should be KEY=VALUE, such as prune.use=sparsegpt."]
-    value, problems = parse_yaml(written, place)
-    if problems:
-        return [f"{problem} Put the value in quotes if it is a text." for problem in problems]
+def _apply(document: Document, assignment: str | Assignment) -> list[str]:
+    if isinstance(assignment, str):
+        assignment, problems = _read(assignment)
+        if problems:
+            return problems
+    place = assignment.value.start
     try:
-        _put(document, steps, value.value, place)
+        _put(document, assignment.key.split("."), assignment.value)
     except _NoSuchPlace as error:
-        return [f"{place}: {error}"]
+        return [f"{place}: {assignment.key}: {error}" if place.line else f"{place}: {error}"]
     return []
+
+
+def _read(text: str) -> tuple[Assignment, list[str]]:
+    """A ``--set`` of the command line, with what is wrong with it."""
+    name, equals, written = text.partition("=")
+    place, key = Place(f"--set {text}"), name.strip()
+    if not equals or not all(key.split(".")):
+        return Assignment(key, Document(None, place)), [f"{place}: should be KEY=VALUE, such as prune.use=sparsegpt."]
+    value, problems = parse_yaml(written, place)
+    return Assignment(key, value), [f"{problem} Put the value in quotes if it is a text." for problem in problems]
 
 
 class _NoSuchPlace(Exception):
     pass
 
 
-def _put(document: Document, steps: Sequence[str], value: Any, place: Place) -> None:
+def _put(document: Document, steps: Sequence[str], written: Document) -> None:
+    value, place = _copied(written.value), written.start
     node: Any = document.value
     path: KeyPath = ()
     for step, following in pairwise(steps):
@@ -61,7 +82,10 @@ def _put(document: Document, steps: Sequence[str], value: Any, place: Place) -> 
             _forget(document, (*path, old))
             del node[old]
     _forget(document, (*path, key))
-    document.keys[(*path, key)] = document.values[(*path, key)] = place
+    document.keys[(*path, key)] = place
+    document.keys.update({(*path, key, *inside): where for inside, where in written.keys.items()})
+    document.values.update({(*path, key, *inside): where for inside, where in written.values.items()})
+    document.values[(*path, key)] = written.where(())
     if isinstance(node, list) and key == len(node):
         node.append(value)
     else:

@@ -36,6 +36,10 @@ class Sample:
     :param image: A PIL image in RGB.
     :param question: What is asked about the image or of the text, or the beginning of a text to be gone on with.
     :param label: The number of the image's class.
+    :param texts: All captions of the image, ``text`` among them.
+    :param id: The data set's own name of it: of a question, or of the image where nothing is asked.
+    :param image_id: The data set's own name of the image, or its file's: samples of one image have the same.
+    :param kind: What the data set sorts it under, such as ``yes/no``, by which results are told apart.
     """
 
     text: str | None = None
@@ -44,6 +48,10 @@ class Sample:
     question: str | None = None
     answers: tuple[str, ...] = ()
     label: int | None = None
+    texts: tuple[str, ...] = ()
+    id: str | int | None = None
+    image_id: str | int | None = None
+    kind: str | None = None
 
 
 class Estimate(float):
@@ -297,6 +305,8 @@ class Dataset(Protocol):
     Optional attribute and method, for the plan: ``samples``, how many there are, and ``tokens_per_sample(longest)``,
     how long each is in a model that reads ``longest`` tokens at most. Optional attribute ``notes``: after it was read,
     sentences for the run's log, such as what was passed over.
+    Optional method ``files() -> Iterable[Path]``: every file that what it yields depends on, by whose contents an
+    evaluation is known to be the same. Optional attribute ``classes``: their names, by the numbers that labels are.
     """
 
     def __call__(self, adapter: Adapter, model: nn.Module) -> Iterator[Sample]: ...

@@ -74,4 +74,11 @@ def tensors_of(module: nn.Module, *, recurse: bool = True) -> Iterator[Tensor]:
 
 
 def _on(values: Any, device: torch.device) -> Any:
-    return pytree.tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
+    return pytree.tree_map(
+        lambda value: value.to(device) if isinstance(value, Tensor) else value, values, is_leaf=_is_cache
+    )
+
+
+def _is_cache(value: Any) -> bool:
+    """What a model that makes a text writes into; some transformers versions have torch take it apart and copy it."""
+    return hasattr(value, "get_seq_length")

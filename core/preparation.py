@@ -1,6 +1,6 @@
 """Everything that can be known, and refused, before weights are read."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -21,7 +21,22 @@ from ecoflap.core.plan import Pool, make_plan, pools_of
 from ecoflap.core.recipe_model import Recipe
 from ecoflap.core.registry import Registry
 from ecoflap.core.reuse import strangers
-from ecoflap.core.source import check_weights, in_memory, open_source
+from ecoflap.core.signature import KINDS
+from ecoflap.core.source import check_weights, in_memory, is_on_hub, open_source, with_config
+
+DATA = frozenset({"dataset", "evaluator"})
+"""Kinds of parts whose problems keep a recipe from being run, and not from being planned."""
+
+
+class DataNotReady(RecipeError):
+    """A recipe that could be run, were it not for the data that it calibrates and evaluates on.
+
+    :param prepared: All that is known without them.
+    """
+
+    def __init__(self, prepared: "Prepared", *problems: str) -> None:
+        self.prepared = prepared
+        super().__init__(*problems)
 
 
 @dataclass(frozen=True)
@@ -88,14 +103,19 @@ def prepare(
     processor: Any = None,
     *,
     own: Path | None = None,
+    planning: bool = False,
 ) -> Prepared:
     """Find the model and its adapter, take it apart without weights, and collect every problem the recipe has with it.
 
     :param model: One in memory, to prune instead of the recipe's source.
     :param processor: Its tokenizer or processor.
     :param own: The folder of the run this is for.
+    :param planning: Take ``model.config`` in place of the hub's. Otherwise it is held to what the hub has.
+    :raises DataNotReady: Where nothing is wrong but with data.
+    :raises RecipeError: With every problem there is.
     """
-    source = in_memory(model) if model is not None else open_source(recipe.model.source, Path.cwd())
+    config = recipe.model.config if planning else None
+    source = in_memory(model) if model is not None else open_source(recipe.model.source, Path.cwd(), config)
     adapter = adapter_for(source, registry, recipe.model.adapter)
     if processor is not None:
         adapter.processor = processor
@@ -104,8 +124,14 @@ def prepare(
     pools = tuple(pools_of(anatomy, *_choices(recipe)))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
     problems = [*strangers(recipe, own), *_problems(prepared, registry)]
+    shipped = recipe.model.config
+    if shipped is not None and is_on_hub(source) and not planning:
+        problems += _said_by(partial(_check_config, prepared, shipped))
+    of_data = list(_part_problems(prepared, DATA))
     if problems:
-        raise RecipeError(*problems)
+        raise RecipeError(*dict.fromkeys([*problems, *of_data]))
+    if of_data:
+        raise DataNotReady(prepared, *of_data)
     return prepared
 
 
@@ -153,7 +179,9 @@ def _problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     yield from _score_problems(recipe)
     if prepared.source.model is None:
         yield from _said_by(lambda: check_weights(prepared.source))
-    yield from _part_problems(prepared)
+    yield from _adapter_problems(prepared)
+    yield from _part_problems(prepared, set(KINDS) - DATA)
+    yield from _length_problems(prepared)
     yield from _ability_problems(prepared, registry)
     if prepared.pools and recipe.allocate.trait("takes", "score") is None:
         # Nothing else decides about it, so the whole plan can be tried.
@@ -183,16 +211,43 @@ def _device_problems(prepared: Prepared) -> Iterator[str]:
         yield "model.dtype: a model in memory keeps the type it has. Leave dtype out, or convert the model."
 
 
-def _part_problems(prepared: Prepared) -> Iterator[str]:
-    longest = prepared.adapter.max_length(prepared.model)
+def _adapter_problems(prepared: Prepared) -> Iterator[str]:
     named = "model.adapter: " if prepared.recipe.model.adapter else ""
     yield from (f"{named}{problem}" for problem in _asked(prepared.adapter, prepared))
+
+
+def _part_problems(prepared: Prepared, kinds: Container[str]) -> Iterator[str]:
+    for where, part in _parts(prepared.recipe):
+        if part.kind in kinds:
+            yield from (f"{where}: {problem}" for problem in _asked(part.build(), prepared))
+
+
+def _length_problems(prepared: Prepared) -> Iterator[str]:
+    longest = prepared.adapter.max_length(prepared.model)
     for where, part in _parts(prepared.recipe):
         built = part.build()
-        asked = list(_asked(built, prepared))
-        yield from (f"{where}: {problem}" for problem in asked)
-        if not asked and hasattr(built, "tokens_per_sample"):
+        if hasattr(built, "tokens_per_sample"):
             yield from (f"{where}: {told}" for told in _said_by(partial(built.tokens_per_sample, longest)))
+
+
+def _check_config(prepared: Prepared, config: Path) -> None:
+    """Refuse a configuration that the plan was made by and that is of another model than the hub has."""
+    source, adapter = with_config(prepared.source.name, config), prepared.adapter
+    if adapter.matches(prepared.source) and not adapter.matches(source):
+        kinds = [one.config.get("model_type", "unknown") for one in (prepared.source, source)]
+        raise ModelError(f"model.config: {prepared.source.name} is a {kinds[0]!r}, and {config} is of a {kinds[1]!r}.")
+    planned = Anatomy.of(adapter.towers(adapter.load(source, None, "meta")), adapter.layers, prepared.recipe.included)
+    adapter.towers(prepared.model)  # an adapter may remember which model it was shown last
+    there, here = ({layer.name: layer.shape for _, layer in one.layers()} for one in (prepared.anatomy, planned))
+    differing = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
+    if differing:
+        name = differing[0]
+        shapes = ["×".join(map(str, layers[name])) if name in layers else "missing" for layers in (there, here)]
+        raise ModelError(
+            f"model.config: {config} is of another model than {prepared.source.name} has on the hub: {len(differing)} "
+            f"layers differ, of which {name} is {shapes[0]} there and {shapes[1]} here. What was planned by it is not "
+            f"what would be run. Correct it, or remove it with --set model.config=null."
+        )
 
 
 def _ability_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:

@@ -13,6 +13,7 @@ from ecoflap.core.part import Part
 from ecoflap.core.preparation import Prepared, prepare
 from ecoflap.core.recipe_model import Calibration, Recipe
 from ecoflap.core.registry import Registry
+from ecoflap.core.source import is_on_hub
 from ecoflap.core.tables import Section
 
 ITSELF = 500_000_000
@@ -20,8 +21,13 @@ ITSELF = 500_000_000
 
 
 def preview(recipe: Recipe, registry: Registry) -> list[Section]:
-    """:raises RecipeError: With every problem the recipe has with its model."""
-    prepared = prepare(recipe, registry)
+    """:raises RecipeError: With every problem the recipe has with its model and data."""
+    return tables(prepare(recipe, registry, planning=True))
+
+
+def tables(prepared: Prepared) -> list[Section]:
+    """What is pruned, what is run for it, and what that needs."""
+    recipe = prepared.recipe
     total = sum(parameter.numel() for parameter in prepared.model.parameters())
     also = prepared.also_changed
     title = f"{recipe.model.source}: {prepared.size:,} of {total:,} parameters can be pruned"
@@ -29,8 +35,14 @@ def preview(recipe: Recipe, registry: Registry) -> list[Section]:
         Section(title, ("tower", ">blocks", ">layers", ">prunable", "budget", ">kept"), list(_towers(prepared))),
         Section("work", ("stage", "what is run"), list(_work(prepared))),
         *([Section("tied", ("what else is changed",), [(told,) for told in also])] if also else []),
+        *([_configured(recipe)] if recipe.model.config is not None and is_on_hub(prepared.source) else []),
         Section("needs, predicted", ("what", ">size", "made of"), list(_needs(prepared))),
     ]
+
+
+def _configured(recipe: Recipe) -> Section:
+    told = f"{recipe.model.config}, instead of the one on the hub, with which a run compares it"
+    return Section("", ("planned by the configuration",), [(told,)])
 
 
 def _towers(prepared: Prepared) -> Iterator[tuple[str, ...]]:
@@ -94,8 +106,16 @@ def _scoring(prepared: Prepared) -> str:
     data = _data(prepared, keys, samples)
     if samples is None or not hasattr(scorer, "forwards"):
         return f"over {data}"
-    forwards = scorer.forwards(prepared.anatomy, -(-samples // keys.batch_size))
+    forwards = scorer.forwards(_scored(prepared), -(-samples // keys.batch_size))
     return f"{forwards:,} forwards from the block in question on, over {data}"
+
+
+def _scored(prepared: Prepared) -> Anatomy:
+    """Of the layers that are scored: neither of towers that are kept nor of those with a pattern."""
+    pools = [pool for pool in prepared.pools if not isinstance(pool.sparsity, Pattern)]
+    blocks = {block.name for pool in pools for block, _ in pool.layers}
+    towers = tuple(tower for tower in prepared.anatomy.towers if tower.blocks[0].name in blocks)
+    return Anatomy(towers, prepared.anatomy.layers_of)
 
 
 def _samples(keys: Calibration) -> int | None:
@@ -119,7 +139,7 @@ def _data(prepared: Prepared, keys: Calibration | None, samples: int | None = No
 
 
 def _needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
-    width = _bytes_a_weight(prepared)
+    recipe, width = prepared.recipe, _bytes_a_weight(prepared)
     total = sum(parameter.numel() for parameter in prepared.model.parameters())
     weights = total * width
     statistics, recorded = _statistics(prepared), _recorded(prepared, width)
@@ -127,9 +147,10 @@ def _needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     widened = 4 * (outside + _largest_block(prepared.anatomy))
     upcast = widened if width < 4 and prepared.looks_at_scores else 0
     memory = ITSELF + weights + max(statistics + recorded, upcast)
+    there = bytes_text(recorded) if recorded or not recipe.calibration else "not known before the data are read"
     made_of = (
         f"weights {bytes_text(weights)}, the largest block's statistics {bytes_text(statistics)}, recorded activations "
-        f"{bytes_text(recorded)}, scoring in float32 {bytes_text(upcast)}, libraries {bytes_text(ITSELF)}"
+        f"{there}, scoring in float32 {bytes_text(upcast)}, libraries {bytes_text(ITSELF)}"
     )
     yield "peak memory", bytes_text(memory), made_of
     if _offloads(prepared):

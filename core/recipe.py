@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from ecoflap.core.budget import Pattern
 from ecoflap.core.errors import EcoflapError, RecipeError, unknown
-from ecoflap.core.overrides import override
+from ecoflap.core.overrides import Assignment, override
 from ecoflap.core.part import Part, PartChecker, absolute
 from ecoflap.core.problems import Problems, SeveralProblems
 from ecoflap.core.recipe_model import Calibration, Model, Recipe, Score, TowerChoice
@@ -24,7 +25,9 @@ __all__ = ["Part", "Recipe", "find_recipe", "load_recipe", "parse_recipe"]
 _FAILED = Part("", "", {}, dict)
 
 
-def load_recipe(path: Path | str, *, set_: Sequence[str] = (), registry: Registry, in_memory: bool = False) -> Recipe:
+def load_recipe(
+    path: Path | str, *, set_: Sequence[str | Assignment] = (), registry: Registry, in_memory: bool = False
+) -> Recipe:
     """The checked recipe of a file.
 
     :param set_: Assignments such as ``prune.use=sparsegpt``, applied in order before checking.
@@ -42,7 +45,7 @@ def load_recipe(path: Path | str, *, set_: Sequence[str] = (), registry: Registr
 def parse_recipe(
     source: Mapping[str, Any] | str,
     *,
-    set_: Sequence[str] = (),
+    set_: Sequence[str | Assignment] = (),
     registry: Registry,
     file: Path | str = "recipe",
     in_memory: bool = False,
@@ -142,6 +145,8 @@ class _Check:
             fields.setdefault("source", "memory")
         if isinstance(fields.get("source"), str):
             fields["source"] = self._source(fields["source"])
+        if isinstance(fields.get("config"), str):
+            fields["config"] = absolute(fields["config"], self.document.where(("model", "config")).folder)
         if "adapter" in fields:
             fields["adapter"] = self._part("adapter", ("model", "adapter"), fields["adapter"])
         return fields
@@ -156,7 +161,20 @@ class _Check:
         if written is None:
             return None
         part, engine = _split(written, Calibration, "data")
-        return {"data": self._part("dataset", path, part), **engine}
+        return {"data": self._seeded(self._part("dataset", path, part), part), **engine}
+
+    def _seeded(self, dataset: Part, written: Any) -> Part:
+        """What calibrates is drawn by the recipe's seed, unless it names its own; what evaluates is not."""
+        seed = self.top.get("seed", 0)
+        draws = type(dataset.parameters.get("seed")) is int and type(seed) is int
+        if not draws or self._names_seed(dataset, written):
+            return dataset
+        return replace(dataset, parameters={**dataset.parameters, "seed": seed})
+
+    def _names_seed(self, dataset: Part, written: Any) -> bool:
+        """In the recipe, as a site's default, or as a part object from Python, which has every parameter."""
+        in_recipe = "seed" in written if isinstance(written, Mapping) else not isinstance(written, str)
+        return in_recipe or "seed" in self.parts.registry.defaults_for("dataset", dataset.use)
 
     def _score(self) -> Any:
         written = self.top.get("score")

@@ -30,6 +30,9 @@ class Model(_Keys):
     """``model:``; a bare text is its source."""
 
     source: str = Field(description="hub id, folder, `file.gguf`, or `package:NAME`", min_length=1)
+    config: Path | None = Field(
+        None, description="a hub id's `config.json`, or its folder, for `ecoflap plan` without a network"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` is the checkpoint's own"
     )
@@ -42,7 +45,9 @@ class Model(_Keys):
     )
 
     def plain(self) -> dict[str, Any]:
-        return _set({**self.model_dump(exclude={"adapter"}), "adapter": self.adapter and self.adapter.plain()})
+        keys = self.model_dump(exclude={"adapter", "config"})
+        config, adapter = self.config and str(self.config), self.adapter and self.adapter.plain()
+        return _set({**keys, "config": config, "adapter": adapter})
 
 
 class Calibration(_Keys):
@@ -92,7 +97,7 @@ class Recipe(_Keys):
     """A checked recipe."""
 
     version: Literal[1] = Field(description="of this schema")
-    seed: int = Field(0, description="all that is random follows from it")
+    seed: int = Field(0, description="all that is random follows from it: noises, and what calibration draws")
     model: Model = Field(description="the model to prune")
     calibration: Calibration | None = Field(None, description="dataset that scorer and pruner look at")
     sparsity: float | None = Field(
@@ -156,7 +161,7 @@ class Recipe(_Keys):
         return write_yaml(self.plain())
 
 
-MAY_CHANGE = ("evaluate", "export", "reuse")
+MAY_CHANGE = ("evaluate", "export", "reuse", "model.config")
 """Keys that may differ between two runs in one folder: what precedes them is taken over."""
 
 

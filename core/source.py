@@ -3,8 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
@@ -28,13 +30,14 @@ _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-
 _SCHEME = re.compile(r"[a-z_]{2,}:.+")  # longer than a drive letter
 
 
-def open_source(name: str, folder: Path) -> Source:
+def open_source(name: str, folder: Path, config: Path | None = None) -> Source:
     """Find a model and read its configuration, and nothing else of it.
 
     :param name: ``package:NAME`` or ``package:NAME/inner/path`` for an installed package's files, a folder with a
         config.json, an open_clip_config.json or one GGUF file, a GGUF file, or a hub id ``org/name`` or
         ``org/name@revision``. A name with another prefix, such as ``timm:``, is left for an adapter to recognise.
     :param folder: What a relative path is relative to.
+    :param config: A ``config.json``, or a folder with one, that is read in place of the hub's, which is then not asked.
     """
     if name.startswith("package:"):
         return _in_package(name)
@@ -44,7 +47,7 @@ def open_source(name: str, folder: Path) -> Source:
     if path.is_file():
         return _in_file(name, path)
     if _HUB_ID.fullmatch(name):
-        return _on_hub(name, path)
+        return _on_hub(name, path) if config is None else with_config(name, config)
     if _SCHEME.fullmatch(name):
         return Source(name)
     raise ModelError(f"model {name!r} is not there: {path} does not exist, and a hub id is written org/name.")
@@ -54,6 +57,11 @@ def in_memory(model: nn.Module) -> Source:
     """A model that the caller holds already."""
     config: Any = getattr(model, "config", None)
     return Source(type(model).__name__, config=config.to_dict() if hasattr(config, "to_dict") else {}, model=model)
+
+
+def is_on_hub(source: Source) -> bool:
+    """Whether it has to be asked of the hub."""
+    return source.path is None and source.model is None and _HUB_ID.fullmatch(source.name) is not None
 
 
 def hub_id(source: Source) -> tuple[str, str | None]:
@@ -100,7 +108,7 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
 
     :param load: Reads it.
     """
-    if source.path is None and _HUB_ID.fullmatch(source.name) and source.model is None:
+    if is_on_hub(source):
         return {"commit": _config_on_hub(source.name).parent.name}
     if source.path is None:
         return {"state_dict": _digest(_state_bytes(source.model or load()))}
@@ -191,7 +199,8 @@ def _in_file(name: str, file: Path) -> Source:
     if file.suffix != ".gguf":
         raise ModelError(f"{file} is not a GGUF file; for other formats name the folder that holds config.json.")
     beside = tuple(sorted(path.name for path in file.parent.iterdir() if path.is_file()))
-    return Source(name, path=file, config=_gguf_config(file), files=beside)
+    config = deepcopy(_gguf_config(file, file.stat().st_mtime_ns))
+    return Source(name, path=file, config=config, files=beside)
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
@@ -204,7 +213,12 @@ def _read_json(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def _gguf_config(file: Path) -> Mapping[str, Any]:
+@lru_cache(maxsize=4)
+def _gguf_config(file: Path, changed: int) -> Mapping[str, Any]:
+    """Kept, for reading its header takes seconds, and the runs of a sweep all ask for it.
+
+    :param changed: When the file was last written.
+    """
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
     if missing:
         raise ModelError(f"{file.name} needs {' and '.join(missing)} to be read: pip install 'ecoflap[gguf]'.")
@@ -217,8 +231,26 @@ def _gguf_config(file: Path) -> Mapping[str, Any]:
     return dict(config.to_dict())
 
 
+def with_config(name: str, config: Path) -> Source:
+    """A hub id with a configuration that lies here.
+
+    :param config: A ``config.json`` or ``open_clip_config.json``, or a folder with one.
+    """
+    beside = [config / file for file in ("config.json", OPEN_CLIP)] if config.is_dir() else [config]
+    file = next((file for file in beside if file.is_file()), None)
+    if file is None and config.is_dir():
+        raise ModelError(f"model.config: the folder {config} holds neither config.json nor {OPEN_CLIP}.")
+    if file is None:
+        near = nearest(config.name, [other.name for other in config.parent.iterdir()] if config.parent.is_dir() else [])
+        raise ModelError(f"model.config: {config} does not exist.{near} A config.json, or a folder with one, is meant.")
+    return _configured(name, file)
+
+
 def _on_hub(name: str, path: Path) -> Source:
-    file = _config_on_hub(name, path)
+    return _configured(name, _config_on_hub(name, path))
+
+
+def _configured(name: str, file: Path) -> Source:
     config = _read_json(file)
     return Source(name, config={"open_clip": config} if file.name == OPEN_CLIP else config)
 
@@ -236,7 +268,8 @@ def _config_on_hub(name: str, path: Path | None = None) -> Path:
     folder = f"neither a folder ({path} does not exist) nor" if path is not None else "not"
     raise ModelError(
         f"model {name!r} is {folder} reachable on the hub ({_first_line(problems[0])}). Check its spelling and the "
-        f"network, log in with `hf auth login` if it is gated, or download it and name its folder."
+        f"network, log in with `hf auth login` if it is gated, or download it and name its folder. To plan without it, "
+        f"name its config.json: model: {{source: {name}, config: FOLDER}}."
     ) from problems[0]
 
 

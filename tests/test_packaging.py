@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = ("adapters", "core", "exporters", "plugins")
-SHIPPED = (*CODE, "ecoflap", "recipes", "registry.yaml")
+BOX = tuple(f"examples/box/{name}" for name in ("blip2", "clip", "data"))
+SHIPPED = (*CODE, *BOX, "ecoflap", "recipes", "registry.yaml")
 SOURCE = (*SHIPPED, "pyproject.toml", "README.md", "LICENSE", "tests", "docs")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 OFFLINE = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
@@ -108,7 +109,7 @@ def test_the_wheel_installs_one_folder_beside_its_metadata(in_wheel):
         "ecoflap",
         f"ecoflap-{SETTINGS['project']['version']}.dist-info",
     }
-    assert not [name for name in in_wheel if "test" in name]
+    assert not [name for name in in_wheel if "tests/" in name or name.endswith("conftest.py")]
 
 
 def test_every_folder_with_code_is_named_as_a_package():

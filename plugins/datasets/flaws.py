@@ -36,14 +36,20 @@ class Flaws:
     errors: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
+    def passes(self, kind: Skippable) -> bool:
+        """Whether rows with it are passed over."""
+        return kind in self.skip
+
     def add(self, flaw: Flaw) -> None:
         (self.skipped if flaw.kind in self.skip else self.errors).append((flaw.kind, flaw.told))
 
-    def as_errors(self, drawn: int) -> Iterator[str]:
-        """:param drawn: How many rows were looked at."""
+    def as_errors(self, drawn: int, hint: str = "") -> Iterator[str]:
+        """:param drawn: How many rows were looked at.
+        :param hint: What else to do about missing files.
+        """
         for kind, sentence in self._sentences(self.errors, drawn):
             way_out = f", or set skip: [{kind}] to pass over such rows" if kind in SKIPPABLE else ""
-            yield f"{sentence}. Mend them{way_out}."
+            yield f"{sentence}. Mend them{way_out}.{f' {hint}' if hint and kind == 'missing' else ''}"
 
     def as_notes(self, drawn: int) -> Iterator[str]:
         """:param drawn: How many rows were looked at."""

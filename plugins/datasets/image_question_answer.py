@@ -1,14 +1,18 @@
 """Images with a question and its answers, as VQAv2, GQA and OK-VQA have them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
+from ecoflap.core.errors import DataError
 from ecoflap.core.hookspecs import hookimpl
 from ecoflap.core.parts import Sample
 from ecoflap.plugins.datasets.flaws import Flaw
-from ecoflap.plugins.datasets.image_tables import Row
+from ecoflap.plugins.datasets.image_tables import Row, Table, missing_path
 from ecoflap.plugins.datasets.indexed_images import IMAGE, IndexedImages, words_of
+from ecoflap.plugins.datasets.layouts import GQA, VQA, Entries, recognised
+from ecoflap.plugins.datasets.question_layouts import gqa_entries, pattern_problem, vqa_entries
 
 
 @hookimpl
@@ -18,15 +22,22 @@ def ecoflap_register_datasets() -> Mapping[str, type["ImageQuestionAnswer"]]:
 
 @dataclass(frozen=True)
 class ImageQuestionAnswer(IndexedImages):
-    """Images, questions and answers from an index or from a data set of the hub.
+    """Images, questions and answers from an index, from files as they are published, or from a data set of the hub.
 
     :param path: An index (``.jsonl``, ``.json``, ``.csv``), or a folder with one: ``index.jsonl``, ``index.json``,
-        ``index.csv``, ``metadata.jsonl`` or ``metadata.csv``.
+        ``index.csv``, ``metadata.jsonl`` or ``metadata.csv``. Or the JSON file of the questions of VQAv2, OK-VQA or
+        GQA. Or parquet files, or what ``save_to_disk`` wrote; needs ``datasets``.
+    :param annotations: The JSON file with the answers to VQAv2's or OK-VQA's questions.
     :param images: The folder that the index names images relative to, where it is not its own.
+    :param image_name: What image files are called, for questions that have their numbers alone:
+        ``"COCO_val2014_{image_id:012d}.jpg"``. Tried without it are that, with the ``data_subtype`` of the questions,
+        then ``{image_id:012d}`` and ``{image_id}``, each with ``.jpg``, ``.png`` and ``.jpeg``.
     :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
     :param columns: Where they are not ``image`` (or ``file_name``), ``question`` and ``answers`` (or ``answer``):
         ``{answers: multiple_choice_answer}``. Answers are one text, a list of texts, or of ``{"answer": text}``, as
-        VQAv2 has the ten of its annotators; all of them are kept, in their order.
+        VQAv2 has the ten of its annotators; all of them are kept, in their order. ``id`` (or ``question_id``),
+        ``image_id`` and ``kind`` (or ``answer_type``; of GQA the structural type) may be there:
+        ``{kind: question_type}``.
     :param samples: How many; None for all there are.
     :param order: ``random``: without replacement, for many indexes are sorted by image. ``first``: from the first row
         on.
@@ -37,16 +48,53 @@ class ImageQuestionAnswer(IndexedImages):
         images, ``empty`` questions or answers; true for all of these.
     """
 
+    annotations: Path | None = None
+    image_name: str | None = None
+
     name: ClassVar[str] = "image_question_answer"
     reads: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "image": IMAGE,
         "question": ("question",),
         "answers": ("answers", "answer"),
+        "id": ("id", "question_id"),
+        "image_id": ("image_id", "imageId", "img_id"),
+        "kind": ("kind", "answer_type", "types.structural"),
     }
+    optional: ClassVar[tuple[str, ...]] = ("id", "image_id", "kind")
     empty: ClassVar[str] = "have no question or no answer"
 
+    def _wrong_parameters(self) -> Iterator[str]:
+        yield from super()._wrong_parameters()
+        problem = pattern_problem(self.image_name) if self.image_name is not None else None
+        if problem:
+            yield f"{self.name}: {problem}"
+        if self.annotations is not None and not self.annotations.is_file():
+            yield f"{self.name}: annotations: {missing_path(self.annotations)}"
+
+    def _published(self, document: Any, file: Path) -> Entries:
+        if recognised(document, file, (VQA, GQA)) is VQA:
+            return vqa_entries(document, file, self.annotations, self.image_name)
+        if self.annotations is not None:
+            raise DataError(f"{file} holds GQA's questions with their answers. Leave annotations out.")
+        return gqa_entries(document, file, self.image_name)
+
+    def _table(self) -> Table:
+        table = super()._table()
+        unused = [name for name in ("annotations", "image_name") if getattr(self, name) is not None]
+        if unused and not table.hint:
+            verb = "belong" if len(unused) > 1 else "belongs"
+            raise DataError(
+                f"{self.name}: {' and '.join(unused)} {verb} with the question files of VQA, and {table.where} is "
+                "none: its rows name their images and answers."
+            )
+        return table
+
+    def _indexes(self) -> Iterator[Path]:
+        yield from super()._indexes()
+        yield from filter(None, [self.annotations])
+
     def _rest(self, row: Row) -> Sample:
-        questions, answers = words_of(row, "question"), words_of(row, "answers")
+        questions, answers = words_of(row, "question"), words_of(row, "answers", blanks=True)
         if not questions or not answers:
             raise Flaw("empty", f"{row.where} (no {'question' if not questions else 'answer'})")
         if len(questions) > 1:

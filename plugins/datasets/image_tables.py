@@ -1,22 +1,26 @@
-"""Where images and what belongs to them are written down: an index file, a folder of images, a data set of the hub."""
+"""Where images and what belongs to them are written down: an index file, a published file, a folder of images."""
 
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ecoflap.core.errors import DataError, nearest
 from ecoflap.plugins.datasets.image_files import SUFFIXES
+from ecoflap.plugins.datasets.layouts import Entries, Entry, read_json
 
 INDEXES = ("index.jsonl", "index.json", "index.csv", "metadata.jsonl", "metadata.csv")
 KINDS = (".jsonl", ".json", ".csv")
 
 Columns = Callable[[Sequence[str], str], Mapping[str, str]]
 """From the columns there are, and where, to the column of each thing that is read. Raises :class:`DataError`."""
+
+Published = Callable[[Any, Path], Entries]
+"""From the JSON of a file that is no list. Raises :class:`DataError` for a layout that is not read."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,29 @@ class Row:
         """With its image's file."""
         return f"{self.where} ({self.image})" if isinstance(self.image, Path) else self.where
 
+    def having(self, **values: Any) -> "Row":
+        """With other values."""
+        return replace(self, values={**self.values, **values})
+
 
 @dataclass(frozen=True)
 class Table:
     """Rows that are made when asked for, so that no image is held.
 
     :param where: For messages.
+    :param values: Those of one thing that is read, such as ``label``, in every row.
+    :param classes: Their names, where labels are numbers of named classes.
+    :param labelled: Whether rows have a label.
+    :param hint: What to do where image files are missing.
     """
 
     where: str
     size: int
     row: Callable[[int], Row]
+    values: Callable[[str], Iterable[Any]]
+    classes: Sequence[str] | None = None
+    labelled: bool = False
+    hint: str = ""
 
 
 def index_of(folder: Path) -> Path | None:
@@ -63,22 +79,25 @@ def index_of(folder: Path) -> Path | None:
     return folder / found[0] if found else None
 
 
-def index_table(file: Path, images: Path | None, columns: Columns) -> Table:
+def index_table(file: Path, images: Path | None, columns: Columns, published: Published) -> Table:
     """:param images: The folder that images are named relative to; None for the index file's own."""
     if file.suffix.lower() not in KINDS:
         known = f"an index ({', '.join(KINDS)}), or a folder"
         raise DataError(f"{file} is of a kind that is not read. Known: {known}.")
-    entries = list(_entries(file))
-    if not entries:
+    entries = _entries(file, published)
+    if not entries.size:
         raise DataError(f"{file} holds no rows.")
-    column_of = columns(list(dict.fromkeys(key for _, entry in entries for key in entry)), str(file))
+    column_of = columns(entries.columns, str(file))
     folder = file.parent if images is None else images
 
     def row(number: int) -> Row:
-        place, entry = entries[number]
-        return _row(number, f"{file.name}{place}", entry, column_of, folder)
+        place, entry = entries.at(number)
+        return row_from(number, f"{file.name}{place}", entry, column_of, folder)
 
-    return Table(str(file), len(entries), row)
+    def values(what: str) -> Iterator[Any]:
+        return (entries.at(number)[1].get(column_of[what]) for number in range(entries.size))
+
+    return Table(str(file), entries.size, row, values, labelled="label" in column_of, hint=entries.hint)
 
 
 def folder_table(folder: Path, labels: bool) -> Table:
@@ -99,43 +118,28 @@ def folder_table(folder: Path, labels: bool) -> Table:
     def row(number: int) -> Row:
         file = files[number]
         values = {"label": label_of[file.parent]} if label_of else {}
-        return Row(number, file.name, file, values)
+        return Row(number, file.name, file, {"image_id": file.relative_to(folder).as_posix(), **values})
 
-    return Table(str(folder), len(files), row)
+    def values(what: str) -> Iterator[Any]:
+        return (row(number).values.get(what) for number in range(len(files)))
 
-
-def hub_table(name: str, config: str | None, split: str, images: Path | None, columns: Columns) -> Table:
-    """A data set read by the ``datasets`` library, images left as the bytes they are stored as."""
-    from datasets import Image, load_dataset
-    from datasets.exceptions import DatasetsError
-
-    where = f"dataset {name!r}"
-    try:
-        table = load_dataset(name, config, split=split)
-    except (OSError, ValueError, KeyError, DatasetsError) as error:  # a missing network included
-        raise DataError(f"{where} cannot be loaded: {error}") from error
-    if not len(table):
-        raise DataError(f"{where} holds no rows.")
-    column_of = columns(table.column_names, where)
-    table = table.select_columns(list(dict.fromkeys(column_of.values())))
-    for column, feature in table.features.items():
-        if isinstance(feature, Image):
-            # its own decoding ends at the first broken image, and does not say which
-            table = table.cast_column(column, Image(decode=False))
-    folder = Path.cwd() if images is None else images
-
-    def row(number: int) -> Row:
-        return _row(number, f"{where}, row {number}", table[number], column_of, folder)
-
-    return Table(where, len(table), row)
+    classes = [subfolder.name for subfolder in label_of] if label_of else None
+    return Table(str(folder), len(files), row, values, classes, labelled=bool(label_of))
 
 
-def _row(number: int, where: str, entry: Mapping[str, Any], column_of: Mapping[str, str], folder: Path) -> Row:
+def row_from(number: int, where: str, entry: Entry, column_of: Mapping[str, str], folder: Path) -> Row:
+    """A row of a table with columns."""
     values = {what: entry.get(column) for what, column in column_of.items()}
     image = values.pop("image")
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
+        if values.get("image_id") is None:
+            values["image_id"] = image.get("path")
         image = image.get("bytes") or image.get("path")
+    if isinstance(image, tuple):
+        image = next((name for name in image if os.path.isfile(folder / name)), next(iter(image), None))
     if isinstance(image, str):
+        if values.get("image_id") is None:
+            values["image_id"] = image
         image = folder / image if image.strip() else None
     return Row(number, where, image, values)
 
@@ -163,17 +167,30 @@ def _classes(folder: Path, inside: Mapping[Path, Sequence[Path]]) -> dict[Path, 
     return {subfolder: number for number, subfolder in enumerate(inside)}
 
 
-def _entries(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Each row, with its place in the file."""
+def _entries(file: Path, published: Published) -> Entries:
+    if file.suffix.lower() == ".json":
+        document = read_json(file)
+        return _list_entries(document, file) if isinstance(document, list) else published(document, file)
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as UTF-8 text: {error}.") from error
-    read = {".jsonl": _json_lines, ".json": _json_list, ".csv": _csv_rows}[file.suffix.lower()]
-    return read(text, file)
+    rows = list((_csv_rows if file.suffix.lower() == ".csv" else _json_lines)(text, file))
+    return Entries(_columns_of(entry for _, entry in rows), len(rows), rows.__getitem__)
 
 
-def _json_lines(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _list_entries(rows: Sequence[Any], file: Path) -> Entries:
+    for number, row in enumerate(rows):
+        _object(row, f"{file}[{number}]")
+    return Entries(_columns_of(rows), len(rows), lambda number: (f"[{number}]", rows[number]))
+
+
+def _columns_of(entries: Iterable[Entry]) -> list[str]:
+    """Of all rows, as JSON objects need not be alike."""
+    return list(dict.fromkeys(key for entry in entries for key in entry))
+
+
+def _json_lines(text: str, file: Path) -> Iterator[tuple[str, Entry]]:
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split inside a string, at U+2028
         if not line.strip():
             continue
@@ -183,24 +200,13 @@ def _json_lines(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]
             raise DataError(f"{file}:{number} is not JSON: {error}. One object a line is expected.") from error
 
 
-def _json_list(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        entries = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}. Objects one a line belong in a .jsonl file.") from error
-    if not isinstance(entries, list):
-        raise DataError(f"{file} is not a JSON list. A list of objects is expected, one for each image.")
-    for number, entry in enumerate(entries):
-        yield f"[{number}]", _object(entry, f"{file}[{number}]")
-
-
-def _object(entry: Any, where: str) -> Mapping[str, Any]:
+def _object(entry: Any, where: str) -> Entry:
     if not isinstance(entry, dict):
         raise DataError(f"{where} is not a JSON object.")
     return entry
 
 
-def _csv_rows(text: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _csv_rows(text: str, file: Path) -> Iterator[tuple[str, Entry]]:
     reader = csv.DictReader(StringIO(text, newline=""), strict=True)
     try:
         header = list(reader.fieldnames or ())

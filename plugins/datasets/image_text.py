@@ -3,14 +3,17 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ecoflap.core.hookspecs import hookimpl
 from ecoflap.core.parts import Sample
+from ecoflap.plugins.datasets.caption_layouts import coco_entries, karpathy_entries
 from ecoflap.plugins.datasets.flaws import Flaw
 from ecoflap.plugins.datasets.image_tables import Row
 from ecoflap.plugins.datasets.indexed_images import IMAGE, IndexedImages, words_of
+from ecoflap.plugins.datasets.layouts import CAPTIONS, KARPATHY, Entries, recognised
 
 
 @hookimpl
@@ -20,14 +23,18 @@ def ecoflap_register_datasets() -> Mapping[str, type["ImageText"]]:
 
 @dataclass(frozen=True)
 class ImageText(IndexedImages):
-    """Images and captions from an index or from a data set of the hub.
+    """Images and captions from an index, from files as they are published, or from a data set of the hub.
+
+    A sample has the chosen caption as ``text`` and all of its image as ``texts``.
 
     :param path: An index (``.jsonl``, ``.json``, ``.csv``), or a folder with one: ``index.jsonl``, ``index.json``,
-        ``index.csv``, ``metadata.jsonl`` or ``metadata.csv``.
+        ``index.csv``, ``metadata.jsonl`` or ``metadata.csv``. Or the JSON file of COCO captions, of NoCaps, or of
+        Karpathy's splits of COCO or Flickr30k. Or parquet files, or what ``save_to_disk`` wrote; needs ``datasets``.
     :param images: The folder that the index names images relative to, where it is not its own.
-    :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
+    :param dataset: A data set of the Hugging Face hub instead, with its ``config``; needs ``datasets``.
+    :param split: Of a data set or of Karpathy's: ``train``, ``val``, ``test``, or several, ``train+restval``.
     :param columns: Where they are not ``image`` (or ``file_name``) and ``text`` (or ``caption``): ``{text: title}``. A
-        caption is a text or a list of them.
+        caption is a text or a list of them. ``image_id`` and ``kind`` (or NoCaps' ``domain``) may be there.
     :param samples: How many; None for all there are.
     :param order: ``random``: without replacement, for many indexes are sorted by what is seen. ``first``: from the
         first row on, as the paper takes CC3M.
@@ -45,8 +52,19 @@ class ImageText(IndexedImages):
     prefix: bool = False
 
     name: ClassVar[str] = "image_text"
-    reads: ClassVar[Mapping[str, tuple[str, ...]]] = {"image": IMAGE, "text": ("text", "caption")}
+    reads: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "image": IMAGE,
+        "text": ("text", "caption"),
+        "image_id": ("image_id", "id", "cocoid", "imgid", "img_id"),
+        "kind": ("kind", "domain"),
+    }
+    optional: ClassVar[tuple[str, ...]] = ("image_id", "kind")
     empty: ClassVar[str] = "have an empty caption"
+
+    def _published(self, document: Any, file: Path) -> Entries:
+        if recognised(document, file, (CAPTIONS, KARPATHY)) is KARPATHY:
+            return karpathy_entries(document, file, self.split)
+        return coco_entries(document, file)
 
     def _rest(self, row: Row) -> Sample:
         # of the row alone, so that a caption is the same whichever others are drawn
@@ -55,9 +73,9 @@ class ImageText(IndexedImages):
             raise Flaw("empty", row.where)
         caption = random.choice(captions) if self.captions == "random" else captions[0]
         if not self.prefix:
-            return Sample(text=caption)
+            return Sample(text=caption, texts=tuple(captions))
         gaps = list(re.finditer(r"\s+", caption))
         if not gaps:
             raise Flaw("empty", f"{row.where} (of one word, {caption!r:.40}, no half can be taken)")
         cut = gaps[random.randrange((len(gaps) + 1) // 2)]
-        return Sample(question=caption[: cut.start()], answers=(caption[cut.end() :],))
+        return Sample(question=caption[: cut.start()], answers=(caption[cut.end() :],), texts=tuple(captions))

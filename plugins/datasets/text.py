@@ -88,6 +88,10 @@ class Text:
         for path in self._paths():
             yield from _problems_of(path)
 
+    def files(self) -> Iterator[Path]:
+        """Every file that is read, so that a change of any is seen."""
+        return (file for path in self._paths() if path.exists() for file in _files(path))
+
     def _paths(self) -> tuple[Path, ...]:
         if self.path is None:
             shipped = Path(str(files("ecoflap") / "recipes" / "data" / "wikipedia.jsonl"))

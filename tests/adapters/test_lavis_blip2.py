@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ecoflap
 from ecoflap import Replay
 from ecoflap.adapters.lavis_blip2 import CHECKPOINT, LavisBlip2Adapter, in_type, similarities
+from ecoflap.core.abilities import Compares, Generates, Generation
 from ecoflap.core.anatomy import Anatomy, Source
 from ecoflap.core.errors import DataError, ModelError, RecipeError
 from ecoflap.core.observe import Observation
@@ -310,3 +311,61 @@ def test_a_run_in_memory_is_taken_up_again(kind: str, tmp_path: Path):
     second = run(pico.model(kind), tmp_path)
     assert sorted(path.name for path in (folder / "model").iterdir()) == [CHECKPOINT]
     torch.testing.assert_close(second.model.state_dict(), first.model.state_dict(), rtol=0, atol=0)
+
+
+def lively(kind: str) -> Any:
+    """With larger weights, or a pico model says one and the same word to everything."""
+    model = pico.model(kind)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model
+
+
+def questions() -> list[Sample]:
+    asked = [" ".join(pico.WORDS[1 : 3 + number]) for number in range(4)]
+    return [Sample(image=one.image, question=text) for one, text in zip(pico.samples(4), asked, strict=True)]
+
+
+@pytest.mark.parametrize(("beams", "penalty"), [(1, 1.0), (3, -1.0)])
+@pytest.mark.parametrize("kind", ["t5", "opt"])
+def test_says_what_lavis_has_it_say(kind: str, beams: int, penalty: float, adapter: LavisBlip2Adapter):
+    """By LAVIS' own ``predict_answers`` and ``generate``; the latter takes one prompt for all images."""
+    model, samples = lively(kind), questions()
+    generation = Generation(6, 0, beams, penalty)
+    found = adapter.generate(model, samples, generation)
+    images = torch.stack([adapter.processor(sample.image) for sample in samples])
+    if kind == "t5":
+        told = {"image": images, "text_input": [sample.question for sample in samples]}
+        theirs = model.predict_answers(told, num_beams=beams, max_len=6, length_penalty=penalty)
+    else:
+        theirs = [
+            model.generate({"image": image[None], "prompt": sample.question}, num_beams=beams, max_length=6,
+                           length_penalty=penalty)[0]
+            for image, sample in zip(images, samples, strict=True)
+        ]  # fmt: skip
+    assert [said.text for said in found] == theirs
+    assert len(set(theirs)) >= 3
+    assert found == [adapter.generate(model, [sample], generation)[0] for sample in samples]
+
+
+@pytest.mark.parametrize("kind", ["t5", "opt"])
+def test_tokens_of_an_answer_are_those_of_its_text(kind: str, adapter: LavisBlip2Adapter):
+    with pytest.raises(ModelError, match="have it make texts first"):
+        adapter.tokens_of("red dog")
+    model = lively(kind)
+    adapter.generate(model, questions()[:1], Generation(2))
+    tokenizer = getattr(model, f"{kind}_tokenizer")
+    tokens = adapter.tokens_of("red dog")
+    assert tokenizer.decode(tokens) == ("red dog" if kind == "t5" else " red dog")
+    assert model.eos_token_id not in tokens if kind == "opt" else 1 not in tokens
+
+
+def test_a_model_for_retrieval_makes_no_texts(adapter: LavisBlip2Adapter):
+    model = pico.model("retrieval")
+    assert "has no language model" in str(adapter.refuses(model, Generates))
+    assert adapter.refuses(pico.model("t5"), Generates) is None
+    assert adapter.refuses(model, Compares) != adapter.refuses(model, Generates)
+    with pytest.raises(ModelError, match="has no language model"):
+        adapter.generate(model, questions(), Generation())

@@ -1,5 +1,6 @@
 """Recipes: what they become, what every mistake says, and that a resolved recipe loads as itself."""
 
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from string import ascii_lowercase
@@ -53,6 +54,41 @@ def test_a_small_recipe_needs_no_data(parse):
     assert recipe.model.source == "m"
     assert parse(SMALL + "score: norm\n").allocate.use == "ecoflap"
     assert parse(SMALL + "score:\nexport:\n") == recipe
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A dataset that draws."""
+
+    seed: int = 0
+    samples: int = 4
+
+    def __call__(self, adapter, model): ...
+
+
+PICTURES = f"{__name__}:Pictures"
+
+
+def seeds(recipe):
+    """What calibrates, what is scored on, and what evaluates."""
+    drawn = (recipe.calibration.data, recipe.score_calibration.data, recipe.evaluate[0].parameters["data"])
+    return [part.parameters["seed"] for part in drawn]
+
+
+def test_what_calibrates_is_drawn_by_the_recipes_seed_and_what_evaluates_is_not(parse):
+    recipe = SMALL + (
+        f"score: {{use: norm, calibration: {{use: {PICTURES}, samples: 2}}}}\n"
+        f"calibration: {PICTURES}\nevaluate: {{use: perplexity, data: {PICTURES}}}\n"
+    )
+    assert seeds(parse(recipe)) == [0, 0, 0]
+    assert seeds(parse(recipe + "seed: 3\n")) == [3, 3, 0]
+    own = recipe.replace(f"calibration: {PICTURES}\n", f"calibration: {{use: {PICTURES}, seed: 5}}\n")
+    assert seeds(parse(own + "seed: 3\n")) == [5, 3, 0]
+
+
+def test_a_dataset_from_python_has_the_seed_it_was_given(registry):
+    recipe = {"version": 1, "seed": 3, "model": "m", "sparsity": 0.5, "prune": "wanda", "calibration": Pictures()}
+    assert parse_recipe(recipe, registry=registry).calibration.data.parameters["seed"] == 0
 
 
 def test_site_defaults_fill_in_relative_to_their_own_file(parse, folder):
@@ -231,7 +267,7 @@ def test_all_problems_at_once_each_with_its_place(told):
         r.yaml:1:10: version: should be 1, not 2.
         r.yaml:2:7: seed: should be a valid integer, not 'x'.
         r.yaml:3:1: sed: unknown key 'sed'. Did you mean 'seed'?
-        r.yaml:4:20: model.dtyp: unknown key 'dtyp'. Did you mean 'dtype'? Known: adapter, device, dtype,
+        r.yaml:4:20: model.dtyp: unknown key 'dtyp'. Did you mean 'dtype'? Known: adapter, config, device, dtype,
         r.yaml:4:39: model.dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', not 'float64'.
         r.yaml:4:56: model.device: should be auto, cpu, cuda or cuda:N, not 'gpu'.
         r.yaml:5:14: calibration: text needs path:, which is missing.

@@ -1,5 +1,6 @@
 """Questions about images; and here, for all datasets of images, what comes from the ``datasets`` library."""
 
+import sys
 from io import BytesIO
 
 import numpy as np
@@ -32,12 +33,35 @@ def test_is_a_dataset(tmp_path):
         ({"answer": 2}, ("2",)),
         ({"answers": [{"answer": "red", "answer_id": 1}, {"answer": "blue", "answer_id": 2}]}, ("red", "blue")),
         ({"answers": ["red"], "answer": "blue"}, ("red",)),
+        ({"answers": [{"answer": "red"}, {"answer": " "}, {"answer": None}]}, ("red", "", "")),
+        ({"answers": {"answer": ["red", "", "blue"], "answer_id": [1, 2, 3]}}, ("red", "", "blue")),
     ],
 )
 def test_ways_to_write_answers(given, answers, picture, index, read):
     file = index([{"image": picture("a.png"), "question": " Which colour? ", **given}])
     (sample,) = read(ImageQuestionAnswer(path=file, samples=1))
     assert (sample.text, sample.question, sample.answers, sample.label) == (None, "Which colour?", answers, None)
+
+
+def test_ids_and_kind(picture, index, read):
+    good = {"image": picture("a.png"), "question": "Which?", "answers": ["this"]}
+    file = index(
+        [{**good, "question_id": 7, "image_id": "x", "answer_type": "other"}, {**good, "question_id": "8"}, good]
+    )
+    found = read(ImageQuestionAnswer(path=file, samples=None, order="first"))
+    assert [(sample.id, sample.image_id, sample.kind) for sample in found] == [
+        (7, "x", "other"), ("8", "a.png", None), ("a.png", "a.png", None),
+    ]  # fmt: skip
+
+
+def test_an_image_of_several_questions_is_decoded_once(picture, index, read, monkeypatch):
+    decoded = []
+    module = sys.modules["ecoflap.plugins.datasets.indexed_images"]
+    monkeypatch.setattr(module, "read_image", lambda file: decoded.append(file.name) or Pictures.new("RGB", (1, 1)))
+    names = ["a.png", "a.png", "b.png", "a.png"]
+    file = index([{"image": picture(name), "question": "Which?", "answers": ["this"]} for name in names])
+    assert len(read(ImageQuestionAnswer(path=file, samples=None, order="first"))) == 4
+    assert decoded == ["a.png", "b.png", "a.png"]
 
 
 def test_csv(tmp_path, picture, read):
@@ -65,6 +89,8 @@ def test_questions_and_answers_that_are_empty(picture, index, read, told):
         ({"answers": {"text": "x"}}, "its answers is {'text': 'x'}"),
         ({"answers": [None, 1.5]}, "its answers is 1.5"),
         ({"answers": True}, "its answers is True"),
+        ({"question_id": [1]}, "its id is [1]"),
+        ({"image_id": True}, "its image_id is True"),
     ],
 )
 def test_what_is_no_question_or_answer(given, said_of, picture, index, told):

@@ -104,6 +104,17 @@ def test_a_prefix_and_the_rest(picture, index, read):
     assert [sample.question for sample in fewer] == [sample.question for sample in found[:7]]
 
 
+def test_all_captions_of_an_image(picture, index, read):
+    objects = [{"caption": "one"}, {"raw": " "}, {"raw": "two "}]
+    several = {"image": picture("a.png"), "domain": "out-domain"}
+    file = index([{**several, "text": ["one", " ", "two "]}, {**several, "text": objects}])
+    for captions in ("first", "random"):
+        found = read(ImageText(path=file, samples=None, captions=captions, order="first", seed=3))
+        assert [sample.texts for sample in found] == [("one", "two")] * 2
+        assert all(sample.text in sample.texts for sample in found)
+        assert {sample.kind for sample in found} == {"out-domain"}
+
+
 @pytest.mark.parametrize(("caption", "questions"), [("a  b", {"a"}), ("a b c", {"a"}), ("a b c d", {"a", "a b"})])
 def test_short_captions_are_cut_too(caption, questions, picture, index, read):
     file = index([{"image": picture("a.png"), "text": caption}] * 20)
@@ -283,7 +294,7 @@ def test_nothing_is_yielded_after_an_error(flawed):
     assert len(found) < 4
 
 
-@pytest.mark.parametrize("row", [{"text": 1.5}, {"text": {"raw": "x"}}, {"text": ["x", True]}, {"image": 7}])
+@pytest.mark.parametrize("row", [{"text": 1.5}, {"text": {"title": "x"}}, {"text": ["x", True]}, {"image": 7}])
 def test_what_is_of_another_kind_is_never_passed_over(row, picture, index, told):
     good = {"image": picture("a.png"), "text": "x"}
     (said,) = told(ImageText(path=index([good, {**good, **row}]), samples=2, skip=True))
@@ -311,7 +322,7 @@ def test_names_that_no_file_can_have(name, index, told):
         ({"path": Path(__file__), "images": Path(__file__).with_name("test_imag_text.py")},
          r"images: .* does not exist\. Did you mean 'test_image_text\.py'"),
         ({"path": Path(__file__), "columns": {"txt": "caption"}},
-         r"columns names 'txt', which is not read\. Did you mean 'text'\? Known: image, text\."),
+         r"columns names 'txt', which is not read\. Did you mean 'text'\? Known: image, text, image_id, kind\."),
         ({"path": Path(__file__)}, r"is of a kind that is not read\. Known: an index \(\.jsonl, \.json, \.csv\)"),
         ({"path": Path(__file__).with_name("test_imag_text.py")}, "does not exist. Did you mean 'test_image_text.py'?"),
     ],
@@ -371,7 +382,7 @@ def test_columns_that_are_not_there(index, told):
         ("a.jsonl", b'{"image": "a.png", "text": "x"}\nnonsense\n', "a.jsonl:2 is not JSON: "),
         ("a.jsonl", b"[1]\n", "a.jsonl:1 is not a JSON object."),
         ("a.json", b'{"image": "a.png"}\n{}', "a.json is not JSON: "),
-        ("a.json", b"{}", "a.json is not a JSON list. A list of objects is expected, one for each image."),
+        ("a.json", b"{}", "a.json is of a layout that is not known: an empty object. Read here: a list of objects, "),
         ("a.json", b"[{}, 1]", "a.json[1] is not a JSON object."),
         ("a.csv", b"image,text\na.png,a, b\n", "a.csv:2 has more cells than the first line has columns."),
         ("a.csv", b"image,text,text\na.png,a,b\n", "a.csv has several columns of the name 'text'."),

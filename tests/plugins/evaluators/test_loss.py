@@ -1,0 +1,109 @@
+import math
+from statistics import stdev
+from typing import Any
+
+import pico_t5
+import pytest
+import torch
+from speaking import Given
+from table import ROWS
+from torch import nn
+
+import ecoflap
+from ecoflap.adapters.contrastive import pair_problems
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import DataError, EcoflapError, ModelError
+from ecoflap.core.parts import Evaluator, Sample
+from ecoflap.core.recipe import parse_recipe
+from ecoflap.plugins.evaluators.loss import Loss
+
+
+class Counted(LlamaAdapter):
+    """Its loss is the mean of the numbers in the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[int]] = []
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        assert not torch.is_grad_enabled()
+        self.batches.append(batch["input_ids"][:, 0].tolist())
+        return batch["input_ids"][:, 0].double().mean()
+
+
+def numbers(*values: int) -> Given:
+    return Given([Sample(tokens=torch.tensor([value])) for value in values])
+
+
+def test_is_an_evaluator():
+    assert isinstance(Loss(Given([])), Evaluator)
+
+
+def test_by_hand():
+    """Batches of 2, 2 and 1 + 2: the last sample, alone, joins those before."""
+    adapter = Counted()
+    found = Loss(numbers(1, 3, 2, 2, 9), 2)(nn.Identity(), adapter)["loss"]
+    assert adapter.batches == [[1, 3], [2, 2, 9]]
+    assert found.value == pytest.approx(17 / 5)
+    assert (found.n, found.unit, found.larger_is_better) == (5, "samples", False)
+    terms = [2 / 5 * (2 - 17 / 5), 3 / 5 * (13 / 3 - 17 / 5)]
+    assert found.standard_error == pytest.approx(math.sqrt(2 * sum(term**2 for term in terms)))
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "wanted"),
+    [(1, 8, [1]), (2, 1, [1, 1]), (4, 3, [4]), (5, 3, [3, 2]), (6, 3, [3, 3]), (7, 3, [3, 4]), (3, 1, [1, 1, 1])],
+)
+def test_no_sample_is_alone_in_a_larger_batch(count: int, size: int, wanted: list[int]):
+    adapter = Counted()
+    Loss(numbers(*range(count)), size)(nn.Identity(), adapter)
+    assert [len(batch) for batch in adapter.batches] == wanted
+    assert [value for batch in adapter.batches for value in batch] == list(range(count))
+
+
+def test_of_single_samples_the_error_is_that_of_a_mean():
+    found = Loss(numbers(1, 2, 3, 6), 1)(nn.Identity(), Counted())["loss"]
+    assert found.value == 3
+    assert found.standard_error == pytest.approx(stdev([1, 2, 3, 6]) / 2)
+    assert Loss(numbers(5))(nn.Identity(), Counted())["loss"].standard_error == math.inf
+
+
+SOME = ("t5_untied_gated", "blip2_opt", "clip", "vit_classifier", "lavis BLIP-2 T5", "lavis BLIP-2 retrieval")
+
+
+@pytest.mark.parametrize("row", [name for name in SOME if name in ROWS])
+def test_is_the_adapters_own(row: str):
+    model, adapter, data = ROWS[row].build(), ROWS[row].adapter(), ROWS[row].samples(4)
+    adapter.towers(model)
+    with torch.no_grad():
+        halves = [float(adapter.loss(model, adapter.collate(data[at : at + 2]))) for at in (0, 2)]
+    found = Loss(Given(data), 2)(model, adapter)["loss"]
+    assert found.value == pytest.approx(sum(halves) / 2)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_contrastive_loss_is_refused_a_batch_of_one():
+    use = {"use": "ecoflap.plugins.evaluators.loss:Loss", "data": {"use": "image_text", "path": "x", "samples": 9}}
+    recipe = {"version": 1, "model": "./m", "sparsity": 0.5, "prune": "magnitude"}
+    registry = ecoflap.load_registry()
+    alone, pairs = (parse_recipe({**recipe, "evaluate": [{**use, "batch_size": size}]}, registry=registry)
+                    for size in (1, 2))  # fmt: skip
+    assert list(pair_problems(alone)) == [
+        "evaluate.0.batch_size is 1, but a contrastive loss compares pairs with each other: set 2 or more."
+    ]
+    assert list(pair_problems(pairs)) == []  # of nine samples none is left over
+
+
+def test_a_broken_model_and_no_data():
+    with pytest.raises(DataError, match="loss: its data holds no sample"):
+        Loss(Given([]))(nn.Identity(), Counted())
+    model = pico_t5.build()
+    model.lm_head.weight.data[:] = math.nan
+    with pytest.raises(ModelError, match="loss: that of batch 0 is nan; the model is broken"):
+        Loss(Given(pico_t5.questions(2)))(model, pico_t5.adapter())
+    with pytest.raises(EcoflapError, match="batch_size is 0; at least 1 is needed"):
+        parse_recipe(
+            {"version": 1, "model": "./m", "sparsity": 0.5, "prune": "magnitude", "evaluate": {
+                "use": "ecoflap.plugins.evaluators.loss:Loss", "data": {"use": "text"}, "batch_size": 0}},
+            registry=ecoflap.load_registry(),
+        )  # fmt: skip

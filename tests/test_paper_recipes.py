@@ -1,0 +1,186 @@
+"""The paper's recipes: planned from the configurations that ship, and held to its settings and to counts by hand."""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import ecoflap
+from ecoflap.core.figures import bytes_text
+from ecoflap.core.preparation import DataNotReady, adapter_for, prepare
+from ecoflap.core.preview import tables
+from ecoflap.core.recipe import load_recipe
+from ecoflap.core.source import open_source
+
+FOLDER = Path(__file__).parents[1] / "recipes" / "paper"
+PAPER = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+class Setting(NamedTuple):
+    """Of the authors' scripts.
+
+    :param most: The most that a block may lose; None for a uniform sparsity.
+    :param forwards: By hand: two losses a matrix and batch, or four for the batch of a backward that recomputes.
+    """
+
+    sparsity: float
+    most: float | None
+    batch_size: int
+    samples: int | None
+    forwards: int
+
+
+T5 = 24 * (4 + 3) + 24 * (4 + 4 + 3)
+BLIP2, RETRIEVAL, CLIP, EVA, LLAMA = 39 * 4 + T5, 39 * 4, 12 * 4 + 12 * 4, 40 * 4, 32 * 7
+SETTINGS = {
+    "blip2-zeroth-wanda": Setting(0.5, 0.6, 8, 32, 2 * BLIP2 * 4),
+    "blip2-first-wanda": Setting(0.5, 0.6, 1, 128, 4 * 128),
+    "blip2-zeroth-sparsegpt": Setting(0.6, 0.7, 1, 32, 2 * BLIP2 * 32),
+    "blip2-uniform-wanda": Setting(0.5, None, 1, None, 0),
+    "blip2-uniform-sparsegpt": Setting(0.5, None, 1, None, 0),
+    "blip2-retrieval-zeroth-wanda": Setting(0.5, 0.6, 8, 32, 2 * RETRIEVAL * 4),
+    "blip2-retrieval-first-wanda": Setting(0.5, 0.6, 8, 128, 4 * 16),
+    "blip2-retrieval-uniform-wanda": Setting(0.5, None, 8, None, 0),
+    "blip2-retrieval-uniform-sparsegpt": Setting(0.5, None, 8, None, 0),
+    "clip-zeroth-wanda": Setting(0.4, 0.5, 16, 32, 2 * CLIP * 2),
+    "clip-zeroth-sparsegpt": Setting(0.4, 0.5, 16, 32, 2 * CLIP * 2),
+    "clip-uniform-wanda": Setting(0.4, None, 16, None, 0),
+    "clip-uniform-sparsegpt": Setting(0.4, None, 16, None, 0),
+    "eva-zeroth-wanda": Setting(0.5, 0.6, 8, 32, 2 * EVA * 4),
+    "eva-first-wanda": Setting(0.5, 0.6, 8, 128, 4 * 16),
+    "eva-uniform-wanda": Setting(0.5, None, 8, None, 0),
+    "flan-t5-zeroth-wanda": Setting(0.5, 0.6, 8, 32, 2 * T5 * 4),
+    "flan-t5-first-wanda": Setting(0.5, 0.6, 1, 128, 4 * 128),
+    "flan-t5-uniform-wanda": Setting(0.5, None, 8, None, 0),
+    "llama-zeroth-wanda": Setting(0.6, 0.7, 1, 32, 2 * LLAMA * 32),
+    "llama-first-wanda": Setting(0.6, 0.7, 1, 128, 4 * 128),
+    "llama-uniform-wanda": Setting(0.6, None, 1, None, 0),
+}
+PUBLISHED = {
+    "Salesforce/blip2-flan-t5-xl": {
+        "vision_model": 986e6, "qformer query_tokens language_projection": 107e6, "language_model": 2.85e9, "": 3.94e9,
+    },
+    "Salesforce/blip2-itm-vit-g-coco": {"vision_model": 986e6},
+    "google/flan-t5-xl": {"": 2.85e9},
+    "huggyllama/llama-7b": {"": 6_738_415_616},
+    "open_clip:ViT-B-16-quickgelu/openai": {"": 149.62e6},
+    "open_clip:EVA01-g-14/laion400m_s11b_b41k": {"": 1136.44e6},
+}  # fmt: skip
+"""Parameters as papers, model cards and open_clip's list of models have them, of a model and of parts of it."""
+PRUNABLE = {
+    "blip2": 39 * (3 + 1 + 2 * 6144 / 1408) * 1408**2 + 24 * (4 + 3 * 2.5) * 2048**2 + 24 * (8 + 3 * 2.5) * 2048**2,
+    "blip2-retrieval": 39 * (3 + 1 + 2 * 6144 / 1408) * 1408**2,
+    "clip": 12 * (3 + 1 + 8) * (768**2 + 512**2),
+    "eva": 40 * (3 + 1 + 2 * 6144 / 1408) * 1408**2,
+    "flan-t5": 24 * (4 + 3 * 2.5) * 2048**2 + 24 * (8 + 3 * 2.5) * 2048**2,
+    "llama": 32 * (4 * 4096**2 + 3 * 4096 * 11008),
+}
+
+
+@pytest.fixture(scope="module")
+def registry():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ECOFLAP_REGISTRY", raising=False)
+        return ecoflap.load_registry(installed=False)
+
+
+@pytest.fixture(scope="module")
+def weightless():
+    """An adapter that has its model; a model without weights is built once for all tests of it."""
+    built = {}
+
+    def weightless(source, *rest):
+        adapter = adapter_for(source, *rest)
+        if source.name not in built:
+            built[source.name] = adapter.load(source, None, "meta")
+        adapter.load = lambda *_: built[source.name]
+        return adapter
+
+    return weightless
+
+
+@pytest.fixture
+def paper(registry, weightless, monkeypatch):
+    """A recipe of the paper, taken apart for its plan."""
+    monkeypatch.setattr("ecoflap.core.preparation.adapter_for", weightless)
+
+    def paper(name):
+        path = PAPER[name]
+        # the harness takes half a minute to list its tasks, and says nothing of the model
+        recipe = load_recipe(path, set_=["evaluate=null"] if "lm_eval" in path.read_text() else [], registry=registry)
+        try:
+            return prepare(recipe, registry, planning=True)
+        except DataNotReady as error:  # and nothing else is wrong
+            return error.prepared
+
+    return paper
+
+
+def test_every_recipe_of_the_paper_has_its_settings():
+    assert PAPER.keys() == SETTINGS.keys()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_settings_are_the_papers(name, registry):
+    recipe, wanted = load_recipe(PAPER[name], registry=registry), SETTINGS[name]
+    score = recipe.score.part.parameters if recipe.score else {}
+    most = recipe.allocate.parameters.get("max_sparsity")
+    keys = recipe.calibration
+    assert (recipe.sparsity, most, keys.batch_size, score.get("samples")) == wanted[:4]
+    assert keys.data.parameters["samples"] == 128
+    assert score.get("noises", 1) == 1
+    assert score.get("eps", 1e-3) == 1e-3
+    assert recipe.score is None or recipe.score.granularity == "block"
+    assert recipe.prune.use == name.rpartition("-")[2]
+
+
+@pytest.mark.parametrize("family", PRUNABLE)
+def test_the_papers_recipes_are_planned_from_what_ships(family, paper):
+    """Without a network, a weight or data; prunable weights and forwards are those by hand."""
+    names = [name for name in PAPER if re.fullmatch(rf"{family}-(zeroth|first|uniform)-\w+", name)]
+    assert len(names) >= 3
+    for name in names:
+        prepared = paper(name)
+        assert all(parameter.is_meta for parameter in prepared.model.parameters())
+        assert prepared.size == round(PRUNABLE[family])
+        score = dict(tables(prepared)[1].rows)["score"]
+        assert (f"{SETTINGS[name].forwards:,} forwards" in score) == bool(SETTINGS[name].forwards), name
+
+
+def test_the_memory_for_blip2_is_that_by_hand(paper):
+    """Two bytes a weight; in float32 what lies outside the blocks, and a block of the decoder, the largest one."""
+    needs = {row[0]: row[1] for row in tables(paper("blip2-zeroth-wanda"))[-1].rows}
+    total, decoder_block = 3_942_446_592, (8 + 3 * 2.5) * 2048**2
+    qformer = 12 * (4 + 8) * 768**2 + 6 * 2 * (768 + 1408) * 768
+    outside = total - round(PRUNABLE["blip2"]) - qformer
+    assert needs["peak memory"] == bytes_text(round(5e8 + 2 * total + 4 * (outside + decoder_block)))
+
+
+@pytest.mark.parametrize("source", PUBLISHED)
+def test_the_configurations_have_the_published_parameters(source, registry, weightless):
+    config = FOLDER / "configs" / source.rpartition("/")[2]
+    opened = open_source(source, Path.cwd(), config if config.exists() else None)
+    model = weightless(opened, registry, None).load()
+    for parts, published in PUBLISHED[source].items():
+        within = tuple(parts.split())
+        there = [w for name, w in model.named_parameters() if not within or name.split(".")[0] in within]
+        assert sum(parameter.numel() for parameter in there) == pytest.approx(published, rel=3e-3)
+
+
+def test_the_captions_of_classes_are_made_as_the_readme_says(tmp_path, monkeypatch):
+    open_clip = pytest.importorskip("open_clip")
+    code = re.search(r"```python\n(import json.*?)```", (FOLDER / "README.md").read_text("utf-8"), flags=re.DOTALL)[1]
+    for number in (2, 0, 1):
+        folder = tmp_path / "data" / "imagenet" / "train" / f"n0{number}"
+        folder.mkdir(parents=True)
+        for image in range(64):
+            (folder / f"{image}.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    rows = [json.loads(line) for line in Path("data/imagenet/train.jsonl").read_text().splitlines()]
+    assert len({row["image"] for row in rows}) == 128
+    for row in rows:
+        number = int(re.fullmatch(r"train/n0(\d)/\d+\.jpg", row["image"])[1])
+        assert row["text"] == f"a photo of a {open_clip.IMAGENET_CLASSNAMES[number]}."
