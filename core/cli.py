@@ -82,13 +82,61 @@ def run(
 @app.command()
 def plan(recipe: RecipeArgument, set_: SetOption = None, registry: RegistryOption = None) -> None:
     """Say what a run would do and need, and every problem of its recipe, without reading weights."""
-    from ecoflap.core.preview import preview
+    from ecoflap.core.preparation import DataNotReady
+    from ecoflap.core.preview import preview, tables
     from ecoflap.core.recipe import find_recipe, load_recipe
     from ecoflap.core.registry import load_registry
     from ecoflap.core.tables import show
 
     loaded = load_registry(registry)
-    show(preview(load_recipe(find_recipe(recipe), set_=set_ or (), registry=loaded), loaded))
+    try:
+        show(preview(load_recipe(find_recipe(recipe), set_=set_ or (), registry=loaded), loaded))
+    except DataNotReady as error:  # what a run would need is asked before the data are fetched
+        show(tables(error.prepared))
+        raise
+
+
+@app.command()
+def sweep(
+    what: Annotated[str, typer.Argument(help="A sweep's file or a recipe's, or the name of one that ships.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE,VALUE", help="Values that a key takes in turn: sparsity=0.5,0.6."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N or A,B", help="How many seeds, counted from 0, or which.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="The sweep's folder; runs/sweeps/NAME by default.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do all anew, deleting what these runs have left.")] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep each run's model/, not only exports.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Run every combination of methods, values and seeds, and compare them; go on with what was cut off."""
+    with _stoppable():
+        from ecoflap.core.registry import load_registry
+        from ecoflap.core.sweep import planned_sweep
+        from ecoflap.core.sweep import sweep as run_sweep
+        from ecoflap.core.tables import show, sweep_table
+
+        loaded = load_registry(registry)
+        if dry_run:
+            target, cells = planned_sweep(
+                what, set_=set_ or (), seeds=seeds, folder=folder, registry=loaded, fresh=fresh
+            )
+            show(sweep_table(target, cells, fresh))
+            return
+        done = run_sweep(
+            what, set_=set_ or (), seeds=seeds, folder=folder, registry=loaded, fresh=fresh, keep_models=keep_models
+        )
+        if done.finished:
+            _compare([done.folder], None, as_markdown=False)
+    if done.failed:
+        told = "".join(f"\n  {path.name}: {message}" for path, message in done.failed.items())
+        print(f"ecoflap: {len(done.failed)} failed; the same command tries again{told}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.command(name="list")
@@ -168,19 +216,33 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, or of sweeps.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the report goes; a sweep's own folder, or runs/comparison, by default.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
-    """Put finished runs side by side: sparsity, measures before and after, time, memory, bytes."""
-    from ecoflap.core.report import comparison
-    from ecoflap.core.report import markdown as as_markdown
+    """Put finished runs side by side, in a table and in a report: measures, sparsity, scores, time, memory, bytes."""
+    _compare(runs, out, as_markdown=markdown)
+
+
+def _compare(runs: list[Path], out: Path | None, *, as_markdown: bool) -> None:
+    from ecoflap.core.comparison import compared
+    from ecoflap.core.comparison_page import write_comparison
+    from ecoflap.core.comparison_table import markdown, notes, rows, tower_rows
+    from ecoflap.core.sweep_runs import is_sweep
     from ecoflap.core.tables import comparison_table, show
 
-    rows = comparison(runs)
-    if markdown:
-        print("\n".join(as_markdown(rows)))
+    found = compared(runs)
+    if as_markdown:
+        print("\n".join(markdown(rows(found))))
     else:
-        show([comparison_table(rows)])
+        towers = tower_rows(found)
+        show([comparison_table(rows(found)), *([comparison_table(towers, "pruned of each tower")] if towers else [])])
+        print("\n".join(notes(found)))
+    target = out or (runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path("runs") / "comparison")
+    page = write_comparison(found, target, target.resolve().name)
+    print(f"report: {page}", file=sys.stderr)
 
 
 class _Terminated(KeyboardInterrupt):

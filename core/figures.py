@@ -1,11 +1,17 @@
 """Numbers as tables and pages show them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log10
+from statistics import fmean
 from typing import Any
 
 NOTHING = "–"
+
+
+def mean(values: Sequence[int | float]) -> float:
+    """Of equal numbers their own value, without rounding."""
+    return float(values[0]) if min(values) == max(values) else fmean(values)
 
 
 def measure_text(measure: Mapping[str, Any] | None) -> str:
@@ -22,6 +28,11 @@ def bytes_text(count: int | float) -> str:
         return f"{count:.0f} B"
     power = min(int(log10(count) / 3 + 1e-9), 4)
     return f"{count / 1000**power:.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def ratio_text(size: int | float, model: int | float) -> str:
+    """`` (0.66×)``; nothing of a model that has no bytes."""
+    return f" ({size / model:.2f}×)" if model else ""
 
 
 def time_text(seconds: int | float) -> str:

@@ -1,18 +1,16 @@
-"""What a run came to, as data, as a table that compares runs, and as a page."""
+"""What a run came to, as data and as a page."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from ecoflap.core.environment import machine, versions
-from ecoflap.core.figures import NOTHING, bytes_text, measure_text, time_text
 from ecoflap.core.files import write_whole
 from ecoflap.core.plan import Plan
 from ecoflap.core.recipe_model import Recipe
 from ecoflap.core.report_page import page
-from ecoflap.core.run import RunFolder, read_json, require_finished
+from ecoflap.core.run import RunFolder
 
 
 def make_report(
@@ -43,6 +41,7 @@ def make_report(
         "sparsity": planned["sparsity"],
         "towers": planned["towers"],
         "groups": planned["groups"],
+        "blocks": blocks_planned(planned),
         "measures": measures,
         "bytes": sizes,
         "stages": folder.stages(),
@@ -66,64 +65,14 @@ def method_of(report: Mapping[str, Any]) -> str:
     return " → ".join([*names, recipe["allocate"]["use"], recipe["prune"]["use"]])
 
 
-Row = dict[str, str]
+def blocks_planned(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of a plan as it is stored: each block's tower, size and how many weights it keeps.
 
-
-def comparison(paths: Sequence[Path]) -> list[Row]:
-    """A row a run, with the same columns in each.
-
-    :raises EcoflapError: For a path that is no finished run.
+    Groups may be layers or towers; blocks are what runs can be compared by.
     """
-    reports = [read_json(require_finished(path).report) for path in paths]
-    metrics = list(dict.fromkeys(name for report in reports for name in report["measures"]["pruned"]))
-    exports = list(dict.fromkeys(name for report in reports for name in report["bytes"] if name != "model"))
-    return [_row(name, report, metrics, exports) for name, report in zip(_distinct(paths), reports, strict=True)]
-
-
-def _distinct(paths: Sequence[Path]) -> list[str]:
-    """The folders' names; their paths where two are called the same."""
-    names = [path.resolve().name for path in paths]
-    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
-
-
-def _row(run: str, report: Mapping[str, Any], metrics: Sequence[str], exports: Sequence[str]) -> Row:
-    row = {"run": run, "method": method_of(report), "sparsity": f"{100 * report['sparsity']:.2f} %"}
-    for name in metrics:
-        for stage in ("dense", "pruned"):
-            row[f"{name} {stage}"] = measure_text(report["measures"][stage].get(name))
-    row["time"] = time_text(sum(stage["seconds"] for stage in report["stages"]))
-    row["peak memory"] = bytes_text(max(stage["peak_memory"] for stage in report["stages"]))
-    model = report["bytes"]["model"]
-    row["model"] = bytes_text(model)
-    for name in exports:
-        size = report["bytes"].get(name)
-        row[name] = NOTHING if size is None else bytes_text(size) + ratio_text(size, model)
-    return row
-
-
-def ratio_text(size: int, model: int) -> str:
-    return f" ({size / model:.2f}×)" if model else ""
-
-
-def markdown(rows: Sequence[Row]) -> Iterator[str]:
-    """The rows as the lines of a Markdown table; numbers to the right."""
-    columns = list(rows[0])
-    cells = [columns, *([row[column].replace("|", "\\|") for column in columns] for row in rows)]
-    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
-    left = [column in TEXTS for column in columns]
-    head, *body = (_line(line, widths, left) for line in cells)
-    yield head
-    rules = (":" + "-" * (w + 1) if is_left else "-" * (w + 1) + ":" for w, is_left in zip(widths, left, strict=True))
-    yield f"|{'|'.join(rules)}|"
-    yield from body
-
-
-TEXTS = ("run", "method")
-"""Columns that hold no numbers."""
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> str:
-    padded = (
-        f"{cell:{'<' if is_left else '>'}{width}}" for cell, width, is_left in zip(cells, widths, left, strict=True)
-    )
-    return f"| {' | '.join(padded)} |"
+    blocks: dict[str, dict[str, Any]] = {}
+    for layer in plan["layers"].values():
+        block = blocks.setdefault(layer["block"], {"tower": layer["tower"], "size": 0, "keep": 0})
+        block["size"] += layer["size"]
+        block["keep"] += layer["keep"]
+    return blocks

@@ -1,98 +1,132 @@
 """A run's report as one page of HTML that needs nothing else."""
 
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ecoflap.core.figures import NOTHING, bytes_text, export_sizes, forms, measure_text
+from ecoflap.core.charts import Line, Panel, Strip, by_block, can_draw
+from ecoflap.core.figures import NOTHING, bytes_text, export_sizes, forms, measure_text, time_text
+from ecoflap.core.report_html import bars, document, figures, folded, paragraphs, table
+from ecoflap.core.strict_yaml import write_yaml
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: .5rem 0 1.5rem }
-th, td { padding: .25rem .75rem; text-align: left; border-bottom: 1px solid #ddd }
-td.bar { width: 22rem } .bar span { display: block; height: .8rem; background: #3b6ea5 }
-"""
-
-
-EXPORT_COLUMNS = ("export", "model", "deflated", "dense file", "stored", "pruned weights", "notes")
-CHECK_COLUMNS = ("export", "view", "runtime", "largest difference", "tolerance")
+NO_DRAWINGS = "Drawings need matplotlib: pip install 'ecoflap[report]'."
+EXPORT_COLUMNS = ("export", ">model", ">deflated", ">dense file", ">stored", "pruned weights", "<notes")
+CHECK_COLUMNS = ("export", "view", "runtime", ">largest difference", ">tolerance")
 
 
 def page(name: str, report: Mapping[str, Any]) -> str:
     """The whole page, from what ``report.json`` holds."""
-    sections = [
-        ("What it came to", _table(("", ""), _facts(report))),
-        ("Before and after", _table(("measure", "dense", "pruned", "over"), _measures(report["measures"]))),
-        ("Sparsity by tower", _bars(report["towers"].items())),
-        ("Sparsity by group", _bars((n, 1 - g["keep"] / g["size"]) for n, g in report["groups"].items())),
-        ("Scores", _table(("group", "score", "standard error"), _scores(report["groups"]))),
-        ("Exports", _table(EXPORT_COLUMNS, _exports(report.get("exports", {}))) if report.get("exports") else "none"),
-        ("Read again", _table(CHECK_COLUMNS, _checks(report.get("exports", {})))),
-        ("Stages", _table(("stage", "seconds", "peak memory"), _stages(report["stages"]))),
-        ("Warnings", _table(("",), ((warning,) for warning in report["warnings"])) if report["warnings"] else "none"),
-    ]
-    body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections)
-    title = escape(name)
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{title}</h1>{body}</body></html>\n'
+    exports = report.get("exports", {})
+    return document(
+        name,
+        [
+            ("What it came to", table(("", "<"), _facts(report))),
+            ("Before and after", table(("measure", ">dense", ">pruned", ">over", ""), _measures(report["measures"]))),
+            ("Sparsity by tower", bars((n, f"{100 * share:.2f} %", share) for n, share in report["towers"].items())),
+            ("Sparsity and scores by block", _by_block(report)),
+            ("Groups", table(("group", ">sparsity", ">score", ">standard error"), _groups(report["groups"]))),
+            ("Weights on disk", bars(_sizes(report["bytes"]))),
+            ("Exports", table(EXPORT_COLUMNS, _exports(exports))),
+            ("Exports read again", table(CHECK_COLUMNS, _checks(exports))),
+            ("Time by stage", bars(_stages(report["stages"]))),
+            ("Peak memory by the end of a stage", bars(_memory(report["stages"]))),
+            ("Warnings", table(("<",), ((warning,) for warning in report["warnings"])) or "none"),
+            ("Recipe", folded("with every default", write_yaml(report["recipe"]))),
+        ],
+    )
 
 
-def _facts(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     recipe = report["recipe"]
     yield "model", recipe["model"]["source"]
     yield "prune", recipe["prune"]["use"]
     yield "allocate", recipe["allocate"]["use"]
     if recipe.get("score"):
         yield "score", recipe["score"]["use"]
+    yield "seed", str(recipe["seed"])
     yield "sparsity", f"{100 * report['sparsity']:.4f} % of {report['prunable']:,} prunable weights"
     yield "kept", f"{report['kept']:,} weights, of which {report['kept_zeros']:,} happen to be zero"
-    for name, size in report["bytes"].items():
-        yield f"{name}, bytes of weights", f"{size:,}"
     yield "machine", ", ".join(f"{key} {value}" for key, value in report["machine"].items())
     yield "versions", ", ".join(f"{key} {value}" for key, value in report["versions"].items())
+    yield "finished", report["finished"]
 
 
-def _measures(measures: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
+def better(measure: Mapping[str, Any]) -> str:
+    """Which way is better; nothing where an evaluator does not say."""
+    larger = measure.get("larger_is_better")
+    return "" if larger is None else f"{'larger' if larger else 'smaller'} is better"
+
+
+def _measures(measures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for name, pruned in measures["pruned"].items():
         over = f"{pruned['n']:,} {pruned['unit']}"
-        yield name, measure_text(measures["dense"].get(name)), measure_text(pruned), over
+        yield name, measure_text(measures["dense"].get(name)), measure_text(pruned), over, better(pruned)
 
 
-def _scores(groups: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
+def _by_block(report: Mapping[str, Any]) -> str:
+    strips = [Strip("pruned in %", "block", _panels(blocks_of(report)), is_share=True)] if blocks_of(report) else []
+    scored = {name: group for name, group in report["groups"].items() if group["score"] is not None}
+    if scored:
+        strips.append(Strip("score", scored_unit(report), _panels(scores_of(scored))))
+    if not strips:
+        return ""
+    return figures([(by_block("blocks", strips), "")]) if can_draw() else paragraphs([NO_DRAWINGS])
+
+
+def blocks_of(report: Mapping[str, Any]) -> dict[str, list[float]]:
+    """By tower, the sparsity of each block in the order the model runs them."""
+    towers: dict[str, list[float]] = {}
+    for block in report.get("blocks", {}).values():
+        towers.setdefault(block["tower"], []).append(1 - block["keep"] / block["size"])
+    return towers
+
+
+def scores_of(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+    """By tower, the score of each group; groups of several towers are together."""
+    towers: dict[str, list[float]] = {}
+    for group in groups.values():
+        towers.setdefault(group["tower"] or "all towers", []).append(group["score"])
+    return towers
+
+
+def scored_unit(report: Mapping[str, Any]) -> str:
+    """What shares one sparsity: ``block``, ``layer``, …"""
+    return str((report["recipe"].get("score") or {}).get("granularity", "group"))
+
+
+def _panels(towers: Mapping[str, Sequence[float]]) -> list[Panel]:
+    return [Panel(name, [Line.counted("", ([share] for share in v))]) for name, v in towers.items()]
+
+
+def _groups(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for name, group in groups.items():
-        if group["score"] is not None:
-            error = group["standard_error"]
-            yield name, f"{group['score']:.6g}", NOTHING if error is None else f"{error:.2g}"
+        score, error = group["score"], group["standard_error"]
+        told = (NOTHING if score is None else f"{score:.6g}", NOTHING if error is None else f"{error:.2g}")
+        yield name, f"{100 * (1 - group['keep'] / group['size']):.2f} %", *told
 
 
-def _exports(manifests: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
+def _sizes(sizes: Mapping[str, int]) -> Iterator[tuple[str, str, float]]:
+    largest = max(sizes.values(), default=0) or 1
+    for name, size in sizes.items():
+        yield name, f"{bytes_text(size)} ({size:,} bytes)", size / largest
+
+
+def _exports(manifests: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for name, manifest in manifests.items():
         sizes = (NOTHING if size is None else bytes_text(size) for size in export_sizes(manifest))
         yield name, *sizes, forms(manifest), " ".join(manifest["notes"])
 
 
-def _checks(manifests: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
+def _checks(manifests: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for name, manifest in manifests.items():
         for check in manifest["checks"]:
             yield name, check["view"], check["runtime"], f"{check['difference']:.2g}", f"{check['tolerance']:.2g}"
 
 
-def _stages(stages: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, ...]]:
-    for stage in stages:
-        yield stage["stage"], f"{stage['seconds']:.1f}", bytes_text(stage["peak_memory"])
+def _stages(stages: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str, float]]:
+    longest = max((stage["seconds"] for stage in stages), default=0) or 1
+    return [(stage["stage"], time_text(stage["seconds"]), stage["seconds"] / longest) for stage in stages]
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    titles = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{titles}</tr>{body}</table>"
-
-
-def _bars(shares: Iterable[tuple[str, float]]) -> str:
-    return f"<table>{''.join(_bar(name, share) for name, share in shares)}</table>"
-
-
-def _bar(name: str, share: float) -> str:
-    percent = f"{100 * share:.2f}"
-    bar = f'<td class="bar"><span style="width:{percent}%"></span></td>'
-    return f"<tr><td>{escape(name)}</td><td>{percent} %</td>{bar}</tr>"
+def _memory(stages: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str, float]]:
+    most = max((stage["peak_memory"] for stage in stages), default=0) or 1
+    return [(stage["stage"], bytes_text(stage["peak_memory"]), stage["peak_memory"] / most) for stage in stages]

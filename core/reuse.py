@@ -49,6 +49,11 @@ def _alike(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, keys: Seq
             yield folder
 
 
+def what_scores_depend_on(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a plain recipe; the files it names count too."""
+    return {key: value for key, value in _comparable(recipe).items() if key in SCORES_DEPEND_ON}
+
+
 def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What shares a sparsity says nothing about what was scored."""
     score = recipe.get("score") or {}

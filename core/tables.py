@@ -3,16 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import getdoc, signature
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ecoflap.core.figures import NOTHING, bytes_text, export_sizes, forms, measure_text
+from ecoflap.core.comparison_table import TEXTS, Row
+from ecoflap.core.figures import NOTHING, bytes_text, export_sizes, forms, measure_text, ratio_text
 from ecoflap.core.registry import Registry
-from ecoflap.core.report import TEXTS, Row, method_of, ratio_text
+from ecoflap.core.report import method_of
 from ecoflap.core.signature import KINDS
+from ecoflap.core.sweep_grid import Cell
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,29 @@ def export_tables(manifests: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     return [section for section in sections if section.rows]
 
 
-def comparison_table(rows: Sequence[Row]) -> Section:
+def comparison_table(rows: Sequence[Row], title: str = "") -> Section:
     columns = [column if column in TEXTS else f">{column}" for column in rows[0]]
-    return Section("", columns, [list(row.values()) for row in rows])
+    return Section(title, columns, [list(row.values()) for row in rows])
+
+
+def sweep_table(folder: Path, cells: Sequence[Cell], fresh: bool) -> list[Section]:
+    """The runs of a sweep in their order, and what each takes over."""
+    states = ["to do" if fresh else cell.state for cell in cells]
+    rows = [
+        (str(number), cell.folder.path.name, state, *_taken_over(cell, cells[: number - 1]))
+        for number, (cell, state) in enumerate(zip(cells, states, strict=True), 1)
+    ]
+    columns = (">", "run", "state", "scores", "dense evaluation")
+    return [Section(f"{folder}: {len(cells)} runs, {states.count('done')} of them done", columns, rows)]
+
+
+def _taken_over(cell: Cell, earlier: Sequence[Cell]) -> tuple[str, str]:
+    """From the first run before it that has them."""
+    scored = next((str(at) for at, one in enumerate(earlier, 1) if one.scores == cell.scores), "")
+    evaluated = next((str(at) for at, one in enumerate(earlier, 1) if one.model == cell.model), "")
+    scores = (f"those of {scored}" if scored else "computed") if cell.scored else "none"
+    dense = (f"that of {evaluated}" if evaluated else "computed") if cell.recipe.evaluate else "none"
+    return scores, dense
 
 
 def parts(registry: Registry, kind: str | None) -> list[Section]:

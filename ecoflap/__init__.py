@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ecoflap.core.replay import Replay as Replay
     from ecoflap.core.statistics import ColumnNorm as ColumnNorm
     from ecoflap.core.statistics import Gram as Gram
+    from ecoflap.core.sweep import sweep as sweep
 
 _HOME = {
     "anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
@@ -63,6 +64,7 @@ _HOME = {
     "registry": ("load_registry",),
     "replay": ("Replay",),
     "statistics": ("ColumnNorm", "Gram"),
+    "sweep": ("sweep",),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

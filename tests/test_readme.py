@@ -15,11 +15,13 @@ from ecoflap.core.packed import save_packed
 from ecoflap.core.recipe import parse_recipe
 from ecoflap.core.sealed import flat
 from ecoflap.core.signature import KINDS
+from ecoflap.core.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "docs/adapters.md",
+    "docs/compare.md",
     "docs/exports.md",
     "docs/methods.md",
     "docs/packed.md",
@@ -58,7 +60,7 @@ def test_the_examples_of_a_page_work(page, place):
         else:
             exec(compile(code, page, "exec"), namespace)
     for file in place.glob("*.yaml"):
-        if "plugins:" not in file.read_text():
+        if not {"plugins", "recipe"} & read_yaml(file.read_text(), str(file)).value.keys():
             parse_recipe(file.read_text(), registry=ecoflap.load_registry(installed=False), file=file)
 
 

@@ -299,9 +299,12 @@ def write(name: str, folder: Path, pictures: Iterable[Picture], classes: Sequenc
             number = classes.index(picture.label)
             shown.append({"file_name": picture.file, "label": number, "class": picture.label})
     info = {"description": f"The {name} part of easy-VQA 1.0 and of the emoji of Twitter and Google"}
-    save(folder / f"{name}_questions.json", {"info": info, "data_subtype": name, "questions": questions})
-    save(folder / f"{name}_annotations.json", {"info": info, "data_subtype": name, "annotations": annotations})
-    save(folder / f"{name}_captions.json", {"info": info, "images": images, "annotations": captions})
+    about = {"info": info, "data_subtype": name}
+    captioned = {caption["image_id"] for caption in captions}
+    some = [image for image in images if image["id"] in captioned]
+    save(folder / f"{name}_questions.json", {**about, "images": images, "questions": questions})
+    save(folder / f"{name}_annotations.json", {**about, "annotations": annotations})
+    save(folder / f"{name}_captions.json", {"info": info, "images": some, "annotations": captions})
     emoji = [image for image in images if image["source"] in STYLES]
     drawn = {image["id"] for image in emoji}
     said = [caption for caption in captions if caption["image_id"] in drawn]

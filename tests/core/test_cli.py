@@ -44,7 +44,7 @@ def test_help_and_version_do_not_wait_for_torch(argument):
 def test_help_names_every_command(ecoflap_command):
     code, out, _ = ecoflap_command("--help")
     assert code == 0
-    assert all(command in out for command in ("run", "plan", "list", "inspect", "compare", "--version"))
+    assert all(command in out for command in ("run", "sweep", "plan", "list", "inspect", "compare", "--version"))
 
 
 def test_a_run_says_what_it_came_to(finished):
@@ -64,6 +64,8 @@ def test_a_run_says_what_it_came_to(finished):
         ["run", "x", "--sparsity", "0.5"],
         ["prune", "x"],
         ["compare"],
+        ["sweep"],
+        ["sweep", "x", "--seeds"],
         ["plan", "quickstart", "extra"],
     ],
 )  # fmt: skip
@@ -249,14 +251,16 @@ def test_inspect_shows_a_model_without_reading_its_weights(pico, ecoflap_command
     assert "nowhere" in err
 
 
-def test_compare_puts_runs_side_by_side(finished, recipe_file, ecoflap_command, tmp_path):
+def test_compare_puts_runs_side_by_side(finished, recipe_file, ecoflap_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder, *_ = finished
     other = tmp_path / "b" / "finished"
     sparser = recipe_file(sparsity=0.75, export=None, evaluate=None, score=None)
     assert ecoflap_command("run", sparser, "--folder", other)[0] == 0
     code, out, _ = ecoflap_command("compare", folder, other)
     assert code == 0
-    head, _, first, second = (line for line in out.splitlines() if line.strip())
+    head, _, first, second, *said = (line for line in out.splitlines() if line.strip())
+    assert said[0] == "Measures: value ± standard error."
     for column in (
         "run",
         "method",
@@ -274,7 +278,11 @@ def test_compare_puts_runs_side_by_side(finished, recipe_file, ecoflap_command, 
     assert "75.00 %" in second
     assert "uniform → wanda" in second
     assert "–" in second
-    code, out, _ = ecoflap_command("compare", folder, other, "--markdown")
+    assert (tmp_path / "runs" / "comparison" / "report.html").is_file()
+    code, out, err = ecoflap_command("compare", folder, other, "--markdown", "--out", tmp_path / "out")
+    assert err == f"report: {tmp_path / 'out' / 'report.html'}\n"
+    assert len(json.loads((tmp_path / "out" / "report.json").read_text())["runs"]) == 2
+    assert (tmp_path / "out" / "report.md").read_text().startswith(out)
     lines = out.splitlines()
     assert len(lines) == 4
     assert len({len(line) for line in lines}) == len({line.count("|") for line in lines}) == 1
@@ -294,6 +302,62 @@ def test_compare_refuses_what_is_not_finished(finished, ecoflap_command, tmp_pat
     assert err == f"ecoflap: {tmp_path / 'none'}: no run folder: it has no recipe.yaml\n"
 
 
+def test_a_sweep_is_listed_run_compared_and_found_again(recipe_file, ecoflap_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = recipe_file(export=None)
+    grid = ["sweep", file, "--set", "allocate=uniform,ecoflap", "--seeds", "2"]
+    code, out, err = ecoflap_command(*grid, "--dry-run")
+    assert code == 0, err
+    assert "4 runs, 0 of them done" in out
+    line = next(line.split() for line in out.splitlines() if "allocate-ecoflap-seed-1" in line)
+    assert line == ["4", "allocate-ecoflap-seed-1", "to", "do", "computed", "that", "of", "1"]
+    assert not (tmp_path / "runs").exists()
+
+    code, out, err = ecoflap_command(*grid)
+    assert code == 0, err
+    folder = tmp_path / "runs" / "sweeps" / "recipe"
+    assert f"sweep folder {folder}: 4 runs: 4 to do" in err
+    assert f"report: {folder / 'report.html'}" in err
+    found = [line.split("  ")[0].strip() for line in out.splitlines() if "→" in line]
+    assert found == ["uniform → wanda", "zeroth_order → ecoflap → wanda"]
+    assert {name.name for name in folder.glob("report.*")} == {
+        f"report.{kind}" for kind in ("html", "json", "csv", "md")
+    }
+
+    code, out, err = ecoflap_command(*grid, "--dry-run")
+    assert "4 runs, 4 of them done" in out
+    code, out, _ = ecoflap_command("compare", folder)
+    assert code == 0
+    assert "mean ± standard deviation over seeds" in out
+
+
+def test_a_sweep_with_problems_is_2_and_begins_nothing(recipe_file, ecoflap_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = ecoflap_command("sweep", recipe_file(), "--set", "sparsty=0.5,0.6", "--set", "prune.use=wonda")
+    assert code == 2
+    assert err.startswith("ecoflap: 2 problems\n  --set sparsty=0.5,0.6: sparsty: unknown key 'sparsty'. Did you mean")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_with_a_run_that_failed_is_1_and_compares_the_rest(recipe_file, ecoflap_command, tmp_path, monkeypatch):
+    from ecoflap.core import sweep
+    from ecoflap.core.errors import EcoflapError
+
+    run = sweep.run
+
+    def sometimes(recipe, **keywords):
+        if recipe.sparsity == 0.6:
+            raise EcoflapError("no such luck")
+        return run(recipe, **keywords)
+
+    monkeypatch.setattr(sweep, "run", sometimes)
+    arguments = ["sweep", recipe_file(export=None), "--set", "sparsity=0.5,0.6", "--folder", tmp_path / "s"]
+    code, out, err = ecoflap_command(*arguments)
+    assert code == 1
+    assert "Not finished, and left out: sparsity-0.6-seed-0" in out
+    assert err.endswith("1 failed; the same command tries again\n  sparsity-0.6-seed-0: no such luck\n")
+
+
 @pytest.mark.slow
 def test_the_installed_command_ends_with_2_and_no_traceback(recipe_file, tmp_path):
     command = [sys.executable, "-c", "from ecoflap.core.cli import main; main()", "run", recipe_file(sparsity=1.7)]
@@ -308,6 +372,6 @@ def test_a_terminal_without_these_letters_does_not_end_a_run(finished, tmp_path)
     folder, *_ = finished
     command = [sys.executable, "-c", "from ecoflap.core.cli import main; main()", "compare", folder]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "zeroth_order ? ecoflap ? wanda" in ended.stdout

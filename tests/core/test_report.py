@@ -7,8 +7,7 @@ import pytest
 
 import ecoflap
 from ecoflap.core.figures import bytes_text, measure_text, time_text
-from ecoflap.core.report import comparison, markdown
-from ecoflap.core.report_page import page
+from ecoflap.core.report_page import NO_DRAWINGS, page
 
 VOID = {"meta", "br", "hr", "img", "link"}
 
@@ -27,6 +26,9 @@ class Page(HTMLParser):
         self.attributes += attrs
         if tag not in VOID:
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += attrs
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -59,9 +61,9 @@ def test_the_report_holds_what_the_files_do(run):
 def test_the_page_is_well_formed_needs_nothing_and_has_the_numbers(run):
     text = (run.folder / "report.html").read_text()
     read = Page(text)
-    assert not [value for name, value in read.attributes if name in ("src", "href")]
+    assert not [value for name, value in read.attributes if name in ("src", "href") and not value.startswith("#")]
     assert "://" not in text
-    assert "url(" not in text
+    assert text.count("url(") == text.count("url(#")
     perplexity = run.report["measures"]["pruned"]["perplexity"]
     for number in ("50.0000 %", "23,040", "11,520", measure_text(perplexity), "model.layers.2", "zeroth_order"):
         assert number in read.text
@@ -85,19 +87,33 @@ def test_evaluators_with_one_name_are_numbered(plain, tmp_path):
         assert [measure["n"] for measure in measures.values()] == [30, 45]
 
 
-def test_a_markdown_cell_cannot_end_its_column():
-    head, rule, row = markdown([{"run": "a|b", "method": "m", "time": "1.0 s"}])
-    assert row == r"| a\|b | m      | 1.0 s |"
-    assert rule == "|:-----|:-------|------:|"
-    assert len(head) == len(rule) == len(row)
+def test_the_report_has_each_block_whatever_the_groups_are(run, plain, tmp_path):
+    layers = plain(score={"use": "zeroth_order", "samples": 2, "granularity": "layer"})
+    other = ecoflap.run(layers, folder=tmp_path / "layers")
+    for report in (run.report, other.report):
+        assert list(report["blocks"]) == [f"model.layers.{i}" for i in range(3)]
+        assert {block["tower"] for block in report["blocks"].values()} == {"language"}
+        assert sum(block["size"] for block in report["blocks"].values()) == 23040
+        assert sum(block["keep"] for block in report["blocks"].values()) == 11520
+    assert len(other.report["groups"]) == 21
 
 
-def test_a_row_a_run_with_the_same_columns(run, plain, tmp_path):
-    other = ecoflap.run(plain(evaluate=None, export=["hugging_face"]), folder=tmp_path / "other")
-    rows = comparison([run.folder, other.folder])
-    assert rows[0].keys() == rows[1].keys()
-    assert rows[1]["perplexity dense"] == rows[1]["safetensors"] == rows[0]["hugging_face"] == "–"
-    assert rows[1]["hugging_face"].endswith("(1.00×)")
+def test_the_page_draws_blocks_and_folds_the_recipe(run):
+    text = page("run", run.report)
+    assert text.count("<svg") == 1
+    for said in ("pruned in %", "score", "language"):
+        assert said in text[text.index("<svg") : text.index("</svg>")]
+    recipe = text[text.index("<details>") :]
+    assert "granularity: block" in recipe
+    assert text == page("run", run.report)
+
+
+def test_without_matplotlib_the_page_says_so_and_keeps_its_tables(run, monkeypatch):
+    monkeypatch.setattr("ecoflap.core.report_page.can_draw", lambda: False)
+    text = page("run", run.report)
+    assert "<svg" not in text
+    assert NO_DRAWINGS in Page(text).text
+    assert "model.layers.2" in text
 
 
 @pytest.mark.parametrize(

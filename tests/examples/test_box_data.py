@@ -44,18 +44,25 @@ def rows(part: str) -> list[tuple[int, str, str, str]]:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_question_has_one_answer_and_a_picture(part: str):
-    images = {row["id"]: row["file_name"] for row in read(f"{part}_captions")["images"]}
+    images = {row["id"]: row["file_name"] for row in read(f"{part}_questions")["images"]}
     assert {image for image, *_ in rows(part)} == set(images)
     assert all(
         row["answers"][0]["answer"] == row["multiple_choice_answer"]
         for row in read(f"{part}_annotations")["annotations"]
     )
     assert all(name == f"{number:012d}.png" for number, name in images.items())
-    assert {row["image_id"] for row in read(f"{part}_captions")["annotations"]} <= set(images)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_captioned_picture_has_captions(part: str):
+    captions = read(f"{part}_captions")
+    assert {row["image_id"] for row in captions["annotations"]} == {row["id"] for row in captions["images"]}
+    named = [row for row in read(f"{part}_questions")["images"] if row in captions["images"]]
+    assert named == captions["images"]
 
 
 def test_the_parts_share_no_picture_and_leave_none_over():
-    images = [row["file_name"] for part in PARTS for row in read(f"{part}_captions")["images"]]
+    images = [row["file_name"] for part in PARTS for row in read(f"{part}_questions")["images"]]
     assert len(images) == len(set(images))
     assert sorted(images) == sorted(file.name for file in (DATA / "images").iterdir())
 
