@@ -10,19 +10,43 @@ import pytest
 import ecoflap
 from ecoflap.core.budget import keep_count
 from ecoflap.core.recipe import find_recipe, load_recipe
+from ecoflap.core.sweep_file import read_sweep
+from ecoflap.core.sweep_grid import grid_of
 
 ROOT = Path(__file__).parents[1]
 SHIPPED, EXAMPLES = sorted((ROOT / "recipes").rglob("*.yaml")), sorted((ROOT / "examples").rglob("*.yaml"))
-RECIPES = {path.stem: path for path in (*SHIPPED, *EXAMPLES)}
 
-SMALL = {
-    "quickstart": [
-        "calibration.samples=2", "calibration.sequence_length=16", "score.calibration.samples=2",
-        "score.calibration.sequence_length=16", "evaluate.data.samples=2", "evaluate.data.sequence_length=16",
-    ],
-    "stable-rank": [],
-}  # fmt: skip
+
+def named(path):
+    """``box/blip2``, as the command has it; an example's goes by its file."""
+    return path.relative_to(ROOT / "recipes").with_suffix("").as_posix() if path in SHIPPED else path.stem
+
+
+FILES = {named(path): path for path in (*SHIPPED, *EXAMPLES)}
+SWEEPS = {name: path for name, path in FILES.items() if "\nrecipe:" in path.read_text("utf-8")}
+RECIPES = {name: path for name, path in FILES.items() if name not in SWEEPS}
+PAPER = {name for name in RECIPES if name.startswith("paper/")}
+"""Of models too large to run here: test_paper_recipes.py plans them."""
+
+FEW_WORDS = [
+    "calibration.samples=2", "calibration.sequence_length=16", "score.calibration.samples=2",
+    "score.calibration.sequence_length=16", "evaluate.data.samples=2", "evaluate.data.sequence_length=16",
+]  # fmt: skip
+ON_PICO = {"quickstart-llama": FEW_WORDS, "box/smollm2": FEW_WORDS, "stable-rank": []}
 """What makes a recipe fit a pico model."""
+
+FEW_PICTURES = ["calibration.samples=4", "score.samples=2"]
+ON_ITS_OWN = {
+    "quickstart": [*FEW_PICTURES, "evaluate.data.samples=4"],
+    "box/blip2": [*FEW_PICTURES, "evaluate.data.samples=4"],
+    "box/clip": [
+        "calibration.samples=16",
+        "score.samples=16",
+        "evaluate.0.data.samples=4",
+        "evaluate.1.data.samples=4",
+    ],
+}
+"""What makes a recipe for a model in the box short."""
 
 
 @pytest.fixture
@@ -41,13 +65,14 @@ def registry(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_first_line_runs_the_recipe(name, monkeypatch):
+@pytest.mark.parametrize("name", FILES)
+def test_the_first_line_runs_it(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    first = RECIPES[name].read_text("utf-8").splitlines()[0]
-    command = re.fullmatch(r"# (?:pip install \S+ && )?ecoflap run (\S+)", first)
+    first = FILES[name].read_text("utf-8").splitlines()[0]
+    verb = "sweep" if name in SWEEPS else "run"
+    command = re.fullmatch(rf"# (?:pip install \S+ && )?ecoflap {verb} (\S+)", first)
     assert command, first
-    assert find_recipe(command[1]).resolve() == RECIPES[name].resolve()
+    assert find_recipe(command[1]).resolve() == FILES[name].resolve()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -56,9 +81,30 @@ def test_the_recipe_is_valid(name, registry):
     assert recipe.sparsity is not None or recipe.pattern is not None
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_run_of_a_sweep_is_valid_with_its_model(name, registry, tmp_path):
+    """At one of its sparsities, the others being alike."""
+    sweep = read_sweep(SWEEPS[name])
+    assert all(0 < value.value.value < 1 for value in sweep.axes["sparsity"])
+    cells = grid_of(read_sweep(SWEEPS[name], ["sparsity=0.5"]), tmp_path, registry)
+    assert len(cells) == len(sweep.methods) * len(sweep.seeds or (0,))
+
+
+def test_every_recipe_is_run_on_something():
+    assert {*ON_PICO, *ON_ITS_OWN, *PAPER} == {*RECIPES}
+
+
+@pytest.mark.parametrize("name", ON_PICO)
 def test_the_recipe_runs_on_a_pico_model(name, registry, pico_llama_folder, tmp_path):
-    set_ = [f"model.source={pico_llama_folder}", *SMALL[name]]
-    done = ecoflap.run(RECIPES[name], folder=tmp_path / "run", set_=set_, registry=registry)
+    run(name, registry, tmp_path / "run", [f"model.source={pico_llama_folder}", *ON_PICO[name]])
+
+
+@pytest.mark.parametrize("name", ON_ITS_OWN)
+def test_the_recipe_runs_on_the_model_in_the_box(name, registry, tmp_path):
+    run(name, registry, tmp_path / "run", ON_ITS_OWN[name])
+
+
+def run(name, registry, folder, set_):
+    done = ecoflap.run(RECIPES[name], folder=folder, set_=set_, registry=registry)
     assert done.report["kept"] == done.plan.keep == keep_count(done.plan.size, done.recipe.sparsity)
-    assert (tmp_path / "run" / "exports" / "safetensors" / "model.packed.safetensors").is_file()
+    assert (folder / "exports" / "safetensors" / "model.packed.safetensors").is_file()

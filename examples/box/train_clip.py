@@ -3,7 +3,7 @@
     python examples/box/make_data.py
     python examples/box/train_clip.py
 
-About half an hour on one free CPU thread. A killed training goes on from its checkpoint in ``.cache/clip``: all that is
+Less than an hour on one free CPU thread. A killed training goes on from its checkpoint in ``.cache/clip``: all that is
 random follows from the seed and the step. Validation is looked at and chooses nothing; the last step is what ships.
 
 The loss is CLIP's symmetric InfoNCE (Radford et al., ICML 2021). There is one picture of each emoji, so it is moved,
@@ -29,7 +29,7 @@ from torch import Tensor
 HERE = Path(__file__).parent
 TRAIN, DATA, WORK, SHIPPED = HERE / ".cache/train", HERE / "data", HERE / ".cache/clip", HERE / "clip"
 SEED = 0
-STEPS, WARM_UP, WHOLE = 2000, 50, 250  # the last so many steps see whole images
+CYCLES, WARM_UP, WHOLE = (2000, 3200), 50, 250  # the last so many steps of a cycle see whole images
 BATCH, KEPT = 96, 0.5  # the share of the patches that a training image keeps
 MUON_RATE, ADAM_RATE, DECAY, BETAS = 3e-3, 2e-3, 0.1, (0.9, 0.98)
 SIZE, PATCH, LENGTH, VOCABULARY, WIDTH = 64, 8, 32, 2048, 128
@@ -218,11 +218,21 @@ def loss(clip: Any, images: Tensor, texts: Tensor, same: Tensor) -> Tensor:
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
+def place(step: int) -> tuple[int, int]:
+    """Which step of its cycle it is, and of how many."""
+    for steps in CYCLES:
+        if step < steps:
+            return step, steps
+        step -= steps
+    raise ValueError("the training is over")
+
+
 def rate(step: int) -> float:
-    """Of the full rate: linear warm-up, then half a cosine to zero."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (STEPS - WARM_UP)))
+    """Of the full rate: in each cycle a linear warm-up, then half a cosine to zero (Loshchilov & Hutter, ICLR 2017)."""
+    at, steps = place(step)
+    if at < WARM_UP:
+        return (at + 1) / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (at - WARM_UP) / (steps - WARM_UP)))
 
 
 def batch_of(step: int, count: int) -> list[int]:
@@ -290,7 +300,8 @@ def one_loss(clip: Any, tokens: Any, seen: tuple[Tensor, list[Concept]], step: i
     texts = [caption(one, random) for one in shown]
     same = torch.tensor([[one == other for other in texts] for one in texts])
     views = augment(pixels[chosen], recolour, mirror, generator)
-    images = image_features(clip, 2 * views - 1, KEPT if step < STEPS - WHOLE else 1, generator)
+    at, steps = place(step)
+    images = image_features(clip, 2 * views - 1, KEPT if at < steps - WHOLE else 1, generator)
     return loss(clip, images, text_features(clip, tokens, texts), same)
 
 
@@ -376,7 +387,7 @@ def main() -> None:
     )
     before = cut(log, first)
     started = {name: clock() - before[name] for name, clock in clocks.items()}
-    for step in range(first, STEPS):
+    for step in range(first, sum(CYCLES)):
         value = one_loss(clip, tokens, seen, step)
         advance(clip, both, value, step)
         total += float(value.detach()) / LOG_EVERY
