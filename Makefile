@@ -15,7 +15,7 @@ REUSE := --set reuse=$(firstword $(RUNS))
 .PHONY: help demo demo-llama test test-slow test-lavis compat lint types docs bench clean
 
 help:
-	@echo "make demo        prune the BLIP-2 in the box by ECoFLaP and uniformly, at 60 % and at 70 %, and compare the four"
+	@echo "make demo        prune the BLIP-2 in the box by ECoFLaP and uniformly, at 60 % and at 70 %, and compare"
 	@echo "make demo-llama  the same with a LLaMA of 135 million weights, at 50 % and at 60 %"
 	@echo "make test        run the tests"
 	@echo "make test-slow   run those that take long: every family's every view through ONNX"

@@ -127,7 +127,7 @@ class _Prepared:
         self._known: dict[str, bool | EcoflapError] = {}
 
     def __call__(self, cell: Cell) -> Cell:
-        key = json.dumps({**cell.recipe.plain(), "seed": 0})
+        key = json.dumps(_without_seeds(cell.recipe.plain()))
         if key not in self._known:
             try:
                 self._known[key] = prepare(cell.recipe, self._registry).looks_at_scores
@@ -137,6 +137,15 @@ class _Prepared:
         if isinstance(known, EcoflapError):
             raise known
         return replace(cell, scored=known)
+
+
+def _without_seeds(plain: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as written, but for its own seed and those that its calibrations have from it."""
+    score = plain.get("score") or {}
+    for keys in (plain, plain.get("calibration"), score.get("calibration")):
+        if keys:
+            keys.pop("seed", None)
+    return plain
 
 
 def _not_another(cell: Cell) -> Cell:
