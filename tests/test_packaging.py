@@ -29,7 +29,7 @@ from ecoflap.core.recipe import find_recipe, load_recipe
 from ecoflap.plugins.datasets.text import Text
 
 registry = ecoflap.load_registry(installed=False)
-path = find_recipe("quickstart")
+path = find_recipe("quickstart-llama")
 recipe = load_recipe(path, registry=registry)
 (shipped,) = Text()._paths()
 used = [ecoflap.__file__, registry.find("pruner", "wanda").__module__, recipe.prune.use, list(Text().problems())]
@@ -133,7 +133,7 @@ def test_recipes_registry_and_text_are_found_from_any_folder(installed, how):
     if installed[how]:
         assert home == installed[how] / "ecoflap"
     quickstart, *texts = [Path(path).resolve() for path in paths]
-    assert quickstart == (home / "recipes" / "quickstart.yaml").resolve()
+    assert quickstart == (home / "recipes" / "quickstart-llama.yaml").resolve()
     assert texts == [(home / "recipes" / "data" / "wikipedia.jsonl").resolve()] * 2
 
 

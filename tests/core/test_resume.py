@@ -211,9 +211,12 @@ def test_a_signal_ends_it_with_how_to_go_on(recipe, unbroken, lasting, ecoflap_c
     )
     (tmp_path / "signals.yaml").write_text("version: 1\nplugins: {signals: signals}\n")
     arguments = ["run", tmp_path / "recipe.yaml", "--folder", tmp_path / "run"]
+    # a shell has what it runs in the background ignore the one of Ctrl-C, these tests included
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
         ended, _, said = ecoflap_command(*arguments, "--registry", tmp_path / "signals.yaml")
+    signal.signal(signal.SIGINT, before)
     sys.modules.pop("signals")
     assert ended == code
     assert said.endswith("\necoflap: stopped; the same command goes on from here\n")
