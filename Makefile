@@ -87,11 +87,11 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 
 # In one command each: a pin that comes later breaks what was installed before it.
 $(VENV_LAVIS)/.installed: pyproject.toml | $(VENV_LAVIS)/bin/python
-	$(VENV_LAVIS)/bin/python -m pip install --quiet -e ".[lavis,pytest]"
+	$(VENV_LAVIS)/bin/python -m pip install --quiet -e ".[lavis,pytest,report]"
 	@touch $@
 
 $(VENV_COMPAT)/.installed: pyproject.toml | $(VENV_COMPAT)/bin/python
-	$(VENV_COMPAT)/bin/python -m pip install --quiet -e ".[clip,gguf,images,pytest]" "transformers==4.51.3"
+	$(VENV_COMPAT)/bin/python -m pip install --quiet -e ".[caption,clip,gguf,images,pytest,report]" "transformers==4.51.3"
 	@touch $@
 
 # $(call environment,FOLDER,CANDIDATES,CONDITION,WORDS) makes a virtual environment of the first Python that will do.

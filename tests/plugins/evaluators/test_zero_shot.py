@@ -10,6 +10,7 @@ import pico_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from table import ROWS
 
 from ecoflap.core.errors import DataError, ModelError, RecipeError
 from ecoflap.core.parts import Evaluator, Sample
@@ -18,6 +19,8 @@ from ecoflap.core.recipe import parse_recipe
 from ecoflap.core.registry import load_registry
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.evaluators.zero_shot import ZeroShot
+
+needs_clip = pytest.mark.skipif("clip" not in ROWS, reason="transformers here is too old for it")
 
 USE = "ecoflap.plugins.evaluators.zero_shot:ZeroShot"
 NAMES = tuple(pico_clip.WORDS[10:17])
@@ -55,6 +58,7 @@ def test_is_an_evaluator():
     assert isinstance(ZeroShot(Given()), Evaluator)
 
 
+@needs_clip
 def test_by_hand():
     """One text and one image at a time, in float64."""
     model, adapter, samples = pico_clip.clip(), pico_clip.clip_adapter(), labelled([n % 7 for n in range(9)])
@@ -109,11 +113,13 @@ def test_names_come_from_the_data_a_list_or_a_file(tmp_path: Path):
     assert ZeroShot(Given(), NAMES).templates == ("a photo of a {}.",)
 
 
+@needs_clip
 def test_among_five_classes_only_the_first_is_told():
     found = ZeroShot(Given(labelled([0, 1, 2]), NAMES[:5]))(pico_clip.clip(), pico_clip.clip_adapter())
     assert found.keys() == {"zero-shot top-1"}
 
 
+@needs_clip
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
@@ -157,6 +163,7 @@ def test_what_is_right_is_not_talked_about(tmp_path: Path):
     of_recipe(classes=str(tmp_path / "names.txt"), templates=["{}", "a {}"])
 
 
+@needs_clip
 def test_folders_give_the_names(tmp_path: Path):
     for folder, sample in zip(("w3_of", "w4_a"), pico_clip.pictures(2), strict=True):
         (tmp_path / folder).mkdir()
