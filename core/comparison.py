@@ -9,7 +9,8 @@ from statistics import stdev
 from typing import Any
 
 from ecoflap.core.figures import mean
-from ecoflap.core.report import blocks_planned, method_of
+from ecoflap.core.report import blocks_planned, is_scored, method_of
+from ecoflap.core.report_page import blocks_of
 from ecoflap.core.reuse import what_scores_depend_on
 from ecoflap.core.run import RunFolder, read_json, require_finished
 from ecoflap.core.sweep_runs import is_sweep, swept_runs
@@ -164,10 +165,6 @@ def _of_the_method(report: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report["recipe"].items() if key not in left}
 
 
-def is_scored(report: Mapping[str, Any]) -> bool:
-    return any(group["score"] is not None for group in report["groups"].values())
-
-
 def told_apart(bases: Sequence[str], recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names, with what tells apart those that are the same: ``wanda (prune.compare=layer)``."""
     flats = [{key: value for key, value in flat(recipe).items() if key not in SEEDS} for recipe in recipes]
@@ -275,10 +272,7 @@ def blocks_by_tower(run: Compared) -> dict[str, list[float]]:
     blocks = run.report.get("blocks")
     if blocks is None:
         blocks = blocks_planned(read_json(RunFolder(run.folder).plan))
-    towers: dict[str, list[float]] = {}
-    for block in blocks.values():
-        towers.setdefault(block["tower"], []).append(1 - block["keep"] / block["size"])
-    return towers
+    return blocks_of(blocks)
 
 
 def spread(values: Sequence[float]) -> float | None:

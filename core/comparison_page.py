@@ -12,13 +12,13 @@ from ecoflap.core.comparison import (
     Group,
     as_data,
     blocks_by_tower,
-    is_scored,
     told_apart,
     what_differs,
 )
 from ecoflap.core.comparison_table import TEXTS, Row, as_csv, markdown, notes, rows, run_rows
 from ecoflap.core.figures import bytes_text as exact_bytes
 from ecoflap.core.files import write_whole
+from ecoflap.core.report import is_scored
 from ecoflap.core.report_html import document, figures, folded, paragraphs, table
 from ecoflap.core.report_page import NO_DRAWINGS, better, scored_unit, scores_of
 from ecoflap.core.strict_yaml import write_yaml

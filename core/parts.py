@@ -53,6 +53,11 @@ class Sample:
     image_id: str | int | None = None
     kind: str | None = None
 
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All that people said of the image; the one text where there are no others."""
+        return self.texts or (() if self.text is None else (self.text,))
+
 
 class Estimate(float):
     """A score that is a mean over random draws or batches, with the terms it is a mean of.

@@ -57,11 +57,15 @@ def write_report(folder: RunFolder, report: Mapping[str, Any]) -> None:
     write_whole(folder.report, json.dumps(report, indent=1, allow_nan=False))
 
 
+def is_scored(report: Mapping[str, Any]) -> bool:
+    """Whether the run looked at scores; a recipe may have a scorer that nothing asked."""
+    return any(group["score"] is not None for group in report["groups"].values())
+
+
 def method_of(report: Mapping[str, Any]) -> str:
     """``zeroth_order → ecoflap → wanda``, as far as the run used them."""
     recipe = report["recipe"]
-    scored = any(group["score"] is not None for group in report["groups"].values())
-    names = [recipe["score"]["use"]] if scored else []
+    names = [recipe["score"]["use"]] if is_scored(report) else []
     return " → ".join([*names, recipe["allocate"]["use"], recipe["prune"]["use"]])
 
 

@@ -63,7 +63,8 @@ def _measures(measures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, 
 
 
 def _by_block(report: Mapping[str, Any]) -> str:
-    strips = [Strip("pruned in %", "block", _panels(blocks_of(report)), is_share=True)] if blocks_of(report) else []
+    blocks = blocks_of(report.get("blocks", {}))
+    strips = [Strip("pruned in %", "block", _panels(blocks), is_share=True)] if blocks else []
     scored = {name: group for name, group in report["groups"].items() if group["score"] is not None}
     if scored:
         strips.append(Strip("score", scored_unit(report), _panels(scores_of(scored))))
@@ -72,10 +73,10 @@ def _by_block(report: Mapping[str, Any]) -> str:
     return figures([(by_block("blocks", strips), "")]) if can_draw() else paragraphs([NO_DRAWINGS])
 
 
-def blocks_of(report: Mapping[str, Any]) -> dict[str, list[float]]:
+def blocks_of(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
     """By tower, the sparsity of each block in the order the model runs them."""
     towers: dict[str, list[float]] = {}
-    for block in report.get("blocks", {}).values():
+    for block in blocks.values():
         towers.setdefault(block["tower"], []).append(1 - block["keep"] / block["size"])
     return towers
 

@@ -18,6 +18,7 @@ from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.figures import time_text
 from ecoflap.core.pipeline import run
 from ecoflap.core.registry import Registry, load_registry
+from ecoflap.core.report import is_scored
 from ecoflap.core.reuse import what_scores_depend_on
 from ecoflap.core.run import RunFolder, open_run, read_json
 from ecoflap.core.sweep_file import read_sweep
@@ -129,8 +130,7 @@ def _recorded(target: Path, cells: Sequence[Cell]) -> Iterator[Recorded]:
     for name in [entry["folder"] for entry in swept_runs(target) if entry["folder"] not in names]:
         folder = RunFolder(target / name)
         report = read_json(folder.report)
-        scored = any(group["score"] is not None for group in report["groups"].values())
-        scores = json.dumps(what_scores_depend_on(report["recipe"])) if scored else ""
+        scores = json.dumps(what_scores_depend_on(report["recipe"])) if is_scored(report) else ""
         yield Recorded(folder, json.dumps(report["recipe"]["model"]), scores)
 
 

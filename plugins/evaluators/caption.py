@@ -96,8 +96,7 @@ class Caption:
 
 
 def _references(sample: Sample) -> tuple[str, ...]:
-    texts = sample.texts or (() if sample.text is None else (sample.text,))
-    return tuple(text for text in texts if words(text))
+    return tuple(text for text in sample.captions if words(text))
 
 
 def _lacks(sample: Sample) -> str | None:

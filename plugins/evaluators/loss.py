@@ -1,7 +1,7 @@
 """The loss itself, on data that the model was not calibrated on: of every family, and the cheapest measure there is."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from ecoflap.core.hookspecs import hookimpl
 from ecoflap.core.parts import Adapter, Dataset, Measure, Sample
 from ecoflap.core.placement import device_of
 from ecoflap.plugins.evaluators.comparing import batches
+from ecoflap.plugins.evaluators.perplexity import mean_of_means
 
 
 @hookimpl
@@ -55,7 +56,8 @@ class Loss:
                 raise ModelError(f"loss: that of batch {number} is {losses[-1]}; the model is broken.")
         if not losses:
             raise DataError("loss: its data holds no sample.")
-        return {"loss": _measure(losses, sizes)}
+        value, error = mean_of_means(losses, sizes)
+        return {"loss": Measure(value, sum(sizes), error, "samples", larger_is_better=False)}
 
 
 def _together(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
@@ -69,11 +71,3 @@ def _together(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
         before = batch
     if before:
         yield before
-
-
-def _measure(losses: Sequence[float], sizes: Sequence[int]) -> Measure:
-    count, samples = len(losses), sum(sizes)
-    value = math.fsum(loss * size for loss, size in zip(losses, sizes, strict=True)) / samples
-    spread = math.fsum((size / samples * (loss - value)) ** 2 for loss, size in zip(losses, sizes, strict=True))
-    error = math.sqrt(spread * count / (count - 1)) if count > 1 else math.inf
-    return Measure(value, samples, error, "samples", larger_is_better=False)

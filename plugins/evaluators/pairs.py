@@ -74,7 +74,7 @@ class Pairs:
 
 
 def _captions(sample: Sample, number: int) -> tuple[str, ...]:
-    captions = sample.texts or ((sample.text,) if sample.text is not None else ())
+    captions = sample.captions
     if sample.image is None or not captions:
         lacks = "image" if sample.image is None else "caption"
         raise DataError(

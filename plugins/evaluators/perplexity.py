@@ -61,9 +61,14 @@ def predicted(batch: Batch, tokens: int) -> int:
 
 def measure(means: Sequence[float], counts: Sequence[int]) -> Measure:
     """From each window's mean loss and number of predicted tokens."""
-    windows, tokens = len(means), sum(counts)
-    mean = sum(m * n for m, n in zip(means, counts, strict=True)) / tokens
-    spread = sum((n / tokens * (m - mean)) ** 2 for m, n in zip(means, counts, strict=True))
-    error = math.sqrt(spread * windows / (windows - 1)) if windows > 1 else math.inf
+    mean, error = mean_of_means(means, counts)
     value = math.exp(mean)
-    return Measure(value, n=tokens, standard_error=value * error, unit="tokens", larger_is_better=False)
+    return Measure(value, n=sum(counts), standard_error=value * error, unit="tokens", larger_is_better=False)
+
+
+def mean_of_means(means: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Over all that the means are over, with its standard error where the means are independent of each other."""
+    number, total = len(means), sum(counts)
+    mean = sum(m * n for m, n in zip(means, counts, strict=True)) / total
+    spread = sum((n / total * (m - mean)) ** 2 for m, n in zip(means, counts, strict=True))
+    return mean, math.sqrt(spread * number / (number - 1)) if number > 1 else math.inf
