@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.generation import (
+from ecoflap.adapters.hubs.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
+from ecoflap.adapters.shared.generation import (
     check_length,
     distinct_images,
     generated,
@@ -20,19 +21,18 @@ from ecoflap.adapters.generation import (
     shared,
     without_ends,
 )
-from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
-from ecoflap.adapters.images import IMAGE, image_tokens, pixels_of
-from ecoflap.adapters.losses import IGNORED, mean_nll
-from ecoflap.adapters.matrices import matrices, matrix_outside, part
-from ecoflap.adapters.rows import padded_rows
-from ecoflap.adapters.saved_config import say_type, say_untied
+from ecoflap.adapters.shared.images import IMAGE, image_tokens, pixels_of
+from ecoflap.adapters.shared.losses import IGNORED, mean_nll
+from ecoflap.adapters.shared.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.shared.rows import padded_rows
+from ecoflap.adapters.shared.saved_config import say_type, say_untied
 from ecoflap.adapters.t5 import layers_of_t5, towers_of_t5, untie
-from ecoflap.adapters.view_blip2 import Queries, views_of_blip2
-from ecoflap.core.abilities import Generates, Generation, Said
-from ecoflap.core.anatomy import Block, Layer, Source, Tower
+from ecoflap.adapters.views.blip2 import Queries, views_of_blip2
+from ecoflap.core.contracts.abilities import Generates, Generation, Said
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample, View
+from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 
 KIND = "Blip2ForConditionalGeneration"
 TEXT, HEAD, PROJECTION = "language_model", "language_model.lm_head", "language_projection"

@@ -11,20 +11,20 @@ from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.blip2 import layers_that_see, tokens_that_see, towers_that_see
-from ecoflap.adapters.contrastive import pair_problems
-from ecoflap.adapters.embeddings import unit_vectors
-from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
-from ecoflap.adapters.images import patch_convolution, pixels_of
-from ecoflap.adapters.losses import info_nce
-from ecoflap.adapters.matrices import matrix_outside, part
-from ecoflap.adapters.saved_config import say_type
-from ecoflap.adapters.texts import texts_of
-from ecoflap.adapters.view_blip2 import views_of_blip2_retrieval
-from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
+from ecoflap.adapters.hubs.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
+from ecoflap.adapters.shared.contrastive import pair_problems
+from ecoflap.adapters.shared.embeddings import unit_vectors
+from ecoflap.adapters.shared.images import patch_convolution, pixels_of
+from ecoflap.adapters.shared.losses import info_nce
+from ecoflap.adapters.shared.matrices import matrix_outside, part
+from ecoflap.adapters.shared.saved_config import say_type
+from ecoflap.adapters.shared.texts import texts_of
+from ecoflap.adapters.views.blip2 import views_of_blip2_retrieval
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample, View
-from ecoflap.core.recipe_model import Recipe
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Source, Tower
+from ecoflap.core.recipe.schema import Recipe
 
 KIND = "Blip2ForImageTextRetrieval"
 PASSES = 2  # the Q-Former first reads the image through its queries, and then the text, without looking at an image

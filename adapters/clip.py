@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.contrastive import pair_problems
-from ecoflap.adapters.embeddings import cosines, unit_vectors
-from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
-from ecoflap.adapters.images import (
+from ecoflap.adapters.hubs.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
+from ecoflap.adapters.shared.contrastive import pair_problems
+from ecoflap.adapters.shared.embeddings import cosines, unit_vectors
+from ecoflap.adapters.shared.images import (
     as_large_as_wanted,
     image_tokens,
     labelled_images,
@@ -20,17 +20,17 @@ from ecoflap.adapters.images import (
     patch_convolution,
     pixels_of,
 )
-from ecoflap.adapters.losses import info_nce, vision_loss
-from ecoflap.adapters.matrices import matrices, matrix_outside, part
-from ecoflap.adapters.texts import texts_of
-from ecoflap.adapters.view_images import views_of_clip
-from ecoflap.adapters.zero_shot import read_classifier
-from ecoflap.core.abilities import Classifies, Compares
-from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
+from ecoflap.adapters.shared.losses import info_nce, vision_loss
+from ecoflap.adapters.shared.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.shared.texts import texts_of
+from ecoflap.adapters.shared.zero_shot import read_classifier
+from ecoflap.adapters.views.images import views_of_clip
+from ecoflap.core.contracts.abilities import Classifies, Compares
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample, View
-from ecoflap.core.recipe_model import Recipe
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Source, Tower
+from ecoflap.core.recipe.schema import Recipe
 
 KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
 PROJECTIONS = {"vision": "visual_projection", "text": "text_projection"}

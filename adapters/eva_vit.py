@@ -9,19 +9,19 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters import timm_hub
-from ecoflap.adapters.embeddings import cosines
-from ecoflap.adapters.images import IMAGE, image_seeds
-from ecoflap.adapters.losses import labels_of, vision_loss
-from ecoflap.adapters.matrices import matrices, matrix_outside, part
-from ecoflap.adapters.transforms import transformed
-from ecoflap.adapters.view_images import views_of_vision
-from ecoflap.adapters.zero_shot import read_classifier
-from ecoflap.core.abilities import Classifies
-from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
+from ecoflap.adapters.hubs import timm as timm_hub
+from ecoflap.adapters.shared.embeddings import cosines
+from ecoflap.adapters.shared.images import IMAGE, image_seeds
+from ecoflap.adapters.shared.losses import labels_of, vision_loss
+from ecoflap.adapters.shared.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.shared.transforms import transformed
+from ecoflap.adapters.shared.zero_shot import read_classifier
+from ecoflap.adapters.views.images import views_of_vision
+from ecoflap.core.contracts.abilities import Classifies
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError, nearest
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample, View
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Source, Tower
 
 HOMES = frozenset({
     "timm.models.eva", "timm.models.vision_transformer", "timm.models.vision_transformer_hybrid", "timm.models.deit",

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.generation import (
+from ecoflap.adapters.hubs.hugging_face import load_model, load_processor, save_model, save_surroundings
+from ecoflap.adapters.shared.generation import (
     check_length,
     check_prompts,
     generated,
@@ -16,15 +17,14 @@ from ecoflap.adapters.generation import (
     opening,
     padded_left,
 )
-from ecoflap.adapters.hugging_face import load_model, load_processor, save_model, save_surroundings
-from ecoflap.adapters.losses import mean_nll_of_hidden
-from ecoflap.adapters.matrices import matrix_outside, part
-from ecoflap.adapters.view_texts import views_of_decoder
-from ecoflap.core.abilities import Generation, Said
-from ecoflap.core.anatomy import Block, Layer, Source, Tower
+from ecoflap.adapters.shared.losses import mean_nll_of_hidden
+from ecoflap.adapters.shared.matrices import matrix_outside, part
+from ecoflap.adapters.views.texts import views_of_decoder
+from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample, View
+from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 
 # Families whose head is a plain linear layer. Those that scale or cap their logits (Gemma, Granite, Cohere) are not
 # here: the loss below would be wrong for them.

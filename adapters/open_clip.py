@@ -10,20 +10,21 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters import eva_vit, open_clip_hub
-from ecoflap.adapters.contrastive import pair_problems
-from ecoflap.adapters.embeddings import unit_vectors
-from ecoflap.adapters.images import IMAGE
-from ecoflap.adapters.losses import info_nce, sigmoid_pairs
-from ecoflap.adapters.matrices import matrices, matrix_outside, part
-from ecoflap.adapters.open_clip_hub import Processor
-from ecoflap.adapters.transforms import transformed
-from ecoflap.adapters.view_images import views_of_open_clip
-from ecoflap.core.anatomy import Anatomy, Block, Layer, Layout, Source, Tower
+from ecoflap.adapters import eva_vit
+from ecoflap.adapters.hubs import open_clip as open_clip_hub
+from ecoflap.adapters.hubs.open_clip import Processor
+from ecoflap.adapters.shared.contrastive import pair_problems
+from ecoflap.adapters.shared.embeddings import unit_vectors
+from ecoflap.adapters.shared.images import IMAGE
+from ecoflap.adapters.shared.losses import info_nce, sigmoid_pairs
+from ecoflap.adapters.shared.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.shared.transforms import transformed
+from ecoflap.adapters.views.images import views_of_open_clip
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample, View
-from ecoflap.core.recipe_model import Recipe
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Layout, Source, Tower
+from ecoflap.core.recipe.schema import Recipe
 
 CLASSES = ("open_clip.model.CLIP", "open_clip.model.CustomTextCLIP", "open_clip.coca_model.CoCa")
 VISION = ("visual.transformer.resblocks", "visual.trunk.blocks")

@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.contrastive import pair_problems
-from ecoflap.adapters.embeddings import unit_vectors
-from ecoflap.adapters.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
-from ecoflap.adapters.images import image_tokens, patch_convolution, pixels_of
-from ecoflap.adapters.losses import sigmoid_pairs
-from ecoflap.adapters.matrices import matrices, matrix_outside, part
-from ecoflap.adapters.texts import NO_LIMIT, padding_token, texts_of
-from ecoflap.adapters.view_images import views_of_siglip
-from ecoflap.core.anatomy import Anatomy, Block, Layer, Source, Tower
+from ecoflap.adapters.hubs.hugging_face import IMAGE_FILES, load_model, load_processor, save_model, save_surroundings
+from ecoflap.adapters.shared.contrastive import pair_problems
+from ecoflap.adapters.shared.embeddings import unit_vectors
+from ecoflap.adapters.shared.images import image_tokens, patch_convolution, pixels_of
+from ecoflap.adapters.shared.losses import sigmoid_pairs
+from ecoflap.adapters.shared.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.shared.texts import NO_LIMIT, padding_token, texts_of
+from ecoflap.adapters.views.images import views_of_siglip
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample, View
-from ecoflap.core.recipe_model import Recipe
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Source, Tower
+from ecoflap.core.recipe.schema import Recipe
 
 LENGTH = 64
 """Tokens of a text in every published SigLIP, where a tokenizer has no limit of its own."""

@@ -8,18 +8,18 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from ecoflap.adapters.generation import check_prompts, generated, without_ends
-from ecoflap.adapters.hugging_face import load_model, load_processor, save_model, save_surroundings
-from ecoflap.adapters.losses import IGNORED, mean_nll
-from ecoflap.adapters.matrices import matrices, matrix_outside, part
-from ecoflap.adapters.rows import padded_rows
-from ecoflap.adapters.saved_config import say_untied
-from ecoflap.adapters.view_texts import views_of_encoder_and_decoder
-from ecoflap.core.abilities import Generation, Said
-from ecoflap.core.anatomy import Block, Layer, Source, Tower
+from ecoflap.adapters.hubs.hugging_face import load_model, load_processor, save_model, save_surroundings
+from ecoflap.adapters.shared.generation import check_prompts, generated, without_ends
+from ecoflap.adapters.shared.losses import IGNORED, mean_nll
+from ecoflap.adapters.shared.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.shared.rows import padded_rows
+from ecoflap.adapters.shared.saved_config import say_untied
+from ecoflap.adapters.views.texts import views_of_encoder_and_decoder
+from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample, View
+from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 
 FAMILIES = frozenset({"t5", "mt5"})
 HEADS = ("ForConditionalGeneration", "T5WithLMHeadModel")  # the second is how old checkpoints call the first

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from ecoflap.adapters.hugging_face import load_model, save_model, save_surroundings
-from ecoflap.adapters.images import (
+from ecoflap.adapters.hubs.hugging_face import load_model, save_model, save_surroundings
+from ecoflap.adapters.shared.images import (
     as_large_as_wanted,
     image_tokens,
     labelled_images,
@@ -18,14 +18,14 @@ from ecoflap.adapters.images import (
     pixels_of,
     size_made_by,
 )
-from ecoflap.adapters.losses import vision_loss
-from ecoflap.adapters.matrices import matrices, matrix_outside, part
-from ecoflap.adapters.view_images import views_of_vision
-from ecoflap.core.abilities import Classifies
-from ecoflap.core.anatomy import Block, Layer, Source, Tower
+from ecoflap.adapters.shared.losses import vision_loss
+from ecoflap.adapters.shared.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.views.images import views_of_vision
+from ecoflap.core.contracts.abilities import Classifies
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import ModelError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Batch, Sample, View
+from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 
 # ViT-MAE is not here: its forward drops patches at random.
 FAMILIES = frozenset({

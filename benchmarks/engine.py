@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from ecoflap import Gram, Keep, Layer, Replay
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.fine import FineStep
-from ecoflap.core.parts import Batch
-from ecoflap.core.plan import make_plan, pools_of
-from ecoflap.core.source import open_source
+from ecoflap.core.contracts.records import Batch
+from ecoflap.core.model.source import open_source
+from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.pruning.prune_blocks import FineStep
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.datasets.text import Text
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT

@@ -23,9 +23,9 @@ from torch import nn
 
 from ecoflap import Keep
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.masks import attach
-from ecoflap.core.source import open_source
-from ecoflap.exporters.onnx import Onnx
+from ecoflap.core.model.source import open_source
+from ecoflap.core.pruning.masks import attach
+from ecoflap.exporters.onnx.exporter import Onnx
 from ecoflap.plugins.pruners.magnitude import Magnitude
 
 VIEW = "decoder"

@@ -9,9 +9,9 @@ REPEATS = 5
 CODE = {
     "import torch": "import torch",
     "import ecoflap": "import ecoflap",
-    "ecoflap --help": "import sys; sys.argv = ['ecoflap', '--help']; from ecoflap.core.cli import main; main()",
+    "ecoflap --help": "import sys; sys.argv = ['ecoflap', '--help']; from ecoflap.core.cli.main import main; main()",
     "import ecoflap; load_registry()": "import ecoflap; ecoflap.load_registry()",
-    "ecoflap list": "import sys; sys.argv = ['ecoflap', 'list']; from ecoflap.core.cli import main; main()",
+    "ecoflap list": "import sys; sys.argv = ['ecoflap', 'list']; from ecoflap.core.cli.main import main; main()",
 }
 
 

@@ -1,1 +1,1 @@
-"""The engine: everything that is not a method. It imports none of the folders that plug into it."""
+"""The engine: everything that is not a method, a model family or a file format."""

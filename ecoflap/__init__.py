@@ -8,63 +8,66 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecoflap.core.anatomy import Anatomy as Anatomy
-    from ecoflap.core.anatomy import Block as Block
-    from ecoflap.core.anatomy import Layer as Layer
-    from ecoflap.core.anatomy import Source as Source
-    from ecoflap.core.anatomy import Tower as Tower
-    from ecoflap.core.budget import Group as Group
-    from ecoflap.core.budget import Keep as Keep
-    from ecoflap.core.budget import Pattern as Pattern
-    from ecoflap.core.budget import select as select
-    from ecoflap.core.check_adapter import check_adapter as check_adapter
+    from ecoflap.core.budget.counts import Group as Group
+    from ecoflap.core.budget.counts import Keep as Keep
+    from ecoflap.core.budget.counts import Pattern as Pattern
+    from ecoflap.core.budget.select import select as select
+    from ecoflap.core.contracts.hookspecs import hookimpl as hookimpl
+    from ecoflap.core.contracts.protocols import Adapter as Adapter
+    from ecoflap.core.contracts.protocols import Allocator as Allocator
+    from ecoflap.core.contracts.protocols import Dataset as Dataset
+    from ecoflap.core.contracts.protocols import Evaluator as Evaluator
+    from ecoflap.core.contracts.protocols import Exporter as Exporter
+    from ecoflap.core.contracts.protocols import Pruner as Pruner
+    from ecoflap.core.contracts.protocols import Scorer as Scorer
+    from ecoflap.core.contracts.protocols import Statistic as Statistic
+    from ecoflap.core.contracts.records import Check as Check
+    from ecoflap.core.contracts.records import Estimate as Estimate
+    from ecoflap.core.contracts.records import Exported as Exported
+    from ecoflap.core.contracts.records import Measure as Measure
+    from ecoflap.core.contracts.records import Pruned as Pruned
+    from ecoflap.core.contracts.records import Sample as Sample
+    from ecoflap.core.contracts.records import StoredTensor as StoredTensor
+    from ecoflap.core.contracts.records import View as View
     from ecoflap.core.errors import EcoflapError as EcoflapError
-    from ecoflap.core.export_run import export_run as export_run
-    from ecoflap.core.hookspecs import hookimpl as hookimpl
-    from ecoflap.core.load_model import load_model as load_model
-    from ecoflap.core.packed import load_packed as load_packed
-    from ecoflap.core.parts import Adapter as Adapter
-    from ecoflap.core.parts import Allocator as Allocator
-    from ecoflap.core.parts import Check as Check
-    from ecoflap.core.parts import Dataset as Dataset
-    from ecoflap.core.parts import Estimate as Estimate
-    from ecoflap.core.parts import Evaluator as Evaluator
-    from ecoflap.core.parts import Exported as Exported
-    from ecoflap.core.parts import Exporter as Exporter
-    from ecoflap.core.parts import Measure as Measure
-    from ecoflap.core.parts import Pruned as Pruned
-    from ecoflap.core.parts import Pruner as Pruner
-    from ecoflap.core.parts import Sample as Sample
-    from ecoflap.core.parts import Scorer as Scorer
-    from ecoflap.core.parts import Statistic as Statistic
-    from ecoflap.core.parts import StoredTensor as StoredTensor
-    from ecoflap.core.parts import View as View
-    from ecoflap.core.pipeline import Run as Run
-    from ecoflap.core.pipeline import run as run
-    from ecoflap.core.registry import load_registry as load_registry
-    from ecoflap.core.replay import Replay as Replay
-    from ecoflap.core.statistics import ColumnNorm as ColumnNorm
-    from ecoflap.core.statistics import Gram as Gram
-    from ecoflap.core.sweep import sweep as sweep
+    from ecoflap.core.export.export_again import export_run as export_run
+    from ecoflap.core.forward.check_adapter import check_adapter as check_adapter
+    from ecoflap.core.forward.replay import Replay as Replay
+    from ecoflap.core.forward.statistics import ColumnNorm as ColumnNorm
+    from ecoflap.core.forward.statistics import Gram as Gram
+    from ecoflap.core.model.anatomy import Anatomy as Anatomy
+    from ecoflap.core.model.anatomy import Block as Block
+    from ecoflap.core.model.anatomy import Layer as Layer
+    from ecoflap.core.model.anatomy import Source as Source
+    from ecoflap.core.model.anatomy import Tower as Tower
+    from ecoflap.core.packed.format import load_packed as load_packed
+    from ecoflap.core.packed.load_model import load_model as load_model
+    from ecoflap.core.registry.registry import load_registry as load_registry
+    from ecoflap.core.run.pipeline import Run as Run
+    from ecoflap.core.run.pipeline import run as run
+    from ecoflap.core.sweep.sweep import sweep as sweep
 
 _HOME = {
-    "anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
-    "budget": ("Group", "Keep", "Pattern", "select"),
-    "check_adapter": ("check_adapter",),
-    "errors": ("EcoflapError",),
-    "export_run": ("export_run",),
-    "hookspecs": ("hookimpl",),
-    "load_model": ("load_model",),
-    "packed": ("load_packed",),
-    "parts": (
-        "Adapter", "Allocator", "Check", "Dataset", "Estimate", "Evaluator", "Exported", "Exporter", "Measure",
-        "Pruned", "Pruner", "Sample", "Scorer", "Statistic", "StoredTensor", "View",
+    "budget.counts": ("Group", "Keep", "Pattern"),
+    "budget.select": ("select",),
+    "contracts.hookspecs": ("hookimpl",),
+    "contracts.protocols": (
+        "Adapter", "Allocator", "Dataset", "Evaluator", "Exporter", "Pruner", "Scorer", "Statistic",
     ),
-    "pipeline": ("Run", "run"),
-    "registry": ("load_registry",),
-    "replay": ("Replay",),
-    "statistics": ("ColumnNorm", "Gram"),
-    "sweep": ("sweep",),
+    "contracts.records": (
+        "Check", "Estimate", "Exported", "Measure", "Pruned", "Sample", "StoredTensor", "View",
+    ),
+    "errors": ("EcoflapError",),
+    "export.export_again": ("export_run",),
+    "forward.check_adapter": ("check_adapter",),
+    "forward.replay": ("Replay",),
+    "forward.statistics": ("ColumnNorm", "Gram"),
+    "model.anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
+    "packed.format": ("load_packed",),
+    "packed.load_model": ("load_model",),
+    "registry.registry": ("load_registry",),
+    "run.pipeline": ("Run", "run"),
+    "sweep.sweep": ("sweep",),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

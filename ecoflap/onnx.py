@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecoflap.exporters.onnx_decode import Packed, packed_in, unpacked, without
-from ecoflap.exporters.onnx_dense import write_dense
-from ecoflap.exporters.onnx_tensors import Opened, library, opened
+from ecoflap.exporters.onnx.decode import Packed, packed_in, unpacked, without
+from ecoflap.exporters.onnx.dense import write_dense
+from ecoflap.exporters.onnx.tensors import Opened, library, opened
 
 __all__ = ["densify", "load_session"]
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter, Exporter
+from ecoflap.core.contracts.records import Check, Exported, StoredTensor
+from ecoflap.core.disk.sealed import flat
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.manifest import is_weights
-from ecoflap.core.masks import masks_of
-from ecoflap.core.parts import Adapter, Check, Exported, Exporter, StoredTensor
-from ecoflap.core.readback import stored
-from ecoflap.core.sealed import flat
-from ecoflap.core.source import open_source
-from ecoflap.exporters.model_card import library_of, write_card
+from ecoflap.core.export.manifest import is_weights
+from ecoflap.core.model.source import open_source
+from ecoflap.core.pruning.masks import masks_of
+from ecoflap.core.record.readback import stored
+from ecoflap.exporters.shared.model_card import library_of, write_card
 
 
 @dataclass(frozen=True)

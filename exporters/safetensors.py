@@ -9,17 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter, Exporter
+from ecoflap.core.contracts.records import Check, Exported, StoredTensor
+from ecoflap.core.disk.sealed import flat
+from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.core.files import whole_file
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.manifest import is_weights
-from ecoflap.core.masks import masks_of
-from ecoflap.core.packed import Manifest, inspect_packed, save_packed, stream_packed
-from ecoflap.core.packed_shards import ENDING
-from ecoflap.core.parts import Adapter, Check, Exported, Exporter, StoredTensor
-from ecoflap.core.sealed import flat
-from ecoflap.core.surroundings import save_surroundings
-from ecoflap.exporters.model_card import write_card
+from ecoflap.core.export.manifest import is_weights
+from ecoflap.core.export.sidecar_files import save_surroundings
+from ecoflap.core.packed.format import Manifest, inspect_packed, save_packed, stream_packed
+from ecoflap.core.packed.shards import ENDING
+from ecoflap.core.pruning.masks import masks_of
+from ecoflap.exporters.shared.model_card import write_card
 
 FILE = f"model{ENDING}"
 

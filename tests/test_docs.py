@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ecoflap import load_registry
-from ecoflap.core import hookspecs
-from ecoflap.core.recipe_docs import recipe_schema
-from ecoflap.core.registry import load_registry_from
-from ecoflap.core.signature import KINDS, parameters_of
+from ecoflap.core.contracts import hookspecs
+from ecoflap.core.recipe.docs import recipe_schema
+from ecoflap.core.registry.parameters import KINDS, parameters_of
+from ecoflap.core.registry.registry import load_registry_from
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "hooks.md").read_text(encoding="utf-8")
@@ -49,5 +49,5 @@ def test_the_built_ins_of_each_hook_are_listed(kind):
 
 def test_recipe_page_is_what_the_code_says():
     assert (DOCS / "recipe.md").read_text(encoding="utf-8") == recipe_schema(), (
-        "python -m ecoflap.core.recipe_docs > docs/recipe.md"
+        "python -m ecoflap.core.recipe.docs > docs/recipe.md"
     )

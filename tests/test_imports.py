@@ -41,7 +41,7 @@ def test_importing_the_package_loads_no_torch():
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_load_no_torch(option):
-    command = f"import sys\nfrom ecoflap.core.cli import main\nsys.argv = ['ecoflap', {option!r}]"
+    command = f"import sys\nfrom ecoflap.core.cli.main import main\nsys.argv = ['ecoflap', {option!r}]"
     run = "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code"
     assert not imported_by(f"{command}\n{run}") & {*HEAVY, "torch", "numpy"}
 

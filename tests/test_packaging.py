@@ -25,7 +25,7 @@ import json
 from pathlib import Path
 
 import ecoflap
-from ecoflap.core.recipe import find_recipe, load_recipe
+from ecoflap.core.recipe.load import find_recipe, load_recipe
 from ecoflap.plugins.datasets.text import Text
 
 registry = ecoflap.load_registry(installed=False)
@@ -121,7 +121,7 @@ def test_every_folder_with_code_is_named_as_a_package():
 def test_the_sdist_holds_what_building_takes(built):
     with tarfile.open(built[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "core/cli.py", "ecoflap/registry.yaml"} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE", "core/cli/main.py", "ecoflap/registry.yaml"} <= names
 
 
 @pytest.mark.parametrize("how", ["wheel", "source", "here"])
@@ -142,4 +142,4 @@ def test_the_command_runs_from_any_folder(installed, how):
     script = installed[how] / "bin" / "ecoflap"
     assert away(installed[how], script, "--version").strip() == SETTINGS["project"]["version"]
     assert "wanda" in away(installed[how], script, "list", "pruner")
-    assert away(installed[how], sys.executable, "-m", "ecoflap.core.recipe_docs").startswith("# The recipe")
+    assert away(installed[how], sys.executable, "-m", "ecoflap.core.recipe.docs").startswith("# The recipe")

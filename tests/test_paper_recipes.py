@@ -8,11 +8,12 @@ from typing import NamedTuple
 import pytest
 
 import ecoflap
-from ecoflap.core.figures import bytes_text
-from ecoflap.core.preparation import DataNotReady, adapter_for, prepare
-from ecoflap.core.preview import tables
-from ecoflap.core.recipe import load_recipe
-from ecoflap.core.source import open_source
+from ecoflap.core.cli.plan_report import tables
+from ecoflap.core.model.source import open_source
+from ecoflap.core.recipe.load import load_recipe
+from ecoflap.core.registry.adapter_for import adapter_for
+from ecoflap.core.run.prepare import DataNotReady, prepare
+from ecoflap.core.text.numbers import bytes_text
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "paper"
 PAPER = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
@@ -104,7 +105,7 @@ def weightless():
 @pytest.fixture
 def paper(registry, weightless, monkeypatch):
     """A recipe of the paper, taken apart for its plan."""
-    monkeypatch.setattr("ecoflap.core.preparation.adapter_for", weightless)
+    monkeypatch.setattr("ecoflap.core.run.prepare.adapter_for", weightless)
 
     def paper(name):
         path = PAPER[name]
@@ -162,7 +163,7 @@ def test_the_memory_for_blip2_is_that_by_hand(paper):
 def test_the_configurations_have_the_published_parameters(source, registry, weightless):
     config = FOLDER / "configs" / source.rpartition("/")[2]
     opened = open_source(source, Path.cwd(), config if config.exists() else None)
-    model = weightless(opened, registry, None).load()
+    model = weightless(opened, registry).load()
     for parts, published in PUBLISHED[source].items():
         within = tuple(parts.split())
         there = [w for name, w in model.named_parameters() if not within or name.split(".")[0] in within]

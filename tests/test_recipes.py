@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import ecoflap
-from ecoflap.core.budget import keep_count
-from ecoflap.core.recipe import find_recipe, load_recipe
-from ecoflap.core.sweep_file import read_sweep
-from ecoflap.core.sweep_grid import grid_of
+from ecoflap.core.budget.counts import keep_count
+from ecoflap.core.recipe.load import find_recipe, load_recipe
+from ecoflap.core.sweep.file import read_sweep
+from ecoflap.core.sweep.grid import grid_of
 
 ROOT = Path(__file__).parents[1]
 SHIPPED, EXAMPLES = sorted((ROOT / "recipes").rglob("*.yaml")), sorted((ROOT / "examples").rglob("*.yaml"))

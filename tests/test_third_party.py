@@ -11,7 +11,7 @@ import pytest
 
 from ecoflap import load_registry
 from ecoflap.core.errors import RecipeError, RegistryError
-from ecoflap.core.recipe import parse_recipe
+from ecoflap.core.recipe.load import parse_recipe
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "ecoflap-stable-rank"
 RECIPE = "version: 1\nmodel: m\nsparsity: 0.5\nallocate: ecoflap\nprune: magnitude\nscore: "
@@ -35,7 +35,7 @@ SEEN = """
 import json
 from pathlib import Path
 from ecoflap import load_registry
-from ecoflap.core.recipe import load_recipe
+from ecoflap.core.recipe.load import load_recipe
 
 registry = load_registry()
 recipe = load_recipe({recipe!r}, registry=registry)
@@ -100,7 +100,7 @@ def whole_run(pico_llama_folder, tmp_path):
         command = [
             sys.executable,
             "-c",
-            "from ecoflap.core.cli import main; main()",
+            "from ecoflap.core.cli.main import main; main()",
             "run",
             "../recipe.yaml",
             *arguments,

@@ -10,11 +10,12 @@ from fractions import Fraction
 from math import ceil, isfinite
 from typing import Any, ClassVar
 
-from ecoflap.core.anatomy import Anatomy
-from ecoflap.core.budget import Group, exact, keep_count, water_fill
+from ecoflap.core.budget.counts import Group, exact, keep_count
+from ecoflap.core.budget.water_fill import water_fill
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Allocator
+from ecoflap.core.model.anatomy import Anatomy
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ecoflap.core.budget import Group
+from ecoflap.core.budget.counts import Group
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError, FormatError, nearest
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Allocator
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from fractions import Fraction
 from math import isfinite
 from typing import ClassVar
 
-from ecoflap.core.budget import Group, exact, water_fill
+from ecoflap.core.budget.counts import Group, exact
+from ecoflap.core.budget.water_fill import water_fill
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Allocator
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ecoflap.core.budget import Group, water_fill
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Allocator
+from ecoflap.core.budget.counts import Group
+from ecoflap.core.budget.water_fill import water_fill
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Allocator
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Sample
-from ecoflap.plugins.datasets.class_names import numbered
-from ecoflap.plugins.datasets.flaws import Flaw
-from ecoflap.plugins.datasets.image_tables import Row, Table, folder_table, missing_path
-from ecoflap.plugins.datasets.indexed_images import IMAGE, IndexedImages
+from ecoflap.plugins.datasets.shared.class_names import numbered
+from ecoflap.plugins.datasets.shared.flaws import Flaw
+from ecoflap.plugins.datasets.shared.image_tables import Row, Table, folder_table, missing_path
+from ecoflap.plugins.datasets.shared.indexed_images import IMAGE, IndexedImages
 
 
 @hookimpl

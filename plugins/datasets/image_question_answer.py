@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Sample
-from ecoflap.plugins.datasets.flaws import Flaw
-from ecoflap.plugins.datasets.image_tables import Row, Table, missing_path
-from ecoflap.plugins.datasets.indexed_images import IMAGE, IndexedImages, words_of
-from ecoflap.plugins.datasets.layouts import GQA, VQA, Entries, recognised
-from ecoflap.plugins.datasets.question_layouts import gqa_entries, pattern_problem, vqa_entries
+from ecoflap.plugins.datasets.shared.flaws import Flaw
+from ecoflap.plugins.datasets.shared.image_tables import Row, Table, missing_path
+from ecoflap.plugins.datasets.shared.indexed_images import IMAGE, IndexedImages, words_of
+from ecoflap.plugins.datasets.shared.layouts import GQA, VQA, Entries, recognised
+from ecoflap.plugins.datasets.shared.question_layouts import gqa_entries, pattern_problem, vqa_entries
 
 
 @hookimpl

@@ -7,13 +7,13 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Literal
 
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Sample
-from ecoflap.plugins.datasets.caption_layouts import coco_entries, karpathy_entries
-from ecoflap.plugins.datasets.flaws import Flaw
-from ecoflap.plugins.datasets.image_tables import Row
-from ecoflap.plugins.datasets.indexed_images import IMAGE, IndexedImages, words_of
-from ecoflap.plugins.datasets.layouts import CAPTIONS, KARPATHY, Entries, recognised
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Sample
+from ecoflap.plugins.datasets.shared.caption_layouts import coco_entries, karpathy_entries
+from ecoflap.plugins.datasets.shared.flaws import Flaw
+from ecoflap.plugins.datasets.shared.image_tables import Row
+from ecoflap.plugins.datasets.shared.indexed_images import IMAGE, IndexedImages, words_of
+from ecoflap.plugins.datasets.shared.layouts import CAPTIONS, KARPATHY, Entries, recognised
 
 
 @hookimpl

@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from ecoflap.core.anatomy import Anatomy
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, nearest
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Sample
+from ecoflap.core.model.anatomy import Anatomy
 
 PLAIN, LINES = (".txt", ".md"), (".jsonl", ".json")
 USUAL_LENGTH = 2048

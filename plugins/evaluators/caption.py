@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ecoflap.core.abilities import Generates, Generation
+from ecoflap.core.contracts.abilities import Generates, Generation
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter, Dataset
+from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Dataset, Measure, Sample
-from ecoflap.plugins.evaluators.caption_scores import SCORERS, Metric, missing_for
-from ecoflap.plugins.evaluators.caption_words import words
-from ecoflap.plugins.evaluators.generating import complete, image_of, mean, refuse_settings, said_of
+from ecoflap.plugins.evaluators.shared.caption_scores import SCORERS, Metric, missing_for
+from ecoflap.plugins.evaluators.shared.caption_words import words
+from ecoflap.plugins.evaluators.shared.generating import complete, image_of, mean, refuse_settings, said_of
 
 
 @hookimpl

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ecoflap.core.abilities import Classifies
+from ecoflap.core.contracts.abilities import Classifies
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter, Dataset
+from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Dataset, Measure, Sample
-from ecoflap.plugins.evaluators.comparing import check_ability
-from ecoflap.plugins.evaluators.sorting import accuracies
+from ecoflap.plugins.evaluators.shared.comparing import check_ability
+from ecoflap.plugins.evaluators.shared.sorting import accuracies
 
 
 @hookimpl

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ecoflap.core.anatomy import Anatomy
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import DataError, ModelError, nearest
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Measure
+from ecoflap.core.model.anatomy import Anatomy
 
 PLAIN = "none"  # the harness' name of the filter that leaves answers as they are
 

@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ecoflap.core.calibration import on_device
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter, Dataset
+from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Dataset, Measure, Sample
-from ecoflap.core.placement import device_of
-from ecoflap.plugins.evaluators.comparing import batches
+from ecoflap.core.forward.placement import device_of
+from ecoflap.core.run.calibration import on_device
 from ecoflap.plugins.evaluators.perplexity import mean_of_means
+from ecoflap.plugins.evaluators.shared.comparing import batches
 
 
 @hookimpl

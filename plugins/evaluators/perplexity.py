@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter, Dataset
+from ecoflap.core.contracts.records import Batch, Measure
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Batch, Dataset, Measure
 
 IGNORED = -100  # the mark of a label that is padding
 

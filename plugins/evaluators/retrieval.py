@@ -11,15 +11,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ecoflap.core.abilities import Compares
+from ecoflap.core.contracts.abilities import Compares
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter, Dataset
+from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Dataset, Measure, Sample
-from ecoflap.plugins.evaluators.comparing import Compared, batches, check_ability, embedded_images, embedded_texts
-from ecoflap.plugins.evaluators.generating import mean
-from ecoflap.plugins.evaluators.pairs import Pairs
-from ecoflap.plugins.evaluators.ranking import Ranked, cutoffs_below, found_within
-from ecoflap.plugins.evaluators.reranking import Match, Nearest, match_again
+from ecoflap.plugins.evaluators.shared.comparing import (
+    Compared,
+    batches,
+    check_ability,
+    embedded_images,
+    embedded_texts,
+)
+from ecoflap.plugins.evaluators.shared.generating import mean
+from ecoflap.plugins.evaluators.shared.pairs import Pairs
+from ecoflap.plugins.evaluators.shared.ranking import Ranked, cutoffs_below, found_within
+from ecoflap.plugins.evaluators.shared.reranking import Match, Nearest, match_again
 
 CUTOFFS = (1, 5, 10)
 

@@ -6,11 +6,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from ecoflap.core.abilities import Generates, Generation, Said
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Dataset, Measure, Sample
-from ecoflap.plugins.evaluators.generating import complete, image_of, mean, refuse_settings, said_of
-from ecoflap.plugins.evaluators.vqa_answers import ANNOTATORS, accuracy, consensus
+from ecoflap.core.contracts.abilities import Generates, Generation, Said
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter, Dataset
+from ecoflap.core.contracts.records import Measure, Sample
+from ecoflap.plugins.evaluators.shared.generating import complete, image_of, mean, refuse_settings, said_of
+from ecoflap.plugins.evaluators.shared.vqa_answers import ANNOTATORS, accuracy, consensus
 
 PLACE = "{}"
 

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ecoflap.core.abilities import Compares
-from ecoflap.core.anatomy import Anatomy
+from ecoflap.core.contracts.abilities import Compares
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Adapter, Dataset
+from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Adapter, Dataset, Measure, Sample
-from ecoflap.plugins.evaluators.comparing import check_ability, embedded_texts
-from ecoflap.plugins.evaluators.prompts import (
+from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.plugins.evaluators.shared.comparing import check_ability, embedded_texts
+from ecoflap.plugins.evaluators.shared.prompts import (
     BLANK,
     checked,
     classes_in,
@@ -27,7 +28,7 @@ from ecoflap.plugins.evaluators.prompts import (
     filled,
     templates_named,
 )
-from ecoflap.plugins.evaluators.sorting import accuracies
+from ecoflap.plugins.evaluators.shared.sorting import accuracies
 
 
 @hookimpl

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ecoflap import hookimpl
-from ecoflap.core.events import Event, Progress, RunFinished, RunStarted
-from ecoflap.core.files import append_line
+from ecoflap.core.contracts.events import Event, Progress, RunFinished, RunStarted
+from ecoflap.core.disk.whole_files import append_line
 
 
 class LogFile:

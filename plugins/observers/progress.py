@@ -8,7 +8,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from ecoflap import hookimpl
-from ecoflap.core.events import (
+from ecoflap.core.contracts.events import (
     Event,
     RunFailed,
     RunFinished,
@@ -17,10 +17,10 @@ from ecoflap.core.events import (
     StageStarted,
     Warned,
 )
-from ecoflap.core.events import (
+from ecoflap.core.contracts.events import (
     Progress as ProgressEvent,
 )
-from ecoflap.core.figures import time_text
+from ecoflap.core.text.numbers import time_text
 
 COLUMNS = (
     TextColumn("{task.description}"),

@@ -14,11 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from ecoflap.core.budget import Budget, Keep, Pattern, check_fits, is_finite, select, zeros_first
+from ecoflap.core.budget.counts import Budget, Keep, Pattern
+from ecoflap.core.budget.select import check_fits, is_finite, select, zeros_first
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Pruner
+from ecoflap.core.contracts.records import Pruned
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Pruned, Pruner
-from ecoflap.core.statistics import Gram
+from ecoflap.core.forward.statistics import Gram
 
 _ROWS = 128
 _STEP = 32  # columns updated one by one before a matrix product brings the next ones up to date

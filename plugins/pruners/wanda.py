@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ecoflap.core.budget import Budget, Compare, kept_only, select, zeros_first
-from ecoflap.core.hookspecs import hookimpl
-from ecoflap.core.parts import Pruned, Pruner
-from ecoflap.core.statistics import ColumnNorm
+from ecoflap.core.budget.counts import Budget
+from ecoflap.core.budget.select import Compare, kept_only, select, zeros_first
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Pruner
+from ecoflap.core.contracts.records import Pruned
+from ecoflap.core.forward.statistics import ColumnNorm
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecoflap import hookimpl
-from ecoflap.core.anatomy import Anatomy, Layer
+from ecoflap.core.contracts.records import Aggregate, Estimate
 from ecoflap.core.errors import ModelError
-from ecoflap.core.parts import Aggregate, Estimate
-from ecoflap.core.replay import Replay
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.model.anatomy import Anatomy, Layer
 
 Measure = Literal["gradient", "magnitude_gradient", "magnitude_gradient_squared"]
 

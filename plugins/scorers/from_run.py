@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ecoflap import hookimpl
-from ecoflap.core.anatomy import Anatomy, Layer
+from ecoflap.core.contracts.records import Aggregate
 from ecoflap.core.errors import RunError
-from ecoflap.core.parts import Aggregate
-from ecoflap.core.replay import Replay
-from ecoflap.core.scores import Scores, Unit, read_scores
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.core.pruning.scores import Scores, Unit, read_scores
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 
 from ecoflap import hookimpl
-from ecoflap.core.anatomy import Layer
-from ecoflap.core.parts import Aggregate
-from ecoflap.core.replay import Replay
+from ecoflap.core.contracts.records import Aggregate
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.model.anatomy import Layer
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecoflap import hookimpl
-from ecoflap.core.anatomy import Anatomy, Layer
-from ecoflap.core.parts import Aggregate
-from ecoflap.core.replay import Replay
-from ecoflap.core.statistics import ColumnNorm
+from ecoflap.core.contracts.records import Aggregate
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.forward.statistics import ColumnNorm
+from ecoflap.core.model.anatomy import Anatomy, Layer
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecoflap import hookimpl
-from ecoflap.core.anatomy import Anatomy, Layer
-from ecoflap.core.noise import gaussian
-from ecoflap.core.parts import Aggregate, Estimate
-from ecoflap.core.replay import Replay
+from ecoflap.core.contracts.records import Aggregate, Estimate
+from ecoflap.core.forward.noise import gaussian
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.model.anatomy import Anatomy, Layer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from table import ROWS
 
 import ecoflap
-from ecoflap.core.cli import main
+from ecoflap.core.cli.main import main
 
 WORDS = ["a", "picture", "of", "w1", "w2", "w3", "w4", "w5", "w6"]
 RUNS = {

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.blip2 import Blip2Adapter
-from ecoflap.core.anatomy import Anatomy, Source
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.parts import Adapter, Sample
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.source import in_memory, open_source
 
 TEXTS = ("t5", "opt", "llama")
 SAMPLES = [*pico_blip2.captions(2), *pico_blip2.questions(2)]

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.blip2_retrieval import Blip2RetrievalAdapter
-from ecoflap.core.anatomy import Anatomy, Source
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, RecipeError
-from ecoflap.core.parts import Adapter, Sample
-from ecoflap.core.preparation import prepare
-from ecoflap.core.recipe import parse_recipe
-from ecoflap.core.registry import load_registry
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.source import in_memory, open_source
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.prepare import prepare
 
 OUTSIDE = {"vision_projection", "text_projection"}
 SAMPLES = pico_blip2.captions(3)

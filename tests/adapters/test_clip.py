@@ -27,10 +27,10 @@ from torch import Tensor
 import ecoflap
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.siglip import SiglipAdapter
-from ecoflap.core.anatomy import Anatomy, Source
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.parts import Sample
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.source import in_memory, open_source
 
 LONG = Sample(image=pictures(1)[0].image, text=" ".join(WORDS[10:40]))
 

@@ -15,12 +15,13 @@ from pico_timm import CLASSES, FAMILIES, build, classifying, fused, pictures, sp
 import ecoflap
 from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.eva_vit import EvaVitAdapter
-from ecoflap.adapters.timm_hub import transform_of
-from ecoflap.core.anatomy import Anatomy, Source
+from ecoflap.adapters.hubs.timm import transform_of
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Batch
 from ecoflap.core.errors import DataError, ModelError, RecipeError
-from ecoflap.core.noise import gaussian
-from ecoflap.core.parts import Adapter, Batch
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.forward.noise import gaussian
+from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.source import in_memory, open_source
 
 FUSED = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
 SPLIT = ["attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.proj", "mlp.fc1_g", "mlp.fc1_x", "mlp.fc2"]

@@ -17,12 +17,13 @@ from torch.nn import functional
 
 import ecoflap
 from ecoflap import ColumnNorm, Replay
-from ecoflap.core.anatomy import Anatomy, Layer
-from ecoflap.core.capture import watching, without_fast_path
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Batch
 from ecoflap.core.errors import DataError
-from ecoflap.core.masks import load_masks
-from ecoflap.core.parts import Adapter, Batch
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.forward.capture import watching, without_fast_path
+from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.core.model.source import in_memory, open_source
+from ecoflap.core.pruning.masks import load_masks
 
 
 @pytest.fixture(params=sorted(ROWS))

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 import ecoflap
 from ecoflap import Replay
-from ecoflap.adapters.lavis_blip2 import CHECKPOINT, LavisBlip2Adapter, in_type, similarities
-from ecoflap.core.abilities import Compares, Generates, Generation
-from ecoflap.core.anatomy import Anatomy, Source
+from ecoflap.adapters.lavis_blip2.adapter import CHECKPOINT, LavisBlip2Adapter, in_type, similarities
+from ecoflap.core.contracts.abilities import Compares, Generates, Generation
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError, RecipeError
-from ecoflap.core.observe import Observation
-from ecoflap.core.parts import Sample
-from ecoflap.core.preparation import adapter_for
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.forward.observation import Observation
+from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.source import in_memory, open_source
+from ecoflap.core.registry.adapter_for import adapter_for
 
 pytest.importorskip("lavis", reason="pip install 'ecoflap[lavis]' in an environment of its own")
 
@@ -40,7 +40,7 @@ def captions(count: int) -> list[Sample]:
 
 @pytest.mark.parametrize(("kind", "size"), [("t5", 4), ("opt", 4), ("retrieval", 1)])
 def test_claims_models_in_memory_by_their_class(kind: str, size: int):
-    adapter = adapter_for(in_memory(pico.model(kind)), ecoflap.load_registry(), None)
+    adapter = adapter_for(in_memory(pico.model(kind)), ecoflap.load_registry())
     assert isinstance(adapter, LavisBlip2Adapter)
     assert not adapter.matches(in_memory(nn.Linear(size, size)))
     assert not adapter.matches(in_memory(pico.eva()))

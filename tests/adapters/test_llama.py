@@ -7,13 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ecoflap.adapters import llama, losses
-from ecoflap.adapters.hugging_face import load_processor
+from ecoflap.adapters import llama
+from ecoflap.adapters.hubs.hugging_face import load_processor
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.anatomy import Anatomy, Source
+from ecoflap.adapters.shared import losses
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.parts import Adapter, Sample
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.source import in_memory, open_source
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

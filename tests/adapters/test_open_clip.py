@@ -15,11 +15,11 @@ pytest.importorskip("open_clip", reason="pip install 'ecoflap[clip]'")
 import ecoflap
 from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.open_clip import OpenClipAdapter
-from ecoflap.core.anatomy import Anatomy, Source
-from ecoflap.core.capture import watching, without_fast_path
+from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import DataError, ModelError, RecipeError
-from ecoflap.core.parts import Adapter
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.forward.capture import watching, without_fast_path
+from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.source import in_memory, open_source
 
 pytestmark = pytest.mark.skipif(
     int(version("open_clip_torch").split(".")[0]) < 3, reason="custom blocks and local folders came with open_clip 3"

@@ -11,10 +11,11 @@ import transformers
 
 from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.t5 import T5Adapter
-from ecoflap.core.anatomy import Anatomy, Source
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.parts import Adapter, Sample
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.source import in_memory, open_source
 
 SAMPLES = [*pico_t5.windows(2), *pico_t5.questions(2), *pico_t5.texts(2)]
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.vit import FAMILIES, VitAdapter
-from ecoflap.core.anatomy import Source
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.source import in_memory, open_source
+from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.source import in_memory, open_source
 
 HEADLESS = {"dinov3_vit", "pixio"}
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ecoflap.core.errors import RecipeError
-from ecoflap.core.recipe import parse_recipe
-from ecoflap.core.registry import load_registry, load_registry_from
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.registry.registry import load_registry, load_registry_from
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +116,7 @@ def heard_by():
 @pytest.fixture
 def command_code():
     """The command as Python code, for a process of its own that knows the models which this one knows."""
-    code = "from ecoflap.core.cli import main; main()"
+    code = "from ecoflap.core.cli.main import main; main()"
     if find_spec("transformers.models.llama") is None:
         support = str(Path(__file__).parents[1] / "support")
         return f"import sys; sys.path.append({support!r}); from old_llama import register; register(); {code}"
@@ -126,7 +126,7 @@ def command_code():
 @pytest.fixture
 def ecoflap_command(capsys, monkeypatch):
     """Run the command in this process: its exit code, standard output and standard error."""
-    from ecoflap.core.cli import main
+    from ecoflap.core.cli.main import main
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["ecoflap", *map(str, arguments)])

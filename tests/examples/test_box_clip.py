@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ecoflap.adapters.clip import ClipAdapter
-from ecoflap.core.source import open_source
+from ecoflap.core.model.source import open_source
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.evaluators.zero_shot import ZeroShot
 

@@ -9,12 +9,12 @@ import torch
 from exported import bits, half_pruned, outputs
 from table import ROWS
 
-from ecoflap.adapters import hugging_face as transformers_files
+from ecoflap.adapters.hubs import hugging_face as transformers_files
+from ecoflap.core.contracts.protocols import Exporter
 from ecoflap.core.errors import FormatError
-from ecoflap.core.masks import attach, masks_of
-from ecoflap.core.parts import Exporter
+from ecoflap.core.pruning.masks import attach, masks_of
 from ecoflap.exporters.hugging_face import HuggingFace, ecoflap_register_exporters
-from ecoflap.exporters.model_card import CARD, library_of
+from ecoflap.exporters.shared.model_card import CARD, library_of
 
 ANY = "llama" if "llama" in ROWS else next(iter(ROWS))
 LIBRARIES = {"pico_open_clip": "open_clip", "pico_timm": "timm"}

@@ -12,9 +12,9 @@ from torch import nn
 
 import ecoflap
 from ecoflap.core.errors import FormatError, ModelError
-from ecoflap.core.masks import masks_of
-from ecoflap.core.packed_model import without_weights
-from ecoflap.core.source import open_source
+from ecoflap.core.model.source import open_source
+from ecoflap.core.packed.into_model import without_weights
+from ecoflap.core.pruning.masks import masks_of
 from ecoflap.exporters.safetensors import FILE, Safetensors
 
 WHOLE = [name for name in sorted(ROWS) if ROWS[name].is_whole_on_disk]
@@ -231,7 +231,7 @@ def test_a_folder_that_does_not_say_what_it_is_of(name: str, folder: Path):
 
 @pytest.mark.skipif("lavis BLIP-2 T5" not in ROWS, reason="LAVIS has an environment of its own")
 def test_a_model_of_lavis_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    from ecoflap.adapters.lavis_blip2 import LavisBlip2Adapter
+    from ecoflap.adapters.lavis_blip2.adapter import LavisBlip2Adapter
 
     model, adapter = half_pruned("lavis BLIP-2 T5")
     adapter._built = "blip2_t5", "pretrain_flant5xl"
@@ -266,7 +266,7 @@ def test_without_weights_ends_with_an_error_too():
 @needs_llama
 def test_a_library_that_loses_buffers_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch):
     """An adapter that builds on the meta device and fills that."""
-    from ecoflap.core.packed_model import fill
+    from ecoflap.core.packed.into_model import fill
 
     adapter = ROWS["llama"].adapter()
     source = open_source(str(llama), Path.cwd())
@@ -276,8 +276,8 @@ def test_a_library_that_loses_buffers_is_refused(llama: Path, monkeypatch: pytes
 
 @needs_llama
 def test_weights_that_a_module_in_two_places_would_lose(tmp_path: Path):
-    from ecoflap.core.packed import save_packed
-    from ecoflap.core.packed_model import fill
+    from ecoflap.core.packed.format import save_packed
+    from ecoflap.core.packed.into_model import fill
 
     apart = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     save_packed(tmp_path / FILE, apart.state_dict(), {})
@@ -288,7 +288,7 @@ def test_weights_that_a_module_in_two_places_would_lose(tmp_path: Path):
 
 @needs_llama
 def test_inspect_takes_a_packed_folder_apart(llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
-    from ecoflap.core.cli import main
+    from ecoflap.core.cli.main import main
 
     monkeypatch.setattr("sys.argv", ["ecoflap", "inspect", str(llama)])
     with pytest.raises(SystemExit) as stop:

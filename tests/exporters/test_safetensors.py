@@ -13,13 +13,13 @@ from table import ROWS
 from torch import nn
 
 import ecoflap
+from ecoflap.core.contracts.protocols import Adapter, Exporter
 from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.core.masks import attach, masks_of
-from ecoflap.core.packed import inspect_packed, load_packed
-from ecoflap.core.parts import Adapter, Exporter
+from ecoflap.core.packed.format import inspect_packed, load_packed
+from ecoflap.core.pruning.masks import attach, masks_of
 from ecoflap.exporters import safetensors as exporter
-from ecoflap.exporters.model_card import CARD
 from ecoflap.exporters.safetensors import FILE, Safetensors
+from ecoflap.exporters.shared.model_card import CARD
 
 ANY = "llama" if "llama" in ROWS else next(iter(ROWS))
 

@@ -7,10 +7,10 @@ import torch
 from table import ROWS
 from torch import Tensor, nn
 
-from ecoflap.core.anatomy import Anatomy
-from ecoflap.core.masks import attach
-from ecoflap.core.parts import Adapter
-from ecoflap.core.source import open_source
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.model.source import open_source
+from ecoflap.core.pruning.masks import attach
 
 
 def half_pruned(name: str, folder: Path | None = None, dtype: torch.dtype | None = None) -> tuple[nn.Module, Adapter]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.core.parts import Adapter, Batch, Sample
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Batch, Sample
 
 
 def redraw(model: nn.Module, seed: int = 0) -> nn.Module:

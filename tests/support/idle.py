@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ecoflap.core.anatomy import Block
-from ecoflap.core.placement import Placement, tensors_of
+from ecoflap.core.forward.placement import Placement, tensors_of
+from ecoflap.core.model.anatomy import Block
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ecoflap.adapters.blip2 import Blip2Adapter
 from ecoflap.adapters.blip2_retrieval import Blip2RetrievalAdapter
-from ecoflap.core.parts import Batch, Sample
-from ecoflap.core.source import in_memory
+from ecoflap.core.contracts.records import Batch, Sample
+from ecoflap.core.model.source import in_memory
 
 QUERIES, SIZE = 4, 28
 POISON, IMAGE_TOKEN = 63, 64

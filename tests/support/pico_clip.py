@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.siglip import SiglipAdapter
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.contracts.records import Batch, Sample
 
 SIZE, PATCH, LENGTH = 28, 7, 16
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "picture", "of", *(f"w{i}" for i in range(57))]

@@ -7,7 +7,7 @@ from family import Family, redraw
 from torch import Tensor, nn
 
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.contracts.records import Batch, Sample
 
 POISON = 63
 LENGTHS = (12, 7, 9, 5)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ecoflap.adapters.eva_vit import EvaVitAdapter
-from ecoflap.adapters.lavis_blip2 import CHECKPOINT, LavisBlip2Adapter, logits_and_labels, similarities
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.adapters.lavis_blip2.adapter import CHECKPOINT, LavisBlip2Adapter, logits_and_labels, similarities
+from ecoflap.core.contracts.records import Batch, Sample
 
 SIZE, PATCH, QUERIES, LONGEST = 28, 14, 5, 24
 NAMES = {"t5": "Blip2T5", "opt": "Blip2OPT", "retrieval": "Blip2Qformer"}

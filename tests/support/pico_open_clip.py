@@ -13,7 +13,7 @@ from pico_timm import as_stored, pictures, redraw_biases
 from torch import Tensor, nn
 
 from ecoflap.adapters.open_clip import OpenClipAdapter
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.contracts.records import Batch, Sample
 
 WORDS = 40
 LENGTH = 12
@@ -82,7 +82,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
 
 
 def adapter_for(name: str) -> OpenClipAdapter:
-    from ecoflap.adapters.open_clip_hub import transform_of
+    from ecoflap.adapters.hubs.open_clip import transform_of
 
     adapter = OpenClipAdapter(architecture=name)
     adapter.processor = transform_of(build(name)), Tokenizer()

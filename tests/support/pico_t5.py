@@ -12,7 +12,7 @@ from family import Family, redraw
 from torch import Tensor, nn
 
 from ecoflap.adapters.t5 import T5Adapter
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.contracts.records import Batch, Sample
 
 POISON = 63
 WORDS = ["<pad>", "</s>", "<unk>", "what", "is", "this", "a", "the", "?", ".", *(f"w{i}" for i in range(54))]

@@ -10,7 +10,7 @@ from family import Family, redraw
 from torch import Tensor, nn
 
 from ecoflap.adapters.eva_vit import EvaVitAdapter
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.contracts.records import Batch, Sample
 
 SMALL: dict[str, Any] = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
 CLASSES = 5
@@ -60,7 +60,7 @@ def classifying() -> nn.Module:
 
 
 def adapter_for(make: Callable[[], nn.Module]) -> EvaVitAdapter:
-    from ecoflap.adapters.timm_hub import transform_of
+    from ecoflap.adapters.hubs.timm import transform_of
 
     adapter = EvaVitAdapter()
     adapter.processor = transform_of(make())

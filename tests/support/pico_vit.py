@@ -11,7 +11,7 @@ from pico_clip import PATCH, SIZE, TOWER, as_saved, drawn, pictures
 from torch import Tensor, nn
 
 from ecoflap.adapters.vit import VitAdapter
-from ecoflap.core.parts import Batch, Sample
+from ecoflap.core.contracts.records import Batch, Sample
 
 MODELS = "transformers.models"  # where a version has a folder for each type it knows
 CLASSES = 5

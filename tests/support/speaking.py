@@ -8,8 +8,8 @@ import pico_t5
 from torch import nn
 
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.abilities import Generation, Said
-from ecoflap.core.parts import Sample
+from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.records import Sample
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from family import Family
 from torch import nn
 
-from ecoflap.core.parts import Adapter, Sample
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Sample
 
 MODULES = {
     "pico_decoder": "transformers",

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoflap.core.anatomy import Anatomy
-from ecoflap.core.budget import Group, keep_count
+from ecoflap.core.budget.counts import Group, keep_count
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.plugins.allocators.ecoflap import Ecoflap, ecoflap_register_allocators
 
 quick = settings(max_examples=60, deadline=None)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ecoflap.core.budget import Group
+from ecoflap.core.budget.counts import Group
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.from_file import FromFile, ecoflap_register_allocators
 

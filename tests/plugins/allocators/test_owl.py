@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoflap.core.budget import Group, keep_count
+from ecoflap.core.budget.counts import Group, keep_count
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.owl import Owl, ecoflap_register_allocators
 from ecoflap.plugins.allocators.uniform import Uniform

@@ -1,7 +1,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoflap.core.budget import Group, split
+from ecoflap.core.budget.counts import Group
+from ecoflap.core.budget.water_fill import split
 from ecoflap.plugins.allocators.uniform import Uniform, ecoflap_register_allocators
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError
-from ecoflap.core.parts import Sample
 
 
 @pytest.fixture

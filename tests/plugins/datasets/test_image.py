@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap.core.parts import Dataset
+from ecoflap.core.contracts.protocols import Dataset
 from ecoflap.plugins.datasets.image import Image
 
 

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image as Pictures
 
 from ecoflap import load_registry
+from ecoflap.core.cli.plan_report import preview
+from ecoflap.core.contracts.protocols import Dataset
 from ecoflap.core.errors import DataError, RecipeError
-from ecoflap.core.parts import Dataset
-from ecoflap.core.preview import preview
-from ecoflap.core.recipe import parse_recipe
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.datasets.image_question_answer import ImageQuestionAnswer
 from ecoflap.plugins.datasets.image_text import ImageText
@@ -56,7 +56,7 @@ def test_ids_and_kind(picture, index, read):
 
 def test_an_image_of_several_questions_is_decoded_once(picture, index, read, monkeypatch):
     decoded = []
-    module = sys.modules["ecoflap.plugins.datasets.indexed_images"]
+    module = sys.modules["ecoflap.plugins.datasets.shared.indexed_images"]
     monkeypatch.setattr(module, "read_image", lambda file: decoded.append(file.name) or Pictures.new("RGB", (1, 1)))
     names = ["a.png", "a.png", "b.png", "a.png"]
     file = index([{"image": picture(name), "question": "Which?", "answers": ["this"]} for name in names])

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ecoflap import load_registry
+from ecoflap.core.contracts.protocols import Dataset
 from ecoflap.core.errors import DataError, RecipeError
-from ecoflap.core.parts import Dataset
-from ecoflap.core.recipe import parse_recipe
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.plugins.datasets.image_text import ImageText
 
 WORDS = "a small red cat sits on the big mat"
@@ -337,7 +337,7 @@ def test_parameters_that_cannot_be(parameters, problem, read):
 
 @pytest.mark.parametrize(("module", "extra"), [("PIL", "images"), ("datasets", "datasets")])
 def test_libraries_that_are_not_installed(module, extra, monkeypatch):
-    name = "ecoflap.plugins.datasets.indexed_images"
+    name = "ecoflap.plugins.datasets.shared.indexed_images"
     found = {module: None}
     monkeypatch.setattr(sys.modules[name], "find_spec", lambda asked: found.get(asked, ModuleSpec(asked, None)))
     (said,) = ImageText(dataset="org/pictures").problems()

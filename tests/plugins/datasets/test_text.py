@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.protocols import Dataset
 from ecoflap.core.errors import DataError
-from ecoflap.core.parts import Dataset
 from ecoflap.plugins.datasets.text import Text
 
 

@@ -5,12 +5,14 @@ from speaking import Given, Parrot
 from torch import nn
 
 import ecoflap
-from ecoflap.core.abilities import Generates, Generation
+from ecoflap.core.contracts.abilities import Generates, Generation
+from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, EcoflapError
-from ecoflap.core.parts import Evaluator, Sample
-from ecoflap.core.recipe import parse_recipe
-from ecoflap.plugins.evaluators import caption, caption_scores
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.plugins.evaluators import caption
 from ecoflap.plugins.evaluators.caption import Caption
+from ecoflap.plugins.evaluators.shared import caption_scores
 
 pytest.importorskip("pycocoevalcap", reason="pip install 'ecoflap[evaluate]'")
 

@@ -9,8 +9,9 @@ import pico_vit
 import pytest
 import torch
 
+from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.parts import Evaluator, Sample
 from ecoflap.plugins.evaluators.classification import Classification
 
 

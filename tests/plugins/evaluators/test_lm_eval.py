@@ -18,9 +18,9 @@ import lm_eval.tasks
 
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.anatomy import Anatomy
+from ecoflap.core.contracts.protocols import Adapter, Evaluator
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.parts import Adapter, Evaluator
+from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.plugins.evaluators.lm_eval import LmEval, _draws_forgotten
 
 QUESTIONS = [

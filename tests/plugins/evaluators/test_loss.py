@@ -10,11 +10,12 @@ from table import ROWS
 from torch import nn
 
 import ecoflap
-from ecoflap.adapters.contrastive import pair_problems
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.adapters.shared.contrastive import pair_problems
+from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
-from ecoflap.core.parts import Evaluator, Sample
-from ecoflap.core.recipe import parse_recipe
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.plugins.evaluators.loss import Loss
 
 

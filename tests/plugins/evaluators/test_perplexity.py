@@ -9,8 +9,9 @@ import torch
 
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.t5 import T5Adapter
+from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.parts import Evaluator, Sample
 from ecoflap.plugins.evaluators.perplexity import Perplexity, measure
 
 

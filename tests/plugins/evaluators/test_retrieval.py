@@ -20,14 +20,15 @@ from torch import Tensor, nn
 
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.vit import VitAdapter
+from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.evaluation import Evaluator as Evaluation
-from ecoflap.core.parts import Evaluator, Sample
-from ecoflap.core.preparation import prepare
-from ecoflap.core.recipe import parse_recipe
-from ecoflap.core.registry import load_registry
-from ecoflap.plugins.evaluators import comparing
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.record.evaluations import Evaluator as Evaluation
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.prepare import prepare
 from ecoflap.plugins.evaluators.retrieval import Retrieval
+from ecoflap.plugins.evaluators.shared import comparing
 
 needs_clip = pytest.mark.skipif("clip" not in ROWS, reason="transformers here is too old for it")
 

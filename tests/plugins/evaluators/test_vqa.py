@@ -10,10 +10,11 @@ from torch import nn
 
 import ecoflap
 from ecoflap.adapters.clip import ClipAdapter
-from ecoflap.core.abilities import Generates, Generation
+from ecoflap.core.contracts.abilities import Generates, Generation
+from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
-from ecoflap.core.parts import Evaluator, Measure, Sample
-from ecoflap.core.recipe import parse_recipe
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.plugins.evaluators.vqa import Vqa
 
 MODEL = nn.Identity()

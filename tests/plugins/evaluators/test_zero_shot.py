@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from table import ROWS
 
+from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError, RecipeError
-from ecoflap.core.parts import Evaluator, Sample
-from ecoflap.core.preparation import prepare
-from ecoflap.core.recipe import parse_recipe
-from ecoflap.core.registry import load_registry
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.prepare import prepare
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.evaluators.zero_shot import ZeroShot
 
@@ -175,6 +176,6 @@ def test_folders_give_the_names(tmp_path: Path):
 
 
 def test_named_sets_without_open_clip(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ecoflap.plugins.evaluators.prompts.find_spec", lambda name: None)
+    monkeypatch.setattr("ecoflap.plugins.evaluators.shared.prompts.find_spec", lambda name: None)
     (told,) = ZeroShot(Given(), NAMES, "openai_imagenet").problems()
     assert told.endswith("are open_clip's: pip install 'ecoflap[clip]', or write them out.")

@@ -3,7 +3,15 @@
 import json
 from pathlib import Path
 
-from ecoflap.core.events import LayerPruned, Progress, RunFailed, RunFinished, RunStarted, StageStarted, Warned
+from ecoflap.core.contracts.events import (
+    LayerPruned,
+    Progress,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StageStarted,
+    Warned,
+)
 from ecoflap.plugins.observers.log_file import LogFile
 
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import pytest
 
-from ecoflap.core.events import Progress as Done
-from ecoflap.core.events import RunFailed, RunStarted, StageFinished, StageStarted, Warned
+from ecoflap.core.contracts.events import Progress as Done
+from ecoflap.core.contracts.events import RunFailed, RunStarted, StageFinished, StageStarted, Warned
 from ecoflap.plugins.observers import progress
 from ecoflap.plugins.observers.progress import Progress
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ecoflap.core.budget import Keep, Pattern
+from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.pruners.magnitude import Magnitude, ecoflap_register_pruners
 

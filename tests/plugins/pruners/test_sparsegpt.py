@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ecoflap.core.budget import Keep, Pattern
+from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.statistics import Gram
+from ecoflap.core.forward.statistics import Gram
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT, ecoflap_register_pruners
 

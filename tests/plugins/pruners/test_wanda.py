@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ecoflap.core.budget import Keep, Pattern
+from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.statistics import ColumnNorm
+from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.plugins.pruners.wanda import Wanda, ecoflap_register_pruners
 
 

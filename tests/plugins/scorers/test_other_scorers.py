@@ -7,7 +7,7 @@ import torch
 
 from ecoflap import EcoflapError, Estimate, Replay
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.scores import header_line, score_line
+from ecoflap.core.pruning.scores import header_line, score_line
 from ecoflap.plugins.scorers.from_run import FromRun
 from ecoflap.plugins.scorers.magnitude import MagnitudeScore
 from ecoflap.plugins.scorers.outlier_share import OutlierShare

@@ -8,7 +8,7 @@ from torch import nn
 
 from ecoflap import Block, Estimate, Layer, Replay, Tower
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.noise import gaussian
+from ecoflap.core.forward.noise import gaussian
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
 
 

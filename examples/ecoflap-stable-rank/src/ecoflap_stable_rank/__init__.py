@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from ecoflap import Layer, hookimpl
-from ecoflap.core.replay import Replay
+from ecoflap.core.forward.replay import Replay
 
 
 @dataclass(frozen=True)

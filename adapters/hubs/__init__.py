@@ -1,0 +1,1 @@
+"""Libraries that models come from: transformers, timm, open_clip."""

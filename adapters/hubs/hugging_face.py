@@ -1,0 +1,239 @@
+"""Loading and saving what transformers reads: model, and tokenizer or processor, from a hub id, a folder or a GGUF."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ecoflap.core.errors import ModelError
+from ecoflap.core.export.sidecar_files import save_settings
+from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.source import check_weights, hub_id
+from ecoflap.core.packed.into_model import fill, packed_in, packed_types, without_weights
+
+TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json",
+              "spiece.model")  # fmt: skip
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+SHARD_SIZE = "5GB"
+_REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def load_model(
+    kind: str, source: Source, dtype: torch.dtype | None, device: str, *, has_pooler: bool | None = True
+) -> nn.Module:
+    """A model in eval mode; ``device="meta"`` builds it from its configuration, without weights.
+
+    A folder that the ``safetensors`` exporter wrote is read too.
+
+    :param kind: Name of the transformers class: ``AutoModelForCausalLM``, ``T5ForConditionalGeneration``.
+    :param dtype: None keeps the checkpoint's.
+    :param has_pooler: None where some checkpoints of the class have one and some have not, which shows on loading.
+    :raises ModelError: Where it cannot be read, or lacks weights, which transformers would draw at random.
+    """
+    with quiet():
+        if device == "meta":
+            with torch.device("meta"):
+                return _built(kind, source.config, dtype)
+        packed = packed_in(source)
+        if packed is not None:
+            return _from_packed(kind, source, packed, dtype, has_pooler).to(device)
+        check_weights(source)
+        return _with_weights(kind, source, dtype, has_pooler).to(device)
+
+
+def load_processor(kind: str, source: Source, files: tuple[str, ...] = TEXT_FILES) -> Any:
+    """A tokenizer, image processor or processor; None where a folder has none of its files.
+
+    :param kind: Name of the transformers class: ``AutoTokenizer``, ``AutoImageProcessor``, ``AutoProcessor``.
+    :param files: At least one of these shows that a folder has one.
+    """
+    place, arguments = _place(source)
+    is_folder = source.path is not None and source.path.is_dir()
+    if is_folder and not any(name in source.files for name in files):
+        return None
+    try:
+        with quiet():
+            read = _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        told = " ".join(str(error).split())
+        raise ModelError(f"the tokenizer or processor of {source.name} cannot be read: {told}") from error
+    _forget_place(getattr(read, "tokenizer", read))
+    return read
+
+
+def save_model(model: Any, processor: Any, folder: Path) -> None:
+    """As transformers writes it, with the tokenizer or processor beside it; in several files above 5 GB."""
+    how: dict[str, Any] = {"safe_serialization": True, "max_shard_size": SHARD_SIZE}
+    with quiet():
+        try:
+            model.save_pretrained(folder, **how)
+        except RuntimeError as error:
+            if "share memory" not in str(error):
+                raise
+            # transformers before 4.30 leaves it to its caller to name tied weights once
+            model.save_pretrained(folder, state_dict=_without_aliases(model.state_dict()), **how)
+        if processor is not None:
+            processor.save_pretrained(folder)
+
+
+def save_surroundings(model: nn.Module, processor: Any, folder: Path) -> None:
+    """The same without the weights."""
+    with quiet():
+        save_settings(model, processor, folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and advice off the screen; its settings are as before afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(StringIO()):  # the bar of its GGUF reader listens to no setting
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _class(kind: str) -> Any:
+    import transformers
+
+    try:
+        return getattr(transformers, kind)
+    except AttributeError as error:
+        raise ModelError(f"transformers {transformers.__version__} has no {kind}; a newer one is needed") from error
+
+
+def _config(config: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(**config)
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"this version of transformers cannot build the model: {error}") from error
+
+
+def _built(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None, **arguments: Any) -> nn.Module:
+    known = _config(config)
+    build: Callable[..., nn.Module] = _class(kind).from_config if kind.startswith("Auto") else _class(kind)._from_config
+    return build(known, **_dtype_argument(dtype or _own_dtype(known)), **arguments).eval()
+
+
+def _from_packed(
+    kind: str, source: Source, packed: Path, dtype: torch.dtype | None, has_pooler: bool | None
+) -> nn.Module:
+    with without_weights():
+        model = _built(kind, source.config, dtype)
+        if has_pooler is None and _has_pooler(model.state_dict()) and not _has_pooler(packed_types(packed)):
+            model = _built(kind, source.config, dtype, add_pooling_layer=False)
+    fill(model, packed, lambda name, stored: _wanted_type(model, name, stored, dtype))
+    if "generation_config.json" in source.files:
+        model.generation_config = _class("GenerationConfig").from_pretrained(str(packed))
+    _forget_loading(model)
+    return model
+
+
+def _has_pooler(names: Iterable[str]) -> bool:
+    return any(name.startswith("pooler.") for name in names)
+
+
+def _wanted_type(model: Any, name: str, stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    """As ``from_pretrained`` casts: all but what the model's class keeps in float32."""
+    if dtype is None or stored not in _REAL:
+        return stored
+    kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())] if dtype == torch.float16 else []
+    if dtype in (torch.float16, torch.bfloat16):
+        kept += getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    parts = name.split(".")
+    return torch.float32 if any(one in parts for one in kept) else dtype
+
+
+def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pooler: bool | None) -> nn.Module:
+    place, arguments = _place(source)
+    if has_pooler is False:
+        arguments["add_pooling_layer"] = False
+    is_gguf = "gguf_file" in arguments
+    wanted = dtype or (torch.float32 if is_gguf else "auto")
+    if is_gguf:
+        arguments["config"] = _config(source.config)  # reading a GGUF's header takes seconds, and was done
+    try:
+        read: Any = _class(kind).from_pretrained(
+            place, **arguments, **_dtype_argument(wanted), trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ModelError(f"{source.name} cannot be loaded: {error}") from error
+    model: nn.Module = read[0]
+    missing = sorted(read[1]["missing_keys"])
+    if missing and has_pooler is None and all(name.startswith("pooler.") for name in missing):
+        return _with_weights(kind, source, dtype, has_pooler=False)
+    if missing:  # transformers would go on with random numbers in their place
+        raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights: {', '.join(missing[:4])}…")
+    if is_gguf:
+        _forget_quantization(model)
+    _forget_loading(model)
+    return model.eval()
+
+
+def _place(source: Source) -> tuple[str, dict[str, Any]]:
+    """What ``from_pretrained`` is called with."""
+    if source.path is None:
+        repository, revision = hub_id(source)
+        return repository, {"revision": revision or "main"}
+    if source.path.is_file():
+        return str(source.path.parent), {"gguf_file": source.path.name, "local_files_only": True}
+    return str(source.path), {"local_files_only": True}
+
+
+def _dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
+    """Its name changed in transformers 4.56."""
+    import transformers
+
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return {"dtype" if (major, minor) >= (4, 56) else "torch_dtype": dtype}
+
+
+def _own_dtype(config: Any) -> torch.dtype:
+    """What the checkpoint is stored in, by its newer name or the older one."""
+    return getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+
+
+def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each weight by the first of its names."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    places = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if first.setdefault(places[name], name) == name}
+
+
+def _forget_loading(model: Any) -> None:
+    """Older versions write into a saved ``config.json`` where a model came from, and what was left open then."""
+    model.config._name_or_path = ""
+    vars(model.config).pop("_attn_implementation_autoset", None)
+    if vars(model.config).get("torch_dtype") == "auto":
+        model.config.torch_dtype = model.dtype
+
+
+def _forget_place(tokenizer: Any) -> None:
+    """Older versions of transformers write it beside the model, so that the same model saved twice differs."""
+    kept: dict[str, Any] = getattr(tokenizer, "init_kwargs", {})
+    for name in ("name_or_path", "special_tokens_map_file"):
+        kept.pop(name, None)
+
+
+def _forget_quantization(model: Any) -> None:
+    """The weights are plain numbers now; with these left on it a model can't be saved."""
+    for owner, names in (
+        (model.config, ("quantization_config",)),
+        (model, ("hf_quantizer", "is_quantized", "quantization_method")),
+    ):
+        for name in names:
+            owner.__dict__.pop(name, None)

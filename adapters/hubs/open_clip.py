@@ -1,0 +1,296 @@
+"""Loading and saving what open_clip reads: an architecture with a tag, a hub id or a folder in its hub format."""
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from ecoflap.adapters.shared.stored_types import take_types, types_in
+from ecoflap.core.errors import ModelError, nearest
+from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.source import OPEN_CLIP, hub_id
+from ecoflap.core.packed.into_model import fill, packed_in, packed_types, without_weights
+
+PREFIX = "open_clip:"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "tokenizer.model")
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+_CANNOT = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, AttributeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What open_clip has in place of a processor.
+
+    :param transform: From a PIL image to a tensor.
+    :param tokenizer: From a list of texts to token ids ``[texts, context_length]``.
+    """
+
+    transform: Any
+    tokenizer: Any
+
+
+def imported() -> Any:
+    """open_clip, or what to do to have it."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ModelError("this model is open_clip's, which is not installed: pip install 'ecoflap[clip]'.") from error
+    return open_clip
+
+
+def config_of(source: Source) -> dict[str, Any]:
+    """``{"model_cfg": …, "preprocess_cfg": …}``, without reading a weight."""
+    if source.name.startswith(PREFIX):
+        return _named_config(*_name_and_tag(source))
+    stored = source.config.get("open_clip")
+    if stored is None and source.path is not None and OPEN_CLIP in source.files:  # beside another format's config.json
+        stored = json.loads((source.path / OPEN_CLIP).read_text(encoding="utf-8"))
+    if stored is None:
+        raise ModelError(f"{source.name} has no {OPEN_CLIP}, so it is not in open_clip's hub format.")
+    return deepcopy(dict(stored))
+
+
+def named(architecture: str) -> dict[str, Any]:
+    """The configuration open_clip knows by a name.
+
+    :raises ModelError: Where it knows none.
+    """
+    open_clip = imported()
+    found: dict[str, Any] | None = open_clip.get_model_config(architecture.replace("/", "-"))
+    if found is None:
+        known = open_clip.list_models()
+        raise ModelError(
+            f"open_clip has no architecture named {architecture!r}.{nearest(architecture, known)} See "
+            f"open_clip.list_models()."
+        )
+    return found
+
+
+def build(model_cfg: Mapping[str, Any], half: torch.dtype | None, device: str) -> nn.Module:
+    """A model with weights drawn at random, or none on ``meta``.
+
+    :param half: Of weights that are kept in 16 bits while norms are in float32, as open_clip's ``precision="bf16"``
+        keeps them; such a model has norms of another class. None for every other.
+    """
+    refuse_kinds(model_cfg)
+    open_clip = imported()
+    arguments = deepcopy(dict(model_cfg))
+    kind = open_clip.CustomTextCLIP if arguments.pop("custom_text", False) else open_clip.CLIP
+    arguments["vision_cfg"].pop("timm_model_pretrained", None)  # the weights come later
+    try:
+        with torch.device("meta" if device == "meta" else "cpu"):
+            model: nn.Module = kind(**arguments, cast_dtype=half)
+    except _CANNOT as error:
+        raise ModelError(f"open_clip {open_clip.__version__} cannot build this model: {error}") from error
+    return model.eval()
+
+
+def refuse_kinds(model_cfg: Mapping[str, Any]) -> None:
+    """Say which kinds of model are not covered, before anything of them is built or fetched."""
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    if "multimodal_cfg" in model_cfg:
+        raise ModelError("CoCa, which has a third tower that writes captions, is not covered.")
+    if text.get("hf_model_name"):
+        raise ModelError(f"a text tower of transformers ({text['hf_model_name']}, HFTextEncoder) is not covered.")
+    if isinstance(vision.get("layers"), list | tuple):
+        raise ModelError("a ModifiedResNet, whose layers are convolutions, is not covered.")
+
+
+def load(source: Source, device: str, architecture: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The model in the types of its checkpoint, and its configuration; ``meta`` reads and fetches no weights.
+
+    :param architecture: Of a folder that holds weights without their configuration.
+    """
+    config = config_of(source)
+    if architecture is not None and "model_cfg" not in config:
+        config["model_cfg"] = named(architecture)
+    if "model_cfg" not in config:
+        raise ModelError(
+            f"{source.name} holds weights of open_clip without their configuration: write adapter: {{use: open_clip, "
+            f"architecture: NAME}} with the architecture's name in open_clip, such as ViT-B-16."
+        )
+    if device == "meta":
+        return build(config["model_cfg"], None, device), config
+    packed = packed_in(source)
+    if packed is not None:
+        model = _from_packed(config["model_cfg"], packed)
+        _set_preprocessing(model, config.get("preprocess_cfg") or {})
+        return model, config
+    file = _weights_of(source)
+    types = types_in(file) if file.suffix == ".safetensors" else {}
+    model = build(config["model_cfg"], _half_of(types), device)
+    try:
+        imported().load_checkpoint(model, str(file))
+    except _CANNOT as error:
+        raise ModelError(f"{file} cannot be loaded: {error}") from error
+    take_types(model, types)
+    _set_preprocessing(model, config.get("preprocess_cfg") or {})
+    return model, config
+
+
+def _from_packed(model_cfg: Mapping[str, Any], packed: Path) -> nn.Module:
+    types = packed_types(packed)
+    with without_weights():
+        model = build(model_cfg, _half_of(types), "cpu")
+    fill(model, packed)
+    take_types(model, types)
+    return model
+
+
+def save(model: nn.Module, tokenizer: Any, config: Mapping[str, Any], folder: Path) -> None:
+    """In open_clip's hub format; a configuration without ``model_cfg`` is written as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS[0], metadata={"format": "pt"})
+    save_surroundings(tokenizer, config, folder)
+
+
+def save_surroundings(tokenizer: Any, config: Mapping[str, Any], folder: Path) -> None:
+    """The same without the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OPEN_CLIP).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(str(folder))
+
+
+def as_it_is(model_cfg: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """An architecture's configuration with what a model in memory may have been made with otherwise.
+
+    :raises ModelError: Where the model is of another architecture.
+    """
+    open_clip = imported()
+    found = deepcopy(dict(model_cfg))
+    found["custom_text"] = isinstance(model, open_clip.CustomTextCLIP)
+    found["vision_cfg"]["image_size"] = list(model.visual.image_size)
+    found["text_cfg"]["context_length"] = int(getattr(model, "text", model).context_length)
+    found["quick_gelu"] = any(type(module).__name__ == "QuickGELU" for module in model.modules())
+    if model.logit_bias is not None:
+        found.setdefault("init_logit_bias", 0.0)
+    wanted = {name: tensor.shape for name, tensor in build(found, None, "meta").state_dict().items()}
+    there = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    different = [name for name in dict.fromkeys([*there, *wanted]) if there.get(name) != wanted.get(name)]
+    if different:
+        first = different[0]
+        raise ModelError(
+            f"architecture: this model is of another one: {first} is {_shape(there.get(first))} in the model and "
+            f"{_shape(wanted.get(first))} in the architecture, and {len(different) - 1} more differ."
+        )
+    return found
+
+
+def preprocessing_of(model: Any) -> dict[str, Any]:
+    """How open_clip prepares images for a model; empty where it was not noted."""
+    noted: Mapping[str, Any] = getattr(model.visual, "preprocess_cfg", None) or {}
+    return {name: noted[name] for name in PREPROCESSING if name in noted}
+
+
+def transform_of(model: Any) -> Any:
+    """From a PIL image to what the model reads, as open_clip evaluates it."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    if not getattr(model.visual, "preprocess_cfg", None):
+        return None
+    return image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+
+
+def tokenizer_of(source: Source, text_cfg: Mapping[str, Any]) -> Any:
+    """The one named in the configuration, from the model's own folder where that has it; CLIP's own by default."""
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    options: dict[str, Any] = dict(text_cfg.get("tokenizer_kwargs") or {})
+    options["context_length"] = text_cfg.get("context_length", 77)
+    named_tokenizer = text_cfg.get("hf_tokenizer_name")
+    if not named_tokenizer:
+        return SimpleTokenizer(**options)
+    if text_cfg.get("tokenizer_mode"):
+        options["tokenizer_mode"] = text_cfg["tokenizer_mode"]
+    beside = source.path is not None and any(name in source.files for name in TOKENIZER_FILES)
+    place = str(source.path) if beside else named_tokenizer
+    try:
+        return HFTokenizer(place, **options)
+    except _CANNOT as error:
+        raise ModelError(f"the tokenizer of {source.name} ({place}) cannot be read: {error}") from error
+
+
+def _name_and_tag(source: Source) -> tuple[str, str]:
+    name, _, tag = source.name.removeprefix(PREFIX).rpartition("/")
+    if name:
+        return name, tag
+    tags = imported().list_pretrained_tags_by_model(tag)
+    named(tag)
+    raise ModelError(
+        f"{source.name} names no weights: write {PREFIX}{tag}/TAG. Tags of {tag}: {', '.join(tags) or 'none'}."
+    )
+
+
+def _named_config(name: str, tag: str) -> dict[str, Any]:
+    open_clip = imported()
+    model_cfg = named(name)
+    known = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
+    if not known:
+        tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+        raise ModelError(
+            f"open_clip has no weights {tag!r} of {name}.{nearest(tag, tags)} Its tags: {', '.join(tags) or 'none'}."
+        )
+    if known.get("quick_gelu"):  # open_clip only warns of weights that were trained with the other activation
+        model_cfg["quick_gelu"] = True
+    preprocessing = {key: known[key] for key in PREPROCESSING if key in known}
+    return {"model_cfg": model_cfg, "preprocess_cfg": preprocessing}
+
+
+def _weights_of(source: Source) -> Path:
+    open_clip = imported()
+    if source.name.startswith(PREFIX):
+        name, tag = _name_and_tag(source)
+        try:
+            return Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)))
+        except _CANNOT as error:
+            raise ModelError(f"the weights of {source.name} cannot be fetched: {error}") from error
+    if source.path is None:
+        return _fetched(source)
+    known = [source.path / name for name in WEIGHTS if name in source.files]
+    others = [source.path / name for name in source.files if name.endswith((".safetensors", ".bin"))]
+    if not (known or others):
+        raise ModelError(f"no weights in {source.path}: expected {' or '.join(WEIGHTS)}.")
+    return (known or others)[0]
+
+
+def _fetched(source: Source) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repository, revision = hub_id(source)
+    problems: list[Exception] = []
+    for name in WEIGHTS:
+        try:
+            return Path(hf_hub_download(repository, name, revision=revision))
+        except (OSError, ValueError) as error:
+            problems.append(error)
+    raise ModelError(f"{source.name} has none of {', '.join(WEIGHTS)}: {problems[0]}") from problems[0]
+
+
+def _half_of(types: Mapping[str, torch.dtype]) -> torch.dtype | None:
+    """The type of 16 bits that weights are kept in beside norms in float32."""
+    if not types:
+        return None
+    usual = max(types.values(), key=list(types.values()).count)
+    norms = [kind for name, kind in types.items() if name.endswith("ln_final.weight")]
+    return usual if usual in (torch.float16, torch.bfloat16) and torch.float32 in norms else None
+
+
+def _set_preprocessing(model: Any, stored: Mapping[str, Any]) -> None:
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    config = merge_preprocess_dict(asdict(PreprocessCfg()), dict(stored))
+    imported().set_model_preprocess_cfg(model, {**config, "size": model.visual.image_size})
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else str(list(shape))

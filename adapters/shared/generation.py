@@ -1,0 +1,161 @@
+"""Texts by transformers' own ``generate``: nothing is drawn, and nothing of how a checkpoint wants it done is taken.
+
+A checkpoint may come with settings of its own, such as a temperature or a penalty for repetition. With them two models
+would be compared in two ways, so only what ends a text and what a decoder begins with are taken over.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor, nn
+
+from ecoflap.adapters.shared.matrices import part
+from ecoflap.adapters.shared.rows import padded_rows
+from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.records import Sample
+from ecoflap.core.errors import DataError
+
+
+def generated(
+    model: nn.Module,
+    tokenizer: Any,
+    inputs: Mapping[str, Tensor],
+    generation: Generation,
+    begins: int = 0,
+    ends: Sequence[int] | None = None,
+) -> list[Said]:
+    """What a text model of transformers says, a text a row of the inputs.
+
+    :param inputs: Of its ``generate``, on the model's device.
+    :param begins: How many tokens of what it returns were there before.
+    :param ends: Tokens that end a text; None takes the model's.
+    """
+    ends = ends_of(model, tokenizer) if ends is None else ends
+    config = _configuration(model, tokenizer, generation, ends)
+    model.eval()
+    with torch.no_grad(), _configured(model, config):
+        rows = part(model, "generate")(**inputs, generation_config=config)
+    return [said(tokenizer, row[begins:], ends) for row in rows.tolist()]
+
+
+def said(tokenizer: Any, tokens: Sequence[int], ends: Sequence[int]) -> Said:
+    """What stands before the first token that ends a text; after it there is only padding."""
+    at = next((number for number, token in enumerate(tokens) if token in ends), None)
+    own = tuple(tokens[:at])
+    return Said(tokenizer.decode(list(own), skip_special_tokens=True).strip(), own, at is not None)
+
+
+def ends_of(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a text by the model's configurations, or by its tokenizer where they name none."""
+    named = (getattr(part(model, config), "eos_token_id", None) for config in ("config", "generation_config"))
+    found = [token for ends in named if ends is not None for token in (ends if isinstance(ends, list) else [ends])]
+    own = getattr(tokenizer, "eos_token_id", None)
+    return tuple(dict.fromkeys(found)) or (() if own is None else (own,))
+
+
+def padded_left(
+    rows: Sequence[Sequence[int]],
+) -> tuple[Int64[Tensor, "rows longest"], Int64[Tensor, "rows longest"]]:
+    """Side by side so that all end together, as a decoder goes on with them, and a mask of what is no padding."""
+    ids, mask = padded_rows([row[::-1] for row in rows])
+    return ids.flip(1), mask.flip(1)
+
+
+def opening(tokens: Sequence[int], tokenizer: Any) -> list[int]:
+    """A text to be gone on with, whose tokenizer may have ended it; some begin a text with what ends another."""
+    return [*tokens[:1], *without_ends(tokens[1:], [tokenizer.eos_token_id])]
+
+
+def without_ends(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """A text that its tokenizer may have ended."""
+    kept = list(tokens)
+    while kept and kept[-1] in ends:
+        kept.pop()
+    return kept
+
+
+def gone_on(before: Sequence[int], whole: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
+    """The tokens by which a text goes on: its tokenizer may join a blank to the word after it."""
+    before, whole = without_ends(before, ends), without_ends(whole, ends)
+    return tuple(whole[shared(before, whole) :])
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    at = 0
+    while at < min(len(one), len(other)) and one[at] == other[at]:
+        at += 1
+    return at
+
+
+def check_prompts(samples: Sequence[Sample]) -> None:
+    """:raises DataError: Where there is no sample, or one without a question."""
+    silent = [number for number, sample in enumerate(samples) if not sample.question]
+    if silent or not samples:
+        what = f"sample {silent[0]} of a batch has no question" if silent else "a batch needs at least one sample"
+        raise DataError(f"this model goes on with a text or answers one: {what}.")
+
+
+def check_length(prompts: Sequence[Sequence[int]], generation: Generation, longest: int | None) -> None:
+    """:raises DataError: Where prompt and answer are longer together than the text that a model takes."""
+    tokens, new = max(map(len, prompts)), generation.max_new_tokens
+    if longest is not None and tokens + new > longest:
+        raise DataError(
+            f"a prompt of {tokens} tokens and max_new_tokens: {new} are more than the {longest} tokens that this model "
+            f"takes: lower max_new_tokens, or shorten the prompt."
+        )
+
+
+def distinct_images(samples: Sequence[Sample]) -> tuple[list[Sample], Int64[Tensor, " samples"]]:
+    """One sample for each image, and which of them belongs to each sample: questions on one image share its pass."""
+    seen: dict[Any, int] = {}
+    first: list[Sample] = []
+    which = []
+    for sample in samples:
+        image = sample.image
+        key = (image.size, image.mode, image.tobytes()) if hasattr(image, "tobytes") else id(sample)
+        if key not in seen:
+            seen[key] = len(first)
+            first.append(sample)
+        which.append(seen[key])
+    return first, torch.tensor(which, dtype=torch.int64)
+
+
+def images_put_in(words: Tensor, is_image: Bool[Tensor, "rows tokens"], images: Tensor) -> Tensor:
+    """Embeddings of texts with those of each row's image at its places, in their order."""
+    return words.masked_scatter(is_image[..., None], images.to(words))
+
+
+def _configuration(model: nn.Module, tokenizer: Any, generation: Generation, ends: Sequence[int]) -> Any:
+    from transformers import GenerationConfig
+
+    known = (part(model, "config"), part(model, "generation_config"), tokenizer)
+    pads = (getattr(one, "pad_token_id", None) for one in known)
+    starts = (getattr(one, "decoder_start_token_id", None) for one in known)
+    pad = next((number for number in pads if number is not None), ends[0] if ends else 0)
+    # one that belongs to beams is warned about where there are none
+    beams = {"num_beams": generation.num_beams, "length_penalty": generation.length_penalty}
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=generation.max_new_tokens,
+        min_new_tokens=generation.min_new_tokens or None,
+        eos_token_id=ends[0] if len(ends) == 1 else list(ends) or None,  # older versions know no list
+        pad_token_id=pad,
+        decoder_start_token_id=next((number for number in starts if number is not None), None),
+        use_cache=True,
+        **(beams if generation.num_beams > 1 else {}),
+    )
+
+
+@contextmanager
+def _configured(model: Any, config: Any) -> Iterator[None]:
+    """transformers fills what a configuration leaves open from the model's own."""
+    own = getattr(model, "generation_config", None)
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own

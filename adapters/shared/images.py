@@ -1,0 +1,130 @@
+"""What adapters of vision models share: images into a tensor, what each position of it is, a number for each image."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int8, Int64
+from torch import Tensor, nn
+
+from ecoflap.adapters.hubs.hugging_face import IMAGE_FILES, load_processor
+from ecoflap.adapters.shared.losses import labels_of
+from ecoflap.core.contracts.records import Batch, Sample
+from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.model.anatomy import Source
+
+PREFIXES = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
+"""What a model puts before the patches, by the names of the parameters in its embeddings."""
+IMAGE = 2
+
+
+def image_seeds(pixel_values: Float[Tensor, "batch ..."]) -> Int64[Tensor, " batch"]:
+    """A 63-bit number from each image's own bytes: the same in whatever batch and order it comes."""
+    # numpy knows no bfloat16, so the bytes are taken before it sees the type
+    rows = [image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for image in pixel_values]
+    return torch.tensor([int.from_bytes(sha256(row).digest()[:8], "little") >> 1 for row in rows], dtype=torch.int64)
+
+
+def images_of(samples: Sequence[Sample]) -> list[Any]:
+    """The PIL images of all samples.
+
+    :raises DataError: Where there is no sample, or one without an image in RGB.
+    """
+    if not samples:
+        raise DataError("a batch needs at least one sample.")
+    without = [number for number, sample in enumerate(samples) if sample.image is None]
+    if without:
+        raise DataError(
+            f"this model looks at images, and {len(without)} of {len(samples)} samples have none. Calibrate it on a "
+            f"dataset of images."
+        )
+    modes = sorted({mode for sample in samples if (mode := getattr(sample.image, "mode", "none")) != "RGB"})
+    if modes:
+        raise DataError(f"an image is wanted as a PIL image in RGB, and some are {', '.join(modes)}: convert('RGB').")
+    return [sample.image for sample in samples]
+
+
+def pixels_of(processor: Any, samples: Sequence[Sample]) -> Float[Tensor, "batch channels height width"]:
+    """What a model of transformers sees of its images.
+
+    :param processor: An image processor, or a processor that has one; None where the model came without.
+    :raises DataError: Where there is none, or it cannot make one tensor of the images.
+    """
+    read = getattr(processor, "image_processor", processor)
+    if read is None or not hasattr(read, "preprocess"):
+        found = "has none" if processor is None else f"has a {type(processor).__name__}, which reads no images"
+        raise DataError(
+            f"this model needs an image processor and {found}: put preprocessor_config.json beside its config.json, or "
+            f"give ecoflap.run a processor."
+        )
+    images = images_of(samples)
+    try:
+        pixels: Tensor = read(images=images, return_tensors="pt")["pixel_values"]
+    except (ValueError, TypeError, RuntimeError) as error:
+        sizes = sorted({image.size for image in images})
+        raise DataError(f"{type(read).__name__} cannot read the images, of sizes {sizes[:4]}: {error}") from error
+    return pixels
+
+
+def size_made_by(processor: Any) -> tuple[int, int]:
+    """Height and width of what an image processor of transformers makes of a square image."""
+    from PIL import Image
+
+    height, width = pixels_of(processor, [Sample(image=Image.new("RGB", (256, 256)))]).shape[-2:]
+    return height, width
+
+
+def labelled_images(processor: Any, samples: Sequence[Sample]) -> Batch:
+    """``pixel_values`` and ``seeds``, and ``labels`` where the samples have them: the batch of a vision model alone."""
+    pixels = pixels_of(processor, samples)
+    labels = labels_of([sample.label for sample in samples])
+    batch = {"pixel_values": pixels, "seeds": image_seeds(pixels)}
+    return batch if labels is None else {**batch, "labels": labels}
+
+
+def image_tokens(
+    embeddings: nn.Module, pixel_values: Float[Tensor, "batch channels height width"]
+) -> Int8[Tensor, "batch tokens"]:
+    """All are real: one for each patch, and those the embeddings put before them.
+
+    :param embeddings: The module whose one convolution cuts the image into patches.
+    """
+    cut = patch_convolution(embeddings)
+    patches = 1
+    for axis in (0, 1):
+        size, kernel, stride = pixel_values.shape[2 + axis], cut.kernel_size[axis], cut.stride[axis]
+        patches *= (size - kernel) // stride + 1
+    own = {name: parameter for name, parameter in embeddings.named_parameters() if name in PREFIXES}
+    before = sum(parameter.numel() // parameter.shape[-1] for parameter in own.values())
+    return torch.full((len(pixel_values), before + patches), IMAGE, dtype=torch.int8)
+
+
+def patch_convolution(embeddings: nn.Module) -> nn.Conv2d:
+    """The convolution that cuts an image into patches; its weight says in which type and where images are wanted."""
+    found = next((module for module in embeddings.modules() if isinstance(module, nn.Conv2d)), None)
+    if found is None:
+        raise ModelError(f"a {type(embeddings).__name__} has no convolution that cuts images into patches.")
+    return found
+
+
+@contextmanager
+def as_large_as_wanted(pixel_values: Float[Tensor, "batch channels height width"]) -> Iterator[None]:
+    """While a model runs: say where the size of its images comes from, if it takes no such images.
+
+    :raises DataError: In place of the ``ValueError`` that models of transformers raise of it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        height, width = pixel_values.shape[-2:]
+        raise DataError(
+            f"the model takes no images of {height}×{width}, which its processor makes: {error} Its "
+            f"preprocessor_config.json says how large they are made."
+        ) from error
+
+
+def load_image_processor(source: Source) -> Any:
+    """Of a model read from a folder or the hub; None where a folder has none of its files."""
+    return load_processor("AutoImageProcessor", source, IMAGE_FILES)

@@ -1,0 +1,124 @@
+"""Losses that families share. Each is summed in float64, since a score is a small difference of two of them."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ecoflap.adapters.shared.embeddings import cosines
+from ecoflap.core.errors import DataError
+from ecoflap.core.forward.noise import gaussian
+
+LOGITS_BYTES = 16 * 2**20  # measured on two cores: faster than 8 or 256 MiB, and a sixteenth of the memory
+IGNORED = -100  # transformers' mark of a label that is padding
+
+
+def mean_nll(logits: Float[Tensor, "*batch vocabulary"], labels: Int64[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of the labels that are not ``IGNORED``; logits and labels are aligned."""
+    real = labels != IGNORED
+    targets = labels[real]
+    if not len(targets):
+        raise DataError("a batch holds no token to predict.")
+    # Each term is exact enough in float32; it is their sum that would lose a small difference.
+    return F.cross_entropy(logits[real].float(), targets, reduction="none").double().mean()
+
+
+def mean_nll_of_hidden(
+    head: nn.Module, hidden: Float[Tensor, "targets hidden"], targets: Int64[Tensor, " targets"], vocabulary: int
+) -> Float[Tensor, ""]:
+    """The same from hidden states: logits are made a chunk at a time, and made again in the backward, never kept."""
+    rows = max(1, LOGITS_BYTES // (4 * vocabulary))
+    total = hidden.new_zeros((), dtype=torch.float64)
+    for chunk, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+        if torch.is_grad_enabled():
+            total = total + checkpoint(_chunk_nll, head, chunk, wanted, use_reentrant=False, preserve_rng_state=False)
+        else:
+            total = total + _chunk_nll(head, chunk, wanted)
+    return total / len(targets)
+
+
+def _chunk_nll(
+    head: nn.Module, hidden: Float[Tensor, "rows hidden"], targets: Int64[Tensor, " rows"]
+) -> Float[Tensor, ""]:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="none").double().sum()
+
+
+def info_nce(similarities: Float[Tensor, "images texts"]) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE, ½·(CE over texts + CE over images), of similarities that the model has scaled itself.
+
+    Radford et al., CLIP, ICML 2021, figure 3. One pair alone has a loss of 0 whatever the weights are.
+    """
+    pairs = len(similarities)
+    if pairs < 2:
+        raise DataError(
+            "a contrastive loss needs at least two pairs in every batch: set batch_size to 2 or more, so that it "
+            "divides the number of samples or leaves more than one over."
+        )
+    targets = torch.arange(pairs, device=similarities.device)
+    wide = similarities.float()
+    terms = [F.cross_entropy(logits, targets, reduction="none").double().mean() for logits in (wide, wide.T)]
+    return (terms[0] + terms[1]) / 2
+
+
+def random_projection(features: Float[Tensor, "batch features"], seeds: Int64[Tensor, " batch"]) -> Float[Tensor, ""]:
+    """For a model with neither head nor labels: mean of ⟨f/‖f‖, r⟩ with a fixed random r for each image.
+
+    A distance to the dense model's own features would have no gradient at the dense model.
+
+    :param seeds: A number that belongs to the image, whichever batch it is in.
+    """
+    wide = F.normalize(features.float(), dim=-1)
+    directions = [gaussian((features.shape[-1],), int(seed)) for seed in seeds]
+    return (wide * torch.stack(directions).to(wide)).double().sum(-1).mean()
+
+
+def class_nll(logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, ""]:
+    """Cross entropy of each image's class."""
+    classes = logits.shape[-1]
+    wrong = sorted({int(label) for label in labels if not 0 <= label < classes})
+    if wrong:
+        raise DataError(f"the data has the labels {wrong[:5]}, and the model knows classes 0 to {classes - 1}.")
+    return mean_nll(logits, labels)
+
+
+def vision_loss(
+    output: Float[Tensor, "batch features"],
+    labels: Int64[Tensor, " batch"] | None,
+    seeds: Int64[Tensor, " batch"],
+    classifier: Float[Tensor, "classes features"] | None = None,
+) -> Float[Tensor, ""]:
+    """Of a vision model alone: cross entropy where there are labels, the random projection where there are none.
+
+    :param output: Logits, or features where there is no head.
+    :param labels: None where the samples have none, or the model has no head and no classifier is given.
+    :param classifier: A zero-shot classifier's text embeddings; logits are then the raw cosines, as in ECoFLaP.
+    """
+    if labels is None:
+        return random_projection(output, seeds)
+    if classifier is not None:
+        output = cosines(output, classifier)
+    return class_nll(output, labels)
+
+
+def labels_of(labels: Sequence[int | None]) -> Int64[Tensor, " batch"] | None:
+    """As a tensor where every sample has one, None where none has.
+
+    :raises DataError: Where some have and some have not.
+    """
+    known = [label for label in labels if label is not None]
+    if known and len(known) < len(labels):
+        raise DataError(f"{len(labels) - len(known)} of {len(labels)} images have no label: give all of them, or none.")
+    return torch.tensor(known) if known else None
+
+
+def sigmoid_pairs(similarities: Float[Tensor, "images texts"]) -> Float[Tensor, ""]:
+    """−Σ log σ(±s) over all texts, mean over images: + for an image's own text; s is scaled and shifted by the model.
+
+    Zhai et al., Sigmoid loss for language image pre-training, ICCV 2023, algorithm 1.
+    """
+    pairs = len(similarities)
+    signs = 2 * torch.eye(pairs, device=similarities.device) - 1
+    return -F.logsigmoid(signs * similarities.float()).double().sum() / pairs

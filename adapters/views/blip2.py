@@ -1,0 +1,193 @@
+"""Views of BLIP-2, of transformers and of LAVIS: what its text model reads of an image, that model, and both in one."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ecoflap.adapters.shared.matrices import part
+from ecoflap.adapters.views.images import IMAGE_AXES, PIXELS, images_of, views_of_pair
+from ecoflap.adapters.views.texts import view_from_embeddings
+from ecoflap.adapters.views.view import BATCH, SAID, TEXT_AXES, Example, view
+from ecoflap.core.contracts.records import View
+
+BOTH_AXES = {
+    PIXELS: {0: BATCH}, "input_ids": TEXT_AXES, "attention_mask": TEXT_AXES, "decoder_input_ids": {0: BATCH, 1: SAID},
+}  # fmt: skip
+
+
+class Queries(nn.Module):
+    """What the queries of a Q-Former hold of an image, projected.
+
+    :param is_normalised: Whether each of them is then of length 1.
+    """
+
+    def __init__(self, sees: nn.Module, qformer: nn.Module, queries: Tensor, projection: nn.Module, unit: bool) -> None:
+        super().__init__()
+        self.vision_model, self.qformer, self.query_tokens = sees, qformer, queries
+        self.projection, self.unit = projection, unit
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        return (self.embedded(self.seen(pixel_values)),)
+
+    def seen(self, pixel_values: Tensor) -> Tensor:
+        """What the vision tower gives."""
+        hidden: Tensor = self.vision_model(pixel_values).last_hidden_state
+        return hidden
+
+    def embedded(self, image: Tensor) -> Tensor:
+        read: Tensor = self.qformer(
+            query_embeds=self.query_tokens.expand(image.shape[0], -1, -1),
+            encoder_hidden_states=image,
+            encoder_attention_mask=torch.ones(image.shape[:-1], dtype=torch.int64, device=image.device),
+            return_dict=True,
+        ).last_hidden_state
+        # the Q-Former of a model in 16 bits is in float32
+        embedded: Tensor = self.projection(read.to(image.dtype))
+        return F.normalize(embedded, dim=-1) if self.unit else embedded
+
+
+class LavisQueries(Queries):
+    """With LAVIS' vision tower, whose norm is outside."""
+
+    def __init__(self, model: nn.Module, projection: nn.Module, unit: bool) -> None:
+        super().__init__(
+            part(model, "visual_encoder"), part(model, "Qformer.bert"), part(model, "query_tokens"), projection, unit
+        )
+        self.norm = part(model, "ln_vision")
+
+    def seen(self, pixel_values: Tensor) -> Tensor:
+        hidden: Tensor = self.norm(self.vision_model(pixel_values))
+        return hidden
+
+
+class QueryTexts(nn.Module):
+    """What a Q-Former reads off a text without an image, projected, of length 1."""
+
+    def __init__(self, embeddings: nn.Module | None, qformer: nn.Module, projection: nn.Module) -> None:
+        super().__init__()
+        self.embeddings, self.qformer, self.projection = embeddings, qformer, projection
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        if self.embeddings is None:  # LAVIS has them in its Q-Former
+            made = self.qformer(input_ids, attention_mask=attention_mask, return_dict=True)
+        else:
+            embedded = self.embeddings(input_ids=input_ids)
+            made = self.qformer(query_embeds=embedded, query_length=0, attention_mask=attention_mask, return_dict=True)
+        first = made.last_hidden_state[:, 0].to(self.projection.weight.dtype)
+        return (F.normalize(self.projection(first), dim=-1),)
+
+
+class Compared(nn.Module):
+    """Every image with every text: the similarity is that of the query that is nearest to the text.
+
+    :param temperature: What similarities are divided by; None for a model without one.
+    """
+
+    def __init__(self, vision: nn.Module, text: nn.Module, temperature: Tensor | None) -> None:
+        super().__init__()
+        self.vision, self.text, self.temperature = vision, text, temperature
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        (images,), (texts,) = self.vision(pixel_values), self.text(input_ids, attention_mask)
+        compared = (images @ texts.T).amax(1)
+        if self.temperature is not None:
+            compared = compared / self.temperature
+        return compared, compared.T, texts, images
+
+
+class Seeing(nn.Module):
+    """Image and text in, what the text model says next."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        read = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return (self.model(pixel_values=pixel_values, **read, use_cache=False).logits,)
+
+
+class SeeingAndSaying(nn.Module):
+    """As above, of a text model with an encoder; what was said so far goes to its decoder."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor
+    ) -> tuple[Tensor]:
+        read = {"input_ids": input_ids, "attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
+        return (self.model(pixel_values=pixel_values, **read, use_cache=False).logits,)
+
+
+def views_of_blip2(model: nn.Module, image: list[int], says: bool) -> Iterator[View]:
+    """``vision``: what the text model reads of an image; ``language``; and ``all`` in one graph.
+
+    :param image: The tokens that stand for an image in a text.
+    :param says: Whether the text model has a decoder that is given what it said so far.
+    """
+    seen, text = _images(model), part(model, "language_model")
+    vision = _queries(model, part(model, "language_projection"), unit=False)
+    count = len(text.get_input_embeddings().weight)
+
+    def both(example: Example) -> dict[str, Tensor]:
+        words = example.ids(count, example.batch, example.length, without=image[0])
+        ids = torch.cat([torch.tensor(image).expand(example.batch, -1), words], 1)
+        inputs = {**seen(example), "input_ids": ids, "attention_mask": example.mask(*ids.shape)}
+        if says:
+            inputs["decoder_input_ids"] = example.ids(count, example.batch, example.said, without=image[0])
+        return inputs
+
+    yield view("vision", vision, seen, ("image_embeds",), IMAGE_AXES)
+    yield view_from_embeddings(text, says)
+    yield view("all", SeeingAndSaying(model) if says else Seeing(model), both, ("logits",), BOTH_AXES)
+
+
+def views_of_blip2_retrieval(model: nn.Module) -> Iterator[View]:
+    """``vision``: each query's embedding of an image; ``text``: that of a text, read alone; both of length 1; ``pair``.
+
+    A text is without the places of an image that a processor of this model puts before it.
+    """
+    vision = _queries(model, part(model, "vision_projection"), unit=True)
+    text = QueryTexts(part(model, "embeddings"), part(model, "qformer"), part(model, "text_projection"))
+    count = len(part(model, "embeddings.word_embeddings.weight"))
+    yield from views_of_pair(_images(model), _texts(count), (vision, text, Compared(vision, text, None)))
+
+
+def views_of_lavis(model: nn.Module, kind: str) -> Iterator[View]:
+    """As of the same models of transformers, but no ``all``: LAVIS' own forward takes texts, not tokens.
+
+    :param kind: ``t5``, ``opt`` or ``retrieval``.
+    """
+    encoder = part(model, "visual_encoder")
+    size = part(encoder, "image_size") or part(encoder, "input_resolution")
+    images = images_of(encoder, size)
+    if kind != "retrieval":
+        vision = LavisQueries(model, part(model, f"{kind}_proj"), unit=False)
+        yield view("vision", vision, images, ("image_embeds",), IMAGE_AXES)
+        yield view_from_embeddings(part(model, f"{kind}_model"), kind == "t5")
+        return
+    vision = LavisQueries(model, part(model, "vision_proj"), unit=True)
+    text = QueryTexts(None, part(model, "Qformer.bert"), part(model, "text_proj"))
+    count = len(part(model, "Qformer.bert.embeddings.word_embeddings.weight"))
+    yield from views_of_pair(images, _texts(count), (vision, text, Compared(vision, text, part(model, "temp"))))
+
+
+def _queries(model: nn.Module, projection: nn.Module, unit: bool) -> Queries:
+    return Queries(part(model, "vision_model"), part(model, "qformer"), part(model, "query_tokens"), projection, unit)
+
+
+def _images(model: nn.Module) -> Callable[[Example], dict[str, Tensor]]:
+    embeddings = part(model, "vision_model.embeddings")
+    return images_of(embeddings, embeddings.image_size)
+
+
+def _texts(count: int) -> Callable[[Example], dict[str, Tensor]]:
+    def made(example: Example) -> dict[str, Tensor]:
+        mask = example.mask(example.texts, example.length)
+        return {"input_ids": example.ids(count, *mask.shape), "attention_mask": mask}
+
+    return made

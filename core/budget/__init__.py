@@ -1,0 +1,1 @@
+"""Exact counts of weights: spread over groups, layers and rows, and turned into masks."""

@@ -1,0 +1,90 @@
+"""Counts that follow a line and meet bounds, and whole numbers that lose nothing in rounding."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from fractions import Fraction
+
+from ecoflap.core.errors import EcoflapError
+
+
+def water_fill(
+    base: Sequence[int | float | Fraction],
+    slope: Sequence[int | float | Fraction],
+    lower: Sequence[int],
+    upper: Sequence[int],
+    total: int,
+    names: Sequence[str],
+) -> list[int]:
+    """Counts k_g = clip(base_g + t · slope_g, lower_g, upper_g), with the one t at which they sum to ``total``.
+
+    Solved in fractions: the sum is linear between the points where a count meets a bound, so the piece that holds the
+    total gives t without iteration. Rounded down, what is left going to the largest remainders. Groups of slope 0 stay
+    at their base; only when all others are at a bound do they share what is still missing, in proportion to their room.
+
+    :param slope: At least 0.
+    :param names: Decide between equal remainders.
+    """
+    _check_bounds(lower, upper, total, names)
+    bases, slopes = [Fraction(b) for b in base], [Fraction(s) for s in slope]
+    return _whole(_levels(bases, slopes, lower, upper, total), total, names)
+
+
+def _check_bounds(lower: Sequence[int], upper: Sequence[int], total: int, names: Sequence[str]) -> None:
+    crossed = [
+        f"{name} has to keep at least {low} weights and at most {high}: lower its floor or raise its cap"
+        for name, low, high in zip(names, lower, upper, strict=True)
+        if low > high
+    ]
+    if crossed:
+        raise EcoflapError(*crossed)
+    if sum(lower) > total:
+        raise EcoflapError(
+            f"the groups have to keep at least {sum(lower)} weights together, but the sparsity leaves only {total}: "
+            "lower the floors or the sparsity, or raise max_sparsity"
+        )
+    if sum(upper) < total:
+        raise EcoflapError(
+            f"the groups may keep at most {sum(upper)} weights together, but the sparsity leaves {total}: "
+            "raise the caps or the sparsity"
+        )
+
+
+def _levels(
+    base: Sequence[Fraction], slope: Sequence[Fraction], lower: Sequence[int], upper: Sequence[int], total: int
+) -> list[Fraction]:
+    groups = list(zip(base, slope, lower, upper, strict=True))
+
+    def at(t: Fraction) -> list[Fraction]:
+        return [min(max(b + t * s, Fraction(low)), Fraction(high)) for b, s, low, high in groups]
+
+    def filled(t: Fraction) -> Fraction:
+        return sum(at(t), Fraction(0))
+
+    bends = sorted({(bound - b) / s for b, s, *bounds in groups if s for bound in bounds})
+    right = bisect_left(bends, Fraction(total), key=filled)
+    if 0 < right < len(bends):
+        before, after = at(bends[right - 1]), at(bends[right])
+        share = (total - filled(bends[right - 1])) / (filled(bends[right]) - filled(bends[right - 1]))
+        return [a + share * (b - a) for a, b in zip(before, after, strict=True)]
+    level = at(bends[-1 if right else 0] if bends else Fraction(0))
+    missing = total - sum(level, Fraction(0))
+    if not missing:
+        return level
+    room = [high - k if missing > 0 else k - low for k, low, high in zip(level, lower, upper, strict=True)]
+    return [k + missing * r / sum(room, Fraction(0)) for k, r in zip(level, room, strict=True)]
+
+
+def _whole(shares: Sequence[Fraction], total: int, names: Sequence[str]) -> list[int]:
+    """Whole numbers that sum to what the shares sum to: the floors, and one more for the largest remainders."""
+    counts = [int(share // 1) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], names[i]))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def split(count: int, sizes: Sequence[int], names: Sequence[str]) -> list[int]:
+    """A group's count over its layers, in proportion to their sizes; remainders to the largest, ties by name."""
+    if not 0 <= count <= sum(sizes):
+        raise EcoflapError(f"{count} weights cannot be kept of the {sum(sizes)} in {', '.join(names) or 'no layer'}")
+    return _whole([Fraction(count * size, sum(sizes) or 1) for size in sizes], count, names)

@@ -1,0 +1,266 @@
+"""The command line. Torch and everything else heavy is imported inside the commands, so that --help is instant."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from io import TextIOWrapper
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from ecoflap.core.errors import EcoflapError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make vision-language models smaller without retraining.",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe's file, or the name of one that ships.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe: prune.use=sparsegpt."),
+]
+RegistryOption = Annotated[
+    Path | None, typer.Option("--registry", help="A registry file of your own; it extends the shipped one.")
+]
+
+
+def main() -> None:
+    """The ``ecoflap`` command. A user's mistake ends with 2 and a message, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no ± must not end a run
+    try:
+        app(standalone_mode=True)
+    except EcoflapError as error:
+        print(f"ecoflap: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        print(version("ecoflap"))
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    folder: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, deleting what the folder holds.")] = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Run a recipe, or go on with a run that was cut off."""
+    with _stoppable():
+        from ecoflap.core.cli.tables import run_summary, show
+        from ecoflap.core.registry.registry import load_registry
+        from ecoflap.core.run.pipeline import run as run_recipe
+
+        done = run_recipe(recipe, set_=set_ or (), folder=folder, fresh=fresh, registry=load_registry(registry))
+        show(run_summary(done.report))
+        print(f"report: {done.folder / 'report.html'}")
+
+
+@app.command()
+def plan(recipe: RecipeArgument, set_: SetOption = None, registry: RegistryOption = None) -> None:
+    """Say what a run would do and need, and every problem of its recipe, without reading weights."""
+    from ecoflap.core.cli.plan_report import preview, tables
+    from ecoflap.core.cli.tables import show
+    from ecoflap.core.recipe.load import find_recipe, load_recipe
+    from ecoflap.core.registry.registry import load_registry
+    from ecoflap.core.run.prepare import DataNotReady
+
+    loaded = load_registry(registry)
+    try:
+        show(preview(load_recipe(find_recipe(recipe), set_=set_ or (), registry=loaded), loaded))
+    except DataNotReady as error:  # what a run would need is asked before the data are fetched
+        show(tables(error.prepared))
+        raise
+
+
+@app.command()
+def sweep(
+    what: Annotated[str, typer.Argument(help="A sweep's file or a recipe's, or the name of one that ships.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE,VALUE", help="Values that a key takes in turn: sparsity=0.5,0.6."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N or A,B", help="How many seeds, counted from 0, or which.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="The sweep's folder; runs/sweeps/NAME by default.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do all anew, deleting what these runs have left.")] = False,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep each run's model/, not only exports.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Run every combination of methods, values and seeds, and compare them; go on with what was cut off."""
+    with _stoppable():
+        from ecoflap.core.cli.tables import show, sweep_table
+        from ecoflap.core.registry.registry import load_registry
+        from ecoflap.core.sweep.sweep import planned_sweep
+        from ecoflap.core.sweep.sweep import sweep as run_sweep
+
+        loaded = load_registry(registry)
+        if dry_run:
+            target, cells = planned_sweep(
+                what, set_=set_ or (), seeds=seeds, folder=folder, registry=loaded, fresh=fresh
+            )
+            show(sweep_table(target, cells, fresh))
+            return
+        done = run_sweep(
+            what, set_=set_ or (), seeds=seeds, folder=folder, registry=loaded, fresh=fresh, keep_models=keep_models
+        )
+        if done.finished:
+            _compare([done.folder], None, as_markdown=False)
+    if done.failed:
+        told = "".join(f"\n  {path.name}: {message}" for path, message in done.failed.items())
+        print(f"ecoflap: {len(done.failed)} failed; the same command tries again{told}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="scorer, allocator, pruner, adapter, exporter, dataset or evaluator.")
+    ] = None,
+    registry: RegistryOption = None,
+) -> None:
+    """List the parts that can be named in a recipe, with their parameters."""
+    from ecoflap.core.cli.tables import parts, show
+    from ecoflap.core.registry.registry import load_registry
+
+    show(parts(load_registry(registry), kind))
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="A hub id, a folder, file.gguf or package:NAME.")],
+    adapter: Annotated[str | None, typer.Option(help="The adapter, where more than one fits.")] = None,
+    registry: RegistryOption = None,
+) -> None:
+    """Show a model's towers, blocks and layers, without reading its weights."""
+    from ecoflap.core.cli.inspection import inspection
+    from ecoflap.core.cli.tables import show
+    from ecoflap.core.registry.registry import load_registry
+
+    show(inspection(source, adapter, load_registry(registry)))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    to: Annotated[str, typer.Option("--to", help="An exporter: onnx, torchscript, safetensors, hugging_face.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the exporter: weights=coo."),
+    ] = None,
+    registry: RegistryOption = None,
+) -> None:
+    """Export the model of a finished run once more, into its exports/ folder."""
+    with _stoppable():
+        from ecoflap.core.cli.tables import export_tables, show
+        from ecoflap.core.export.export_again import export_run
+        from ecoflap.core.export.manifest import MANIFEST
+        from ecoflap.core.record.folder import read_json
+        from ecoflap.core.registry.registry import load_registry
+
+        folder = export_run(run, to, set_=set_ or (), registry=load_registry(registry))
+        show(export_tables({folder.name: read_json(folder / MANIFEST)}))
+        print(f"files: {folder}")
+
+
+@app.command()
+def densify(
+    file: Annotated[Path, typer.Argument(help="A packed file: .onnx, or .packed.safetensors.")],
+    target: Annotated[Path, typer.Argument(help="The ordinary file to write.")],
+    registry: RegistryOption = None,
+) -> None:
+    """Turn a packed file into an ordinary one, which any library reads."""
+    with _stoppable():
+        from ecoflap.core.export.densify import densify as write_dense
+        from ecoflap.core.registry.registry import load_registry
+
+        print(f"written: {write_dense(file, target, load_registry(registry))}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
+    """Show what a finished run came to, and what its exports hold."""
+    from ecoflap.core.cli.tables import export_tables, run_summary, show
+    from ecoflap.core.record.folder import read_json, require_finished
+
+    found = read_json(require_finished(run).report)
+    show([*run_summary(found), *export_tables(found.get("exports", {}))])
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, or of sweeps.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the report goes; a sweep's own folder, or runs/comparison, by default.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """Put finished runs side by side, in a table and in a report: measures, sparsity, scores, time, memory, bytes."""
+    _compare(runs, out, as_markdown=markdown)
+
+
+def _compare(runs: list[Path], out: Path | None, *, as_markdown: bool) -> None:
+    from ecoflap.core.cli.tables import comparison_table, show
+    from ecoflap.core.compare.comparison import compared
+    from ecoflap.core.compare.page import write_comparison
+    from ecoflap.core.compare.table import markdown, notes, rows, tower_rows
+    from ecoflap.core.sweep.runs import is_sweep
+
+    found = compared(runs)
+    if as_markdown:
+        print("\n".join(markdown(rows(found))))
+    else:
+        towers = tower_rows(found)
+        show([comparison_table(rows(found)), *([comparison_table(towers, "pruned of each tower")] if towers else [])])
+        print("\n".join(notes(found)))
+    target = out or (runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path("runs") / "comparison")
+    page = write_comparison(found, target, target.resolve().name)
+    print(f"report: {page}", file=sys.stderr)
+
+
+class _Terminated(KeyboardInterrupt):
+    """Asked to end by SIGTERM, as a cluster's scheduler does."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM say how to go on instead of where it was."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        print("\necoflap: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated

@@ -1,0 +1,158 @@
+"""What a part may say about itself beside being callable: each kind's optional members, with types and defaults.
+
+A part may inherit from its kind's class here, and need not: a member that it has is taken, for one that it lacks the
+default of this page is. They are read once, when a recipe is checked. A member whose name is nearly one of these is
+refused, so that a misspelt one is never passed over in silence (``ecoflap.core.contracts.conformance``).
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import Statistic
+from ecoflap.core.contracts.records import Aggregate, View
+from ecoflap.core.model.anatomy import Anatomy
+
+
+class PartOptions:
+    """What a part of any kind may have."""
+
+    def problems(self, context: PlanContext) -> Iterable[str]:
+        """Say what keeps the part from being used here, a sentence for each thing.
+
+        It is asked before any weight is read, by ``ecoflap plan`` and by a run: whatever the part would refuse later
+        for a reason that is known by then belongs here. By default there is nothing.
+        """
+        return ()
+
+
+class ScorerOptions(PartOptions):
+    """What a scorer may have.
+
+    :cvar unit: What the names stand for that it yields scores of.
+    :cvar samples: How many calibration samples its replay holds at most; None for all.
+    :cvar aggregate: How the score of a group follows from those of its layers; a recipe may say otherwise.
+    :cvar data: Whether it looks at data. One that does not needs no ``calibration:``.
+    """
+
+    unit: Literal["layer", "block"] = "layer"
+    samples: int | None = None
+    aggregate: Aggregate = "sum"
+    data: bool = True
+
+    def forwards(self, anatomy: Anatomy, batches: int) -> int | None:
+        """Tell how many forwards it takes, for the plan; None, the default, where it cannot say.
+
+        :param anatomy: The layers to be scored.
+        :param batches: The calibration batches that it looks at.
+        """
+        return None
+
+
+class AllocatorOptions(PartOptions):
+    """What an allocator may have.
+
+    :cvar takes: ``"score"`` for one that looks at scores; None for one that does not, so that none is computed.
+    """
+
+    takes: Literal["score"] | None = "score"
+
+
+class PrunerOptions(PartOptions):
+    """What a pruner may have.
+
+    :cvar needs: The types of the statistics that it is given of a layer's inputs; none by default.
+    """
+
+    needs: tuple[type[Statistic], ...] = ()
+
+
+class DatasetOptions(PartOptions):
+    """What a dataset may have.
+
+    :cvar samples: How many samples it yields at most; None where that shows only when it is read.
+    :cvar classes: Names of the classes, by the numbers that labels are; None for data without classes.
+    """
+
+    samples: int | None = None
+    classes: Sequence[str] | None = None
+
+    def tokens_per_sample(self, longest: int | None) -> int | None:
+        """Tell how many tokens a sample has; None, the default, where that shows only when it is read.
+
+        :param longest: The longest text that the model takes, in tokens; None where it has no limit.
+        """
+        return None
+
+    def files(self) -> Iterable[Path] | None:
+        """Name every file and folder that its samples depend on, by whose contents they are known to be the same.
+
+        None, the default, stands for the files and folders among its parameters.
+        """
+        return None
+
+
+class EvaluatorOptions(PartOptions):
+    """What an evaluator may have.
+
+    :cvar wants: The ability that it asks of a model beside the loss, of ``ecoflap.core.contracts.abilities``; the plan
+        says where the adapter has none.
+    :cvar loss_batch_size: How many samples it gives at a time to the adapter's loss; None where it asks for no loss. An
+        adapter whose loss compares samples with each other refuses a batch of one.
+    """
+
+    wants: type[Any] | None = None
+    loss_batch_size: int | None = None
+
+    def files(self) -> Iterable[Path] | None:
+        """Name every file and folder that its result depends on; None, the default, stands for its parameters'."""
+        return None
+
+
+class ExporterOptions(PartOptions):
+    """What an exporter may have.
+
+    :cvar densifies: Endings of the packed files that its ``densify`` reads, such as ``(".packed.safetensors",)``.
+    """
+
+    densifies: tuple[str, ...] = ()
+
+    def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int | None:
+        """Tell how large its files will be, for the plan; None, the default, stands for the dense model's size.
+
+        :param parameters: Of the whole model.
+        :param prunable: Those of the layers that are pruned.
+        :param kept: How many of these stay.
+        :param width: Bytes of a weight.
+        """
+        return None
+
+    @staticmethod
+    def densify(file: Path, target: Path) -> Path:
+        """Write a packed file as an ordinary one, whole or not at all; called where ``densifies`` has its ending."""
+        raise NotImplementedError
+
+
+class AdapterOptions(PartOptions):
+    """What an adapter may have, beside the abilities of ``ecoflap.core.contracts.abilities``."""
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        """Give the parts of a model that can be exported by themselves; none by default.
+
+        It is asked for their names on a model without weights too, and must not compute with it.
+        """
+        return ()
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """Write what ``save`` writes beside the weights: configuration, tokenizer or processor.
+
+        By default it is what transformers' ``save_pretrained`` writes for a model, which of any other is nothing.
+        """
+        raise NotImplementedError
+
+    def refuses(self, model: nn.Module, ability: type[Any]) -> str | None:
+        """Say why this model lacks an ability whose methods the adapter has; None, the default, where it has it."""
+        return None

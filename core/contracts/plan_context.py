@@ -1,0 +1,35 @@
+"""All that is known before weights are read, for a part that looks for problems."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.model.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class PlanContext:
+    """A recipe beside the model it is to be run on.
+
+    :param recipe: The checked recipe, an ``ecoflap.core.recipe.schema.Recipe``. Typed loosely, because a recipe is made
+        of parts and a part's contract is read before there is one.
+    :param anatomy: Towers, blocks and layers, with the matrices outside the blocks that the recipe includes.
+    :param adapter: The model's.
+    :param model: The model without weights (on the ``meta`` device), or the one in memory.
+    :param list_views: Gives the names of :attr:`views`; asked at most once.
+    """
+
+    recipe: Any
+    anatomy: Anatomy
+    adapter: Adapter
+    model: nn.Module
+    list_views: Callable[[], tuple[str, ...]] = field(default=tuple, repr=False, compare=False)
+
+    @cached_property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views that the adapter can export of this model; empty where it exports none."""
+        return self.list_views()

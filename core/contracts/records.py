@@ -1,0 +1,236 @@
+"""What parts give and take: samples, scores, measures, pruned weights, and what an export is made of."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from ecoflap.core.errors import ModelError
+
+StatisticType = TypeVar("StatisticType")
+
+Batch: TypeAlias = Mapping[str, Any]
+
+
+"""Tensors by the name of the argument they are in the model's forward."""
+
+
+Score: TypeAlias = float
+
+
+"""How much the loss cares about a layer or block: larger is kept longer."""
+
+
+Aggregate = Literal["sum", "mean", "per_parameter"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing a dataset yields; what it holds depends on the dataset.
+
+    :param image: A PIL image in RGB.
+    :param question: What is asked about the image or of the text, or the beginning of a text to be gone on with.
+    :param label: The number of the image's class.
+    :param texts: All captions of the image, ``text`` among them.
+    :param id: The data set's own name of it: of a question, or of the image where nothing is asked.
+    :param image_id: The data set's own name of the image, or its file's: samples of one image have the same.
+    :param kind: What the data set sorts it under, such as ``yes/no``, by which results are told apart.
+    """
+
+    text: str | None = None
+    tokens: Int64[Tensor, "tokens"] | None = None
+    image: Any = None
+    question: str | None = None
+    answers: tuple[str, ...] = ()
+    label: int | None = None
+    texts: tuple[str, ...] = ()
+    id: str | int | None = None
+    image_id: str | int | None = None
+    kind: str | None = None
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All that people said of the image; the one text where there are no others."""
+        return self.texts or (() if self.text is None else (self.text,))
+
+
+class Estimate(float):
+    """A score that is a mean over random draws or batches, with the terms it is a mean of.
+
+    Its standard error, and that of a group it is summed into, come from the terms: the terms of two layers scored on
+    the same batches are added batch by batch before their spread is taken.
+    """
+
+    terms: tuple[float, ...]
+
+    def __new__(cls, terms: Iterable[float]) -> "Estimate":
+        values = tuple(terms)
+        self = super().__new__(cls, sum(values) / len(values))
+        self.terms = values
+        return self
+
+    @property
+    def standard_error(self) -> float:
+        """Sample standard deviation over √n; infinite from a single term."""
+        n = len(self.terms)
+        if n < 2:
+            return float("inf")
+        variance = sum((term - float(self)) ** 2 for term in self.terms) / (n - 1)
+        return float((variance / n) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an evaluator found.
+
+    :param n: How many things (tokens, questions) the value is over.
+    :param unit: What those things are.
+    :param larger_is_better: Which way to read it.
+    """
+
+    value: float
+    n: int
+    standard_error: float
+    unit: str = ""
+    larger_is_better: bool = True
+
+
+class Pruned(NamedTuple):
+    """What a pruner makes of one layer.
+
+    :param mask: True for every weight that is kept. The mask is the truth: a kept weight may happen to be zero.
+    :param weight: The weight in its own dtype, zero wherever the mask is False.
+    :param notes: Sentences for the run's log, such as a damping that had to be raised; each is told once a run.
+    """
+
+    mask: Bool[Tensor, "out in"]
+    weight: Float[Tensor, "out in"]
+    notes: tuple[str, ...] = ()
+
+
+class Statistics(dict[type[Any], Any]):
+    """The statistics of one layer's inputs by their types: ``seen[Gram]`` is a ``Gram``."""
+
+    def __getitem__(self, kind: type[StatisticType]) -> StatisticType:
+        """Give the statistic of a type.
+
+        :raises ModelError: Where the pruner or scorer did not name this type among those it needs.
+        """
+        try:
+            found: StatisticType = super().__getitem__(kind)
+        except KeyError:
+            there = ", ".join(one.__name__ for one in self) or "none"
+            raise ModelError(
+                f"the statistic {kind.__name__} was not taken of this layer's inputs; taken: {there}. Name it in the "
+                f"pruner's `needs`, or in the call of replay.run"
+            ) from None
+        return found
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """Which layer a pruner is given.
+
+    :param name: The parameter's name in ``model.state_dict()``.
+    :param tower: The tower's name: ``vision``, ``language``…
+    :param block: The block's name: ``model.layers.3``.
+    :param block_index: The block's number among the blocks of its tower, from 0.
+    :param index: The layer's number among the layers of its block, from 0.
+    """
+
+    name: str
+    tower: str
+    block: str
+    block_index: int
+    index: int
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a pruned model comes from, for what is written about it.
+
+    :param source: The dense model's, as the recipe names it: a hub id, a path, ``timm:NAME``.
+    :param recipe: The whole recipe as plain values, as :meth:`Recipe.plain` writes it.
+    :param towers: By tower, the share of its prunable weights that went.
+    :param sparsity: The same of all towers together.
+    :param measures: By stage (``dense``, ``pruned``) and name; empty where nothing was evaluated.
+    """
+
+    source: str
+    recipe: Mapping[str, Any]
+    towers: Mapping[str, float]
+    sparsity: float
+    measures: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a model that can be exported by itself: tensors in, tensors out.
+
+    :param name: ``vision``, ``text``, ``encoder``, ``decoder``, ``decoder_with_past``…
+    :param module: Takes ``inputs`` in their order and returns a tuple of tensors in that of ``outputs``; in eval mode.
+        It holds the model's own modules, so that its weights are the model's.
+    :param inputs: An example, each by the name that transformers and Optimum give it.
+    :param other: Another, of another batch size and other lengths: what is exported is compared with the model on both.
+    :param outputs: Names of what it returns.
+    :param dynamic: By input, which of its axes vary and by what name: ``{"input_ids": {0: "batch", 1: "sequence"}}``.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    other: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    dynamic: Mapping[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """How an exporter stored one pruned weight.
+
+    :param name: The layer's, or that of the tensor in the file where it is stored several times.
+    :param form: ``dense``, ``bitmask``, ``2:4``, ``coo``.
+    :param dense_bytes: What it takes with every weight written out, in the type it is stored in.
+    :param stored_bytes: What it takes in the file.
+    """
+
+    name: str
+    form: str
+    shape: tuple[int, ...]
+    nonzeros: int
+    dense_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of an exported file, read in its stock runtime, with the model in torch.
+
+    :param difference: The largest absolute difference, on two batch sizes and lengths, of the output that is off most
+        for its size.
+    :param tolerance: How much of a difference was allowed in that output.
+    """
+
+    file: str
+    view: str
+    runtime: str
+    difference: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an exporter wrote.
+
+    :param dense_bytes: Size of the same files without the encoding of pruned weights.
+    :param notes: Sentences for the user, such as what a runtime needs to load it.
+    """
+
+    files: tuple[Path, ...]
+    tensors: tuple[StoredTensor, ...] = ()
+    checks: tuple[Check, ...] = ()
+    dense_bytes: int | None = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,218 @@
+"""Safetensors files that can be told whole: every byte is covered by a SHA-256, written and checked in a stream.
+
+The header's ``__metadata__`` holds ``format`` and ``version``, a ``manifest`` that belongs to the format, ``sha256`` of
+each tensor, and a ``seal``: the SHA-256 of manifest and ``sha256`` together. Any safetensors library reads such a file.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ecoflap.core.disk.whole_files import whole_file
+from ecoflap.core.errors import EcoflapError, FormatError
+
+VERSION = "1"
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Safetensors' own names of dtypes."""
+
+NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor that will be written.
+
+    :param read: Gives the tensor, called when its turn comes, so that one at a time is in memory.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_sealed(path: Path, form: str, manifest: str, parts: Mapping[str, Part]) -> str:
+    """Write a file whole or not at all.
+
+    The library's own writer wants all tensors at once; this one holds one. The header comes before the data and holds
+    their hashes, but its length is known: it is written twice.
+
+    :param form: The format's name.
+    :param manifest: Text that belongs to the format.
+    :return: The file's seal.
+    """
+    # A reader views bytes as their dtype where they lie, so the widest come first and all are aligned.
+    order = sorted(parts, key=lambda name: (-parts[name].dtype.itemsize, name))
+    hashes = dict.fromkeys(order, "0" * 64)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(_header(form, manifest, {name: parts[name] for name in order}, hashes))
+        for name in order:
+            hashes[name] = _write(file, name, parts[name])
+        file.seek(0)
+        file.write(_header(form, manifest, {name: parts[name] for name in order}, hashes))
+    return _seal(manifest, json.dumps(hashes))
+
+
+def _header(form: str, manifest: str, parts: Mapping[str, Part], hashes: Mapping[str, str]) -> bytes:
+    sha256 = json.dumps(hashes)
+    seal = _seal(manifest, sha256)
+    metadata = {"format": form, "version": VERSION, "manifest": manifest, "sha256": sha256, "seal": seal}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, part in parts.items():
+        start, end = end, end + part.nbytes
+        header[name] = {"dtype": NAMES[part.dtype], "shape": list(part.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(file: BinaryIO, name: str, part: Part) -> str:
+    tensor = part.read()
+    if tensor.dtype != part.dtype or tuple(tensor.shape) != part.shape:
+        announced = f"{part.dtype} {part.shape}"
+        raise EcoflapError(f"{name} is {tensor.dtype} {tuple(tensor.shape)} where {announced} was announced")
+    data = _bytes(tensor)
+    file.write(data)
+    return _hash(name, tensor, data)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """Its elements in row-major order, on the CPU; the same memory where that is possible."""
+    row = tensor.detach().cpu().contiguous().reshape(-1)
+    # PyTorch calls a single element contiguous whatever its stride, but will not view it as another dtype.
+    return row if row.stride() == (1,) else row.clone(memory_format=torch.contiguous_format)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return flat(tensor).view(torch.uint8).numpy().data
+
+
+def _hash(name: str, tensor: Tensor, data: memoryview) -> str:
+    digest = hashlib.sha256(json.dumps([name, NAMES[tensor.dtype], list(tensor.shape)]).encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _seal(manifest: str, sha256: str) -> str:
+    return hashlib.sha256(f"{manifest}\n{sha256}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """An open file whose header has been checked; each tensor is checked as it is read.
+
+    :param manifest: The text given to :func:`write_sealed`.
+    :param seal: SHA-256 of manifest and hashes: two files of one seal hold the same.
+    """
+
+    path: Path
+    manifest: str
+    hashes: Mapping[str, str]
+    seal: str
+    stream: BufferedReader
+    places: Mapping[str, tuple[str, tuple[int, ...], int, int]]
+    """By tensor its dtype, its shape, and where in the file it begins and ends."""
+
+    def expect(self, names: Sequence[str] | Mapping[str, Any] | set[str]) -> None:
+        """Refuse a file that lacks one of these tensors or has another."""
+        missing, extra = sorted(set(names) - set(self.hashes)), sorted(set(self.hashes) - set(names))
+        if missing or extra:
+            raise FormatError(f"{self.path}: missing tensors: {missing}; tensors nobody announced: {extra}")
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of its own, in memory; one that is not what was written is refused.
+
+        It is read and not mapped, so that what is checked is what is returned; reading is faster, too.
+        """
+        dtype, shape, begin, end = self.places[name]
+        raw = torch.empty(end - begin, dtype=torch.uint8)
+        self.stream.seek(begin)
+        if dtype not in DTYPES or self.stream.readinto(raw.numpy().data) < len(raw):
+            raise FormatError(f"{self.path}: the tensor {name!r} cannot be read: it is cut off, or of the type {dtype}")
+        tensor = raw.view(DTYPES[dtype]).reshape(shape)
+        if _hash(name, tensor, _bytes(tensor)) != self.hashes[name]:
+            raise FormatError(f"{self.path}: the tensor {name!r} is damaged: it is not what was written (SHA-256)")
+        return tensor
+
+
+@contextmanager
+def open_sealed(path: Path, form: str) -> Iterator[Sealed]:
+    """Open a file of a format and check its header; a truncated, changed or foreign one is refused."""
+    with _opened(path) as handle, path.open("rb") as stream:
+        metadata: dict[str, str] = handle.metadata() or {}
+        if metadata.get("format") != form or not {"version", "manifest", "sha256", "seal"} <= set(metadata):
+            raise FormatError(
+                f"{path} is not in the format {form!r}: its metadata says {metadata.get('format', 'nothing')!r}. "
+                "An ordinary safetensors file is read with safetensors.torch.load_file."
+            )
+        if metadata["version"] != VERSION:
+            known = f"version {VERSION!r} is known here"
+            raise FormatError(f"{path} is in version {metadata['version']!r} of {form!r}; {known}. Update ecoflap.")
+        if metadata["seal"] != _seal(metadata["manifest"], metadata["sha256"]):
+            raise FormatError(f"{path}: its header is damaged: it is not what was written (SHA-256)")
+        hashes = _hashes(path, metadata["sha256"])
+        sealed = Sealed(path, metadata["manifest"], hashes, metadata["seal"], stream, _places(stream))
+        sealed.expect(sealed.places)
+        yield sealed
+
+
+def _opened(path: Path) -> Any:
+    if not path.is_file():
+        raise FormatError(f"{path}: there is no such file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, ValueError, OSError) as error:
+        raise FormatError(f"{path} is truncated, damaged or not a safetensors file: {error}") from error
+
+
+def _places(stream: BinaryIO) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """From a header that the library has found sound: no tensor is outside the file or overlaps another."""
+    size = int.from_bytes(stream.read(8), "little")
+    header = json.loads(stream.read(size))
+    header.pop("__metadata__")
+    places = {}
+    for name, told in header.items():
+        begin, end = (8 + size + offset for offset in told["data_offsets"])
+        places[name] = told["dtype"], tuple(told["shape"]), begin, end
+    return places
+
+
+def _hashes(path: Path, text: str) -> Mapping[str, str]:
+    try:
+        hashes = json.loads(text)
+    except ValueError as error:
+        raise FormatError(f"{path}: its list of hashes is damaged: {error}") from error
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise FormatError(f"{path}: its list of hashes is damaged")
+    return hashes

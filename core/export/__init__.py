@@ -1,0 +1,1 @@
+"""Exports of a finished run: files for other runtimes, with a manifest."""

@@ -1,0 +1,140 @@
+"""The whole model's gradient, one layer at a time: never more than one layer's gradient and one block's activations."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Batch
+from ecoflap.core.forward.placement import Placement, device_of, tensors_of
+from ecoflap.core.forward.walk import replaced_forwards
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer
+
+
+def stream_gradients(
+    model: nn.Module,
+    adapter: Adapter,
+    batch: Batch,
+    anatomy: Anatomy,
+    placement: Placement,
+    visit: Callable[[Layer, Tensor], None],
+) -> None:
+    """One forward and backward of the loss; ``visit(layer, gradient)`` as each gradient is complete.
+
+    :param placement: How blocks are held, one at a time in the backward too.
+    """
+    layers = [layer for _, layer in anatomy.layers()]
+    summed = _Summed([layer for block, layer in anatomy.layers() if block.calls != 1], visit)
+    blocks, resident = anatomy.blocks, _Resident(placement)
+
+    def checkpointed(_: int, block: Block) -> Callable[..., Any]:
+        return _recomputed(block, resident, is_last=block is blocks[-1] and block.calls in (1, None))
+
+    with (
+        _only_these_require_grad(model, layers),
+        _visited(layers, summed.see),
+        replaced_forwards(blocks, checkpointed),
+        torch.enable_grad(),
+        resident,
+    ):
+        loss = adapter.loss(model, batch)
+        resident.backward = True
+        loss.backward()
+        summed.finish()
+
+
+class _Summed:
+    """What runs several times, with its weights brought in each time, has a gradient from each of its calls."""
+
+    def __init__(self, layers: list[Layer], visit: Callable[[Layer, Tensor], None]) -> None:
+        self._layers, self._visit = layers, visit
+        self._sums: dict[str, Tensor | None] = dict.fromkeys(layer.name for layer in layers)
+
+    def see(self, layer: Layer, gradient: Tensor) -> None:
+        """Visit it at once, or keep it until all calls' are there."""
+        if layer.name not in self._sums:
+            self._visit(layer, gradient)
+        else:
+            before = self._sums[layer.name]
+            self._sums[layer.name] = gradient if before is None else before + gradient
+
+    def finish(self) -> None:
+        for layer in self._layers:
+            gradient = self._sums[layer.name]
+            if gradient is not None:
+                self._visit(layer, gradient)
+
+
+class _Resident:
+    """Whose block is held where it runs: in the backward, until the block before it is recomputed."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement, self._held, self.backward = placement, ExitStack(), False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def hold(self, block: Block) -> None:
+        self._held.close()
+        self._held.enter_context(self.placement.held(tensors_of(block.module)))
+
+    def release(self) -> None:
+        if not self.backward:
+            self._held.close()
+
+
+def _recomputed(block: Block, resident: _Resident, *, is_last: bool) -> Callable[..., Any]:
+    """A block that keeps its inputs only. The last one's backward comes first, so it keeps its activations instead."""
+    original, home = block.module.forward, device_of(block.module)
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        resident.hold(block)
+        output = resident.placement.call(home, original, args, kwargs)
+        if not is_last:
+            resident.release()
+        return output
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if is_last:
+            return held(*args, **kwargs)
+        return checkpoint(held, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return forward
+
+
+@contextmanager
+def _only_these_require_grad(model: nn.Module, layers: list[Layer]) -> Iterator[None]:
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for layer in layers:
+        layer.weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _visited(layers: list[Layer], visit: Callable[[Layer, Tensor], None]) -> Iterator[None]:
+    def hook_for(layer: Layer) -> Callable[[Tensor], None]:
+        def hook(weight: Tensor) -> None:
+            assert weight.grad is not None
+            visit(layer, weight.grad)
+            weight.grad = None
+
+        return hook
+
+    handles = [layer.weight.register_post_accumulate_grad_hook(hook_for(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

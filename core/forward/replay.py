@@ -1,0 +1,174 @@
+"""Run a model's own forward from any block on, with everything before it answered from a record.
+
+Hand-carried arguments are what breaks pruning code with each release of the model library. Here the model's own forward
+does the walking: each earlier block is replaced by a stub that returns what was recorded, so only what is asked for
+costs anything, whatever the blocks' signatures are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
+from math import isfinite
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Batch
+from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.capture import watching, without_fast_path
+from ecoflap.core.forward.gradients import stream_gradients
+from ecoflap.core.forward.noise import seed_for, seeded
+from ecoflap.core.forward.observation import Observation
+from ecoflap.core.forward.placement import Placement, tensors_of
+from ecoflap.core.forward.walk import Record, Walk
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer
+
+
+class Replay:
+    """A model, its blocks in the order they run, and for each batch what each tower's last finished block returned.
+
+    ``run(i)``, ``loss(i)`` and ``advance(i)`` need the blocks before ``i`` recorded, by ``advance(0)`` and so on.
+    As a context manager it also keeps what is not in any block in ``dtype``, which saves converting it at each forward.
+
+    :param seed: Every forward runs in a forked global generator seeded by this and the batch's number: two losses of
+        one batch are the same function of the weights.
+    :param dtype: Blocks and everything else are held in at least this precision while they run; their weights come back
+        bit for bit. None runs the model as it is.
+    :param device: Where blocks run, brought there one at a time, while the rest of the model, the batches and what is
+        recorded stay where they are. None runs blocks where they are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        batches: Sequence[Batch],
+        *,
+        anatomy: Anatomy | None = None,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.model, self.adapter, self.batches = model, adapter, batches
+        self.anatomy = anatomy or Anatomy.of(adapter.towers(model), adapter.layers)
+        self.blocks: tuple[Block, ...] = self.anatomy.blocks
+        self.seed, self.dtype = seed, dtype
+        self.placement = Placement(dtype, None if device is None else torch.device(device))
+        self._records = [Record() for _ in batches]
+        self._finished = 0
+        self._moved: list[str] = []
+        self._outside = ExitStack()
+
+    def __enter__(self) -> "Replay":
+        self._outside.enter_context(self.placement.in_place().held(self._tensors_outside_blocks))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._outside.close()
+
+    def run(self, i: int, needs: Sequence[type[Any]] = ()) -> Mapping[str, Any]:
+        """Run block ``i`` on every batch and observe its layers.
+
+        :param needs: Types of the statistics to take of each layer's inputs.
+        :return: By layer name: the statistic, a tuple of them where ``needs`` has several, None where it has none.
+        """
+        layers = self.anatomy.layers_of[self.blocks[i].name]
+        observation = Observation(self.blocks[i], layers, needs)
+        for number, batch in enumerate(self.batches):
+            observation.begin(partial(self._tokens, batch))
+            with watching(layers, observation.see):
+                self._forward(number, first=i, last=i, on_call=partial(setattr, observation, "call"))
+        return observation.statistics()
+
+    def advance(self, i: int) -> None:
+        """Record block ``i`` as it is now: the blocks after it will see its present output."""
+        self._require(i)
+        for number, record in enumerate(self._records):
+            record.finish(self.blocks[i].tower, self._forward(number, first=i, last=i))
+        self._finished = i + 1
+
+    def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, "batches"]:
+        """The loss of each batch, with the blocks before ``i`` as recorded and the real rest of the model.
+
+        :param batches: Numbers of the batches; None for all.
+        """
+        numbers = range(len(self.batches)) if batches is None else batches
+        losses = [self._forward(number, first=i, last=None) for number in numbers]
+        values = torch.stack([loss.detach().to("cpu", torch.float64) for loss in losses])
+        for number, value in zip(numbers, values.tolist(), strict=True):
+            if not isfinite(value):
+                what = f" with {', '.join(self._moved)} perturbed" if self._moved else ""
+                raise ModelError(
+                    f"the loss of calibration batch {number} is {value}{what}, from {self.blocks[i].name} on"
+                )
+        return values
+
+    @contextmanager
+    def perturbed(self, layer: Layer, delta: Float[Tensor, "out in"]) -> Iterator[None]:
+        """Hold ``weight + delta`` in ``dtype``'s precision; afterwards the weight is the same tensor, bit for bit."""
+        weight = layer.weight
+        original = weight.data
+        wide = original if self.dtype is None else original.to(torch.promote_types(original.dtype, self.dtype))
+        weight.data = wide + delta.to(wide)
+        self._moved.append(layer.name)
+        try:
+            yield
+        finally:
+            weight.data = original
+            self._moved.remove(layer.name)
+
+    def gradients(self, visit: Callable[[Layer, Tensor], None]) -> None:
+        """One backward a batch; ``visit(layer, gradient)`` as each layer's gradient is ready, and then it is gone.
+
+        Blocks are checkpointed, so one block's activations and one layer's gradient are held at a time.
+        """
+        with without_fast_path():
+            for number in range(len(self.batches)):
+                with self._prepared(number) as batch:
+                    stream_gradients(self.model, self.adapter, batch, self.anatomy, self.placement, visit)
+
+    def _tokens(self, batch: Batch, tower: str, call: int) -> Tensor:
+        # Most adapters declare one call, and one of their own need not know of the parameter.
+        return self.adapter.tokens(self.model, batch, tower, *([call] if call else []))
+
+    def _require(self, i: int) -> None:
+        """Only the last finished block's output is kept, so only the next block, or the first one anew, can be run."""
+        if i not in (0, self._finished):
+            done = f"{self._finished} blocks have" if self._finished else "no block has"
+            raise ModelError(
+                f"{self.blocks[i].name} is block {i}, but {done} been recorded. Call advance() for each block before "
+                f"it, beginning with advance(0)"
+            )
+
+    @torch.no_grad()
+    def _forward(
+        self, number: int, first: int, last: int | None, on_call: Callable[[int], None] = lambda call: None
+    ) -> Any:
+        """The loss of one batch, or the outputs of all calls of block ``last``."""
+        self._require(first)
+        walk = Walk(self.blocks, self._records[number], first, last, self.placement, on_call)
+        with without_fast_path(), self._prepared(number) as batch:
+            return walk.take(lambda: self.adapter.loss(self.model, batch))
+
+    @contextmanager
+    def _prepared(self, number: int) -> Iterator[Batch]:
+        """One batch, in a forked and seeded global generator."""
+        outside = self.placement.in_place().held(self._tensors_outside_blocks)
+        with seeded(seed_for(self.seed, number)), outside:
+            yield self.batches[number]
+
+    @cached_property
+    def _tensors_outside_blocks(self) -> list[Tensor]:
+        """Those of modules in no tower's blocks; a weight tied to one inside, as an embedding, is among them.
+
+        A matrix outside the blocks stays among them where it is included: models ask it for its type before it runs.
+        """
+        towers = [tower for tower in self.anatomy.towers if not tower.outside]
+        inside = {id(module) for tower in towers for block in tower.blocks for module in block.module.modules()}
+        outside = (module for module in self.model.modules() if id(module) not in inside)
+        found = (tensor for module in outside for tensor in tensors_of(module, recurse=False))
+        return list({id(tensor): tensor for tensor in found}.values())

@@ -1,0 +1,1 @@
+"""A model seen as towers, blocks and layers; where models come from; what of them is never pruned."""

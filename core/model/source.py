@@ -1,0 +1,278 @@
+"""Where a model comes from: a package, a folder, a GGUF file, a hub id or memory. Weights are hashed, never read."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import lru_cache
+from hashlib import sha256
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.core.errors import ModelError, nearest
+from ecoflap.core.model.anatomy import Source
+
+WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.gguf", "*.pth")
+SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+
+OPEN_CLIP = "open_clip_config.json"
+"""What open_clip's hub format has for a config.json; it becomes ``config["open_clip"]``."""
+
+_HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_SCHEME = re.compile(r"[a-z_]{2,}:.+")  # longer than a drive letter
+
+
+def open_source(name: str, folder: Path, config: Path | None = None) -> Source:
+    """Find a model and read its configuration, and nothing else of it.
+
+    :param name: ``package:NAME`` or ``package:NAME/inner/path`` for an installed package's files, a folder with a
+        config.json, an open_clip_config.json or one GGUF file, a GGUF file, or a hub id ``org/name`` or
+        ``org/name@revision``. A name with another prefix, such as ``timm:``, is left for an adapter to recognise.
+    :param folder: What a relative path is relative to.
+    :param config: A ``config.json``, or a folder with one, that is read in place of the hub's, which is then not asked.
+    """
+    if name.startswith("package:"):
+        return _in_package(name)
+    path = folder / Path(name).expanduser()
+    if path.is_dir():
+        return _in_folder(name, path)
+    if path.is_file():
+        return _in_file(name, path)
+    if _HUB_ID.fullmatch(name):
+        return _on_hub(name, path) if config is None else with_config(name, config)
+    if _SCHEME.fullmatch(name):
+        return Source(name)
+    raise ModelError(f"model {name!r} is not there: {path} does not exist, and a hub id is written org/name.")
+
+
+def in_memory(model: nn.Module) -> Source:
+    """A model that the caller holds already."""
+    config: Any = getattr(model, "config", None)
+    return Source(type(model).__name__, config=config.to_dict() if hasattr(config, "to_dict") else {}, model=model)
+
+
+def is_on_hub(source: Source) -> bool:
+    """Whether it has to be asked of the hub."""
+    return source.path is None and source.model is None and _HUB_ID.fullmatch(source.name) is not None
+
+
+def hub_id(source: Source) -> tuple[str, str | None]:
+    """Repository and revision of a source that is on the hub."""
+    match = _HUB_ID.fullmatch(source.name)
+    if match is None or source.path is not None:
+        raise ModelError(f"{source.name} is not a hub id: one is written org/name or org/name@revision.")
+    return match["repository"], match["revision"]
+
+
+def weight_files(source: Source) -> list[Path]:
+    """The files its weights are in, all of one format; none for a hub id or a model in memory."""
+    if source.path is None:
+        return []
+    if source.path.is_file():
+        return [source.path]
+    kinds = ([source.path / name for name in source.files if fnmatch(name, pattern)] for pattern in WEIGHTS)
+    return next((files for files in kinds if files), [])
+
+
+def has_weights(source: Source) -> bool:
+    """Whether there is something to load; taken on trust for a hub id."""
+    return source.path is None or bool(weight_files(source))
+
+
+def check_weights(source: Source) -> None:
+    """Say what is missing from a folder that has a configuration only."""
+    if not has_weights(source):
+        raise ModelError(f"no weights in {source.path}: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}.")
+
+
+def weight_bytes(source: Source) -> int | None:
+    """How large its weights are as they lie; None where only the hub knows."""
+    if source.model is not None:
+        return sum(parameter.nbytes for parameter in source.model.parameters())
+    return sum(file.stat().st_size for file in weight_files(source)) if source.path is not None else None
+
+
+def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]:
+    """What has to be the same for a run to go on: a sha256 for each file that is loaded, or the hub's commit.
+
+    A model in memory is hashed as a whole: names, types and bytes of its state dict. So is one whose files only its own
+    library knows, as behind ``timm:``.
+
+    :param load: Reads it.
+    """
+    if is_on_hub(source):
+        return {"commit": _config_on_hub(source.name).parent.name}
+    if source.path is None:
+        return {"state_dict": _digest(_state_bytes(source.model or load()))}
+    beside = [] if source.path.is_file() else [source.path / name for name in source.files if _is_setting(name)]
+    return {file.name: _digest(_file_bytes(file)) for file in sorted({*weight_files(source), *beside})}
+
+
+def _is_setting(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in SETTINGS)
+
+
+def _digest(pieces: Iterator[bytes]) -> str:
+    digest = sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _file_bytes(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            yield piece
+
+
+def _state_bytes(model: nn.Module) -> Iterator[bytes]:
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
+            # numpy knows no bfloat16, so the bytes are taken before it sees the type
+            yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _in_package(name: str) -> Source:
+    package, _, inner = name.removeprefix("package:").partition("/")
+    root = _package_folder(package)
+    start = root / inner
+    if inner and start.is_file():
+        return _in_file(name, start)
+    if not start.is_dir():
+        raise ModelError(f"package {package!r} has no {inner!r}: {start} does not exist.")
+    found = sorted(_models_below(start))
+    if len(found) == 1:
+        only = found[0]
+        return _in_file(name, only) if only.suffix == ".gguf" else _in_folder(name, only)
+    inside = ", ".join(f"package:{package}/{model.relative_to(root).as_posix()}" for model in found)
+    if found:
+        raise ModelError(f"{name} holds {len(found)} models: name one of {inside}.")
+    raise ModelError(f"no model in {start}: expected a folder with a config.json, or a *.gguf file.")
+
+
+def _package_folder(package: str) -> Path:
+    # a dotted name would import its parents, and nothing of a package is run for the sake of its files
+    spec = find_spec(package) if package.isidentifier() else None
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    if places:
+        return Path(places[0])
+    hint = nearest(package, packages_distributions())
+    raise ModelError(f"no package named {package!r} is installed here.{hint} Install it with pip, then run this again.")
+
+
+def _models_below(folder: Path) -> Iterator[Path]:
+    """Folders with a config.json that are in no other such folder, and GGUF files outside them."""
+    outermost: list[Path] = []
+    for config in sorted(folder.rglob("config.json"), key=lambda path: (len(path.parts), path)):
+        if not any(other in config.parents for other in outermost):
+            outermost.append(config.parent)
+    yield from outermost
+    yield from (file for file in folder.rglob("*.gguf") if not any(other in file.parents for other in outermost))
+
+
+def _in_folder(name: str, folder: Path) -> Source:
+    files = tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    source = Source(name, path=folder, files=files)
+    ggufs = [file for file in files if file.endswith(".gguf")]
+    only_gguf = [file.suffix for file in weight_files(source)] == [".gguf"]
+    if "config.json" in files and not only_gguf:
+        return replace(source, config=_read_json(folder / "config.json"))
+    if OPEN_CLIP in files:
+        return replace(source, config={"open_clip": _read_json(folder / OPEN_CLIP)})
+    if len(ggufs) == 1:
+        return _in_file(name, folder / ggufs[0])
+    if ggufs:
+        raise ModelError(f"{folder} holds {len(ggufs)} GGUF files: name one of {', '.join(ggufs)}.")
+    raise ModelError(f"no model in {folder}: expected a config.json, or one *.gguf file.")
+
+
+def _in_file(name: str, file: Path) -> Source:
+    if file.suffix != ".gguf":
+        raise ModelError(f"{file} is not a GGUF file; for other formats name the folder that holds config.json.")
+    beside = tuple(sorted(path.name for path in file.parent.iterdir() if path.is_file()))
+    config = deepcopy(_gguf_config(file, file.stat().st_mtime_ns))
+    return Source(name, path=file, config=config, files=beside)
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is not a model's configuration: it holds no object.")
+    return content
+
+
+@lru_cache(maxsize=4)
+def _gguf_config(file: Path, changed: int) -> Mapping[str, Any]:
+    """Kept, for reading its header takes seconds, and the runs of a sweep all ask for it.
+
+    :param changed: When the file was last written.
+    """
+    missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    if missing:
+        raise ModelError(f"{file.name} needs {' and '.join(missing)} to be read: pip install 'ecoflap[gguf]'.")
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise ModelError(f"{file} cannot be read as GGUF: {_first_line(error)}.") from error
+    return dict(config.to_dict())
+
+
+def with_config(name: str, config: Path) -> Source:
+    """A hub id with a configuration that lies here.
+
+    :param config: A ``config.json`` or ``open_clip_config.json``, or a folder with one.
+    """
+    beside = [config / file for file in ("config.json", OPEN_CLIP)] if config.is_dir() else [config]
+    file = next((file for file in beside if file.is_file()), None)
+    if file is None and config.is_dir():
+        raise ModelError(f"model.config: the folder {config} holds neither config.json nor {OPEN_CLIP}.")
+    if file is None:
+        near = nearest(config.name, [other.name for other in config.parent.iterdir()] if config.parent.is_dir() else [])
+        raise ModelError(f"model.config: {config} does not exist.{near} A config.json, or a folder with one, is meant.")
+    return _configured(name, file)
+
+
+def _on_hub(name: str, path: Path) -> Source:
+    return _configured(name, _config_on_hub(name, path))
+
+
+def _configured(name: str, file: Path) -> Source:
+    config = _read_json(file)
+    return Source(name, config={"open_clip": config} if file.name == OPEN_CLIP else config)
+
+
+def _config_on_hub(name: str, path: Path | None = None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repository, revision = hub_id(Source(name))
+    problems: list[Exception] = []
+    for file in ("config.json", OPEN_CLIP):
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except (OSError, ValueError) as error:  # all that the hub's client raises, a missing network included
+            problems.append(error)
+    folder = f"neither a folder ({path} does not exist) nor" if path is not None else "not"
+    raise ModelError(
+        f"model {name!r} is {folder} reachable on the hub ({_first_line(problems[0])}). Check its spelling and the "
+        f"network, log in with `hf auth login` if it is gated, or download it and name its folder. To plan without it, "
+        f"name its config.json: model: {{source: {name}, config: FOLDER}}."
+    ) from problems[0]
+
+
+def _first_line(error: Exception) -> str:
+    lines = chain(str(error).splitlines(), [type(error).__name__])
+    return next(line.strip().rstrip(".") for line in lines if line.strip())

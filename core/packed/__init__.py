@@ -1,0 +1,1 @@
+"""The packed checkpoint, in which a pruned weight costs one bit."""

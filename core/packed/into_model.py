@@ -1,0 +1,127 @@
+"""A model built without weights and given those of a packed file, one tensor in memory beside it at a time."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.core.disk.sealed import DTYPES
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.source import weight_files
+from ecoflap.core.packed.format import Entry, inspect_packed, stream_packed
+from ecoflap.core.packed.shards import ENDING, INDEX
+
+_PACKED = (f"*{ENDING}", f"*{ENDING}{INDEX}", "*.packed-[0-9]*-of-[0-9]*.safetensors")
+
+
+def packed_in(source: Source) -> Path | None:
+    """The folder of a source whose weights are packed; None of any other.
+
+    :raises ModelError: Where it holds dense weights too: nobody could tell which are meant.
+    """
+    if source.path is None or not source.path.is_dir() or not any(map(_is_packed, source.files)):
+        return None
+    dense = [file.name for file in weight_files(source) if not _is_packed(file.name)]
+    if dense:
+        raise ModelError(f"{source.path} holds packed weights and dense ones ({dense[0]}): move one of them away.")
+    return source.path
+
+
+def _is_packed(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _PACKED)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Models are built with parameters on the meta device, and with their buffers as they are.
+
+    Buffers that no state dict holds, such as RoPE's frequencies, are computed when a model is built and at no other
+    time; on the meta device they would be lost.
+    """
+    register = nn.Module.register_parameter
+
+    def registered(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = registered  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def packed_types(path: Path) -> dict[str, torch.dtype]:
+    """By name in the state dict; nothing is read but headers."""
+    return {name: DTYPES[entry.dtype] for name, entry in inspect_packed(path).tensors.items()}
+
+
+def fill(
+    model: nn.Module, path: Path, type_of: Callable[[str, torch.dtype], torch.dtype] = lambda name, stored: stored
+) -> None:
+    """Give a model the weights of a packed file in place of its own, tied where those are tied.
+
+    :param path: The packed file, or the folder that it is in.
+    :param type_of: By name and the type a floating-point tensor is stored in, the one it is to have.
+    :raises ModelError: Where the file is of another model.
+    """
+    entries = inspect_packed(path).tensors
+    _refuse_another(model, path, entries)
+    names: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        names.setdefault(entry.same_as or name, []).append(name)
+    for first, tensor in stream_packed(path):
+        if tensor.is_floating_point():
+            tensor = tensor.to(type_of(first, tensor.dtype))
+        _put(model, names[first], tensor)
+    left = [name for name, t in chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
+    if left:
+        raise ModelError(f"{path}: its model was built without {', '.join(left[:3])}, which no packed file holds.")
+    _refuse_other_ties(model, path, names)
+
+
+def _put(model: nn.Module, names: list[str], tensor: Tensor) -> None:
+    """One tensor under each of its names."""
+    shared: nn.Parameter | None = None
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        before = module._parameters.get(leaf)
+        if before is None:
+            module._buffers[leaf] = tensor
+        else:
+            shared = shared if shared is not None else nn.Parameter(tensor, requires_grad=before.requires_grad)
+            module._parameters[leaf] = shared
+
+
+def _refuse_another(model: nn.Module, path: Path, entries: Mapping[str, Entry]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: entry.shape for name, entry in entries.items()}
+    different = [name for name in dict.fromkeys([*found, *wanted]) if found.get(name) != wanted.get(name)]
+    if different:
+        name = different[0]
+        raise ModelError(
+            f"{path} holds the weights of another model than its configuration describes, or of another version of its "
+            f"library: {name} is {_told(found.get(name))} in the file and {_told(wanted.get(name))} in the model, and "
+            f"{len(different) - 1} more differ."
+        )
+
+
+def _refuse_other_ties(model: nn.Module, path: Path, names: Mapping[str, list[str]]) -> None:
+    """A module that stands in two places has one weight, and a file of a model that had two would be half lost."""
+    first = {name: leader for leader, group in names.items() for name in group}
+    seen: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        leader = seen.setdefault(id(tensor), first[name])
+        if leader != first[name]:
+            raise ModelError(f"{path} stores {leader} and {first[name]} apart, which are one weight in this model.")
+
+
+def _told(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))

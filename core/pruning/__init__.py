@@ -1,0 +1,1 @@
+"""The two steps: scores and a plan for the whole model, then masks block by block."""

@@ -1,0 +1,212 @@
+"""The plan: how many weights each layer keeps, and why. It sums exactly to what the recipe asks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from math import inf, isfinite
+from typing import Any, Literal
+
+from ecoflap.core.budget.counts import Budget, Group, Keep, Pattern, keep_count
+from ecoflap.core.budget.water_fill import split
+from ecoflap.core.contracts.protocols import Allocator
+from ecoflap.core.contracts.records import Estimate
+from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer
+from ecoflap.core.pruning.scores import Scores
+
+Granularity = Literal["layer", "block", "tower", "model"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Layers that share one budget: all towers together, or a tower with a sparsity of its own.
+
+    :param sparsity: The share that goes, as an exact fraction; or the pattern every layer gets.
+    """
+
+    name: str
+    sparsity: Fraction | Pattern
+    layers: tuple[tuple[Block, Layer], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(layer.size for _, layer in self.layers)
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """:param pattern: ``n:m`` where the layer keeps a pattern; ``keep`` is then what that comes to."""
+
+    size: int
+    keep: int
+    tower: str
+    block: str
+    group: str
+    pattern: str | None = None
+
+    @property
+    def budget(self) -> Budget:
+        return Pattern.parse(self.pattern) if self.pattern else Keep(self.keep)
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """:param standard_error: Of its score, where the scorer gave terms."""
+
+    size: int
+    keep: int
+    tower: str
+    score: float | None = None
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """By name, in the order the model runs."""
+
+    layers: Mapping[str, PlannedLayer]
+    groups: Mapping[str, PlannedGroup]
+
+    @property
+    def size(self) -> int:
+        return sum(layer.size for layer in self.layers.values())
+
+    @property
+    def keep(self) -> int:
+        return sum(layer.keep for layer in self.layers.values())
+
+    @property
+    def sparsity(self) -> float:
+        return self._sparsity(list(self.layers.values()))
+
+    def sparsity_by_tower(self) -> dict[str, float]:
+        towers = dict.fromkeys(layer.tower for layer in self.layers.values())
+        return {tower: self._sparsity([x for x in self.layers.values() if x.tower == tower]) for tower in towers}
+
+    @staticmethod
+    def _sparsity(layers: Sequence[PlannedLayer]) -> float:
+        return 1 - sum(layer.keep for layer in layers) / sum(layer.size for layer in layers)
+
+    def dump(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "size": self.size,
+            "keep": self.keep,
+            "sparsity": self.sparsity,
+            "towers": self.sparsity_by_tower(),
+            "groups": {name: asdict(group) for name, group in self.groups.items()},
+            "layers": {name: asdict(layer) for name, layer in self.layers.items()},
+        }
+
+    @classmethod
+    def load(cls, data: Mapping[str, Any]) -> "Plan":
+        layers = {name: PlannedLayer(**layer) for name, layer in data["layers"].items()}
+        return cls(layers, {name: PlannedGroup(**group) for name, group in data["groups"].items()})
+
+
+def make_plan(pools: Sequence[Pool], allocator: Allocator, granularity: Granularity, scores: Scores | None) -> Plan:
+    """Budget each pool on its own; ``scores`` is None for an allocator that looks at none."""
+    layers: dict[str, PlannedLayer] = {}
+    groups: dict[str, PlannedGroup] = {}
+    for pool in pools:
+        for name, members, group in _budgeted(pool, allocator, granularity, scores):
+            groups[name] = group
+            layers |= members
+    return Plan(layers, groups)
+
+
+def _budgeted(
+    pool: Pool, allocator: Allocator, granularity: Granularity, scores: Scores | None
+) -> Iterator[tuple[str, dict[str, PlannedLayer], PlannedGroup]]:
+    if isinstance(pool.sparsity, Pattern):
+        yield from _patterned(pool, pool.sparsity)
+        return
+    members = _members(pool, granularity)
+    groups = [_group(name, inside, scores) for name, inside in members.items()]
+    keep = keep_count(pool.size, pool.sparsity)
+    kept = _checked_keeps(groups, keep, allocator(groups, keep))
+    for group, count in zip(groups, kept, strict=True):
+        inside = members[group.name]
+        counts = split(count, [layer.size for _, layer in inside], [layer.name for _, layer in inside])
+        planned = {
+            layer.name: PlannedLayer(layer.size, layer_keep, block.tower, block.name, group.name)
+            for (block, layer), layer_keep in zip(inside, counts, strict=True)
+        }
+        error = group.score.standard_error if isinstance(group.score, Estimate) else inf
+        score = float(group.score) if scores else None
+        told = error if isfinite(error) else None  # nothing is known of a single term's, and JSON knows no infinity
+        yield group.name, planned, PlannedGroup(group.size, count, group.tower, score, told)
+
+
+def _patterned(pool: Pool, pattern: Pattern) -> Iterator[tuple[str, dict[str, PlannedLayer], PlannedGroup]]:
+    for block, layer in pool.layers:
+        if layer.shape[1] % pattern.m:
+            raise ModelError(f"{layer.name}: its {layer.shape[1]} inputs cannot be divided into runs of {pattern.m}")
+        keep = pattern.keep_of(layer.size)
+        planned = PlannedLayer(layer.size, keep, block.tower, block.name, layer.name, f"{pattern.n}:{pattern.m}")
+        yield layer.name, {layer.name: planned}, PlannedGroup(layer.size, keep, block.tower)
+
+
+def _members(pool: Pool, granularity: Granularity) -> dict[str, list[tuple[Block, Layer]]]:
+    groups: dict[str, list[tuple[Block, Layer]]] = {}
+    for block, layer in pool.layers:
+        name = {"layer": layer.name, "block": block.name, "tower": block.tower, "model": pool.name}[granularity]
+        groups.setdefault(name, []).append((block, layer))
+    return groups
+
+
+def _group(name: str, inside: Sequence[tuple[Block, Layer]], scores: Scores | None) -> Group:
+    size = sum(layer.size for _, layer in inside)
+    towers = {block.tower for block, _ in inside}
+    tower = towers.pop() if len(towers) == 1 else ""
+    score = scores.of(_scored_sizes(inside, scores)) if scores else 0.0
+    return Group(name, size, score, tuple(layer.name for _, layer in inside), tower=tower)
+
+
+def _scored_sizes(inside: Sequence[tuple[Block, Layer]], scores: Scores) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for block, layer in inside:
+        name = layer.name if scores.unit == "layer" else block.name
+        sizes[name] = sizes.get(name, 0) + layer.size
+    return sizes
+
+
+def _checked_keeps(groups: Sequence[Group], keep: int, kept: Sequence[Any]) -> Sequence[int]:
+    """An allocator may come from anywhere; the budget is exact all the same."""
+    if not all(isinstance(count, int) for count in kept):
+        raise EcoflapError(f"the allocator's counts are {list(kept)[:5]} …; whole numbers are wanted")
+    if len(kept) != len(groups) or sum(kept) != keep:
+        raise EcoflapError(
+            f"the allocator keeps {sum(kept)} weights in {len(kept)} groups; it was asked for {keep} in {len(groups)}"
+        )
+    for group, count in zip(groups, kept, strict=True):
+        if not group.floor <= count <= group.most:
+            raise EcoflapError(
+                f"the allocator keeps {count} of the {group.size} weights of {group.name}, which keeps "
+                f"{group.floor} to {group.most}"
+            )
+    return kept
+
+
+def pools_of(
+    anatomy: Anatomy, sparsity: Fraction | Pattern, own: Mapping[str, Fraction | Pattern | None], kept: Sequence[str]
+) -> list[Pool]:
+    """Which layers share which budget.
+
+    :param sparsity: The shared budget's.
+    :param own: Towers named by the recipe, with their own sparsity or None to share. Naming one that is kept by default
+        includes it.
+    :param kept: Towers the recipe keeps whole.
+    """
+    shared: list[tuple[Block, Layer]] = []
+    pools: list[Pool] = []
+    for tower in anatomy.towers:
+        if tower.name in kept or not (tower.prunable or tower.name in own):
+            continue
+        layers = list(anatomy.layers(tower.blocks))
+        tower_sparsity = own.get(tower.name)
+        if tower_sparsity is None:
+            shared += layers
+        else:
+            pools.append(Pool(tower.name, tower_sparsity, tuple(layers)))
+    return [Pool("model", sparsity, tuple(shared)), *pools] if shared else pools

@@ -1,0 +1,168 @@
+"""The fine step: walk the model block by block, each block seeing the already pruned ones before it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.budget.select import is_finite, kept_only
+from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
+from ecoflap.core.contracts.protocols import Pruner
+from ecoflap.core.contracts.records import Pruned
+from ecoflap.core.disk.whole_files import whole_file
+from ecoflap.core.errors import EcoflapError, FormatError, ModelError
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
+from ecoflap.core.pruning.plan import Plan, PlannedLayer
+
+
+@dataclass(frozen=True)
+class FineStep:
+    """Prunes the planned layers of a model in place.
+
+    :param pruner_of: The pruner of each tower with planned layers.
+    :param folder: Where each finished block is kept, so that a run cut off goes on behind it: its masks, and the
+        weights of layers where the pruner changed more than that.
+    """
+
+    replay: Replay
+    plan: Plan
+    pruner_of: Mapping[str, Pruner]
+    folder: Path
+    emit: Callable[[Event], None]
+
+    def __call__(self) -> PackedMasks:
+        """:return: True for every weight that is kept."""
+        masks = PackedMasks()
+        planned = [self._planned(block) for block in self.replay.blocks]
+        last = max(index for index, layers in enumerate(planned) if layers)
+        total, done = sum(1 for layers in planned if layers), 0
+        for index, layers in enumerate(planned[: last + 1]):
+            if layers:
+                self._finish_block(index, layers, masks)
+                done += 1
+                self.emit(Progress("prune", done, total, "blocks"))
+            if self._needs_data(index, planned):
+                self.replay.advance(index)
+        return masks
+
+    def _planned(self, block: Block) -> list[Layer]:
+        return [layer for layer in self.replay.anatomy.layers_of[block.name] if layer.name in self.plan.layers]
+
+    def _needs_data(self, index: int, planned: Sequence[Sequence[Layer]]) -> bool:
+        """Whether a block behind this one is still to be pruned by what it sees."""
+        return any(
+            layers and self.pruner_of[self.replay.blocks[later].tower].needs and not self._kept_in(later).is_file()
+            for later, layers in enumerate(planned)
+            if later > index
+        )
+
+    def _kept_in(self, index: int) -> Path:
+        return self.folder / f"{index:03d}.safetensors"
+
+    def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
+        path = self._kept_in(index)
+        if path.is_file():
+            self._take_over(path, layers, masks)
+        else:
+            changed = self._prune(index, layers, masks)
+            kept = {f"{layer.name}.mask": masks.bits[layer.name] for layer in layers}
+            kept |= {layer.name: layer.weight.data.cpu().contiguous() for layer in changed}
+            with whole_file(path) as temporary:
+                save_file(kept, temporary)
+
+    def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
+        """:return: The layers that are more than their mask on the old weight."""
+        pruner = self.pruner_of[self.replay.blocks[index].tower]
+        seen = self.replay.run(index, pruner.needs) if pruner.needs else {}
+        notes, changed = _Notes(), []
+        for layer in layers:
+            started = perf_counter()
+            planned = self.plan.layers[layer.name]
+            with self.replay.placement.held([layer.weight]):
+                pruned = pruned_layer(layer, planned, pruner, seen.get(layer.name))
+                more = not _same_bits(pruned.weight, kept_only(layer.weight.data, pruned.mask))
+            if more:
+                changed.append(layer)
+            layer.weight.data.copy_(pruned.weight)
+            masks.put(layer.name, pack(pruned.mask), layer.shape)
+            for note in notes.new_on(seen.get(layer.name)):
+                self.emit(Warned(f"{layer.name}: {note}"))
+            zeros = planned.keep - int(pruned.weight.ne(0).count_nonzero())
+            self.emit(LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started))
+        return changed
+
+    def _take_over(self, path: Path, layers: Sequence[Layer], masks: PackedMasks) -> None:
+        anew = "Delete it, or start anew with --fresh"
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = set(file.keys())
+                for layer in layers:
+                    bits = file.get_tensor(f"{layer.name}.mask")
+                    if popcount(bits) != self.plan.layers[layer.name].keep:
+                        raise FormatError(f"{path}: the mask of {layer.name} does not hold what the plan keeps. {anew}")
+                    masks.put(layer.name, bits, layer.shape)
+                    old, mask = layer.weight.data, masks[layer.name].to(layer.weight.device)
+                    old.copy_(file.get_tensor(layer.name) if layer.name in names else kept_only(old, mask))
+        except SafetensorError as error:
+            raise FormatError(f"{path}: this finished block cannot be read: {error}. {anew}") from error
+
+
+def pruned_layer(layer: Layer, planned: PlannedLayer, pruner: Pruner, statistic: Any) -> Pruned:
+    """One layer's mask and weight, checked: a pruner may come from anywhere, and the plan is kept all the same."""
+    weight = layer.weight.data
+    try:
+        pruned = pruner(weight, statistic, planned.budget)
+    except EcoflapError as error:
+        raise type(error)(f"{layer.name}: {error}") from error
+    if pruned.mask.dtype != torch.bool or pruned.mask.shape != weight.shape:
+        mask = f"{pruned.mask.dtype} {tuple(pruned.mask.shape)}"
+        raise ModelError(f"{layer.name}: the pruner returned a mask of {mask} for a weight of {tuple(weight.shape)}")
+    kept = int(pruned.mask.count_nonzero())
+    if kept != planned.keep:
+        raise ModelError(f"{layer.name}: the pruner kept {kept} weights where the plan keeps {planned.keep}")
+    if isinstance(planned.budget, Pattern) and not _holds(planned.budget, pruned.mask):
+        raise ModelError(f"{layer.name}: the pruner did not keep {planned.budget.n} of every {planned.budget.m} inputs")
+    found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (pruned.weight, weight))
+    if found != wanted:
+        raise ModelError(f"{layer.name}: the pruner returned a weight of {found} for one of {wanted}")
+    if bool((pruned.weight.ne(0) > pruned.mask).any()):
+        raise ModelError(f"{layer.name}: the pruner left a weight that its mask prunes")
+    if not is_finite(pruned.weight):
+        raise ModelError(f"{layer.name}: the pruner returned NaN or infinite weights")
+    return pruned
+
+
+def _same_bits(a: Float[Tensor, "out in"], b: Float[Tensor, "out in"]) -> bool:
+    """Equal byte for byte: 0.0 and -0.0 are not."""
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def _holds(pattern: Pattern, mask: Bool[Tensor, "out in"]) -> bool:
+    return bool((mask.reshape(-1, pattern.m).count_nonzero(dim=1) == pattern.n).all())
+
+
+class _Notes:
+    """What pruners leave on a statistic for the user to know, such as a damping that was raised; each of it once.
+
+    Layers that share an input share the statistic, and so its notes.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[tuple[int, str]] = set()
+
+    def new_on(self, seen: Any) -> list[str]:
+        statistics = seen if isinstance(seen, tuple) else (seen,)
+        notes = [(id(one), note) for one in statistics for note in getattr(one, "notes", ())]
+        new = [both for both in dict.fromkeys(notes) if both not in self._told]
+        self._told.update(new)
+        return [note for _, note in new]

@@ -1,0 +1,71 @@
+"""Scores as they are kept: one line each, in the order they were found, and summed into groups."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+from ecoflap.core.contracts.records import Aggregate, Estimate, Score
+from ecoflap.core.disk.whole_files import read_lines
+from ecoflap.core.errors import ModelError, RunError
+
+Unit = Literal["layer", "block"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a scorer said.
+
+    :param unit: Whether ``values`` are by layer or by block.
+    :param aggregate: How a group's score comes from those of its members.
+    """
+
+    unit: Unit
+    aggregate: Aggregate
+    values: Mapping[str, Score]
+
+    def of(self, members: Mapping[str, int]) -> Score:
+        """A group's score.
+
+        :param members: Size by name of each layer or block in it.
+        """
+        values = [self.values[name] for name in members]
+        if self.aggregate == "sum":
+            return _scaled_sum(values, 1.0)
+        return _scaled_sum(values, 1 / (len(values) if self.aggregate == "mean" else sum(members.values())))
+
+
+def _scaled_sum(values: Sequence[Score], factor: float) -> Score:
+    """Estimates from the same batches are added batch by batch, so that the standard error counts what they share."""
+    estimates = [value for value in values if isinstance(value, Estimate)]
+    if len(estimates) == len(values) and len({len(value.terms) for value in estimates}) == 1:
+        return Estimate(factor * sum(terms) for terms in zip(*(value.terms for value in estimates), strict=True))
+    return factor * sum(values)
+
+
+def checked(name: str, score: Score) -> Score:
+    """Refuse a score no allocator can use, with the name of what it is for."""
+    if not isfinite(score) or score < 0:
+        raise ModelError(f"{name}: its score is {float(score)}; a score must be a finite number that is not negative")
+    return score
+
+
+def score_line(name: str, score: Score) -> dict[str, Any]:
+    terms = {"terms": list(score.terms)} if isinstance(score, Estimate) else {}
+    return {"name": name, "score": float(score), **terms}
+
+
+def header_line(unit: Unit, aggregate: Aggregate) -> dict[str, Any]:
+    return {"version": 1, "unit": unit, "aggregate": aggregate}
+
+
+def read_scores(path: Path) -> Scores:
+    """A ``scores.jsonl``: a header, then a line for each layer or block."""
+    if not path.is_file():
+        raise RunError(f"{path}: no such file; scores are there once a run has scored its layers")
+    header, *lines = read_lines(path) or [{}]
+    if header.get("version") != 1:
+        raise RunError(f"{path}: not a file of scores that this version reads")
+    values = {line["name"]: Estimate(line["terms"]) if "terms" in line else line["score"] for line in lines}
+    return Scores(header["unit"], header["aggregate"], values)

@@ -1,0 +1,1 @@
+"""A recipe: read, overridden, checked whole, and kept as frozen values."""

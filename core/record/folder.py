@@ -1,0 +1,218 @@
+"""The run folder: what is written where, whose it is, and what a later run may take over."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from ecoflap.core.disk.whole_files import append_line, read_lines, removed_leftovers, write_whole
+from ecoflap.core.errors import RunError
+from ecoflap.core.record.environment import peak_memory
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run's files, and the few that are read back."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.jsonl"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def blocks(self) -> Path:
+        return self.path / "blocks"
+
+    @property
+    def masks(self) -> Path:
+        return self.path / "masks.safetensors"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "exports"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def is_pruned(self) -> bool:
+        """The model is complete: ``masks.safetensors`` is written first, ``model/`` appears whole."""
+        return self.model.is_dir() and self.masks.is_file()
+
+    def drop_blocks(self) -> None:
+        """They have served once the model is complete."""
+        shutil.rmtree(self.blocks, ignore_errors=True)
+
+    @property
+    def is_ours(self) -> bool:
+        """A run was begun here; a ``recipe.yaml`` alone may be anybody's."""
+        return self.recipe.is_file() and (self.lock.exists() or self.fingerprints.is_file())
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def fingerprints(self) -> Path:
+        return self.path / "fingerprints.json"
+
+    def identify(self, found: Mapping[str, Any]) -> None:
+        """Refuse to go on where the model or the data are not those the folder was begun with.
+
+        :param found: A fingerprint of each, or a mapping of them by file.
+        """
+        before = read_json(self.fingerprints) if self.fingerprints.is_file() else {}
+        changed = [_which(what, before[what], now) for what, now in found.items() if before.get(what, now) != now]
+        if changed:
+            raise RunError(
+                f"{self.path} was begun with another {' and another '.join(changed)} than is there now. "
+                f"Run into another folder with --folder, or begin this one anew with --fresh"
+            )
+        if not found.keys() <= before.keys():
+            write_whole(self.fingerprints, json.dumps({**before, **found}, indent=1))
+
+    def record_stage(self, stage: str, seconds: float, peak_memory: int) -> None:
+        """Add to what a stage took so far; it may be told in several pieces."""
+        line = {"stage": stage, "seconds": round(seconds, 3), "peak_memory": peak_memory}
+        append_line(self.path / "stages.jsonl", line)
+
+    def stages(self) -> list[dict[str, Any]]:
+        """What each stage took over all the processes that worked on it, in order."""
+        stages: dict[str, dict[str, Any]] = {}
+        for line in read_lines(self.path / "stages.jsonl"):
+            stage = stages.setdefault(line["stage"], {"stage": line["stage"], "seconds": 0.0, "peak_memory": 0})
+            stage["seconds"] = round(stage["seconds"] + line["seconds"], 3)
+            stage["peak_memory"] = max(stage["peak_memory"], line["peak_memory"])
+        return list(stages.values())
+
+    def record_warning(self, message: str) -> None:
+        if message not in self.warnings():
+            append_line(self.path / "warnings.jsonl", {"warning": message})
+
+    def warnings(self) -> list[str]:
+        """Those of earlier processes too, each once."""
+        return [line["warning"] for line in read_lines(self.path / "warnings.jsonl")]
+
+
+class Clock:
+    """Tells the folder what a stage takes while it goes on, so that a killed process's time counts too."""
+
+    EVERY = 5.0
+
+    def __init__(self, stage: str, folder: RunFolder) -> None:
+        self._stage, self._folder, self._told = stage, folder, perf_counter()
+
+    def tick(self) -> None:
+        if perf_counter() - self._told > self.EVERY:
+            self.stop()
+
+    def stop(self) -> None:
+        seconds, self._told = perf_counter() - self._told, perf_counter()
+        self._folder.record_stage(self._stage, seconds, peak_memory())
+
+
+def _which(what: str, before: Any, now: Any) -> str:
+    """``model (model.safetensors)``: the files that differ, where there are some."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return what
+    files = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    return f"{what} ({', '.join(files)})"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise RunError(f"{path}: expected a mapping")
+    return data
+
+
+@contextmanager
+def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
+    """Make or take up a run folder, for this process alone.
+
+    :param fresh: Delete what an earlier run left there.
+    """
+    folder = RunFolder(path)
+    try:
+        _refuse_strangers(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise RunError(
+            f"the run folder {path} cannot be written: {error.strerror}. Name another one with --folder"
+        ) from error
+    try:
+        _lock(folder, lock)
+        if fresh:
+            _empty(folder)
+        removed_leftovers(path)
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def _refuse_strangers(folder: RunFolder) -> None:
+    """Nothing is written among files that are not a run's, still less deleted."""
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; a run needs a folder. Name another one with --folder")
+    if path.is_dir() and not folder.is_ours and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise RunError(f"{path} is not empty, and no run was begun there. Name another folder with --folder")
+
+
+def _lock(folder: RunFolder, lock: int) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(
+            f"another process is running in {folder.path}. Wait for it, or name another folder with --folder"
+        ) from error
+    except OSError as error:
+        raise RunError(f"{folder.lock} cannot be locked: {error.strerror}. Name a folder on another disk") from error
+
+
+def _empty(folder: RunFolder) -> None:
+    """What says whose the folder is goes last, so that being killed here leaves nothing that is taken for another's."""
+    last = (folder.fingerprints, folder.recipe)
+    for entry in [*(entry for entry in folder.path.iterdir() if entry not in (folder.lock, *last)), *last]:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def require_finished(path: Path) -> RunFolder:
+    """An earlier run whose results are wanted."""
+    folder = RunFolder(path)
+    if not folder.recipe.is_file():
+        raise RunError(f"{path}: no run folder: it has no recipe.yaml")
+    if not folder.report.is_file():
+        raise RunError(f"{path}: this run is not finished: it has no report.json. Run its recipe again to go on")
+    return folder

@@ -1,0 +1,23 @@
+"""What is asked of a model's weights as a whole."""
+
+from collections.abc import Container
+
+from torch import nn
+
+from ecoflap.core.budget.select import is_finite
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.anatomy import Anatomy
+
+
+def refuse_broken(model: nn.Module, source: str) -> None:
+    """NaN in, NaN out: said with the parameters' names before anything is computed."""
+    broken = [name for name, p in model.named_parameters() if p.is_floating_point() and not is_finite(p.data)]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise ModelError(f"{source}: NaN or infinite weights in {', '.join(broken[:3])}{more}. Get the model anew")
+
+
+def nonzeros(anatomy: Anatomy, names: Container[str]) -> int:
+    """How many weights of these layers are not zero."""
+    weights = (layer.weight.data for _, layer in anatomy.layers() if layer.name in names)
+    return sum(int(weight.ne(0).count_nonzero()) for weight in weights)

@@ -1,0 +1,1 @@
+"""Loading plugins and finding parts by name."""

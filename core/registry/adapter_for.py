@@ -1,0 +1,26 @@
+"""Finds the adapter of a model: the only one that claims it."""
+
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.anatomy import Source
+from ecoflap.core.registry.registry import Registry
+
+
+def adapter_for(source: Source, registry: Registry) -> Adapter:
+    """The one registered adapter whose ``matches`` says yes to a model.
+
+    :raises ModelError: Where none does, or several do.
+    """
+    adapters: dict[str, Adapter] = {name: registry.find("adapter", name)() for name in registry.names("adapter")}
+    claims = [name for name, adapter in adapters.items() if adapter.matches(source)]
+    if len(claims) == 1:
+        return adapters[claims[0]]
+    if claims:
+        raise ModelError(
+            f"{source.name}: these adapters all claim it: {', '.join(claims)}. Choose one with model.adapter"
+        )
+    kind = source.config.get("model_type", "unknown")
+    raise ModelError(
+        f"{source.name}: no adapter claims a model of type {kind!r}. Known adapters: {', '.join(sorted(adapters))}. "
+        f"One that fits can be named with model.adapter"
+    )

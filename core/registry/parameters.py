@@ -1,0 +1,130 @@
+"""The parameters of a part, read off its factory's signature."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.errors import PydanticSchemaGenerationError
+from pydantic_core import to_jsonable_python
+
+from ecoflap.core.contracts.protocols import Adapter, Allocator, Dataset, Evaluator, Exporter, Pruner, Scorer
+
+KINDS: Mapping[str, type[Any]] = {
+    "scorer": Scorer,
+    "allocator": Allocator,
+    "pruner": Pruner,
+    "adapter": Adapter,
+    "exporter": Exporter,
+    "dataset": Dataset,
+    "evaluator": Evaluator,
+}
+"""Each kind of part with the protocol it implements."""
+
+_KIND_OF = {protocol: kind for kind, protocol in KINDS.items()}
+_EMPTY: Any = inspect.Parameter.empty
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """One parameter of a factory.
+
+    :param annotation: Its resolved type; Any where it has none.
+    :param default: ``inspect.Parameter.empty`` where it must be given.
+    """
+
+    name: str
+    annotation: Any
+    default: Any = _EMPTY
+
+    @property
+    def required(self) -> bool:
+        return self.default is _EMPTY
+
+    @property
+    def part(self) -> tuple[str, Literal["one", "many"]] | None:
+        """The kind of part it takes, and whether it takes a list of them; None where it takes no part."""
+        return _part_kind(self.annotation)
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be null."""
+        return NoneType in get_args(self.annotation)
+
+    def many(self, items: list[Any]) -> list[Any] | tuple[Any, ...]:
+        """Items in the container this parameter is annotated with."""
+        branches = get_args(self.annotation) if self.optional else (self.annotation,)
+        return tuple(items) if any(get_origin(branch) is tuple for branch in branches) else items
+
+    def read(self, written: Any) -> Any:
+        """What a recipe writes, as a value of its type.
+
+        As JSON, because pydantic's strict reading of it is a recipe's: a list is a tuple, a text is a path or an enum's
+        value, and nothing else is converted.
+
+        :raise ValidationError: If it is none.
+        """
+        return self._type_adapter.validate_json(json.dumps(to_jsonable_python(written)), strict=True)
+
+    @cached_property
+    def _type_adapter(self) -> Any:
+        try:
+            return TypeAdapter(self.annotation)
+        except PydanticSchemaGenerationError:  # a type pydantic does not know: then only an instance passes
+            return TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def _part_kind(annotation: Any) -> tuple[str, Literal["one", "many"]] | None:
+    if get_origin(annotation) in (Union, UnionType):
+        return next(filter(None, map(_part_kind, get_args(annotation))), None)
+    if isinstance(annotation, type) and annotation in _KIND_OF:
+        return _KIND_OF[annotation], "one"
+    inner = [argument for argument in get_args(annotation) if argument is not Ellipsis]
+    if len(inner) == 1 and get_origin(annotation) is not Literal and (found := _part_kind(inner[0])):
+        return found[0], "many"
+    return None
+
+
+def parameters_of(factory: Callable[..., Any]) -> tuple[dict[str, Parameter], bool]:
+    """A factory's parameters by name, and whether it takes any others too (``**kwargs``).
+
+    :raise TypeError: If its signature cannot be read, as when an annotation names something that is not there.
+    """
+    try:
+        signature = inspect.signature(factory)
+        hints = _hints(factory)
+    except (NameError, ValueError, AttributeError) as error:
+        raise TypeError(f"its parameters cannot be read: {error}") from error
+    named = {
+        name: Parameter(name, hints.get(name, Any), _default(factory, parameter))
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    return named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+
+
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    if not isinstance(factory, type):
+        return get_type_hints(factory, include_extras=True)
+    # A dataclass's own annotations, for those of its __init__ cannot be resolved if a field comes from another module.
+    annotated: Any = factory if dataclasses.is_dataclass(factory) else factory.__init__  # type: ignore[misc]
+    return get_type_hints(annotated, include_extras=True)
+
+
+def _default(factory: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """What is used where nothing is written; a dataclass's ``default_factory`` is asked."""
+    for field in dataclasses.fields(factory) if dataclasses.is_dataclass(factory) else ():
+        if field.name == parameter.name and field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+    return parameter.default
+
+
+def code_name(factory: Any) -> str:
+    """``module:Class``, as a recipe may write it."""
+    named = factory if hasattr(factory, "__qualname__") else type(factory)
+    return f"{named.__module__}:{named.__qualname__}"

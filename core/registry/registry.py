@@ -1,0 +1,224 @@
+"""Finds parts by name: what the plugins offer, under the names and with the defaults the registry files give."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+from ecoflap.core.errors import RegistryError, nearest, unknown
+from ecoflap.core.registry.loading import Plugin, cause_of, import_target, register, wanted_plugins
+from ecoflap.core.registry.parameters import KINDS, code_name, parameters_of
+from ecoflap.core.registry.settings import Setting, Settings, read_settings
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a part comes from.
+
+    :param code: ``module:Class``.
+    :param source: A distribution and its version, a registry file, or ``built-in``.
+    """
+
+    code: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.code} ({self.source})"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A factory a plugin offers under a name."""
+
+    factory: Callable[..., Any]
+    plugin: Plugin
+
+
+@dataclass(frozen=True, eq=False)
+class Registry:
+    """The parts that can be named in a recipe. Made by :func:`load_registry`.
+
+    :param offers: What plugins offer, by kind and name.
+    :param aliases: Other names, by kind.
+    :param defaults: Site defaults, by kind, name and parameter, each with the place that says so.
+    """
+
+    offers: Mapping[str, Mapping[str, Offer]]
+    aliases: Mapping[str, Mapping[str, str]]
+    defaults: Mapping[str, Mapping[str, Mapping[str, Setting]]]
+    _observers: tuple[tuple[str, Callable[[Any], None]], ...] = field(default=(), repr=False)
+
+    def find(self, kind: str, name: str) -> Callable[..., Any]:
+        """The factory of a name, an alias, or an import path such as ``my_package.pruners:Mine``."""
+        known = self._of_kind(kind)
+        real = self.real_name(kind, name)
+        if real in known:
+            return known[real].factory
+        if ":" in name:
+            return _imported(kind, name)
+        raise RegistryError(unknown(kind, name, self.choices(kind)))
+
+    def names(self, kind: str) -> list[str]:
+        """What can be named, without aliases, in alphabetical order."""
+        return sorted(self._of_kind(kind))
+
+    def choices(self, kind: str) -> list[str]:
+        """All that can be written for a kind, aliases too."""
+        return sorted({*self._of_kind(kind), *self.aliases.get(kind, {})})
+
+    def real_name(self, kind: str, name: str) -> str:
+        """What an alias stands for; any other name is its own."""
+        return self.aliases.get(kind, {}).get(name, name)
+
+    def origin(self, kind: str, name: str) -> Origin:
+        """Where a part's code is, and what brought it."""
+        offer = self._of_kind(kind).get(self.real_name(kind, name))
+        if offer is None:
+            return Origin(code_name(self.find(kind, name)), "import path")
+        return Origin(code_name(offer.factory), offer.plugin.source)
+
+    def defaults_for(self, kind: str, name: str) -> Mapping[str, Setting]:
+        """The site defaults of a part: value and place by parameter."""
+        return self.defaults.get(kind, {}).get(self.real_name(kind, name), {})
+
+    def observers(self) -> list[tuple[str, Callable[[Any], None]]]:
+        """Each plugin that hears events, by name, with what to call; one that raises is the caller's to switch off."""
+        return list(self._observers)
+
+    def _of_kind(self, kind: str) -> Mapping[str, Offer]:
+        if kind not in KINDS:
+            raise RegistryError(unknown("kind of part", kind, tuple(KINDS)))
+        return self.offers.get(kind, {})
+
+
+def _imported(kind: str, path: str) -> Callable[..., Any]:
+    try:
+        found = import_target(path)
+    except Exception as error:  # whatever its import does, the path is named
+        hint = " Is it installed or on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
+        raise RegistryError(f"the {kind} {path!r} cannot be imported: {cause_of(error)}{hint}") from error
+    if not callable(found):
+        raise RegistryError(f"the {kind} {path!r} is {found!r}, which makes no part; name a class or function.")
+    made: Callable[..., Any] = found
+    return made
+
+
+def load_registry(path: Path | str | None = None, *, installed: bool = True) -> Registry:
+    """Load all plugins: those of the shipped registry file, of a user's own, and of installed distributions.
+
+    :param path: A registry file that extends the shipped one; by default the one ``ECOFLAP_REGISTRY`` names.
+    :param installed: Whether to load plugins of installed distributions (entry points of group ``ecoflap``).
+    """
+    return _load(read_settings(path, None), installed=installed)
+
+
+def load_registry_from(base: Path, path: Path | str | None = None, *, installed: bool = False) -> Registry:
+    """The same, on another file than the shipped one: tests build their own world."""
+    return _load(read_settings(path, base), installed=installed)
+
+
+def _load(settings: Settings, *, installed: bool) -> Registry:
+    manager, plugins = register(wanted_plugins(settings, installed=installed))
+    offers, problems = _collect(manager, plugins)
+    if problems:
+        raise RegistryError(*problems)
+    problems = [*_wrong_aliases(settings, offers), *_wrong_defaults(settings, offers)]
+    if problems:
+        raise RegistryError(*problems)
+    aliases = {kind: {alias: s.value for alias, s in known.items()} for kind, known in settings.aliases.items()}
+    defaults = {
+        kind: {aliases[kind].get(name, name): values for name, values in known.items()}
+        for kind, known in settings.defaults.items()
+    }
+    return Registry(offers, aliases, defaults, tuple(_observers(manager)))
+
+
+def _collect(
+    manager: pluggy.PluginManager, plugins: Mapping[str, Plugin]
+) -> tuple[dict[str, dict[str, Offer]], list[str]]:
+    """Every plugin's offers. pluggy would call the last registered first; here the order is that of loading."""
+    offers: dict[str, dict[str, Offer]] = {kind: {} for kind in KINDS}
+    problems: list[str] = []
+    for kind, known in offers.items():
+        for implementation in getattr(manager.hook, f"ecoflap_register_{kind}s").get_hookimpls():
+            plugin = plugins[implementation.plugin_name]
+            try:
+                offered = implementation.function()
+            except Exception as error:  # a plugin's own code
+                problems.append(f"{plugin} failed to offer its {kind}s: {error!r}. {plugin.way_out}")
+                continue
+            problems += _add_offers(kind, known, plugin, offered)
+    return offers, problems
+
+
+def _add_offers(kind: str, known: dict[str, Offer], plugin: Plugin, offered: object) -> Iterable[str]:
+    if not isinstance(offered, Mapping):
+        yield f"{plugin} should offer its {kind}s as a mapping from name to factory, not {offered!r}. {plugin.way_out}"
+        return
+    for name, factory in offered.items():
+        if not isinstance(name, str) or ":" in name or not callable(factory):
+            wanted = "a name without ':' and a callable are wanted"
+            yield f"{plugin} offers the {kind} {name!r}: {factory!r}; {wanted}. {plugin.way_out}"
+        elif name in known and known[name].factory is not factory:
+            yield _conflict(kind, name, known[name], Offer(factory, plugin))
+        else:
+            known.setdefault(name, Offer(factory, plugin))
+
+
+def _conflict(kind: str, name: str, first: Offer, second: Offer) -> str:
+    both = " and ".join(f"{code_name(o.factory)} of {o.plugin}" for o in (first, second))
+    names = " or ".join(dict.fromkeys(repr(o.plugin.name) for o in (first, second)))
+    return f"two plugins offer the {kind} {name!r}: {both}. Put {names} under disable: in your registry file."
+
+
+def _wrong_aliases(settings: Settings, offers: Mapping[str, Mapping[str, Offer]]) -> Iterable[str]:
+    for kind, known in settings.aliases.items():
+        for alias, setting in known.items():
+            if alias in offers[kind]:
+                yield f"{setting.place}: aliases.{kind}.{alias}: is the name of a {kind} already. Choose another."
+            elif setting.value not in offers[kind]:
+                problem = unknown(kind, str(setting.value), tuple(offers[kind]))
+                yield f"{setting.place}: aliases.{kind}.{alias}: {problem}"
+
+
+def _wrong_defaults(settings: Settings, offers: Mapping[str, Mapping[str, Offer]]) -> Iterable[str]:
+    for kind, known in settings.defaults.items():
+        for name, values in known.items():
+            alias = settings.aliases[kind].get(name)
+            offer = offers[kind].get(alias.value if alias else name)
+            for parameter, setting in values.items():
+                problem = _wrong_default(kind, name, parameter, offer, offers)
+                if problem:
+                    yield f"{setting.place}: defaults.{kind}.{name}.{parameter}: {problem}"
+
+
+def _wrong_default(
+    kind: str, name: str, parameter: str, offer: Offer | None, offers: Mapping[str, Mapping[str, Offer]]
+) -> str | None:
+    if offer is None:
+        return unknown(kind, name, tuple(offers[kind]))
+    try:
+        parameters, others = parameters_of(offer.factory)
+    except TypeError as error:
+        return f"{code_name(offer.factory)}: {error}"
+    if parameter in parameters or others:
+        return None
+    known = ", ".join(sorted(parameters)) or "none"
+    return f"{name} has no parameter {parameter!r}.{nearest(parameter, parameters)} Known: {known}."
+
+
+def _observers(manager: pluggy.PluginManager) -> Iterable[tuple[str, Callable[[Any], None]]]:
+    for implementation in manager.hook.ecoflap_on_event.get_hookimpls():
+        hears: Any = implementation.function
+        yield implementation.plugin_name, hears if implementation.argnames else _deaf(hears)
+
+
+def _deaf(hears: Callable[..., Any]) -> Callable[[Any], None]:
+    """A hook may leave out the arguments it does not look at."""
+
+    def call(event: Any) -> None:
+        hears()
+
+    return call

@@ -1,0 +1,1 @@
+"""ONNX files in which a pruned weight costs one bit."""

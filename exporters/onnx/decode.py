@@ -1,0 +1,295 @@
+"""Packed weights in an ONNX model, found and decoded with numpy; everything is checked before it is unpacked.
+
+Nothing here imports torch: who only runs a packed model needs numpy and onnx.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecoflap.core.errors import FormatError
+from ecoflap.exporters.onnx.bitmask import BITMASK
+from ecoflap.exporters.onnx.form import DOMAIN, Form, bits_of
+from ecoflap.exporters.onnx.pattern import PATTERN
+from ecoflap.exporters.onnx.tensors import Opened, elements, numpy_type, opened, read
+
+FORMS: Mapping[str, Form] = {form.function: form for form in (BITMASK, PATTERN)}
+
+Array: TypeAlias = NDArray[Any]
+
+Zeros: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
+"""Gives an array of a shape and type that is zero."""
+
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight that a model holds in packed form.
+
+    :param name: Of the dense weight, in the graph.
+    :param data_type: Its type, a number of ``onnx.TensorProto.DataType``.
+    :param nodes: Where in the graph's list of nodes those are that unpack it.
+    :param parts: The initializers that it is unpacked from.
+    :param fill: Checks the parts, then makes an array with :data:`Zeros` and fills it.
+    """
+
+    name: str
+    form: str
+    shape: tuple[int, ...]
+    data_type: int
+    nodes: tuple[int, ...]
+    parts: tuple[str, ...]
+    fill: Callable[[Zeros], Array]
+
+
+def unpack_initializers(model: Any) -> Mapping[str, Array]:
+    """Every packed weight of a model, dense, by its name in the graph.
+
+    :param model: A path, or an ``onnx.ModelProto`` that has its external data in it.
+    """
+    source = opened(model)
+    return unpacked(packed_in(source), np.zeros)
+
+
+def unpacked(found: Sequence[Packed], zeros: Zeros) -> dict[str, Array]:
+    """Decode several weights at a time; one for each core."""
+    with ThreadPoolExecutor(max(1, min(len(found), _cores()))) as pool:
+        arrays = pool.map(lambda packed: packed.fill(zeros), found)
+        return dict(zip((packed.name for packed in found), arrays, strict=True))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def packed_in(source: Opened) -> list[Packed]:
+    """The packed weights of a model, as its headers describe them; FormatError where these do not agree."""
+    found = [*_in_nodes(source), *_sparse(source)]
+    names = [packed.name for packed in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise FormatError(f"{source.where}: {', '.join(sorted(twice))}: packed twice. Export the model again.")
+    return found
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A model's graph, looked up by name.
+
+    :param announced: What the graph says of the shapes of its values, where it says all of it.
+    """
+
+    source: Opened
+    tensors: Mapping[str, Any]
+    announced: Mapping[str, tuple[int, ...]]
+
+    @property
+    def nodes(self) -> Sequence[Any]:
+        nodes: Sequence[Any] = self.source.proto.graph.node
+        return nodes
+
+
+def _in_nodes(source: Opened) -> Iterator[Packed]:
+    graph = source.proto.graph
+    infos = {info.name: info.type.tensor_type for info in graph.value_info if info.type.tensor_type.HasField("shape")}
+    announced = {
+        name: tuple(size.dim_value for size in tensor.shape.dim)
+        for name, tensor in infos.items()
+        if all(size.HasField("dim_value") for size in tensor.shape.dim)
+    }
+    seen = _Graph(source, {tensor.name: tensor for tensor in graph.initializer}, announced)
+    _check_functions(source)
+    bodies = _bodies(graph.node)
+    for number, node in enumerate(graph.node):
+        if node.domain == DOMAIN:
+            yield _called(seen, number)
+        elif node.name in bodies:
+            yield _inlined(seen, tuple(bodies[node.name].values()))
+
+
+def _check_functions(source: Opened) -> None:
+    """Onnxruntime runs what is in the file: that has to be what is done here."""
+    for function in source.proto.functions:
+        if function.domain != DOMAIN:
+            continue
+        form = FORMS.get(function.name)
+        expected = form.proto(function.opset_import[0].version) if form and function.opset_import else None
+        if (
+            expected is None
+            or list(function.input) != list(expected.input)
+            or list(function.output) != list(expected.output)
+            or [_meaning(node) for node in function.node] != [_meaning(node) for node in expected.node]
+        ):
+            raise FormatError(
+                f"{source.where}: the function {function.name} is not one that this version of ecoflap knows: it has "
+                f"been changed, or another version wrote it. Known: {', '.join(FORMS)}. Export the model again."
+            )
+
+
+def _called(graph: _Graph, number: int) -> Packed:
+    node = graph.nodes[number]
+    form = FORMS.get(node.op_type)
+    to = [attribute.i for attribute in node.attribute if attribute.name == "to"]
+    if form is None or len(node.input) != 3 or len(node.output) != 1 or len(to) != 1:
+        raise FormatError(
+            f"{graph.source.where}: {node.name or node.op_type}: this version unpacks {', '.join(FORMS)} with three "
+            f"inputs, one output and the attribute 'to'; this is something else. Export the model again."
+        )
+    return _packed(graph, form, node.output[0], to[0], (number,), tuple(node.input))
+
+
+def _bodies(nodes: Sequence[Any]) -> dict[str, dict[str, int]]:
+    """Nodes of inlined functions with their places in the graph, by the name of the last of each."""
+    groups: dict[str, dict[str, int]] = {}
+    for number, node in enumerate(nodes):
+        if node.name.startswith(f"{DOMAIN}."):
+            groups.setdefault(node.name.rpartition("/")[0], {})[node.name] = number
+    return {list(group)[-1]: group for group in groups.values()}
+
+
+def _inlined(graph: _Graph, numbers: tuple[int, ...]) -> Packed:
+    """A weight whose nodes are exactly those that are written for it; others would mean something else."""
+    found = [graph.nodes[number] for number in numbers]
+    function, _, rest = found[-1].name.removeprefix(f"{DOMAIN}.").partition("/")
+    form, weight = FORMS.get(function), rest.rpartition("/")[0]
+    meant = [_meaning(node) for node in found]
+    types = {attribute.i for node in found for attribute in node.attribute if attribute.name == "to"}
+    to = next((to for to in types if form and meant == [_meaning(node) for node in form.nodes(weight, to)]), None)
+    if form is None or to is None:
+        raise FormatError(
+            f"{graph.source.where}: {weight}: the nodes that unpack it are not those that this version of ecoflap "
+            f"writes: they have been changed, or another version wrote them. Export the model again."
+        )
+    return _packed(graph, form, weight, to, numbers, form.parts(weight))
+
+
+def _meaning(node: Any) -> tuple[Any, ...]:
+    """What a node does, without what is only said of it."""
+    values = {attribute.name: _plain(attribute) for attribute in node.attribute}
+    return node.op_type, node.domain, list(node.input), list(node.output), values
+
+
+def _plain(attribute: Any) -> Any:
+    from onnx import TensorProto, helper, numpy_helper
+
+    if attribute.ref_attr_name:
+        return "the attribute", attribute.ref_attr_name
+    value = helper.get_attribute_value(attribute)
+    if isinstance(value, TensorProto):
+        array = numpy_helper.to_array(value)
+        return array.dtype.name, array.tolist()
+    return value
+
+
+def _packed(
+    graph: _Graph, form: Form, name: str, data_type: int, nodes: tuple[int, ...], parts: tuple[str, ...]
+) -> Packed:
+    """A weight whose parts are there and of the right kinds."""
+    where = f"{graph.source.where}: {name}"
+    if missing := [part for part in parts if part not in graph.tensors]:
+        raise FormatError(f"{where}: {', '.join(missing)}: no initializer has this name. Export the model again.")
+    values, places, sizes = (graph.tensors[part] for part in parts)
+    dtype = numpy_type(data_type, where)
+    if dtype.name not in _FLOATS or numpy_type(values.data_type, where).name not in _FLOATS:
+        raise FormatError(f"{where}: a packed weight and its values are floats of 16, 32 or 64 bits")
+    if sizes.data_type != sizes.INT64 or len(sizes.dims) != 1:
+        raise FormatError(f"{where}: its shape is not a row of 64 bit integers")
+    shape = tuple(int(size) for size in read(graph.source, sizes))
+    elements(shape, where)
+    if (announced := graph.announced.get(name, shape)) != shape:
+        raise FormatError(f"{where}: its shape is {shape}, and {announced} is what the graph announces")
+    fill = partial(_fill, graph.source, form, where, (values, places), shape, dtype)
+    return Packed(name, form.name, shape, data_type, nodes, parts, fill)
+
+
+def _fill(
+    source: Opened,
+    form: Form,
+    where: str,
+    parts: tuple[Any, Any],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    zeros: Zeros,
+) -> Array:
+    values, places = (read(source, part) for part in parts)
+    try:
+        form.check(values, places, shape)
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+    dense = zeros(shape, dtype)
+    form.fill(dense, values, places)
+    return dense
+
+
+def _sparse(source: Opened) -> Iterator[Packed]:
+    """ONNX's own sparse initializers."""
+    for sparse in source.proto.graph.sparse_initializer:
+        weight = sparse.values.name
+        where = f"{source.where}: {weight}"
+        shape = tuple(sparse.dims)
+        elements(shape, where)
+        fill = partial(_fill_sparse, source, sparse, shape)
+        yield Packed(weight, "coo", shape, sparse.values.data_type, (), (), fill)
+
+
+def _fill_sparse(source: Opened, sparse: Any, shape: tuple[int, ...], zeros: Zeros) -> Array:
+    where = f"{source.where}: {sparse.values.name}"
+    values, indices = read(source, sparse.values), read(source, sparse.indices)
+    count = len(values) if values.ndim == 1 else -1
+    if indices.dtype != np.int64 or indices.shape not in ((count,), (count, len(shape))):
+        raise FormatError(f"{where}: its indices are not one row, or one row a dimension, of as many as it has values")
+    sizes = shape if indices.ndim == 2 else (elements(shape, where),)
+    columns = indices.reshape(len(values), len(sizes))
+    if len(values) and ((columns < 0) | (columns >= np.array(sizes))).any():
+        raise FormatError(f"{where}: an index lies outside its shape {shape}")
+    flat = np.ravel_multi_index(tuple(columns.T), sizes) if len(values) else columns.reshape(-1)
+    if (np.diff(flat) <= 0).any():
+        raise FormatError(f"{where}: its indices are not in rising order")
+    dense = zeros(shape, values.dtype)
+    bits_of(dense.reshape(-1))[flat] = bits_of(values)
+    return dense
+
+
+def without(source: Opened, found: Sequence[Packed]) -> None:
+    """Take packed weights out of the model: their nodes, their parts that nothing else uses, and the functions.
+
+    What is left wants initializers of these names.
+    """
+    proto, weights = source.proto, {packed.name for packed in found}
+    dropped = {number for packed in found for number in packed.nodes}
+    kept = [node for number, node in enumerate(proto.graph.node) if number not in dropped]
+    needed = {*_used(kept), *(output.name for output in proto.graph.output)}
+    parts = {part for packed in found for part in packed.parts} - needed
+    inner = {output for number in dropped for output in proto.graph.node[number].output}
+    _drop(proto.graph.node, dropped)
+    _drop(proto.graph.initializer, _numbers(proto.graph.initializer, parts))
+    _drop(proto.graph.value_info, _numbers(proto.graph.value_info, weights | parts | inner))
+    del proto.graph.sparse_initializer[:]
+    for field in (proto.functions, proto.opset_import):
+        _drop(field, {number for number, entry in enumerate(field) if entry.domain == DOMAIN})
+
+
+def _numbers(field: Any, names: set[str]) -> set[int]:
+    return {number for number, entry in enumerate(field) if entry.name in names}
+
+
+def _drop(field: Any, numbers: set[int]) -> None:
+    """Delete from a list in place: copying what stays would copy its data."""
+    for number in sorted(numbers, reverse=True):
+        del field[number]
+
+
+def _used(nodes: Sequence[Any]) -> Iterator[str]:
+    """Names that nodes read, those in the branches of conditions and loops too."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            for graph in [attribute.g, *attribute.graphs]:
+                yield from _used(graph.node)
+                yield from (output.name for output in graph.output)

@@ -1,0 +1,225 @@
+"""Pruned weights of an ONNX graph in packed form, which stock onnxruntime unpacks once, when it loads the model.
+
+A packed weight keeps its name in the graph; NAME.values, NAME.mask (or NAME.positions) and NAME.shape are initializers.
+Two forms are packed here, in an ``onnx_ir.Model``; the third, sparse initializers, which onnx_ir does not have, is
+:func:`ecoflap.exporters.onnx.coo.to_coo`, on the ``ModelProto`` that ``onnx_ir.to_proto`` gives.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.records import StoredTensor
+from ecoflap.core.errors import EcoflapError, unknown
+from ecoflap.exporters.onnx import bitmask as onnx_bitmask
+from ecoflap.exporters.onnx import pattern as onnx_pattern
+from ecoflap.exporters.onnx.bitmask import BITMASK
+from ecoflap.exporters.onnx.decode import unpack_initializers as unpack_initializers
+from ecoflap.exporters.onnx.form import DOMAIN, Form
+from ecoflap.exporters.onnx.pattern import PATTERN
+from ecoflap.exporters.onnx.tensors import library
+
+OVERHEAD = 512
+"""Bytes that packing a weight costs beside its parts: names, a node, where its data are."""
+
+LARGEST = 2**28 - 1
+"""Elements of the largest weight that is packed: onnxruntime unpacks none that takes it more than 1 GiB in int32."""
+
+_OPSET = 18  # the first with BitwiseAnd
+_FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A weight as it will be stored; without a form it stays as it is."""
+
+    stored: StoredTensor
+    weight: Any
+    form: Form | None = None
+    values: NDArray[Any] | None = None
+    places: NDArray[Any] | None = None
+
+
+def pack(
+    model: Any,
+    names: Mapping[str, str],
+    *,
+    form: Literal["bitmask", "dense"] = "bitmask",
+    layout: Literal["function", "inline"] = "function",
+    store: torch.dtype | None = None,
+    patterns: Mapping[str, Pattern | None] = {},
+    lossy: bool = False,
+) -> list[StoredTensor]:
+    """Pack pruned weights of a graph, in place. Do it last: optimizers would unpack them again.
+
+    A weight that would not get smaller stays dense, and so does one of more than :data:`LARGEST` elements or one that
+    is also an input of the graph. Nothing is changed if an error is raised.
+
+    :param model: An ``onnx_ir.Model`` of opset 18 or later.
+    :param names: Initializers of the graph, and for each the pruned layer's name. What is zero in the initializer is
+        what is pruned; ``-0.0`` is zero too.
+    :param form: ``dense`` packs nothing and only says what is there.
+    :param layout: ``inline`` writes the nodes that unpack a weight into the graph, for runtimes that know no
+        model-local functions, as OpenVINO; ``function`` writes them once, as a function.
+    :param store: The type that values are stored in, float32, float16 or bfloat16, if narrower than the initializer's
+        own; they are cast to that when the model is loaded. None is the initializer's own.
+    :param patterns: By layer, the pattern it was pruned to; only ``Pattern(2, 4)`` matters here.
+    :param lossy: Store a weight even if the cast to ``store`` makes it zero or infinite.
+    :return: One for each of ``names``, in their order.
+    """
+    layers = list(names.values())
+    called = {name: layer if layers.count(layer) == 1 else name for name, layer in names.items()}
+    encoded: list[_Encoded] = []
+    problems: list[str] = []
+    for name, layer in names.items():
+        try:
+            weight = _initializer(model, name, layer)
+            pattern = patterns.get(layer)
+            encoded.append(_encode(weight, called[name], form, store, pattern == Pattern(2, 4), lossy))
+        except EcoflapError as error:
+            problems += error.problems
+    packed = [one for one in encoded if one.form]
+    problems += _names_in_the_way(model, packed, layout)
+    if problems:
+        raise EcoflapError(*problems)
+    _replace_all(model, packed, layout)
+    return [one.stored for one in encoded]
+
+
+def _initializer(model: Any, name: str, layer: str) -> Any:
+    if name not in model.graph.initializers:
+        raise EcoflapError(f"{layer}: the graph has {unknown('initializer', name, list(model.graph.initializers))}")
+    weight = model.graph.initializers[name]
+    if weight.const_value is None:
+        raise EcoflapError(f"{layer}: the initializer {name} has no data. Export the model with its weights.")
+    if weight.const_value.dtype.name.lower() not in ("double", "float", "float16", "bfloat16"):
+        raise EcoflapError(
+            f"{layer}: the initializer {name} is {weight.const_value.dtype.name}; only floats of 16, 32 or 64 bits are "
+            f"packed"
+        )
+    return weight
+
+
+def _encode(value: Any, name: str, form: str, store: torch.dtype | None, has_pattern: bool, lossy: bool) -> _Encoded:
+    weight = value.const_value.numpy()
+    nonzeros, shape = int(np.count_nonzero(weight)), tuple(weight.shape)
+    dense = _Encoded(StoredTensor(name, "dense", shape, nonzeros, weight.nbytes, weight.nbytes), value)
+    if form == "dense" or weight.size > LARGEST or value.is_graph_input():
+        return dense
+    dtype = _stored_type(weight.dtype, store)
+    smallest: _Encoded = dense
+    for kind, values, places in _encodings(weight, name, dtype, has_pattern, lossy):
+        size = values.nbytes + places.nbytes + 8 * weight.ndim
+        if size + OVERHEAD < weight.nbytes and (smallest.form is None or size < smallest.stored.stored_bytes):
+            stored = StoredTensor(name, kind.name, shape, nonzeros, weight.size * dtype.itemsize, size)
+            smallest = _Encoded(stored, value, kind, values, places)
+    return smallest
+
+
+def _encodings(
+    weight: NDArray[Any], name: str, dtype: np.dtype[Any], has_pattern: bool, lossy: bool
+) -> Sequence[tuple[Form, NDArray[Any], NDArray[Any]]]:
+    """Ways to store a weight; of two that take as much, the one that is unpacked faster comes first."""
+    found = []
+    if has_pattern and (groups := onnx_pattern.grouped(weight)) is not None:
+        found.append((PATTERN, *onnx_pattern.encode(groups, _cast(groups, name, dtype, lossy))))
+    # Masked as integers, with the sign left out: no floating-point unit quiets a NaN.
+    kept = weight.ravel()[np.flatnonzero(weight)]
+    found.append((BITMASK, *onnx_bitmask.encode(weight, _cast(kept, name, dtype, lossy))))
+    return found
+
+
+def _stored_type(own: np.dtype[Any], store: torch.dtype | None) -> np.dtype[Any]:
+    import ml_dtypes
+
+    if store is None:
+        return own
+    types = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16}
+    if store not in types:
+        raise EcoflapError(f"values cannot be stored as {store}. Known: float32, float16, bfloat16.")
+    chosen = np.dtype(types[store])
+    return chosen if chosen.itemsize < own.itemsize else own
+
+
+def _cast(weight: NDArray[Any], name: str, dtype: np.dtype[Any], lossy: bool) -> NDArray[Any]:
+    """The weight in the type it is stored in; an error if that loses one."""
+    if weight.dtype == dtype:
+        return weight
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        stored = weight.astype(dtype)
+    vanished = int(np.count_nonzero(weight) - np.count_nonzero(stored))
+    exceeded = int(np.isinf(stored).sum() - np.isinf(weight).sum())
+    if (vanished or exceeded) and not lossy:
+        lost = f"{vanished} weights become zero and {exceeded} infinite"
+        raise EcoflapError(
+            f"{name}: {lost} as {dtype.name}. Store values in a wider type, bfloat16 or float32, or allow it with "
+            f"'lossy: true'."
+        )
+    return stored
+
+
+def _names_in_the_way(model: Any, packed: Sequence[_Encoded], layout: str) -> Sequence[str]:
+    """New values have the names the format gives them; a graph may have these already."""
+    taken = {value.name for node in model.graph for value in node.outputs}
+    taken |= {*model.graph.initializers, *(value.name for value in model.graph.inputs)}
+    problems = []
+    for one in packed:
+        assert one.form is not None
+        new = set(one.form.parts(one.weight.name))
+        if layout == "inline":
+            new |= {name for node in one.form.nodes(one.weight.name, 1) for name in node.output} - {one.weight.name}
+        problems += [f"{name} is in the way: {one.weight.name} is packed under this name" for name in new & taken]
+    version = model.opset_imports.get("", 0)
+    if packed and version < _OPSET:
+        problems.append(f"packed weights take opset {_OPSET} or later; the model has {version}. Export it anew.")
+    return problems
+
+
+def _replace_all(model: Any, packed: Sequence[_Encoded], layout: str) -> None:
+    ir = library("onnx_ir")
+    nodes = [node for one in packed for node in _replace(ir, model, one, layout)]
+    if nodes:
+        if len(model.graph):
+            model.graph.insert_before(model.graph[0], nodes)
+        else:
+            model.graph.extend(nodes)
+    if layout == "function" and packed:
+        for form in {one.form.function: one.form for one in packed if one.form}.values():
+            function = ir.serde.deserialize_function(form.proto(model.opset_imports[""]))
+            model.functions[function.identifier()] = function
+        model.opset_imports[DOMAIN] = 1
+
+
+def _replace(ir: Any, model: Any, one: _Encoded, layout: str) -> list[Any]:
+    """Put the parts where the initializer was; the nodes that make the weight of them, still to be put in the graph."""
+    weight, form = one.weight, one.form
+    assert form is not None
+    name, dtype = weight.name, weight.const_value.dtype
+    shape = np.array(weight.const_value.shape.numpy(), np.int64)
+    known = {}
+    for part, array in zip(form.parts(name), (one.values, one.places, shape), strict=True):
+        known[part] = _constant(ir, part, array)
+        model.graph.register_initializer(known[part])
+    protos = [form.call(name, int(dtype))] if layout == "function" else form.nodes(name, int(dtype))
+    model.graph.initializers.pop(name)
+    weight.const_value = None
+    known[name] = weight
+    return [_node(ir, proto, known) for proto in protos]
+
+
+def _constant(ir: Any, name: str, array: Any) -> Any:
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+def _node(ir: Any, proto: Any, known: dict[str, Any]) -> Any:
+    """A node of the graph, between values that are known by name."""
+    outputs = [known.setdefault(name, ir.Value(name=name)) for name in proto.output]
+    inputs = [known[name] for name in proto.input]
+    attributes = [ir.serde.deserialize_attribute(attribute) for attribute in proto.attribute]
+    return ir.Node(proto.domain, proto.op_type, inputs, attributes, outputs=outputs, name=proto.name)

@@ -1,0 +1,280 @@
+"""A view of a torch model as an ONNX graph, whose matrices go by the names that they have in the model."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from textwrap import shorten
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.core.contracts.records import View
+from ecoflap.core.errors import ModelError
+
+IR_VERSION = 10  # what onnxruntime reads since 1.20
+TRANSPOSED = ".transposed"
+FOLDED_AT_MOST = 1 << 30  # bytes of one constant that onnxruntime computes when it loads a model
+NARROWED_FROM = 1 << 12  # bytes
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An optimised graph.
+
+    :param model: An ``onnx_ir.Model``.
+    :param names: Initializers that are a matrix of the model, or its transpose, by the matrix' name in the model.
+    :param lost: Matrices that the graph computes with, but that became part of another constant.
+    """
+
+    model: Any
+    names: Mapping[str, str]
+    lost: tuple[str, ...]
+
+
+class _Plain(nn.Module):
+    """Any view's module, with its inputs as they come."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module(*inputs))
+
+
+def graph_of(view: View, inputs: Mapping[str, Tensor], names: Mapping[int, str], opset: int) -> Graph:
+    """Export and optimise.
+
+    :param inputs: The view's example, in the types it is computed in.
+    :param names: Names in the model, by the identity of the parameter or buffer.
+    :raises ModelError: Where torch cannot export it, or an axis that should vary came out fixed.
+    """
+    module = _Plain(view.module).eval()
+    model = _exported(view, module, inputs, opset)
+    _check_axes(view, model)
+    matrices, others = _named(module, names)
+    found, lost = _optimised(model, matrices)
+    _rename(model.graph, others)
+    _make_anonymous(model)
+    return Graph(model, found, lost)
+
+
+def _named(module: nn.Module, names: Mapping[int, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Names in the model by those in the module that is exported: of matrices, and of all else."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    tensors = {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
+    known = {name: names[id(tensor)] for name, tensor in tensors.items() if id(tensor) in names}
+    matrices = {name for name, parameter in parameters.items() if parameter.ndim > 1}
+    return (
+        {name: called for name, called in known.items() if name in matrices},
+        {name: called for name, called in known.items() if name not in matrices},
+    )
+
+
+def _exported(view: View, module: nn.Module, inputs: Mapping[str, Tensor], opset: int) -> Any:
+    axes = tuple(dict(view.dynamic.get(name, {})) for name in inputs)
+    with warnings.catch_warnings():
+        # Equal names of axes are said to be one axis, and torch's own modules are out of date with each other.
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                dynamo=True,
+                optimize=False,  # it would forget the names of weights
+                verbose=False,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=list(view.outputs),
+                dynamic_shapes=(axes,),
+            )
+        except Exception as error:
+            raise ModelError(
+                f"view {view.name!r}: torch cannot export it to ONNX: {_first_cause(error, list(inputs))}. Export "
+                f"other views, or use the exporter torchscript or safetensors."
+            ) from error
+    model: Any = cast(Any, program).model
+    written = model.opset_imports.get("")
+    if written != opset:
+        raise ModelError(
+            f"view {view.name!r}: torch {torch.__version__} wrote opset {written}, not {opset}. Set opset: {written}, "
+            f"or use another version of torch."
+        )
+    return model
+
+
+def _first_cause(error: BaseException, inputs: Sequence[str]) -> str:
+    """What began it, which in torch's exporter stands at the end of a chain, with the inputs by their names."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = shorten(" ".join(lines[:3]), 300, placeholder=" …").rstrip(".")
+    told = re.sub(r"inputs\['inputs'\]\[(\d+)\]", lambda found: inputs[int(found[1])], told)
+    return f"{type(error).__name__}: {told}"
+
+
+def _check_axes(view: View, model: Any) -> None:
+    shapes = {value.name: value.shape for value in model.graph.inputs}
+    absent = [name for name in view.inputs if name not in shapes]
+    if absent:
+        raise ModelError(
+            f"view {view.name!r}: the exported graph has no input {', '.join(absent)}: it does not use it."
+        )
+    fixed = [
+        f"{name}[{axis}] ({called}) is always {shapes[name][axis]}"
+        for name, axes in view.dynamic.items()
+        for axis, called in axes.items()
+        if isinstance(shapes[name][axis], int)
+    ]
+    if fixed:
+        raise ModelError(
+            f"view {view.name!r}: axes that should vary came out fixed: {'; '.join(fixed)}. The model looks at the "
+            f"size in Python: change it there, or leave this view out."
+        )
+
+
+def _optimised(model: Any, own: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Fold what is constant, and find the matrices again: a linear layer's is folded into its transpose.
+
+    :param own: Names in the model, by those in the graph.
+    """
+    from onnxscript.optimizer import optimize_ir
+
+    graph = model.graph
+    used = {name: graph.initializers[name] for name in own if name in graph.initializers}
+    used = {name: value for name, value in used.items() if value.uses()}
+    transposed: dict[str, str] = {}
+    for name, value in used.items():
+        _merge_transposes(value)
+        transposed |= {node.outputs[0].name: name for node in _transposes(value)}
+    with _quiet("onnxscript"):
+        optimize_ir(model, should_fold=lambda node: _is_folded(node, own))
+    layers = {name: own[transposed.get(name, name)] for name in graph.initializers if name in own or name in transposed}
+    called = _rename(graph, {name: layer + TRANSPOSED * (name in transposed) for name, layer in layers.items()})
+    found = set(layers.values())
+    return {called[name]: layer for name, layer in layers.items()}, tuple(
+        own[name] for name in used if own[name] not in found
+    )
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Without its warnings, which tell of each node that it leaves alone."""
+    speaker = logging.getLogger(logger)
+    before = speaker.level
+    speaker.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        speaker.setLevel(before)
+
+
+def _is_folded(node: Any, own: Mapping[str, str]) -> bool | None:
+    """A matrix keeps its identity: only its transpose is folded, and that only where nothing else reads the matrix.
+
+    None leaves it to the optimiser, for nodes that read no matrix.
+    """
+    matrices = [value for value in node.inputs if value is not None and value.name in own and value.is_initializer()]
+    if not matrices:
+        return None
+    return _is_transpose(node) and len(matrices[0].uses()) == 1
+
+
+def _is_transpose(node: Any) -> bool:
+    perm = node.attributes.get("perm")
+    return node.op_type == "Transpose" and perm is not None and list(perm.as_ints()) == [1, 0]
+
+
+def _transposes(value: Any) -> list[Any]:
+    return [node for node, _ in value.uses() if _is_transpose(node)]
+
+
+def _merge_transposes(value: Any) -> None:
+    """A module that is called twice would have its weight stored twice."""
+    first, *others = _transposes(value) or [None]
+    for node in others:
+        node.outputs[0].replace_all_uses_with(first.outputs[0])
+        node.graph.remove(node, safe=True)
+
+
+def _rename(graph: Any, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Call initializers by their names in the model, where nothing else has that name.
+
+    :return: What each is called now.
+    """
+    taken = {output.name for node in graph.all_nodes() for output in node.outputs}
+    taken |= {*graph.initializers, *(value.name for value in graph.inputs)}
+    for name in [name for name in wanted if name in graph.initializers and wanted[name] not in taken]:
+        value = graph.initializers[name]
+        value.name = value.const_value.name = wanted[name]
+        taken.add(wanted[name])
+    return {name: new if new in graph.initializers else name for name, new in wanted.items()}
+
+
+def _make_anonymous(model: Any) -> None:
+    """Drop what torch notes of its own work: the source line of each node, with its path."""
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "ecoflap", version("ecoflap")
+    model.graph.name = "view"
+    for thing in (model, *_things_in(model.graph)):
+        thing.metadata_props.clear()
+        thing.doc_string = None
+    for function in model.functions.values():
+        for thing in (function, *function.inputs, *_nodes_in(function)):
+            thing.metadata_props.clear()
+            thing.doc_string = None
+
+
+def _things_in(graph: Any) -> Iterator[Any]:
+    yield from (graph, *graph.inputs)
+    for value in graph.initializers.values():
+        yield from (value, value.const_value)
+    yield from _nodes_in(graph)
+
+
+def _nodes_in(graph: Any) -> Iterator[Any]:
+    for node in graph.all_nodes():
+        yield from (node, *node.outputs)
+        if node.graph is not graph:
+            yield node.graph
+
+
+def narrow(model: Any, types: Mapping[str, torch.dtype]) -> dict[str, int]:
+    """Store initializers in 16 bits, cast back in the graph; onnxruntime does that once, when it loads the model.
+
+    :param types: By the name of the initializer. One that would lose anything stays as it is, as do small ones and
+        those too large to be cast while loading.
+    :return: Bytes of each as it is now stored.
+    """
+    graph, stored = model.graph, {}
+    for name, dtype in types.items():
+        value = graph.initializers[name]
+        large = NARROWED_FROM <= value.const_value.nbytes <= FOLDED_AT_MOST
+        stored[name] = _narrowed(graph, value, dtype) if large else value.const_value.nbytes
+    return stored
+
+
+def _narrowed(graph: Any, value: Any, dtype: torch.dtype) -> int:
+    import numpy as np
+    import onnx_ir as ir
+
+    wide = value.const_value.numpy()
+    name, kind = value.name, {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}[dtype]
+    array = wide.astype(kind.numpy())
+    if not np.array_equal(array.astype(wide.dtype), wide):
+        return int(wide.nbytes)
+    graph.initializers.pop(name)
+    value.name = None
+    stored = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(stored)
+    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+    widened = cast.outputs[0]
+    widened.name, widened.type, widened.shape = f"{name}.float32", ir.TensorType(ir.DataType.FLOAT), value.shape
+    value.replace_all_uses_with(widened)
+    graph.insert_before(graph[0], cast)
+    return int(array.nbytes)

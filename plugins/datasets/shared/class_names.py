@@ -1,0 +1,155 @@
+"""Names of classes, and the numbers that come with them: from a file, from folders, from labels that are words."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ecoflap.core.errors import DataError, nearest
+from ecoflap.plugins.datasets.shared.flaws import Flaw
+from ecoflap.plugins.datasets.shared.image_tables import Row, Table
+from ecoflap.plugins.datasets.shared.layouts import read_json
+
+WORDNET = re.compile(r"(n\d{8})[\t ]+(.+)")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Of a model, in the order of their numbers.
+
+    :param keys: What folders or labels are called, such as WordNet's ``n01440764``; none where that is the name itself.
+    """
+
+    names: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """By key, and by each name that only one class has."""
+        once = Counter(self.names)
+        named = {name: number for number, name in enumerate(self.names) if once[name] == 1}
+        return {**named, **{key: number for number, key in enumerate(self.keys)}}
+
+
+def numbered(table: Table, file: Path | None) -> Table:
+    """The same rows with a class's number for a label, and the names of the classes where these are known.
+
+    :param file: Of names; None to take those that the rows come with.
+    :raises DataError: Where names and rows do not go together.
+    """
+    classes = _read(file) if file else None
+    if table.classes is not None:
+        return _of_classes(table, table.classes, classes, file)
+    if classes is None:
+        classes = _of_words(table.values("label"))
+    numbers = classes.numbers if classes else {}
+    size = len(classes.names) if classes else None
+
+    def row(number: int) -> Row:
+        return _relabelled(table.row(number), numbers, size)
+
+    return replace(table, row=row, classes=classes.names if classes else None)
+
+
+def _of_classes(table: Table, there: Sequence[str], classes: Classes | None, file: Path | None) -> Table:
+    """Rows whose labels are numbers of named classes, such as folders."""
+    if classes is None:
+        return table
+    numbers = classes.numbers
+    strange = [name for name in there if name not in numbers]
+    if len(strange) == len(there) == len(classes.names):
+        return replace(table, classes=classes.names)  # of the same number, in the same order
+    if strange:
+        named = f"{', '.join(strange[:5])}{' …' if len(strange) > 5 else ''}"
+        raise DataError(
+            f"{len(strange)} of {len(there)} classes of {table.where} are not among the {len(classes.names)} of "
+            f"{file}: {named}.{nearest(strange[0], numbers)} Each line of names should be one class, with its folder's "
+            "name before it where that is another: n01440764 tench."
+        )
+
+    def row(number: int) -> Row:
+        one = table.row(number)
+        label = one.values["label"]
+        known = isinstance(label, int) and 0 <= label < len(there)
+        return one.having(label=numbers[there[label]] if known else label)
+
+    return replace(table, row=row, classes=classes.names)
+
+
+def _relabelled(row: Row, numbers: Mapping[str, int], size: int | None) -> Row:
+    """With a word's number for the word, where words have numbers."""
+    label = row.values.get("label")
+    word = label.strip() if isinstance(label, str) else ""
+    if word in numbers:
+        return row.having(label=numbers[word])
+    if word and not word.isdecimal() and numbers:
+        near = f"{nearest(word, numbers)} {size} are known"
+        raise Flaw("malformed", f"{row.where} (its label {word!r:.40} is none of the classes.{near})")
+    number = int(word) if word and word.isdecimal() else label
+    if isinstance(number, int) and size is not None and number >= size:
+        raise Flaw("malformed", f"{row.where} (its label is {number}, and there are {size} classes, from 0)")
+    return row
+
+
+def _of_words(labels: Iterable[Any]) -> Classes | None:
+    """Sorted, where every label is a word and none a number."""
+    words = set()
+    for label in labels:
+        if not isinstance(label, str) or not label.strip() or label.strip().isdecimal():
+            return None
+        words.add(label.strip())
+    return Classes(tuple(sorted(words))) if words else None
+
+
+def _read(file: Path) -> Classes:
+    classes = _of_json(read_json(file), file) if file.suffix.lower() == ".json" else _of_lines(file)
+    twice = [key for key, count in Counter(classes.keys).items() if count > 1]
+    if not classes.names or twice:
+        raise DataError(f"names: {file} {f'names {twice[0]!r} twice' if twice else 'names no class'}.")
+    return classes
+
+
+def _of_lines(file: Path) -> Classes:
+    """A name a line; or a key and its name, after a tab or after a WordNet number."""
+    try:
+        lines = [line.strip() for line in file.read_bytes().decode("utf-8-sig").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"names: {file} cannot be read as UTF-8 text: {error}.") from error
+    parts = [line.split("\t", 1) for line in lines]
+    if not all(len(part) == 2 for part in parts):
+        found = [WORDNET.fullmatch(line) for line in lines]
+        parts = [[*match.groups()] for match in found if match]
+    if not parts or len(parts) < len(lines):
+        return Classes(tuple(lines))
+    return Classes(tuple(name.strip() for _, name in parts), tuple(key.strip() for key, _ in parts))
+
+
+def _of_json(document: Any, file: Path) -> Classes:
+    """A list of names, an object of names by keys, or ``{"0": ["n01440764", "tench"]}`` as Keras has ImageNet's."""
+    if isinstance(document, list) and all(isinstance(name, str) for name in document):
+        return Classes(tuple(document))
+    if isinstance(document, dict) and document:
+        items: list[tuple[Any, Any]] = list(document.items())
+        if all(key.isdecimal() for key in document):
+            items.sort(key=lambda item: int(item[0]))
+            if [int(key) for key, _ in items] != list(range(len(items))):
+                raise DataError(f"names: the numbers in {file} are not those from 0 to {len(items) - 1}.")
+            items = [(None, name) if isinstance(name, str) else name for _, name in items]
+        if all(_is_pair(item) for item in items):
+            keys = tuple(key for key, _ in items if key is not None)
+            return Classes(tuple(name for _, name in items), keys if len(keys) == len(items) else ())
+    raise DataError(
+        f"names: {file} is neither a list of names, nor an object of names by folder, nor of "
+        '{"0": ["n01440764", "tench"]}.'
+    )
+
+
+def _is_pair(item: Any) -> bool:
+    return (
+        isinstance(item, list | tuple)
+        and len(item) == 2
+        and isinstance(item[0], str | None)
+        and isinstance(item[1], str)
+    )

@@ -1,0 +1,198 @@
+"""What the plan tells where the model is not here, or the data are not: from a configuration beside the recipe."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import ecoflap
+from ecoflap.core.cli.plan_report import preview, tables
+from ecoflap.core.errors import ModelError, RecipeError
+from ecoflap.core.model.anatomy import Block, Layer, Tower
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.recipe.schema import differences
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.prepare import prepare
+
+HUB = "somebody/some-llama"
+
+
+@pytest.fixture
+def named(plain, pico, tmp_path):
+    """A recipe for a model of the hub, of which only the configuration is here."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_bytes((pico / "model" / "config.json").read_bytes())
+
+    def named(config="config", **keys):
+        model = {"source": HUB, **({"config": config} if config else {})}
+        return parse_recipe(plain(**{"model": model, **keys}), registry=load_registry(), file=tmp_path / "recipe.yaml")
+
+    return named
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that holds one model."""
+
+    def hub(folder):
+        def download(repository, file, revision=None):
+            if not (folder / file).is_file():
+                raise OSError("no such file")
+            return str(folder / file)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+
+    return hub
+
+
+def by_title(sections):
+    return {section.title: section.rows for section in sections}
+
+
+def test_a_plan_needs_no_hub_where_a_configuration_is_named(named, plain, tmp_path):
+    here = preview(parse_recipe(plain(), registry=load_registry()), load_registry())
+    there = preview(named(), load_registry())
+    (by,) = (section for section in there if section not in here and section.title == "")
+    assert by.rows == [(f"{tmp_path / 'config'}, instead of the one on the hub, with which a run compares it",)]
+    there.remove(by)
+    assert [section.rows for section in there] == [section.rows for section in here]
+    assert there[0].title == here[0].title.replace(plain()["model"], HUB)
+
+
+def test_a_configuration_may_be_named_by_its_file(named):
+    assert preview(named("config/config.json"), load_registry())
+
+
+def test_without_one_the_plan_says_how_to_do_without_the_hub(named):
+    with pytest.raises(ModelError, match=r"To plan without it, name its config\.json: model: \{source: some"):
+        preview(named(config=None), load_registry())
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            "confg",
+            r"model\.config: .*confg does not exist\. Did you mean 'config'\? A config\.json, or a folder with one",
+        ),
+        (".", r"model\.config: the folder .* holds neither config\.json nor open_clip_config\.json"),
+    ],
+)
+@pytest.mark.parametrize("planning", [True, False])
+def test_a_configuration_that_is_not_there(config, told, planning, named, hub, pico):
+    hub(pico / "model")
+    with pytest.raises((ModelError, RecipeError), match=told):
+        prepare(named(config), load_registry(), planning=planning)
+
+
+def test_a_folder_has_its_own_configuration(named, pico):
+    (section, *_) = preview(
+        named("nowhere", model={"source": str(pico / "model"), "config": "nowhere"}), load_registry()
+    )
+    assert section.title.startswith(str(pico / "model"))
+
+
+def test_a_run_takes_the_hubs_configuration(named, hub, pico):
+    hub(pico / "model")
+    prepared = prepare(named(), load_registry())
+    assert prepared.source.config == json.loads((pico / "model" / "config.json").read_text())
+
+
+def test_a_run_refuses_what_was_planned_by_another_model(named, hub, pico, tmp_path):
+    config = json.loads((pico / "model" / "config.json").read_text())
+    (tmp_path / "hub").mkdir()
+    wider = {**config, "intermediate_size": 96, "num_hidden_layers": config["num_hidden_layers"] + 1}
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(wider))
+    hub(tmp_path / "hub")
+    with pytest.raises(RecipeError) as caught:
+        ecoflap.run(named(), folder=tmp_path / "run")
+    (problem,) = caught.value.problems
+    size, layers = config["hidden_size"], config["num_hidden_layers"]
+    assert f"another model than {HUB} has on the hub: {3 * layers + 7} layers differ" in problem
+    gate = f"model.layers.0.mlp.gate_proj.weight is 96×{size} there and {config['intermediate_size']}×{size} here"
+    assert gate in problem
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_refuses_what_was_planned_by_another_kind_of_model(named, hub, pico, tmp_path):
+    hub(pico / "model")
+    (tmp_path / "config" / "config.json").write_text('{"model_type": "t5"}')
+    told = f"model.config: {HUB} is a 'llama', and {tmp_path / 'config'} is of a 't5'."
+    with pytest.raises(RecipeError, match=f"^{re.escape(told)}$"):
+        prepare(named(), load_registry())
+
+
+def test_which_configuration_a_plan_was_made_by_changes_no_run(named):
+    with_one, without = named().plain(), named(config=None).plain()
+    assert Path(with_one["model"]["config"]).is_absolute()
+    assert parse_recipe(with_one, registry=load_registry()) == named()
+    assert differences(with_one, without) == []
+
+
+def test_the_plan_is_shown_before_the_data_are_here(named, ecoflap_command, tmp_path):
+    """The exit code says that a run would be refused, and what for comes last."""
+    text = {"use": "text", "path": str(tmp_path / "not-yet"), "sequence_length": 16}
+    recipe = named(calibration={**text, "samples": 4, "batch_size": 2}, evaluate={"use": "perplexity", "data": text})
+    (tmp_path / "recipe.yaml").write_text(recipe.dump())
+    code, out, err = ecoflap_command("plan", tmp_path / "recipe.yaml")
+    assert code == 2
+    assert "zeroth_order: 42 forwards" in out
+    assert "peak memory" in out
+    assert err.splitlines() == [
+        "ecoflap: 2 problems",
+        f"  calibration: text: {tmp_path / 'not-yet'} does not exist.",
+        f"  evaluate.0.data: text: {tmp_path / 'not-yet'} does not exist.",
+    ]
+
+
+def test_other_problems_are_told_without_a_plan(named, ecoflap_command, tmp_path):
+    text = {"use": "text", "path": str(tmp_path / "not-yet"), "sequence_length": 999}
+    (tmp_path / "recipe.yaml").write_text(named(calibration=text, evaluate=None).dump())
+    code, out, err = ecoflap_command("plan", tmp_path / "recipe.yaml")
+    assert (code, out) == (2, "")
+    assert "calibration: text: sequence_length is 999; this model reads 128 tokens at most." in err
+    assert "not-yet does not exist" in err
+
+
+def test_only_what_is_scored_counts_as_work(two_stacks):
+    """By hand: 2 losses × 3 matrices × 1 noise × 2 batches, for the stack that is neither kept nor of a pattern."""
+    for own in ("keep", {"sparsity": "2:4"}):
+        work = dict(by_title(tables(two_stacks(own)))["work"])
+        assert "zeroth_order: 12 forwards" in work["score"]
+
+
+class Stacks(nn.Module):
+    """Two towers of one block, each with three matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (nn.ModuleList([nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])]) for _ in "ab")
+
+
+class StacksAdapter:
+    processor = None
+    matches = load = collate = loss = tokens = save = print  # no plan calls them for a model in memory
+
+    def towers(self, model):
+        return [Tower(name, (Block(f"{name}.0", getattr(model, name)[0], name),)) for name in ("a", "b")]
+
+    def layers(self, block):
+        return [Layer(f"{block.name}.{i}.weight", linear) for i, linear in enumerate(block.module)]
+
+    def max_length(self, model):
+        return None
+
+
+@pytest.fixture
+def two_stacks(plain, monkeypatch):
+    monkeypatch.setattr("ecoflap.core.run.prepare.adapter_for", lambda *_: StacksAdapter())
+
+    def two_stacks(own):
+        calibration = {**plain()["calibration"], "samples": 4, "batch_size": 2}
+        keys = plain(model=None, calibration=calibration, evaluate=None, score={"use": "zeroth_order", "samples": 4})
+        recipe = parse_recipe({**keys, "towers": {"a": own}}, registry=load_registry(), in_memory=True)
+        return prepare(recipe, load_registry(), model=Stacks())
+
+    return two_stacks

@@ -1,0 +1,273 @@
+"""Files appear whole or not at all, whatever happens while they are written."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecoflap.core.disk import whole_files as files
+from ecoflap.core.disk.whole_files import (
+    append_line,
+    read_lines,
+    removed_leftovers,
+    sha256_of,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
+from ecoflap.core.errors import RunError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def failing(number: int):
+    def call(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+def test_write_whole_creates_folders_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    write_whole(path, "é")
+    assert path.read_bytes() == "é".encode()
+    write_whole(path, b"\0")
+    assert path.read_bytes() == b"\0"
+    assert names(path.parent) == ["b.json"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "may not write"),
+    ],
+)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_keeps_the_old_file_and_says_why(tmp_path, monkeypatch, number, words, call):
+    path = tmp_path / "plan.json"
+    write_whole(path, "old")
+    monkeypatch.setattr(files.os, call, failing(number))
+    with pytest.raises(RunError, match=words) as caught:
+        write_whole(path, "new")
+    assert str(path) in str(caught.value)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["plan.json"]
+
+
+def test_a_full_disk_says_how_much_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", failing(errno.ENOSPC))
+    with pytest.raises(RunError, match=r"[\d,.]+ MB free\). Make room"):
+        write_whole(tmp_path / "not" / "there" / "yet", "new")
+
+
+@pytest.mark.parametrize("write", [lambda p: write_whole(p, "x"), lambda p: append_line(p, {})])
+def test_a_path_through_a_file_is_an_error_that_names_it(tmp_path, write):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/below/x could not be written: .*(not a folder|has that name)"):
+        write(tmp_path / "file" / "below" / "x")
+
+
+def test_a_folder_of_that_name_is_an_error(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(RunError, match="a folder has that name"):
+        write_whole(tmp_path / "x", "")
+    assert names(tmp_path) == ["x"]
+
+
+def test_what_the_block_raises_passes_through(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "x") as temporary:
+        raise ZeroDivisionError(temporary.write_text("half"))
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "x"):
+        (tmp_path.parent / "elsewhere").read_text()
+    with pytest.raises(ConnectionError), whole_folder(tmp_path / "y"):
+        raise ConnectionError("no network")
+    assert names(tmp_path) == []
+
+
+def test_an_error_that_a_rust_library_only_prints_is_explained_too(tmp_path):
+    with pytest.raises(RunError, match="the disk is full"), whole_folder(tmp_path / "x"):
+        raise ValueError("I/O error: No space left on device (os error 28)")
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from ecoflap.core.errors import RunError
+{body}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write(Path(sys.argv[1]))
+except RunError as error:
+    print(error)
+"""
+
+BODIES = {
+    "write_whole": """
+from ecoflap.core.disk.whole_files import write_whole
+write = lambda path: write_whole(path, bytes(9999))
+""",
+    "save_packed": """
+from ecoflap.core.packed.format import save_packed
+write = lambda path: save_packed(path, {"w": torch.ones(9999)}, {"w": torch.ones(9999) > 0})""",
+    "whole_folder": """
+from safetensors.torch import save_file
+from ecoflap.core.disk.whole_files import whole_folder
+def write(path):
+    with whole_folder(path) as folder:
+        save_file({"w": torch.ones(9999)}, folder / "w.safetensors")""",
+    "append_line": """
+from ecoflap.core.disk.whole_files import append_line
+write = lambda path: append_line(path, {"text": "x" * 9999})""",
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_file_system_that_takes_no_more_keeps_the_old_file(tmp_path, body):
+    path = tmp_path / "x"
+    path.write_text("old\n")
+    code = LIMITED.format(body=BODIES[body])
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert "could not be written" in done.stdout, done.stderr
+    assert path.read_text() == "old\n"
+    assert names(tmp_path) == ["x"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from ecoflap.core.disk.whole_files import {name}
+path = Path(sys.argv[1])
+with {name}(path) as temporary:
+    half = temporary if {name}.__name__ == "whole_file" else temporary / "half"
+    half.write_text("half")
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["whole_file", "whole_folder"])
+def test_a_process_killed_while_writing_leaves_the_old_one(tmp_path, name):
+    path = tmp_path / "x"
+    path.mkdir() if name == "whole_folder" else path.write_text("old")
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED.format(name=name), path], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        process.send_signal(signal.SIGKILL)
+    assert names(tmp_path) == [".x.partial", "x"]
+    assert path.is_dir() or path.read_text() == "old"
+    assert removed_leftovers(tmp_path) == [tmp_path / ".x.partial"]
+    assert names(tmp_path) == ["x"]
+
+
+def test_whole_folder_replaces_only_at_the_end(tmp_path):
+    path = tmp_path / "model"
+    for content in ("old", "new"):
+        with whole_folder(path) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "a").write_text(content)
+            assert content == "old" or (path / "sub" / "a").read_text() == "old"
+    assert (path / "sub" / "a").read_text() == "new"
+    assert names(tmp_path) == ["model"]
+
+
+def test_whole_folder_keeps_the_old_one_when_the_block_or_the_rename_fails(tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    with whole_folder(path) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_folder(path):
+        raise KeyboardInterrupt
+    rename = os.rename
+    monkeypatch.setattr(
+        files.os, "rename", lambda a, b: failing(errno.EACCES)() if a.name == ".model.partial" else rename(a, b)
+    )
+    with pytest.raises(RunError), whole_folder(path):
+        pass
+    assert (path / "a").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("cure", ["removed_leftovers", "whole_folder"])
+def test_a_kill_between_the_two_renames_is_mended(tmp_path, cure):
+    (tmp_path / ".model.replaced").mkdir()
+    (tmp_path / ".model.replaced" / "a").write_text("old")
+    (tmp_path / ".model.partial").mkdir()
+    if cure == "removed_leftovers":
+        removed_leftovers(tmp_path)
+    else:
+        with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "model"):
+            raise ZeroDivisionError
+    assert (tmp_path / "model" / "a").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+def test_removed_leftovers_looks_below_and_spares_the_rest(tmp_path):
+    deep = tmp_path / "a" / ".b.partial"
+    deep.mkdir(parents=True)
+    (deep / ".c.partial").write_text("")
+    (tmp_path / "a" / "kept.partial").write_text("")
+    (tmp_path / ".done.replaced").mkdir()
+    (tmp_path / "done").mkdir()
+    assert removed_leftovers(tmp_path) == [deep]
+    assert names(tmp_path) == ["a", "done"]
+    assert names(tmp_path / "a") == ["kept.partial"]
+    assert removed_leftovers(tmp_path / "nowhere") == []
+
+
+def test_lines_come_back(tmp_path):
+    path = tmp_path / "runs" / "scores.jsonl"
+    assert read_lines(path) == []
+    lines = [{"layer": "é\n", "score": 0.1}, {"score": float("inf")}, {}]
+    for line in lines:
+        append_line(path, line)
+    assert read_lines(path) == lines
+
+
+@pytest.mark.parametrize("kept", range(1, 12))
+def test_a_torn_last_line_is_cut_off_and_appending_goes_on(tmp_path, kept):
+    path = tmp_path / "scores.jsonl"
+    append_line(path, {"a": 1})
+    torn = path.read_bytes() + b'{"bb": "c"}\n'[:kept]
+    path.write_bytes(torn)
+    assert read_lines(path) == [{"a": 1}]
+    assert path.read_bytes() == torn, "reading changes nothing"
+    append_line(path, {"d": 2})
+    assert read_lines(path) == [{"a": 1}, {"d": 2}]
+
+
+@pytest.mark.parametrize("line", [b'{"b"', b"[1]", b"", b"\xff"])
+def test_a_torn_line_in_the_middle_is_an_error_with_its_number(tmp_path, line):
+    path = tmp_path / "scores.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"c": 2}\n')
+    with pytest.raises(RunError, match=r"scores\.jsonl:2: this line is not JSON|:2: this line is not a JSON object"):
+        read_lines(path)
+
+
+def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
+    path = tmp_path / "scores.jsonl"
+    append_line(path, {"a": 1})
+    write = os.write
+    monkeypatch.setattr(files.os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    with pytest.raises(RunError, match="disk is full"):
+        append_line(path, {"b": 2})
+    assert path.read_bytes() == b'{"a": 1}\n'
+
+
+def test_sha256_of(tmp_path):
+    data = os.urandom(300_000)
+    (tmp_path / "x").write_bytes(data)
+    assert sha256_of(tmp_path / "x") == hashlib.sha256(data).hexdigest()

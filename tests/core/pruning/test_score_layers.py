@@ -1,0 +1,94 @@
+"""Scoring: what is kept of a scorer's answers, and what is refused."""
+
+import pytest
+from torch import nn
+
+from ecoflap import Block, Layer, Replay
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.records import Estimate
+from ecoflap.core.errors import ModelError
+from ecoflap.core.pruning.score_layers import score_layers
+
+
+@pytest.fixture
+def layers():
+    """Two blocks, ``a`` and ``b``, of two layers each."""
+    blocks = [Block(name, nn.Identity(), "language") for name in ("a", "b")]
+    return [(block, Layer(f"{block.name}.{name}", nn.Linear(4, 4))) for block in blocks for name in ("x", "y")]
+
+
+@pytest.fixture
+def replay(pico_llama):
+    """Of a model that these scorers do not look at."""
+    return Replay(pico_llama(layers=1), LlamaAdapter(), [])
+
+
+@pytest.fixture
+def score(layers, replay, tmp_path):
+    """``score(pairs, unit)``: what comes of a scorer that yields these pairs, and the layers it was asked for."""
+
+    def score(pairs, unit="layer"):
+        asked = []
+
+        class Scorer:
+            aggregate = "sum"
+
+            def __call__(self, replay, wanted):
+                asked.extend(layer.name for layer in wanted)
+                yield from pairs
+
+        Scorer.unit = unit
+        path = tmp_path / "scores.jsonl"
+        return score_layers(Scorer(), "sum", replay, layers, path, lambda event: None), asked
+
+    return score
+
+
+GOOD = [("a.x", 1.0), ("a.y", 2), ("b.x", Estimate([1.0, 3.0])), ("b.y", 0.0)]
+
+
+def test_every_score_is_kept_as_it_is_found(score, tmp_path):
+    scores, asked = score(GOOD)
+    assert dict(scores.values) == dict(GOOD)
+    assert asked == ["a.x", "a.y", "b.x", "b.y"]
+    lines = (tmp_path / "scores.jsonl").read_text().splitlines()
+    assert lines[0] == '{"version": 1, "unit": "layer", "aggregate": "sum"}'
+    assert lines[3] == '{"name": "b.x", "score": 2.0, "terms": [1.0, 3.0]}'
+
+
+def test_what_is_known_is_neither_asked_nor_written_again(score, tmp_path):
+    with pytest.raises(ModelError, match=r"no score for 2 layer\(s\): b\.x, b\.y$"):
+        score(GOOD[:2])
+    scores, asked = score(GOOD)  # which gives those it gave before once more
+    assert asked == ["b.x", "b.y"]
+    assert dict(scores.values) == dict(GOOD)
+    assert score([])[1] == []
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1 + 4
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (float("nan"), "a.x: its score is nan; a score must be a finite number that is not negative"),
+        (float("inf"), "a.x: its score is inf"),
+        (-1.0, "a.x: its score is -1.0"),
+        (Estimate([-1.0, -2.0]), "a.x: its score is -1.5"),
+        ("high", "a.x: the scorer gave 'high' as its score; a score is a float"),
+        (None, "a.x: the scorer gave None"),
+        (True, "a.x: the scorer gave True"),
+    ],
+)
+def test_a_score_that_is_none_is_refused_by_name_and_not_kept(score, tmp_path, value, told):
+    with pytest.raises(ModelError) as caught:
+        score([("a.x", value)])
+    assert str(caught.value).startswith(told)
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_score_for_something_else_is_refused(score):
+    with pytest.raises(ModelError, match=r"'a\.z', which is no layer to be pruned\. Did you mean 'a\.[xy]'\?"):
+        score([("a.z", 1.0)])
+    with pytest.raises(
+        ModelError, match=r"'a\.x', which is no block to be pruned.*unit = 'block' yields the names of bl"
+    ):
+        score([("a.x", 1.0)], unit="block")

@@ -1,0 +1,159 @@
+"""What tells an evaluation from another: the files that its data reads, by what is in them."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as Pictures
+from torch import nn
+
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.protocols import Dataset
+from ecoflap.core.contracts.records import Measure
+from ecoflap.core.recipe.part_spec import Part
+from ecoflap.core.record.evaluations import Evaluator, digests
+from ecoflap.plugins.datasets.image import Image
+from ecoflap.plugins.datasets.image_text import ImageText
+from ecoflap.plugins.datasets.text import Text
+
+
+@dataclass
+class Counts:
+    """An evaluator that is given a dataset, and a file of its own."""
+
+    data: Dataset
+    more: Path | None = None
+
+    def __call__(self, model: Any, adapter: Any) -> dict[str, Measure]:
+        samples = list(self.data(adapter, model))
+        return {"samples": Measure(float(len(samples)), len(samples), 0.0)}
+
+
+def part(data: type, **parameters: Any) -> Part:
+    return Part("evaluator", "counts", {"data": Part("dataset", data.__name__, parameters, data)}, Counts)
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """An index of five images, which are elsewhere."""
+    for number in range(5):
+        file = tmp_path / "images" / f"{number}.bmp"
+        file.parent.mkdir(exist_ok=True)
+        Pictures.new("RGB", (2, 2), (number, 0, 0)).save(file)
+    rows = [json.dumps({"image": f"{number}.bmp", "text": f"{number}"}) for number in range(5)]
+    (tmp_path / "index.jsonl").write_text("\n".join(rows))
+    return part(
+        ImageText, path=tmp_path / "index.jsonl", images=tmp_path / "images", samples=3, order="first", skip=False
+    )
+
+
+def change(file: Path) -> None:
+    """One pixel, so that neither size nor time tells."""
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_an_image_that_an_index_names_is_changed(captioned, tmp_path):
+    before = digests(captioned)
+    assert list(before) == ["data.ImageText"]
+    change(tmp_path / "images" / "2.bmp")
+    assert digests(captioned) != before
+    change(tmp_path / "images" / "2.bmp")
+    assert digests(captioned) == before
+
+
+def test_what_was_found_counts_until_an_image_is_changed(captioned, tmp_path):
+    lines = tmp_path / "evaluations.jsonl"
+    Evaluator(captioned).run(lines, "dense", nn.Identity(), LlamaAdapter())
+    line = Evaluator(captioned).line(lines, "dense")
+    assert line is not None
+    assert line["measures"]["samples"]["value"] == 3
+    change(tmp_path / "images" / "0.bmp")
+    assert Evaluator(captioned).line(lines, "dense") is None
+
+
+def test_what_is_not_looked_at_is_no_part_of_it(captioned, tmp_path):
+    before = digests(captioned)
+    change(tmp_path / "images" / "4.bmp")
+    (tmp_path / "images" / "other.png").touch()
+    assert digests(captioned) == before
+
+
+def test_a_copy_of_the_files_is_the_same(captioned, tmp_path):
+    before = digests(captioned)
+    for file in tmp_path.rglob("*.*"):
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content)
+        os.utime(file, (0, 0))
+    assert digests(captioned) == before
+
+
+def test_images_that_are_passed_over_count_too(captioned, tmp_path):
+    data = captioned.parameters["data"]
+    passing = part(ImageText, **{**data.parameters, "skip": True})
+    (tmp_path / "images" / "0.bmp").write_bytes(b"BM")
+    before = digests(passing)
+    change(tmp_path / "images" / "3.bmp")  # drawn in place of the first
+    changed = digests(passing)
+    assert changed != before
+    Pictures.new("RGB", (2, 2)).save(tmp_path / "images" / "0.bmp")
+    assert digests(passing) != changed
+
+
+def test_a_class_more_in_a_folder(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Pictures.new("RGB", (2, 2)).save(tmp_path / name / "1.png")
+    data = part(Image, path=tmp_path, samples=1, order="first")
+    before = digests(data)
+    (tmp_path / "eel").mkdir()  # of whose image none is looked at, and dog has another number
+    Pictures.new("RGB", (2, 2)).save(tmp_path / "eel" / "1.png")
+    assert digests(data) != before
+
+
+def test_what_is_missing_is_left_to_the_evaluation(tmp_path):
+    assert len(digests(part(ImageText, path=tmp_path / "gone.jsonl"))) == 1
+    assert len(digests(part(ImageText))) == 1
+
+
+def test_text(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "unread.png").write_text("b")
+    data = part(Text, path=tmp_path)
+    before = digests(data)
+    change(tmp_path / "unread.png")
+    assert digests(data) == before
+    change(tmp_path / "a.txt")
+    assert digests(data) != before
+    assert digests(part(Text))["data.Text"]  # of the articles that ship
+
+
+def test_files_and_folders_that_a_part_is_given(tmp_path):
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    (tmp_path / "folder" / "inside" / "a").write_text("a")
+    given = Part("evaluator", "counts", {"data": None, "more": tmp_path / "folder"}, Counts)
+    before = digests(given)
+    assert list(before) == [str(tmp_path / "folder")]
+    change(tmp_path / "folder" / "inside" / "a")
+    assert digests(given) != before
+
+
+def test_several_datasets_of_one_part(tmp_path):
+    two = [Part("dataset", "text", {"path": tmp_path / name}, Text) for name in ("a", "b")]
+    assert list(digests(Part("evaluator", "counts", {"data": two}, Counts))) == ["data.text", "data.1.text"]
+
+
+def test_no_image_is_decoded_for_it(captioned, monkeypatch):
+    """Which would take longer than an evaluation that need not be repeated."""
+
+    def decoded(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(Pictures, "open", decoded)
+    assert digests(captioned)

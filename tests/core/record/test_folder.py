@@ -1,0 +1,115 @@
+"""The run folder itself: whose it is, what it remembers."""
+
+import json
+
+import pytest
+
+from ecoflap.core.errors import RunError
+from ecoflap.core.record.environment import peak_memory
+from ecoflap.core.record.folder import Clock, RunFolder, open_run, require_finished
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path)
+
+
+def test_a_new_folder_is_made_and_a_begun_one_taken_up(tmp_path):
+    path = tmp_path / "a" / "b"
+    with open_run(path, fresh=False) as folder:
+        assert not folder.is_ours
+        folder.recipe.write_text("version: 1")
+    with open_run(path, fresh=False) as folder:
+        assert folder.is_ours
+
+
+def test_half_written_files_are_gone_when_it_is_taken_up(tmp_path):
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        folder.recipe.write_text("version: 1")
+        folder.blocks.mkdir()
+        (folder.blocks / ".000.safetensors.partial").write_text("half")
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        assert list(folder.blocks.iterdir()) == []
+
+
+def test_fresh_deletes_all_but_the_lock(tmp_path):
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        for path in (folder.recipe, folder.fingerprints, folder.scores, folder.model / "deep" / "file"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("x")
+    with open_run(tmp_path / "run", fresh=True) as folder:
+        assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
+def test_fresh_that_is_cut_off_leaves_whose_it_was(tmp_path, monkeypatch):
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        for path in (folder.recipe, folder.fingerprints, folder.scores, folder.plan):
+            path.write_text("x")
+    monkeypatch.setattr("pathlib.Path.unlink", _cut_off)
+    with pytest.raises(KeyboardInterrupt), open_run(tmp_path / "run", fresh=True):
+        pass
+    assert folder.recipe.exists()
+    assert folder.fingerprints.exists()
+
+
+def _cut_off(path, missing_ok=False):
+    raise KeyboardInterrupt
+
+
+def test_an_error_inside_is_not_taken_for_a_held_lock(tmp_path):
+    with pytest.raises(BlockingIOError), open_run(tmp_path / "run", fresh=False):
+        raise BlockingIOError("a pipe of the model's own")
+
+
+def test_what_was_fingerprinted_first_must_stay(folder):
+    folder.identify({"model": {"a": "1", "b": "2"}})
+    folder.identify({"model": {"a": "1", "b": "2"}, "calibration data": "3"})
+    folder.identify({"model": {"a": "1", "b": "2"}})
+    assert json.loads(folder.fingerprints.read_text())["calibration data"] == "3"
+    with pytest.raises(RunError, match=r"another model \(b, c\) and another calibration data than"):
+        folder.identify({"model": {"a": "1", "b": "0", "c": "1"}, "calibration data": "4"})
+
+
+def test_a_stage_told_in_pieces_is_summed(folder):
+    folder.record_stage("score", 1.25, 5)
+    folder.record_stage("prune", 2.0, 9)
+    folder.record_stage("score", 0.5, 7)
+    assert folder.stages() == [
+        {"stage": "score", "seconds": 1.75, "peak_memory": 7},
+        {"stage": "prune", "seconds": 2.0, "peak_memory": 9},
+    ]
+
+
+def test_the_clock_tells_what_passed_since_it_last_told(folder, monkeypatch):
+    now = iter([10.0, 11.0, 16.0, 16.0, 16.0, 18.0, 18.0])
+    monkeypatch.setattr("ecoflap.core.record.folder.perf_counter", lambda: next(now))
+    clock = Clock("score", folder)
+    clock.tick()  # too early
+    clock.tick()
+    clock.stop()
+    lines = [json.loads(line) for line in (folder.path / "stages.jsonl").read_text().splitlines()]
+    assert [line["seconds"] for line in lines] == [6.0, 2.0]
+    assert all(line["peak_memory"] > 1e6 for line in lines)
+
+
+def test_the_peak_is_what_was_held_at_once():
+    before = peak_memory()
+    held = bytes(range(256)) * 2_000_000
+    assert peak_memory() >= before
+    assert peak_memory() > len(held)
+
+
+def test_a_warning_is_kept_once(folder):
+    for message in ("a", "b", "a"):
+        folder.record_warning(message)
+    assert folder.warnings() == ["a", "b"]
+
+
+def test_only_a_finished_run_is_compared(folder):
+    with pytest.raises(RunError, match=r"no run folder: it has no recipe\.yaml"):
+        require_finished(folder.path)
+    folder.recipe.write_text("version: 1")
+    with pytest.raises(RunError, match=r"not finished: it has no report\.json"):
+        require_finished(folder.path)
+    folder.report.write_text("{}")
+    assert require_finished(folder.path) == folder

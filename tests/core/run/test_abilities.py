@@ -1,0 +1,76 @@
+"""Whether a model can be asked for what an evaluator wants of it is said before its weights are read."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.abilities import Classifies, Compares, Generates, offers
+from ecoflap.core.errors import RecipeError
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.ability_checks import ability_problems
+from ecoflap.core.run.prepare import prepare
+
+
+class Compared:
+    """Has all that comparing takes."""
+
+    def embed_images(self, model, samples): ...
+    def embed_texts(self, model, texts): ...
+    def similarity(self, model, images, texts): ...
+
+
+class Picky(Compared):
+    def refuses(self, model, ability):
+        return "it has no text tower." if ability is Compares else None
+
+
+class Half:
+    def embed_images(self, model, samples): ...
+
+
+class Sorts:
+    """An evaluator of images by their class, which a language model has no use for."""
+
+    wants: ClassVar = Classifies
+
+    def __call__(self, model, adapter):
+        return {}
+
+
+def test_an_adapter_or_its_class_offers_what_it_has_all_methods_of():
+    assert offers(Compared(), Compares)
+    assert offers(Compared, Compares)
+    assert not offers(Half(), Compares)
+
+
+@pytest.mark.parametrize("ability", [Generates, Classifies])
+def test_and_nothing_else(ability):
+    assert not offers(Compared(), ability)
+
+
+def test_what_is_wanted_and_not_there_is_told_with_the_ways_out():
+    (told,) = ability_problems("sorts", Classifies, LlamaAdapter(), torch.nn.Identity(), load_registry())
+    assert told.startswith("sorts needs a model that can classify images, and the adapter llama has none.")
+    assert "Evaluators for this model: " in told
+    assert "perplexity" in told.split("Evaluators for this model: ")[1]
+
+
+def test_an_adapter_may_refuse_for_one_of_its_models():
+    (told,) = ability_problems("matches", Compares, Picky(), torch.nn.Identity(), load_registry())
+    assert told == "matches needs a model that can compare images with texts: it has no text tower."
+
+
+@pytest.mark.parametrize("wants", [None, Compares])
+def test_what_fits_is_not_talked_about(wants):
+    assert list(ability_problems("matches", wants, Compared(), torch.nn.Identity(), load_registry())) == []
+
+
+def test_it_is_said_before_weights_are_read(pico_llama):
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
+    recipe["evaluate"] = [{"use": f"{__name__}:Sorts"}]
+    registry = load_registry()
+    with pytest.raises(RecipeError, match=r"evaluate\.0: .*Sorts needs a model that can classify images"):
+        prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, pico_llama())

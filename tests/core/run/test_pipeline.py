@@ -1,0 +1,241 @@
+"""Whole runs on a pico model: the plan holds on the files, read back."""
+
+import json
+from fractions import Fraction
+from itertools import product
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import ecoflap
+from ecoflap.core.errors import ModelError, RecipeError, RunError
+from ecoflap.core.pruning.masks import load_masks, masks_of
+from ecoflap.core.run.pipeline import default_name
+
+SCORES = {
+    "zeroth_order": {"use": "zeroth_order", "samples": 2},
+    "joint": {"use": "zeroth_order", "samples": 2, "joint": True},
+    "first_order": {"use": "first_order", "samples": 4},
+    "magnitude": "magnitude",
+    "outlier_share": {"use": "outlier_share", "samples": 4},
+}
+CASES = [
+    (score, allocator, pruner, granularity, sparsity)
+    for (score, allocator), pruner, granularity, sparsity in zip(
+        product(SCORES, ("ecoflap", "owl", "uniform")),
+        ("magnitude", "wanda", "sparsegpt") * 5,
+        ("block", "layer", "tower", "model", "block") * 3,
+        (0.5, 0.7, 0.3, 0.61, 0.05) * 3,
+        strict=True,
+    )
+]
+
+
+def check(run, source, sparsity):
+    """The files of a finished run, against its plan and the model it came from."""
+    plan, masks = run.plan, load_masks(run.folder / "masks.safetensors")
+    before, after = load_file(source / "model.safetensors"), load_file(run.folder / "model" / "model.safetensors")
+    if sparsity is not None:
+        assert plan.keep == int(plan.size * (1 - Fraction(str(sparsity))))
+    assert set(masks) == set(plan.layers)
+    assert sum(int(mask.sum()) for mask in masks.values()) == plan.keep
+    assert list(before) == list(after)
+    for name, weight in after.items():
+        if name in plan.layers:
+            mask = masks[name]
+            assert int(mask.sum()) == plan.layers[name].keep, name
+            assert not weight[~mask].any(), name
+            assert weight.count_nonzero() <= plan.layers[name].keep, name
+        else:
+            assert torch.equal(weight, before[name]), name
+    return before, after
+
+
+@pytest.mark.parametrize(("score", "allocator", "pruner", "granularity", "sparsity"), CASES)
+def test_the_plan_holds_on_the_files(plain, pico, tmp_path, score, allocator, pruner, granularity, sparsity):
+    scorer = SCORES[score] if isinstance(SCORES[score], dict) else {"use": SCORES[score]}
+    if granularity == "layer" and score in ("joint", "outlier_share") and allocator != "uniform":
+        granularity = "block"  # those score whole blocks
+    recipe = plain(score={**scorer, "granularity": granularity}, allocate=allocator, prune=pruner, sparsity=sparsity)
+    run = ecoflap.run(recipe, folder=tmp_path / "run")
+    before, after = check(run, pico / "model", sparsity)
+    if pruner != "sparsegpt":  # which moves the weights that stay
+        masks = masks_of(run.model)
+        assert all(torch.equal(after[name], before[name] * masks[name]) for name in masks)
+    state = run.model.state_dict()
+    packed = ecoflap.load_packed(run.folder / "exports" / "safetensors" / "model.packed.safetensors")
+    assert packed.keys() == state.keys()
+    assert all(torch.equal(packed[name], state[name]) for name in state)
+    assert (run.folder / "scores.jsonl").exists() == (allocator != "uniform")
+    assert not (run.folder / "blocks").exists()
+    assert json.loads((run.folder / "report.json").read_text()) == run.report
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+def test_a_pattern_holds_in_every_run_of_the_saved_file(plain, pico, tmp_path, pruner):
+    run = ecoflap.run(plain(sparsity="2:4", score=None, prune=pruner), folder=tmp_path / "run")
+    check(run, pico / "model", 0.5)
+    for name, mask in load_masks(run.folder / "masks.safetensors").items():
+        assert bool((mask.reshape(-1, 4).sum(1) == 2).all()), name
+
+
+def test_transformers_alone_loads_the_model_and_says_the_same(plain, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = ecoflap.run(plain(export=None), folder=tmp_path / "run")
+    loaded = AutoModelForCausalLM.from_pretrained(run.folder / "model", torch_dtype="auto").eval()
+    assert loaded.dtype == torch.bfloat16
+    tokens = AutoTokenizer.from_pretrained(run.folder / "model")("word1 word2 the word3", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, run.model(tokens).logits)
+
+
+def test_a_plan_is_taken_over_exactly(plain, tmp_path):
+    first = ecoflap.run(plain(), folder=tmp_path / "first")
+    recipe = plain(allocate={"use": "from_file", "path": str(first.folder)}, score=None, prune="magnitude")
+    second = ecoflap.run(recipe, folder=tmp_path / "second")
+    kept = [{name: layer.keep for name, layer in run.plan.layers.items()} for run in (first, second)]
+    assert kept[0] == kept[1]
+    assert len(set(kept[0].values())) > 2
+
+
+def test_scores_are_taken_from_another_run(plain, tmp_path):
+    first = ecoflap.run(plain(), folder=tmp_path / "first")
+    second = ecoflap.run(plain(score={"use": "from_run", "run": str(first.folder)}), folder=tmp_path / "second")
+    assert (second.folder / "plan.json").read_bytes() == (first.folder / "plan.json").read_bytes()
+    assert (second.folder / "scores.jsonl").read_bytes() == (first.folder / "scores.jsonl").read_bytes()
+
+
+def test_a_model_in_memory_is_pruned_in_place_and_again_by_a_finished_run(plain, pico_llama, pico_tokenizer, tmp_path):
+    model, again = pico_llama().train(), pico_llama()
+    recipe = plain(model=None)
+    run = ecoflap.run(recipe, model=model, processor=pico_tokenizer, folder=tmp_path / "run")
+    assert run.model is model
+    assert not model.training
+    assert sum(int(masks_of(model)[name].sum()) for name in run.plan.layers) == run.plan.keep
+    second = ecoflap.run(recipe, model=again, processor=pico_tokenizer, folder=tmp_path / "run")
+    assert second.model is again
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(RunError, match=r"another model \(state_dict\) than is there now"):
+        ecoflap.run(recipe, model=pico_llama(seed=5), processor=pico_tokenizer, folder=tmp_path / "run")
+
+
+def test_the_dense_model_is_evaluated_before_it_is_pruned(plain, tmp_path):
+    run = ecoflap.run(plain(sparsity=0.8), folder=tmp_path / "run")
+    dense, pruned = (run.report["measures"][stage]["perplexity"] for stage in ("dense", "pruned"))
+    assert dense["value"] != pruned["value"]
+    unpruned = ecoflap.run(plain(sparsity=0, score=None), folder=tmp_path / "none")
+    measures = unpruned.report["measures"]
+    assert measures["dense"]["perplexity"] == measures["pruned"]["perplexity"] == dense
+
+
+def test_one_window_has_no_standard_error_and_the_report_stays_json(plain, tmp_path):
+    recipe = plain(score={"use": "zeroth_order", "samples": 2}, calibration={**plain()["calibration"], "samples": 2})
+    recipe["evaluate"]["data"]["samples"] = 1
+    run = ecoflap.run(recipe, folder=tmp_path / "run")
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    for name in ("report.json", "plan.json"):
+        json.loads((run.folder / name).read_text(), parse_constant=refuse)
+    assert run.report["measures"]["dense"]["perplexity"]["standard_error"] is None
+    assert all(group["standard_error"] is None for group in run.report["groups"].values())
+
+
+def test_more_samples_than_there_are_is_said(plain, tmp_path):
+    run = ecoflap.run(plain(score={"use": "zeroth_order", "samples": 9}), folder=tmp_path / "run")
+    said = "score: samples is 9 and the calibration data has 4; all of those were used"
+    assert run.report["warnings"] == [said]
+    assert said in (run.folder / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_stop_the_run_with_their_name(plain, pico_llama, pico_tokenizer, tmp_path, value):
+    model = pico_llama()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = value
+    with pytest.raises(ModelError, match=r"NaN or infinite weights in model\.layers\.1\.mlp\.up_proj\.weight\. Get"):
+        ecoflap.run(plain(model=None), model=model, processor=pico_tokenizer, folder=tmp_path / "run")
+
+
+def test_activations_that_overflow_stop_the_run_with_the_layers_name(plain, pico_llama, pico_tokenizer, tmp_path):
+    model = pico_llama(dtype=torch.float16)
+    for matrix in (model.model.layers[1].mlp.up_proj, model.model.layers[1].mlp.gate_proj):
+        matrix.weight.data.fill_(3e4)
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.down_proj\.weight: its inputs hold NaN or infinite"):
+        ecoflap.run(
+            plain(model=None, score=None, evaluate=None),
+            model=model, processor=pico_tokenizer, folder=tmp_path / "run",
+        )  # fmt: skip
+
+
+def test_a_singular_gram_is_warned_of_once(plain, pico, tmp_path):
+    text = tmp_path / "one-word.txt"
+    text.write_text("word1 " * 400)
+    calibration = {"use": "text", "path": str(text), "samples": 1, "sequence_length": 8}
+    recipe = plain(calibration=calibration, prune={"use": "sparsegpt", "damping": 0}, score=None, evaluate=None)
+    run = ecoflap.run(recipe, folder=tmp_path / "run")
+    warned = [line for line in run.report["warnings"] if "SparseGPT needed damping" in line]
+    grams = 4  # of a block: what q, k and v read, what o reads, what gate and up read, what down reads
+    assert len(warned) == len(set(warned)) <= 3 * grams
+    assert any(line.startswith("model.layers.0.self_attn.q_proj.weight: ") for line in warned)
+    assert not any("k_proj" in line or "v_proj" in line or "up_proj" in line for line in warned)
+    log = (run.folder / "log.jsonl").read_text()
+    assert all(line in log for line in warned)
+
+
+def test_masks_of_another_plan_are_refused(plain, tmp_path):
+    run = ecoflap.run(plain(), folder=tmp_path / "run")
+    plan = json.loads((run.folder / "plan.json").read_text())
+    name = next(iter(plan["layers"]))
+    plan["layers"][name]["keep"] -= 1
+    (run.folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ecoflap.EcoflapError, match=rf"masks\.safetensors: keeps \d+ weights of {name} where the plan"):
+        ecoflap.run(plain(), folder=tmp_path / "run")
+
+
+def test_a_saver_that_writes_something_else_is_found_out(plain, pico_llama, pico_tokenizer, tmp_path, monkeypatch):
+    from ecoflap.adapters.llama import LlamaAdapter
+
+    save = LlamaAdapter.save
+
+    def wrong(self, model, folder):
+        weight = model.model.layers[2].mlp.down_proj.weight
+        kept = weight.data.clone()
+        weight.data[weight.data == 0] = 1.0
+        save(self, model, folder)
+        weight.data = kept
+
+    monkeypatch.setattr(LlamaAdapter, "save", wrong)
+    with pytest.raises(ecoflap.EcoflapError, match=r"layers\.2\.mlp\.down_proj\.weight reads back other than it was"):
+        ecoflap.run(plain(), folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+    monkeypatch.undo()
+    assert ecoflap.run(plain(), folder=tmp_path / "run").report["sparsity"] == 0.5
+
+
+def test_the_default_folder_is_named_by_what_was_set_but_not_by_what_may_change():
+    assert default_name("quickstart", []) == "quickstart"
+    assert (
+        default_name("a/b.yaml", ["sparsity=0.6", "export=hugging_face", "evaluate=[]", "reuse=x"]) == "b-sparsity-0.6"
+    )
+    assert default_name("b", ["prune={use: wanda, compare: layer}"]) == "b-prune-use-wanda-compare-layer"
+    assert default_name({}, []) == "run"
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(plain, pico, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(RecipeError, match=r"model\.device: cuda:3 is not there: torch sees 0 CUDA devices"):
+        ecoflap.run(plain(model={"source": str(pico / "model"), "device": "cuda:3"}), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_pruned_model_of_an_export_is_the_saved_one(plain, tmp_path):
+    run = ecoflap.run(plain(export=["hugging_face", "safetensors"]), folder=tmp_path / "run")
+    files = [run.folder / "model", run.folder / "exports" / "hugging_face"]
+    with safe_open(files[0] / "model.safetensors", "pt") as one, safe_open(files[1] / "model.safetensors", "pt") as two:
+        assert all(torch.equal(one.get_tensor(name), two.get_tensor(name)) for name in one.keys())  # noqa: SIM118
+    assert list(run.report["bytes"]) == ["model", "hugging_face", "safetensors"]

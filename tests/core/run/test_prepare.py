@@ -1,0 +1,279 @@
+"""What is known, and refused, before weights are read; and what the plan command makes of it."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import ecoflap
+from ecoflap.adapters.hubs.hugging_face import save_model
+from ecoflap.core.cli.inspection import inspection
+from ecoflap.core.cli.plan_report import preview
+from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
+from ecoflap.core.model.source import Source
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.registry.adapter_for import adapter_for
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.prepare import prepare
+
+TOWERS = '''
+"""T5 with its two towers, read as pairs of the same words."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoflap import Block, Layer, Tower, hookimpl
+from ecoflap.adapters.hubs.hugging_face import save_model
+
+
+class T5Adapter:
+    processor: Any = None
+
+    def matches(self, source):
+        return source.config.get("model_type") == "t5"
+
+    def load(self, source, dtype, device):
+        from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
+
+        if device == "meta":
+            with torch.device("meta"):
+                return T5ForConditionalGeneration(AutoConfig.for_model(**source.config)).eval()
+        self.processor = AutoTokenizer.from_pretrained(source.path)
+        return T5ForConditionalGeneration.from_pretrained(source.path).eval()
+
+    def towers(self, model):
+        def tower(name):
+            blocks = getattr(model, name).block
+            return Tower(name, tuple(Block(f"{name}.block.{i}", block, name) for i, block in enumerate(blocks)))
+
+        return [tower("encoder"), tower("decoder")]
+
+    def layers(self, block):
+        cross = ("EncDecAttention.k", "EncDecAttention.v")
+        return [
+            Layer(f"{block.name}.{name}.weight", module, reads="encoder" if name.endswith(cross) else "")
+            for name, module in block.module.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+
+    def max_length(self, model):
+        return None
+
+    def collate(self, samples):
+        tokens = torch.stack([sample.tokens for sample in samples])
+        return {"input_ids": tokens, "labels": tokens[:, :6].contiguous()}
+
+    def loss(self, model, batch):
+        return model(**batch, use_cache=False).loss.double()
+
+    def tokens(self, model, batch, tower, call=0):
+        return torch.ones_like(batch["input_ids" if tower == "encoder" else "labels"], dtype=torch.int8)
+
+    def save(self, model, folder: Path):
+        save_model(model, self.processor, folder)
+
+
+@hookimpl
+def ecoflap_register_adapters():
+    return {"towers": T5Adapter}
+'''
+
+
+@pytest.fixture(scope="session")
+def t5(redraw, pico_tokenizer, tmp_path_factory):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu", decoder_start_token_id=0, relative_attention_num_buckets=8,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config)
+    redraw(model, 3)
+    folder = tmp_path_factory.mktemp("t5")
+    save_model(model, pico_tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def two_towers(t5, plain, tmp_path, monkeypatch):
+    """Recipes for a model with an encoder and a decoder, and the registry that knows its adapter."""
+    (tmp_path / "towers_plugin.py").write_text(TOWERS)
+    (tmp_path / "registry.yaml").write_text("version: 1\ndisable: [t5]\nplugins: {towers: towers_plugin}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda **keys: plain(model=str(t5), **keys), load_registry(tmp_path / "registry.yaml")
+    sys.modules.pop("towers_plugin", None)
+
+
+def kept(run, tower):
+    layers = [layer for layer in run.plan.layers.values() if layer.tower == tower]
+    masks = ecoflap.core.pruning.masks.load_masks(run.folder / "masks.safetensors")
+    counted = sum(int(mask.sum()) for name, mask in masks.items() if name.startswith(f"{tower}."))
+    assert counted == sum(layer.keep for layer in layers)
+    return counted, sum(layer.size for layer in layers)
+
+
+@pytest.mark.parametrize("prune", ["wanda", "sparsegpt"])
+def test_towers_share_a_budget(two_towers, tmp_path, prune):
+    recipe, registry = two_towers
+    run = ecoflap.run(recipe(prune=prune, evaluate=None), folder=tmp_path / "run", registry=registry)
+    (encoder, encoder_size), (decoder, decoder_size) = kept(run, "encoder"), kept(run, "decoder")
+    assert encoder + decoder == (encoder_size + decoder_size) // 2
+    assert encoder != encoder_size // 2  # it is the scores that decide
+    masks = ecoflap.core.pruning.masks.load_masks(run.folder / "masks.safetensors")
+    state = run.model.state_dict()
+    assert all(not state[name][~mask].any() for name, mask in masks.items())
+
+
+def test_a_tower_has_its_own_sparsity_and_pruner_and_another_is_kept(two_towers, t5, tmp_path):
+    recipe, registry = two_towers
+    own = {"encoder": {"sparsity": 0.3, "prune": "magnitude"}}
+    run = ecoflap.run(recipe(towers=own), folder=tmp_path / "own", registry=registry)
+    (encoder, encoder_size), (decoder, decoder_size) = kept(run, "encoder"), kept(run, "decoder")
+    assert (encoder, decoder) == (encoder_size * 7 // 10, decoder_size // 2)
+    before = _state(t5)
+    for name in (name for name in run.plan.layers if name.startswith("encoder.")):
+        weight = before[name]
+        smallest = run.model.state_dict()[name].ne(0)
+        assert weight[smallest].abs().min() >= weight[~smallest].abs().max()
+
+    run = ecoflap.run(recipe(towers={"encoder": "keep"}), folder=tmp_path / "kept", registry=registry)
+    assert {layer.tower for layer in run.plan.layers.values()} == {"decoder"}
+    assert kept(run, "decoder")[0] == decoder_size // 2
+    state = run.model.state_dict()
+    assert all(torch.equal(state[name], before[name]) for name in before if name not in run.plan.layers)
+
+
+def _state(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_pattern_for_one_tower_is_not_scored(two_towers, tmp_path):
+    recipe, registry = two_towers
+    towers = {"encoder": {"sparsity": "2:4"}}
+    run = ecoflap.run(recipe(towers=towers, evaluate=None), folder=tmp_path / "run", registry=registry)
+    lines = (run.folder / "scores.jsonl").read_text().splitlines()[1:]
+    assert {json.loads(line)["name"].split(".")[0] for line in lines} == {"decoder"}
+    assert kept(run, "encoder")[0] * 2 == kept(run, "encoder")[1]
+
+
+def test_the_plan_tells_who_shares_what(two_towers):
+    recipe, registry = two_towers
+
+    def rows(**keys):
+        return preview(parse_recipe(recipe(**keys), registry=registry), registry)[0].rows
+
+    sizes = [row[3].replace(",", "") for row in rows()]
+    half = f"of {sum(map(int, sizes)) // 2:,} in all"
+    assert [row[4:] for row in rows()] == [("50 % pruned, shared", half)] * 2
+    own = rows(towers={"encoder": {"sparsity": "2:4"}})
+    assert [row[4] for row in own] == ["2:4", "50 % pruned"]
+    assert own[0][5] == f"{int(sizes[0]) // 2:,}"
+    assert [row[4] for row in rows(towers={"decoder": "keep"})] == ["50 % pruned", "kept whole"]
+
+
+def test_towers_that_are_not_there_are_told_with_those_that_are(two_towers):
+    recipe, registry = two_towers
+    wrong = recipe(towers={"encodr": "keep", "decoder": "keep", "encoder": "keep"})
+    with pytest.raises(RecipeError) as caught:
+        prepare(parse_recipe(wrong, registry=registry), registry)
+    unknown, nothing = caught.value.problems
+    assert unknown == "towers.encodr: this model has no such tower. Did you mean 'encoder'? Known: encoder, decoder."
+    assert nothing.startswith("towers: every tower of this model is kept")
+
+
+def predicted(sections):
+    """Name to size in bytes of the plan's last table."""
+    units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+    return {row[0]: float(row[1].split()[0]) * units[row[1].split()[1]] for row in sections[2].rows}
+
+
+def test_the_predicted_disk_is_about_what_a_run_takes(plain, pico_tokenizer, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "llama", vocab_size=64, hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=128,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(tmp_path / "model")
+    pico_tokenizer.save_pretrained(tmp_path / "model")
+    recipe = plain(model=str(tmp_path / "model"), score=None, sparsity=0.7, export=["safetensors", "hugging_face"])
+    registry = load_registry()
+    needs = predicted(preview(parse_recipe(recipe, registry=registry), registry))
+    run = ecoflap.run(recipe, folder=tmp_path / "run")
+    taken = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
+    assert needs["disk"] == pytest.approx(taken, rel=0.2)
+    assert 300e6 < needs["peak memory"] < 700e6
+
+
+def test_the_work_is_told_in_forwards_and_tokens(plain):
+    registry = load_registry()
+
+    def work(**keys):
+        return dict(preview(parse_recipe(plain(**keys), registry=registry), registry)[1].rows)
+
+    told = work()
+    assert told["score"] == (
+        "zeroth_order: 42 forwards from the block in question on, over 2 samples of 16 tokens, 2 a batch"
+    )
+    assert told["prune"] == "wanda: 3 blocks, each block twice on 4 samples of 16 tokens, 2 a batch"
+    assert told["evaluate"] == "perplexity: before and after"
+    assert work(allocate="uniform")["score"] == "nothing: uniform looks at no score"
+    assert work(score="magnitude")["score"] == "magnitude: no data needed"
+    assert work(prune="magnitude")["prune"] == "magnitude: 3 blocks, no data needed"
+    calibration = {key: value for key, value in plain()["calibration"].items() if key != "sequence_length"}
+    assert "4 samples of 128 tokens" in work(calibration=calibration)["prune"]
+    assert "all samples of 16 tokens" in work(
+        calibration={**plain()["calibration"], "samples": None, "order": "consecutive"}
+    )["prune"]  # fmt: skip
+
+
+def test_a_model_in_memory_keeps_its_type(plain, pico_llama, pico_tokenizer, tmp_path):
+    recipe = plain(model={"source": "memory", "dtype": "bfloat16"})
+    with pytest.raises(RecipeError, match=r"model\.dtype: a model in memory keeps the type it has"):
+        ecoflap.run(recipe, model=pico_llama(), processor=pico_tokenizer, folder=tmp_path / "run")
+
+
+def test_a_model_no_adapter_claims(plain):
+    registry = load_registry()
+    with pytest.raises(
+        ModelError, match=r"no adapter claims a model of type 'gpt9'\. Known adapters: .*llama, .*\. One that"
+    ):
+        adapter_for(Source("x", config={"model_type": "gpt9"}), registry)
+    recipe = parse_recipe(plain(model={"source": "m", "adapter": "pathlib:PurePath"}), registry=registry)
+    with pytest.raises(EcoflapError, match=r"model\.adapter: pathlib:PurePath is no adapter"):
+        recipe.model.named_adapter()
+
+
+def test_a_model_two_adapters_claim(two_towers):
+    _, registry = two_towers
+    from ecoflap.adapters.llama import LlamaAdapter
+
+    class Greedy(LlamaAdapter):
+        def matches(self, source):
+            return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(registry), "find", lambda self, kind, name: Greedy)
+        with pytest.raises(
+            ModelError, match=r"these adapters all claim it: .*llama, .*towers.*\. Choose one with model\.adapter"
+        ):
+            adapter_for(Source("x"), registry)
+
+
+def test_inspection_tells_blocks_alike_once_and_what_they_read(t5, two_towers):
+    _, registry = two_towers
+    towers, layers, outside = inspection(str(t5), None, registry)
+    assert [row[0] for row in towers.rows] == ["encoder", "decoder"]
+    assert [row[0] for row in layers.rows if row[0]] == [
+        "encoder.block.0 … encoder.block.1 (2)",
+        "decoder.block.0 … decoder.block.1 (2)",
+    ]
+    cross = next(row for row in layers.rows if row[1] == "layer.1.EncDecAttention.k.weight")
+    assert cross[2:] == ("32×32", "1,024", "encoder")
+    assert ("shared.weight", "64×32", "embedding") in outside.rows

@@ -1,0 +1,132 @@
+"""The runs of a sweep before any begins: which there are, in which order, and what is refused."""
+
+import json
+import re
+
+import pytest
+
+from ecoflap.core.errors import RecipeError
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.sweep.file import read_sweep
+from ecoflap.core.sweep.grid import grid_of, value_text
+
+
+@pytest.fixture
+def grid(plain, tmp_path):
+    """``grid(methods=…, grid=…)``: the cells of a sweep over the pico recipe."""
+
+    def grid(*set_, seeds=None, recipe=None, folder=None, **keys):
+        (tmp_path / "recipe.yaml").write_text(json.dumps(plain(**(recipe or {}))))
+        what = tmp_path / "recipe.yaml"
+        if keys:
+            what = tmp_path / "sweep.yaml"
+            what.write_text(json.dumps({"version": 1, "recipe": "recipe.yaml", **keys}))
+        return grid_of(read_sweep(what, set_, seeds), folder or tmp_path / "runs", load_registry())
+
+    return grid
+
+
+def names(cells):
+    return [cell.folder.path.name for cell in cells]
+
+
+METHODS = {
+    "magnitude": {"score": None, "prune": "magnitude"},
+    "zeroth+wanda": {},
+    "first": {"score": {"use": "first_order", "samples": 2}},
+    "zeroth+sparsegpt": {"prune": "sparsegpt"},
+}
+
+
+def test_runs_with_the_same_scores_follow_each_other_seed_by_seed(grid):
+    cells = grid(methods=METHODS, grid={"sparsity": [0.5, 0.6]}, seeds=[7, 4])
+    assert names(cells) == [
+        f"{method}-sparsity-{sparsity}-seed-{seed}"
+        for seed in (7, 4)
+        for method in ("magnitude", "zeroth+wanda", "zeroth+sparsegpt", "first")
+        for sparsity in (0.5, 0.6)
+    ]
+    assert [cell.scored for cell in cells[:8]] == [False] * 2 + [True] * 6
+    assert len({cell.scores for cell in cells}) == 1 + 2 * 2
+    assert {cell.state for cell in cells} == {"to do"}
+
+
+def test_a_seed_draws_the_data_that_are_calibrated_on_too_but_not_those_evaluated_on(grid, plain):
+    text = plain()["calibration"]
+    recipe = {"score": {"use": "zeroth_order", "samples": 2, "calibration": text}}
+    for seed, cell in zip((0, 1), grid(seeds="2", recipe=recipe), strict=True):
+        told = cell.recipe.plain()
+        seeds = [told["seed"], told["calibration"]["seed"], told["score"]["calibration"]["seed"]]
+        assert seeds == [seed] * 3
+        assert told["evaluate"][0]["data"]["seed"] == 0
+
+
+def test_without_seeds_the_recipes_own_are_left_alone(grid, plain):
+    (cell,) = grid(recipe={"seed": 3, "calibration": {**plain()["calibration"], "seed": 9}})
+    assert names([cell]) == ["seed-3"]
+    assert cell.recipe.plain()["calibration"]["seed"] == 9
+
+
+def test_what_a_method_sets_is_its_only_value(grid):
+    methods = {"dense heads": {"sparsity": 0.3, "score": None}, "zeroth": {}}
+    cells = grid(methods=methods, grid={"sparsity": [0.5, 0.6], "score.samples": [1, 2]})
+    assert names(cells) == [
+        "dense-heads-seed-0",
+        *(f"zeroth-sparsity-{s}-score.samples-{n}-seed-0" for n in (1, 2) for s in (0.5, 0.6)),
+    ]
+    assert cells[0].recipe.sparsity == 0.3
+
+
+def test_a_parameter_of_the_grid_is_set_after_the_methods_part(grid):
+    cells = grid(methods={"wanda": {"prune": {"use": "wanda"}}}, grid={"prune.compare": ["row", "layer"]})
+    assert [cell.recipe.prune.parameters["compare"] for cell in cells] == ["row", "layer"]
+
+
+def test_folders_are_apart_whatever_the_values_are_called(grid):
+    cells = grid("prune={use: wanda},{use, wanda}".replace("{use, wanda}", "wanda"), "allocate={use: uniform},uniform")
+    assert len(set(names(cells))) == 4
+    long = [{"use": "magnitude", "compare": "row"}, {"use": "magnitude", "compare": "layer"}]
+    cells = grid(methods={"m" * 200: {}, "m" * 201: {}}, grid={"prune": long})
+    assert len(set(names(cells))) == 4
+    assert all(len(name) < 140 and re.fullmatch(r"[\w.+-]+", name) for name in names(cells))
+
+
+def test_every_problem_of_every_run_is_told_once_with_the_runs_that_have_it(grid, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        grid(
+            "sparsty=1,2,3",
+            methods={"a": {"prune": "wonda"}, "b": {"prune": {"use": "wanda", "compare": "rows"}}, "c": {}},
+            grid={"sparsity": [0.5, 1.7]},
+        )
+    told = caught.value.problems
+    assert len(told) == 4
+    assert told[0].startswith("--set sparsty=1,2,3: sparsty: unknown key 'sparsty'. Did you mean 'sparsity'?")
+    assert told[0].endswith("version.")  # in all of them, so that none is named
+    (wonda,) = (problem for problem in told if "wonda" in problem)
+    assert wonda.startswith(f"{tmp_path / 'sweep.yaml'}:1:")
+    assert "no pruner named 'wonda'. Did you mean 'wanda'?" in wonda
+    assert wonda.endswith("(in 6 of 18 runs: a, sparsity=0.5, sparsty=1; a, sparsity=0.5, sparsty=2; a, sparsity=0.5, "
+                          "sparsty=3; and 3 more)")  # fmt: skip
+    assert any("not 1.7" in problem and "(in 9 of 18 runs: " in problem for problem in told)
+    assert any("not 'rows'" in problem and "(in 6 of 18 runs: b" in problem for problem in told)
+
+
+def test_problems_that_only_the_model_shows_are_told_too(grid):
+    with pytest.raises(RecipeError) as caught:
+        grid("sparsity=3:7,3:5,0.5", "allocate=uniform", recipe={"score": None}, seeds="2")
+    assert sum("cannot be divided into runs of 7" in problem for problem in caught.value.problems) == 2
+    assert sum("cannot be divided into runs of 5" in problem for problem in caught.value.problems) == 2
+    assert "(in 2 of 6 runs: sparsity=3:7, allocate=uniform, seed=0; " in caught.value.problems[0]
+
+
+def test_no_run_is_read_from_a_model_twice_for_its_seeds(grid, monkeypatch):
+    from ecoflap.core.sweep import grid as sweep_grid
+
+    asked, prepare = [], sweep_grid.prepare
+    monkeypatch.setattr(sweep_grid, "prepare", lambda recipe, *rest: asked.append(recipe) or prepare(recipe, *rest))
+    assert len(grid(seeds=3, recipe={"score": None, "prune": "magnitude", "calibration": None})) == 3
+    assert len(asked) == 1
+
+
+def test_a_value_as_it_is_written():
+    assert value_text({"use": "wanda", "deep": [None, True, 0.5]}) == "{use: wanda, deep: [null, true, 0.5]}"
