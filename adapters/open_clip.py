@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,23 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters import eva_vit
 from ecoflap.adapters.hubs import open_clip as open_clip_hub
+from ecoflap.adapters.hubs.description import describe, description_of
 from ecoflap.adapters.hubs.open_clip import Processor
+from ecoflap.adapters.shared import timm_vit
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.embeddings import unit_vectors
 from ecoflap.adapters.shared.images import IMAGE
 from ecoflap.adapters.shared.losses import info_nce, sigmoid_pairs
-from ecoflap.adapters.shared.matrices import matrices, matrix_outside, part
+from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
+from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.transforms import transformed
 from ecoflap.adapters.views.images import views_of_open_clip
 from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Layout, Source, Tower
-from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.model.anatomy import Block, Layer, Layout, Source, Tower
 
 CLASSES = ("open_clip.model.CLIP", "open_clip.model.CustomTextCLIP", "open_clip.coca_model.CoCa")
 VISION = ("visual.transformer.resblocks", "visual.trunk.blocks")
@@ -39,7 +40,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["OpenClipAdapter"]]:
 
 
 class OpenClipAdapter:
-    """From ``open_clip:ARCHITECTURE/TAG``, a hub id or folder in open_clip's hub format, or memory.
+    """CLIP from ``open_clip:ARCHITECTURE/TAG``, a hub id or folder in open_clip's hub format, or memory.
 
     The loss is the symmetric InfoNCE of the model's own scaled similarities, or the sigmoid loss where the model has a
     ``logit_bias``, as SigLIP's have. The packed q, k and v of an attention are one matrix ``[3 width, width]``. What
@@ -58,63 +59,60 @@ class OpenClipAdapter:
     def __init__(self, architecture: str | None = None) -> None:
         self.processor: Any = None
         self.architecture = architecture
-        self._config: Mapping[str, Any] = {}
 
     def matches(self, source: Source) -> bool:
-        """By prefix, by open_clip's config file, and by class for a model in memory."""
+        """Recognise a model by its prefix, by open_clip's config file, and in memory by its class."""
         if source.model is not None:
             return bool({f"{kind.__module__}.{kind.__qualname__}" for kind in type(source.model).__mro__} & {*CLASSES})
         return source.name.startswith(open_clip_hub.PREFIX) or "open_clip" in source.config
 
     def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
-        """The model in eval mode, its transform and its tokenizer; ``device="meta"`` reads the configuration only."""
+        """Load the model in eval mode, its transform and its tokenizer; ``device="meta"`` reads the configuration only.
+
+        :raises ModelError: Where it cannot be read, is of a kind that is not covered, or is not of the architecture.
+        """
         if source.model is not None:
             model = source.model.eval()
             _check_kind(model)
-            self._config = self._config_in_memory(model)
+            self._config_of(model)  # refuses another architecture now, and not when the pruned model is to be saved
             return model
-        model, self._config = open_clip_hub.load(source, device, self.architecture)
+        model, config = open_clip_hub.load(source, device, self.architecture)
         _check_kind(model)
+        describe(model, config)
         if device != "meta" and self.processor is None:
-            tokenizer = open_clip_hub.tokenizer_of(source, self._config["model_cfg"]["text_cfg"])
+            tokenizer = open_clip_hub.tokenizer_of(source, config["model_cfg"]["text_cfg"])
             self.processor = Processor(open_clip_hub.transform_of(model), tokenizer)
         return model.to(device, dtype)
 
-    def _config_in_memory(self, model: nn.Module) -> Mapping[str, Any]:
-        known = {"preprocess_cfg": open_clip_hub.preprocessing_of(model)}
-        if self.architecture is None:
-            return known
-        return {"model_cfg": open_clip_hub.as_it_is(open_clip_hub.named(self.architecture), model), **known}
-
     def towers(self, model: nn.Module) -> Sequence[Tower]:
-        """Vision and its projection, then text and its projection: the order in which the model runs them."""
+        """Give vision and its projection, then text and its projection: the order in which the model runs them."""
         _check_kind(model)
         return [
-            _tower(model, "vision", VISION),
+            tower_at(model, _first_there(model, VISION), "vision"),
             *_outside(model, VISION_MATRICES),
-            _tower(model, "text", TEXT),
+            tower_at(model, _first_there(model, TEXT), "text"),
             *_outside(model, TEXT_MATRICES),
         ]
 
     def layers(self, block: Block) -> Sequence[Layer]:
-        """Of a custom block the packed q, k and v is a parameter of a module of open_clip's own."""
+        """Give the layers of a block; a custom one has its packed q, k and v in a module of open_clip's own."""
         if block.tower not in ("vision", "text"):
             return matrix_outside(block)
-        layout: Layout = "batch token" if part(block.module, "attn.batch_first") in (True, None) else "token batch"
+        layout: Layout = "batch token" if find(block.module, "attn.batch_first") in (True, None) else "token batch"
         packed = [
             Layer(f"{block.name}.{name}.in_proj_weight", module, "in_proj_weight", "", layout)
             for name, module in block.module.named_modules()
-            if isinstance(part(module, "in_proj_weight"), nn.Parameter)
+            if find(module, "in_proj_weight", nn.Parameter) is not None
             and not isinstance(module, nn.MultiheadAttention)
         ]
         return [*packed, *matrices(block, layout=layout)]
 
     def max_length(self, model: nn.Module) -> int | None:
-        """What every text is padded or cut to."""
+        """Give the length that every text is padded or cut to."""
         return int(_text(model).context_length)
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """``image`` and ``text``, as open_clip's own forward names them."""
+    def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
+        """Make ``image`` and ``text``, as open_clip's own forward names them."""
         transform, tokenizer = self._pair()
         texts = [sample.text for sample in samples]
         known = [text for text in texts if text is not None]
@@ -126,6 +124,7 @@ class OpenClipAdapter:
         return {"image": transformed(transform, samples), "text": tokenizer(known)}
 
     def _pair(self) -> tuple[Any, Any]:
+        """Give the transform and the tokenizer."""
         if isinstance(self.processor, Processor):
             return self.processor.transform, self.processor.tokenizer
         if isinstance(self.processor, tuple | list) and len(self.processor) == 2 and callable(self.processor[1]):
@@ -136,48 +135,47 @@ class OpenClipAdapter:
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """InfoNCE over the batch's pairs, or the sigmoid loss of a model with a ``logit_bias``."""
+        """Compute InfoNCE over the batch's pairs, or the sigmoid loss of a model with a ``logit_bias``."""
         stem = _stem(model)
         with _embedding_text_as(model, stem.dtype):
             made = model(batch["image"].to(stem.device, stem.dtype), batch["text"].to(stem.device))
         names = ("image_features", "text_features", "logit_scale")
         images, texts, scale = (made[name] for name in names) if isinstance(made, Mapping) else made[:3]
         similarities = scale.float() * images.float() @ texts.float().T
-        bias = part(model, "logit_bias")
+        bias = find(model, "logit_bias", Tensor)
         return info_nce(similarities) if bias is None else sigmoid_pairs(similarities + bias.float())
 
     def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images features"]:
-        """As vectors of length one."""
+        """Give each image's vector, of length one."""
         stem, pixels = _stem(model), transformed(self._pair()[0], samples)
-        return unit_vectors(part(model, "encode_image")(pixels.to(stem.device, stem.dtype)))
+        return unit_vectors(member(model, "encode_image")(pixels.to(stem.device, stem.dtype)))
 
     def embed_texts(self, model: nn.Module, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
-        """As vectors of length one."""
+        """Give each text's vector, of length one."""
         stem, ids = _stem(model), self._pair()[1](list(texts))
         with _embedding_text_as(model, stem.dtype):
-            return unit_vectors(part(model, "encode_text")(ids.to(stem.device)))
+            return unit_vectors(member(model, "encode_text")(ids.to(stem.device)))
 
     def similarity(
         self, model: nn.Module, images: Float[Tensor, "images features"], texts: Float[Tensor, "texts features"]
     ) -> Float[Tensor, "images texts"]:
-        """The model's own: cosines times its scale, and shifted where it has a ``logit_bias``."""
-        scale: Tensor = part(model, "logit_scale").float().exp()
-        bias = part(model, "logit_bias")
+        """Give the model's own similarities: cosines times its scale, and shifted where it has a ``logit_bias``."""
+        scale, bias = member(model, "logit_scale", Tensor).float().exp(), find(model, "logit_bias", Tensor)
         return scale * (images @ texts.T) + (0.0 if bias is None else bias.float())
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
-        """Of a text what comes before its padding, where the model never looks at that; all of it where it does."""
+        """Say what of a text is padding, where the model never looks at that; where it does, all of a text is real."""
         if tower == "text":
             return _text_tokens(model, batch["text"])
         pixels: Tensor = batch["image"]
-        trunk = part(model, "visual.trunk")
+        trunk = find(model, "visual.trunk", nn.Module)
         if trunk is not None:
-            return eva_vit.image_tokens(trunk, pixels)
-        count = part(model, "visual.positional_embedding").shape[0]
+            return timm_vit.image_tokens(trunk, pixels)
+        count = member(model, "visual.positional_embedding", Tensor).shape[0]
         return torch.full((len(pixels), count), IMAGE, dtype=torch.int8)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """In open_clip's hub format, with the tokenizer beside it where it is not open_clip's own.
+        """Write the model in open_clip's hub format, with the tokenizer beside it where it is not open_clip's own.
 
         open_clip 3 reads the folder with ``create_model("local-dir:FOLDER")``. An older one reads this format from the
         hub only, and from a folder the weights with ``load_checkpoint``.
@@ -185,7 +183,7 @@ class OpenClipAdapter:
         open_clip_hub.save(model, self._tokenizer, self._config_of(model), folder)
 
     def save_surroundings(self, model: nn.Module, folder: Path) -> None:
-        """The same without the weights."""
+        """Write what :meth:`save` writes beside the weights."""
         open_clip_hub.save_surroundings(self._tokenizer, self._config_of(model), folder)
 
     @property
@@ -193,29 +191,37 @@ class OpenClipAdapter:
         return None if self.processor is None else self._pair()[1]
 
     def _config_of(self, model: nn.Module) -> dict[str, Any]:
-        return deepcopy(dict(self._config or self._config_in_memory(model)))
+        """Give open_clip's configuration of a model: the one it was read with, or what is known of one in memory.
+
+        :raises ModelError: Where a model in memory is not of the architecture that is named for it.
+        """
+        known = description_of(model) or {"preprocess_cfg": open_clip_hub.preprocessing_of(model)}
+        if "model_cfg" in known or self.architecture is None:
+            return known
+        return {"model_cfg": open_clip_hub.as_it_is(open_clip_hub.named(self.architecture), model), **known}
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
+        """Give ``vision``, ``text``, and ``pair``, which compares them."""
         text = _text(model)
         return list(views_of_open_clip(model, int(text.context_length), len(text.token_embedding.weight)))
 
-    def problems(self, anatomy: Anatomy, recipe: Recipe) -> Iterator[str]:
-        """Too few pairs in a batch, or an architecture that open_clip does not know."""
-        yield from pair_problems(recipe)
+    def problems(self, context: PlanContext) -> Iterator[str]:
+        """Refuse batches of one pair, and an architecture that open_clip does not know."""
+        yield from pair_problems(context.recipe)
         if self.architecture is not None:
             open_clip_hub.named(self.architecture)
 
 
 def _check_kind(model: nn.Module) -> None:
-    """Refuse what is open_clip's and has other towers than those here, by the name of its class."""
-    visual, text = part(model, "visual"), _text(model)
-    trunk = part(visual, "trunk")
+    """Refuse a model of open_clip's that has other towers than those here, by the name of its class."""
+    visual, text = member(model, "visual", nn.Module), _text(model)
+    trunk = find(visual, "trunk", nn.Module)
     kinds = {
-        "CoCa": part(model, "text_decoder") is not None,
-        type(text).__name__: part(text, "transformer.resblocks") is None,
-        f"a {type(trunk).__name__} as the vision tower": trunk is not None and not eva_vit.is_covered(trunk),
-        type(visual).__name__: trunk is None and part(visual, "transformer.resblocks") is None,
-        "a class token in the text tower": part(text, "cls_emb") is not None,
+        "CoCa": find(model, "text_decoder") is not None,
+        type(text).__name__: find(text, "transformer.resblocks") is None,
+        f"a {type(trunk).__name__} as the vision tower": trunk is not None and not timm_vit.is_covered(trunk),
+        type(visual).__name__: trunk is None and find(visual, "transformer.resblocks") is None,
+        "a class token in the text tower": find(text, "cls_emb") is not None,
     }
     found = [kind for kind, is_there in kinds.items() if is_there]
     if found:
@@ -226,15 +232,18 @@ def _check_kind(model: nn.Module) -> None:
 
 
 def _text(model: nn.Module) -> Any:
-    """What holds the text tower: a module of its own, or in a plain CLIP the model."""
-    text = part(model, "text")
+    """Give what holds the text tower: a module of its own, or in a plain CLIP the model."""
+    text = find(model, "text", nn.Module)
     return model if text is None else text
 
 
 @contextmanager
 def _embedding_text_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """open_clip casts an embedded text to the type of its first block, which may be wider by the time it runs."""
-    space = vars(part(_text(model), "transformer"))
+    """For a while, have open_clip cast an embedded text to this type.
+
+    It takes the type of the first block, which may be wider by the time that block runs.
+    """
+    space = vars(member(_text(model), "transformer"))
     before = space.get("get_cast_dtype")
     space["get_cast_dtype"] = lambda: dtype
     try:
@@ -246,29 +255,27 @@ def _embedding_text_as(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _stem(model: nn.Module) -> nn.Parameter:
-    """What cuts images into patches: in open_clip's mixed precisions, of the type that blocks work in."""
-    conv = part(model, "visual.conv1.weight")
-    found: nn.Parameter = conv if conv is not None else next(part(model, "visual.trunk.patch_embed").parameters())
-    return found
+    """Give the weight that cuts images into patches; in open_clip's mixed precisions it has the type blocks work in."""
+    conv = find(model, "visual.conv1.weight", nn.Parameter)
+    return conv if conv is not None else timm_vit.stem_of(member(model, "visual.trunk", nn.Module))
 
 
-def _tower(model: nn.Module, name: str, paths: Sequence[str]) -> Tower:
-    path = next(path for path in paths if part(model, path) is not None)
-    return Tower(name, tuple(Block(f"{path}.{i}", block, name) for i, block in enumerate(part(model, path))))
+def _first_there(model: nn.Module, paths: Sequence[str]) -> str:
+    return next(path for path in paths if find(model, path) is not None)
 
 
 def _outside(model: nn.Module, paths: Sequence[str]) -> list[Tower]:
-    return [Tower.of_matrix(model, path) for path in paths if isinstance(part(model, path), nn.Linear)]
+    return [Tower.of_matrix(model, path) for path in paths if find(model, path, nn.Linear) is not None]
 
 
 def _text_tokens(model: nn.Module, ids: Int64[Tensor, "batch tokens"]) -> Int8[Tensor, "batch tokens"]:
     text = _text(model)
-    pooled = part(model, "text_pool_type") or part(text, "pool_type")
+    pooled = find(model, "text_pool_type") or find(text, "pool_type")
     if text.attn_mask is not None and pooled in ("argmax", "eos"):
         # Causal, and read off the end of the text: what comes behind it is never seen.
         is_end = ids == (ids.amax(1, keepdim=True) if pooled == "argmax" else _end(text))
         is_text = torch.arange(ids.shape[1], device=ids.device) <= is_end.int().argmax(1, keepdim=True)
-    elif part(text, "use_pad_mask"):
+    elif find(text, "use_pad_mask"):
         is_text = ids != text.pad_id
     else:
         is_text = torch.ones_like(ids, dtype=torch.bool)
@@ -276,4 +283,4 @@ def _text_tokens(model: nn.Module, ids: Int64[Tensor, "batch tokens"]) -> Int8[T
 
 
 def _end(text: Any) -> int:
-    return int(part(text, "text_eos_id") or text.eos_id)
+    return int(find(text, "text_eos_id") or text.eos_id)

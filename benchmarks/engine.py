@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from ecoflap import Gram, Keep, Layer, Replay
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.contracts.records import Batch
+from ecoflap.core.contracts.protocols import ignore
+from ecoflap.core.contracts.records import Batch, LayerPlace
 from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.plan import make_plan, pools_of
-from ecoflap.core.pruning.prune_blocks import FineStep
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.datasets.text import Text
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT
@@ -47,7 +49,8 @@ def loaded(dtype: torch.dtype) -> tuple[LlamaAdapter, nn.Module]:
 
 
 def text(adapter: LlamaAdapter, model: nn.Module, samples: int, length: int) -> list[Batch]:
-    return [adapter.collate([sample]) for sample in Text(samples=samples, sequence_length=length)(adapter, model)]
+    windows = Text(samples=samples, sequence_length=length)
+    return [adapter.collate(model, [sample]) for sample in windows(adapter, model, ignore)]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -70,8 +73,9 @@ def prune(adapter: LlamaAdapter, model: nn.Module, batches: Sequence[Batch], pru
     """The engine's fine step at 50 %, finished blocks written to disk as in a run."""
     replay = Replay(model, adapter, batches)
     plan = make_plan(pools_of(replay.anatomy, Fraction(1, 2), {}, []), Uniform(), "layer", None)
+    spec = PartSpec("pruner", type(pruner).__name__, {}, lambda: pruner)
     with tempfile.TemporaryDirectory() as folder:
-        FineStep(replay, plan, {"language": pruner}, Path(folder), lambda event: None)()
+        BlockwisePruning(replay, plan, {"language": spec}, Path(folder), lambda event: None)()
 
 
 def fine() -> None:
@@ -127,11 +131,13 @@ def sparsegpt() -> None:
     replay = Replay(model, adapter, text(adapter, model, 8, 512))
     ours = theirs = 0.0
     for index in range(3):
-        grams = replay.run(index, (Gram,))
-        for layer in replay.anatomy.layers_of[replay.blocks[index].name]:
-            gram, weight = grams[layer.name], layer.weight.data
-            ours += seconds(lambda: SparseGPT()(weight, gram, Keep(weight.numel() // 2)))
-            theirs += seconds(lambda: published_sparsegpt(weight.clone(), gram.matrix.clone()))
+        block = replay.blocks[index].name
+        observed = replay.run(index, (Gram,))
+        for number, layer in enumerate(replay.anatomy.layers_of[block]):
+            seen, weight = observed[layer.name], layer.weight.data
+            place = LayerPlace(layer.name, "language", block, index, number)
+            ours += seconds(lambda: SparseGPT()(weight, seen, Keep(weight.numel() // 2), place))
+            theirs += seconds(lambda: published_sparsegpt(weight.clone(), seen[Gram].matrix.clone()))
         replay.advance(index)
     told("SparseGPT's solve / transcription, float32, 3 blocks", ours, theirs, "0.33")
 

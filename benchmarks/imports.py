@@ -1,4 +1,4 @@
-"""What ecoflap adds to ``import torch``, in CPU seconds of fresh interpreters: python benchmarks/imports.py."""
+"""Measure what ecoflap adds to ``import torch``, in CPU seconds of fresh interpreters: python benchmarks/imports.py."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ CODE = {
 
 
 def cpu_seconds(code: str) -> float:
-    """User and system time of one interpreter."""
+    """Give the user and system time that a fresh interpreter takes for some code."""
     before = os.times()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     after = os.times()
@@ -24,7 +24,11 @@ def cpu_seconds(code: str) -> float:
 
 
 def main() -> None:
-    cpu_seconds("import torch")  # into the disk cache
+    """Print each median, its difference from ``import torch``, and its ratio to it.
+
+    All are measured once before any is measured again, so that a busy moment of the machine spoils no one's median.
+    """
+    cpu_seconds("import torch")  # reads the files of torch into the disk cache
     rounds = [{name: cpu_seconds(code) for name, code in CODE.items()} for _ in range(REPEATS)]
     seconds = {name: median(times[name] for times in rounds) for name in CODE}
     base = seconds["import torch"]

@@ -1,13 +1,13 @@
-"""One exception base, and the wording every message shares: where, what, nearest match, choices, way out."""
+"""The errors that a user can mend, and the wording that their messages share."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
 class EcoflapError(Exception):
-    """Something a user can mend. Its text is the whole message: the command line prints it without a traceback.
+    """Tells a user what can be mended. Its text is the whole message: the command line prints it without a traceback.
 
-    :param problems: One sentence or more for each thing that is wrong; all that were found, not the first.
+    :param problems: Everything that is wrong, as far as it was found, each in a sentence or more.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -21,36 +21,39 @@ class EcoflapError(Exception):
 
 
 class RecipeError(EcoflapError):
-    """A recipe that cannot be run as written."""
+    """Says why a recipe cannot be run as it is written."""
 
 
 class RegistryError(EcoflapError):
-    """A plugin that cannot be loaded or found."""
+    """Says which plugin cannot be loaded, which part cannot be found, or what is wrong with a registry file."""
 
 
 class ModelError(EcoflapError):
-    """A model that is not there, not understood, or that does not behave as its adapter says."""
+    """Says why a model is not there or not understood, or where it does not behave as its adapter says."""
 
 
 class DataError(EcoflapError):
-    """Calibration or evaluation data that cannot be used."""
+    """Says why data cannot be used to calibrate or to evaluate."""
 
 
 class RunError(EcoflapError):
-    """A run folder that cannot be written, or that belongs to another run."""
+    """Says why a run folder cannot be written or read, or that it belongs to another run."""
 
 
 class FormatError(EcoflapError):
-    """A file that is truncated, tampered with, or of another format."""
+    """Says that a file is cut off, was changed, or is of another format."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` with a leading space, or nothing where no choice is near."""
+    """Ask `` Did you mean 'x'?``, with a leading space; give an empty text where no choice is near."""
     close = get_close_matches(word, list(choices), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def unknown(what: str, word: str, choices: Sequence[str]) -> str:
-    """The sentence for a name nobody knows: what it is, the nearest match, all choices."""
+    """Say in a sentence that a name is not known, with the nearest that is and all that are.
+
+    :param what: What it should name: ``pruner``, ``hook``.
+    """
     known = ", ".join(sorted(choices)) or "none"
     return f"no {what} named {word!r}.{nearest(word, choices)} Known: {known}."

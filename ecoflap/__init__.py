@@ -1,6 +1,7 @@
 """Make vision-language models smaller without retraining.
 
-Public names are imported when first used, so that ``ecoflap --help`` does not wait for torch.
+What may be imported is what ``__all__`` names, here and in the modules of :data:`PUBLIC`; all else is private and may
+move. Public names of this module are imported when first used, so that ``ecoflap --help`` does not wait for torch.
 """
 
 from importlib import import_module
@@ -13,20 +14,33 @@ if TYPE_CHECKING:
     from ecoflap.core.budget.counts import Pattern as Pattern
     from ecoflap.core.budget.select import select as select
     from ecoflap.core.contracts.hookspecs import hookimpl as hookimpl
+    from ecoflap.core.contracts.options import AdapterOptions as AdapterOptions
+    from ecoflap.core.contracts.options import AllocatorOptions as AllocatorOptions
+    from ecoflap.core.contracts.options import DatasetOptions as DatasetOptions
+    from ecoflap.core.contracts.options import EvaluatorOptions as EvaluatorOptions
+    from ecoflap.core.contracts.options import ExporterOptions as ExporterOptions
+    from ecoflap.core.contracts.options import PartOptions as PartOptions
+    from ecoflap.core.contracts.options import PrunerOptions as PrunerOptions
+    from ecoflap.core.contracts.options import ScorerOptions as ScorerOptions
+    from ecoflap.core.contracts.plan_context import PlanContext as PlanContext
     from ecoflap.core.contracts.protocols import Adapter as Adapter
     from ecoflap.core.contracts.protocols import Allocator as Allocator
     from ecoflap.core.contracts.protocols import Dataset as Dataset
     from ecoflap.core.contracts.protocols import Evaluator as Evaluator
     from ecoflap.core.contracts.protocols import Exporter as Exporter
+    from ecoflap.core.contracts.protocols import PrunedModel as PrunedModel
     from ecoflap.core.contracts.protocols import Pruner as Pruner
     from ecoflap.core.contracts.protocols import Scorer as Scorer
     from ecoflap.core.contracts.protocols import Statistic as Statistic
     from ecoflap.core.contracts.records import Check as Check
     from ecoflap.core.contracts.records import Estimate as Estimate
     from ecoflap.core.contracts.records import Exported as Exported
+    from ecoflap.core.contracts.records import LayerPlace as LayerPlace
     from ecoflap.core.contracts.records import Measure as Measure
+    from ecoflap.core.contracts.records import Provenance as Provenance
     from ecoflap.core.contracts.records import Pruned as Pruned
     from ecoflap.core.contracts.records import Sample as Sample
+    from ecoflap.core.contracts.records import Statistics as Statistics
     from ecoflap.core.contracts.records import StoredTensor as StoredTensor
     from ecoflap.core.contracts.records import View as View
     from ecoflap.core.errors import EcoflapError as EcoflapError
@@ -35,41 +49,58 @@ if TYPE_CHECKING:
     from ecoflap.core.forward.replay import Replay as Replay
     from ecoflap.core.forward.statistics import ColumnNorm as ColumnNorm
     from ecoflap.core.forward.statistics import Gram as Gram
+    from ecoflap.core.forward.statistics import RegionalGradient as RegionalGradient
     from ecoflap.core.model.anatomy import Anatomy as Anatomy
     from ecoflap.core.model.anatomy import Block as Block
     from ecoflap.core.model.anatomy import Layer as Layer
     from ecoflap.core.model.anatomy import Source as Source
     from ecoflap.core.model.anatomy import Tower as Tower
-    from ecoflap.core.packed.format import load_packed as load_packed
+    from ecoflap.core.packed.load_model import load_masks as load_masks
     from ecoflap.core.packed.load_model import load_model as load_model
+    from ecoflap.core.packed.read_packed import load_packed as load_packed
+    from ecoflap.core.record.report import Report as Report
+    from ecoflap.core.record.report import read_report as read_report
+    from ecoflap.core.registry.registry import Registry as Registry
     from ecoflap.core.registry.registry import load_registry as load_registry
     from ecoflap.core.run.pipeline import Run as Run
     from ecoflap.core.run.pipeline import run as run
+    from ecoflap.core.sweep.request import SweepRequest as SweepRequest
     from ecoflap.core.sweep.sweep import sweep as sweep
 
 _HOME = {
     "budget.counts": ("Group", "Keep", "Pattern"),
     "budget.select": ("select",),
     "contracts.hookspecs": ("hookimpl",),
+    "contracts.options": (
+        "AdapterOptions", "AllocatorOptions", "DatasetOptions", "EvaluatorOptions", "ExporterOptions", "PartOptions",
+        "PrunerOptions", "ScorerOptions",
+    ),
+    "contracts.plan_context": ("PlanContext",),
     "contracts.protocols": (
-        "Adapter", "Allocator", "Dataset", "Evaluator", "Exporter", "Pruner", "Scorer", "Statistic",
+        "Adapter", "Allocator", "Dataset", "Evaluator", "Exporter", "PrunedModel", "Pruner", "Scorer", "Statistic",
     ),
     "contracts.records": (
-        "Check", "Estimate", "Exported", "Measure", "Pruned", "Sample", "StoredTensor", "View",
+        "Check", "Estimate", "Exported", "LayerPlace", "Measure", "Provenance", "Pruned", "Sample", "Statistics",
+        "StoredTensor", "View",
     ),
     "errors": ("EcoflapError",),
     "export.export_again": ("export_run",),
     "forward.check_adapter": ("check_adapter",),
     "forward.replay": ("Replay",),
-    "forward.statistics": ("ColumnNorm", "Gram"),
+    "forward.statistics": ("ColumnNorm", "Gram", "RegionalGradient"),
     "model.anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
-    "packed.format": ("load_packed",),
-    "packed.load_model": ("load_model",),
-    "registry.registry": ("load_registry",),
+    "packed.load_model": ("load_masks", "load_model"),
+    "packed.read_packed": ("load_packed",),
+    "record.report": ("Report", "read_report"),
+    "registry.registry": ("Registry", "load_registry"),
     "run.pipeline": ("Run", "run"),
+    "sweep.request": ("SweepRequest",),
     "sweep.sweep": ("sweep",),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+PUBLIC = ("ecoflap", "ecoflap.adapting", "ecoflap.comparing", "ecoflap.events", "ecoflap.onnx", "ecoflap.testing")
+"""The public modules: the names of all, pieces for adapters, comparisons, events, ONNX, tests of plugins."""
 
 __all__ = sorted(_MODULE)
 __version__ = version("ecoflap")

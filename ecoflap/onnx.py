@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecoflap.exporters.onnx.decode import Packed, packed_in, unpacked, without
-from ecoflap.exporters.onnx.dense import write_dense
+from ecoflap.exporters.onnx.decode import Packed, packed_in, unpacked
+from ecoflap.exporters.onnx.dense import without, write_dense
 from ecoflap.exporters.onnx.tensors import Opened, library, opened
 
 __all__ = ["densify", "load_session"]
@@ -24,14 +24,15 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 def load_session(
     path: str | os.PathLike[str], *, providers: Sequence[Any] | None = None, options: Any | None = None
 ) -> Any:
-    """A session of onnxruntime for a packed model, the weights decoded and checked here; its outputs are the same.
+    """Make a session of onnxruntime for a packed model, whose weights are decoded and checked here.
 
-    A model without packed weights is given to onnxruntime as it is.
+    Its outputs are those of onnxruntime's own session, bit by bit. A model without packed weights is given to
+    onnxruntime as it is.
 
     :param providers: As for ``onnxruntime.InferenceSession``.
     :param options: An ``onnxruntime.SessionOptions`` for this session alone: the weights are added to it.
     :return: An ``onnxruntime.InferenceSession``.
-    :raises FormatError: A weight is damaged, or the file is no ONNX model.
+    :raises FormatError: Where a weight is damaged, or the file is no ONNX model.
     """
     runtime = library("onnxruntime")
     source = opened(Path(path))
@@ -53,14 +54,14 @@ def densify(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Pat
 
     A model of more than 1 GB has its weights in ``target``.data beside it.
 
-    :return: ``target``.
-    :raises FormatError: A weight is damaged, or none is packed.
+    :return: The target.
+    :raises FormatError: Where a weight is damaged, or none is packed.
     """
     return write_dense(Path(path), Path(target))
 
 
 def _announce(source: Opened, packed: Packed) -> None:
-    """An initializer that onnxruntime will be given: one whose data are elsewhere, in a file that is never opened."""
+    """Announce an initializer that onnxruntime is given apart, as one whose data are in a file; no file is opened."""
     tensor = source.proto.graph.initializer.add(name=packed.name, data_type=packed.data_type, dims=packed.shape)
     tensor.data_location = tensor.EXTERNAL
     tensor.external_data.add(key="location", value="unpacked")
@@ -68,6 +69,6 @@ def _announce(source: Opened, packed: Packed) -> None:
 
 def _value(runtime: Any, weight: NDArray[Any], packed: Packed) -> Any:
     if weight.dtype.name == "bfloat16":
-        # Numpy has no such type of its own, which is all that onnxruntime looks at.
+        # numpy has no bfloat16 of its own, and onnxruntime looks at numpy's own types only
         return runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.view(np.uint16), packed.data_type)
     return runtime.OrtValue.ortvalue_from_numpy(weight)

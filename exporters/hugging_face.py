@@ -1,58 +1,57 @@
 """The family's own checkpoint, dense with zeros: its own library loads it, and knows nothing of pruning."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.protocols import Adapter, Exporter
+from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor
 from ecoflap.core.disk.sealed import flat
-from ecoflap.core.errors import EcoflapError, FormatError, ModelError
-from ecoflap.core.export.manifest import is_weights
+from ecoflap.core.errors import FormatError, ModelError
+from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.model.source import open_source
-from ecoflap.core.pruning.masks import masks_of
 from ecoflap.core.record.readback import stored
-from ecoflap.exporters.shared.model_card import library_of, write_card
+from ecoflap.exporters.shared.loading_code import library_of
+from ecoflap.exporters.shared.model_card import write_card
+from ecoflap.exporters.shared.pruned_weights import names_once
 
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """What the adapter saves, and a model card; in shards where the family's library has them.
+    """Writes what the adapter saves, and a model card; in shards where the family's library has them.
 
     It is as large as the dense model; the ``safetensors`` exporter's is smaller. It is read again by that library, and
     compared bit by bit.
     """
 
-    def __call__(self, model: nn.Module, adapter: Adapter, folder: Path) -> Exported:
-        adapter.save(model, folder)
-        check, notes = _checked(model, adapter, folder)
-        write_card(model, adapter, folder, "dense")
+    def __call__(self, pruned: PrunedModel, folder: Path) -> Exported:
+        """Write the files; a model without masks is written too, for nothing in them depends on a mask."""
+        pruned.adapter.save(pruned.model, folder)
+        check, notes = _checked(pruned, folder)
+        write_card(pruned, folder, "dense")
         files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
         size = sum(path.stat().st_size for path in files if is_weights(path.name))
-        return Exported(files, tuple(_tensors(model)), (check,), size, notes)
+        return Exported(files, tuple(_tensors(pruned)), (check,), size, notes)
 
 
-def _tensors(model: nn.Module) -> list[StoredTensor]:
-    """Every pruned weight, none of which is any smaller."""
-    try:
-        masks = masks_of(model)
-    except EcoflapError:  # a model without: there is nothing to tell of
-        return []
-    state = model.state_dict()
-    return [
-        StoredTensor(
-            name, "dense", tuple(state[name].shape), int(state[name].count_nonzero()), *(2 * (state[name].nbytes,))
-        )
-        for name in masks
-    ]
+def _tensors(pruned: PrunedModel) -> Iterator[StoredTensor]:
+    """Describe every pruned weight, none of which is any smaller."""
+    for name in names_once(pruned.model, pruned.masks):
+        weight = pruned.model.get_parameter(name)
+        shape, nonzeros = tuple(weight.shape), int(weight.count_nonzero())
+        yield StoredTensor(name, "dense", shape, nonzeros, weight.nbytes, weight.nbytes)
 
 
-def _checked(model: nn.Module, adapter: Adapter, folder: Path) -> tuple[Check, tuple[str, ...]]:
-    """Loaded by the family's library; a folder that needs a model at hand to be loaded is compared by its files."""
+def _checked(pruned: PrunedModel, folder: Path) -> tuple[Check, tuple[str, ...]]:
+    """Load the folder with the family's library and compare it with the model.
+
+    A folder that cannot be loaded without a model at hand is compared by its files.
+    """
+    model, adapter = pruned.model, pruned.adapter
     state, given = model.state_dict(), adapter.processor
     notes: tuple[str, ...] = ()
     try:
@@ -69,7 +68,7 @@ def _checked(model: nn.Module, adapter: Adapter, folder: Path) -> tuple[Check, t
 
 
 def _compare(folder: Path, state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """A name that was left out has to be tied to one that was not."""
+    """Refuse what differs from the model; a name that was left out has to be tied to one that was not."""
     there = {tensor.data_ptr() for name, tensor in state.items() if name in found}
     for name, tensor in state.items():
         if name not in found and tensor.data_ptr() not in there:

@@ -1,1 +1,1 @@
-"""Methods, one to a file: scorers, allocators, pruners, datasets, evaluators, observers."""
+"""Scorers, allocators, pruners, datasets, evaluators and observers, one to a file; a kind may have a shared folder."""

@@ -8,8 +8,10 @@ import pytest
 
 from ecoflap import load_registry
 from ecoflap.core.contracts import hookspecs
+from ecoflap.core.contracts.conformance import contract_problems
+from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.recipe.docs import recipe_schema
-from ecoflap.core.registry.parameters import KINDS, parameters_of
+from ecoflap.core.registry.parameters import parameters_of
 from ecoflap.core.registry.registry import load_registry_from
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -37,7 +39,10 @@ def test_the_example_of_a_hook_is_a_plugin_that_loads(hook, tmp_path, monkeypatc
     else:
         kind = hook.removeprefix("ecoflap_register_").removesuffix("s")
         (name,) = registry.names(kind)
-        parameters_of(registry.find(kind, name))
+        factory = registry.find(kind, name)
+        parameters, _ = parameters_of(factory)
+        needed = {parameter.name: None for parameter in parameters.values() if parameter.required}
+        assert list(contract_problems(kind, factory(**needed), parameters)) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,3 +56,12 @@ def test_recipe_page_is_what_the_code_says():
     assert (DOCS / "recipe.md").read_text(encoding="utf-8") == recipe_schema(), (
         "python -m ecoflap.core.recipe.docs > docs/recipe.md"
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_optional_member_is_in_the_table_of_its_hook(kind):
+    options = KINDS[kind].options
+    own = {name for name in (*vars(options), *options.__annotations__) if not name.startswith("_")}
+    rows = re.findall(r"^\| `(\w+)", SECTIONS[f"ecoflap_register_{kind}s"], flags=re.MULTILINE)
+    assert set(rows) == own
+    assert re.search(r"^\| `problems\(context\)` \|", PAGE, flags=re.MULTILINE)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -61,3 +62,47 @@ def test_a_public_name_is_what_type_checkers_see(name):
 def test_another_name_is_an_ordinary_error():
     with pytest.raises(AttributeError, match="module 'ecoflap' has no attribute 'prune'"):
         _ = ecoflap.prune
+
+
+ROOT = Path(__file__).parents[1]
+READ = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").rglob("*.md"))]
+EXAMPLES = [*sorted((ROOT / "examples").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.py"))]
+
+
+def code_of(path):
+    """The Python of a file or of a page."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".py":
+        return [text]
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def imports_of(path):
+    """Each module of this package that the Python imports, with the names taken from it."""
+    for code in code_of(path):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, ()) for alias in node.names if alias.name.split(".")[0] == "ecoflap")
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ecoflap":
+                yield node.module, tuple(alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", [*READ, *EXAMPLES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_and_examples_import_public_names_alone(path):
+    for module, names in imports_of(path):
+        assert module in ecoflap.PUBLIC, f"{module} is private"
+        assert set(names) <= set(import_module(module).__all__)
+
+
+@pytest.mark.parametrize("module", ecoflap.PUBLIC)
+def test_a_public_module_says_what_it_has(module):
+    public = import_module(module)
+    assert public.__doc__
+    assert list(public.__all__) == sorted(public.__all__)
+    assert all(hasattr(public, name) for name in public.__all__)
+
+
+def test_the_public_modules_are_those_there_are():
+    files = (ROOT / "ecoflap").glob("*.py")
+    found = {f"ecoflap.{file.stem}" for file in files if not file.stem.startswith("_")}
+    assert set(ecoflap.PUBLIC) == {"ecoflap", *found}

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 CODE = ("adapters", "core", "exporters", "plugins")
 BOX = tuple(f"examples/box/{name}" for name in ("blip2", "clip", "data"))
 SHIPPED = (*CODE, *BOX, "ecoflap", "recipes", "registry.yaml")
-SOURCE = (*SHIPPED, "pyproject.toml", "README.md", "LICENSE", "tests", "docs")
+SOURCE = (*SHIPPED, "pyproject.toml", "setup.py", "README.md", "LICENSE", "tests", "docs")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 OFFLINE = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
 
@@ -32,7 +32,8 @@ registry = ecoflap.load_registry(installed=False)
 path = find_recipe("quickstart-llama")
 recipe = load_recipe(path, registry=registry)
 (shipped,) = Text()._paths()
-used = [ecoflap.__file__, registry.find("pruner", "wanda").__module__, recipe.prune.use, list(Text().problems())]
+module = registry.find("pruner", "wanda").__module__
+used = [ecoflap.__file__, module, recipe.prune.use, list(Text()._wrong_parameters())]
 print(json.dumps([*used, str(path), str(recipe.calibration.data.parameters["path"]), str(shipped)]))
 """
 
@@ -118,10 +119,17 @@ def test_every_folder_with_code_is_named_as_a_package():
     assert set(SETTINGS["tool"]["setuptools"]["packages"]) == expected
 
 
+@pytest.mark.parametrize("build", ["build_wheel", "build_editable"])
+def test_building_warns_of_nothing(source, tmp_path, build):
+    """Newer versions of pip print each of setuptools' warnings, all of which are user warnings."""
+    code = f"from setuptools import build_meta; build_meta.{build}({str(tmp_path)!r})"
+    quietly(sys.executable, "-W", "error::UserWarning", "-c", code, cwd=source)
+
+
 def test_the_sdist_holds_what_building_takes(built):
     with tarfile.open(built[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "core/cli/main.py", "ecoflap/registry.yaml"} <= names
+    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "core/cli/main.py", "ecoflap/registry.yaml"} <= names
 
 
 @pytest.mark.parametrize("how", ["wheel", "source", "here"])

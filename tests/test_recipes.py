@@ -11,7 +11,7 @@ import ecoflap
 from ecoflap.core.budget.counts import keep_count
 from ecoflap.core.recipe.load import find_recipe, load_recipe
 from ecoflap.core.sweep.file import read_sweep
-from ecoflap.core.sweep.grid import grid_of
+from ecoflap.core.sweep.grid import planned_runs
 
 ROOT = Path(__file__).parents[1]
 SHIPPED, EXAMPLES = sorted((ROOT / "recipes").rglob("*.yaml")), sorted((ROOT / "examples").rglob("*.yaml"))
@@ -86,7 +86,7 @@ def test_every_run_of_a_sweep_is_valid_with_its_model(name, registry, tmp_path):
     """At one of its sparsities, the others being alike."""
     sweep = read_sweep(SWEEPS[name])
     assert all(0 < value.value.value < 1 for value in sweep.axes["sparsity"])
-    cells = grid_of(read_sweep(SWEEPS[name], ["sparsity=0.5"]), tmp_path, registry)
+    cells = planned_runs(read_sweep(SWEEPS[name], ["sparsity=0.5"]), tmp_path, registry)
     assert len(cells) == len(sweep.methods) * len(sweep.seeds or (0,))
 
 
@@ -106,5 +106,5 @@ def test_the_recipe_runs_on_the_model_in_the_box(name, registry, tmp_path):
 
 def run(name, registry, folder, set_):
     done = ecoflap.run(RECIPES[name], folder=folder, set_=set_, registry=registry)
-    assert done.report["kept"] == done.plan.keep == keep_count(done.plan.size, done.recipe.sparsity)
+    assert done.report.kept == done.plan.keep == keep_count(done.plan.size, done.recipe.sparsity)
     assert (folder / "exports" / "safetensors" / "model.packed.safetensors").is_file()

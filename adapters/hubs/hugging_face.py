@@ -1,4 +1,4 @@
-"""Loading and saving what transformers reads: model, and tokenizer or processor, from a hub id, a folder or a GGUF."""
+"""Reads and writes models of transformers, with tokenizer or processor: from a hub id, a folder or a GGUF file."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ecoflap.core.errors import ModelError
-from ecoflap.core.export.sidecar_files import save_settings
+from ecoflap.core.export.surroundings import save_settings
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import check_weights, hub_id
 from ecoflap.core.packed.into_model import fill, packed_in, packed_types, without_weights
@@ -27,12 +27,12 @@ _REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def load_model(
     kind: str, source: Source, dtype: torch.dtype | None, device: str, *, has_pooler: bool | None = True
 ) -> nn.Module:
-    """A model in eval mode; ``device="meta"`` builds it from its configuration, without weights.
+    """Load a model in eval mode; ``device="meta"`` builds it from its configuration, without weights.
 
     A folder that the ``safetensors`` exporter wrote is read too.
 
-    :param kind: Name of the transformers class: ``AutoModelForCausalLM``, ``T5ForConditionalGeneration``.
-    :param dtype: None keeps the checkpoint's.
+    :param kind: The name of a class of transformers: ``AutoModelForCausalLM``, ``T5ForConditionalGeneration``.
+    :param dtype: The type of its weights; None keeps the checkpoint's.
     :param has_pooler: None where some checkpoints of the class have one and some have not, which shows on loading.
     :raises ModelError: Where it cannot be read, or lacks weights, which transformers would draw at random.
     """
@@ -47,13 +47,14 @@ def load_model(
         return _with_weights(kind, source, dtype, has_pooler).to(device)
 
 
-def load_processor(kind: str, source: Source, files: tuple[str, ...] = TEXT_FILES) -> Any:
-    """A tokenizer, image processor or processor; None where a folder has none of its files.
+def load_processor(kind: str, source: Source) -> Any:
+    """Load a tokenizer, image processor or processor; give None where a folder has none of its files.
 
-    :param kind: Name of the transformers class: ``AutoTokenizer``, ``AutoImageProcessor``, ``AutoProcessor``.
-    :param files: At least one of these shows that a folder has one.
+    :param kind: The name of a class of transformers: ``AutoTokenizer``, ``AutoImageProcessor``, ``AutoProcessor``.
+    :raises ModelError: Where there is one that cannot be read.
     """
     place, arguments = _place(source)
+    files = TEXT_FILES if kind == "AutoTokenizer" else IMAGE_FILES
     is_folder = source.path is not None and source.path.is_dir()
     if is_folder and not any(name in source.files for name in files):
         return None
@@ -68,7 +69,7 @@ def load_processor(kind: str, source: Source, files: tuple[str, ...] = TEXT_FILE
 
 
 def save_model(model: Any, processor: Any, folder: Path) -> None:
-    """As transformers writes it, with the tokenizer or processor beside it; in several files above 5 GB."""
+    """Write a model as transformers does, in several files above 5 GB, with its tokenizer or processor beside it."""
     how: dict[str, Any] = {"safe_serialization": True, "max_shard_size": SHARD_SIZE}
     with quiet():
         try:
@@ -83,14 +84,14 @@ def save_model(model: Any, processor: Any, folder: Path) -> None:
 
 
 def save_surroundings(model: nn.Module, processor: Any, folder: Path) -> None:
-    """The same without the weights."""
+    """Write what :func:`save_model` writes beside the weights."""
     with quiet():
         save_settings(model, processor, folder)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' bars and advice off the screen; its settings are as before afterwards."""
+    """Keep transformers' bars and advice off the screen, and leave its settings as they were."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -148,7 +149,7 @@ def _has_pooler(names: Iterable[str]) -> bool:
 
 
 def _wanted_type(model: Any, name: str, stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
-    """As ``from_pretrained`` casts: all but what the model's class keeps in float32."""
+    """Give the type that ``from_pretrained`` casts a weight to: that asked for, or float32 where its class says so."""
     if dtype is None or stored not in _REAL:
         return stored
     kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())] if dtype == torch.float16 else []
@@ -185,7 +186,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
 
 
 def _place(source: Source) -> tuple[str, dict[str, Any]]:
-    """What ``from_pretrained`` is called with."""
+    """Give what ``from_pretrained`` is called with."""
     if source.path is None:
         repository, revision = hub_id(source)
         return repository, {"revision": revision or "main"}
@@ -195,7 +196,7 @@ def _place(source: Source) -> tuple[str, dict[str, Any]]:
 
 
 def _dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
-    """Its name changed in transformers 4.56."""
+    """Name the argument for the type as this version of transformers does; its name changed in 4.56."""
     import transformers
 
     major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
@@ -203,19 +204,19 @@ def _dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
 
 
 def _own_dtype(config: Any) -> torch.dtype:
-    """What the checkpoint is stored in, by its newer name or the older one."""
+    """Give the type that the checkpoint is stored in, by the newer name of the setting or the older one."""
     return getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
 
 
 def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each weight by the first of its names."""
+    """Keep each weight under the first of its names only."""
     first: dict[tuple[int, torch.Size], str] = {}
     places = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in state.items()}
     return {name: tensor for name, tensor in state.items() if first.setdefault(places[name], name) == name}
 
 
 def _forget_loading(model: Any) -> None:
-    """Older versions write into a saved ``config.json`` where a model came from, and what was left open then."""
+    """Remove what older versions would write into ``config.json``: where a model came from, and what was left open."""
     model.config._name_or_path = ""
     vars(model.config).pop("_attn_implementation_autoset", None)
     if vars(model.config).get("torch_dtype") == "auto":
@@ -223,14 +224,14 @@ def _forget_loading(model: Any) -> None:
 
 
 def _forget_place(tokenizer: Any) -> None:
-    """Older versions of transformers write it beside the model, so that the same model saved twice differs."""
+    """Remove where a tokenizer came from: older versions write it down, and the same one saved twice would differ."""
     kept: dict[str, Any] = getattr(tokenizer, "init_kwargs", {})
     for name in ("name_or_path", "special_tokens_map_file"):
         kept.pop(name, None)
 
 
 def _forget_quantization(model: Any) -> None:
-    """The weights are plain numbers now; with these left on it a model can't be saved."""
+    """Remove what says that the weights are quantised: they no longer are, and with it a model cannot be saved."""
     for owner, names in (
         (model.config, ("quantization_config",)),
         (model, ("hf_quantizer", "is_quantized", "quantization_method")),

@@ -1,4 +1,4 @@
-"""Loading and saving what open_clip reads: an architecture with a tag, a hub id or a folder in its hub format."""
+"""Reads and writes what open_clip has: an architecture with a tag, a hub id or a folder in its hub format."""
 
 import json
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ _CANNOT = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionErro
 
 @dataclass(frozen=True)
 class Processor:
-    """What open_clip has in place of a processor.
+    """The two things that open_clip has in place of a processor.
 
-    :param transform: From a PIL image to a tensor.
-    :param tokenizer: From a list of texts to token ids ``[texts, context_length]``.
+    :param transform: Makes a tensor of a PIL image.
+    :param tokenizer: Makes token ids ``[texts, context_length]`` of a list of texts.
     """
 
     transform: Any
@@ -38,7 +38,10 @@ class Processor:
 
 
 def imported() -> Any:
-    """open_clip, or what to do to have it."""
+    """Import open_clip.
+
+    :raises ModelError: Where it is not installed.
+    """
     try:
         import open_clip
     except ImportError as error:
@@ -47,7 +50,10 @@ def imported() -> Any:
 
 
 def config_of(source: Source) -> dict[str, Any]:
-    """``{"model_cfg": …, "preprocess_cfg": …}``, without reading a weight."""
+    """Give ``{"model_cfg": …, "preprocess_cfg": …}`` of a model, without reading a weight.
+
+    :raises ModelError: Where a folder or repository is not in open_clip's hub format.
+    """
     if source.name.startswith(PREFIX):
         return _named_config(*_name_and_tag(source))
     stored = source.config.get("open_clip")
@@ -59,7 +65,7 @@ def config_of(source: Source) -> dict[str, Any]:
 
 
 def named(architecture: str) -> dict[str, Any]:
-    """The configuration open_clip knows by a name.
+    """Give the configuration that open_clip knows by a name.
 
     :raises ModelError: Where it knows none.
     """
@@ -75,10 +81,11 @@ def named(architecture: str) -> dict[str, Any]:
 
 
 def build(model_cfg: Mapping[str, Any], half: torch.dtype | None, device: str) -> nn.Module:
-    """A model with weights drawn at random, or none on ``meta``.
+    """Build a model with weights drawn at random, or without weights on ``meta``.
 
     :param half: Of weights that are kept in 16 bits while norms are in float32, as open_clip's ``precision="bf16"``
         keeps them; such a model has norms of another class. None for every other.
+    :raises ModelError: Where open_clip cannot build it.
     """
     refuse_kinds(model_cfg)
     open_clip = imported()
@@ -94,7 +101,7 @@ def build(model_cfg: Mapping[str, Any], half: torch.dtype | None, device: str) -
 
 
 def refuse_kinds(model_cfg: Mapping[str, Any]) -> None:
-    """Say which kinds of model are not covered, before anything of them is built or fetched."""
+    """Refuse the kinds of model that are not covered, before anything of them is built or fetched."""
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
     if "multimodal_cfg" in model_cfg:
         raise ModelError("CoCa, which has a third tower that writes captions, is not covered.")
@@ -105,9 +112,10 @@ def refuse_kinds(model_cfg: Mapping[str, Any]) -> None:
 
 
 def load(source: Source, device: str, architecture: str | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The model in the types of its checkpoint, and its configuration; ``meta`` reads and fetches no weights.
+    """Load a model in the types of its checkpoint, and give its configuration; ``meta`` reads and fetches no weights.
 
-    :param architecture: Of a folder that holds weights without their configuration.
+    :param architecture: That of a folder which holds weights without their configuration.
+    :raises ModelError: Where it cannot be loaded.
     """
     config = config_of(source)
     if architecture is not None and "model_cfg" not in config:
@@ -146,7 +154,7 @@ def _from_packed(model_cfg: Mapping[str, Any], packed: Path) -> nn.Module:
 
 
 def save(model: nn.Module, tokenizer: Any, config: Mapping[str, Any], folder: Path) -> None:
-    """In open_clip's hub format; a configuration without ``model_cfg`` is written as it is."""
+    """Write a model in open_clip's hub format; a configuration without ``model_cfg`` is written as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS[0], metadata={"format": "pt"})
@@ -154,7 +162,7 @@ def save(model: nn.Module, tokenizer: Any, config: Mapping[str, Any], folder: Pa
 
 
 def save_surroundings(tokenizer: Any, config: Mapping[str, Any], folder: Path) -> None:
-    """The same without the weights."""
+    """Write what :func:`save` writes beside the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OPEN_CLIP).write_text(json.dumps(config, indent=2), encoding="utf-8")
     if hasattr(tokenizer, "save_pretrained"):
@@ -162,7 +170,7 @@ def save_surroundings(tokenizer: Any, config: Mapping[str, Any], folder: Path) -
 
 
 def as_it_is(model_cfg: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    """An architecture's configuration with what a model in memory may have been made with otherwise.
+    """Give an architecture's configuration with what a model in memory was made with otherwise.
 
     :raises ModelError: Where the model is of another architecture.
     """
@@ -187,13 +195,16 @@ def as_it_is(model_cfg: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 
 def preprocessing_of(model: Any) -> dict[str, Any]:
-    """How open_clip prepares images for a model; empty where it was not noted."""
-    noted: Mapping[str, Any] = getattr(model.visual, "preprocess_cfg", None) or {}
-    return {name: noted[name] for name in PREPROCESSING if name in noted}
+    """Say how open_clip prepares images for a model; empty where the model does not say."""
+    known: Mapping[str, Any] = getattr(model.visual, "preprocess_cfg", None) or {}
+    return {name: known[name] for name in PREPROCESSING if name in known}
 
 
 def transform_of(model: Any) -> Any:
-    """From a PIL image to what the model reads, as open_clip evaluates it."""
+    """Make open_clip's transform for evaluation, from a PIL image to what the model reads.
+
+    It is None for a model that does not say how its images are prepared.
+    """
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     if not getattr(model.visual, "preprocess_cfg", None):
@@ -202,7 +213,10 @@ def transform_of(model: Any) -> Any:
 
 
 def tokenizer_of(source: Source, text_cfg: Mapping[str, Any]) -> Any:
-    """The one named in the configuration, from the model's own folder where that has it; CLIP's own by default."""
+    """Load the tokenizer that the configuration names, from the model's folder where that has it; by default CLIP's.
+
+    :raises ModelError: Where it cannot be read.
+    """
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     options: dict[str, Any] = dict(text_cfg.get("tokenizer_kwargs") or {})
@@ -277,7 +291,7 @@ def _fetched(source: Source) -> Path:
 
 
 def _half_of(types: Mapping[str, torch.dtype]) -> torch.dtype | None:
-    """The type of 16 bits that weights are kept in beside norms in float32."""
+    """Give the type of 16 bits that weights are kept in beside norms in float32; None where they are not."""
     if not types:
         return None
     usual = max(types.values(), key=list(types.values()).count)

@@ -1,4 +1,4 @@
-"""Loading and saving what timm reads: a model by its name in timm, a hub id or a folder in timm's hub format."""
+"""Reads and writes what timm has: a model by its name in timm, a hub id or a folder in timm's hub format."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,21 +19,24 @@ from ecoflap.core.packed.into_model import fill, packed_in, packed_types, withou
 
 PREFIX = "timm:"
 UNNAMED = "weights_of"
-"""In place of ``architecture`` in the config.json of weights whose architecture nobody named: their model's class."""
+"""A key of config.json that names the class of a model whose architecture nobody knows by a name."""
 
 _WAY_OUT = "pip install 'ecoflap[clip]'"
 _CANNOT = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, SafetensorError)
 
 
 def home_of(architecture: str) -> str | None:
-    """The module of timm that defines an architecture; None for a name that timm does not know."""
+    """Give the name of the module of timm that defines an architecture; None for a name that timm does not know."""
     timm = imported()
     name = architecture.split(".")[0]
     return str(timm.models.model_entrypoint(name).__module__) if timm.models.is_model(name) else None
 
 
 def imported() -> Any:
-    """timm, or what to do to have it."""
+    """Import timm.
+
+    :raises ModelError: Where it is not installed.
+    """
     try:
         import timm
     except ImportError as error:
@@ -42,9 +45,10 @@ def imported() -> Any:
 
 
 def build(place: str, arguments: Mapping[str, Any], *, pretrained: bool, device: str) -> nn.Module:
-    """``timm.create_model``, with what it raises as one kind of error.
+    """Call ``timm.create_model``.
 
     :param place: A name, ``hf-hub:ID`` or ``local-dir:FOLDER``.
+    :raises ModelError: In place of whatever it raises.
     """
     timm = imported()
     try:
@@ -54,13 +58,13 @@ def build(place: str, arguments: Mapping[str, Any], *, pretrained: bool, device:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ModelError(
             f"timm {timm.__version__} cannot make {place}: {' '.join(lines[:3])}. If the model was made with arguments "
-            f"that timm did not note, give them: adapter: {{use: eva_vit, arguments: {{...}}}}."
+            f"that timm did not write down, give them: adapter: {{use: eva_vit, arguments: {{...}}}}."
         ) from error
     return model.eval()
 
 
 def load_named(source: Source, arguments: Mapping[str, Any], device: str) -> nn.Module:
-    """``timm:NAME`` with the weights that timm has for it, in float32 as timm builds it."""
+    """Load ``timm:NAME`` with the weights that timm has for it, in float32 as timm builds it."""
     name = source.name.removeprefix(PREFIX)
     if home_of(name) is None:
         known = imported().list_models()
@@ -69,7 +73,7 @@ def load_named(source: Source, arguments: Mapping[str, Any], device: str) -> nn.
 
 
 def load_stored(source: Source, arguments: Mapping[str, Any], device: str) -> nn.Module:
-    """From timm's hub format, in the types the checkpoint is stored in."""
+    """Load a model from timm's hub format, in the types the checkpoint is stored in."""
     if source.path is None:
         repository, revision = hub_id(source)
         place = f"hf-hub:{repository}@{revision}" if revision else f"hf-hub:{repository}"
@@ -88,7 +92,7 @@ def load_stored(source: Source, arguments: Mapping[str, Any], device: str) -> nn
 
 
 def load_unnamed(source: Source, architecture: str, arguments: Mapping[str, Any], device: str) -> nn.Module:
-    """Weights beside which no architecture is written, into the one that the user names."""
+    """Load weights beside which no architecture is written into the one that the user names."""
     packed = packed_in(source)
     if packed is not None and device != "meta":
         return _from_packed(architecture, arguments, packed)
@@ -115,10 +119,11 @@ def _from_packed(place: str, arguments: Mapping[str, Any], packed: Path) -> nn.M
 
 
 def save(model: Any, folder: Path, architecture: str | None, arguments: Mapping[str, Any]) -> None:
-    """In timm's hub format where the architecture is known; else the weights, and the name of the model's class.
+    """Write a model in timm's hub format where its architecture is known; else its weights, and its class's name.
 
-    :param architecture: None for the one that timm noted in a model it made.
-    :param arguments: Of ``timm.create_model``, beside those that timm noted itself.
+    :param architecture: The model's name in timm; None for the one that timm wrote down in a model it made.
+    :param arguments: Those of ``timm.create_model`` that timm did not write down itself.
+    :raises ModelError: Where timm cannot write it.
     """
     if not _is_known(model, architecture):
         _save_weights(model, folder)
@@ -134,7 +139,7 @@ def save(model: Any, folder: Path, architecture: str | None, arguments: Mapping[
 
 
 def save_surroundings(model: Any, folder: Path, architecture: str | None, arguments: Mapping[str, Any]) -> None:
-    """The same without the weights."""
+    """Write what :func:`save` writes beside the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     if not _is_known(model, architecture):
         _name_class(model, folder)
@@ -149,20 +154,24 @@ def save_surroundings(model: Any, folder: Path, architecture: str | None, argume
 
 
 def _is_known(model: Any, architecture: str | None) -> bool:
-    noted: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    return bool(architecture or noted.get("architecture"))
+    own: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    return bool(architecture or own.get("architecture"))
 
 
 def class_name(model: nn.Module) -> str:
+    """Give the name of a model's class, with its module."""
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def transform_of(model: Any) -> Any:
-    """From a PIL image to what the model reads, as timm evaluates it; None for a model that timm did not make."""
+    """Make timm's transform for evaluation, from a PIL image to what the model reads.
+
+    It is None for a model that timm did not make.
+    """
     if not getattr(model, "pretrained_cfg", None):
         return None
     data = imported().data
-    # What timm notes of a checkpoint does not follow an img_size that was given when the model was made.
+    # What timm writes down of a checkpoint does not follow an img_size that was given when the model was made.
     size = getattr(model.patch_embed, "img_size", None)
     channels = model.pretrained_cfg.get("input_size", (3,))[0]
     known = {"input_size": (channels, *size)} if size else {}
@@ -181,7 +190,7 @@ def _name_class(model: nn.Module, folder: Path) -> None:
 
 @contextmanager
 def _described(model: Any, architecture: str | None) -> Iterator[None]:
-    """Let timm find the architecture where it would have noted it; the model is as before afterwards."""
+    """For a while, let timm find the architecture where it would have written it down itself."""
     before = model.__dict__.get("pretrained_cfg")
     if architecture is not None:
         known = imported().models.get_pretrained_cfg(architecture)
@@ -204,7 +213,7 @@ def _require_folders() -> None:
 
 
 def _stored_file(source: Source) -> Path | None:
-    """The safetensors file that timm reads; None where it reads another format."""
+    """Find the safetensors file that timm reads; None where it reads another format."""
     if source.path is not None:
         files = [file for file in weight_files(source) if file.suffix == ".safetensors"]
         return next((file for file in files if file.name == "model.safetensors"), files[0] if files else None)

@@ -1,37 +1,21 @@
 """What a contrastive loss asks of a recipe: that every batch holds at least two pairs."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from ecoflap.core.recipe.schema import Calibration, Recipe
 
+def pair_problems(recipe: Any) -> Iterator[str]:
+    """Yield a sentence for each calibration or evaluation that has a batch of one pair, whose loss is always 0.
 
-def pair_problems(recipe: Recipe) -> Iterator[str]:
-    """A sentence for each calibration or evaluation whose batches would hold one pair, with a loss of 0 in any case.
+    Where a dataset does not say before it is read how many samples it has, the loss itself refuses such a batch.
 
-    What a dataset does not say before it is read, how many samples it has, is left to the loss.
+    :param recipe: The checked recipe, as a ``PlanContext`` has it.
     """
-    uses = ((where, keys.batch_size, samples) for where, keys, samples in _uses(recipe))
-    yield from dict.fromkeys(problem for use in uses for problem in _problems(*use))
-    for number, part in enumerate(recipe.evaluate):
-        if part.trait("by_loss", False):  # it leaves none over
-            yield from _problems(f"evaluate.{number}", part.parameters["batch_size"], None)
-
-
-def _uses(recipe: Recipe) -> Iterator[tuple[str, Calibration, int | None]]:
-    """Each use of a calibration: where the recipe has it, and how many of its samples are looked at."""
-    if recipe.calibration is not None:
-        yield "calibration", recipe.calibration, _samples(recipe.calibration)
-    keys = recipe.score_calibration
-    if recipe.score is not None and keys is not None:
-        where = "calibration" if recipe.score.calibration is None else "score.calibration"
-        counts = (_samples(keys), recipe.score.part.trait("samples", None))
-        yield where, keys, min((count for count in counts if count is not None), default=None)
-
-
-def _samples(keys: Calibration) -> int | None:
-    """How many the dataset yields; None where it does not say so before it is read."""
-    count: int | None = keys.data.trait("samples", None)
-    return count
+    yield from dict.fromkeys(problem for use in recipe.calibration_uses() for problem in _problems(*use))
+    for number, evaluator in enumerate(recipe.evaluate):
+        size = evaluator.options.loss_batch_size
+        if size is not None:  # the evaluator itself sees to it that no sample is left over
+            yield from _problems(f"evaluate.{number}", size, None)
 
 
 def _problems(where: str, size: int, samples: int | None) -> Iterator[str]:

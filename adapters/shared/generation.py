@@ -1,4 +1,4 @@
-"""Texts by transformers' own ``generate``: nothing is drawn, and nothing of how a checkpoint wants it done is taken.
+"""Texts that a model makes by transformers' own ``generate``, always the same ones, by no setting of the checkpoint's.
 
 A checkpoint may come with settings of its own, such as a temperature or a penalty for repetition. With them two models
 would be compared in two ways, so only what ends a text and what a decoder begins with are taken over.
@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.shared.matrices import part
-from ecoflap.adapters.shared.rows import padded_rows
+from ecoflap.adapters.shared.members import find, member
+from ecoflap.adapters.shared.texts import padded_rows
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError
@@ -27,30 +27,30 @@ def generated(
     begins: int = 0,
     ends: Sequence[int] | None = None,
 ) -> list[Said]:
-    """What a text model of transformers says, a text a row of the inputs.
+    """Have a text model of transformers make a text for each row of its inputs.
 
-    :param inputs: Of its ``generate``, on the model's device.
-    :param begins: How many tokens of what it returns were there before.
+    :param inputs: The arguments of its ``generate``, on the model's device.
+    :param begins: How many tokens of each row that ``generate`` returns were given to it.
     :param ends: Tokens that end a text; None takes the model's.
     """
     ends = ends_of(model, tokenizer) if ends is None else ends
     config = _configuration(model, tokenizer, generation, ends)
     model.eval()
     with torch.no_grad(), _configured(model, config):
-        rows = part(model, "generate")(**inputs, generation_config=config)
+        rows = member(model, "generate")(**inputs, generation_config=config)
     return [said(tokenizer, row[begins:], ends) for row in rows.tolist()]
 
 
 def said(tokenizer: Any, tokens: Sequence[int], ends: Sequence[int]) -> Said:
-    """What stands before the first token that ends a text; after it there is only padding."""
+    """Give the text that stands before the first token that ends one; after it there is only padding."""
     at = next((number for number, token in enumerate(tokens) if token in ends), None)
     own = tuple(tokens[:at])
     return Said(tokenizer.decode(list(own), skip_special_tokens=True).strip(), own, at is not None)
 
 
 def ends_of(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends a text by the model's configurations, or by its tokenizer where they name none."""
-    named = (getattr(part(model, config), "eos_token_id", None) for config in ("config", "generation_config"))
+    """Give every token that ends a text by the model's configurations, or by its tokenizer where they name none."""
+    named = (find(model, f"{config}.eos_token_id") for config in ("config", "generation_config"))
     found = [token for ends in named if ends is not None for token in (ends if isinstance(ends, list) else [ends])]
     own = getattr(tokenizer, "eos_token_id", None)
     return tuple(dict.fromkeys(found)) or (() if own is None else (own,))
@@ -59,18 +59,24 @@ def ends_of(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
 def padded_left(
     rows: Sequence[Sequence[int]],
 ) -> tuple[Int64[Tensor, "rows longest"], Int64[Tensor, "rows longest"]]:
-    """Side by side so that all end together, as a decoder goes on with them, and a mask of what is no padding."""
+    """Put rows into one tensor so that all end together, as a decoder goes on with them.
+
+    :return: The tensor, and a mask that is 1 where no padding is.
+    """
     ids, mask = padded_rows([row[::-1] for row in rows])
     return ids.flip(1), mask.flip(1)
 
 
 def opening(tokens: Sequence[int], tokenizer: Any) -> list[int]:
-    """A text to be gone on with, whose tokenizer may have ended it; some begin a text with what ends another."""
+    """Take off what a tokenizer put at the end of a text that is to be gone on with.
+
+    The first token stays: some tokenizers begin a text with the very token that ends one.
+    """
     return [*tokens[:1], *without_ends(tokens[1:], [tokenizer.eos_token_id])]
 
 
 def without_ends(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """A text that its tokenizer may have ended."""
+    """Take off the tokens that end a text."""
     kept = list(tokens)
     while kept and kept[-1] in ends:
         kept.pop()
@@ -78,13 +84,19 @@ def without_ends(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
 
 
 def gone_on(before: Sequence[int], whole: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
-    """The tokens by which a text goes on: its tokenizer may join a blank to the word after it."""
+    """Give the tokens by which a text goes on.
+
+    They are read off the whole text, because a tokenizer may join a blank to the word after it.
+
+    :param before: The beginning by itself.
+    :param whole: The whole text.
+    """
     before, whole = without_ends(before, ends), without_ends(whole, ends)
     return tuple(whole[shared(before, whole) :])
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """Count the tokens that both begin with."""
     at = 0
     while at < min(len(one), len(other)) and one[at] == other[at]:
         at += 1
@@ -92,7 +104,10 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def check_prompts(samples: Sequence[Sample]) -> None:
-    """:raises DataError: Where there is no sample, or one without a question."""
+    """Refuse samples that give a text model nothing to answer or go on with.
+
+    :raises DataError: Where there is no sample, or one without a question.
+    """
     silent = [number for number, sample in enumerate(samples) if not sample.question]
     if silent or not samples:
         what = f"sample {silent[0]} of a batch has no question" if silent else "a batch needs at least one sample"
@@ -100,7 +115,11 @@ def check_prompts(samples: Sequence[Sample]) -> None:
 
 
 def check_length(prompts: Sequence[Sequence[int]], generation: Generation, longest: int | None) -> None:
-    """:raises DataError: Where prompt and answer are longer together than the text that a model takes."""
+    """Refuse prompts for whose answers the model has no room.
+
+    :param longest: How many tokens the model takes; None where there is no limit.
+    :raises DataError: Where prompt and answer together are longer than that.
+    """
     tokens, new = max(map(len, prompts)), generation.max_new_tokens
     if longest is not None and tokens + new > longest:
         raise DataError(
@@ -110,7 +129,10 @@ def check_length(prompts: Sequence[Sequence[int]], generation: Generation, longe
 
 
 def distinct_images(samples: Sequence[Sample]) -> tuple[list[Sample], Int64[Tensor, " samples"]]:
-    """One sample for each image, and which of them belongs to each sample: questions on one image share its pass."""
+    """Find samples that share an image, so that several questions on one image need one pass of the vision tower.
+
+    :return: One sample for each image, and for every sample which of them has its image.
+    """
     seen: dict[Any, int] = {}
     first: list[Sample] = []
     which = []
@@ -125,18 +147,18 @@ def distinct_images(samples: Sequence[Sample]) -> tuple[list[Sample], Int64[Tens
 
 
 def images_put_in(words: Tensor, is_image: Bool[Tensor, "rows tokens"], images: Tensor) -> Tensor:
-    """Embeddings of texts with those of each row's image at its places, in their order."""
+    """Replace the embeddings at each row's places for its image by those of that image, in their order."""
     return words.masked_scatter(is_image[..., None], images.to(words))
 
 
 def _configuration(model: nn.Module, tokenizer: Any, generation: Generation, ends: Sequence[int]) -> Any:
     from transformers import GenerationConfig
 
-    known = (part(model, "config"), part(model, "generation_config"), tokenizer)
+    known = (find(model, "config"), find(model, "generation_config"), tokenizer)
     pads = (getattr(one, "pad_token_id", None) for one in known)
     starts = (getattr(one, "decoder_start_token_id", None) for one in known)
     pad = next((number for number in pads if number is not None), ends[0] if ends else 0)
-    # one that belongs to beams is warned about where there are none
+    # without beams transformers warns of a setting that belongs to them
     beams = {"num_beams": generation.num_beams, "length_penalty": generation.length_penalty}
     return GenerationConfig(
         do_sample=False,
@@ -152,7 +174,7 @@ def _configuration(model: nn.Module, tokenizer: Any, generation: Generation, end
 
 @contextmanager
 def _configured(model: Any, config: Any) -> Iterator[None]:
-    """transformers fills what a configuration leaves open from the model's own."""
+    """Exchange the model's own configuration, from which transformers fills in what the one it is given leaves open."""
     own = getattr(model, "generation_config", None)
     model.generation_config = config
     try:

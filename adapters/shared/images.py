@@ -1,4 +1,4 @@
-"""What adapters of vision models share: images into a tensor, what each position of it is, a number for each image."""
+"""Images: into a tensor, in the type the model wants; what each position of a tower is; a number for each image."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,26 +9,25 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.hubs.hugging_face import IMAGE_FILES, load_processor
 from ecoflap.adapters.shared.losses import labels_of
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.model.anatomy import Source
 
 PREFIXES = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 """What a model puts before the patches, by the names of the parameters in its embeddings."""
 IMAGE = 2
+"""What an adapter's ``tokens`` says of a position that holds a patch of an image, or a query."""
 
 
 def image_seeds(pixel_values: Float[Tensor, "batch ..."]) -> Int64[Tensor, " batch"]:
-    """A 63-bit number from each image's own bytes: the same in whatever batch and order it comes."""
+    """Make a 63-bit number of each image's own bytes, which is the same in whatever batch and order it comes."""
     # numpy knows no bfloat16, so the bytes are taken before it sees the type
     rows = [image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for image in pixel_values]
     return torch.tensor([int.from_bytes(sha256(row).digest()[:8], "little") >> 1 for row in rows], dtype=torch.int64)
 
 
 def images_of(samples: Sequence[Sample]) -> list[Any]:
-    """The PIL images of all samples.
+    """Give the PIL images of all samples.
 
     :raises DataError: Where there is no sample, or one without an image in RGB.
     """
@@ -47,7 +46,7 @@ def images_of(samples: Sequence[Sample]) -> list[Any]:
 
 
 def pixels_of(processor: Any, samples: Sequence[Sample]) -> Float[Tensor, "batch channels height width"]:
-    """What a model of transformers sees of its images.
+    """Make the tensor of images that a model of transformers reads.
 
     :param processor: An image processor, or a processor that has one; None where the model came without.
     :raises DataError: Where there is none, or it cannot make one tensor of the images.
@@ -69,7 +68,7 @@ def pixels_of(processor: Any, samples: Sequence[Sample]) -> Float[Tensor, "batch
 
 
 def size_made_by(processor: Any) -> tuple[int, int]:
-    """Height and width of what an image processor of transformers makes of a square image."""
+    """Measure the height and width of what an image processor of transformers makes of a square image."""
     from PIL import Image
 
     height, width = pixels_of(processor, [Sample(image=Image.new("RGB", (256, 256)))]).shape[-2:]
@@ -77,17 +76,27 @@ def size_made_by(processor: Any) -> tuple[int, int]:
 
 
 def labelled_images(processor: Any, samples: Sequence[Sample]) -> Batch:
-    """``pixel_values`` and ``seeds``, and ``labels`` where the samples have them: the batch of a vision model alone."""
-    pixels = pixels_of(processor, samples)
+    """Make the batch of a vision model of transformers alone, as :func:`labelled_batch` has it.
+
+    :raises DataError: Where the images cannot be read, or some of them have no label.
+    """
+    return labelled_batch(pixels_of(processor, samples), samples)
+
+
+def labelled_batch(pixel_values: Float[Tensor, "batch ..."], samples: Sequence[Sample]) -> Batch:
+    """Put images beside a number for each of them (``seeds``), and ``labels`` where the samples have them.
+
+    :raises DataError: Where some samples have a label and others have none.
+    """
     labels = labels_of([sample.label for sample in samples])
-    batch = {"pixel_values": pixels, "seeds": image_seeds(pixels)}
+    batch = {"pixel_values": pixel_values, "seeds": image_seeds(pixel_values)}
     return batch if labels is None else {**batch, "labels": labels}
 
 
 def image_tokens(
     embeddings: nn.Module, pixel_values: Float[Tensor, "batch channels height width"]
 ) -> Int8[Tensor, "batch tokens"]:
-    """All are real: one for each patch, and those the embeddings put before them.
+    """Say that every position is of the image: one for each patch, and those the embeddings put before them.
 
     :param embeddings: The module whose one convolution cuts the image into patches.
     """
@@ -102,18 +111,28 @@ def image_tokens(
 
 
 def patch_convolution(embeddings: nn.Module) -> nn.Conv2d:
-    """The convolution that cuts an image into patches; its weight says in which type and where images are wanted."""
+    """Find the convolution that cuts an image into patches.
+
+    :raises ModelError: Where there is none.
+    """
     found = next((module for module in embeddings.modules() if isinstance(module, nn.Conv2d)), None)
     if found is None:
         raise ModelError(f"a {type(embeddings).__name__} has no convolution that cuts images into patches.")
     return found
 
 
+def cast_for(
+    embeddings: nn.Module, pixel_values: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch channels height width"]:
+    """Put images into the type and on the device of the convolution that cuts them into patches."""
+    return pixel_values.to(patch_convolution(embeddings).weight)
+
+
 @contextmanager
 def as_large_as_wanted(pixel_values: Float[Tensor, "batch channels height width"]) -> Iterator[None]:
-    """While a model runs: say where the size of its images comes from, if it takes no such images.
+    """While a model runs, say where the size of its images comes from if it takes no such images.
 
-    :raises DataError: In place of the ``ValueError`` that models of transformers raise of it.
+    :raises DataError: In place of the ``ValueError`` that models of transformers raise.
     """
     try:
         yield
@@ -123,8 +142,3 @@ def as_large_as_wanted(pixel_values: Float[Tensor, "batch channels height width"
             f"the model takes no images of {height}×{width}, which its processor makes: {error} Its "
             f"preprocessor_config.json says how large they are made."
         ) from error
-
-
-def load_image_processor(source: Source) -> Any:
-    """Of a model read from a folder or the hub; None where a folder has none of its files."""
-    return load_processor("AutoImageProcessor", source, IMAGE_FILES)

@@ -17,7 +17,11 @@ IGNORED = -100  # transformers' mark of a label that is padding
 
 
 def mean_nll(logits: Float[Tensor, "*batch vocabulary"], labels: Int64[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood of the labels that are not ``IGNORED``; logits and labels are aligned."""
+    """Give the mean negative log-likelihood of the labels that are not ``IGNORED``.
+
+    :param labels: That of each position is the one which the logits of the same position are to predict.
+    :raises DataError: Where all are ignored.
+    """
     real = labels != IGNORED
     targets = labels[real]
     if not len(targets):
@@ -29,7 +33,12 @@ def mean_nll(logits: Float[Tensor, "*batch vocabulary"], labels: Int64[Tensor, "
 def mean_nll_of_hidden(
     head: nn.Module, hidden: Float[Tensor, "targets hidden"], targets: Int64[Tensor, " targets"], vocabulary: int
 ) -> Float[Tensor, ""]:
-    """The same from hidden states: logits are made a chunk at a time, and made again in the backward, never kept."""
+    """Give the mean negative log-likelihood of targets from the hidden states that a head makes logits of.
+
+    Logits are made for a chunk of targets at a time, and made again in the backward; they are never kept.
+
+    :param vocabulary: How many logits the head makes for a target.
+    """
     rows = max(1, LOGITS_BYTES // (4 * vocabulary))
     total = hidden.new_zeros((), dtype=torch.float64)
     for chunk, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
@@ -47,9 +56,11 @@ def _chunk_nll(
 
 
 def info_nce(similarities: Float[Tensor, "images texts"]) -> Float[Tensor, ""]:
-    """Symmetric InfoNCE, ½·(CE over texts + CE over images), of similarities that the model has scaled itself.
+    """Compute symmetric InfoNCE, ½·(CE over texts + CE over images), of similarities that the model has scaled itself.
 
-    Radford et al., CLIP, ICML 2021, figure 3. One pair alone has a loss of 0 whatever the weights are.
+    Radford et al., CLIP, ICML 2021, figure 3.
+
+    :raises DataError: For one pair alone, whose loss is 0 whatever the weights are.
     """
     pairs = len(similarities)
     if pairs < 2:
@@ -64,9 +75,9 @@ def info_nce(similarities: Float[Tensor, "images texts"]) -> Float[Tensor, ""]:
 
 
 def random_projection(features: Float[Tensor, "batch features"], seeds: Int64[Tensor, " batch"]) -> Float[Tensor, ""]:
-    """For a model with neither head nor labels: mean of ⟨f/‖f‖, r⟩ with a fixed random r for each image.
+    """Compute a loss for a model without head or labels: the mean of ⟨f/‖f‖, r⟩ with a fixed random r for each image.
 
-    A distance to the dense model's own features would have no gradient at the dense model.
+    It is no distance to the dense model's own features, because that would have no gradient at the dense model.
 
     :param seeds: A number that belongs to the image, whichever batch it is in.
     """
@@ -76,7 +87,10 @@ def random_projection(features: Float[Tensor, "batch features"], seeds: Int64[Te
 
 
 def class_nll(logits: Float[Tensor, "batch classes"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, ""]:
-    """Cross entropy of each image's class."""
+    """Compute the cross entropy of each image's class.
+
+    :raises DataError: Where a label is no class of the model's.
+    """
     classes = logits.shape[-1]
     wrong = sorted({int(label) for label in labels if not 0 <= label < classes})
     if wrong:
@@ -90,7 +104,7 @@ def vision_loss(
     seeds: Int64[Tensor, " batch"],
     classifier: Float[Tensor, "classes features"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Of a vision model alone: cross entropy where there are labels, the random projection where there are none.
+    """Compute the loss of a vision model alone: cross entropy with labels, the random projection without.
 
     :param output: Logits, or features where there is no head.
     :param labels: None where the samples have none, or the model has no head and no classifier is given.
@@ -104,7 +118,7 @@ def vision_loss(
 
 
 def labels_of(labels: Sequence[int | None]) -> Int64[Tensor, " batch"] | None:
-    """As a tensor where every sample has one, None where none has.
+    """Give labels as a tensor where every sample has one, and None where none has.
 
     :raises DataError: Where some have and some have not.
     """
@@ -115,7 +129,9 @@ def labels_of(labels: Sequence[int | None]) -> Int64[Tensor, " batch"] | None:
 
 
 def sigmoid_pairs(similarities: Float[Tensor, "images texts"]) -> Float[Tensor, ""]:
-    """−Σ log σ(±s) over all texts, mean over images: + for an image's own text; s is scaled and shifted by the model.
+    """Compute −Σ log σ(±s) over all texts, as a mean over images: + for an image's own text, − for the others.
+
+    The model has scaled and shifted the similarities s itself.
 
     Zhai et al., Sigmoid loss for language image pre-training, ICCV 2023, algorithm 1.
     """

@@ -1,20 +1,33 @@
-"""The prunable matrices of a block, found by the modules that own them."""
+"""Towers and the prunable matrices of their blocks, found by the modules that own them."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import nn
 
-from ecoflap.core.model.anatomy import Block, Layer, Layout
+from ecoflap.adapters.shared.members import member
+from ecoflap.core.model.anatomy import Block, Layer, Layout, Tower
+
+
+def tower_at(model: nn.Module, path: str, name: str, *, calls: int = 1, prunable: bool = True) -> Tower:
+    """Make a tower of the blocks that a model has in one list.
+
+    :param path: The list's: ``model.layers``.
+    :param calls: How often each block runs in one forward.
+    :param prunable: False for a tower that is kept unless a recipe includes it.
+    :raises ModelError: Where the model has no such list.
+    """
+    blocks = tuple(Block(f"{path}.{i}", block, name, calls) for i, block in enumerate(member(model, path)))
+    return Tower(name, blocks, prunable=prunable)
 
 
 def matrices(
     block: Block, reads: Callable[[str], str] = lambda name: "", layout: Layout = "batch token"
 ) -> Iterator[Layer]:
-    """Every ``nn.Linear`` in a block, and both matrices of each ``nn.MultiheadAttention``, in the order of definition.
+    """Yield every ``nn.Linear`` of a block, and both matrices of each ``nn.MultiheadAttention``, as they are defined.
 
-    :param reads: From a module's name in the block to the tower whose tokens it reads; empty for the block's own.
-    :param layout: Of the inputs of what is no ``nn.MultiheadAttention``, which turns its own to ``token batch``.
+    :param reads: Tells, from a module's name in the block, the tower whose tokens it reads; empty for the block's own.
+    :param layout: That of the inputs of every ``nn.Linear``; an ``nn.MultiheadAttention`` turns its own to ``token
+        batch``.
     """
     inside: set[str] = set()
     for name, module in block.module.named_modules():
@@ -28,13 +41,5 @@ def matrices(
 
 
 def matrix_outside(block: Block, reads: str = "", layout: Layout = "selected") -> list[Layer]:
-    """The one layer of a block that is a single linear module outside the blocks."""
+    """Give the one layer of a block that is a single linear module outside the blocks."""
     return [Layer(f"{block.name}.weight", block.module, "weight", reads, layout)]
-
-
-def part(model: nn.Module, path: str) -> Any:
-    """A submodule untyped, since no base class declares which there are; None where there is none."""
-    found: Any = model
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return found

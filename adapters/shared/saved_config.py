@@ -1,4 +1,4 @@
-"""What transformers gets wrong in the ``config.json`` of a model that it saves, put right."""
+"""Corrections of what transformers writes wrongly into the ``config.json`` of a model that it saves."""
 
 import json
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ def say_untied(folder: Path, *keys: str) -> None:
 def say_type(folder: Path, dtype: torch.dtype) -> None:
     """Write which type a saved model is in, all but what its class keeps in float32.
 
-    transformers takes the type of the first weight, which is one of those in BLIP-2: a model in float16 would be
-    loaded in float32.
+    transformers writes the type of the first weight, and in BLIP-2 that is one of those kept in float32: a model in
+    float16 would be loaded in float32.
     """
     config = _read(folder)
     key = "dtype" if "dtype" in config else "torch_dtype"  # its name changed in transformers 4.56
@@ -36,7 +36,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _amend(folder: Path, keys: tuple[str, ...], changes: Mapping[str, Any]) -> None:
-    """Written in the order and form that transformers has."""
+    """Change a configuration, which stays in the order and form that transformers writes."""
     config = inner = _read(folder)
     for key in keys:
         inner = inner[key]

@@ -1,4 +1,4 @@
-"""The number types a checkpoint is stored in, and a model put back into them."""
+"""The number types that a checkpoint is stored in, and a model that is put back into them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,20 +10,24 @@ from torch import Tensor, nn
 
 
 def types_in(file: Path | None) -> dict[str, torch.dtype]:
-    """By name, without reading the numbers; empty for other formats, which are taken as float32."""
+    """Give the type of every tensor in a safetensors file, by name, without reading the numbers.
+
+    :param file: None for a checkpoint of another format, of which nothing is told; it is taken as float32.
+    """
     if file is None:
         return {}
     with safe_open(file, framework="pt") as stored:
-        parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - it has no other iterator
-        scalars = [name for name, part in parts.items() if not part.get_shape()]
-        types = {name: part[:0].dtype for name, part in parts.items() if name not in scalars}
+        slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - it has no other iterator
+        scalars = [name for name, one in slices.items() if not one.get_shape()]
+        types = {name: one[:0].dtype for name, one in slices.items() if name not in scalars}
         return types | {name: stored.get_tensor(name).dtype for name in scalars}
 
 
 def take_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
-    """Back to what a checkpoint is stored in, for libraries that read every one as float32; this is exact.
+    """Put a model back into the types that its checkpoint is stored in, where its library reads every one as float32.
 
-    Buffers that no checkpoint holds take the type of most of the weights.
+    That changes no number, as the numbers came from these types. A buffer that no checkpoint holds takes the type of
+    most of the weights.
     """
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     for name, tensor in state.items():

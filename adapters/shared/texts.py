@@ -1,22 +1,41 @@
-"""The texts of image-text pairs as token ids, through a tokenizer of transformers."""
+"""Texts as token ids: rows of unequal lengths in one tensor, and the texts of image-text pairs."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Int8, Int64
 from torch import Tensor
 
-from ecoflap.adapters.shared.rows import padded_rows
-from ecoflap.core.contracts.records import Sample
+from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
 
 NO_LIMIT = 10**6  # transformers writes a number far above this where a tokenizer has none
 
 
-def texts_of(processor: Any, samples: Sequence[Sample], limit: int | None = None) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask``, padded on the right to the longest; empty where no sample has a text.
+def padded_rows(
+    rows: Sequence[Sequence[int]], fill: int = 0
+) -> tuple[Int64[Tensor, "rows longest"], Int64[Tensor, "rows longest"]]:
+    """Put rows of unequal lengths into one tensor, padded on the right to the longest.
 
-    :param processor: One with a tokenizer; texts are left unread where it has none, as that of a vision model.
-    :param limit: Texts are cut to so many tokens; None takes the tokenizer's own limit.
+    :param fill: What the padding holds.
+    :return: The tensor, and a mask that is 1 where no padding is.
+    """
+    shape = len(rows), max(map(len, rows))
+    padded, mask = torch.full(shape, fill, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[number, : len(row)] = 1
+    return padded, mask
+
+
+def texts_of(processor: Any, samples: Sequence[Sample], limit: int | None = None) -> dict[str, Tensor]:
+    """Tokenise the samples' texts, and pad them on the right to the longest.
+
+    :param processor: One that has a tokenizer. Without one, as that of a vision model, texts are left unread.
+    :param limit: How many tokens of a text are read; None takes the tokenizer's own limit.
+    :return: ``input_ids`` and ``attention_mask``; nothing where no sample has a text, or there is no tokenizer.
+    :raises DataError: Where some samples have a text and others have none, or a text has no token.
     """
     tokenizer = getattr(processor, "tokenizer", None)
     texts = [sample.text for sample in samples if sample.text is not None]
@@ -24,16 +43,41 @@ def texts_of(processor: Any, samples: Sequence[Sample], limit: int | None = None
         return {}
     if len(texts) < len(samples):
         raise DataError(f"{len(samples) - len(texts)} of {len(samples)} samples have no text: give all of them one.")
-    limit = limit or tokenizer.model_max_length
-    windows = (tokenizer(texts, truncation=True, max_length=limit) if limit < NO_LIMIT else tokenizer(texts)).input_ids
+    windows = _tokenised(tokenizer, texts, limit or tokenizer.model_max_length)
     if not all(windows):
         raise DataError("a text has no tokens: its tokenizer must put one at its beginning or end.")
     input_ids, mask = padded_rows(windows, padding_token(tokenizer))
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
+def _tokenised(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
+    """Tokenise texts, and leave the tokenizer as it was.
+
+    A fast tokenizer keeps the length that it was last asked to cut texts to, and would write it beside the model.
+    """
+    if limit >= NO_LIMIT:
+        return list(tokenizer(texts).input_ids)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    before = None if backend is None else backend.truncation
+    found = list(tokenizer(texts, truncation=True, max_length=limit).input_ids)
+    if backend is not None:
+        backend.no_truncation()
+        if before is not None:
+            backend.enable_truncation(**before)
+    return found
+
+
 def padding_token(tokenizer: Any) -> int:
-    """:raises DataError: Where the tokenizer has none."""
+    """Give the token that pads a text.
+
+    :raises DataError: Where the tokenizer has none.
+    """
     if tokenizer.pad_token_id is None:
         raise DataError(f"the {type(tokenizer).__name__} has no padding token: set its pad_token.")
     return int(tokenizer.pad_token_id)
+
+
+def text_tokens(batch: Batch) -> Int8[Tensor, "batch tokens"]:
+    """Say what of a batch's texts is text (1) and what is padding (0), by their attention mask."""
+    mask: Tensor = batch["attention_mask"]
+    return mask.to(torch.int8)

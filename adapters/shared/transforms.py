@@ -13,9 +13,9 @@ from ecoflap.core.errors import DataError
 
 
 def transformed(transform: Any, samples: Sequence[Sample]) -> Float[Tensor, "batch channels height width"]:
-    """The images of all samples side by side.
+    """Put the images of all samples through a transform and into one tensor.
 
-    :param transform: From a PIL image to a tensor; an image processor of transformers will do too.
+    :param transform: Makes a tensor of a PIL image; an image processor of transformers will do too.
     :raises DataError: Where there is none, or it does not make tensors of one shape.
     """
     if not callable(transform) or hasattr(transform, "preprocess") or hasattr(transform, "image_processor"):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecoflap.adapters.shared.matrices import part
+from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.views.images import IMAGE_AXES, PIXELS, images_of, views_of_pair
 from ecoflap.adapters.views.texts import view_from_embeddings
 from ecoflap.adapters.views.view import BATCH, SAID, TEXT_AXES, Example, view
@@ -18,25 +18,28 @@ BOTH_AXES = {
 
 
 class Queries(nn.Module):
-    """What the queries of a Q-Former hold of an image, projected.
+    """Projects what the queries of a Q-Former hold of an image.
 
-    :param is_normalised: Whether each of them is then of length 1.
+    :param is_normalised: Whether each of them is then scaled to length 1.
     """
 
-    def __init__(self, sees: nn.Module, qformer: nn.Module, queries: Tensor, projection: nn.Module, unit: bool) -> None:
+    def __init__(
+        self, sees: nn.Module, qformer: nn.Module, queries: Tensor, projection: nn.Module, is_normalised: bool
+    ) -> None:
         super().__init__()
         self.vision_model, self.qformer, self.query_tokens = sees, qformer, queries
-        self.projection, self.unit = projection, unit
+        self.projection, self.is_normalised = projection, is_normalised
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
         return (self.embedded(self.seen(pixel_values)),)
 
     def seen(self, pixel_values: Tensor) -> Tensor:
-        """What the vision tower gives."""
+        """Give what the vision tower makes of images."""
         hidden: Tensor = self.vision_model(pixel_values).last_hidden_state
         return hidden
 
     def embedded(self, image: Tensor) -> Tensor:
+        """Have the queries read what the vision tower made, and project them."""
         read: Tensor = self.qformer(
             query_embeds=self.query_tokens.expand(image.shape[0], -1, -1),
             encoder_hidden_states=image,
@@ -45,32 +48,35 @@ class Queries(nn.Module):
         ).last_hidden_state
         # the Q-Former of a model in 16 bits is in float32
         embedded: Tensor = self.projection(read.to(image.dtype))
-        return F.normalize(embedded, dim=-1) if self.unit else embedded
+        return F.normalize(embedded, dim=-1) if self.is_normalised else embedded
 
 
 class LavisQueries(Queries):
-    """With LAVIS' vision tower, whose norm is outside."""
+    """Does the same with LAVIS' vision tower, whose last norm is outside it."""
 
-    def __init__(self, model: nn.Module, projection: nn.Module, unit: bool) -> None:
-        super().__init__(
-            part(model, "visual_encoder"), part(model, "Qformer.bert"), part(model, "query_tokens"), projection, unit
-        )
-        self.norm = part(model, "ln_vision")
+    def __init__(self, model: nn.Module, projection: nn.Module, is_normalised: bool) -> None:
+        sees, qformer = (member(model, name, nn.Module) for name in ("visual_encoder", "Qformer.bert"))
+        super().__init__(sees, qformer, member(model, "query_tokens", Tensor), projection, is_normalised)
+        self.norm = member(model, "ln_vision", nn.Module)
 
     def seen(self, pixel_values: Tensor) -> Tensor:
+        """Give what the vision tower and its norm make of images."""
         hidden: Tensor = self.norm(self.vision_model(pixel_values))
         return hidden
 
 
 class QueryTexts(nn.Module):
-    """What a Q-Former reads off a text without an image, projected, of length 1."""
+    """Projects what a Q-Former reads off a text without an image, and scales it to length 1.
+
+    :param embeddings: What embeds the text; None where the Q-Former does so itself, as LAVIS' does.
+    """
 
     def __init__(self, embeddings: nn.Module | None, qformer: nn.Module, projection: nn.Module) -> None:
         super().__init__()
         self.embeddings, self.qformer, self.projection = embeddings, qformer, projection
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        if self.embeddings is None:  # LAVIS has them in its Q-Former
+        if self.embeddings is None:
             made = self.qformer(input_ids, attention_mask=attention_mask, return_dict=True)
         else:
             embedded = self.embeddings(input_ids=input_ids)
@@ -80,7 +86,7 @@ class QueryTexts(nn.Module):
 
 
 class Compared(nn.Module):
-    """Every image with every text: the similarity is that of the query that is nearest to the text.
+    """Compares every image with every text: their similarity is that of the query which is nearest to the text.
 
     :param temperature: What similarities are divided by; None for a model without one.
     """
@@ -98,7 +104,7 @@ class Compared(nn.Module):
 
 
 class Seeing(nn.Module):
-    """Image and text in, what the text model says next."""
+    """Gives what the text model says next of an image and a text."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -110,7 +116,7 @@ class Seeing(nn.Module):
 
 
 class SeeingAndSaying(nn.Module):
-    """As above, of a text model with an encoder; what was said so far goes to its decoder."""
+    """Gives what a text model with an encoder and a decoder says next of an image, a text and what it said so far."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -124,13 +130,13 @@ class SeeingAndSaying(nn.Module):
 
 
 def views_of_blip2(model: nn.Module, image: list[int], says: bool) -> Iterator[View]:
-    """``vision``: what the text model reads of an image; ``language``; and ``all`` in one graph.
+    """Yield ``vision``, what the text model reads of an image; ``language``, that model; and ``all`` in one graph.
 
     :param image: The tokens that stand for an image in a text.
     :param says: Whether the text model has a decoder that is given what it said so far.
     """
-    seen, text = _images(model), part(model, "language_model")
-    vision = _queries(model, part(model, "language_projection"), unit=False)
+    seen, text = _images(model), member(model, "language_model")
+    vision = _queries(model, member(model, "language_projection", nn.Module), is_normalised=False)
     count = len(text.get_input_embeddings().weight)
 
     def both(example: Example) -> dict[str, Tensor]:
@@ -147,41 +153,45 @@ def views_of_blip2(model: nn.Module, image: list[int], says: bool) -> Iterator[V
 
 
 def views_of_blip2_retrieval(model: nn.Module) -> Iterator[View]:
-    """``vision``: each query's embedding of an image; ``text``: that of a text, read alone; both of length 1; ``pair``.
+    """Yield ``vision``, each query's vector of an image; ``text``, that of a text read alone; and ``pair``.
 
-    A text is without the places of an image that a processor of this model puts before it.
+    Vectors are of length 1. A text is without the places of an image that a processor of this model puts before it.
     """
-    vision = _queries(model, part(model, "vision_projection"), unit=True)
-    text = QueryTexts(part(model, "embeddings"), part(model, "qformer"), part(model, "text_projection"))
-    count = len(part(model, "embeddings.word_embeddings.weight"))
+    vision = _queries(model, member(model, "vision_projection", nn.Module), is_normalised=True)
+    text = QueryTexts(*(member(model, name, nn.Module) for name in ("embeddings", "qformer", "text_projection")))
+    count = len(member(model, "embeddings.word_embeddings.weight"))
     yield from views_of_pair(_images(model), _texts(count), (vision, text, Compared(vision, text, None)))
 
 
 def views_of_lavis(model: nn.Module, kind: str) -> Iterator[View]:
-    """As of the same models of transformers, but no ``all``: LAVIS' own forward takes texts, not tokens.
+    """Yield the views of LAVIS' models, which are those of the same models of transformers without ``all``.
+
+    LAVIS' own forward takes texts, not tokens.
 
     :param kind: ``t5``, ``opt`` or ``retrieval``.
     """
-    encoder = part(model, "visual_encoder")
-    size = part(encoder, "image_size") or part(encoder, "input_resolution")
+    encoder = member(model, "visual_encoder", nn.Module)
+    size = find(encoder, "image_size") or member(encoder, "input_resolution")
     images = images_of(encoder, size)
     if kind != "retrieval":
-        vision = LavisQueries(model, part(model, f"{kind}_proj"), unit=False)
+        vision = LavisQueries(model, member(model, f"{kind}_proj", nn.Module), is_normalised=False)
         yield view("vision", vision, images, ("image_embeds",), IMAGE_AXES)
-        yield view_from_embeddings(part(model, f"{kind}_model"), kind == "t5")
+        yield view_from_embeddings(member(model, f"{kind}_model", nn.Module), kind == "t5")
         return
-    vision = LavisQueries(model, part(model, "vision_proj"), unit=True)
-    text = QueryTexts(None, part(model, "Qformer.bert"), part(model, "text_proj"))
-    count = len(part(model, "Qformer.bert.embeddings.word_embeddings.weight"))
-    yield from views_of_pair(images, _texts(count), (vision, text, Compared(vision, text, part(model, "temp"))))
+    vision = LavisQueries(model, member(model, "vision_proj", nn.Module), is_normalised=True)
+    text = QueryTexts(None, member(model, "Qformer.bert", nn.Module), member(model, "text_proj", nn.Module))
+    count = len(member(model, "Qformer.bert.embeddings.word_embeddings.weight"))
+    compared = Compared(vision, text, member(model, "temp", Tensor))
+    yield from views_of_pair(images, _texts(count), (vision, text, compared))
 
 
-def _queries(model: nn.Module, projection: nn.Module, unit: bool) -> Queries:
-    return Queries(part(model, "vision_model"), part(model, "qformer"), part(model, "query_tokens"), projection, unit)
+def _queries(model: nn.Module, projection: nn.Module, is_normalised: bool) -> Queries:
+    sees, qformer = (member(model, name, nn.Module) for name in ("vision_model", "qformer"))
+    return Queries(sees, qformer, member(model, "query_tokens", Tensor), projection, is_normalised)
 
 
 def _images(model: nn.Module) -> Callable[[Example], dict[str, Tensor]]:
-    embeddings = part(model, "vision_model.embeddings")
+    embeddings = member(model, "vision_model.embeddings")
     return images_of(embeddings, embeddings.image_size)
 
 

@@ -1,13 +1,14 @@
-"""Views of models that look at images: of one alone, and of one with a text tower that it is compared with."""
+"""Views of models that look at images: of a vision model alone, and of one with a text tower it is compared with."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ecoflap.adapters.shared.images import patch_convolution
-from ecoflap.adapters.shared.matrices import part
+from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.views.view import BATCH, EXAMPLES, IMAGES, TEXT_AXES, TEXTS, Example, square, view, without
 from ecoflap.core.contracts.records import View
 
@@ -17,9 +18,9 @@ COMPARED = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds"
 
 
 class Vision(nn.Module):
-    """A vision model alone.
+    """Runs a vision model alone.
 
-    :param outputs: What is taken of its output, by name; none of a model whose output is one tensor.
+    :param outputs: Names of what is taken of its output; none for a model whose output is one tensor.
     """
 
     def __init__(self, model: nn.Module, outputs: Sequence[str] = ()) -> None:
@@ -32,7 +33,7 @@ class Vision(nn.Module):
 
 
 class ImageEmbeds(nn.Module):
-    """What a vision tower of transformers reads off an image, projected; it is not normalised."""
+    """Projects what a vision tower of transformers reads off an image, and does not normalise it."""
 
     def __init__(self, tower: nn.Module, projection: nn.Module | None) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class ImageEmbeds(nn.Module):
 
 
 class TextEmbeds(nn.Module):
-    """What a text tower of transformers reads off a text, projected; it is not normalised."""
+    """Projects what a text tower of transformers reads off a text, and does not normalise it."""
 
     def __init__(self, tower: nn.Module, projection: nn.Module) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class TextEmbeds(nn.Module):
 
 
 class WholeTextEmbeds(nn.Module):
-    """As above, of a text tower that is given no mask and projects by itself."""
+    """Runs a text tower of transformers that is given no mask and projects by itself."""
 
     def __init__(self, tower: nn.Module) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class WholeTextEmbeds(nn.Module):
 
 
 class Pair(nn.Module):
-    """Every image compared with every text; the embeddings are normalised."""
+    """Compares every image with every text; it gives their normalised embeddings too."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Pair(nn.Module):
 
 
 class PairOfWholeTexts(nn.Module):
-    """As above, of a model that is given no mask."""
+    """Does what :class:`Pair` does, with a model that is given no mask."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class PairOfWholeTexts(nn.Module):
 
 
 class OpenClipText(nn.Module):
-    """What open_clip's ``encode_text`` gives, not normalised."""
+    """Runs open_clip's ``encode_text``, and does not normalise what it gives."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class OpenClipText(nn.Module):
 
 
 class OpenClipPair(nn.Module):
-    """As open_clip's ``get_logits``, with the normalised features it is of."""
+    """Does what open_clip's ``get_logits`` does; it gives the normalised features too."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -118,15 +119,15 @@ class OpenClipPair(nn.Module):
 
 
 def views_of_vision(model: nn.Module, stem: nn.Module, size: Any, names: Sequence[str]) -> Iterator[View]:
-    """``vision``: the first of these that the model gives, or all of them that are hidden states.
+    """Yield ``vision``: with the logits if the model makes any, else with all of these that it makes.
 
     :param stem: What holds the convolution that cuts images into patches.
-    :param size: Of an image, as one number or as two.
+    :param size: Height and width of an image, as one number or as two.
+    :param names: What the model may make. The first is also the name of a single output, unless that is a vector for
+        each token: then it is ``last_hidden_state``.
     """
     images = images_of(stem, size)
-    weight = patch_convolution(stem).weight
-    with torch.no_grad():
-        made = model(images(EXAMPLES[0])[PIXELS].to(weight.device))
+    made = _made_without_numbers(model, images(EXAMPLES[0])[PIXELS])
     if isinstance(made, Tensor):
         (name,) = names if made.ndim == 2 else ("last_hidden_state",)
         yield view("vision", Vision(model), images, (name,), IMAGE_AXES)
@@ -136,8 +137,19 @@ def views_of_vision(model: nn.Module, stem: nn.Module, size: Any, names: Sequenc
     yield view("vision", Vision(model, outputs), images, outputs, IMAGE_AXES)
 
 
+def _made_without_numbers(model: nn.Module, pixels: Tensor) -> Any:
+    """Give what a model makes of images as tensors of the right shapes on the meta device; nothing is computed."""
+    weightless = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    with torch.no_grad():
+        return functional_call(model, weightless, (pixels.to("meta"),))
+
+
 def images_of(stem: nn.Module, size: Any) -> Callable[[Example], dict[str, Tensor]]:
-    """From an example to its images, which are normalised."""
+    """Give what makes the images of an example, which are normalised.
+
+    :param stem: What holds the convolution that cuts images into patches.
+    :param size: Height and width of an image, as one number or as two.
+    """
     cut, shape = patch_convolution(stem), square(size)
 
     def made(example: Example) -> dict[str, Tensor]:
@@ -153,10 +165,10 @@ def views_of_pair(
     *,
     is_any_length: bool = True,
 ) -> Iterator[View]:
-    """``vision``, ``text`` and ``pair``, in which there may be more texts than images.
+    """Yield ``vision``, ``text`` and ``pair``, in which there may be more texts than images.
 
-    :param modules: Of the three.
-    :param is_any_length: Of a text, up to what the model takes.
+    :param modules: What runs each of the three.
+    :param is_any_length: Whether a text may be of any length up to the longest that the model takes.
     """
     yield view("vision", modules[0], images, ("image_embeds",), IMAGE_AXES)
     lengths = {1: TEXT_AXES[1]} if is_any_length else {}
@@ -167,17 +179,18 @@ def views_of_pair(
 
 
 def views_of_clip(model: nn.Module) -> Iterator[View]:
-    """Of a CLIP of transformers; of its vision tower alone the first."""
-    embeddings = part(model, "vision_model.embeddings")
+    """Yield ``vision``, ``text`` and ``pair`` of a CLIP of transformers; of its vision tower alone ``vision``."""
+    embeddings = member(model, "vision_model.embeddings")
     images = images_of(embeddings, embeddings.image_size)
-    vision = ImageEmbeds(part(model, "vision_model"), part(model, "visual_projection"))
-    tower = part(model, "text_model")
+    projection = member(model, "visual_projection", nn.Module)
+    vision = ImageEmbeds(member(model, "vision_model", nn.Module), projection)
+    tower = find(model, "text_model", nn.Module)
     if tower is None:
         yield view("vision", vision, images, ("image_embeds",), IMAGE_AXES)
         return
-    count, end = len(part(tower, "embeddings.token_embedding.weight")), part(tower, "eos_token_id")
+    count, end = len(member(tower, "embeddings.token_embedding.weight")), find(tower, "eos_token_id", int)
     # 2 stands for the end being the largest number, as in the first checkpoints
-    last = count - 1 if end in (None, 2) else int(end)
+    last = count - 1 if end is None or end == 2 else end
 
     def texts(example: Example) -> dict[str, Tensor]:
         mask = example.mask(example.texts, example.length)
@@ -185,30 +198,32 @@ def views_of_clip(model: nn.Module) -> Iterator[View]:
         ids[torch.arange(len(ids)), mask.sum(1) - 1] = last
         return {"input_ids": ids * mask, "attention_mask": mask}
 
-    text = TextEmbeds(tower, part(model, "text_projection"))
+    text = TextEmbeds(tower, member(model, "text_projection", nn.Module))
     yield from views_of_pair(images, texts, (vision, text, Pair(model)))
 
 
 def views_of_siglip(model: nn.Module) -> Iterator[View]:
-    """Of a SigLIP of transformers, whose texts are all as long as it takes them."""
-    embeddings, tower = part(model, "vision_model.embeddings"), part(model, "text_model")
-    count = len(part(tower, "embeddings.token_embedding.weight"))
-    length = len(part(tower, "embeddings.position_embedding.weight"))
+    """Yield ``vision``, ``text`` and ``pair`` of a SigLIP of transformers, whose texts are all of one length."""
+    embeddings, tower = member(model, "vision_model.embeddings"), member(model, "text_model", nn.Module)
+    count = len(member(tower, "embeddings.token_embedding.weight"))
+    length = len(member(tower, "embeddings.position_embedding.weight"))
 
     def texts(example: Example) -> dict[str, Tensor]:
         return {"input_ids": example.ids(count, example.texts, length)}
 
-    modules = ImageEmbeds(part(model, "vision_model"), None), WholeTextEmbeds(tower), PairOfWholeTexts(model)
+    vision = ImageEmbeds(member(model, "vision_model", nn.Module), None)
+    modules = vision, WholeTextEmbeds(tower), PairOfWholeTexts(model)
     images = images_of(embeddings, embeddings.image_size)
     yield from views_of_pair(images, texts, modules, is_any_length=False)
 
 
 def views_of_open_clip(model: nn.Module, length: int, vocabulary: int) -> Iterator[View]:
-    """Of a model of open_clip, whose texts are all as long as it takes them.
+    """Yield ``vision``, ``text`` and ``pair`` of a model of open_clip, whose texts are all of one length.
 
-    :param vocabulary: The last of whose tokens ends a text.
+    :param length: The length of a text in tokens.
+    :param vocabulary: How many tokens there are; the last of them ends a text.
     """
-    visual = part(model, "visual")
+    visual = member(model, "visual")
 
     def texts(example: Example) -> dict[str, Tensor]:
         mask = example.mask(example.texts, min(example.length, length))

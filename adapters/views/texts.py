@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ecoflap.adapters.shared.matrices import part
+from ecoflap.adapters.shared.members import member
 from ecoflap.adapters.views.view import BATCH, PAST, SAID, TEXT_AXES, TOTAL, Example, view, without
 from ecoflap.core.contracts.records import View
 
@@ -15,7 +15,7 @@ ENCODER_SEQUENCE = "encoder_sequence"
 
 
 class CausalLM(nn.Module):
-    """A decoder alone."""
+    """Runs a decoder without a cache."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class CausalLM(nn.Module):
 
 
 class CausalLMWithPast(nn.Module):
-    """A decoder that goes on from a cache, which may be empty; the mask covers what is in it and what is new."""
+    """Runs a decoder from a cache on, which may be empty; the mask covers what is in it and what is new."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class CausalLMWithPast(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack that reads a text."""
+    """Runs the stack that reads a text."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -51,9 +51,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The stack that says a text, and its head, on what the encoder gave.
+    """Runs the stack that says a text, and its head, on what the encoder gave.
 
-    :param layers: Of whose keys and values it gives too what a step with a cache begins with; 0 for none.
+    :param layers: How many layers' keys and values it gives too, as a step with a cache begins with them; 0 for none.
     """
 
     def __init__(self, model: nn.Module, layers: int) -> None:
@@ -74,12 +74,12 @@ class Decoder(nn.Module):
 
 
 class DecoderWithPast(nn.Module):
-    """Goes on from a cache of a decoder's own keys and values, and those of what the encoder gave."""
+    """Runs a decoder from a cache on, of its own keys and values and those of what the encoder gave."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = without(model, "encoder")
-        self.width: int = part(model, "config").d_model
+        self.width: int = member(model, "config.d_model", int)
 
     def forward(self, input_ids: Tensor, encoder_attention_mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         own = [tensor for at, tensor in enumerate(past) if at % 4 < 2]
@@ -98,7 +98,7 @@ class DecoderWithPast(nn.Module):
 
 
 class FromEmbeddings(nn.Module):
-    """A decoder alone that reads vectors."""
+    """Runs a decoder that reads vectors in place of tokens."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class FromEmbeddings(nn.Module):
 
 
 class SaidFromEmbeddings(nn.Module):
-    """Encoder and decoder; the encoder reads vectors."""
+    """Runs an encoder that reads vectors in place of tokens, and its decoder."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -121,9 +121,9 @@ class SaidFromEmbeddings(nn.Module):
 
 
 def views_of_decoder(model: nn.Module) -> Iterator[View]:
-    """``decoder``, and ``decoder_with_past`` where this version of transformers has caches that can be filled."""
-    embedding = part(model, "model.embed_tokens.weight")
-    blocks = part(model, "model.layers")
+    """Yield ``decoder``, and ``decoder_with_past`` where this version of transformers has caches that can be filled."""
+    embedding = member(model, "model.embed_tokens.weight", Tensor)
+    blocks = member(model, "model.layers", nn.ModuleList)
 
     def texts(example: Example) -> dict[str, Tensor]:
         ids = example.ids(len(embedding), example.batch, example.length)
@@ -134,8 +134,8 @@ def views_of_decoder(model: nn.Module) -> Iterator[View]:
     if not has_cache(model):
         return
     past = _past_names("past_key_values", len(blocks))
-    dim = part(blocks[0], "self_attn.head_dim")
-    heads = part(blocks[0], "self_attn.k_proj.weight").shape[0] // dim
+    dim = member(blocks[0], "self_attn.head_dim", int)
+    heads = member(blocks[0], "self_attn.k_proj.weight", Tensor).shape[0] // dim
 
     def step(example: Example) -> dict[str, Tensor]:
         ids = example.ids(len(embedding), example.batch, example.said)
@@ -149,13 +149,13 @@ def views_of_decoder(model: nn.Module) -> Iterator[View]:
 
 
 def views_of_encoder_and_decoder(model: nn.Module) -> Iterator[View]:
-    """``encoder``; ``decoder``; and where transformers has caches that can be filled ``decoder_with_past``.
+    """Yield ``encoder``, ``decoder``, and where transformers has caches that can be filled ``decoder_with_past``.
 
     As with Optimum a decoder then also gives its keys and values, and those of the encoder's states, because only it
     knows what ``decoder_with_past`` begins with; the latter gives the grown ones alone.
     """
-    shared, config = part(model, "shared.weight"), part(model, "config")
-    layers = len(part(model, "decoder.block")) if has_cache(model) else 0
+    shared, config = member(model, "shared.weight", Tensor), member(model, "config")
+    layers = len(member(model, "decoder.block", nn.ModuleList)) if has_cache(model) else 0
 
     def mask(example: Example) -> Tensor:
         return example.mask(example.batch, example.length)
@@ -181,7 +181,7 @@ def views_of_encoder_and_decoder(model: nn.Module) -> Iterator[View]:
     past = _in_turn(own, other)
     encoded = {0: BATCH, 1: ENCODER_SEQUENCE}
     axes = {"input_ids": TEXT_AXES, "encoder_hidden_states": encoded, "encoder_attention_mask": encoded}
-    yield view("encoder", Encoder(part(model, "encoder")), read, ("last_hidden_state",), {
+    yield view("encoder", Encoder(member(model, "encoder", nn.Module)), read, ("last_hidden_state",), {
         "input_ids": TEXT_AXES, "attention_mask": TEXT_AXES,
     })  # fmt: skip
     gives = _in_turn(*(_past_names("present", layers, f".{side}") for side in ("decoder", "encoder")))
@@ -193,11 +193,11 @@ def views_of_encoder_and_decoder(model: nn.Module) -> Iterator[View]:
 
 
 def view_from_embeddings(model: nn.Module, says: bool) -> View:
-    """``language``: a text model that reads vectors.
+    """Give ``language``: a text model that reads vectors.
 
     :param says: Whether there is a decoder that is given what it said so far.
     """
-    embedding = part(model, "get_input_embeddings")().weight
+    embedding = member(model, "get_input_embeddings")().weight
 
     def made(example: Example) -> dict[str, Tensor]:
         read = example.numbers(embedding, example.batch, example.length, embedding.shape[1])
@@ -212,7 +212,7 @@ def view_from_embeddings(model: nn.Module, says: bool) -> View:
 
 
 def has_cache(model: nn.Module) -> bool:
-    """Whether this version of transformers has caches that are filled by hand, and the model takes one."""
+    """Say whether this version of transformers has caches that are filled by hand, and the model takes one."""
     import transformers
 
     if not hasattr(transformers, "EncoderDecoderCache") or not getattr(model, "_supports_cache_class", True):
@@ -221,7 +221,7 @@ def has_cache(model: nn.Module) -> bool:
 
 
 def _argument(model: nn.Module) -> str:
-    """What a model's forward calls its cache, which is ``cache`` since transformers 5.20."""
+    """Name the argument of a model's forward that is its cache, which is ``cache`` since transformers 5.20."""
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
@@ -234,7 +234,7 @@ def _axes(names: Sequence[str], length: str) -> dict[str, dict[int, str]]:
 
 
 def _in_turn(own: Sequence[Any], other: Sequence[Any]) -> list[Any]:
-    """Of each layer the decoder's own key and value, then those of the encoder's states."""
+    """Give for each layer the decoder's own key and value, then those of the encoder's states."""
     pairs = zip(own[::2], own[1::2], other[::2], other[1::2], strict=True)
     return [one for layer in pairs for one in layer]
 
@@ -255,7 +255,7 @@ def _both(own: Sequence[Tensor], other: Sequence[Tensor]) -> Any:
 
 
 def _content(cache: Any, layers: int) -> list[Tensor]:
-    """Keys and values in turn; they moved into an object for each layer in transformers 4.54."""
+    """Give keys and values in turn; they moved into an object for each layer in transformers 4.54."""
     if hasattr(cache, "layers"):
         return [tensor for layer in cache.layers[:layers] for tensor in (layer.keys, layer.values)]
     return [tensor for at in range(layers) for tensor in (cache.key_cache[at], cache.value_cache[at])]

@@ -1,4 +1,4 @@
-"""What every family's views share: two examples of each input, the axes that vary, and parts of a model by themselves.
+"""What the views of all families share: examples of each input, and a model without what a view has no use for.
 
 A view's module calls the model's own modules, without a cache unless the cache is what it is for. Its ``forward`` names
 its inputs; those of a cache, as many as the model has layers, come last, as ``*past``.
@@ -22,13 +22,14 @@ TEXT_AXES = {0: BATCH, 1: SEQUENCE}
 
 @dataclass(frozen=True)
 class Example:
-    """Sizes of one example and its random numbers. No two sizes are equal, so that none is taken for another.
+    """The sizes of one example and its random numbers. No two sizes are equal, so that none is taken for another.
 
-    :param batch: Images, or rows of a text.
-    :param texts: Rows of texts that are compared with the images.
-    :param length: Of a text, in tokens.
-    :param said: Of what a decoder was given, in tokens.
-    :param past: Of what is in a cache, in tokens.
+    :param batch: How many images there are, or rows of a text.
+    :param texts: How many texts are compared with the images.
+    :param length: The length of a text in tokens.
+    :param said: How many tokens a decoder was given.
+    :param past: How many tokens are in a cache.
+    :param seed: What its random numbers follow from.
     """
 
     batch: int
@@ -41,9 +42,9 @@ class Example:
     def ids(
         self, vocabulary: int, rows: int, length: int, *, without: int | None = None
     ) -> Int64[Tensor, "rows length"]:
-        """Tokens of any kind.
+        """Draw tokens.
 
-        :param without: A token that has a meaning of its own, which is not drawn.
+        :param without: A token with a meaning of its own, which is left out.
         """
         if without is None:
             return torch.randint(vocabulary, (rows, length), generator=self._drawn())
@@ -51,12 +52,12 @@ class Example:
         return drawn + (drawn >= without).long()
 
     def mask(self, rows: int, length: int) -> Int64[Tensor, "rows length"]:
-        """Padding on the right: each row a token shorter than the one before, down to half the length."""
+        """Make a mask with padding on the right: each row is a token shorter than the one before, down to half."""
         lengths = length - torch.arange(rows) % (1 + length // 2)
         return (torch.arange(length) < lengths[:, None]).long()
 
     def numbers(self, like: Tensor, *shape: int) -> Float[Tensor, "..."]:
-        """Standard normal, in another tensor's type; on the CPU."""
+        """Draw standard normal numbers, on the CPU and in another tensor's type."""
         return torch.randn(shape, generator=self._drawn()).to(like.dtype)
 
     def _drawn(self) -> torch.Generator:
@@ -73,13 +74,17 @@ def view(
     outputs: tuple[str, ...],
     dynamic: Mapping[str, Mapping[int, str]],
 ) -> View:
-    """:param made: From an example's sizes to the inputs in their order."""
+    """Make a view with two examples of its inputs.
+
+    :param made: Gives the inputs of an example, in their order.
+    :param dynamic: By input, which of its axes vary and by what name; an input that is not named has none.
+    """
     inputs, other = (dict(made(example)) for example in EXAMPLES)
     return View(name, module.eval(), inputs, other, outputs, {key: dynamic.get(key, {}) for key in inputs})
 
 
 def without(model: nn.Module, *children: str) -> nn.Module:
-    """The same module without some of its children: another object, of the same class, that holds the same weights.
+    """Copy a module without some of its children: another object, of the same class, that holds the same weights.
 
     So a model's own methods run, and what they have no use for is not written to a file.
     """
@@ -89,7 +94,7 @@ def without(model: nn.Module, *children: str) -> nn.Module:
 
 
 def square(size: Any) -> tuple[int, int]:
-    """Height and width of what is written as one number or as two."""
+    """Give height and width of what is written as one number or as two."""
     if isinstance(size, int):
         return size, size
     height, width = size

@@ -1,1 +1,1 @@
-"""Exact counts of weights: spread over groups, layers and rows, and turned into masks."""
+"""Counts weights exactly, spreads the counts over groups, layers and rows, and turns them into masks."""

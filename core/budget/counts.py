@@ -1,4 +1,4 @@
-"""Exact integer budgets: a layer's count or pattern, a group of layers, and the count that a sparsity leaves."""
+"""Count exactly: the budget of a layer, a group of layers, and how many weights a sparsity leaves."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -7,11 +7,15 @@ from typing import TypeAlias
 from ecoflap.core.errors import EcoflapError
 
 Number: TypeAlias = int | float | str | Fraction
+"""How a share may be given. A text or a float means what is written, so that 0.1 is one tenth."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Exactly ``count`` weights of a layer are kept."""
+    """Says that exactly ``count`` weights of a layer are kept.
+
+    :raises EcoflapError: Where the count is negative.
+    """
 
     count: int
 
@@ -22,10 +26,12 @@ class Keep:
 
 @dataclass(frozen=True)
 class Pattern:
-    """``n`` weights are kept of every ``m`` consecutive inputs of a row; ``Pattern(2, 4)`` is NVIDIA's 2:4.
+    """Says that ``n`` weights are kept of every ``m`` consecutive inputs of a row; ``Pattern(2, 4)`` is NVIDIA's 2:4.
 
     The literature disagrees: Wanda's and SparseGPT's ``prune_n`` counts the pruned ones. Here, as in the name "N:M
     sparsity", n are kept.
+
+    :raises EcoflapError: Where n is not between 1 and m.
     """
 
     n: int
@@ -39,7 +45,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """From ``"2:4"``."""
+        """Read a pattern as it is written: ``"2:4"``."""
         n, colon, m = text.partition(":")
         if not (colon and n.strip().isdecimal() and m.strip().isdecimal()):
             raise EcoflapError(f"{text!r} is no pattern: write n:m, two whole numbers, as in 2:4")
@@ -47,10 +53,11 @@ class Pattern:
 
     @property
     def sparsity(self) -> Fraction:
+        """The share of weights that go."""
         return 1 - Fraction(self.n, self.m)
 
     def keep_of(self, size: int) -> int:
-        """How many it keeps of ``size`` weights in whole runs of m."""
+        """Give how many it keeps of ``size`` weights, which are whole runs of m."""
         return size // self.m * self.n
 
     def __str__(self) -> str:
@@ -58,17 +65,19 @@ class Pattern:
 
 
 Budget: TypeAlias = Keep | Pattern
+"""How many weights a layer keeps: a count or a pattern."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Weights that share one sparsity.
+    """Describes layers that share one sparsity: a layer, a block, a tower or the whole model.
 
     :param size: How many prunable weights it has.
-    :param score: How much the loss cares about it.
+    :param score: How much the loss cares about it; larger is kept longer.
     :param layers: Names of its layers.
-    :param floor: It keeps at least this many.
-    :param cap: It keeps at most this many; None for all.
+    :param tower: The tower it lies in; empty where it spans several.
+    :param floor: It keeps at least this many weights.
+    :param cap: It keeps at most this many weights; None for all.
     """
 
     name: str
@@ -81,17 +90,20 @@ class Group:
 
     @property
     def most(self) -> int:
-        """The most it may keep: its cap, or all."""
+        """The most weights that it may keep: its cap, or all."""
         return self.size if self.cap is None else min(self.cap, self.size)
 
 
 def exact(number: Number) -> Fraction:
-    """A number as it is written, so that 0.1 is one tenth and not the float next to it."""
+    """Read a number as it is written, so that 0.1 is one tenth and not the float next to it."""
     return number if isinstance(number, Fraction) else Fraction(str(number))
 
 
 def keep_count(size: int, sparsity: Number) -> int:
-    """⌊size · (1 - sparsity)⌋, the sparsity read as an exact decimal: 0.9 of 10 leaves 1, not 0."""
+    """Give how many of ``size`` weights a sparsity leaves: ⌊size · (1 - sparsity)⌋, in exact arithmetic.
+
+    In floating point a sparsity of 0.9 would leave none of 10 weights; here it leaves 1.
+    """
     try:
         share = exact(sparsity)
     except (ValueError, ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""The mask of a layer: exactly as many weights as its budget says, those with the largest metric."""
+"""Select a layer's mask: exactly as many weights as its budget says, those with the largest metric."""
 
 from functools import cache
 from math import isfinite
@@ -13,22 +13,23 @@ from ecoflap.core.budget.counts import Budget, Keep, Pattern
 from ecoflap.core.errors import EcoflapError
 
 Compare = Literal["row", "layer"]
+"""Which weights a weight competes with: those of its own output row, or all of its layer."""
 
-
-"""Whom a weight competes with: those of its own output row, or all of its layer."""
-
-
-_CACHED = 1 << 16  # elements: what a core keeps at hand
+_CACHED = 1 << 16
+"""So many elements stay in a core's cache."""
 
 
 def row_counts(count: int, rows: int, columns: int) -> Int64[Tensor, " rows"]:
-    """How many each row keeps: ⌊(i+1)·count/rows⌋ - ⌊i·count/rows⌋, which spreads a remainder evenly down the rows."""
+    """Spread a count over rows: row i keeps ⌊(i+1)·count/rows⌋ - ⌊i·count/rows⌋, so that a remainder spreads evenly.
+
+    :raises EcoflapError: Where there are fewer weights than the count.
+    """
     check_fits(Keep(count), rows, columns)
     return (torch.arange(rows + 1) * count // max(rows, 1)).diff()
 
 
 def check_fits(budget: Budget, rows: int, columns: int) -> None:
-    """Refuses a count larger than the matrix, and a pattern whose m does not divide its inputs."""
+    """Refuse a count larger than the matrix, and a pattern whose m does not divide its inputs."""
     if isinstance(budget, Keep):
         if budget.count > rows * columns:
             raise EcoflapError(f"{budget.count} weights cannot be kept of the {rows * columns} there are")
@@ -40,13 +41,14 @@ def check_fits(budget: Budget, rows: int, columns: int) -> None:
 
 
 def select(metric: Float[Tensor, "out in"], budget: Budget, compare: Compare = "row") -> Bool[Tensor, "out in"]:
-    """Which weights stay: exactly as many as the budget says, those with the largest metric. True is kept.
+    """Select the weights that stay: exactly as many as the budget says, those with the largest metric. True is kept.
 
     Of equal metrics the one at the lower index goes first, as in Wanda's stable sort.
 
-    :param metric: Finite; larger is kept longer.
+    :param metric: One number for each weight; larger is kept longer.
     :param compare: ``"row"`` gives each output row its share, ``"layer"`` compares all weights of the matrix. A pattern
         always compares the m of a run.
+    :raises EcoflapError: Where the metric is not finite, or the budget does not fit the matrix.
     """
     if not is_finite(metric):
         raise EcoflapError("the metric is NaN or infinite somewhere: the weights or the layer's inputs are not finite")
@@ -63,29 +65,33 @@ def select(metric: Float[Tensor, "out in"], budget: Budget, compare: Compare = "
 
 
 def is_finite(values: Float[Tensor, "..."]) -> bool:
-    """Neither NaN nor infinite anywhere: the extremes tell, in a fraction of the time of asking every element."""
+    """Tell whether nothing is NaN or infinite.
+
+    The extremes show it: to find them takes a fraction of the time that a look at every element takes.
+    """
     return not values.numel() or all(isfinite(float(extreme)) for extreme in values.aminmax())
 
 
 def zeros_first(metric: Float[Tensor, "out in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-    """The metric with weights that are already zero below all others, even below those of a dead input."""
+    """Lower the metric of weights that are already zero below all others, even below those of an input that is dead."""
     zero = weight == 0
     # As a rule there are none, and nothing need be copied.
     return metric.masked_fill(zero, torch.finfo(metric.dtype).min) if bool(zero.any()) else metric
 
 
 def kept_only(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-    """The weight with +0.0 wherever the mask is False, whatever was there: -0.0, NaN and infinity too."""
+    """Set a weight to +0.0 wherever the mask is False, whatever was there: -0.0, NaN and infinity too."""
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
     # Every bit of a kept weight is multiplied by 1, of a pruned one by 0: several times faster than masked_fill.
     return (weight.contiguous().view(bits) * mask).view(weight.dtype)
 
 
 def _best(runs: Float[Tensor, "runs m"], n: int) -> Bool[Tensor, "runs m"]:
-    """The n largest of each short run: those that fewer than n others beat.
+    """Select the n largest of each short run: those that fewer than n others beat.
 
-    All pairs are compared at once, and a small matrix product counts who is beaten: some twenty times faster than a
-    selection in each run. In pieces, since a run of m has m² pairs, and they should stay in the cache.
+    All pairs are compared at once, and a small matrix product counts by how many each is beaten: some twenty times
+    faster than a selection in each run. It is done in pieces, since a run of m has m² pairs, which should stay in the
+    cache.
     """
     m = runs.shape[1]
     duels, later_wins = _duels(m, runs.device)
@@ -99,9 +105,10 @@ def _best(runs: Float[Tensor, "runs m"], n: int) -> Bool[Tensor, "runs m"]:
 
 @cache
 def _duels(m: int, device: torch.device) -> tuple[Float32[Tensor, "m pairs"], Float32[Tensor, "m 1"]]:
-    """How often each is beaten, from all answers to "is q at least p?": the product with the first, plus the second.
+    """Give the matrix and the vector that turn all answers to "is q at least p?" into how often each is beaten.
 
-    For p < q a yes counts against p and a no, which is the second's 1 for every p before q, against q.
+    The matrix times the answers, plus the vector, is that count. For p < q a yes counts against p; a no counts against
+    q, for which the vector has 1 for every p before q, and the matrix takes it back for every yes.
     """
     p, q = torch.eye(m)[:, :, None], torch.eye(m)[:, None, :]
     duels = ((p - q) * torch.ones(m, m).triu(1)).flatten(1)
@@ -109,6 +116,7 @@ def _duels(m: int, device: torch.device) -> tuple[Float32[Tensor, "m pairs"], Fl
 
 
 def _largest(metric: Float[Tensor, "rows columns"], counts: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows columns"]:
+    """Select the largest of each row, as many as its count; of equal ones the later."""
     counts = counts.to(metric.device)
     threshold = _thresholds(metric, counts)
     kept = metric >= threshold[:, None]
@@ -121,7 +129,10 @@ def _largest(metric: Float[Tensor, "rows columns"], counts: Int64[Tensor, " rows
 
 
 def _thresholds(metric: Float[Tensor, "rows columns"], counts: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """Each row's counts-th largest metric; infinite where none is kept. Selection, not a sort: the counts are few."""
+    """Find the smallest metric that each row keeps; infinite where it keeps none.
+
+    Rows of one count are searched together: there are few counts, and a selection is faster than a sort.
+    """
     columns = metric.shape[1]
     threshold = torch.full_like(metric[:, 0], float("inf"))
     for count in counts.unique().tolist():
@@ -133,7 +144,7 @@ def _thresholds(metric: Float[Tensor, "rows columns"], counts: Int64[Tensor, " r
 
 
 def _ascending(metric: Float[Tensor, "rows columns"], index: int) -> Float[Tensor, " rows"]:
-    """What each row would have at this index, were it sorted."""
+    """Give what each row would have at this index, were it sorted."""
     if metric.dtype == torch.float32 and metric.device.type == "cpu":
         # numpy's selection uses vector instructions, and is some eight times faster than torch's. It works on a copy;
         # a few rows at a time that copy stays in the cache.

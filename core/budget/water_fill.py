@@ -1,4 +1,4 @@
-"""Counts that follow a line and meet bounds, and whole numbers that lose nothing in rounding."""
+"""Find counts that rise along lines and keep within bounds, and whole numbers that lose nothing in rounding."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -15,14 +15,16 @@ def water_fill(
     total: int,
     names: Sequence[str],
 ) -> list[int]:
-    """Counts k_g = clip(base_g + t · slope_g, lower_g, upper_g), with the one t at which they sum to ``total``.
+    """Give the counts clip(base_g + t · slope_g, lower_g, upper_g) of groups g, for the t at which they sum to a total.
 
-    Solved in fractions: the sum is linear between the points where a count meets a bound, so the piece that holds the
-    total gives t without iteration. Rounded down, what is left going to the largest remainders. Groups of slope 0 stay
-    at their base; only when all others are at a bound do they share what is still missing, in proportion to their room.
+    The equation is solved in fractions: the sum is linear between the points where a count meets a bound, so the piece
+    that holds the total gives t without iteration. Then the counts are rounded down, and the largest remainders get
+    what is left. Groups of slope 0 stay at their base; only when all others are at a bound do they share what is still
+    missing, in proportion to their room.
 
-    :param slope: At least 0.
-    :param names: Decide between equal remainders.
+    :param slope: How fast each group's count rises; at least 0.
+    :param names: Names of the groups: the first in alphabetical order comes first where remainders are equal.
+    :raises EcoflapError: Where a group's bounds cross, or all bounds together leave no room for the total.
     """
     _check_bounds(lower, upper, total, names)
     bases, slopes = [Fraction(b) for b in base], [Fraction(s) for s in slope]
@@ -52,6 +54,7 @@ def _check_bounds(lower: Sequence[int], upper: Sequence[int], total: int, names:
 def _levels(
     base: Sequence[Fraction], slope: Sequence[Fraction], lower: Sequence[int], upper: Sequence[int], total: int
 ) -> list[Fraction]:
+    """Solve for the counts before they are rounded; they sum to the total."""
     groups = list(zip(base, slope, lower, upper, strict=True))
 
     def at(t: Fraction) -> list[Fraction]:
@@ -75,7 +78,7 @@ def _levels(
 
 
 def _whole(shares: Sequence[Fraction], total: int, names: Sequence[str]) -> list[int]:
-    """Whole numbers that sum to what the shares sum to: the floors, and one more for the largest remainders."""
+    """Round shares to whole numbers of the same sum: all down, then those with the largest remainders up."""
     counts = [int(share // 1) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], names[i]))
     for i in by_remainder[: total - sum(counts)]:
@@ -84,7 +87,12 @@ def _whole(shares: Sequence[Fraction], total: int, names: Sequence[str]) -> list
 
 
 def split(count: int, sizes: Sequence[int], names: Sequence[str]) -> list[int]:
-    """A group's count over its layers, in proportion to their sizes; remainders to the largest, ties by name."""
+    """Split a group's count over its layers, in proportion to their sizes.
+
+    The largest remainders are rounded up; where they are equal, the first names in alphabetical order.
+
+    :raises EcoflapError: Where the layers have fewer weights than that.
+    """
     if not 0 <= count <= sum(sizes):
         raise EcoflapError(f"{count} weights cannot be kept of the {sum(sizes)} in {', '.join(names) or 'no layer'}")
     return _whole([Fraction(count * size, sum(sizes) or 1) for size in sizes], count, names)

@@ -1,1 +1,1 @@
-"""The command line."""
+"""Offers the command line."""

@@ -1,4 +1,4 @@
-"""A model taken apart for reading: its towers, blocks and layers, and what of it is kept and why."""
+"""Show a model taken apart: its towers, blocks and layers, and what of it is never pruned and why."""
 
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -8,36 +8,60 @@ from typing import Any
 from torch import nn
 
 from ecoflap.core.cli.tables import Section
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import contract_problems
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.errors import RegistryError
 from ecoflap.core.model.anatomy import Anatomy, Tower
-from ecoflap.core.model.never_pruned import kept_in, tied_to
+from ecoflap.core.model.never_pruned import never_pruned, tied_names
 from ecoflap.core.model.source import open_source
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.registry import Registry
+from ecoflap.core.text.columns import left, right
 
 
 def inspection(source: str, adapter: str | None, registry: Registry) -> list[Section]:
-    """What ``ecoflap inspect`` prints; reads no weights."""
+    """Make the tables that ``ecoflap inspect`` prints, without reading a weight.
+
+    :param source: As a recipe names a model.
+    :param adapter: The adapter's name or import path; None for the one that claims the model.
+    :raises EcoflapError: Where there is no such model, or no adapter for it.
+    """
     opened = open_source(source, Path.cwd())
-    named = registry.find("adapter", adapter)() if adapter else adapter_for(opened, registry)
-    model = named.load(opened, None, "meta")
-    towers = named.towers(model)
-    anatomy = Anatomy.of(towers, named.layers)
+    chosen = _named(adapter, registry) if adapter else adapter_for(opened, registry)
+    model = chosen.load(opened, None, "meta")
+    towers = chosen.towers(model)
+    anatomy = Anatomy.of(towers, chosen.layers)
     outside = [tower for tower in towers if tower.outside]
     sections = [
         Section(
             f"{source}: {_counted(model.parameters())}",
-            ("tower", ">blocks", ">layers", ">prunable", "by default"),
+            (*left("tower"), *right("blocks", "layers", "prunable"), *left("by default")),
             [_tower(anatomy, tower) for tower in anatomy.towers],
         ),
-        Section("layers of each block", ("blocks", "layer", ">shape", ">weights", "reads"), list(_layers(anatomy))),
+        Section(
+            "layers of each block",
+            (*left("blocks", "layer"), *right("shape", "weights"), *left("reads")),
+            list(_layers(anatomy)),
+        ),
         Section(
             "outside the blocks: kept unless a recipe's include: names it",
-            ("matrix", ">shape", ">weights", "the same weight as"),
-            [_matrix(model, tower, named) for tower in outside],
+            (*left("matrix"), *right("shape", "weights"), *left("the same weight as")),
+            [_matrix(model, tower, chosen) for tower in outside],
         ),
-        _kept(model, anatomy, towers),
+        _never_pruned(model, anatomy, towers),
     ]
     return [section for section in sections if section.rows]
+
+
+def _named(name: str, registry: Registry) -> Adapter:
+    """Make the adapter of a name or an import path, and refuse what is none."""
+    with blaming(f"the adapter {name}"):
+        adapter: Adapter = registry.find("adapter", name)()
+    problems = [f"{name}: {problem}" for problem in contract_problems("adapter", adapter, ())]
+    if problems:
+        raise RegistryError(*problems)
+    return adapter
 
 
 def _counted(parameters: Any) -> str:
@@ -45,6 +69,7 @@ def _counted(parameters: Any) -> str:
 
 
 def _tower(anatomy: Anatomy, tower: Tower) -> tuple[str, ...]:
+    """Write a tower's row: how much of it can be pruned, and whether it is."""
     layers = [layer for _, layer in anatomy.layers(tower.blocks)]
     size = sum(layer.size for layer in layers)
     default = "pruned" if tower.prunable else f"kept unless a recipe says include: [{tower.name}]"
@@ -52,7 +77,7 @@ def _tower(anatomy: Anatomy, tower: Tower) -> tuple[str, ...]:
 
 
 def _layers(anatomy: Anatomy) -> Iterator[tuple[str, ...]]:
-    """Blocks of one shape are told once."""
+    """List the layers of each block; blocks of a tower whose layers are alike share their rows."""
     alike: dict[tuple[Any, ...], list[str]] = {}
     for block in anatomy.blocks:
         inside = anatomy.layers_of[block.name]
@@ -66,22 +91,24 @@ def _layers(anatomy: Anatomy) -> Iterator[tuple[str, ...]]:
 
 
 def _range(names: Sequence[str]) -> str:
+    """Write names as the first, the last and how many there are."""
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
-def _matrix(model: nn.Module, tower: Tower, adapter: Any) -> tuple[str, ...]:
+def _matrix(model: nn.Module, tower: Tower, adapter: Adapter) -> tuple[str, ...]:
+    """Write the row of a matrix outside the blocks, with the other names of its weight."""
     (layer,) = adapter.layers(tower.blocks[0])
     out, inputs = layer.shape
-    return tower.name, f"{out}×{inputs}", f"{layer.size:,}", ", ".join(tied_to(model, layer.name))
+    return tower.name, f"{out}×{inputs}", f"{layer.size:,}", ", ".join(tied_names(model, layer.name))
 
 
-def _kept(model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> Section:
-    """What lies in no block, by name, and what the first block of each tower keeps, as an example of its like."""
+def _never_pruned(model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> Section:
+    """List what is never pruned: outside the blocks everything, and of each tower what its first block has."""
     outside = [tower.name for tower in towers if tower.outside]
-    kept = [one for one in kept_in(model, anatomy, towers) if one.name.removesuffix(".weight") not in outside]
+    found = [one for one in never_pruned(model, anatomy, towers) if one.name.removesuffix(".weight") not in outside]
     later = tuple(f"{block.name}." for tower in anatomy.towers for block in tower.blocks[1:])
     rows = [
-        (one.name, "×".join(map(str, one.shape)) or "1", one.reason) for one in kept if not one.name.startswith(later)
+        (one.name, "×".join(map(str, one.shape)) or "1", one.reason) for one in found if not one.name.startswith(later)
     ]
-    size = sum(prod(one.shape) for one in kept)
-    return Section(f"never pruned: {size:,} parameters", ("parameter", ">shape", "being"), rows)
+    size = sum(prod(one.shape) for one in found)
+    return Section(f"never pruned: {size:,} parameters", (*left("parameter"), *right("shape"), *left("being")), rows)

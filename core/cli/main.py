@@ -1,17 +1,14 @@
-"""The command line. Torch and everything else heavy is imported inside the commands, so that --help is instant."""
+"""Offer the command line. What is heavy, torch above all, is imported in the commands: so --help needs no time."""
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
+from ecoflap.core.cli.stopping import stoppable
 from ecoflap.core.errors import EcoflapError
 
 app = typer.Typer(
@@ -33,7 +30,7 @@ RegistryOption = Annotated[
 
 
 def main() -> None:
-    """The ``ecoflap`` command. A user's mistake ends with 2 and a message, without a traceback."""
+    """Run the ``ecoflap`` command. A user's mistake ends it with 2 and a message, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no ± must not end a run
@@ -69,14 +66,16 @@ def run(
     registry: RegistryOption = None,
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
-    with _stoppable():
-        from ecoflap.core.cli.tables import run_summary, show
+    with stoppable():
+        from ecoflap.core.cli.run_table import run_table
+        from ecoflap.core.cli.tables import show
         from ecoflap.core.registry.registry import load_registry
         from ecoflap.core.run.pipeline import run as run_recipe
 
         done = run_recipe(recipe, set_=set_ or (), folder=folder, fresh=fresh, registry=load_registry(registry))
-        show(run_summary(done.report))
-        print(f"report: {done.folder / 'report.html'}")
+        show(run_table(done.report))
+        page = done.folder / "report.html"  # written by an observer, which may be switched off
+        print(f"report: {page if page.is_file() else done.folder / 'report.json'}")
 
 
 @app.command()
@@ -115,27 +114,25 @@ def sweep(
     registry: RegistryOption = None,
 ) -> None:
     """Run every combination of methods, values and seeds, and compare them; go on with what was cut off."""
-    with _stoppable():
-        from ecoflap.core.cli.tables import show, sweep_table
+    with stoppable():
+        from ecoflap.core.cli.sweep_table import sweep_table
+        from ecoflap.core.cli.tables import show
         from ecoflap.core.registry.registry import load_registry
+        from ecoflap.core.sweep.request import SweepRequest
         from ecoflap.core.sweep.sweep import planned_sweep
         from ecoflap.core.sweep.sweep import sweep as run_sweep
 
         loaded = load_registry(registry)
+        request = SweepRequest(what, set_ or (), seeds, folder, fresh, keep_models)
         if dry_run:
-            target, cells = planned_sweep(
-                what, set_=set_ or (), seeds=seeds, folder=folder, registry=loaded, fresh=fresh
-            )
-            show(sweep_table(target, cells, fresh))
+            show(sweep_table(request, planned_sweep(request, loaded)))
             return
-        done = run_sweep(
-            what, set_=set_ or (), seeds=seeds, folder=folder, registry=loaded, fresh=fresh, keep_models=keep_models
-        )
+        done = run_sweep(request, registry=loaded)
         if done.finished:
             _compare([done.folder], None, as_markdown=False)
     if done.failed:
-        told = "".join(f"\n  {path.name}: {message}" for path, message in done.failed.items())
-        print(f"ecoflap: {len(done.failed)} failed; the same command tries again{told}", file=sys.stderr)
+        failures = "".join(f"\n  {path.name}: {message}" for path, message in done.failed.items())
+        print(f"ecoflap: {len(done.failed)} failed; the same command tries again{failures}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -147,10 +144,11 @@ def list_(
     registry: RegistryOption = None,
 ) -> None:
     """List the parts that can be named in a recipe, with their parameters."""
-    from ecoflap.core.cli.tables import parts, show
+    from ecoflap.core.cli.parts_table import parts_table
+    from ecoflap.core.cli.tables import show
     from ecoflap.core.registry.registry import load_registry
 
-    show(parts(load_registry(registry), kind))
+    show(parts_table(load_registry(registry), kind))
 
 
 @app.command()
@@ -178,15 +176,15 @@ def export(
     registry: RegistryOption = None,
 ) -> None:
     """Export the model of a finished run once more, into its exports/ folder."""
-    with _stoppable():
-        from ecoflap.core.cli.tables import export_tables, show
+    with stoppable():
+        from ecoflap.core.cli.export_table import export_table
+        from ecoflap.core.cli.tables import show
         from ecoflap.core.export.export_again import export_run
-        from ecoflap.core.export.manifest import MANIFEST
-        from ecoflap.core.record.folder import read_json
+        from ecoflap.core.record.manifest import MANIFEST, read_manifest
         from ecoflap.core.registry.registry import load_registry
 
         folder = export_run(run, to, set_=set_ or (), registry=load_registry(registry))
-        show(export_tables({folder.name: read_json(folder / MANIFEST)}))
+        show(export_table({folder.name: read_manifest(folder / MANIFEST)}))
         print(f"files: {folder}")
 
 
@@ -197,7 +195,7 @@ def densify(
     registry: RegistryOption = None,
 ) -> None:
     """Turn a packed file into an ordinary one, which any library reads."""
-    with _stoppable():
+    with stoppable():
         from ecoflap.core.export.densify import densify as write_dense
         from ecoflap.core.registry.registry import load_registry
 
@@ -207,11 +205,14 @@ def densify(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
     """Show what a finished run came to, and what its exports hold."""
-    from ecoflap.core.cli.tables import export_tables, run_summary, show
-    from ecoflap.core.record.folder import read_json, require_finished
+    from ecoflap.core.cli.export_table import export_table
+    from ecoflap.core.cli.run_table import run_table
+    from ecoflap.core.cli.tables import show
+    from ecoflap.core.record.folder import require_finished
+    from ecoflap.core.record.report import read_report
 
-    found = read_json(require_finished(run).report)
-    show([*run_summary(found), *export_tables(found.get("exports", {}))])
+    found = read_report(require_finished(run).report)
+    show([*run_table(found), *export_table(found.exports)])
 
 
 @app.command()
@@ -227,40 +228,19 @@ def compare(
 
 
 def _compare(runs: list[Path], out: Path | None, *, as_markdown: bool) -> None:
-    from ecoflap.core.cli.tables import comparison_table, show
+    from ecoflap.core.cli.comparison_table import comparison_table
+    from ecoflap.core.cli.tables import show
     from ecoflap.core.compare.comparison import compared
     from ecoflap.core.compare.page import write_comparison
-    from ecoflap.core.compare.table import markdown, notes, rows, tower_rows
+    from ecoflap.core.compare.table import markdown, notes, rows
     from ecoflap.core.sweep.runs import is_sweep
 
     found = compared(runs)
     if as_markdown:
         print("\n".join(markdown(rows(found))))
     else:
-        towers = tower_rows(found)
-        show([comparison_table(rows(found)), *([comparison_table(towers, "pruned of each tower")] if towers else [])])
+        show(comparison_table(found))
         print("\n".join(notes(found)))
     target = out or (runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path("runs") / "comparison")
     page = write_comparison(found, target, target.resolve().name)
     print(f"report: {page}", file=sys.stderr)
-
-
-class _Terminated(KeyboardInterrupt):
-    """Asked to end by SIGTERM, as a cluster's scheduler does."""
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM say how to go on instead of where it was."""
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        print("\necoflap: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(143 if isinstance(stop, _Terminated) else 130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated

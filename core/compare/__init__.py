@@ -1,1 +1,1 @@
-"""Finished runs side by side."""
+"""Puts finished runs side by side: as data, as tables and as a page."""

@@ -1,28 +1,37 @@
-"""A comparison as rows of text, for the terminal, for Markdown, and as numbers for a CSV file."""
+"""Write a comparison as tables of texts, for the terminal, for Markdown and for the page."""
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
-from io import StringIO
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
-from ecoflap.core.compare.comparison import Compared, Comparison, Group, spread, what_differs
-from ecoflap.core.text.numbers import NOTHING, bytes_text, mean, measure_text, ratio_text, time_text
+from ecoflap.core.compare.comparison import Compared, Comparison, Group, spread
+from ecoflap.core.compare.differences import what_differs
+from ecoflap.core.report.rows import measure_text
+from ecoflap.core.text.columns import Column
+from ecoflap.core.text.numbers import NO_VALUE, bytes_text, mean, ratio_text, time_text, with_error
 
 Row = dict[str, str]
+"""A cell by its column's title; all rows of a table have the same."""
 
 TEXTS = ("run", "method")
 """Columns that hold no numbers."""
+TAKEN_OVER = " †"
+"""Follows a time that lacks what was taken over from another run; :func:`notes` explains it."""
+
+
+def columns_of(rows: Sequence[Row]) -> list[Column]:
+    """Return the columns of a table that has at least one row."""
+    return [Column(title, "left" if title in TEXTS else "right") for title in rows[0]]
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """A row a run; with several seeds of anything, a row for all of them together, and one for the dense model."""
+    """Return a row for each run; where there are several seeds, one for all of them and one for the dense model."""
     if comparison.has_seeds:
         return [_dense_row(comparison), *(_group_row(group, comparison) for group in comparison.groups)]
     return run_rows(comparison)
 
 
 def run_rows(comparison: Comparison) -> list[Row]:
-    """A row a run, with the same columns in each."""
+    """Return a row for each run."""
     return [_run_row(run, comparison) for run in comparison.runs]
 
 
@@ -31,19 +40,19 @@ def _run_row(run: Compared, comparison: Comparison) -> Row:
     if comparison.has_seeds:
         row["seed"] = str(run.seed)
     for name in comparison.metrics:
-        for stage in ("dense", "pruned"):
-            row[f"{name} {stage}"] = measure_text(run.measures(stage).get(name))
+        row[f"{name} dense"] = measure_text(run.dense.get(name))
+        row[f"{name} pruned"] = measure_text(run.pruned.get(name))
     return row | _costs([run], comparison)
 
 
 def _dense_row(comparison: Comparison) -> Row:
-    row = {"method": "dense", "sparsity": _percent(0.0), "seeds": NOTHING}
+    row = {"method": "dense", "sparsity": _percent(0.0), "seeds": NO_VALUE}
     for name in comparison.metrics:
-        measure = comparison.dense(name)
-        row[name] = NOTHING if measure is None else _between(measure["min"], measure["max"])
-    sizes = {run.report["bytes"]["model"] for run in comparison.runs}
-    rest = dict.fromkeys(_costs(comparison.runs, comparison), NOTHING)
-    return row | rest | {"model": bytes_text(sizes.pop()) if len(sizes) == 1 else NOTHING}
+        dense = comparison.dense(name)
+        row[name] = NO_VALUE if dense is None else _between(dense.lowest, dense.highest)
+    sizes = {run.report.model_bytes for run in comparison.runs}
+    rest = dict.fromkeys(_costs(comparison.runs, comparison), NO_VALUE)
+    return row | rest | {"model": bytes_text(sizes.pop()) if len(sizes) == 1 else NO_VALUE}
 
 
 def _between(low: float, high: float) -> str:
@@ -54,29 +63,28 @@ def _group_row(group: Group, comparison: Comparison) -> Row:
     row = {"method": group.method, "sparsity": _percent(group.sparsity), "seeds": str(len(group.runs))}
     for name in comparison.metrics:
         values = group.values(name)
-        error = spread(values)
-        told = f"{mean(values):.4g}" if values else NOTHING
-        row[name] = told + ("" if error is None else f" ± {error:.2g}")
+        row[name] = with_error(mean(values), spread(values)) if values else NO_VALUE
     return row | _costs(group.runs, comparison)
 
 
 def _costs(runs: Sequence[Compared], comparison: Comparison) -> Row:
-    """Mean time, the most memory, and bytes, which seeds do not change by much."""
+    """Return the mean time, the most memory, and bytes, which seeds do not change by much."""
+    mark = TAKEN_OVER if any(run.taken_over for run in runs) else ""
+    model = mean([run.report.model_bytes for run in runs])
     row = {
-        "time": time_text(mean([run.seconds for run in runs])),
-        "peak memory": bytes_text(max(run.peak_memory for run in runs)),
+        "time": time_text(mean([run.seconds for run in runs])) + mark,
+        "peak memory": bytes_text(max(run.peak_memory for run in runs)) + mark,
+        "model": bytes_text(model),
     }
-    model = mean([run.report["bytes"]["model"] for run in runs])
-    row["model"] = bytes_text(model)
     for name in comparison.exports:
-        sizes = [run.report["bytes"][name] for run in runs if name in run.report["bytes"]]
-        row[name] = bytes_text(mean(sizes)) + ratio_text(mean(sizes), model) if sizes else NOTHING
+        sizes = [run.report.bytes[name] for run in runs if name in run.report.bytes]
+        row[name] = bytes_text(mean(sizes)) + ratio_text(mean(sizes), model) if sizes else NO_VALUE
     return row
 
 
 def tower_rows(comparison: Comparison) -> list[Row]:
-    """The sparsity of each tower by method, as a mean over seeds; nothing where there is one tower, whose it is."""
-    towers = dict.fromkeys(tower for run in comparison.runs for tower in run.report["towers"])
+    """Return the sparsity of each tower by method, as a mean over seeds; no row where all runs have the same one."""
+    towers = comparison.towers
     if len(towers) < 2:
         return []
     return [
@@ -86,9 +94,9 @@ def tower_rows(comparison: Comparison) -> list[Row]:
 
 
 def _share(group: Group, tower: str) -> str:
-    """Of the runs whose model has the tower."""
-    shares = [run.report["towers"][tower] for run in group.runs if tower in run.report["towers"]]
-    return _percent(mean(shares)) if shares else NOTHING
+    """Return the tower's mean sparsity over the runs whose model has it."""
+    shares = [run.report.towers[tower] for run in group.runs if tower in run.report.towers]
+    return _percent(mean(shares)) if shares else NO_VALUE
 
 
 def _percent(share: float) -> str:
@@ -96,59 +104,55 @@ def _percent(share: float) -> str:
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """What has to be said of the table, and what else differs between the runs."""
+    """Yield what has to be said of the table, and what else differs between the runs."""
+    yield from table_notes(comparison)
+    for key, values in what_differs(comparison).items():
+        by_value = "; ".join(f"{value} ({', '.join(names)})" for value, names in values.items())
+        yield f"Differs: {key}: {by_value}"
+
+
+def table_notes(comparison: Comparison) -> Iterator[str]:
+    """Yield what has to be said of the table alone."""
     if comparison.metrics:
         seeds = "mean ± standard deviation over seeds" if comparison.has_seeds else "value ± standard error"
         yield f"Measures: {seeds}."
-    if any(run.took_over for run in comparison.runs):
-        yield "Time and memory are those of a run by itself: what one took over counts as it did where it was computed."
-    for key, values in what_differs(comparison).items():
-        told = "; ".join(f"{value} ({', '.join(names)})" for value, names in values.items())
-        yield f"Differs: {key}: {told}"
+    if any(run.taken_over for run in comparison.runs):
+        whats = dict.fromkeys(what for run in comparison.runs for what in run.taken_over)
+        by_what = "; ".join(f"{what} ({', '.join(_that_took(what, comparison))})" for what in whats)
+        yield f"†: as measured, without what these took over from another run: {by_what}."
     if comparison.unfinished:
-        names = ", ".join(path.name for path in comparison.unfinished)
-        yield f"Not finished, and left out: {names}"
+        yield f"Not finished, and left out: {', '.join(path.name for path in comparison.unfinished)}"
+
+
+def _that_took(what: str, comparison: Comparison) -> list[str]:
+    """Return the runs that took something over; where rows are methods, how many of each method's did."""
+    took = [run for run in comparison.runs if what in run.taken_over]
+    if not comparison.has_seeds:
+        return [run.name for run in took]
+    every, some = (Counter(run.method for run in runs) for runs in (comparison.runs, took))
+    return [f"{method}: {count} of {every[method]} runs" for method, count in some.items()]
 
 
 def markdown(rows: Sequence[Row]) -> Iterator[str]:
-    """The rows as the lines of a Markdown table; numbers to the right."""
-    columns = list(rows[0])
-    cells = [columns, *([row[column].replace("|", "\\|") for column in columns] for row in rows)]
-    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
-    left = [column in TEXTS for column in columns]
-    head, *body = (_line(line, widths, left) for line in cells)
+    """Yield the lines of a Markdown table."""
+    columns = columns_of(rows)
+    titles = {column.title: column.title for column in columns}
+    cells = [[row[column.title].replace("|", "\\|") for column in columns] for row in (titles, *rows)]
+    widths = [max(map(len, texts)) for texts in zip(*cells, strict=True)]
+    head, *body = (_line(line, widths, columns) for line in cells)
     yield head
-    rules = (":" + "-" * (w + 1) if is_left else "-" * (w + 1) + ":" for w, is_left in zip(widths, left, strict=True))
-    yield f"|{'|'.join(rules)}|"
+    yield f"|{'|'.join(_rule(column, width) for column, width in zip(columns, widths, strict=True))}|"
     yield from body
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> str:
+def _rule(column: Column, width: int) -> str:
+    dashes = "-" * (width + 1)
+    return f":{dashes}" if column.align == "left" else f"{dashes}:"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], columns: Sequence[Column]) -> str:
     padded = (
-        f"{cell:{'<' if is_left else '>'}{width}}" for cell, width, is_left in zip(cells, widths, left, strict=True)
+        cell.ljust(width) if column.align == "left" else cell.rjust(width)
+        for cell, width, column in zip(cells, widths, columns, strict=True)
     )
     return f"| {' | '.join(padded)} |"
-
-
-def as_csv(comparison: Comparison) -> str:
-    """A line a run, in plain numbers: shares, seconds, bytes."""
-    lines = [_numbers(run, comparison) for run in comparison.runs]
-    text = StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
-
-
-def _numbers(run: Compared, comparison: Comparison) -> Mapping[str, Any]:
-    row: dict[str, Any] = {"run": run.name, "method": run.method, "sparsity": run.sparsity, "seed": run.seed}
-    for name in comparison.metrics:
-        dense, pruned = (run.measures(stage).get(name, {}) for stage in ("dense", "pruned"))
-        row[f"{name} dense"], row[name] = dense.get("value"), pruned.get("value")
-        row[f"{name} standard error"], row[f"{name} n"] = pruned.get("standard_error"), pruned.get("n")
-    towers = dict.fromkeys(tower for one in comparison.runs for tower in one.report["towers"])
-    row |= {f"sparsity of {tower}": run.report["towers"].get(tower) for tower in towers}
-    row["seconds"] = round(sum(stage["seconds"] for stage in run.report["stages"]), 3)
-    row |= {"seconds alone": round(run.seconds, 3), "peak memory": run.peak_memory}
-    row |= {f"bytes of {name}": run.report["bytes"].get(name) for name in ("model", *comparison.exports)}
-    return row

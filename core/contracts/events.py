@@ -1,6 +1,5 @@
 """What observers hear of a run. Frozen facts; an observer cannot change the run."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -8,18 +7,22 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True)
 class RunStarted:
+    """A run begins, or goes on; ``stages`` are those that are still to be done."""
+
     folder: Path
     stages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class StageStarted:
+    """A stage begins."""
+
     stage: str
 
 
 @dataclass(frozen=True)
 class Progress:
-    """``done`` of ``total`` in the current stage; what an earlier process finished counts as done."""
+    """So many of the stage's units are done, those that an earlier process finished included."""
 
     stage: str
     done: int
@@ -29,7 +32,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class LayerPruned:
-    """``kept`` of ``size`` weights stay, of which ``zeros`` happen to be zero."""
+    """A layer is pruned: ``kept`` of its ``size`` weights stay, of which ``zeros`` happen to be zero."""
 
     name: str
     kept: int
@@ -40,11 +43,15 @@ class LayerPruned:
 
 @dataclass(frozen=True)
 class Warned:
+    """There is something that the user should know."""
+
     message: str
 
 
 @dataclass(frozen=True)
 class StageFinished:
+    """A stage is done."""
+
     stage: str
     seconds: float
     summary: str = ""
@@ -52,12 +59,20 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class RunFinished:
+    """A run is done, or a finished one was exported once more.
+
+    :param report: The ``ecoflap.core.record.report.Report`` that ``report.json`` holds; the file is there already. It
+        is typed loosely, because a report is made of what parts give.
+    """
+
     folder: Path
-    report: Mapping[str, Any]
+    report: Any
 
 
 @dataclass(frozen=True)
 class RunFailed:
+    """A run ends with an error; what it finished before is taken up by the next one in its folder."""
+
     error: str
 
 

@@ -5,14 +5,13 @@ default of this page is. They are read once, when a recipe is checked. A member 
 refused, so that a misspelt one is never passed over in silence (``ecoflap.core.contracts.conformance``).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.protocols import Statistic
 from ecoflap.core.contracts.records import Aggregate, View
 from ecoflap.core.model.anatomy import Anatomy
 
@@ -64,21 +63,28 @@ class AllocatorOptions(PartOptions):
 class PrunerOptions(PartOptions):
     """What a pruner may have.
 
-    :cvar needs: The types of the statistics that it is given of a layer's inputs; none by default.
+    :cvar needs: The types of the statistics (``Statistic``) that it is given of a layer's inputs; none by default.
     """
 
-    needs: tuple[type[Statistic], ...] = ()
+    needs: tuple[type[Any], ...] = ()
 
 
 class DatasetOptions(PartOptions):
     """What a dataset may have.
 
     :cvar samples: How many samples it yields at most; None where that shows only when it is read.
-    :cvar classes: Names of the classes, by the numbers that labels are; None for data without classes.
+    :cvar fetches: Whether its samples may come over a network, so that nothing of them is read for a plan.
     """
 
     samples: int | None = None
-    classes: Sequence[str] | None = None
+    fetches: bool = False
+
+    def classes(self) -> Sequence[str] | None:
+        """Read the names of the classes, by the numbers that labels are; None, the default, for data without classes.
+
+        It may read files, and where the dataset ``fetches``, the network.
+        """
+        return None
 
     def tokens_per_sample(self, longest: int | None) -> int | None:
         """Tell how many tokens a sample has; None, the default, where that shows only when it is read.
@@ -116,9 +122,12 @@ class ExporterOptions(PartOptions):
     """What an exporter may have.
 
     :cvar densifies: Endings of the packed files that its ``densify`` reads, such as ``(".packed.safetensors",)``.
+    :cvar densify: A static method ``densify(file, target) -> Path``, which writes a packed file as an ordinary one,
+        whole or not at all; called where ``densifies`` has the file's ending.
     """
 
     densifies: tuple[str, ...] = ()
+    densify: Callable[[Path, Path], Path] | None = None
 
     def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int | None:
         """Tell how large its files will be, for the plan; None, the default, stands for the dense model's size.
@@ -130,14 +139,16 @@ class ExporterOptions(PartOptions):
         """
         return None
 
-    @staticmethod
-    def densify(file: Path, target: Path) -> Path:
-        """Write a packed file as an ordinary one, whole or not at all; called where ``densifies`` has its ending."""
-        raise NotImplementedError
-
 
 class AdapterOptions(PartOptions):
-    """What an adapter may have, beside the abilities of ``ecoflap.core.contracts.abilities``."""
+    """What an adapter may have, beside the abilities of ``ecoflap.core.contracts.abilities``.
+
+    :cvar save_surroundings: A method ``save_surroundings(model, folder)`` that writes what ``save`` writes beside the
+        weights: configuration, tokenizer or processor. None stands for what transformers' ``save_pretrained`` writes
+        for a model, which of any other is nothing.
+    """
+
+    save_surroundings: Callable[[nn.Module, Path], None] | None = None
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
         """Give the parts of a model that can be exported by themselves; none by default.
@@ -145,13 +156,6 @@ class AdapterOptions(PartOptions):
         It is asked for their names on a model without weights too, and must not compute with it.
         """
         return ()
-
-    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
-        """Write what ``save`` writes beside the weights: configuration, tokenizer or processor.
-
-        By default it is what transformers' ``save_pretrained`` writes for a model, which of any other is nothing.
-        """
-        raise NotImplementedError
 
     def refuses(self, model: nn.Module, ability: type[Any]) -> str | None:
         """Say why this model lacks an ability whose methods the adapter has; None, the default, where it has it."""

@@ -1,161 +1,215 @@
-"""The protocols a plugin implements, with their shapes. Nothing here computes.
+"""The protocols a part implements, one for each kind, with the shapes of all tensors. Nothing here computes.
 
 A part's parameters are the typed parameters of its factory, usually the fields of a frozen dataclass. A parameter
 annotated ``pathlib.Path`` is taken relative to the file that wrote it; one annotated with a protocol of this module is
-itself a part. Any part may have ``problems(anatomy, recipe) -> Iterable[str]``, asked on the model without weights.
+itself a part. What a part may have besides, such as ``problems(context)``, is declared kind by kind in
+``ecoflap.core.contracts.options``.
+
+A part keeps nothing between two calls: what it has to tell it returns, or says through ``note``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor, nn
 
 from ecoflap.core.budget.counts import Budget, Group
-from ecoflap.core.contracts.records import Batch, Exported, Measure, Pruned, Sample, Score
+from ecoflap.core.contracts.records import (
+    Batch,
+    Exported,
+    LayerPlace,
+    Measure,
+    Provenance,
+    Pruned,
+    Sample,
+    Score,
+    Statistics,
+)
 from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 
 if TYPE_CHECKING:
     from ecoflap.core.forward.replay import Replay
 
+Note: TypeAlias = Callable[[str], None]
+"""Takes a sentence for the user and the run's log, such as which samples were passed over."""
+
+
+def ignore(sentence: str) -> None:
+    """Be a :data:`Note` that nobody reads, for a call outside a run."""
+
 
 class Statistic(Protocol):
-    """What a pruner needs to know of a layer's inputs, summed over real tokens in float32.
+    """What a pruner or scorer needs to know of a layer's inputs, summed over real tokens in at least float32.
 
-    May have ``add_gradient(gradient: Float[Tensor, "out in"]) -> None``; then a block-local backward feeds it.
+    A statistic that has ``add_gradient(gradient: Float[Tensor, "out in"]) -> None`` is given, once for each sample, the
+    gradient of the norm of its block's output with respect to the layer's weight (Wanda++'s regional gradient); its
+    inputs are added too, and layers that share an input do not share it.
     """
 
     def __init__(self, in_features: int) -> None: ...
-    def add(self, inputs: Float[Tensor, "... in"]) -> None: ...
-    def merge(self, other: Any) -> None: ...
-    def to(self, device: torch.device | str) -> Any: ...
+
+    def add(self, inputs: Float[Tensor, "... in"]) -> None:
+        """Add the inputs of one call."""
+        ...
+
+    def merge(self, other: Any) -> None:
+        """Add what another statistic of this type has summed."""
+        ...
+
+    def to(self, device: torch.device | str) -> Any:
+        """Move its tensors, and return the statistic itself."""
+        ...
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Asks the model how much its loss cares about each layer; yields each score as it is known.
+    """Asks the whole model how much its loss cares about each layer. Optional members: ``ScorerOptions``."""
 
-    Optional attributes: ``unit`` is what the names it yields stand for (``"layer"``, the default, or ``"block"``);
-    ``samples`` limits how many calibration samples its :class:`Replay` holds; ``aggregate`` says how a group's score
-    comes from its layers': ``"sum"`` (the default), ``"mean"`` or ``"per_parameter"``.
+    def __call__(self, replay: "Replay", layers: Sequence[Layer]) -> Iterator[tuple[str, Score]]:
+        """Yield the score of each layer or block, by name, as soon as it is known.
 
-    :param layers: The layers still without a score, in the order they run.
-    """
-
-    def __call__(self, replay: "Replay", layers: Sequence[Layer]) -> Iterator[tuple[str, Score]]: ...
+        :param replay: Runs the model's forward from any block on; its docstring says what a scorer may hook.
+        :param layers: The layers that have no score yet, in the order they run.
+        """
+        ...
 
 
 @runtime_checkable
 class Allocator(Protocol):
-    """Turns scores into how many weights each group keeps.
+    """Turns scores into how many weights each group keeps. Optional members: ``AllocatorOptions``."""
 
-    Optional attribute: ``takes`` is ``"score"`` (the default), or None for one that looks at no score, so that none is
-    computed.
+    def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
+        """Give the number of weights that each group keeps, in the order of the groups.
 
-    :param keep: How many weights all groups keep together; the answer sums to it exactly.
-    """
-
-    def __call__(self, groups: Sequence[Group], keep: int) -> list[int]: ...
+        :param keep: How many weights all groups keep together; the answer sums to it exactly.
+        """
+        ...
 
 
 @runtime_checkable
 class Pruner(Protocol):
-    """Decides which weights of one layer go, looking only at that layer's inputs.
+    """Decides which weights of one layer go, looking only at its inputs. Optional members: ``PrunerOptions``."""
 
-    :param needs: The statistics it wants. ``statistic`` is None for none, the statistic for one, a tuple in this order
-        for more.
-    """
+    def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
+        """Give the layer's mask and its weight, which keep exactly what the budget says.
 
-    needs: ClassVar[tuple[type[Any], ...]] = ()
-
-    def __call__(self, weight: Float[Tensor, "out in"], statistic: Any, budget: Budget) -> Pruned: ...
+        :param seen: The statistics that the pruner needs, by type: ``seen[Gram]``.
+        :param layer: Which layer it is. The plan has decided how many weights it keeps.
+        """
+        ...
 
 
 @runtime_checkable
 class Adapter(Protocol):
     """One model family: where its blocks are, what feeds them, what its loss is, how it is saved. No mathematics.
 
-    Like any part it may have ``problems(anatomy, recipe)``, such as a batch size of one for a contrastive loss. To be
-    exported to ONNX or TorchScript it has ``export_views(model) -> Sequence[View]``; to be packed with all that loading
-    takes, ``save_surroundings(model, folder)``, which writes what ``save`` does without the weights.
+    Optional members: ``AdapterOptions``. An adapter remembers nothing of a model; whatever depends on one is given it.
 
-    :param processor: The family's own tokenizer or processor, set by ``load`` or given to :func:`ecoflap.run`.
+    :cvar processor: The family's tokenizer or processor, set by ``load`` or given to :func:`ecoflap.run`.
     """
 
     processor: Any
 
     def matches(self, source: Source) -> bool:
-        """Whether this is the adapter for it, by a configuration, file names or a model in memory; never by weights."""
+        """Say whether this is the adapter for a model, by its configuration, its files' names or a model in memory.
+
+        No weight is read for it.
+        """
         ...
 
     def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
-        """The model in eval mode.
+        """Load the model in eval mode, and set ``processor``.
 
-        :param dtype: None keeps the checkpoint's.
-        :param device: ``meta`` gives the anatomy without weights.
+        :param dtype: The type of its weights; None keeps the checkpoint's.
+        :param device: Where they go; ``meta`` gives the model without weights, and no processor.
+        :raises ModelError: Where it cannot be read, or lacks weights.
         """
         ...
 
     def towers(self, model: nn.Module) -> Sequence[Tower]:
-        """In the order they run, with the matrices outside the blocks that a recipe may include at their places."""
+        """Give the towers in the order they run, with the matrices outside the blocks at their places."""
         ...
 
     def layers(self, block: Block) -> Sequence[Layer]:
-        """Every prunable matrix of a block."""
+        """Give every prunable matrix of a block, in the order they run."""
         ...
 
     def max_length(self, model: nn.Module) -> int | None:
-        """The longest text the model takes, in tokens; None where it reads no text or has no limit."""
+        """Give the length in tokens of the longest text that the model takes; None where it has no limit."""
         ...
 
-    def collate(self, samples: Sequence[Sample]) -> Batch: ...
+    def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
+        """Make one batch of samples, padded on the CPU.
+
+        :raises DataError: Where a sample lacks what the model reads.
+        """
+        ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """The mean loss over the batch's real targets, with ``use_cache=False``; differentiable when grad is on."""
+        """Compute the mean loss over the batch's real targets, with ``use_cache=False``; differentiable under grad."""
         ...
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
-        """What each position of a tower's hidden states is: 0 padding, 1 text, 2 image or query.
+        """Say what each position of a tower's hidden states is: 0 padding, 1 text, 2 image or query.
 
         :param call: Which of the calls that the tower's blocks declare for one forward.
         """
         ...
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """In the family's own format, so that the family's own library loads it."""
+        """Write the model in the family's own format, so that the family's own library loads it."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedModel:
+    """A pruned model and all that is known of it: what an exporter writes.
+
+    :param model: In eval mode.
+    :param adapter: The model's, with its processor.
+    :param masks: By the layer's name, True for every weight that is kept.
+    :param provenance: The run that made it; None for a model that was pruned by hand.
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    masks: Mapping[str, Bool[Tensor, "out in"]]
+    provenance: Provenance | None = None
 
 
 @runtime_checkable
 class Exporter(Protocol):
-    """Writes a model into an empty folder; what it returns is the files, or more about them.
+    """Writes a pruned model in one file format. Optional members: ``ExporterOptions``."""
 
-    Optional method: ``predicted_bytes(parameters, prunable, kept, width)`` says before a run how large they will be;
-    without it the dense model's size is taken. An exporter of packed files may have ``densifies``, the endings of their
-    names, and a static ``densify(file, target) -> Path``, which ``ecoflap densify`` calls.
-    """
-
-    def __call__(self, model: nn.Module, adapter: Adapter, folder: Path) -> "list[Path] | Exported": ...
+    def __call__(self, pruned: PrunedModel, folder: Path) -> Exported:
+        """Write the files into an empty folder, read them again in their stock runtime, and say what they hold."""
+        ...
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Measures a model. The names of its measures are those in tables and reports."""
+    """Measures a model. Optional members: ``EvaluatorOptions``."""
 
-    def __call__(self, model: nn.Module, adapter: Adapter) -> Mapping[str, Measure]: ...
+    def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
+        """Give measures by the names that they have in tables and reports.
+
+        :param note: Takes sentences for the user, such as how many answers were empty.
+        """
+        ...
 
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Yields samples. It is given the adapter because lengths are counted with the model's own tokenizer.
+    """Yields samples. Optional members: ``DatasetOptions``."""
 
-    Optional attribute and method, for the plan: ``samples``, how many there are, and ``tokens_per_sample(longest)``,
-    how long each is in a model that reads ``longest`` tokens at most. Optional attribute ``notes``: after it was read,
-    sentences for the run's log, such as what was passed over.
-    Optional method ``files() -> Iterable[Path]``: every file that what it yields depends on, by whose contents an
-    evaluation is known to be the same. Optional attribute ``classes``: their names, by the numbers that labels are.
-    """
+    def __call__(self, adapter: Adapter, model: nn.Module, note: Note) -> Iterator[Sample]:
+        """Yield the samples, the same ones each time.
 
-    def __call__(self, adapter: Adapter, model: nn.Module) -> Iterator[Sample]: ...
+        :param adapter: Its processor counts lengths in the model's own tokens.
+        :param note: Takes sentences for the user, such as what was passed over.
+        """
+        ...

@@ -150,7 +150,7 @@ class LayerPlace:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a pruned model comes from, for what is written about it.
+    """What a run knows of the model that it made, for what is written about it.
 
     :param source: The dense model's, as the recipe names it: a hub id, a path, ``timm:NAME``.
     :param recipe: The whole recipe as plain values, as :meth:`Recipe.plain` writes it.

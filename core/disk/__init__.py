@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, and sealed files whose every byte is checked as it is read."""
+"""Writes files that appear whole or not at all, and sealed ones, whose every byte is checked as it is read."""

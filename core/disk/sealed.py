@@ -1,4 +1,4 @@
-"""Safetensors files that can be told whole: every byte is covered by a SHA-256, written and checked in a stream.
+"""Safetensors files with a SHA-256 over every byte, by which a damaged one is recognised; written and read in a stream.
 
 The header's ``__metadata__`` holds ``format`` and ``version``, a ``manifest`` that belongs to the format, ``sha256`` of
 each tensor, and a ``seal``: the SHA-256 of manifest and ``sha256`` together. Any safetensors library reads such a file.
@@ -46,10 +46,10 @@ NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items(
 
 
 @dataclass(frozen=True)
-class Part:
-    """A tensor that will be written.
+class SealedTensor:
+    """A tensor that is to be written into a sealed file.
 
-    :param read: Gives the tensor, called when its turn comes, so that one at a time is in memory.
+    :param read: Gives the tensor. It is called when the tensor is written, so that one at a time is in memory.
     """
 
     dtype: torch.dtype
@@ -61,46 +61,46 @@ class Part:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write_sealed(path: Path, form: str, manifest: str, parts: Mapping[str, Part]) -> str:
-    """Write a file whole or not at all.
+def write_sealed(path: Path, form: str, manifest: str, tensors: Mapping[str, SealedTensor]) -> str:
+    """Write a file whole or not at all, with one tensor in memory at a time.
 
-    The library's own writer wants all tensors at once; this one holds one. The header comes before the data and holds
-    their hashes, but its length is known: it is written twice.
+    The library's own writer wants all tensors at once. The header comes before the data and holds their hashes, but its
+    length does not depend on them: it is written twice.
 
     :param form: The format's name.
     :param manifest: Text that belongs to the format.
     :return: The file's seal.
     """
     # A reader views bytes as their dtype where they lie, so the widest come first and all are aligned.
-    order = sorted(parts, key=lambda name: (-parts[name].dtype.itemsize, name))
-    hashes = dict.fromkeys(order, "0" * 64)
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+    hashes = dict.fromkeys(ordered, "0" * 64)
     with whole_file(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(form, manifest, {name: parts[name] for name in order}, hashes))
-        for name in order:
-            hashes[name] = _write(file, name, parts[name])
+        file.write(_header(form, manifest, ordered, hashes))
+        for name, tensor in ordered.items():
+            hashes[name] = _write(file, name, tensor)
         file.seek(0)
-        file.write(_header(form, manifest, {name: parts[name] for name in order}, hashes))
+        file.write(_header(form, manifest, ordered, hashes))
     return _seal(manifest, json.dumps(hashes))
 
 
-def _header(form: str, manifest: str, parts: Mapping[str, Part], hashes: Mapping[str, str]) -> bytes:
+def _header(form: str, manifest: str, tensors: Mapping[str, SealedTensor], hashes: Mapping[str, str]) -> bytes:
     sha256 = json.dumps(hashes)
     seal = _seal(manifest, sha256)
     metadata = {"format": form, "version": VERSION, "manifest": manifest, "sha256": sha256, "seal": seal}
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
-    for name, part in parts.items():
-        start, end = end, end + part.nbytes
-        header[name] = {"dtype": NAMES[part.dtype], "shape": list(part.shape), "data_offsets": [start, end]}
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(file: BinaryIO, name: str, part: Part) -> str:
-    tensor = part.read()
-    if tensor.dtype != part.dtype or tuple(tensor.shape) != part.shape:
-        announced = f"{part.dtype} {part.shape}"
+def _write(file: BinaryIO, name: str, announced_as: SealedTensor) -> str:
+    tensor = announced_as.read()
+    if tensor.dtype != announced_as.dtype or tuple(tensor.shape) != announced_as.shape:
+        announced = f"{announced_as.dtype} {announced_as.shape}"
         raise EcoflapError(f"{name} is {tensor.dtype} {tuple(tensor.shape)} where {announced} was announced")
     data = _bytes(tensor)
     file.write(data)
@@ -108,7 +108,7 @@ def _write(file: BinaryIO, name: str, part: Part) -> str:
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """Its elements in row-major order, on the CPU; the same memory where that is possible."""
+    """Give a tensor's elements in row-major order, on the CPU; in the same memory where that is possible."""
     row = tensor.detach().cpu().contiguous().reshape(-1)
     # PyTorch calls a single element contiguous whatever its stride, but will not view it as another dtype.
     return row if row.stride() == (1,) else row.clone(memory_format=torch.contiguous_format)
@@ -130,7 +130,7 @@ def _seal(manifest: str, sha256: str) -> str:
 
 @dataclass(frozen=True)
 class Sealed:
-    """An open file whose header has been checked; each tensor is checked as it is read.
+    """An open sealed file whose header has been checked; each tensor is checked as it is read.
 
     :param manifest: The text given to :func:`write_sealed`.
     :param seal: SHA-256 of manifest and hashes: two files of one seal hold the same.
@@ -142,7 +142,7 @@ class Sealed:
     seal: str
     stream: BufferedReader
     places: Mapping[str, tuple[str, tuple[int, ...], int, int]]
-    """By tensor its dtype, its shape, and where in the file it begins and ends."""
+    """Each tensor's dtype, its shape, and where in the file it begins and ends, by its name."""
 
     def expect(self, names: Sequence[str] | Mapping[str, Any] | set[str]) -> None:
         """Refuse a file that lacks one of these tensors or has another."""
@@ -151,9 +151,9 @@ class Sealed:
             raise FormatError(f"{self.path}: missing tensors: {missing}; tensors nobody announced: {extra}")
 
     def read(self, name: str) -> Tensor:
-        """A tensor of its own, in memory; one that is not what was written is refused.
+        """Read one tensor into memory of its own; one that is not what was written is refused.
 
-        It is read and not mapped, so that what is checked is what is returned; reading is faster, too.
+        It is read and not mapped, so that what is checked is what is returned. Reading is faster, too.
         """
         dtype, shape, begin, end = self.places[name]
         raw = torch.empty(end - begin, dtype=torch.uint8)
@@ -197,14 +197,14 @@ def _opened(path: Path) -> Any:
 
 
 def _places(stream: BinaryIO) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """From a header that the library has found sound: no tensor is outside the file or overlaps another."""
+    """Read where each tensor is. The library found the header sound: none is outside the file or overlaps another."""
     size = int.from_bytes(stream.read(8), "little")
     header = json.loads(stream.read(size))
     header.pop("__metadata__")
     places = {}
-    for name, told in header.items():
-        begin, end = (8 + size + offset for offset in told["data_offsets"])
-        places[name] = told["dtype"], tuple(told["shape"]), begin, end
+    for name, entry in header.items():
+        begin, end = (8 + size + offset for offset in entry["data_offsets"])
+        places[name] = entry["dtype"], tuple(entry["shape"]), begin, end
     return places
 
 

@@ -1,46 +1,30 @@
-"""Files that appear whole or not at all: written beside their place, flushed to the disk, then renamed into it."""
+"""Write files that appear whole or not at all: beside their place, flushed to the disk, then renamed into it."""
 
 import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import RunError
 
 _PARTIAL = ".partial"
-_REPLACED = ".replaced"
+"""Ends the name of what is being written; a leading dot hides it."""
 
-_FULL = "Make room, then run the same command again: what is finished is kept."
-_ELSEWHERE = "Choose another folder, or change its permissions."
-_RENAME = "Choose another folder, or move that away."
-_CAUSES: Mapping[int, tuple[str, str]] = {
-    errno.ENOSPC: ("the disk is full", _FULL),
-    errno.EDQUOT: ("your quota on this disk is used up", _FULL),
-    errno.EFBIG: (
-        "the file would be larger than the system allows (see ulimit -f)",
-        "Raise the limit, then run again.",
-    ),
-    errno.EACCES: ("you may not write there", _ELSEWHERE),
-    errno.EPERM: ("you may not write there", _ELSEWHERE),
-    errno.EROFS: ("the file system is read-only", "Choose another folder."),
-    errno.ENOTDIR: ("a part of its path is a file, not a folder", _RENAME),
-    errno.EEXIST: ("something else has that name", _RENAME),
-    errno.EISDIR: ("a folder has that name", _RENAME),
-    errno.ENAMETOOLONG: ("its name is too long", "Choose a shorter one."),
-    errno.EIO: ("the disk reports an error", "Check the disk, then run the same command again."),
-}
+_REPLACED = ".replaced"
+"""Ends the name of a folder that was set aside for its successor."""
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Replace a file by ``data``. Whoever looks, at any moment, finds the old one or the new one.
+    """Replace a file. Whoever looks, at any moment, finds the old one or the new one.
 
-    :param data: Text is written as UTF-8.
+    :param data: What it is to hold; text is written as UTF-8.
+    :raises RunError: Where it cannot be written.
     """
     with whole_file(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -48,9 +32,12 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write a file that takes its place when the block ends, and is removed if the block raises."""
+    """Give a path to write a file at, which takes its place when the block ends, and is removed if the block raises.
+
+    :raises RunError: Where it cannot be written.
+    """
     temporary = _beside(path, _PARTIAL)
-    with _explained(path, temporary):
+    with explained(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -64,13 +51,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that takes its place when the block ends, and is removed if the block raises.
+    """Make an empty folder, which takes its place when the block ends, and is removed if the block raises.
 
     A folder that is there already is replaced at the end. That takes two renames: a process killed between them leaves
     the old one aside, and :func:`removed_leftovers` or the next call here puts it back.
+
+    :raises RunError: Where it cannot be written.
     """
     temporary = _beside(path, _PARTIAL)
-    with _explained(path, temporary):
+    with explained(path, temporary):
         _restore(path)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -84,15 +73,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def append_line(path: Path, mapping: Mapping[str, Any]) -> None:
-    """Add one JSON line to a .jsonl file, in one write, and see it to the disk. What does not fit is taken back.
+    """Add one JSON line to a .jsonl file, in one write, and flush it to the disk. What does not fit is taken back.
 
     A last line without its newline, which is what a killed process leaves, is cut off first.
+
+    :raises RunError: Where it cannot be written.
     """
     line = json.dumps(mapping, ensure_ascii=False).encode() + b"\n"
-    with _explained(path, path):
+    with explained(path, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        as_bytes = getattr(os, "O_BINARY", 0)  # Windows would write each line's end as two bytes
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | as_bytes, 0o666)
         try:
             _cut_torn_line(path, descriptor)
             _append(descriptor, line)
@@ -104,9 +96,11 @@ def append_line(path: Path, mapping: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; none where there is no file.
+    """Read the lines of a .jsonl file; there are none where there is no file.
 
     A last line without its newline is left out. The file stays as it is, for another process may be writing to it.
+
+    :raises RunError: Where a line holds no JSON object.
     """
     if not path.exists():
         return []
@@ -116,7 +110,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal, read in pieces."""
+    """Give the SHA-256 of a file in hexadecimal, reading it in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -142,7 +136,10 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file or folder to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folder, and logs renames by itself
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what it may write
     try:
         os.fsync(descriptor)
     finally:
@@ -187,8 +184,10 @@ def _delete(path: Path) -> None:
 
 
 def _cut_torn_line(path: Path, descriptor: int) -> None:
-    size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+    if os.fstat(descriptor).st_size == 0:
+        return
+    os.lseek(descriptor, -1, os.SEEK_END)
+    if os.read(descriptor, 1) != b"\n":
         os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
 
 
@@ -210,42 +209,3 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError(f"{path}:{number}: this line is not a JSON object. Restore the file, or delete it.")
     return value
-
-
-@contextmanager
-def _explained(path: Path, temporary: Path) -> Iterator[None]:
-    """Turn a failure to write ``path`` into a sentence; errors that are about something else pass through."""
-    try:
-        yield
-    except Exception as error:
-        cause = _cause(error)
-        if cause is None or not _concerns(cause, path, temporary):
-            raise
-        raise RunError(_sentence(path, cause)) from error
-
-
-def _cause(error: Exception) -> OSError | None:
-    """The OSError in it. Libraries in Rust, safetensors among them, only print theirs: ``... (os error 28)``."""
-    if isinstance(error, OSError):
-        return error
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(told[1]), os.strerror(int(told[1]))) if told else None
-
-
-def _concerns(cause: OSError, path: Path, temporary: Path) -> bool:
-    if cause.filename is None:
-        return cause.errno in _CAUSES
-    named = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, str | bytes | os.PathLike) else path
-    return named.is_relative_to(temporary) or named == path or named in path.parents
-
-
-def _sentence(path: Path, cause: OSError) -> str:
-    what, cure = _CAUSES.get(cause.errno or 0, (cause.strerror or str(cause), "Choose another folder."))
-    if cause.errno == errno.ENOSPC:
-        what += f" ({_free(path) / 1e6:,.1f} MB free)"
-    return f"{path} could not be written: {what}. {cure}"
-
-
-def _free(path: Path) -> int:
-    there = next(folder for folder in path.absolute().parents if folder.is_dir())
-    return shutil.disk_usage(there).free

@@ -1,23 +1,28 @@
 """``ecoflap export``: another file of a run that is finished, from what it left."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ecoflap.core.contracts.events import RunFinished
+from ecoflap.core.contracts.protocols import PrunedModel
+from ecoflap.core.contracts.records import Provenance
+from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
-from ecoflap.core.export.exports import export, export_names, manifests, origin_of, weight_bytes
-from ecoflap.core.export.provenance import Provenance, attach_provenance
+from ecoflap.core.export.exports import export_names
+from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests
 from ecoflap.core.model.source import open_source
-from ecoflap.core.pruning.masks import attach
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.folder import RunFolder, open_run, read_json, require_finished
+from ecoflap.core.record.folder import RunFolder, open_run, require_finished
 from ecoflap.core.record.readback import masks_as_planned
-from ecoflap.core.record.report import write_report
+from ecoflap.core.record.recorded_recipe import RecordedRecipe
+from ecoflap.core.record.report import Report, read_report, write_report
+from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.registry.adapter_for import adapter_for
+from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.text.strict_yaml import read_yaml
 
@@ -42,17 +47,21 @@ def export_run(
     folder = require_finished(Path(run))
     before = read_yaml(folder.recipe.read_text("utf-8"), str(folder.recipe)).value
     recipe = _with_export(before, to, set_, registry)
+    name = export_names(recipe.export)[-1]
     with open_run(folder.path, fresh=False):
-        name = export_names(recipe.export)[-1]
-        _export(folder, recipe, name, registry)
+        log = RunLog(folder, Observers(registry.observers()))
+        report = read_report(folder.report)
+        export_all(folder, recipe, [name], _pruned(folder, recipe, report, registry), log)
+        report = _written_anew(report, folder, recipe)
         write_whole(folder.recipe, recipe.dump())
+        log.emit(RunFinished(folder.path, report))
     return folder.exports / name
 
 
 def _with_export(
     recipe: Mapping[str, Any], to: str | Mapping[str, Any], set_: Sequence[str], registry: Registry
 ) -> Recipe:
-    """The run's recipe with one exporter more; one that is there already, with these parameters, is written anew."""
+    """Give the run's recipe with one more export, the last; one with the same parameters is taken out of it before."""
     wanted = {"use": to} if isinstance(to, str) else dict(to)
     alone = parse_recipe(
         {**recipe, "export": [wanted]},
@@ -66,23 +75,26 @@ def _with_export(
     return parse_recipe({**recipe, "export": [*others, plain]}, registry=registry, file="export", in_memory=True)
 
 
-def _export(folder: RunFolder, recipe: Recipe, name: str, registry: Registry) -> None:
+def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registry) -> PrunedModel:
+    """Load the pruned model of a run, with its masks and what its report knows of it."""
     if not folder.is_pruned:
         raise RunError(f"{folder.path}: its model is gone. Run its recipe again")
     source = open_source(str(folder.model.absolute()), Path.cwd())
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     model = adapter.load(source, None, "cpu")
-    plan, report = Plan.load(read_json(folder.plan)), read_json(folder.report)
-    attach(model, masks_as_planned(folder.masks, plan))
-    told = plan.sparsity_by_tower(), plan.sparsity, report["measures"]
-    attach_provenance(model, Provenance(recipe.model.source, recipe.plain(), *told))
-    origin = origin_of(folder, recipe.model.source, model)
-    notes = export(folder.exports, name, recipe.export[-1], model, adapter, origin)
-    for note in notes:
-        folder.record_warning(f"{recipe.export[-1].use}: {note}")
-    names = export_names(recipe.export)
-    report["bytes"] = {"model": report["bytes"]["model"], **{n: weight_bytes(folder.exports / n) for n in names}}
-    report["exports"] = manifests(folder.exports, names)
-    report["warnings"] = folder.warnings()
-    report["recipe"] = json.loads(json.dumps(recipe.plain()))
+    plan, measures = Plan.load(read_json(folder.plan)), report.measures.model_dump()
+    provenance = Provenance(recipe.model.source, recipe.plain(), plan.sparsity_by_tower(), plan.sparsity, measures)
+    return PrunedModel(model, adapter, masks_as_planned(folder.masks, plan), provenance)
+
+
+def _written_anew(before: Report, folder: RunFolder, recipe: Recipe) -> Report:
+    """Write the report with what the folder has now, and return it."""
+    now = {
+        "recipe": RecordedRecipe.of(recipe),
+        "bytes": exported_bytes(folder, recipe),
+        "exports": exported_manifests(folder, recipe),
+        "warnings": tuple(folder.warnings()),
+    }
+    report = before.model_copy(update=now)
     write_report(folder, report)
+    return report

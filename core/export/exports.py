@@ -3,20 +3,24 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported
+from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.disk.whole_files import sha256_of, whole_folder, write_whole
-from ecoflap.core.export.manifest import MANIFEST, Origin, deflated_share, described, is_weights, write_manifest
-from ecoflap.core.recipe.part_spec import Part
-from ecoflap.core.record.folder import RunFolder, read_json
+from ecoflap.core.errors import EcoflapError
+from ecoflap.core.export.manifest import Origin, deflated_share, describe_file, write_manifest
+from ecoflap.core.export.surroundings import is_weights
+from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestRun, read_manifest
 
 
-def export_names(parts: Sequence[Part]) -> list[str]:
-    """A folder name for each export: the exporter's, numbered from the second of one kind on."""
+def export_names(parts: Sequence[PartSpec]) -> list[str]:
+    """Give a folder name for each export: the exporter's, numbered from the second of one kind on."""
     names: list[str] = []
     for part in parts:
         base = part.use.replace(":", ".")
@@ -25,8 +29,8 @@ def export_names(parts: Sequence[Part]) -> list[str]:
     return names
 
 
-def is_exported(folder: Path, name: str, part: Part) -> bool:
-    """Whether its files are all there, written by this exporter with these parameters."""
+def is_exported(folder: Path, name: str, part: PartSpec) -> bool:
+    """Say whether an export's files are all there, written by this exporter with these parameters."""
     record = _record(folder, name)
     if not record.is_file():
         return False
@@ -36,37 +40,48 @@ def is_exported(folder: Path, name: str, part: Part) -> bool:
 
 
 def export(
-    folder: Path, name: str, part: Part, model: nn.Module, adapter: Adapter, origin: Origin | None = None
+    folder: Path, name: str, part: PartSpec, pruned: PrunedModel, origin: Origin | None = None
 ) -> tuple[str, ...]:
-    """Write the folder, then its record; an older record goes first, so that it never speaks of newer files.
+    """Write an export's folder, then its record; an older record goes first, so that it never speaks of newer files.
 
+    :param folder: The folder of all exports.
+    :param name: The name of this one's folder in it.
     :param origin: The run it comes from, for the manifest.
-    :return: What the user should know of it.
+    :return: Sentences of the exporter for the user.
     """
     _record(folder, name).unlink(missing_ok=True)
     with whole_folder(folder / name) as inside:
-        returned = part.build()(model, adapter, inside)
-        written = returned if isinstance(returned, Exported) else Exported(tuple(returned))
-        files = write_manifest(inside, part, model, written, origin)
-        entries = {str(file.relative_to(inside)): described(file) for file in sorted(files)}
+        with blaming(f"the exporter {part.use}"):
+            written = part.built(pruned, inside)
+        if not isinstance(written, Exported):
+            raise EcoflapError(
+                f"the exporter {part.use} returned {type(written).__name__}, not Exported: it may be written for "
+                f"another version of ecoflap. docs/hooks.md says what an exporter is."
+            )
+        files = write_manifest(inside, part, pruned.model, written, origin)
+        entries = {str(file.relative_to(inside)): describe_file(file).model_dump() for file in sorted(files)}
     write_whole(_record(folder, name), json.dumps({"exporter": part.plain(), "files": entries}, indent=1))
     return written.notes
 
 
 def origin_of(folder: RunFolder, source: str, model: nn.Module) -> Origin:
-    """What the exports of one run share."""
+    """Say what all exports of one run come from.
+
+    :param source: The dense model's, as the recipe names it.
+    """
     name = Path(source).name if Path(source).is_absolute() else source
-    return Origin(name, sha256_of(folder.plan), sha256_of(folder.masks), deflated_share(model))
+    run = ManifestRun(source=name, plan=sha256_of(folder.plan), masks=sha256_of(folder.masks))
+    return Origin(run, deflated_share(model))
 
 
-def manifests(folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """By export; without those that another version wrote, which had none."""
+def manifests(folder: Path, names: Iterable[str]) -> dict[str, Manifest]:
+    """Read the manifest of each export that is there, by its name; a finished run's may have been deleted."""
     paths = {name: folder / name / MANIFEST for name in names}
-    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    return {name: read_manifest(path) for name, path in paths.items() if path.is_file()}
 
 
 def weight_bytes(folder: Path) -> int:
-    """Of the files that hold weights."""
+    """Count the bytes of a folder's files that hold weights."""
     files = (file for file in folder.rglob("*") if file.is_file() and is_weights(file.name))
     return sum(file.stat().st_size for file in files)
 

@@ -1,84 +1,67 @@
-"""What an export holds: ``manifest.json`` travels with its files, and has no path of the machine in it."""
+"""Writes the manifest of an export, ``manifest.json``, which travels with its files."""
 
 import json
 import zlib
-from dataclasses import asdict, dataclass
-from math import prod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ecoflap.core.contracts.records import Exported, StoredTensor
+from ecoflap.core.contracts.records import Exported
 from ecoflap.core.disk.whole_files import sha256_of, write_whole
-from ecoflap.core.recipe.part_spec import Part
+from ecoflap.core.export.surroundings import is_weights
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.environment import versions
+from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestBytes, ManifestFile, ManifestRun, ManifestTensor
 
-MANIFEST = "manifest.json"
-SURROUNDINGS = (".json", ".jinja", ".txt", ".model", ".md")
-"""Endings of what lies beside the weights: configuration, tokenizer, notes."""
 PIECE, SAMPLE = 1 << 20, 32 << 20
+"""Bytes that are deflated at a time, and of all weights."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What tells the run that an export came from, without a path of the machine.
+    """The run that an export comes from.
 
-    :param source: The model's; of a folder its name alone.
-    :param plan: SHA-256 of ``plan.json``.
-    :param masks: SHA-256 of ``masks.safetensors``.
     :param deflated: What deflate leaves of the dense weights, as a share.
     """
 
-    source: str
-    plan: str
-    masks: str
+    run: ManifestRun
     deflated: float
 
 
-def write_manifest(folder: Path, part: Part, model: nn.Module, written: Exported, origin: Origin | None) -> list[Path]:
+def write_manifest(
+    folder: Path, part: PartSpec, model: nn.Module, written: Exported, origin: Origin | None
+) -> list[Path]:
     """Describe what lies in a folder.
 
-    :return: All files, this one included.
+    :return: All files, the manifest included.
     """
-    files = {str(file.relative_to(folder)): described(file) for file in sorted(written.files)}
-    stored = sum(entry["bytes"] for name, entry in files.items() if is_weights(name))
-    weights = sum(tensor.nbytes for tensor in _weights(model))
-    run = {"source": origin.source, "plan": origin.plan, "masks": origin.masks} if origin else None
-    deflated = round(weights * origin.deflated) if origin else None
-    manifest = {
-        "version": 1,
-        "exporter": part.use,
-        "run": run,
-        "files": files,
-        "bytes": {"model": weights, "deflated": deflated, "dense": written.dense_bytes, "stored": stored},
-        "tensors": [_told(tensor) for tensor in written.tensors],
-        "checks": [asdict(check) for check in written.checks],
-        "notes": list(written.notes),
-        "versions": versions(),
-    }
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False))
+    manifest = Manifest(
+        exporter=part.use,
+        run=origin.run if origin else None,
+        files={str(file.relative_to(folder)): describe_file(file) for file in sorted(written.files)},
+        bytes=_sizes(model, written, origin),
+        tensors=tuple(map(ManifestTensor.of, written.tensors)),
+        checks=written.checks,
+        notes=written.notes,
+        versions=versions(),
+    )
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False)
+    write_whole(folder / MANIFEST, text)
     return [*written.files, folder / MANIFEST]
 
 
-def _told(tensor: StoredTensor) -> dict[str, Any]:
-    return {**asdict(tensor), "sparsity": 1 - tensor.nonzeros / max(1, prod(tensor.shape))}
-
-
-def described(file: Path) -> dict[str, Any]:
-    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-
-
-def is_weights(name: str) -> bool:
-    """Whether a file holds weights, and not what lies beside them."""
-    return not name.endswith(SURROUNDINGS)
+def describe_file(file: Path) -> ManifestFile:
+    """Give a file's size and hash."""
+    return ManifestFile(bytes=file.stat().st_size, sha256=sha256_of(file))
 
 
 def deflated_share(model: nn.Module) -> float:
-    """How much of the dense weights deflate (level 6, as in zip; each tensor by itself) leaves, measured on 32 MB.
+    """Measure how much of the dense weights deflate leaves, as a share.
 
-    Of a larger model pieces of 1 MB are taken, evenly over all of its weights.
+    It is deflate of level 6, as in zip, of each tensor by itself, measured on 32 MB: of a larger model pieces of 1 MB
+    are taken, evenly over all of its weights.
     """
     weights = _weights(model)
     total = sum(tensor.nbytes for tensor in weights)
@@ -94,6 +77,16 @@ def deflated_share(model: nn.Module) -> float:
     return after / before if before else 1.0
 
 
+def _sizes(model: nn.Module, written: Exported, origin: Origin | None) -> ManifestBytes:
+    weights = sum(tensor.nbytes for tensor in _weights(model))
+    return ManifestBytes(
+        model=weights,
+        deflated=round(weights * origin.deflated) if origin else None,
+        dense=written.dense_bytes,
+        stored=sum(file.stat().st_size for file in written.files if is_weights(file.name)),
+    )
+
+
 def _weights(model: nn.Module) -> list[Tensor]:
-    """Each once, whatever it is tied to."""
+    """Each parameter once, whatever it is tied to."""
     return list({id(parameter): parameter for parameter in model.parameters()}.values())

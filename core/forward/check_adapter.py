@@ -25,7 +25,7 @@ def check_adapter(adapter: Adapter, model: nn.Module, samples: Sequence[Sample])
     """
     towers = adapter.towers(model)
     anatomy = Anatomy.of(towers, adapter.layers, {tower.name for tower in towers})
-    batch = adapter.collate(samples)
+    batch = adapter.collate(model, samples)
     replay = Replay(model, adapter, [batch], anatomy=anatomy)
     problems = list(_missing(anatomy))
     try:
@@ -49,7 +49,7 @@ def _missing(anatomy: Anatomy) -> Iterator[str]:
 
 
 def _walked(replay: Replay, problems: list[str]) -> Mapping[str, Tensor]:
-    """Each layer's squared input norms; a loss that differs from the plain forward's is added to ``problems``."""
+    """Walk the blocks and return each layer's squared input norms; a loss that is off is added to ``problems``."""
     norms: dict[str, Tensor] = {}
     with torch.no_grad(), without_fast_path():
         plain = float(replay.adapter.loss(replay.model, replay.batches[0]))
@@ -57,22 +57,22 @@ def _walked(replay: Replay, problems: list[str]) -> Mapping[str, Tensor]:
         loss = float(replay.loss(index))
         if loss != plain:
             problems.append(f"the loss from {block.name} on is {loss}, and that of the plain forward {plain}")
-        norms |= {name: seen.squared for name, seen in replay.run(index, (ColumnNorm,)).items()}
+        norms |= {name: seen[ColumnNorm].squared for name, seen in replay.run(index, (ColumnNorm,)).items()}
         replay.advance(index)
     return norms
 
 
 def _padding(replay: Replay, samples: Sequence[Sample], together: Mapping[str, Tensor]) -> Iterator[str]:
-    """Samples alone have no padding: their statistics have to add up to those of the batch."""
-    batches: list[Batch] = [replay.adapter.collate([sample]) for sample in samples]
+    """Say where padding was seen: samples alone have none, so their statistics must add up to those of the batch."""
+    batches: list[Batch] = [replay.adapter.collate(replay.model, [sample]) for sample in samples]
     alone = Replay(replay.model, replay.adapter, batches, anatomy=replay.anatomy)
     for index in range(len(alone.blocks)):
         try:
             found = alone.run(index, (ColumnNorm,))
         except DataError:
             return  # the last block needs the whole forward, and a contrastive loss takes no sample alone
-        for name, statistic in found.items():
-            if not torch.allclose(statistic.squared, together[name], rtol=1e-3):
+        for name, seen in found.items():
+            if not torch.allclose(seen[ColumnNorm].squared, together[name], rtol=1e-3):
                 yield f"{name}: its inputs are others in a padded batch than alone; tokens() or a mask is wrong"
         alone.advance(index)
 

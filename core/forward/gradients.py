@@ -23,7 +23,7 @@ def stream_gradients(
     placement: Placement,
     visit: Callable[[Layer, Tensor], None],
 ) -> None:
-    """One forward and backward of the loss; ``visit(layer, gradient)`` as each gradient is complete.
+    """Run one forward and backward of the loss, and call ``visit(layer, gradient)`` as each gradient is complete.
 
     :param placement: How blocks are held, one at a time in the backward too.
     """
@@ -48,14 +48,14 @@ def stream_gradients(
 
 
 class _Summed:
-    """What runs several times, with its weights brought in each time, has a gradient from each of its calls."""
+    """Sums the gradients of layers that run several times: a layer whose weights are brought in anew has one a call."""
 
     def __init__(self, layers: list[Layer], visit: Callable[[Layer, Tensor], None]) -> None:
         self._layers, self._visit = layers, visit
         self._sums: dict[str, Tensor | None] = dict.fromkeys(layer.name for layer in layers)
 
     def see(self, layer: Layer, gradient: Tensor) -> None:
-        """Visit it at once, or keep it until all calls' are there."""
+        """Visit a gradient at once, or keep it until those of all calls are there."""
         if layer.name not in self._sums:
             self._visit(layer, gradient)
         else:
@@ -70,7 +70,7 @@ class _Summed:
 
 
 class _Resident:
-    """Whose block is held where it runs: in the backward, until the block before it is recomputed."""
+    """Holds one block where it runs: in the backward, until the block before it is recomputed."""
 
     def __init__(self, placement: Placement) -> None:
         self.placement, self._held, self.backward = placement, ExitStack(), False
@@ -91,7 +91,7 @@ class _Resident:
 
 
 def _recomputed(block: Block, resident: _Resident, *, is_last: bool) -> Callable[..., Any]:
-    """A block that keeps its inputs only. The last one's backward comes first, so it keeps its activations instead."""
+    """Make a block's forward keep its inputs only. The last one's backward comes first, so it keeps its activations."""
     original, home = block.module.forward, device_of(block.module)
 
     def held(*args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def gaussian(shape: tuple[int, ...], seed: int, *names: str | int) -> Float[Tensor, "..."]:
-    """z ~ N(0, 1) in float32 on the CPU.
+    """Draw z ~ N(0, 1) in float32 on the CPU.
 
     :param names: What it is for, such as the layer's name, the batch's number and the draw's.
     """
@@ -23,7 +23,7 @@ def gaussian(shape: tuple[int, ...], seed: int, *names: str | int) -> Float[Tens
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The global generators seeded for a while, and afterwards as they were."""
+    """Seed the global generators for a while; afterwards they are as they were."""
     generators = [torch.default_generator]
     if torch.cuda.is_initialized():
         generators += torch.cuda.default_generators
@@ -39,6 +39,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seed_for(seed: int, *names: str | int) -> int:
-    """A 63-bit seed from the recipe's seed and any names."""
+    """Derive a 63-bit seed from the recipe's seed and any names."""
     digest = sha256("/".join(map(str, (seed, *names))).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

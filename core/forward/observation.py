@@ -5,40 +5,58 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
-from jaxtyping import Int8
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
+from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
+from ecoflap.core.forward.placement import map_tensors
+from ecoflap.core.forward.walk import BlockWatch
 from ecoflap.core.model.anatomy import Block, Layer
 
 TokensOf = Callable[[str, int], Int8[Tensor, "batch tokens"]]
 
 
-class Observation:
+class Observation(BlockWatch):
     """Sums statistics over all batches of one block.
 
-    Layers that are fed the same tensor object share one statistic, so q, k and v cost one Gram matrix, not three.
+    Layers that are fed the same tensor object share one statistic, so q, k and v cost one Gram matrix, not three. A
+    statistic that takes gradients is each layer's own.
 
     :param needs: The statistics' types; each layer gets one of each.
     """
 
     def __init__(self, block: Block, layers: Sequence[Layer], needs: Sequence[type[Any]]) -> None:
-        self._block, self._layers, self._needs = block, layers, needs
+        self._block, self._layers = block, layers
+        self._of_inputs = [need for need in needs if not hasattr(need, "add_gradient")]
+        self._of_gradients = [need for need in needs if hasattr(need, "add_gradient")]
+        self._order = tuple(needs)
         self._leader: dict[str, str] = {}
-        self._statistics: dict[str, tuple[Any, ...]] = {}
+        self._shared: dict[str, dict[type[Any], Any]] = {}
+        self._own: dict[str, dict[type[Any], Any]] = {}
         self._inputs: dict[int, tuple[ReferenceType[Tensor], str]] = {}
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._tokens_of: TokensOf
-        self.call = 0
-        """Which call of the block in one forward is being seen."""
+        self._call = 0  # which call of the block in one forward is being seen
 
     def begin(self, tokens_of: TokensOf) -> None:
-        """A new batch: ``tokens_of(tower, call)`` says what its positions are."""
+        """Begin a new batch, of whose positions ``tokens_of(tower, call)`` says what they are."""
         self._tokens_of = tokens_of
         self._inputs.clear()
         self._rows.clear()
 
-    def see(self, layer: Layer, inputs: Tensor) -> None:
+    def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
+        """Run the block, with a backward through it for each sample where a statistic takes gradients."""
+        self._call = number
+        if not self._of_gradients:
+            return run()
+        with with_gradients(self._block, self._layers):
+            output = run()
+            add_gradients(self._block, self._layers, output, self._real_positions(), self._add_gradient)
+        return map_tensors(output, Tensor.detach)
+
+    def see(self, layer: Layer, inputs: Float[Tensor, "... in"]) -> None:
         """Add one layer's input, unless another layer's statistic has it already."""
         leader = self._first_fed(layer, inputs)
         known = self._leader.setdefault(layer.name, leader)
@@ -46,13 +64,24 @@ class Observation:
             if known != layer.name:
                 raise ModelError(f"{layer.name} shares its input with {known} in some batches and not in others")
             leader = known
-        if leader == layer.name:
+        mine = self._made(self._own, self._of_gradients, layer, inputs.device)
+        theirs = self._made(self._shared, self._of_inputs, layer, inputs.device) if leader == layer.name else {}
+        if mine or theirs:
             tokens = self._real_tokens(layer, inputs)
-            for statistic in self._statistics_of(layer, inputs.device):
+            for statistic in (*mine.values(), *theirs.values()):
                 statistic.add(tokens)
 
+    def _add_gradient(self, layer: Layer, gradient: Float[Tensor, "out in"]) -> None:
+        for statistic in self._own[layer.name].values():
+            statistic.add_gradient(gradient)
+
+    def _real_positions(self) -> Bool[Tensor, "batch tokens"] | None:
+        if self._layers[0].layout == "selected":
+            return None
+        return self._tokens_of(self._block.tower, self._call) > 0
+
     def _first_fed(self, layer: Layer, inputs: Tensor) -> str:
-        """The first layer that was fed this very tensor in this batch."""
+        """Name the first layer that was fed this very tensor in this batch."""
         # A weak reference: an id may be used again once its tensor is gone, and holding the tensor costs its memory.
         reference, leader = self._inputs.get(id(inputs), (None, ""))
         if reference is None or reference() is not inputs:
@@ -60,15 +89,22 @@ class Observation:
             self._inputs[id(inputs)] = ref(inputs), leader
         return leader
 
-    def _statistics_of(self, layer: Layer, device: torch.device) -> tuple[Any, ...]:
-        if layer.name not in self._statistics:
+    def _made(
+        self,
+        of: dict[str, dict[type[Any], Any]],
+        needs: Sequence[type[Any]],
+        layer: Layer,
+        device: torch.device,
+    ) -> dict[type[Any], Any]:
+        """The layer's statistics of these types, made when it is first seen."""
+        if layer.name not in of:
             in_features = layer.shape[1]
-            self._statistics[layer.name] = tuple(need(in_features).to(device) for need in self._needs)
-        return self._statistics[layer.name]
+            of[layer.name] = {need: need(in_features).to(device) for need in needs}
+        return of[layer.name]
 
     def _real_tokens(self, layer: Layer, inputs: Tensor) -> Tensor:
-        """``inputs`` without its padding, as ``[tokens, in]``."""
-        flat = inputs.reshape(-1, inputs.shape[-1])
+        """Give the inputs without padding, as ``[tokens, in]``."""
+        flat = inputs.detach().reshape(-1, inputs.shape[-1])
         if layer.layout == "selected":
             return flat
         rows = self._real_rows(layer).to(inputs.device)
@@ -81,14 +117,17 @@ class Observation:
 
     def _real_rows(self, layer: Layer) -> Tensor:
         tower = layer.reads or self._block.tower
-        call = 0 if layer.reads else self.call
+        call = 0 if layer.reads else self._call
         if (tower, call) not in self._rows:
             self._rows[tower, call] = self._tokens_of(tower, call) > 0
         rows = self._rows[tower, call]
         return (rows if layer.layout == "batch token" else rows.T).reshape(-1)
 
-    def statistics(self) -> Mapping[str, Any]:
-        """By layer: the statistic where one was needed, a tuple where several were, None where none was."""
+    def statistics(self) -> Mapping[str, Statistics]:
+        """Give each layer's statistics by its name.
+
+        :raises ModelError: Where a layer was not seen, or its inputs are not finite.
+        """
         missing = [layer.name for layer in self._layers if layer.name not in self._leader]
         if missing:
             raise ModelError(
@@ -97,14 +136,12 @@ class Observation:
             )
         return {layer.name: self._answer(layer) for layer in self._layers}
 
-    def _answer(self, layer: Layer) -> Any:
-        statistics = self._statistics[self._leader[layer.name]]
-        for statistic in statistics:
+    def _answer(self, layer: Layer) -> Statistics:
+        found = {**self._shared[self._leader[layer.name]], **self._own[layer.name]}
+        for statistic in found.values():
             if not _is_finite(statistic):
                 raise ModelError(f"{layer.name}: its inputs hold NaN or infinite values on the calibration data")
-        if len(statistics) > 1:
-            return statistics
-        return statistics[0] if statistics else None
+        return Statistics({need: found[need] for need in self._order})
 
 
 def _is_finite(statistic: Any) -> bool:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ecoflap.core.contracts.records import Batch
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -38,20 +40,20 @@ class Placement:
                 tensor.data = original
 
     def call(self, home: torch.device, forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
-        """``forward`` on the device; tensors among its arguments are brought there and its output to ``home``."""
+        """Call ``forward`` on the device: tensors among its arguments are brought there, and its output to ``home``."""
         if self.device is None:
             return forward(*args, **kwargs)
         there_args, there_kwargs = _on((args, dict(kwargs)), self.device)
         return _on(forward(*there_args, **there_kwargs), home)
 
     def run(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
-        """A block's ``forward`` with its weights held."""
+        """Call a block's ``forward`` with its weights held."""
         home = device_of(module)
         with self.held(tensors_of(module)):
             return self.call(home, forward, args, kwargs)
 
     def in_place(self) -> "Placement":
-        """The same precision, for what is not in any block and stays where it is."""
+        """Return a placement of the same precision for what is in no block and stays where it is."""
         return Placement(self.dtype)
 
     def _is_narrower(self, tensor: Tensor) -> bool:
@@ -63,22 +65,32 @@ class Placement:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where its weights are."""
+    """Return the device that a module's weights are on."""
     return next((tensor.device for tensor in tensors_of(module)), torch.device("cpu"))
 
 
 def tensors_of(module: nn.Module, *, recurse: bool = True) -> Iterator[Tensor]:
-    """Its parameters and buffers, those of its submodules too unless told otherwise."""
+    """Yield a module's parameters and buffers, and those of its submodules unless told otherwise."""
     yield from module.parameters(recurse)
     yield from module.buffers(recurse)
 
 
-def _on(values: Any, device: torch.device) -> Any:
+def batch_on(batch: Batch, device: str) -> Batch:
+    """Bring the tensors of a batch to a device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def map_tensors(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change each tensor among nested values, such as a block's arguments or output."""
     return pytree.tree_map(
-        lambda value: value.to(device) if isinstance(value, Tensor) else value, values, is_leaf=_is_cache
+        lambda value: change(value) if isinstance(value, Tensor) else value, values, is_leaf=_is_cache
     )
 
 
+def _on(values: Any, device: torch.device) -> Any:
+    return map_tensors(values, lambda tensor: tensor.to(device))
+
+
 def _is_cache(value: Any) -> bool:
-    """What a model that makes a text writes into; some transformers versions have torch take it apart and copy it."""
+    """Whether it is a cache of keys and values. It is left whole: some transformers versions let torch copy it."""
     return hasattr(value, "get_seq_length")

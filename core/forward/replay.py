@@ -17,22 +17,30 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.contracts.records import Batch
+from ecoflap.core.contracts.records import Batch, Statistics
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.gradients import stream_gradients
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation
 from ecoflap.core.forward.placement import Placement, tensors_of
-from ecoflap.core.forward.walk import Record, Walk
+from ecoflap.core.forward.walk import BlockCall, BlockWatch, Record, Walk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
 
 class Replay:
     """A model, its blocks in the order they run, and for each batch what each tower's last finished block returned.
 
-    ``run(i)``, ``loss(i)`` and ``advance(i)`` need the blocks before ``i`` recorded, by ``advance(0)`` and so on.
-    As a context manager it also keeps what is not in any block in ``dtype``, which saves converting it at each forward.
+    ``run(i)``, ``calls(i)``, ``loss(i)`` and ``advance(i)`` need the blocks before ``i`` recorded, by ``advance(0)``
+    and so on. As a context manager it also keeps what is not in any block in ``dtype``, which saves converting it at
+    each forward.
+
+    **What may be hooked.** Module hooks of PyTorch fire as in the model's own forward, on block ``i`` and on all that
+    is inside it: forward pre-hooks before it runs, forward hooks with its output, which they may change, before the
+    walk ends. Blocks before ``i`` are stubs: their own hooks fire, with recorded outputs; nothing inside them runs. Of
+    blocks after ``i`` none runs in ``run``, ``calls`` and ``advance``, and all do in ``loss``. A matrix that a model
+    applies without calling its module, such as a packed ``in_proj_weight``, fires no hook; ``run`` sees its inputs all
+    the same.
 
     :param seed: Every forward runs in a forked global generator seeded by this and the batch's number: two losses of
         one batch are the same function of the weights.
@@ -70,29 +78,40 @@ class Replay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._outside.close()
 
-    def run(self, i: int, needs: Sequence[type[Any]] = ()) -> Mapping[str, Any]:
+    def run(self, i: int, needs: Sequence[type[Any]] = ()) -> Mapping[str, Statistics]:
         """Run block ``i`` on every batch and observe its layers.
 
-        :param needs: Types of the statistics to take of each layer's inputs.
-        :return: By layer name: the statistic, a tuple of them where ``needs`` has several, None where it has none.
+        :param needs: Types of the statistics to take of each layer's inputs, or of its gradient in a backward through
+            this block alone (:class:`RegionalGradient`).
+        :return: By layer name, its statistics by type: ``seen[name][Gram]``.
         """
         layers = self.anatomy.layers_of[self.blocks[i].name]
         observation = Observation(self.blocks[i], layers, needs)
         for number, batch in enumerate(self.batches):
             observation.begin(partial(self._tokens, batch))
             with watching(layers, observation.see):
-                self._forward(number, first=i, last=i, on_call=partial(setattr, observation, "call"))
+                self._forward(number, first=i, last=i, watch=observation)
         return observation.statistics()
 
+    def calls(self, i: int) -> Iterator[Sequence[BlockCall]]:
+        """Run block ``i`` on one batch after the other, and yield its calls with their inputs and outputs.
+
+        Most blocks are called once a batch. The tensors are the model's own: copy what is kept, change nothing.
+        """
+        for number in range(len(self.batches)):
+            listener = _Calls()
+            self._forward(number, first=i, last=i, watch=listener)
+            yield listener.seen
+
     def advance(self, i: int) -> None:
-        """Record block ``i`` as it is now: the blocks after it will see its present output."""
+        """Record block ``i`` as it is now, so that the blocks after it see its present output."""
         self._require(i)
         for number, record in enumerate(self._records):
             record.finish(self.blocks[i].tower, self._forward(number, first=i, last=i))
         self._finished = i + 1
 
     def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, "batches"]:
-        """The loss of each batch, with the blocks before ``i`` as recorded and the real rest of the model.
+        """Compute the loss of each batch, with the blocks before ``i`` as recorded and the real rest of the model.
 
         :param batches: Numbers of the batches; None for all.
         """
@@ -109,7 +128,7 @@ class Replay:
 
     @contextmanager
     def perturbed(self, layer: Layer, delta: Float[Tensor, "out in"]) -> Iterator[None]:
-        """Hold ``weight + delta`` in ``dtype``'s precision; afterwards the weight is the same tensor, bit for bit."""
+        """Hold ``weight + delta`` in ``dtype``\'s precision; afterwards the weight is the same tensor, bit for bit."""
         weight = layer.weight
         original = weight.data
         wide = original if self.dtype is None else original.to(torch.promote_types(original.dtype, self.dtype))
@@ -122,7 +141,7 @@ class Replay:
             self._moved.remove(layer.name)
 
     def gradients(self, visit: Callable[[Layer, Tensor], None]) -> None:
-        """One backward a batch; ``visit(layer, gradient)`` as each layer's gradient is ready, and then it is gone.
+        """Run one backward a batch, and call ``visit(layer, gradient)`` as each gradient is ready; then it is gone.
 
         Blocks are checkpointed, so one block's activations and one layer's gradient are held at a time.
         """
@@ -136,7 +155,7 @@ class Replay:
         return self.adapter.tokens(self.model, batch, tower, *([call] if call else []))
 
     def _require(self, i: int) -> None:
-        """Only the last finished block's output is kept, so only the next block, or the first one anew, can be run."""
+        """Refuse a block whose predecessors are not recorded: only the last finished block's output is kept."""
         if i not in (0, self._finished):
             done = f"{self._finished} blocks have" if self._finished else "no block has"
             raise ModelError(
@@ -145,25 +164,23 @@ class Replay:
             )
 
     @torch.no_grad()
-    def _forward(
-        self, number: int, first: int, last: int | None, on_call: Callable[[int], None] = lambda call: None
-    ) -> Any:
-        """The loss of one batch, or the outputs of all calls of block ``last``."""
+    def _forward(self, number: int, first: int, last: int | None, watch: BlockWatch | None = None) -> Any:
+        """Compute the loss of one batch, or with ``last``, the outputs of all calls of that block."""
         self._require(first)
-        walk = Walk(self.blocks, self._records[number], first, last, self.placement, on_call)
+        walk = Walk(self.blocks, self._records[number], first, last, self.placement, watch or BlockWatch())
         with without_fast_path(), self._prepared(number) as batch:
             return walk.take(lambda: self.adapter.loss(self.model, batch))
 
     @contextmanager
     def _prepared(self, number: int) -> Iterator[Batch]:
-        """One batch, in a forked and seeded global generator."""
+        """Give one batch, with the global generators forked and seeded."""
         outside = self.placement.in_place().held(self._tensors_outside_blocks)
         with seeded(seed_for(self.seed, number)), outside:
             yield self.batches[number]
 
     @cached_property
     def _tensors_outside_blocks(self) -> list[Tensor]:
-        """Those of modules in no tower's blocks; a weight tied to one inside, as an embedding, is among them.
+        """Tensors of modules in no tower's blocks; a weight tied to one inside, as an embedding, is among them.
 
         A matrix outside the blocks stays among them where it is included: models ask it for its type before it runs.
         """
@@ -172,3 +189,15 @@ class Replay:
         outside = (module for module in self.model.modules() if id(module) not in inside)
         found = (tensor for module in outside for tensor in tensors_of(module, recurse=False))
         return list({id(tensor): tensor for tensor in found}.values())
+
+
+class _Calls(BlockWatch):
+    """Keeps what a block is given and what it returns."""
+
+    def __init__(self) -> None:
+        self.seen: list[BlockCall] = []
+
+    def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
+        output = run()
+        self.seen.append(BlockCall(number, args, kwargs, output))
+        return output

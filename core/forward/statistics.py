@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from ecoflap.core.errors import ModelError
+
 _CACHED = 1 << 16  # elements: 256 kB of float32, so that a square is summed while it is still in the core's cache
 _ROWS = 512  # enough for a matrix product at full speed
 
 
 class ColumnNorm:
-    """Σ x² of each input over all tokens: Wanda's ‖X_j‖₂², squared.
+    """Sums x² of each input over all tokens: the square of Wanda's ‖X_j‖₂.
 
     :param in_features: The length of one input.
     """
@@ -45,8 +47,51 @@ class ColumnNorm:
         return self
 
 
+class RegionalGradient:
+    """Takes √(1/N Σ_n (∂‖f(x_n)‖₂/∂W)²): how far each weight moves the norm of its own block's output, over N samples.
+
+    It is the regional gradient score of Wanda++ (Yang et al., 2025): a backward through one block, never the whole
+    model. f(x_n) is the block's output at the real tokens of sample n.
+
+    :param in_features: The length of one input; the gradient has the weight's shape.
+    """
+
+    def __init__(self, in_features: int) -> None:
+        self.in_features = in_features
+        self.samples = 0
+        self._sum: Tensor | None = None
+
+    @property
+    def magnitude(self) -> Float32[Tensor, "out in"]:
+        """The root mean square of the samples' gradients."""
+        if self._sum is None:
+            raise ModelError("no gradient has reached this layer: its block's output does not depend on it")
+        return (self._sum / self.samples).sqrt()
+
+    def add(self, inputs: Float[Tensor, "... in"]) -> None:
+        """Leave the inputs alone: the gradient knows of them."""
+
+    def add_gradient(self, gradient: Float[Tensor, "out in"]) -> None:
+        """Add one sample's gradient."""
+        squared = gradient.detach().float().square()
+        self._sum = squared if self._sum is None else self._sum.add_(squared)
+        self.samples += 1
+
+    def merge(self, other: "RegionalGradient") -> None:
+        """Add the samples of another."""
+        if other._sum is not None:
+            there = other._sum.clone() if self._sum is None else self._sum
+            self._sum = there if self._sum is None else there.add_(other._sum.to(there.device))
+        self.samples += other.samples
+
+    def to(self, device: torch.device | str) -> "RegionalGradient":
+        """Move the sum."""
+        self._sum = None if self._sum is None else self._sum.to(device)
+        return self
+
+
 class Gram:
-    """Σ x xᵀ over all tokens: the Hessian, up to a factor, of a layer's squared output error.
+    """Sums x xᵀ over all tokens: the Hessian, up to a factor, of a layer's squared output error.
 
     Tokens are gathered until there are enough for one product. The products are then the same however the tokens came.
 
@@ -58,8 +103,6 @@ class Gram:
         self.tokens = 0
         self.factors: dict[Any, Any] = {}
         """What a pruner derived from the matrix, under a key of its own; forgotten when inputs are added."""
-        self.notes: list[str] = []
-        """Sentences on what was derived, for the run's log; forgotten likewise."""
         self._sum = torch.zeros(in_features, in_features)
         self._waiting = torch.zeros(_ROWS, in_features)
         self._waits = 0
@@ -94,4 +137,3 @@ class Gram:
     def _changed(self, tokens: int) -> None:
         self.tokens += tokens
         self.factors.clear()
-        self.notes.clear()

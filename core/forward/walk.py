@@ -1,11 +1,12 @@
 """One forward of a model in which earlier blocks answer from a record and the forward ends where it may."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import Placement
@@ -48,8 +49,32 @@ class _Finished(BaseException):
     """Ends a forward. Not an Exception: a model's own ``except Exception`` must not catch it."""
 
 
+@dataclass(frozen=True)
+class BlockCall:
+    """One call of a block in one forward: what it was given and what it returned.
+
+    :param number: Which of the block's calls in this forward, from 0.
+    """
+
+    number: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: Any
+
+
+class BlockWatch:
+    """Stands around each call of the block that a walk ends with; by itself it does nothing."""
+
+    def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
+        """Run the block once by calling ``run``, and return what the model is to see as its output.
+
+        The block's weights are held where and as precisely as the walk wants them while this runs.
+        """
+        return run()
+
+
 class Record:
-    """For one batch: what each tower's last finished block returned, call by call."""
+    """What each tower's last finished block returned on one batch, call by call."""
 
     def __init__(self) -> None:
         self._outputs: dict[str, list[Any]] = {}
@@ -57,23 +82,26 @@ class Record:
 
     def finish(self, tower: str, outputs: list[Any]) -> None:
         self._outputs[tower] = outputs
-        self._versions[tower] = [tensor._version for tensor in _tensors(outputs)]
+        self._versions[tower] = [tensor._version for tensor in tensors_in(outputs)]
 
     def output(self, block: Block, call: int) -> Any:
         return self._outputs[block.tower][call]
 
     def check(self) -> None:
-        """A model that writes into a recorded tensor would silently spoil every later replay."""
+        """Refuse a model that has written into a recorded tensor, which would silently spoil every later replay."""
         for tower, outputs in self._outputs.items():
-            if self._versions[tower] != [tensor._version for tensor in _tensors(outputs)]:
+            if self._versions[tower] != [tensor._version for tensor in tensors_in(outputs)]:
                 raise ModelError(f"the model writes in place into what the blocks of its {tower} tower return")
 
 
 class Walk:
-    """Blocks before ``first`` are stubs; the forward stops with the last call of block ``last``, or runs to its end.
+    """One forward in which blocks before ``first`` are stubs, and which ends with the last call of block ``last``.
+
+    It ends behind the forward hooks of that block, so that these see its output too and may change it. With ``last``
+    None it runs to the end of the model's own forward.
 
     :param placement: How real blocks are held while they run.
-    :param on_call: Told the number of each call of block ``last`` before it runs.
+    :param watch: Stands around each call of block ``last``.
     """
 
     def __init__(
@@ -83,27 +111,45 @@ class Walk:
         first: int,
         last: int | None,
         placement: Placement,
-        on_call: Callable[[int], None] = lambda call: None,
+        watch: BlockWatch,
     ) -> None:
         self._blocks, self._record, self._first, self._last = blocks, record, first, last
-        self._placement = placement
-        self._on_call = on_call
+        self._placement, self._watch = placement, watch
         self._calls = [0] * len(blocks)
         self._outputs: list[Any] = []
 
     def take(self, forward: Callable[[], Any]) -> Any:
-        """What ``forward`` returns, or with ``last``, the outputs of that block's calls."""
-        with replaced_forwards(self._blocks, self._forward_of):
+        """Run ``forward``, and return what it returns, or with ``last``, the outputs of that block's calls."""
+        with replaced_forwards(self._blocks, self._forward_of), self._ending():
             try:
                 result = forward()
             except _Finished:
                 result = self._outputs
             else:
                 self._check_calls()
-                if self._last is not None:  # a block called any number of times, after which nothing is to come
-                    result = []
+                if self._last is not None:
+                    # Nothing is recorded of a block that is called any number of times: nothing comes after it.
+                    result = [] if self._blocks[self._last].calls is None else self._outputs
         self._record.check()
         return result
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """End the forward behind the last hook of block ``last``, which was registered after all hooks of others."""
+        if self._last is None or self._blocks[self._last].calls is None:
+            yield
+            return
+        handle = self._blocks[self._last].module.register_forward_hook(self._end)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        assert self._last is not None
+        self._outputs[-1] = output  # another hook may have changed it
+        if len(self._outputs) == self._blocks[self._last].calls:
+            raise _Finished
 
     def _forward_of(self, index: int, block: Block) -> Callable[..., Any]:
         return self._stub(index) if index < self._first else self._real(index, block)
@@ -118,20 +164,21 @@ class Walk:
         original = block.module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = self._enter(index)
-            if index == self._last:
-                self._on_call(call)
-            output = self._placement.run(block.module, original, args, kwargs)
-            if index == self._last and block.calls is not None:
-                self._outputs.append(output)
-                if len(self._outputs) == block.calls:
-                    raise _Finished
+            number = self._enter(index)
+            if index != self._last:
+                return self._placement.run(block.module, original, args, kwargs)
+
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                return self._watch.around(number, args, kwargs, lambda: original(*args, **kwargs))
+
+            output = self._placement.run(block.module, watched, args, kwargs)
+            self._outputs.append(output)
             return output
 
         return forward
 
     def _enter(self, index: int) -> int:
-        """Count a call; refuse one too many, or one before the blocks it follows have run."""
+        """Count a call, and refuse one too many, or one before the blocks it follows have run."""
         block, call = self._blocks[index], self._calls[index]
         if call == block.calls:
             raise ModelError(
@@ -153,12 +200,13 @@ class Walk:
                 raise ModelError(f"{block.name} ran {calls} times in one forward; its adapter declares {declared}")
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a block's output, which may be a tensor, a tuple, a list or a mapping of them."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, dict):
         for value in output.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(output, list | tuple):
         for value in output:
-            yield from _tensors(value)
+            yield from tensors_in(value)

@@ -1,1 +1,1 @@
-"""A model seen as towers, blocks and layers; where models come from; what of them is never pruned."""
+"""Sees a model as towers, blocks and layers, finds where it comes from, and says what of it is never pruned."""

@@ -1,4 +1,4 @@
-"""What an adapter hands over: a model taken apart into towers, blocks and layers, by name and without mathematics."""
+"""Describe a model as an adapter takes it apart: into towers, blocks and layers, by name and without mathematics."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,16 @@ from torch import nn
 from ecoflap.core.errors import ModelError
 
 Layout = Literal["batch token", "token batch", "selected"]
+"""How a layer's input is laid out before its last axis.
+
+``selected`` is rows that the model or its loss has picked, all of them real: the one vector of an image that a
+projection reads, the positions that a head predicts at.
+"""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from, opened no further than its configuration: adapters recognise it by this.
+    """Says where a model comes from, opened no further than its configuration; adapters recognise it by this.
 
     :param name: As the recipe writes it: ``HuggingFaceTB/SmolLM2-135M``, ``./folder``, ``file.gguf``, ``package:NAME``.
     :param path: The folder or GGUF file on disk; None for a hub id or a model in memory.
@@ -33,14 +38,13 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One prunable matrix, seen as ``[out, in]``.
+    """Names one prunable matrix of shape ``[out, in]`` and the module that holds it.
 
     :param name: The parameter's name in ``model.state_dict()``: the key everywhere.
     :param module: The module that owns it. The parameter is looked up there each time, never kept.
     :param attribute: Its name in that module: ``weight``, or ``in_proj_weight`` of a packed attention.
     :param reads: The tower whose tokens its input holds; empty for its own. Cross-attention's k and v read ``encoder``.
-    :param layout: How its input is laid out before the last axis. ``selected`` is rows that the model or its loss has
-        picked, all of them real: the one vector of an image that a projection reads, the positions a head predicts at.
+    :param layout: How its input is laid out before the last axis.
     """
 
     name: str
@@ -51,23 +55,34 @@ class Layer:
 
     @property
     def weight(self) -> nn.Parameter:
-        weight = getattr(self.module, self.attribute)
-        assert isinstance(weight, nn.Parameter), self.name
+        """The matrix as the module has it now.
+
+        :raises ModelError: Where the module has no parameter of this name.
+        """
+        weight = getattr(self.module, self.attribute, None)
+        if not isinstance(weight, nn.Parameter):
+            kind = type(self.module).__name__
+            raise ModelError(
+                f"the layer {self.name} is no parameter: its module, a {kind}, has none named {self.attribute!r}. The "
+                f"adapter's `layers` should name a parameter"
+            )
         return weight
 
     @property
     def shape(self) -> tuple[int, int]:
+        """How many outputs and inputs it has."""
         out_features, in_features = self.weight.shape
         return out_features, in_features
 
     @property
     def size(self) -> int:
+        """How many weights it has."""
         return self.weight.numel()
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """What is run, recorded and pruned as one: a transformer block, or a single matrix outside the blocks.
+    """Names what is run, recorded and pruned as one: a transformer block, or a single matrix outside the blocks.
 
     :param name: The module's name in the model, such as ``model.layers.3``.
     :param calls: How often one forward of the model calls it. None is any number, for a head that is applied in
@@ -82,11 +97,13 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Tower:
-    """Blocks that run one after the other: ``vision``, ``qformer``, ``encoder``, ``decoder``, ``text`` or ``language``.
+    """Names blocks that run one after the other.
 
+    :param name: ``vision``, ``qformer``, ``encoder``, ``decoder``, ``text`` or ``language``; that of a matrix outside
+        the blocks is its module's.
     :param prunable: False where nothing is pruned unless a recipe asks for it, as in a Q-Former.
-    :param outside: True for a single matrix outside the blocks, such as ``lm_head``: a tower of one block of one layer
-        that goes by the module's name, stands at its place in the forward, and is no block unless a recipe includes it.
+    :param outside: True for a single matrix outside the blocks, such as ``lm_head``. It is a tower of one block of one
+        layer, stands at its place in the forward, and is left out of the anatomy unless a recipe includes it.
     """
 
     name: str
@@ -96,13 +113,21 @@ class Tower:
 
     @classmethod
     def of_matrix(cls, model: nn.Module, name: str, *, calls: int | None = 1) -> "Tower":
-        """A matrix outside the blocks, by its module's name."""
+        """Make the tower of one matrix outside the blocks.
+
+        :param name: The name of the module that holds it.
+        :param calls: As of a :class:`Block`.
+        """
         return cls(name, (Block(name, model.get_submodule(name), name, calls),), prunable=False, outside=True)
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """A whole model taken apart: its towers in the order they run, and the layers of each block."""
+    """Holds a whole model taken apart.
+
+    :param towers: In the order they run.
+    :param layers_of: The layers of each block, by its name, in the order they run.
+    """
 
     towers: tuple[Tower, ...]
     layers_of: Mapping[str, tuple[Layer, ...]]
@@ -111,9 +136,12 @@ class Anatomy:
     def of(
         cls, towers: Sequence[Tower], layers: Callable[[Block], Sequence[Layer]], include: Container[str] = ()
     ) -> "Anatomy":
-        """From an adapter's ``towers(model)`` and ``layers``; refused if it has no layer, or names one twice.
+        """Make the anatomy of what an adapter gives.
 
+        :param towers: The adapter's ``towers(model)``.
+        :param layers: The adapter's method.
         :param include: Names of the matrices outside the blocks that are wanted; the others are left out.
+        :raises ModelError: Where there is no layer, or a weight is listed twice.
         """
         wanted = tuple(tower for tower in towers if not tower.outside or tower.name in include)
         layers_of = {block.name: tuple(layers(block)) for tower in wanted for block in tower.blocks}
@@ -123,23 +151,29 @@ class Anatomy:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
+        """The blocks of all towers, in the order they run."""
         return tuple(block for tower in self.towers for block in tower.blocks)
 
     def layers(self, blocks: Sequence[Block] | None = None) -> Iterator[tuple[Block, Layer]]:
-        """Each layer with its block, in the order the blocks run."""
+        """Yield each layer with its block, in the order the blocks run.
+
+        :param blocks: Of these blocks only; by default of all.
+        """
         for block in self.blocks if blocks is None else blocks:
             for layer in self.layers_of[block.name]:
                 yield block, layer
 
 
 def _refuse_repeats(layers: Sequence[Layer]) -> None:
-    """A weight that is listed twice would be counted and pruned twice."""
+    """Refuse a weight that is listed twice, for it would be counted and pruned twice."""
     if not layers:
-        raise ModelError("the adapter finds no prunable layer in this model")
+        raise ModelError("the adapter finds no prunable layer in this model: its `towers` and `layers` name none")
     by_weight: dict[int, str] = {}
     names: set[str] = set()
     for layer in layers:
         first = by_weight.setdefault(id(layer.weight), layer.name)
         if first != layer.name or layer.name in names:
-            raise ModelError(f"the adapter lists one weight twice: {first} and {layer.name}")
+            raise ModelError(
+                f"the adapter lists one weight twice, as {first} and as {layer.name}. It should be listed once"
+            )
         names.add(layer.name)

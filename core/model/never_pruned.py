@@ -1,4 +1,4 @@
-"""What of a model is never pruned, and why: for ``inspect``, and for a recipe that asks for it all the same."""
+"""Say what of a model is never pruned, and why: for ``inspect``, and for a recipe that asks for it all the same."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,18 +10,21 @@ from ecoflap.core.model.anatomy import Anatomy, Tower
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One parameter outside the anatomy."""
+class NeverPruned:
+    """Names a parameter that no layer of the anatomy is, and says why it is none.
+
+    :param name: The name under which the model lists it first.
+    """
 
     name: str
     shape: tuple[int, ...]
     reason: str
 
 
-def kept_in(model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> Iterator[Kept]:
-    """Every parameter that no layer of the anatomy is, by the name under which the model lists it first.
+def never_pruned(model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> Iterator[NeverPruned]:
+    """Yield every parameter that no layer of the anatomy is.
 
-    :param towers: All that the adapter names, also those the anatomy leaves out.
+    :param towers: All that the adapter names, also those that the anatomy leaves out.
     """
     prunable = {id(layer.weight) for _, layer in anatomy.layers()}
     outside = {id(tower.blocks[0].module): tower.name for tower in towers if tower.outside}
@@ -29,7 +32,7 @@ def kept_in(model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> Iter
         if id(parameter) not in prunable:
             path, _, own = name.rpartition(".")
             module = model.get_submodule(path)
-            yield Kept(name, tuple(parameter.shape), _reason(module, own, parameter, outside.get(id(module))))
+            yield NeverPruned(name, tuple(parameter.shape), _reason(module, own, parameter, outside.get(id(module))))
 
 
 def _reason(module: nn.Module, own: str, parameter: nn.Parameter, offered: str | None) -> str:
@@ -47,8 +50,8 @@ def _reason(module: nn.Module, own: str, parameter: nn.Parameter, offered: str |
     return f"parameter of a {kind}, which no linear layer applies"
 
 
-def tied_to(model: nn.Module, name: str) -> list[str]:
-    """The other names of one parameter: a head's that is the embedding too."""
+def tied_names(model: nn.Module, name: str) -> list[str]:
+    """Give the other names of one parameter, such as the embedding's for a head that is tied to it."""
     alike: dict[int, list[str]] = {}
     for other, parameter in model.named_parameters(remove_duplicate=False):
         alike.setdefault(id(parameter), []).append(other)
@@ -56,11 +59,16 @@ def tied_to(model: nn.Module, name: str) -> list[str]:
     return [other for other in names if other != name]
 
 
-def not_included(name: str, model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> str:
-    """Why what a recipe includes cannot be pruned, or what was meant."""
+def why_not_included(name: str, model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> str:
+    """Say why something that a recipe includes cannot be pruned, or what may have been meant.
+
+    :param name: As the recipe has it: a tower's, a matrix's or a module's.
+    :param towers: All that the adapter names, also those that the anatomy leaves out.
+    """
     offered = [tower.name for tower in towers if tower.outside or not tower.prunable]
     choices = f"Can be included here: {', '.join(offered) or 'nothing'}."
-    inside = [kept for kept in kept_in(model, anatomy, towers) if kept.name == name or kept.name.startswith(f"{name}.")]
+    found = never_pruned(model, anatomy, towers)
+    inside = [one for one in found if one.name == name or one.name.startswith(f"{name}.")]
     if inside:
         return f"{name} is never pruned: {inside[0].name} is {_article(inside[0].reason)}. {choices}"
     if any(layer.name == name or layer.name.startswith(f"{name}.") for _, layer in anatomy.layers()):

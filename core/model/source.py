@@ -1,14 +1,13 @@
-"""Where a model comes from: a package, a folder, a GGUF file, a hub id or memory. Weights are hashed, never read."""
+"""Find where a model comes from: a package, a folder, a GGUF file, a hub id or memory. No weight is read for it."""
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import lru_cache
-from hashlib import sha256
-from importlib.metadata import packages_distributions
+from hashlib import file_digest, sha256
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -19,15 +18,19 @@ from torch import Tensor, nn
 
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.packages import models_below, package_folder
 
 WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.gguf", "*.pth")
+"""Names of files with weights. Those of the first kind that a folder holds are the model's."""
+
 SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""Names of the other files that a model and its processor are loaded from."""
 
 OPEN_CLIP = "open_clip_config.json"
-"""What open_clip's hub format has for a config.json; it becomes ``config["open_clip"]``."""
+"""open_clip's hub format has this for a config.json. It becomes ``config["open_clip"]``."""
 
 _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_SCHEME = re.compile(r"[a-z_]{2,}:.+")  # longer than a drive letter
+_SCHEME = re.compile(r"[a-z_]{2,}:.+")  # two letters at least: one is a drive of Windows
 
 
 def open_source(name: str, folder: Path, config: Path | None = None) -> Source:
@@ -38,6 +41,7 @@ def open_source(name: str, folder: Path, config: Path | None = None) -> Source:
         ``org/name@revision``. A name with another prefix, such as ``timm:``, is left for an adapter to recognise.
     :param folder: What a relative path is relative to.
     :param config: A ``config.json``, or a folder with one, that is read in place of the hub's, which is then not asked.
+    :raises ModelError: Where there is no such model, several, or one whose configuration cannot be read.
     """
     if name.startswith("package:"):
         return _in_package(name)
@@ -54,18 +58,21 @@ def open_source(name: str, folder: Path, config: Path | None = None) -> Source:
 
 
 def in_memory(model: nn.Module) -> Source:
-    """A model that the caller holds already."""
+    """Make the source of a model that the caller holds already."""
     config: Any = getattr(model, "config", None)
     return Source(type(model).__name__, config=config.to_dict() if hasattr(config, "to_dict") else {}, model=model)
 
 
 def is_on_hub(source: Source) -> bool:
-    """Whether it has to be asked of the hub."""
+    """Tell whether the hub has to be asked for a model."""
     return source.path is None and source.model is None and _HUB_ID.fullmatch(source.name) is not None
 
 
 def hub_id(source: Source) -> tuple[str, str | None]:
-    """Repository and revision of a source that is on the hub."""
+    """Give a hub id's repository and revision.
+
+    :raises ModelError: Where the source's name is none.
+    """
     match = _HUB_ID.fullmatch(source.name)
     if match is None or source.path is not None:
         raise ModelError(f"{source.name} is not a hub id: one is written org/name or org/name@revision.")
@@ -73,7 +80,7 @@ def hub_id(source: Source) -> tuple[str, str | None]:
 
 
 def weight_files(source: Source) -> list[Path]:
-    """The files its weights are in, all of one format; none for a hub id or a model in memory."""
+    """List the files with the model's weights, all of one format; none for a hub id or a model in memory."""
     if source.path is None:
         return []
     if source.path.is_file():
@@ -83,73 +90,70 @@ def weight_files(source: Source) -> list[Path]:
 
 
 def has_weights(source: Source) -> bool:
-    """Whether there is something to load; taken on trust for a hub id."""
+    """Tell whether there are weights to load. Of a hub id and a model in memory it is taken on trust."""
     return source.path is None or bool(weight_files(source))
 
 
 def check_weights(source: Source) -> None:
-    """Say what is missing from a folder that has a configuration only."""
+    """Refuse a folder that has a configuration only.
+
+    :raises ModelError: With the names of files that would be weights.
+    """
     if not has_weights(source):
         raise ModelError(f"no weights in {source.path}: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}.")
 
 
 def weight_bytes(source: Source) -> int | None:
-    """How large its weights are as they lie; None where only the hub knows."""
+    """Give the bytes of a model's weights as they are stored; None where only the hub knows."""
     if source.model is not None:
         return sum(parameter.nbytes for parameter in source.model.parameters())
     return sum(file.stat().st_size for file in weight_files(source)) if source.path is not None else None
 
 
 def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]:
-    """What has to be the same for a run to go on: a sha256 for each file that is loaded, or the hub's commit.
+    """Give what has to be the same for a run to go on: the SHA-256 of each file that is loaded, or the hub's commit.
 
     A model in memory is hashed as a whole: names, types and bytes of its state dict. So is one whose files only its own
     library knows, as behind ``timm:``.
 
-    :param load: Reads it.
+    :param load: Reads the model.
     """
     if is_on_hub(source):
         return {"commit": _config_on_hub(source.name).parent.name}
     if source.path is None:
-        return {"state_dict": _digest(_state_bytes(source.model or load()))}
+        return {"state_dict": _state_digest(source.model or load())}
     beside = [] if source.path.is_file() else [source.path / name for name in source.files if _is_setting(name)]
-    return {file.name: _digest(_file_bytes(file)) for file in sorted({*weight_files(source), *beside})}
+    return {file.name: _file_digest(file) for file in sorted({*weight_files(source), *beside})}
 
 
 def _is_setting(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in SETTINGS)
 
 
-def _digest(pieces: Iterator[bytes]) -> str:
-    digest = sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _file_bytes(file: Path) -> Iterator[bytes]:
+def _file_digest(file: Path) -> str:
     with file.open("rb") as stream:
-        while piece := stream.read(1 << 22):
-            yield piece
+        return file_digest(stream, "sha256").hexdigest()
 
 
-def _state_bytes(model: nn.Module) -> Iterator[bytes]:
+def _state_digest(model: nn.Module) -> str:
+    digest = sha256()
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, Tensor):
-            yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             # numpy knows no bfloat16, so the bytes are taken before it sees the type
-            yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _in_package(name: str) -> Source:
     package, _, inner = name.removeprefix("package:").partition("/")
-    root = _package_folder(package)
+    root = package_folder(package)
     start = root / inner
     if inner and start.is_file():
         return _in_file(name, start)
     if not start.is_dir():
         raise ModelError(f"package {package!r} has no {inner!r}: {start} does not exist.")
-    found = sorted(_models_below(start))
+    found = sorted(models_below(start))
     if len(found) == 1:
         only = found[0]
         return _in_file(name, only) if only.suffix == ".gguf" else _in_folder(name, only)
@@ -157,26 +161,6 @@ def _in_package(name: str) -> Source:
     if found:
         raise ModelError(f"{name} holds {len(found)} models: name one of {inside}.")
     raise ModelError(f"no model in {start}: expected a folder with a config.json, or a *.gguf file.")
-
-
-def _package_folder(package: str) -> Path:
-    # a dotted name would import its parents, and nothing of a package is run for the sake of its files
-    spec = find_spec(package) if package.isidentifier() else None
-    places = list(spec.submodule_search_locations or []) if spec is not None else []
-    if places:
-        return Path(places[0])
-    hint = nearest(package, packages_distributions())
-    raise ModelError(f"no package named {package!r} is installed here.{hint} Install it with pip, then run this again.")
-
-
-def _models_below(folder: Path) -> Iterator[Path]:
-    """Folders with a config.json that are in no other such folder, and GGUF files outside them."""
-    outermost: list[Path] = []
-    for config in sorted(folder.rglob("config.json"), key=lambda path: (len(path.parts), path)):
-        if not any(other in config.parents for other in outermost):
-            outermost.append(config.parent)
-    yield from outermost
-    yield from (file for file in folder.rglob("*.gguf") if not any(other in file.parents for other in outermost))
 
 
 def _in_folder(name: str, folder: Path) -> Source:
@@ -215,9 +199,9 @@ def _read_json(file: Path) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=4)
 def _gguf_config(file: Path, changed: int) -> Mapping[str, Any]:
-    """Kept, for reading its header takes seconds, and the runs of a sweep all ask for it.
+    """Read a GGUF file's header. The result is kept, for it takes seconds, and all runs of a sweep ask for it.
 
-    :param changed: When the file was last written.
+    :param changed: When the file was last written: one that has changed is read again.
     """
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
     if missing:
@@ -232,9 +216,10 @@ def _gguf_config(file: Path, changed: int) -> Mapping[str, Any]:
 
 
 def with_config(name: str, config: Path) -> Source:
-    """A hub id with a configuration that lies here.
+    """Make the source of a hub id by a configuration that lies here.
 
     :param config: A ``config.json`` or ``open_clip_config.json``, or a folder with one.
+    :raises ModelError: Where there is none.
     """
     beside = [config / file for file in ("config.json", OPEN_CLIP)] if config.is_dir() else [config]
     file = next((file for file in beside if file.is_file()), None)

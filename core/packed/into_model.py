@@ -1,4 +1,4 @@
-"""A model built without weights and given those of a packed file, one tensor in memory beside it at a time."""
+"""Builds a model without weights and gives it those of a packed file, one tensor in memory beside it at a time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,32 +13,34 @@ from ecoflap.core.disk.sealed import DTYPES
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import weight_files
-from ecoflap.core.packed.format import Entry, inspect_packed, stream_packed
+from ecoflap.core.packed.contents import Entry
+from ecoflap.core.packed.read_packed import inspect_packed, stream_packed
 from ecoflap.core.packed.shards import ENDING, INDEX
 
 _PACKED = (f"*{ENDING}", f"*{ENDING}{INDEX}", "*.packed-[0-9]*-of-[0-9]*.safetensors")
 
 
 def packed_in(source: Source) -> Path | None:
-    """The folder of a source whose weights are packed; None of any other.
+    """Give the folder of a source whose weights are packed; None for any other source.
 
-    :raises ModelError: Where it holds dense weights too: nobody could tell which are meant.
+    :raises ModelError: Where the folder holds dense weights too: nobody could tell which are meant.
     """
-    if source.path is None or not source.path.is_dir() or not any(map(_is_packed, source.files)):
+    if source.path is None or not source.path.is_dir() or not any(map(is_packed, source.files)):
         return None
-    dense = [file.name for file in weight_files(source) if not _is_packed(file.name)]
+    dense = [file.name for file in weight_files(source) if not is_packed(file.name)]
     if dense:
         raise ModelError(f"{source.path} holds packed weights and dense ones ({dense[0]}): move one of them away.")
     return source.path
 
 
-def _is_packed(name: str) -> bool:
+def is_packed(name: str) -> bool:
+    """Say whether a file is a packed one, a shard of one or an index, by its name."""
     return any(fnmatch(name, pattern) for pattern in _PACKED)
 
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Models are built with parameters on the meta device, and with their buffers as they are.
+    """Build models inside with their parameters on the meta device, and with their buffers as they are.
 
     Buffers that no state dict holds, such as RoPE's frequencies, are computed when a model is built and at no other
     time; on the meta device they would be lost.
@@ -58,7 +60,7 @@ def without_weights() -> Iterator[None]:
 
 
 def packed_types(path: Path) -> dict[str, torch.dtype]:
-    """By name in the state dict; nothing is read but headers."""
+    """Give the type that each tensor of the state dict is stored in, by its name; nothing is read but headers."""
     return {name: DTYPES[entry.dtype] for name, entry in inspect_packed(path).tensors.items()}
 
 
@@ -68,7 +70,7 @@ def fill(
     """Give a model the weights of a packed file in place of its own, tied where those are tied.
 
     :param path: The packed file, or the folder that it is in.
-    :param type_of: By name and the type a floating-point tensor is stored in, the one it is to have.
+    :param type_of: Gives the type that a floating-point tensor is to have, by its name and the type it is stored in.
     :raises ModelError: Where the file is of another model.
     """
     entries = inspect_packed(path).tensors
@@ -87,7 +89,7 @@ def fill(
 
 
 def _put(model: nn.Module, names: list[str], tensor: Tensor) -> None:
-    """One tensor under each of its names."""
+    """Put one tensor into the model under each of its names."""
     shared: nn.Parameter | None = None
     for name in names:
         owner, _, leaf = name.rpartition(".")
@@ -108,13 +110,13 @@ def _refuse_another(model: nn.Module, path: Path, entries: Mapping[str, Entry]) 
         name = different[0]
         raise ModelError(
             f"{path} holds the weights of another model than its configuration describes, or of another version of its "
-            f"library: {name} is {_told(found.get(name))} in the file and {_told(wanted.get(name))} in the model, and "
-            f"{len(different) - 1} more differ."
+            f"library: {name} is {_shape_text(found.get(name))} in the file and {_shape_text(wanted.get(name))} in the "
+            f"model, and {len(different) - 1} more differ."
         )
 
 
 def _refuse_other_ties(model: nn.Module, path: Path, names: Mapping[str, list[str]]) -> None:
-    """A module that stands in two places has one weight, and a file of a model that had two would be half lost."""
+    """Refuse a file that has two weights where the model has one: one of the two would be lost in silence."""
     first = {name: leader for leader, group in names.items() for name in group}
     seen: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -123,5 +125,5 @@ def _refuse_other_ties(model: nn.Module, path: Path, names: Mapping[str, list[st
             raise ModelError(f"{path} stores {leader} and {first[name]} apart, which are one weight in this model.")
 
 
-def _told(shape: tuple[int, ...] | None) -> str:
+def _shape_text(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else str(list(shape))

@@ -1,19 +1,21 @@
-"""From the folder of a packed model to the model, in one call."""
+"""From a folder on disk to what is in it, in one call: a packed export's model, and its masks or those of a run."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import FormatError, ModelError
-from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import open_source
-from ecoflap.core.packed.format import masks_in
-from ecoflap.core.packed.into_model import packed_in
+from ecoflap.core.packed.into_model import is_packed, packed_in
+from ecoflap.core.packed.read_packed import masks_in
 from ecoflap.core.packed.shards import locate
-from ecoflap.core.pruning.masks import PackedMasks, attach
+from ecoflap.core.pruning.masks import MASKS, read_masks
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.registry import load_registry
 
@@ -25,10 +27,10 @@ def load_model(
     dtype: torch.dtype | None = None,
     adapter: Adapter | None = None,
 ) -> nn.Module:
-    """The model that the ``safetensors`` exporter wrote, dense again and in eval mode, with its masks attached.
+    """Load the model that the ``safetensors`` exporter wrote, dense again and in eval mode.
 
     Every byte is checked as it is read. Beside the model one of its tensors is in memory at a time. The model's
-    tokenizer or processor lies in the folder in its own library's format.
+    tokenizer or processor lies in the folder in its own library's format, and :func:`load_masks` reads the masks.
 
     :param folder: With ``model.packed.safetensors``, or its shards and their index, and the model's configuration.
     :param dtype: None keeps what is stored.
@@ -39,9 +41,29 @@ def load_model(
     """
     source = _opened(Path(folder))
     adapter = adapter if adapter is not None else adapter_for(source, load_registry())
-    model = adapter.load(source, dtype, device).eval()
-    attach(model, _masks(source, adapter, model))
-    return model
+    return adapter.load(source, dtype, device).eval()
+
+
+def load_masks(folder: str | os.PathLike[str]) -> Mapping[str, Bool[Tensor, "..."]]:
+    """Read which weights of a pruned model are kept, from a run's folder or a packed export's.
+
+    Every byte that is read is checked. In memory the masks take one bit for each weight: a mask is unpacked each time
+    it is asked for.
+
+    :param folder: A run's, with ``masks.safetensors``; or what :func:`ecoflap.load_packed` takes.
+    :return: Each mask by its weight's name in ``model.state_dict()``, True for a weight that is kept. In a packed
+        export a tied weight is there under each of its names.
+    :raises FormatError: Where the folder holds neither, or a file is truncated, changed or missing.
+    """
+    path = Path(folder).expanduser()
+    if path.name == MASKS or (path / MASKS).is_file():
+        return read_masks(path if path.name == MASKS else path / MASKS)
+    if path.is_dir() and not any(is_packed(file.name) for file in path.iterdir()):
+        raise FormatError(
+            f"{path} holds no masks: it has neither {MASKS}, which a run writes once its model is pruned, nor a packed "
+            f"file, which the exporter safetensors writes. Name the folder of a run or of such an export."
+        )
+    return masks_in(path)
 
 
 def _opened(folder: Path) -> Source:
@@ -58,15 +80,3 @@ def _opened(folder: Path) -> Source:
         ) from error
     packed_in(source)
     return source
-
-
-def _masks(source: Source, adapter: Adapter, model: nn.Module) -> PackedMasks:
-    """Of the adapter's layers alone: what is tied to one of them goes by its name."""
-    towers = adapter.towers(model)
-    anatomy = Anatomy.of(towers, adapter.layers, [tower.name for tower in towers if tower.outside])
-    assert source.path is not None
-    stored, masks = masks_in(source.path), PackedMasks()
-    for _, layer in anatomy.layers():
-        if layer.name in stored:
-            masks.put(layer.name, stored.bits[layer.name], layer.shape)
-    return masks

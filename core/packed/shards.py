@@ -1,7 +1,7 @@
-"""A packed file in several: how tensors are dealt to shards, and the index that holds the shards together.
+"""A packed file in several: how tensors are divided into shards, and the index that holds the shards together.
 
-``model.packed.safetensors`` becomes ``model.packed-00001-of-00003.safetensors`` and so on, each a packed file that can
-be told whole by itself, and ``model.packed.safetensors.index.json`` says which name is in which. The index holds each
+``model.packed.safetensors`` becomes ``model.packed-00001-of-00003.safetensors`` and so on, each a packed file that is
+checked by itself, and ``model.packed.safetensors.index.json`` says which name is in which. The index holds each
 shard's seal and has one of its own, so that no shard can be exchanged for one of another export.
 """
 
@@ -22,14 +22,17 @@ from ecoflap.core.errors import EcoflapError, FormatError
 ENDING = ".packed.safetensors"
 INDEX = ".index.json"
 SHARD = "shard"
-"""In a shard's metadata: ``2 of 3``."""
+"""The key of a shard's metadata that says which it is, such as ``2 of 3``."""
 
 
 T = TypeVar("T")
 
 
 class About(BaseModel):
-    """What an index says of the whole: :param total_size: Bytes of all tensors as they are stored."""
+    """What an index says of the whole.
+
+    :param total_size: Bytes of all tensors as they are stored.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     format: str
@@ -58,32 +61,34 @@ class Index(BaseModel):
 
 @dataclass(frozen=True)
 class Located:
-    """The files that hold a state dict, each with the seal and the names it must have; an only file with neither."""
+    """The files that hold a state dict, and the index that says what each must be; a single file has none."""
 
     files: tuple[Path, ...]
     index: Index | None = None
 
     def in_order(self, tensors: Mapping[str, T]) -> dict[str, T]:
-        """As in the state dict, which in shards is the index's order."""
-        return {name: tensors[name] for name in (tensors if self.index is None else self.index.weight_map)}
+        """Put tensors, all or some, in the order of the state dict, which the index of several files has."""
+        order = tensors if self.index is None else self.index.weight_map
+        return {name: tensors[name] for name in order if name in tensors}
 
-    def check(self, file: Path, seal: str, names: Iterable[str], told: str | None) -> None:
+    def check(self, file: Path, seal: str, names: Iterable[str], shard: str | None) -> None:
         """Refuse a file that is not the one the index was written with.
 
-        :param told: What its metadata say of which shard it is.
+        :param names: The names of the state dict that it holds.
+        :param shard: Which shard it says that it is, such as ``2 of 3``; None for a file that is no shard.
         """
         if self.index is None:
-            if told is not None:
-                raise FormatError(f"{file} is shard {told} and holds a part of the weights: read the index beside it")
+            if shard is not None:
+                raise FormatError(f"{file} is shard {shard} and holds a part of the weights: read the index beside it")
             return
         mapped = {name for name, where in self.index.weight_map.items() if where == file.name}
         number = f"{list(self.index.seals).index(file.name) + 1} of {len(self.files)}"
-        if seal != self.index.seals[file.name] or told != number or set(names) != mapped:
+        if seal != self.index.seals[file.name] or shard != number or set(names) != mapped:
             raise FormatError(f"{file} is not the shard that its index was written with. Get all files anew.")
 
 
 def locate(path: Path) -> Located:
-    """The files behind a packed file's path, its index's, or that of the folder they are in.
+    """Find the files behind the path of a packed file, of its index, or of the folder they are in.
 
     :raises FormatError: Where there is none, or one of several is missing.
     """
@@ -101,8 +106,8 @@ def locate(path: Path) -> Located:
     return Located(files, index)
 
 
-def deal(sizes: Mapping[str, int], shard_bytes: int | None) -> list[list[str]]:
-    """Names in their order, as many to a shard as fit; what is larger than a shard has one of its own.
+def divide(sizes: Mapping[str, int], shard_bytes: int | None) -> list[list[str]]:
+    """Divide names into shards in their order, as many to each as fit; what is larger than a shard has one of its own.
 
     :param sizes: Bytes of what is stored under each name.
     """
@@ -122,10 +127,11 @@ def write_shards(
 ) -> list[Path]:
     """Write shards and their index, whole or not at all: what was there before stays until all shards are written.
 
-    :param path: Of the file that they are instead of.
-    :param names: Of the state dict, in order.
-    :param shards: The names in each.
+    :param path: Of the one file that the shards stand for.
+    :param names: Those of the state dict, in order.
+    :param shards: The names in each shard.
     :param write: Writes the shard of a number, counted from 0, and returns its seal.
+    :return: The shards, and last the index.
     """
     files = [path.with_name(_name(path.name, number, len(shards))) for number in range(len(shards))]
     aside = path.with_name(f".{path.name}.shards")
@@ -134,7 +140,7 @@ def write_shards(
     where = {name: file.name for file, inside in zip(files, shards, strict=True) for name in inside}
     index = Index(metadata=about, weight_map={name: where[name] for name in names}, seals=seals, seal="")
     index = index.model_copy(update={"seal": index.expected_seal})
-    # From here on there is a moment without an index: who is stopped in it leaves shards that nobody takes for whole.
+    # The index goes first and comes last: a process killed in between leaves shards that no reader takes for whole.
     forget_shards(path)
     path.unlink(missing_ok=True)
     for file in files:
@@ -145,7 +151,7 @@ def write_shards(
 
 
 def forget_shards(path: Path) -> None:
-    """Delete what an earlier export left in several files in place of this one; the index first."""
+    """Delete the shards that an earlier export left in place of this file, their index first."""
     _index_of(path).unlink(missing_ok=True)
     for file in _shards_in(path.parent, escape(path.name.removesuffix(".safetensors"))):
         file.unlink()
@@ -192,6 +198,6 @@ def _read(path: Path) -> Index:
 
 
 def refuse_reserved(metadata: Mapping[str, str]) -> None:
-    """The key by which a shard says which it is."""
+    """Refuse metadata with the key by which a shard says which it is."""
     if SHARD in metadata:
         raise EcoflapError(f"metadata: {SHARD!r} is what a shard says of itself here. Choose another key.")

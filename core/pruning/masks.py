@@ -1,28 +1,29 @@
-"""Masks: which weights stay. In memory a boolean a weight, on disk one bit; and which masks belong to which model."""
+"""Masks: which weights of a layer are kept. In memory a mask is a boolean for each weight, on disk one bit."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
-from ecoflap.core.disk.sealed import Part, open_sealed, write_sealed
-from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.disk.sealed import SealedTensor, open_sealed, write_sealed
+from ecoflap.core.errors import FormatError
+
+MASKS = "masks.safetensors"
+"""The file of a run folder that holds the masks."""
 
 _FORMAT = "ecoflap.masks"
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
-_attached: WeakKeyDictionary[nn.Module, Mapping[str, Tensor]] = WeakKeyDictionary()
+"""How many bits each byte has."""
 
 
 class PackedMasks(Mapping[str, Tensor]):
-    """Masks by layer name, held as one bit a weight; each is unpacked when it is asked for."""
+    """Masks by name, held as one bit for each weight; a mask is unpacked when it is asked for."""
 
     def __init__(self) -> None:
         self.bits: dict[str, Tensor] = {}
@@ -42,30 +43,17 @@ class PackedMasks(Mapping[str, Tensor]):
         return len(self.bits)
 
 
-def attach(model: nn.Module, masks: Mapping[str, Bool[Tensor, "..."]]) -> None:
-    """Say which weights of a model are kept, for the exporters. It is forgotten with the model, and a copy has none.
-
-    :param masks: By the parameter's name in ``model.state_dict()``; True where a weight is kept.
-    """
-    _attached[model] = masks
-
-
-def masks_of(model: nn.Module) -> Mapping[str, Bool[Tensor, "..."]]:
-    """The masks that were attached to a model; an error if nothing was pruned."""
-    masks = _attached.get(model)
-    if not masks:
-        raise EcoflapError("nothing in this model has been pruned, so there are no masks to export. Prune it first.")
-    return MappingProxyType(masks) if isinstance(masks, dict) else masks
-
-
 def pack(mask: Bool[Tensor, "*shape"]) -> UInt8[Tensor, "bytes"]:
-    """One bit a weight in row-major order, the first weight in the lowest bit; the last byte is filled with zeros."""
+    """Make a mask one bit for each weight, in row-major order and the first weight in the lowest bit of a byte.
+
+    The last byte is filled up with zeros.
+    """
     flat = mask.detach().cpu().reshape(-1).numpy()
     return torch.from_numpy(np.packbits(flat, bitorder="little"))
 
 
 def unpack(bits: UInt8[Tensor, "bytes"], shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
-    """Undo :func:`pack`. Bits that do not fit the shape exactly are refused."""
+    """Undo :func:`pack`; bits that do not fit the shape exactly are refused."""
     size = prod(shape)
     needed = (size + 7) // 8
     if len(bits) != needed:
@@ -76,7 +64,7 @@ def unpack(bits: UInt8[Tensor, "bytes"], shape: tuple[int, ...]) -> Bool[Tensor,
 
 
 def popcount(bits: UInt8[Tensor, "bytes"]) -> int:
-    """How many weights packed bits keep."""
+    """Count the weights that packed bits keep."""
     return int(_ONES[bits.cpu().numpy()].sum())
 
 
@@ -92,20 +80,20 @@ class _Masks(BaseModel):
 
 
 def save_masks(path: Path, masks: Mapping[str, Bool[Tensor, "..."]]) -> None:
-    """Write masks as packed bits into a safetensors file; their shapes and counts are in its metadata."""
+    """Write masks into a sealed safetensors file, as packed bits with their shapes and counts in its metadata."""
     entries = {name: _Mask(shape=tuple(mask.shape), kept=int(mask.count_nonzero())) for name, mask in masks.items()}
-    parts = {
-        name: Part(torch.uint8, ((prod(entry.shape) + 7) // 8,), partial(_packed, masks, name))
+    tensors = {
+        name: SealedTensor(torch.uint8, ((prod(entry.shape) + 7) // 8,), partial(_packed, masks, name))
         for name, entry in entries.items()
     }
-    write_sealed(path, _FORMAT, _Masks(masks=entries).model_dump_json(), parts)
+    write_sealed(path, _FORMAT, _Masks(masks=entries).model_dump_json(), tensors)
 
 
 def _packed(masks: Mapping[str, Tensor], name: str) -> Tensor:
     return masks.bits[name] if isinstance(masks, PackedMasks) else pack(masks[name])
 
 
-def load_masks(path: Path) -> PackedMasks:
+def read_masks(path: Path) -> PackedMasks:
     """Read what :func:`save_masks` wrote; a file that is truncated, changed or of another format is refused."""
     with open_sealed(path, _FORMAT) as file:
         try:

@@ -19,7 +19,7 @@ Granularity = Literal["layer", "block", "tower", "model"]
 
 @dataclass(frozen=True)
 class Pool:
-    """Layers that share one budget: all towers together, or a tower with a sparsity of its own.
+    """Layers that share one budget: those of all towers together, or of a tower with a sparsity of its own.
 
     :param sparsity: The share that goes, as an exact fraction; or the pattern every layer gets.
     """
@@ -35,7 +35,13 @@ class Pool:
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """:param pattern: ``n:m`` where the layer keeps a pattern; ``keep`` is then what that comes to."""
+    """The budget of one layer.
+
+    :param size: How many weights it has.
+    :param keep: How many of them stay.
+    :param group: The group whose sparsity it shares.
+    :param pattern: ``n:m`` where the layer keeps a pattern; ``keep`` is then what that comes to.
+    """
 
     size: int
     keep: int
@@ -46,12 +52,18 @@ class PlannedLayer:
 
     @property
     def budget(self) -> Budget:
+        """What a pruner is asked for."""
         return Pattern.parse(self.pattern) if self.pattern else Keep(self.keep)
 
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """:param standard_error: Of its score, where the scorer gave terms."""
+    """The share of the budget that one group has.
+
+    :param tower: Empty where its layers are of several towers.
+    :param score: None where nothing was scored.
+    :param standard_error: That of the score, where the scorer gave the terms that it is a mean of.
+    """
 
     size: int
     keep: int
@@ -62,7 +74,7 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """By name, in the order the model runs."""
+    """The budget of every layer and the share of every group, by name, in the order the model runs."""
 
     layers: Mapping[str, PlannedLayer]
     groups: Mapping[str, PlannedGroup]
@@ -105,7 +117,7 @@ class Plan:
 
 
 def make_plan(pools: Sequence[Pool], allocator: Allocator, granularity: Granularity, scores: Scores | None) -> Plan:
-    """Budget each pool on its own; ``scores`` is None for an allocator that looks at none."""
+    """Make the plan of each pool on its own; ``scores`` is None for an allocator that looks at none."""
     layers: dict[str, PlannedLayer] = {}
     groups: dict[str, PlannedGroup] = {}
     for pool in pools:
@@ -172,7 +184,7 @@ def _scored_sizes(inside: Sequence[tuple[Block, Layer]], scores: Scores) -> dict
 
 
 def _checked_keeps(groups: Sequence[Group], keep: int, kept: Sequence[Any]) -> Sequence[int]:
-    """An allocator may come from anywhere; the budget is exact all the same."""
+    """Hold an allocator to its contract: whole numbers within each group's bounds, which sum to the budget."""
     if not all(isinstance(count, int) for count in kept):
         raise EcoflapError(f"the allocator's counts are {list(kept)[:5]} …; whole numbers are wanted")
     if len(kept) != len(groups) or sum(kept) != keep:
@@ -191,7 +203,7 @@ def _checked_keeps(groups: Sequence[Group], keep: int, kept: Sequence[Any]) -> S
 def pools_of(
     anatomy: Anatomy, sparsity: Fraction | Pattern, own: Mapping[str, Fraction | Pattern | None], kept: Sequence[str]
 ) -> list[Pool]:
-    """Which layers share which budget.
+    """Say which layers share which budget.
 
     :param sparsity: The shared budget's.
     :param own: Towers named by the recipe, with their own sparsity or None to share. Naming one that is kept by default

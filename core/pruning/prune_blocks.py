@@ -14,34 +14,35 @@ from torch import Tensor
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.budget.select import is_finite, kept_only
+from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
-from ecoflap.core.contracts.protocols import Pruner
-from ecoflap.core.contracts.records import Pruned
+from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
 from ecoflap.core.pruning.plan import Plan, PlannedLayer
+from ecoflap.core.recipe.part_spec import PartSpec
 
 
 @dataclass(frozen=True)
-class FineStep:
-    """Prunes the planned layers of a model in place.
+class BlockwisePruning:
+    """Prunes the planned layers of a model in place, block by block.
 
     :param pruner_of: The pruner of each tower with planned layers.
-    :param folder: Where each finished block is kept, so that a run cut off goes on behind it: its masks, and the
-        weights of layers where the pruner changed more than that.
+    :param folder: Where each finished block is kept, so that a run that was cut off goes on behind it: its masks, and
+        the weights of layers where the pruner changed more than that.
     """
 
     replay: Replay
     plan: Plan
-    pruner_of: Mapping[str, Pruner]
+    pruner_of: Mapping[str, PartSpec]
     folder: Path
     emit: Callable[[Event], None]
 
     def __call__(self) -> PackedMasks:
-        """:return: True for every weight that is kept."""
+        """Prune every block that is not finished yet, and return all masks."""
         masks = PackedMasks()
         planned = [self._planned(block) for block in self.replay.blocks]
         last = max(index for index, layers in enumerate(planned) if layers)
@@ -60,11 +61,13 @@ class FineStep:
 
     def _needs_data(self, index: int, planned: Sequence[Sequence[Layer]]) -> bool:
         """Whether a block behind this one is still to be pruned by what it sees."""
-        return any(
-            layers and self.pruner_of[self.replay.blocks[later].tower].needs and not self._kept_in(later).is_file()
-            for later, layers in enumerate(planned)
-            if later > index
-        )
+        later = [at for at, layers in enumerate(planned) if layers and at > index]
+        return any(self._needs(at) and not self._kept_in(at).is_file() for at in later)
+
+    def _needs(self, index: int) -> tuple[type[Any], ...]:
+        """The statistics that the pruner of a block asks for."""
+        needs: tuple[type[Any], ...] = self.pruner_of[self.replay.blocks[index].tower].options.needs
+        return needs
 
     def _kept_in(self, index: int) -> Path:
         return self.folder / f"{index:03d}.safetensors"
@@ -81,25 +84,36 @@ class FineStep:
                 save_file(kept, temporary)
 
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
-        """:return: The layers that are more than their mask on the old weight."""
+        """Prune one block, and return the layers that are more than their mask on the old weight."""
         pruner = self.pruner_of[self.replay.blocks[index].tower]
-        seen = self.replay.run(index, pruner.needs) if pruner.needs else {}
-        notes, changed = _Notes(), []
+        needs = self._needs(index)
+        seen = self.replay.run(index, needs) if needs else {}
+        notes: set[str] = set()
+        changed = []
         for layer in layers:
             started = perf_counter()
             planned = self.plan.layers[layer.name]
             with self.replay.placement.held([layer.weight]):
-                pruned = pruned_layer(layer, planned, pruner, seen.get(layer.name))
+                place = self._place(index, layer)
+                pruned = pruned_layer(layer, planned, pruner, seen.get(layer.name, Statistics()), place)
                 more = not _same_bits(pruned.weight, kept_only(layer.weight.data, pruned.mask))
             if more:
                 changed.append(layer)
             layer.weight.data.copy_(pruned.weight)
             masks.put(layer.name, pack(pruned.mask), layer.shape)
-            for note in notes.new_on(seen.get(layer.name)):
+            for note in [note for note in pruned.notes if note not in notes]:
                 self.emit(Warned(f"{layer.name}: {note}"))
+            # Layers that share an input share what is noted of it: it is told of the first of them.
+            notes.update(pruned.notes)
             zeros = planned.keep - int(pruned.weight.ne(0).count_nonzero())
             self.emit(LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started))
         return changed
+
+    def _place(self, index: int, layer: Layer) -> LayerPlace:
+        block = self.replay.blocks[index]
+        tower = [other.name for other in self.replay.blocks if other.tower == block.tower]
+        inside = [other.name for other in self.replay.anatomy.layers_of[block.name]]
+        return LayerPlace(layer.name, block.tower, block.name, tower.index(block.name), inside.index(layer.name))
 
     def _take_over(self, path: Path, layers: Sequence[Layer], masks: PackedMasks) -> None:
         anew = "Delete it, or start anew with --fresh"
@@ -117,52 +131,44 @@ class FineStep:
             raise FormatError(f"{path}: this finished block cannot be read: {error}. {anew}") from error
 
 
-def pruned_layer(layer: Layer, planned: PlannedLayer, pruner: Pruner, statistic: Any) -> Pruned:
-    """One layer's mask and weight, checked: a pruner may come from anywhere, and the plan is kept all the same."""
+def pruned_layer(layer: Layer, planned: PlannedLayer, pruner: PartSpec, seen: Statistics, place: LayerPlace) -> Pruned:
+    """Ask a pruner for one layer, and hold its answer to the plan: a pruner may come from anywhere."""
     weight = layer.weight.data
     try:
-        pruned = pruner(weight, statistic, planned.budget)
+        with blaming(f"the pruner {pruner.use}"):
+            pruned: Pruned = pruner.built(weight, seen, planned.budget, place)
+            problem = _broken(pruned, weight, planned)
     except EcoflapError as error:
-        raise type(error)(f"{layer.name}: {error}") from error
-    if pruned.mask.dtype != torch.bool or pruned.mask.shape != weight.shape:
-        mask = f"{pruned.mask.dtype} {tuple(pruned.mask.shape)}"
-        raise ModelError(f"{layer.name}: the pruner returned a mask of {mask} for a weight of {tuple(weight.shape)}")
-    kept = int(pruned.mask.count_nonzero())
-    if kept != planned.keep:
-        raise ModelError(f"{layer.name}: the pruner kept {kept} weights where the plan keeps {planned.keep}")
-    if isinstance(planned.budget, Pattern) and not _holds(planned.budget, pruned.mask):
-        raise ModelError(f"{layer.name}: the pruner did not keep {planned.budget.n} of every {planned.budget.m} inputs")
-    found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (pruned.weight, weight))
-    if found != wanted:
-        raise ModelError(f"{layer.name}: the pruner returned a weight of {found} for one of {wanted}")
-    if bool((pruned.weight.ne(0) > pruned.mask).any()):
-        raise ModelError(f"{layer.name}: the pruner left a weight that its mask prunes")
-    if not is_finite(pruned.weight):
-        raise ModelError(f"{layer.name}: the pruner returned NaN or infinite weights")
+        raise type(error)(*(f"{layer.name}: {problem}" for problem in error.problems)) from error
+    if problem:
+        raise ModelError(f"{layer.name}: the pruner {pruner.use} {problem}")
     return pruned
 
 
+def _broken(pruned: Any, weight: Float[Tensor, "out in"], planned: PlannedLayer) -> str | None:
+    """Say what is wrong with a pruner's answer; None where it is what the plan wants."""
+    if not isinstance(pruned, Pruned):
+        return f"returned {pruned!r:.100}; a pruner returns a Pruned of a mask and a weight"
+    if pruned.mask.dtype != torch.bool or pruned.mask.shape != weight.shape:
+        mask = f"{pruned.mask.dtype} {tuple(pruned.mask.shape)}"
+        return f"returned a mask of {mask} for a weight of {tuple(weight.shape)}"
+    kept = int(pruned.mask.count_nonzero())
+    if kept != planned.keep:
+        return f"kept {kept} weights where the plan keeps {planned.keep}"
+    if isinstance(planned.budget, Pattern) and not _holds(planned.budget, pruned.mask):
+        return f"did not keep {planned.budget.n} of every {planned.budget.m} inputs"
+    found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (pruned.weight, weight))
+    if found != wanted:
+        return f"returned a weight of {found} for one of {wanted}"
+    if bool((pruned.weight.ne(0) > pruned.mask).any()):
+        return "left a weight that its mask prunes"
+    return None if is_finite(pruned.weight) else "returned NaN or infinite weights"
+
+
 def _same_bits(a: Float[Tensor, "out in"], b: Float[Tensor, "out in"]) -> bool:
-    """Equal byte for byte: 0.0 and -0.0 are not."""
+    """Whether two tensors are equal byte for byte; 0.0 and -0.0 are not."""
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 def _holds(pattern: Pattern, mask: Bool[Tensor, "out in"]) -> bool:
     return bool((mask.reshape(-1, pattern.m).count_nonzero(dim=1) == pattern.n).all())
-
-
-class _Notes:
-    """What pruners leave on a statistic for the user to know, such as a damping that was raised; each of it once.
-
-    Layers that share an input share the statistic, and so its notes.
-    """
-
-    def __init__(self) -> None:
-        self._told: set[tuple[int, str]] = set()
-
-    def new_on(self, seen: Any) -> list[str]:
-        statistics = seen if isinstance(seen, tuple) else (seen,)
-        notes = [(id(one), note) for one in statistics for note in getattr(one, "notes", ())]
-        new = [both for both in dict.fromkeys(notes) if both not in self._told]
-        self._told.update(new)
-        return [note for _, note in new]

@@ -15,7 +15,7 @@ Unit = Literal["layer", "block"]
 
 @dataclass(frozen=True)
 class Scores:
-    """What a scorer said.
+    """The scores that a scorer gave.
 
     :param unit: Whether ``values`` are by layer or by block.
     :param aggregate: How a group's score comes from those of its members.
@@ -26,7 +26,7 @@ class Scores:
     values: Mapping[str, Score]
 
     def of(self, members: Mapping[str, int]) -> Score:
-        """A group's score.
+        """Compute a group's score from those of its members.
 
         :param members: Size by name of each layer or block in it.
         """
@@ -37,7 +37,7 @@ class Scores:
 
 
 def _scaled_sum(values: Sequence[Score], factor: float) -> Score:
-    """Estimates from the same batches are added batch by batch, so that the standard error counts what they share."""
+    """Sum scores; estimates from the same batches batch by batch, so that the standard error counts what they share."""
     estimates = [value for value in values if isinstance(value, Estimate)]
     if len(estimates) == len(values) and len({len(value.terms) for value in estimates}) == 1:
         return Estimate(factor * sum(terms) for terms in zip(*(value.terms for value in estimates), strict=True))
@@ -45,7 +45,7 @@ def _scaled_sum(values: Sequence[Score], factor: float) -> Score:
 
 
 def checked(name: str, score: Score) -> Score:
-    """Refuse a score no allocator can use, with the name of what it is for."""
+    """Refuse a score that no allocator can use, naming what it is for."""
     if not isfinite(score) or score < 0:
         raise ModelError(f"{name}: its score is {float(score)}; a score must be a finite number that is not negative")
     return score
@@ -61,7 +61,7 @@ def header_line(unit: Unit, aggregate: Aggregate) -> dict[str, Any]:
 
 
 def read_scores(path: Path) -> Scores:
-    """A ``scores.jsonl``: a header, then a line for each layer or block."""
+    """Read a ``scores.jsonl``: a header, then a line for each layer or block."""
     if not path.is_file():
         raise RunError(f"{path}: no such file; scores are there once a run has scored its layers")
     header, *lines = read_lines(path) or [{}]

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ecoflap.core.budget.counts import Pattern
-from ecoflap.core.recipe.part_spec import Part
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration, Model, Recipe, Score, TowerChoice
 
 _OPENING = """\
@@ -59,7 +59,7 @@ _WORDS: Mapping[Any, str] = {
     Model: "mapping",
     Calibration: "part",
     Score: "part",
-    Part: "part",
+    PartSpec: "part",
     Pattern: "text",
     str: "text",
     int: "whole number",
@@ -69,7 +69,7 @@ _WORDS: Mapping[Any, str] = {
 
 
 def recipe_schema() -> str:
-    """The page, in Markdown."""
+    """Write the page, in Markdown."""
     sections = ["\n".join(_section(*section)) for section in _SECTIONS]
     return "\n".join([_OPENING, *sections])
 

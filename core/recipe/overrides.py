@@ -5,19 +5,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, named, parse_yaml
+from ecoflap.core.recipe.keys import engine_keys, list_keys
+from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, parse_yaml
 
 # Beside the parameters of these parts stand keys of the engine; they stay when the part is exchanged.
-_ENGINE_KEYS: Mapping[Any, Sequence[str]] = {
-    "calibration": ("batch_size",),
-    "score": ("granularity", "aggregate", "calibration"),
-}
-_LISTS = ("evaluate", "export", "reuse")
+_ENGINE_KEYS: Mapping[Any, Sequence[str]] = engine_keys(Recipe)
+_LISTS = tuple(list_keys(Recipe))
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """``key.path=value`` that was read already.
+    """One ``key.path=value`` that was read already.
 
     :param key: Dotted.
     :param value: With its places; the start is that of the key.
@@ -28,7 +27,7 @@ class Assignment:
 
 
 def override(document: Document, assignments: Sequence[str | Assignment]) -> tuple[Document, list[str]]:
-    """The document with each ``key.path=value`` applied in order, and what is wrong with them."""
+    """Apply each ``key.path=value`` in order; return the changed document, and what is wrong with the assignments."""
     changed = Document(_copied(document.value), document.start, dict(document.keys), dict(document.values))
     problems = [problem for assignment in assignments for problem in _apply(changed, assignment)]
     return changed, problems
@@ -54,7 +53,7 @@ def _apply(document: Document, assignment: str | Assignment) -> list[str]:
 
 
 def _read(text: str) -> tuple[Assignment, list[str]]:
-    """A ``--set`` of the command line, with what is wrong with it."""
+    """Read a ``--set`` of the command line; return it with what is wrong with it."""
     name, equals, written = text.partition("=")
     place, key = Place(f"--set {text}"), name.strip()
     if not equals or not all(key.split(".")):
@@ -93,7 +92,7 @@ def _put(document: Document, steps: Sequence[str], written: Document) -> None:
 
 
 def _key(node: Any, step: str, path: KeyPath) -> str | int:
-    """A step as the key of a mapping or the index of a list."""
+    """Read a step as the key of a mapping or the index of a list."""
     if not isinstance(node, list):
         return step
     if step.isdecimal() and int(step) <= len(node):
@@ -102,7 +101,7 @@ def _key(node: Any, step: str, path: KeyPath) -> str | int:
 
 
 def _opened(document: Document, node: Any, key: Any, path: KeyPath, following: str, place: Place) -> Any:
-    """What is at a key, as something that has keys: a bare name becomes ``{use: name}``, nothing an empty mapping."""
+    """Make what is at a key into something that has keys: a bare name becomes ``{use: name}``, nothing ``{}``."""
     inner = node.get(key) if isinstance(node, dict) else node[key] if key < len(node) else None
     as_list = path[0] in _LISTS and len(path) == 1 and following.isdecimal()
     if inner is None:
@@ -118,7 +117,7 @@ def _opened(document: Document, node: Any, key: Any, path: KeyPath, following: s
     elif isinstance(inner, (dict, list)):
         return inner
     else:
-        raise _NoSuchPlace(f"{'.'.join(map(str, path))} is {named(inner)}, which has no keys.")
+        raise _NoSuchPlace(f"{'.'.join(map(str, path))} is {described(inner)}, which has no keys.")
     if isinstance(node, list) and key == len(node):
         node.append(opened)
     else:

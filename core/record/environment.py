@@ -2,7 +2,6 @@
 
 import platform
 import re
-import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,12 +21,16 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes."""
+    """Give the most memory this process has held so far, in bytes; 0 where it cannot be found out, as on Windows."""
     # Linux's ru_maxrss also remembers the process that started this one, so its own account comes first.
     status = Path("/proc/self/status")
     told = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
     if told:
         return 1024 * int(told[1])
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -1,6 +1,6 @@
 """What evaluators found, kept a line each, so that each evaluator runs once before and once after the pruning."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from hashlib import sha256
@@ -8,63 +8,76 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
-from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.disk.whole_files import append_line, read_lines, sha256_of
-from ecoflap.core.errors import ModelError
-from ecoflap.core.recipe.part_spec import Part
+from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.record.report import RecordedMeasure
+from ecoflap.core.record.validation import wrong_places
 
 STAGES = ("dense", "pruned")
 
 
-class Evaluator:
+class Evaluation:
     """One evaluator of a recipe, and the lines of it in a run folder.
 
     A line counts only while evaluator and files are the same: one that was changed is simply run again.
     """
 
-    def __init__(self, part: Part) -> None:
-        self.part = part
+    def __init__(self, evaluator: PartSpec) -> None:
+        self.evaluator = evaluator
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        return {"evaluator": self.part.plain(), "files": digests(self.part)}
+        return {"evaluator": self.evaluator.plain(), "files": digests(self.evaluator)}
 
     def line(self, path: Path, stage: str) -> dict[str, Any] | None:
-        """What it found of the dense or the pruned model, if it ran."""
+        """Give what it found of the dense or the pruned model; None where it did not run."""
         wanted = {"stage": stage, **self._identity}
         return next((line for line in read_lines(path) if all(line.get(key) == wanted[key] for key in wanted)), None)
 
-    def run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter) -> Any:
-        """Evaluate, and add the line; the evaluator itself is returned, with what it may note."""
-        evaluator = self.part.build()
-        measures = {name: self._checked(name, asdict(m)) for name, m in evaluator(model, adapter).items()}
+    def run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter, note: Note) -> None:
+        """Evaluate a model, and add the line.
+
+        :param note: Takes sentences of the evaluator, such as how many answers were empty.
+        """
+        with blaming(f"the evaluator {self.evaluator.use}"):
+            found = self.evaluator.built(model, adapter, note)
+            measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
         append_line(path, {"stage": stage, **self._identity, "measures": measures})
-        return evaluator
 
     def _checked(self, name: str, measure: dict[str, Any]) -> dict[str, Any]:
-        """JSON knows no infinity: the standard error of a single thing is null."""
-        if not isfinite(measure["value"]):
-            raise ModelError(f"{self.part.use}: the {name} of the model is {measure['value']}")
-        error = measure["standard_error"]
-        return {**measure, "standard_error": error if isfinite(error) else None}
+        """Hold a measure to its types. JSON knows no infinity: the standard error of a single thing is null."""
+        value, error = measure["value"], measure["standard_error"]
+        if isinstance(value, float) and not isfinite(value):
+            raise ModelError(f"{self.evaluator.use}: the {name} of the model is {value}")
+        if isinstance(error, float) and not isfinite(error):
+            measure = {**measure, "standard_error": None}
+        try:
+            return RecordedMeasure.model_validate(measure).model_dump()
+        except ValidationError as wrong:
+            places = "; ".join(wrong_places(wrong))
+            raise EcoflapError(f"the evaluator {self.evaluator.use} gave the measure {name}: {places}") from wrong
 
 
-def measures_of(path: Path, evaluators: list[Evaluator]) -> dict[str, dict[str, Any]]:
-    """By stage and name. A name that two evaluators use is numbered."""
+def measures_of(path: Path, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+    """Collect all measures by stage and name. A name that two evaluators use is numbered."""
     found: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
     for stage, measures in found.items():
-        for evaluator in evaluators:
-            line: Mapping[str, Any] = evaluator.line(path, stage) or {"measures": {}}
+        for evaluation in evaluations:
+            line: Mapping[str, Any] = evaluation.line(path, stage) or {"measures": {}}
             for name, measure in line["measures"].items():
                 same = sum(known == name or known.startswith(f"{name} (") for known in measures)
                 measures[f"{name} ({same + 1})" if same else name] = measure
     return found
 
 
-def digests(part: Part, inside: tuple[str, ...] = ()) -> dict[str, str]:
-    """A sha256 over the contents of each file or folder that a part or one inside it is given.
+def digests(part: PartSpec, inside: tuple[str, ...] = ()) -> dict[str, str]:
+    """Compute a sha256 over the contents of each file or folder that a part or one inside it is given.
 
     A part with ``files()``, such as a dataset, has one over the files it names: those that it would read, which may be
     more than it is given, as images are that an index names, and less than there are in a folder; of a folder it names,
@@ -72,13 +85,13 @@ def digests(part: Part, inside: tuple[str, ...] = ()) -> dict[str, str]:
 
     :param inside: Parameters that lead to the part.
     """
-    named = getattr(part.build(), "files", None)
-    if callable(named):
-        return {".".join((*inside, part.use)): _digest(named())}
+    named = part.options.files() if part.kind in ("dataset", "evaluator") else None
+    if named is not None:
+        return {".".join((*inside, part.use)): _digest(named)}
     found: dict[str, str] = {}
     for name, value in part.parameters.items():
         for number, item in enumerate(value if isinstance(value, list | tuple) else (value,)):
-            if isinstance(item, Part):
+            if isinstance(item, PartSpec):
                 found |= digests(item, (*inside, name, *([str(number)] if number else [])))
             elif isinstance(item, Path):
                 found[str(item)] = _digest(_files_of(item))
@@ -90,7 +103,7 @@ def _files_of(path: Path) -> Iterable[Path]:
 
 
 def _digest(paths: Iterable[Path]) -> str:
-    """Over the contents of files, and over the names in a folder."""
+    """Hash the contents of files, and the names in a folder."""
     lines = (f"{path} {_names_in(path) if path.is_dir() else sha256_of(path)}\n" for path in paths)
     return sha256("".join(lines).encode()).hexdigest()
 

@@ -1,6 +1,5 @@
 """The run folder: what is written where, whose it is, and what a later run may take over."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,6 +10,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from filelock import lock_descriptor
+
+from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.disk.whole_files import append_line, read_lines, removed_leftovers, write_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.environment import peak_memory
@@ -18,7 +20,7 @@ from ecoflap.core.record.environment import peak_memory
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run's files, and the few that are read back."""
+    """Names the files of a run, and reads back the few that tell how far it came."""
 
     path: Path
 
@@ -60,16 +62,16 @@ class RunFolder:
 
     @property
     def is_pruned(self) -> bool:
-        """The model is complete: ``masks.safetensors`` is written first, ``model/`` appears whole."""
+        """Whether the pruned model is complete: ``masks.safetensors`` is written first, ``model/`` appears whole."""
         return self.model.is_dir() and self.masks.is_file()
 
     def drop_blocks(self) -> None:
-        """They have served once the model is complete."""
+        """Delete the finished blocks, which have served once the model is complete."""
         shutil.rmtree(self.blocks, ignore_errors=True)
 
     @property
     def is_ours(self) -> bool:
-        """A run was begun here; a ``recipe.yaml`` alone may be anybody's."""
+        """Whether a run was begun here; a ``recipe.yaml`` alone may be anybody's."""
         return self.recipe.is_file() and (self.lock.exists() or self.fingerprints.is_file())
 
     @property
@@ -96,12 +98,12 @@ class RunFolder:
             write_whole(self.fingerprints, json.dumps({**before, **found}, indent=1))
 
     def record_stage(self, stage: str, seconds: float, peak_memory: int) -> None:
-        """Add to what a stage took so far; it may be told in several pieces."""
+        """Add to what a stage took so far, which is recorded piece by piece."""
         line = {"stage": stage, "seconds": round(seconds, 3), "peak_memory": peak_memory}
         append_line(self.path / "stages.jsonl", line)
 
     def stages(self) -> list[dict[str, Any]]:
-        """What each stage took over all the processes that worked on it, in order."""
+        """Sum what each stage took over all the processes that worked on it, in order."""
         stages: dict[str, dict[str, Any]] = {}
         for line in read_lines(self.path / "stages.jsonl"):
             stage = stages.setdefault(line["stage"], {"stage": line["stage"], "seconds": 0.0, "peak_memory": 0})
@@ -113,8 +115,20 @@ class RunFolder:
         if message not in self.warnings():
             append_line(self.path / "warnings.jsonl", {"warning": message})
 
+    def record_taken_over(self, what: str) -> None:
+        """Note that another run had found something already, so that no stage of this one holds the time it took.
+
+        :param what: ``scores`` or ``dense evaluation``.
+        """
+        if what not in self.taken_over():
+            append_line(self.path / "taken_over.jsonl", {"what": what})
+
+    def taken_over(self) -> list[str]:
+        """Return what another run had found already; each once, in the order in which it was needed."""
+        return [line["what"] for line in read_lines(self.path / "taken_over.jsonl")]
+
     def warnings(self) -> list[str]:
-        """Those of earlier processes too, each once."""
+        """Read the warnings, those of earlier processes too, each once."""
         return [line["warning"] for line in read_lines(self.path / "warnings.jsonl")]
 
 
@@ -136,21 +150,11 @@ class Clock:
 
 
 def _which(what: str, before: Any, now: Any) -> str:
-    """``model (model.safetensors)``: the files that differ, where there are some."""
+    """Name what differs with its files, where it has some: ``model (model.safetensors)``."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return what
     files = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     return f"{what} ({', '.join(files)})"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise RunError(f"{path}: expected a mapping")
-    return data
 
 
 @contextmanager
@@ -179,7 +183,7 @@ def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
 
 
 def _refuse_strangers(folder: RunFolder) -> None:
-    """Nothing is written among files that are not a run's, still less deleted."""
+    """Refuse a folder with files that are no run's: nothing is written among them, still less deleted."""
     path = folder.path
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; a run needs a folder. Name another one with --folder")
@@ -188,18 +192,19 @@ def _refuse_strangers(folder: RunFolder) -> None:
 
 
 def _lock(folder: RunFolder, lock: int) -> None:
+    """Take the folder for this process. Closing the file gives it back, as does the process's end, however it comes."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RunError(
-            f"another process is running in {folder.path}. Wait for it, or name another folder with --folder"
-        ) from error
+        locked = lock_descriptor(lock, blocking=False)
     except OSError as error:
         raise RunError(f"{folder.lock} cannot be locked: {error.strerror}. Name a folder on another disk") from error
+    if not locked:
+        raise RunError(
+            f"another process is running in {folder.path}. Wait for it, or name another folder with --folder"
+        )
 
 
 def _empty(folder: RunFolder) -> None:
-    """What says whose the folder is goes last, so that being killed here leaves nothing that is taken for another's."""
+    """Delete all that a run left. What says whose the folder is goes last: a process killed here leaves no stranger."""
     last = (folder.fingerprints, folder.recipe)
     for entry in [*(entry for entry in folder.path.iterdir() if entry not in (folder.lock, *last)), *last]:
         if entry.is_dir() and not entry.is_symlink():
@@ -209,7 +214,7 @@ def _empty(folder: RunFolder) -> None:
 
 
 def require_finished(path: Path) -> RunFolder:
-    """An earlier run whose results are wanted."""
+    """Open the folder of a finished run whose results are wanted."""
     folder = RunFolder(path)
     if not folder.recipe.is_file():
         raise RunError(f"{path}: no run folder: it has no recipe.yaml")

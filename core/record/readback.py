@@ -8,13 +8,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ecoflap.core.errors import FormatError
-from ecoflap.core.pruning.masks import PackedMasks, load_masks, popcount
+from ecoflap.core.pruning.masks import PackedMasks, popcount, read_masks
 from ecoflap.core.pruning.plan import Plan
 
 
 def masks_as_planned(path: Path, plan: Plan) -> PackedMasks:
-    """The masks of a file, each of which keeps exactly what the plan says."""
-    masks = load_masks(path)
+    """Read the masks of a file, and refuse any that does not keep exactly what the plan says."""
+    masks = read_masks(path)
     for name in dict.fromkeys([*plan.layers, *masks]):
         kept = popcount(masks.bits[name]) if name in masks else None
         planned = plan.layers[name].keep if name in plan.layers else None
@@ -24,7 +24,7 @@ def masks_as_planned(path: Path, plan: Plan) -> PackedMasks:
 
 
 def copy_saved(folder: Path, model: nn.Module, names: Container[str], reload: Callable[[], nn.Module]) -> None:
-    """These weights of a folder into a model of its kind in memory.
+    """Copy these weights of a folder into a model of its kind in memory.
 
     :param reload: Loads the folder's model; used for weights that none of its files has under their name.
     """
@@ -40,7 +40,7 @@ def copy_saved(folder: Path, model: nn.Module, names: Container[str], reload: Ca
 
 
 def check_saved(folder: Path, model: nn.Module, masks: Mapping[str, Tensor], reload: Callable[[], nn.Module]) -> None:
-    """Every pruned layer is in the folder bit by bit, with zeros wherever its mask prunes.
+    """Check that every pruned layer is in the folder bit by bit, with zeros wherever its mask prunes.
 
     :param reload: Loads the folder's model; used for layers that none of its files has under their name.
     """
@@ -56,7 +56,7 @@ def check_saved(folder: Path, model: nn.Module, masks: Mapping[str, Tensor], rel
 
 
 def stored(folder: Path, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-    """These names' tensors, as far as the folder's files have them under their names."""
+    """Yield the tensors of these names, as far as the folder's files have them under their names."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in sorted(names.intersection(file.keys())):

@@ -1,82 +1,208 @@
-"""What a run came to, as data and as a page."""
+"""Holds the report of a finished run, with typed fields; reads and writes its file, ``report.json``."""
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Any
+from math import isclose
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from ecoflap.core.disk.whole_files import write_whole
-from ecoflap.core.pruning.plan import Plan
-from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.environment import machine, versions
+from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.report.run_page import page
+from ecoflap.core.record.manifest import Manifest
+from ecoflap.core.record.recorded_recipe import RecordedRecipe
+from ecoflap.core.record.validation import wrong_places
 
 
-def make_report(
-    folder: RunFolder,
-    recipe: Recipe,
-    plan: Plan,
-    parameters: int,
-    nonzeros: int,
-    measures: Mapping[str, Mapping[str, Any]],
-    sizes: Mapping[str, int],
-    device: str,
-) -> dict[str, Any]:
-    """Everything that is known of a finished run; ``report.json`` holds it.
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    :param parameters: Of the whole model.
-    :param nonzeros: Among the planned layers' weights.
-    :param sizes: Bytes of the weights in ``model/`` and in each export.
+
+class RecordedMeasure(_Entry):
+    """What an evaluator found: a :class:`Measure` as JSON can hold it.
+
+    :param standard_error: None where nothing is known of it, as of a mean over one thing.
     """
-    planned = plan.dump()
-    return {
-        "version": 1,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipe": recipe.plain(),
-        "parameters": parameters,
-        "prunable": plan.size,
-        "kept": plan.keep,
-        "kept_zeros": plan.keep - nonzeros,
-        "sparsity": planned["sparsity"],
-        "towers": planned["towers"],
-        "groups": planned["groups"],
-        "blocks": blocks_planned(planned),
-        "measures": measures,
-        "bytes": sizes,
-        "stages": folder.stages(),
-        "warnings": folder.warnings(),
-        "machine": machine(device),
-        "versions": versions(),
-    }
+
+    value: float
+    n: NonNegativeInt
+    standard_error: float | None
+    unit: str
+    larger_is_better: bool
 
 
-def write_report(folder: RunFolder, report: Mapping[str, Any]) -> None:
-    """``report.html`` first: a run with a ``report.json`` is finished."""
-    write_whole(folder.path / "report.html", page(folder.path.name, report))
-    write_whole(folder.report, json.dumps(report, indent=1, allow_nan=False))
+class Measures(_Entry):
+    """What evaluators found, by name, of the model before and after."""
+
+    dense: Mapping[str, RecordedMeasure]
+    pruned: Mapping[str, RecordedMeasure]
 
 
-def is_scored(report: Mapping[str, Any]) -> bool:
-    """Whether the run looked at scores; a recipe may have a scorer that nothing asked."""
-    return any(group["score"] is not None for group in report["groups"].values())
+class RecordedGroup(_Entry):
+    """A group's share of the budget.
 
-
-def method_of(report: Mapping[str, Any]) -> str:
-    """``zeroth_order → ecoflap → wanda``, as far as the run used them."""
-    recipe = report["recipe"]
-    names = [recipe["score"]["use"]] if is_scored(report) else []
-    return " → ".join([*names, recipe["allocate"]["use"], recipe["prune"]["use"]])
-
-
-def blocks_planned(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of a plan as it is stored: each block's tower, size and how many weights it keeps.
-
-    Groups may be layers or towers; blocks are what runs can be compared by.
+    :param size: How many weights it has.
+    :param keep: How many of them stay.
+    :param tower: Empty where it is made of several.
+    :param score: None where nothing was scored.
+    :param standard_error: Of the score, where the scorer gave the terms that it is a mean of.
     """
-    blocks: dict[str, dict[str, Any]] = {}
-    for layer in plan["layers"].values():
-        block = blocks.setdefault(layer["block"], {"tower": layer["tower"], "size": 0, "keep": 0})
-        block["size"] += layer["size"]
-        block["keep"] += layer["keep"]
-    return blocks
+
+    size: PositiveInt
+    keep: NonNegativeInt
+    tower: str
+    score: float | None
+    standard_error: float | None
+
+    @property
+    def sparsity(self) -> float:
+        """Give the share of its weights that went."""
+        return 1 - self.keep / self.size
+
+
+class RecordedBlock(_Entry):
+    """A block's share of the budget. Groups may be layers or towers; blocks are what runs can be compared by.
+
+    :param size: How many prunable weights it has.
+    :param keep: How many of them stay.
+    """
+
+    tower: str
+    size: PositiveInt
+    keep: NonNegativeInt
+
+    @property
+    def sparsity(self) -> float:
+        """Give the share of its weights that went."""
+        return 1 - self.keep / self.size
+
+
+class RecordedStage(_Entry):
+    """What a stage took over all the processes that worked on it.
+
+    :param peak_memory: The most bytes that one of them had held by its end.
+    """
+
+    stage: str
+    seconds: float = Field(ge=0)
+    peak_memory: NonNegativeInt
+
+
+class Report(_Entry):
+    """Everything that is known of a finished run.
+
+    :param finished: When, in UTC, by ISO 8601.
+    :param parameters: How many the whole model has.
+    :param prunable: How many weights the plan is about.
+    :param kept: How many of those the masks keep.
+    :param kept_zeros: How many of the kept weights happen to be zero.
+    :param sparsity: The share of the prunable weights that went.
+    :param towers: The same by tower.
+    :param bytes: Of the weights in ``model/`` and, by name, in each export.
+    :param exports: By name; without those that have no manifest.
+    """
+
+    version: Literal[1]
+    finished: str
+    recipe: RecordedRecipe
+    parameters: NonNegativeInt
+    prunable: PositiveInt
+    kept: NonNegativeInt
+    kept_zeros: NonNegativeInt
+    sparsity: float = Field(ge=0, le=1)
+    towers: Mapping[str, float]
+    groups: Mapping[str, RecordedGroup]
+    blocks: Mapping[str, RecordedBlock]
+    measures: Measures
+    bytes: Mapping[str, NonNegativeInt]
+    stages: tuple[RecordedStage, ...]
+    warnings: tuple[str, ...]
+    machine: Mapping[str, str | int]
+    versions: Mapping[str, str]
+    exports: Mapping[str, Manifest]
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> "Report":
+        if not isclose(self.sparsity, 1 - self.kept / self.prunable, abs_tol=1e-9):
+            raise ValueError(
+                f"sparsity is {self.sparsity}, but kept is {self.kept} of {self.prunable} prunable weights"
+            )
+        for key, parts in (("groups", self.groups), ("blocks", self.blocks)):
+            keep, size = sum(part.keep for part in parts.values()), sum(part.size for part in parts.values())
+            if (keep, size) != (self.kept, self.prunable):
+                raise ValueError(f"{key} keep {keep} of {size} weights, but kept is {self.kept} of {self.prunable}")
+        return self
+
+    @property
+    def is_scored(self) -> bool:
+        """Say whether the run looked at scores. A recipe may have a scorer that nothing asked."""
+        return any(group.score is not None for group in self.groups.values())
+
+    @property
+    def method(self) -> str:
+        """Name the parts that the run used, such as ``zeroth_order → ecoflap → wanda``."""
+        return f"{self.allocation} → {self.recipe.prune.use}"
+
+    @property
+    def allocation(self) -> str:
+        """Name the parts that divided the budget, such as ``zeroth_order → ecoflap``."""
+        scorer = [self.recipe.score.use] if self.recipe.score is not None and self.is_scored else []
+        return " → ".join([*scorer, self.recipe.allocate.use])
+
+    @property
+    def scored_unit(self) -> str:
+        """Name what shared one sparsity: ``block``, ``layer``…"""
+        return self.recipe.score.granularity if self.recipe.score is not None else "group"
+
+    def sparsities_by_tower(self) -> dict[str, list[float]]:
+        """Return the sparsity of each block by tower, in the order in which the model runs them."""
+        towers: dict[str, list[float]] = {}
+        for block in self.blocks.values():
+            towers.setdefault(block.tower, []).append(block.sparsity)
+        return towers
+
+    def scores_by_tower(self) -> dict[str, list[float]]:
+        """Return the score of each group that has one by tower; groups of several towers stand together."""
+        towers: dict[str, list[float]] = {}
+        for group in self.groups.values():
+            if group.score is not None:
+                towers.setdefault(group.tower or "all towers", []).append(group.score)
+        return towers
+
+    @property
+    def model_bytes(self) -> int:
+        """Give the size of the weights in ``model/``."""
+        return self.bytes["model"]
+
+    @property
+    def export_bytes(self) -> dict[str, int]:
+        """Give the size of the weights in each export, by its name."""
+        return {name: size for name, size in self.bytes.items() if name != "model"}
+
+    def dump(self) -> str:
+        """Return the text of ``report.json``."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False)
+
+
+def write_report(folder: RunFolder, report: Report) -> None:
+    """Write ``report.json``. A run that has one is finished."""
+    write_whole(folder.report, report.dump())
+
+
+def read_report(path: Path) -> Report:
+    """Read a ``report.json``.
+
+    :raises RunError: Where it cannot be read or is not the report of a run that this version wrote: with the file and
+        each place in it.
+    """
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}. {_WAY_OUT}") from error
+    except ValidationError as error:
+        raise RunError(*(f"{path}: {place}. {_WAY_OUT}" for place in wrong_places(error))) from error
+
+
+_WAY_OUT = "Run its recipe again to write the report anew."

@@ -4,35 +4,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.evaluations import Evaluator
-from ecoflap.core.record.folder import RunFolder, read_json
+from ecoflap.core.disk.json_files import read_json
+from ecoflap.core.recipe.schema import Recipe, scores_depend_on
+from ecoflap.core.record.evaluations import Evaluation
+from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.text.strict_yaml import read_yaml
-
-SCORES_DEPEND_ON = ("model", "seed", "score", "calibration", "towers")
 
 
 def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
-    """What ``reuse:`` names and is no run folder; the run's own may be among them, begun or not."""
+    """Say which folders that ``reuse:`` names hold no run; the run's own may be among them, begun or not."""
     for path in recipe.reuse:
         if path != own and not RunFolder(path).recipe.is_file():
             yield f"reuse: {path} is no run folder: it has no recipe.yaml."
 
 
 def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> Path | None:
-    """The scores of a run of ``reuse:`` with the same scorer, data, model and seed."""
-    for folder in _alike(recipe, fingerprints, own, SCORES_DEPEND_ON):
+    """Find the scores of a run of ``reuse:`` with the same scorer, data, model and seed."""
+    for folder in _alike(recipe, fingerprints, own, scores_depend_on()):
         if folder.plan.is_file() and folder.scores.is_file():
             return folder.scores
     return None
 
 
 def found_measures(
-    recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, evaluator: Evaluator
+    recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, evaluation: Evaluation
 ) -> dict[str, Any] | None:
-    """A line of a run of ``reuse:`` that evaluated the same dense model with the same evaluator."""
+    """Find the line of a run of ``reuse:`` that evaluated the same dense model with the same evaluator."""
     for folder in _alike(recipe, fingerprints, own, ("model",)):
-        line = evaluator.line(folder.evaluations, "dense")
+        line = evaluation.line(folder.evaluations, "dense")
         if line is not None:
             return line
     return None
@@ -50,11 +49,11 @@ def _alike(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, keys: Seq
 
 
 def what_scores_depend_on(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a plain recipe; the files it names count too."""
-    return {key: value for key, value in _comparable(recipe).items() if key in SCORES_DEPEND_ON}
+    """Give the keys of a plain recipe that scores depend on; the files it names count too."""
+    return {key: value for key, value in _comparable(recipe).items() if key in scores_depend_on()}
 
 
 def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What shares a sparsity says nothing about what was scored."""
+    """Leave out the granularity: what shares a sparsity says nothing about what was scored."""
     score = recipe.get("score") or {}
     return {**recipe, "score": {key: value for key, value in score.items() if key != "granularity"}}

@@ -10,7 +10,7 @@ from ecoflap.core.model.anatomy import Anatomy
 
 
 def refuse_broken(model: nn.Module, source: str) -> None:
-    """NaN in, NaN out: said with the parameters' names before anything is computed."""
+    """Refuse a model with NaN or infinite weights, naming them, before anything is computed from them."""
     broken = [name for name, p in model.named_parameters() if p.is_floating_point() and not is_finite(p.data)]
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
@@ -18,6 +18,6 @@ def refuse_broken(model: nn.Module, source: str) -> None:
 
 
 def nonzeros(anatomy: Anatomy, names: Container[str]) -> int:
-    """How many weights of these layers are not zero."""
+    """Count the weights of these layers that are not zero."""
     weights = (layer.weight.data for _, layer in anatomy.layers() if layer.name in names)
     return sum(int(weight.ne(0).count_nonzero()) for weight in weights)

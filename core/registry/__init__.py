@@ -1,1 +1,1 @@
-"""Loading plugins and finding parts by name."""
+"""Loads plugins and finds parts by name."""

@@ -1,5 +1,6 @@
-"""Finds the adapter of a model: the only one that claims it."""
+"""Find the adapter of a model: the only one that claims it."""
 
+from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Source
@@ -7,12 +8,17 @@ from ecoflap.core.registry.registry import Registry
 
 
 def adapter_for(source: Source, registry: Registry) -> Adapter:
-    """The one registered adapter whose ``matches`` says yes to a model.
+    """Find the one registered adapter whose ``matches`` claims a model.
 
     :raises ModelError: Where none does, or several do.
     """
-    adapters: dict[str, Adapter] = {name: registry.find("adapter", name)() for name in registry.names("adapter")}
-    claims = [name for name, adapter in adapters.items() if adapter.matches(source)]
+    adapters: dict[str, Adapter] = {}
+    claims = []
+    for name in registry.names("adapter"):
+        with blaming(f"the adapter {name}, asked whether it is the one for {source.name},"):
+            adapters[name] = registry.find("adapter", name)()
+            if adapters[name].matches(source):
+                claims.append(name)
     if len(claims) == 1:
         return adapters[claims[0]]
     if claims:

@@ -1,4 +1,4 @@
-"""Imports plugins one by one and registers them with pluggy; one that fails is named, with how to go on without it."""
+"""Import plugins one by one and register them with pluggy; name one that fails, and how to go on without it."""
 
 import inspect
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from typing import Any
 import pluggy
 
 from ecoflap.core.contracts import hookspecs
+from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.errors import RegistryError, nearest, unknown
 from ecoflap.core.registry.settings import Settings
 
@@ -18,7 +19,7 @@ BUILT_IN = "built-in"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin that is to be loaded.
+    """Names a plugin that is to be loaded.
 
     :param target: ``module`` or ``module:attribute``.
     :param source: The distribution it came with, the registry file that names it, or ``built-in``.
@@ -33,31 +34,31 @@ class Plugin:
 
     @property
     def way_out(self) -> str:
+        """How to go on without it, as a sentence."""
         return f"To go on without it, put {self.name!r} under disable: in your registry file."
 
 
 def import_target(target: str) -> Any:
-    """The module, or the attribute of a module, that a text such as ``module:Class`` names.
+    """Import the module, or the attribute of a module, that a text such as ``module:Class`` names.
 
-    :raise AttributeError: With the nearest attribute, where the module has none of that name.
+    :raises RegistryError: Where the module has no such attribute, with the nearest that it has. Whatever else the
+        import raises is passed on.
     """
     module_name, _, attributes = target.partition(":")
     found: Any = import_module(module_name)
     for name in filter(None, attributes.split(".")):
         if not hasattr(found, name):
-            raise AttributeError(f"{module_name} has no {name!r}.{nearest(name, dir(found))}")
+            raise RegistryError(f"{module_name} has no {name!r}.{nearest(name, dir(found))}")
         found = getattr(found, name)
     return found
 
 
-def cause_of(error: Exception) -> str:
-    """An error of somebody else's code as a sentence."""
-    text = f"{type(error).__name__}: {error}".rstrip(": ")
-    return text if text.endswith((".", "?", "!")) else f"{text}."
-
-
 def wanted_plugins(settings: Settings, *, installed: bool) -> list[Plugin]:
-    """What is to be loaded, in order: registry files first, then installed distributions by name."""
+    """List what is to be loaded, in order: the plugins of registry files, then those of distributions by name.
+
+    :param installed: Whether plugins of installed distributions are loaded.
+    :raises RegistryError: Where something is disabled that is no plugin.
+    """
     listed = [
         Plugin(name, setting.value, BUILT_IN if name in settings.shipped else str(setting.place))
         for name, setting in settings.plugins.items()
@@ -88,7 +89,10 @@ def _unknown_disabled(settings: Settings, plugins: Iterable[Plugin]) -> Iterable
 
 
 def register(plugins: Iterable[Plugin]) -> tuple[pluggy.PluginManager, dict[str, Plugin]]:
-    """A plugin manager holding all of them, and the plugins by the name they are registered under."""
+    """Register plugins with a new manager, and give it with the plugins by name.
+
+    :raises RegistryError: With every plugin that cannot be loaded, and why.
+    """
     manager = pluggy.PluginManager("ecoflap")
     manager.add_hookspecs(hookspecs)
     loaded: dict[str, Plugin] = {}
@@ -111,15 +115,19 @@ def _register_one(manager: pluggy.PluginManager, plugin: Plugin) -> list[str]:
         module = import_target(plugin.target)
         implementation = module() if isinstance(module, type) else module
     except Exception as error:  # whatever a plugin does at import, it is named
-        return [f"{plugin} did not load: {cause_of(error)} {plugin.way_out}"]
+        return [f"{plugin} did not load: {sentence_of(error)} {plugin.way_out}"]
     problems = _wrong_hooks(manager, plugin, implementation)
-    if not problems and not manager.is_registered(implementation):
+    if problems or manager.is_registered(implementation):
+        return problems
+    try:
         manager.register(implementation, name=plugin.name)
-    return problems
+    except pluggy.PluginValidationError as error:
+        return [f"{plugin} cannot be registered: {sentence_of(error)} {plugin.way_out}"]
+    return []
 
 
 def _wrong_hooks(manager: pluggy.PluginManager, plugin: Plugin, implementation: object) -> list[str]:
-    """What pluggy would say of it, but all at once and with the nearest hook."""
+    """Say what pluggy would say of a plugin's hooks, but all at once, and with the nearest that exists."""
     hooks = {name: tuple(inspect.signature(spec).parameters) for name, spec in _specs().items()}
     found, problems = False, []
     for attribute in dir(implementation):

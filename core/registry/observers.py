@@ -1,4 +1,4 @@
-"""Telling observers what happens; one that raises is named and switched off, and the run goes on."""
+"""Tell observers what happens; one that raises is named and switched off, and the run goes on."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,13 +6,19 @@ from ecoflap.core.contracts.events import Event
 
 
 class Observers:
-    """:param callables: Each observer with its plugin's name."""
+    """Passes each event of a run on to every observer.
+
+    :param callables: Each observer with its plugin's name.
+    """
 
     def __init__(self, callables: Sequence[tuple[str, Callable[[Event], None]]]) -> None:
         self._callables = list(callables)
 
     def __call__(self, event: Event) -> list[str]:
-        """:return: A sentence for each observer that raised and was switched off."""
+        """Pass an event on.
+
+        :return: A sentence for each observer that raised and was switched off.
+        """
         failed: list[str] = []
         for observer in tuple(self._callables):
             name, hear = observer

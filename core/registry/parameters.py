@@ -1,9 +1,9 @@
-"""The parameters of a part, read off its factory's signature."""
+"""Read the parameters of a part off its factory's signature."""
 
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from types import NoneType, UnionType
@@ -13,26 +13,15 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import to_jsonable_python
 
-from ecoflap.core.contracts.protocols import Adapter, Allocator, Dataset, Evaluator, Exporter, Pruner, Scorer
+from ecoflap.core.contracts.kinds import KINDS
 
-KINDS: Mapping[str, type[Any]] = {
-    "scorer": Scorer,
-    "allocator": Allocator,
-    "pruner": Pruner,
-    "adapter": Adapter,
-    "exporter": Exporter,
-    "dataset": Dataset,
-    "evaluator": Evaluator,
-}
-"""Each kind of part with the protocol it implements."""
-
-_KIND_OF = {protocol: kind for kind, protocol in KINDS.items()}
+_KIND_OF = {one.protocol: kind for kind, one in KINDS.items()}
 _EMPTY: Any = inspect.Parameter.empty
 
 
 @dataclass(frozen=True, eq=False)
 class Parameter:
-    """One parameter of a factory.
+    """Describes one parameter of a factory.
 
     :param annotation: Its resolved type; Any where it has none.
     :param default: ``inspect.Parameter.empty`` where it must be given.
@@ -44,6 +33,7 @@ class Parameter:
 
     @property
     def required(self) -> bool:
+        """Whether it must be given."""
         return self.default is _EMPTY
 
     @property
@@ -57,17 +47,17 @@ class Parameter:
         return NoneType in get_args(self.annotation)
 
     def many(self, items: list[Any]) -> list[Any] | tuple[Any, ...]:
-        """Items in the container this parameter is annotated with."""
+        """Give items in the container that the parameter is annotated with: a list or a tuple."""
         branches = get_args(self.annotation) if self.optional else (self.annotation,)
         return tuple(items) if any(get_origin(branch) is tuple for branch in branches) else items
 
     def read(self, written: Any) -> Any:
-        """What a recipe writes, as a value of its type.
+        """Read what a recipe writes as a value of the parameter's type.
 
-        As JSON, because pydantic's strict reading of it is a recipe's: a list is a tuple, a text is a path or an enum's
-        value, and nothing else is converted.
+        It is read as JSON, because that, read strictly by pydantic, is what a recipe means: a list may be a tuple, a
+        text may be a path or the value of an enum, and nothing else is converted.
 
-        :raise ValidationError: If it is none.
+        :raises ValidationError: Where it is no such value.
         """
         return self._type_adapter.validate_json(json.dumps(to_jsonable_python(written)), strict=True)
 
@@ -75,11 +65,12 @@ class Parameter:
     def _type_adapter(self) -> Any:
         try:
             return TypeAdapter(self.annotation)
-        except PydanticSchemaGenerationError:  # a type pydantic does not know: then only an instance passes
+        except PydanticSchemaGenerationError:  # of a type that pydantic does not know, only an instance passes
             return TypeAdapter(self.annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def _part_kind(annotation: Any) -> tuple[str, Literal["one", "many"]] | None:
+    """Find the protocol in an annotation; None where it has none, or is a mapping or the like."""
     if get_origin(annotation) in (Union, UnionType):
         return next(filter(None, map(_part_kind, get_args(annotation))), None)
     if isinstance(annotation, type) and annotation in _KIND_OF:
@@ -91,24 +82,25 @@ def _part_kind(annotation: Any) -> tuple[str, Literal["one", "many"]] | None:
 
 
 def parameters_of(factory: Callable[..., Any]) -> tuple[dict[str, Parameter], bool]:
-    """A factory's parameters by name, and whether it takes any others too (``**kwargs``).
+    """Give a factory's parameters by name, and whether it takes any others too (``**kwargs``).
 
-    :raise TypeError: If its signature cannot be read, as when an annotation names something that is not there.
+    :raises TypeError: Where its signature cannot be read, as when an annotation names something that is not there.
     """
     try:
-        signature = inspect.signature(factory)
+        written = inspect.signature(factory).parameters
         hints = _hints(factory)
-    except (NameError, ValueError, AttributeError) as error:
-        raise TypeError(f"its parameters cannot be read: {error}") from error
-    named = {
-        name: Parameter(name, hints.get(name, Any), _default(factory, parameter))
-        for name, parameter in signature.parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
-    return named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+        named = {
+            name: Parameter(name, hints.get(name, Any), _default(factory, parameter))
+            for name, parameter in written.items()
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        }
+    except Exception as error:  # annotations and default factories are code, which may raise anything
+        raise TypeError(f"its parameters cannot be read: {str(error) or repr(error)}") from error
+    return named, any(parameter.kind is parameter.VAR_KEYWORD for parameter in written.values())
 
 
 def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Resolve the annotations of a factory's parameters."""
     if not isinstance(factory, type):
         return get_type_hints(factory, include_extras=True)
     # A dataclass's own annotations, for those of its __init__ cannot be resolved if a field comes from another module.
@@ -117,7 +109,7 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _default(factory: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """What is used where nothing is written; a dataclass's ``default_factory`` is asked."""
+    """Give what is used where nothing is written; a dataclass's ``default_factory`` is called for it."""
     for field in dataclasses.fields(factory) if dataclasses.is_dataclass(factory) else ():
         if field.name == parameter.name and field.default_factory is not dataclasses.MISSING:
             return field.default_factory()
@@ -125,6 +117,6 @@ def _default(factory: Callable[..., Any], parameter: inspect.Parameter) -> Any:
 
 
 def code_name(factory: Any) -> str:
-    """``module:Class``, as a recipe may write it."""
+    """Give the import path of a factory or of a part, as a recipe may write it: ``module:Class``."""
     named = factory if hasattr(factory, "__qualname__") else type(factory)
     return f"{named.__module__}:{named.__qualname__}"

@@ -1,4 +1,4 @@
-"""Finds parts by name: what the plugins offer, under the names and with the defaults the registry files give."""
+"""Find parts by name: what plugins offer, under the names and with the defaults that registry files give."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,15 +7,17 @@ from typing import Any
 
 import pluggy
 
+from ecoflap.core.contracts.blame import sentence_of
+from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.errors import RegistryError, nearest, unknown
-from ecoflap.core.registry.loading import Plugin, cause_of, import_target, register, wanted_plugins
-from ecoflap.core.registry.parameters import KINDS, code_name, parameters_of
-from ecoflap.core.registry.settings import Setting, Settings, read_settings
+from ecoflap.core.registry.loading import Plugin, import_target, register, wanted_plugins
+from ecoflap.core.registry.parameters import code_name, parameters_of
+from ecoflap.core.registry.settings import Placed, Settings, read_settings
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a part comes from.
+    """Says where a part comes from.
 
     :param code: ``module:Class``.
     :param source: A distribution and its version, a registry file, or ``built-in``.
@@ -30,7 +32,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Offer:
-    """A factory a plugin offers under a name."""
+    """Holds a factory that a plugin offers under a name."""
 
     factory: Callable[..., Any]
     plugin: Plugin
@@ -38,20 +40,23 @@ class Offer:
 
 @dataclass(frozen=True, eq=False)
 class Registry:
-    """The parts that can be named in a recipe. Made by :func:`load_registry`.
+    """Finds the parts that a recipe can name. It is made by :func:`load_registry`.
 
     :param offers: What plugins offer, by kind and name.
-    :param aliases: Other names, by kind.
-    :param defaults: Site defaults, by kind, name and parameter, each with the place that says so.
+    :param aliases: The real name, by kind and other name.
+    :param defaults: Site defaults by kind, name and parameter, each with the place where it is written.
     """
 
     offers: Mapping[str, Mapping[str, Offer]]
     aliases: Mapping[str, Mapping[str, str]]
-    defaults: Mapping[str, Mapping[str, Mapping[str, Setting]]]
+    defaults: Mapping[str, Mapping[str, Placed]]
     _observers: tuple[tuple[str, Callable[[Any], None]], ...] = field(default=(), repr=False)
 
     def find(self, kind: str, name: str) -> Callable[..., Any]:
-        """The factory of a name, an alias, or an import path such as ``my_package.pruners:Mine``."""
+        """Find the factory of a name, an alias, or an import path such as ``my_package.pruners:Mine``.
+
+        :raises RegistryError: Where there is none, or its import fails.
+        """
         known = self._of_kind(kind)
         real = self.real_name(kind, name)
         if real in known:
@@ -61,30 +66,30 @@ class Registry:
         raise RegistryError(unknown(kind, name, self.choices(kind)))
 
     def names(self, kind: str) -> list[str]:
-        """What can be named, without aliases, in alphabetical order."""
+        """List the names of a kind's parts, without aliases, in alphabetical order."""
         return sorted(self._of_kind(kind))
 
     def choices(self, kind: str) -> list[str]:
-        """All that can be written for a kind, aliases too."""
+        """List all names that can be written for a kind, aliases too, in alphabetical order."""
         return sorted({*self._of_kind(kind), *self.aliases.get(kind, {})})
 
     def real_name(self, kind: str, name: str) -> str:
-        """What an alias stands for; any other name is its own."""
+        """Give the name that an alias stands for; any other name is its own."""
         return self.aliases.get(kind, {}).get(name, name)
 
     def origin(self, kind: str, name: str) -> Origin:
-        """Where a part's code is, and what brought it."""
+        """Say where a part's code is, and what brought it."""
         offer = self._of_kind(kind).get(self.real_name(kind, name))
         if offer is None:
             return Origin(code_name(self.find(kind, name)), "import path")
         return Origin(code_name(offer.factory), offer.plugin.source)
 
-    def defaults_for(self, kind: str, name: str) -> Mapping[str, Setting]:
-        """The site defaults of a part: value and place by parameter."""
+    def defaults_for(self, kind: str, name: str) -> Placed:
+        """Give the site defaults of a part: value and place by parameter."""
         return self.defaults.get(kind, {}).get(self.real_name(kind, name), {})
 
     def observers(self) -> list[tuple[str, Callable[[Any], None]]]:
-        """Each plugin that hears events, by name, with what to call; one that raises is the caller's to switch off."""
+        """List each plugin that hears events, with what to call. To switch one off that raises is the caller's part."""
         return list(self._observers)
 
     def _of_kind(self, kind: str) -> Mapping[str, Offer]:
@@ -98,7 +103,7 @@ def _imported(kind: str, path: str) -> Callable[..., Any]:
         found = import_target(path)
     except Exception as error:  # whatever its import does, the path is named
         hint = " Is it installed or on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
-        raise RegistryError(f"the {kind} {path!r} cannot be imported: {cause_of(error)}{hint}") from error
+        raise RegistryError(f"the {kind} {path!r} cannot be imported: {sentence_of(error)}{hint}") from error
     if not callable(found):
         raise RegistryError(f"the {kind} {path!r} is {found!r}, which makes no part; name a class or function.")
     made: Callable[..., Any] = found
@@ -106,16 +111,17 @@ def _imported(kind: str, path: str) -> Callable[..., Any]:
 
 
 def load_registry(path: Path | str | None = None, *, installed: bool = True) -> Registry:
-    """Load all plugins: those of the shipped registry file, of a user's own, and of installed distributions.
+    """Load all plugins: those of the registry file that ships, of a user's own, and of installed distributions.
 
-    :param path: A registry file that extends the shipped one; by default the one ``ECOFLAP_REGISTRY`` names.
+    :param path: A registry file that extends the one that ships; by default the one that ``ECOFLAP_REGISTRY`` names.
     :param installed: Whether to load plugins of installed distributions (entry points of group ``ecoflap``).
+    :raises RegistryError: With every plugin that cannot be loaded, and all that is wrong with a registry file.
     """
     return _load(read_settings(path, None), installed=installed)
 
 
 def load_registry_from(base: Path, path: Path | str | None = None, *, installed: bool = False) -> Registry:
-    """The same, on another file than the shipped one: tests build their own world."""
+    """Load plugins as :func:`load_registry` does, with another file instead of the one that ships; for tests."""
     return _load(read_settings(path, base), installed=installed)
 
 
@@ -127,9 +133,9 @@ def _load(settings: Settings, *, installed: bool) -> Registry:
     problems = [*_wrong_aliases(settings, offers), *_wrong_defaults(settings, offers)]
     if problems:
         raise RegistryError(*problems)
-    aliases = {kind: {alias: s.value for alias, s in known.items()} for kind, known in settings.aliases.items()}
+    aliases = {kind: {alias: real.value for alias, real in known.items()} for kind, known in settings.aliases.items()}
     defaults = {
-        kind: {aliases[kind].get(name, name): values for name, values in known.items()}
+        kind: {aliases.get(kind, {}).get(name, name): values for name, values in known.items()}
         for kind, known in settings.defaults.items()
     }
     return Registry(offers, aliases, defaults, tuple(_observers(manager)))
@@ -138,7 +144,7 @@ def _load(settings: Settings, *, installed: bool) -> Registry:
 def _collect(
     manager: pluggy.PluginManager, plugins: Mapping[str, Plugin]
 ) -> tuple[dict[str, dict[str, Offer]], list[str]]:
-    """Every plugin's offers. pluggy would call the last registered first; here the order is that of loading."""
+    """Ask every plugin for its offers, in the order of loading; pluggy itself would call the last one first."""
     offers: dict[str, dict[str, Offer]] = {kind: {} for kind in KINDS}
     problems: list[str] = []
     for kind, known in offers.items():
@@ -147,7 +153,7 @@ def _collect(
             try:
                 offered = implementation.function()
             except Exception as error:  # a plugin's own code
-                problems.append(f"{plugin} failed to offer its {kind}s: {error!r}. {plugin.way_out}")
+                problems.append(f"{plugin} failed to offer its {kind}s: {sentence_of(error)} {plugin.way_out}")
                 continue
             problems += _add_offers(kind, known, plugin, offered)
     return offers, problems
@@ -186,7 +192,7 @@ def _wrong_aliases(settings: Settings, offers: Mapping[str, Mapping[str, Offer]]
 def _wrong_defaults(settings: Settings, offers: Mapping[str, Mapping[str, Offer]]) -> Iterable[str]:
     for kind, known in settings.defaults.items():
         for name, values in known.items():
-            alias = settings.aliases[kind].get(name)
+            alias = settings.aliases.get(kind, {}).get(name)
             offer = offers[kind].get(alias.value if alias else name)
             for parameter, setting in values.items():
                 problem = _wrong_default(kind, name, parameter, offer, offers)
@@ -212,11 +218,11 @@ def _wrong_default(
 def _observers(manager: pluggy.PluginManager) -> Iterable[tuple[str, Callable[[Any], None]]]:
     for implementation in manager.hook.ecoflap_on_event.get_hookimpls():
         hears: Any = implementation.function
-        yield implementation.plugin_name, hears if implementation.argnames else _deaf(hears)
+        yield implementation.plugin_name, hears if implementation.argnames else _without_event(hears)
 
 
-def _deaf(hears: Callable[..., Any]) -> Callable[[Any], None]:
-    """A hook may leave out the arguments it does not look at."""
+def _without_event(hears: Callable[..., Any]) -> Callable[[Any], None]:
+    """Call a hook that leaves out the argument, as one may that does not look at it."""
 
     def call(event: Any) -> None:
         hears()

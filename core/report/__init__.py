@@ -1,1 +1,1 @@
-"""Pages and drawings of what was measured."""
+"""Makes the page of a run, and what pages are made of: drawings, rows and templates."""

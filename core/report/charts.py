@@ -1,17 +1,10 @@
-"""Drawings of reports as SVG, which a page holds in itself. They need matplotlib; without it there are none.
+"""Draw charts of what reports hold. Each is an SVG element; equal numbers give equal texts."""
 
-A drawing takes the page's own text colour, so that it can be read on a dark page, and it is equal for equal numbers.
-"""
-
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from ecoflap.core.report import svg
 from ecoflap.core.text.numbers import mean
 
 if TYPE_CHECKING:
@@ -21,26 +14,22 @@ if TYPE_CHECKING:
     from matplotlib.gridspec import SubplotSpec
 
 Text: TypeAlias = Callable[[float], str]
-"""How a tick's number is written."""
+"""Writes the number of a tick."""
 
 
 def plain(value: float) -> str:
-    """``0.001``, ``2.5``, ``10,000``."""
+    """Write a number as ``0.001``, ``2.5`` or ``10,000``."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-INK = "#123456"
-"""Drawn instead of the page's text colour, which matplotlib cannot name."""
 COLOURS = ("#3b82c4", "#e07b1a", "#2a9d6f", "#cf4a5b", "#8f6bc9", "#a3703f", "#d16aa5", "#7f8c8d", "#9aa012", "#17a0b2")
 MARKERS = "osD^vPX*<>"
 DASHES = ("-", "--", ":", "-.")
-WIDTH = 5.2
-"""Inches; a narrow page shrinks the drawing with its letters, so it is drawn narrow."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is drawn of one method: at each x a mean, and the smallest and largest it is a mean of."""
+    """What is drawn of one method: at each x a mean, and the smallest and largest of the values that it is over."""
 
     label: str
     x: Sequence[float]
@@ -50,26 +39,30 @@ class Line:
 
     @classmethod
     def over(cls, label: str, points: Mapping[float, Sequence[float]]) -> "Line":
-        """:param points: By x, the values that one point stands for."""
+        """Make a line through means.
+
+        :param points: By x, the values that one point is the mean of.
+        """
         every = list(points.values())
         return cls(label, list(points), list(map(mean, every)), list(map(min, every)), list(map(max, every)))
 
     @classmethod
     def counted(cls, label: str, columns: Iterable[Sequence[float]]) -> "Line":
-        """Over 0, 1, 2, …: blocks.
+        """Make a line over 0, 1, 2…, such as the numbers of blocks.
 
-        :param columns: The values that each point stands for.
+        :param columns: The values that each point is the mean of.
         """
         return cls.over(label, {float(number): values for number, values in enumerate(columns)})
 
     @property
     def has_spread(self) -> bool:
+        """Say whether any mean is over values that differ."""
         return list(self.low) != list(self.high)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One tower's blocks, numbered from 0, in a row of such panels."""
+    """What is drawn of one tower, over the numbers of its blocks from 0 on."""
 
     title: str
     lines: Sequence[Line]
@@ -79,7 +72,7 @@ class Panel:
 class Strip:
     """A row of panels with one y axis.
 
-    :param is_share: Shown in percent.
+    :param is_share: Whether the values are shares, which are shown in percent.
     """
 
     y: str
@@ -88,18 +81,15 @@ class Strip:
     is_share: bool = False
 
 
-def can_draw() -> bool:
-    return find_spec("matplotlib") is not None
-
-
 def by_sparsity(name: str, y: str, lines: Sequence[Line], dense: Sequence[float], text: Text = plain) -> str:
-    """A quantity against sparsity.
+    """Draw a quantity against sparsity.
 
     :param name: Tells this drawing from others of the page.
     :param y: The axis' label.
-    :param dense: What it is of the dense model; several where that is not one number.
+    :param dense: The quantity of the dense model; several where runs disagree.
+    :return: An SVG element, as the other charts do.
     """
-    with _figure(3.4 + _legend_height([line.label for line in lines])) as (figure, drawn):
+    with svg.figure(3.4 + _legend_height([line.label for line in lines])) as (figure, drawn):
         axes = figure.add_subplot()
         for number, line in enumerate(lines):
             colour, marker, _ = _style(number)
@@ -107,78 +97,91 @@ def by_sparsity(name: str, y: str, lines: Sequence[Line], dense: Sequence[float]
             axes.plot(x, line.mean, label=line.label, color=colour, marker=marker, markersize=5, linewidth=1.6)
             if line.has_spread:
                 axes.vlines(x, line.low, line.high, color=colour, linewidth=1.2, alpha=0.7)
-        for value in dense:
-            axes.axhline(value, color=INK, linestyle="--", linewidth=1, label="dense" if value == dense[0] else None)
-        values = [*dense, *(value for line in lines for value in (*line.low, *line.high))]
-        _scale(axes, "y", values, y, text)
+        _levels(axes.axhline, dense)
+        _scale(axes, "y", [*dense, *_extremes(lines)], y, text)
         axes.set_xlabel("weights pruned in %")
         ticks = sorted({round(100 * value, 2) for line in lines for value in line.x})
         _x_ticks(axes, ticks if len(ticks) <= 8 else None)
         _legend(figure, [axes])
-    return _svg(drawn, name)
+    return svg.element(drawn, name)
 
 
 def by_method(name: str, x: str, lines: Sequence[Line], dense: Sequence[float]) -> str:
-    """A quantity at one sparsity: a row a method, with the spread over seeds."""
-    with _figure(1.0 + 0.3 * len(lines)) as (figure, drawn):
+    """Draw a quantity at one sparsity: a row for each method, with the spread over seeds."""
+    with svg.figure(1.0 + 0.3 * len(lines)) as (figure, drawn):
         axes = figure.add_subplot()
         for row, line in enumerate(lines):
             colour, marker, _ = _style(row)
             axes.plot(line.mean, [row], color=colour, marker=marker, markersize=6)
             axes.hlines([row], line.low, line.high, color=colour, linewidth=1.6)
-        for value in dense:
-            axes.axvline(value, color=INK, linestyle="--", linewidth=1, label="dense" if value == dense[0] else None)
+        _levels(axes.axvline, dense)
         _rows(axes, [line.label for line in lines])
-        _scale(axes, "x", [*dense, *(v for line in lines for v in (*line.low, *line.high))], x, plain)
+        _scale(axes, "x", [*dense, *_extremes(lines)], x, plain)
         _legend(figure, [axes])
-    return _svg(drawn, name)
+    return svg.element(drawn, name)
+
+
+def _extremes(lines: Iterable[Line]) -> list[float]:
+    return [value for line in lines for value in (*line.low, *line.high)]
+
+
+def _levels(draw: Callable[..., Any], dense: Sequence[float]) -> None:
+    """Draw the dense model's values across the whole chart, with one entry in the legend."""
+    for number, value in enumerate(dense):
+        draw(value, color=svg.INK, linestyle="--", linewidth=1, label=None if number else "dense")
 
 
 def by_block(name: str, strips: Sequence[Strip]) -> str:
-    """Strips of panels below each other; towers side by side, as wide as they have blocks."""
+    """Draw strips of panels below each other; a tower's panel is as wide as the tower has blocks."""
     labels = list(dict.fromkeys(line.label for strip in strips for panel in strip.panels for line in panel.lines))
     legend = _legend_height(labels) if len(labels) > 1 else 0
-    with _figure(2.3 * len(strips) + legend) as (figure, drawn):
+    with svg.figure(2.3 * len(strips) + legend) as (figure, drawn):
         rows, every = figure.add_gridspec(len(strips), 1), []
         for number, strip in enumerate(strips):
             every += _draw_strip(figure, rows[number], strip, labels)
         if len(labels) > 1:
             _legend(figure, every)
-    return _svg(drawn, name)
+    return svg.element(drawn, name)
 
 
 def _draw_strip(figure: "Figure", row: "SubplotSpec", strip: Strip, labels: Sequence[str]) -> "list[Axes]":
-    longest = [max((len(line.x) for line in panel.lines), default=1) for panel in strip.panels]
-    widths = [max(count, 0.3 * max(longest)) for count in longest]
+    lengths = [max((len(line.x) for line in panel.lines), default=1) for panel in strip.panels]
+    widths = [max(length, 0.3 * max(lengths)) for length in lengths]  # a small tower beside a large one is seen
     place = row.subgridspec(1, len(widths), width_ratios=widths)
     factor = 100 if strip.is_share else 1
     every: list[Axes] = []
     for column, panel in enumerate(strip.panels):
         axes = figure.add_subplot(place[0, column], sharey=every[0] if every else None)
-        for line in panel.lines:
-            colour, _, dash = _style(labels.index(line.label))
-            low, middle, high = ([factor * value for value in part] for part in (line.low, line.mean, line.high))
-            alone = "o" if len(middle) == 1 else ""  # a step from nowhere to nowhere is not seen
-            style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": alone}
-            axes.step(line.x, middle, where="mid", linewidth=1.6, label=line.label, **style)
-            if line.has_spread:
-                axes.fill_between(line.x, low, high, step="mid", color=colour, alpha=0.2, linewidth=0)
-        axes.set_title(panel.title, fontsize=9)
+        _draw_panel(axes, panel, factor, labels)
         axes.set_xlabel(strip.x)
         _whole_ticks(axes, 6 if len(widths) < 3 else 3)
+        axes.tick_params(labelleft=not every)
         every.append(axes)
-    values = [factor * v for panel in strip.panels for line in panel.lines for v in (*line.low, *line.high)]
+    values = [factor * value for panel in strip.panels for value in _extremes(panel.lines)]
     _scale(every[0], "y", values, strip.y, plain)
-    for axes in every[1:]:
-        axes.tick_params(labelleft=False)
     return every
 
 
+def _draw_panel(axes: "Axes", panel: Panel, factor: int, labels: Sequence[str]) -> None:
+    axes.set_title(panel.title, fontsize=9)
+    for line in panel.lines:
+        colour, _, dash = _style(labels.index(line.label))
+        low, middle, high = ([factor * value for value in part] for part in (line.low, line.mean, line.high))
+        alone = "o" if len(middle) == 1 else ""  # a step from nowhere to nowhere is not seen
+        style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": alone}
+        axes.step(line.x, middle, where="mid", linewidth=1.6, label=line.label, **style)
+        if line.has_spread:
+            axes.fill_between(line.x, low, high, step="mid", color=colour, alpha=0.2, linewidth=0)
+
+
 def stacked(name: str, x: str, rows: Mapping[str, Mapping[str, float]], text: Text = plain) -> str:
-    """A bar a row, of pieces that stand for the same in every row."""
+    """Draw a bar in each row, made of pieces that mean the same in every row.
+
+    :param rows: By the row's label, the size of each piece by its label.
+    """
     pieces = list(dict.fromkeys(piece for row in rows.values() for piece in row))
     legend = _legend_height(pieces) if len(pieces) > 1 else 0
-    with _figure(0.9 + 0.28 * len(rows) + legend) as (figure, drawn):
+    with svg.figure(0.9 + 0.28 * len(rows) + legend) as (figure, drawn):
         axes = figure.add_subplot()
         before = [0.0] * len(rows)
         for number, piece in enumerate(pieces):
@@ -191,52 +194,22 @@ def stacked(name: str, x: str, rows: Mapping[str, Mapping[str, float]], text: Te
         axes.set_xlabel(x)
         if len(pieces) > 1:
             _legend(figure, [axes])
-    return _svg(drawn, name)
+    return svg.element(drawn, name)
 
 
 def _style(number: int) -> tuple[str, str, str]:
-    """Colour, marker and dashes; the eleventh has the first's colour, and neither its marker nor its dashes."""
+    """Return colour, marker and dashes; the eleventh has the first's colour, but not its marker and dashes."""
     again = number // len(COLOURS)
     return COLOURS[number % 10], MARKERS[(number + 3 * again) % 10], DASHES[(number + again) % 4]
 
 
 def shortened(label: str, longest: int) -> str:
+    """Return a label that has at most so many letters."""
     return label if len(label) <= longest else f"{label[: longest - 1]}…"
 
 
-@contextmanager
-def _figure(height: float) -> "Iterator[tuple[Figure, StringIO]]":
-    """A figure that is drawn into the text when the block ends. What it takes from matplotlib's settings is undone."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    text = StringIO()
-    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that its font lacks and the page's has
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        yield figure, text
-        figure.savefig(
-            text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-
-
-SETTINGS: Any = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "ecoflap",
-    "text.parse_math": False,  # a method may be called anything
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#88888855",
-    "grid.linewidth": 0.6,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-}
-
-
 def _scale(axes: "Axes", along: Literal["x", "y"], values: Sequence[float], label: str, text: Text) -> None:
-    """A logarithmic axis where the values are positive and the largest is over ten times the smallest."""
+    """Make the axis logarithmic where the values are positive and the largest is over ten times the smallest."""
     axis, set_scale = (axes.xaxis, axes.set_xscale) if along == "x" else (axes.yaxis, axes.set_yscale)
     axis.set_label_text(label)
     if values and min(values) > 0 and max(values) > 10 * min(values):
@@ -262,7 +235,10 @@ def _logarithmic(axis: "Axis", ratio: float, text: Text) -> None:
 
 
 def _whole_ticks(axes: "Axes", most: int) -> None:
-    """A block has a number, and half of one is none."""
+    """Put ticks at whole numbers: there is no half of a block.
+
+    :param most: So many ticks at most.
+    """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
@@ -270,7 +246,7 @@ def _whole_ticks(axes: "Axes", most: int) -> None:
 
 
 def _x_ticks(axes: "Axes", ticks: Sequence[float] | None) -> None:
-    """At the sparsities there are, where these are few."""
+    """Put ticks at these places; None leaves it to matplotlib."""
     _linear(axes.xaxis, plain)
     if ticks is not None:
         axes.set_xticks(ticks)
@@ -283,7 +259,7 @@ def _rows(axes: "Axes", labels: Sequence[str]) -> None:
 
 
 def _legend(figure: "Figure", every: "Sequence[Axes]") -> None:
-    """Below the drawing, each label once."""
+    """Put a legend below the drawing, with each label once."""
     shown = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if shown:
         labels = [shortened(label, 64) for label in shown]
@@ -291,24 +267,10 @@ def _legend(figure: "Figure", every: "Sequence[Axes]") -> None:
 
 
 def _columns(labels: Sequence[str]) -> int:
+    """Return how many columns a legend has room for: about 62 letters, of which each entry's line takes six."""
     return max(1, min(len(labels), 4, 62 // (max(map(len, labels)) + 6)))
 
 
 def _legend_height(labels: Sequence[str]) -> float:
-    """In inches."""
+    """Return the height of a legend that may have the dense model besides, in inches."""
     return 0.2 * -(-(len(labels) + 1) // _columns([*labels, "dense"]))
-
-
-def _svg(drawn: StringIO, name: str) -> str:
-    """What a page of HTML has inside: the element alone, as wide as there is room, with names of its own.
-
-    The names inside of matplotlib's drawings are the same in each; those that nothing refers to go.
-    """
-    text = drawn.getvalue()
-    text = text[text.index("<svg") :].replace("xlink:href", "href").replace(INK, "currentColor")
-    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text, count=2)
-    text = re.sub(r'width="(\d+(?:\.\d+)?)pt" height="[^"]*"', r'style="width: 100%; max-width: \1pt"', text, count=1)
-    used = set(re.findall(r'(?:href="#|url\(#)([\w.-]+)', text))
-    text = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    return re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL).strip()

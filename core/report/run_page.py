@@ -1,133 +1,138 @@
-"""A run's report as one page of HTML that needs nothing else."""
+"""Make the page of a finished run, ``report.html``. It is one file, and needs no network."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
-from ecoflap.core.report.charts import Line, Panel, Strip, by_block, can_draw
-from ecoflap.core.report.html import bars, document, figures, folded, paragraphs, table
-from ecoflap.core.text.numbers import NOTHING, bytes_text, export_sizes, forms, measure_text, time_text
+from ecoflap.core.disk.whole_files import write_whole
+from ecoflap.core.record.manifest import Manifest
+from ecoflap.core.record.report import Measures, RecordedGroup, RecordedMeasure, RecordedStage, Report
+from ecoflap.core.report.charts import Line, Panel, Strip, by_block
+from ecoflap.core.report.drawings import Drawing, drawn_or_why_not
+from ecoflap.core.report.rows import (
+    CHECK_COLUMNS,
+    EXPORT_COLUMNS,
+    MEASURE_COLUMNS,
+    check_rows,
+    export_rows,
+    measure_rows,
+)
+from ecoflap.core.text.columns import Column, left, right
+from ecoflap.core.text.numbers import NO_VALUE, bytes_text, time_text
 from ecoflap.core.text.strict_yaml import write_yaml
+from ecoflap.core.text.templates import render
 
-NO_DRAWINGS = "Drawings need matplotlib: pip install 'ecoflap[report]'."
-EXPORT_COLUMNS = ("export", ">model", ">deflated", ">dense file", ">stored", "pruned weights", "<notes")
-CHECK_COLUMNS = ("export", "view", "runtime", ">largest difference", ">tolerance")
-
-
-def page(name: str, report: Mapping[str, Any]) -> str:
-    """The whole page, from what ``report.json`` holds."""
-    exports = report.get("exports", {})
-    return document(
-        name,
-        [
-            ("What it came to", table(("", "<"), _facts(report))),
-            ("Before and after", table(("measure", ">dense", ">pruned", ">over", ""), _measures(report["measures"]))),
-            ("Sparsity by tower", bars((n, f"{100 * share:.2f} %", share) for n, share in report["towers"].items())),
-            ("Sparsity and scores by block", _by_block(report)),
-            ("Groups", table(("group", ">sparsity", ">score", ">standard error"), _groups(report["groups"]))),
-            ("Weights on disk", bars(_sizes(report["bytes"]))),
-            ("Exports", table(EXPORT_COLUMNS, _exports(exports))),
-            ("Exports read again", table(CHECK_COLUMNS, _checks(exports))),
-            ("Time by stage", bars(_stages(report["stages"]))),
-            ("Peak memory by the end of a stage", bars(_memory(report["stages"]))),
-            ("Warnings", table(("<",), ((warning,) for warning in report["warnings"])) or "none"),
-            ("Recipe", folded("with every default", write_yaml(report["recipe"]))),
-        ],
-    )
+TEMPLATES = Path(__file__).with_name("templates")
+GROUP_COLUMNS = (*left("group"), *right("sparsity", "score", "standard error"))
 
 
-def _facts(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    recipe = report["recipe"]
-    yield "model", recipe["model"]["source"]
-    yield "prune", recipe["prune"]["use"]
-    yield "allocate", recipe["allocate"]["use"]
-    if recipe.get("score"):
-        yield "score", recipe["score"]["use"]
-    yield "seed", str(recipe["seed"])
-    yield "sparsity", f"{100 * report['sparsity']:.4f} % of {report['prunable']:,} prunable weights"
-    yield "kept", f"{report['kept']:,} weights, of which {report['kept_zeros']:,} happen to be zero"
-    yield "machine", ", ".join(f"{key} {value}" for key, value in report["machine"].items())
-    yield "versions", ", ".join(f"{key} {value}" for key, value in report["versions"].items())
-    yield "finished", report["finished"]
+class Bar(NamedTuple):
+    """A bar with a name and a text.
+
+    :param share: How much of the bar is full, from 0 to 1.
+    """
+
+    name: str
+    text: str
+    share: float
 
 
-def better(measure: Mapping[str, Any]) -> str:
-    """Which way is better; nothing where an evaluator does not say."""
-    larger = measure.get("larger_is_better")
-    return "" if larger is None else f"{'larger' if larger else 'smaller'} is better"
+def write_page(folder: Path, report: Report) -> Path:
+    """Write ``report.html`` into a run's folder, and return its path."""
+    path = folder / "report.html"
+    write_whole(path, page(folder.name, report))
+    return path
 
 
-def _measures(measures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for name, pruned in measures["pruned"].items():
-        over = f"{pruned['n']:,} {pruned['unit']}"
-        yield name, measure_text(measures["dense"].get(name)), measure_text(pruned), over, better(pruned)
+def page(name: str, report: Report) -> str:
+    """Return the whole page. Where nothing can be drawn it says why, and has everything else.
+
+    :param name: Its title: that of the run's folder.
+    """
+    drawings, without_drawings = drawn_or_why_not(lambda: _by_block(report))
+    values = {
+        "title": name,
+        "fact_columns": (Column(""), Column("", wraps=True)),
+        "facts": list(_facts(report)),
+        "measure_columns": (*MEASURE_COLUMNS, Column("")),
+        "measures": list(_measures(report.measures)),
+        "towers": [Bar(tower, f"{100 * share:.2f} %", share) for tower, share in report.towers.items()],
+        "drawings": drawings,
+        "without_drawings": without_drawings,
+        "group_columns": GROUP_COLUMNS,
+        "groups": list(_groups(report.groups)),
+        "sizes": list(_sizes(report.bytes)),
+        "export_columns": (*EXPORT_COLUMNS, Column("notes", wraps=True)),
+        "exports": list(_exports(report.exports)),
+        "check_columns": CHECK_COLUMNS,
+        "checks": list(check_rows(report.exports)),
+        "seconds": list(_seconds(report.stages)),
+        "memory": list(_memory(report.stages)),
+        "warnings": report.warnings,
+        "recipe": write_yaml(report.recipe.plain()),
+    }
+    return render(TEMPLATES / "run.html.j2", values)
 
 
-def _by_block(report: Mapping[str, Any]) -> str:
-    blocks = blocks_of(report.get("blocks", {}))
-    strips = [Strip("pruned in %", "block", _panels(blocks), is_share=True)] if blocks else []
-    scored = {name: group for name, group in report["groups"].items() if group["score"] is not None}
-    if scored:
-        strips.append(Strip("score", scored_unit(report), _panels(scores_of(scored))))
-    if not strips:
-        return ""
-    return figures([(by_block("blocks", strips), "")]) if can_draw() else paragraphs([NO_DRAWINGS])
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    recipe = report.recipe
+    yield "model", recipe.model.source
+    yield "prune", recipe.prune.use
+    yield "allocate", recipe.allocate.use
+    if recipe.score is not None:
+        yield "score", recipe.score.use
+    yield "seed", str(recipe.seed)
+    yield "sparsity", f"{100 * report.sparsity:.4f} % of {report.prunable:,} prunable weights"
+    yield "kept", f"{report.kept:,} weights, of which {report.kept_zeros:,} happen to be zero"
+    yield "machine", ", ".join(f"{key} {value}" for key, value in report.machine.items())
+    yield "versions", ", ".join(f"{key} {value}" for key, value in report.versions.items())
+    yield "finished", report.finished
 
 
-def blocks_of(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
-    """By tower, the sparsity of each block in the order the model runs them."""
-    towers: dict[str, list[float]] = {}
-    for block in blocks.values():
-        towers.setdefault(block["tower"], []).append(1 - block["keep"] / block["size"])
-    return towers
+def better(measure: RecordedMeasure) -> str:
+    """Return which way a measure is better."""
+    return f"{'larger' if measure.larger_is_better else 'smaller'} is better"
 
 
-def scores_of(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
-    """By tower, the score of each group; groups of several towers are together."""
-    towers: dict[str, list[float]] = {}
-    for group in groups.values():
-        towers.setdefault(group["tower"] or "all towers", []).append(group["score"])
-    return towers
+def _measures(measures: Measures) -> Iterator[tuple[str, ...]]:
+    for row in measure_rows(measures):
+        yield *row, better(measures.pruned[row[0]])
 
 
-def scored_unit(report: Mapping[str, Any]) -> str:
-    """What shares one sparsity: ``block``, ``layer``, …"""
-    return str((report["recipe"].get("score") or {}).get("granularity", "group"))
+def _by_block(report: Report) -> Iterator[Drawing]:
+    strips = [Strip("pruned in %", "block", _panels(report.sparsities_by_tower()), is_share=True)]
+    if report.is_scored:
+        strips.append(Strip("score", report.scored_unit, _panels(report.scores_by_tower())))
+    yield Drawing(by_block("blocks", strips))
 
 
 def _panels(towers: Mapping[str, Sequence[float]]) -> list[Panel]:
-    return [Panel(name, [Line.counted("", ([share] for share in v))]) for name, v in towers.items()]
+    return [Panel(name, [Line.counted("", ([value] for value in values))]) for name, values in towers.items()]
 
 
-def _groups(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+def _groups(groups: Mapping[str, RecordedGroup]) -> Iterator[tuple[str, ...]]:
     for name, group in groups.items():
-        score, error = group["score"], group["standard_error"]
-        told = (NOTHING if score is None else f"{score:.6g}", NOTHING if error is None else f"{error:.2g}")
-        yield name, f"{100 * (1 - group['keep'] / group['size']):.2f} %", *told
+        score = NO_VALUE if group.score is None else f"{group.score:.6g}"
+        error = NO_VALUE if group.standard_error is None else f"{group.standard_error:.2g}"
+        yield name, f"{100 * group.sparsity:.2f} %", score, error
 
 
-def _sizes(sizes: Mapping[str, int]) -> Iterator[tuple[str, str, float]]:
+def _sizes(sizes: Mapping[str, int]) -> Iterator[Bar]:
     largest = max(sizes.values(), default=0) or 1
     for name, size in sizes.items():
-        yield name, f"{bytes_text(size)} ({size:,} bytes)", size / largest
+        yield Bar(name, f"{bytes_text(size)} ({size:,} bytes)", size / largest)
 
 
-def _exports(manifests: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for name, manifest in manifests.items():
-        sizes = (NOTHING if size is None else bytes_text(size) for size in export_sizes(manifest))
-        yield name, *sizes, forms(manifest), " ".join(manifest["notes"])
+def _exports(manifests: Mapping[str, Manifest]) -> Iterator[tuple[str, ...]]:
+    for row in export_rows(manifests):
+        yield *row, " ".join(manifests[row[0]].notes)
 
 
-def _checks(manifests: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for name, manifest in manifests.items():
-        for check in manifest["checks"]:
-            yield name, check["view"], check["runtime"], f"{check['difference']:.2g}", f"{check['tolerance']:.2g}"
+def _seconds(stages: Sequence[RecordedStage]) -> Iterable[Bar]:
+    longest = max((stage.seconds for stage in stages), default=0) or 1
+    return [Bar(stage.stage, time_text(stage.seconds), stage.seconds / longest) for stage in stages]
 
 
-def _stages(stages: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str, float]]:
-    longest = max((stage["seconds"] for stage in stages), default=0) or 1
-    return [(stage["stage"], time_text(stage["seconds"]), stage["seconds"] / longest) for stage in stages]
-
-
-def _memory(stages: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str, float]]:
-    most = max((stage["peak_memory"] for stage in stages), default=0) or 1
-    return [(stage["stage"], bytes_text(stage["peak_memory"]), stage["peak_memory"] / most) for stage in stages]
+def _memory(stages: Sequence[RecordedStage]) -> Iterable[Bar]:
+    most = max((stage.peak_memory for stage in stages), default=0) or 1
+    return [Bar(stage.stage, bytes_text(stage.peak_memory), stage.peak_memory / most) for stage in stages]

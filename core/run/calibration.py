@@ -7,45 +7,59 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ecoflap.core.contracts.protocols import Adapter, Dataset
+from ecoflap.core.contracts.blame import blaming, blaming_each
+from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
+from ecoflap.core.forward.placement import batch_on
+from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Samples, drawn once; ``batches`` collates as many of them as a stage looks at."""
+    """Samples, read once; :meth:`batches` collates as many of them as a stage looks at.
+
+    It holds no model, so that one which is read anew takes the place of the one before it.
+    """
 
     samples: Sequence[Sample]
     batch_size: int
     adapter: Adapter
 
     @classmethod
-    def draw(cls, dataset: Dataset, batch_size: int, adapter: Adapter, model: nn.Module) -> "Calibration":
-        samples = tuple(dataset(adapter, model))
+    def read(cls, keys: CalibrationKeys, adapter: Adapter, model: nn.Module, note: Note) -> "Calibration":
+        """Read the samples of a recipe's calibration.
+
+        :param model: The data need its tokenizer and its longest text.
+        :param note: Takes sentences of the dataset, such as how many samples were passed over.
+        :raises DataError: Where there is none.
+        """
+        who = f"the dataset {keys.data.use}"
+        with blaming(who):
+            read = keys.data.built(adapter, model, note)
+        samples = tuple(blaming_each(who, read))
         if not samples:
             raise DataError("the calibration data has no samples")
-        return cls(samples, batch_size, adapter)
+        return cls(samples, keys.batch_size, adapter)
 
-    def batches(self, samples: int | None = None, device: str = "cpu") -> list[Batch]:
-        """:param samples: Only this many, from the first; None for all."""
+    def batches(self, model: nn.Module, samples: int | None = None, device: str = "cpu") -> list[Batch]:
+        """Collate the samples for a model.
+
+        :param samples: Only this many, from the first; None for all.
+        """
         used = self.samples[:samples]
         starts = range(0, len(used), self.batch_size)
-        return [on_device(self.adapter.collate(used[at : at + self.batch_size]), device) for at in starts]
+        some = (used[at : at + self.batch_size] for at in starts)
+        return [batch_on(self.adapter.collate(model, part), device) for part in some]
 
-    @property
-    def fingerprint(self) -> str:
-        """A sha256 over everything a forward would see."""
+    def fingerprint(self, model: nn.Module) -> str:
+        """Give a sha256 over everything that a model's forward would see."""
         digest = sha256()
-        for batch in self.batches():
+        for batch in self.batches(model):
             for name in sorted(batch):
                 digest.update(name.encode())
                 digest.update(_bytes(batch[name]))
         return digest.hexdigest()
-
-
-def on_device(batch: Batch, device: str) -> Batch:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _bytes(value: Any) -> bytes:

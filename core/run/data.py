@@ -1,79 +1,66 @@
-"""What a run reads: its calibration data, drawn once each, and what tells model and data apart from others."""
+"""What a run reads: its calibration data, read once each, and what tells model and data apart from others."""
 
 import json
-from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
-
-from torch import nn
 
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.model.source import fingerprint
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.record.evaluations import digests
+from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.run.calibration import Calibration
-from ecoflap.core.run.prepare import Prepared
+from ecoflap.core.run.prepared import Prepared
+from ecoflap.core.run.run_model import RunModel
 
-Tell = Callable[[str], None]
 
+class RunData:
+    """The calibration data of one run.
 
-class Drawn:
-    """Data of one run.
-
-    :param dense: Gives the model as it came.
-    :param current: Gives the model that there is; data need only its tokenizer.
-    :param tell: Is told what the user should know.
+    :param model: Its tokenizer counts lengths; its weights, where they come from no file, are its fingerprint.
     """
 
-    def __init__(
-        self, prepared: Prepared, dense: Callable[[], nn.Module], current: Callable[[], nn.Module], tell: Tell
-    ) -> None:
-        self._prepared, self._dense, self._current, self._tell = prepared, dense, current, tell
-        self._drawn: dict[str, Calibration] = {}
+    def __init__(self, prepared: Prepared, model: RunModel, log: RunLog) -> None:
+        self._prepared, self._model, self._log = prepared, model, log
+        self._read: dict[str, Calibration] = {}
 
     @cached_property
     def model_fingerprint(self) -> dict[str, Any]:
-        """Of the model, and of the files that its adapter is given."""
+        """What tells the model apart from others, and the files that its adapter is given."""
         adapter = self._prepared.recipe.model.adapter
         files = {"adapter": digests(adapter)} if adapter and digests(adapter) else {}
-        return {"model": fingerprint(self._prepared.source, self._dense), **files}
+        return {"model": fingerprint(self._prepared.source, self._model.get), **files}
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
-        """Of the model and of the data; the latter need its tokenizer, which comes with the model."""
+        """What tells the model and the data apart from others; the data need the model's tokenizer."""
         recipe, found = self._prepared.recipe, dict(self.model_fingerprint)
         own = recipe.score.calibration if recipe.score else None
         for what, keys in (("calibration data", recipe.calibration), ("scoring data", own)):
             if keys is not None:
-                found[what] = self._calibration(keys).fingerprint
+                found[what] = self._calibration(keys).fingerprint(self._model.get())
         return found
 
-    def batches(self, keys: CalibrationKeys | None, device: str, samples: int | None = None) -> list[Batch]:
-        """:param samples: How many a scorer looks at; None for all."""
+    def batches(self, keys: CalibrationKeys | None, samples: int | None = None) -> list[Batch]:
+        """Give the batches of a calibration, where the model is.
+
+        :param samples: How many samples a scorer looks at; None for all.
+        """
         if keys is None:
             return []
         calibration = self._calibration(keys)
         there = len(calibration.samples)
         if samples is not None and samples > there:
-            self._tell(f"score: samples is {samples} and the calibration data has {there}; all of those were used")
-        return calibration.batches(samples, device)
+            self._log.note(f"score: samples is {samples} and the calibration data has {there}; all of those were used")
+        return calibration.batches(self._model.get(), samples, self._model.home)
 
     def clear(self) -> None:
         """Forget the samples, which have served."""
-        self._drawn.clear()
+        self._read.clear()
 
     def _calibration(self, keys: CalibrationKeys) -> Calibration:
         name = json.dumps(keys.plain())
-        if name not in self._drawn:
-            data = keys.data.build()
-            self._drawn[name] = Calibration.draw(data, keys.batch_size, self._prepared.adapter, self._current())
-            for note in notes_of(data):
-                self._tell(f"{keys.data.use}: {note}")
-        return self._drawn[name]
-
-
-def notes_of(part: Any) -> Iterator[str]:
-    """What a dataset notes of itself, or of one that an evaluator reads."""
-    inside = vars(part).values() if hasattr(part, "__dict__") else ()
-    for one in (part, *inside):
-        yield from getattr(one, "notes", ())
+        if name not in self._read:
+            note = self._log.note_of(keys.data.use)
+            self._read[name] = Calibration.read(keys, self._prepared.adapter, self._model.get(), note)
+        return self._read[name]

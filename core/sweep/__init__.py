@@ -1,1 +1,1 @@
-"""Grids of runs."""
+"""Runs a recipe with every combination of methods, values and seeds."""

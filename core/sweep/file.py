@@ -1,4 +1,4 @@
-"""What a sweep is made of: a recipe, values for some of its keys, named methods, seeds; from a file or from options.
+"""Read what a sweep is made of: a recipe, values for some of its keys, named methods, seeds.
 
 ``--set sparsity=0.5,0.6`` is read as the YAML list ``[0.5, 0.6]``, so that a list or a mapping inside stays whole.
 """
@@ -11,18 +11,18 @@ from typing import Any, TypeAlias
 from ecoflap.core.errors import EcoflapError, RecipeError
 from ecoflap.core.recipe.load import find_recipe
 from ecoflap.core.recipe.overrides import Assignment
-from ecoflap.core.text.problems import Problems, SeveralProblems
-from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, named, parse_yaml
+from ecoflap.core.text.problems import Problems, RecipeProblems
+from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, parse_yaml
 
 KEYS = ("version", "recipe", "seeds", "grid", "methods")
 
 Axes: TypeAlias = Mapping[str, tuple[Assignment, ...]]
-"""By key, the values it takes in turn."""
+"""The values that keys take in turn, by key."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as written; nothing of its recipes is checked yet.
+    """A sweep as it is written; nothing of its recipes is checked yet.
 
     :param seeds: None for the recipe's own.
     :param methods: What each sets; a single one without a name where none is named.
@@ -35,7 +35,7 @@ class Sweep:
 
 
 def read_sweep(what: Path | str, set_: Sequence[str] = (), seeds: str | int | Sequence[int] | None = None) -> Sweep:
-    """The sweep of a file or over a recipe, with what the command line adds.
+    """Read the sweep of a file, or make one over a recipe, with what the command line adds.
 
     :param what: A sweep's file or a recipe's, or the name of one that ships.
     :param set_: ``key=value,value``; it takes the place of the file's values of that key.
@@ -52,24 +52,24 @@ def read_sweep(what: Path | str, set_: Sequence[str] = (), seeds: str | int | Se
     given, in_seeds = _seeds_of(seeds) if seeds is not None else (sweep.seeds, [])
     problems += [*in_sets, *in_seeds]
     if problems:
-        raise SeveralProblems(str(what), *problems)
+        raise RecipeProblems(str(what), *problems)
     return replace(sweep, axes={**sweep.axes, **axes}, seeds=given)
 
 
 def _document(path: Path) -> Document | None:
-    """What a file holds, where it is a sweep's: a recipe has none of its keys but ``version``."""
+    """Read a file; None where it is a recipe's, which has none of a sweep's keys but ``version``."""
     try:
         document, problems = parse_yaml(path.read_text("utf-8"), Place(str(path), 1, 1, path.parent.absolute()))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from error
     is_sweep = isinstance(document.value, dict) and any(key in document.value for key in KEYS[1:])
     if is_sweep and problems:
-        raise SeveralProblems(str(path), *problems)
+        raise RecipeProblems(str(path), *problems)
     return document if is_sweep else None
 
 
 class _Reading:
-    """One pass over a sweep's file. Every method notes problems and goes on."""
+    """Reads a sweep's file once. Every method notes problems and goes on."""
 
     def __init__(self, path: Path, document: Document) -> None:
         self.path, self.document, self.problems = path, document, Problems(document)
@@ -78,12 +78,12 @@ class _Reading:
         written = self.document.value
         self.problems.add_unknown_keys((), written, KEYS)
         if written.get("version") != 1:
-            self.problems.add(("version",), f"should be 1, not {named(written.get('version'))}.")
+            self.problems.add(("version",), f"should be 1, not {described(written.get('version'))}.")
         seeds = None
         if written.get("seeds") is not None:
             seeds = read_seeds(written["seeds"])
             if seeds is None:
-                self.problems.add(("seeds",), f"{SEEDS}, not {named(written['seeds'])}.")
+                self.problems.add(("seeds",), f"{SEEDS}, not {described(written['seeds'])}.")
         sweep = Sweep(self._recipe(), seeds, dict(self._axes()), dict(self._methods()) or {"": ()})
         try:
             self.problems.raise_if_any()
@@ -95,7 +95,7 @@ class _Reading:
         written = self.document.value.get("recipe")
         if not isinstance(written, str):
             wanted = "required: a recipe's file, or the name of one that ships"
-            self.problems.add(("recipe",), f"{wanted}, not {named(written)}.")
+            self.problems.add(("recipe",), f"{wanted}, not {described(written)}.")
             return self.path
         beside = self.path.parent / Path(written).expanduser()
         try:
@@ -108,7 +108,7 @@ class _Reading:
         for key, values in self._mapping(("grid",)).items():
             path = ("grid", key)
             if not isinstance(values, list) or not values:
-                self.problems.add(path, f"should be a list of the values it takes in turn, not {named(values)}.")
+                self.problems.add(path, f"should be a list of the values it takes in turn, not {described(values)}.")
             elif _is_settable(self.problems, path):
                 yield str(key), tuple(self._assignment(path, (*path, index)) for index in range(len(values)))
 
@@ -116,7 +116,7 @@ class _Reading:
         for name in self._mapping(("methods",)):
             path = ("methods", name)
             if not isinstance(name, str) or not name.strip():
-                self.problems.add(path, f"a method's name should be a text, not {named(name)}.", key=True)
+                self.problems.add(path, f"a method's name should be a text, not {described(name)}.", key=True)
                 continue
             keys = [key for key in self._mapping(path) if _is_settable(self.problems, (*path, key))]
             yield name, tuple(self._assignment((*path, key), (*path, key)) for key in keys)
@@ -126,7 +126,7 @@ class _Reading:
         for step in path:
             value = value.get(step)
         if value is not None and not isinstance(value, dict):
-            self.problems.add(path, f"should map keys of the recipe to values, not {named(value)}.")
+            self.problems.add(path, f"should map keys of the recipe to values, not {described(value)}.")
         return value if isinstance(value, dict) else {}
 
     def _assignment(self, key: KeyPath, value: KeyPath) -> Assignment:
@@ -134,7 +134,7 @@ class _Reading:
 
 
 def _is_settable(problems: Problems, path: KeyPath) -> bool:
-    """Seeds have a key of their own, for they are what a mean is taken over."""
+    """Say whether a key can take values in turn. Seeds cannot: they are what a mean is taken over."""
     key = path[-1]
     if key == "seed":
         problems.add(path, "seeds are written seeds: 3, or seeds: [4, 7].", key=True)
@@ -173,7 +173,10 @@ def _axes_of(set_: Sequence[str]) -> tuple[Axes, list[str]]:
 
 
 def _split(written: str, place: Place) -> tuple[list[Any], list[str]]:
-    """What commas divide, those inside of brackets and quotes left alone; nothing at all is one null."""
+    """Divide a text at its commas, except inside of brackets and quotes; an empty text is one null.
+
+    :return: The values, and what is wrong with the text.
+    """
     document, problems = parse_yaml(f"[{written}\n]", place)
     return document.value or [None], problems
 
@@ -189,7 +192,7 @@ def _seeds_of(written: str | int | Sequence[int]) -> tuple[tuple[int, ...] | Non
 
 
 def read_seeds(written: Any) -> tuple[int, ...] | None:
-    """``3`` is 0, 1 and 2; a list is itself. None for anything else."""
+    """Return the seeds: ``3`` stands for 0, 1 and 2, a list for itself; None for anything else."""
     seeds = list(range(written)) if type(written) is int else written
     if not isinstance(seeds, list | tuple) or not seeds or not all(type(seed) is int for seed in seeds):
         return None

@@ -1,4 +1,4 @@
-"""``ecoflap sweep``: the runs of a grid one after another, in one process; what is done is found, the rest goes on."""
+"""Run a sweep: its runs one after another in one process, of which those that are done are not done again."""
 
 import gc
 import json
@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from ecoflap.core.errors import EcoflapError, RunError
-from ecoflap.core.record.folder import RunFolder, open_run, read_json
-from ecoflap.core.record.report import is_scored
+from ecoflap.core.record.folder import RunFolder, open_run
+from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import what_scores_depend_on
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run.pipeline import run
 from ecoflap.core.sweep.file import read_sweep
-from ecoflap.core.sweep.grid import Cell, grid_of
+from ecoflap.core.sweep.grid import PlannedRun, planned_runs
+from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.runs import is_sweep, record_runs, swept_runs
 from ecoflap.core.text.numbers import time_text
 
@@ -39,107 +40,102 @@ class Swept:
     failed: dict[Path, str] = field(default_factory=dict)
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def planned_sweep(
-    what: Path | str,
-    *,
-    set_: Sequence[str] = (),
-    seeds: str | int | Sequence[int] | None = None,
-    folder: Path | str | None = None,
-    registry: Registry | None = None,
-    fresh: bool = False,
-) -> tuple[Path, list[Cell]]:
-    """The folder of a sweep and its runs, all checked; nothing is written.
-
-    :raises EcoflapError: With every problem of every run, or for a folder that holds something else.
-    """
-    registry = registry or load_registry()
-    target = (Path(folder) if folder is not None else Path("runs") / "sweeps" / Path(what).stem).absolute()
-    cells = grid_of(read_sweep(what, set_, seeds), target, registry, fresh=fresh)
-    _refuse_strangers(target)
-    return target, cells
-
-
-def sweep(
-    what: Path | str,
-    *,
-    set_: Sequence[str] = (),
-    seeds: str | int | Sequence[int] | None = None,
-    folder: Path | str | None = None,
-    registry: Registry | None = None,
-    fresh: bool = False,
-    keep_models: bool = False,
-    tell: Callable[[str], None] = _to_stderr,
-) -> Swept:
-    """Do what ``ecoflap sweep`` does.
-
-    :param what: A sweep's file; a recipe's file, or the name of one that ships.
-    :param set_: Such as ``sparsity=0.5,0.6``.
-    :param seeds: ``3`` for 0, 1 and 2; ``4,7`` or ``[4, 7]`` for these two.
-    :param folder: Of the sweep; ``runs/sweeps/NAME`` by default. What is done there is not done again.
-    :param fresh: Delete first what these runs have left there.
-    :param keep_models: Leave each run's ``model/`` where it is; otherwise it goes when the run is finished.
-    :param tell: Is told a line when a run begins and when it ends.
-    :raises EcoflapError: With every problem of every run, before the first begins.
-    """
-    registry = registry or load_registry()
-    target, cells = planned_sweep(what, set_=set_, seeds=seeds, folder=folder, registry=registry, fresh=fresh)
-    if fresh:
-        _emptied(cells)
-    record_runs(target, list(map(_entry, cells)))
-    recorded = list(_recorded(target, cells))
-    tell(f"sweep folder {target}: {counted(cells)}")
-    swept = Swept(target)
-    for number, cell in enumerate(cells, 1):
-        if cell.state != "done":
-            head = f"[{number}/{len(cells)}] {', '.join(cell.choice.words)}"
-            tell(head)
-            began, failure = perf_counter(), _failure(cell, [*recorded, *cells[: number - 1]], registry)
-            took = time_text(perf_counter() - began)
-            tell(f"{head}: failed after {took}: {failure}" if failure else f"{head}: done in {took}")
-            if failure:
-                swept.failed[cell.folder.path] = failure
-                continue
-        swept.finished.append(cell.folder.path)
-        if not keep_models and cell.folder.model.is_dir():
-            drop_model(cell.folder)
-    return swept
-
-
-def counted(cells: Sequence[Cell]) -> str:
-    """``24 runs: 3 done, 1 begun, 20 to do``"""
-    states = [cell.state for cell in cells]
-    told = [f"{states.count(state)} {state}" for state in ("done", "begun", "to do") if state in states]
-    return f"{len(cells)} runs: {', '.join(told)}"
-
-
 @dataclass(frozen=True)
-class Recorded:
-    """A finished run of an earlier grid, whose findings may serve again; its fields are those of a :class:`Cell`."""
+class EarlierRun:
+    """A finished run of an earlier grid, whose findings may serve again; its fields are those of a `PlannedRun`."""
 
     folder: RunFolder
     model: str
     scores: str
 
 
-def _recorded(target: Path, cells: Sequence[Cell]) -> Iterator[Recorded]:
-    names = {cell.folder.path.name for cell in cells}
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def planned_sweep(request: SweepRequest, registry: Registry | None = None) -> list[PlannedRun]:
+    """Return the runs of a sweep, all checked; nothing is written.
+
+    :raises EcoflapError: With every problem of every run, or for a folder that holds something else.
+    """
+    sweep = read_sweep(request.what, request.set_, request.seeds)
+    runs = planned_runs(sweep, request.target, registry or load_registry(), fresh=request.fresh)
+    _refuse_strangers(request.target)
+    return runs
+
+
+def sweep(
+    request: SweepRequest, *, registry: Registry | None = None, tell: Callable[[str], None] = _to_stderr
+) -> Swept:
+    """Do what ``ecoflap sweep`` does.
+
+    :param tell: Is given a line when a run begins and when it ends.
+    :raises EcoflapError: With every problem of every run, before the first begins.
+    """
+    registry = registry or load_registry()
+    runs = planned_sweep(request, registry)
+    if request.fresh:
+        _empty(runs)
+    record_runs(request.target, list(map(_entry, runs)))
+    earlier: list[PlannedRun | EarlierRun] = list(_earlier_runs(request.target, runs))
+    tell(f"sweep folder {request.target}: {states_text(runs)}")
+    swept = Swept(request.target)
+    for number, planned in enumerate(runs, 1):
+        head = f"[{number}/{len(runs)}] {', '.join(planned.choice.words)}"
+        failure = "" if planned.state == "done" else _tried(planned, earlier, registry, head, tell)
+        earlier.append(planned)
+        if failure:
+            swept.failed[planned.folder.path] = failure
+            continue
+        swept.finished.append(planned.folder.path)
+        if not request.keep_models and planned.folder.model.is_dir():
+            delete_model(planned.folder)
+    return swept
+
+
+def _tried(
+    planned: PlannedRun,
+    earlier: Sequence[PlannedRun | EarlierRun],
+    registry: Registry,
+    head: str,
+    tell: Callable[[str], None],
+) -> str:
+    """Do one run, and tell when it begins and ends.
+
+    :param head: How the run is called where it is told of.
+    :return: What went wrong; empty where nothing did.
+    """
+    tell(head)
+    began = perf_counter()
+    failure = _failure(planned, earlier, registry)
+    took = time_text(perf_counter() - began)
+    tell(f"{head}: failed after {took}: {failure}" if failure else f"{head}: done in {took}")
+    return failure
+
+
+def states_text(runs: Sequence[PlannedRun]) -> str:
+    """Say how far the runs are: ``24 runs: 3 done, 1 begun, 20 to do``."""
+    states = [run.state for run in runs]
+    counts = [f"{states.count(state)} {state}" for state in ("done", "begun", "to do") if state in states]
+    return f"{len(runs)} runs: {', '.join(counts)}"
+
+
+def _earlier_runs(target: Path, runs: Sequence[PlannedRun]) -> Iterator[EarlierRun]:
+    names = {run.folder.path.name for run in runs}
     for name in [entry["folder"] for entry in swept_runs(target) if entry["folder"] not in names]:
         folder = RunFolder(target / name)
-        report = read_json(folder.report)
-        scores = json.dumps(what_scores_depend_on(report["recipe"])) if is_scored(report) else ""
-        yield Recorded(folder, json.dumps(report["recipe"]["model"]), scores)
+        report = read_report(folder.report)
+        recipe = report.recipe.plain()
+        scores = json.dumps(what_scores_depend_on(recipe)) if report.is_scored else ""
+        yield EarlierRun(folder, json.dumps(recipe["model"]), scores)
 
 
-def _failure(cell: Cell, earlier: Sequence[Cell | Recorded], registry: Registry) -> str:
-    """Do one run. What goes wrong is told as text, for an exception would keep the model in memory."""
+def _failure(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun], registry: Registry) -> str:
+    """Do one run, and return what went wrong as text: an exception would keep the model in memory."""
     _forget_peaks()
-    recipe = cell.recipe.model_copy(update={"reuse": (*cell.recipe.reuse, *sources(cell, earlier))})
+    recipe = planned.recipe.model_copy(update={"reuse": (*planned.recipe.reuse, *to_reuse(planned, earlier))})
     try:
-        run(recipe, folder=cell.folder.path, registry=registry)
+        run(recipe, folder=planned.folder.path, registry=registry)
     except EcoflapError as error:
         return str(error)
     except Exception as error:
@@ -150,23 +146,23 @@ def _failure(cell: Cell, earlier: Sequence[Cell | Recorded], registry: Registry)
     return ""
 
 
-def sources(cell: Cell, earlier: Sequence[Cell | Recorded]) -> list[Path]:
-    """Earlier runs whose scores and whose dense evaluation this one can take over: the first that has them."""
-    scored = (one for one in earlier if cell.scored and one.scores == cell.scores and one.folder.plan.is_file())
-    evaluated = (one for one in earlier if one.model == cell.model and one.folder.evaluations.is_file())
+def to_reuse(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) -> list[Path]:
+    """Return the first earlier runs whose scores and whose dense evaluation this one can take over."""
+    scored = (one for one in earlier if planned.scored and one.scores == planned.scores and one.folder.plan.is_file())
+    evaluated = (one for one in earlier if one.model == planned.model and one.folder.evaluations.is_file())
     found = [next(scored, None), next(evaluated, None)]
     return list(dict.fromkeys(one.folder.path for one in found if one is not None))
 
 
 def _forget_peaks() -> None:
-    """Let the peak memory that a run reports be its own. Elsewhere than on Linux, it is the process's so far."""
+    """Let the peak memory that a run reports be its own. Elsewhere than on Linux it is the process's so far."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 
 
-def drop_model(folder: RunFolder) -> None:
+def delete_model(folder: RunFolder) -> None:
     """Delete ``model/`` of a finished run. Half of one is never taken for a whole: it is renamed first."""
     with open_run(folder.path, fresh=False):
         aside = folder.model.with_name(".model.partial")  # what a killed process leaves under such a name is removed
@@ -181,14 +177,19 @@ def _refuse_strangers(folder: Path) -> None:
         raise RunError(f"{folder} is not empty, and no sweep was begun there. Name another folder with --folder")
 
 
-def _emptied(cells: Iterable[Cell]) -> None:
-    """All at once, so that being cut off later leaves no older run that is taken for one of these."""
-    for cell in cells:
-        if cell.folder.path.is_dir():
-            with open_run(cell.folder.path, fresh=True):
+def _empty(runs: Iterable[PlannedRun]) -> None:
+    """Empty all folders at once, so that being cut off later leaves no older run that is taken for one of these."""
+    for planned in runs:
+        if planned.folder.path.is_dir():
+            with open_run(planned.folder.path, fresh=True):
                 pass
 
 
-def _entry(cell: Cell) -> dict[str, Any]:
-    grid = {item.key: item.value.value for item in cell.choice.grid}
-    return {"folder": cell.folder.path.name, "method": cell.choice.method, "seed": cell.recipe.seed, "grid": grid}
+def _entry(planned: PlannedRun) -> dict[str, Any]:
+    """Return what ``sweep.json`` holds of a run."""
+    return {
+        "folder": planned.folder.path.name,
+        "method": planned.choice.method,
+        "seed": planned.recipe.seed,
+        "grid": {item.key: item.value.value for item in planned.choice.grid},
+    }

@@ -1,1 +1,1 @@
-"""Strict YAML with the place of every value, problems that are told all at once, and numbers as people read them."""
+"""Reads strict YAML with the place of every value, collects what is wrong with it, and writes numbers for people."""

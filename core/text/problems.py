@@ -1,4 +1,4 @@
-"""Collects everything that is wrong with a document, each with its place, before anything is said about it."""
+"""Collect everything that is wrong with a document, each with its place, and raise it at once."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from ecoflap.core.errors import EcoflapError, RecipeError, nearest
-from ecoflap.core.text.strict_yaml import Document, KeyPath, dotted, named
+from ecoflap.core.text.strict_yaml import Document, KeyPath, described, dotted
 
 
-class SeveralProblems(RecipeError):
-    """A recipe with its problems, under a first line that counts them and names the file."""
+class RecipeProblems(RecipeError):
+    """Says what is wrong with a recipe; several problems stand under a line that counts them and names the file."""
 
     def __init__(self, source: str, *problems: str) -> None:
         self.source = source
@@ -23,10 +23,10 @@ class SeveralProblems(RecipeError):
 
 
 class Problems:
-    """What is wrong with one document, in the order of its lines.
+    """Collects what is wrong with one document, in the order of its lines.
 
-    :param document: Knows the places.
-    :param found: Problems its reader already has.
+    :param document: Knows where each of its keys and values is written.
+    :param found: Problems that were found when it was read; they come first.
     """
 
     def __init__(self, document: Document, found: Iterable[str] = ()) -> None:
@@ -37,15 +37,18 @@ class Problems:
         return len(self._found)
 
     def add(self, path: KeyPath, sentence: str, *, key: bool = False) -> None:
-        """Note a problem of the value at a path, or of the key that leads to it."""
+        """Add a problem of the value at a path, or of the key that leads to it."""
         place = self.document.where(path, key=key)
         where = f"{place}: {dotted(path)}" if path else str(place)
         entry = ((place.line, place.column), f"{where}: {sentence}")
-        if entry not in self._found:  # an alias or a part checked twice says it once
+        if entry not in self._found:  # a part that is checked twice has its problems twice
             self._found.append(entry)
 
     def add_unknown_keys(self, path: KeyPath, given: Iterable[object], known: Iterable[str], owner: str = "") -> None:
-        """Note each key that nothing reads."""
+        """Add each key that nothing reads.
+
+        :param owner: The part whose parameters the keys are; empty for keys of the document itself.
+        """
         choices = sorted(known)
         for key in given:
             if key not in choices:
@@ -54,16 +57,16 @@ class Problems:
                 self.add((*path, key), f"{what}.{nearest(str(key), choices)} Known: {listed}.", key=True)
 
     def add_invalid(self, path: KeyPath, error: ValidationError) -> None:
-        """Note each thing pydantic found in the value at a path."""
+        """Add everything that pydantic found wrong with the value at a path."""
         for detail in error.errors(include_url=False):
             if detail["type"] == "missing":
                 self.add((*path, *detail["loc"]), "required, and missing.")
             else:
                 inside = self._written(path, detail["loc"])
-                self.add(inside, f"{_sentence(detail['msg'])}, not {named(detail['input'])}.")
+                self.add(inside, f"{_sentence(detail['msg'])}, not {described(detail['input'])}.")
 
     def _written(self, path: KeyPath, steps: KeyPath) -> KeyPath:
-        """Where pydantic's steps lead. It also names the branches of a union, which are no keys."""
+        """Give the path that pydantic's steps lead to. Some of them name a branch of a union, which is no key."""
         for step in steps:
             around = _at(self.document.value, path)
             if isinstance(step, int) or (isinstance(around, dict) and step in around):
@@ -71,14 +74,17 @@ class Problems:
         return path
 
     def raise_if_any(self, error: type[EcoflapError] | None = None) -> None:
-        """Raise all of them at once, by default as a recipe's."""
+        """Raise all problems at once, if there are any.
+
+        :param error: The type that is raised; by default :class:`RecipeProblems`, a recipe's.
+        """
         problems = [text for _, text in sorted(self._found, key=lambda entry: entry[0])]
         if problems:
-            raise error(*problems) if error else SeveralProblems(self.document.start.source, *problems)
+            raise error(*problems) if error else RecipeProblems(self.document.start.source, *problems)
 
 
 def _at(value: Any, path: KeyPath) -> Any:
-    """What a document holds at a path; None where it holds nothing."""
+    """Give what a document holds at a path; None where it holds nothing."""
     for step in path:
         try:
             value = value[step]
@@ -88,5 +94,5 @@ def _at(value: Any, path: KeyPath) -> Any:
 
 
 def _sentence(message: str) -> str:
-    """pydantic's message in this toolkit's voice."""
+    """Give pydantic's message as part of a sentence whose subject is the key."""
     return message.replace("Input should be", "should be").removeprefix("Value error, ").rstrip(".")

@@ -1,11 +1,11 @@
-"""YAML as its reader expects it: YAML 1.2 scalars, no key twice, no tags, and the place of every key and value.
+"""Read YAML as whoever writes it means it: the scalars of YAML 1.2, no key twice, no tags; every value with its place.
 
 PyYAML alone reads ``2:4`` as 124, ``on`` as True and ``1e-3`` as text, and lets the second of two equal keys win.
 """
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,21 +18,26 @@ KeyPath: TypeAlias = tuple[Any, ...]
 """Where a value is in a document: keys of mappings and indexes of lists, from the top."""
 
 MOST_NODES = 20_000
-DEEPEST = 60
+"""The most values that a document may hold: aliases of aliases would fill the memory from a few lines."""
 
-_CORE_SCHEMA: tuple[tuple[str, str, str], ...] = (
-    ("null", r"(?:~|null|Null|NULL|)$", "~nN\0"),
+DEEPEST = 60
+"""The deepest that values may lie within each other: an alias within itself has no end."""
+
+_CORE_SCHEMA: tuple[tuple[str, str, Sequence[str]], ...] = (
+    ("null", r"(?:~|null|Null|NULL|)$", ("~", "n", "N", "")),
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
     ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", "-+0123456789"),
     ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
     ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", "-+."),
 )
+"""How the scalars of each type are written, and the letters that they may begin with."""
+
 _PREFIX = "tag:yaml.org,2002:"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where something was written.
+    """Says where something was written.
 
     :param source: A file, or a ``--set`` on the command line.
     :param line: Counted from 1; 0 where there are no lines to count.
@@ -50,7 +55,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Document:
-    """A value, and where each part of it was written.
+    """Holds a value, and where everything in it was written.
 
     :param start: Where the whole of it was written.
     :param keys: The place of the key that leads to a path.
@@ -63,7 +68,7 @@ class Document:
     values: dict[KeyPath, Place] = field(default_factory=dict)
 
     def where(self, path: KeyPath, *, key: bool = False) -> Place:
-        """The place of a value (or of its key); of the nearest thing around it where it was not written itself."""
+        """Give the place of a value or of its key; where it was not written itself, that of the nearest around it."""
         if key and path in self.keys:
             return self.keys[path]
         while path and path not in self.values:
@@ -72,7 +77,7 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; refuses tags and depth as it goes, so that neither costs anything."""
+    """Composes nodes, and refuses tags and too much depth before anything is made of them."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
 
@@ -96,7 +101,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what :func:`read_yaml` reads back: quotes a text that YAML 1.1 or 1.2 would take for something else."""
+    """Writes what :func:`read_yaml` reads back: a text that YAML 1.1 or 1.2 would take for another type is quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -111,15 +116,14 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 for _name, _pattern, _first in _CORE_SCHEMA:
     for _class in (_Loader, _Dumper):
-        _letters = [letter.replace("\0", "") for letter in _first]
-        _class.add_implicit_resolver(_PREFIX + _name, re.compile(_pattern), _letters)
+        _class.add_implicit_resolver(_PREFIX + _name, re.compile(_pattern), list(_first))
 
 
 def read_yaml(text: str, file: str | Path, error: type[EcoflapError] = RecipeError) -> Document:
-    """The mapping in a text, with the places of its parts.
+    """Read a text that holds a mapping.
 
-    :param file: Named in messages; paths in the text are relative to its folder.
-    :param error: What is raised, with every problem found.
+    :param file: Where the text is from: messages name it, and paths in the text are relative to its folder.
+    :param error: The type that is raised, with every problem that was found.
     """
     document, problems = parse_yaml(text, Place(str(file), 1, 1, Path(file).parent.absolute()))
     if not problems and not isinstance(document.value, dict):
@@ -132,11 +136,11 @@ def read_yaml(text: str, file: str | Path, error: type[EcoflapError] = RecipeErr
 def _not_a_mapping(value: Any) -> str:
     if value is None:
         return "the file is empty; it should hold keys and values, beginning with 'version: 1'."
-    return f"a mapping is wanted at the top, lines of 'key: value', and this is {named(value)}."
+    return f"a mapping is wanted at the top, lines of 'key: value', and this is {described(value)}."
 
 
-def named(value: Any) -> str:
-    """A value for a message: what kind it is, and itself where that is short."""
+def described(value: Any) -> str:
+    """Describe a value in a message: as a mapping, as a list, as nothing, or by itself, cut to 60 characters."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -146,7 +150,7 @@ def named(value: Any) -> str:
 
 
 def parse_yaml(text: str, start: Place) -> tuple[Document, list[str]]:
-    """Any YAML value, with all that is wrong with it instead of an error. A syntax error leaves no value."""
+    """Read any YAML value, and give all that is wrong with it instead of raising. A syntax error leaves no value."""
     empty = Document(None, start)
     try:
         node = yaml.compose(text, _Loader)
@@ -166,8 +170,9 @@ def parse_yaml(text: str, start: Place) -> tuple[Document, list[str]]:
 
 
 def _sentence(error: yaml.MarkedYAMLError) -> str:
-    told = [part for part in (error.context, error.problem) if part]
-    return "not YAML: " + ", ".join(told) + "." if error.context else f"{told[0]}."
+    if error.context:  # an error of PyYAML's, which says what it was reading and what it found
+        return f"not YAML: {', '.join(text for text in (error.context, error.problem) if text)}."
+    return f"{error.problem}."
 
 
 def _place(start: Place, mark: Any) -> Place:
@@ -177,11 +182,11 @@ def _place(start: Place, mark: Any) -> Place:
 
 
 class _TooMuch(Exception):
-    pass
+    """Says why a document is not read any further."""
 
 
 class _Walk:
-    """Turns composed nodes into values, noting places. What an alias repeats is counted each time."""
+    """Turns composed nodes into values, and keeps where each was. What an alias repeats is counted each time."""
 
     def __init__(self, start: Place) -> None:
         self.start = start
@@ -247,10 +252,10 @@ _READ: dict[str, Callable[[str], Any]] = {
 
 
 def dotted(path: KeyPath) -> str:
-    """A path as messages and ``--set`` write it: ``evaluate.0.samples``."""
+    """Write a path as messages and ``--set`` have it: ``evaluate.0.samples``."""
     return ".".join(map(str, path))
 
 
 def write_yaml(value: Any) -> str:
-    """A text that :func:`read_yaml` reads as the same value."""
+    """Write a value as a text that :func:`read_yaml` reads as the same value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)

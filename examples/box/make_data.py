@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ecoflap.plugins.datasets.shared.image_files import read_image
+from ecoflap.adapting import read_image
 
 HERE = Path(__file__).parent
 CACHE, DATA = HERE / ".cache", HERE / "data"

@@ -247,7 +247,7 @@ def pictures(folder: Path, split: str, source: str) -> tuple[Tensor, list[Concep
     """Of make_data.py's files: pixels as uint8 [count, 3, height, width], and what each picture shows."""
     import numpy as np
 
-    from ecoflap.plugins.datasets.shared.image_files import read_image
+    from ecoflap.adapting import read_image
 
     captions = json.loads((folder / f"{split}_captions.json").read_text())
     said: dict[int, list[str]] = {}

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from ecoflap.core.errors import FormatError
 from ecoflap.exporters.onnx.form import Cast, Form, bits_of, constant, converted
 
-_CHUNK = 1 << 16  # weights that are unpacked at a time, a multiple of 8; with more, fresh memory costs as much again
+_CHUNK = 1 << 16
+"""Weights that are unpacked at a time, a multiple of 8; with more, fresh memory costs as much time again."""
 
 
 def encode(weight: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """What is stored of a weight: values and mask.
+    """Give what is stored of a weight: values and mask.
 
     :param values: The non-zero weights in row-major order, in the type they are stored in.
     """

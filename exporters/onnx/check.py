@@ -1,74 +1,81 @@
 """Compares an exported ONNX file, run in onnxruntime, with the view of the torch model that it was made from."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ecoflap.core.contracts.records import View
+from ecoflap.core.contracts.records import Check, StoredTensor, View
 from ecoflap.core.errors import ModelError
+from ecoflap.exporters.onnx.settings import Settings
+from ecoflap.exporters.shared.comparison import Comparison, sizes_text
+
+UNPACKING = {"bitmask": 30, "2:4": 15}
+"""Bytes of memory that onnxruntime takes for a weight of a form while it loads a file."""
+
+UNPACKED_AT_MOST = 4 * 10**9
+"""Bytes that a reader's machine is likely to have for that."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How far one output is from torch's.
+def check_view(
+    path: Path,
+    view: View,
+    examples: tuple[Mapping[str, Tensor], ...],
+    stored: Sequence[StoredTensor],
+    settings: Settings,
+) -> Check:
+    """Hold a file to the format's rules and to the model's outputs.
 
-    :param difference: The largest, absolute; infinite where one is not a number and the other is.
-    :param scale: The largest magnitude of the output in torch.
+    :param examples: Inputs by name, in the types that the file takes.
+    :raises ModelError: Where an output is out of its tolerance, or onnxruntime cannot run the file.
     """
+    import onnx
 
-    output: str
-    difference: float
-    scale: float
-
-    def over(self, tolerance: float) -> bool:
-        return not self.difference <= tolerance * self.scale
-
-    @property
-    def relative(self) -> float:
-        """To the scale."""
-        return self.difference and self.difference / max(self.scale, float(np.finfo(np.float32).tiny))
-
-
-def worst_difference(session: Any, view: View, examples: tuple[Mapping[str, Tensor], ...]) -> Difference:
-    """The output that is farthest from torch's, for its own size, over all examples.
-
-    :param session: An ``onnxruntime.InferenceSession``.
-    :param examples: Inputs by name, in the types that the file has.
-    """
-    found = [one for inputs in examples for one in _differences(session, view, inputs)]
-    return max(found, key=lambda one: one.relative)
+    # ONNX cannot tell the shapes of a graph with sparse initializers.
+    onnx.checker.check_model(str(path), full_check=settings.storage.form != "coo")
+    session = _session(path, stored)
+    comparison = Comparison(
+        view,
+        examples,
+        model=lambda inputs: view.module(*inputs.values()),
+        file=lambda inputs: _run(session, view, inputs),
+        runtime="onnxruntime",
+    )
+    way_out = "Set a larger tolerance, if that is near enough"
+    if settings.storage.values not in (None, torch.float32):
+        way_out += ", or values: auto"
+    return comparison.check(path.name, settings.tolerance, f"{way_out}.")
 
 
-def _differences(session: Any, view: View, inputs: Mapping[str, Tensor]) -> Iterator[Difference]:
-    with torch.no_grad():
-        expected = view.module(*inputs.values())
-    sizes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+def unpacking_bytes(stored: Sequence[StoredTensor]) -> int:
+    """Estimate the memory that onnxruntime takes for packed weights, while it loads a file."""
+    return sum(UNPACKING.get(tensor.form, 0) * torch.Size(tensor.shape).numel() for tensor in stored)
+
+
+def needs_own_loader(stored: Sequence[StoredTensor]) -> bool:
+    """Say whether that is more than a reader's machine is likely to have."""
+    return unpacking_bytes(stored) > UNPACKED_AT_MOST
+
+
+def _session(path: Path, stored: Sequence[StoredTensor]) -> Any:
+    import onnxruntime
+
+    if needs_own_loader(stored):
+        from ecoflap.onnx import load_session
+
+        return load_session(path)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors, which are raised too
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, view: View, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     try:
-        got = session.run(list(view.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
+        outputs = session.run(list(view.outputs), {name: tensor.numpy() for name, tensor in inputs.items()})
     except Exception as error:  # onnxruntime has a dozen classes of its own, with no common base
         raise ModelError(
-            f"view {view.name!r}: onnxruntime cannot run it on inputs of sizes {sizes}: {error}"
+            f"view {view.name!r}: onnxruntime cannot run it on inputs of sizes {sizes_text(inputs)}: {error}"
         ) from error
-    for name, ours, theirs in zip(view.outputs, got, expected, strict=True):
-        reference = theirs.detach().numpy()
-        if reference.shape != ours.shape:
-            raise ModelError(
-                f"view {view.name!r}: output {name!r} has the shape {ours.shape} in onnxruntime and {reference.shape} "
-                f"in torch, on inputs of sizes {sizes}"
-            )
-        yield _difference(name, reference, ours)
-
-
-def _difference(name: str, reference: Any, ours: Any) -> Difference:
-    """Entries that are equal count as such where they are infinite or not numbers too."""
-    wide, other = reference.astype(np.float64), ours.astype(np.float64)
-    same = (wide == other) | (np.isnan(wide) & np.isnan(other))
-    with np.errstate(invalid="ignore"):
-        apart = np.where(same, 0.0, np.abs(wide - other))
-    largest = float(np.where(np.isnan(apart), np.inf, apart).max(initial=0.0))
-    finite = np.abs(wide[np.isfinite(wide)])
-    return Difference(name, largest, float(finite.max(initial=0.0)))
+    return [torch.from_numpy(output) for output in outputs]

@@ -18,8 +18,11 @@ from ecoflap.core.contracts.records import StoredTensor
 from ecoflap.core.errors import EcoflapError, unknown
 from ecoflap.exporters.onnx.tensors import Opened, read
 
-_OVERHEAD = 64  # bytes that a sparse initializer takes beside its values and indices, and a dense one does not
-_MOST = 2**31 - 2**26  # what protobuf can write, less room for the graph
+_OVERHEAD = 64
+"""Bytes that a sparse initializer takes beside its values and indices, and a dense one does not."""
+
+_MOST = 2**31 - 2**26
+"""Bytes that protobuf can write, less room for the graph."""
 
 
 def to_coo(proto: Any, names: Mapping[str, str]) -> list[StoredTensor]:
@@ -61,7 +64,7 @@ def to_coo(proto: Any, names: Mapping[str, str]) -> list[StoredTensor]:
 
 
 def _encoded(tensor: Any, weight: NDArray[Any]) -> Any:
-    """The ``onnx.SparseTensorProto``, or None where it would not be smaller."""
+    """Make the ``onnx.SparseTensorProto``; None where it would not be smaller."""
     from onnx import SparseTensorProto, TensorProto
 
     if weight.ndim == 0 or _size(weight) + _OVERHEAD >= weight.nbytes:
@@ -77,7 +80,7 @@ def _encoded(tensor: Any, weight: NDArray[Any]) -> Any:
 
 
 def _size(weight: NDArray[Any]) -> int:
-    """Bytes of values and indices: one more byte for an index with every 7 bits it has."""
+    """Count the bytes of values and indices: protobuf takes one more byte for an index with every 7 bits it has."""
     flat, nonzeros = weight.reshape(-1), int(np.count_nonzero(weight))
     bounds = [2**bits for bits in range(7, 35, 7) if 2**bits < prod(weight.shape)]
     return nonzeros * (weight.itemsize + 1) + sum(int(np.count_nonzero(flat[bound:])) for bound in bounds)

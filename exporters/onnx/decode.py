@@ -1,6 +1,6 @@
-"""Packed weights in an ONNX model, found and decoded with numpy; everything is checked before it is unpacked.
+"""Finds the packed weights of an ONNX model and decodes them with numpy; all is checked before it is unpacked.
 
-Nothing here imports torch: who only runs a packed model needs numpy and onnx.
+Nothing here imports torch: running a packed model takes numpy and onnx alone.
 """
 
 import os
@@ -17,7 +17,7 @@ from ecoflap.core.errors import FormatError
 from ecoflap.exporters.onnx.bitmask import BITMASK
 from ecoflap.exporters.onnx.form import DOMAIN, Form, bits_of
 from ecoflap.exporters.onnx.pattern import PATTERN
-from ecoflap.exporters.onnx.tensors import Opened, elements, numpy_type, opened, read
+from ecoflap.exporters.onnx.tensors import Opened, elements, numpy_type, read
 
 FORMS: Mapping[str, Form] = {form.function: form for form in (BITMASK, PATTERN)}
 
@@ -36,8 +36,8 @@ class Packed:
     :param name: Of the dense weight, in the graph.
     :param data_type: Its type, a number of ``onnx.TensorProto.DataType``.
     :param nodes: Where in the graph's list of nodes those are that unpack it.
-    :param parts: The initializers that it is unpacked from.
-    :param fill: Checks the parts, then makes an array with :data:`Zeros` and fills it.
+    :param initializers: Names of the initializers that it is unpacked from.
+    :param fill: Checks those initializers, then makes an array with :data:`Zeros` and fills it.
     """
 
     name: str
@@ -45,21 +45,16 @@ class Packed:
     shape: tuple[int, ...]
     data_type: int
     nodes: tuple[int, ...]
-    parts: tuple[str, ...]
+    initializers: tuple[str, ...]
     fill: Callable[[Zeros], Array]
 
 
-def unpack_initializers(model: Any) -> Mapping[str, Array]:
-    """Every packed weight of a model, dense, by its name in the graph.
-
-    :param model: A path, or an ``onnx.ModelProto`` that has its external data in it.
-    """
-    source = opened(model)
-    return unpacked(packed_in(source), np.zeros)
-
-
 def unpacked(found: Sequence[Packed], zeros: Zeros) -> dict[str, Array]:
-    """Decode several weights at a time; one for each core."""
+    """Decode weights, as many at a time as there are cores.
+
+    :param zeros: Gives each array that is filled.
+    :return: Each weight, dense, by its name in the graph.
+    """
     with ThreadPoolExecutor(max(1, min(len(found), _cores()))) as pool:
         arrays = pool.map(lambda packed: packed.fill(zeros), found)
         return dict(zip((packed.name for packed in found), arrays, strict=True))
@@ -70,7 +65,10 @@ def _cores() -> int:
 
 
 def packed_in(source: Opened) -> list[Packed]:
-    """The packed weights of a model, as its headers describe them; FormatError where these do not agree."""
+    """Find the packed weights of a model, as its graph describes them.
+
+    :raises FormatError: Where the descriptions do not agree with each other, or are not what is written here.
+    """
     found = [*_in_nodes(source), *_sparse(source)]
     names = [packed.name for packed in found]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -114,7 +112,7 @@ def _in_nodes(source: Opened) -> Iterator[Packed]:
 
 
 def _check_functions(source: Opened) -> None:
-    """Onnxruntime runs what is in the file: that has to be what is done here."""
+    """Refuse functions that were changed: onnxruntime runs those in the file, and they must do what is done here."""
     for function in source.proto.functions:
         if function.domain != DOMAIN:
             continue
@@ -145,7 +143,7 @@ def _called(graph: _Graph, number: int) -> Packed:
 
 
 def _bodies(nodes: Sequence[Any]) -> dict[str, dict[str, int]]:
-    """Nodes of inlined functions with their places in the graph, by the name of the last of each."""
+    """Group the nodes of inlined functions, with their places in the graph, by the name of the last of each."""
     groups: dict[str, dict[str, int]] = {}
     for number, node in enumerate(nodes):
         if node.name.startswith(f"{DOMAIN}."):
@@ -154,7 +152,7 @@ def _bodies(nodes: Sequence[Any]) -> dict[str, dict[str, int]]:
 
 
 def _inlined(graph: _Graph, numbers: tuple[int, ...]) -> Packed:
-    """A weight whose nodes are exactly those that are written for it; others would mean something else."""
+    """Describe an inlined weight; its nodes must be exactly those that are written here, or they might mean another."""
     found = [graph.nodes[number] for number in numbers]
     function, _, rest = found[-1].name.removeprefix(f"{DOMAIN}.").partition("/")
     form, weight = FORMS.get(function), rest.rpartition("/")[0]
@@ -166,11 +164,11 @@ def _inlined(graph: _Graph, numbers: tuple[int, ...]) -> Packed:
             f"{graph.source.where}: {weight}: the nodes that unpack it are not those that this version of ecoflap "
             f"writes: they have been changed, or another version wrote them. Export the model again."
         )
-    return _packed(graph, form, weight, to, numbers, form.parts(weight))
+    return _packed(graph, form, weight, to, numbers, form.initializers(weight))
 
 
 def _meaning(node: Any) -> tuple[Any, ...]:
-    """What a node does, without what is only said of it."""
+    """Reduce a node to what it does, without names and comments."""
     values = {attribute.name: _plain(attribute) for attribute in node.attribute}
     return node.op_type, node.domain, list(node.input), list(node.output), values
 
@@ -188,13 +186,16 @@ def _plain(attribute: Any) -> Any:
 
 
 def _packed(
-    graph: _Graph, form: Form, name: str, data_type: int, nodes: tuple[int, ...], parts: tuple[str, ...]
+    graph: _Graph, form: Form, name: str, data_type: int, nodes: tuple[int, ...], inputs: tuple[str, ...]
 ) -> Packed:
-    """A weight whose parts are there and of the right kinds."""
+    """Describe a packed weight whose initializers are there and of the right kinds.
+
+    :param inputs: The names of its initializers.
+    """
     where = f"{graph.source.where}: {name}"
-    if missing := [part for part in parts if part not in graph.tensors]:
+    if missing := [name for name in inputs if name not in graph.tensors]:
         raise FormatError(f"{where}: {', '.join(missing)}: no initializer has this name. Export the model again.")
-    values, places, sizes = (graph.tensors[part] for part in parts)
+    values, places, sizes = (graph.tensors[name] for name in inputs)
     dtype = numpy_type(data_type, where)
     if dtype.name not in _FLOATS or numpy_type(values.data_type, where).name not in _FLOATS:
         raise FormatError(f"{where}: a packed weight and its values are floats of 16, 32 or 64 bits")
@@ -205,19 +206,19 @@ def _packed(
     if (announced := graph.announced.get(name, shape)) != shape:
         raise FormatError(f"{where}: its shape is {shape}, and {announced} is what the graph announces")
     fill = partial(_fill, graph.source, form, where, (values, places), shape, dtype)
-    return Packed(name, form.name, shape, data_type, nodes, parts, fill)
+    return Packed(name, form.name, shape, data_type, nodes, inputs, fill)
 
 
 def _fill(
     source: Opened,
     form: Form,
     where: str,
-    parts: tuple[Any, Any],
+    tensors: tuple[Any, Any],
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     zeros: Zeros,
 ) -> Array:
-    values, places = (read(source, part) for part in parts)
+    values, places = (read(source, tensor) for tensor in tensors)
     try:
         form.check(values, places, shape)
     except FormatError as error:
@@ -228,7 +229,7 @@ def _fill(
 
 
 def _sparse(source: Opened) -> Iterator[Packed]:
-    """ONNX's own sparse initializers."""
+    """Find ONNX's own sparse initializers."""
     for sparse in source.proto.graph.sparse_initializer:
         weight = sparse.values.name
         where = f"{source.where}: {weight}"
@@ -254,42 +255,3 @@ def _fill_sparse(source: Opened, sparse: Any, shape: tuple[int, ...], zeros: Zer
     dense = zeros(shape, values.dtype)
     bits_of(dense.reshape(-1))[flat] = bits_of(values)
     return dense
-
-
-def without(source: Opened, found: Sequence[Packed]) -> None:
-    """Take packed weights out of the model: their nodes, their parts that nothing else uses, and the functions.
-
-    What is left wants initializers of these names.
-    """
-    proto, weights = source.proto, {packed.name for packed in found}
-    dropped = {number for packed in found for number in packed.nodes}
-    kept = [node for number, node in enumerate(proto.graph.node) if number not in dropped]
-    needed = {*_used(kept), *(output.name for output in proto.graph.output)}
-    parts = {part for packed in found for part in packed.parts} - needed
-    inner = {output for number in dropped for output in proto.graph.node[number].output}
-    _drop(proto.graph.node, dropped)
-    _drop(proto.graph.initializer, _numbers(proto.graph.initializer, parts))
-    _drop(proto.graph.value_info, _numbers(proto.graph.value_info, weights | parts | inner))
-    del proto.graph.sparse_initializer[:]
-    for field in (proto.functions, proto.opset_import):
-        _drop(field, {number for number, entry in enumerate(field) if entry.domain == DOMAIN})
-
-
-def _numbers(field: Any, names: set[str]) -> set[int]:
-    return {number for number, entry in enumerate(field) if entry.name in names}
-
-
-def _drop(field: Any, numbers: set[int]) -> None:
-    """Delete from a list in place: copying what stays would copy its data."""
-    for number in sorted(numbers, reverse=True):
-        del field[number]
-
-
-def _used(nodes: Sequence[Any]) -> Iterator[str]:
-    """Names that nodes read, those in the branches of conditions and loops too."""
-    for node in nodes:
-        yield from node.input
-        for attribute in node.attribute:
-            for graph in [attribute.g, *attribute.graphs]:
-                yield from _used(graph.node)
-                yield from (output.name for output in graph.output)

@@ -1,4 +1,4 @@
-"""An ordinary ONNX file out of a packed one: standard operators, dense initializers; one weight in memory at a time."""
+"""Makes an ordinary ONNX file of a packed one: standard operators and dense initializers, written weight by weight."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,8 @@ import numpy as np
 
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.exporters.onnx.decode import Packed, packed_in, without
+from ecoflap.exporters.onnx.decode import Packed, packed_in
+from ecoflap.exporters.onnx.form import DOMAIN
 from ecoflap.exporters.onnx.tensors import Opened, is_external, numpy_type, opened, place_of, size_of
 
 _EMBEDDED = 1_000_000_000  # bytes: a model of more has its weights in a file beside it, for protobuf ends at 2 GB
@@ -21,10 +22,14 @@ _PIECE = 1 << 24  # bytes copied at a time
 
 
 def write_dense(path: Path, target: Path) -> Path:
-    """Write the model at ``path`` to ``target`` with every weight dense; FormatError if a weight is damaged.
+    """Write the model at ``path`` to ``target`` with every weight dense.
 
     Weights of a large model go into ``target``.data beside it. The target is written whole or not at all: what was
     there stays until all of the new one is on the disk.
+
+    :return: The target.
+    :raises FormatError: Where a weight is damaged, or none is packed.
+    :raises EcoflapError: Where the target is a file of the model that is read.
     """
     source = opened(path)
     found = packed_in(source)
@@ -49,6 +54,45 @@ def write_dense(path: Path, target: Path) -> Path:
     return target
 
 
+def without(source: Opened, found: Sequence[Packed]) -> None:
+    """Take packed weights out of a model: their nodes, the initializers that nothing else uses, and the functions.
+
+    What is left needs dense initializers of the weights' names.
+    """
+    proto, weights = source.proto, {packed.name for packed in found}
+    dropped = {number for packed in found for number in packed.nodes}
+    kept = [node for number, node in enumerate(proto.graph.node) if number not in dropped]
+    needed = {*_used(kept), *(output.name for output in proto.graph.output)}
+    unused = {name for packed in found for name in packed.initializers} - needed
+    inner = {output for number in dropped for output in proto.graph.node[number].output}
+    _drop(proto.graph.node, dropped)
+    _drop(proto.graph.initializer, _numbers(proto.graph.initializer, unused))
+    _drop(proto.graph.value_info, _numbers(proto.graph.value_info, weights | unused | inner))
+    del proto.graph.sparse_initializer[:]
+    for field in (proto.functions, proto.opset_import):
+        _drop(field, {number for number, entry in enumerate(field) if entry.domain == DOMAIN})
+
+
+def _numbers(field: Any, names: set[str]) -> set[int]:
+    return {number for number, entry in enumerate(field) if entry.name in names}
+
+
+def _drop(field: Any, numbers: set[int]) -> None:
+    """Delete from a list in place: copying what stays would copy its data."""
+    for number in sorted(numbers, reverse=True):
+        del field[number]
+
+
+def _used(nodes: Sequence[Any]) -> Iterator[str]:
+    """Yield the names that nodes read, those in the branches of conditions and loops too."""
+    for node in nodes:
+        yield from node.input
+        for attribute in node.attribute:
+            for graph in [attribute.g, *attribute.graphs]:
+                yield from _used(graph.node)
+                yield from (output.name for output in graph.output)
+
+
 def _check_target(source: Opened, targets: tuple[Path, ...]) -> None:
     tensors = [tensor for tensor in source.proto.graph.initializer if is_external(tensor)]
     own = {source.path, *(place_of(source, tensor)[0] for tensor in tensors)}
@@ -63,7 +107,7 @@ def _bytes(source: Opened, found: Sequence[Packed]) -> int:
 
 
 def _plain(source: Opened) -> Iterator[Any]:
-    """Initializers that are bytes; the others, texts and lists of numbers, are small and stay as they are."""
+    """Yield the initializers that are bytes; the others, texts and lists of numbers, are small and stay as they are."""
     return (one for one in source.proto.graph.initializer if is_external(one) or one.HasField("raw_data"))
 
 
@@ -91,7 +135,7 @@ def _write_beside(source: Opened, found: Sequence[Packed], file: BinaryIO, name:
 
 
 def _append(file: BinaryIO, pieces: Iterator[bytes | memoryview]) -> tuple[int, int]:
-    """Write at a place that every type is aligned to; where that is, and how much was written."""
+    """Write at a place that every type is aligned to; return that place, and how much was written."""
     start = file.seek(-(-file.tell() // _ALIGNED) * _ALIGNED)
     return start, sum(file.write(piece) for piece in pieces)
 

@@ -5,9 +5,10 @@ Two forms are packed here, in an ``onnx_ir.Model``; the third, sparse initialize
 :func:`ecoflap.exporters.onnx.coo.to_coo`, on the ``ModelProto`` that ``onnx_ir.to_proto`` gives.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +20,18 @@ from ecoflap.core.errors import EcoflapError, unknown
 from ecoflap.exporters.onnx import bitmask as onnx_bitmask
 from ecoflap.exporters.onnx import pattern as onnx_pattern
 from ecoflap.exporters.onnx.bitmask import BITMASK
-from ecoflap.exporters.onnx.decode import unpack_initializers as unpack_initializers
 from ecoflap.exporters.onnx.form import DOMAIN, Form
 from ecoflap.exporters.onnx.pattern import PATTERN
+from ecoflap.exporters.onnx.settings import Storage
 from ecoflap.exporters.onnx.tensors import library
 
 OVERHEAD = 512
-"""Bytes that packing a weight costs beside its parts: names, a node, where its data are."""
+"""Bytes that packing a weight costs beside its initializers: names, a node, where its data are."""
 
 LARGEST = 2**28 - 1
 """Elements of the largest weight that is packed: onnxruntime unpacks none that takes it more than 1 GiB in int32."""
 
 _OPSET = 18  # the first with BitwiseAnd
-_FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,7 @@ class _Encoded:
 
 
 def pack(
-    model: Any,
-    names: Mapping[str, str],
-    *,
-    form: Literal["bitmask", "dense"] = "bitmask",
-    layout: Literal["function", "inline"] = "function",
-    store: torch.dtype | None = None,
-    patterns: Mapping[str, Pattern | None] = {},
-    lossy: bool = False,
+    model: Any, names: Mapping[str, str], storage: Storage, patterns: Mapping[str, Pattern | None] = {}
 ) -> list[StoredTensor]:
     """Pack pruned weights of a graph, in place. Do it last: optimizers would unpack them again.
 
@@ -63,13 +56,8 @@ def pack(
     :param model: An ``onnx_ir.Model`` of opset 18 or later.
     :param names: Initializers of the graph, and for each the pruned layer's name. What is zero in the initializer is
         what is pruned; ``-0.0`` is zero too.
-    :param form: ``dense`` packs nothing and only says what is there.
-    :param layout: ``inline`` writes the nodes that unpack a weight into the graph, for runtimes that know no
-        model-local functions, as OpenVINO; ``function`` writes them once, as a function.
-    :param store: The type that values are stored in, float32, float16 or bfloat16, if narrower than the initializer's
-        own; they are cast to that when the model is loaded. None is the initializer's own.
+    :param storage: Of which the form ``coo`` packs nothing here.
     :param patterns: By layer, the pattern it was pruned to; only ``Pattern(2, 4)`` matters here.
-    :param lossy: Store a weight even if the cast to ``store`` makes it zero or infinite.
     :return: One for each of ``names``, in their order.
     """
     layers = list(names.values())
@@ -79,15 +67,14 @@ def pack(
     for name, layer in names.items():
         try:
             weight = _initializer(model, name, layer)
-            pattern = patterns.get(layer)
-            encoded.append(_encode(weight, called[name], form, store, pattern == Pattern(2, 4), lossy))
+            encoded.append(_encode(weight, called[name], storage, patterns.get(layer) == Pattern(2, 4)))
         except EcoflapError as error:
             problems += error.problems
     packed = [one for one in encoded if one.form]
-    problems += _names_in_the_way(model, packed, layout)
+    problems += _names_in_the_way(model, packed, storage.layout)
     if problems:
         raise EcoflapError(*problems)
-    _replace_all(model, packed, layout)
+    _replace_all(model, packed, storage.layout)
     return [one.stored for one in encoded]
 
 
@@ -105,15 +92,16 @@ def _initializer(model: Any, name: str, layer: str) -> Any:
     return weight
 
 
-def _encode(value: Any, name: str, form: str, store: torch.dtype | None, has_pattern: bool, lossy: bool) -> _Encoded:
+def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Encoded:
     weight = value.const_value.numpy()
     nonzeros, shape = int(np.count_nonzero(weight)), tuple(weight.shape)
     dense = _Encoded(StoredTensor(name, "dense", shape, nonzeros, weight.nbytes, weight.nbytes), value)
-    if form == "dense" or weight.size > LARGEST or value.is_graph_input():
+    if storage.form != "bitmask" or weight.size > LARGEST or value.is_graph_input():
         return dense
-    dtype = _stored_type(weight.dtype, store)
+    dtype = _stored_type(weight.dtype, storage.values)
+    cast = partial(_cast, name=name, dtype=dtype, lossy=storage.lossy)
     smallest: _Encoded = dense
-    for kind, values, places in _encodings(weight, name, dtype, has_pattern, lossy):
+    for kind, values, places in _encodings(weight, has_pattern, cast):
         size = values.nbytes + places.nbytes + 8 * weight.ndim
         if size + OVERHEAD < weight.nbytes and (smallest.form is None or size < smallest.stored.stored_bytes):
             stored = StoredTensor(name, kind.name, shape, nonzeros, weight.size * dtype.itemsize, size)
@@ -122,32 +110,35 @@ def _encode(value: Any, name: str, form: str, store: torch.dtype | None, has_pat
 
 
 def _encodings(
-    weight: NDArray[Any], name: str, dtype: np.dtype[Any], has_pattern: bool, lossy: bool
+    weight: NDArray[Any], has_pattern: bool, cast: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> Sequence[tuple[Form, NDArray[Any], NDArray[Any]]]:
-    """Ways to store a weight; of two that take as much, the one that is unpacked faster comes first."""
+    """Give the ways to store a weight; of two that take as much, the one that is unpacked faster comes first.
+
+    :param cast: Gives values in the type that they are stored in.
+    """
     found = []
     if has_pattern and (groups := onnx_pattern.grouped(weight)) is not None:
-        found.append((PATTERN, *onnx_pattern.encode(groups, _cast(groups, name, dtype, lossy))))
+        found.append((PATTERN, *onnx_pattern.encode(groups, cast(groups))))
     # Masked as integers, with the sign left out: no floating-point unit quiets a NaN.
     kept = weight.ravel()[np.flatnonzero(weight)]
-    found.append((BITMASK, *onnx_bitmask.encode(weight, _cast(kept, name, dtype, lossy))))
+    found.append((BITMASK, *onnx_bitmask.encode(weight, cast(kept))))
     return found
 
 
-def _stored_type(own: np.dtype[Any], store: torch.dtype | None) -> np.dtype[Any]:
+def _stored_type(own: np.dtype[Any], wanted: torch.dtype | None) -> np.dtype[Any]:
     import ml_dtypes
 
-    if store is None:
+    if wanted is None:
         return own
     types = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16}
-    if store not in types:
-        raise EcoflapError(f"values cannot be stored as {store}. Known: float32, float16, bfloat16.")
-    chosen = np.dtype(types[store])
+    if wanted not in types:
+        raise EcoflapError(f"values cannot be stored as {wanted}. Known: float32, float16, bfloat16.")
+    chosen = np.dtype(types[wanted])
     return chosen if chosen.itemsize < own.itemsize else own
 
 
 def _cast(weight: NDArray[Any], name: str, dtype: np.dtype[Any], lossy: bool) -> NDArray[Any]:
-    """The weight in the type it is stored in; an error if that loses one."""
+    """Give values in the type they are stored in; an error where that loses one and may not."""
     if weight.dtype == dtype:
         return weight
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
@@ -164,13 +155,13 @@ def _cast(weight: NDArray[Any], name: str, dtype: np.dtype[Any], lossy: bool) ->
 
 
 def _names_in_the_way(model: Any, packed: Sequence[_Encoded], layout: str) -> Sequence[str]:
-    """New values have the names the format gives them; a graph may have these already."""
+    """Say which names that packed weights bring along the graph has already."""
     taken = {value.name for node in model.graph for value in node.outputs}
     taken |= {*model.graph.initializers, *(value.name for value in model.graph.inputs)}
     problems = []
     for one in packed:
         assert one.form is not None
-        new = set(one.form.parts(one.weight.name))
+        new = set(one.form.initializers(one.weight.name))
         if layout == "inline":
             new |= {name for node in one.form.nodes(one.weight.name, 1) for name in node.output} - {one.weight.name}
         problems += [f"{name} is in the way: {one.weight.name} is packed under this name" for name in new & taken]
@@ -196,15 +187,15 @@ def _replace_all(model: Any, packed: Sequence[_Encoded], layout: str) -> None:
 
 
 def _replace(ir: Any, model: Any, one: _Encoded, layout: str) -> list[Any]:
-    """Put the parts where the initializer was; the nodes that make the weight of them, still to be put in the graph."""
+    """Put a weight's packed initializers in the place of the dense one, and return the nodes that unpack it."""
     weight, form = one.weight, one.form
     assert form is not None
     name, dtype = weight.name, weight.const_value.dtype
     shape = np.array(weight.const_value.shape.numpy(), np.int64)
     known = {}
-    for part, array in zip(form.parts(name), (one.values, one.places, shape), strict=True):
-        known[part] = _constant(ir, part, array)
-        model.graph.register_initializer(known[part])
+    for initializer, array in zip(form.initializers(name), (one.values, one.places, shape), strict=True):
+        known[initializer] = _constant(ir, initializer, array)
+        model.graph.register_initializer(known[initializer])
     protos = [form.call(name, int(dtype))] if layout == "function" else form.nodes(name, int(dtype))
     model.graph.initializers.pop(name)
     weight.const_value = None
@@ -218,7 +209,7 @@ def _constant(ir: Any, name: str, array: Any) -> Any:
 
 
 def _node(ir: Any, proto: Any, known: dict[str, Any]) -> Any:
-    """A node of the graph, between values that are known by name."""
+    """Make a node of the graph, between values that are known by name."""
     outputs = [known.setdefault(name, ir.Value(name=name)) for name in proto.output]
     inputs = [known[name] for name in proto.input]
     attributes = [ir.serde.deserialize_attribute(attribute) for attribute in proto.attribute]

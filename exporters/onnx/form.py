@@ -1,6 +1,6 @@
 """What a packed form of a weight is: standard operators that unpack it, and the same in numpy.
 
-A weight in packed form is three initializers, ``values``, one part that says where they belong, and ``shape``, and what
+A weight in packed form is three initializers, ``values``, one that says where these belong, and ``shape``, and what
 unpacks them: a call of a model-local function of the domain ``ecoflap``, or the nodes of its body in the graph itself.
 """
 
@@ -26,11 +26,11 @@ class Form:
     """One way to pack. Objects of onnx are ``Any`` here, for onnx is imported only when a model is written or read.
 
     :param name: What reports call it.
-    :param function: The model-local function's name.
-    :param places: The name of the part that says where values belong.
-    :param body: The function's nodes, from ``values``, ``places`` and ``shape`` to ``weight``.
-    :param check: From values, places and the weight's shape: FormatError, with a sentence, where they do not agree.
-    :param fill: Into a dense array that is zero, the values at their places.
+    :param function: The name of the model-local function that unpacks it.
+    :param places: The name of the initializer that says where values belong.
+    :param body: Makes the function's nodes, from ``values``, ``places`` and ``shape`` to ``weight``.
+    :param check: Raises a FormatError with a sentence where values, places and the weight's shape do not agree.
+    :param fill: Writes values at their places into a dense array that is zero.
     """
 
     name: str
@@ -42,10 +42,11 @@ class Form:
 
     @property
     def inputs(self) -> tuple[str, str, str]:
+        """The inputs of the function, by the names they have in it."""
         return ("values", self.places, "shape")
 
     def proto(self, opset: int) -> Any:
-        """The function as an ``onnx.FunctionProto``; its attribute ``to`` is the weight's type."""
+        """Make the function as an ``onnx.FunctionProto``; its attribute ``to`` is the weight's type."""
         from onnx import AttributeProto, helper
 
         def cast(value: str, result: str) -> Any:
@@ -57,27 +58,30 @@ class Form:
         body = self.body(cast)
         return helper.make_function(DOMAIN, self.function, list(self.inputs), ["weight"], body, imports, ["to"])
 
-    def parts(self, weight: str) -> tuple[str, str, str]:
-        """What the initializers of a weight are called."""
-        first, second, third = (f"{weight}.{part}" for part in self.inputs)
+    def initializers(self, weight: str) -> tuple[str, str, str]:
+        """Give the names of a weight's initializers, in the order of :attr:`inputs`."""
+        first, second, third = (f"{weight}.{name}" for name in self.inputs)
         return first, second, third
 
     def call(self, weight: str, to: int) -> Any:
-        """The node that calls the function.
+        """Make the node that calls the function.
 
         :param to: The weight's type, a number of ``onnx.TensorProto.DataType``.
         """
         from onnx import helper
 
         return helper.make_node(
-            self.function, list(self.parts(weight)), [weight], self.node_name(weight), domain=DOMAIN, to=to
+            self.function, list(self.initializers(weight)), [weight], self.node_name(weight), domain=DOMAIN, to=to
         )
 
     def nodes(self, weight: str, to: int) -> list[Any]:
-        """The function's body with the names it has in the graph."""
+        """Make the function's nodes as they stand in the graph where it has no functions.
+
+        :param to: The weight's type, a number of ``onnx.TensorProto.DataType``.
+        """
         from onnx import helper
 
-        named = dict(zip(self.inputs, self.parts(weight), strict=True))
+        named = dict(zip(self.inputs, self.initializers(weight), strict=True))
         nodes = self.body(lambda value, result: helper.make_node("Cast", [value], [result], to=to))
         for number, node in enumerate(nodes):
             node.name = f"{self.node_name(weight)}/{number}"
@@ -87,21 +91,22 @@ class Form:
         return nodes
 
     def node_name(self, weight: str) -> str:
+        """Name the node that calls the function, by which a reader finds those of an inlined one too."""
         return f"{DOMAIN}.{self.function}/{weight}"
 
 
 def constant(name: str, value: NDArray[Any]) -> Any:
-    """A node that holds a small array."""
+    """Make a node that holds a small array."""
     from onnx import helper, numpy_helper
 
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, name))
 
 
 def converted(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Values in another type of float, as the operator Cast gives them; integers of that width, to copy bit by bit.
+    """Convert values to another type of float, as the operator Cast does.
 
-    From 16 bits it is looked up: that takes half the time of numpy's own conversion of a float16, and a bfloat16 has
-    none that is fast.
+    What is returned is seen as integers of that width, to be copied bit by bit. From 16 bits it is looked up: that
+    takes half the time of numpy's own conversion of a float16, and a bfloat16 has none that is fast.
     """
     if values.dtype == dtype:
         return bits_of(values)
@@ -118,5 +123,5 @@ def _table(narrow: np.dtype[Any], wide: np.dtype[Any]) -> NDArray[Any]:
 
 
 def bits_of(array: NDArray[Any]) -> NDArray[Any]:
-    """The same memory as unsigned integers, so that no floating-point unit quiets a NaN and copies are fast."""
+    """See an array's memory as unsigned integers, so that no floating-point unit quiets a NaN and copies are fast."""
     return array.view(f"u{array.dtype.itemsize}")

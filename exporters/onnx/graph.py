@@ -1,4 +1,4 @@
-"""A view of a torch model as an ONNX graph, whose matrices go by the names that they have in the model."""
+"""Makes a view of a torch model an ONNX graph, whose matrices go by the names that they have in the model."""
 
 import logging
 import re
@@ -18,8 +18,6 @@ from ecoflap.core.errors import ModelError
 
 IR_VERSION = 10  # what onnxruntime reads since 1.20
 TRANSPOSED = ".transposed"
-FOLDED_AT_MOST = 1 << 30  # bytes of one constant that onnxruntime computes when it loads a model
-NARROWED_FROM = 1 << 12  # bytes
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Graph:
 
 
 class _Plain(nn.Module):
-    """Any view's module, with its inputs as they come."""
+    """A module that takes any view's inputs as they come."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -48,7 +46,7 @@ class _Plain(nn.Module):
 
 
 def graph_of(view: View, inputs: Mapping[str, Tensor], names: Mapping[int, str], opset: int) -> Graph:
-    """Export and optimise.
+    """Export a view and optimise its graph.
 
     :param inputs: The view's example, in the types it is computed in.
     :param names: Names in the model, by the identity of the parameter or buffer.
@@ -65,7 +63,7 @@ def graph_of(view: View, inputs: Mapping[str, Tensor], names: Mapping[int, str],
 
 
 def _named(module: nn.Module, names: Mapping[int, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Names in the model by those in the module that is exported: of matrices, and of all else."""
+    """Give the names in the model by those in the exported module: first of matrices, then of all else."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     tensors = {**dict(module.named_buffers(remove_duplicate=False)), **parameters}
     known = {name: names[id(tensor)] for name, tensor in tensors.items() if id(tensor) in names}
@@ -109,13 +107,13 @@ def _exported(view: View, module: nn.Module, inputs: Mapping[str, Tensor], opset
 
 
 def _first_cause(error: BaseException, inputs: Sequence[str]) -> str:
-    """What began it, which in torch's exporter stands at the end of a chain, with the inputs by their names."""
+    """Say what began an error of torch's exporter, which is the last of a chain, with the inputs by their names."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = shorten(" ".join(lines[:3]), 300, placeholder=" …").rstrip(".")
-    told = re.sub(r"inputs\['inputs'\]\[(\d+)\]", lambda found: inputs[int(found[1])], told)
-    return f"{type(error).__name__}: {told}"
+    text = shorten(" ".join(lines[:3]), 300, placeholder=" …").rstrip(".")
+    text = re.sub(r"inputs\['inputs'\]\[(\d+)\]", lambda found: inputs[int(found[1])], text)
+    return f"{type(error).__name__}: {text}"
 
 
 def _check_axes(view: View, model: Any) -> None:
@@ -164,7 +162,7 @@ def _optimised(model: Any, own: Mapping[str, str]) -> tuple[dict[str, str], tupl
 
 @contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Without its warnings, which tell of each node that it leaves alone."""
+    """Silence a logger's warnings: the optimiser writes one for each node that it leaves alone."""
     speaker = logging.getLogger(logger)
     before = speaker.level
     speaker.setLevel(logging.ERROR)
@@ -175,9 +173,10 @@ def _quiet(logger: str) -> Iterator[None]:
 
 
 def _is_folded(node: Any, own: Mapping[str, str]) -> bool | None:
-    """A matrix keeps its identity: only its transpose is folded, and that only where nothing else reads the matrix.
+    """Say whether a node is computed once and for all; None leaves it to the optimiser.
 
-    None leaves it to the optimiser, for nodes that read no matrix.
+    A matrix must be found again: of the nodes that read one only its transpose is folded, and that only where nothing
+    else reads the matrix.
     """
     matrices = [value for value in node.inputs if value is not None and value.name in own and value.is_initializer()]
     if not matrices:
@@ -195,7 +194,7 @@ def _transposes(value: Any) -> list[Any]:
 
 
 def _merge_transposes(value: Any) -> None:
-    """A module that is called twice would have its weight stored twice."""
+    """Make one of a matrix' transposes: a module that is called twice would have its weight stored twice."""
     first, *others = _transposes(value) or [None]
     for node in others:
         node.outputs[0].replace_all_uses_with(first.outputs[0])
@@ -242,39 +241,3 @@ def _nodes_in(graph: Any) -> Iterator[Any]:
         yield from (node, *node.outputs)
         if node.graph is not graph:
             yield node.graph
-
-
-def narrow(model: Any, types: Mapping[str, torch.dtype]) -> dict[str, int]:
-    """Store initializers in 16 bits, cast back in the graph; onnxruntime does that once, when it loads the model.
-
-    :param types: By the name of the initializer. One that would lose anything stays as it is, as do small ones and
-        those too large to be cast while loading.
-    :return: Bytes of each as it is now stored.
-    """
-    graph, stored = model.graph, {}
-    for name, dtype in types.items():
-        value = graph.initializers[name]
-        large = NARROWED_FROM <= value.const_value.nbytes <= FOLDED_AT_MOST
-        stored[name] = _narrowed(graph, value, dtype) if large else value.const_value.nbytes
-    return stored
-
-
-def _narrowed(graph: Any, value: Any, dtype: torch.dtype) -> int:
-    import numpy as np
-    import onnx_ir as ir
-
-    wide = value.const_value.numpy()
-    name, kind = value.name, {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}[dtype]
-    array = wide.astype(kind.numpy())
-    if not np.array_equal(array.astype(wide.dtype), wide):
-        return int(wide.nbytes)
-    graph.initializers.pop(name)
-    value.name = None
-    stored = ir.val(name, const_value=ir.tensor(array, name=name))
-    graph.register_initializer(stored)
-    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
-    widened = cast.outputs[0]
-    widened.name, widened.type, widened.shape = f"{name}.float32", ir.TensorType(ir.DataType.FLOAT), value.shape
-    value.replace_all_uses_with(widened)
-    graph.insert_before(graph[0], cast)
-    return int(array.nbytes)

@@ -18,15 +18,17 @@ from ecoflap.exporters.onnx.form import Cast, Form, bits_of, constant, converted
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 _FOUR_OF = (np.arange(256, dtype=np.uint8)[:, None] >> _SHIFTS) & 3
 _PAIR_OF = np.array(
-    # Of the non-zeros among four, as bits; where they are less than two, the first free ones too.
+    # The places of the non-zeros among four, by the bits that say which they are. Where there are less than two, the
+    # first free places are among them.
     [sorted(sorted(range(4), key=lambda place: not kept >> place & 1)[:2]) for kept in range(16)],
     np.uint8,
 )
-_CHUNK = 1 << 15  # values that are unpacked at a time; with more, fresh memory costs as much again
+_CHUNK = 1 << 15
+"""Values that are unpacked at a time; with more, fresh memory costs as much time again."""
 
 
 def grouped(weight: NDArray[Any]) -> NDArray[Any] | None:
-    """The weight as [before, 4, after], at most two of every four non-zero; None where it cannot be seen so."""
+    """See a weight as [before, 4, after], at most two of every four non-zero; None where it cannot be seen so."""
     rows = weight.shape[0] if weight.ndim > 1 else 1
     if weight.size == 0 or weight.size % 8:
         return None
@@ -39,7 +41,7 @@ def grouped(weight: NDArray[Any]) -> NDArray[Any] | None:
 
 
 def encode(groups: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """What is stored of a weight: values and positions.
+    """Give what is stored of a weight: values and positions.
 
     :param groups: What :func:`grouped` gave.
     :param values: The same in the type the values are stored in.
@@ -76,10 +78,10 @@ def _fill(dense: NDArray[Any], values: NDArray[Any], positions: NDArray[Any]) ->
     step = max(1, _CHUNK // (2 * after))
     starts = np.arange(min(step, before))[:, None, None] * 4 * after + np.arange(after)
     for first in range(0, before, step):
-        part = slice(first, first + step)
-        where = np.multiply(places[part], after, dtype=np.intp)
+        rows = slice(first, first + step)
+        where = np.multiply(places[rows], after, dtype=np.intp)
         where += starts[: len(where)]
-        flat[part].reshape(-1)[where.reshape(-1)] = converted(values[part], dense.dtype).reshape(-1)
+        flat[rows].reshape(-1)[where.reshape(-1)] = converted(values[rows], dense.dtype).reshape(-1)
 
 
 def _body(cast: Cast) -> list[Any]:

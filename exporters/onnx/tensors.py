@@ -1,6 +1,5 @@
-"""Arrays out of ONNX files: nothing is read that is not there, and nothing outside the model's folder."""
+"""Reads arrays out of ONNX files: nothing that is not there, and nothing outside the model's folder."""
 
-import os
 import re
 from dataclasses import dataclass
 from math import prod
@@ -13,14 +12,14 @@ from numpy.typing import NDArray
 from ecoflap.core.errors import EcoflapError, FormatError
 
 MOST = 2**31
-"""Elements of one tensor: no weight has more, and a damaged shape soon does."""
+"""Elements of one tensor at most: no weight has more, and a damaged shape soon does."""
 
 _INSTALL = "Install it: pip install 'ecoflap[onnx]'."
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model in memory, with the folder that its external data lie in.
+    """A model in memory, with the file whose folder its external data lie in.
 
     :param proto: An ``onnx.ModelProto``, without external data.
     :param path: None for a model that came from no file: then it has no external data.
@@ -34,15 +33,12 @@ class Opened:
         return str(self.path) if self.path else "the model"
 
 
-def opened(model: Any) -> Opened:
+def opened(path: Path) -> Opened:
     """Read a model without its external data.
 
-    :param model: A path, or an ``onnx.ModelProto``.
+    :raises FormatError: Where it is not there, truncated, or no ONNX model.
     """
-    if not isinstance(model, str | os.PathLike):
-        return Opened(model, None)
     onnx, message = library("onnx"), library("google.protobuf.message")
-    path = Path(model)
     if not path.is_file():
         raise FormatError(f"{path}: there is no such file. Give the path of an .onnx file.")
     try:
@@ -55,7 +51,7 @@ def opened(model: Any) -> Opened:
 
 
 def library(name: str) -> Any:
-    """A module of the extra ``onnx``, or the sentence that says how to get it."""
+    """Import a module of the extra ``onnx``; the error says how to get it."""
     from importlib import import_module
 
     try:
@@ -65,7 +61,10 @@ def library(name: str) -> Any:
 
 
 def numpy_type(data_type: int, where: str) -> np.dtype[Any]:
-    """The type of numpy, or of ml_dtypes, that a number of ``onnx.TensorProto.DataType`` stands for."""
+    """Give the type of numpy, or of ml_dtypes, that a number of ``onnx.TensorProto.DataType`` stands for.
+
+    :param where: The file and tensor, for the message.
+    """
     from onnx import helper
 
     try:
@@ -75,7 +74,7 @@ def numpy_type(data_type: int, where: str) -> np.dtype[Any]:
 
 
 def elements(shape: tuple[int, ...], where: str) -> int:
-    """How many elements a shape has; a shape with negative sizes, or with more than 2³¹ elements, is refused."""
+    """Count the elements of a shape; one with negative sizes, or with more than 2³¹ elements, is refused."""
     # Sizes of a dimension first: an empty tensor of an absurd shape is refused too.
     if any(size < 0 or size > MOST for size in shape) or prod(shape) > MOST:
         raise FormatError(f"{where}: the shape {list(shape)} is negative somewhere or has more than 2^31 elements")
@@ -83,7 +82,7 @@ def elements(shape: tuple[int, ...], where: str) -> int:
 
 
 def size_of(opened: Opened, tensor: Any) -> int:
-    """Bytes that a tensor's elements take."""
+    """Count the bytes that a tensor's elements take."""
     where = f"{opened.where}: {tensor.name}"
     dtype = numpy_type(tensor.data_type, where)
     bits = 8 * dtype.itemsize
@@ -93,11 +92,15 @@ def size_of(opened: Opened, tensor: Any) -> int:
 
 
 def is_external(tensor: Any) -> bool:
+    """Say whether a tensor's data are in another file."""
     return bool(tensor.data_location == tensor.EXTERNAL)
 
 
 def place_of(opened: Opened, tensor: Any) -> tuple[Path, int]:
-    """The file that holds a tensor's external data and where in it they begin; all of them are there."""
+    """Give the file that holds a tensor's external data, and where in it they begin.
+
+    :raises FormatError: Where not all of them are there.
+    """
     where = f"{opened.where}: {tensor.name}"
     expected = size_of(opened, tensor)
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -118,14 +121,14 @@ def place_of(opened: Opened, tensor: Any) -> tuple[Path, int]:
 def _beside(opened: Opened, location: str, where: str) -> Path:
     if opened.path is None:
         raise FormatError(f"{where}: its data are in another file. Give the model's path, or load it with them.")
-    parts = (PurePosixPath(location), PureWindowsPath(location))
-    if not location or any(part.is_absolute() or part.drive or ".." in part.parts for part in parts):
+    readings = (PurePosixPath(location), PureWindowsPath(location))
+    if not location or any(path.is_absolute() or path.drive or ".." in path.parts for path in readings):
         raise FormatError(f"{where}: its external data are said to be at {location!r}, outside the model's folder")
     return opened.path.parent / location
 
 
 def read(opened: Opened, tensor: Any) -> NDArray[Any]:
-    """A tensor's elements, in memory of their own or in the model's."""
+    """Read a tensor's elements, in memory of their own or in the model's."""
     where = f"{opened.where}: {tensor.name}"
     dtype, shape = numpy_type(tensor.data_type, where), tuple(tensor.dims)
     size = elements(shape, where)
@@ -143,7 +146,7 @@ def read(opened: Opened, tensor: Any) -> NDArray[Any]:
 
 
 def _from_fields(tensor: Any, where: str) -> NDArray[Any]:
-    """What was not written as bytes but as a list of numbers."""
+    """Read a tensor that was not written as bytes but as a list of numbers."""
     from onnx import numpy_helper
 
     try:

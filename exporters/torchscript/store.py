@@ -18,10 +18,10 @@ from ecoflap.core.contracts.records import StoredTensor
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of ``torch.jit``: it is deprecated, and says what a trace takes for constant.
+    """Run without the warnings of ``torch.jit``: that it is deprecated, and what a trace takes for constant.
 
-    The first is in the exporter's notes; whether the second does harm is found by running the file at other sizes. It
-    also looks at every property of a module, also at those that a library warns of.
+    The first is in the exporter's notes; whether the second does harm is found by running the file at other sizes.
+    ``torch.jit`` also looks at every property of a module, and so at those that a library warns of.
     """
     with warnings.catch_warnings():
         for kind in (DeprecationWarning, FutureWarning, torch.jit.TracerWarning):  # type: ignore[attr-defined]
@@ -30,9 +30,9 @@ def quiet() -> Iterator[None]:
 
 
 class EcoflapPackedWeight(nn.Module):
-    """One weight, to be compiled by :func:`packed`. What its methods may say and call is what TorchScript knows.
+    """One weight, compiled by :func:`packed`. Its methods may say and call only what TorchScript knows.
 
-    It is a parameter, so that ``.to``, ``.half`` and ``state_dict`` of the loaded model see it.
+    The weight is a parameter, so that ``.to``, ``.half`` and ``state_dict`` of the loaded model see it.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -45,7 +45,7 @@ class EcoflapPackedWeight(nn.Module):
 
     @no_type_check
     def checksum(self, values: Tensor, bits: Tensor, shape: List[int]) -> int:  # noqa: UP006
-        """``torch.jit.load`` itself does not notice a byte that has changed."""
+        """Sum up what is stored, because ``torch.jit.load`` does not notice a byte that has changed."""
         width = values.element_size()
         whole = torch.int16 if width == 2 else torch.int64 if width == 8 else torch.int32
         found = int(torch.view_copy(values, dtype=whole).sum().item()) + int(bits.sum().item())
@@ -92,9 +92,9 @@ class EcoflapPackedWeight(nn.Module):
 
 
 def packed(weight: Tensor) -> Any:
-    """A scripted module without inputs that returns the weight, and is stored packed. Zeros of either sign are dropped.
+    """Make a scripted module without inputs that returns the weight, and is stored packed.
 
-    In memory it shares the weight.
+    Zeros of either sign are dropped. In memory the module shares the weight.
     """
     with quiet():
         for method in (EcoflapPackedWeight.__getstate__, EcoflapPackedWeight.__setstate__):
@@ -103,7 +103,7 @@ def packed(weight: Tensor) -> Any:
 
 
 def stored(name: str, weight: Tensor, pack: bool) -> StoredTensor:
-    """What a weight takes in a file; dense where packing would not make it smaller.
+    """Say how a weight is stored in a file: packed where that makes it smaller, and dense otherwise.
 
     :param pack: False where it is to be dense anyway.
     """

@@ -1,7 +1,7 @@
-"""One view as a TorchScript file: traced with packed weights in the places of the pruned ones, written without paths.
+"""Traces one view with packed weights in the places of the pruned ones, and writes it without paths of this machine.
 
-A trace records every use of a weight, so it does not matter who uses it: a linear layer, an attention that takes it
-apart, an embedding that is tied to it. The model is put back as it was, to the last attribute.
+A trace records every use of a weight, whatever uses it: a linear layer, an attention that takes it apart, an embedding
+that is tied to it. The model is put back as it was, to the last attribute.
 """
 
 import inspect
@@ -31,7 +31,8 @@ class Written(NamedTuple):
     """What is in a file.
 
     :param used: The ``id`` of each parameter that the view uses.
-    :param packed: Of the packed ones, in the order of the file's ``weights``; with those that it does not use.
+    :param packed: The ``id`` of each packed parameter, in the order of the file's ``weights``; those that the view does
+        not use are among them.
     """
 
     used: frozenset[int]
@@ -52,24 +53,27 @@ class _Slot(NamedTuple):
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Whatever is set, removed or cached on the modules inside is undone at the end; tensors must not be written to."""
+    """Undo at the end whatever is set, removed or cached on the modules inside; tensors must not be written to."""
     before = [
-        (part, dict(vars(part)), {key: dict(vars(part)[key]) for key in _REGISTERED}) for part in module.modules()
+        (inner, dict(vars(inner)), {key: dict(vars(inner)[key]) for key in _REGISTERED}) for inner in module.modules()
     ]
     try:
         yield
     finally:
-        for part, attributes, registered in before:
-            vars(part).clear()
-            vars(part).update(attributes)
+        for inner, attributes, registered in before:
+            vars(inner).clear()
+            vars(inner).update(attributes)
             for key, content in registered.items():
-                vars(part)[key].clear()
-                vars(part)[key].update(content)
+                vars(inner)[key].clear()
+                vars(inner)[key].update(content)
 
 
 @contextmanager
 def to_be_run(module: nn.Module) -> Iterator[None]:
-    """In eval mode and without ``requires_grad``: on that flag it depends how torch multiplies, so how it rounds."""
+    """Hold a module in eval mode and without ``requires_grad``, as it is in a file.
+
+    On that flag it depends how torch multiplies, and so how it rounds.
+    """
     with unchanged(module), torch.no_grad():
         _replace(module.eval(), ())
         yield
@@ -96,7 +100,7 @@ def write_view(path: Path, view: View, pruned: Collection[int]) -> Written:
 
 
 class EcoflapView(nn.Module):
-    """A view that fetches its packed weights first."""
+    """A view that puts its unpacked weights into their modules before it runs."""
 
     def __init__(self, view: nn.Module, slots: Sequence[_Slot]) -> None:
         super().__init__()
@@ -112,22 +116,25 @@ class EcoflapView(nn.Module):
 
 
 def _replace(module: nn.Module, pruned: Collection[int]) -> list[_Slot]:
-    """Take pruned parameters out of their modules; the others lose ``requires_grad``, as those in a file have none."""
+    """Take pruned parameters out of their modules, and ``requires_grad`` from the others, as those in a file have none.
+
+    :return: The places of the pruned ones.
+    """
     stores: dict[int, nn.Module] = {}
     others: dict[int, nn.Parameter] = {}
     slots: list[_Slot] = []
     found = [
-        (part, name, one) for part in module.modules() for name, one in part._parameters.items() if one is not None
+        (inner, name, one) for inner in module.modules() for name, one in inner._parameters.items() if one is not None
     ]
-    for part, name, parameter in found:
+    for inner, name, parameter in found:
         key = id(parameter)
         if key in pruned:
             store = stores.get(key) or stores.setdefault(key, packed(parameter))
-            slots.append(_Slot(part, name, key, store))
-            part._parameters.pop(name, None)
+            slots.append(_Slot(inner, name, key, store))
+            inner._parameters.pop(name, None)
         else:
             others.setdefault(key, nn.Parameter(parameter.detach(), requires_grad=False))
-            part._parameters[name] = others[key]
+            inner._parameters[name] = others[key]
     return slots
 
 
@@ -144,7 +151,7 @@ def _traced(view: View, slots: Sequence[_Slot]) -> Any:
 
 
 def _name_inputs(module: EcoflapView, names: Sequence[str]) -> None:
-    """Give it a ``forward`` whose arguments go by the view's names, so that the file's do."""
+    """Give a module a ``forward`` whose arguments have the view's names: torch writes them into the file."""
 
     def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
         module.fetch()
@@ -159,7 +166,7 @@ def _name_inputs(module: EcoflapView, names: Sequence[str]) -> None:
 
 
 def _fetched(traced: Any) -> set[str]:
-    """The path of each attribute that the traced graph reads."""
+    """Give the path of each attribute that the traced graph reads."""
     paths: dict[str, str] = {}
     blocks = [traced.inlined_graph]
     while blocks:
@@ -172,7 +179,7 @@ def _fetched(traced: Any) -> set[str]:
 
 
 def _empty_others(traced: Any, fetched: Collection[str]) -> None:
-    """What a view has no use for, such as the text's half of a Q-Former that reads an image, takes no room."""
+    """Empty the tensors that a view has no use for, such as the text's half of a Q-Former that reads an image."""
     for path, module in traced.named_modules():
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in tensors:
@@ -181,9 +188,9 @@ def _empty_others(traced: Any, fetched: Collection[str]) -> None:
 
 
 def _write(path: Path, traced: Any, view: View) -> None:
-    """As torch writes it, but for what only helps to debug: that holds paths of this machine's files.
+    """Write what torch would, without what only helps to debug: that holds paths of this machine's files.
 
-    Torch writes to memory, for it takes the whole process with it where it runs out of disk.
+    torch writes to memory here, because it ends the whole process where it runs out of disk.
     """
     described = {"view": view.name, "inputs": list(view.inputs), "outputs": view.outputs, "dynamic": view.dynamic}
     buffer = io.BytesIO(traced.save_to_buffer(_extra_files={DESCRIPTION: json.dumps(described, indent=1)}))

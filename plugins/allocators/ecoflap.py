@@ -1,43 +1,48 @@
-"""More weights where the loss cares more: k_g = min(n_g, (1 - p_M) n_g + c S_g), Σ k_g = K.
+"""The allocator ``ecoflap`` lets a group keep more weights where the loss cares more about it.
 
-Sung, Yoon & Bansal, ECoFLaP: Efficient Coarse-to-Fine Layer-Wise Pruning for Vision-Language Models (ICLR 2024), Eq. 2
-with the maximum sparsity p_M. The paper's code hands weights out in rounds; this is where the rounds end, exactly.
+    k_g = min(n_g, (1 − p_M)·n_g + c·S_g),   with the c at which Σ k_g = K
+
+n_g is a group's size, S_g its score, p_M the maximum sparsity and K the whole budget. Sung, Yoon & Bansal, ECoFLaP:
+Efficient Coarse-to-Fine Layer-Wise Pruning for Vision-Language Models, ICLR 2024, Eq. 2. The paper's code hands weights
+out in rounds; this is where the rounds end, computed exactly.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, isfinite
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 from ecoflap.core.budget.counts import Group, exact, keep_count
 from ecoflap.core.budget.water_fill import water_fill
 from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.model.anatomy import Anatomy
 
 
 @dataclass(frozen=True)
 class Ecoflap:
-    """Every group starts with what max_sparsity p_M leaves it; the rest is shared in proportion to the scores S_g.
+    """Give every group what the maximum sparsity leaves it, and share the rest in proportion to the scores.
 
-    A group that is full, or at its cap, takes no more. Where no score is above 0, the sizes n_g stand in for them.
+    A group that is full, or at its cap, takes no more. Where no score is above 0, the groups' sizes stand in for them.
 
-    :param max_sparsity: No group loses a larger share; None is the paper's choice, the sparsity plus 0.1. The closer to
-        the sparsity, the more alike the groups.
+    :param max_sparsity: p_M: no group loses a larger share than this. None takes the paper's, the sparsity plus 0.1.
+        The closer it is to the sparsity, the more alike the groups are.
     """
 
     max_sparsity: float | None = None
-    takes: ClassVar[str] = "score"
+    takes: ClassVar[Literal["score"]] = "score"
 
     def __post_init__(self) -> None:
         if self.max_sparsity is not None and not 0 <= self.max_sparsity <= 1:
-            raise EcoflapError(f"max_sparsity is a share between 0 and 1; {self.max_sparsity} is not")
+            raise EcoflapError(f"max_sparsity is {self.max_sparsity}; it is a share between 0 and 1")
 
-    def problems(self, anatomy: Anatomy, recipe: Any) -> Iterator[str]:
-        if self.max_sparsity is not None and recipe.sparsity is not None and self.max_sparsity < recipe.sparsity:
-            yield _too_low(self.max_sparsity, recipe.sparsity)
+    def problems(self, context: PlanContext) -> Iterator[str]:
+        """Say where the maximum sparsity is below the recipe's sparsity."""
+        sparsity = context.recipe.sparsity
+        if self.max_sparsity is not None and sparsity is not None and self.max_sparsity < sparsity:
+            yield _too_low(self.max_sparsity, sparsity)
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         _check_scores(groups)
@@ -46,7 +51,7 @@ class Ecoflap:
         return water_fill(lower, scores, lower, [group.most for group in groups], keep, [g.name for g in groups])
 
     def _lower(self, groups: Sequence[Group], keep: int) -> list[int]:
-        """What each group starts with; rounded up, as in the paper, unless that alone is more than there is."""
+        """Give what each group starts with: rounded up as in the paper, unless that is more than ``keep`` in all."""
         total = sum(group.size for group in groups)
         sparsity = 1 - Fraction(keep, total or 1)
         highest = (
@@ -61,10 +66,12 @@ class Ecoflap:
 
 
 def _between(group: Group, count: int) -> int:
+    """Bring a count into the range that the group may keep."""
     return max(group.floor, min(count, group.most))
 
 
 def _check_scores(groups: Sequence[Group]) -> None:
+    """Refuse scores by which nothing can be shared, each with its group's name."""
     wrong = [group for group in groups if not (isfinite(group.score) and group.score >= 0)]
     if wrong:
         raise EcoflapError(*(f"the score of {g.name} is {g.score}: a score is finite and at least 0" for g in wrong))
@@ -72,7 +79,7 @@ def _check_scores(groups: Sequence[Group]) -> None:
 
 def _too_low(max_sparsity: float, sparsity: float) -> str:
     return (
-        f"max_sparsity {max_sparsity:.6g} is below the sparsity {sparsity:.6g}, which no groups can reach then: "
+        f"max_sparsity {max_sparsity:.6g} is below the sparsity {sparsity:.6g}, which the groups cannot reach then: "
         f"raise it (the paper takes {min(1.0, sparsity + 0.1):.6g}) or leave it out"
     )
 

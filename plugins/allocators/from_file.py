@@ -1,4 +1,7 @@
-"""The plan of another run, taken over: every group keeps what its layers keep in a plan.json."""
+"""The allocator ``from_file`` takes over the plan of another run.
+
+k_g = Σ of what the group's layers keep in that plan
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +17,9 @@ from ecoflap.core.errors import EcoflapError, FormatError, nearest
 
 @dataclass(frozen=True)
 class FromFile:
-    """k_g = Σ keep of the group's layers in the file.
+    """Let every group keep what its layers keep in a ``plan.json``.
 
-    :param path: A ``plan.json``, or the folder of the run that wrote it.
+    :param path: The ``plan.json``, or the folder of the run that wrote it.
     """
 
     path: Path
@@ -41,26 +44,27 @@ class FromFile:
 
     def _layers(self) -> Mapping[str, Mapping[str, Any]]:
         if not self._file.is_file():
-            raise EcoflapError(f"{self._file}: no such file; path is a plan.json or the folder of a run that has one")
+            raise EcoflapError(f"{self._file}: no such file; path is a plan.json, or the folder of a run that has one")
         try:
             plan = json.loads(self._file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise FormatError(f"{self._file}: not readable as a plan ({error}); take one a run has written") from None
+            raise FormatError(f"{self._file}: it is no plan ({error}); take one that a run has written") from None
         layers = plan.get("layers") if isinstance(plan, dict) else None
         if not isinstance(layers, dict) or not all(map(_is_entry, layers.values())):
-            raise FormatError(f'{self._file}: no plan; a plan has "layers": {{name: {{"size": …, "keep": …}}}}')
+            raise FormatError(f'{self._file}: it is no plan; a plan has "layers": {{name: {{"size": …, "keep": …}}}}')
         return layers
 
     def _problems(self, group: Group, layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Say why a group cannot keep what the plan has for its layers."""
         names = _names(group)
         missing = [name for name in names if name not in layers]
         if missing:
-            return [f"{self._file}: has no layer {name!r}.{nearest(name, layers)}" for name in missing]
+            return [f"{self._file}: it has no layer {name!r}.{nearest(name, layers)}" for name in missing]
         size, kept = (sum(layers[name][key] for name in names) for key in ("size", "keep"))
         if size != group.size:
             return [f"{self._file}: {', '.join(names)} has {size} weights there and {group.size} in this model"]
         if not group.floor <= kept <= group.most:
-            return [f"{self._file}: keeps {kept} of {group.name}, which may keep {group.floor} to {group.most} here"]
+            return [f"{self._file}: it keeps {kept} of {group.name}, which may keep {group.floor} to {group.most} here"]
         return []
 
 

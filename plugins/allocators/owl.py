@@ -1,14 +1,16 @@
-"""More weights where inputs have more outliers: keep share = (1 - p) + r_b - mean r, r_b in [0, 2λ] by outlier share.
+"""The allocator ``owl`` lets a group keep more weights where its inputs have more outliers.
 
-Yin et al., Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High Sparsity
-(ICML 2024).
+    share kept of g = (1 − s) + r_g − mean(r),   r_g = 2λ·(D_g − min D) / (max D − min D)
+
+s is the sparsity, and D_g the group's outlier share, which the scorer ``outlier_share`` yields. Yin et al., Outlier
+Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High Sparsity, ICML 2024.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ecoflap.core.budget.counts import Group, exact
 from ecoflap.core.budget.water_fill import water_fill
@@ -19,20 +21,20 @@ from ecoflap.core.errors import EcoflapError
 
 @dataclass(frozen=True)
 class Owl:
-    """r_b = 2λ (D_b - min D) / (max D - min D), with D_b the group's outlier share (the scorer ``outlier_share``).
+    """Spread the groups' sparsities by their outlier shares.
 
-    The paper's blocks are of equal size; here the mean of r is weighted by size, so that the budget is met whatever the
+    The paper's blocks are of equal size. Here the mean of r is weighted by size, so that the budget is met whatever the
     sizes are. Shares beyond a floor or cap are cut, and all others move together to make up for it.
 
     :param spread: The paper's λ: no two groups differ by more than 2λ in sparsity.
     """
 
     spread: float = 0.08
-    takes: ClassVar[str] = "score"
+    takes: ClassVar[Literal["score"]] = "score"
 
     def __post_init__(self) -> None:
         if not 0 <= self.spread <= 1:
-            raise EcoflapError(f"spread, the paper's λ, is a share between 0 and 1; {self.spread} is not")
+            raise EcoflapError(f"spread, the paper's λ, is {self.spread}; it is a share between 0 and 1")
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         sizes = [group.size for group in groups]
@@ -44,6 +46,7 @@ class Owl:
         return water_fill(base, sizes, floors, caps, keep, [group.name for group in groups])
 
     def _ranks(self, groups: Sequence[Group]) -> list[Fraction]:
+        """Compute each group's r_g exactly."""
         wrong = [group for group in groups if not isfinite(group.score)]
         if wrong:
             raise EcoflapError(*(f"the score of {g.name} is {g.score}: a score is finite" for g in wrong))

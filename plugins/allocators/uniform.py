@@ -1,4 +1,9 @@
-"""The same sparsity everywhere: every group keeps keep/total of its weights."""
+"""The allocator ``uniform`` gives every group the same sparsity.
+
+    k_g = n_g · K / N
+
+n_g is a group's size, N the size of all groups and K how many weights they keep together.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +17,10 @@ from ecoflap.core.contracts.protocols import Allocator
 
 @dataclass(frozen=True)
 class Uniform:
-    """k_g = n_g · K / N, cut to the group's floor and cap; what that costs or frees is shared by the others alike."""
+    """Keep the same share of every group.
+
+    A count beyond a group's floor or cap is cut to it, and all other groups make up for that alike.
+    """
 
     takes: ClassVar[None] = None
 

@@ -1,4 +1,4 @@
-"""Images with a question and its answers, as VQAv2, GQA and OK-VQA have them."""
+"""The dataset ``image_question_answer`` yields images with a question and its answers, as VQAv2 and GQA have them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError
-from ecoflap.plugins.datasets.shared.flaws import Flaw
-from ecoflap.plugins.datasets.shared.image_tables import Row, Table, missing_path
-from ecoflap.plugins.datasets.shared.indexed_images import IMAGE, IndexedImages, words_of
-from ecoflap.plugins.datasets.shared.layouts import GQA, VQA, Entries, recognised
-from ecoflap.plugins.datasets.shared.question_layouts import gqa_entries, pattern_problem, vqa_entries
+from ecoflap.plugins.datasets.shared.image_tables import Row, Table
+from ecoflap.plugins.datasets.shared.indexed_images import IMAGE, IndexedImages
+from ecoflap.plugins.datasets.shared.published_files import GQA, VQA, Entries, recognised
+from ecoflap.plugins.datasets.shared.question_files import gqa_entries, pattern_problem, vqa_entries
+from ecoflap.plugins.datasets.shared.row_texts import texts_of
+from ecoflap.plugins.datasets.shared.text_files import missing_path
+from ecoflap.plugins.datasets.shared.unusable_rows import UnusableRow
 
 
 @hookimpl
@@ -22,26 +24,26 @@ def ecoflap_register_datasets() -> Mapping[str, type["ImageQuestionAnswer"]]:
 
 @dataclass(frozen=True)
 class ImageQuestionAnswer(IndexedImages):
-    """Images, questions and answers from an index, from files as they are published, or from a data set of the hub.
+    """Yield images, questions and answers from an index, from published files, or from a data set of the hub.
 
     :param path: An index (``.jsonl``, ``.json``, ``.csv``), or a folder with one: ``index.jsonl``, ``index.json``,
         ``index.csv``, ``metadata.jsonl`` or ``metadata.csv``. Or the JSON file of the questions of VQAv2, OK-VQA or
         GQA. Or parquet files, or what ``save_to_disk`` wrote; needs ``datasets``.
     :param annotations: The JSON file with the answers to VQAv2's or OK-VQA's questions.
-    :param images: The folder that the index names images relative to, where it is not its own.
+    :param images: The folder that the index names images relative to, where it is not the index's own.
     :param image_name: What image files are called, for questions that have their numbers alone:
         ``"COCO_val2014_{image_id:012d}.jpg"``. Tried without it are that, with the ``data_subtype`` of the questions,
         then ``{image_id:012d}`` and ``{image_id}``, each with ``.jpg``, ``.png`` and ``.jpeg``.
     :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
-    :param columns: Where they are not ``image`` (or ``file_name``), ``question`` and ``answers`` (or ``answer``):
-        ``{answers: multiple_choice_answer}``. Answers are one text, a list of texts, or of ``{"answer": text}``, as
-        VQAv2 has the ten of its annotators; all of them are kept, in their order. ``id`` (or ``question_id``),
-        ``image_id`` and ``kind`` (or ``answer_type``; of GQA the structural type) may be there:
+    :param columns: Names of the columns, where they are not ``image`` (or ``file_name``), ``question`` and ``answers``
+        (or ``answer``): ``{answers: multiple_choice_answer}``. Answers are one text, a list of texts, or of
+        ``{"answer": text}``, as VQAv2 has the ten of its annotators; all of them are kept, in their order. ``id`` (or
+        ``question_id``), ``image_id`` and ``kind`` (or ``answer_type``; of GQA the structural type) may be there:
         ``{kind: question_type}``.
-    :param samples: How many; None for all there are.
-    :param order: ``random``: without replacement, for many indexes are sorted by image. ``first``: from the first row
-        on.
-    :param seed: Of the random order, which is the same on every machine.
+    :param samples: How many samples it yields; None for all there are.
+    :param order: ``random`` draws without replacement, because many indexes are sorted by image. ``first`` takes the
+        rows from the first on.
+    :param seed: Seed of the random order, which is the same on every machine.
     :param portion: The share of the rows to use: calibrate on ``[0, 0.7]`` and evaluate on ``[0.7, 1]``. Which rows
         these are depends on neither order nor seed. An image with several questions may be in both.
     :param skip: Which rows to pass over and draw others for, instead of an error: ``missing`` files, ``unreadable``
@@ -67,9 +69,9 @@ class ImageQuestionAnswer(IndexedImages):
         yield from super()._wrong_parameters()
         problem = pattern_problem(self.image_name) if self.image_name is not None else None
         if problem:
-            yield f"{self.name}: {problem}"
+            yield problem
         if self.annotations is not None and not self.annotations.is_file():
-            yield f"{self.name}: annotations: {missing_path(self.annotations)}"
+            yield f"annotations: {missing_path(self.annotations)}"
 
     def _published(self, document: Any, file: Path) -> Entries:
         if recognised(document, file, (VQA, GQA)) is VQA:
@@ -94,9 +96,9 @@ class ImageQuestionAnswer(IndexedImages):
         yield from filter(None, [self.annotations])
 
     def _rest(self, row: Row) -> Sample:
-        questions, answers = words_of(row, "question"), words_of(row, "answers", blanks=True)
+        questions, answers = texts_of(row, "question"), texts_of(row, "answers", keep_blank=True)
         if not questions or not answers:
-            raise Flaw("empty", f"{row.where} (no {'question' if not questions else 'answer'})")
+            raise UnusableRow("empty", f"{row.where} (no {'question' if not questions else 'answer'})")
         if len(questions) > 1:
-            raise Flaw("malformed", f"{row.where} (it holds {len(questions)} questions)")
+            raise UnusableRow("malformed", f"{row.where} (it holds {len(questions)} questions)")
         return Sample(question=questions[0], answers=tuple(answers))

@@ -1,6 +1,7 @@
-"""EleutherAI's evaluation harness (``pip install 'ecoflap[lm-eval]'``), on the model in memory.
+"""The evaluator ``lm_eval`` runs tasks of EleutherAI's evaluation harness on the model in memory.
 
-Gao et al., A framework for few-shot language model evaluation, https://zenodo.org/records/12608602.
+The harness is installed by ``pip install 'ecoflap[lm-eval]'``. Gao et al., A framework for few-shot language model
+evaluation, https://zenodo.org/records/12608602.
 """
 
 import logging
@@ -20,12 +21,12 @@ import torch
 from torch import nn
 
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import DataError, ModelError, nearest
-from ecoflap.core.model.anatomy import Anatomy
 
-PLAIN = "none"  # the harness' name of the filter that leaves answers as they are
+PLAIN = "none"  # the harness calls the filter so that leaves answers as they are
 
 
 @hookimpl
@@ -35,18 +36,18 @@ def ecoflap_register_evaluators() -> Mapping[str, type["LmEval"]]:
 
 @dataclass(frozen=True)
 class LmEval:
-    """Tasks of the harness, such as ``arc_easy`` and ``mmlu``, for a language model, with an encoder or without.
+    """Measure what tasks of the harness do, such as ``arc_easy`` and ``mmlu``, of a model of language alone.
 
-    Values, standard errors and which way to read them are the harness' own, accuracies from 0 to 1. Of a group the
-    group's value is told where it has one, else those of its tasks. The harness reads most tasks' data from the Hugging
-    Face hub; those once read are found again without a network.
+    Values, standard errors and which way to read them are the harness' own, accuracies from 0 to 1. Of a group of tasks
+    the group's value is given where it has one, else those of its tasks. The harness reads most tasks' data from the
+    Hugging Face hub; those once read are found again without a network.
 
-    :param tasks: By the harness' names, of tasks, groups or tags.
+    :param tasks: Names that the harness has for tasks, groups or tags.
     :param include_path: A folder with tasks of one's own, as YAML files.
-    :param num_fewshot: Examples before each question; None takes each task's own number.
-    :param limit: So many documents of each task, or below 1 that share of them; None for all.
-    :param batch_size: Requests at a time.
-    :param seed: Of all that the harness draws, such as few-shot examples.
+    :param num_fewshot: How many examples stand before each question; None takes each task's own number.
+    :param limit: How many documents of each task are used, or below 1 which share of them; None for all.
+    :param batch_size: How many requests are made at a time.
+    :param seed: Seed of all that the harness draws, such as few-shot examples.
     """
 
     tasks: tuple[str, ...]
@@ -65,10 +66,14 @@ class LmEval:
         if self.limit is not None and self.limit <= 0:
             raise ValueError(f"limit is {self.limit}; more than 0 is needed, or null for all documents")
 
-    def problems(self, anatomy: Anatomy | None = None, recipe: Any = None) -> Iterator[str]:
-        """That the harness is there, knows the tasks, and that the model is one of language alone."""
-        if anatomy is not None and "vision" in [tower.name for tower in anatomy.towers]:
+    def problems(self, context: PlanContext) -> Iterator[str]:
+        """Say where the harness is not there or does not know a task, and where the model looks at images."""
+        if "vision" in [tower.name for tower in context.anatomy.towers]:
             yield "lm_eval is for language models, and this one looks at images."
+        yield from self._wrong_tasks()
+
+    def _wrong_tasks(self) -> Iterator[str]:
+        """Say why the tasks cannot be run."""
         if find_spec("lm_eval") is None:
             yield "lm_eval needs EleutherAI's harness: pip install 'ecoflap[lm-eval]'."
         elif self.include_path is not None and not self.include_path.is_dir():
@@ -77,26 +82,27 @@ class LmEval:
             known = _manager(self.tasks, self.include_path).all_tasks
             for task in self.tasks:
                 if task not in known:
-                    told = f"lm_eval: tasks: the harness knows no {task!r} among {len(known)} tasks."
-                    yield f"{told}{nearest(task, known)} All of them: lm-eval ls tasks."
+                    unknown = f"lm_eval: tasks: the harness knows no {task!r} among {len(known)} tasks."
+                    yield f"{unknown}{nearest(task, known)} All of them: lm-eval ls tasks."
 
-    def __call__(self, model: nn.Module, adapter: Adapter) -> Mapping[str, Measure]:
-        wrong = [*self.problems()]
+    def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
+        wrong = [*self._wrong_tasks()]
         if wrong:
             raise DataError(*wrong)
         if not hasattr(adapter.processor, "convert_tokens_to_ids"):
             raise ModelError("lm_eval needs the model's tokenizer: put it beside the model, or give ecoflap.run one.")
         results = self._results(model, adapter.processor)
-        return {name: measure for task in _told(results) for name, measure in _measures(task, results)}
+        return {name: measure for task in _tasks_given(results) for name, measure in _measures(task, results)}
 
     def _results(self, model: nn.Module, tokenizer: Any) -> Mapping[str, Any]:
+        """Run the harness, and give its own report."""
         import lm_eval
         from datasets.exceptions import DatasetsError
         from lm_eval.models.huggingface import HFLM
 
         language: Any = model
         with _as_it_was(model):
-            # it gives a tokenizer a padding token where it has none, which is not to be saved
+            # a copy, because the harness gives a tokenizer a padding token, which is not to be saved with the model
             wrapped = HFLM(pretrained=language, tokenizer=deepcopy(tokenizer), batch_size=self.batch_size)
             try:
                 found = lm_eval.simple_evaluate(
@@ -112,17 +118,17 @@ class LmEval:
                     fewshot_random_seed=self.seed,
                 )
             except (OSError, ValueError, DatasetsError) as error:
-                told = " ".join(str(error).split()).rstrip(".")
+                reason = " ".join(str(error).split()).rstrip(".")
                 raise DataError(
-                    f"lm_eval: {told}. Data of its tasks come from the Hugging Face hub, unless they were read before; "
-                    "tasks on files of your own are found in include_path."
+                    f"lm_eval: {reason}. Data of its tasks come from the Hugging Face hub, unless they were read "
+                    "before; tasks on files of your own are found in include_path."
                 ) from error
         return dict(found)
 
 
 @cache
 def _manager(tasks: tuple[str, ...], include_path: Path | None) -> Any:
-    """Knows where tasks are written down. Reading the harness' own thousands takes seconds, so that is done once."""
+    """Make the harness' list of tasks. Reading its own thousands takes seconds, so that is done once a process."""
     from lm_eval.tasks import TaskManager
 
     with _draws_forgotten():
@@ -133,7 +139,7 @@ def _manager(tasks: tuple[str, ...], include_path: Path | None) -> Any:
 
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """The harness ties weights anew, which pruning may have set apart, and logs much."""
+    """Undo what the harness does to a model: it ties weights anew, which pruning may have set apart, and logs much."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     vars(model)["tie_weights"] = lambda *_, **__: None
@@ -148,7 +154,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _draws_forgotten() -> Iterator[None]:
-    """The harness seeds all that is random; afterwards it is as before."""
+    """Put every random generator back as it was: the harness seeds all of them."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -158,8 +164,8 @@ def _draws_forgotten() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _told(results: Mapping[str, Any]) -> Iterator[str]:
-    """Tasks and groups with a value, but no task of a group that has one."""
+def _tasks_given(results: Mapping[str, Any]) -> Iterator[str]:
+    """Name the tasks and groups with a value, but no task of a group that has one."""
     inside: Mapping[str, Sequence[str]] = results.get("group_subtasks", {})
     valued = [name for name, row in results["results"].items() if any("," in key for key in row)]
     covered = {task for name in valued for task in _tasks_in(name, inside)}
@@ -167,13 +173,14 @@ def _told(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _tasks_in(name: str, inside: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Name all tasks of a group, and of the groups in it."""
     for task in inside.get(name, ()):
         yield task
         yield from _tasks_in(task, inside)
 
 
 def _measures(task: str, results: Mapping[str, Any]) -> Iterator[tuple[str, Measure]]:
-    """``acc,none`` of the harness is ``arc_easy acc`` here."""
+    """Yield a task's measures. What the harness calls ``acc,none`` is ``arc_easy acc`` here."""
     row, n = results["results"][task], _documents(task, results)
     for key, value in row.items():
         metric, comma, how = key.partition(",")
@@ -187,5 +194,6 @@ def _measures(task: str, results: Mapping[str, Any]) -> Iterator[tuple[str, Meas
 
 
 def _documents(task: str, results: Mapping[str, Any]) -> int:
+    """Count the documents that a task's or group's values are over."""
     counts, inside = results["n-samples"], results.get("group_subtasks", {})
     return sum(counts[one]["effective"] for one in {task, *_tasks_in(task, inside)} if one in counts)

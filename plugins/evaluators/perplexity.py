@@ -1,18 +1,25 @@
-"""Perplexity: how many tokens, on average, a language model hesitates between. Lower is better."""
+"""The evaluator ``perplexity`` tells how many tokens, on average, a language model hesitates between.
+
+    perplexity = exp(Σ −log p(token | those before it in its window) / number of tokens)
+
+Lower is better.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import nn
 
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.protocols import Adapter, Dataset
-from ecoflap.core.contracts.records import Batch, Measure
-from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
+from ecoflap.core.contracts.records import Measure, Sample
+from ecoflap.core.errors import DataError
+from ecoflap.plugins.evaluators.shared.means import mean_of_means
+from ecoflap.plugins.evaluators.shared.model_calls import BatchLoss, losses
 
-IGNORED = -100  # the mark of a label that is padding
+IGNORED = -100  # the mark of a label that is padding, in transformers
 
 
 @hookimpl
@@ -22,54 +29,47 @@ def ecoflap_register_evaluators() -> Mapping[str, type["Perplexity"]]:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``exp`` of the mean negative log-likelihood of a token, over windows that are read one at a time.
+    """Measure ``exp`` of the mean negative log-likelihood of a token, over windows that are read one at a time.
 
     Each window is read without the text before it, as the pruning literature reports it. The standard error takes the
-    windows as independent: perplexity times the standard error of their mean (the delta method).
+    windows as independent: it is the perplexity times the standard error of their mean (the delta method).
 
     :param data: A dataset of token windows, such as ``{use: text, order: consecutive}``.
     """
 
     data: Dataset
 
-    def __call__(self, model: nn.Module, adapter: Adapter) -> Mapping[str, Measure]:
-        means: list[float] = []
-        counts: list[int] = []
-        for number, sample in enumerate(self.data(adapter, model)):
-            if sample.tokens is None:
-                raise DataError(
-                    f"perplexity: sample {number} of its data holds no tokens; a dataset such as text does."
-                )
-            batch = adapter.collate([sample])
-            with torch.no_grad():
-                means.append(float(adapter.loss(model, batch)))
-            counts.append(predicted(batch, len(sample.tokens)))
-            if not math.isfinite(means[-1]):
-                raise ModelError(f"perplexity: the loss of window {number} is {means[-1]}; the model is broken.")
-        if not counts:
+    loss_batch_size: ClassVar[int] = 1
+
+    def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
+        windows = _windows(self.data(adapter, model, note))
+        found = [(one.loss, predicted(one)) for one in losses("perplexity", model, adapter, windows)]
+        if not found:
             raise DataError("perplexity: its data holds no window.")
+        means, counts = zip(*found, strict=True)
         return {"perplexity": measure(means, counts)}
 
 
-def predicted(batch: Batch, tokens: int) -> int:
-    """How many tokens of a window the loss is the mean over.
+def _windows(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Yield each sample alone, which has to be a window of tokens."""
+    for number, sample in enumerate(samples):
+        if sample.tokens is None:
+            raise DataError(f"perplexity: sample {number} of its data holds no tokens; a dataset such as text does.")
+        yield [sample]
 
-    Where an encoder reads part of it, the decoder's labels say so. Otherwise it is all but the first.
+
+def predicted(window: BatchLoss) -> int:
+    """Count the tokens of a window that the loss is the mean over.
+
+    Where an encoder reads part of the window, the decoder's labels say which. Otherwise it is all tokens but the first.
     """
-    labels = batch.get("labels")
-    return tokens - 1 if labels is None else int((labels != IGNORED).sum())
+    labels, tokens = window.batch.get("labels"), window.samples[0].tokens
+    assert tokens is not None  # _windows() has seen to it
+    return len(tokens) - 1 if labels is None else int((labels != IGNORED).sum())
 
 
 def measure(means: Sequence[float], counts: Sequence[int]) -> Measure:
-    """From each window's mean loss and number of predicted tokens."""
+    """Make the perplexity of each window's mean loss and number of predicted tokens."""
     mean, error = mean_of_means(means, counts)
     value = math.exp(mean)
     return Measure(value, n=sum(counts), standard_error=value * error, unit="tokens", larger_is_better=False)
-
-
-def mean_of_means(means: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """Over all that the means are over, with its standard error where the means are independent of each other."""
-    number, total = len(means), sum(counts)
-    mean = sum(m * n for m, n in zip(means, counts, strict=True)) / total
-    spread = sum((n / total * (m - mean)) ** 2 for m, n in zip(means, counts, strict=True))
-    return mean, math.sqrt(spread * number / (number - 1)) if number > 1 else math.inf

@@ -1,19 +1,28 @@
-"""Visual question answering: how many questions about images a model answers as people do. The paper's main measure."""
+"""The evaluator ``vqa`` tells how many questions about images a model answers as people do.
+
+    accuracy of an answer = min(1, matches / 3), averaged over the ten ways to leave one of ten people out
+
+It is the paper's main measure. Antol et al., VQA: Visual Question Answering, ICCV 2015.
+"""
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.protocols import Adapter, Dataset
+from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
-from ecoflap.plugins.evaluators.shared.generating import complete, image_of, mean, refuse_settings, said_of
+from ecoflap.plugins.evaluators.shared.batches import complete
+from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation, refuse_below_one
+from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
+from ecoflap.plugins.evaluators.shared.model_calls import texts_said
 from ecoflap.plugins.evaluators.shared.vqa_answers import ANNOTATORS, accuracy, consensus
 
 PLACE = "{}"
+"""Where the question goes in the prompt."""
 
 
 @hookimpl
@@ -23,7 +32,7 @@ def ecoflap_register_evaluators() -> Mapping[str, type["Vqa"]]:
 
 @dataclass(frozen=True)
 class Vqa:
-    """VQA accuracy, from 0 to 1, of the texts that a model makes; and the share of them that it ended itself.
+    """Measure VQA accuracy, from 0 to 1, of the texts that a model makes, and the share of them that it ended itself.
 
     With ten answers or more to a question these are the official scorer's numbers (:mod:`vqa_answers`); with fewer, as
     of GQA, an answer is right if it is one of them in the scorer's wording. The standard error takes images as
@@ -33,12 +42,12 @@ class Vqa:
     :param data: Images with questions and answers, such as ``{use: image_question_answer, samples: null}``.
     :param prompt: What the model reads, with the question in place of ``{}``.
     :param num_beams: How many beginnings are gone on with; 1 takes the likeliest token each time.
-    :param max_new_tokens: Where a text is broken off that does not end by itself.
-    :param min_new_tokens: Before this many it may not end.
+    :param max_new_tokens: After how many tokens a text is broken off that does not end by itself.
+    :param min_new_tokens: Before how many tokens it may not end.
     :param length_penalty: A beam's log-likelihood is divided by its length to this power; below 0 prefers short ones.
-    :param batch_size: Questions that are answered at a time.
-    :param score: ``text``, or ``tokens``: right is what begins with the tokens of an answer. A model that goes on after
-        its answer, as one may that has lost the token which ends a text, then loses nothing by it.
+    :param batch_size: How many questions are answered at a time.
+    :param score: By ``text``, or by ``tokens``: right is then what begins with the tokens of an answer. A model that
+        goes on after its answer, as one may that has lost the token which ends a text, loses nothing by that.
     :param by: ``kind`` for a measure of its own for each kind of question that the data tell apart.
     """
 
@@ -51,9 +60,8 @@ class Vqa:
     batch_size: int = 16
     score: Literal["text", "tokens"] = "text"
     by: Literal["kind"] | None = None
-    notes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    wants: ClassVar = Generates
+    wants: ClassVar[type[Any]] = Generates
 
     def __post_init__(self) -> None:
         if self.prompt.count(PLACE) != 1:
@@ -61,28 +69,33 @@ class Vqa:
                 f"prompt is {self.prompt!r}; it is to hold {PLACE} once, where the question goes, such as "
                 f"'Question: {PLACE} Short answer:'"
             )
-        refuse_settings(self._generation, self.batch_size)
+        check_generation(self._generation)
+        refuse_below_one("batch_size", self.batch_size)
 
-    def __call__(self, model: nn.Module, adapter: Adapter) -> Mapping[str, Measure]:
-        answers = [*self._answers(model, adapter)]
-        rights, ended, images, kinds = zip(*((a.right, a.ended, a.image, a.kind) for a in answers), strict=True)
+    def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
+        answers = [*self._answers(model, adapter, note)]
         silent = sum(answer.is_empty for answer in answers)
-        self.notes[:] = [f"{silent} of {len(answers)} answers are empty, and count as wrong."] if silent else []
-        found = {"vqa": mean(rights, images, "questions"), "vqa ended": mean(ended, images, "questions")}
-        for kind in sorted(set(filter(None, kinds))) if self.by else ():
-            own = [answer for answer in answers if answer.kind == kind]
-            found[f"vqa {kind}"] = mean([a.right for a in own], [a.image for a in own], "questions")
+        if silent:
+            note(f"{silent} of {len(answers)} answers are empty, and count as wrong.")
+        images = [answer.image for answer in answers]
+        ended = mean_over_images([answer.ended for answer in answers], images, "questions")
+        found = {"vqa": _accuracy(answers), "vqa ended": ended}
+        for kind in sorted({answer.kind for answer in answers if answer.kind}) if self.by else ():
+            found[f"vqa {kind}"] = _accuracy([answer for answer in answers if answer.kind == kind])
         return found
 
     @property
     def _generation(self) -> Generation:
         return Generation(self.max_new_tokens, self.min_new_tokens, self.num_beams, self.length_penalty)
 
-    def _answers(self, model: nn.Module, adapter: Any) -> Iterator["Answer"]:
-        samples = complete("vqa", self.data(adapter, model), self.batch_size, self._lacks)
-        pairs = said_of("vqa", model, adapter, samples, self._generation, self.batch_size, self._asked)
+    def _answers(self, model: nn.Module, adapter: Any, note: Note) -> Iterator["Answer"]:
+        """Let the model answer every question."""
+        check_ability("vqa", Generates, adapter, model)
+        samples = complete("vqa", self.data(adapter, model, note), self.batch_size, self._lacks)
+        asked = (replace(one, question=self.prompt.replace(PLACE, str(one.question))) for one in samples)
+        pairs = texts_said(model, adapter, asked, self._generation, self.batch_size)
         for number, (sample, said) in enumerate(pairs):
-            right = self._right(adapter, sample, said)
+            right = self._right(model, adapter, sample, said)
             yield Answer(right, float(said.ended), not said.text, image_of(sample, number), sample.kind)
 
     def _lacks(self, sample: Sample) -> str | None:
@@ -92,13 +105,11 @@ class Vqa:
             return "answer"
         return "kind, and by asks for measures by kind" if self.by and sample.kind is None else None
 
-    def _asked(self, sample: Sample) -> Sample:
-        return replace(sample, question=self.prompt.replace(PLACE, str(sample.question)))
-
-    def _right(self, adapter: Any, sample: Sample, said: Said) -> float:
+    def _right(self, model: nn.Module, adapter: Any, sample: Sample, said: Said) -> float:
+        """Tell how right an answer is, from 0 to 1."""
         if self.score == "text":
             return accuracy(said.text, sample.answers)
-        own = [adapter.tokens_of(answer) for answer in sample.answers]
+        own = [adapter.tokens_of(model, answer) for answer in sample.answers]
         begins = [bool(tokens) and said.tokens[: len(tokens)] == tokens for tokens in own]
         return consensus(begins) if len(begins) >= ANNOTATORS else float(any(begins))
 
@@ -107,9 +118,11 @@ class Vqa:
 class Answer:
     """What is kept of one question.
 
-    :param right: From 0 to 1.
+    :param right: How right the model's text was, from 0 to 1.
     :param ended: 1 where the model ended its text itself, else 0.
+    :param is_empty: Whether it said nothing.
     :param image: What questions on one image have in common.
+    :param kind: What the data sort the question under.
     """
 
     right: float
@@ -117,3 +130,7 @@ class Answer:
     is_empty: bool
     image: Hashable
     kind: str | None
+
+
+def _accuracy(answers: list[Answer]) -> Measure:
+    return mean_over_images([answer.right for answer in answers], [answer.image for answer in answers], "questions")

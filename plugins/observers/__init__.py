@@ -1,1 +1,1 @@
-"""Built-in observers, one to a file; registry.yaml says which are loaded."""
+"""Holds the built-in observers, one to a file; registry.yaml says which are loaded."""

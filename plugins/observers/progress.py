@@ -1,4 +1,4 @@
-"""Progress for whoever waits: a bar with the time left on a terminal, plain lines elsewhere."""
+"""The observer ``progress`` shows how far a run is: as a bar with the time left on a terminal, else as plain lines."""
 
 import sys
 from time import monotonic
@@ -35,17 +35,18 @@ PLAIN_EVERY = 10.0
 
 
 class Progress:
-    """Writes to the standard error stream, so that results can be piped."""
+    """Shows how far a run is. It writes to the standard error stream, so that results can be piped."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._bars: Bars | None = None
         self._task = TaskID(0)
-        self._began = self._said = 0.0
-        self._first_done: int | None = None
+        self._said = 0.0
+        self._first: tuple[float, int] | None = None  # when the stage's first event came, and how much was done then
 
     @hookimpl
     def ecoflap_on_event(self, event: Event) -> None:
+        """Show an event, or nothing of one that says nothing of progress."""
         match event:
             case RunStarted():
                 self._console = Console(stderr=True, file=sys.stderr)
@@ -64,7 +65,7 @@ class Progress:
 
     def _begin(self, stage: str) -> None:
         self._close()
-        self._began, self._said, self._first_done = monotonic(), monotonic(), None
+        self._said, self._first = monotonic(), None
         if self._console.is_terminal:
             self._bars = Bars(*COLUMNS, console=self._console, transient=True)
             self._task = self._bars.add_task(stage, total=None, unit="", left="")
@@ -73,8 +74,6 @@ class Progress:
             self._say(f"{stage} …")
 
     def _advance(self, event: ProgressEvent) -> None:
-        if self._first_done is None:
-            self._first_done = event.done
         left = self._time_left(event)
         if self._bars is not None:
             counted = f"{event.done} of {event.total} {event.unit}"
@@ -84,11 +83,17 @@ class Progress:
             self._say(f"{event.stage}: {event.done} of {event.total} {event.unit}" + (f", {left}" if left else ""))
 
     def _time_left(self, event: ProgressEvent) -> str:
-        """By what this process did; what an earlier one finished took no time of it."""
-        done = event.done - (self._first_done or 0)
+        """Estimate by what was done since the first event, in the time since then; before a second one say nothing.
+
+        What the first event counts may be an earlier process's work, which took no time of this one.
+        """
+        if self._first is None:
+            self._first = (monotonic(), event.done)
+        began, done_before = self._first
+        done = event.done - done_before
         if event.done == event.total or done <= 0:
             return ""
-        return f"about {time_text((monotonic() - self._began) / done * (event.total - event.done))} left"
+        return f"about {time_text((monotonic() - began) / done * (event.total - event.done))} left"
 
     def _close(self) -> None:
         if self._bars is not None:

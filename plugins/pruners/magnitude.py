@@ -1,11 +1,14 @@
-"""The weights nearest to zero go: metric |W_ij|.
+"""The pruner ``magnitude`` removes the weights nearest to zero.
 
-Han, Pool, Tran & Dally, Learning both Weights and Connections for Efficient Neural Networks (NeurIPS 2015).
+    metric_ij = |W_ij|
+
+The smallest metrics go. Han, Pool, Tran & Dally, Learning both Weights and Connections for Efficient Neural Networks,
+NeurIPS 2015.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,21 +16,21 @@ from torch import Tensor
 from ecoflap.core.budget.counts import Budget
 from ecoflap.core.budget.select import Compare, kept_only, select
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.protocols import Pruner
-from ecoflap.core.contracts.records import Pruned
+from ecoflap.core.contracts.protocols import Pruner, Statistic
+from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Keeps the largest |W_ij|.
+    """Keep the weights with the largest |W_ij|. It looks at no data, and changes no weight that it keeps.
 
-    :param compare: Whom a weight competes with: all of its ``layer``, or its output ``row``.
+    :param compare: Whom a weight competes with: all weights of its ``layer``, or those of its output ``row``.
     """
 
     compare: Compare = "layer"
-    needs: ClassVar[tuple[type[Any], ...]] = ()
+    needs: ClassVar[tuple[type[Statistic], ...]] = ()
 
-    def __call__(self, weight: Float[Tensor, "out in"], statistic: None, budget: Budget) -> Pruned:
+    def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()
         mask = select(weight.abs(), budget, self.compare)
         return Pruned(mask, kept_only(weight, mask))

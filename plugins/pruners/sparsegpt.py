@@ -1,14 +1,16 @@
-"""Optimal Brain Surgeon column by column: what a pruned weight did, the columns after it take over.
+"""The pruner ``sparsegpt`` removes weights column by column and lets the columns after make up for what is lost.
 
-Frantar & Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot (ICML 2023), Algorithm 1.
+    H = Σ x xᵀ + λ·mean(diag)·I,   H⁻¹ = UᵀU with U upper triangular
+    metric_ij = (w_ij / U_jj)²,   and for each w_ij that goes   w_ik −= w_ij · U_jk / U_jj   for all k > j
 
-H = Σ x xᵀ + damping, H⁻¹ = UᵀU with U upper. Pruning w_j of a row moves the columns after it by -w_j U_jk / U_jj, and
-costs (w_j / U_jj)². The paper factorises, inverts and factorises again; with H = VVᵀ, V upper, U is V⁻¹ at once.
+Frantar & Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, ICML 2023, Algorithm 1,
+which is Optimal Brain Surgeon with one order of the columns for all rows. The paper factorises H, inverts it and
+factorises again; with H = VVᵀ and V upper triangular, U is V⁻¹ at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32
@@ -17,22 +19,24 @@ from torch import Tensor
 from ecoflap.core.budget.counts import Budget, Keep, Pattern
 from ecoflap.core.budget.select import check_fits, is_finite, select, zeros_first
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.protocols import Pruner
-from ecoflap.core.contracts.records import Pruned
+from ecoflap.core.contracts.protocols import Pruner, Statistic
+from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.statistics import Gram
 
 _ROWS = 128
-_STEP = 32  # columns updated one by one before a matrix product brings the next ones up to date
+"""Rows of the triangular inverse that are solved for at once."""
+_STEP = 32
+"""Columns that are updated one by one before a matrix product brings those after them up to date."""
 
 
 class Factor(NamedTuple):
-    """What all layers with these inputs share.
+    """What SparseGPT derives from a Gram matrix. All layers with the same inputs share it.
 
-    :param follow: U_jk / U_jj in row k and column j: by how much column k follows column j. Lower triangular.
+    :param follow: U_jk / U_jj in row k and column j, which is how much column k changes for column j. Lower triangular.
     :param pivots: 1 / U_jj.
-    :param dead: Inputs that were always zero.
-    :param damping: The one that was needed.
+    :param dead: True for inputs that were always zero.
+    :param damping: The λ with which the factorisation succeeded.
     """
 
     follow: Float32[Tensor, "in in"]
@@ -43,52 +47,47 @@ class Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class SparseGPT:
-    """Within every block of columns keeps the largest (w / U_jj)², w as updated so far, over all rows jointly.
+    """In every block of columns, keep the largest (w_ij / U_jj)² over all rows, with w as updated until then.
 
-    A count is divided over the blocks of columns in proportion; a pattern keeps n of every m columns, row by row.
+    A count is divided among the blocks of columns in proportion to their width. A pattern keeps n of every m columns,
+    row by row. The factor is kept in ``gram.factors`` under its λ, for the other layers that share the inputs.
 
-    :param damping: λ, the share of H's mean diagonal added to it. Raised tenfold, and said so in the run's log, where
-        the factorisation fails.
-    :param block_size: Columns whose weights are chosen together; rounded to a multiple of a pattern's m.
+    :param damping: λ, the share of H's mean diagonal that is added to the diagonal. Where the factorisation fails, λ is
+        raised tenfold until it succeeds, and ``Pruned.notes`` says so.
+    :param block_size: How many columns have their weights chosen together; rounded to a multiple of a pattern's m.
     """
 
     damping: float = 0.01
     block_size: int = 128
-    needs: ClassVar[tuple[type[Any], ...]] = (Gram,)
+    needs: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
 
     def __post_init__(self) -> None:
         if not 0 <= self.damping < float("inf"):
-            raise EcoflapError(f"damping is a share of the mean diagonal, 0 or more; {self.damping} is not")
+            raise EcoflapError(f"damping is {self.damping}; it is a share of the mean diagonal, 0 or more")
         if self.block_size < 1:
-            raise EcoflapError(f"block_size is a number of columns, 1 or more; {self.block_size} is not")
+            raise EcoflapError(f"block_size is {self.block_size}; it is a number of columns, 1 or more")
 
-    def __call__(self, weight: Float[Tensor, "out in"], statistic: Gram, budget: Budget) -> Pruned:
+    def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         check_fits(budget, *weight.shape)
-        columns = _Columns(weight.detach(), self._factor(statistic))
-        step = budget.m if isinstance(budget, Pattern) else _STEP
+        factor = self._factor(seen[Gram])
+        columns = _Columns(weight.detach(), factor)
         for start, stop, share in self._blocks(weight.shape[1], budget):
-            columns.update(0, start, stop)
-            if isinstance(share, Keep):
-                columns.choose(start, stop, share)
-            for first in range(start, stop, step):
-                last = min(first + step, stop)
-                columns.update(start, first, last)
-                if isinstance(share, Pattern):
-                    columns.choose(first, last, share)
-                columns.prune(first, last)
-        return columns.pruned(weight.dtype)
+            columns.prune_block(start, stop, share)
+        return Pruned(*columns.result(weight.dtype), self._notes(factor))
 
     def _factor(self, gram: Gram) -> Factor:
         if self.damping not in gram.factors:
-            factor = _factorise(gram.matrix, self.damping)
-            gram.factors[self.damping] = factor
-            if factor.damping != self.damping:
-                gram.notes.append(f"SparseGPT needed damping {factor.damping:g} instead of {self.damping:g}")
+            gram.factors[self.damping] = _factorise(gram.matrix, self.damping)
         found: Factor = gram.factors[self.damping]
         return found
 
+    def _notes(self, factor: Factor) -> tuple[str, ...]:
+        if factor.damping == self.damping:
+            return ()
+        return (f"SparseGPT needed damping {factor.damping:g} instead of {self.damping:g}",)
+
     def _blocks(self, columns: int, budget: Budget) -> Iterator[tuple[int, int, Budget]]:
-        """Where each block of columns begins and ends, with its share of the budget; shares sum to it exactly."""
+        """Yield where each block of columns begins and ends, and its share of the budget; shares sum to it exactly."""
         size = self.block_size
         if isinstance(budget, Pattern):
             size = max(size // budget.m, 1) * budget.m
@@ -101,30 +100,43 @@ class SparseGPT:
 
 
 class _Columns:
-    """A weight while it is pruned, transposed so that its columns are contiguous."""
+    """A weight while it is pruned, transposed so that each of its columns is contiguous."""
 
     def __init__(self, weight: Float[Tensor, "out in"], factor: Factor) -> None:
         self.weight = weight
         self.has_zeros = bool((weight == 0).any())
         self.factor = factor
         self.now = weight.T.float().masked_fill(factor.dead[:, None], 0).contiguous()
-        self.lost = torch.empty_like(self.now)  # of the columns that are done: what was pruned there
-        self.kept = torch.empty_like(self.now)  # 1 where it is kept
+        self.lost = torch.empty_like(self.now)  # of the finished columns, the values that were pruned
+        self.kept = torch.empty_like(self.now)  # of the chosen columns, 1 for each weight that is kept
 
-    def update(self, start: int, first: int, last: int) -> None:
-        """Let columns first to last take over what columns start to first lost."""
+    def prune_block(self, start: int, stop: int, share: Budget) -> None:
+        """Prune the columns from ``start`` up to ``stop``, all columns before them being finished."""
+        self._update(0, start, stop)
+        if isinstance(share, Keep):
+            self._choose(start, stop, share)
+        step = share.m if isinstance(share, Pattern) else _STEP
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            self._update(start, first, last)
+            if isinstance(share, Pattern):
+                self._choose(first, last, share)
+            self._prune(first, last)
+
+    def _update(self, start: int, first: int, last: int) -> None:
+        """Let the columns from ``first`` up to ``last`` make up for what those from ``start`` up to ``first`` lost."""
         if start < first:
             self.now[first:last].addmm_(self.factor.follow[first:last, start:first], self.lost[start:first], alpha=-1)
 
-    def choose(self, first: int, last: int, share: Budget) -> None:
-        # The paper's metric is its square, which ranks alike but may overflow.
+    def _choose(self, first: int, last: int, share: Budget) -> None:
+        # The paper's metric is the square of this one, which gives the same order but may overflow.
         metric = (self.now[first:last] * self.factor.pivots[first:last, None]).abs_().T
         if self.has_zeros:
             metric = zeros_first(metric, self.weight[:, first:last])
         self.kept[first:last] = select(metric, share, "layer").T
 
-    def prune(self, first: int, last: int) -> None:
-        """One column after the other, each updated from those of the same step before it."""
+    def _prune(self, first: int, last: int) -> None:
+        """Prune one column after the other, each updated from those before it since ``first``."""
         lost = self.lost[first:last]
         rows = zip(self.now[first:last], lost, self.kept[first:last], self.factor.follow[first:last], strict=True)
         for j, (now, gone, kept, follow) in enumerate(rows):
@@ -133,16 +145,20 @@ class _Columns:
             torch.addcmul(now, now, kept, value=-1, out=gone)
             now.sub_(gone)
 
-    def pruned(self, dtype: torch.dtype) -> Pruned:
+    def result(self, dtype: torch.dtype) -> tuple[Bool[Tensor, "out in"], Float[Tensor, "out in"]]:
+        """Give the mask and the weight in a type.
+
+        :raises EcoflapError: Where an updated weight is beyond the type's range.
+        """
         mask = self.kept.T.bool().contiguous()
         weight = self.now.T.to(dtype, memory_format=torch.contiguous_format)
         if not is_finite(weight):
             raise EcoflapError(f"SparseGPT's updated weights do not fit {dtype}: raise damping, or use float32")
-        return Pruned(mask, weight)
+        return mask, weight
 
 
 def _factorise(matrix: Float32[Tensor, "in in"], damping: float) -> Factor:
-    """H + λ mean(diag H) I = VVᵀ, with λ ten times larger at every failure."""
+    """Factorise H + λ·mean(diag H)·I = VVᵀ, with a λ ten times larger after every failure."""
     diagonal = matrix.diagonal().clone()
     dead = diagonal == 0
     mean = float(diagonal[~dead].mean()) if not dead.all() else 1.0
@@ -153,20 +169,23 @@ def _factorise(matrix: Float32[Tensor, "in in"], damping: float) -> Factor:
         flipped.diagonal().copy_(damped)
         lower, failed = torch.linalg.cholesky_ex(flipped.flip(0, 1))
         pivots = lower.diagonal().flip(0)
-        # A pivot within rounding of zero is a failure LAPACK does not see.
+        # A pivot that is zero but for rounding is a failure too, which LAPACK does not report.
         if not failed and bool((pivots.square() > torch.finfo(pivots.dtype).eps * damped).all()):
             return Factor(_follow(lower), pivots, dead, tried)
     raise EcoflapError(
-        f"SparseGPT: the inputs' Gram matrix cannot be factorised even at damping {tried:g}: "
-        "are the inputs finite? Look at the calibration data, or prune with wanda"
+        f"SparseGPT cannot factorise the Gram matrix of this layer's inputs, even at damping {tried:g}. See whether "
+        "the calibration data make the inputs infinite or NaN, or prune with wanda"
     )
 
 
 def _follow(lower: Float32[Tensor, "in in"]) -> Float32[Tensor, "in in"]:
-    """From the Cholesky factor of the flipped matrix, whose flip is V: (V / diag V)⁻¹ is U / diag U, row by row."""
+    """Compute (V / diag V)⁻¹, which is U / diag U by rows, from the Cholesky factor of the flipped matrix.
+
+    Flipped along both axes, that factor is V.
+    """
     lower = lower / lower.diagonal()
     inverse = torch.zeros_like(lower)
-    for start in range(0, len(lower), _ROWS):  # forward substitution by blocks: twice as fast as on the whole
+    for start in range(0, len(lower), _ROWS):  # by blocks of rows, which takes half the time of all at once
         rows = slice(start, start + _ROWS)
         corner = lower[rows, rows]
         identity = torch.eye(len(corner), device=lower.device)

@@ -1,11 +1,14 @@
-"""Small weights on quiet inputs go: metric |W_ij| · ‖X_j‖₂, compared within each output row.
+"""The pruner ``wanda`` removes small weights that are multiplied by inputs of small norm.
 
-Sun, Liu, Bair & Kolter, A Simple and Effective Pruning Approach for Large Language Models (ICLR 2024).
+    metric_ij = |W_ij| · ‖X_j‖₂,   ‖X_j‖₂ = √(Σ x_j²) over all tokens
+
+The smallest metrics of each output row go. Sun, Liu, Bair & Kolter, A Simple and Effective Pruning Approach for Large
+Language Models, ICLR 2024.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,24 +16,26 @@ from torch import Tensor
 from ecoflap.core.budget.counts import Budget
 from ecoflap.core.budget.select import Compare, kept_only, select, zeros_first
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.protocols import Pruner
-from ecoflap.core.contracts.records import Pruned
+from ecoflap.core.contracts.protocols import Pruner, Statistic
+from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.forward.statistics import ColumnNorm
 
 
 @dataclass(frozen=True)
 class Wanda:
-    """Keeps the largest |W_ij| · √(Σ x_j²); no weight is changed.
+    """Keep the weights with the largest |W_ij|·‖X_j‖₂. No weight that is kept changes.
 
-    :param compare: Whom a weight competes with: its output ``row``, or all of its ``layer`` (ECoFLaP's vision towers).
+    :param compare: Whom a weight competes with: those of its output ``row``, or all of its ``layer``, as ECoFLaP has it
+        in vision towers.
     """
 
     compare: Compare = "row"
-    needs: ClassVar[tuple[type[Any], ...]] = (ColumnNorm,)
+    needs: ClassVar[tuple[type[Statistic], ...]] = (ColumnNorm,)
 
-    def __call__(self, weight: Float[Tensor, "out in"], statistic: ColumnNorm, budget: Budget) -> Pruned:
+    def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()
-        metric = weight.abs().float().mul_(statistic.squared.sqrt())  # in place: large temporaries are what costs here
+        norms = seen[ColumnNorm].squared.sqrt()
+        metric = weight.abs().float().mul_(norms)  # in place: large temporary tensors are what takes time here
         mask = select(zeros_first(metric, weight), budget, self.compare)
         return Pruned(mask, kept_only(weight, mask))
 

@@ -1,12 +1,13 @@
-"""First-order scores: the gradient of the whole model's loss, layer by layer and never kept.
+"""The scorer ``first_order`` sums what the gradient of the whole model's loss says of a layer's weights.
 
     gradient                     S_l = mean over batches of Σ |g|
     magnitude_gradient           S_l = mean over batches of Σ |W|·|g|
     magnitude_gradient_squared   S_l = mean over batches of Σ W²·g²      (diagonal empirical Fisher at batch size 1)
 
-Each is linear in the batch's term, so a gradient is reduced to one number as soon as it is there and then freed.
+Each of them adds up batch by batch, so that a gradient is reduced to one number as soon as it is there, and then freed.
 
-Sung, Yoon, Bansal: ECoFLaP, ICLR 2024; their first-order runs use ``magnitude_gradient`` on 128 samples.
+Sung, Yoon & Bansal, ECoFLaP: Efficient Coarse-to-Fine Layer-Wise Pruning for Vision-Language Models, ICLR 2024, whose
+first-order runs use ``magnitude_gradient`` on 128 samples.
 """
 
 from collections import defaultdict
@@ -18,34 +19,35 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ecoflap import hookimpl
+from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate, Estimate
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Layer
 
-Measure = Literal["gradient", "magnitude_gradient", "magnitude_gradient_squared"]
+Summand = Literal["gradient", "magnitude_gradient", "magnitude_gradient_squared"]
+"""What is summed over a layer's weights."""
 
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """Gradient-based sensitivity, by one backward a batch with one layer's gradient in memory.
+    """Score layers by the loss' gradient: one backward for each batch, with one layer's gradient in memory at a time.
 
     :param measure: What is summed over a layer's weights.
-    :param samples: Calibration samples it looks at.
+    :param samples: How many calibration samples it looks at.
     """
 
-    measure: Measure = "magnitude_gradient"
+    measure: Summand = "magnitude_gradient"
     samples: int = 128
 
     aggregate: ClassVar[Aggregate] = "sum"
 
     def __post_init__(self) -> None:
         if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
+            raise ValueError(f"samples is {self.samples}; at least 1 is needed")
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
-        """A forward, a recomputed one, and a backward, which costs two."""
+        """Count a forward, a recomputed one, and a backward, which costs two, for each batch."""
         return 4 * batches
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Estimate]]:
@@ -59,15 +61,18 @@ class FirstOrder:
         replay.gradients(visit)
         for layer in layers:
             if len(terms[layer.name]) != len(replay.batches):
-                raise ModelError(f"{layer.name}: the loss does not depend on it in every batch, so it has no gradient")
+                raise ModelError(
+                    f"{layer.name}: the loss does not depend on it in every batch, so it has no gradient. Keep its "
+                    "tower whole, or score with zeroth_order."
+                )
             yield layer.name, Estimate(terms[layer.name])
 
 
-def reduced(weight: Float[Tensor, "out in"], gradient: Float[Tensor, "out in"], measure: Measure) -> float:
-    """A layer's term of one batch."""
+def reduced(weight: Float[Tensor, "out in"], gradient: Float[Tensor, "out in"], measure: Summand) -> float:
+    """Reduce a layer's gradient on one batch to the batch's term of its score. The gradient is overwritten."""
     if measure == "gradient":
         return float(torch.linalg.vector_norm(gradient, ord=1))
-    product = gradient.mul_(weight)  # the gradient is freed after this, so it serves as the buffer
+    product = gradient.mul_(weight)  # the gradient is freed after this, so that it can hold the product
     if measure == "magnitude_gradient":
         return float(torch.linalg.vector_norm(product, ord=1))
     return float(torch.linalg.vector_norm(product)) ** 2

@@ -1,22 +1,22 @@
-"""The scores of another run, so that methods can be compared on the same ones and nothing is scored twice."""
+"""The scorer ``from_run`` takes over the scores of another run, so that methods are compared on the same ones."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ecoflap import hookimpl
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.scores import Scores, Unit, read_scores
 
 
 @dataclass(frozen=True)
 class FromRun:
-    """Takes over what another run of the same model scored.
+    """Score nothing, but yield what another run of the same model scored.
 
     :param run: That run's folder.
     """
@@ -25,41 +25,44 @@ class FromRun:
 
     data: ClassVar[bool] = False
 
-    @cached_property
-    def _scores(self) -> Scores:
-        return read_scores(self.run / "scores.jsonl")
-
     @property
     def aggregate(self) -> Aggregate:
-        return self._scores.aggregate
+        """Say how that run's scorer sums scores into groups."""
+        return self._scores().aggregate
 
     @property
     def unit(self) -> Unit:
-        return self._scores.unit
+        """Say what that run's scores are of."""
+        return self._scores().unit
 
-    def problems(self, anatomy: Anatomy, recipe: Any) -> Iterator[str]:
-        missing = [name for name in self._names(anatomy) if name not in self._scores.values]
-        if len(missing) == len(list(self._names(anatomy))):
-            yield f"{self.run}: its scores are of another model; none is for a {self.unit} of this one"
-
-    def _names(self, anatomy: Anatomy) -> Iterator[str]:
-        for block, layer in anatomy.layers():
-            yield layer.name if self.unit == "layer" else block.name
+    def problems(self, context: PlanContext) -> Iterator[str]:
+        """Say where that run has no scores, or none of this model."""
+        try:
+            scores = self._scores()
+        except EcoflapError as error:
+            yield from error.problems
+            return
+        if not any(name in scores.values for name in _names(context.anatomy.layers(), scores.unit)):
+            yield f"{self.run}: its scores are of another model; none is for a {scores.unit} of this one"
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
-        wanted = {layer.name for layer in layers}
-        names = [
-            layer.name if self.unit == "layer" else block.name
-            for block, layer in replay.anatomy.layers()
-            if layer.name in wanted
-        ]
-        missing = [name for name in dict.fromkeys(names) if name not in self._scores.values]
+        scores, wanted = self._scores(), {layer.name for layer in layers}
+        names = _names((pair for pair in replay.anatomy.layers() if pair[1].name in wanted), scores.unit)
+        missing = [name for name in names if name not in scores.values]
         if missing:
             raise RunError(
                 f"{self.run}: that run has no score for {', '.join(missing[:5])}; is it finished, and of this model?"
             )
-        for name in dict.fromkeys(names):
-            yield name, self._scores.values[name]
+        for name in names:
+            yield name, scores.values[name]
+
+    def _scores(self) -> Scores:
+        return read_scores(self.run / "scores.jsonl")
+
+
+def _names(layers: Iterable[tuple[Block, Layer]], unit: Unit) -> list[str]:
+    """Give the names that scores of these layers have, in the order they run."""
+    return list(dict.fromkeys(layer.name if unit == "layer" else block.name for block, layer in layers))
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The sum of a layer's absolute weights: what can be said without data.
+"""The scorer ``magnitude`` sums a layer's absolute weights, which is what can be said without data.
 
 S_l = Σ |W_l|
 """
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from ecoflap import hookimpl
+from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Layer
@@ -17,7 +17,7 @@ from ecoflap.core.model.anatomy import Layer
 
 @dataclass(frozen=True)
 class MagnitudeScore:
-    """Layers with larger weights keep more of them. Needs no calibration data."""
+    """Score layers by Σ|W|, so that those with larger weights keep more of them. It needs no calibration data."""
 
     aggregate: ClassVar[Aggregate] = "sum"
     data: ClassVar[bool] = False

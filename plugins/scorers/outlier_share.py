@@ -1,10 +1,11 @@
-"""OWL's layer outlier distribution: which share of a block's Wanda metrics stands far above their mean.
+"""The scorer ``outlier_share`` tells which share of a block's Wanda metrics stands far above their mean.
 
-    A_b = the metrics |W|·√Σx² of all matrices of block b;   D_b = 100 · #{A_b > M·mean(A_b)} / #A_b
+    A_b = the metrics |W|·√Σx² of all matrices of block b;   D_b = 100 · #{a ∈ A_b : a > M·mean(A_b)} / #A_b
 
-Measured on the dense model, a block at a time. More outliers, more kept.
+It is measured on the dense model, a block at a time. A block with more outliers keeps more.
 
-Yin et al.: Outlier Weighed Layerwise Sparsity (OWL), ICML 2024; M is their ``Hyper_m``.
+Yin et al., Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High Sparsity, ICML
+2024, whose code calls M ``Hyper_m``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +15,20 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from ecoflap import hookimpl
+from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
 
 
 @dataclass(frozen=True)
 class OutlierShare:
-    """Share of outliers among a block's Wanda metrics, in percent. Made for ``allocate: owl``.
+    """Score blocks by the share of outliers among their Wanda metrics, in percent. It is made for ``allocate: owl``.
 
-    :param threshold: M: how many times the block's mean metric an outlier exceeds.
-    :param samples: Calibration samples it looks at.
+    :param threshold: M, how many times the block's mean metric an outlier exceeds.
+    :param samples: How many calibration samples it looks at.
     """
 
     threshold: float = 5.0
@@ -36,26 +38,25 @@ class OutlierShare:
     unit: ClassVar[Literal["block"]] = "block"
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0 or self.samples < 1:
-            raise ValueError("threshold must be greater than 0 and samples at least 1")
+        if not self.threshold > 0:
+            raise ValueError(f"threshold is {self.threshold}; more than 0 is needed")
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; at least 1 is needed")
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
-        """Each block runs twice a batch: once observed, once recorded."""
+        """Count two runs of every block for each batch: in one it is observed, in the other its output is recorded."""
         return 2 * batches
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
-        wanted = {layer.name for layer in layers}
-        for index, block in enumerate(replay.blocks):
-            mine = [layer for layer in replay.anatomy.layers_of[block.name] if layer.name in wanted]
-            if mine:
-                seen = replay.run(index, (ColumnNorm,))
-                yield block.name, self._share([_metric(layer, seen[layer.name]) for layer in mine])
-            wanted.difference_update(layer.name for layer in mine)
-            if not wanted:
-                return
-            replay.advance(index)
+        for index, block, mine in block_by_block(replay, layers):
+            seen = replay.run(index, (ColumnNorm,))
+            yield block.name, self._share([_metric(layer, seen[layer.name][ColumnNorm]) for layer in mine])
 
     def _share(self, metrics: Sequence[Float[Tensor, "_ _"]]) -> float:
+        """Give D_b in percent.
+
+        :param metrics: Those of each matrix of the block.
+        """
         count = sum(metric.numel() for metric in metrics)
         mean = sum(float(metric.sum()) for metric in metrics) / count
         return 100 * sum(int((metric > self.threshold * mean).sum()) for metric in metrics) / count

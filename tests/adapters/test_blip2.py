@@ -8,8 +8,9 @@ import pico_t5
 import pytest
 import torch
 import torch.nn.functional as F
+from column_norms import column_norms
 
-from ecoflap import ColumnNorm, Replay
+from ecoflap import Replay
 from ecoflap.adapters.blip2 import Blip2Adapter
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Sample
@@ -74,7 +75,8 @@ def test_anatomy(kind: str):
         for matrix in ("key", "value")
     }
     assert layers["language_projection.weight"].reads == "qformer"
-    assert layers["language_model.lm_head.weight"].reads == language[-1]
+    assert layers["language_model.lm_head.weight"].reads == ""
+    assert layers["language_model.lm_head.weight"].layout == "batch token"
     inside = {f"{block.name}.{name}.weight" for block in anatomy.blocks for name, module in block.module.named_modules()
               if isinstance(module, torch.nn.Linear) and name}  # fmt: skip
     assert set(layers) == inside | {f"{name}.weight" for name in names}
@@ -101,7 +103,7 @@ def test_a_text_model_of_another_layout_is_refused():
 def test_its_tokens_are_those_of_the_familys_own_processor(kind: str):
     """Images before everything else, then what the tokenizer makes of the question."""
     adapter, samples = pico_blip2.adapter(kind), pico_blip2.questions(3)
-    batch = adapter.collate(samples)
+    batch = adapter.collate(pico_blip2.build(kind), samples)
     for sample, ids, mask, labels in zip(
         samples, *(batch[n] for n in ("input_ids", "attention_mask", "labels")), strict=True
     ):
@@ -122,7 +124,7 @@ def test_its_tokens_are_those_of_the_familys_own_processor(kind: str):
 
 def test_a_caption_is_said_to_no_question(kind: str):
     adapter = pico_blip2.adapter(kind)
-    batch = adapter.collate([Sample(image=pico_blip2.picture(0), text="a w1")])
+    batch = adapter.collate(pico_blip2.build(kind), [Sample(image=pico_blip2.picture(0), text="a w1")])
     read = {"t5": [1]}.get(kind, [2, 6, 11, 1])
     assert batch["input_ids"].tolist() == [[IMAGE] * QUERIES + read]
     said = {"t5": [6, 11, 1]}.get(kind, [-100] * (QUERIES + 1) + [6, 11, 1])
@@ -133,11 +135,9 @@ def test_a_decoders_text_ends_as_its_configuration_says():
     """OPT in BLIP-2 was taught to end with a line break, and its tokenizer ends a text with ``</s>``."""
     model, adapter = pico_blip2.build("opt"), pico_blip2.adapter("opt")
     model.config.text_config.eos_token_id = [9, 1]
-    adapter.towers(model)
-    assert adapter.collate([ask("what", "a w1")])["labels"].tolist() == [[-100] * (QUERIES + 2) + [6, 11, 9]]
+    assert adapter.collate(model, [ask("what", "a w1")])["labels"].tolist() == [[-100] * (QUERIES + 2) + [6, 11, 9]]
     model.config.text_config.eos_token_id = None
-    adapter.towers(model)
-    assert adapter.collate([ask("what", "a w1")])["labels"].tolist() == [[-100] * (QUERIES + 2) + [6, 11, 1]]
+    assert adapter.collate(model, [ask("what", "a w1")])["labels"].tolist() == [[-100] * (QUERIES + 2) + [6, 11, 1]]
 
 
 def test_a_blank_between_question_and_answer_belongs_to_the_answer():
@@ -148,9 +148,9 @@ def test_a_blank_between_question_and_answer_belongs_to_the_answer():
     words = ["<unk>", "</s>", "what", "?", "Ġis", "Ġa", "a"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    adapter = pico_blip2.adapter("opt")
+    model, adapter = pico_blip2.build("opt"), pico_blip2.adapter("opt")
     adapter.processor.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
-    assert adapter.collate([ask("what is?", "a")])["labels"].tolist() == [[-100] * (QUERIES + 3) + [5, 1]]
+    assert adapter.collate(model, [ask("what is?", "a")])["labels"].tolist() == [[-100] * (QUERIES + 3) + [5, 1]]
 
 
 @pytest.mark.parametrize(
@@ -163,29 +163,24 @@ def test_a_blank_between_question_and_answer_belongs_to_the_answer():
 )
 def test_collate_says_what_is_missing(sample: Sample, problem: str, kind: str):
     with pytest.raises(DataError, match=problem):
-        pico_blip2.adapter(kind).collate([ask("what", "a"), sample])
+        pico_blip2.adapter(kind).collate(pico_blip2.build(kind), [ask("what", "a"), sample])
 
 
-def test_collate_needs_a_processor_and_a_model():
-    adapter = pico_blip2.adapter()
+def test_collate_needs_a_processor():
+    model, adapter = pico_blip2.build(), pico_blip2.adapter()
     adapter.processor = adapter.processor.image_processor
     with pytest.raises(DataError, match="needs a tokenizer beside its image processor"):
-        adapter.collate([ask("what", "a")])
+        adapter.collate(model, [ask("what", "a")])
     adapter.processor = None
     with pytest.raises(DataError, match=r"preprocessor_config\.json .* give ecoflap\.run a processor"):
-        adapter.collate([ask("what", "a")])
-    unshown = Blip2Adapter()
-    unshown.processor = pico_blip2.processor("t5")
-    with pytest.raises(ModelError, match="shown its model first"):
-        unshown.collate([ask("what", "a")])
+        adapter.collate(model, [ask("what", "a")])
 
 
 def test_a_configuration_without_image_token_is_refused(kind: str):
     model, adapter = pico_blip2.build(kind), pico_blip2.adapter(kind)
-    batch = adapter.collate(SAMPLES)
+    batch = adapter.collate(model, SAMPLES)
     model.config.image_token_index = None
-    adapter.towers(model)
-    for use in (lambda: adapter.collate(SAMPLES), lambda: adapter.loss(model, batch)):
+    for use in (lambda: adapter.collate(model, SAMPLES), lambda: adapter.loss(model, batch)):
         with pytest.raises(ModelError, match="has no image_token_index"):
             use()
 
@@ -193,7 +188,7 @@ def test_a_configuration_without_image_token_is_refused(kind: str):
 @pytest.mark.parametrize(("at", "count"), [(slice(0, QUERIES), 0), (slice(0, 1), QUERIES - 1), (slice(-1, None), 5)])
 def test_a_batch_that_does_not_show_its_image_is_refused(at: slice, count: int, kind: str):
     adapter, model = pico_blip2.adapter(kind), pico_blip2.build(kind)
-    batch = adapter.collate(SAMPLES)
+    batch = adapter.collate(model, SAMPLES)
     batch["input_ids"][1, at] = IMAGE if count > QUERIES else 5
     with pytest.raises(DataError, match=rf"sample 1 of a batch has {count} image tokens .* its image needs 4"):
         adapter.loss(model, batch)
@@ -201,7 +196,7 @@ def test_a_batch_that_does_not_show_its_image_is_refused(at: slice, count: int, 
 
 def test_without_the_refusal_no_gradient_would_reach_the_vision_tower(kind: str, monkeypatch: pytest.MonkeyPatch):
     adapter, model = pico_blip2.adapter(kind), pico_blip2.build(kind)
-    batch = adapter.collate(SAMPLES)
+    batch = adapter.collate(model, SAMPLES)
     monkeypatch.setattr("ecoflap.adapters.blip2._refuse_blind", lambda *_: None)
     seen = []
     for ids in (batch["input_ids"], torch.where(batch["input_ids"] == IMAGE, 5, batch["input_ids"])):
@@ -236,7 +231,7 @@ def said_by_hand(model: Any, batch: Any) -> float:
 
 def test_loss_is_the_mean_over_what_is_said(kind: str):
     model, adapter = pico_blip2.build(kind), pico_blip2.adapter(kind)
-    batch = adapter.collate(SAMPLES)
+    batch = adapter.collate(model, SAMPLES)
     with torch.no_grad():
         loss, theirs = adapter.loss(model, batch), model(**batch, use_cache=False).loss
     assert loss.dtype == torch.float64
@@ -247,7 +242,7 @@ def test_loss_is_the_mean_over_what_is_said(kind: str):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_changes_nothing(side: str, kind: str):
     model, adapter = pico_blip2.build(kind), pico_blip2.adapter(kind)
-    alone = adapter.collate(SAMPLES[:1])
+    alone = adapter.collate(model, SAMPLES[:1])
     at = (0, 5) if side == "right" else (5, 0)
     padded = {
         "pixel_values": alone["pixel_values"],
@@ -261,7 +256,7 @@ def test_padding_changes_nothing(side: str, kind: str):
 
 def test_tokens(kind: str):
     model, adapter = pico_blip2.build(kind), pico_blip2.adapter(kind)
-    batch = adapter.collate(SAMPLES)
+    batch = adapter.collate(model, SAMPLES)
     rows = len(SAMPLES)
     patches = (pico_blip2.SIZE // 14) ** 2 + 1
     assert adapter.tokens(model, batch, "vision").tolist() == [[2] * patches] * rows
@@ -272,19 +267,22 @@ def test_tokens(kind: str):
     assert torch.equal(text > 0, batch["attention_mask"].bool())
     assert int((text == 0).sum()) > 0
     if kind == "t5":
-        assert torch.equal(adapter.tokens(model, batch, "decoder").bool(), batch["labels"] != -100)
+        text = adapter.tokens(model, batch, "decoder")
+        assert torch.equal(text.bool(), batch["labels"] != -100)
+    assert torch.equal(adapter.tokens(model, batch, "language_model.lm_head"), text)
 
 
 def test_statistics_count_patches_queries_and_text(kind: str):
     model, adapter = pico_blip2.build(kind), pico_blip2.adapter(kind)
-    batch = adapter.collate(SAMPLES)
+    batch = adapter.collate(model, SAMPLES)
     names = {"language_projection", "language_model.lm_head"}
     replay = Replay(model, adapter, [batch], anatomy=Anatomy.of(adapter.towers(model), adapter.layers, names))
     rows, text, said = len(SAMPLES), int(batch["attention_mask"].sum()), int((batch["labels"] != -100).sum())
     counts = {"vision": 5 * rows, "qformer": 4 * rows, "encoder": text, "language": text, "decoder": said}
+    counts["language_model.lm_head"] = said if kind == "t5" else text
     for index, block in enumerate(replay.blocks):
         by_name = {layer.name: layer for layer in replay.anatomy.layers_of[block.name]}
-        for name, statistic in replay.run(index, (ColumnNorm,)).items():
+        for name, statistic in column_norms(replay, index).items():
             assert statistic.tokens == counts[by_name[name].reads or block.tower], name
         replay.advance(index)
 
@@ -308,7 +306,7 @@ def test_loads_a_folder(kind: str, tmp_path: Path):
     assert names[0] == names[1]
     loaded = other.load(source, None, "cpu")
     assert not loaded.training
-    ours, theirs = adapter.collate(SAMPLES), other.collate(SAMPLES)
+    ours, theirs = adapter.collate(model, SAMPLES), other.collate(loaded, SAMPLES)
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], rtol=0, atol=0.05)  # torchvision or PIL
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
@@ -316,7 +314,7 @@ def test_loads_a_folder(kind: str, tmp_path: Path):
 
 def test_saved_its_head_stays_tied_or_untied(kind: str, tmp_path: Path):
     model, adapter = pico_blip2.build(kind), pico_blip2.adapter(kind)
-    batch = adapter.collate(SAMPLES)
+    batch = adapter.collate(model, SAMPLES)
     adapter.save(model, tmp_path)
     again = adapter.load(open_source(str(tmp_path), tmp_path), None, "cpu")
     text = again.language_model
@@ -346,7 +344,7 @@ def test_float16_keeps_the_qformer_in_float32(kind: str, tmp_path: Path):
     assert {name.split(".")[0] for name in wide if ".wo." not in name} == {"qformer", "query_tokens"}
     with torch.no_grad():
         half, exact = (
-            adapter.loss(model, adapter.collate(SAMPLES)),
-            adapter.loss(model.float(), adapter.collate(SAMPLES)),
+            adapter.loss(model, adapter.collate(model, SAMPLES)),
+            adapter.loss(model.float(), adapter.collate(model, SAMPLES)),
         )
     assert float(half) == pytest.approx(float(exact), rel=1e-3)

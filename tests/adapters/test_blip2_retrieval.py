@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from column_norms import column_norms
 from torch import Tensor
 
-from ecoflap import ColumnNorm, Replay
+from ecoflap import Replay
 from ecoflap.adapters.blip2_retrieval import Blip2RetrievalAdapter
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Sample
@@ -71,7 +72,7 @@ def similarities_by_hand(model: Any, samples: list[Sample], adapter: Blip2Retrie
     images, texts = [], []
     with torch.no_grad():
         for sample in samples:
-            batch = adapter.collate([sample])
+            batch = adapter.collate(model, [sample])
             seen = exact.vision_model(batch["pixel_values"].double()).last_hidden_state
             queries = exact.qformer(query_embeds=exact.query_tokens, encoder_hidden_states=seen).last_hidden_state
             images.append(F.normalize(exact.vision_projection(queries[0]), dim=-1))
@@ -88,7 +89,7 @@ def test_loss_is_the_symmetric_info_nce_of_its_similarities(image_token: int | N
     targets = torch.arange(len(SAMPLES))
     exact = (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
     with torch.no_grad():
-        loss = adapter.loss(model, adapter.collate(SAMPLES))
+        loss = adapter.loss(model, adapter.collate(model, SAMPLES))
     assert model.config.image_token_index == image_token
     assert loss.dtype == torch.float64
     assert float(loss) == pytest.approx(float(exact), rel=1e-6)
@@ -97,7 +98,8 @@ def test_loss_is_the_symmetric_info_nce_of_its_similarities(image_token: int | N
 
 @pytest.mark.skipif(transformers.__version__ < "5", reason="it reads the places of the image as a part of the text")
 def test_its_similarities_are_those_of_the_familys_own_processor(adapter: Blip2RetrievalAdapter):
-    model, batch = pico_blip2.build_retrieval(), adapter.collate(SAMPLES)
+    model = pico_blip2.build_retrieval()
+    batch = adapter.collate(model, SAMPLES)
     theirs = adapter.processor(
         images=[sample.image for sample in SAMPLES], text=[str(sample.text) for sample in SAMPLES], padding=True,
         return_tensors="pt",
@@ -111,8 +113,9 @@ def test_its_similarities_are_those_of_the_familys_own_processor(adapter: Blip2R
 
 
 def test_a_single_pair_is_refused(adapter: Blip2RetrievalAdapter):
+    model = pico_blip2.build_retrieval()
     with pytest.raises(DataError, match="at least two pairs"):
-        adapter.loss(pico_blip2.build_retrieval(), adapter.collate(SAMPLES[:1]))
+        adapter.loss(model, adapter.collate(model, SAMPLES[:1]))
 
 
 def test_a_recipe_with_batches_of_one_pair_is_refused_in_plan(adapter: Blip2RetrievalAdapter):
@@ -124,21 +127,22 @@ def test_a_recipe_with_batches_of_one_pair_is_refused_in_plan(adapter: Blip2Retr
 
 
 def test_collate_says_what_is_missing(adapter: Blip2RetrievalAdapter):
-    image = pico_blip2.picture(0)
+    model, image = pico_blip2.build_retrieval(), pico_blip2.picture(0)
     for samples, problem in (
         ([Sample(image=image)], "compares images with texts, and there are none"),
         ([*SAMPLES, Sample(image=image)], "1 of 4 samples have no text"),
         ([Sample(text="a")], "1 of 1 samples have none"),
     ):
         with pytest.raises(DataError, match=problem):
-            adapter.collate(samples)
+            adapter.collate(model, samples)
     with pytest.raises(DataError, match="needs an image processor"):
-        Blip2RetrievalAdapter().collate(SAMPLES)
+        Blip2RetrievalAdapter().collate(model, SAMPLES)
 
 
 def test_the_qformer_reads_the_image_first_and_then_the_text(adapter: Blip2RetrievalAdapter):
     """Seen by module hooks: what each of its matrices is fed, in which order, and how often."""
-    model, batch = pico_blip2.build_retrieval(), adapter.collate(SAMPLES)
+    model = pico_blip2.build_retrieval()
+    batch = adapter.collate(model, SAMPLES)
     fed: dict[str, list[tuple[int, ...]]] = {}
     for name, module in model.qformer.encoder.layer[0].named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -156,13 +160,14 @@ def test_the_qformer_reads_the_image_first_and_then_the_text(adapter: Blip2Retri
 
 
 def test_statistics_count_patches_queries_and_text(adapter: Blip2RetrievalAdapter):
-    model, batch = pico_blip2.build_retrieval(), adapter.collate(SAMPLES)
+    model = pico_blip2.build_retrieval()
+    batch = adapter.collate(model, SAMPLES)
     replay = Replay(model, adapter, [batch], anatomy=Anatomy.of(adapter.towers(model), adapter.layers, OUTSIDE))
     patches, queries, text = 3 * 5, 3 * 4, int(batch["attention_mask"].sum())
     counts = {"attention": queries + text, "crossattention": queries, "intermediate_query": queries}
     counts |= {"output_query": queries, "intermediate": text, "output": text}
     for index, block in enumerate(replay.blocks):
-        for name, statistic in replay.run(index, (ColumnNorm,)).items():
+        for name, statistic in column_norms(replay, index).items():
             expected = {"vision": patches, "vision_projection": queries, "text_projection": 3}.get(block.tower)
             if "crossattention.attention.key" in name or "crossattention.attention.value" in name:
                 expected = patches
@@ -175,7 +180,8 @@ def test_max_length(adapter: Blip2RetrievalAdapter):
 
 
 def test_saves_what_loads_alike(adapter: Blip2RetrievalAdapter, tmp_path: Path):
-    model, batch = pico_blip2.build_retrieval(), adapter.collate(SAMPLES)
+    model = pico_blip2.build_retrieval()
+    batch = adapter.collate(model, SAMPLES)
     adapter.save(model, tmp_path)
     source, other = open_source(str(tmp_path), tmp_path), Blip2RetrievalAdapter()
     assert other.matches(source)
@@ -198,5 +204,5 @@ def test_float16_keeps_the_qformer_in_float32(adapter: Blip2RetrievalAdapter, tm
     again = adapter.load(open_source(str(tmp_path / "half"), tmp_path), None, "cpu")
     torch.testing.assert_close(again.state_dict(), half.state_dict(), rtol=0, atol=0)
     with torch.no_grad():
-        loss, exact = (adapter.loss(model, adapter.collate(SAMPLES)) for model in (half, again.float()))
+        loss, exact = (adapter.loss(model, adapter.collate(model, SAMPLES)) for model in (half, again.float()))
     assert float(loss) == pytest.approx(float(exact), rel=2e-3)

@@ -50,7 +50,7 @@ def by_number(count: int) -> list[Sample]:
 @pytest.mark.parametrize("count", [2, 5])
 def test_the_loss_of_pairs_is_transformers_own(count: int):
     model, adapter = clip(), clip_adapter()
-    batch = adapter.collate(pairs(count))
+    batch = adapter.collate(model, pairs(count))
     given = {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}
     with torch.no_grad():
         theirs = model(**given, return_loss=True).loss
@@ -60,7 +60,7 @@ def test_the_loss_of_pairs_is_transformers_own(count: int):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_loss_of_siglip_is_transformers_own(count: int):
     model, adapter = siglip(), siglip_adapter()
-    batch = adapter.collate(pairs(count))
+    batch = adapter.collate(model, pairs(count))
     with torch.no_grad():
         theirs = model(**batch, return_loss=True).loss
         torch.testing.assert_close(adapter.loss(model, batch).float(), theirs, rtol=1e-6, atol=0)
@@ -69,7 +69,7 @@ def test_the_loss_of_siglip_is_transformers_own(count: int):
 def test_one_pair_is_refused_by_the_loss_and_before_any_work(tmp_path: Path):
     model, adapter = clip(), clip_adapter()
     with pytest.raises(DataError, match="at least two pairs"):
-        adapter.loss(model, adapter.collate(pairs(1)))
+        adapter.loss(model, adapter.collate(model, pairs(1)))
     for size, told in ((1, "batch_size is 1"), (2, "leaves one of 5 samples over")):
         recipe = {
             "version": 1, "sparsity": 0.5, "prune": "wanda",
@@ -84,12 +84,12 @@ def test_one_pair_is_refused_by_the_loss_and_before_any_work(tmp_path: Path):
 
 def test_padding_changes_no_text():
     model, adapter = clip(), clip_adapter()
-    together = adapter.collate(pairs(4))
+    together = adapter.collate(model, pairs(4))
     assert together["attention_mask"].sum(1).unique().numel() > 2
     with torch.no_grad():
         embeds = model(**{name: together[name] for name in ("pixel_values", "input_ids", "attention_mask")}).text_embeds
         for row, sample in zip(embeds, pairs(4), strict=True):
-            alone = adapter.collate([sample])
+            alone = adapter.collate(model, [sample])
             assert bool(alone["attention_mask"].all())
             own = model(**{name: alone[name] for name in ("pixel_values", "input_ids", "attention_mask")}).text_embeds
             torch.testing.assert_close(row, own[0], rtol=1e-5, atol=1e-6)
@@ -98,7 +98,7 @@ def test_padding_changes_no_text():
 def test_siglip_reads_padding_as_text():
     """The text is read off the last position, so that a shorter padding is another text."""
     model, adapter = siglip(), siglip_adapter()
-    batch = adapter.collate(pairs(3))
+    batch = adapter.collate(model, pairs(3))
     assert batch["input_ids"].shape == (3, LENGTH)
     assert bool((adapter.tokens(model, batch, "text") == 1).all())
     with torch.no_grad():
@@ -107,16 +107,16 @@ def test_siglip_reads_padding_as_text():
 
 
 def test_siglip_pads_to_the_models_length_whatever_its_tokenizer_says():
-    adapter = siglip_adapter()
+    model, longer, adapter = siglip(), siglip(length=2 * LENGTH), siglip_adapter()
     adapter.processor.tokenizer.model_max_length = 10**30
-    assert adapter.collate(pairs(1))["input_ids"].shape[1] == 64
-    adapter.load(in_memory(siglip()), None, "cpu")
-    assert adapter.collate([*pairs(1), LONG])["input_ids"].shape[1] == LENGTH
+    assert adapter.collate(model, pairs(1))["input_ids"].shape[1] == LENGTH
+    assert adapter.collate(longer, pairs(1))["input_ids"].shape[1] == 2 * LENGTH
+    assert adapter.collate(model, [*pairs(1), LONG])["input_ids"].shape[1] == LENGTH
 
 
 def test_tokens_of_both_towers():
     model, adapter = clip(), clip_adapter()
-    batch = adapter.collate(pairs(3))
+    batch = adapter.collate(model, pairs(3))
     seen = adapter.tokens(model, batch, "vision")
     assert seen.dtype == torch.int8
     assert seen.tolist() == [[2] * 17] * 3
@@ -126,43 +126,43 @@ def test_tokens_of_both_towers():
 
 
 def test_long_texts_are_cut_and_keep_their_end():
-    batch = clip_adapter().collate([LONG, *pairs(1)])
+    batch = clip_adapter().collate(clip(), [LONG, *pairs(1)])
     assert batch["input_ids"].shape == (2, LENGTH)
     assert int(batch["input_ids"][0, -1]) == END
 
 
 def test_texts_the_model_would_misread_are_refused():
     model, adapter = clip(), clip_adapter()
-    batch = dict(adapter.collate(pairs(2)))
+    batch = dict(adapter.collate(model, pairs(2)))
     with pytest.raises(DataError, match=f"does not end with the token {END}"):
         adapter.loss(model, {**batch, "input_ids": batch["input_ids"].masked_fill(batch["input_ids"] == END, 5)})
     adapter.processor.tokenizer.model_max_length = 10**30
     with pytest.raises(DataError, match=f"has 32 tokens, and the model reads {LENGTH}: set model_max_length: {LENGTH}"):
-        adapter.loss(model, adapter.collate([LONG, *pairs(1)]))
+        adapter.loss(model, adapter.collate(model, [LONG, *pairs(1)]))
 
 
 def test_says_which_texts_are_missing():
-    adapter = clip_adapter()
+    model, adapter = clip(), clip_adapter()
     with pytest.raises(DataError, match="1 of 3 samples have no text"):
-        adapter.collate([*pairs(2), *pictures(1)])
+        adapter.collate(model, [*pairs(2), *pictures(1)])
     with pytest.raises(DataError, match=r"samples have no text\. Calibrate it on a dataset of images with texts"):
-        adapter.loss(clip(), adapter.collate(pictures(2)))
+        adapter.loss(model, adapter.collate(model, pictures(2)))
     with pytest.raises(DataError, match="each sample needs an image and a text"):
-        siglip_adapter().collate(pictures(2))
+        siglip_adapter().collate(siglip(), pictures(2))
     adapter.processor.tokenizer.pad_token = None
     with pytest.raises(DataError, match="has no padding token"):
-        adapter.collate(pairs(2))
+        adapter.collate(model, pairs(2))
 
 
 def test_a_pair_without_tokenizer_is_told_of_it():
-    adapter = vision_adapter()
+    model, adapter = clip(), vision_adapter()
     with pytest.raises(DataError, match="has no tokenizer"):
-        adapter.loss(clip(), adapter.collate(pairs(2)))
+        adapter.loss(model, adapter.collate(model, pairs(2)))
 
 
 def test_a_vision_tower_has_a_projection_with_a_gradient():
     model, adapter = vision(), vision_adapter()
-    adapter.loss(model, adapter.collate(by_number(3))).backward()
+    adapter.loss(model, adapter.collate(model, by_number(3))).backward()
     for _, layer in Anatomy.of(adapter.towers(model), adapter.layers, ["visual_projection"]).layers():
         assert layer.weight.grad is not None
         assert float(layer.weight.grad.norm()) > 1e-7, layer.name
@@ -171,7 +171,7 @@ def test_a_vision_tower_has_a_projection_with_a_gradient():
 def test_zero_shot_cross_entropy_by_hand(classifier: Path):
     model, adapter = vision(), ClipAdapter(classifier)
     adapter.processor = image_processor()
-    batch = adapter.collate(by_number(5))
+    batch = adapter.collate(model, by_number(5))
     from safetensors.torch import load_file
 
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_zero_shot_cross_entropy_by_hand(classifier: Path):
         expected = -cosines.log_softmax(1)[torch.arange(5), batch["labels"]].mean()
         assert float(adapter.loss(model, batch)) == pytest.approx(float(expected), rel=1e-6)
         with pytest.raises(DataError, match="a classifier is given, and the images have no label"):
-            adapter.loss(model, adapter.collate(pictures(2)))
+            adapter.loss(model, adapter.collate(model, pictures(2)))
 
 
 def test_a_recipe_gives_the_classifier(classifier: Path, tmp_path: Path):
@@ -264,7 +264,7 @@ def test_loads_a_folder_with_its_processor(kind: str, tmp_path: Path):
     again = read.load(source, None, "cpu")
     assert type(again) is type(model)
     samples = pairs(3)
-    batch, theirs = adapter.collate(samples), read.collate(samples)
+    batch, theirs = adapter.collate(model, samples), read.collate(again, samples)
     assert batch.keys() == theirs.keys()
     torch.testing.assert_close(theirs["pixel_values"], batch["pixel_values"])
     with torch.no_grad():

@@ -83,7 +83,7 @@ def adapter() -> EvaVitAdapter:
 
 @pytest.fixture
 def labelled() -> Batch:
-    return FAMILIES["timm_vit"].adapter().collate(pictures(4, classes=CLASSES))
+    return FAMILIES["timm_vit"].adapter().collate(classifying(), pictures(4, classes=CLASSES))
 
 
 def like_lavis() -> nn.Module:
@@ -204,23 +204,25 @@ def test_zero_shot_cross_entropy_of_raw_cosines(tmp_path: Path):
         torch.testing.assert_close(adapter.loss(model, {**batch, "labels": labels}), by_hand, rtol=1e-5, atol=0)
     with pytest.raises(DataError, match="needs the images' labels"):
         adapter.loss(model, batch)
-    with pytest.raises(DataError, match=r"classifier: is \[7, 32\], and the model gives 5 features"):
+    with pytest.raises(
+        DataError, match=r"classifier: its text embeddings have 32 features, and the model's images have 5\."
+    ):
         adapter.loss(classifying(), {**batch, "labels": labels})
 
 
 def test_images_are_read_as_timm_reads_them_at_the_models_own_size(adapter: EvaVitAdapter):
     model = fused()
     adapter.load(in_memory(model), None, "cpu")
-    batch = adapter.collate(pictures(3))
+    batch = adapter.collate(model, pictures(3))
     assert batch["pixel_values"].shape == (3, 3, 16, 16)
     assert len(set(batch["seeds"].tolist())) == 3
     torch.testing.assert_close(batch["pixel_values"][0], transform_of(model)(pictures(3)[0].image))
 
 
 def test_says_that_a_transform_is_wanted(adapter: EvaVitAdapter):
-    adapter.load(in_memory(like_lavis()), None, "cpu")
+    model = adapter.load(in_memory(like_lavis()), None, "cpu")
     with pytest.raises(DataError, match=r"needs a transform .* give ecoflap\.run a processor"):
-        adapter.collate(pictures(2))
+        adapter.collate(model, pictures(2))
 
 
 def test_says_which_images_a_transform_cannot_join(adapter: EvaVitAdapter):
@@ -228,7 +230,7 @@ def test_says_which_images_a_transform_cannot_join(adapter: EvaVitAdapter):
 
     adapter.processor = torchvision.transforms.ToTensor()
     with pytest.raises(DataError, match=r"images of sizes \[\(16, 16\), \(20, 20\)\]"):
-        adapter.collate([*pictures(1), *pictures(1, size=16)])
+        adapter.collate(fused(), [*pictures(1), *pictures(1, size=16)])
 
 
 @pytest.mark.parametrize(
@@ -288,6 +290,19 @@ def test_saves_what_timm_reads(make: Any, adapter: EvaVitAdapter, tmp_path: Path
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+
+def test_two_models_read_by_one_adapter_are_saved_each_as_it_was_read(adapter: EvaVitAdapter, tmp_path: Path):
+    """With a timm before 1.0.31 too, which does not write down in a model what it was made with."""
+    models = []
+    for number, make in enumerate((fused, classifying)):
+        adapter.save(make(), tmp_path / str(number))
+        models.append(adapter.load(open_source(str(number), tmp_path), None, "cpu"))
+        vars(models[-1]).pop("_model_args", None)
+    for number, model in enumerate(models):
+        adapter.save(model, tmp_path / "again" / str(number))
+        for file in (tmp_path / str(number)).iterdir():
+            assert file.read_bytes() == (tmp_path / "again" / str(number) / file.name).read_bytes(), file
 
 
 def test_loads_in_the_checkpoints_types_or_the_one_asked_for(adapter: EvaVitAdapter, tmp_path: Path):

@@ -1,7 +1,7 @@
 """What must hold for every family, on pico models that are built from configurations."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from column_norms import column_norms
 from family import Family
 from idle import Idle
 from table import ROWS
@@ -16,14 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ecoflap
-from ecoflap import ColumnNorm, Replay
-from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.contracts.records import Batch
+from ecoflap import Replay
+from ecoflap.core.contracts.abilities import ABILITIES
+from ecoflap.core.contracts.conformance import contract_problems
+from ecoflap.core.contracts.protocols import Adapter, PrunedModel
+from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
+from ecoflap.core.export.surroundings import save_surroundings
 from ecoflap.core.forward.capture import watching, without_fast_path
-from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.core.model.anatomy import Anatomy, Layer, Source
 from ecoflap.core.model.source import in_memory, open_source
-from ecoflap.core.pruning.masks import load_masks
+from ecoflap.core.pruning.masks import read_masks
+from ecoflap.core.registry.parameters import parameters_of
 
 
 @pytest.fixture(params=sorted(ROWS))
@@ -63,10 +68,10 @@ def case(name: str) -> Case:
 
 def case_of(name: str) -> Case:
     row = ROWS[name]
-    adapter = row.adapter()
+    model, adapter = row.build(), row.adapter()
     samples = list(row.samples(2 * row.batch_size))
-    parts = samples[: row.batch_size], samples[row.batch_size :]
-    return Case(name, row, row.build(), adapter, [adapter.collate(part) for part in parts])
+    halves = samples[: row.batch_size], samples[row.batch_size :]
+    return Case(name, row, model, adapter, [adapter.collate(model, half) for half in halves])
 
 
 @contextmanager
@@ -104,6 +109,53 @@ def test_the_adapter_claims_the_model_and_no_other_does(case: Case):
     source = in_memory(case.model)
     claims = [name for name in registry.names("adapter") if registry.find("adapter", name)().matches(source)]
     assert [type(registry.find("adapter", name)()) for name in claims] == [type(case.adapter)]
+
+
+def test_the_adapter_has_what_an_adapter_has_and_no_misspelt_member(case: Case):
+    parameters, _ = parameters_of(type(case.adapter))
+    assert list(contract_problems("adapter", case.adapter, parameters)) == []
+
+
+def test_nothing_is_remembered_of_another_model(case: Case, tmp_path: Path):
+    """An adapter that has seen another model in between does with this one what a fresh adapter does."""
+    other, samples = case.row.build_other(), case.row.samples(case.row.batch_size)
+    expected = all_that_is_said(case.row.adapter(), case.model, samples)
+    for model in (case.model, other):
+        if case.row.named is None:  # a named architecture is of one model only
+            case.adapter.load(Source("mine", model=model), None, "cpu")
+        found = all_that_is_said(case.adapter, model, samples)
+        assert (found == expected) is (model is case.model)
+    assert all_that_is_said(case.adapter, case.model, samples) == expected
+    beside = (files_beside(case.model, adapter, tmp_path) for adapter in (case.adapter, case.row.adapter()))
+    assert next(beside) == next(beside)
+
+
+def all_that_is_said(adapter: Any, model: nn.Module, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What an adapter says of a model and makes of it, as plain values."""
+    towers, batch = adapter.towers(model), adapter.collate(model, samples)
+    layers = [
+        (layer.name, layer.shape, layer.reads, layer.layout)
+        for tower in towers
+        for block in tower.blocks
+        for layer in adapter.layers(block)
+    ]
+    with torch.no_grad(), without_fast_path():
+        loss = float(adapter.loss(model, batch))
+    return {
+        "towers": [(tower.name, tower.prunable, tower.outside, len(tower.blocks)) for tower in towers],
+        "layers": layers,
+        "length": adapter.max_length(model),
+        "batch": {name: value.tolist() if isinstance(value, Tensor) else value for name, value in batch.items()},
+        "loss": loss,
+        "tokens": {t.name: adapter.tokens(model, batch, t.name).tolist() for t in towers if not t.outside},
+        "views": [(view.name, view.outputs) for view in adapter.export_views(model)],
+        "abilities": [adapter.refuses(model, one) for one in ABILITIES if hasattr(adapter, "refuses")],
+    }
+
+
+def files_beside(model: nn.Module, adapter: Adapter, folder: Path) -> dict[str, bytes]:
+    save_surroundings(PrunedModel(model, adapter, {}), folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def test_no_matrix_of_a_block_is_missed(case: Case):
@@ -176,10 +228,10 @@ def test_and_again_after_the_blocks_before_it_were_pruned(case: Case):
         replay.advance(index)
 
 
-def column_norms(case: Case, batches: list[Batch]) -> Mapping[str, Tensor]:
+def all_column_norms(case: Case, batches: list[Batch]) -> Mapping[str, Tensor]:
     replay, found = case.replay(batches), {}
     for index in range(len(replay.blocks)):
-        found |= {name: statistic.squared.double() for name, statistic in replay.run(index, (ColumnNorm,)).items()}
+        found |= {name: statistic.squared.double() for name, statistic in column_norms(replay, index).items()}
         replay.advance(index)
     return found
 
@@ -200,10 +252,10 @@ def test_statistics_are_those_of_the_plain_forward_without_padding(case: Case):
 
     with torch.no_grad(), without_fast_path(), watching(layers, see):
         for sample in samples:
-            alone = case.adapter.collate([sample])
+            alone = case.adapter.collate(case.model, [sample])
             with suppress(DataError):  # a contrastive loss of one pair is refused, when all layers have run
                 case.adapter.loss(case.model, alone)
-    found = column_norms(case, case.batches)
+    found = all_column_norms(case, case.batches)
     for name, norm in expected.items():
         torch.testing.assert_close(found[name], norm, rtol=1e-5, atol=1e-9, msg=name)
 
@@ -211,9 +263,9 @@ def test_statistics_are_those_of_the_plain_forward_without_padding(case: Case):
 def test_a_poisoned_padding_row_changes_nothing(case: Case):
     if case.row.poisoned is None:
         pytest.skip("this model reads no text")
-    before = column_norms(case, case.batches[1:])
+    before = all_column_norms(case, case.batches[1:])
     poisoned = case.row.poisoned(case.model, case.batches[1])
-    after = column_norms(case, [poisoned])
+    after = all_column_norms(case, [poisoned])
     for name, norm in before.items():
         torch.testing.assert_close(after[name], norm, rtol=1e-5, atol=1e-9, msg=name)
 
@@ -271,7 +323,7 @@ def everything(replay: Replay) -> list[tuple[str, Tensor]]:
     replay.gradients(lambda layer, gradient: found.append((f"gradient of {layer.name}", gradient.clone())))
     for index, block in enumerate(replay.blocks):
         found.append((block.name, replay.loss(index)))
-        found += [(name, norm.squared) for name, norm in replay.run(index, (ColumnNorm,)).items()]
+        found += [(name, norm.squared) for name, norm in column_norms(replay, index).items()]
         replay.advance(index)
     return found
 
@@ -297,7 +349,7 @@ def test_one_budget_is_met_exactly_and_nothing_else_changes(case: Case, method: 
     size = sum(case.model.state_dict()[name].numel() for name in pruned)
     assert set(done.plan.layers) == pruned
     assert (done.plan.size, done.plan.keep) == (size, size // 2)
-    masks = load_masks(tmp_path / "run" / "masks.safetensors")
+    masks = read_masks(tmp_path / "run" / "masks.safetensors")
     assert sum(int(mask.count_nonzero()) for mask in masks.values()) == size // 2
     for name, mask in masks.items():
         assert not case.model.state_dict()[name][~mask].any(), name
@@ -401,7 +453,7 @@ def test_cuda_gives_what_the_cpu_gives(name: str, method: str, offload: str | No
     there = run(case_of(name), tmp_path / "cuda", {"device": "cuda", "offload": offload}, **METHODS[method])
     expected, found = (scores(done.folder) for done in (usual, there))
     assert found == pytest.approx(expected, rel=1e-2)
-    masks = [load_masks(done.folder / "masks.safetensors") for done in (usual, there)]
+    masks = [read_masks(done.folder / "masks.safetensors") for done in (usual, there)]
     alike = sum(int((mask == masks[1][layer]).sum()) for layer, mask in masks[0].items())
     assert alike >= 0.98 * usual.plan.size
 

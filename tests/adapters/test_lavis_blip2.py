@@ -61,7 +61,7 @@ def test_claims_what_it_names_without_importing_lavis(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("kind", ["t5", "opt"])
 def test_the_loss_of_captions_is_lavis_own(kind: str, prompt: str, adapter: LavisBlip2Adapter):
     model = pico.model(kind, prompt=prompt)
-    batch = adapter.collate(captions(3))
+    batch = adapter.collate(model, captions(3))
     texts = batch["text_output"]
     if kind == "t5":
         own = {"text_input": [prompt] * 3, "text_output": texts}
@@ -76,7 +76,7 @@ def test_the_loss_of_captions_is_lavis_own(kind: str, prompt: str, adapter: Lavi
 def test_only_the_answer_is_to_be_said(kind: str, adapter: LavisBlip2Adapter):
     """By hand, from the logits of the language model inside: nothing is asked of it about the question."""
     model, (_, sample) = pico.model(kind, max_txt_len=48), pico.samples(2)
-    batch = adapter.collate([sample])
+    batch = adapter.collate(model, [sample])
     language, tokenizer = getattr(model, f"{kind}_model"), getattr(model, f"{kind}_tokenizer")
     logits: list[Tensor] = []
     handle = language.register_forward_hook(lambda module, args, output: logits.append(output.logits))
@@ -94,7 +94,8 @@ def test_only_the_answer_is_to_be_said(kind: str, adapter: LavisBlip2Adapter):
 
 
 def test_retrieval_is_info_nce_of_lavis_own_features(adapter: LavisBlip2Adapter):
-    model, batch = pico.model("retrieval"), adapter.collate(captions(3))
+    model = pico.model("retrieval")
+    batch = adapter.collate(model, captions(3))
     own = {"image": batch["image"], "text_input": batch["text_output"]}
     images = model.extract_features(own, mode="image").image_embeds_proj
     texts = model.extract_features(own, mode="text").text_embeds_proj[:, 0]
@@ -108,7 +109,8 @@ def test_retrieval_is_info_nce_of_lavis_own_features(adapter: LavisBlip2Adapter)
 
 
 def test_the_q_former_of_retrieval_reads_images_then_texts(adapter: LavisBlip2Adapter):
-    model, batch = pico.model("retrieval"), adapter.collate(captions(3))
+    model = pico.model("retrieval")
+    batch = adapter.collate(model, captions(3))
     assert adapter.tokens(model, batch, "qformer").tolist() == [[2] * pico.QUERIES] * 3
     text = adapter.tokens(model, batch, "qformer", 1)
     assert text.sum(1).tolist() == [2 + len(words.split()) for words in batch["text_output"]]
@@ -123,7 +125,8 @@ def test_the_q_former_of_retrieval_reads_images_then_texts(adapter: LavisBlip2Ad
 
 @pytest.mark.parametrize("kind", ["t5", "opt"])
 def test_no_cache_is_made_and_hooks_are_gone_afterwards(kind: str, adapter: LavisBlip2Adapter):
-    model, batch = pico.model(kind), adapter.collate(pico.samples(2))
+    model = pico.model(kind)
+    batch = adapter.collate(model, pico.samples(2))
     language = getattr(model, f"{kind}_model")
     found: list[Any] = []
     handle = language.register_forward_hook(lambda module, args, output: found.append(output.past_key_values))
@@ -136,7 +139,7 @@ def test_no_cache_is_made_and_hooks_are_gone_afterwards(kind: str, adapter: Lavi
 
 def test_every_matrix_of_eva_is_captured_although_a_hook_never_fires(adapter: LavisBlip2Adapter):
     model = pico.model("t5")
-    replay = Replay(model, adapter, [adapter.collate(pico.samples(2))])
+    replay = Replay(model, adapter, [adapter.collate(model, pico.samples(2))])
     fired: list[str] = []
     model.visual_encoder.blocks[0].attn.qkv.register_forward_hook(lambda *_: fired.append("qkv"))
     assert isinstance(Observation(replay.blocks[0], [], ()), Observation)
@@ -184,21 +187,23 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 XL = "lavis:blip2_t5/pretrain_flant5xl"
 
 
-def test_a_model_by_lavis_name_is_fetched_once_for_plan_and_run(fetched: list[tuple[str, str]]):
+def test_a_model_by_lavis_name_is_taken_apart_without_its_weights(fetched: list[tuple[str, str]]):
+    """LAVIS reads it for that, and reads it again when its weights are wanted: the adapter holds no model."""
     adapter = LavisBlip2Adapter()
     source = open_source(XL, Path())
     weightless = adapter.load(source, None, "meta")
     assert all(parameter.is_meta for parameter in weightless.parameters())
     assert all(buffer.is_meta for buffer in weightless.buffers())
+    assert vars(adapter) == {"processor": None}
     model = adapter.load(source, None, "cpu")
-    assert fetched == [("blip2_t5", "pretrain_flant5xl")]
+    assert fetched == [("blip2_t5", "pretrain_flant5xl")] * 2
     torch.testing.assert_close(model.state_dict(), pico.model("t5").state_dict(), rtol=0, atol=0)
     assert not model.training
     told = Anatomy.of(adapter.towers(weightless), adapter.layers)
     assert [layer.shape for _, layer in told.layers()] == [
         layer.shape for _, layer in Anatomy.of(adapter.towers(model), adapter.layers).layers()
     ]
-    assert adapter.collate(pico.samples(2))["image"].shape == (2, 3, pico.SIZE, pico.SIZE)
+    assert adapter.collate(model, pico.samples(2))["image"].shape == (2, 3, pico.SIZE, pico.SIZE)
 
 
 def test_a_run_of_one_ends_in_a_folder_that_loads_again(fetched: list[tuple[str, str]], tmp_path: Path):
@@ -213,6 +218,16 @@ def test_a_run_of_one_ends_in_a_folder_that_loads_again(fetched: list[tuple[str,
     again = LavisBlip2Adapter().load(saved, None, "cpu")
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert len(fetched) == 2
+
+
+def test_models_read_by_one_adapter_are_saved_by_their_own_names(fetched: list[tuple[str, str]], tmp_path: Path):
+    adapter, names = LavisBlip2Adapter(), ("pretrain_flant5xl", "caption_coco_flant5xl")
+    models = [adapter.load(Source(f"lavis:blip2_t5/{name}"), None, "cpu") for name in names]
+    for name, model in zip(names, models, strict=True):
+        adapter.save(model, tmp_path / name)
+        assert json.loads((tmp_path / name / "config.json").read_text()) == {
+            "library": "lavis", "model_type": "lavis_blip2_t5", "name": "blip2_t5", "type": name,
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -257,19 +272,20 @@ def test_a_model_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_samples_it_cannot_use(adapter: LavisBlip2Adapter):
-    image = pico.samples(1)[0].image
+    model, image = pico.model("t5"), pico.samples(1)[0].image
     with pytest.raises(DataError, match="has no caption and no answer"):
-        adapter.collate([Sample(image=image, question="what is it")])
+        adapter.collate(model, [Sample(image=image, question="what is it")])
     with pytest.raises(DataError, match="looks at images, and 1 of 1"):
-        adapter.collate([Sample(text="a dog")])
+        adapter.collate(model, [Sample(text="a dog")])
     with pytest.raises(DataError, match=r"give ecoflap\.run a processor"):
-        LavisBlip2Adapter().collate(pico.samples(1))
+        LavisBlip2Adapter().collate(model, pico.samples(1))
 
 
 def test_types_that_lavis_cannot_mix_here(adapter: LavisBlip2Adapter, tmp_path: Path):
     from lavis.models.eva_vit import convert_weights_to_fp16
 
-    model, batch = pico.model("t5"), adapter.collate(pico.samples(2))
+    model = pico.model("t5")
+    batch = adapter.collate(model, pico.samples(2))
     nn.Module.to(model, torch.bfloat16)
     with pytest.raises(ModelError, match=r"layer norms in float32.*in_type\(model"):
         adapter.loss(model, batch)
@@ -299,7 +315,7 @@ def run(model: nn.Module, folder: Path, batch_size: int = 2, **keys: Any) -> eco
 class Data:
     """Four pictures."""
 
-    def __call__(self, adapter: Any, model: nn.Module) -> Any:
+    def __call__(self, adapter: Any, model: nn.Module, note: Any) -> Any:
         yield from pico.samples(4)
 
 
@@ -352,12 +368,9 @@ def test_says_what_lavis_has_it_say(kind: str, beams: int, penalty: float, adapt
 
 @pytest.mark.parametrize("kind", ["t5", "opt"])
 def test_tokens_of_an_answer_are_those_of_its_text(kind: str, adapter: LavisBlip2Adapter):
-    with pytest.raises(ModelError, match="have it make texts first"):
-        adapter.tokens_of("red dog")
     model = lively(kind)
-    adapter.generate(model, questions()[:1], Generation(2))
     tokenizer = getattr(model, f"{kind}_tokenizer")
-    tokens = adapter.tokens_of("red dog")
+    tokens = adapter.tokens_of(model, "red dog")
     assert tokenizer.decode(tokens) == ("red dog" if kind == "t5" else " red dog")
     assert model.eos_token_id not in tokens if kind == "opt" else 1 not in tokens
 
@@ -369,3 +382,5 @@ def test_a_model_for_retrieval_makes_no_texts(adapter: LavisBlip2Adapter):
     assert adapter.refuses(model, Compares) != adapter.refuses(model, Generates)
     with pytest.raises(ModelError, match="has no language model"):
         adapter.generate(model, questions(), Generation())
+    with pytest.raises(ModelError, match="has no language model"):
+        adapter.tokens_of(model, "red dog")

@@ -101,7 +101,7 @@ def test_projections_that_are_linear_can_be_included(name: str, outside: list[st
     model = build(name)
     towers = adapter.towers(model)
     assert [tower.name for tower in towers if tower.outside] == outside
-    batch = adapter_for(name).collate(pairs(3))
+    batch = adapter_for(name).collate(model, pairs(3))
     replay = Replay(model, adapter, [batch], anatomy=Anatomy.of(towers, adapter.layers, outside))
     for index in range(len(replay.blocks)):
         assert replay.run(index, (ColumnNorm,))
@@ -114,7 +114,7 @@ def test_loss_is_symmetric_info_nce(name: str, output_dict: bool, adapter: OpenC
     from open_clip.loss import ClipLoss
 
     model: Any = build(name, output_dict=output_dict)
-    batch = adapter_for(name).collate(pairs(4))
+    batch = adapter_for(name).collate(model, pairs(4))
     with torch.no_grad():
         images = model.encode_image(batch["image"], normalize=True).double()
         texts = model.encode_text(batch["text"], normalize=True).double()
@@ -130,7 +130,7 @@ def test_loss_with_a_logit_bias_is_siglips(adapter: OpenClipAdapter):
     from open_clip.loss import SigLipLoss
 
     model: Any = build("pico-siglip")
-    batch = adapter_for("pico-siglip").collate(pairs(4))
+    batch = adapter_for("pico-siglip").collate(model, pairs(4))
     with torch.no_grad():
         images, texts, scale, bias = model(batch["image"], batch["text"])
         theirs = SigLipLoss()(images, texts, scale, bias).double()
@@ -138,8 +138,9 @@ def test_loss_with_a_logit_bias_is_siglips(adapter: OpenClipAdapter):
 
 
 def test_one_pair_is_refused(adapter: OpenClipAdapter):
+    model = build("pico-clip")
     with pytest.raises(DataError, match="at least two pairs"):
-        adapter.loss(build("pico-clip"), adapter_for("pico-clip").collate(pairs(1)))
+        adapter.loss(model, adapter_for("pico-clip").collate(model, pairs(1)))
 
 
 def test_batches_of_one_pair_are_a_problem_of_the_plan(tmp_path: Path):
@@ -152,7 +153,8 @@ def test_batches_of_one_pair_are_a_problem_of_the_plan(tmp_path: Path):
 
 
 def test_tokens_end_with_the_end_of_the_text(adapter: OpenClipAdapter):
-    model, batch = build("pico-clip"), adapter_for("pico-clip").collate(pairs(2))
+    model = build("pico-clip")
+    batch = adapter_for("pico-clip").collate(model, pairs(2))
     assert adapter.tokens(model, batch, "vision").tolist() == [[2] * 17] * 2
     lengths = [len(sample.text.split()) + 2 for sample in pairs(2) if sample.text]
     assert adapter.tokens(model, batch, "text").tolist() == [[1] * n + [0] * (LENGTH - n) for n in lengths]
@@ -177,8 +179,8 @@ def test_tokens_of_other_text_towers(adapter: OpenClipAdapter):
 
 def test_padding_that_a_model_looks_at_is_not_called_padding():
     """Without a causal mask a poisoned padding changes the features, so it counts as text."""
-    batch = adapter_for("pico-siglip").collate(pairs(2))
     model: Any = build("pico-siglip")
+    batch = adapter_for("pico-siglip").collate(model, pairs(2))
     before = features(model, batch)[1]
     assert not torch.equal(features(model, poisoned(model, batch))[1], before)
     causal: Any = build("pico-clip")
@@ -191,14 +193,13 @@ def test_padding_that_a_model_looks_at_is_not_called_padding():
 def test_says_that_a_pair_is_wanted(processor: Any, adapter: OpenClipAdapter):
     adapter.processor = processor
     with pytest.raises(DataError, match=r"processor=\(transform, tokenizer\)"):
-        adapter.collate(pairs(2))
+        adapter.collate(build("pico-clip"), pairs(2))
 
 
 def test_names_samples_without_text():
-
     samples = [*pairs(2), replace(pairs(3)[2], text=None)]
     with pytest.raises(DataError, match="1 of 3 samples have no text"):
-        adapter_for("pico-clip").collate(samples)
+        adapter_for("pico-clip").collate(build("pico-clip"), samples)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_every_precision_of_open_clip_runs_and_comes_back(name: str, precision: 
     """Mixed ones keep norms and embeddings in float32, and have norms of another class."""
     model: Any = build(name, precision=precision)
     adapter = adapter_for(name)
-    batch = adapter.collate(pairs(3))
+    batch = adapter.collate(model, pairs(3))
     for dtype in (None, torch.float32):
         replay = Replay(model, adapter, [batch], dtype=dtype)
         expected = replay.loss()
@@ -284,7 +285,7 @@ def test_every_precision_of_open_clip_runs_and_comes_back(name: str, precision: 
 
 def test_the_way_open_clip_casts_text_is_as_before(adapter: OpenClipAdapter):
     model: Any = build("pico-clip")
-    adapter.loss(model, adapter_for("pico-clip").collate(pairs(2)))
+    adapter.loss(model, adapter_for("pico-clip").collate(model, pairs(2)))
     assert "get_cast_dtype" not in vars(model.transformer)
 
 
@@ -293,7 +294,7 @@ def test_saves_what_open_clip_reads(tmp_path: Path):
 
     source = saved("pico-custom", tmp_path)
     model: Any = build("pico-custom", force_image_size=16)
-    batch = adapter_for("pico-custom").collate(pairs(2))
+    batch = adapter_for("pico-custom").collate(model, pairs(2))
     again, transform = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path}")
     assert all(map(torch.equal, features(again.eval(), batch), features(model, batch)))
     assert torch.equal(transform(pairs(1)[0].image), adapter_for("pico-custom").processor[0](pairs(1)[0].image))
@@ -303,11 +304,21 @@ def test_saves_what_open_clip_reads(tmp_path: Path):
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_two_models_read_by_one_adapter_are_saved_each_as_it_was_read(tmp_path: Path):
+    sources = [saved(name, tmp_path / name) for name in ("pico-custom", "pico-siglip")]
+    adapter = OpenClipAdapter()
+    models = [adapter.load(source, None, "cpu") for source in sources]
+    for name, model in zip(("pico-custom", "pico-siglip"), models, strict=True):
+        adapter.save(model, tmp_path / "again" / name)
+        for file in (tmp_path / name).iterdir():
+            assert file.read_bytes() == (tmp_path / "again" / name / file.name).read_bytes(), file
+
+
 def test_a_loaded_model_reads_images_and_texts_as_open_clip_does(tmp_path: Path):
     source = saved("pico-clip", tmp_path)
     adapter = OpenClipAdapter()
-    adapter.load(source, None, "cpu")
-    batch = adapter.collate(pairs(2))
+    model = adapter.load(source, None, "cpu")
+    batch = adapter.collate(model, pairs(2))
     assert batch["image"].shape == (2, 3, 16, 16)
     assert batch["text"].shape == (2, LENGTH)
     assert batch["text"].max() == 49407  # the end of a text in open_clip's own tokenizer
@@ -321,7 +332,7 @@ def test_a_tokenizer_beside_the_model_is_read_from_there(tmp_path: Path, pico_to
     pico_tokenizer.save_pretrained(tmp_path)
     adapter = OpenClipAdapter()
     model = adapter.load(open_source(str(tmp_path), tmp_path), None, "cpu")
-    assert adapter.collate(pairs(2))["text"].shape == (2, LENGTH)
+    assert adapter.collate(model, pairs(2))["text"].shape == (2, LENGTH)
     adapter.save(model, tmp_path / "again")
     assert (tmp_path / "again" / "tokenizer.json").is_file()
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from column_norms import column_norms
 
-from ecoflap import ColumnNorm, Replay
+from ecoflap import Replay
 from ecoflap.adapters.t5 import T5Adapter
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Sample
@@ -88,7 +89,7 @@ def test_anatomy(adapter: T5Adapter):
 
 def test_a_window_is_cut_in_the_middle(adapter: T5Adapter):
     windows = pico_t5.windows(2)
-    batch = adapter.collate(windows)
+    batch = adapter.collate(pico_t5.build(), windows)
     for window, ids, mask, labels in zip(windows, *batch.values(), strict=True):
         assert window.tokens is not None
         middle = len(window.tokens) // 2
@@ -98,7 +99,7 @@ def test_a_window_is_cut_in_the_middle(adapter: T5Adapter):
 
 def test_a_question_is_read_and_its_first_answer_said(adapter: T5Adapter):
     batch = adapter.collate(
-        [Sample(question="what is this ?", answers=("a w1", "w2")), Sample(question="a", text="w3")]
+        pico_t5.build(), [Sample(question="what is this ?", answers=("a w1", "w2")), Sample(question="a", text="w3")]
     )
     assert batch["input_ids"].tolist() == [[3, 4, 5, 8, 1], [6, 1, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1] * 5, [1, 1, 0, 0, 0]]
@@ -106,7 +107,7 @@ def test_a_question_is_read_and_its_first_answer_said(adapter: T5Adapter):
 
 
 def test_text_alone_is_cut_in_the_middle_of_its_tokens(adapter: T5Adapter):
-    batch = adapter.collate([Sample(text="this is a w0 .")])
+    batch = adapter.collate(pico_t5.build(), [Sample(text="this is a w0 .")])
     assert (batch["input_ids"].tolist(), batch["labels"].tolist()) == ([[5, 4, 6]], [[10, 9, 1]])
 
 
@@ -120,19 +121,21 @@ def test_text_alone_is_cut_in_the_middle_of_its_tokens(adapter: T5Adapter):
 )
 def test_collate_says_what_is_missing(sample: Sample, problem: str, adapter: T5Adapter):
     with pytest.raises(DataError, match=problem):
-        adapter.collate([Sample(text="this is"), sample])
+        adapter.collate(pico_t5.build(), [Sample(text="this is"), sample])
 
 
 def test_collate_needs_a_tokenizer_for_text_alone():
+    model = pico_t5.build()
     with pytest.raises(DataError, match=r"needs a tokenizer .*tokenizer\.json .* give ecoflap\.run a processor"):
-        T5Adapter().collate([Sample(text="this is")])
-    assert T5Adapter().collate(pico_t5.windows(1))["labels"].numel()
+        T5Adapter().collate(model, [Sample(text="this is")])
+    assert T5Adapter().collate(model, pico_t5.windows(1))["labels"].numel()
     with pytest.raises(DataError, match="at least one sample"):
-        T5Adapter().collate([])
+        T5Adapter().collate(model, [])
 
 
 def test_tokens(adapter: T5Adapter):
-    model, batch = pico_t5.build(), adapter.collate(SAMPLES)
+    model = pico_t5.build()
+    batch = adapter.collate(model, SAMPLES)
     encoder, decoder = (adapter.tokens(model, batch, tower) for tower in ("encoder", "decoder"))
     assert encoder.dtype == decoder.dtype == torch.int8
     assert torch.equal(encoder, batch["attention_mask"])
@@ -143,7 +146,8 @@ def test_tokens(adapter: T5Adapter):
 @pytest.mark.parametrize("kind", sorted(pico_t5.FAMILIES))
 def test_loss_is_the_mean_over_what_the_decoder_says(kind: str, adapter: T5Adapter):
     """A tied head of T5 reads the decoder's states scaled, one of its own and mT5's do not: the model sees to that."""
-    model, batch = pico_t5.FAMILIES[kind].build(), adapter.collate(SAMPLES)
+    model = pico_t5.FAMILIES[kind].build()
+    batch = adapter.collate(model, SAMPLES)
     with torch.no_grad():
         loss = adapter.loss(model, batch)
         theirs = model(**batch, use_cache=False).loss
@@ -156,7 +160,8 @@ def test_loss_is_the_mean_over_what_the_decoder_says(kind: str, adapter: T5Adapt
 
 
 def test_difference_of_two_losses_is_accurate(adapter: T5Adapter):
-    model, batch = pico_t5.build(), adapter.collate(SAMPLES)
+    model = pico_t5.build()
+    batch = adapter.collate(model, SAMPLES)
     exact = type(model)(model.config).double().eval()
     exact.load_state_dict(model.state_dict())
     found = []
@@ -177,7 +182,7 @@ def test_difference_of_two_losses_is_accurate(adapter: T5Adapter):
 
 def test_padding_changes_nothing(adapter: T5Adapter):
     model, samples = pico_t5.build(), SAMPLES[:2]
-    alone = adapter.collate(samples)
+    alone = adapter.collate(model, samples)
     wide = {
         "input_ids": F.pad(alone["input_ids"], (0, 6)),
         "attention_mask": F.pad(alone["attention_mask"], (0, 6)),
@@ -196,10 +201,10 @@ def test_the_position_bias_of_the_first_block_reaches_the_others(adapter: T5Adap
             with torch.no_grad():
                 for stack in (model.encoder, model.decoder):
                     stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.neg_()
-        replay = Replay(model, adapter, [adapter.collate(SAMPLES)])
+        replay = Replay(model, adapter, [adapter.collate(model, SAMPLES)])
         found: dict[str, torch.Tensor] = {}
         for index in range(len(replay.blocks)):
-            found |= {name: statistic.squared for name, statistic in replay.run(index, (ColumnNorm,)).items()}
+            found |= {name: statistic.squared for name, statistic in column_norms(replay, index).items()}
             replay.advance(index)
         return found
 
@@ -219,7 +224,7 @@ def test_statistics_where_batch_encoder_and_decoder_are_of_one_length(adapter: T
     }
     replay = Replay(model, adapter, [batch], anatomy=Anatomy.of(adapter.towers(model), adapter.layers, {"lm_head"}))
     for index, block in enumerate(replay.blocks):
-        for name, statistic in replay.run(index, (ColumnNorm,)).items():
+        for name, statistic in column_norms(replay, index).items():
             reads = (
                 "encoder" if name.endswith(("EncDecAttention.k.weight", "EncDecAttention.v.weight")) else block.tower
             )
@@ -245,7 +250,8 @@ def test_loads_a_folder(adapter: T5Adapter, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", sorted(pico_t5.FAMILIES))
 def test_saved_it_stays_tied_or_untied(kind: str, adapter: T5Adapter, tmp_path: Path):
-    model, batch = pico_t5.FAMILIES[kind].build(), adapter.collate(SAMPLES)
+    model = pico_t5.FAMILIES[kind].build()
+    batch = adapter.collate(model, SAMPLES)
     tied = model.lm_head.weight is model.shared.weight
     adapter.save(model, tmp_path)
     again = adapter.load(open_source(str(tmp_path), tmp_path), None, "cpu")
@@ -264,7 +270,8 @@ def test_saved_it_stays_tied_or_untied(kind: str, adapter: T5Adapter, tmp_path: 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_loss_is_scaled_as_before_after_saving(tied: bool, adapter: T5Adapter, tmp_path: Path):
     """An untied T5 whose states are scaled, and a tied one whose are not, are rare and stay what they are."""
-    model, batch = pico_t5.build(tied=not tied), adapter.collate(SAMPLES)
+    model = pico_t5.build(tied=not tied)
+    batch = adapter.collate(model, SAMPLES)
     if tied:
         model.lm_head.weight = model.shared.weight
     else:

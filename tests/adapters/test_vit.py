@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from column_norms import column_norms
 from pico_vit import BASE, CLASSIFIER, MODELS, adapter, build, image_processor, labelled, pictures
 from torch import nn
 
-from ecoflap import ColumnNorm, Replay
+from ecoflap import Replay
 from ecoflap.adapters.vit import FAMILIES, VitAdapter
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.model.anatomy import Source
@@ -33,7 +34,7 @@ def test_every_matrix_of_every_type_is_seen(family: str, kind: str):
     model, made = built(family, kind), adapter()
     assert made.matches(in_memory(model))
     samples = list(labelled(4))
-    batches = [made.collate(samples[:3]), made.collate(samples[3:])]
+    batches = [made.collate(model, samples[:3]), made.collate(model, samples[3:])]
     replay = Replay(model, made, batches)
     with torch.no_grad():
         expected = torch.stack([made.loss(model, batch).double() for batch in batches])
@@ -43,7 +44,7 @@ def test_every_matrix_of_every_type_is_seen(family: str, kind: str):
     assert len(replay.blocks) == 2
     for index in range(2):
         assert torch.equal(replay.loss(index), expected)
-        for name, statistic in replay.run(index, (ColumnNorm,)).items():
+        for name, statistic in column_norms(replay, index).items():
             assert statistic.tokens == made.tokens(model, batches[0], "vision").shape[1] * 4, name
         replay.advance(index)
 
@@ -51,7 +52,7 @@ def test_every_matrix_of_every_type_is_seen(family: str, kind: str):
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_cross_entropy_is_transformers_own(family: str):
     model, made = built(family, CLASSIFIER), adapter()
-    batch = made.collate(labelled(3))
+    batch = made.collate(model, labelled(3))
     with torch.no_grad():
         theirs = model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
         torch.testing.assert_close(made.loss(model, batch).float(), theirs, rtol=1e-6, atol=0)
@@ -60,7 +61,7 @@ def test_cross_entropy_is_transformers_own(family: str):
 @pytest.mark.parametrize(("family", "kind"), sorted(product(FAMILIES, (BASE, CLASSIFIER))))
 def test_without_labels_the_loss_is_a_fixed_projection_with_a_gradient(family: str, kind: str):
     model, made = built(family, kind), adapter()
-    batch = made.collate(pictures(3))
+    batch = made.collate(model, pictures(3))
     made.loss(model, batch).backward()
     for tower in made.towers(model):
         for block in tower.blocks:
@@ -68,13 +69,13 @@ def test_without_labels_the_loss_is_a_fixed_projection_with_a_gradient(family: s
                 assert layer.weight.grad is not None, layer.name
                 assert float(layer.weight.grad.norm()) > 1e-7, layer.name
     with torch.no_grad():
-        alone = [made.loss(model, made.collate([sample])) for sample in pictures(3)]
+        alone = [made.loss(model, made.collate(model, [sample])) for sample in pictures(3)]
         torch.testing.assert_close(made.loss(model, batch), torch.stack(alone).mean(), rtol=0, atol=1e-6)
 
 
 def test_the_projection_by_hand():
     model, made = build("vit"), adapter()
-    batch = made.collate(pictures(2))
+    batch = made.collate(model, pictures(2))
     with torch.no_grad():
         features = build("vit").double()(pixel_values=batch["pixel_values"].double()).pooler_output
     terms = [
@@ -93,23 +94,26 @@ def _seed(seed: int) -> int:
 def test_a_model_without_head_reads_no_labels():
     model, made = build("dinov2"), adapter()
     with torch.no_grad():
-        with_labels, without = made.loss(model, made.collate(labelled(2))), made.loss(model, made.collate(pictures(2)))
+        with_labels, without = (
+            made.loss(model, made.collate(model, labelled(2))),
+            made.loss(model, made.collate(model, pictures(2))),
+        )
     assert torch.equal(with_labels, without)
 
 
 def test_a_label_the_head_does_not_know_is_refused():
     model, made = build("vit", CLASSIFIER, num_labels=2), adapter()
     with pytest.raises(DataError, match=r"labels \[2, 3\], and the model knows classes 0 to 1"):
-        made.loss(model, made.collate(labelled(4)))
+        made.loss(model, made.collate(model, labelled(4)))
 
 
 def test_images_of_another_size_are_refused():
     from transformers import ViTImageProcessor
 
-    made = adapter()
+    model, made = build("vit"), adapter()
     made.processor = ViTImageProcessor(size={"height": 35, "width": 35})
     with pytest.raises(DataError, match=r"no images of 35×35"):
-        made.loss(build("vit"), made.collate(pictures(1)))
+        made.loss(model, made.collate(model, pictures(1)))
 
 
 @pytest.mark.parametrize("config", [
@@ -149,11 +153,11 @@ def test_loads_a_folder_with_its_processor(tmp_path: Any):
     assert type(model).__name__ == "ViTForImageClassification"
     assert read.max_length(model) is None
     expected = image_processor()(images=pictures(1)[0].image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(read.collate(pictures(1))["pixel_values"], expected)
+    torch.testing.assert_close(read.collate(model, pictures(1))["pixel_values"], expected)
     (tmp_path / "preprocessor_config.json").unlink()
     read.load(open_source(str(tmp_path), tmp_path), None, "cpu")
     with pytest.raises(DataError, match="needs an image processor"):
-        read.collate(pictures(1))
+        read.collate(model, pictures(1))
 
 
 def test_a_checkpoint_without_a_pooler(tmp_path: Any):

@@ -1,59 +1,14 @@
-"""A registry of toy parts, and recipes read against it; a pico model in a folder, and runs on it."""
+"""A pico model in a folder, and runs on it: by the library and by the command."""
 
 import json
-import shutil
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
-from pathlib import Path
 from random import Random
-from textwrap import dedent
 
 import pytest
 import torch
 
-from ecoflap.core.errors import RecipeError
-from ecoflap.core.recipe.load import parse_recipe
-from ecoflap.core.registry.registry import load_registry, load_registry_from
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("recipes")
-
-
-@pytest.fixture(scope="session")
-def registry(folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("ECOFLAP_REGISTRY", raising=False)
-        patch.syspath_prepend(folder)
-        shutil.copy(Path(__file__).with_name("toy_parts.py"), folder / "recipe_parts.py")
-        (folder / "registry.yaml").write_text(
-            "version: 1\nplugins: {toy: recipe_parts}\naliases: {pruner: {obs: sparsegpt}}\n"
-            "defaults: {dataset: {text: {samples: 16, more: [site.txt]}}}\n"
-        )
-        yield load_registry_from(folder / "registry.yaml")
-
-
-@pytest.fixture
-def parse(registry, folder):
-    def parse(text, *set_, **keywords):
-        return parse_recipe(text, set_=set_, registry=registry, file=folder / "sub" / "r.yaml", **keywords)
-
-    return parse
-
-
-@pytest.fixture
-def told(registry):
-    """What is said of a recipe, which must have problems; ``r.yaml`` is where it is."""
-
-    def told(text, *set_):
-        with pytest.raises(RecipeError) as caught:
-            parse_recipe(dedent(text), set_=set_, registry=registry, file="r.yaml")
-        assert "Traceback" not in str(caught.value)
-        return str(caught.value)
-
-    return told
+from ecoflap.core.registry.registry import load_registry
 
 
 @pytest.fixture(scope="session")
@@ -111,16 +66,6 @@ def heard_by():
         return replace(load_registry(), _observers=named)
 
     return heard_by
-
-
-@pytest.fixture
-def command_code():
-    """The command as Python code, for a process of its own that knows the models which this one knows."""
-    code = "from ecoflap.core.cli.main import main; main()"
-    if find_spec("transformers.models.llama") is None:
-        support = str(Path(__file__).parents[1] / "support")
-        return f"import sys; sys.path.append({support!r}); from old_llama import register; register(); {code}"
-    return code
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ecoflap.adapters.clip import ClipAdapter
+from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.model.source import open_source
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.evaluators.zero_shot import ZeroShot
@@ -43,14 +44,15 @@ def test_it_is_small_and_in_half_precision(model: Any):
 def test_it_names_emoji_of_the_other_drawing_better_than_pixels_do(model: Any, adapter: ClipAdapter):
     """Of all validation pictures the nearest training picture names 0.290, and the model 0.404."""
     data = Image(path=DATA / "validation_classes.json", images=DATA / "images", samples=128)
-    found = ZeroShot(data, classes=DATA / "classes.txt", templates=("an emoji of {}",), batch_size=128)(model, adapter)
+    zero_shot = ZeroShot(data, classes=DATA / "classes.txt", templates=("an emoji of {}",), batch_size=128)
+    found = zero_shot(model, adapter, ignore)
     assert found["zero-shot top-1"].value > 0.3
 
 
 def test_training_saw_the_pixels_that_the_processor_makes(adapter: ClipAdapter, model: Any, script: Any):
     pixels, concepts = script.pictures(DATA, "validation", "google")
     images = Image(path=DATA / "validation_classes.json", images=DATA / "images", samples=None, order="first")
-    first = next(iter(images(adapter, model)))
+    first = next(iter(images(adapter, model, ignore)))
     made = adapter.processor.image_processor(images=first.image, return_tensors="pt")["pixel_values"][0]
     names = (DATA / "classes.txt").read_text("utf-8").splitlines()
     place = [concept.label for concept in concepts].index(names[first.label or 0])

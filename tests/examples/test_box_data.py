@@ -8,6 +8,7 @@ import pico_vit
 import pytest
 from torch import nn
 
+from ecoflap.core.contracts.protocols import ignore
 from ecoflap.plugins.datasets.image import Image
 
 BOX = Path(__file__).parents[2] / "examples" / "box"
@@ -122,7 +123,7 @@ def test_classes_are_lines_of_their_list(part: str):
 
 def test_classes_are_read_as_an_index():
     data = Image(path=DATA / "test_classes.json", images=DATA / "images", samples=3, order="first")
-    found = data(pico_vit.adapter(), nn.Identity())
+    found = data(pico_vit.adapter(), nn.Identity(), ignore)
     assert [sample.label for sample in found] == [row["label"] for row in read("test_classes")[:3]]
 
 

@@ -1,6 +1,7 @@
 """The family's own checkpoint: its library loads it, zeros and all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from table import ROWS
 from ecoflap.adapters.hubs import hugging_face as transformers_files
 from ecoflap.core.contracts.protocols import Exporter
 from ecoflap.core.errors import FormatError
-from ecoflap.core.pruning.masks import attach, masks_of
 from ecoflap.exporters.hugging_face import HuggingFace, ecoflap_register_exporters
-from ecoflap.exporters.shared.model_card import CARD, library_of
+from ecoflap.exporters.shared.loading_code import library_of
+from ecoflap.exporters.shared.model_card import CARD
 
 ANY = "llama" if "llama" in ROWS else next(iter(ROWS))
 LIBRARIES = {"pico_open_clip": "open_clip", "pico_timm": "timm"}
@@ -33,9 +34,10 @@ def test_it_is_an_exporter():
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_the_family_loads_its_zeros(name: str, folder: Path):
-    model, adapter = half_pruned(name)
+    pruned = half_pruned(name)
+    model, adapter = pruned.model, pruned.adapter
     given = adapter.processor
-    told = HuggingFace()(model, adapter, folder)
+    told = HuggingFace()(pruned, folder)
     again = ROWS[name].reload(folder)
     assert bits(again) == bits(model)
     for ours, theirs in zip(outputs(name, model, adapter), outputs(name, again, adapter), strict=True):
@@ -55,10 +57,10 @@ def test_the_family_loads_its_zeros(name: str, folder: Path):
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_what_it_tells_of_itself(name: str, folder: Path):
-    model, adapter = half_pruned(name)
-    told = HuggingFace()(model, adapter, folder)
-    state = model.state_dict()
-    assert [tensor.name for tensor in told.tensors] == list(masks_of(model))
+    pruned = half_pruned(name)
+    told = HuggingFace()(pruned, folder)
+    state = pruned.model.state_dict()
+    assert [tensor.name for tensor in told.tensors] == list(pruned.masks)
     for tensor in told.tensors:
         weight = state[tensor.name]
         assert (tensor.form, tensor.shape) == ("dense", tuple(weight.shape))
@@ -69,9 +71,7 @@ def test_what_it_tells_of_itself(name: str, folder: Path):
 
 
 def test_a_model_without_masks_has_nothing_to_tell_of_them(folder: Path):
-    model, adapter = half_pruned(ANY)
-    attach(model, {})
-    told = HuggingFace()(model, adapter, folder)
+    told = HuggingFace()(replace(half_pruned(ANY), masks={}), folder)
     assert told.tensors == ()
     assert "not noted" in (folder / CARD).read_text()
 
@@ -79,21 +79,20 @@ def test_a_model_without_masks_has_nothing_to_tell_of_them(folder: Path):
 @pytest.mark.parametrize("name", [name for name in ROWS if name in ("llama", "llama-tied", "t5", "clip", "blip2_t5")])
 def test_transformers_has_shards(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(transformers_files, "SHARD_SIZE", "40KB")
-    model, adapter = half_pruned(name)
-    told = HuggingFace()(model, adapter, folder)
+    pruned = half_pruned(name)
+    told = HuggingFace()(pruned, folder)
     shards = sorted(path.name for path in folder.glob("*.safetensors"))
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert len(shards) > 1
     assert set(index["weight_map"].values()) == set(shards)
-    assert bits(ROWS[name].reload(folder)) == bits(model)
+    assert bits(ROWS[name].reload(folder)) == bits(pruned.model)
     assert told.checks[0].difference == 0
 
 
 def test_it_says_nothing_of_sparsity_to_loaders(folder: Path):
     """A ``sparsity_config`` makes some versions of transformers draw the weights at random."""
     for name in sorted(ROWS):
-        model, adapter = half_pruned(name)
-        HuggingFace()(model, adapter, folder)
+        HuggingFace()(half_pruned(name), folder)
         for file in folder.glob("*.json"):
             assert not {"quantization_config", "sparsity_config", "compression_config"} & keys(
                 json.loads(file.read_text())
@@ -109,8 +108,8 @@ def keys(value: Any) -> set[str]:
 
 
 def test_a_checkpoint_that_reads_back_differently_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    model, adapter = half_pruned(ANY)
-    save = type(adapter).save
+    pruned = half_pruned(ANY)
+    save = type(pruned.adapter).save
 
     def shifted(self, model, folder):
         weight = next(p for p in model.parameters() if p.ndim > 1)
@@ -118,6 +117,6 @@ def test_a_checkpoint_that_reads_back_differently_is_refused(folder: Path, monke
         save(self, model, folder)
         weight.data -= 1
 
-    monkeypatch.setattr(type(adapter), "save", shifted)
+    monkeypatch.setattr(type(pruned.adapter), "save", shifted)
     with pytest.raises(FormatError, match="reads back other than it was written"):
-        HuggingFace()(model, adapter, folder)
+        HuggingFace()(pruned, folder)

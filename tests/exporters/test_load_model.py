@@ -11,10 +11,10 @@ from table import ROWS
 from torch import nn
 
 import ecoflap
+from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.model.source import open_source
 from ecoflap.core.packed.into_model import without_weights
-from ecoflap.core.pruning.masks import masks_of
 from ecoflap.exporters.safetensors import FILE, Safetensors
 
 WHOLE = [name for name in sorted(ROWS) if ROWS[name].is_whole_on_disk]
@@ -35,8 +35,9 @@ def kinds(model: nn.Module) -> dict[str, torch.dtype]:
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", WHOLE)
 def test_it_is_the_model_that_was_exported(name: str, dtype: torch.dtype | None, folder: Path, tmp_path: Path):
-    model, adapter = half_pruned(name, tmp_path / "dense", dtype)
-    SMALL(model, adapter, folder)
+    pruned = half_pruned(name, tmp_path / "dense", dtype)
+    model, adapter = pruned.model, pruned.adapter
+    SMALL(pruned, folder)
     again = ecoflap.load_model(folder)
     assert type(again) is type(model)
     assert not any(module.training for module in again.modules())
@@ -48,16 +49,18 @@ def test_it_is_the_model_that_was_exported(name: str, dtype: torch.dtype | None,
     }
     ours, theirs = (outputs(name, one, adapter) for one in (model, again))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    masks = masks_of(model)
-    assert masks_of(again).keys() == masks.keys()
-    assert all(torch.equal(mask, masks[layer]) for layer, mask in masks_of(again).items())
+    masks, state = ecoflap.load_masks(folder), again.state_dict()
+    layers = {state[layer].data_ptr() for layer in pruned.masks}
+    assert list(masks) == [name for name, weight in state.items() if weight.data_ptr() in layers]
+    assert all(torch.equal(masks[layer], mask) for layer, mask in pruned.masks.items())
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_it_is_what_the_family_reads_of_the_dense_checkpoint(name: str, folder: Path, tmp_path: Path):
     """Configuration, buffers that no file holds, and the type of each: as after the family's own loading."""
-    model, adapter = half_pruned(name)
-    Safetensors()(model, adapter, folder)
+    pruned = half_pruned(name)
+    model, adapter = pruned.model, pruned.adapter
+    Safetensors()(pruned, folder)
     adapter.save(model, tmp_path / "dense")
     reference = adapter.load(open_source(str(tmp_path / "dense"), Path.cwd()), None, "cpu")
     again = ecoflap.load_model(folder)
@@ -75,8 +78,9 @@ def test_it_is_what_the_family_reads_of_the_dense_checkpoint(name: str, folder: 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name in ("llama", "t5", "open_clip_eva", "timm_eva02")])
 def test_in_another_type(name: str, folder: Path, tmp_path: Path):
     """As the family's adapter reads the dense checkpoint in that type: T5 keeps some weights in float32."""
-    model, adapter = half_pruned(name)
-    Safetensors()(model, adapter, folder)
+    pruned = half_pruned(name)
+    model, adapter = pruned.model, pruned.adapter
+    Safetensors()(pruned, folder)
     adapter.save(model, tmp_path / "dense")
     reference = adapter.load(open_source(str(tmp_path / "dense"), Path.cwd()), torch.float16, "cpu")
     again = ecoflap.load_model(folder, dtype=torch.float16)
@@ -86,8 +90,9 @@ def test_in_another_type(name: str, folder: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name in ("t5", "clip", "open_clip", "timm_vit")])
 def test_its_processor_comes_with_the_adapter(name: str, folder: Path):
-    model, adapter = half_pruned(name)
-    Safetensors()(model, adapter, folder)
+    pruned = half_pruned(name)
+    adapter = pruned.adapter
+    Safetensors()(pruned, folder)
     another = type(adapter)()
     ecoflap.load_model(folder, adapter=another)
     assert another.processor is not None
@@ -95,8 +100,9 @@ def test_its_processor_comes_with_the_adapter(name: str, folder: Path):
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name in ("llama-tied", "timm_eva", "open_clip")])
 def test_a_run_begins_from_a_packed_folder(name: str, folder: Path, tmp_path: Path):
-    model, adapter = half_pruned(name)
-    SMALL(model, adapter, folder)
+    pruned = half_pruned(name)
+    adapter = pruned.adapter
+    SMALL(pruned, folder)
     done = ecoflap.run(
         {
             "version": 1,
@@ -109,15 +115,14 @@ def test_a_run_begins_from_a_packed_folder(name: str, folder: Path, tmp_path: Pa
         processor=adapter.processor,
         folder=tmp_path / "run",
     )
-    assert done.report["sparsity"] == pytest.approx(0.75, abs=0.01)
+    assert done.report.sparsity == pytest.approx(0.75, abs=0.01)
     again = ecoflap.load_model(tmp_path / "run" / "exports" / "safetensors")
     assert bits(again) == bits(done.model)
 
 
 @pytest.fixture
 def llama(folder: Path) -> Path:
-    model, adapter = half_pruned("llama")
-    SMALL(model, adapter, folder)
+    SMALL(half_pruned("llama"), folder)
     return folder
 
 
@@ -133,8 +138,8 @@ def test_the_folder_is_what_is_named(llama: Path, monkeypatch: pytest.MonkeyPatc
 
 @needs_llama
 def test_a_folder_without_packed_weights(tmp_path: Path):
-    model, adapter = half_pruned("llama")
-    adapter.save(model, tmp_path / "dense")
+    pruned = half_pruned("llama")
+    pruned.adapter.save(pruned.model, tmp_path / "dense")
     with pytest.raises(FormatError, match="holds no packed file"):
         ecoflap.load_model(tmp_path / "dense")
 
@@ -158,8 +163,8 @@ def test_a_truncated_a_changed_and_a_missing_shard_are_refused(llama: Path):
 
 @needs_llama
 def test_dense_weights_beside_the_packed_ones_are_refused(llama: Path):
-    model, adapter = half_pruned("llama")
-    adapter.save(model, llama.parent / "dense")
+    pruned = half_pruned("llama")
+    pruned.adapter.save(pruned.model, llama.parent / "dense")
     shutil.copy(llama.parent / "dense" / "model.safetensors", llama)
     with pytest.raises(ModelError, match=r"holds packed weights and dense ones \(model.safetensors\)"):
         ecoflap.load_model(llama)
@@ -187,18 +192,17 @@ def test_two_weights_that_the_configuration_ties_stay_two(llama: Path):
 
 @needs_llama
 def test_a_tied_head_is_one_weight_again(folder: Path):
-    model, adapter = half_pruned("llama-tied")
-    Safetensors()(model, adapter, folder)
+    Safetensors()(half_pruned("llama-tied"), folder)
     again = ecoflap.load_model(folder)
     assert again.lm_head.weight is again.model.embed_tokens.weight
-    assert "lm_head.weight" in masks_of(again)
+    assert "lm_head.weight" in ecoflap.load_masks(folder)
 
 
 @needs_llama
 def test_it_can_be_exported_again(llama: Path, tmp_path: Path):
     again = ecoflap.load_model(llama, adapter=(adapter := ROWS["llama"].adapter()))
     (tmp_path / "twice").mkdir()
-    SMALL(again, adapter, tmp_path / "twice")
+    SMALL(PrunedModel(again, adapter, ecoflap.load_masks(llama)), tmp_path / "twice")
     for file in sorted(llama.glob("*.safetensors*")):
         assert (tmp_path / "twice" / file.name).read_bytes() == file.read_bytes()
 
@@ -207,9 +211,10 @@ def test_it_can_be_exported_again(llama: Path, tmp_path: Path):
 def test_weights_whose_architecture_nobody_named(folder: Path):
     from ecoflap.adapters.eva_vit import EvaVitAdapter
 
-    model, adapter = half_pruned("timm_vit")
+    pruned = half_pruned("timm_vit")
+    model = pruned.model
     noted, model.pretrained_cfg = model.pretrained_cfg, None
-    Safetensors()(model, adapter, folder)
+    Safetensors()(pruned, folder)
     with pytest.raises(ModelError, match="not which architecture and arguments make one"):
         ecoflap.load_model(folder)
     arguments = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
@@ -220,22 +225,23 @@ def test_weights_whose_architecture_nobody_named(folder: Path):
 
 @pytest.mark.parametrize("name", [name for name in ROWS if not ROWS[name].is_whole_on_disk])
 def test_a_folder_that_does_not_say_what_it_is_of(name: str, folder: Path):
-    model, adapter = half_pruned(name)
-    Safetensors()(model, adapter, folder)
+    pruned = half_pruned(name)
+    Safetensors()(pruned, folder)
     with pytest.raises(ModelError):
         ecoflap.load_model(folder)
     again = ROWS[name].build()
     again.load_state_dict(ecoflap.load_packed(folder))
-    assert bits(again) == bits(model)
+    assert bits(again) == bits(pruned.model)
 
 
 @pytest.mark.skipif("lavis BLIP-2 T5" not in ROWS, reason="LAVIS has an environment of its own")
 def test_a_model_of_lavis_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch):
     from ecoflap.adapters.lavis_blip2.adapter import LavisBlip2Adapter
 
-    model, adapter = half_pruned("lavis BLIP-2 T5")
+    pruned = half_pruned("lavis BLIP-2 T5")
+    model, adapter = pruned.model, pruned.adapter
     adapter._built = "blip2_t5", "pretrain_flant5xl"
-    Safetensors()(model, adapter, folder)
+    Safetensors()(pruned, folder)
     asked = []
 
     def fetched(self, name, kind):
@@ -276,8 +282,8 @@ def test_a_library_that_loses_buffers_is_refused(llama: Path, monkeypatch: pytes
 
 @needs_llama
 def test_weights_that_a_module_in_two_places_would_lose(tmp_path: Path):
-    from ecoflap.core.packed.format import save_packed
     from ecoflap.core.packed.into_model import fill
+    from ecoflap.core.packed.save_packed import save_packed
 
     apart = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     save_packed(tmp_path / FILE, apart.state_dict(), {})

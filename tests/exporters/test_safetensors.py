@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from exported import bits, half_pruned
+from exported import bits, half_pruned, planned
 from safetensors import safe_open
 from safetensors.torch import load_file
 from table import ROWS
 from torch import nn
 
 import ecoflap
-from ecoflap.core.contracts.protocols import Adapter, Exporter
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.core.packed.format import inspect_packed, load_packed
-from ecoflap.core.pruning.masks import attach, masks_of
+from ecoflap.core.packed.read_packed import inspect_packed, load_packed
 from ecoflap.exporters import safetensors as exporter
 from ecoflap.exporters.safetensors import FILE, Safetensors
 from ecoflap.exporters.shared.model_card import CARD
@@ -51,9 +51,9 @@ def test_beside_the_weights_is_what_the_family_saves(
 ):
     """Byte by byte the files that the adapter's own ``save`` writes, but for the weights."""
     reread = tmp_path / "reread" if dtype is not None and ROWS[name].is_whole_on_disk else None
-    model, adapter = half_pruned(name, reread, dtype)
-    adapter.save(model, tmp_path / "dense")
-    Safetensors()(model, adapter, folder)
+    pruned = half_pruned(name, reread, dtype)
+    pruned.adapter.save(pruned.model, tmp_path / "dense")
+    Safetensors()(pruned, folder)
 
     def beside(place: Path) -> dict[str, bytes]:
         weights = (".safetensors", ".pth", ".bin")
@@ -66,12 +66,13 @@ def test_beside_the_weights_is_what_the_family_saves(
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_what_it_tells_of_itself(name: str, folder: Path):
-    model, adapter = half_pruned(name)
-    told = Safetensors()(model, adapter, folder)
+    pruned = half_pruned(name)
+    model = pruned.model
+    told = Safetensors()(pruned, folder)
     assert set(told.files) == {path for path in folder.rglob("*") if path.is_file()}
     state, size = model.state_dict(), (folder / FILE).stat().st_size
     first = {tensor.data_ptr(): layer for layer, tensor in reversed(state.items())}
-    masks = {first[state[layer].data_ptr()]: mask for layer, mask in masks_of(model).items()}
+    masks = {first[state[layer].data_ptr()]: mask for layer, mask in pruned.masks.items()}
     assert {tensor.name for tensor in told.tensors} == set(masks)
     for tensor in told.tensors:
         weight = state[tensor.name]
@@ -93,15 +94,15 @@ def test_a_weight_takes_what_it_should(folder: Path):
         model = nn.Sequential(nn.Linear(64, 128, bias=False)).to(dtype)
         mask = torch.arange(64 * 128).reshape(128, 64) % 2 == 0
         model[0].weight.data *= mask
-        attach(model, {"0.weight": mask})
-        told = Safetensors()(model, Family(), folder)
+        told = Safetensors()(PrunedModel(model, Family(), {"0.weight": mask}), folder)
         assert told.tensors[0].stored_bytes == share * told.tensors[0].dense_bytes
         assert (folder / FILE).stat().st_size < share * 64 * 128 * dtype.itemsize + 1500
 
 
 def test_shards_with_an_index(folder: Path):
-    model, adapter = half_pruned(ANY)
-    told = Safetensors(shard_bytes=20_000)(model, adapter, folder)
+    pruned = half_pruned(ANY)
+    model = pruned.model
+    told = Safetensors(shard_bytes=20_000)(pruned, folder)
     shards = sorted(path.name for path in folder.glob("*.safetensors"))
     index = json.loads((folder / f"{FILE}.index.json").read_text())
     assert len(shards) > 1
@@ -127,8 +128,7 @@ def test_a_model_of_no_known_family(folder: Path):
     mask = torch.rand(30, 20) > 0.5
     model[0].weight.data *= mask
     model[0].weight.data[~mask] *= -1.0
-    attach(model, {"0.weight": mask})
-    told = Safetensors()(model, Family(), folder)
+    told = Safetensors()(PrunedModel(model, Family(), {"0.weight": mask}), folder)
     assert set(told.files) == {folder / FILE, folder / CARD}
     back = load_packed(folder / FILE)
     assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
@@ -136,41 +136,64 @@ def test_a_model_of_no_known_family(folder: Path):
 
 def test_nothing_pruned_is_said_before_anything_is_written(folder: Path):
     with pytest.raises(EcoflapError, match="nothing in this model has been pruned"):
-        Safetensors()(nn.Linear(3, 2), Family(), folder)
+        Safetensors()(PrunedModel(nn.Linear(3, 2), Family(), {}), folder)
     assert list(folder.iterdir()) == []
 
 
+def test_types_that_the_format_lacks_are_known_before_a_run():
+    pruned = half_pruned(ANY)
+    assert list(Safetensors().problems(planned(pruned.model, pruned.adapter))) == []
+    anatomy = planned(pruned.model, pruned.adapter).anatomy
+    name, layer = next((layer.name, layer) for _, layer in anatomy.layers())
+    layer.module._parameters[layer.attribute] = nn.Parameter(layer.weight.to(torch.complex64))
+    found = list(Safetensors().problems(PlanContext(None, anatomy, pruned.adapter, pruned.model)))
+    assert any(text.startswith(f"{name} is torch.complex64, which this format does not store") for text in found)
+    assert any(text.startswith(f"{name} has a mask but is torch.complex64") for text in found)
+
+
+def test_masks_under_each_name_of_a_tied_weight(folder: Path):
+    tied = nn.ModuleDict({"embed": nn.Linear(20, 30, bias=False), "head": nn.Linear(20, 30, bias=False)})
+    tied["head"].weight = tied["embed"].weight
+    mask = torch.rand(30, 20) > 0.5
+    tied["head"].weight.data *= mask
+    told = Safetensors()(PrunedModel(tied, Family(), {"head.weight": mask, "embed.weight": mask}), folder)
+    assert [tensor.name for tensor in told.tensors] == ["embed.weight"]
+    assert f"| **all of these** | {100 * (1 - int(mask.sum()) / 600):.2f} % |" in (folder / CARD).read_text()
+
+
 def test_weights_that_moved_after_pruning_are_refused_by_name(folder: Path):
-    model, adapter = half_pruned(ANY)
-    name = next(iter(masks_of(model)))
+    pruned = half_pruned(ANY)
+    name = next(iter(pruned.masks))
     with torch.no_grad():
-        model.get_parameter(name).add_(1.0)
+        pruned.model.get_parameter(name).add_(1.0)
     with pytest.raises(EcoflapError, match=name):
-        Safetensors()(model, adapter, folder)
+        Safetensors()(pruned, folder)
 
 
 def test_a_file_that_reads_back_differently_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    model, adapter = half_pruned(ANY)
-    state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    pruned = half_pruned(ANY)
+    state = {name: tensor + 1 for name, tensor in pruned.model.state_dict().items()}
     written = exporter.save_packed
     monkeypatch.setattr(exporter, "save_packed", lambda path, _, __, **keys: written(path, state, {}, **keys))
     with pytest.raises(FormatError, match="reads back other than it was written"):
-        Safetensors()(model, adapter, folder)
+        Safetensors()(pruned, folder)
 
 
 def test_the_model_is_as_before(folder: Path):
-    model, adapter = half_pruned(ANY)
+    pruned = half_pruned(ANY)
+    model = pruned.model
     before = bits(model)
     config = model.config.to_dict() if hasattr(model, "config") else None
-    Safetensors()(model, adapter, folder)
+    Safetensors()(pruned, folder)
     assert bits(model) == before
     assert config is None or model.config.to_dict() == config
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name in ("llama", "llama-tied", "open_clip_eva", "t5")])
 def test_densified_it_is_an_ordinary_file(name: str, folder: Path, tmp_path: Path):
-    model, adapter = half_pruned(name)
-    Safetensors(shard_bytes=20_000)(model, adapter, folder)
+    pruned = half_pruned(name)
+    model = pruned.model
+    Safetensors(shard_bytes=20_000)(pruned, folder)
     for file in (folder / f"{FILE}.index.json", folder / FILE):
         target = Safetensors.densify(file, tmp_path / "dense.safetensors")
         dense, state = load_file(target), model.state_dict()
@@ -184,8 +207,7 @@ def test_densified_it_is_an_ordinary_file(name: str, folder: Path, tmp_path: Pat
 
 
 def test_a_damaged_file_is_not_densified(folder: Path, tmp_path: Path):
-    model, adapter = half_pruned(ANY)
-    Safetensors()(model, adapter, folder)
+    Safetensors()(half_pruned(ANY), folder)
     whole = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(FormatError, match="damaged"):

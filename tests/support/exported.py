@@ -1,20 +1,21 @@
 """A row of the table with every layer half pruned, for the exporters' tests."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from table import ROWS
 from torch import Tensor, nn
 
-from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import open_source
-from ecoflap.core.pruning.masks import attach
 
 
-def half_pruned(name: str, folder: Path | None = None, dtype: torch.dtype | None = None) -> tuple[nn.Module, Adapter]:
-    """With every matrix outside the blocks pruned too, and masks attached.
+def half_pruned(name: str, folder: Path | None = None, dtype: torch.dtype | None = None) -> PrunedModel:
+    """Build the model of a row and prune it, every matrix outside the blocks too.
 
     :param folder: Where to save the model, to read it again in another type as its family has it.
     """
@@ -34,14 +35,24 @@ def half_pruned(name: str, folder: Path | None = None, dtype: torch.dtype | None
         # A kept weight may be zero all the same.
         layer.weight.data[mask.nonzero()[0][0], mask.nonzero()[0][1]] = 0
         masks[layer.name] = mask
-    attach(model, masks)
-    return model, adapter
+    return PrunedModel(model, adapter, masks)
+
+
+def planned(model: nn.Module, adapter: Adapter, dtype: str = "auto") -> PlanContext:
+    """What an exporter is shown of a model before any weight is read.
+
+    :param dtype: ``model.dtype`` of the recipe.
+    """
+    views = getattr(adapter, "export_views", lambda model: ())
+    recipe = SimpleNamespace(model=SimpleNamespace(dtype=dtype))
+    anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
+    return PlanContext(recipe, anatomy, adapter, model, lambda: tuple(view.name for view in views(model)))
 
 
 def outputs(name: str, model: nn.Module, adapter: Adapter) -> tuple[Tensor, ...]:
     row = ROWS[name]
     with torch.no_grad():
-        made: Any = row.outputs(model, adapter.collate(list(row.samples(2))))
+        made: Any = row.outputs(model, adapter.collate(model, list(row.samples(2))))
     return made if isinstance(made, tuple) else (made,)
 
 

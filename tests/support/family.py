@@ -26,6 +26,7 @@ class Family:
     """One row of the table.
 
     :param build: A pico model in float32 and eval mode, every time with the same weights.
+    :param build_other: Another model of the family, of another size, that takes the same processor.
     :param adapter: The adapter as a user gets it for this model, with a processor where it needs one.
     :param samples: So many samples, of unequal lengths where they hold text.
     :param towers: The names of the towers that a run walks by default, in order.
@@ -43,6 +44,7 @@ class Family:
     """
 
     build: Callable[[], nn.Module]
+    build_other: Callable[[], nn.Module]
     adapter: Callable[[], Adapter]
     samples: Callable[[int], Sequence[Sample]]
     towers: tuple[str, ...]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ecoflap.adapters.blip2 import Blip2Adapter
 from ecoflap.adapters.blip2_retrieval import Blip2RetrievalAdapter
 from ecoflap.core.contracts.records import Batch, Sample
-from ecoflap.core.model.source import in_memory
 
 QUERIES, SIZE = 4, 28
 POISON, IMAGE_TOKEN = 63, 64
@@ -70,33 +69,35 @@ def _image_processor() -> Any:
     return kind(size={"height": SIZE, "width": SIZE})
 
 
-def config(text: str, image_token: int | None = IMAGE_TOKEN, **qformer: Any) -> Any:
+def config(text: str, image_token: int | None = IMAGE_TOKEN, queries: int = QUERIES, **qformer: Any) -> Any:
     from transformers import Blip2Config
 
     return Blip2Config(
         vision_config=VISION,
         qformer_config={**QFORMER, **qformer},
         text_config={"model_type": text, **TEXTS[text]},
-        num_query_tokens=QUERIES,
+        num_query_tokens=queries,
         image_token_index=image_token,
         image_text_hidden_size=16,
     )
 
 
-def build(text: str = "t5") -> Any:
+def build(text: str = "t5", queries: int = QUERIES) -> Any:
     """transformers draws a vision tower's weights and the queries as good as zero, so all of them are drawn again."""
     from transformers import Blip2ForConditionalGeneration
 
-    model = Blip2ForConditionalGeneration(config(text))
+    model = Blip2ForConditionalGeneration(config(text, queries=queries))
     if text == "t5":
         pico_t5.untie(model.language_model)
     return livened(redraw(model, 2))
 
 
-def build_retrieval(image_token: int | None = IMAGE_TOKEN) -> Any:
+def build_retrieval(image_token: int | None = IMAGE_TOKEN, **keys: int) -> Any:
     from transformers import Blip2ForImageTextRetrieval
 
-    return livened(redraw(Blip2ForImageTextRetrieval(config("opt", image_token, use_qformer_text_input=True)), 3))
+    return livened(
+        redraw(Blip2ForImageTextRetrieval(config("opt", image_token, use_qformer_text_input=True, **keys)), 3)
+    )
 
 
 def livened(model: nn.Module) -> nn.Module:
@@ -109,10 +110,7 @@ def livened(model: nn.Module) -> nn.Module:
 
 
 def adapter(text: str = "t5") -> Blip2Adapter:
-    """It has seen its model, as in a run."""
     made = Blip2Adapter()
-    model = made.load(in_memory(build(text)), None, "cpu")
-    made.towers(model)
     made.processor = processor(text)
     return made
 
@@ -188,6 +186,7 @@ def _with_poison(batch: Batch) -> Batch:
 def row(text: str, samples: Callable[[int], Sequence[Sample]], towers: tuple[str, ...]) -> Family:
     return Family(
         build=partial(build, text),
+        build_other=partial(build, "opt" if text == "t5" else "t5", queries=QUERIES + 2),
         adapter=partial(adapter, text),
         samples=samples,
         towers=("vision", "qformer", *towers),
@@ -205,6 +204,7 @@ FAMILIES = {
     "blip2_llama": row("llama", questions, ("language",)),
     "blip2_retrieval": Family(
         build=build_retrieval,
+        build_other=partial(build_retrieval, queries=QUERIES + 2, num_hidden_layers=2),
         adapter=retrieval_adapter,
         samples=captions,
         towers=("vision", "qformer"),

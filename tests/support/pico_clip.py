@@ -1,6 +1,7 @@
 """Pico CLIP, its vision tower alone and SigLIP, with their processors; pictures with captions of unequal length."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -74,22 +75,24 @@ def drawn(model: Any) -> Any:
     return redraw(model, 1)
 
 
-def clip() -> Any:
+def clip(**tower: int) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
-    return drawn(CLIPModel(CLIPConfig(text_config=TEXT, vision_config={**TOWER, **VISION}, projection_dim=24)))
+    text, images = {**TEXT, **tower}, {**TOWER, **VISION, **tower}
+    return drawn(CLIPModel(CLIPConfig(text_config=text, vision_config=images, projection_dim=24)))
 
 
-def vision() -> Any:
+def vision(**tower: int) -> Any:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    return drawn(CLIPVisionModelWithProjection(CLIPVisionConfig(**TOWER, **VISION, projection_dim=24)))
+    return drawn(CLIPVisionModelWithProjection(CLIPVisionConfig(**{**TOWER, **VISION, **tower}, projection_dim=24)))
 
 
-def siglip() -> Any:
+def siglip(length: int = LENGTH, **tower: int) -> Any:
     from transformers import SiglipConfig, SiglipModel
 
-    model = drawn(SiglipModel(SiglipConfig(text_config=TEXT, vision_config={**TOWER, **VISION})))
+    text = {**TEXT, "max_position_embeddings": length, **tower}
+    model = drawn(SiglipModel(SiglipConfig(text_config=text, vision_config={**TOWER, **VISION, **tower})))
     model.logit_scale.data.fill_(2.0)
     model.logit_bias.data.fill_(-3.0)
     return model
@@ -165,15 +168,34 @@ def poisoned(model: Any, batch: Batch) -> Batch:
 
 FAMILIES: dict[str, Family] = {
     "clip": Family(
-        build=clip, adapter=clip_adapter, samples=pairs, towers=("vision", "text"), reload=reload, outputs=outputs,
-        outside=("visual_projection", "text_projection"), poisoned=poisoned,
+        build=clip,
+        build_other=partial(clip, num_hidden_layers=3, hidden_size=16),
+        adapter=clip_adapter,
+        samples=pairs,
+        towers=("vision", "text"),
+        reload=reload,
+        outputs=outputs,
+        outside=("visual_projection", "text_projection"),
+        poisoned=poisoned,
     ),
     "clip_vision": Family(
-        build=vision, adapter=vision_adapter, samples=pictures, towers=("vision",), reload=reload, outputs=outputs,
+        build=vision,
+        build_other=partial(vision, num_hidden_layers=3, patch_size=14),
+        adapter=vision_adapter,
+        samples=pictures,
+        towers=("vision",),
+        reload=reload,
+        outputs=outputs,
         outside=("visual_projection",),
     ),
     "siglip": Family(
-        build=siglip, adapter=siglip_adapter, samples=pairs, towers=("vision", "text"), reload=reload, outputs=outputs,
+        build=siglip,
+        build_other=partial(siglip, length=2 * LENGTH, num_hidden_layers=3),
+        adapter=siglip_adapter,
+        samples=pairs,
+        towers=("vision", "text"),
+        reload=reload,
+        outputs=outputs,
         outside=("vision_model.head.mlp.fc1", "vision_model.head.mlp.fc2", "text_model.head"),
     ),
-}  # fmt: skip
+}

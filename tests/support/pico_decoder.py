@@ -13,14 +13,15 @@ POISON = 63
 LENGTHS = (12, 7, 9, 5)
 
 
-def build(tied: bool = False) -> nn.Module:
+def build(tied: bool = False, **keys: int) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        tie_word_embeddings=tied,
-    )  # fmt: skip
+    settings = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+        "pad_token_id": 2, **keys,
+    }  # fmt: skip
+    config = LlamaConfig(**settings, tie_word_embeddings=tied)
     model = redraw(LlamaForCausalLM(config))
     model.tie_weights()  # type: ignore[attr-defined, operator]
     return model
@@ -54,6 +55,7 @@ def outputs(model: nn.Module, batch: Batch) -> Tensor:
 def family(*, tied: bool) -> Family:
     return Family(
         build=lambda: build(tied),
+        build_other=lambda: build(not tied, num_hidden_layers=3, max_position_embeddings=48),
         adapter=LlamaAdapter,
         samples=samples,
         towers=("language",),

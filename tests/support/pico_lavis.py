@@ -47,11 +47,11 @@ def qformer(queries: int, width: int, cross_attention_freq: int = 2) -> tuple[nn
     return BertLMHeadModel(config), nn.Parameter(torch.zeros(1, queries, 32))
 
 
-def eva() -> nn.Module:
+def eva(depth: int = 2) -> nn.Module:
     from lavis.models.eva_vit import VisionTransformer
 
     return VisionTransformer(
-        img_size=SIZE, patch_size=PATCH, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, qkv_bias=True,
+        img_size=SIZE, patch_size=PATCH, embed_dim=24, depth=depth, num_heads=3, mlp_ratio=2, qkv_bias=True,
         use_mean_pooling=False, norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )  # fmt: skip
 
@@ -214,6 +214,7 @@ def row(kind: str, vision: Callable[[], nn.Module] = eva) -> Family:
     }  # fmt: skip
     return Family(
         build=partial(model, kind, vision),
+        build_other=partial(model, {"t5": "opt", "opt": "retrieval", "retrieval": "t5"}[kind]),
         adapter=adapter,
         samples=samples,
         towers=("vision", "qformer", *towers),
@@ -242,6 +243,7 @@ def eva_alone() -> Family:
 
     return Family(
         build=lambda: redraw(eva()),
+        build_other=lambda: redraw(eva(3)),
         adapter=vision_adapter,
         samples=samples,
         towers=("vision",),

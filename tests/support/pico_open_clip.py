@@ -127,6 +127,7 @@ def poisoned(model: nn.Module, batch: Batch) -> Batch:
 def _family(name: str, *outside: str, padded: bool = True) -> Family:
     return Family(
         build=partial(build, name),
+        build_other=partial(build, "pico-eva" if name == "pico-siglip" else "pico-siglip"),
         adapter=partial(adapter_for, name),
         samples=pairs,
         towers=("vision", "text"),

@@ -38,11 +38,11 @@ def settings(gated: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def build(kind: str = "t5", tied: bool = True, gated: bool = False) -> Any:
+def build(kind: str = "t5", tied: bool = True, gated: bool = False, **keys: int) -> Any:
     """transformers ties every T5 it builds, so an untied one is untied by hand."""
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-    config = AutoConfig.for_model(kind, **settings(gated), tie_word_embeddings=tied)
+    config = AutoConfig.for_model(kind, **{**settings(gated), **keys}, tie_word_embeddings=tied)
     model = AutoModelForSeq2SeqLM.from_config(config)
     if not tied:
         untie(model)
@@ -112,6 +112,7 @@ def poisoned(model: Any, batch: Batch) -> Batch:
 def row(samples: Callable[[int], Sequence[Sample]], kind: str, tied: bool = True, gated: bool = False) -> Family:
     return Family(
         build=partial(build, kind, tied, gated),
+        build_other=partial(build, kind, not tied, not gated, num_layers=3, d_ff=40),
         adapter=adapter,
         samples=samples,
         towers=("encoder", "decoder"),

@@ -54,9 +54,9 @@ def split() -> nn.Module:
     return build("eva02_base_patch14_448", num_classes=0, mlp_ratio=2.0)
 
 
-def classifying() -> nn.Module:
+def classifying(**arguments: int) -> nn.Module:
     """A plain ViT with a head."""
-    return build("vit_base_patch16_224", num_classes=CLASSES, mlp_ratio=2.0)
+    return build("vit_base_patch16_224", num_classes=CLASSES, mlp_ratio=2.0, **arguments)
 
 
 def adapter_for(make: Callable[[], nn.Module]) -> EvaVitAdapter:
@@ -89,6 +89,7 @@ def outputs(model: nn.Module, batch: Batch) -> Tensor:
 def _family(make: Callable[[], nn.Module], classes: int | None = None) -> Family:
     return Family(
         build=make,
+        build_other=partial(classifying, depth=2) if make is not classifying else fused,
         adapter=partial(adapter_for, make),
         samples=partial(pictures, classes=classes),
         towers=("vision",),

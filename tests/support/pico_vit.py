@@ -61,6 +61,7 @@ def outputs(model: Any, batch: Batch) -> Tensor | tuple[Tensor, ...]:
 def row(family: str, kind: str = BASE, outside: tuple[str, ...] = (), **keys: Any) -> Family:
     return Family(
         build=partial(build, family, kind, **keys),
+        build_other=partial(build, "dinov2" if family == "vit" else "vit", CLASSIFIER, num_hidden_layers=3),
         adapter=adapter,
         samples=pictures if kind == BASE else labelled,
         towers=("vision",),

@@ -19,7 +19,7 @@ class Given:
     samples: Sequence[Sample]
     read: list[int] = field(default_factory=list)
 
-    def __call__(self, adapter: Any, model: nn.Module) -> Iterator[Sample]:
+    def __call__(self, adapter: Any, model: nn.Module, note: Any) -> Iterator[Sample]:
         for number, sample in enumerate(self.samples):
             self.read.append(number)
             yield sample

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from family import Family
 from torch import nn
 
-from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Sample
 
 MODULES = {
@@ -40,5 +40,5 @@ class Samples:
     row: str
     samples: int
 
-    def __call__(self, adapter: Adapter, model: nn.Module) -> Iterator[Sample]:
+    def __call__(self, adapter: Adapter, model: nn.Module, note: Note) -> Iterator[Sample]:
         yield from ROWS[self.row].samples(self.samples)

@@ -1,1 +1,1 @@
-"""What several datasets share."""
+"""What datasets share: reading tables of images, texts and classes, and saying which rows cannot be used."""

@@ -1,4 +1,4 @@
-"""Names of classes, and the numbers that come with them: from a file, from folders, from labels that are words."""
+"""Names of classes come from a file, from folders or from labels that are words, and with them the classes' numbers."""
 
 import re
 from collections import Counter
@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.core.errors import DataError, nearest
-from ecoflap.plugins.datasets.shared.flaws import Flaw
 from ecoflap.plugins.datasets.shared.image_tables import Row, Table
-from ecoflap.plugins.datasets.shared.layouts import read_json
+from ecoflap.plugins.datasets.shared.published_files import read_json
+from ecoflap.plugins.datasets.shared.text_files import filled_lines, read_text
+from ecoflap.plugins.datasets.shared.unusable_rows import UnusableRow
 
 WORDNET = re.compile(r"(n\d{8})[\t ]+(.+)")
+"""A line of ImageNet's lists: the number of a synset in WordNet, and its names."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Of a model, in the order of their numbers.
+    """The classes of a model, in the order of their numbers.
 
-    :param keys: What folders or labels are called, such as WordNet's ``n01440764``; none where that is the name itself.
+    :param names: What they are called.
+    :param keys: What their folders or labels are called, such as WordNet's ``n01440764``; empty where that is the name.
     """
 
     names: tuple[str, ...]
@@ -27,17 +30,17 @@ class Classes:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """By key, and by each name that only one class has."""
+        """Give the classes' numbers by key, and by each name that only one class has."""
         once = Counter(self.names)
         named = {name: number for number, name in enumerate(self.names) if once[name] == 1}
         return {**named, **{key: number for number, key in enumerate(self.keys)}}
 
 
 def numbered(table: Table, file: Path | None) -> Table:
-    """The same rows with a class's number for a label, and the names of the classes where these are known.
+    """Give the same rows with a class's number for a label, and the names of the classes where these are known.
 
-    :param file: Of names; None to take those that the rows come with.
-    :raises DataError: Where names and rows do not go together.
+    :param file: A file of names; None to take those that the rows come with.
+    :raises DataError: Where the file's names and the rows do not go together.
     """
     classes = _read(file) if file else None
     if table.classes is not None:
@@ -54,13 +57,13 @@ def numbered(table: Table, file: Path | None) -> Table:
 
 
 def _of_classes(table: Table, there: Sequence[str], classes: Classes | None, file: Path | None) -> Table:
-    """Rows whose labels are numbers of named classes, such as folders."""
+    """Number rows anew whose labels are numbers of named classes, such as folders, by the classes of a file."""
     if classes is None:
         return table
     numbers = classes.numbers
     strange = [name for name in there if name not in numbers]
     if len(strange) == len(there) == len(classes.names):
-        return replace(table, classes=classes.names)  # of the same number, in the same order
+        return replace(table, classes=classes.names)  # as many as the folders, and so in the folders' order
     if strange:
         named = f"{', '.join(strange[:5])}{' …' if len(strange) > 5 else ''}"
         raise DataError(
@@ -79,22 +82,25 @@ def _of_classes(table: Table, there: Sequence[str], classes: Classes | None, fil
 
 
 def _relabelled(row: Row, numbers: Mapping[str, int], size: int | None) -> Row:
-    """With a word's number for the word, where words have numbers."""
+    """Give a row the number of its label, where that is a word with a number.
+
+    :param size: How many classes there are; None where that is not known.
+    """
     label = row.values.get("label")
     word = label.strip() if isinstance(label, str) else ""
     if word in numbers:
         return row.having(label=numbers[word])
     if word and not word.isdecimal() and numbers:
         near = f"{nearest(word, numbers)} {size} are known"
-        raise Flaw("malformed", f"{row.where} (its label {word!r:.40} is none of the classes.{near})")
+        raise UnusableRow("malformed", f"{row.where} (its label {word!r:.40} is none of the classes.{near})")
     number = int(word) if word and word.isdecimal() else label
     if isinstance(number, int) and size is not None and number >= size:
-        raise Flaw("malformed", f"{row.where} (its label is {number}, and there are {size} classes, from 0)")
+        raise UnusableRow("malformed", f"{row.where} (its label is {number}, and there are {size} classes, from 0)")
     return row
 
 
 def _of_words(labels: Iterable[Any]) -> Classes | None:
-    """Sorted, where every label is a word and none a number."""
+    """Make classes of labels, in their sorted order, where every label is a word and none a number."""
     words = set()
     for label in labels:
         if not isinstance(label, str) or not label.strip() or label.strip().isdecimal():
@@ -104,6 +110,10 @@ def _of_words(labels: Iterable[Any]) -> Classes | None:
 
 
 def _read(file: Path) -> Classes:
+    """Read a file of names.
+
+    :raises DataError: Where it is none.
+    """
     classes = _of_json(read_json(file), file) if file.suffix.lower() == ".json" else _of_lines(file)
     twice = [key for key, count in Counter(classes.keys).items() if count > 1]
     if not classes.names or twice:
@@ -112,11 +122,11 @@ def _read(file: Path) -> Classes:
 
 
 def _of_lines(file: Path) -> Classes:
-    """A name a line; or a key and its name, after a tab or after a WordNet number."""
+    """Read a name a line; or a key and its name, after a tab or after a WordNet number."""
     try:
-        lines = [line.strip() for line in file.read_bytes().decode("utf-8-sig").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"names: {file} cannot be read as UTF-8 text: {error}.") from error
+        lines = [line.strip() for _, line in filled_lines(read_text(file))]
+    except DataError as error:
+        raise DataError(f"names: {error}") from error
     parts = [line.split("\t", 1) for line in lines]
     if not all(len(part) == 2 for part in parts):
         found = [WORDNET.fullmatch(line) for line in lines]
@@ -127,7 +137,7 @@ def _of_lines(file: Path) -> Classes:
 
 
 def _of_json(document: Any, file: Path) -> Classes:
-    """A list of names, an object of names by keys, or ``{"0": ["n01440764", "tench"]}`` as Keras has ImageNet's."""
+    """Read a list of names, an object of names by keys, or Keras' ``{"0": ["n01440764", "tench"]}`` of ImageNet."""
     if isinstance(document, list) and all(isinstance(name, str) for name in document):
         return Classes(tuple(document))
     if isinstance(document, dict) and document:
@@ -147,6 +157,7 @@ def _of_json(document: Any, file: Path) -> Classes:
 
 
 def _is_pair(item: Any) -> bool:
+    """Say whether something is a key, or None, and a name."""
     return (
         isinstance(item, list | tuple)
         and len(item) == 2

@@ -1,4 +1,4 @@
-"""Image files as RGB pixels, whatever they were stored as, and a reason where they cannot be."""
+"""Image files are read as RGB pixels, whatever they were stored as, or refused with a reason."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ from typing import Any
 from ecoflap.core.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
-# Of those that Pillow reads: not EPS, for which it starts another program, and none that nobody keeps pictures in.
+"""Endings of the files that are taken for images in a folder without an index."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-EXIF_ORIENTATION = 0x0112
+"""Those of Pillow's formats that are read. EPS is not among them, because Pillow starts another program for it."""
+EXIF_ORIENTATION = 0x0112  # the number of the tag that says how the camera was held
 TURNS = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
     8: "ROTATE_90",
@@ -20,10 +21,10 @@ TURNS = {
 
 
 def read_image(source: Any) -> Any:
-    """A PIL image in RGB, decoded to its last pixel and independent of its file.
+    """Read a PIL image in RGB, decoded to its last pixel and independent of its file.
 
-    Of an animated image the first frame; upright, as its EXIF data say; transparent parts over white; of 16 bits a
-    channel the upper 8.
+    It is upright, as its EXIF data say. Of an animated image it is the first frame, transparent parts are laid over
+    white, and of 16 bits a channel the upper 8 are taken.
 
     :param source: A file, its bytes, or a PIL image.
     :raises DataError: With the reason alone, such as ``image file is truncated``.
@@ -32,7 +33,7 @@ def read_image(source: Any) -> Any:
 
     try:
         with warnings.catch_warnings(), _truncated_refused():
-            warnings.simplefilter("ignore")  # of odd metadata, which nobody here looks at
+            warnings.simplefilter("ignore")  # they are about odd metadata, which nothing here looks at
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if isinstance(source, Image.Image):
                 return _rgb(source)
@@ -45,9 +46,24 @@ def read_image(source: Any) -> Any:
         raise DataError(_reason(error, source)) from error
 
 
+class LastImage:
+    """Read images, and keep the one that was read last: rows about one image, as in VQA, mostly follow each other."""
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+        self._image: Any = None
+
+    def read(self, source: Any) -> Any:
+        """Read an image as :func:`read_image` does, unless it is the file that was read last."""
+        if not isinstance(source, Path) or source != self._file:
+            self._image = read_image(source)
+            self._file = source if isinstance(source, Path) else None
+        return self._image
+
+
 @contextmanager
 def _truncated_refused() -> Iterator[None]:
-    """Some libraries tell Pillow, for all, to fill up in grey what a file lacks."""
+    """Have Pillow refuse truncated files: some libraries set it, for the whole process, to fill them up in grey."""
     from PIL import ImageFile
 
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
@@ -58,7 +74,7 @@ def _truncated_refused() -> Iterator[None]:
 
 
 def _formats() -> list[str]:
-    """Those that this Pillow was built with."""
+    """Give the formats that this Pillow was built with."""
     from PIL import Image
 
     Image.init()
@@ -66,6 +82,7 @@ def _formats() -> list[str]:
 
 
 def _reason(error: Exception, source: Any) -> str:
+    """Say why an image could not be read, in one line."""
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
@@ -87,23 +104,23 @@ def _rgb(image: Any) -> Any:
         pixels = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels)
     plain = upright.convert("RGB")
-    plain.info = {}  # the orientation among it has been seen to
+    plain.info = {}  # it would still hold the orientation, which has been seen to
     return plain
 
 
 def _upright(image: Any) -> Any:
-    """Turned as the camera was held. EXIF data that cannot be read say nothing."""
+    """Turn an image as the camera was held. EXIF data that cannot be read turn nothing."""
     from PIL import Image
 
     try:
         turn = TURNS.get(image.getexif().get(EXIF_ORIENTATION))
-    except Exception:  # metadata are as broken as pixels can be, and do not make an image unreadable
+    except Exception:  # broken metadata raise nearly anything, and make no image unreadable
         return image
     return image.transpose(Image.Transpose[turn]) if turn else image
 
 
 def _upper_byte(image: Any) -> Any:
-    """Grey of 16 bits as grey of 8: Pillow's own conversion would cut off at 255, which is nearly black."""
+    """Make grey of 16 bits grey of 8. Pillow's own conversion would cut off at 255, which is nearly black."""
     import numpy as np
     from PIL import Image
 

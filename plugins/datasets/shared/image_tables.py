@@ -1,36 +1,40 @@
-"""Where images and what belongs to them are written down: an index file, a published file, a folder of images."""
+"""Tables of images and what belongs to them are read from an index, a published file or a folder of images."""
 
 import csv
-import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.errors import DataError, nearest
+from ecoflap.core.errors import DataError
 from ecoflap.plugins.datasets.shared.image_files import SUFFIXES
-from ecoflap.plugins.datasets.shared.layouts import Entries, Entry, read_json
+from ecoflap.plugins.datasets.shared.published_files import Entries, Entry, read_json
+from ecoflap.plugins.datasets.shared.text_files import json_lines, json_object, read_text
 
 INDEXES = ("index.jsonl", "index.json", "index.csv", "metadata.jsonl", "metadata.csv")
+"""Names of the files that are taken for a folder's index."""
 KINDS = (".jsonl", ".json", ".csv")
+"""Endings of the files that can be an index."""
 
 Columns = Callable[[Sequence[str], str], Mapping[str, str]]
-"""From the columns there are, and where, to the column of each thing that is read. Raises :class:`DataError`."""
+"""Finds the column of each thing that is read among the columns there are; the second argument is their place, for
+messages. Raises :class:`DataError`."""
 
 Published = Callable[[Any, Path], Entries]
-"""From the JSON of a file that is no list. Raises :class:`DataError` for a layout that is not read."""
+"""Gives the rows of a JSON file that is no list, by what it holds. Raises :class:`DataError` for an unknown layout."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One image and what belongs to it.
 
-    :param number: Of the row in its table, from 0.
-    :param where: For messages: ``index.jsonl:7``.
-    :param image: A file, which may be missing; its bytes; a PIL image; None where the row names none.
-    :param values: By what is read, such as ``text``; not by the column's own name.
+    :param number: The row's number in its table, from 0.
+    :param where: The row's place, for messages: ``index.jsonl:7``.
+    :param image: A file, which may be missing; or its bytes, or a PIL image. None where the row names none.
+    :param values: What the row holds, by what it is read as, such as ``text``, and not by the column's own name.
     """
 
     number: int
@@ -40,21 +44,23 @@ class Row:
 
     @property
     def named(self) -> str:
-        """With its image's file."""
+        """Name the row's place, with its image's file."""
         return f"{self.where} ({self.image})" if isinstance(self.image, Path) else self.where
 
     def having(self, **values: Any) -> "Row":
-        """With other values."""
+        """Give the row with other values."""
         return replace(self, values={**self.values, **values})
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are made when asked for, so that no image is held.
+    """Rows that are made when they are asked for, so that no image is held.
 
-    :param where: For messages.
-    :param values: Those of one thing that is read, such as ``label``, in every row.
-    :param classes: Their names, where labels are numbers of named classes.
+    :param where: The table's place, for messages.
+    :param size: How many rows there are.
+    :param row: Gives a row by its number.
+    :param values: Gives what every row has of one thing that is read, such as ``label``.
+    :param classes: Names of the classes, where labels are numbers of named classes.
     :param labelled: Whether rows have a label.
     :param hint: What to do where image files are missing.
     """
@@ -69,7 +75,7 @@ class Table:
 
 
 def index_of(folder: Path) -> Path | None:
-    """The index file of a folder; None where there is none.
+    """Find the index file of a folder; None where there is none.
 
     :raises DataError: Where there are several.
     """
@@ -80,7 +86,13 @@ def index_of(folder: Path) -> Path | None:
 
 
 def index_table(file: Path, images: Path | None, columns: Columns, published: Published) -> Table:
-    """:param images: The folder that images are named relative to; None for the index file's own."""
+    """Read an index or a published file.
+
+    :param images: The folder that images are named relative to; None for the file's own.
+    :param columns: Finds the columns that are read.
+    :param published: Reads a JSON file that is no list.
+    :raises DataError: Where the file cannot be read, or holds no rows.
+    """
     if file.suffix.lower() not in KINDS:
         known = f"an index ({', '.join(KINDS)}), or a folder"
         raise DataError(f"{file} is of a kind that is not read. Known: {known}.")
@@ -101,9 +113,12 @@ def index_table(file: Path, images: Path | None, columns: Columns, published: Pu
 
 
 def folder_table(folder: Path, labels: bool) -> Table:
-    """The images of a folder; where it holds none itself, those of its subfolders, numbered as classes if ``labels``.
+    """List the images of a folder, or where it holds none itself, those of its subfolders.
 
-    Names that begin with a dot are passed over.
+    Files and folders whose names begin with a dot are passed over.
+
+    :param labels: Whether subfolders are classes, numbered in the order of their names. A single one is none.
+    :raises DataError: Where there is no image, or a class without one.
     """
     files, label_of = _images_of(folder), {}
     if not files:
@@ -128,7 +143,13 @@ def folder_table(folder: Path, labels: bool) -> Table:
 
 
 def row_from(number: int, where: str, entry: Entry, column_of: Mapping[str, str], folder: Path) -> Row:
-    """A row of a table with columns."""
+    """Make a row of what a table's columns hold.
+
+    :param where: The row's place, for messages.
+    :param entry: What the row holds, by column.
+    :param column_of: The column of each thing that is read.
+    :param folder: The folder that images are named relative to.
+    """
     values = {what: entry.get(column) for what, column in column_of.items()}
     image = values.pop("image")
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
@@ -145,6 +166,7 @@ def row_from(number: int, where: str, entry: Entry, column_of: Mapping[str, str]
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """List what a folder holds, without names that begin with a dot."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
@@ -158,6 +180,7 @@ def _images_of(folder: Path) -> list[Path]:
 
 
 def _classes(folder: Path, inside: Mapping[Path, Sequence[Path]]) -> dict[Path, int]:
+    """Number subfolders as classes, each of which has to hold an image."""
     empty = [subfolder.name for subfolder, files in inside.items() if not files]
     if empty:
         raise DataError(
@@ -168,49 +191,31 @@ def _classes(folder: Path, inside: Mapping[Path, Sequence[Path]]) -> dict[Path, 
 
 
 def _entries(file: Path, published: Published) -> Entries:
+    """Read the rows of a file by its ending."""
     if file.suffix.lower() == ".json":
         document = read_json(file)
         return _list_entries(document, file) if isinstance(document, list) else published(document, file)
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as UTF-8 text: {error}.") from error
-    rows = list((_csv_rows if file.suffix.lower() == ".csv" else _json_lines)(text, file))
+    lines = _csv_rows(file) if file.suffix.lower() == ".csv" else json_lines(file)
+    rows = [(f":{number}", entry) for number, entry in lines]
     return Entries(_columns_of(entry for _, entry in rows), len(rows), rows.__getitem__)
 
 
 def _list_entries(rows: Sequence[Any], file: Path) -> Entries:
     for number, row in enumerate(rows):
-        _object(row, f"{file}[{number}]")
+        json_object(row, f"{file}[{number}]")
     return Entries(_columns_of(rows), len(rows), lambda number: (f"[{number}]", rows[number]))
 
 
 def _columns_of(entries: Iterable[Entry]) -> list[str]:
-    """Of all rows, as JSON objects need not be alike."""
+    """Name the columns of all rows, because JSON objects need not be alike."""
     return list(dict.fromkeys(key for entry in entries for key in entry))
 
 
-def _json_lines(text: str, file: Path) -> Iterator[tuple[str, Entry]]:
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split inside a string, at U+2028
-        if not line.strip():
-            continue
-        try:
-            yield f":{number}", _object(json.loads(line), f"{file}:{number}")
-        except ValueError as error:
-            raise DataError(f"{file}:{number} is not JSON: {error}. One object a line is expected.") from error
-
-
-def _object(entry: Any, where: str) -> Entry:
-    if not isinstance(entry, dict):
-        raise DataError(f"{where} is not a JSON object.")
-    return entry
-
-
-def _csv_rows(text: str, file: Path) -> Iterator[tuple[str, Entry]]:
-    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+def _csv_rows(file: Path) -> Iterator[tuple[int, Entry]]:
+    """Yield each row of a CSV file with the number of its line."""
+    reader = csv.DictReader(StringIO(read_text(file), newline=""), strict=True)
     try:
-        header = list(reader.fieldnames or ())
-        twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+        twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
         if twice:
             raise DataError(f"{file} has several columns of the name {twice[0]!r}.")
         for entry in reader:
@@ -219,12 +224,6 @@ def _csv_rows(text: str, file: Path) -> Iterator[tuple[str, Entry]]:
                     f"{file}:{reader.line_num} has more cells than the first line has columns. "
                     'A cell with a comma in it is written in "quotes".'
                 )
-            yield f":{reader.line_num}", entry
+            yield reader.line_num, entry
     except csv.Error as error:
         raise DataError(f"{file}:{reader.reader.line_num} is not CSV: {error}.") from error
-
-
-def missing_path(path: Path) -> DataError:
-    """With the nearest name beside it."""
-    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    return DataError(f"{path} does not exist.{nearest(path.name, beside)}")

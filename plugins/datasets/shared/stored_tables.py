@@ -1,8 +1,9 @@
-"""Data sets read by the ``datasets`` library: of the hub, parquet files, and folders that it saved."""
+"""Data sets of the hub, parquet files and saved folders are read by the ``datasets`` library."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ecoflap.core.errors import DataError, nearest
 from ecoflap.plugins.datasets.shared.image_tables import Columns, Row, Table, row_from
@@ -11,71 +12,103 @@ SAVED = ("state.json", "dataset_dict.json")
 """What ``save_to_disk`` writes, of one split or of several."""
 
 
+def library_problem(what: str) -> str | None:
+    """Say that the library is not installed; None where it is.
+
+    :param what: What needs it, for the message.
+    """
+    if find_spec("datasets") is not None:
+        return None
+    return f"{what} needs the datasets library: pip install 'ecoflap[datasets]'."
+
+
+class Stored(NamedTuple):
+    """A data set that the library reads.
+
+    :param name: Its name at the hub, or its path.
+    :param config: Which of its configurations; None for its only one.
+    :param split: Which of its splits.
+    :param where: What it is called in messages.
+    """
+
+    name: str
+    config: str | None
+    split: str
+    where: str
+
+    @classmethod
+    def of_hub(cls, name: str, config: str | None, split: str) -> "Stored":
+        """Name a data set of the hub, or a local one by its path as the library takes it."""
+        return cls(name, config, split, f"dataset {name!r}")
+
+    def load(self) -> Any:
+        """Load the split.
+
+        :raises DataError: Where there is none, or no network to fetch it.
+        """
+        from datasets import load_dataset, load_from_disk
+        from datasets.exceptions import DatasetsError
+
+        path = Path(self.name)
+        try:
+            if _is_saved(path):
+                return self._split_of(load_from_disk(self.name))
+            if path.is_file():
+                return load_dataset("parquet", data_files={self.split: self.name}, split=self.split)
+            return load_dataset(self.name, self.config, split=self.split)
+        except (OSError, ValueError, KeyError, DatasetsError) as error:  # a missing network included
+            raise DataError(f"{self.where} cannot be loaded: {error}") from error
+
+    def _split_of(self, saved: Any) -> Any:
+        """Give the split of several that is asked for; one that was saved by itself is what it is."""
+        if not isinstance(saved, dict):
+            return saved
+        if self.split not in saved:
+            known = f"{nearest(self.split, saved)} Known: {', '.join(saved)}."
+            raise DataError(f"{self.where} has no split {self.split!r}.{known}")
+        return saved[self.split]
+
+
 def is_stored(path: Path) -> bool:
-    """Whether a path is a parquet file, a folder of them (or of one ``data``), or one of ``save_to_disk``."""
+    """Say whether a path is a parquet file, a folder of them or of one ``data``, or was written by ``save_to_disk``."""
     if path.is_file():
         return path.suffix.lower() == ".parquet"
     return _is_saved(path) or any(next(path.glob(pattern), None) for pattern in ("*.parquet", "data/*.parquet"))
 
 
-def hub_table(name: str, config: str | None, split: str, images: Path | None, columns: Columns) -> Table:
-    """A data set by its name at the hub, or a local one by its path as the library takes it."""
-    return _table(f"dataset {name!r}", name, config, split, Path.cwd() if images is None else images, columns)
+def stored_table(stored: Stored, folder: Path, columns: Columns) -> Table:
+    """Read a data set as a table, with its images left as the bytes that they are stored as.
 
+    :param folder: The folder that image files are named relative to.
+    :raises DataError: Where it cannot be loaded, holds no rows, or lacks a column.
+    """
+    from datasets import ClassLabel
 
-def stored_table(path: Path, config: str | None, split: str, images: Path | None, columns: Columns) -> Table:
-    """One that :func:`is_stored`. Image files that it names are relative to its folder."""
-    folder = path.parent if path.is_file() else path
-    return _table(str(path), str(path), config, split, folder if images is None else images, columns)
-
-
-def _table(where: str, name: str, config: str | None, split: str, folder: Path, columns: Columns) -> Table:
-    """With images left as the bytes they are stored as."""
-    from datasets import ClassLabel, Image
-
-    table = _loaded(where, name, config, split)
-    if not len(table):
+    rows, where = stored.load(), stored.where
+    if not len(rows):
         raise DataError(f"{where} holds no rows.")
-    column_of = columns(table.column_names, where)
-    table = table.select_columns(list(dict.fromkeys(column_of.values())))
-    for column, feature in table.features.items():
-        if isinstance(feature, Image):
-            # its own decoding ends at the first broken image, and does not say which
-            table = table.cast_column(column, Image(decode=False))
-    label = table.features.get(column_of.get("label", ""))
+    column_of = columns(rows.column_names, where)
+    rows = _undecoded(rows.select_columns(list(dict.fromkeys(column_of.values()))))
+    label = rows.features.get(column_of.get("label", ""))
 
     def row(number: int) -> Row:
-        return row_from(number, f"{where}, row {number}", table[number], column_of, folder)
+        return row_from(number, f"{where}, row {number}", rows[number], column_of, folder)
 
     def values(what: str) -> Iterator[Any]:
-        return iter(table[column_of[what]])
+        return iter(rows[column_of[what]])
 
     classes = list(label.names) if isinstance(label, ClassLabel) else None
-    return Table(where, len(table), row, values, classes, labelled="label" in column_of)
+    return Table(where, len(rows), row, values, classes, labelled="label" in column_of)
 
 
-def _loaded(where: str, name: str, config: str | None, split: str) -> Any:
-    from datasets import load_dataset, load_from_disk
-    from datasets.exceptions import DatasetsError
+def _undecoded(rows: Any) -> Any:
+    """Leave images as bytes: the library's own decoding ends at the first broken one, and does not say which."""
+    from datasets import Image
 
-    path = Path(name)
-    try:
-        if _is_saved(path):
-            return _split_of(load_from_disk(name), split, where)
-        if path.is_file():
-            return load_dataset("parquet", data_files={split: name}, split=split)
-        return load_dataset(name, config, split=split)
-    except (OSError, ValueError, KeyError, DatasetsError) as error:  # a missing network included
-        raise DataError(f"{where} cannot be loaded: {error}") from error
-
-
-def _split_of(saved: Any, split: str, where: str) -> Any:
-    """Of several splits the one that is asked for; one that was saved by itself is what it is."""
-    if not isinstance(saved, dict):
-        return saved
-    if split not in saved:
-        raise DataError(f"{where} has no split {split!r}.{nearest(split, saved)} Known: {', '.join(saved)}.")
-    return saved[split]
+    for column, feature in rows.features.items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(column, Image(decode=False))
+    return rows
 
 
 def _is_saved(path: Path) -> bool:

@@ -1,1 +1,1 @@
-"""What several evaluators share."""
+"""What evaluators share: how they ask a model, what they refuse, and means with their standard errors."""

@@ -1,4 +1,4 @@
-"""CIDEr-D, BLEU, ROUGE-L and SPICE of captions, by COCO's own scorers (``pycocoevalcap``), with standard errors.
+"""Captions are scored by COCO's own scorers (``pycocoevalcap``): CIDEr-D, BLEU, ROUGE-L, SPICE, with standard errors.
 
 Vedantam et al., CIDEr, CVPR 2015; Papineni et al., BLEU, ACL 2002; Lin, ROUGE, 2004; Anderson et al., SPICE, ECCV 2016.
 """
@@ -14,37 +14,49 @@ import numpy as np
 
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import DataError
-from ecoflap.plugins.evaluators.shared.generating import mean
+from ecoflap.plugins.evaluators.shared.means import mean_over_images
 
 Metric = Literal["cider", "bleu", "rouge", "spice"]
-ORDERS = 4  # of BLEU's n-grams
-TINY, SMALL = 1e-15, 1e-9  # what the scorer adds to counts, so that none is divided by 0
+ORDERS = 4
+"""BLEU counts n-grams of one word up to so many."""
+TINY, SMALL = 1e-15, 1e-9  # the scorer adds them to counts, so that none is divided by 0
 PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+"""The files of the parser that SPICE runs."""
 
 Words = Sequence[str]
+"""What was said of each image, its words with single blanks between them."""
 References = Sequence[Sequence[str]]
+"""The references of each image, written likewise."""
 Scorer = Callable[[Words, References, Sequence[Hashable]], Mapping[str, Measure]]
+"""Scores captions against their references. The last argument tells which captions are of one image."""
 
 
 def cider(said: Words, references: References, images: Sequence[Hashable]) -> Mapping[str, Measure]:
-    """How rare words are is taken from the references themselves, as if it were known."""
+    """Score captions by CIDEr-D. The standard error takes the words' weights, which are the references' own, as known.
+
+    :raises DataError: Where there is one image, so that no word is rarer than another.
+    """
     if len(said) < 2:
         raise DataError("caption: CIDEr weighs words by how few images they are said of, and there is one image.")
     from pycocoevalcap.cider.cider import Cider
 
     _, each = Cider().compute_score(*_keyed(said, references))
-    return {"cider": mean([float(one) for one in each], images, "captions")}
+    return {"cider": mean_over_images([float(one) for one in each], images, "captions")}
 
 
 def rouge(said: Words, references: References, images: Sequence[Hashable]) -> Mapping[str, Measure]:
+    """Score captions by ROUGE-L."""
     from pycocoevalcap.rouge.rouge import Rouge
 
     _, each = Rouge().compute_score(*_keyed(said, references))
-    return {"rouge-l": mean([float(one) for one in each], images, "captions")}
+    return {"rouge-l": mean_over_images([float(one) for one in each], images, "captions")}
 
 
 def bleu(said: Words, references: References, images: Sequence[Hashable]) -> Mapping[str, Measure]:
-    """Of all captions together. Its standard error is the jackknife's: from the scores without each image."""
+    """Score all captions together by BLEU-1 to -4.
+
+    The standard error is the jackknife's, which is computed from the scores without each image.
+    """
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
     scorer = BleuScorer(n=ORDERS)
@@ -61,20 +73,21 @@ def bleu(said: Words, references: References, images: Sequence[Hashable]) -> Map
 
 
 def spice(said: Words, references: References, images: Sequence[Hashable]) -> Mapping[str, Measure]:
+    """Score captions by SPICE, which runs in Java."""
     from pycocoevalcap.spice.spice import Spice
 
     _, each = Spice().compute_score(*_keyed(said, references))
-    return {"spice": mean([float(one["All"]["f"]) for one in each], images, "captions")}
+    return {"spice": mean_over_images([float(one["All"]["f"]) for one in each], images, "captions")}
 
 
 SCORERS: Mapping[Metric, Scorer] = {"cider": cider, "bleu": bleu, "rouge": rouge, "spice": spice}
 
 
 def missing_for(metrics: Sequence[Metric]) -> Iterator[str]:
-    """What has to be installed first."""
+    """Say what has to be installed first."""
     found = find_spec("pycocoevalcap")
     if found is None:
-        yield "scoring captions needs pycocoevalcap: pip install 'ecoflap[evaluate]'."
+        yield "scoring captions needs pycocoevalcap: pip install 'ecoflap[caption]'."
     if "spice" not in metrics:
         return
     if which("java") is None:
@@ -90,12 +103,12 @@ def missing_for(metrics: Sequence[Metric]) -> Iterator[str]:
 
 
 def _keyed(said: Words, references: References) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """As the scorers take them."""
+    """Give references and captions as the scorers take them: by number."""
     return {at: [*own] for at, own in enumerate(references)}, {at: [words] for at, words in enumerate(said)}
 
 
 def _counts(captions: Sequence[Mapping[str, Any]], images: Sequence[Hashable]) -> Any:
-    """A row for each image: words, words of the nearest reference, then n-grams and those of them that are right."""
+    """Count for each image its words, those of the nearest reference, its n-grams, and those of them that are right."""
     rows: dict[Hashable, Any] = {}
     for caption, image in zip(captions, images, strict=True):
         words = caption["testlen"]
@@ -106,7 +119,7 @@ def _counts(captions: Sequence[Mapping[str, Any]], images: Sequence[Hashable]) -
 
 
 def _bleu(counts: Any) -> list[float]:
-    """The geometric mean of the shares of right n-grams up to each order, times the penalty for being too short."""
+    """Compute BLEU: the geometric mean of the shares of right n-grams, times the penalty for being too short."""
     words, nearest, guess, right = counts[0], counts[1], counts[2 : 2 + ORDERS], counts[2 + ORDERS :]
     ratio = (words + TINY) / (nearest + SMALL)
     penalty = min(1.0, math.exp(1 - 1 / ratio)) if ratio > SMALL else 0.0
@@ -115,7 +128,7 @@ def _bleu(counts: Any) -> list[float]:
 
 
 def _jackknife(without: Sequence[float]) -> float:
-    """√((n − 1)/n·Σ(x − mean)²) over the values with one of n left out; Efron, 1982."""
+    """Compute √((n − 1)/n·Σ(x − mean)²) over the values with one of n left out; Efron, 1982."""
     n = len(without)
     if n < 2:
         return math.inf

@@ -1,4 +1,4 @@
-"""Captions as words, as COCO's scorer has them: the Penn Treebank's rules, small letters, without punctuation.
+"""Captions are cut into words as COCO's scorer has them: by the Penn Treebank's rules, in small letters, unpunctuated.
 
 The scorer calls Stanford's PTBTokenizer, which needs Java. The rules that captions meet are written down here; where
 they are not its own, captions and references are still cut alike. It knows faces such as ``:-)``, and abbreviations
@@ -40,13 +40,16 @@ PUNCTUATION = re.compile(r"""''?|``?|"|[.?!,:;-]|--+|\.{2,}""")
 
 
 def words(text: str) -> str:
-    """With a blank between any two. Brackets stay, under the Treebank's names, because the scorer leaves them too."""
+    """Give a text's words with a blank between any two.
+
+    Brackets stay, under the Treebank's names, because the scorer leaves them too.
+    """
     tokens = (part for token in PATTERN.findall(text.translate(WRITTEN).lower()) for part in _parts(token))
     return " ".join(BRACKETS.get(token, token) for token in tokens if not PUNCTUATION.fullmatch(token))
 
 
 def _parts(token: str) -> list[str]:
-    """A word and what is short for another after it: does n't, she 'd 've."""
+    """Cut a word from what is short for another after it: does n't, she 'd 've."""
     after: list[str] = []
     while found := CLITIC.search(token):
         after.insert(0, found[1])

@@ -1,4 +1,4 @@
-"""When an answer is right: the rules of VQA's official scorer, https://visualqa.org/evaluation.html.
+"""An answer is right by the rules of VQA's official scorer, https://visualqa.org/evaluation.html.
 
 Where ten people were asked, an answer is right to the share min(1, matches/3), averaged over the ten ways to leave one
 of them out: 0.3 where one of them says the same, then 0.6, 0.9 and 1. Antol et al., VQA, ICCV 2015.
@@ -7,7 +7,8 @@ of them out: 0.3 where one of them says the same, then 0.6, 0.9 and 1. Antol et 
 import re
 from collections.abc import Sequence
 
-ANNOTATORS = 10  # as many as VQAv2, OK-VQA and VizWiz have; fewer are other ways to say one answer
+ANNOTATORS = 10
+"""So many people answer each question of VQAv2, OK-VQA and VizWiz. Fewer answers are other ways to say one."""
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
@@ -16,7 +17,8 @@ NUMBERS = {
 ARTICLES = ("a", "an", "the")
 DIGITS_WITH_COMMA = re.compile(r"\d,\d")
 LONE_PERIOD = re.compile(r"\.(?!\d)")
-PERIODS = 32  # no more are taken out of one answer: the scorer gives re.UNICODE where a count is meant
+PERIODS = 32
+"""No more are taken out of one answer, because the scorer gives ``re.UNICODE``, which is 32, where a count is meant."""
 
 SINGLE = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
@@ -25,12 +27,12 @@ somebody's someone'd someone'll someone's something'd something'll that's there'
 they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll
 who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
-"""Written together when an apostrophe is lost. Others, such as I'm and she's, are not in the scorer's list."""
+"""Contractions that are known without their apostrophe. Others, such as I'm and she's, are not in the scorer's list."""
 DOUBLE = """
 couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
 there'd've they'd've we'd've who'd've wouldn't've y'all'd've you'd've y'all'll
 """
-"""Known where either the first or the last apostrophe is lost."""
+"""Contractions that are known without either their first or their last apostrophe."""
 CONTRACTIONS = {
     **{word.replace("'", ""): word for word in SINGLE.split()},
     **{word.replace("'", "", 1): word for word in DOUBLE.split()},
@@ -41,24 +43,28 @@ CONTRACTIONS = {
 
 
 def accuracy(said: str, answers: Sequence[str]) -> float:
-    """From 0 to 1. With fewer than ten answers it is right if it is one of them; an empty text never is.
+    """Tell how right a text is, from 0 to 1.
 
-    Of ten answers' texts the scorer changes punctuation only, and not even that where all ten are the same. So they are
-    to be written as VQAv2 has them: numbers in digits, without articles.
+    With fewer than ten answers it is right if it is one of them. An empty text never is. Of ten answers' texts the
+    scorer changes punctuation only, and not even that where all ten are the same. So they are to be written as VQAv2
+    has them: numbers in digits, without articles.
+
+    :param said: The model's text.
+    :param answers: What people answered.
     """
-    told = normalised(said)
+    wording = normalised(said)
     if not said.strip():
         return 0.0
     if len(answers) < ANNOTATORS:
-        return float(any(told == normalised(answer) != "" or _same(said, answer) for answer in answers))
+        return float(any(wording == normalised(answer) != "" or _same(said, answer) for answer in answers))
     truths = [answer.lower() for answer in answers]
     if len(set(answers)) > 1:
         truths = [without_punctuation(truth) for truth in truths]
-    return consensus([told == truth for truth in truths])
+    return consensus([wording == truth for truth in truths])
 
 
 def consensus(agrees: Sequence[bool]) -> float:
-    """The mean of min(1, matches/3) over all ways to leave one out.
+    """Average min(1, matches/3) over all ways to leave one person out.
 
     :param agrees: Whether each of at least ten people gave this answer.
     """
@@ -67,14 +73,17 @@ def consensus(agrees: Sequence[bool]) -> float:
 
 
 def normalised(text: str) -> str:
-    """Small letters, numbers as digits, without articles and punctuation, contractions with their apostrophe."""
+    """Write a text in small letters, numbers as digits, without articles and punctuation, contractions in full."""
     words = without_punctuation(text.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     digits = (NUMBERS.get(word, word) for word in words)
     return " ".join(CONTRACTIONS.get(word, word) for word in digits if word not in ARTICLES)
 
 
 def without_punctuation(text: str) -> str:
-    """A mark at a blank goes, and so does every mark of a text with a number such as 1,000; others become a blank."""
+    """Take punctuation out of a text.
+
+    A mark at a blank goes, and so does every mark of a text with a number such as 1,000; others become a blank.
+    """
     bare = text
     for mark in PUNCTUATION:
         goes = f"{mark} " in text or f" {mark}" in text or DIGITS_WITH_COMMA.search(text)
@@ -83,5 +92,5 @@ def without_punctuation(text: str) -> str:
 
 
 def _same(one: str, other: str) -> bool:
-    """Of answers that are nothing but punctuation."""
+    """Compare texts that may be nothing but punctuation."""
     return one.strip().lower() == other.strip().lower()

@@ -32,7 +32,7 @@ def compared(adapter: Any, model: Any, samples: Sequence[Sample], size: int = 2)
 def test_similarities_are_those_of_the_models_forward(kind: str):
     family, samples = pico_clip.FAMILIES[kind], pico_clip.pairs(5)
     model, adapter = family.build(), family.adapter()
-    batch = adapter.collate(samples)
+    batch = adapter.collate(model, samples)
     with torch.no_grad():
         theirs = model(**{name: batch[name] for name in GIVEN if name in batch}).logits_per_image
     torch.testing.assert_close(compared(adapter, model, samples), theirs, rtol=1e-4, atol=1e-5)
@@ -45,7 +45,7 @@ def test_similarities_are_those_of_open_clip(name: str):
     import pico_open_clip
 
     model, adapter, samples = pico_open_clip.build(name), pico_open_clip.adapter_for(name), pico_open_clip.pairs(5)
-    batch = adapter.collate(samples)
+    batch = adapter.collate(model, samples)
     with torch.no_grad():
         theirs = model.get_logits(batch["image"], batch["text"])[0]
     torch.testing.assert_close(compared(adapter, model, samples), theirs, rtol=1e-4, atol=1e-5)
@@ -55,7 +55,7 @@ def test_similarities_are_those_of_open_clip(name: str):
 
 def test_similarities_and_matches_are_those_of_blip_2():
     model, adapter, samples = pico_blip2.build_retrieval(None), pico_blip2.retrieval_adapter(), pico_blip2.captions(4)
-    given = {name: adapter.collate(samples)[name] for name in GIVEN}
+    given = {name: adapter.collate(model, samples)[name] for name in GIVEN}
     with torch.no_grad():
         theirs = model(**given).logits_per_image
         torch.testing.assert_close(compared(adapter, model, samples), theirs, rtol=1e-4, atol=1e-5)
@@ -73,7 +73,7 @@ def test_logits_are_those_of_the_models_forward(family: str):
     row = pico_vit.FAMILIES[family]
     model, adapter, samples = row.build(), row.adapter(), pico_vit.labelled(3)
     with torch.no_grad():
-        theirs = model(pixel_values=adapter.collate(samples)["pixel_values"]).logits
+        theirs = model(pixel_values=adapter.collate(model, samples)["pixel_values"]).logits
         torch.testing.assert_close(adapter.logits(model, samples), theirs)
     assert adapter.refuses(model, Classifies) is None
     assert "ViTModel has no classifier" in adapter.refuses(pico_vit.build(), Classifies)
@@ -107,7 +107,7 @@ def test_a_vision_tower_of_clip_sorts_by_a_classifier_and_compares_with_nothing(
     model, adapter, samples = pico_clip.vision(), ClipAdapter(tmp_path / "texts.safetensors"), pico_clip.pictures(3)
     adapter.processor = pico_clip.image_processor()
     with torch.no_grad():
-        seen = model(pixel_values=adapter.collate(samples)["pixel_values"]).image_embeds.double()
+        seen = model(pixel_values=adapter.collate(model, samples)["pixel_values"]).image_embeds.double()
         by_hand = (seen @ texts.double().T) / seen.norm(dim=1)[:, None] / texts.double().norm(dim=1)
         torch.testing.assert_close(adapter.logits(model, samples), by_hand.float())
     assert adapter.refuses(model, Classifies) is None

@@ -267,14 +267,14 @@ def test_in_16_bits_a_text_is_what_the_model_says_itself(dtype: torch.dtype, bli
 
 def test_tokens_of_an_answer_are_those_it_is_taught_by(blip2: Speaker):
     for sample in blip2.samples:
-        labels = blip2.adapter.collate([sample])["labels"][0]
+        labels = blip2.adapter.collate(blip2.model, [sample])["labels"][0]
         taught = tuple(labels[labels != -100].tolist()[:-1])  # without what ends it
-        assert blip2.adapter.tokens_of(sample.answers[0]) == taught
+        assert blip2.adapter.tokens_of(blip2.model, sample.answers[0]) == taught
 
 
 def test_tokens_of_an_answer_without_an_image():
-    assert pico_t5.adapter().tokens_of("a w1") == (6, 11)
-    assert llama_adapter().tokens_of("a w1") == (6, 11)
+    assert pico_t5.adapter().tokens_of(pico_t5.build(), "a w1") == (6, 11)
+    assert llama_adapter().tokens_of(pico_decoder.build(), "a w1") == (6, 11)
 
 
 def test_a_blank_before_an_answer_belongs_to_it():
@@ -287,7 +287,7 @@ def test_a_blank_before_an_answer_belongs_to_it():
     words.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
     made = LlamaAdapter()
     made.processor = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
-    assert made.tokens_of("a") == (3,)
+    assert made.tokens_of(pico_decoder.build(), "a") == (3,)
 
 
 def test_what_can_be_asked_for_texts():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, View
+from ecoflap.core.model.source import open_source
 
 LAVIS = find_spec("lavis") is not None
 PAIR = {"vision", "text", "pair"}
@@ -185,6 +187,30 @@ def test_views_are_those_of_the_family(case: Case):
     if LAVIS:
         wanted -= {"decoder_with_past"}  # its transformers has no caches
     assert set(case.views) == wanted
+
+
+def test_they_are_named_without_weights_and_without_a_processor(case: Case, tmp_path: Path):
+    """A plan asks for their names before anything is read."""
+    adapter, row = case.adapter, ROWS[case.name]
+    if row.is_whole_on_disk:
+        adapter.save(case.model, tmp_path)
+        weightless = adapter.load(open_source(str(tmp_path), tmp_path), None, "meta")
+    else:
+        weightless = row.build().to("meta")
+    adapter.processor = None
+    views = adapter.export_views(weightless)  # type: ignore[attr-defined]
+    assert {view.name: view.outputs for view in views} == {name: view.outputs for name, view in case.views.items()}
+    assert all(parameter.is_meta for view in views for parameter in view.module.parameters())
+
+
+def test_nothing_is_computed_with_the_model_for_them(case: Case):
+    for module in case.model.modules():
+        module.register_forward_hook(refuse_numbers)
+    case.adapter.export_views(case.model)  # type: ignore[attr-defined]
+
+
+def refuse_numbers(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    assert all(one.is_meta for one in (*args, output) if isinstance(one, Tensor)), type(module).__name__
 
 
 @pytest.mark.parametrize("size", ["inputs", "other"])
@@ -362,7 +388,7 @@ def test_vision_and_language_of_lavis_are_all_of_it(name: str):
     from ecoflap.adapters.lavis_blip2.adapter import logits_and_labels
 
     case = case_of(name)
-    batch: Batch = case.adapter.collate(list(ROWS[name].samples(3)))
+    batch: Batch = case.adapter.collate(case.model, list(ROWS[name].samples(3)))
     text, view = (case.model.t5_model if "T5" in name else case.model.opt_model), case.views["language"]
     given, made = watched(text, lambda: logits_and_labels(case.model, batch))
     inputs = {key: given[key] for key in ("inputs_embeds", "attention_mask")}

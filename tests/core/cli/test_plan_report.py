@@ -11,8 +11,8 @@ import ecoflap
 from ecoflap.core.cli.plan_report import preview, tables
 from ecoflap.core.errors import ModelError, RecipeError
 from ecoflap.core.model.anatomy import Block, Layer, Tower
+from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import parse_recipe
-from ecoflap.core.recipe.schema import differences
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
 

@@ -4,59 +4,37 @@ import csv
 import json
 from io import StringIO
 
+import broken_matplotlib
 import pytest
+from html_page import Page
+from made_report import made_report, measure
 
 import ecoflap
-from ecoflap.core.compare.comparison import as_data, compared, flat, told_apart, varying, what_differs
+from ecoflap.core.compare.comparison import compared
+from ecoflap.core.compare.data import as_csv, as_data
+from ecoflap.core.compare.differences import what_differs
+from ecoflap.core.compare.methods import distinct_names, flat, varying
 from ecoflap.core.compare.page import comparison_page, write_comparison
-from ecoflap.core.compare.table import as_csv, markdown, notes, rows, tower_rows
+from ecoflap.core.compare.table import markdown, notes, rows, tower_rows
 from ecoflap.core.errors import RunError
-from ecoflap.core.report.run_page import NO_DRAWINGS
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.report.drawings import NO_MATPLOTLIB, can_draw
 from ecoflap.core.sweep.runs import record_runs
-
-BLOCKS = {
-    "v.0": {"tower": "vision", "size": 100, "keep": 40},
-    "v.1": {"tower": "vision", "size": 100, "keep": 60},
-    "l.0": {"tower": "language", "size": 200, "keep": 100},
-}
-
-
-def measure(value, larger=False):
-    return {"value": value, "n": 9, "standard_error": 0.5, "unit": "tokens", "larger_is_better": larger}
 
 
 @pytest.fixture
 def made(tmp_path):
     """Write the folder of a finished run."""
 
-    def made(name, *, sparsity=0.5, seed=0, pruned=None, score=None, seconds=2.0, fingerprints=None, **keys):
-        recipe = {
-            "version": 1, "seed": seed, "model": {"source": "m"}, "calibration": {"use": "text", "seed": seed},
-            "sparsity": sparsity, "allocate": {"use": "ecoflap" if score else "uniform"},
-            "prune": {"use": "wanda", "compare": "row"}, "evaluate": [{"use": "perplexity"}], **keys,
-        }  # fmt: skip
-        if score:
-            recipe["score"] = {"use": score, "samples": 4, "granularity": "block"}
-        scores = {"v.0": 3.0, "v.1": 1.0, "l.0": 2.0} if score else dict.fromkeys(BLOCKS)
-        stages = [
-            ("load", 1.0, 10),
-            *([("score", 5.0, 90)] if score and not keys.get("reuse") else []),
-            ("prune", seconds, 50),
-        ]
-        report = {
-            "recipe": recipe, "sparsity": 0.5 if isinstance(sparsity, str) else sparsity, "prunable": 400,
-            "towers": {"vision": 0.5, "language": 0.5}, "blocks": BLOCKS,
-            "groups": {n: {**BLOCKS[n], "score": s, "standard_error": None} for n, s in scores.items()},
-            "measures": {"dense": {"ppl": measure(4.0)}, "pruned": pruned or {"ppl": measure(5.0)}},
-            "bytes": {"model": 1000, "safetensors": 600},
-            "stages": [{"stage": n, "seconds": s, "peak_memory": p} for n, s, p in stages],
-            "machine": {"device": "cpu"}, "versions": {"torch": "2.6"},
-        }  # fmt: skip
+    def made(name, *, fingerprints=None, taken_over=(), **keys):
+        report = made_report(**keys)
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        (folder / "recipe.yaml").write_text(json.dumps(recipe))
+        (folder / "recipe.yaml").write_text(json.dumps(report["recipe"]))
         (folder / "report.json").write_text(json.dumps(report))
         (folder / "fingerprints.json").write_text(json.dumps(fingerprints or {"model": "a"}))
+        for what in taken_over:
+            RunFolder(folder).record_taken_over(what)
         return folder
 
     return made
@@ -119,7 +97,7 @@ def test_unlike_runs_are_never_one_method(made):
 def test_a_score_that_nothing_looked_at_makes_no_method(made):
     paths = [made("a"), made("b", seed=1)]
     report = json.loads((paths[1] / "report.json").read_text())
-    report["recipe"]["score"] = {"use": "zeroth_order", "samples": 4}
+    report["recipe"]["score"] = {"use": "zeroth_order", "samples": 4, "granularity": "block"}
     (paths[1] / "report.json").write_text(json.dumps(report))
     found = compared(paths)
     assert {run.method for run in found.runs} == {"uniform → wanda"}
@@ -152,18 +130,39 @@ def test_parts_that_were_exchanged_hide_their_parameters():
     )
     assert varying([one, other]) == ["prune.use"]
     assert flat({"a": [{"b": 1}, None], "c": {}}) == {"a.0.b": 1}
-    assert told_apart(["x", "x", "y"], [{"k": 1}, {"k": 2}, {"k": 2}]) == ["x (k=1)", "x (k=2)", "y"]
+    assert distinct_names(["x", "x", "y"], [{"k": 1}, {"k": 2}, {"k": 2}]) == ["x (k=1)", "x (k=2)", "y"]
 
 
-def test_what_was_taken_over_counts_as_it_did_where_it_was_computed(made):
-    found = compared([made("a", score="zeroth_order"), made("b", score="zeroth_order", reuse=["a"], seconds=3.0)])
-    assert [run.seconds for run in found.runs] == [8.0, 9.0]
-    assert [run.peak_memory for run in found.runs] == [90, 90]
-    assert [run.took_over for run in found.runs] == [False, True]
-    data = as_data(found)["runs"][1]
-    assert (data["seconds"], data["seconds_alone"]) == (4.0, 9.0)
-    alone = compared([made("c", score="zeroth_order", seed=5, reuse=["gone"])])
-    assert alone.runs[0].seconds == 3.0
+def test_a_time_without_what_was_taken_over_is_as_measured_and_marked(made):
+    scores, both = ("scores",), ("scores", "dense evaluation")
+    first = made("a", score="zeroth_order", seconds=3.0)
+    second = made("b", score="zeroth_order", prune={"use": "magnitude"}, taken_over=both)
+    third = made("c", score="zeroth_order", sparsity=0.6, taken_over=scores)
+    found = compared([first, second, third])
+    assert [(run.seconds, run.peak_memory, run.taken_over) for run in found.runs] == [
+        (9.0, 90, ()), (8.0, 90, both), (8.0, 90, scores),
+    ]  # fmt: skip
+    assert [row["time"] for row in rows(found)] == ["9.0 s", "8.0 s †", "8.0 s †"]
+    assert [row["peak memory"] for row in rows(found)] == ["90 B", "90 B †", "90 B †"]
+    said = "†: as measured, without what these took over from another run: scores (b, c); dense evaluation (b)."
+    assert said in list(notes(found))
+    assert said in Page(comparison_page(found, "t")).text
+    data = as_data(found)["runs"]
+    assert [(run["seconds"], run["taken_over"]) for run in data] == [(9.0, []), (8.0, list(both)), (8.0, ["scores"])]
+    assert "seconds_alone" not in data[0]
+    assert [line["taken over"] for line in csv.DictReader(StringIO(as_csv(found)))] == ["", ", ".join(both), "scores"]
+
+
+def test_of_several_seeds_it_is_said_how_many_took_something_over(made):
+    runs = [made(f"s{seed}", seed=seed, taken_over=["dense evaluation"] * (1 if seed else 0)) for seed in range(3)]
+    found = compared([*runs, made("other", prune={"use": "magnitude"})])
+    assert [row["time"] for row in rows(found)] == ["–", "3.0 s †", "3.0 s"]
+    (said,) = (note for note in notes(found) if note.startswith("†"))
+    assert said.endswith("another run: dense evaluation (uniform → wanda: 2 of 3 runs).")
+
+
+def test_nothing_is_said_where_nothing_was_taken_over(made):
+    assert not [note for note in notes(compared([made("a"), made("b", seed=1)])) if "†" in note]
 
 
 def test_the_table_has_a_row_a_group_and_one_for_the_dense_model(made):
@@ -215,11 +214,39 @@ def test_stages_are_drawn_in_the_order_in_which_runs_go_through_them(made):
     assert stages.index(">load<") < stages.index(">score<") < stages.index(">prune<")
 
 
-def test_without_matplotlib_the_page_has_its_tables(made, monkeypatch):
-    monkeypatch.setattr("ecoflap.core.compare.page.can_draw", lambda: False)
-    text = comparison_page(compared([made("a")]), "t")
-    assert "<svg" not in text
-    assert NO_DRAWINGS.replace("'", "&#x27;") in text
+def without_drawings(page):
+    """What a page without drawings says; its tables are there."""
+    read = Page(page.read_text())
+    assert "<svg" not in page.read_text()
+    assert "uniform → wanda" in read.text
+    assert {path.name for path in page.parent.iterdir()} == {f"report.{kind}" for kind in ("json", "csv", "md", "html")}
+    return read.text
+
+
+def test_without_matplotlib_the_page_has_its_tables(made, monkeypatch, tmp_path):
+    broken_matplotlib.absent(monkeypatch)
+    assert NO_MATPLOTLIB in without_drawings(write_comparison(compared([made("a")]), tmp_path / "out", "t"))
+
+
+def test_with_a_broken_matplotlib_the_page_says_why(made, monkeypatch, tmp_path):
+    (tmp_path / "lib").mkdir()
+    broken_matplotlib.raising_at_import(monkeypatch, tmp_path / "lib")
+    said = without_drawings(write_comparison(compared([made("a")]), tmp_path / "out", "t"))
+    assert "matplotlib cannot be imported: RuntimeError: <numpy> is of another version" in said
+
+
+@pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+def test_with_a_figure_that_cannot_be_saved_the_page_says_why(made, monkeypatch, tmp_path):
+    broken_matplotlib.raising_when_saved(monkeypatch)
+    said = without_drawings(write_comparison(compared([made("a")]), tmp_path / "out", "t"))
+    assert "drawing failed: OSError: no <font> was found" in said
+
+
+def test_the_data_are_written_before_the_page(made, monkeypatch, tmp_path):
+    monkeypatch.setattr("ecoflap.core.compare.page.comparison_page", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_comparison(compared([made("a")]), tmp_path / "out", "t")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.csv", "report.md"}
 
 
 def test_a_sweep_stands_for_its_finished_runs_under_its_own_names(made, tmp_path):
@@ -237,14 +264,13 @@ def test_a_sweep_stands_for_its_finished_runs_under_its_own_names(made, tmp_path
         compared([tmp_path / "empty"])
 
 
-def test_a_report_from_before_it_held_blocks_is_read_with_its_plan(plain, tmp_path):
-    run = ecoflap.run(plain(export=None, evaluate=None), folder=tmp_path / "run")
-    new = as_data(compared([run.folder]))["runs"][0]["blocks"]
-    report = json.loads((run.folder / "report.json").read_text())
+def test_a_report_that_this_version_did_not_write_is_refused(made):
+    folder = made("a")
+    report = json.loads((folder / "report.json").read_text())
     del report["blocks"]
-    (run.folder / "report.json").write_text(json.dumps(report))
-    assert as_data(compared([run.folder]))["runs"][0]["blocks"] == new
-    assert len(new["language"]) == 3
+    (folder / "report.json").write_text(json.dumps(report))
+    with pytest.raises(RunError, match=r"a/report\.json: blocks: Field required\. Run its recipe again"):
+        compared([folder])
 
 
 def test_a_markdown_cell_cannot_end_its_column():

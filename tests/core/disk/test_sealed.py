@@ -8,13 +8,14 @@ import torch
 from safetensors import safe_open
 
 from ecoflap.core.disk import sealed
-from ecoflap.core.disk.sealed import Part, flat, open_sealed, write_sealed
+from ecoflap.core.disk.sealed import SealedTensor, flat, open_sealed, write_sealed
 from ecoflap.core.errors import EcoflapError, FormatError
 
 
 def parts(**tensors):
     return {
-        name: Part(tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor) for name, tensor in tensors.items()
+        name: SealedTensor(tensor.dtype, tuple(tensor.shape), lambda tensor=tensor: tensor)
+        for name, tensor in tensors.items()
     }
 
 
@@ -70,7 +71,7 @@ def test_hashes_that_are_no_hashes_are_refused(tmp_path, hashes):
 @pytest.mark.parametrize("tensor", [torch.zeros(4), torch.zeros(3, dtype=torch.int32)])
 def test_a_part_that_is_not_what_was_announced_is_refused(tmp_path, tensor):
     with pytest.raises(EcoflapError, match=r"w is .* was announced"):
-        write_sealed(tmp_path / "x", "f", "", {"w": Part(torch.float32, (3,), lambda: tensor)})
+        write_sealed(tmp_path / "x", "f", "", {"w": SealedTensor(torch.float32, (3,), lambda: tensor)})
     assert os.listdir(tmp_path) == []
 
 

@@ -16,7 +16,6 @@ from ecoflap.core.disk.whole_files import (
     read_lines,
     removed_leftovers,
     sha256_of,
-    whole_file,
     whole_folder,
     write_whole,
 )
@@ -64,41 +63,6 @@ def test_a_failed_write_keeps_the_old_file_and_says_why(tmp_path, monkeypatch, n
     assert names(tmp_path) == ["plan.json"]
 
 
-def test_a_full_disk_says_how_much_is_free(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.os, "fsync", failing(errno.ENOSPC))
-    with pytest.raises(RunError, match=r"[\d,.]+ MB free\). Make room"):
-        write_whole(tmp_path / "not" / "there" / "yet", "new")
-
-
-@pytest.mark.parametrize("write", [lambda p: write_whole(p, "x"), lambda p: append_line(p, {})])
-def test_a_path_through_a_file_is_an_error_that_names_it(tmp_path, write):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"file/below/x could not be written: .*(not a folder|has that name)"):
-        write(tmp_path / "file" / "below" / "x")
-
-
-def test_a_folder_of_that_name_is_an_error(tmp_path):
-    (tmp_path / "x").mkdir()
-    with pytest.raises(RunError, match="a folder has that name"):
-        write_whole(tmp_path / "x", "")
-    assert names(tmp_path) == ["x"]
-
-
-def test_what_the_block_raises_passes_through(tmp_path):
-    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "x") as temporary:
-        raise ZeroDivisionError(temporary.write_text("half"))
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "x"):
-        (tmp_path.parent / "elsewhere").read_text()
-    with pytest.raises(ConnectionError), whole_folder(tmp_path / "y"):
-        raise ConnectionError("no network")
-    assert names(tmp_path) == []
-
-
-def test_an_error_that_a_rust_library_only_prints_is_explained_too(tmp_path):
-    with pytest.raises(RunError, match="the disk is full"), whole_folder(tmp_path / "x"):
-        raise ValueError("I/O error: No space left on device (os error 28)")
-
-
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
@@ -119,7 +83,7 @@ from ecoflap.core.disk.whole_files import write_whole
 write = lambda path: write_whole(path, bytes(9999))
 """,
     "save_packed": """
-from ecoflap.core.packed.format import save_packed
+from ecoflap.core.packed.save_packed import save_packed
 write = lambda path: save_packed(path, {"w": torch.ones(9999)}, {"w": torch.ones(9999) > 0})""",
     "whole_folder": """
 from safetensors.torch import save_file

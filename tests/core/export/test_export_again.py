@@ -9,7 +9,9 @@ import torch
 
 import ecoflap
 from ecoflap.core.disk.whole_files import sha256_of
+from ecoflap.core.export.densify import densify
 from ecoflap.core.export.manifest import deflated_share
+from ecoflap.core.record.manifest import read_manifest
 
 WRITER = '''
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ class Letters:
     letter: str = "a"
     densifies = (".letters",)
 
-    def __call__(self, model, adapter, folder):
+    def __call__(self, pruned, folder):
         (folder / "w.letters").write_text(self.letter * 10)
         tensor = StoredTensor("x.weight", "letters", (4, 4), 8, 64, 10)
         check = Check("w.letters", "whole", "python", 0.0, 1e-4)
@@ -63,10 +65,10 @@ def test_every_export_has_a_manifest(run):
     assert manifest["run"]["masks"] == sha256_of(run.folder / "masks.safetensors")
     weights = b"".join(p.detach().view(torch.uint8).numpy().tobytes() for p in run.model.parameters())
     assert manifest["bytes"]["model"] == len(weights)
-    assert manifest["bytes"]["stored"] == run.report["bytes"]["safetensors"]
+    assert manifest["bytes"]["stored"] == run.report.bytes["safetensors"]
     assert manifest["bytes"]["deflated"] == pytest.approx(len(zlib.compress(weights, 6)), rel=0.1)
     assert str(run.folder.parent) not in (folder / "manifest.json").read_text()
-    assert run.report["exports"] == {"safetensors": manifest}
+    assert run.report.exports == {"safetensors": read_manifest(folder / "manifest.json")}
 
 
 def test_a_finished_run_is_exported_once_more(run, letters, tmp_path, plain):
@@ -140,7 +142,7 @@ def test_an_unfinished_run_is_refused(run):
 def test_an_exporter_that_fails_leaves_nothing(run, letters, monkeypatch):
     import letters_plugin
 
-    def fail(self, model, adapter, folder):
+    def fail(self, pruned, folder):
         Path(folder / "half").write_text("x")
         raise ecoflap.EcoflapError("the disk is made of cheese")
 
@@ -149,6 +151,39 @@ def test_an_exporter_that_fails_leaves_nothing(run, letters, monkeypatch):
     with pytest.raises(ecoflap.EcoflapError, match="cheese"):
         ecoflap.export_run(run.folder, "letters", registry=letters)
     assert sorted(run.folder.rglob("*")) == before
+
+
+def test_an_exporter_is_given_what_the_run_knows(run, letters, monkeypatch):
+    import letters_plugin
+
+    given, write = [], letters_plugin.Letters.__call__
+
+    def noting(self, pruned, folder):
+        given.append(pruned)
+        return write(self, pruned, folder)
+
+    monkeypatch.setattr(letters_plugin.Letters, "__call__", noting)
+    ecoflap.export_run(run.folder, "letters", registry=letters)
+    (pruned,) = given
+    masks = ecoflap.load_masks(run.folder)
+    assert list(pruned.masks) == list(masks)
+    assert all(torch.equal(pruned.masks[name], mask) for name, mask in masks.items())
+    assert pruned.provenance.source == run.recipe.model.source
+    assert pruned.provenance.sparsity == run.report.sparsity
+    assert pruned.provenance.measures == run.report.measures.model_dump()
+    assert pruned.adapter.processor is not None
+    assert all(torch.equal(weight, run.model.state_dict()[name]) for name, weight in pruned.model.state_dict().items())
+
+
+def test_an_exporter_that_says_endings_and_not_how_is_passed_over(run, letters, monkeypatch, ecoflap_command):
+    import letters_plugin
+
+    monkeypatch.setattr(letters_plugin.Letters, "densify", None)
+    with pytest.raises(ecoflap.EcoflapError, match=r"no exporter packs such files\. Known endings: [^:]*onnx"):
+        densify(run.folder / "plan.json", run.folder / "dense", letters)
+    (run.folder / "w.letters").write_text("a")
+    with pytest.raises(ecoflap.EcoflapError, match="no exporter packs such files"):
+        densify(run.folder / "w.letters", run.folder / "dense", letters)
 
 
 def test_deflate_is_measured_on_even_pieces():

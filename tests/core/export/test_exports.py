@@ -6,8 +6,13 @@ import pytest
 from torch import nn
 
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.protocols import PrunedModel
+from ecoflap.core.contracts.records import Exported
+from ecoflap.core.errors import EcoflapError
 from ecoflap.core.export.exports import export, export_names, is_exported, weight_bytes
-from ecoflap.core.recipe.part_spec import Part
+from ecoflap.core.recipe.part_spec import PartSpec
+
+PRUNED = PrunedModel(nn.Linear(1, 1), LlamaAdapter(), {})
 
 
 @dataclass
@@ -16,26 +21,26 @@ class Writer:
 
     letter: str
 
-    def __call__(self, model, adapter, folder):
+    def __call__(self, pruned, folder):
         (folder / "weights.bin").write_text(self.letter)
         (folder / "config.json").write_text("{}")
-        return [folder / "weights.bin", folder / "config.json"]
+        return Exported((folder / "weights.bin", folder / "config.json"))
 
 
 def part(letter):
-    return Part("exporter", "writer", {"letter": letter}, Writer)
+    return PartSpec("exporter", "writer", {"letter": letter}, Writer)
 
 
 @pytest.fixture
 def write(tmp_path):
     def write(letter):
-        export(tmp_path, "writer", part(letter), nn.Linear(1, 1), LlamaAdapter())
+        export(tmp_path, "writer", part(letter), PRUNED)
 
     return write
 
 
 def test_exports_of_one_kind_are_numbered():
-    parts = [Part("exporter", use, {}, Writer) for use in ("onnx", "a:B", "onnx", "onnx-simple", "onnx", "a:B")]
+    parts = [PartSpec("exporter", use, {}, Writer) for use in ("onnx", "a:B", "onnx", "onnx-simple", "onnx", "a:B")]
     names = export_names(parts)
     assert names[:3] == ["onnx", "a.B", "onnx-2"]
     assert len(set(names)) == len(names)
@@ -71,6 +76,16 @@ def test_the_old_record_never_speaks_of_newer_files(write, tmp_path, monkeypatch
         write("b")
     assert (tmp_path / "writer" / "weights.bin").read_text() == "b"
     assert not is_exported(tmp_path, "writer", part("a"))
+
+
+def test_an_exporter_for_another_version_is_told(tmp_path):
+    class Older(Writer):
+        def __call__(self, pruned, folder):
+            return list(super().__call__(pruned, folder).files)
+
+    with pytest.raises(EcoflapError, match="the exporter older returned list, not Exported"):
+        export(tmp_path, "older", PartSpec("exporter", "older", {"letter": "a"}, Older), PRUNED)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_weights_are_counted(write, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from idle import Idle
+from spec import spec
 from torch import nn
 
 import ecoflap
@@ -18,10 +19,10 @@ from ecoflap.core.errors import RecipeError
 from ecoflap.core.forward.placement import Placement
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.core.pruning.plan import make_plan, pools_of
-from ecoflap.core.pruning.prune_blocks import FineStep
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.pipeline import Pipeline
+from ecoflap.core.run.run_model import RunModel
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT
 from ecoflap.plugins.pruners.wanda import Wanda
@@ -81,7 +82,7 @@ def test_the_fine_step_with_idle_blocks_gone(pico_llama, pruner, tmp_path: Path)
             replay.placement = there = Idle(None, torch.device("cpu:0"))
             there.put_aside(replay.blocks)
         folder.mkdir()
-        FineStep(replay, plan, {"language": pruner}, folder, lambda event: None)()
+        BlockwisePruning(replay, plan, {"language": spec("pruner", pruner)}, folder, lambda event: None)()
         if idle:
             there.put_back(replay.blocks)
         return model.state_dict()
@@ -93,7 +94,7 @@ def test_the_fine_step_with_idle_blocks_gone(pico_llama, pruner, tmp_path: Path)
 
 def test_a_run_with_offload_is_the_same_run(plain, lasting, monkeypatch, tmp_path: Path):
     usual = ecoflap.run(plain(), folder=tmp_path / "usual")
-    monkeypatch.setattr(Pipeline, "_device", "cpu:0")  # another device than cpu, by name
+    monkeypatch.setattr(RunModel, "device", "cpu:0")  # another device than cpu, by name
     moved = []
     run = Placement.run
     monkeypatch.setattr(Placement, "run", lambda self, *rest: moved.append(self.device) or run(self, *rest))
@@ -105,7 +106,7 @@ def test_a_run_with_offload_is_the_same_run(plain, lasting, monkeypatch, tmp_pat
     quoting = {f"exports/safetensors{name}" for name in ("/README.md", "/manifest.json", ".json")}
     files = set(lasting(usual.folder)) - quoting
     assert {n: lasting(usual.folder)[n] for n in files} == {n: lasting(apart.folder)[n] for n in files}
-    assert usual.report["measures"] == apart.report["measures"]
+    assert usual.report.measures == apart.report.measures
 
 
 def test_plan_says_what_the_device_needs(recipe, plain):
@@ -136,7 +137,8 @@ def test_a_head_that_is_applied_in_chunks(pico_llama, monkeypatch):
         replay.advance(index)
     assert torch.equal(replay.loss(3), expected)
     norm = sum(states[predicting].double().square().sum(0) for states in hidden)
-    (statistic,) = replay.run(3, (ColumnNorm,)).values()
+    (seen,) = replay.run(3, (ColumnNorm,)).values()
+    statistic = seen[ColumnNorm]
     assert statistic.tokens == 2 * 17
     torch.testing.assert_close(statistic.squared.double(), norm, rtol=1e-5, atol=0)
     replay.advance(3)
@@ -205,8 +207,8 @@ def test_tokens_are_asked_for_each_call():
     replay = Replay(Twice().eval(), TwiceAdapter(), [{"x": x, "y": y, "masks": masks}])
     expected = x[masks[0].bool()].square().sum(0) + y[masks[1].bool()].square().sum(0)
     found = replay.run(0, (ColumnNorm, Gram))["block.weight"]
-    torch.testing.assert_close(found[0].squared, expected)
-    assert found[1].tokens == 8 + 4
+    torch.testing.assert_close(found[ColumnNorm].squared, expected)
+    assert found[Gram].tokens == 8 + 4
 
 
 def test_a_tied_head_says_what_else_it_changes(pico_llama, pico_tokenizer, recipe, plain, tmp_path: Path):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap import ColumnNorm, EcoflapError, Gram, Replay
+from ecoflap import ColumnNorm, EcoflapError, Gram, RegionalGradient, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.records import Batch, Sample
+from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 
 
@@ -46,7 +47,7 @@ class T5Adapter:
     def max_length(self, model: nn.Module) -> int | None:
         return None
 
-    def collate(self, samples: Sequence[Sample]) -> Batch:
+    def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -149,26 +150,26 @@ def test_statistics_are_those_of_the_plain_forward_without_padding(case):
         seen = replay.run(index, (ColumnNorm,))
         assert list(seen) == [layer.name for layer in replay.anatomy.layers_of[block.name]]
         for name, statistic in seen.items():
-            torch.testing.assert_close(statistic.squared.double(), expected[name], rtol=1e-5, atol=0)
+            torch.testing.assert_close(statistic[ColumnNorm].squared.double(), expected[name], rtol=1e-5, atol=0)
         replay.advance(index)
 
 
 def test_layers_fed_the_same_tensor_share_a_statistic(llama):
     replay = Replay(*llama)
     seen = replay.run(0, (Gram,))
-    of = {name.split(".")[-2]: id(statistic) for name, statistic in seen.items()}
+    of = {name.split(".")[-2]: id(statistic[Gram]) for name, statistic in seen.items()}
     assert of["q_proj"] == of["k_proj"] == of["v_proj"]
     assert of["gate_proj"] == of["up_proj"]
     assert len(set(of.values())) == 4
 
 
-def test_several_statistics_come_as_a_tuple_and_none_as_none(llama):
+def test_statistics_come_by_their_types(llama):
     replay = Replay(*llama)
-    assert [type(s) for s in replay.run(0, (Gram, ColumnNorm))["model.layers.0.mlp.up_proj.weight"]] == [
-        Gram,
-        ColumnNorm,
-    ]
-    assert set(replay.run(0).values()) == {None}
+    seen = replay.run(0, (Gram, ColumnNorm))["model.layers.0.mlp.up_proj.weight"]
+    assert [(kind, type(statistic)) for kind, statistic in seen.items()] == [(Gram, Gram), (ColumnNorm, ColumnNorm)]
+    with pytest.raises(ModelError, match=r"the statistic RegionalGradient was not taken .*; taken: Gram, ColumnNorm\."):
+        seen[RegionalGradient]
+    assert [dict(seen) for seen in replay.run(0).values()] == [{}] * 7
 
 
 def test_cross_attention_reads_the_encoder(t5):
@@ -183,7 +184,7 @@ def test_cross_attention_reads_the_encoder(t5):
     real = sum(int(batch["attention_mask"].sum()) for batch in batches)
     for name, statistic in seen.items():
         reads_encoder = "EncDecAttention.k" in name or "EncDecAttention.v" in name
-        assert statistic.tokens == (real if reads_encoder else 2 * 2 * 9), name
+        assert statistic[ColumnNorm].tokens == (real if reads_encoder else 2 * 2 * 9), name
 
 
 def test_a_poisoned_padding_row_changes_nothing(llama):
@@ -195,7 +196,7 @@ def test_a_poisoned_padding_row_changes_nothing(llama):
         batch["input_ids"][1, 7:] = 63
     after = Replay(model, adapter, batches).run(0, (ColumnNorm,))
     for name in before:
-        assert torch.equal(before[name].squared, after[name].squared), name
+        assert torch.equal(before[name][ColumnNorm].squared, after[name][ColumnNorm].squared), name
 
 
 def test_float32_losses_of_a_half_model_leave_it_byte_for_byte(llama):
@@ -295,7 +296,7 @@ def test_a_block_that_runs_more_often_than_declared_is_refused(llama):
 
     with pytest.raises(EcoflapError, match=r"model.layers.2 runs more than the 1 times its adapter declares"):
         Replay(model, Once(), batches).loss()
-    with pytest.raises(EcoflapError, match=r"model.layers.2.self_attn.q_proj.weight and model.layers.3.self_attn"):
+    with pytest.raises(EcoflapError, match=r"as model.layers.2.self_attn.q_proj.weight and as model.layers.3.self_at"):
         Replay(model, adapter, batches)
 
 
@@ -329,7 +330,7 @@ def test_a_block_may_run_twice_where_its_adapter_says_so():
     head, batches = Head().eval(), [{"x": torch.randn(2, 5, 8)}]
     replay = Replay(head, HeadAdapter(), batches)
     expected = batches[0]["x"].square().sum((0, 1)) + batches[0]["x"].cos().square().sum((0, 1))
-    torch.testing.assert_close(replay.run(0, (ColumnNorm,))["block.weight"].squared, expected)
+    torch.testing.assert_close(replay.run(0, (ColumnNorm,))["block.weight"][ColumnNorm].squared, expected)
     losses = replay.loss()
     replay.advance(0)
     assert torch.equal(replay.loss(1), losses)
@@ -394,3 +395,108 @@ def test_infinite_inputs_name_the_layer(llama):
         replay.run(1, (ColumnNorm,))
     with pytest.raises(EcoflapError, match="the loss of calibration batch 0 is nan"):
         replay.loss()
+
+
+def plain_calls(model, module, run):
+    """What a module is given and what it returns in the model's own forward."""
+    calls = []
+    handle = module.register_forward_hook(lambda _, args, output: calls.append((args, output)))
+    with torch.no_grad():
+        run(model)
+    handle.remove()
+    return calls
+
+
+def first(output):
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_blocks_inputs_and_outputs_are_those_of_the_plain_forward(kind, request):
+    model, adapter, batches = request.getfixturevalue(kind)
+    replay = Replay(model, adapter, batches)
+    for index, block in enumerate(replay.blocks):
+        for batch, (call,) in zip(batches, replay.calls(index), strict=True):
+            ((args, output),) = plain_calls(model, block.module, lambda m, batch=batch: adapter.loss(m, batch))
+            assert call.number == 0
+            assert torch.equal(first(call.output), first(output))
+            given = call.args[0] if call.args else call.kwargs["hidden_states"]
+            assert torch.equal(given, args[0] if args else given)
+        replay.advance(index)
+
+
+def test_hooks_of_a_block_fire_and_may_change_its_output(llama):
+    model, adapter, batches = llama
+    replay = Replay(model, adapter, batches)
+    module, fired = replay.blocks[1].module, []
+    before = module.register_forward_pre_hook(lambda *_: fired.append("before"))
+    after = module.register_forward_hook(lambda _, args, output: fired.append("after") or first(output) * 0)
+    inside = module.mlp.up_proj.register_forward_hook(lambda *_: fired.append("inside"))
+    replay.advance(0)
+    replay.run(1, (ColumnNorm,))
+    assert fired == ["before", "inside", "after"] * len(batches)
+    replay.advance(1)
+    ((call,),) = list(replay.calls(2))[:1]
+    for handle in (before, after, inside):
+        handle.remove()
+    assert not (call.args[0] if call.args else call.kwargs["hidden_states"]).any()
+    assert not module._forward_hooks
+
+
+def regional(model, block, batch, run, real):
+    """Each weight's gradient of the norm of the block's output at the real tokens, sample by sample, in float64."""
+    (output,) = [first(output) for output in outputs_of(model.double(), block.module, run)]
+    weights = dict(block.module.named_parameters())
+    squared = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for sample, mask in zip(output, real, strict=True):
+        gradients = torch.autograd.grad(sample[mask].norm(), list(weights.values()), retain_graph=True)
+        for name, gradient in zip(weights, gradients, strict=True):
+            squared[name] += gradient.square()
+    return squared
+
+
+def outputs_of(model, module, run):
+    outputs = []
+    handle = module.register_forward_hook(lambda _, args, output: outputs.append(output))
+    run(model)
+    handle.remove()
+    return outputs
+
+
+def test_a_statistic_that_asks_for_gradients_gets_those_of_the_block_alone(llama, pico_llama):
+    """Against autograd in float64 through the whole model, whose earlier blocks are constants to these weights."""
+    model, adapter, batches = llama
+    replay = Replay(model, adapter, batches)
+    replay.advance(0)
+    seen = replay.run(1, (ColumnNorm, RegionalGradient))
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    norms = Replay(model, adapter, batches)
+    norms.advance(0)
+    alone = norms.run(1, (ColumnNorm,))
+    double = pico_llama()
+    double.load_state_dict(model.state_dict())
+    block = adapter.towers(double)[0].blocks[1]
+    total = {}
+    for batch in batches:
+        real = batch["attention_mask"].bool()
+        for name, squared in regional(double, block, batch, lambda m, b=batch: adapter.loss(m, b), real).items():
+            total[name] = total.get(name, 0) + squared
+    samples = sum(len(batch["input_ids"]) for batch in batches)
+    for name, statistics in seen.items():
+        expected = (total[name.removeprefix("model.layers.1.")] / samples).sqrt()
+        assert statistics[RegionalGradient].samples == samples
+        torch.testing.assert_close(statistics[RegionalGradient].magnitude.double(), expected, rtol=1e-4, atol=1e-7)
+        assert torch.equal(statistics[ColumnNorm].squared, alone[name][ColumnNorm].squared)
+
+
+def test_gradients_are_added_from_several_statistics(llama):
+    model, adapter, batches = llama
+    whole = Replay(model, adapter, batches).run(0, (RegionalGradient,))
+    parts = [Replay(model, adapter, [batch]).run(0, (RegionalGradient,)) for batch in batches]
+    for name, seen in whole.items():
+        merged = parts[0][name][RegionalGradient]
+        for other in parts[1:]:
+            merged.merge(other[name][RegionalGradient])
+        torch.testing.assert_close(merged.magnitude, seen[RegionalGradient].magnitude)
+    with pytest.raises(ModelError, match="no gradient has reached this layer"):
+        _ = RegionalGradient(4).magnitude

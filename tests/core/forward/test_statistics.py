@@ -103,7 +103,6 @@ class TestFactors:
     def gram(self):
         gram = fed(Gram, [inputs(10)])
         gram.factors["mine"] = 1
-        gram.notes.append("seen")
         return gram
 
     def test_stay_while_nothing_is_added(self, gram):
@@ -113,9 +112,7 @@ class TestFactors:
     def test_go_when_inputs_are_added(self, gram):
         gram.add(inputs(1))
         assert not gram.factors
-        assert not gram.notes
 
     def test_go_when_merged(self, gram):
         gram.merge(Gram(24))
         assert not gram.factors
-        assert not gram.notes

@@ -1,3 +1,5 @@
+"""Models are found wherever they are, without a look at their weights, and told apart by their files."""
+
 import gzip
 import hashlib
 import json
@@ -190,7 +192,9 @@ def test_package_without_model(package: Path, tmp_path: Path):
         open_source("package:pico_package/inner", tmp_path)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("numpi", "Did you mean 'numpy'"), ("nu.mpy", ""), ("json.tool", "")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("numpi", "Did you mean 'numpy'"), ("nu.mpy", ""), ("json.tool", ""), ("__main__", "")]
+)
 def test_package_not_installed(name: str, hint: str, tmp_path: Path):
     with pytest.raises(ModelError, match=rf"no package named '{name}' is installed here.*{hint}"):
         open_source(f"package:{name}", tmp_path)

@@ -1,4 +1,4 @@
-"""A packed file in several: nothing is lost in dealing, and what is missing or exchanged is refused."""
+"""A packed file in several: nothing is lost in dividing, and what is missing or exchanged is refused."""
 
 import json
 import os
@@ -10,12 +10,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ecoflap.core.disk.sealed import flat
+from ecoflap.core.disk.sealed import flat, open_sealed
 from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.core.packed import format as packed
+from ecoflap.core.packed import save_packed as writing
 from ecoflap.core.packed import shards as packed_shards
-from ecoflap.core.packed.format import inspect_packed, load_packed, masks_in, save_packed, stream_packed
-from ecoflap.core.packed.shards import deal
+from ecoflap.core.packed.contents import Contents
+from ecoflap.core.packed.read_packed import inspect_packed, load_packed, masks_in, stream_packed
+from ecoflap.core.packed.save_packed import save_packed
+from ecoflap.core.packed.shards import divide
 
 FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 NAME = "model.packed.safetensors"
@@ -55,19 +57,19 @@ def shards(tmp_path):
 
 @FOLDER
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(1, 60))
-def test_dealing_keeps_order_and_fills_no_shard_above_its_limit(sizes, limit):
+def test_dividing_keeps_order_and_fills_no_shard_above_its_limit(sizes, limit):
     named = {str(number): size for number, size in enumerate(sizes)}
-    dealt = deal(named, limit)
-    assert [name for shard in dealt for name in shard] == list(named)
-    for shard, following in zip(dealt, [*dealt[1:], None], strict=True):
+    divided = divide(named, limit)
+    assert [name for shard in divided for name in shard] == list(named)
+    for shard, following in zip(divided, [*divided[1:], None], strict=True):
         total = sum(named[name] for name in shard)
         assert total <= limit or len(shard) == 1
         assert following is None or total + named[following[0]] > limit
 
 
 def test_without_a_limit_all_is_in_one():
-    assert deal({"a": 10**12, "b": 10**12}, None) == [["a", "b"]]
-    assert deal({}, 5) == [[]]
+    assert divide({"a": 10**12, "b": 10**12}, None) == [["a", "b"]]
+    assert divide({}, 5) == [[]]
 
 
 @FOLDER
@@ -98,8 +100,8 @@ def test_any_number_of_shards_gives_the_state_back(tmp_path, seed, limit, count)
 def test_each_shard_is_within_the_limit_or_holds_one_tensor(shards):
     folder, _, _ = shards
     for file in folder.glob("*-of-*.safetensors"):
-        with packed.open_sealed(file, "ecoflap.packed") as sealed:
-            own = packed.Manifest.model_validate_json(sealed.manifest)
+        with open_sealed(file, "ecoflap.packed") as sealed:
+            own = Contents.model_validate_json(sealed.manifest)
         assert own.bytes_packed <= 600 or sum(entry.same_as is None for entry in own.tensors.values()) == 1
 
 
@@ -285,7 +287,7 @@ def test_a_failed_write_leaves_what_was_there(shards, monkeypatch):
             raise OSError(28, "No space left on device")
         return torch.zeros((mask.numel() + 7) // 8, dtype=torch.uint8)
 
-    monkeypatch.setattr(packed, "pack", pack)
+    monkeypatch.setattr(writing, "pack", pack)
     other, masks = weights(seed=1)
     with pytest.raises(EcoflapError, match="the disk is full"):
         save_packed(folder / NAME, other, masks, shard_bytes=500)

@@ -1,9 +1,6 @@
-"""Masks as bits, in files, and beside models."""
+"""Masks as bits, and in files."""
 
-import copy
-import gc
 import json
-import weakref
 
 import numpy as np
 import pytest
@@ -12,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from ecoflap.core.disk import sealed
-from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.core.pruning.masks import attach, load_masks, masks_of, pack, popcount, save_masks, unpack
+from ecoflap.core.errors import FormatError
+from ecoflap.core.pruning.masks import pack, popcount, read_masks, save_masks, unpack
 
 SHAPES = st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple)
 
@@ -60,7 +56,7 @@ def test_files_hold_one_bit_a_weight(tmp_path):
     }
     path = tmp_path / "masks.safetensors"
     save_masks(path, masks)
-    back = load_masks(path)
+    back = read_masks(path)
     assert list(back) == list(masks)
     assert all(torch.equal(back[name], masks[name]) for name in masks)
     assert path.stat().st_size < 64 * 1000 / 8 + 2000
@@ -71,7 +67,7 @@ def test_files_hold_one_bit_a_weight(tmp_path):
 
 def test_no_masks_are_a_file_too(tmp_path):
     save_masks(tmp_path / "x", {})
-    assert dict(load_masks(tmp_path / "x")) == {}
+    assert dict(read_masks(tmp_path / "x")) == {}
 
 
 @pytest.mark.parametrize("change", ["shape", "kept", "bit", "cut"])
@@ -90,7 +86,7 @@ def test_a_changed_file_is_refused(tmp_path, change):
         del data[-1]
     path.write_bytes(data)
     with pytest.raises(FormatError, match=r"masks\.safetensors"):
-        load_masks(path)
+        read_masks(path)
 
 
 FORGERIES = {
@@ -104,18 +100,18 @@ FORGERIES = {
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_a_forgery_with_hashes_of_its_own_is_refused(tmp_path, forgery):
-    entry, bits, words = FORGERIES[forgery]
-    tensor = torch.tensor(bits, dtype=torch.uint8)
-    part = sealed.Part(tensor.dtype, tuple(tensor.shape), lambda: tensor)
-    sealed.write_sealed(tmp_path / "x", "ecoflap.masks", json.dumps({"masks": {"a": entry}}), {"a": part})
+    entry, numbers, words = FORGERIES[forgery]
+    tensor = torch.tensor(numbers, dtype=torch.uint8)
+    bits = sealed.SealedTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    sealed.write_sealed(tmp_path / "x", "ecoflap.masks", json.dumps({"masks": {"a": entry}}), {"a": bits})
     with pytest.raises(FormatError, match=words):
-        load_masks(tmp_path / "x")
+        read_masks(tmp_path / "x")
 
 
 def test_another_format_is_refused_by_name(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "plain.safetensors")
     with pytest.raises(FormatError, match=r"plain\.safetensors is not in the format 'ecoflap\.masks'"):
-        load_masks(tmp_path / "plain.safetensors")
+        read_masks(tmp_path / "plain.safetensors")
 
 
 def test_any_safetensors_library_reads_the_bits(tmp_path):
@@ -123,20 +119,3 @@ def test_any_safetensors_library_reads_the_bits(tmp_path):
     save_masks(tmp_path / "x", {"a": mask})
     with safe_open(tmp_path / "x", framework="np") as file:
         assert np.unpackbits(file.get_tensor("a"), count=15, bitorder="little").tolist() == mask.reshape(-1).tolist()
-
-
-def test_masks_belong_to_a_model_and_go_with_it():
-    model = nn.Linear(3, 2)
-    with pytest.raises(EcoflapError, match="nothing in this model has been pruned"):
-        masks_of(model)
-    masks = {"weight": drawn((2, 3), 0)}
-    attach(model, masks)
-    assert masks_of(model).keys() == {"weight"}
-    assert not hasattr(masks_of(model), "clear")
-    assert masks_of(model)["weight"] is masks["weight"]
-    with pytest.raises(EcoflapError):
-        masks_of(copy.deepcopy(model))
-    mask = weakref.ref(masks.pop("weight"))
-    del model
-    gc.collect()
-    assert mask() is None

@@ -4,17 +4,25 @@ from typing import ClassVar
 
 import pytest
 import torch
+from spec import spec
 
 from ecoflap import Anatomy, EcoflapError, Gram, Pruned, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.events import LayerPruned, Warned
+from ecoflap.core.contracts.records import LayerPlace
 from ecoflap.core.errors import ModelError
 from ecoflap.core.pruning.plan import make_plan, pools_of
-from ecoflap.core.pruning.prune_blocks import FineStep
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.wanda import Wanda
+
+
+def place(name):
+    """Where a layer of the pico LLaMA is."""
+    block = name.split(".")[2]
+    return LayerPlace(name, "language", f"model.layers.{block}", int(block), 0)
 
 
 @pytest.fixture
@@ -32,7 +40,8 @@ def step(pico_llama, tmp_path):
         plan = make_plan(pools_of(anatomy, wanted, {}, []), Uniform(), "layer", None)
         events = []
         replay = Replay(model, adapter, [batch])
-        return FineStep(replay, plan, {"language": pruner}, tmp_path / "blocks", events.append), events
+        pruners = {"language": spec("pruner", pruner)}
+        return BlockwisePruning(replay, plan, pruners, tmp_path / "blocks", events.append), events
 
     return step
 
@@ -43,8 +52,8 @@ class Wrong(Magnitude):
     def __init__(self, spoil):
         object.__setattr__(self, "spoil", spoil)
 
-    def __call__(self, weight, statistic, budget):
-        return self.spoil(super().__call__(weight, statistic, budget), weight)
+    def __call__(self, weight, seen, budget, layer):
+        return self.spoil(super().__call__(weight, seen, budget, layer), weight)
 
 
 def one_less(pruned, weight):
@@ -56,8 +65,8 @@ def one_less(pruned, weight):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (one_less, "the pruner kept 511 weights where the plan keeps 512"),
-        (lambda pruned, weight: Pruned(pruned.mask, weight), "the pruner left a weight that its mask prunes"),
+        (one_less, "the pruner Wrong kept 511 weights where the plan keeps 512"),
+        (lambda pruned, weight: Pruned(pruned.mask, weight), "the pruner Wrong left a weight that its mask prunes"),
         (lambda pruned, weight: Pruned(pruned.mask, pruned.weight.half()), r"a weight of .*float16\) for one of"),
         (lambda pruned, weight: Pruned(pruned.mask.int(), pruned.weight), "returned a mask of torch.int32"),
         (lambda pruned, weight: Pruned(pruned.mask.T[:1], pruned.weight), r"torch\.bool \(1, 32\) for a weight"),
@@ -78,13 +87,13 @@ def test_a_pattern_must_hold_and_not_only_its_count(step):
         return Pruned(mask, weight * mask)
 
     fine, _ = step(Wrong(first_half), "2:4")
-    with pytest.raises(ModelError, match=r"q_proj\.weight: the pruner did not keep 2 of every 4 inputs"):
+    with pytest.raises(ModelError, match=r"q_proj\.weight: the pruner Wrong did not keep 2 of every 4 inputs"):
         fine()
 
 
 def test_an_error_of_the_pruner_gets_the_layers_name(step):
     class Refuses(Magnitude):
-        def __call__(self, weight, statistic, budget):
+        def __call__(self, weight, seen, budget, layer):
             raise EcoflapError("not this one")
 
     fine, _ = step(Refuses())
@@ -121,7 +130,8 @@ def test_later_blocks_see_the_pruned_ones_and_blocks_on_disk_are_taken_over(step
     for index, block in enumerate(dense.replay.blocks):  # each alone, before anything is pruned
         seen = dense.replay.run(index, Wanda.needs)
         for layer in dense.replay.anatomy.layers_of[block.name]:
-            masks[layer.name] = Wanda()(layer.weight.data, seen[layer.name], dense.plan.layers[layer.name].budget).mask
+            budget = dense.plan.layers[layer.name].budget
+            masks[layer.name] = Wanda()(layer.weight.data, seen[layer.name], budget, place(layer.name)).mask
         dense.replay.advance(index)
     same = [torch.equal(masks[name], expected[name]) for name in masks]
     assert all(same[:7])
@@ -157,17 +167,56 @@ def test_a_block_of_another_plan_is_refused(step):
         other()
 
 
-def test_notes_on_a_shared_statistic_are_told_once(step):
+def test_a_note_on_a_shared_statistic_is_told_once_a_block(step):
     class Notes(Magnitude):
         needs: ClassVar[tuple] = (Gram,)
 
-        def __call__(self, weight, statistic, budget):
-            if "odd" not in statistic.notes:
-                statistic.notes.append("odd")
-            return super().__call__(weight, None, budget)
+        def __call__(self, weight, seen, budget, layer):
+            return super().__call__(weight, seen, budget, layer)._replace(notes=(f"odd {id(seen[Gram])}",))
 
     fine, events = step(Notes())
     fine()
     told = [event.message for event in events if isinstance(event, Warned)]
     firsts = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
-    assert told == [f"model.layers.{i}.{name}.weight: odd" for i in range(3) for name in firsts]
+    expected = [f"model.layers.{i}.{name}.weight" for i in range(3) for name in firsts]
+    assert [text.partition(": ")[0] for text in told] == expected
+
+
+def test_a_pruner_hears_which_layer_it_prunes(step):
+    heard = []
+
+    class Hears(Magnitude):
+        def __call__(self, weight, seen, budget, layer):
+            heard.append(layer)
+            return super().__call__(weight, seen, budget, layer)
+
+    fine, _ = step(Hears())
+    fine()
+    assert [one.name for one in heard] == list(fine.plan.layers)
+    assert heard[0] == LayerPlace("model.layers.0.self_attn.q_proj.weight", "language", "model.layers.0", 0, 0)
+    assert heard[-1] == LayerPlace("model.layers.2.mlp.down_proj.weight", "language", "model.layers.2", 2, 6)
+
+
+def test_a_pruner_that_raises_is_named_with_its_layer_and_its_line(step):
+    class Breaks(Magnitude):
+        def __call__(self, weight, seen, budget, layer):
+            return {}["weight"]
+
+    fine, _ = step(Breaks())
+    text = (
+        r"^model\.layers\.0\.self_attn\.q_proj\.weight: the pruner Breaks raised KeyError: 'weight'\. "
+        r"It happened in test_prune_blocks\.py:\d+, __call__\.$"
+    )
+    with pytest.raises(EcoflapError, match=text):
+        fine()
+
+
+@pytest.mark.parametrize("answer", [None, 3, (1, 2), "mask"])
+def test_a_pruner_that_returns_nonsense_is_named_with_its_layer(step, answer):
+    class Odd(Magnitude):
+        def __call__(self, weight, seen, budget, layer):
+            return answer
+
+    fine, _ = step(Odd())
+    with pytest.raises(EcoflapError, match=r"^model\.layers\.0\.self_attn\.q_proj\.weight: the pruner Odd "):
+        fine()

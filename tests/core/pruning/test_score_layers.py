@@ -1,10 +1,12 @@
 """Scoring: what is kept of a scorer's answers, and what is refused."""
 
 import pytest
+from spec import spec
 from torch import nn
 
-from ecoflap import Block, Layer, Replay
+from ecoflap import Block, EcoflapError, Layer, Replay
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.events import Warned
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import ModelError
 from ecoflap.core.pruning.score_layers import score_layers
@@ -24,7 +26,13 @@ def replay(pico_llama):
 
 
 @pytest.fixture
-def score(layers, replay, tmp_path):
+def events():
+    """What a run would hear."""
+    return []
+
+
+@pytest.fixture
+def score(layers, replay, events, tmp_path):
     """``score(pairs, unit)``: what comes of a scorer that yields these pairs, and the layers it was asked for."""
 
     def score(pairs, unit="layer"):
@@ -39,7 +47,7 @@ def score(layers, replay, tmp_path):
 
         Scorer.unit = unit
         path = tmp_path / "scores.jsonl"
-        return score_layers(Scorer(), "sum", replay, layers, path, lambda event: None), asked
+        return score_layers(spec("scorer", Scorer()), "sum", replay, layers, path, events.append), asked
 
     return score
 
@@ -92,3 +100,42 @@ def test_a_score_for_something_else_is_refused(score):
         ModelError, match=r"'a\.x', which is no block to be pruned.*unit = 'block' yields the names of bl"
     ):
         score([("a.x", 1.0)], unit="block")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, "Scorer: the score of every layer is 0, so nothing tells them apart. Does the loss depend on them"),
+        (1.5, "Scorer: the score of every layer is 1.5, so nothing tells them apart."),
+    ],
+)
+def test_scores_that_tell_nothing_apart_are_warned_of(score, events, value, said):
+    score([(name, value) for name, _ in GOOD])
+    (warned,) = [event.message for event in events if isinstance(event, Warned)]
+    assert warned.startswith(said)
+
+
+def test_scores_that_differ_are_not_warned_of(score, events):
+    score(GOOD)
+    assert not [event for event in events if isinstance(event, Warned)]
+
+
+def test_a_scorer_that_raises_is_named(layers, replay, tmp_path):
+    class Breaks:
+        def __call__(self, replay, wanted):
+            yield "a.x", 1.0
+            raise ZeroDivisionError("division by zero")
+
+    with pytest.raises(EcoflapError, match=r"^the scorer Breaks raised ZeroDivisionError: division by zero\. It happ"):
+        score_layers(spec("scorer", Breaks()), "sum", replay, layers, tmp_path / "s.jsonl", lambda event: None)
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("answers", [3, ["a.x"], [("a.x",)], [None]])
+def test_a_scorer_that_yields_no_pairs_is_named(layers, replay, tmp_path, answers):
+    class Odd:
+        def __call__(self, replay, wanted):
+            return answers
+
+    with pytest.raises(EcoflapError, match=r"^the scorer Odd "):
+        score_layers(spec("scorer", Odd()), "sum", replay, layers, tmp_path / "s.jsonl", lambda event: None)

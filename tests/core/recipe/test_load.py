@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.errors import RecipeError
+from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
-from ecoflap.core.recipe.schema import differences
 from ecoflap.core.registry.registry import load_registry_from
 
 FULL = """\
@@ -63,7 +63,7 @@ class Pictures:
     seed: int = 0
     samples: int = 4
 
-    def __call__(self, adapter, model): ...
+    def __call__(self, adapter, model, note): ...
 
 
 PICTURES = f"{__name__}:Pictures"

@@ -11,10 +11,11 @@ from PIL import Image as Pictures
 from torch import nn
 
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.contracts.protocols import Dataset
+from ecoflap.core.contracts.protocols import Dataset, Note, ignore
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.recipe.part_spec import Part
-from ecoflap.core.record.evaluations import Evaluator, digests
+from ecoflap.core.errors import EcoflapError
+from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.record.evaluations import Evaluation, digests
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.datasets.image_text import ImageText
 from ecoflap.plugins.datasets.text import Text
@@ -27,13 +28,13 @@ class Counts:
     data: Dataset
     more: Path | None = None
 
-    def __call__(self, model: Any, adapter: Any) -> dict[str, Measure]:
-        samples = list(self.data(adapter, model))
+    def __call__(self, model: Any, adapter: Any, note: Note) -> dict[str, Measure]:
+        samples = list(self.data(adapter, model, note))
         return {"samples": Measure(float(len(samples)), len(samples), 0.0)}
 
 
-def part(data: type, **parameters: Any) -> Part:
-    return Part("evaluator", "counts", {"data": Part("dataset", data.__name__, parameters, data)}, Counts)
+def part(data: type, **parameters: Any) -> PartSpec:
+    return PartSpec("evaluator", "counts", {"data": PartSpec("dataset", data.__name__, parameters, data)}, Counts)
 
 
 @pytest.fixture
@@ -69,12 +70,12 @@ def test_an_image_that_an_index_names_is_changed(captioned, tmp_path):
 
 def test_what_was_found_counts_until_an_image_is_changed(captioned, tmp_path):
     lines = tmp_path / "evaluations.jsonl"
-    Evaluator(captioned).run(lines, "dense", nn.Identity(), LlamaAdapter())
-    line = Evaluator(captioned).line(lines, "dense")
+    Evaluation(captioned).run(lines, "dense", nn.Identity(), LlamaAdapter(), ignore)
+    line = Evaluation(captioned).line(lines, "dense")
     assert line is not None
     assert line["measures"]["samples"]["value"] == 3
     change(tmp_path / "images" / "0.bmp")
-    assert Evaluator(captioned).line(lines, "dense") is None
+    assert Evaluation(captioned).line(lines, "dense") is None
 
 
 def test_what_is_not_looked_at_is_no_part_of_it(captioned, tmp_path):
@@ -137,7 +138,7 @@ def test_text(tmp_path):
 def test_files_and_folders_that_a_part_is_given(tmp_path):
     (tmp_path / "folder" / "inside").mkdir(parents=True)
     (tmp_path / "folder" / "inside" / "a").write_text("a")
-    given = Part("evaluator", "counts", {"data": None, "more": tmp_path / "folder"}, Counts)
+    given = PartSpec("evaluator", "counts", {"data": None, "more": tmp_path / "folder"}, Counts)
     before = digests(given)
     assert list(before) == [str(tmp_path / "folder")]
     change(tmp_path / "folder" / "inside" / "a")
@@ -145,8 +146,8 @@ def test_files_and_folders_that_a_part_is_given(tmp_path):
 
 
 def test_several_datasets_of_one_part(tmp_path):
-    two = [Part("dataset", "text", {"path": tmp_path / name}, Text) for name in ("a", "b")]
-    assert list(digests(Part("evaluator", "counts", {"data": two}, Counts))) == ["data.text", "data.1.text"]
+    two = [PartSpec("dataset", "text", {"path": tmp_path / name}, Text) for name in ("a", "b")]
+    assert list(digests(PartSpec("evaluator", "counts", {"data": two}, Counts))) == ["data.text", "data.1.text"]
 
 
 def test_no_image_is_decoded_for_it(captioned, monkeypatch):
@@ -157,3 +158,17 @@ def test_no_image_is_decoded_for_it(captioned, monkeypatch):
 
     monkeypatch.setattr(Pictures, "open", decoded)
     assert digests(captioned)
+
+
+@pytest.mark.parametrize(("n", "value"), [(3.5, 1.0), (3, "high"), (-1, 1.0)])
+def test_a_measure_of_another_type_is_refused_at_once(n, value, tmp_path):
+    class Odd:
+        def __call__(self, model, adapter, note):
+            measure = Measure(1.0, 3, 0.0)
+            vars(measure).update(value=value, n=n)
+            return {"odd": measure}
+
+    evaluation = Evaluation(PartSpec("evaluator", "odd", {}, Odd))
+    with pytest.raises(EcoflapError, match=r"the evaluator odd gave the measure odd: (n|value): "):
+        evaluation.run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
+    assert not (tmp_path / "lines").exists()

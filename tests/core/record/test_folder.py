@@ -1,6 +1,8 @@
 """The run folder itself: whose it is, what it remembers."""
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -59,6 +61,26 @@ def _cut_off(path, missing_ok=False):
 def test_an_error_inside_is_not_taken_for_a_held_lock(tmp_path):
     with pytest.raises(BlockingIOError), open_run(tmp_path / "run", fresh=False):
         raise BlockingIOError("a pipe of the model's own")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_that_cannot_lock_is_refused(tmp_path, monkeypatch, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    told = rf"run/\.lock cannot be locked: {os.strerror(number)}\. Name a folder on another disk"
+    with pytest.raises(RunError, match=told), open_run(tmp_path / "run", fresh=False):
+        pass
+
+
+def test_the_lock_stays_when_it_is_given_back(tmp_path):
+    for _ in range(2):
+        with open_run(tmp_path / "run", fresh=False) as folder:
+            held = os.stat(folder.lock).st_ino
+            with pytest.raises(RunError, match="another process is running"), open_run(tmp_path / "run", fresh=True):
+                pass
+        assert os.stat(folder.lock).st_ino == held
 
 
 def test_what_was_fingerprinted_first_must_stay(folder):

@@ -1,40 +1,18 @@
-"""The report as data, table and page."""
+"""The report of a run: what it holds, and that nothing else is taken for one."""
 
 import json
-from html.parser import HTMLParser
 
 import pytest
+from made_report import made_report
 
 import ecoflap
-from ecoflap.core.report.run_page import NO_DRAWINGS, page
-from ecoflap.core.text.numbers import bytes_text, measure_text, time_text
+from ecoflap.core.errors import RunError
+from ecoflap.core.record.report import Report, read_report
 
-VOID = {"meta", "br", "hr", "img", "link"}
-
-
-class Page(HTMLParser):
-    """Refuses elements that are not closed where they should be; collects text and attributes."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.text, self.attributes = [], "", []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data + " "
+KEYS = [
+    "version", "finished", "recipe", "parameters", "prunable", "kept", "kept_zeros", "sparsity", "towers", "groups",
+    "blocks", "measures", "bytes", "stages", "warnings", "machine", "versions", "exports",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -44,9 +22,11 @@ def run(plain, tmp_path):
 
 def test_the_report_holds_what_the_files_do(run):
     report = json.loads((run.folder / "report.json").read_text())
-    assert (report["prunable"], report["kept"], report["sparsity"]) == (23040, 11520, 0.5)
+    assert list(report) == KEYS
+    assert (report["version"], report["prunable"], report["kept"], report["sparsity"]) == (1, 23040, 11520, 0.5)
     assert report["kept_zeros"] == 0
     assert report["parameters"] == sum(p.numel() for p in run.model.parameters())
+    assert json.dumps(report["recipe"]) == json.dumps(run.recipe.plain())  # also in the order of its keys
     weights = run.folder / "model" / "model.safetensors"
     packed = run.folder / "exports" / "safetensors" / "model.packed.safetensors"
     assert report["bytes"] == {"model": weights.stat().st_size, "safetensors": packed.stat().st_size}
@@ -58,80 +38,124 @@ def test_the_report_holds_what_the_files_do(run):
     assert list(report["groups"]) == [f"model.layers.{i}" for i in range(3)]
 
 
-def test_the_page_is_well_formed_needs_nothing_and_has_the_numbers(run):
-    text = (run.folder / "report.html").read_text()
-    read = Page(text)
-    assert not [value for name, value in read.attributes if name in ("src", "href") and not value.startswith("#")]
-    assert "://" not in text
-    assert text.count("url(") == text.count("url(#")
-    perplexity = run.report["measures"]["pruned"]["perplexity"]
-    for number in ("50.0000 %", "23,040", "11,520", measure_text(perplexity), "model.layers.2", "zeroth_order"):
-        assert number in read.text
+def test_the_file_is_read_as_the_report_that_was_written(run):
+    path = run.folder / "report.json"
+    report = read_report(path)
+    assert report == run.report
+    assert report.dump() == path.read_text()
+    assert report.method == "zeroth_order → ecoflap → wanda"
+    assert (report.recipe.seed, report.recipe.prune.use, report.scored_unit) == (0, "wanda", "block")
+    assert report.sparsities_by_tower() == {"language": [block.sparsity for block in report.blocks.values()]}
+    assert report.scores_by_tower() == {"language": [group.score for group in report.groups.values()]}
+    assert report.export_bytes == {"safetensors": report.exports["safetensors"].bytes.stored}
 
 
-def test_the_page_escapes_what_it_is_told(run):
-    report = {**run.report, "warnings": ["<script>alert(1)</script> & so on"]}
-    text = page("<b>run</b>", report)
-    assert "<script>" not in text
-    assert "<b>" not in text
-    assert "<script>alert(1)</script> & so on" in Page(text).text
+def test_a_report_cannot_be_changed(run):
+    with pytest.raises(ValueError, match="frozen"):
+        run.report.sparsity = 0.9
+
+
+def test_a_scorer_that_nothing_asked_is_no_part_of_the_method(plain, tmp_path):
+    report = ecoflap.run(plain(allocate="uniform", evaluate=None, export=None), folder=tmp_path / "run").report
+    assert report.recipe.score.use == "zeroth_order"
+    assert not report.is_scored
+    assert (report.allocation, report.method) == ("uniform", "uniform → wanda")
+    assert report.scores_by_tower() == {}
 
 
 def test_evaluators_with_one_name_are_numbered(plain, tmp_path):
     evaluate = plain()["evaluate"]
     other = {**evaluate, "data": {**evaluate["data"], "samples": 3}}
-    run = ecoflap.run(plain(evaluate=[evaluate, other]), folder=tmp_path / "run")
-    for stage in ("dense", "pruned"):
-        measures = run.report["measures"][stage]
-        assert list(measures) == ["perplexity", "perplexity (2)"]
-        assert [measure["n"] for measure in measures.values()] == [30, 45]
+    measures = ecoflap.run(plain(evaluate=[evaluate, other]), folder=tmp_path / "run").report.measures
+    for found in (measures.dense, measures.pruned):
+        assert list(found) == ["perplexity", "perplexity (2)"]
+        assert [measure.n for measure in found.values()] == [30, 45]
 
 
 def test_the_report_has_each_block_whatever_the_groups_are(run, plain, tmp_path):
     layers = plain(score={"use": "zeroth_order", "samples": 2, "granularity": "layer"})
     other = ecoflap.run(layers, folder=tmp_path / "layers")
     for report in (run.report, other.report):
-        assert list(report["blocks"]) == [f"model.layers.{i}" for i in range(3)]
-        assert {block["tower"] for block in report["blocks"].values()} == {"language"}
-        assert sum(block["size"] for block in report["blocks"].values()) == 23040
-        assert sum(block["keep"] for block in report["blocks"].values()) == 11520
-    assert len(other.report["groups"]) == 21
+        assert list(report.blocks) == [f"model.layers.{i}" for i in range(3)]
+        assert {block.tower for block in report.blocks.values()} == {"language"}
+        assert sum(block.size for block in report.blocks.values()) == 23040
+        assert sum(block.keep for block in report.blocks.values()) == 11520
+    assert len(other.report.groups) == 21
 
 
-def test_the_page_draws_blocks_and_folds_the_recipe(run):
-    text = page("run", run.report)
-    assert text.count("<svg") == 1
-    for said in ("pruned in %", "score", "language"):
-        assert said in text[text.index("<svg") : text.index("</svg>")]
-    recipe = text[text.index("<details>") :]
-    assert "granularity: block" in recipe
-    assert text == page("run", run.report)
+def changed(data, place, value):
+    """The data with a value at a dotted place; without the key for ``None``."""
+    path = place.replace("v.0", "v:0").split(".")  # a block's name has a dot
+    *path, last = [key.replace(":", ".") for key in path]
+    inside = data
+    for key in path:
+        inside = inside[int(key) if isinstance(inside, list) else key]
+    if value is None:
+        del inside[last]
+    else:
+        inside[last] = value
+    return data
 
 
-def test_without_matplotlib_the_page_says_so_and_keeps_its_tables(run, monkeypatch):
-    monkeypatch.setattr("ecoflap.core.report.run_page.can_draw", lambda: False)
-    text = page("run", run.report)
-    assert "<svg" not in text
-    assert NO_DRAWINGS in Page(text).text
-    assert "model.layers.2" in text
+EDITS = [
+    ("version", 2, "version: Input should be 1"),
+    ("blocks", None, "blocks: Field required"),
+    ("exports", None, "exports: Field required"),
+    ("sparse", 0.5, "sparse: no such key is known here"),
+    ("measures.after", {}, "measures.after: no such key is known here"),
+    ("measures.dense.ppl.n", None, "measures.dense.ppl.n: Field required"),
+    ("parameters", "500", "parameters: Input should be a valid integer"),
+    ("parameters", -1, "parameters: Input should be greater than or equal to 0"),
+    ("towers.language", "half", "towers.language: Input should be a valid number"),
+    ("recipe.prune.use", 3, "recipe.prune.use: Input should be a valid string"),
+    ("recipe.prnue", {}, "recipe: no such key is known here: prnue"),
+    ("stages.0.seconds", -1.0, "stages.0.seconds: Input should be greater than or equal to 0"),
+    ("exports.onnx", {"version": 1}, "exports.onnx.files: Field required"),
+    ("sparsity", 1.5, "sparsity: Input should be less than or equal to 1"),
+    ("sparsity", 0.6, "sparsity is 0.6, but kept is 200 of 400 prunable weights"),
+    ("kept", 199, "sparsity is 0.5, but kept is 199 of 400 prunable weights"),
+    ("groups.v.0.keep", 41, "groups keep 201 of 400 weights, but kept is 200 of 400"),
+    ("blocks.v.0.size", 99, "blocks keep 200 of 399 weights, but kept is 200 of 400"),
+]
 
 
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_000_000, "1.0 MB"), (2.5e9, "2.5 GB"), (3e15, "3000.0 TB")],
-)
-def test_bytes(count, text):
-    assert bytes_text(count) == text
+@pytest.mark.parametrize(("place", "value", "said"), EDITS)
+def test_what_was_edited_is_refused_with_its_place(tmp_path, place, value, said):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(changed(made_report(), place, value)))
+    with pytest.raises(RunError) as caught:
+        read_report(path)
+    assert said in str(caught.value)
+    assert all(problem.startswith(f"{path}: ") for problem in caught.value.problems)
+    way_out = ". Run its recipe again to write the report anew."
+    assert all(problem.endswith(way_out) for problem in caught.value.problems)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0.0 s"), (99.94, "99.9 s"), (100, "2 min"), (3600, "1 h 00 min"), (11100, "3 h 05 min")]
-)
-def test_times(seconds, text):
-    assert time_text(seconds) == text
+def test_a_made_up_report_is_one(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(made_report(score="zeroth_order")))
+    assert read_report(tmp_path / "report.json").method == "zeroth_order → ecoflap → wanda"
 
 
-def test_a_measure_without_an_error():
-    assert measure_text({"value": 12.3456, "standard_error": None}) == "12.35"
-    assert measure_text({"value": 12.3456, "standard_error": 0.123}) == "12.35 ± 0.12"
-    assert measure_text(None) == "–"
+@pytest.mark.parametrize(("text", "said"), [("{", "Invalid JSON"), ("[]", "object"), ('{"version": NaN}', "version")])
+def test_a_file_that_is_no_report_is_refused(tmp_path, text, said):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(RunError, match=said) as caught:
+        read_report(tmp_path / "report.json")
+    assert str(tmp_path / "report.json") in str(caught.value)
+    with pytest.raises(RunError, match=r"none\.json cannot be read: No such file"):
+        read_report(tmp_path / "none.json")
+
+
+def test_of_a_file_of_another_kind_not_every_key_is_told(tmp_path):
+    (tmp_path / "report.json").write_text('{"version": 1, "runs": []}')
+    with pytest.raises(RunError) as caught:
+        read_report(tmp_path / "report.json")
+    assert len(caught.value.problems) == 6
+    assert caught.value.problems[-1].startswith(f"{tmp_path / 'report.json'}: and 13 more places are wrong")
+
+
+def test_a_run_writes_a_report_that_was_spoilt_anew(run, plain):
+    path = run.folder / "report.json"
+    path.write_text("spoilt")
+    ecoflap.run(plain(), folder=run.folder)
+    assert isinstance(read_report(path), Report)

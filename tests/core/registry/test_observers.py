@@ -52,7 +52,7 @@ def test_a_run_outlives_its_observers(plain, heard_by, lasting, tmp_path, error)
     registry = heard_by(*map(raising_at, points), lambda event: kinds.append(type(event)))
     run = ecoflap.run(plain(), folder=tmp_path / "run", registry=registry)
     assert lasting(run.folder) == expected
-    switched_off = [warning for warning in run.report["warnings"] if "switched off" in warning]
+    switched_off = [warning for warning in run.report.warnings if "switched off" in warning]
     assert len(switched_off) >= len(points) - 1  # the last may come after the report
     assert kinds[0] is RunStarted
     assert RunFinished in kinds

@@ -12,10 +12,10 @@ from ecoflap.core.report.charts import (
     by_block,
     by_method,
     by_sparsity,
-    can_draw,
     shortened,
     stacked,
 )
+from ecoflap.core.report.drawings import can_draw
 from ecoflap.core.text.numbers import mean
 
 pytestmark = pytest.mark.skipif(not can_draw(), reason="needs matplotlib")

@@ -9,8 +9,9 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.abilities import Classifies, Compares, Generates, offers
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.ability_checks import ability_problems
+from ecoflap.core.run.checks import ability_problems
 from ecoflap.core.run.prepare import prepare
 
 
@@ -36,8 +37,26 @@ class Sorts:
 
     wants: ClassVar = Classifies
 
-    def __call__(self, model, adapter):
+    def __call__(self, model, adapter, note):
         return {}
+
+
+class Matches(Sorts):
+    """An evaluator that compares images with texts."""
+
+    wants: ClassVar = Compares
+
+
+class Anything(Sorts):
+    """An evaluator that asks for nothing beside a loss."""
+
+    wants: ClassVar = None
+
+
+def problems(evaluator, adapter):
+    """What is said of an evaluator on a model of an adapter."""
+    named = PartSpec("evaluator", evaluator.__name__.lower(), {}, evaluator)
+    return list(ability_problems(named, adapter, torch.nn.Identity(), load_registry()))
 
 
 def test_an_adapter_or_its_class_offers_what_it_has_all_methods_of():
@@ -52,20 +71,20 @@ def test_and_nothing_else(ability):
 
 
 def test_what_is_wanted_and_not_there_is_told_with_the_ways_out():
-    (told,) = ability_problems("sorts", Classifies, LlamaAdapter(), torch.nn.Identity(), load_registry())
+    (told,) = problems(Sorts, LlamaAdapter())
     assert told.startswith("sorts needs a model that can classify images, and the adapter llama has none.")
     assert "Evaluators for this model: " in told
     assert "perplexity" in told.split("Evaluators for this model: ")[1]
 
 
 def test_an_adapter_may_refuse_for_one_of_its_models():
-    (told,) = ability_problems("matches", Compares, Picky(), torch.nn.Identity(), load_registry())
+    (told,) = problems(Matches, Picky())
     assert told == "matches needs a model that can compare images with texts: it has no text tower."
 
 
-@pytest.mark.parametrize("wants", [None, Compares])
-def test_what_fits_is_not_talked_about(wants):
-    assert list(ability_problems("matches", wants, Compared(), torch.nn.Identity(), load_registry())) == []
+@pytest.mark.parametrize("evaluator", [Anything, Matches])
+def test_what_fits_is_not_talked_about(evaluator):
+    assert problems(evaluator, Compared()) == []
 
 
 def test_it_is_said_before_weights_are_read(pico_llama):

@@ -5,7 +5,7 @@ import json
 import ecoflap
 
 NOTED = """
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 from ecoflap import Sample
@@ -14,12 +14,11 @@ from ecoflap import Sample
 class Noted:
     said: str
     samples: int = 2
-    notes: list[str] = field(default_factory=list, init=False)
 
-    def __call__(self, adapter, model):
+    def __call__(self, adapter, model, note):
         for number in range(self.samples):
             yield Sample(tokens=torch.arange(3, 12) + number)
-        self.notes.append(self.said)
+        note(self.said)
 """
 
 
@@ -32,4 +31,4 @@ def test_notes_are_told_and_reported(plain, tmp_path, monkeypatch):
     told = [json.loads(line)["warning"] for line in (done.folder / "warnings.jsonl").read_text().splitlines()]
     assert told.count("noted:Noted: 3 rows were passed over") == 1
     assert told.count("perplexity: 5 others were") == 1  # noted before and after, told once
-    assert all(message in done.report["warnings"] for message in told)
+    assert all(message in done.report.warnings for message in told)

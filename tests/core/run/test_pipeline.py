@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 import ecoflap
 from ecoflap.core.errors import ModelError, RecipeError, RunError
-from ecoflap.core.pruning.masks import load_masks, masks_of
+from ecoflap.core.pruning.masks import read_masks
+from ecoflap.core.record.report import read_report
 from ecoflap.core.run.pipeline import default_name
 
 SCORES = {
@@ -35,7 +36,7 @@ CASES = [
 
 def check(run, source, sparsity):
     """The files of a finished run, against its plan and the model it came from."""
-    plan, masks = run.plan, load_masks(run.folder / "masks.safetensors")
+    plan, masks = run.plan, read_masks(run.folder / "masks.safetensors")
     before, after = load_file(source / "model.safetensors"), load_file(run.folder / "model" / "model.safetensors")
     if sparsity is not None:
         assert plan.keep == int(plan.size * (1 - Fraction(str(sparsity))))
@@ -62,7 +63,7 @@ def test_the_plan_holds_on_the_files(plain, pico, tmp_path, score, allocator, pr
     run = ecoflap.run(recipe, folder=tmp_path / "run")
     before, after = check(run, pico / "model", sparsity)
     if pruner != "sparsegpt":  # which moves the weights that stay
-        masks = masks_of(run.model)
+        masks = ecoflap.load_masks(run.folder)
         assert all(torch.equal(after[name], before[name] * masks[name]) for name in masks)
     state = run.model.state_dict()
     packed = ecoflap.load_packed(run.folder / "exports" / "safetensors" / "model.packed.safetensors")
@@ -70,14 +71,14 @@ def test_the_plan_holds_on_the_files(plain, pico, tmp_path, score, allocator, pr
     assert all(torch.equal(packed[name], state[name]) for name in state)
     assert (run.folder / "scores.jsonl").exists() == (allocator != "uniform")
     assert not (run.folder / "blocks").exists()
-    assert json.loads((run.folder / "report.json").read_text()) == run.report
+    assert read_report(run.folder / "report.json") == run.report
 
 
 @pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
 def test_a_pattern_holds_in_every_run_of_the_saved_file(plain, pico, tmp_path, pruner):
     run = ecoflap.run(plain(sparsity="2:4", score=None, prune=pruner), folder=tmp_path / "run")
     check(run, pico / "model", 0.5)
-    for name, mask in load_masks(run.folder / "masks.safetensors").items():
+    for name, mask in read_masks(run.folder / "masks.safetensors").items():
         assert bool((mask.reshape(-1, 4).sum(1) == 2).all()), name
 
 
@@ -114,7 +115,8 @@ def test_a_model_in_memory_is_pruned_in_place_and_again_by_a_finished_run(plain,
     run = ecoflap.run(recipe, model=model, processor=pico_tokenizer, folder=tmp_path / "run")
     assert run.model is model
     assert not model.training
-    assert sum(int(masks_of(model)[name].sum()) for name in run.plan.layers) == run.plan.keep
+    masks = ecoflap.load_masks(run.folder)
+    assert sum(int(masks[name].sum()) for name in run.plan.layers) == run.plan.keep
     second = ecoflap.run(recipe, model=again, processor=pico_tokenizer, folder=tmp_path / "run")
     assert second.model is again
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
@@ -124,11 +126,11 @@ def test_a_model_in_memory_is_pruned_in_place_and_again_by_a_finished_run(plain,
 
 def test_the_dense_model_is_evaluated_before_it_is_pruned(plain, tmp_path):
     run = ecoflap.run(plain(sparsity=0.8), folder=tmp_path / "run")
-    dense, pruned = (run.report["measures"][stage]["perplexity"] for stage in ("dense", "pruned"))
-    assert dense["value"] != pruned["value"]
+    dense, pruned = (found["perplexity"] for found in (run.report.measures.dense, run.report.measures.pruned))
+    assert dense.value != pruned.value
     unpruned = ecoflap.run(plain(sparsity=0, score=None), folder=tmp_path / "none")
-    measures = unpruned.report["measures"]
-    assert measures["dense"]["perplexity"] == measures["pruned"]["perplexity"] == dense
+    measures = unpruned.report.measures
+    assert measures.dense["perplexity"] == measures.pruned["perplexity"] == dense
 
 
 def test_one_window_has_no_standard_error_and_the_report_stays_json(plain, tmp_path):
@@ -141,14 +143,14 @@ def test_one_window_has_no_standard_error_and_the_report_stays_json(plain, tmp_p
 
     for name in ("report.json", "plan.json"):
         json.loads((run.folder / name).read_text(), parse_constant=refuse)
-    assert run.report["measures"]["dense"]["perplexity"]["standard_error"] is None
-    assert all(group["standard_error"] is None for group in run.report["groups"].values())
+    assert run.report.measures.dense["perplexity"].standard_error is None
+    assert all(group.standard_error is None for group in run.report.groups.values())
 
 
 def test_more_samples_than_there_are_is_said(plain, tmp_path):
     run = ecoflap.run(plain(score={"use": "zeroth_order", "samples": 9}), folder=tmp_path / "run")
     said = "score: samples is 9 and the calibration data has 4; all of those were used"
-    assert run.report["warnings"] == [said]
+    assert run.report.warnings == (said,)
     assert said in (run.folder / "log.jsonl").read_text()
 
 
@@ -177,7 +179,7 @@ def test_a_singular_gram_is_warned_of_once(plain, pico, tmp_path):
     calibration = {"use": "text", "path": str(text), "samples": 1, "sequence_length": 8}
     recipe = plain(calibration=calibration, prune={"use": "sparsegpt", "damping": 0}, score=None, evaluate=None)
     run = ecoflap.run(recipe, folder=tmp_path / "run")
-    warned = [line for line in run.report["warnings"] if "SparseGPT needed damping" in line]
+    warned = [line for line in run.report.warnings if "SparseGPT needed damping" in line]
     grams = 4  # of a block: what q, k and v read, what o reads, what gate and up read, what down reads
     assert len(warned) == len(set(warned)) <= 3 * grams
     assert any(line.startswith("model.layers.0.self_attn.q_proj.weight: ") for line in warned)
@@ -213,7 +215,7 @@ def test_a_saver_that_writes_something_else_is_found_out(plain, pico_llama, pico
         ecoflap.run(plain(), folder=tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
     monkeypatch.undo()
-    assert ecoflap.run(plain(), folder=tmp_path / "run").report["sparsity"] == 0.5
+    assert ecoflap.run(plain(), folder=tmp_path / "run").report.sparsity == 0.5
 
 
 def test_the_default_folder_is_named_by_what_was_set_but_not_by_what_may_change():
@@ -238,4 +240,4 @@ def test_the_pruned_model_of_an_export_is_the_saved_one(plain, tmp_path):
     files = [run.folder / "model", run.folder / "exports" / "hugging_face"]
     with safe_open(files[0] / "model.safetensors", "pt") as one, safe_open(files[1] / "model.safetensors", "pt") as two:
         assert all(torch.equal(one.get_tensor(name), two.get_tensor(name)) for name in one.keys())  # noqa: SIM118
-    assert list(run.report["bytes"]) == ["model", "hugging_face", "safetensors"]
+    assert list(run.report.bytes) == ["model", "hugging_face", "safetensors"]

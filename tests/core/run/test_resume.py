@@ -16,6 +16,8 @@ import ecoflap
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
 from ecoflap.core.errors import RunError
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.report import read_report
 
 KILLER = '''
 """An observer that kills its process: at the n-th event of a kind, or about the rename of a file."""
@@ -83,9 +85,10 @@ POINTS = [
     "rename:exports/safetensors:after",
     "rename:exports/hugging_face:after",
     "rename:exports/hugging_face.json:before",
-    "rename:report.html:after",
     "rename:report.json:before",
 ]
+"""Where a run is killed that is not finished then."""
+FINISHED = ["rename:report.json:after", "event:RunFinished:1", "rename:report.html:before", "rename:report.html:after"]
 
 
 @pytest.fixture
@@ -135,7 +138,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, kille
     assert lasting(folder) == unbroken
     assert not (folder / "blocks").exists()
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
-    assert list(run.report["bytes"]) == ["model", "safetensors", "hugging_face"]
+    assert list(run.report.bytes) == ["model", "safetensors", "hugging_face"]
+
+
+@pytest.mark.parametrize("point", FINISHED)
+def test_a_run_that_is_killed_at_its_page_is_finished(recipe, unbroken, lasting, killer, tmp_path, point):
+    folder = tmp_path / "run"
+    assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
+    assert lasting(folder) == unbroken
+    report = read_report(folder / "report.json")
+    again = ecoflap.run(recipe, folder=folder)
+    assert again.report.measures == report.measures
+    assert [stage.stage for stage in again.report.stages] == [stage.stage for stage in report.stages]
+    assert (folder / "report.html").is_file()
+    assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
 
 
 def test_a_run_that_is_killed_again_and_again_gets_there(recipe, unbroken, lasting, killer, tmp_path):
@@ -170,7 +186,7 @@ def test_the_time_of_killed_processes_counts_from_their_last_sign_of_life(recipe
     lines = [json.loads(line) for line in (folder / "stages.jsonl").read_text().splitlines()]
     assert len([line for line in lines if line["stage"] == "score"]) == 23
     report = ecoflap.run(recipe, folder=folder).report
-    told = {stage["stage"]: stage["seconds"] for stage in report["stages"]}
+    told = {stage.stage: stage.seconds for stage in report.stages}
     before = sum(line["seconds"] for line in lines if line["stage"] == "score")
     assert before <= told["score"] < before + 0.1  # the scores were complete, and only read again
 
@@ -178,7 +194,7 @@ def test_the_time_of_killed_processes_counts_from_their_last_sign_of_life(recipe
 def test_warnings_of_a_killed_process_are_in_the_report(plain, killer, tmp_path):
     recipe = plain(score={"use": "zeroth_order", "samples": 99}, export=None)
     in_a_fork(killer("event:StageFinished score:1"), lambda: ecoflap.run(recipe, folder=tmp_path / "run"))
-    assert len(ecoflap.run(recipe, folder=tmp_path / "run").report["warnings"]) == 1
+    assert len(ecoflap.run(recipe, folder=tmp_path / "run").report.warnings) == 1
 
 
 @pytest.mark.slow
@@ -311,7 +327,7 @@ def test_another_recipe_is_refused_with_what_differs(plain, tmp_path):
     assert "with --folder, or begin this one anew with --fresh" in str(caught.value)
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     run = ecoflap.run(plain(sparsity=0.6), folder=tmp_path / "run", fresh=True)
-    assert run.report["sparsity"] == pytest.approx(0.6)
+    assert run.report.sparsity == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("cut_off", [False, True])
@@ -356,10 +372,10 @@ def test_a_changed_export_or_evaluation_reuses_what_precedes_it(plain, pico, tmp
     evaluate = {**plain()["evaluate"], "data": {**plain()["evaluate"]["data"], "samples": 3}}
     third = ecoflap.run(plain(evaluate=evaluate), folder=folder)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept} == before
-    assert list(third.report["measures"]["pruned"]) == ["perplexity"]
-    assert third.report["measures"]["dense"]["perplexity"]["n"] == 3 * 15
-    assert list(third.report["bytes"]) == ["model", "safetensors"]
-    assert second.report["measures"] == first.report["measures"]
+    assert list(third.report.measures.pruned) == ["perplexity"]
+    assert third.report.measures.dense["perplexity"].n == 3 * 15
+    assert list(third.report.bytes) == ["model", "safetensors"]
+    assert second.report.measures == first.report.measures
     for run in (second, third):
         assert all(torch.equal(value, first.model.state_dict()[name]) for name, value in run.model.state_dict().items())
 
@@ -373,11 +389,11 @@ def test_an_evaluation_whose_text_changed_is_done_again(plain, pico, tmp_path):
     text = tmp_path / "held-out.txt"
     text.write_text("word1 word2 " * 50)
     evaluate = {"use": "perplexity", "data": {"use": "text", "path": str(text), "samples": 2, "sequence_length": 16}}
-    first = ecoflap.run(plain(evaluate=evaluate), folder=tmp_path / "run").report["measures"]
+    first = ecoflap.run(plain(evaluate=evaluate), folder=tmp_path / "run").report.measures
     text.write_text("word3 word4 word5 " * 50)
-    second = ecoflap.run(plain(evaluate=evaluate), folder=tmp_path / "run").report["measures"]
-    for stage in ("dense", "pruned"):
-        assert first[stage]["perplexity"]["value"] != second[stage]["perplexity"]["value"]
+    second = ecoflap.run(plain(evaluate=evaluate), folder=tmp_path / "run").report.measures
+    assert first.dense["perplexity"].value != second.dense["perplexity"].value
+    assert first.pruned["perplexity"].value != second.pruned["perplexity"].value
 
 
 def test_an_export_that_lost_a_file_is_written_again(plain, tmp_path):
@@ -395,21 +411,27 @@ def test_reuse_takes_over_scores_and_the_dense_evaluation_where_equal(plain, tmp
     reuse = [str(first.folder)]
 
     def stages(run):
-        return [stage["stage"] for stage in run.report["stages"]]
+        return [stage.stage for stage in run.report.stages]
+
+    def taken_over(run):
+        return RunFolder(run.folder).taken_over()
 
     other = ecoflap.run(plain(prune="magnitude", sparsity=0.7, reuse=reuse), folder=tmp_path / "other")
     assert (other.folder / "scores.jsonl").read_bytes() == (first.folder / "scores.jsonl").read_bytes()
-    assert other.report["measures"]["dense"] == first.report["measures"]["dense"]
+    assert other.report.measures.dense == first.report.measures.dense
     assert "evaluate dense" not in stages(other)
+    assert (taken_over(first), taken_over(other)) == ([], ["dense evaluation", "scores"])
     seeded = ecoflap.run(plain(seed=1, reuse=reuse), folder=tmp_path / "seeded")
     assert (seeded.folder / "scores.jsonl").read_bytes() != (first.folder / "scores.jsonl").read_bytes()
     assert "evaluate dense" not in stages(seeded)
+    assert taken_over(seeded) == ["dense evaluation"]
     calibration = {**plain()["calibration"], "seed": 3}
     data = ecoflap.run(plain(calibration=calibration, reuse=reuse), folder=tmp_path / "data")
     assert (data.folder / "scores.jsonl").read_bytes() != (first.folder / "scores.jsonl").read_bytes()
     fresh = ecoflap.run(plain(evaluate={**plain()["evaluate"], "data": calibration_of(calibration)}, reuse=reuse),
                         folder=tmp_path / "fresh")  # fmt: skip
     assert "evaluate dense" in stages(fresh)
+    assert taken_over(fresh) == ["scores"]
 
 
 def calibration_of(data):

@@ -8,12 +8,12 @@ import pytest
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.sweep.file import read_sweep
-from ecoflap.core.sweep.grid import grid_of, value_text
+from ecoflap.core.sweep.grid import planned_runs, value_text
 
 
 @pytest.fixture
 def grid(plain, tmp_path):
-    """``grid(methods=…, grid=…)``: the cells of a sweep over the pico recipe."""
+    """``grid(methods=…, grid=…)``: the runs of a sweep over the pico recipe."""
 
     def grid(*set_, seeds=None, recipe=None, folder=None, **keys):
         (tmp_path / "recipe.yaml").write_text(json.dumps(plain(**(recipe or {}))))
@@ -21,13 +21,13 @@ def grid(plain, tmp_path):
         if keys:
             what = tmp_path / "sweep.yaml"
             what.write_text(json.dumps({"version": 1, "recipe": "recipe.yaml", **keys}))
-        return grid_of(read_sweep(what, set_, seeds), folder or tmp_path / "runs", load_registry())
+        return planned_runs(read_sweep(what, set_, seeds), folder or tmp_path / "runs", load_registry())
 
     return grid
 
 
-def names(cells):
-    return [cell.folder.path.name for cell in cells]
+def names(runs):
+    return [run.folder.path.name for run in runs]
 
 
 METHODS = {
@@ -39,56 +39,56 @@ METHODS = {
 
 
 def test_runs_with_the_same_scores_follow_each_other_seed_by_seed(grid):
-    cells = grid(methods=METHODS, grid={"sparsity": [0.5, 0.6]}, seeds=[7, 4])
-    assert names(cells) == [
+    runs = grid(methods=METHODS, grid={"sparsity": [0.5, 0.6]}, seeds=[7, 4])
+    assert names(runs) == [
         f"{method}-sparsity-{sparsity}-seed-{seed}"
         for seed in (7, 4)
         for method in ("magnitude", "zeroth+wanda", "zeroth+sparsegpt", "first")
         for sparsity in (0.5, 0.6)
     ]
-    assert [cell.scored for cell in cells[:8]] == [False] * 2 + [True] * 6
-    assert len({cell.scores for cell in cells}) == 1 + 2 * 2
-    assert {cell.state for cell in cells} == {"to do"}
+    assert [run.scored for run in runs[:8]] == [False] * 2 + [True] * 6
+    assert len({run.scores for run in runs}) == 1 + 2 * 2
+    assert {run.state for run in runs} == {"to do"}
 
 
 def test_a_seed_draws_the_data_that_are_calibrated_on_too_but_not_those_evaluated_on(grid, plain):
     text = plain()["calibration"]
     recipe = {"score": {"use": "zeroth_order", "samples": 2, "calibration": text}}
-    for seed, cell in zip((0, 1), grid(seeds="2", recipe=recipe), strict=True):
-        told = cell.recipe.plain()
+    for seed, run in zip((0, 1), grid(seeds="2", recipe=recipe), strict=True):
+        told = run.recipe.plain()
         seeds = [told["seed"], told["calibration"]["seed"], told["score"]["calibration"]["seed"]]
         assert seeds == [seed] * 3
         assert told["evaluate"][0]["data"]["seed"] == 0
 
 
 def test_without_seeds_the_recipes_own_are_left_alone(grid, plain):
-    (cell,) = grid(recipe={"seed": 3, "calibration": {**plain()["calibration"], "seed": 9}})
-    assert names([cell]) == ["seed-3"]
-    assert cell.recipe.plain()["calibration"]["seed"] == 9
+    (run,) = grid(recipe={"seed": 3, "calibration": {**plain()["calibration"], "seed": 9}})
+    assert names([run]) == ["seed-3"]
+    assert run.recipe.plain()["calibration"]["seed"] == 9
 
 
 def test_what_a_method_sets_is_its_only_value(grid):
     methods = {"dense heads": {"sparsity": 0.3, "score": None}, "zeroth": {}}
-    cells = grid(methods=methods, grid={"sparsity": [0.5, 0.6], "score.samples": [1, 2]})
-    assert names(cells) == [
+    runs = grid(methods=methods, grid={"sparsity": [0.5, 0.6], "score.samples": [1, 2]})
+    assert names(runs) == [
         "dense-heads-seed-0",
         *(f"zeroth-sparsity-{s}-score.samples-{n}-seed-0" for n in (1, 2) for s in (0.5, 0.6)),
     ]
-    assert cells[0].recipe.sparsity == 0.3
+    assert runs[0].recipe.sparsity == 0.3
 
 
 def test_a_parameter_of_the_grid_is_set_after_the_methods_part(grid):
-    cells = grid(methods={"wanda": {"prune": {"use": "wanda"}}}, grid={"prune.compare": ["row", "layer"]})
-    assert [cell.recipe.prune.parameters["compare"] for cell in cells] == ["row", "layer"]
+    runs = grid(methods={"wanda": {"prune": {"use": "wanda"}}}, grid={"prune.compare": ["row", "layer"]})
+    assert [run.recipe.prune.parameters["compare"] for run in runs] == ["row", "layer"]
 
 
 def test_folders_are_apart_whatever_the_values_are_called(grid):
-    cells = grid("prune={use: wanda},{use, wanda}".replace("{use, wanda}", "wanda"), "allocate={use: uniform},uniform")
-    assert len(set(names(cells))) == 4
+    runs = grid("prune={use: wanda},{use, wanda}".replace("{use, wanda}", "wanda"), "allocate={use: uniform},uniform")
+    assert len(set(names(runs))) == 4
     long = [{"use": "magnitude", "compare": "row"}, {"use": "magnitude", "compare": "layer"}]
-    cells = grid(methods={"m" * 200: {}, "m" * 201: {}}, grid={"prune": long})
-    assert len(set(names(cells))) == 4
-    assert all(len(name) < 140 and re.fullmatch(r"[\w.+-]+", name) for name in names(cells))
+    runs = grid(methods={"m" * 200: {}, "m" * 201: {}}, grid={"prune": long})
+    assert len(set(names(runs))) == 4
+    assert all(len(name) < 140 and re.fullmatch(r"[\w.+-]+", name) for name in names(runs))
 
 
 def test_every_problem_of_every_run_is_told_once_with_the_runs_that_have_it(grid, tmp_path):

@@ -10,9 +10,10 @@ import pytest
 from ecoflap.core.compare.comparison import compared
 from ecoflap.core.contracts.events import LayerPruned, RunStarted, StageStarted
 from ecoflap.core.errors import EcoflapError, RunError
-from ecoflap.core.record.folder import read_json
+from ecoflap.core.record.report import read_report
+from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.runs import swept_runs
-from ecoflap.core.sweep.sweep import sweep
+from ecoflap.core.sweep.sweep import planned_sweep, sweep
 
 METHODS = {"plain": {"score": None}, "scored": {}}
 QUICK = {"export": None, "prune": "magnitude", "score": {"use": "magnitude"}}
@@ -48,7 +49,7 @@ class Ear:
 
 def test_scores_and_the_dense_evaluation_are_computed_once_and_models_are_not_kept(file, heard_by, tmp_path):
     ear, told = Ear(), []
-    done = sweep(file(), folder=tmp_path / "s", registry=heard_by(ear), tell=told.append)
+    done = sweep(SweepRequest(file(), folder=tmp_path / "s"), registry=heard_by(ear), tell=told.append)
     runs = [path.name for path in done.finished]
     assert runs == [f"{method}-sparsity-{s}-seed-0" for method in METHODS for s in (0.5, 0.75)]
     assert done.failed == {}
@@ -56,35 +57,40 @@ def test_scores_and_the_dense_evaluation_are_computed_once_and_models_are_not_ke
     assert len(ear.of("prune")) == 4
     lines = [(path / "scores.jsonl").read_bytes() for path in done.finished[2:]]
     assert lines[0] == lines[1]
-    asked = read_json(done.finished[3] / "report.json")["recipe"]["reuse"]
+    asked = list(read_report(done.finished[3] / "report.json").recipe.reuse)
     assert asked == [str(done.finished[2]), str(done.finished[0])]
     assert not [path for path in done.folder.rglob("model")]
-    assert all(read_json(path / "report.json")["bytes"]["model"] > 0 for path in done.finished)
+    assert all(read_report(path / "report.json").model_bytes > 0 for path in done.finished)
     assert told[0] == f"sweep folder {tmp_path / 's'}: 4 runs: 4 to do"
     assert told[1] == "[1/4] plain, sparsity=0.5, seed=0"
     assert told[2].startswith("[1/4] plain, sparsity=0.5, seed=0: done in ")
 
-    again = sweep(file(), folder=tmp_path / "s", registry=heard_by(silent := Ear()), tell=told.append)
+    again = sweep(SweepRequest(file(), folder=tmp_path / "s"), registry=heard_by(silent := Ear()), tell=told.append)
     assert again.finished == done.finished
     assert silent.stages == []
     assert told[-1].endswith(": 4 runs: 4 done")
 
-    grown = sweep(file(), folder=tmp_path / "s", set_=["sparsity=0.6"], registry=heard_by(more := Ear()))
+    grown = sweep(SweepRequest(file(), folder=tmp_path / "s", set_=["sparsity=0.6"]), registry=heard_by(more := Ear()))
     assert len(grown.finished) == 2
     assert more.of("evaluate dense") == []
     assert len(swept_runs(tmp_path / "s")) == 6
-    assert len(compared([tmp_path / "s"]).runs) == 6
+    found = compared([tmp_path / "s"]).runs
+    assert len(found) == 6
+    both = ("dense evaluation", "scores")
+    expected = {"plain-sparsity-0.5-seed-0": (), "scored-sparsity-0.5-seed-0": both[:1]}
+    for run in found:
+        assert run.taken_over == expected.get(run.name, both if run.report.is_scored else both[:1])
 
 
 def test_models_are_kept_where_that_is_asked(file, tmp_path):
-    done = sweep(file(grid={}), folder=tmp_path / "s", keep_models=True)
+    done = sweep(SweepRequest(file(grid={}), folder=tmp_path / "s", keep_models=True))
     assert all((path / "model").is_dir() for path in done.finished)
-    sweep(file(grid={}), folder=tmp_path / "s")
+    sweep(SweepRequest(file(grid={}), folder=tmp_path / "s"))
     assert not any((path / "model").exists() for path in done.finished)
 
 
 def test_a_sweep_that_is_killed_goes_on_with_the_same_bits(file, heard_by, lasting, tmp_path):
-    whole = sweep(file(grid={}), folder=tmp_path / "whole")
+    whole = sweep(SweepRequest(file(grid={}), folder=tmp_path / "whole"))
 
     def dies(event, seen=[0]):  # noqa: B006 (counts across calls)
         seen[0] += isinstance(event, LayerPruned)
@@ -96,12 +102,12 @@ def test_a_sweep_that_is_killed_goes_on_with_the_same_bits(file, heard_by, lasti
         child = os.fork()
     if child == 0:
         try:
-            sweep(file(grid={}), folder=tmp_path / "cut", registry=heard_by(dies))
+            sweep(SweepRequest(file(grid={}), folder=tmp_path / "cut"), registry=heard_by(dies))
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     told = []
-    cut = sweep(file(grid={}), folder=tmp_path / "cut", tell=told.append)
+    cut = sweep(SweepRequest(file(grid={}), folder=tmp_path / "cut"), tell=told.append)
     assert told[0].endswith("2 runs: 1 done, 1 begun")
     assert [lasting(path) for path in cut.finished] == [lasting(path) for path in whole.finished]
 
@@ -118,7 +124,7 @@ def test_a_run_that_fails_does_not_take_the_others_with_it(file, heard_by, tmp_p
 
     monkeypatch.setattr(module, "run", sometimes)
     told = []
-    done = sweep(file(), folder=tmp_path / "s", tell=told.append)
+    done = sweep(SweepRequest(file(), folder=tmp_path / "s"), tell=told.append)
     assert [path.name for path in done.finished] == ["plain-sparsity-0.75-seed-0", "scored-sparsity-0.75-seed-0"]
     assert {path.name: message for path, message in done.failed.items()} == {
         "plain-sparsity-0.5-seed-0": "no such luck",
@@ -128,28 +134,28 @@ def test_a_run_that_fails_does_not_take_the_others_with_it(file, heard_by, tmp_p
     found = compared([tmp_path / "s"])
     assert [path.name for path in found.unfinished] == ["plain-sparsity-0.5-seed-0", "scored-sparsity-0.5-seed-0"]
     monkeypatch.undo()
-    assert len(sweep(file(), folder=tmp_path / "s").finished) == 4
+    assert len(sweep(SweepRequest(file(), folder=tmp_path / "s")).finished) == 4
 
 
 def test_another_recipe_is_refused_before_anything_runs_and_fresh_begins_anew(file, plain, heard_by, tmp_path):
-    first = sweep(file(grid={}), folder=tmp_path / "s")
+    first = sweep(SweepRequest(file(grid={}), folder=tmp_path / "s"))
     before = (first.finished[0] / "plan.json").read_text()
     (tmp_path / "recipe.yaml").write_text(json.dumps(plain(**QUICK, sparsity=0.25)))
     with pytest.raises(EcoflapError, match=r"sparsity: 0\.5 vs 0\.25 \(before vs now\)\. Sweep into another folder"):
-        sweep(file(grid={}), folder=tmp_path / "s")
+        sweep(SweepRequest(file(grid={}), folder=tmp_path / "s"))
     assert (first.finished[0] / "plan.json").read_text() == before
-    again = sweep(file(grid={}), folder=tmp_path / "s", fresh=True)
-    assert read_json(again.finished[0] / "report.json")["sparsity"] == 0.25
+    again = sweep(SweepRequest(file(grid={}), folder=tmp_path / "s", fresh=True))
+    assert read_report(again.finished[0] / "report.json").sparsity == 0.25
 
 
 def test_another_evaluator_is_run_on_what_is_done(file, plain, tmp_path):
-    first = sweep(file(grid={}), folder=tmp_path / "s")
+    first = sweep(SweepRequest(file(grid={}), folder=tmp_path / "s"))
     kept = (first.finished[1] / "scores.jsonl").read_bytes()
     more = {**plain()["evaluate"], "data": {**plain()["evaluate"]["data"], "samples": 3}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(plain(**QUICK, evaluate=[plain()["evaluate"], more])))
-    again = sweep(file(grid={}), folder=tmp_path / "s")
-    report = read_json(again.finished[1] / "report.json")
-    assert list(report["measures"]["pruned"]) == ["perplexity", "perplexity (2)"]
+    again = sweep(SweepRequest(file(grid={}), folder=tmp_path / "s"))
+    report = read_report(again.finished[1] / "report.json")
+    assert list(report.measures.pruned) == ["perplexity", "perplexity (2)"]
     assert (again.finished[1] / "scores.jsonl").read_bytes() == kept
 
 
@@ -162,5 +168,17 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(file, tmp_path, ki
         target.mkdir()
         (target / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="--folder"):
-        sweep(file(grid={}), folder=target)
+        sweep(SweepRequest(file(grid={}), folder=target))
     assert [path.name for path in target.parent.rglob("mine/*")] == ([] if kind == "file" else ["notes.txt"])
+
+
+def test_a_request_names_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert SweepRequest("some/table.yaml").target == tmp_path / "runs" / "sweeps" / "table"
+    assert SweepRequest("table", folder="mine").target == tmp_path / "mine"
+
+
+def test_runs_are_planned_without_anything_being_written(file, tmp_path):
+    request = SweepRequest(file(), set_=["sparsity=0.6"], seeds="4,7", folder=tmp_path / "s")
+    assert [run.recipe.seed for run in planned_sweep(request)] == [4, 4, 7, 7]
+    assert not (tmp_path / "s").exists()

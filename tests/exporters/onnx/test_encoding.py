@@ -1,5 +1,8 @@
 """Packed weights in ONNX: exact in numpy and in onnxruntime, small, and refused when they have been changed."""
 
+from pathlib import Path
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +20,10 @@ runtime = pytest.importorskip("onnxruntime")
 from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
 from ecoflap.exporters.onnx import tensors as onnx_tensors  # noqa: E402
 from ecoflap.exporters.onnx.coo import to_coo  # noqa: E402
-from ecoflap.exporters.onnx.encoding import pack, unpack_initializers  # noqa: E402
+from ecoflap.exporters.onnx.decode import packed_in, unpacked  # noqa: E402
+from ecoflap.exporters.onnx.encoding import pack  # noqa: E402
+from ecoflap.exporters.onnx.settings import Storage  # noqa: E402
+from ecoflap.exporters.onnx.tensors import Opened, opened  # noqa: E402
 
 TWO_FOUR = {"w": Pattern(2, 4)}
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -28,11 +34,17 @@ def _small_weights_too(monkeypatch):
     monkeypatch.setattr(onnx_encoding, "OVERHEAD", -(10**9))
 
 
-def packed(weights, **options):
+def packed(weights, patterns=MappingProxyType({}), **storage):
     """The packed model as a ModelProto, and what was said of it."""
     model = chain(weights)
-    stored = pack(model, {name: name for name in weights}, **options)
+    stored = pack(model, {name: name for name in weights}, Storage(**storage), patterns)
     return ir.to_proto(model), stored
+
+
+def unpack_initializers(model):
+    """Every packed weight of a file or of a ModelProto, dense, by its name in the graph."""
+    source = opened(model) if isinstance(model, Path) else Opened(model, None)
+    return unpacked(packed_in(source), np.zeros)
 
 
 def session(proto, level="ORT_ENABLE_ALL", options=None):
@@ -91,8 +103,7 @@ def test_onnxruntime_gives_what_the_dense_model_gives(layout, own, store):
     dense = {"a": sparse((13, 24)), "b": two_of_four((24, 32), 0, seed=1), "c": two_of_four((32, 16), 1, seed=2)}
     dense = {name: (weight * 64).clip(-250, 250).round().astype(dtype) for name, weight in dense.items()}
     patterns = {"b": Pattern(2, 4), "c": Pattern(2, 4)}
-    options = {"layout": layout, "store": STORED[store], "patterns": patterns}
-    proto, stored = packed(dense, **options)
+    proto, stored = packed(dense, patterns, layout=layout, values=STORED[store])
     assert [one.form for one in stored] == ["bitmask", "2:4", "2:4"]
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
@@ -105,7 +116,7 @@ def test_onnxruntime_gives_what_the_dense_model_gives(layout, own, store):
 @pytest.mark.parametrize("layout", ["function", "inline"])
 def test_onnxruntime_unpacks_when_it_loads(tmp_path, layout):
     dense = {"a": sparse((13, 24)), "b": two_of_four((24, 32), 0, seed=1)}
-    proto, _ = packed(dense, layout=layout, store=torch.float16, patterns={"b": Pattern(2, 4)})
+    proto, _ = packed(dense, layout=layout, values=torch.float16, patterns={"b": Pattern(2, 4)})
     options = runtime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     session(proto, "ORT_ENABLE_BASIC", options)
@@ -117,7 +128,7 @@ def test_openvino_runs_inlined_nodes(store):
     openvino = pytest.importorskip("openvino")
     dense = {"a": sparse((13, 24)), "b": two_of_four((24, 32), 0, seed=1), "c": two_of_four((32, 16), 1, seed=2)}
     patterns = {"b": Pattern(2, 4), "c": Pattern(2, 4)}
-    inline, stored = packed(dense, layout="inline", store=store, patterns=patterns)
+    inline, stored = packed(dense, layout="inline", values=store, patterns=patterns)
     assert [one.form for one in stored] == ["bitmask", "2:4", "2:4"]
     x = np.random.default_rng(0).standard_normal((3, 13)).astype(np.float32)
     found = []
@@ -147,7 +158,7 @@ def test_the_reference_of_onnx_agrees():
 def test_a_file_has_the_size_that_theory_gives(tmp_path, monkeypatch, size, sparsity, store, width, layout):
     monkeypatch.undo()
     weight = (sparse((size, size), sparsity) * 64).clip(-250, 250).round()
-    proto, (stored,) = packed({"w": weight}, store=STORED[store], layout=layout)
+    proto, (stored,) = packed({"w": weight}, values=STORED[store], layout=layout)
     exact = np.count_nonzero(weight == 0) / weight.size
     bound = ((1 - exact) + 1 / (8 * width)) * 1.02 * weight.size * width
     assert len(proto.SerializeToString()) <= bound
@@ -161,8 +172,8 @@ def test_a_file_has_the_size_that_theory_gives(tmp_path, monkeypatch, size, spar
 
 def test_2_4_takes_as_much_as_a_bitmask():
     weight = two_of_four((512, 512), 0)
-    _, (with_pattern,) = packed({"w": weight}, store=torch.float16, patterns=TWO_FOUR)
-    _, (without,) = packed({"w": weight}, store=torch.float16)
+    _, (with_pattern,) = packed({"w": weight}, values=torch.float16, patterns=TWO_FOUR)
+    _, (without,) = packed({"w": weight}, values=torch.float16)
     assert (with_pattern.form, without.form) == ("2:4", "bitmask")
     assert abs(with_pattern.stored_bytes - without.stored_bytes) <= 2
 
@@ -197,13 +208,13 @@ def test_what_would_not_get_smaller_stays_dense(monkeypatch):
 def test_an_input_with_a_default_stays_dense():
     model = chain({"w": sparse((16, 16))})
     model.graph.inputs.append(model.graph.initializers["w"])
-    (stored,) = pack(model, {"w": "w"})
+    (stored,) = pack(model, {"w": "w"}, Storage())
     assert stored.form == "dense"
 
 
 def test_the_graph_keeps_its_names_and_nothing_is_said_twice():
     model = chain({"a": sparse((16, 16)), "b": sparse((16, 16), seed=3)})
-    stored = pack(model, {"a": "layer.weight", "b": "layer.weight"})
+    stored = pack(model, {"a": "layer.weight", "b": "layer.weight"}, Storage())
     assert [one.name for one in stored] == ["a", "b"]
     proto = ir.to_proto(model)
     names = {"a.values", "a.mask", "a.shape", "b.values", "b.mask", "b.shape"}
@@ -230,21 +241,21 @@ def test_a_cast_that_loses_a_weight_is_refused(value, store, told):
     weight = sparse((16, 16))
     weight[0, 0] = value
     if told is None:
-        assert packed({"w": weight}, store=store)
+        assert packed({"w": weight}, values=store)
         return
     model = chain({"w": weight})
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     with pytest.raises(EcoflapError, match=f"a.b.weight: .*{told}.*lossy: true"):
-        pack(model, {"w": "a.b.weight"}, store=store)
+        pack(model, {"w": "a.b.weight"}, Storage(values=store))
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
-    proto, _ = packed({"w": weight}, store=store, lossy=True)
+    proto, _ = packed({"w": weight}, values=store, lossy=True)
     assert unpack_initializers(proto)["w"][0, 0] in (0, np.inf)
 
 
 def test_all_that_is_wrong_is_said_at_once():
     model = chain({"a": sparse((16, 16)), "b": sparse((16, 16)), "a.mask": sparse((16, 16))})
     with pytest.raises(EcoflapError) as caught:
-        pack(model, {"a": "layer.a", "c": "layer.c"})
+        pack(model, {"a": "layer.a", "c": "layer.c"}, Storage())
     text = str(caught.value)
     assert "layer.c: the graph has no initializer named 'c'" in text
     assert "a.mask is in the way" in text
@@ -255,15 +266,15 @@ def test_what_cannot_be_packed_is_said():
     with pytest.raises(EcoflapError, match=r"only floats of 16, 32 or 64 bits"):
         packed({"w": np.ones((4, 4), np.int64)})
     with pytest.raises(EcoflapError, match=r"values cannot be stored as torch.int8. Known: float32"):
-        packed({"w": sparse((16, 16))}, store=torch.int8)
+        packed({"w": sparse((16, 16))}, values=torch.int8)
     model = chain({"w": sparse((16, 16))})
     model.graph.opset_imports[""] = 17
     with pytest.raises(EcoflapError, match="take opset 18 or later; the model has 17"):
-        pack(model, {"w": "w"})
+        pack(model, {"w": "w"}, Storage())
     model = chain({"w": sparse((16, 16))})
     model.graph.initializers["w"].const_value = None
     with pytest.raises(EcoflapError, match="has no data"):
-        pack(model, {"w": "w"})
+        pack(model, {"w": "w"}, Storage())
 
 
 # What has been changed is refused, before it is unpacked.

@@ -19,6 +19,7 @@ runtime = pytest.importorskip("onnxruntime")
 from ecoflap.exporters.onnx import dense as onnx_dense  # noqa: E402
 from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
 from ecoflap.exporters.onnx.coo import to_coo  # noqa: E402
+from ecoflap.exporters.onnx.settings import Storage  # noqa: E402
 from ecoflap.onnx import densify, load_session  # noqa: E402
 
 CPU = ["CPUExecutionProvider"]
@@ -52,7 +53,7 @@ def saved(folder, form="function", external=True, dtype=np.float32, store=torch.
         to_coo(proto, names)
         packed.write_bytes(proto.SerializeToString())
     else:
-        pack = onnx_encoding.pack(model, names, layout=form, store=store, patterns=PATTERNS)
+        pack = onnx_encoding.pack(model, names, Storage(layout=form, values=store), PATTERNS)
         assert [one.form for one in pack] == ["bitmask", "2:4", "2:4"]
         ir.save(model, packed, external_data="packed.onnx.data" if external else None)
     return packed, dense

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from table import ROWS
 from torch import Tensor, nn
 
-from ecoflap.core.contracts.protocols import Adapter, Exporter
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError, RunError
 from ecoflap.core.model.anatomy import Anatomy
-from ecoflap.core.pruning.masks import attach
 from ecoflap.exporters.torchscript import exporter as torchscript
 from ecoflap.exporters.torchscript.exporter import TorchScript
 from ecoflap.exporters.torchscript.store import packed, quiet
@@ -99,20 +99,19 @@ class Taken(Adapter):
         return self.views
 
 
-def pruned(model: nn.Module, names=None, sparsity=0.5, seed=0) -> nn.Module:
+def pruned(model: nn.Module, adapter: Adapter, names=None, sparsity=0.5, seed=0) -> PrunedModel:
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     for name, weight in model.named_parameters():
         if weight.ndim == 2 if names is None else name in names:
             masks[name] = torch.rand(weight.shape, generator=generator) >= sparsity
             weight.data *= masks[name]
-    attach(model, masks)
-    return model
+    return PrunedModel(model, adapter, masks)
 
 
-def uses(dtype=torch.float32) -> nn.Module:
+def uses() -> PrunedModel:
     torch.manual_seed(0)
-    return pruned(Uses()).to(dtype).eval()
+    return pruned(Uses().eval(), OneView())
 
 
 def load(path: Path) -> Any:
@@ -139,13 +138,13 @@ def described(tensor: Tensor | None) -> tuple[Any, ...]:
     return id(tensor), tensor.requires_grad, tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def pruned_row(name: str, dtype=None) -> tuple[nn.Module, Adapter]:
+def pruned_row(name: str, dtype=None) -> PrunedModel:
     row = ROWS[name]
     model, adapter = row.build(), row.adapter()
     if dtype is not None:
         model = model.to(dtype)
     anatomy = Anatomy.of(adapter.towers(model), adapter.layers, row.outside)
-    return pruned(model, {layer.name for _, layer in anatomy.layers()}), adapter
+    return pruned(model, adapter, {layer.name for _, layer in anatomy.layers()})
 
 
 def saved_and_loaded(module: Any) -> Any:
@@ -179,9 +178,10 @@ def test_it_is_an_exporter():
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_every_family(name, tmp_path):
-    model, adapter = pruned_row(name)
+    given = pruned_row(name)
+    model, adapter = given.model, given.adapter
     before = photographed(model)
-    written = TorchScript()(model, adapter, tmp_path)
+    written = TorchScript()(given, tmp_path)
     assert photographed(model) == before
     views = {view.name: view for view in adapter.export_views(model)}
     assert {path.name for path in tmp_path.iterdir()} == {f"{view}.pt" for view in views}
@@ -203,8 +203,7 @@ def prod_of(shape: tuple[int, ...]) -> int:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", sorted({"llama-tied", "t5", "open_clip", "timm_eva02", "lavis EVA-ViT"} & set(ROWS)))
 def test_sixteen_bits_stay_sixteen_bits(name, dtype, tmp_path):
-    model, adapter = pruned_row(name, dtype)
-    written = TorchScript()(model, adapter, tmp_path)
+    written = TorchScript()(pruned_row(name, dtype), tmp_path)
     assert [check.difference for check in written.checks] == [0.0] * len(written.files)
     assert all(tensor.dense_bytes == 2 * prod_of(tensor.shape) for tensor in written.tensors)
 
@@ -213,9 +212,9 @@ def test_a_process_without_this_package_loads_it(tmp_path):
     names = sorted({"llama-tied", "t5", "open_clip", "blip2_retrieval", "lavis BLIP-2 T5", "lavis EVA-ViT"} & set(ROWS))
     paths = []
     for name in names:
-        model, adapter = pruned_row(name)
-        model.requires_grad_(False)
-        written = TorchScript()(model, adapter, tmp_path / name.replace(" ", "_"))
+        given = pruned_row(name)
+        model, adapter = given.model.requires_grad_(False), given.adapter
+        written = TorchScript()(given, tmp_path / name.replace(" ", "_"))
         for view in adapter.export_views(model):
             path = next(file for file in written.files if file.stem == view.name)
             inputs = list(view.other.values())
@@ -227,8 +226,9 @@ def test_a_process_without_this_package_loads_it(tmp_path):
 
 
 def test_every_use_of_a_weight(tmp_path):
-    model = uses()
-    written = TorchScript()(model, OneView(), tmp_path)
+    given = uses()
+    model = given.model
+    written = TorchScript()(given, tmp_path)
     view = next(OneView().export_views(model))
     loaded = load(tmp_path / "text.pt")
     assert {tensor.name for tensor in written.tensors} == {
@@ -242,7 +242,7 @@ def test_every_use_of_a_weight(tmp_path):
 
 
 def test_its_arguments_go_by_the_names_of_the_view(tmp_path):
-    TorchScript()(uses(), OneView(), tmp_path)
+    TorchScript()(uses(), tmp_path)
     extra = {"ecoflap.json": ""}
     with quiet():
         loaded = torch.jit.load(tmp_path / "text.pt", _extra_files=extra)
@@ -256,7 +256,7 @@ def test_its_arguments_go_by_the_names_of_the_view(tmp_path):
 
 
 def test_a_loaded_model_changes_its_type_and_is_saved_again(tmp_path):
-    TorchScript()(uses(), OneView(), tmp_path)
+    TorchScript()(uses(), tmp_path)
     loaded = load(tmp_path / "text.pt")
     sizes = (tmp_path / "text.pt").stat().st_size, len(loaded.save_to_buffer())
     assert sizes[1] < 2 * sizes[0]  # with torch's own padding and debug files
@@ -269,8 +269,9 @@ def test_a_loaded_model_changes_its_type_and_is_saved_again(tmp_path):
 
 
 def test_what_a_view_does_not_use_takes_no_room(tmp_path):
-    model = uses()
-    written = TorchScript()(model, OneView(), tmp_path)
+    given = uses()
+    model = given.model
+    written = TorchScript()(given, tmp_path)
     assert not [tensor for tensor in written.tensors if "unused" in tensor.name]
     state = load(tmp_path / "text.pt").state_dict()
     assert sum(tensor.numel() for tensor in state.values()) < sum(p.numel() for p in model.parameters()) - 32 * 32
@@ -281,17 +282,17 @@ def test_what_a_view_does_not_use_takes_no_room(tmp_path):
 def test_sizes(dtype, sparsity, tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512)).to(dtype)
-    pruned(model, {"0.weight", "1.weight"}, sparsity)
     inputs, other = {"input": torch.randn(2, 512).to(dtype)}, {"input": torch.randn(3, 4, 512).to(dtype)}
     view = View("stack", Tupled(model).eval(), inputs, other, ("output",), {})
-    written = TorchScript()(model, Taken([view]), tmp_path)
+    given = pruned(model, Taken([view]), {"0.weight", "1.weight"}, sparsity)
+    written = TorchScript()(given, tmp_path)
     dense = 512 * 512 * dtype.itemsize
     for tensor in written.tensors:
         assert tensor.dense_bytes == dense
         assert tensor.stored_bytes <= (1 - sparsity + 1 / 8 / dtype.itemsize) * 1.02 * dense
     size = written.files[0].stat().st_size
     assert size < 1.02 * sum(tensor.stored_bytes for tensor in written.tensors) + 2 * 512 * dtype.itemsize + 16_000
-    whole = TorchScript(weights="dense")(model, Taken([view]), tmp_path / "dense")
+    whole = TorchScript(weights="dense")(given, tmp_path / "dense")
     assert whole.dense_bytes == whole.files[0].stat().st_size
     assert {tensor.form for tensor in whole.tensors} == {"dense"}
     assert abs(written.dense_bytes - whole.dense_bytes) < 16_000
@@ -312,14 +313,14 @@ class Tupled(nn.Module):
 
 def test_a_weight_that_would_not_be_smaller_stays_dense(tmp_path):
     torch.manual_seed(0)
-    model = pruned(Uses(), {"words.weight", "twice.weight"}, sparsity=0.01)
-    forms = {tensor.name: tensor for tensor in TorchScript()(model, OneView(), tmp_path).tensors}
+    given = pruned(Uses(), OneView(), {"words.weight", "twice.weight"}, sparsity=0.01)
+    forms = {tensor.name: tensor for tensor in TorchScript()(given, tmp_path).tensors}
     assert {tensor.form for tensor in forms.values()} == {"dense"}
     assert all(tensor.dense_bytes == tensor.stored_bytes for tensor in forms.values())
 
 
 def test_no_debug_files_and_no_paths(tmp_path):
-    written = TorchScript()(uses(), OneView(), tmp_path)
+    written = TorchScript()(uses(), tmp_path)
     (path,) = written.files
     with zipfile.ZipFile(path) as file:
         names = file.namelist()
@@ -334,11 +335,12 @@ def test_no_debug_files_and_no_paths(tmp_path):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_model_is_as_it_was(training, tmp_path):
-    model = uses().train(training)
+    given = uses()
+    model = given.model.train(training)
     model.head.weight.requires_grad_(False)
     model.attention.eval()
     before = photographed(model)
-    TorchScript()(model, OneView(), tmp_path)
+    TorchScript()(given, tmp_path)
     assert photographed(model) == before
     assert not hasattr(model, "last_seen")
     assert model.head.weight is model.words.weight
@@ -357,10 +359,11 @@ class Untraceable(nn.Module):
 
 
 def test_a_model_that_cannot_be_traced_is_as_it_was(tmp_path):
-    model = uses()
+    given = uses()
+    model = given.model
     before = photographed(model)
     with pytest.raises(ModelError, match=r"view 'text' cannot be traced.*knows that it is traced.*views: "):
-        TorchScript()(model, OneView(module=Untraceable(model)), tmp_path)
+        TorchScript()(replace(given, adapter=OneView(module=Untraceable(model))), tmp_path)
     assert photographed(model) == before
     assert list(tmp_path.iterdir()) == []
 
@@ -384,14 +387,14 @@ class Fixed(Branching):
 
 
 def test_a_file_that_is_not_the_model_is_removed(tmp_path):
-    model = uses()
-    adapter = OneView(module=Branching(model))
+    given = uses()
+    branching = replace(given, adapter=OneView(module=Branching(given.model)))
     with pytest.raises(ModelError, match=r"text.pt: output 'hidden' .* 0.000999 of its largest .* tolerance is 1e-05"):
-        TorchScript()(model, adapter, tmp_path)
+        TorchScript()(branching, tmp_path)
     with pytest.raises(ModelError, match=r"what was traced does not run on input_ids \[3, 7\]"):
-        TorchScript()(model, OneView(module=Fixed(model)), tmp_path)
+        TorchScript()(replace(given, adapter=OneView(module=Fixed(given.model))), tmp_path)
     assert list(tmp_path.iterdir()) == []
-    (check,) = TorchScript(tolerance=0.01)(model, adapter, tmp_path).checks
+    (check,) = TorchScript(tolerance=0.01)(branching, tmp_path).checks
     assert 0 < check.difference <= 0.0011 / 0.01 * check.tolerance
     assert check.file == "text.pt"
     assert check.runtime == f"torch.jit {torch.__version__}"
@@ -407,7 +410,7 @@ def test_weights_that_read_back_differently_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torchscript, "write_view", other)
     with pytest.raises(FormatError, match=r"text.pt: twice.weight reads back other than it was written"):
-        TorchScript()(uses(), OneView(), tmp_path)
+        TorchScript()(uses(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -458,8 +461,9 @@ def rewritten(path: Path, wanted: bytes, instead: bytes) -> None:
 
 
 def test_a_tampered_file_is_refused(tmp_path):
-    model = uses()
-    TorchScript()(model, OneView(), tmp_path)
+    given = uses()
+    model = given.model
+    TorchScript()(given, tmp_path)
     path = tmp_path / "text.pt"
     good = path.read_bytes()
     kept = model.twice.weight[model.twice.weight != 0].tolist()
@@ -478,8 +482,9 @@ def test_a_tampered_file_is_refused(tmp_path):
 
 
 def test_a_byte_that_flipped_on_the_disk_is_noticed(tmp_path):
-    model = uses()
-    TorchScript()(model, OneView(), tmp_path)
+    given = uses()
+    model = given.model
+    TorchScript()(given, tmp_path)
     path = tmp_path / "text.pt"
     content = bytearray(path.read_bytes())
     kept = model.twice.weight[model.twice.weight != 0].detach()
@@ -493,7 +498,7 @@ def test_the_deprecation_is_told_once_and_nothing_is_filtered_afterwards(tmp_pat
     before = list(warnings.filters)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        written = TorchScript()(uses(), OneView(), tmp_path)
+        written = TorchScript()(uses(), tmp_path)
     assert heard == []
     assert warnings.filters == before
     assert len(written.notes) == 1
@@ -501,51 +506,53 @@ def test_the_deprecation_is_told_once_and_nothing_is_filtered_afterwards(tmp_pat
 
 
 def test_problems(monkeypatch, tmp_path):
-    assert list(TorchScript()._problems()) == []
+    there = PlanContext(None, Anatomy((), {}), OneView(), Uses(), lambda: ("text",))
+    assert list(TorchScript().problems(there)) == []
     strange = TorchScript(views=(), tolerance=float("nan"))
-    assert [text.split()[0] for text in strange._problems()] == ["tolerance", "views"]
+    assert [text.split()[0] for text in strange.problems(there)] == ["tolerance", "views"]
     monkeypatch.setattr(sys, "version_info", (3, 14, 0))
     monkeypatch.delattr(torch.jit, "trace")
-    newer, without = TorchScript()._problems()
+    newer, without = TorchScript().problems(there)
     assert newer.startswith("the exporter torchscript needs Python 3.13 or older")
     assert without.startswith("the exporter torchscript needs torch.jit.trace")
     with pytest.raises(ModelError, match=r"Python 3.13 or older"):
-        TorchScript()(uses(), OneView(), tmp_path)
+        TorchScript()(uses(), tmp_path)
 
 
 def test_views_that_are_not_there(tmp_path):
-    model = uses()
+    given = uses()
     with pytest.raises(ModelError, match=r"no view named 'test'\. Did you mean 'text'\? Known: text"):
-        TorchScript(views=("test",))(model, OneView(), tmp_path)
-    with pytest.raises(ModelError, match="no view to export"):
-        TorchScript()(model, Taken([]), tmp_path)
+        TorchScript(views=("test",))(given, tmp_path)
+    with pytest.raises(ModelError, match=r"Taken has no views of this model.*safetensors"):
+        TorchScript()(replace(given, adapter=Taken([])), tmp_path)
 
     class Old(Adapter):
         processor: Any = None
 
-    with pytest.raises(ModelError, match=r"Old says no views of its models.*safetensors"):
-        TorchScript()(model, Old(), tmp_path)
+    with pytest.raises(ModelError, match=r"Old has no views of this model.*safetensors"):
+        TorchScript()(replace(given, adapter=Old()), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_views_are_chosen_and_shared_weights_told_apart(tmp_path):
-    model = uses()
-    one, other = next(OneView("one").export_views(model)), next(OneView("other").export_views(model))
-    written = TorchScript(views=("other",))(model, Taken([one, other]), tmp_path)
+    given = uses()
+    one, other = (next(OneView(name).export_views(given.model)) for name in ("one", "other"))
+    given = replace(given, adapter=Taken([one, other]))
+    written = TorchScript(views=("other",))(given, tmp_path)
     assert [path.name for path in written.files] == ["other.pt"]
     assert "twice.weight" in {tensor.name for tensor in written.tensors}
-    written = TorchScript()(model, Taken([one, other]), tmp_path / "both")
+    written = TorchScript()(given, tmp_path / "both")
     names = {tensor.name for tensor in written.tensors}
     assert {"twice.weight in one.pt", "twice.weight in other.pt"} < names
 
 
 def test_nothing_pruned_and_weights_that_moved(tmp_path):
     with pytest.raises(EcoflapError, match="nothing in this model has been pruned"):
-        TorchScript()(Uses().eval(), OneView(), tmp_path)
-    model = uses()
-    model.twice.weight.data += 1
+        TorchScript()(PrunedModel(Uses().eval(), OneView(), {}), tmp_path)
+    given = uses()
+    given.model.twice.weight.data += 1
     with pytest.raises(ModelError, match=r"twice.weight: weights that were pruned are not zero any more"):
-        TorchScript()(model, OneView(), tmp_path)
+        TorchScript()(given, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -553,12 +560,13 @@ def test_a_disk_that_is_full(tmp_path):
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    model = uses()
+    given = uses()
+    model = given.model
     before = photographed(model)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(RunError, match=r"text.pt could not be written: the file would be larger"):
-            TorchScript()(model, OneView(), tmp_path)
+            TorchScript()(given, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
@@ -566,7 +574,7 @@ def test_a_disk_that_is_full(tmp_path):
 
 
 def test_unchanged_puts_everything_back():
-    model = uses()
+    model = uses().model
     before = photographed(model)
 
     def change() -> None:

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_contexts import context
 
 from ecoflap.core.budget.counts import Group, keep_count
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.plugins.allocators.ecoflap import Ecoflap, ecoflap_register_allocators
 
 quick = settings(max_examples=60, deadline=None)
@@ -128,7 +128,7 @@ def test_a_max_sparsity_below_the_sparsity_is_refused_with_both_numbers():
 
 @pytest.mark.parametrize(("sparsity", "found"), [(0.5, 1), (0.4, 0), (0.3, 0), (None, 0)])
 def test_and_said_before_the_model_is_loaded(sparsity, found):
-    problems = list(Ecoflap(0.4).problems(Anatomy((), {}), SimpleNamespace(sparsity=sparsity)))
+    problems = list(Ecoflap(0.4).problems(context(SimpleNamespace(sparsity=sparsity))))
     assert len(problems) == found
     assert all("0.4" in problem and "0.5" in problem for problem in problems)
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from plan_contexts import context
 from torch import nn
 
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError
 
@@ -47,11 +49,23 @@ def read() -> Callable[[Any], list[Sample]]:
     """All samples of a dataset, each with an RGB image."""
 
     def samples(data: Any) -> list[Sample]:
-        found = list(data(LlamaAdapter(), nn.Identity()))
+        found = list(data(LlamaAdapter(), nn.Identity(), ignore))
         assert all(sample.image.mode == "RGB" for sample in found)
         return found
 
     return samples
+
+
+@pytest.fixture
+def noted() -> Callable[[Any], list[str]]:
+    """What a dataset notes when all of its samples are read."""
+
+    def notes(data: Any) -> list[str]:
+        sentences: list[str] = []
+        assert list(data(LlamaAdapter(), nn.Identity(), sentences.append))
+        return sentences
+
+    return notes
 
 
 @pytest.fixture
@@ -61,7 +75,7 @@ def told(read: Callable[[Any], list[Sample]]) -> Callable[[Any], tuple[str, ...]
     def problems(data: Any) -> tuple[str, ...]:
         with pytest.raises(DataError) as caught:
             read(data)
-        assert list(data.problems()) == list(caught.value.problems)
+        assert list(data.problems(context())) == list(caught.value.problems)
         return caught.value.problems
 
     return problems
@@ -72,7 +86,7 @@ def told_when_read(read: Callable[[Any], list[Sample]]) -> Callable[[Any], tuple
     """What is raised when a dataset is read, and could not be known without opening images."""
 
     def problems(data: Any) -> tuple[str, ...]:
-        assert list(data.problems()) == []
+        assert list(data.problems(context())) == []
         with pytest.raises(DataError) as caught:
             read(data)
         return caught.value.problems

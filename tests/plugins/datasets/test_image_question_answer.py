@@ -6,6 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image as Pictures
+from plan_contexts import context
 
 from ecoflap import load_registry
 from ecoflap.core.cli.plan_report import preview
@@ -56,7 +57,7 @@ def test_ids_and_kind(picture, index, read):
 
 def test_an_image_of_several_questions_is_decoded_once(picture, index, read, monkeypatch):
     decoded = []
-    module = sys.modules["ecoflap.plugins.datasets.shared.indexed_images"]
+    module = sys.modules["ecoflap.plugins.datasets.shared.image_files"]
     monkeypatch.setattr(module, "read_image", lambda file: decoded.append(file.name) or Pictures.new("RGB", (1, 1)))
     names = ["a.png", "a.png", "b.png", "a.png"]
     file = index([{"image": picture(name), "question": "Which?", "answers": ["this"]} for name in names])
@@ -141,7 +142,7 @@ def test_a_dataset_of_pil_images(hub, read):
     assert asked == [("org/vqa", "en", "validation")]
     assert all(sample.question == f"{sample.image.getpixel((0, 0))[0]}?" for sample in found)
     assert all(sample.answers == (sample.question.rstrip("?"),) for sample in found)
-    assert list(ImageQuestionAnswer(dataset="org/vqa").problems()) == []  # nothing is fetched for a plan
+    assert list(ImageQuestionAnswer(dataset="org/vqa").problems(context())) == []  # nothing is fetched for a plan
 
 
 def test_a_dataset_of_bytes_and_paths(hub, read, tmp_path, picture):

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from plan_contexts import context
 
 from ecoflap import load_registry
-from ecoflap.core.contracts.protocols import Dataset
+from ecoflap.core.contracts.protocols import Dataset, ignore
 from ecoflap.core.errors import DataError, RecipeError
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.plugins.datasets.image_text import ImageText
@@ -87,11 +88,7 @@ def test_one_of_several_captions(picture, index, read):
     data = ImageText(path=file, samples=None, order="first", captions="random")
     assert set(texts(read(data))) == {"one", "two", "three"}
     assert texts(read(data)) == texts(read(data))
-    assert texts(read(data)) != texts(read(ImageText(**{**vars_of(data), "seed": 1})))
-
-
-def vars_of(data):
-    return {name: value for name, value in vars(data).items() if name != "notes"}
+    assert texts(read(data)) != texts(read(ImageText(**{**vars(data), "seed": 1})))
 
 
 def test_a_prefix_and_the_rest(picture, index, read):
@@ -217,11 +214,11 @@ def test_all_flaws_are_told_at_once(flawed, read, tmp_path):
         "image_text: 4 of 12 rows have an empty caption: index.jsonl:8; index.jsonl:9; index.jsonl:10; index.jsonl:11. "
         "Mend them, or set skip: [empty] to pass over such rows."
     )
-    assert list(data.problems()) == [missing, empty]  # no image is opened for a plan
+    assert list(data.problems(context())) == [missing, empty]  # no image is opened for a plan
 
 
 def test_only_rows_that_are_drawn_are_looked_at(flawed, read):
-    assert list(ImageText(path=flawed, samples=1, order="first").problems()) == []
+    assert list(ImageText(path=flawed, samples=1, order="first").problems(context())) == []
     assert len(read(ImageText(path=flawed, samples=1, order="first"))) == 1
 
 
@@ -235,25 +232,23 @@ def test_five_are_named_and_all_counted(picture, index, told):
 
 
 @pytest.mark.parametrize("order", ["first", "random"])
-def test_others_are_drawn_in_place_of_those_passed_over(flawed, read, order):
+def test_others_are_drawn_in_place_of_those_passed_over(flawed, read, noted, order):
     data = ImageText(path=flawed, samples=4, skip=True, order=order)
-    assert list(data.problems()) == []
+    assert list(data.problems(context())) == []
     assert texts(read(data)) == ["good"] * 4
-    assert len(data.notes) == 3
-    assert read(data)
-    assert len(data.notes) == 3  # of the last pass alone
+    assert len(noted(data)) == 3
+    assert len(noted(data)) == 3  # of the last pass alone
 
 
-def test_what_was_passed_over_is_counted_and_named(flawed, read):
+def test_what_was_passed_over_is_counted_and_named(flawed, read, noted):
     data = ImageText(path=flawed, samples=4, skip=True, order="first")
-    read(data)
-    assert data.notes[2] == (
-        "image_text: 4 of 12 rows have an empty caption: index.jsonl:8; index.jsonl:9; index.jsonl:10; index.jsonl:11. "
+    assert noted(data)[2] == (
+        "4 of 12 rows have an empty caption: index.jsonl:8; index.jsonl:9; index.jsonl:10; index.jsonl:11. "
         "They were passed over."
     )
     data = ImageText(path=flawed, samples=1, skip=True, order="first")
     assert len(read(data)) == 1
-    assert data.notes == []
+    assert noted(data) == []
 
 
 def test_all_that_are_good(flawed, read):
@@ -288,9 +283,9 @@ def test_nothing_is_yielded_after_an_error(flawed):
 
     from ecoflap.adapters.llama import LlamaAdapter
 
-    found = []
+    found, data = [], ImageText(path=flawed, samples=12)
     with pytest.raises(DataError):
-        found.extend(sample.text for sample in ImageText(path=flawed, samples=12)(LlamaAdapter(), nn.Identity()))
+        found.extend(sample.text for sample in data(LlamaAdapter(), nn.Identity(), ignore))
     assert len(found) < 4
 
 
@@ -331,16 +326,17 @@ def test_parameters_that_cannot_be(parameters, problem, read):
     data = ImageText(**parameters)
     with pytest.raises(DataError, match=problem) as caught:
         read(data)
-    assert list(data.problems()) == list(caught.value.problems)
+    assert list(data.problems(context())) == list(caught.value.problems)
     assert all(said.startswith("image_text: ") for said in caught.value.problems)
 
 
 @pytest.mark.parametrize(("module", "extra"), [("PIL", "images"), ("datasets", "datasets")])
 def test_libraries_that_are_not_installed(module, extra, monkeypatch):
-    name = "ecoflap.plugins.datasets.shared.indexed_images"
     found = {module: None}
-    monkeypatch.setattr(sys.modules[name], "find_spec", lambda asked: found.get(asked, ModuleSpec(asked, None)))
-    (said,) = ImageText(dataset="org/pictures").problems()
+    for name in ("indexed_images", "stored_tables"):
+        asking = sys.modules[f"ecoflap.plugins.datasets.shared.{name}"]
+        monkeypatch.setattr(asking, "find_spec", lambda asked: found.get(asked, ModuleSpec(asked, None)))
+    (said,) = ImageText(dataset="org/pictures").problems(context())
     assert said.endswith(f"pip install 'ecoflap[{extra}]'.")
 
 
@@ -424,7 +420,6 @@ def test_parameters_as_a_recipe_writes_them(more, given_value, tmp_path):
     data = recipe.calibration.data.build()
     assert data.path == tmp_path / "a"
     assert getattr(data, more.partition(":")[0]) == given_value
-    assert "notes" not in recipe.calibration.data.parameters
 
 
 def test_a_part_object_from_python(tmp_path):

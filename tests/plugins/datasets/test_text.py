@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from plan_contexts import context
 
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.contracts.protocols import Dataset
+from ecoflap.core.contracts.protocols import Dataset, ignore
 from ecoflap.core.errors import DataError
 from ecoflap.plugins.datasets.text import Text
 
@@ -19,7 +20,7 @@ def windows(pico_llama: Callable[..., Any], pico_tokenizer: Any) -> Callable[[Te
     adapter.processor = pico_tokenizer
 
     def read(text: Text) -> list[list[int]]:
-        found = [sample.tokens for sample in text(adapter, model)]
+        found = [sample.tokens for sample in text(adapter, model, ignore)]
         assert all(tokens is not None and tokens.dtype == torch.int64 for tokens in found)
         return [tokens.tolist() for tokens in found if tokens is not None]
 
@@ -125,6 +126,13 @@ def test_line_separators_inside_a_document(tmp_path: Path, windows: Callable[[Te
     assert windows(text) == [[3, 4], [5, 6]]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, windows: Callable[[Text], list[list[int]]]):
+    (tmp_path / "a.txt").write_text("the of", encoding="utf-8-sig")
+    (tmp_path / "b.jsonl").write_text('{"text": "and in"}', encoding="utf-8-sig")
+    paths = (tmp_path / "a.txt", tmp_path / "b.jsonl")
+    assert windows(Text(path=paths, order="consecutive", samples=None, sequence_length=2)) == [[3, 4], [5, 6]]
+
+
 def test_length_is_the_models_own(tmp_path: Path, windows: Callable[[Text], list[list[int]]]):
     file = lines(tmp_path / "a.jsonl", [words(0, 300)])
     assert [len(window) for window in windows(Text(path=file, samples=2))] == [128, 128]
@@ -161,6 +169,17 @@ def test_hub_dataset(tmp_path: Path, windows: Callable[[Text], list[list[int]]],
         windows(Text(dataset="org/words", column="txt"))
 
 
+def test_a_data_set_that_was_saved(tmp_path: Path, windows: Callable[[Text], list[list[int]]]):
+    datasets = pytest.importorskip("datasets")
+    splits = {"train": {"text": ["the of and"]}, "test": {"text": ["in to a"]}}
+    saved = datasets.DatasetDict({name: datasets.Dataset.from_dict(rows) for name, rows in splits.items()})
+    saved.save_to_disk(tmp_path / "saved")
+    text = Text(dataset=str(tmp_path / "saved"), split="test", order="consecutive", samples=1, sequence_length=3)
+    assert windows(text) == [[6, 7, 8]]
+    with pytest.raises(DataError, match=r"^text: dataset .* has no split 'tests'\. Did you mean 'test'\?"):
+        windows(Text(dataset=str(tmp_path / "saved"), split="tests"))
+
+
 def test_hub_dataset_out_of_reach(windows: Callable[[Text], list[list[int]]], monkeypatch: pytest.MonkeyPatch):
     datasets = pytest.importorskip("datasets")
 
@@ -192,7 +211,7 @@ def test_plan_hears_of_missing_files(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.pdf").touch()
     paths = (tmp_path / "wikpedia.jsonl", tmp_path / "empty", tmp_path / "a.pdf", tmp_path / "wikipedia.jsonl")
-    problems = list(Text(path=paths).problems())
+    problems = list(Text(path=paths).problems(context()))
     assert len(problems) == 3
     assert "does not exist. Did you mean 'wikipedia.jsonl'?" in problems[0]
     assert "holds no text" in problems[1]
@@ -248,4 +267,4 @@ def test_portion_of_a_single_document(tmp_path: Path, windows: Callable[[Text], 
 
 def test_model_without_tokenizer(pico_llama: Callable[..., Any]):
     with pytest.raises(DataError, match="without a tokenizer"):
-        next(Text(sequence_length=8)(LlamaAdapter(), pico_llama(layers=1)))
+        next(Text(sequence_length=8)(LlamaAdapter(), pico_llama(layers=1), ignore))

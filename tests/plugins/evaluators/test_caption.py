@@ -1,12 +1,13 @@
 from typing import Any
 
 import pytest
+from plan_contexts import context
 from speaking import Given, Parrot
 from torch import nn
 
 import ecoflap
 from ecoflap.core.contracts.abilities import Generates, Generation
-from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, EcoflapError
 from ecoflap.core.recipe.load import parse_recipe
@@ -14,7 +15,7 @@ from ecoflap.plugins.evaluators import caption
 from ecoflap.plugins.evaluators.caption import Caption
 from ecoflap.plugins.evaluators.shared import caption_scores
 
-pytest.importorskip("pycocoevalcap", reason="pip install 'ecoflap[evaluate]'")
+pytest.importorskip("pycocoevalcap", reason="pip install 'ecoflap[caption]'")
 
 MODEL = nn.Identity()
 PROMPT = "a photo of"
@@ -42,7 +43,7 @@ def test_is_an_evaluator_that_wants_texts():
 def test_scores_what_is_said_against_all_captions():
     """Rouge and Bleu of texts that are references are 1, however they are written; one of two was broken off."""
     adapter = Silent("the Cat!", "A dog runs…")
-    found = Caption(Given(TWO))(MODEL, adapter)
+    found = Caption(Given(TWO))(MODEL, adapter, ignore)
     assert list(found) == ["cider", "bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-l", "caption ended"]
     for name in ("bleu-1", "bleu-2", "rouge-l"):
         assert found[name].value == pytest.approx(1, rel=1e-6)
@@ -55,41 +56,43 @@ def test_scores_what_is_said_against_all_captions():
 
 @pytest.mark.parametrize("said", ["a photo of the cat", "A photo of the cat", "the cat"])
 def test_a_prompt_that_is_said_again_does_not_count(said: str):
-    found = Caption(Given(TWO), metrics=("rouge",))(MODEL, Silent(said, "a dog runs"))
+    found = Caption(Given(TWO), metrics=("rouge",))(MODEL, Silent(said, "a dog runs"), ignore)
     assert found["rouge-l"].value == pytest.approx(1)
 
 
 def test_a_caption_that_begins_like_the_prompt_is_kept():
     samples = [Sample(text="a photo offers"), Sample(text="a photo of a man")]
-    found = Caption(Given(samples), metrics=("rouge",))(MODEL, Silent("a photo offers", "a photo of a photo of a man"))
+    adapter = Silent("a photo offers", "a photo of a photo of a man")
+    found = Caption(Given(samples), metrics=("rouge",))(MODEL, adapter, ignore)
     assert found["rouge-l"].value == pytest.approx((1 + (2.44 * 1 / (1 + 1.44 * 1))) / 2, abs=0.1)
 
 
 def test_without_a_prompt_nothing_is_asked():
     adapter = Silent("the cat", "a dog runs")
-    Caption(Given(TWO), prompt="", metrics=("rouge",), batch_size=1)(MODEL, adapter)
+    Caption(Given(TWO), prompt="", metrics=("rouge",), batch_size=1)(MODEL, adapter, ignore)
     assert adapter.asked == [[None], [None]]
 
 
 def test_empty_captions_are_noted():
+    notes: list[str] = []
     evaluator = Caption(Given(TWO), metrics=("rouge", "cider"))
-    assert evaluator(MODEL, Silent("", "..."))["rouge-l"].value == 0
-    assert evaluator.notes == ["2 of 2 captions are empty."]
+    assert evaluator(MODEL, Silent("", "..."), notes.append)["rouge-l"].value == 0
+    assert notes == ["2 of 2 captions are empty."]
 
 
 def test_samples_without_a_caption_are_told_before_the_first_text():
     adapter = Silent()
     with pytest.raises(DataError, match=r"caption: 2 of 4 samples .* no caption with a word in it: number 2, 3\."):
-        Caption(Given([*TWO, Sample(text="..."), Sample(question="x")]))(MODEL, adapter)
+        Caption(Given([*TWO, Sample(text="..."), Sample(question="x")]))(MODEL, adapter, ignore)
     assert adapter.asked == []
 
 
 def test_what_is_missing_is_told_before_a_run_and_by_itself(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(caption_scores, "find_spec", lambda name: None)
-    told = ["scoring captions needs pycocoevalcap: pip install 'ecoflap[evaluate]'."]
-    assert list(Caption(Given(TWO)).problems()) == told
+    told = ["scoring captions needs pycocoevalcap: pip install 'ecoflap[caption]'."]
+    assert list(Caption(Given(TWO)).problems(context())) == told
     with pytest.raises(DataError, match="caption: scoring captions needs pycocoevalcap"):
-        Caption(Given(TWO))(MODEL, Silent())
+        Caption(Given(TWO))(MODEL, Silent(), ignore)
 
 
 def test_every_metric_has_a_scorer():

@@ -9,7 +9,7 @@ import pico_vit
 import pytest
 import torch
 
-from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.plugins.evaluators.classification import Classification
@@ -18,10 +18,13 @@ from ecoflap.plugins.evaluators.classification import Classification
 @dataclass(frozen=True)
 class Given:
     samples: tuple[Sample, ...] = ()
-    classes: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
 
-    def __call__(self, adapter: Any, model: Any) -> Iterator[Sample]:
+    def __call__(self, adapter: Any, model: Any, note: Any) -> Iterator[Sample]:
         yield from self.samples
+
+    def classes(self) -> tuple[str, ...] | None:
+        return self.names
 
 
 def labelled(labels: list[int | None]) -> tuple[Sample, ...]:
@@ -40,9 +43,9 @@ def test_is_an_evaluator():
 def test_by_hand():
     model, adapter, samples = classifier(8), pico_vit.adapter(), labelled([n % 8 for n in range(11)])
     with torch.no_grad():
-        logits = classifier(8).double()(pixel_values=adapter.collate(samples)["pixel_values"].double()).logits
+        logits = classifier(8).double()(pixel_values=adapter.collate(model, samples)["pixel_values"].double()).logits
     right = logits.argsort(1, descending=True) == torch.tensor([n % 8 for n in range(11)])[:, None]
-    found = Classification(Given(samples), batch_size=4)(model, adapter)
+    found = Classification(Given(samples), batch_size=4)(model, adapter, ignore)
     assert found.keys() == {"top-1", "top-5"}
     assert found["top-1"].value == pytest.approx(float(right[:, 0].double().mean()))
     assert found["top-5"].value == pytest.approx(float(right[:, :5].any(1).double().mean()))
@@ -54,13 +57,13 @@ def test_a_model_that_knows_nothing_is_right_by_chance():
     model, samples = classifier(8), labelled([n % 8 for n in range(8)])
     model.classifier.weight.data.zero_()
     model.classifier.bias.data.zero_()
-    found = Classification(Given(samples))(model, pico_vit.adapter())
+    found = Classification(Given(samples))(model, pico_vit.adapter(), ignore)
     assert (found["top-1"].value, found["top-5"].value) == (1 / 8, pytest.approx(5 / 8))
 
 
 def test_of_few_classes_only_the_first_is_told_and_no_graph_is_built():
     model = classifier(5)
-    assert Classification(Given(labelled([0, 4])))(model, pico_vit.adapter()).keys() == {"top-1"}
+    assert Classification(Given(labelled([0, 4])))(model, pico_vit.adapter(), ignore).keys() == {"top-1"}
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -70,20 +73,20 @@ def test_of_few_classes_only_the_first_is_told_and_no_graph_is_built():
         (Given(), "classification: its data holds no image"),
         (Given(labelled([1, None])), "1 of 2 images have no label"),
         (Given(labelled([1, 5])), r"has the labels \[5\], and there are classes 0 to 4"),
-        (Given(labelled([1]), ("cat", "dog")), r"data has 2 classes \(cat, dog …\), and the model's head 5"),
+        (Given(labelled([1]), ("cat", "dog")), r"data has 2 classes \(cat, dog …\), and the model's head has 5: their"),
     ],
 )
 def test_data_it_cannot_use(given: Given, told: str):
     with pytest.raises(DataError, match=told):
-        Classification(given)(classifier(5), pico_vit.adapter())
+        Classification(given)(classifier(5), pico_vit.adapter(), ignore)
 
 
 def test_models_it_cannot_use():
     with pytest.raises(ModelError, match="needs a model that can classify images: a ViTModel has no classifier"):
-        Classification(Given(labelled([1])))(pico_vit.build(), pico_vit.adapter())
+        Classification(Given(labelled([1])))(pico_vit.build(), pico_vit.adapter(), ignore)
     model = classifier(5)
     model.classifier.weight.data.fill_(torch.nan)
     with pytest.raises(ModelError, match="not finite; the model is broken"):
-        Classification(Given(labelled([1])))(model, pico_vit.adapter())
+        Classification(Given(labelled([1])))(model, pico_vit.adapter(), ignore)
     with pytest.raises(ValueError, match="batch_size is 0"):
         Classification(Given(), 0)

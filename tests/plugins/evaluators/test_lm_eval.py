@@ -11,6 +11,7 @@ import pico_clip
 import pico_t5
 import pytest
 import torch
+from plan_contexts import context
 
 pytest.importorskip("lm_eval", reason="pip install 'ecoflap[lm-eval]'")
 
@@ -18,7 +19,7 @@ import lm_eval.tasks
 
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.contracts.protocols import Adapter, Evaluator
+from ecoflap.core.contracts.protocols import Adapter, Evaluator, ignore
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.plugins.evaluators.lm_eval import LmEval, _draws_forgotten
@@ -84,7 +85,7 @@ def test_of_a_decoder_by_hand(tasks: Path, pico_llama: Callable[..., Any], pico_
             logs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         return sum(float(logs[at - 1, ids[at]]) for at in range(len(before), len(ids)))
 
-    found = LmEval(("pick",), tasks, batch_size=4)(model, adapted(LlamaAdapter(), pico_tokenizer))
+    found = LmEval(("pick",), tasks, batch_size=4)(model, adapted(LlamaAdapter(), pico_tokenizer), ignore)
     expected = accuracy(score)
     assert 0 < expected < 1
     assert found["pick acc"].value == pytest.approx(expected)
@@ -103,13 +104,13 @@ def test_of_an_encoder_with_a_decoder_by_hand(tasks: Path):
         # the harness adds no end to a choice
         return sum(float(logs[at, token]) for at, token in enumerate(said[0, :-1].tolist()))
 
-    found = LmEval(("pick",), tasks)(model, adapter)
+    found = LmEval(("pick",), tasks)(model, adapter, ignore)
     assert found["pick acc"].value == pytest.approx(accuracy(score))
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def test_a_group_is_told_by_its_own_value(tasks: Path, pico_llama: Callable[..., Any], pico_tokenizer: Any):
-    found = LmEval(("both",), tasks, limit=3)(pico_llama(), adapted(LlamaAdapter(), pico_tokenizer))
+    found = LmEval(("both",), tasks, limit=3)(pico_llama(), adapted(LlamaAdapter(), pico_tokenizer), ignore)
     assert [*found] == ["both acc"]
     assert found["both acc"].n == 6
 
@@ -120,7 +121,7 @@ def test_nothing_else_is_changed(tasks: Path, pico_llama: Callable[..., Any], pi
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 1)
     torch.manual_seed(3)
     states = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    first, second = (LmEval(("pick",), tasks, num_fewshot=0, seed=seed)(model, adapter) for seed in (1, 1))
+    first, second = (LmEval(("pick",), tasks, num_fewshot=0, seed=seed)(model, adapter, ignore) for seed in (1, 1))
     assert first == second
     assert states == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
     assert model.lm_head.weight is not model.model.embed_tokens.weight
@@ -136,8 +137,8 @@ def test_not_even_what_is_random_in_python():
 
 
 def test_unknown_tasks_are_told_with_the_nearest(tasks: Path):
-    assert [*LmEval(("pick", "both"), tasks).problems()] == []
-    (told,) = LmEval(("pick", "pick_agian"), tasks).problems()
+    assert [*LmEval(("pick", "both"), tasks).problems(context())] == []
+    (told,) = LmEval(("pick", "pick_agian"), tasks).problems(context())
     assert "the harness knows no 'pick_agian'" in told
     assert "Did you mean 'pick_again'?" in told
 
@@ -145,12 +146,12 @@ def test_unknown_tasks_are_told_with_the_nearest(tasks: Path):
 def test_of_what_it_cannot_be_asked(tasks: Path, monkeypatch: pytest.MonkeyPatch):
     adapter, model = ClipAdapter(), pico_clip.clip()
     anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
-    assert [*LmEval(("pick",), tasks).problems(anatomy)] == [
+    assert [*LmEval(("pick",), tasks).problems(context(anatomy=anatomy))] == [
         "lm_eval is for language models, and this one looks at images."
     ]
-    assert "is no folder" in next(LmEval(("pick",), tasks / "none").problems())
+    assert "is no folder" in next(LmEval(("pick",), tasks / "none").problems(context()))
     monkeypatch.setattr("ecoflap.plugins.evaluators.lm_eval.find_spec", lambda name: None)
-    assert [*LmEval(("pick",)).problems()] == [
+    assert [*LmEval(("pick",)).problems(context())] == [
         "lm_eval needs EleutherAI's harness: pip install 'ecoflap[lm-eval]'."
     ]  # fmt: skip
 
@@ -159,12 +160,12 @@ def test_a_model_without_tokenizer_and_data_that_are_not_there(
     tasks: Path, pico_llama: Callable[..., Any], pico_tokenizer: Any
 ):
     with pytest.raises(ModelError, match="lm_eval needs the model's tokenizer"):
-        LmEval(("pick",), tasks)(pico_llama(), LlamaAdapter())
+        LmEval(("pick",), tasks)(pico_llama(), LlamaAdapter(), ignore)
     (tasks.parent / "questions.jsonl").unlink()
     with pytest.raises(DataError, match=r"questions\.jsonl.* Data of its tasks come from the Hugging Face hub"):
-        LmEval(("pick",), tasks)(pico_llama(), adapted(LlamaAdapter(), pico_tokenizer))
+        LmEval(("pick",), tasks)(pico_llama(), adapted(LlamaAdapter(), pico_tokenizer), ignore)
     with pytest.raises(DataError, match="knows no 'none'"):
-        LmEval(("none",), tasks)(pico_llama(), LlamaAdapter())
+        LmEval(("none",), tasks)(pico_llama(), LlamaAdapter(), ignore)
 
 
 @pytest.mark.parametrize("wrong", [{"tasks": ()}, {"limit": 0}, {"num_fewshot": -1}, {"batch_size": 0}])

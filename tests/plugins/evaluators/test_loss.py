@@ -12,7 +12,7 @@ from torch import nn
 import ecoflap
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.shared.contrastive import pair_problems
-from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.recipe.load import parse_recipe
@@ -43,7 +43,7 @@ def test_is_an_evaluator():
 def test_by_hand():
     """Batches of 2, 2 and 1 + 2: the last sample, alone, joins those before."""
     adapter = Counted()
-    found = Loss(numbers(1, 3, 2, 2, 9), 2)(nn.Identity(), adapter)["loss"]
+    found = Loss(numbers(1, 3, 2, 2, 9), 2)(nn.Identity(), adapter, ignore)["loss"]
     assert adapter.batches == [[1, 3], [2, 2, 9]]
     assert found.value == pytest.approx(17 / 5)
     assert (found.n, found.unit, found.larger_is_better) == (5, "samples", False)
@@ -57,16 +57,16 @@ def test_by_hand():
 )
 def test_no_sample_is_alone_in_a_larger_batch(count: int, size: int, wanted: list[int]):
     adapter = Counted()
-    Loss(numbers(*range(count)), size)(nn.Identity(), adapter)
+    Loss(numbers(*range(count)), size)(nn.Identity(), adapter, ignore)
     assert [len(batch) for batch in adapter.batches] == wanted
     assert [value for batch in adapter.batches for value in batch] == list(range(count))
 
 
 def test_of_single_samples_the_error_is_that_of_a_mean():
-    found = Loss(numbers(1, 2, 3, 6), 1)(nn.Identity(), Counted())["loss"]
+    found = Loss(numbers(1, 2, 3, 6), 1)(nn.Identity(), Counted(), ignore)["loss"]
     assert found.value == 3
     assert found.standard_error == pytest.approx(stdev([1, 2, 3, 6]) / 2)
-    assert Loss(numbers(5))(nn.Identity(), Counted())["loss"].standard_error == math.inf
+    assert Loss(numbers(5))(nn.Identity(), Counted(), ignore)["loss"].standard_error == math.inf
 
 
 SOME = ("t5_untied_gated", "blip2_opt", "clip", "vit_classifier", "lavis BLIP-2 T5", "lavis BLIP-2 retrieval")
@@ -77,10 +77,14 @@ def test_is_the_adapters_own(row: str):
     model, adapter, data = ROWS[row].build(), ROWS[row].adapter(), ROWS[row].samples(4)
     adapter.towers(model)
     with torch.no_grad():
-        halves = [float(adapter.loss(model, adapter.collate(data[at : at + 2]))) for at in (0, 2)]
-    found = Loss(Given(data), 2)(model, adapter)["loss"]
+        halves = [float(adapter.loss(model, adapter.collate(model, data[at : at + 2]))) for at in (0, 2)]
+    found = Loss(Given(data), 2)(model, adapter, ignore)["loss"]
     assert found.value == pytest.approx(sum(halves) / 2)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_says_how_many_samples_the_loss_is_given():
+    assert Loss(Given([]), 3).loss_batch_size == 3
 
 
 def test_a_contrastive_loss_is_refused_a_batch_of_one():
@@ -97,11 +101,11 @@ def test_a_contrastive_loss_is_refused_a_batch_of_one():
 
 def test_a_broken_model_and_no_data():
     with pytest.raises(DataError, match="loss: its data holds no sample"):
-        Loss(Given([]))(nn.Identity(), Counted())
+        Loss(Given([]))(nn.Identity(), Counted(), ignore)
     model = pico_t5.build()
     model.lm_head.weight.data[:] = math.nan
-    with pytest.raises(ModelError, match="loss: that of batch 0 is nan; the model is broken"):
-        Loss(Given(pico_t5.questions(2)))(model, pico_t5.adapter())
+    with pytest.raises(ModelError, match="loss: the loss of batch 0 is nan; the model is broken"):
+        Loss(Given(pico_t5.questions(2)))(model, pico_t5.adapter(), ignore)
     with pytest.raises(EcoflapError, match="batch_size is 0; at least 1 is needed"):
         parse_recipe(
             {"version": 1, "model": "./m", "sparsity": 0.5, "prune": "magnitude", "evaluate": {

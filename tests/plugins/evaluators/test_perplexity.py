@@ -9,7 +9,7 @@ import torch
 
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.t5 import T5Adapter
-from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.plugins.evaluators.perplexity import Perplexity, measure
@@ -21,7 +21,7 @@ class Windows:
 
     samples: tuple[Sample, ...]
 
-    def __call__(self, adapter: Any, model: Any) -> Iterator[Sample]:
+    def __call__(self, adapter: Any, model: Any, note: Any) -> Iterator[Sample]:
         yield from self.samples
 
 
@@ -35,7 +35,7 @@ def test_is_an_evaluator():
 
 def test_by_hand(pico_llama: Callable[..., Any]):
     model, samples = pico_llama(), tuple(sample(length, length) for length in (10, 30, 21))
-    found = Perplexity(Windows(samples))(model, LlamaAdapter())["perplexity"]
+    found = Perplexity(Windows(samples))(model, LlamaAdapter(), ignore)["perplexity"]
     terms: list[float] = []
     for window in samples:
         assert window.tokens is not None
@@ -51,7 +51,7 @@ def test_of_an_encoder_with_a_decoder_by_hand():
     """Only the decoder's half of a window is predicted."""
     model, samples = pico_t5.build(), tuple(sample(length, length).tokens for length in (10, 15, 21))
     windows = tuple(Sample(tokens=tokens) for tokens in samples)
-    found = Perplexity(Windows(windows))(model, T5Adapter())["perplexity"]
+    found = Perplexity(Windows(windows))(model, T5Adapter(), ignore)["perplexity"]
     terms: list[float] = []
     for window in samples:
         assert window is not None
@@ -77,15 +77,15 @@ def test_standard_error_of_one_window_is_unknown():
 
 def test_builds_no_graph(pico_llama: Callable[..., Any]):
     model = pico_llama()
-    Perplexity(Windows((sample(10, 0),)))(model, LlamaAdapter())
+    Perplexity(Windows((sample(10, 0),)))(model, LlamaAdapter(), ignore)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_names_the_window_with_a_broken_loss(pico_llama: Callable[..., Any]):
     model = pico_llama()
     model.lm_head.weight.data[:, 0] = math.nan
-    with pytest.raises(ModelError, match="the loss of window 0 is nan"):
-        Perplexity(Windows((sample(10, 0),)))(model, LlamaAdapter())
+    with pytest.raises(ModelError, match="perplexity: the loss of batch 0 is nan"):
+        Perplexity(Windows((sample(10, 0),)))(model, LlamaAdapter(), ignore)
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_names_the_window_with_a_broken_loss(pico_llama: Callable[..., Any]):
 )
 def test_data_it_cannot_use(samples: tuple[Sample, ...], problem: str, pico_llama: Callable[..., Any]):
     with pytest.raises(DataError, match=problem):
-        Perplexity(Windows(samples))(pico_llama(), LlamaAdapter())
+        Perplexity(Windows(samples))(pico_llama(), LlamaAdapter(), ignore)

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.vit import VitAdapter
-from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.recipe.load import parse_recipe
-from ecoflap.core.record.evaluations import Evaluator as Evaluation
+from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
 from ecoflap.plugins.evaluators.retrieval import Retrieval
-from ecoflap.plugins.evaluators.shared import comparing
+from ecoflap.plugins.evaluators.shared import retrieval_rows
 
 needs_clip = pytest.mark.skipif("clip" not in ROWS, reason="transformers here is too old for it")
 
@@ -42,7 +42,7 @@ class Given:
 
     samples: tuple[Sample, ...]
 
-    def __call__(self, adapter: Any, model: Any) -> Iterator[Sample]:
+    def __call__(self, adapter: Any, model: Any, note: Any) -> Iterator[Sample]:
         yield from self.samples
 
 
@@ -108,7 +108,7 @@ def test_by_hand():
         {"a1": [0.8, 0.6], "a2": [1.0, -0.1], "b1": [0.5, 0.7], "c1": [0.55, 0.9]},
     )
     data = Given((image("a", "a1", "a2"), image("b", "b1"), image("c", "c1")))
-    found = Retrieval(data, batch_size=2)(MODEL, adapter)
+    found = Retrieval(data, batch_size=2)(MODEL, adapter, ignore)
     assert found.keys() == {"TR@1", "IR@1"}
     similarity = [[0.8, 1.0, 0.5, 0.55], [0.6, -0.1, 0.7, 0.9], [0.96, 0.52, 0.86, 1.05]]
     assert by_definition(similarity, [0, 0, 1, 2], 1) == (2 / 3, 0.5)
@@ -135,8 +135,9 @@ def test_against_the_definition_in_slices_of_any_size(images: int, seed: int):
         {text: [row[place] for row in similarity] for place, text in enumerate(texts)},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparing, "CELLS", random.choice([1, 40, 10**6]))
-        found = Retrieval(Given(tuple(image(n, *own) for n, own in enumerate(captions))), batch_size=5)(MODEL, adapter)
+        patch.setattr(retrieval_rows, "CELLS", random.choice([1, 40, 10**6]))
+        data = Given(tuple(image(n, *own) for n, own in enumerate(captions)))
+        found = Retrieval(data, batch_size=5)(MODEL, adapter, ignore)
     for k in (1, 5, 10):
         expected = by_definition(similarity, owners, k)
         assert (found[f"TR@{k}"].value, found[f"IR@{k}"].value) == pytest.approx(expected)
@@ -146,10 +147,12 @@ def test_an_image_in_several_samples_is_one_image():
     vectors = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
     apart = (image("a", "x"), image("b", "z"), image("a", "y"), image("a", "x"))
     rows, whole = Vectors(vectors, TEXTS), Vectors(vectors, TEXTS)
-    evaluator = Retrieval(Given(apart))
-    assert evaluator(MODEL, rows) == Retrieval(Given((image("a", "x", "y"), image("b", "z"))))(MODEL, whole)
+    notes: list[str] = []
+    together = Retrieval(Given((image("a", "x", "y"), image("b", "z"))))(MODEL, whole, notes.append)
+    assert notes == []
+    assert Retrieval(Given(apart))(MODEL, rows, notes.append) == together
     assert rows.seen == whole.seen == ["a", "b"]
-    assert evaluator.notes == ["2 of 4 samples have an image that came before, and add their captions to it"]
+    assert notes == ["2 of 4 samples have an image that came before, and add their captions to it."]
 
 
 TEXTS = {"x": [1.0, 0.2], "y": [0.9, 0.1], "z": [0.2, 1.0]}
@@ -159,14 +162,14 @@ def test_without_names_the_same_picture_is_one_image():
     red, blue = (Image.new("RGB", (2, 2), colour) for colour in ("red", "blue"))
     samples = tuple(Sample(image=one.copy(), text=text) for one, text in ((red, "x"), (blue, "z"), (red, "y")))
     adapter = Vectors({None: [1.0, 0.0]}, TEXTS)
-    found = Retrieval(Given(samples))(MODEL, adapter)
+    found = Retrieval(Given(samples))(MODEL, adapter, ignore)
     assert (found["TR@1"].n, found["IR@1"].n) == (2, 3)
 
 
 def test_a_caption_of_two_images_is_read_once_and_shares_its_hit():
     """Of both images it is the nearest text, and equally near; each is told from the other by nothing."""
     adapter = Vectors({"a": [1.0, 0.0], "b": [1.0, 0.0]}, {"same": [1.0, 0.0]})
-    found = Retrieval(Given((image("a", "same"), image("b", "same"))))(MODEL, adapter)
+    found = Retrieval(Given((image("a", "same"), image("b", "same"))))(MODEL, adapter, ignore)
     assert adapter.read == ["same"]
     assert (found["TR@1"].value, found["IR@1"].value) == (0.5, 0.5)
 
@@ -176,7 +179,7 @@ def test_or_is_right_for_both():
     vectors = {"a": [1.0, 0.0], "b": [0.9, 0.0], "c": [0.0, 1.0]}
     adapter = Vectors(vectors, {"same": [1.0, 0.0], "own": [0.2, 1.0], "other": [0.0, 0.9]})
     data = Given((image("a", "same"), image("b", "same", "other"), image("c", "own")))
-    found, strict = Retrieval(data, shared=True)(MODEL, adapter), Retrieval(data)(MODEL, adapter)
+    found, strict = Retrieval(data, shared=True)(MODEL, adapter, ignore), Retrieval(data)(MODEL, adapter, ignore)
     assert (found["TR@1"].value, found["IR@1"].value) == (1.0, 0.75)
     assert (strict["TR@1"].value, strict["IR@1"].value) == (pytest.approx(2 / 3), 0.5)
 
@@ -195,7 +198,7 @@ def test_texts_and_images_are_embedded_no_more_than_a_batch_at_a_time():
             return super().embed_images(model, samples)
 
     adapter = Counted({n: [1.0, n] for n in range(5)}, {f"t{n}": [n, 1.0] for n in range(5)})
-    Retrieval(Given(tuple(image(n, f"t{n}") for n in range(5))), batch_size=2)(MODEL, adapter)
+    Retrieval(Given(tuple(image(n, f"t{n}") for n in range(5))), batch_size=2)(MODEL, adapter, ignore)
     assert held == [2, 2, 1, 2, 2, 1]
 
 
@@ -217,8 +220,8 @@ def test_reranking_puts_the_nearest_in_the_order_of_both():
     matches = {(n, f"t{place}"): 5.0 * (n == place) - 0.01 * place for n in range(11) for place in range(11)}
     adapter = Matches(*table(similarity), matches=matches)
     data = Given(tuple(image(n, f"t{n}") for n in range(11)))
-    assert Retrieval(data)(MODEL, adapter)["TR@1"].value < 0.2
-    found = Retrieval(data, rerank=10)(MODEL, adapter)
+    assert Retrieval(data)(MODEL, adapter, ignore)["TR@1"].value < 0.2
+    found = Retrieval(data, rerank=10)(MODEL, adapter, ignore)
     assert [round(11 * found[name].value) for name in ("TR@1", "TR@10", "IR@1", "IR@10")] == [7, 7, 8, 8]
     assert len(set(adapter.asked)) == len(adapter.asked) > 80
 
@@ -227,7 +230,7 @@ def test_reranking_puts_the_nearest_in_the_order_of_both():
 def test_reranking_by_blip_2_is_similarity_plus_match():
     model, adapter = pico_blip2.build_retrieval(), pico_blip2.retrieval_adapter()
     samples = tuple(pico_blip2.captions(11))
-    found = Retrieval(Given(samples), rerank=128, batch_size=4)(model, adapter)
+    found = Retrieval(Given(samples), rerank=128, batch_size=4)(model, adapter, ignore)
     texts = [str(sample.text) for sample in samples]
     with torch.no_grad():
         near = adapter.similarity(model, adapter.embed_images(model, samples), adapter.embed_texts(model, texts))
@@ -241,10 +244,10 @@ def test_reranking_by_blip_2_is_similarity_plus_match():
 def test_of_clip_against_its_own_forward():
     family = pico_clip.FAMILIES["clip"]
     model, adapter, samples = family.build(), family.adapter(), tuple(family.samples(12))
-    batch = adapter.collate(samples)
+    batch = adapter.collate(model, samples)
     with torch.no_grad():
         scores = model(**{n: batch[n] for n in ("pixel_values", "input_ids", "attention_mask")}).logits_per_image
-    found = Retrieval(Given(samples), batch_size=5)(model, adapter)
+    found = Retrieval(Given(samples), batch_size=5)(model, adapter, ignore)
     for k in (1, 5, 10):
         expected = by_definition(scores.tolist(), list(range(12)), k)
         assert (found[f"TR@{k}"].value, found[f"IR@{k}"].value) == pytest.approx(expected)
@@ -264,8 +267,9 @@ def test_as_a_recipe_has_it_with_a_row_for_each_caption(tmp_path: Path):
     recipe["evaluate"] = {"use": "ecoflap.plugins.evaluators.retrieval:Retrieval", "data": data}
     (part,) = prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, family.build()).recipe.evaluate
     evaluator = Evaluation(part)
-    made = evaluator.run(tmp_path / "evaluations.jsonl", "dense", family.build(), family.adapter())
-    assert made.notes == ["6 of 12 samples have an image that came before, and add their captions to it"]
+    notes: list[str] = []
+    evaluator.run(tmp_path / "evaluations.jsonl", "dense", family.build(), family.adapter(), notes.append)
+    assert notes == ["6 of 12 samples have an image that came before, and add their captions to it."]
     line = evaluator.line(tmp_path / "evaluations.jsonl", "dense")
     assert line is not None
     counts = {name: measure["n"] for name, measure in line["measures"].items()}
@@ -283,31 +287,44 @@ def test_as_a_recipe_has_it_with_a_row_for_each_caption(tmp_path: Path):
 )
 def test_data_it_cannot_use(samples: tuple[Sample, ...], told: str):
     with pytest.raises(DataError, match=told):
-        Retrieval(Given(samples))(MODEL, Vectors({"a": [1.0, 0.0]}, TEXTS))
+        Retrieval(Given(samples))(MODEL, Vectors({"a": [1.0, 0.0]}, TEXTS), ignore)
 
 
 def test_models_it_cannot_use():
     samples = Given((image("a", "x"), image("b", "y")))
     broken = Vectors({"a": [math.nan, 0.0], "b": [0.0, 1.0]}, TEXTS)
     with pytest.raises(ModelError, match="embeddings are not finite"):
-        Retrieval(samples)(MODEL, broken)
+        Retrieval(samples)(MODEL, broken, ignore)
     with pytest.raises(ModelError, match=r"rerank needs a model with a matching head.*Vectors knows none"):
-        Retrieval(samples, rerank=128)(MODEL, broken)
+        Retrieval(samples, rerank=128)(MODEL, broken, ignore)
     with pytest.raises(ModelError, match="needs a model that can compare images with texts: LlamaAdapter has none"):
-        Retrieval(samples)(MODEL, LlamaAdapter())
+        Retrieval(samples)(MODEL, LlamaAdapter(), ignore)
     with pytest.raises(ModelError, match="it is a vision tower alone"):
-        Retrieval(samples)(pico_clip.vision(), pico_clip.vision_adapter())
+        Retrieval(samples)(pico_clip.vision(), pico_clip.vision_adapter(), ignore)
 
 
 def test_data_that_change_between_two_readings_are_told():
     class Once(Given):
-        def __call__(self, adapter: Any, model: Any) -> Iterator[Sample]:
+        def __call__(self, adapter: Any, model: Any, note: Any) -> Iterator[Sample]:
             yield from (image("a", "x"), image("b", "y")) if not adapter.seen else (image("a", "x"),)
 
     vectors = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
     adapter = Matches(vectors, TEXTS, matches={(n, t): 0.0 for n in "ab" for t in "xy"})
     with pytest.raises(DataError, match="1 of 2 images were not there on a second reading"):
-        Retrieval(Once(()), rerank=10)(MODEL, adapter)
+        Retrieval(Once(()), rerank=10)(MODEL, adapter, ignore)
+
+
+def test_what_the_data_note_is_told_once_though_they_are_read_twice():
+    class Noting(Given):
+        def __call__(self, adapter: Any, model: Any, note: Any) -> Iterator[Sample]:
+            yield from self.samples
+            note("3 rows were passed over")
+
+    notes: list[str] = []
+    data = Noting((image("a", "x"), image("b", "y")))
+    matches = {(n, t): 0.0 for n in "ab" for t in "xy"}
+    Retrieval(data, rerank=10)(MODEL, Matches({"a": [1.0, 0.0], "b": [0.0, 1.0]}, TEXTS, matches=matches), notes.append)
+    assert notes == ["3 rows were passed over"]
 
 
 @pytest.mark.parametrize("wrong", [{"rerank": 5}, {"batch_size": 0}])

@@ -11,7 +11,7 @@ from torch import nn
 import ecoflap
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.core.contracts.abilities import Generates, Generation
-from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.recipe.load import parse_recipe
@@ -26,7 +26,7 @@ def ask(question: str, *answers: str, **keys: Any) -> Sample:
 
 def found(samples: list[Sample], lines: dict[str, str], **keys: Any) -> dict[str, Measure]:
     keys = {"prompt": "{}", **keys}
-    return dict(Vqa(Given(samples), **keys)(MODEL, Parrot(lines)))
+    return dict(Vqa(Given(samples), **keys)(MODEL, Parrot(lines), ignore))
 
 
 def test_is_an_evaluator_that_wants_texts():
@@ -79,14 +79,14 @@ def test_with_one_image_the_error_is_unknown():
 def test_the_question_takes_its_place_in_the_prompt():
     parrot = Parrot({"Question: is {this} it? Short answer:": "yes", "Question: q Short answer:": "no"})
     data = Given([ask("is {this} it?", "yes"), ask("q", "yes")])
-    assert Vqa(data)(MODEL, parrot)["vqa"].value == 0.5
+    assert Vqa(data)(MODEL, parrot, ignore)["vqa"].value == 0.5
     assert parrot.generation == Generation(10, 0, 5, -1.0)  # the paper's, by LAVIS' settings
 
 
 def test_samples_go_in_batches():
     questions = [f"q{number}" for number in range(5)]
     parrot = Parrot(dict.fromkeys(questions, "w1"))
-    Vqa(Given([ask(question, "w1") for question in questions]), "{}", batch_size=2)(MODEL, parrot)
+    Vqa(Given([ask(question, "w1") for question in questions]), "{}", batch_size=2)(MODEL, parrot, ignore)
     assert parrot.asked == [["q0", "q1"], ["q2", "q3"], ["q4"]]
 
 
@@ -102,11 +102,14 @@ def test_tokens_are_right_if_they_begin_with_those_of_an_answer():
 
 def test_an_empty_answer_is_wrong_and_is_noted():
     samples = [ask("q0", "?"), ask("q1", "w1"), ask("q2", "w1")]
+    notes: list[str] = []
     evaluator = Vqa(Given(samples), "{}")
-    assert evaluator(MODEL, Parrot({"q0": "", "q1": " ", "q2": "w1"}))["vqa"].value == pytest.approx(1 / 3)
-    assert evaluator.notes == ["2 of 3 answers are empty, and count as wrong."]
-    evaluator(MODEL, Parrot({"q0": "w1", "q1": "w1", "q2": "w1"}))
-    assert evaluator.notes == []
+    silent = Parrot({"q0": "", "q1": " ", "q2": "w1"})
+    assert evaluator(MODEL, silent, notes.append)["vqa"].value == pytest.approx(1 / 3)
+    assert notes == ["2 of 3 answers are empty, and count as wrong."]
+    notes.clear()
+    evaluator(MODEL, Parrot({"q0": "w1", "q1": "w1", "q2": "w1"}), notes.append)
+    assert notes == []
 
 
 def test_measures_by_kind():
@@ -128,7 +131,7 @@ def test_what_samples_lack_is_told_before_the_first_text():
     samples = [ask("q", "w1"), ask("q"), Sample(answers=("w1",)), *[ask("q", " ")] * 6]
     data, parrot = Given(samples), Parrot({"q": "w1"})
     with pytest.raises(EcoflapError) as error:
-        Vqa(data, "{}", batch_size=2)(MODEL, parrot)
+        Vqa(data, "{}", batch_size=2)(MODEL, parrot, ignore)
     assert error.value.problems == (
         "vqa: 7 of 9 samples of its data have no answer: number 1, 3, 4, 5, 6, ….",
         "vqa: 1 of 9 samples of its data have no question: number 2.",
@@ -146,15 +149,15 @@ def test_no_more_than_a_batch_is_read_ahead():
             ahead.append(len(data.read))
             return super().generate(*arguments)
 
-    Vqa(data, "{}", batch_size=3)(MODEL, Watching({"q": "w1"}))
+    Vqa(data, "{}", batch_size=3)(MODEL, Watching({"q": "w1"}), ignore)
     assert ahead == [3, 6, 9]
 
 
 def test_no_data_and_no_texts():
     with pytest.raises(DataError, match="vqa: its data holds no sample"):
-        Vqa(Given([]))(MODEL, Parrot({}))
+        Vqa(Given([]))(MODEL, Parrot({}), ignore)
     with pytest.raises(ModelError, match="vqa needs a model that can make texts"):
-        Vqa(Given([ask("q", "w1")]))(MODEL, ClipAdapter())
+        Vqa(Given([ask("q", "w1")]))(MODEL, ClipAdapter(), ignore)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import pico_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from plan_contexts import context
 from table import ROWS
 
-from ecoflap.core.contracts.protocols import Evaluator
+from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError, RecipeError
 from ecoflap.core.recipe.load import parse_recipe
@@ -32,13 +32,13 @@ TEMPLATES = ("a picture of {}", "{} w0 w1 of")
 class Given:
     """Hands out what it was given, of classes that may have names."""
 
-    samples: tuple[Sample, ...] = ()
+    given: tuple[Sample, ...] = ()
     names: tuple[str, ...] | None = None
+    fetches: bool = False
 
-    def __call__(self, adapter: Any, model: Any) -> Iterator[Sample]:
-        yield from self.samples
+    def __call__(self, adapter: Any, model: Any, note: Any) -> Iterator[Sample]:
+        yield from self.given
 
-    @cached_property
     def classes(self) -> tuple[str, ...] | None:
         return self.names
 
@@ -70,12 +70,12 @@ def test_by_hand():
             read = [adapter.processor.tokenizer(t.format(name), return_tensors="pt") for t in TEMPLATES]
             made = [exact.text_projection(exact.text_model(one.input_ids).pooler_output)[0] for one in read]
             weights.append(F.normalize(torch.stack([one / one.norm() for one in made]).mean(0), dim=0))
-        pixels = adapter.collate(samples)["pixel_values"].double()
+        pixels = adapter.collate(model, samples)["pixel_values"].double()
         seen = exact.visual_projection(exact.vision_model(pixels).pooler_output)
         order = (seen @ torch.stack(weights).T).argsort(1, descending=True)
     labels = torch.tensor([sample.label for sample in samples])
     right = order == labels[:, None]
-    found = ZeroShot(Given(samples, NAMES), templates=TEMPLATES, batch_size=4)(model, adapter)
+    found = ZeroShot(Given(samples, NAMES), templates=TEMPLATES, batch_size=4)(model, adapter, ignore)
     assert found.keys() == {"zero-shot top-1", "zero-shot top-5"}
     assert found["zero-shot top-1"].value == pytest.approx(float(right[:, :1].any(1).double().mean()))
     assert found["zero-shot top-5"].value == pytest.approx(float(right[:, :5].any(1).double().mean()))
@@ -116,7 +116,7 @@ def test_names_come_from_the_data_a_list_or_a_file(tmp_path: Path):
 
 @needs_clip
 def test_among_five_classes_only_the_first_is_told():
-    found = ZeroShot(Given(labelled([0, 1, 2]), NAMES[:5]))(pico_clip.clip(), pico_clip.clip_adapter())
+    found = ZeroShot(Given(labelled([0, 1, 2]), NAMES[:5]))(pico_clip.clip(), pico_clip.clip_adapter(), ignore)
     assert found.keys() == {"zero-shot top-1"}
 
 
@@ -131,12 +131,12 @@ def test_among_five_classes_only_the_first_is_told():
 )
 def test_data_it_cannot_use(labels: list[int | None], told: str):
     with pytest.raises(DataError, match=told):
-        ZeroShot(Given(labelled(labels), NAMES))(pico_clip.clip(), pico_clip.clip_adapter())
+        ZeroShot(Given(labelled(labels), NAMES))(pico_clip.clip(), pico_clip.clip_adapter(), ignore)
 
 
 def test_models_it_cannot_use():
     with pytest.raises(ModelError, match="zero_shot needs a model that can compare images with texts: it is a vision"):
-        ZeroShot(Given(labelled([1]), NAMES))(pico_clip.vision(), pico_clip.vision_adapter())
+        ZeroShot(Given(labelled([1]), NAMES))(pico_clip.vision(), pico_clip.vision_adapter(), ignore)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,22 @@ def test_folders_give_the_names(tmp_path: Path):
         sample.image.save(tmp_path / folder / "0.png")
     evaluator = ZeroShot(Image(path=tmp_path, samples=None))
     assert evaluator._names() == ("w3 of", "w4 a")
-    found = evaluator(pico_clip.clip(), pico_clip.clip_adapter())
+    found = evaluator(pico_clip.clip(), pico_clip.clip_adapter(), ignore)
     assert (found["zero-shot top-1"].n, [*found]) == (2, ["zero-shot top-1"])
 
 
 def test_named_sets_without_open_clip(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ecoflap.plugins.evaluators.shared.prompts.find_spec", lambda name: None)
-    (told,) = ZeroShot(Given(), NAMES, "openai_imagenet").problems()
+    monkeypatch.setattr("ecoflap.plugins.evaluators.shared.class_prompts.find_spec", lambda name: None)
+    (told,) = ZeroShot(Given(), NAMES, "openai_imagenet").problems(context())
     assert told.endswith("are open_clip's: pip install 'ecoflap[clip]', or write them out.")
+
+
+def test_nothing_is_fetched_for_a_plan():
+    @dataclass(frozen=True)
+    class Far(Given):
+        def classes(self) -> tuple[str, ...] | None:
+            raise AssertionError("the network was asked")
+
+    assert list(ZeroShot(Far(fetches=True)).problems(context())) == []
+    (told,) = ZeroShot(Far(fetches=True), ("cat",)).problems(context())
+    assert told == "zero_shot: there are 1 classes; at least two are needed."

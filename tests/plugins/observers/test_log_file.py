@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from made_report import made_report
+
 from ecoflap.core.contracts.events import (
     LayerPruned,
     Progress,
@@ -12,6 +14,7 @@ from ecoflap.core.contracts.events import (
     StageStarted,
     Warned,
 )
+from ecoflap.core.record.report import Report
 from ecoflap.plugins.observers.log_file import LogFile
 
 
@@ -39,10 +42,10 @@ def test_every_event_but_progress_is_a_line(tmp_path):
 
 
 def test_the_report_is_not_repeated_and_a_new_run_has_its_own_log(tmp_path):
-    log = LogFile()
+    log, report = LogFile(), Report.model_validate_json(json.dumps(made_report()))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         log.ecoflap_on_event(RunStarted(tmp_path / name, ()))
-        log.ecoflap_on_event(RunFinished(tmp_path / name, {"sparsity": 0.5}))
+        log.ecoflap_on_event(RunFinished(tmp_path / name, report))
         assert [line["event"] for line in lines(tmp_path / name)] == ["RunStarted", "RunFinished"]
         assert "sparsity" not in (tmp_path / name / "log.jsonl").read_text()

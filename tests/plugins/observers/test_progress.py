@@ -57,6 +57,17 @@ def test_what_an_earlier_process_did_took_no_time(told, now):
     assert told(Done("score", 12, 20, "layers")) == "score: 12 of 20 layers, about 80.0 s left\n"
 
 
+def test_each_step_counts_with_the_time_that_it_took(told, now):
+    """The first event comes when one step is done: its time is counted as little as its work."""
+    told(StageStarted("prune"))
+    now.time += 20
+    told(Done("prune", 1, 5, "blocks"))
+    now.time += 20
+    assert told(Done("prune", 2, 5, "blocks")) == "prune: 2 of 5 blocks, about 60.0 s left\n"
+    now.time += 20
+    assert told(Done("prune", 3, 5, "blocks")) == "prune: 3 of 5 blocks, about 40.0 s left\n"
+
+
 def test_nothing_is_guessed_from_nothing(told, now):
     told(StageStarted("prune"))
     now.time += 20

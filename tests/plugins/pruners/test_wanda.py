@@ -1,5 +1,6 @@
 import pytest
 import torch
+from one_layer import PLACE, seen
 
 from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.errors import EcoflapError
@@ -9,12 +10,6 @@ from ecoflap.plugins.pruners.wanda import Wanda, ecoflap_register_pruners
 
 def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seen(x):
-    norm = ColumnNorm(x.shape[-1])
-    norm.add(x)
-    return norm
 
 
 def sorted_rows(weight, x, pruned):
@@ -38,7 +33,7 @@ def test_is_offered():
 @pytest.mark.parametrize("pruned", [0, 1, 16, 31, 32])
 def test_is_the_method(x, pruned):
     weight = drawn(24, 32)
-    mask, after = Wanda()(weight, seen(x), Keep(24 * (32 - pruned)))
+    mask, after, _ = Wanda()(weight, seen(ColumnNorm, x), Keep(24 * (32 - pruned)), PLACE)
     assert torch.equal(mask, sorted_rows(weight, x, pruned))
     assert torch.equal(after, torch.where(mask, weight, 0.0))
 
@@ -46,7 +41,7 @@ def test_is_the_method(x, pruned):
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 32)])
 def test_is_the_method_in_every_run(x, n, m):
     weight = drawn(24, 32)
-    mask, _ = Wanda()(weight, seen(x), Pattern(n, m))
+    mask, _, _ = Wanda()(weight, seen(ColumnNorm, x), Pattern(n, m), PLACE)
     for start in range(0, 32, m):
         expected = sorted_rows(weight[:, start : start + m], x[..., start : start + m], m - n)
         assert torch.equal(mask[:, start : start + m], expected)
@@ -54,7 +49,7 @@ def test_is_the_method_in_every_run(x, n, m):
 
 def test_by_layer_is_one_threshold(x):
     weight = drawn(24, 32)
-    mask, _ = Wanda("layer")(weight, seen(x), Keep(300))
+    mask, _, _ = Wanda("layer")(weight, seen(ColumnNorm, x), Keep(300), PLACE)
     metric = weight.abs() * x.reshape(-1, 32).norm(dim=0)
     assert mask.sum() == 300
     assert metric[mask].min() > metric[~mask].max()
@@ -62,11 +57,11 @@ def test_by_layer_is_one_threshold(x):
 
 def test_ties_as_in_a_stable_sort():
     weight, x = torch.ones(3, 8), torch.ones(5, 8)
-    assert torch.equal(Wanda()(weight, seen(x), Keep(9)).mask, sorted_rows(weight, x, 5))
+    assert torch.equal(Wanda()(weight, seen(ColumnNorm, x), Keep(9), PLACE).mask, sorted_rows(weight, x, 5))
 
 
 def test_a_remainder_is_spread_over_the_rows(x):
-    counts = Wanda()(drawn(24, 32), seen(x), Keep(24 * 16 + 5)).mask.sum(1)
+    counts = Wanda()(drawn(24, 32), seen(ColumnNorm, x), Keep(24 * 16 + 5), PLACE).mask.sum(1)
     assert counts.sum() == 24 * 16 + 5
     assert counts.max() - counts.min() == 1
 
@@ -75,10 +70,10 @@ def test_zeros_go_first_then_dead_inputs(x):
     x[..., 3] = 0
     weight = drawn(24, 32)
     weight[:, 7] = 0
-    statistic = seen(x)
-    mask, _ = Wanda()(weight, statistic, Keep(24 * 31))
+    inputs = seen(ColumnNorm, x)
+    mask, _, _ = Wanda()(weight, inputs, Keep(24 * 31), PLACE)
     assert not mask[:, 7].any()
-    mask, _ = Wanda()(weight, statistic, Keep(24 * 30))
+    mask, _, _ = Wanda()(weight, inputs, Keep(24 * 30), PLACE)
     assert not mask[:, [3, 7]].any()
     assert mask.sum() == 24 * 30
 
@@ -86,7 +81,7 @@ def test_zeros_go_first_then_dead_inputs(x):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_every_dtype_stays_what_it_is(x, dtype):
     weight = drawn(24, 32).to(dtype)
-    mask, after = Wanda()(weight, seen(x.to(dtype)), Keep(24 * 10))
+    mask, after, _ = Wanda()(weight, seen(ColumnNorm, x.to(dtype)), Keep(24 * 10), PLACE)
     assert after.dtype == dtype
     assert torch.equal(after[mask], weight[mask])
     assert not after.double().signbit()[~mask].any()
@@ -96,9 +91,9 @@ def test_every_dtype_stays_what_it_is(x, dtype):
 def test_inputs_that_are_not_finite(x):
     x[0, 0, 0] = float("inf")
     with pytest.raises(EcoflapError, match="not finite"):
-        Wanda()(drawn(24, 32), seen(x), Keep(100))
+        Wanda()(drawn(24, 32), seen(ColumnNorm, x), Keep(100), PLACE)
 
 
 def test_a_pattern_that_does_not_fit(x):
     with pytest.raises(EcoflapError, match="in_features 32 is not divisible by 5"):
-        Wanda()(drawn(24, 32), seen(x), Pattern(2, 5))
+        Wanda()(drawn(24, 32), seen(ColumnNorm, x), Pattern(2, 5), PLACE)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from plan_contexts import context
 
 from ecoflap import EcoflapError, Estimate, Replay
 from ecoflap.adapters.llama import LlamaAdapter
@@ -75,3 +76,24 @@ def test_scores_of_another_run_that_lacks_some(replay, tmp_path):
         list(FromRun(tmp_path)(replay, all_layers(replay)))
     with pytest.raises(EcoflapError, match="no such file; scores are there once a run has scored"):
         list(FromRun(tmp_path / "nowhere")(replay, all_layers(replay)))
+
+
+def test_a_plan_hears_of_scores_that_are_not_there_or_of_another_model(replay, tmp_path):
+    def said(*lines):
+        (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return list(FromRun(tmp_path).problems(context(anatomy=replay.anatomy)))
+
+    blocks = [score_line(block.name, 1.0) for block in replay.blocks]
+    assert said(header_line("block", "mean"), *blocks) == []
+    assert said(header_line("layer", "mean"), *blocks) == [
+        f"{tmp_path}: its scores are of another model; none is for a layer of this one"
+    ]
+    (tmp_path / "scores.jsonl").unlink()
+    (problem,) = FromRun(tmp_path).problems(context(anatomy=replay.anatomy))
+    assert "no such file; scores are there once a run has scored" in problem
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 0.0}, {"samples": 0}])
+def test_parameters_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is 0"):
+        OutlierShare(**wrong)

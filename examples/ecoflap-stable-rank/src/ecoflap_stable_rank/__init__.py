@@ -1,4 +1,4 @@
-"""The stable rank of a layer's weights: over how many directions a matrix spreads its energy, without any data.
+"""The scorer ``stable_rank`` tells over how many directions a matrix spreads its energy, without any data.
 
     S_l = ‖W_l‖_F² / ‖W_l‖_2²
 
@@ -8,24 +8,25 @@ few directions, most of the matrix is redundant and can go; where it is spread o
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
-from ecoflap import Layer, hookimpl
-from ecoflap.core.forward.replay import Replay
+from ecoflap import Layer, Replay, hookimpl
 
 
 @dataclass(frozen=True)
 class StableRank:
-    """Layers whose weights point in more directions keep more of them. Needs no calibration data.
+    """Score layers so that those whose weights point in more directions keep more. It needs no calibration data.
 
-    :param relative: Divide by the largest rank the matrix could have, so that layers of different shape compare.
+    :param relative: Whether the rank is divided by the largest that the matrix could have, so that layers of different
+        shape compare.
     """
 
     relative: bool = True
-    aggregate: ClassVar = "mean"
-    data: ClassVar = False
+
+    aggregate: ClassVar[Literal["mean"]] = "mean"
+    data: ClassVar[bool] = False
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
         for layer in layers:

@@ -38,13 +38,13 @@ def labels(read, data):
 
 def test_folders_are_named(folders, read):
     data = Image(path=folders("dog", "cat", "Ant"), samples=None, order="first")
-    assert data.classes == ("Ant", "cat", "dog")
+    assert data.classes() == ("Ant", "cat", "dog")
     assert labels(read, data) == [0, 1, 2]
-    assert data.classes == ("Ant", "cat", "dog")
+    assert data.classes() == ("Ant", "cat", "dog")
     assert [sample.image_id for sample in read(data)] == [
         "Ant/ILSVRC2012_val_2.JPEG", "cat/ILSVRC2012_val_1.JPEG", "dog/ILSVRC2012_val_0.JPEG",
     ]  # fmt: skip
-    assert Image(path=data.path, labels=False).classes is None
+    assert Image(path=data.path, labels=False).classes() is None
 
 
 LISTS = {
@@ -60,7 +60,7 @@ LISTS = {
 @pytest.mark.parametrize("name", LISTS)
 def test_two_of_the_classes_of_a_model_keep_their_numbers(name, folders, names, read):
     data = Image(path=folders(WORDNET[1], WORDNET[3]), names=names(LISTS[name], name), samples=None, order="first")
-    assert data.classes == tuple(NAMES)
+    assert data.classes() == tuple(NAMES)
     assert labels(read, data) == [1, 3]
     assert name in [file.name for file in data.files()]
 
@@ -69,13 +69,13 @@ def test_two_of_the_classes_of_a_model_keep_their_numbers(name, folders, names, 
 def test_names_alone_are_in_the_order_of_all_folders(content, folders, names, read):
     file = names(content, "names.txt" if isinstance(content, str) else "names.json")
     data = Image(path=folders(*WORDNET), names=file, samples=None, order="first")
-    assert data.classes == tuple(NAMES)
+    assert data.classes() == tuple(NAMES)
     assert labels(read, data) == [0, 1, 2, 3]
 
 
 def test_names_alone_that_are_those_of_folders(folders, names, read):
     data = Image(path=folders("dog", "cat"), names=names("dog\nbird\ncat\n"), samples=None, order="first")
-    assert data.classes == ("dog", "bird", "cat")
+    assert data.classes() == ("dog", "bird", "cat")
     assert labels(read, data) == [2, 0]
 
 
@@ -91,7 +91,7 @@ def test_labels_that_are_words(index, picture, read):
     picture("a.png")
     file = index([{"image": "a.png", "label": label} for label in ("dog", "cat ", "dog", "ant")])
     data = Image(path=file, samples=None, order="first")
-    assert data.classes == ("ant", "cat", "dog")
+    assert data.classes() == ("ant", "cat", "dog")
     assert labels(read, data) == [2, 1, 2, 0]
     only = Image(path=file, samples=1, order="first")
     assert labels(read, only) == [2]  # by all rows, whichever are drawn
@@ -103,7 +103,7 @@ def test_words_of_csv_with_names(tmp_path, picture, names, read):
     file = names({"0": ["n01440764", "cat"], "1": ["n01443537", "dog"], "2": ["n01484850", "dog"]}, "names.json")
     data = Image(path=tmp_path / "index.csv", names=file, samples=None, order="first")
     assert labels(read, data) == [0, 2, 1]
-    assert data.classes == ("cat", "dog", "dog")
+    assert data.classes() == ("cat", "dog", "dog")
 
 
 def test_labels_the_names_do_not_have(index, picture, names, told):
@@ -120,7 +120,7 @@ def test_labels_the_names_do_not_have(index, picture, names, told):
 
 def test_numbers_have_no_names(index, picture, read):
     data = Image(path=index([{"image": picture("a.png"), "label": 3}]), samples=1)
-    assert data.classes is None
+    assert data.classes() is None
     assert labels(read, data) == [3]
 
 

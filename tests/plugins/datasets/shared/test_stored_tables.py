@@ -48,7 +48,7 @@ def test_classes(stored, read):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["tench", "shark"])})
     table = datasets.Dataset.from_dict({"image": [png(0), png(1), png(2)], "label": [1, 0, 1]}, features=features)
     data = Image(**stored(table))
-    assert data.classes == ("tench", "shark")
+    assert data.classes() == ("tench", "shark")
     assert [sample.label for sample in read(data)] == [1, 0, 1]
     assert [sample.image.getpixel((0, 0))[0] for sample in read(data)] == [0, 1, 2]
     assert [sample.image_id for sample in read(data)] == ["0.png", "1.png", "2.png"]
@@ -100,7 +100,7 @@ def test_labels_that_are_words(stored, read, tmp_path):
     assert [sample.label for sample in read(Image(**given))] == [1, 0, 1]
     (tmp_path / "names.txt").write_text("ant\ncat\ndog\n")
     data = Image(**given, names=tmp_path / "names.txt")
-    assert ([sample.label for sample in read(data)], data.classes) == ([2, 1, 2], ("ant", "cat", "dog"))
+    assert ([sample.label for sample in read(data)], data.classes()) == ([2, 1, 2], ("ant", "cat", "dog"))
 
 
 @pytest.mark.parametrize("stored", ["splits"], indirect=True)

@@ -13,7 +13,7 @@ from ecoflap.core.errors import DataError
 from ecoflap.plugins.evaluators.shared import caption_scores
 from ecoflap.plugins.evaluators.shared.caption_scores import bleu, cider, missing_for, rouge
 
-pytest.importorskip("pycocoevalcap", reason="pip install 'ecoflap[evaluate]'")
+pytest.importorskip("pycocoevalcap", reason="pip install 'ecoflap[caption]'")
 
 SAID = ["a red cat", "a dog runs", "two small birds fly"]
 REFERENCES = [["a red cat sleeps", "the cat sat down there"], ["a dog runs"], ["birds fly", "two birds fly away now"]]
@@ -133,7 +133,7 @@ def test_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(caption_scores, "which", lambda name: f"/usr/bin/{name}")
     assert list(missing_for(["spice"])) == []
     monkeypatch.setattr(caption_scores, "find_spec", lambda name: None)
-    assert list(missing_for(["bleu"])) == ["scoring captions needs pycocoevalcap: pip install 'ecoflap[evaluate]'."]
+    assert list(missing_for(["bleu"])) == ["scoring captions needs pycocoevalcap: pip install 'ecoflap[caption]'."]
 
 
 def test_the_parser_goes_where_pycocoevalcap_looks_for_it():

@@ -1,0 +1,91 @@
+"""What the adapters of models of transformers do alike: recognise a model, read it, and write it."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ecoflap.adapters.hubs.hugging_face import load_model, load_processor, save_model, save_surroundings
+from ecoflap.core.model.anatomy import Source
+
+
+class TransformersAdapter(ABC):
+    """Half an adapter: it recognises, reads and writes models of one or a few classes of transformers.
+
+    What a family adds to that is in the methods below that begin with an underscore.
+
+    :cvar _kind: The class of transformers that reads the family's models.
+    :cvar _processor_kind: The one that reads what the family has as its processor.
+    :cvar _has_doubles: Whether other classes are laid out like the family's, so that a model in memory is recognised by
+        its class too.
+    """
+
+    _kind: ClassVar[str]
+    _processor_kind: ClassVar[str] = "AutoTokenizer"
+    _has_doubles: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.processor: Any = None
+
+    def matches(self, source: Source) -> bool:
+        """Say whether a model is of this family: by its configuration, and one in memory by its structure too."""
+        config, model = source.config, source.model
+        if model is not None and not self._is_laid_out(model):
+            return False
+        if not config:
+            return model is not None
+        if model is not None and self._has_doubles:
+            names = [kind.__name__ for kind in type(model).__mro__]
+        else:
+            names = config.get("architectures") or [None]
+        return any(self._is_read(config.get("model_type", ""), name) for name in names)
+
+    def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+        """Load the model in eval mode, and its processor; ``device="meta"`` reads neither weights nor processor.
+
+        In float16 some models keep a part in float32, as transformers has it.
+        """
+        if source.model is not None:
+            return source.model.eval()
+        model = self._read_model(source, dtype, device)
+        if device != "meta":
+            self.processor = self._read_processor(source, model)
+        return model
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the model as transformers does, with the processor beside it."""
+        save_model(model, self.processor, folder)
+        self._correct(model, folder)
+
+    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
+        """Write what :meth:`save` writes beside the weights."""
+        save_surroundings(model, self.processor, folder)
+        self._correct(model, folder)
+
+    @staticmethod
+    @abstractmethod
+    def _is_read(model_type: str, name: str | None) -> bool:
+        """Say whether models of a type and class are the family's.
+
+        :param model_type: The configuration's.
+        :param name: The name of a class; None where the configuration names none.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def _is_laid_out(model: nn.Module) -> bool:
+        """Say whether a model in memory has its towers where the family has them."""
+
+    def _read_model(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+        """Read the model from a folder or the hub."""
+        return load_model(self._kind, source, dtype, device)
+
+    def _read_processor(self, source: Source, model: nn.Module) -> Any:
+        """Read the processor that belongs to a model, from where the model was read."""
+        return load_processor(self._processor_kind, source)
+
+    def _correct(self, model: nn.Module, folder: Path) -> None:
+        """Correct what transformers wrote wrongly into the configuration in a folder; by default nothing."""
+        return

@@ -1,0 +1,35 @@
+"""Make the tables that ``ecoflap list`` prints."""
+
+from collections.abc import Callable, Iterator
+from inspect import Parameter, getdoc, signature
+from typing import Any
+
+from ecoflap.core.cli.tables import Section
+from ecoflap.core.contracts.kinds import KINDS
+from ecoflap.core.registry.registry import Registry
+from ecoflap.core.text.columns import left
+
+
+def parts_table(registry: Registry, kind: str | None) -> list[Section]:
+    """Return the registered parts of one kind, or of all where it is None."""
+    return [
+        Section(f"{name}s", left(name, "parameters", "what it does", "from"), list(_parts(registry, name)))
+        for name in ([kind] if kind else KINDS)
+    ]
+
+
+def _parts(registry: Registry, kind: str) -> Iterator[tuple[str, str, str, str]]:
+    for name in registry.names(kind):
+        factory = registry.find(kind, name)
+        summary = (getdoc(factory) or "").split("\n\n")[0].replace("\n", " ")
+        yield name, _parameters(factory), summary, str(registry.origin(kind, name))
+
+
+def _parameters(factory: Callable[..., Any]) -> str:
+    """Write a factory's parameters with their defaults; nothing of one whose code tells no parameters."""
+    try:
+        found = signature(factory).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return ""
+    empty = Parameter.empty
+    return ", ".join(p.name if p.default is empty else f"{p.name}={p.default!r}" for p in found)

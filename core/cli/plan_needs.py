@@ -1,0 +1,135 @@
+"""Predict what a run needs, in memory and on disk, from the shapes of the model and from what its parts say."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from ecoflap.core.budget.counts import Pattern, keep_count
+from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.recipe.schema import Calibration
+from ecoflap.core.run.prepared import Prepared
+from ecoflap.core.text.numbers import bytes_text
+
+LIBRARIES = 500_000_000
+"""About what Python, torch and transformers hold before any model, in bytes."""
+
+
+def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
+    """Yield what a run needs: of what, how much, and what that is made of."""
+    width = _bytes_of_weight(prepared)
+    yield _memory(prepared, width)
+    if prepared.recipe.model.offload is not None:
+        yield _device_memory(prepared, width)
+    weights, masks = _parameters(prepared) * width, prepared.size // 8
+    exports = [(part.use, _exported(part, prepared, width)) for part in prepared.recipe.export]
+    files = [("model/", weights), ("masks", masks), *exports]
+    made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in files)
+    yield "disk", bytes_text(sum(size for _, size in files)), made_of
+    meanwhile = prepared.size * width + masks
+    yield "disk meanwhile", bytes_text(meanwhile), "finished blocks, until model/ is complete"
+
+
+def kept_of(size: int, sparsity: Fraction | Pattern) -> int:
+    """Give how many of ``size`` weights a sparsity or a pattern keeps."""
+    return sparsity.keep_of(size) if isinstance(sparsity, Pattern) else keep_count(size, sparsity)
+
+
+def samples_of(keys: Calibration) -> int | None:
+    """Give how many samples a dataset yields; None where that shows only when it is read."""
+    samples: int | None = keys.data.options.samples
+    return samples
+
+
+def tokens_of_sample(prepared: Prepared, keys: Calibration) -> int:
+    """Give how many tokens a sample has; 0 where that shows only when it is read."""
+    tokens: int | None = keys.data.options.tokens_per_sample(prepared.adapter.max_length(prepared.model))
+    return tokens or 0
+
+
+def _memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
+    """Add up the model and whatever is largest beside it: what pruning records, or weights that scoring widens."""
+    weights = _parameters(prepared) * width
+    statistics, recorded = _statistics(prepared), _recorded(prepared, width)
+    outside = _parameters(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
+    widened = 4 * (outside + _largest_block(prepared.anatomy)) if width < 4 and prepared.looks_at_scores else 0
+    unknown = prepared.recipe.calibration and not recorded
+    made_of = (
+        f"weights {bytes_text(weights)}, the largest block's statistics {bytes_text(statistics)}, recorded activations "
+        f"{'not known before the data are read' if unknown else bytes_text(recorded)}, "
+        f"scoring in float32 {bytes_text(widened)}, libraries {bytes_text(LIBRARIES)}"
+    )
+    return "peak memory", bytes_text(LIBRARIES + weights + max(statistics + recorded, widened)), made_of
+
+
+def _device_memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
+    """Add up a block, its statistics, and one batch's input and output.
+
+    What attention needs in between comes on top: it depends on how the model's library computes it.
+    """
+    block, statistics = _largest_block(prepared.anatomy), _statistics(prepared)
+    block *= 4 if prepared.looks_at_scores else width
+    keys = prepared.recipe.calibration
+    batches = -(-(samples_of(keys) or 1) // keys.batch_size) if keys else 1
+    activations = 2 * _recorded(prepared, 4) // max(1, batches)
+    made_of = f"the largest block {bytes_text(block)}, its statistics {bytes_text(statistics)}"
+    size = bytes_text(block + statistics + activations)
+    return "device memory", size, f"{made_of}, a batch's input and output {bytes_text(activations)}"
+
+
+def _parameters(prepared: Prepared) -> int:
+    return sum(parameter.numel() for parameter in prepared.model.parameters())
+
+
+def _exported(part: PartSpec, prepared: Prepared, width: int) -> int:
+    """Give what an exporter predicts, or the dense model's size where it predicts nothing."""
+    total = _parameters(prepared)
+    kept = sum(kept_of(pool.size, pool.sparsity) for pool in prepared.pools)
+    predicted: int | None = part.options.predicted_bytes(total, prepared.size, kept, width)
+    return total * width if predicted is None else predicted
+
+
+def _bytes_of_weight(prepared: Prepared) -> int:
+    """Give the bytes of a weight in the type that the recipe asks for, or that the configuration names."""
+    asked = prepared.recipe.model.dtype
+    stored = prepared.source.config.get("dtype") or prepared.source.config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(stored if asked == "auto" else asked).removeprefix("torch."), torch.float32)
+    return int(dtype.itemsize)
+
+
+def _largest_block(anatomy: Anatomy) -> int:
+    return max(sum(layer.size for layer in layers) for layers in anatomy.layers_of.values())
+
+
+def _statistics(prepared: Prepared) -> int:
+    """Give the bytes of the statistics of the block that needs most.
+
+    It is an upper bound: layers that share an input share its statistics, and are counted one by one.
+    """
+    pruners = prepared.pruners
+    return max(
+        sum(
+            _bytes_of_statistic(statistic, layer.shape[1])
+            for layer in prepared.anatomy.layers_of[block.name]
+            for statistic in pruners[block.tower].options.needs
+        )
+        for block in prepared.anatomy.blocks
+    )
+
+
+def _bytes_of_statistic(statistic: Any, in_features: int) -> int:
+    with torch.device("meta"):
+        values = vars(statistic(in_features)).values()
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
+def _recorded(prepared: Prepared, width: int) -> int:
+    """Give the bytes of what replay records: of each tower one output a sample, which the next block reads."""
+    keys = prepared.recipe.calibration
+    if keys is None:
+        return 0
+    towers = prepared.anatomy.towers
+    hidden = max(prepared.anatomy.layers_of[tower.blocks[0].name][0].shape[1] for tower in towers)
+    return (samples_of(keys) or 0) * tokens_of_sample(prepared, keys) * hidden * width * len(towers)

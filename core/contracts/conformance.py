@@ -1,0 +1,144 @@
+"""Holds a part to its kind's contract: what it must have, how it is called, and what it may have besides."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ecoflap.core.contracts.abilities import ABILITIES
+from ecoflap.core.contracts.kinds import KINDS
+from ecoflap.core.contracts.options import PartOptions
+from ecoflap.core.errors import EcoflapError, nearest
+
+_NEAR, _NEAR_PARAMETER = 0.8, 0.9
+"""How alike two names are that are taken for one misspelt, by difflib's ratio; a parameter is named on purpose."""
+
+
+def options_of(kind: str, part: Any) -> PartOptions:
+    """Read a part's optional members, with the declared default for each that it lacks.
+
+    A member that is a property and raises an :class:`EcoflapError` keeps its default: the part's own ``problems`` says
+    what is wrong.
+    """
+    options = KINDS[kind].options()
+    for name in _members(KINDS[kind].options):
+        try:
+            setattr(options, name, getattr(part, name))
+        except (AttributeError, EcoflapError):
+            continue
+    return options
+
+
+def contract_problems(kind: str, part: Any, parameters: Collection[str]) -> Iterator[str]:
+    """Say where a part breaks its kind's contract, a sentence for each breach.
+
+    :param parameters: Names of the part's parameters, which may be called what they like.
+    """
+    yield from _missing(kind, part)
+    yield from _called_otherwise(kind, part)
+    yield from _near_misses(kind, part, parameters)
+    yield from _wrong_values(kind, part)
+
+
+def _members(declared: type[Any]) -> list[str]:
+    """The public names that a class and those it inherits from declare, in their order."""
+    names = (name for one in reversed(declared.__mro__) for name in (*vars(one), *vars(one).get("__annotations__", {})))
+    return [name for name in dict.fromkeys(names) if not name.startswith("_")]
+
+
+def _methods(kind: str) -> dict[str, Callable[..., Any]]:
+    """Each method of a kind's contract, required or not, as it is declared."""
+    protocol, options = KINDS[kind]
+    declared = {"__call__": vars(protocol).get("__call__")}
+    declared |= {name: getattr(one, name, None) for one in (protocol, options) for name in _members(one)}
+    return {name: method for name, method in declared.items() if inspect.isfunction(method)}
+
+
+def _missing(kind: str, part: Any) -> Iterator[str]:
+    protocol = KINDS[kind].protocol
+    if "__call__" in vars(protocol) and not callable(part):
+        yield f"it is no {kind}: it cannot be called. {_called(kind)}"
+    missing = [name for name in _members(protocol) if not hasattr(part, name)]
+    if missing:
+        own = [name for name in dir(part) if not name.startswith("_") and name not in missing]
+        meant = "".join(nearest(name, own) for name in missing) if len(missing) < len(_members(protocol)) else ""
+        yield f"it is no {kind}: it has no {', '.join(missing)}.{meant} {_page(kind)}"
+
+
+def _called_otherwise(kind: str, part: Any) -> Iterator[str]:
+    """Methods that cannot be called as they are going to be, as those of a plugin for another version."""
+    for name, declared in _methods(kind).items():
+        own = getattr(part, name, None)
+        if own is not None and not callable(own):
+            yield f"its member {name} should be a method, not {own!r:.100}. {_page(kind)}"
+        if not callable(own):
+            continue
+        try:
+            taken = inspect.signature(own)
+        except (TypeError, ValueError):  # one written in C says nothing of its parameters
+            continue
+        given = list(inspect.signature(declared).parameters)[1:]
+        if not _takes(taken, given) or (name == "problems" and len(taken.parameters) > 1):
+            yield (
+                f"its {name} takes ({', '.join(taken.parameters)}), and is called with "
+                f"({', '.join(given)}): it may be written for another version of ecoflap. {_page(kind)}"
+            )
+
+
+def _takes(signature: inspect.Signature, given: list[str]) -> bool:
+    try:
+        signature.bind(*given)
+    except TypeError:
+        return False
+    return True
+
+
+def _near_misses(kind: str, part: Any, parameters: Collection[str]) -> Iterator[str]:
+    protocol, options = KINDS[kind]
+    known = {*_members(protocol), *_members(options)}
+    if kind == "adapter":
+        known |= {name for ability in ABILITIES for name in _members(ability)}
+    for name in dir(part):
+        if name.startswith("_") or name in known:
+            continue
+        close = get_close_matches(name, known, n=1, cutoff=_NEAR_PARAMETER if name in parameters else _NEAR)
+        if close and not (name in parameters and _is_number_of(name, close[0])):
+            yield (
+                f"it has a member {name!r}, which nothing reads. Did you mean {close[0]!r}? If not, give it another "
+                f"name or a leading underscore. {_page(kind)}"
+            )
+
+
+def _is_number_of(name: str, other: str) -> bool:
+    """Whether two names are one word in singular and plural, which a parameter may be in its own right."""
+    return f"{name}s" == other or f"{other}s" == name
+
+
+def _wrong_values(kind: str, part: Any) -> Iterator[str]:
+    for name, hint in get_type_hints(KINDS[kind].options).items():
+        try:
+            value = getattr(part, name)
+            _checker(hint).validate_python(value, strict=True)
+        except (AttributeError, EcoflapError):
+            continue
+        except ValidationError as error:
+            detail = error.errors(include_url=False)[0]
+            message = detail["msg"].replace("Input should be", "should be")
+            yield f"its member {name} {message}, not {value!r}. {_page(kind)}"
+
+
+@cache
+def _checker(hint: Any) -> Any:
+    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def _called(kind: str) -> str:
+    given = list(inspect.signature(_methods(kind)["__call__"]).parameters)[1:]
+    return f"A {kind} is called with ({', '.join(given)})."
+
+
+def _page(kind: str) -> str:
+    return f"docs/hooks.md says what {'an' if kind[0] in 'aeiou' else 'a'} {kind} is."

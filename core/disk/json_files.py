@@ -1,0 +1,21 @@
+"""JSON files of a run: read as mappings, and refused with the file's name where they are none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ecoflap.core.errors import RunError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping.
+
+    :raises RunError: Where it cannot be read, is no JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: expected a mapping")
+    return content

@@ -1,0 +1,49 @@
+"""What lies beside the weights of a saved model: configuration, tokenizer or processor, notes."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from ecoflap.core.contracts.protocols import PrunedModel
+
+ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
+"""Endings of files that lie beside the weights."""
+
+
+def is_weights(name: str) -> bool:
+    """Say whether a file holds weights, by its name, and not what lies beside them."""
+    return not name.endswith(ENDINGS)
+
+
+def save_surroundings(pruned: PrunedModel, folder: Path) -> None:
+    """Write what loading a model takes beside its weights, in the family's own format.
+
+    An adapter without ``save_surroundings`` leaves it to transformers, which writes nothing for a model of another
+    library.
+    """
+    own = getattr(pruned.adapter, "save_surroundings", None)
+    if own is not None:
+        own(pruned.model, folder)
+    else:
+        save_settings(pruned.model, pruned.adapter.processor, folder)
+
+
+def save_settings(model: Any, processor: Any, folder: Path) -> None:
+    """Write what ``save_pretrained`` of transformers writes beside the weights; the model is as before afterwards."""
+    config: Any = deepcopy(getattr(model, "config", None))
+    if hasattr(config, "save_pretrained"):
+        # Older versions note so that they chose the attention, and on reading choose anew.
+        vars(config).pop("_attn_implementation_autoset", None)
+        # Only saving a whole model fills these in.
+        config.architectures = [type(model).__name__]
+        setattr(config, _dtype_key(config), str(model.dtype).removeprefix("torch."))
+        config.save_pretrained(folder)
+    beside: tuple[Any, ...] = (getattr(model, "generation_config", None), processor)
+    for thing in beside:
+        if hasattr(thing, "save_pretrained"):
+            thing.save_pretrained(folder)
+
+
+def _dtype_key(config: Any) -> str:
+    """The key of the weights' type; its name changed in transformers 4.56, and the older one is an alias since."""
+    return "dtype" if hasattr(config, "dtype") else "torch_dtype"

@@ -1,0 +1,173 @@
+"""Writes packed files, one tensor in memory at a time, whole or not at all."""
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from ecoflap.core.disk.sealed import NAMES, VERSION, SealedTensor, flat, write_sealed
+from ecoflap.core.errors import EcoflapError, unknown
+from ecoflap.core.packed.contents import FORMAT, INTEGERS, Contents, Entry
+from ecoflap.core.packed.shards import SHARD, About, divide, forget_shards, refuse_reserved, write_shards
+from ecoflap.core.pruning.masks import pack
+
+_PRUNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def save_packed(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Shaped[Tensor, "..."]],
+    masks: Mapping[str, Bool[Tensor, "..."]],
+    metadata: Mapping[str, str] = {},
+    *,
+    shard_bytes: int | None = None,
+) -> list[Path]:
+    """Write a pruned state dict.
+
+    Kept weights are stored bit by bit, ``-0.0`` and NaN included. A pruned weight must be zero; one that is ``-0.0``
+    reads back as ``0.0``.
+
+    :param masks: By name in the state dict; True where a weight is kept. A tied tensor's may stand under any of its
+        names, or under several.
+    :param metadata: Text that :func:`inspect_packed` gives back.
+    :param shard_bytes: How many bytes of tensors a file holds at most. What takes more is written in shards,
+        ``NAME-00001-of-00003.safetensors`` and so on in the place of the path, with an index in JSON.
+    :return: The files.
+    :raises EcoflapError: Where a tensor or mask cannot be stored, with all that are wrong.
+    """
+    refuse_reserved(metadata)
+    first = _first_names(state)
+    if problems := [*_tensor_problems(state), *_mask_problems(state, masks, first)]:
+        raise EcoflapError(*problems)
+    masks = {first[name]: mask for name, mask in masks.items()}
+    entries = _entries(state, masks, first)
+    shards = _divided(entries, shard_bytes)
+
+    def write(file: Path, number: int) -> str:
+        which = {SHARD: f"{number + 1} of {len(shards)}"} if len(shards) > 1 else {}
+        return _write(file, state, masks, Contents(metadata={**metadata, **which}, tensors=shards[number]))
+
+    if len(shards) > 1:
+        about = About(format=FORMAT, version=VERSION, total_size=sum(e.bytes_packed for e in entries.values()))
+        return write_shards(Path(path), list(state), [list(shard) for shard in shards], about, write)
+    write(Path(path), 0)
+    forget_shards(Path(path))
+    return [Path(path)]
+
+
+def type_problems(state: Mapping[str, Shaped[Tensor, "..."]]) -> Iterator[str]:
+    """Say which tensors are of a type that this format does not store; they need no data for it."""
+    for name, tensor in state.items():
+        if tensor.dtype not in NAMES:
+            yield f"{name} is {tensor.dtype}, which this format does not store. Known: {', '.join(NAMES.values())}."
+
+
+def prunable_problems(weights: Mapping[str, Shaped[Tensor, "..."]]) -> Iterator[str]:
+    """Say which pruned weights are of a type that cannot be packed; they need no data for it."""
+    for name, weight in weights.items():
+        if weight.dtype not in _PRUNABLE:
+            yield f"{name} has a mask but is {weight.dtype}; pruned weights are 16, 32 or 64 bit floats"
+
+
+def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name the first one of the same tensor: equal in storage, offset, shape, stride and dtype."""
+    seen: dict[tuple[object, ...], str] = {}
+    first = {}
+    for name, tensor in state.items():
+        where = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        key = (*where, tensor.shape, tensor.stride(), tensor.dtype)
+        # Empty tensors have no storage to share.
+        first[name] = seen.setdefault(key, name) if tensor.numel() else name
+    return first
+
+
+def _tensor_problems(state: Mapping[str, Tensor]) -> Iterator[str]:
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            yield f"{name} has no data: it is on the meta device. Load the model's weights first."
+    yield from type_problems(state)
+
+
+def _mask_problems(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]) -> Iterator[str]:
+    seen: dict[str, Tensor] = {}
+    for name, mask in masks.items():
+        if name not in state:
+            yield f"a mask has {unknown('tensor', name, list(state))}"
+            continue
+        if mask.shape != state[name].shape:
+            yield f"the mask of {name} has the shape {tuple(mask.shape)}, its weight {tuple(state[name].shape)}"
+        yield from prunable_problems({name: state[name]})
+        if not torch.equal(mask, seen.setdefault(first[name], mask)):
+            yield f"{name} and {first[name]} are one tensor with two masks that differ"
+        for taken in {f"{first[name]}.values", f"{first[name]}.mask"} & set(state):
+            yield f"{taken} is in the way: the pruned weight {name} is stored under this name"
+
+
+def _entries(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for name, tensor in state.items():
+        if first[name] != name:
+            entries[name] = entries[first[name]].model_copy(update={"same_as": first[name]})
+        else:
+            entries[name] = _entry(tensor, masks.get(name))
+    return entries
+
+
+def _entry(tensor: Tensor, mask: Tensor | None) -> Entry:
+    entry = Entry(shape=tuple(tensor.shape), dtype=NAMES[tensor.dtype])
+    if mask is None:
+        return entry
+    as_packed = entry.model_copy(update={"kept": int(mask.count_nonzero()), "packed": True})
+    return as_packed.model_copy(update={"packed": as_packed.bytes_packed < as_packed.bytes_dense})
+
+
+def _divided(entries: Mapping[str, Entry], shard_bytes: int | None) -> list[dict[str, Entry]]:
+    """Divide entries into shards; a name that is tied to another goes where that is."""
+    sizes = {name: entry.bytes_packed for name, entry in entries.items() if entry.same_as is None}
+    shard_of = {name: number for number, names in enumerate(divide(sizes, shard_bytes)) for name in names}
+    shards: list[dict[str, Entry]] = [{} for _ in range(max(shard_of.values(), default=0) + 1)]
+    for name, entry in entries.items():
+        shards[shard_of[entry.stored_under(name)]][name] = entry
+    return shards
+
+
+def _write(path: Path, state: Mapping[str, Tensor], masks: Mapping[str, Tensor], contents: Contents) -> str:
+    """Write one file, and return its seal."""
+    tensors: dict[str, SealedTensor] = {}
+    for name, entry in contents.tensors.items():
+        if entry.same_as is None:
+            tensors |= _stored(name, state[name], masks.get(name), entry)
+    return write_sealed(path, FORMAT, contents.model_dump_json(), tensors)
+
+
+def _stored(name: str, tensor: Tensor, mask: Tensor | None, entry: Entry) -> dict[str, SealedTensor]:
+    """What the file holds of one tensor of the state dict, by the names in the file."""
+    if mask is None:
+        return {name: SealedTensor(tensor.dtype, entry.shape, lambda: tensor)}
+    if not entry.packed:
+        return {name: SealedTensor(tensor.dtype, entry.shape, partial(_checked, name, tensor, mask))}
+    return {
+        f"{name}.values": SealedTensor(tensor.dtype, (entry.kept or 0,), partial(_kept_values, name, tensor, mask)),
+        f"{name}.mask": SealedTensor(torch.uint8, (entry.mask_bytes,), partial(pack, mask)),
+    }
+
+
+def _checked(name: str, weight: Tensor, mask: Tensor) -> Tensor:
+    _kept_values(name, weight, mask)
+    return weight.detach().cpu().masked_fill(~mask.cpu(), 0)
+
+
+def _kept_values(name: str, weight: Tensor, mask: Tensor) -> Tensor:
+    """Take the kept weights out; an error if one that is not kept is anything but zero."""
+    weight = flat(weight)
+    bits = weight.view(INTEGERS[weight.dtype.itemsize]).numpy()
+    values = torch.from_numpy(np.compress(mask.cpu().reshape(-1).numpy(), bits)).view(weight.dtype)
+    wrong = int(weight.count_nonzero() - values.count_nonzero())
+    if wrong:
+        raise EcoflapError(f"{name}: {wrong} weights that its mask prunes are not zero. Multiply it by its mask first.")
+    return values

@@ -1,0 +1,44 @@
+"""Compares two recipes key by key."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ecoflap.core.recipe.keys import set_keys
+from ecoflap.core.recipe.schema import may_change
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = may_change()) -> list[str]:
+    """Name each key in which two recipes differ, with both values: ``prune.compare: row vs layer``.
+
+    :param old: As :meth:`Recipe.plain` writes it; so is ``new``.
+    :param ignore: Keys, dotted or not, that do not count; by default those that may change within a run folder.
+    """
+    return [
+        f"{path}: {before} vs {after}"
+        for path, before, after in _differing(set_keys(old), set_keys(new), "")
+        if not any(path == key or path.startswith(f"{key}.") for key in ignore)
+    ]
+
+
+_NOT_SET = object()
+
+
+def _differing(old: Any, new: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield where two plain values differ; of a part that was exchanged only the names, not its parameters."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        if old != new:
+            yield path, _shown(old), _shown(new)
+    elif old.get("use") != new.get("use"):
+        yield f"{path}.use", _shown(old.get("use")), _shown(new.get("use"))
+    else:
+        for key in dict.fromkeys([*old, *new]):
+            inside = f"{path}.{key}" if path else str(key)
+            yield from _differing(old.get(key, _NOT_SET), new.get(key, _NOT_SET), inside)
+
+
+def _shown(value: Any) -> str:
+    if value is _NOT_SET or value is None or value == []:
+        return "not set"
+    if isinstance(value, dict) and "use" in value:
+        return str(value["use"])
+    return str(value)

@@ -1,0 +1,179 @@
+"""Reads a part that a recipe writes and holds it to its factory's signature and its kind's contract."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import PydanticSerializationError
+
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import contract_problems
+from ecoflap.core.errors import EcoflapError, RegistryError
+from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
+from ecoflap.core.registry.registry import Registry
+from ecoflap.core.text.problems import Problems
+from ecoflap.core.text.strict_yaml import KeyPath, described
+
+
+class PartReader:
+    """Turns what a recipe writes for a part into a :class:`PartSpec`, noting every problem.
+
+    :param registry: Finds the factories and the site defaults.
+    """
+
+    def __init__(self, registry: Registry, problems: Problems) -> None:
+        self.registry = registry
+        self.problems = problems
+
+    def check(self, kind: str, written: Any, path: KeyPath) -> PartSpec | None:
+        """Read the part written at a path; None, and problems, where something is wrong with it.
+
+        :param written: A name, ``{use: name, parameter: value}``, or from Python a part object that is a dataclass.
+        """
+        before = len(self.problems)
+        use, given = self._split(kind, written, path)
+        use_path = (*path, "use") if isinstance(written, Mapping) else path
+        factory = self._find(kind, use, use_path) if use else None
+        if not use or factory is None:
+            return None
+        use = self.registry.real_name(kind, use)
+        try:
+            parameters, others = parameters_of(factory)
+        except TypeError as error:
+            self.problems.add(use_path, f"{code_name(factory)}: {error}.")
+            return None
+        given = {**self._site_defaults(kind, use, given, path), **given}
+        if not others:
+            self.problems.add_unknown_keys(path, given, parameters, owner=use)
+        values = {name: value for name, value in given.items() if name not in parameters and others}
+        for parameter in parameters.values():
+            values.update(self._parameter(parameter, given, path, use))
+        if len(self.problems) > before:
+            return None
+        part = PartSpec(kind, use, values, factory)
+        return part if self._builds(part, given, path) else None
+
+    def _split(self, kind: str, written: Any, path: KeyPath) -> tuple[str | None, dict[str, Any]]:
+        if dataclasses.is_dataclass(written) and not isinstance(written, type):
+            written = self._as_written(kind, written)
+        if isinstance(written, str) and written:
+            return written, {}
+        if isinstance(written, Mapping) and isinstance(written.get("use"), str):
+            return written["use"], {str(key): value for key, value in written.items() if key != "use"}
+        found = "this has no use: with a name" if isinstance(written, Mapping) else f"this is {described(written)}"
+        known = ", ".join(self.registry.choices(kind)) or "none"
+        wanted = f"should be {kind_with_article(kind)}: a name, or {{use: name, parameter: value}}"
+        self.problems.add(path, f"{wanted}; {found}. Known: {known}.")
+        return None, {}
+
+    def _as_written(self, kind: str, part: Any) -> dict[str, Any]:
+        """Write a part object from Python as a recipe would."""
+        factory = type(part)
+        names = [name for name in self.registry.names(kind) if self.registry.find(kind, name) is factory]
+        values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
+        return {"use": names[0] if names else code_name(factory), **values}
+
+    def _find(self, kind: str, use: str, path: KeyPath) -> Callable[..., Any] | None:
+        try:
+            return self.registry.find(kind, use)
+        except RegistryError as error:
+            self.problems.add(path, str(error))
+            return None
+
+    def _site_defaults(self, kind: str, use: str, given: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+        found = {}
+        for name, setting in self.registry.defaults_for(kind, use).items():
+            if name not in given:
+                found[name] = setting.value
+                self.problems.document.values[(*path, name)] = setting.place
+        return found
+
+    def _parameter(self, parameter: Parameter, given: Mapping[str, Any], path: KeyPath, use: str) -> dict[str, Any]:
+        """Read one parameter as a mapping from its name; empty where it is wrong, or a default no recipe can write."""
+        inside = (*path, parameter.name)
+        if parameter.name not in given:
+            if parameter.required:
+                self.problems.add(path, f"{use} needs {parameter.name}:, which is missing.")
+                return {}
+            return self._default(parameter, inside)
+        value = given[parameter.name]
+        if parameter.part is not None:
+            return {parameter.name: self._parts(parameter, value, inside)}
+        try:
+            return {parameter.name: self._absolute(parameter.read(value), inside)}
+        except ValidationError as error:
+            self.problems.add_invalid(inside, error)
+        except (PydanticUserError, PydanticSerializationError) as error:
+            self.problems.add(inside, f"cannot be given in a recipe: {str(error).splitlines()[0]}")
+        return {}
+
+    def _default(self, parameter: Parameter, path: KeyPath) -> dict[str, Any]:
+        """Read a default from code. One that its own annotation refuses is left to the code that wrote it."""
+        default = parameter.default
+        if parameter.part is not None:
+            silent = PartReader(self.registry, Problems(self.problems.document))
+            value = silent._parts(parameter, default, path)
+            return {} if len(silent.problems) else {parameter.name: value}
+        try:
+            return {parameter.name: _absolute_in(Path.cwd(), parameter.read(default))}
+        except (ValidationError, PydanticUserError, PydanticSerializationError):
+            return {}
+
+    def _parts(self, parameter: Parameter, value: Any, path: KeyPath) -> Any:
+        assert parameter.part is not None
+        kind, number = parameter.part
+        if value is None and parameter.optional:
+            return None
+        if number == "one":
+            return self.check(kind, value, path)
+        if not isinstance(value, (list, tuple)):
+            self.problems.add(path, f"should be a list of {kind}s, not {described(value)}.")
+            return None
+        return parameter.many([self.check(kind, item, (*path, index)) for index, item in enumerate(value)])
+
+    def _absolute(self, value: Any, path: KeyPath) -> Any:
+        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+            return type(value)(self._absolute(item, (*path, index)) for index, item in enumerate(value))
+        return _absolute_in(self.problems.document.where(path).folder, value)
+
+    def _builds(self, part: PartSpec, given: Mapping[str, Any], path: KeyPath) -> bool:
+        """Build it, and note where its own code refuses the values or where it breaks its kind's contract."""
+        try:
+            with blaming(f"the {part.kind}"):
+                built = self._made(part, given, path)
+                broken = [] if built is None else list(contract_problems(part.kind, built, part.parameters))
+        except EcoflapError as error:
+            self.problems.add(path, f"{part.use}: {error}")
+            return False
+        for problem in broken:
+            self.problems.add(path, f"{part.use}: {problem}")
+        return built is not None and not broken
+
+    def _made(self, part: PartSpec, given: Mapping[str, Any], path: KeyPath) -> Any:
+        """Make the part; None, and a problem at the parameter it names, where its own code refuses the values."""
+        try:
+            return part.built
+        except (ValueError, TypeError, OSError, EcoflapError) as error:
+            text = " ".join(str(error).split()) or repr(error)
+            blamed = next((name for name in given if re.search(rf"\b{re.escape(name)}\b", text)), None)
+            self.problems.add((*path, blamed) if blamed else path, f"{part.use}: {text.rstrip('.')}.")
+            return None
+
+
+def _absolute_in(folder: Path, value: Any) -> Any:
+    return absolute(value, folder) if isinstance(value, Path) else value
+
+
+def absolute(path: Path | str, folder: Path) -> Path:
+    """Make a path absolute, from a folder; ``~`` is the home directory."""
+    return Path(os.path.abspath(folder / Path(path).expanduser()))
+
+
+def kind_with_article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"

@@ -1,0 +1,124 @@
+"""Reads a whole recipe: its keys, the defaults that follow from other keys, and what the keys say to each other."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from ecoflap.core.recipe.agreement import note_disagreements
+from ecoflap.core.recipe.keys import Key, key_of
+from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.recipe.read_budget import is_patterned, read_budget
+from ecoflap.core.recipe.read_keys import FAILED, KeyReader
+from ecoflap.core.recipe.schema import Model, Recipe, TowerChoice
+from ecoflap.core.text.strict_yaml import KeyPath, described
+
+SOURCE = "required, and missing: a hub id, a folder or a file, such as model: ./folder."
+
+
+def read_recipe(reader: KeyReader, *, in_memory: bool) -> Recipe:
+    """Check a document and make a recipe of it.
+
+    :param in_memory: The model is given in memory, so ``model:`` may be missing.
+    :raises RecipeError: With everything that is wrong.
+    """
+    # A key with nothing after it is as good as absent.
+    written = {key: value for key, value in reader.document.value.items() if value is not None}
+    special = {"model": _model(reader, written.get("model"), in_memory), "towers": _towers(reader, written)}
+    rest = {key: value for key, value in reader.document.value.items() if key not in special}
+    fields = {**reader.mapping(Recipe, rest, ()), **special, **read_budget(reader, written, (), required=True)}
+    _fill_in(reader, fields, written)
+    note_disagreements(reader, fields)
+    return _validated(reader, fields)
+
+
+def _validated(reader: KeyReader, fields: Mapping[str, Any]) -> Recipe:
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(fields)
+    except ValidationError as error:
+        reader.problems.add_invalid((), error)
+    reader.problems.raise_if_any()
+    assert recipe is not None
+    return recipe
+
+
+def _model(reader: KeyReader, written: Any, in_memory: bool) -> Any:
+    if written is None and not in_memory:
+        reader.problems.add(("model",), SOURCE)
+    if written is None:
+        return {"source": "memory"}
+    if not isinstance(written, (str, dict)):
+        reader.problems.add(("model",), f"should be a source, or {{source: …, dtype: …}}, not {described(written)}.")
+        return {"source": "memory"}
+    fields = reader.mapping(Model, written, ("model",))
+    if in_memory:
+        fields.setdefault("source", "memory")
+    if isinstance(fields.get("source"), str):
+        fields["source"] = _source(reader, fields["source"])
+    return fields
+
+
+def _source(reader: KeyReader, text: str) -> str:
+    """Make a path absolute; a hub id or ``package:NAME`` stays as it is."""
+    path = ("model", "source")
+    is_path = text.startswith(("./", "../", "/", "~")) or text in (".", "..") or text.endswith(".gguf")
+    there = bool(text) and (reader.document.where(path).folder / text).exists()
+    return str(reader.path(text, path)) if is_path or there else text
+
+
+def _towers(reader: KeyReader, written: Mapping[str, Any]) -> Any:
+    towers = written.get("towers", {})
+    if not isinstance(towers, dict):
+        reader.problems.add(("towers",), f"should map towers to keep or to what is their own, not {described(towers)}.")
+        return {}
+    return {str(name): _tower(reader, ("towers", name), own) for name, own in towers.items()}
+
+
+def _tower(reader: KeyReader, path: KeyPath, own: Any) -> Any:
+    if own == "keep":
+        return own
+    if not isinstance(own, dict) or all(value is None for value in own.values()):
+        reader.problems.add(path, f"should be keep, or {{sparsity: …, prune: …}}, not {described(own or None)}.")
+        return "keep"
+    fields = {**reader.mapping(TowerChoice, own, path), **read_budget(reader, own, path, required=False)}
+    return TowerChoice(**fields)
+
+
+def _fill_in(reader: KeyReader, fields: dict[str, Any], written: Mapping[str, Any]) -> None:
+    """Set what follows from other keys where it is not written: seeds, the aggregate, the allocator."""
+    score = fields.get("score")
+    if isinstance(score, dict):
+        scorer = score["part"]
+        score.setdefault("aggregate", "sum" if scorer is FAILED else scorer.options.aggregate)
+        _seed(reader, score.get("calibration"), (written.get("score") or {}), "calibration")
+    _seed(reader, fields.get("calibration"), written, "calibration")
+    if "allocate" not in fields:
+        by_default = "ecoflap" if score is not None and not is_patterned(fields) else "uniform"
+        fields["allocate"] = reader.part("allocator", by_default, ("allocate",))
+    for name, field in Recipe.model_fields.items():
+        if name not in fields and field.is_required() and key_of(field).kind:
+            fields[name] = _missing(reader, name, key_of(field))
+
+
+def _missing(reader: KeyReader, name: str, key: Key) -> PartSpec:
+    known = ", ".join(reader.parts.registry.choices(key.kind)) or "none"
+    reader.problems.add((name,), f"required, and missing. Known: {known}.")
+    return FAILED
+
+
+def _seed(reader: KeyReader, calibration: Any, around: Any, key: str) -> None:
+    """Let what calibrates be drawn by the recipe's seed, unless it names its own; what evaluates is not."""
+    if not isinstance(calibration, dict):
+        return
+    dataset, seed = calibration["data"], reader.document.value.get("seed") or 0
+    draws = type(dataset.parameters.get("seed")) is int and type(seed) is int
+    if draws and not _names_seed(reader, dataset, around[key]):
+        calibration["data"] = replace(dataset, parameters={**dataset.parameters, "seed": seed})
+
+
+def _names_seed(reader: KeyReader, dataset: PartSpec, written: Any) -> bool:
+    """Whether the recipe names it, or a site's default, or a part object from Python, which has every parameter."""
+    in_recipe = "seed" in written if isinstance(written, Mapping) else not isinstance(written, str)
+    return in_recipe or "seed" in reader.parts.registry.defaults_for("dataset", dataset.use)

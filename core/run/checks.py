@@ -1,0 +1,184 @@
+"""What a recipe's own keys have against the model: towers, matrices, device, pattern, granularity, abilities, views."""
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.abilities import offers
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.errors import EcoflapError, nearest
+from ecoflap.core.model.never_pruned import why_not_included
+from ecoflap.core.model.source import check_weights
+from ecoflap.core.pruning.plan import Pool, make_plan
+from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.registry.registry import Registry
+from ecoflap.core.run.prepared import Prepared
+
+
+def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
+    """Say everything that keeps a recipe from being run on its model, data aside."""
+    yield from _tower_problems(prepared)
+    yield from _include_problems(prepared)
+    yield from _device_problems(prepared)
+    yield from _pattern_problems(prepared.pools)
+    yield from _granularity_problems(prepared.recipe)
+    if prepared.source.model is None:
+        yield from _said_by(lambda: check_weights(prepared.source))
+    yield from _adapter_problems(prepared)
+    yield from part_problems(prepared, ("scorer", "allocator", "pruner", "exporter"))
+    yield from _length_problems(prepared)
+    yield from _ability_problems(prepared, registry)
+    yield from _plan_problems(prepared)
+
+
+def part_problems(prepared: Prepared, kinds: Container[str]) -> Iterator[str]:
+    """Say what the recipe's parts of these kinds have against this use, each with its place in the recipe."""
+    for where, spec in prepared.recipe.specs():
+        if spec.kind in kinds:
+            asked = _asked(f"the {spec.kind} {spec.use}", spec.options.problems, prepared.context)
+            yield from (f"{where}: {problem}" for problem in asked)
+
+
+def _tower_problems(prepared: Prepared) -> Iterator[str]:
+    towers = [tower.name for tower in prepared.anatomy.towers]
+    for name in prepared.recipe.towers:
+        if name not in towers:
+            yield f"towers.{name}: this model has no such tower.{nearest(name, towers)} Known: {', '.join(towers)}."
+    if not prepared.pools:
+        yield f"towers: every tower of this model is kept, so there is nothing to prune. It has {', '.join(towers)}."
+
+
+def _include_problems(prepared: Prepared) -> Iterator[str]:
+    towers = prepared.adapter.towers(prepared.model)
+    for name in prepared.recipe.include:
+        meant = name.removesuffix(".weight")
+        if meant not in [tower.name for tower in prepared.anatomy.towers]:
+            yield f"include: {why_not_included(name, prepared.model, prepared.anatomy, towers)}"
+        elif prepared.recipe.towers.get(meant) == "keep":
+            yield f"include: {name} is to be pruned here and kept under towers. Remove one."
+
+
+def _device_problems(prepared: Prepared) -> Iterator[str]:
+    asked = prepared.recipe.model
+    number = int(asked.device.partition(":")[2] or 0)
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked.device.startswith("cuda") and number >= there:
+        yield f"model.device: {asked.device} is not there: torch sees {there} CUDA devices. Use auto or cpu."
+    if prepared.source.model is not None and asked.dtype != "auto":
+        yield "model.dtype: a model in memory keeps the type it has. Leave dtype out, or convert the model."
+
+
+def _pattern_problems(pools: Iterable[Pool]) -> Iterator[str]:
+    for pool in pools:
+        if isinstance(pool.sparsity, Pattern):
+            m = pool.sparsity.m
+            uneven = [layer.name for _, layer in pool.layers if layer.shape[1] % m]
+            if uneven:
+                yield (
+                    f"pattern {pool.sparsity.n}:{m}: the inputs of {len(uneven)} layers cannot be divided into runs of "
+                    f"{m}: {', '.join(uneven[:5])}{' …' if len(uneven) > 5 else ''}"
+                )
+
+
+def _granularity_problems(recipe: Recipe) -> Iterator[str]:
+    score = recipe.score
+    if (
+        score is not None
+        and score.granularity == "layer"
+        and recipe.takes_scores
+        and score.part.options.unit == "block"
+    ):
+        yield (
+            f"score.granularity: {score.part.use} scores whole blocks here, so budgets cannot be by layer. "
+            f"Use block, tower or model."
+        )
+
+
+def _adapter_problems(prepared: Prepared) -> Iterator[str]:
+    named = "model.adapter: " if prepared.recipe.model.adapter else ""
+    name = type(prepared.adapter).__name__
+    asked = _asked(f"the adapter {name}", options_of("adapter", prepared.adapter).problems, prepared.context)
+    yield from (f"{named}{problem}" for problem in asked)
+
+
+def _length_problems(prepared: Prepared) -> Iterator[str]:
+    longest = prepared.adapter.max_length(prepared.model)
+    for where, spec in prepared.recipe.specs():
+        if spec.kind == "dataset":
+            who = f"the dataset {spec.use}, asked for its tokens,"
+            said = _said_by(partial(_blamed, who, partial(spec.options.tokens_per_sample, longest)))
+            yield from (f"{where}: {problem}" for problem in said)
+
+
+def _ability_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
+    for index, spec in enumerate(prepared.recipe.evaluate):
+        for problem in ability_problems(spec, prepared.adapter, prepared.model, registry):
+            yield f"evaluate.{index}: {problem}"
+
+
+def ability_problems(evaluator: PartSpec, adapter: Any, model: nn.Module, registry: Registry) -> Iterator[str]:
+    """Say why a model cannot be asked for what an evaluator wants of it."""
+    wants = evaluator.options.wants
+    if wants is None:
+        return
+    head = f"{evaluator.use} needs a model that can {wants.does}"
+    if not offers(adapter, wants):
+        known = [name for name in registry.names("adapter") if offers(registry.find("adapter", name), wants)]
+        yield (
+            f"{head}, and the adapter {_name(adapter, registry)} has none. Adapters that do: "
+            f"{', '.join(known) or 'none'}. Evaluators for this model: {_fitting(adapter, registry)}."
+        )
+        return
+    options: Any = options_of("adapter", adapter)
+    why = options.refuses(model, wants)
+    if why:
+        yield f"{head}: {why}"
+
+
+def _fitting(adapter: Any, registry: Registry) -> str:
+    names = registry.names("evaluator")
+    wants = {name: getattr(registry.find("evaluator", name), "wants", None) for name in names}
+    return ", ".join(name for name in names if wants[name] is None or offers(adapter, wants[name]))
+
+
+def _name(adapter: Any, registry: Registry) -> str:
+    """The name by which a recipe would choose an adapter."""
+    named = {registry.find("adapter", name): name for name in registry.names("adapter")}
+    return named.get(type(adapter), type(adapter).__name__)
+
+
+def _plan_problems(prepared: Prepared) -> Iterator[str]:
+    """Try the whole plan where the allocator looks at no scores, so that nothing else decides about it."""
+    if prepared.pools and not prepared.recipe.takes_scores:
+        allocator = prepared.recipe.allocate.built
+        said = _said_by(lambda: make_plan(prepared.pools, allocator, "layer", None))
+        yield from (f"allocate: {problem}" for problem in said)
+
+
+def _asked(
+    who: str, problems: Callable[[PlanContext], Iterable[str]], context: PlanContext
+) -> list[str] | tuple[str, ...]:
+    try:
+        with blaming(f"{who}, asked for problems,"):
+            return list(problems(context))
+    except EcoflapError as error:
+        return error.problems
+
+
+def _blamed(who: str, ask: Callable[[], Any]) -> Any:
+    with blaming(who):
+        return ask()
+
+
+def _said_by(check: Callable[[], Any]) -> Iterator[str]:
+    try:
+        check()
+    except EcoflapError as error:
+        yield from error.problems

@@ -1,0 +1,101 @@
+"""A recipe with its model found and taken apart, still without weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+from torch import nn
+
+from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.never_pruned import tied_names
+from ecoflap.core.pruning.plan import Pool, pools_of
+from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its model found and taken apart, still without weights.
+
+    :param anatomy: Of the weightless model, or of the one in memory.
+    :param pools: Which layers share which budget.
+    :param model: The model the anatomy is of.
+    """
+
+    recipe: Recipe
+    source: Source
+    adapter: Adapter
+    anatomy: Anatomy
+    pools: tuple[Pool, ...]
+    model: nn.Module
+
+    @property
+    def size(self) -> int:
+        """Prunable weights in all."""
+        return sum(pool.size for pool in self.pools)
+
+    @cached_property
+    def context(self) -> PlanContext:
+        """What a part is given that looks for problems."""
+        return PlanContext(self.recipe, self.anatomy, self.adapter, self.model, self._views)
+
+    @cached_property
+    def adapter_options(self) -> AdapterOptions:
+        """The adapter's optional members."""
+        options = options_of("adapter", self.adapter)
+        assert isinstance(options, AdapterOptions)
+        return options
+
+    def _views(self) -> tuple[str, ...]:
+        return tuple(view.name for view in self.adapter_options.export_views(self.model))
+
+    @property
+    def looks_at_scores(self) -> bool:
+        """Whether layers have to be scored: patterns and some allocators ask for none."""
+        patterned = all(isinstance(pool.sparsity, Pattern) for pool in self.pools)
+        return self.recipe.score is not None and self.recipe.takes_scores and not patterned
+
+    @property
+    def also_changed(self) -> list[str]:
+        """What pruning changes besides, because it is tied to a matrix that the recipe includes: a sentence each."""
+        tied = {
+            layer.name: tied_names(self.model, layer.name)
+            for pool in self.pools
+            for block, layer in pool.layers
+            if block.tower in self.recipe.included
+        }
+        return [
+            f"{name} is the same weight as {' and '.join(others)}, which is pruned with it; scores and statistics look "
+            f"at {name} alone"
+            for name, others in tied.items()
+            if others
+        ]
+
+    def pools_in(self, anatomy: Anatomy) -> list[Pool]:
+        """The pools again, of the same model with its weights."""
+        return pools_in(anatomy, self.recipe)
+
+    @property
+    def pruners(self) -> Mapping[str, PartSpec]:
+        """The pruner of each tower, its own or the one that all others share."""
+        own = {name: tower.prune for name, tower in self.recipe.towers.items() if tower != "keep"}
+        return {tower.name: own.get(tower.name) or self.recipe.prune for tower in self.anatomy.towers}
+
+
+def pools_in(anatomy: Anatomy, recipe: Recipe) -> list[Pool]:
+    """Give the layers of a model that share a budget, as a recipe has it."""
+    return pools_of(anatomy, *_choices(recipe))
+
+
+def _choices(recipe: Recipe) -> tuple[Fraction | Pattern, dict[str, Fraction | Pattern | None], list[str]]:
+    own = {name: tower for name, tower in recipe.towers.items() if tower != "keep"}
+    budgets: dict[str, Fraction | Pattern | None] = dict.fromkeys(recipe.included)
+    budgets |= {name: tower.pattern or tower.sparsity_fraction for name, tower in own.items()}
+    kept = [name for name, tower in recipe.towers.items() if tower == "keep"]
+    return recipe.pattern or recipe.sparsity_fraction, budgets, kept

@@ -1,0 +1,145 @@
+"""The stages of a run, a function each, over what a run holds: evaluate, plan (score, allocate), prune and save."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.records import Batch
+from ecoflap.core.disk.json_files import read_json
+from ecoflap.core.disk.whole_files import append_line, whole_folder, write_whole
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.pruning.masks import save_masks
+from ecoflap.core.pruning.plan import Plan, Pool, make_plan
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.core.pruning.score_layers import score_layers
+from ecoflap.core.pruning.scores import Scores
+from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.record.evaluations import Evaluation
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.readback import check_saved
+from ecoflap.core.record.reuse import found_measures, found_scores
+from ecoflap.core.record.run_log import RunLog
+from ecoflap.core.run.data import RunData
+from ecoflap.core.run.prepared import Prepared, pools_in
+from ecoflap.core.run.run_model import RunModel
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that the stages of one run share.
+
+    :param prepared: The recipe with its model taken apart.
+    :param folder: What is done is there already, and need not be done again.
+    """
+
+    prepared: Prepared
+    folder: RunFolder
+    log: RunLog
+    model: RunModel
+    data: RunData
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is to be run."""
+        return self.prepared.recipe
+
+    @cached_property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The recipe's evaluators, in order."""
+        return tuple(map(Evaluation, self.recipe.evaluate))
+
+    def to_evaluate(self, stage: str) -> list[Evaluation]:
+        """Give those that have not yet looked at the dense or the pruned model."""
+        return [one for one in self.evaluations if one.line(self.folder.evaluations, stage) is None]
+
+    def replay(self, batches: Sequence[Batch], dtype: torch.dtype | None = None) -> Replay:
+        """Make a replay of the model on these batches, in at least this precision."""
+        model, adapter = self.model.get(), self.prepared.adapter
+        anatomy, device = self.model.anatomy, self.model.visits
+        return Replay(model, adapter, batches, anatomy=anatomy, seed=self.recipe.seed, dtype=dtype, device=device)
+
+
+def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
+    """Let each evaluator that has not done so look at a model.
+
+    :param stage: ``dense`` or ``pruned``. What another run found of the dense model is taken over where the recipe
+        names that run and everything it depends on is equal.
+    """
+    folder = state.folder
+    for evaluation in state.to_evaluate(stage):
+        line = _measures_to_take_over(state, evaluation) if stage == "dense" else None
+        if line is not None:
+            folder.record_taken_over("dense evaluation")
+            append_line(folder.evaluations, line)
+            continue
+        with state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.on_device():
+            note = state.log.note_of(evaluation.evaluator.use)
+            evaluation.run(folder.evaluations, stage, model, state.prepared.adapter, note)
+
+
+def _measures_to_take_over(state: RunState, evaluation: Evaluation) -> dict[str, Any] | None:
+    if not state.recipe.reuse:
+        return None
+    return found_measures(state.recipe, state.data.model_fingerprint, state.folder.path, evaluation)
+
+
+def plan(state: RunState) -> Plan:
+    """Score the layers where the allocator looks at scores, and allocate; or read the plan that there is."""
+    if state.folder.plan.is_file():
+        return Plan.load(read_json(state.folder.plan))
+    pools = pools_in(state.model.anatomy, state.recipe)
+    scores = score(state, pools) if state.prepared.looks_at_scores else None
+    granularity = state.recipe.score.granularity if scores and state.recipe.score else "layer"
+    allocator = state.recipe.allocate
+    with state.log.stage("allocate"):
+        with blaming(f"the allocator {allocator.use}"):
+            made = make_plan(pools, allocator.built, granularity, scores)
+        write_whole(state.folder.plan, json.dumps(made.dump(), indent=1, allow_nan=False))
+    return made
+
+
+def score(state: RunState, pools: Sequence[Pool]) -> Scores:
+    """Score the layers of all pools that have no pattern, or read the scores that there are."""
+    keys = state.recipe.score
+    assert keys is not None  # checked with the recipe
+    _take_over_scores(state)
+    wanted = {layer.name for pool in pools if not isinstance(pool.sparsity, Pattern) for _, layer in pool.layers}
+    layers = [pair for pair in state.model.anatomy.layers() if pair[1].name in wanted]
+    data = state.recipe.score_calibration if keys.part.options.data else None
+    batches = state.data.batches(data, keys.part.options.samples)
+    # Losses are taken in float32 whatever the model is in: in bfloat16 their differences are mostly rounding.
+    replay = state.replay(batches, torch.float32)
+    with state.log.stage("score"), replay:
+        return score_layers(keys.part, keys.aggregate, replay, layers, state.folder.scores, state.log.emit)
+
+
+def _take_over_scores(state: RunState) -> None:
+    if state.recipe.reuse and not state.folder.scores.is_file():
+        found = found_scores(state.recipe, state.data.fingerprints, state.folder.path)
+        if found is not None:
+            state.folder.record_taken_over("scores")
+            write_whole(state.folder.scores, found.read_bytes())
+
+
+def prune(state: RunState, made: Plan) -> nn.Module:
+    """Prune the model in place by its plan, block by block, and save it with its masks."""
+    model, folder = state.model.get(), state.folder
+    replay = state.replay(state.data.batches(state.recipe.calibration))
+    with state.log.stage("prune"):
+        masks = BlockwisePruning(replay, made, state.prepared.pruners, folder.blocks, state.log.emit)()
+    del replay  # and with it what it recorded
+    state.data.clear()
+    with state.log.stage("save"):
+        save_masks(folder.masks, masks)
+        with whole_folder(folder.model) as inside:
+            state.prepared.adapter.save(model, inside)
+            check_saved(inside, model, masks, partial(state.model.read, inside))
+        folder.drop_blocks()
+    return model

@@ -1,0 +1,32 @@
+"""Holds what a sweep is asked to do, by the command line or from Python."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """What a sweep is asked to do.
+
+    :param what: A sweep's file; a recipe's file, or the name of one that ships.
+    :param set_: Values that keys of the recipe take in turn, such as ``sparsity=0.5,0.6``; they take the place of the
+        file's.
+    :param seeds: ``3`` for 0, 1 and 2; ``4,7`` or ``[4, 7]`` for these two; None for the file's, or the recipe's own.
+    :param folder: The sweep's folder; ``runs/sweeps/NAME`` by default. What is done there is not done again.
+    :param fresh: Delete first what these runs have left there.
+    :param keep_models: Leave each run's ``model/`` where it is; otherwise it goes when the run is finished.
+    """
+
+    what: Path | str
+    set_: Sequence[str] = ()
+    seeds: str | int | Sequence[int] | None = None
+    folder: Path | str | None = None
+    fresh: bool = False
+    keep_models: bool = False
+
+    @property
+    def target(self) -> Path:
+        """Give the sweep's folder as an absolute path."""
+        folder = Path("runs") / "sweeps" / Path(self.what).stem if self.folder is None else Path(self.folder)
+        return folder.absolute()

@@ -1,0 +1,145 @@
+"""Packs what was pruned in an exported graph, and stores what stays dense in the 16 bits that it has in the model."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.records import StoredTensor
+from ecoflap.core.errors import ModelError
+from ecoflap.exporters.onnx.encoding import OVERHEAD, pack
+from ecoflap.exporters.onnx.graph import Graph
+from ecoflap.exporters.onnx.settings import Storage
+
+SEMI_STRUCTURED = Pattern(2, 4)
+
+FOLDED_AT_MOST = 1 << 30
+"""Bytes of the largest constant that onnxruntime computes when it loads a model."""
+
+NARROWED_FROM = 1 << 12
+"""Bytes from which on an initializer is worth a node that casts it."""
+
+
+class GraphPacker:
+    """One exported graph on its way to a file.
+
+    :param masks: By layer.
+    :param types: The type that each parameter has in the model, by its name; the graph computes in float32.
+    :ivar pruned: The graph's initializers that were pruned, and the layer that each is.
+    :ivar lost: Pruned layers that became part of another constant of the graph, and cannot be packed.
+    :ivar stored: How each pruned layer is stored; empty until :meth:`pack` is called.
+    """
+
+    def __init__(
+        self, graph: Graph, masks: Mapping[str, Tensor], types: Mapping[str, torch.dtype], storage: Storage
+    ) -> None:
+        self.graph, self.masks, self.storage = graph, masks, storage
+        self.pruned = {name: layer for name, layer in graph.names.items() if layer in masks}
+        self.lost = [layer for layer in graph.lost if layer in masks]
+        self.stored: list[StoredTensor] = []
+        self._own = {name: types[layer] for name, layer in graph.names.items()}
+        self._wanted = {name: storage.values or self._own[name] for name in self.pruned}
+
+    def pack(self) -> None:
+        """Pack the graph in place.
+
+        :raises ModelError: Where a type loses a weight, and may not.
+        """
+        for name in self.pruned:
+            if self._wanted[name] != self._own[name]:
+                self._round(name)
+        packed = self._packed() if self.storage.form == "bitmask" else ()
+        found = {tensor.name: tensor for tensor in packed if tensor.form != "dense"}
+        sizes = self._narrow()
+        found |= {layer: self._dense(layer, sizes[name]) for name, layer in self.pruned.items() if name in sizes}
+        found |= {layer: self._dense(layer, 4 * self.masks[layer].numel()) for layer in self.lost}
+        in_order = ((layer, mask) for layer, mask in self.masks.items() if layer in found)
+        self.stored = [replace(found[layer], shape=tuple(mask.shape)) for layer, mask in in_order]
+
+    def _round(self, name: str) -> None:
+        """Give a weight the values that its type can hold."""
+        import onnx_ir as ir
+
+        value = self.graph.model.graph.initializers[name]
+        wide = torch.from_numpy(value.const_value.numpy())
+        rounded = wide.to(self._wanted[name]).to(wide.dtype)
+        gone = int(((wide != 0) & ((rounded == 0) | (rounded.isinf() & wide.isfinite()))).count_nonzero())
+        if gone and not self.storage.lossy:
+            dtype = str(self._wanted[name]).removeprefix("torch.")
+            raise ModelError(
+                f"{self.pruned[name]}: {gone} weights that were kept become zero or infinite in {dtype}. Use values: "
+                f"auto or a wider type, or allow it with lossy: true."
+            )
+        value.const_value = ir.tensor(rounded.numpy(), name=name)
+
+    def _packed(self) -> Iterator[StoredTensor]:
+        """Pack type by type the layers that get smaller so."""
+        worthwhile = {name: layer for name, layer in self.pruned.items() if self._shrinks(layer, self._wanted[name])}
+        for dtype in dict.fromkeys(self._wanted.values()):
+            names = {name: layer for name, layer in worthwhile.items() if self._wanted[name] == dtype}
+            patterns = {layer: pattern_of(self.masks[layer]) for layer in names.values()}
+            yield from pack(self.graph.model, names, replace(self.storage, values=dtype), patterns)
+
+    def _shrinks(self, layer: str, dtype: torch.dtype) -> bool:
+        """Whether a layer takes less packed than it would dense in that type, and not just less than in float32."""
+        mask = self.masks[layer]
+        size = int(mask.count_nonzero()) * dtype.itemsize + mask.numel() // 8
+        return size + OVERHEAD < mask.numel() * dtype.itemsize
+
+    def _narrow(self) -> dict[str, int]:
+        """Store dense matrices of 16 bits in 16 bits, and give the bytes of each matrix that is dense."""
+        initializers = self.graph.model.graph.initializers
+        types = {name: dtype for name, dtype in {**self._own, **self._wanted}.items() if name in initializers}
+        wide = {name: initializers[name].const_value.nbytes for name in types}
+        return wide | _narrow(self.graph.model, {name: dtype for name, dtype in types.items() if dtype.itemsize == 2})
+
+    def _dense(self, layer: str, size: int) -> StoredTensor:
+        mask = self.masks[layer]
+        return StoredTensor(layer, "dense", tuple(mask.shape), int(mask.count_nonzero()), size, size)
+
+
+def pattern_of(mask: Tensor) -> Pattern | None:
+    """Recognise 2:4, where exactly two are kept of every four inputs."""
+    if mask.shape[-1] % SEMI_STRUCTURED.m:
+        return None
+    kept = mask.reshape(-1, SEMI_STRUCTURED.m).sum(1)
+    return SEMI_STRUCTURED if bool((kept == SEMI_STRUCTURED.n).all()) else None
+
+
+def _narrow(model: Any, types: Mapping[str, torch.dtype]) -> dict[str, int]:
+    """Store initializers in 16 bits and cast them back in the graph, which onnxruntime does once, when it loads it.
+
+    :param types: By the name of the initializer. One that would lose anything stays as it is, as do small ones and
+        those too large to be cast while loading.
+    :return: Bytes of each as it is now stored.
+    """
+    graph, stored = model.graph, {}
+    for name, dtype in types.items():
+        value = graph.initializers[name]
+        large = NARROWED_FROM <= value.const_value.nbytes <= FOLDED_AT_MOST
+        stored[name] = _narrowed(graph, value, dtype) if large else value.const_value.nbytes
+    return stored
+
+
+def _narrowed(graph: Any, value: Any, dtype: torch.dtype) -> int:
+    import numpy as np
+    import onnx_ir as ir
+
+    wide = value.const_value.numpy()
+    name, kind = value.name, {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}[dtype]
+    array = wide.astype(kind.numpy())
+    if not np.array_equal(array.astype(wide.dtype), wide):
+        return int(wide.nbytes)
+    graph.initializers.pop(name)
+    value.name = None
+    stored = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(stored)
+    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+    widened = cast.outputs[0]
+    widened.name, widened.type, widened.shape = f"{name}.float32", ir.TensorType(ir.DataType.FLOAT), value.shape
+    value.replace_all_uses_with(widened)
+    graph.insert_before(graph[0], cast)
+    return int(array.nbytes)

@@ -1,0 +1,46 @@
+"""What exporters ask of a pruned model before they write it: that it has masks, and that its weights keep to them."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ecoflap.core.contracts.protocols import PrunedModel
+from ecoflap.core.errors import EcoflapError, ModelError
+
+NAMED = 5
+"""How many layers a message names."""
+
+
+def require_masks(pruned: PrunedModel) -> None:
+    """Refuse a model without masks."""
+    if not pruned.masks:
+        raise EcoflapError("nothing in this model has been pruned, so there are no masks to export. Prune it first.")
+
+
+def require_zeros(pruned: PrunedModel, exporter: str) -> None:
+    """Refuse a model in which a weight that its mask prunes is not zero.
+
+    :param exporter: The name of the exporter, for the message.
+    """
+    moved = [name for name, mask in pruned.masks.items() if _has_moved(pruned.model.get_parameter(name), mask)]
+    if moved:
+        raise ModelError(
+            f"{exporter}: {some(moved)}: weights that were pruned are not zero any more. Prune the model again."
+        )
+
+
+def names_once(model: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
+    """Give the names of the masks, only the first of those whose weights are tied."""
+    first: dict[int, str] = {}
+    for name in masks:
+        first.setdefault(id(model.get_parameter(name)), name)
+    return list(first.values())
+
+
+def some(names: list[str]) -> str:
+    """Name some layers for a message."""
+    return f"{', '.join(names[:NAMED])}{' …' if len(names) > NAMED else ''}"
+
+
+def _has_moved(weight: Tensor, mask: Tensor) -> bool:
+    return bool((weight.detach().ne(0) & ~mask.to(weight.device)).any())

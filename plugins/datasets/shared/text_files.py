@@ -1,0 +1,65 @@
+"""Text files of data are read as text or as lines of JSON, and what is wrong with them is said in one way."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ecoflap.core.errors import DataError, nearest
+
+
+def read_text(file: Path) -> str:
+    """Read a file, which may be ``.gz``, as UTF-8 text. A byte order mark is dropped.
+
+    :raises DataError: Where it cannot be read, or is no such text.
+    """
+    try:
+        raw = file.read_bytes()
+        return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text: {error}.") from error
+
+
+def filled_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield each line that is not blank, with its number from 1.
+
+    A line ends at a line feed alone. ``splitlines`` would also split inside a string of JSON, at U+2028.
+    """
+    return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+
+
+def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the JSON object of each line, with the line's number.
+
+    :raises DataError: With the line that is no JSON object.
+    """
+    for number, line in filled_lines(read_text(file)):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{file}:{number} is not JSON: {error}. One object a line is expected.") from error
+        yield number, json_object(found, f"{file}:{number}")
+
+
+def json_object(value: Any, where: str) -> dict[str, Any]:
+    """Refuse what is not a JSON object, with its place."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where} is not a JSON object.")
+    return value
+
+
+def missing_path(path: Path) -> str:
+    """Say that a path is not there, with the nearest name beside it."""
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    return f"{path} does not exist.{nearest(path.name, beside)}"
+
+
+@contextmanager
+def named_problems(name: str) -> Iterator[None]:
+    """Put a dataset's name before each problem of a :class:`DataError` that is raised inside."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(*(f"{name}: {problem}" for problem in error.problems)) from error

@@ -1,0 +1,71 @@
+"""Evaluators refuse settings out of range, models that lack an ability, and data with other classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ecoflap.core.contracts.abilities import Generation, offers
+from ecoflap.core.contracts.protocols import Dataset
+from ecoflap.core.errors import DataError, ModelError
+
+
+def refuse_below_one(name: str, value: int) -> None:
+    """Refuse a parameter that is to be at least 1.
+
+    :raises ValueError: A recipe's error then names the place where the value is written.
+    """
+    if value < 1:
+        raise ValueError(f"{name} is {value}; at least 1 is needed")
+
+
+def check_generation(generation: Generation) -> None:
+    """Refuse numbers of beams and tokens by which no text can be made.
+
+    :raises ValueError: A recipe's error then names the place where the value is written.
+    """
+    refuse_below_one("num_beams", generation.num_beams)
+    refuse_below_one("max_new_tokens", generation.max_new_tokens)
+    if not 0 <= generation.min_new_tokens <= generation.max_new_tokens:
+        raise ValueError(
+            f"min_new_tokens is {generation.min_new_tokens}; from 0 to max_new_tokens, {generation.max_new_tokens}, is "
+            "possible"
+        )
+
+
+def check_ability(name: str, ability: Any, adapter: Any, model: nn.Module) -> None:
+    """Refuse a model that cannot be asked for an ability, as a plan does, for an evaluator that is called by itself.
+
+    :param name: The evaluator's name, for messages.
+    :param ability: One of ``ecoflap.core.contracts.abilities``.
+    :raises ModelError: With the reason.
+    """
+    why = None
+    if not offers(adapter, ability):
+        why = f"{type(adapter).__name__} has none."
+    elif hasattr(adapter, "refuses"):
+        why = adapter.refuses(model, ability)
+    if why:
+        raise ModelError(f"{name} needs a model that can {ability.does}: {why}")
+
+
+def classes_of(data: Dataset) -> Sequence[str] | None:
+    """Read the names of a dataset's classes; None where it does not know any."""
+    ask = getattr(data, "classes", None)
+    names: Sequence[str] | None = ask() if ask is not None else None
+    return names
+
+
+def check_same_classes(name: str, own: Sequence[str] | None, count: int, whose: str) -> None:
+    """Refuse data whose classes are not as many as those that its labels are to be the numbers of.
+
+    :param name: The evaluator's name, for messages.
+    :param own: The names of the data's classes; None where these are not known.
+    :param whose: Says whose classes the others are, such as ``the model's head has``.
+    :raises DataError: With both numbers.
+    """
+    if own is not None and len(own) != count:
+        raise DataError(
+            f"{name}: the data has {len(own)} classes ({', '.join(own[:3])} …), and {whose} {count}: their numbers "
+            "mean something else. Give the data the names of all of them."
+        )

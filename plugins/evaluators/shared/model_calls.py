@@ -1,0 +1,103 @@
+"""A model is asked for texts, embeddings and losses in batches, and without a graph."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import Batch, Sample
+from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.forward.placement import batch_on, device_of
+from ecoflap.plugins.evaluators.shared.batches import batches
+
+
+class BatchLoss(NamedTuple):
+    """The adapter's loss of one batch.
+
+    :param samples: What the batch was made of.
+    :param batch: Its tensors, where the model is.
+    """
+
+    samples: list[Sample]
+    batch: Batch
+    loss: float
+
+
+def losses(name: str, model: nn.Module, adapter: Adapter, batched: Iterable[list[Sample]]) -> Iterator[BatchLoss]:
+    """Yield the adapter's loss of each batch.
+
+    :param name: The evaluator's name, for messages.
+    :param batched: The samples of each batch.
+    :raises ModelError: Where a loss is not finite.
+    """
+    device = str(device_of(model))
+    for number, samples in enumerate(batched):
+        batch = batch_on(adapter.collate(model, samples), device)
+        with torch.no_grad():
+            loss = float(adapter.loss(model, batch))
+        if not math.isfinite(loss):
+            raise ModelError(f"{name}: the loss of batch {number} is {loss}; the model is broken.")
+        yield BatchLoss(samples, batch, loss)
+
+
+def texts_said(
+    model: nn.Module, adapter: Any, samples: Iterable[Sample], generation: Generation, size: int
+) -> Iterator[tuple[Sample, Said]]:
+    """Yield each sample with the text that the model makes of it.
+
+    :param adapter: One that ``Generates``.
+    :param samples: They are read as they are needed.
+    :param size: How many samples are a batch.
+    """
+    with torch.no_grad():
+        for batch in batches(samples, size):
+            yield from zip(batch, adapter.generate(model, batch, generation), strict=True)
+
+
+def embedded_images(
+    name: str, model: nn.Module, adapter: Any, samples: Iterable[Sample], size: int
+) -> Float[Tensor, "images ..."]:
+    """Embed the images of samples, which are read as they are needed.
+
+    :param name: The evaluator's name, for messages.
+    :param adapter: One that ``Compares``.
+    :param size: How many images are a batch.
+    :raises DataError: Where there is no sample.
+    :raises ModelError: Where an embedding is not finite.
+    """
+    with torch.no_grad():
+        found = [adapter.embed_images(model, batch) for batch in batches(samples, size)]
+    if not found:
+        raise DataError(f"{name}: its data holds no image.")
+    return _finite(name, torch.cat(found))
+
+
+def embedded_texts(
+    name: str, model: nn.Module, adapter: Any, texts: Sequence[str], size: int
+) -> Float[Tensor, "texts features"]:
+    """Embed texts, and give the embeddings in the texts' order.
+
+    Texts of like length are embedded together, so that little is padded.
+
+    :param name: The evaluator's name, for messages.
+    :param adapter: One that ``Compares``.
+    :param size: How many texts are a batch.
+    :raises ModelError: Where an embedding is not finite.
+    """
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    with torch.no_grad():
+        found = [adapter.embed_texts(model, [texts[n] for n in batch]) for batch in batches(order, size)]
+    place = torch.tensor(order).argsort()
+    made = torch.cat(found)
+    return _finite(name, made[place.to(made.device)])
+
+
+def _finite(name: str, made: Tensor) -> Tensor:
+    if not made.isfinite().all():
+        raise ModelError(f"{name}: the model's embeddings are not finite; the model is broken.")
+    return made

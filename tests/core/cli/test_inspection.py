@@ -1,0 +1,61 @@
+"""A model is shown as its adapter takes it apart, and everything that is never pruned with its reason."""
+
+import pytest
+
+from ecoflap.core.cli.inspection import inspection
+from ecoflap.core.contracts.blame import PartError
+from ecoflap.core.errors import ModelError, RegistryError
+from ecoflap.core.registry.registry import load_registry
+
+
+@pytest.fixture
+def shown(pico_llama, pico_tokenizer, tmp_path):
+    """The rows of each table about a pico LLaMA, by the table's title."""
+
+    def shown(adapter=None, **keywords):
+        pico_llama(**keywords).save_pretrained(tmp_path / "model", safe_serialization=True)
+        pico_tokenizer.save_pretrained(tmp_path / "model")
+        sections = inspection(str(tmp_path / "model"), adapter, load_registry())
+        return {section.title: list(section.rows) for section in sections}
+
+    return shown
+
+
+def test_blocks_that_are_alike_share_their_rows(shown):
+    title, rows = list(shown().items())[1]
+    assert title == "layers of each block"
+    assert rows[0] == ("model.layers.0 … model.layers.2 (3)", "self_attn.q_proj.weight", "32×32", "1,024", "language")
+    assert {row[0] for row in rows[1:]} == {""}
+    assert list(shown(layers=1).items())[1][1][0][0] == "model.layers.0"
+
+
+def test_a_tied_head_is_shown_with_its_other_name(shown):
+    title = "outside the blocks: kept unless a recipe's include: names it"
+    assert shown(tied=True)[title] == [("lm_head", "64×32", "2,048", "model.embed_tokens.weight")]
+    assert shown(tied=False)[title] == [("lm_head", "64×32", "2,048", "")]
+
+
+def test_what_is_never_pruned_is_counted_whole_and_shown_by_example(shown):
+    title, rows = list(shown().items())[-1]
+    assert title == f"never pruned: {64 * 32 + 7 * 32:,} parameters"
+    assert [(name, reason) for name, _, reason in rows] == [
+        ("model.embed_tokens.weight", "embedding"),
+        ("model.layers.0.input_layernorm.weight", "norm"),
+        ("model.layers.0.post_attention_layernorm.weight", "norm"),
+        ("model.norm.weight", "norm"),
+    ]
+
+
+def test_an_adapter_may_be_named(shown, tmp_path):
+    assert shown("llama") == shown()
+    with pytest.raises(RegistryError, match=r"no adapter named 'lama'\. Did you mean 'llama'\?"):
+        shown("lama")
+    with pytest.raises(ModelError, match="nowhere"):
+        inspection(str(tmp_path / "nowhere"), None, load_registry())
+
+
+def test_what_is_named_and_is_no_adapter_is_refused(shown):
+    with pytest.raises(PartError, match="the adapter json:loads raised TypeError: "):
+        shown("json:loads")
+    with pytest.raises(RegistryError, match=r"json:JSONDecoder: it is no adapter: it has no matches, load, "):
+        shown("json:JSONDecoder")

@@ -1,0 +1,183 @@
+"""A part is held to its kind's contract when a recipe names it: near misses, old signatures, wrong values."""
+
+from inspect import getdoc, isfunction
+
+import pytest
+
+from ecoflap import Anatomy, Gram, Pruned, load_registry
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.conformance import contract_problems, options_of
+from ecoflap.core.contracts.kinds import KINDS
+from ecoflap.core.contracts.options import PrunerOptions, ScorerOptions
+from ecoflap.core.errors import EcoflapError
+
+
+class Scores:
+    """A scorer with nothing but its duty."""
+
+    def __call__(self, replay, layers):
+        return iter(())
+
+
+class Prunes:
+    """A pruner with nothing but its duty."""
+
+    def __call__(self, weight, seen, budget, layer):
+        return Pruned(weight != 0, weight)
+
+
+def problems(kind, part, parameters=()):
+    return list(contract_problems(kind, part, parameters))
+
+
+def with_members(kind, **members):
+    duty = {"scorer": Scores, "pruner": Prunes}[kind]
+    return type("Mine", (duty,), members)()
+
+
+def test_what_a_part_lacks_is_the_declared_default():
+    options = options_of("scorer", Scores())
+    assert isinstance(options, ScorerOptions)
+    assert (options.unit, options.samples, options.aggregate, options.data) == ("layer", None, "sum", True)
+    assert options.forwards(Anatomy((), {}), 3) is None
+    assert options_of("pruner", Prunes()).needs == ()
+
+
+def test_what_a_part_has_is_taken_inherited_or_not():
+    def forwards(self, anatomy, batches):
+        return 7 * batches
+
+    own = options_of("scorer", with_members("scorer", unit="block", samples=4, forwards=forwards))
+    assert (own.unit, own.samples, own.aggregate, own.forwards(Anatomy((), {}), 2)) == ("block", 4, "sum", 14)
+
+    class Inherits(PrunerOptions, Prunes):
+        needs = (Gram,)
+
+    assert options_of("pruner", Inherits()).needs == (Gram,)
+    assert problems("pruner", Inherits()) == []
+
+
+def test_a_property_that_fails_keeps_its_default_and_the_part_says_why():
+    class Reads(Scores):
+        @property
+        def unit(self):
+            raise EcoflapError("no such run")
+
+    assert options_of("scorer", Reads()).unit == "layer"
+    assert problems("scorer", Reads()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "meant"),
+    [
+        ("scorer", "agregate", "aggregate"),
+        ("scorer", "sample", "samples"),
+        ("scorer", "forward", "forwards"),
+        ("pruner", "need", "needs"),
+        ("pruner", "problem", "problems"),
+    ],
+)
+def test_a_member_that_is_nearly_one_is_refused_with_the_nearest(kind, name, meant):
+    (problem,) = problems(kind, with_members(kind, **{name: "mean"}))
+    assert problem.startswith(f"it has a member {name!r}, which nothing reads. Did you mean {meant!r}?")
+    assert "docs/hooks.md" in problem
+
+
+def test_names_that_are_near_nothing_are_the_parts_own():
+    assert problems("scorer", with_members("scorer", temperature=1.0, _agregate="mean", helper=lambda self: None)) == []
+
+
+def test_a_parameter_may_be_a_singular_but_no_misspelt_member():
+    assert problems("scorer", with_members("scorer", sample=3), parameters=["sample"]) == []
+    (problem,) = problems("scorer", with_members("scorer", agregate="mean"), parameters=["agregate"])
+    assert "Did you mean 'aggregate'?" in problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "said"),
+    [
+        ("pruner", lambda self, weight, statistic, budget: None,
+         "its __call__ takes (weight, statistic, budget), and is called with (weight, seen, budget, layer)"),
+        ("exporter", lambda self, model, adapter, folder: None,
+         "its __call__ takes (model, adapter, folder), and is called with (pruned, folder)"),
+        ("evaluator", lambda self, model, adapter: {},
+         "its __call__ takes (model, adapter), and is called with (model, adapter, note)"),
+        ("dataset", lambda self, adapter, model: [],
+         "its __call__ takes (adapter, model), and is called with (adapter, model, note)"),
+    ],
+)  # fmt: skip
+def test_a_part_for_the_old_signatures_is_refused_with_both(kind, old, said):
+    (problem,) = problems(kind, type("Old", (), {"__call__": old})())
+    assert problem.startswith(said)
+    assert "another version of ecoflap. docs/hooks.md says what" in problem
+
+
+@pytest.mark.parametrize("defaults", [(), (None, None)])
+def test_problems_of_the_old_signature_are_refused(defaults):
+    def ask(self, anatomy, recipe):
+        return ()
+
+    ask.__defaults__ = defaults or None
+    (problem,) = problems("scorer", with_members("scorer", problems=ask))
+    assert problem.startswith("its problems takes (anatomy, recipe), and is called with (context)")
+
+
+@pytest.mark.parametrize(
+    ("kind", "member", "value", "said"),
+    [
+        ("scorer", "aggregate", "summ", "its member aggregate should be 'sum', 'mean' or 'per_parameter', not 'summ'."),
+        ("scorer", "unit", "blocks", "its member unit should be 'layer' or 'block', not 'blocks'."),
+        ("scorer", "samples", "8", "its member samples should be a valid integer, not '8'."),
+        ("pruner", "needs", [Gram], "its member needs should be a valid tuple, not [<class"),
+        ("pruner", "needs", (3,), "its member needs should be a type, not (3,)."),
+    ],
+)
+def test_a_member_of_another_type_is_refused(kind, member, value, said):
+    (problem,) = problems(kind, with_members(kind, **{member: value}))
+    assert problem.startswith(said)
+
+
+def test_a_value_where_a_method_is_wanted_is_refused():
+    (problem,) = problems("scorer", with_members("scorer", forwards=3))
+    assert problem.startswith("its member forwards should be a method, not 3.")
+
+
+def test_what_is_no_part_is_refused():
+    assert problems("scorer", object())[0] == (
+        "it is no scorer: it cannot be called. A scorer is called with (replay, layers)."
+    )
+
+    class Half(LlamaAdapter):
+        collate = property()
+
+        def colate(self, model, samples):
+            return {}
+
+    missing, *_ = problems("adapter", Half())
+    assert missing.startswith("it is no adapter: it has no collate. Did you mean 'colate'?")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_built_ins_keep_the_contract(kind):
+    registry = load_registry(installed=False)
+    for name in registry.names(kind):
+        factory = registry.find(kind, name)
+        try:
+            part = factory()
+        except TypeError:  # one that needs a parameter
+            continue
+        assert problems(kind, part, getattr(factory, "__dataclass_fields__", ())) == [], name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_optional_member_is_declared_with_a_type_and_described(kind):
+    options = KINDS[kind].options
+    assert options.__doc__
+    for name, member in vars(options).items():
+        member = getattr(member, "__func__", member)
+        if isfunction(member):
+            assert getdoc(member)
+            assert "return" in member.__annotations__
+        elif not name.startswith("_"):
+            assert name in options.__annotations__
+            assert f":cvar {name}:" in options.__doc__

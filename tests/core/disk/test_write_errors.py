@@ -1,0 +1,47 @@
+"""A failure to write says what is wrong and what to do; other errors are none of its business."""
+
+import errno
+import os
+
+import pytest
+
+from ecoflap.core.disk.whole_files import append_line, whole_file, whole_folder, write_whole
+from ecoflap.core.errors import RunError
+
+
+def test_a_full_disk_says_how_much_is_free(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"[\d,.]+ MB free\). Make room"):
+        write_whole(tmp_path / "not" / "there" / "yet", "new")
+
+
+@pytest.mark.parametrize("write", [lambda p: write_whole(p, "x"), lambda p: append_line(p, {})])
+def test_a_path_through_a_file_is_an_error_that_names_it(tmp_path, write):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/below/x could not be written: .*(not a folder|has that name)"):
+        write(tmp_path / "file" / "below" / "x")
+
+
+def test_a_folder_of_that_name_is_an_error(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(RunError, match="a folder has that name"):
+        write_whole(tmp_path / "x", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_the_block_raises_passes_through(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "x") as temporary:
+        raise ZeroDivisionError(temporary.write_text("half"))
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "x"):
+        (tmp_path.parent / "elsewhere").read_text()
+    with pytest.raises(ConnectionError), whole_folder(tmp_path / "y"):
+        raise ConnectionError("no network")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_a_rust_library_only_prints_is_explained_too(tmp_path):
+    with pytest.raises(RunError, match="the disk is full"), whole_folder(tmp_path / "x"):
+        raise ValueError("I/O error: No space left on device (os error 28)")

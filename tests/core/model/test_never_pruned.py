@@ -1,0 +1,86 @@
+"""Every parameter that is never pruned has a reason, and a recipe that includes one is told it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
+from ecoflap.core.model.never_pruned import never_pruned, tied_names, why_not_included
+
+
+class Layers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+        self.norm = nn.LayerNorm(4)
+
+
+class Model(nn.Module):
+    """One of each reason, and a head that is the embedding too."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(8, 4)
+        self.patches, self.filter = nn.Conv2d(3, 4, 2), nn.Conv1d(4, 4, 2)
+        self.block = Layers()
+        self.queries = nn.Parameter(torch.zeros(2, 3, 4))
+        self.projection = nn.Linear(4, 4, bias=False)
+        self.head = nn.Linear(4, 8, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+@pytest.fixture
+def taken_apart() -> tuple[nn.Module, Anatomy, list[Tower]]:
+    model = Model()
+    towers = [Tower("text", (Block("block", model.block, "text"),)), Tower.of_matrix(model, "projection")]
+
+    def layers(block: Block) -> list[Layer]:
+        module: Any = block.module
+        if block.name == "block":
+            return [Layer("block.used.weight", module.used)]
+        return [Layer(f"{block.name}.weight", module)]
+
+    return model, Anatomy.of(towers, layers), towers
+
+
+def test_each_parameter_that_no_layer_is_has_its_reason(taken_apart):
+    found = {one.name: (one.shape, one.reason) for one in never_pruned(*taken_apart)}
+    assert found == {
+        "queries": ((2, 3, 4), "parameter of a Model, which no linear layer applies"),
+        "embedding.weight": ((8, 4), "embedding"),
+        "patches.weight": ((4, 3, 2, 2), "patch embedding"),
+        "patches.bias": ((4,), "bias or scale"),
+        "filter.weight": ((4, 4, 2), "convolution"),
+        "filter.bias": ((4,), "bias or scale"),
+        "block.used.bias": ((4,), "bias or scale"),
+        "block.unused.weight": ((4, 4), "not used by the loss, or not offered by the adapter"),
+        "block.norm.weight": ((4,), "norm"),
+        "block.norm.bias": ((4,), "bias or scale"),
+        "projection.weight": ((4, 4), "outside the blocks; a recipe takes it in with include: [projection]"),
+    }
+
+
+def test_a_parameter_of_several_names_is_tied(taken_apart):
+    model, *_ = taken_apart
+    assert tied_names(model, "head.weight") == ["embedding.weight"]
+    assert tied_names(model, "block.used.weight") == []
+    assert tied_names(model, "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("embedding", "embedding is never pruned: embedding.weight is an embedding. "),
+        ("patches.weight", "patches.weight is never pruned: patches.weight is a patch embedding. "),
+        ("block.unused", "block.unused is never pruned: block.unused.weight is not used by the loss, or not offered "),
+        ("block.used.weight", "block.used.weight is pruned anyway, being in a tower. "),
+        ("projectoin", "projectoin is not in this model. Did you mean 'projection'? "),
+        ("x", "x is not in this model. "),
+    ],
+)
+def test_a_recipe_is_told_why_it_cannot_include_something(taken_apart, name, told):
+    said = why_not_included(name, *taken_apart)
+    assert said.startswith(told)
+    assert said.endswith("Can be included here: projection.")

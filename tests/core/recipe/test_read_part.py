@@ -1,0 +1,66 @@
+"""A part is read once, and what breaks its kind's contract is refused where the recipe has it."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from ecoflap.core.errors import EcoflapError
+from ecoflap.core.recipe.load import parse_recipe
+
+
+class Scores:
+    """A scorer with nothing but its duty."""
+
+    data = False
+
+    def __call__(self, replay, layers):
+        return iter(())
+
+
+@dataclass(frozen=True)
+class Agregates(Scores):
+    """A scorer with a misspelt member."""
+
+    agregate = "mean"
+
+
+BUILT = []
+
+
+class Counted(Scores):
+    """A scorer that counts how often one is made."""
+
+    samples = 3
+
+    def __init__(self):
+        BUILT.append(self)
+
+
+def test_the_recipe_refuses_it_at_its_place(registry):
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": Agregates()}
+    with pytest.raises(EcoflapError, match=r"score: .*Agregates: it has a member 'agregate', which nothing reads"):
+        parse_recipe(recipe, registry=registry)
+
+
+def test_a_part_is_built_once_when_the_recipe_is_checked(registry):
+    BUILT.clear()
+    score = {"use": f"{__name__}:Counted"}
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": score}
+    spec = parse_recipe(recipe, registry=registry).score.part
+    assert spec.options.samples == 3
+    assert [spec.built] == BUILT
+
+
+class Explodes(Scores):
+    """A scorer that cannot be made, for a reason that is no user's."""
+
+    def __init__(self):
+        raise KeyError("layers")
+
+
+def test_a_part_whose_code_raises_is_named_with_the_line(registry):
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
+    recipe["score"] = {"use": f"{__name__}:Explodes"}
+    said = r"score: .*Explodes: the scorer raised KeyError: 'layers'\. It happened in test_read_part\.py:\d+, "
+    with pytest.raises(EcoflapError, match=said):
+        parse_recipe(recipe, registry=registry)

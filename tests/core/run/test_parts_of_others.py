@@ -1,0 +1,123 @@
+"""Parts from anywhere in a whole run: what they may leave out, and what becomes of one that raises or misspells."""
+
+import json
+
+import pytest
+
+OTHERS = '''
+from dataclasses import dataclass
+
+from ecoflap import Pruned, select
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A pruner without ``needs``, by magnitude."""
+
+    def __call__(self, weight, seen, budget, layer):
+        assert not seen
+        mask = select(weight.detach().abs().float(), budget, "layer")
+        return Pruned(mask, weight * mask)
+
+
+class Raises(Plain):
+    """A pruner that raises in the second block."""
+
+    def __call__(self, weight, seen, budget, layer):
+        if layer.block_index == 1:
+            raise LookupError("no such thing")
+        return super().__call__(weight, seen, budget, layer)
+
+
+class Agregates:
+    """A scorer with a misspelt member."""
+
+    data = False
+    agregate = "mean"
+
+    def __call__(self, replay, layers):
+        yield from ((layer.name, 1.0) for layer in layers)
+
+
+class Flat(Agregates):
+    """A scorer to which all layers are equal."""
+
+    agregate = property()
+
+    def __dir__(self):
+        return [name for name in super().__dir__() if name != "agregate"]
+
+
+class Older:
+    """A pruner for the signature of version 0.1.0."""
+
+    needs = ()
+
+    def __call__(self, weight, statistic, budget):
+        return Pruned(weight != 0, weight)
+'''
+
+
+@pytest.fixture
+def others(tmp_path, monkeypatch):
+    """A module of parts that are installed nowhere."""
+    (tmp_path / "others.py").write_text(OTHERS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.fixture
+def recipe(others, plain, tmp_path):
+    """``recipe(**keys)``: a recipe's file without data, and with these keys."""
+
+    def recipe(**keys):
+        file = tmp_path / "recipe.yaml"
+        keys = {"calibration": None, "score": None, "evaluate": None, "export": None, **keys}
+        file.write_text(json.dumps(plain(**keys)))
+        return file
+
+    return recipe
+
+
+def test_a_pruner_without_needs_is_planned_and_run(recipe, ecoflap_command, tmp_path):
+    file = recipe(prune="others:Plain")
+    code, out, _ = ecoflap_command("plan", file)
+    assert code == 0
+    assert "others:Plain: 3 blocks, no data needed" in out
+    code, _, error = ecoflap_command("run", file, "--folder", tmp_path / "run")
+    assert (code, "Traceback" in error) == (0, False)
+
+
+def test_a_pruner_that_raises_ends_the_run_with_its_layer_and_its_line(recipe, ecoflap_command, tmp_path):
+    code, _, error = ecoflap_command("run", recipe(prune="others:Raises"), "--folder", tmp_path / "run")
+    assert code == 2
+    assert (
+        "model.layers.1.self_attn.q_proj.weight: the pruner others:Raises raised LookupError: no such thing. "
+        "It happened in others.py:" in error
+    )
+    assert (tmp_path / "run" / "blocks" / "000.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"score": "others:Agregates"},
+            "score: others:Agregates: it has a member 'agregate', which nothing reads.",
+        ),
+        ({"prune": "others:Older"}, "prune: others:Older: its __call__ takes (weight, statistic, budget), and is cal"),
+        ({"prune": "magnitude", "export": {"use": "onnx", "views": ["decodr"]}}, "Did you mean 'decoder'?"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused_by_the_plan(recipe, ecoflap_command, keys, said):
+    if "export" in keys:
+        pytest.importorskip("onnx_ir")
+    code, _, error = ecoflap_command("plan", recipe(**keys))
+    assert code == 2
+    assert said in error
+
+
+def test_scores_that_are_all_equal_are_warned_of(recipe, ecoflap_command, tmp_path):
+    code, _, _ = ecoflap_command("run", recipe(score="others:Flat", prune="magnitude"), "--folder", tmp_path / "run")
+    assert code == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert any("the score of every layer is 1, so nothing tells them apart" in one for one in report["warnings"])

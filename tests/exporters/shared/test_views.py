@@ -1,0 +1,130 @@
+"""Which views are exported: those that are named, of those that the adapter has; the rest is known before a run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from table import ROWS
+from torch import nn
+
+import ecoflap
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import Adapter, PrunedModel
+from ecoflap.core.contracts.records import Exported, StoredTensor, View
+from ecoflap.core.errors import ModelError, RecipeError
+from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.exporters.shared.views import export_views, view_problems
+
+NONE = r"WithoutViews has no views of this model .*Use the exporter safetensors or hugging_face\."
+
+
+class WithoutViews(Adapter):
+    processor: Any = None
+
+
+class Views(WithoutViews):
+    """Has a view of each name."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def export_views(self, model: nn.Module) -> list[View]:
+        return [View(name, model, {}, {}, (), {}) for name in self.names]
+
+
+def pruned(adapter: Adapter) -> PrunedModel:
+    return PrunedModel(nn.Linear(2, 2), adapter, {"weight": torch.ones(2, 2, dtype=torch.bool)})
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(view: View) -> Exported:
+        if view.name == "broken":
+            raise ModelError("this view is broken")
+        file = tmp_path / f"{view.name}.bin"
+        file.write_text(view.name)
+        tensors = StoredTensor("shared", "bitmask", (2, 2), 2, 16, 9), StoredTensor(view.name, "dense", (2,), 2, 8, 8)
+        return Exported((file,), tensors, (), 100, (f"{view.name}: a note", "a note for all"))
+
+    return write
+
+
+def test_all_views_are_one_export(write, tmp_path: Path):
+    written = export_views(pruned(Views("vision", "text")), None, "onnx", write)
+    assert written.files == (tmp_path / "vision.bin", tmp_path / "text.bin")
+    names = [tensor.name for tensor in written.tensors]
+    assert names == ["shared in vision.bin", "vision", "shared in text.bin", "text"]
+    assert written.dense_bytes == 200
+    assert written.notes == ("vision: a note", "a note for all", "text: a note")
+
+
+def test_views_are_written_in_the_order_of_the_adapter(write, tmp_path: Path):
+    adapter = Views("vision", "broken", "text")
+    written = export_views(pruned(adapter), ("text", "vision"), "onnx", write)
+    assert [file.name for file in written.files] == ["vision.bin", "text.bin"]
+
+
+def test_where_one_fails_none_is_left(write, tmp_path: Path):
+    with pytest.raises(ModelError, match="this view is broken"):
+        export_views(pruned(Views("vision", "broken", "text")), None, "onnx", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_said_with_what_can(write):
+    both = Views("vision", "text")
+    with pytest.raises(
+        ModelError, match=r"onnx: views: .*no view named 'txt'\. Did you mean 'text'\? Known: text, vision"
+    ):
+        export_views(pruned(both), ("txt",), "onnx", write)
+    for adapter in (WithoutViews(), type("WithoutViews", (Views,), {})()):
+        with pytest.raises(ModelError, match=f"torchscript: {NONE}"):
+            export_views(pruned(adapter), None, "torchscript", write)
+    with pytest.raises(ModelError, match="onnx: views is empty, so nothing would be exported"):
+        export_views(pruned(both), (), "onnx", write)
+
+
+def exporters() -> list[Any]:
+    from ecoflap.exporters.onnx.exporter import Onnx
+    from ecoflap.exporters.torchscript.exporter import TorchScript
+
+    return [Onnx, TorchScript]
+
+
+@pytest.mark.parametrize("exporter", exporters())
+def test_a_plan_says_so_too(exporter: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ecoflap.exporters.onnx.exporter.LIBRARIES", ())
+
+    def problems(adapter: Adapter, *there: str, **parameters: Any) -> list[str]:
+        recipe: Any = type("Recipe", (), {"model": type("Model", (), {"dtype": "auto"})})
+        context = PlanContext(recipe, Anatomy((), {}), adapter, nn.Identity(), lambda: there)
+        return list(exporter(**parameters).problems(context))
+
+    both = Views("vision", "text")
+    assert problems(both, "vision", "text") == []
+    assert problems(both, "vision", "text", views=("text",)) == []
+    assert problems(both, "vision", "text", views=("nope", "visoin")) == [
+        "views: this model has no view named 'nope'. Known: text, vision.",
+        "views: this model has no view named 'visoin'. Did you mean 'vision'? Known: text, vision.",
+    ]
+    assert problems(both, "vision", "text", views=()) == list(view_problems((), both, ("vision",)))
+    (none,) = problems(WithoutViews(), views=("text",))
+    assert none.startswith("WithoutViews has no views of this model")
+
+
+@pytest.mark.skipif("llama" not in ROWS, reason="transformers here is too old for the views of a LLaMA")
+@pytest.mark.parametrize("use", ["onnx", "torchscript"])
+def test_a_run_does_not_begin_for_a_view_that_is_not_there(use: str, pico_llama_folder: Path, tmp_path: Path):
+    recipe = {
+        "version": 1,
+        "model": str(pico_llama_folder),
+        "sparsity": 0.5,
+        "prune": "magnitude",
+        "allocate": "uniform",
+    }
+    said = (
+        r"export\.0: views: this model has no view named 'decodr'\. Did you mean 'decoder'\? Known: decoder, decoder_"
+    )
+    with pytest.raises(RecipeError, match=said):
+        ecoflap.run({**recipe, "export": [{"use": use, "views": ["decodr"]}]}, folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "plan.json").exists()

@@ -1,0 +1,36 @@
+"""Every part in plugins/ is held to the contract of its kind, as a third party's is."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from speaking import Given
+
+from ecoflap import load_registry
+from ecoflap.core.contracts.conformance import contract_problems
+from ecoflap.core.registry.parameters import parameters_of
+
+REGISTRY = load_registry(installed=False)
+KINDS = ("scorer", "allocator", "pruner", "dataset", "evaluator")
+PARTS = [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)]
+GIVEN: dict[str, Any] = {"data": Given([]), "path": Path("plan.json"), "run": Path("run"), "tasks": ("arc_easy",)}
+"""Parameters that some parts need."""
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS, ids=str)
+def test_a_part_keeps_its_kinds_contract(kind: str, name: str):
+    factory = REGISTRY.find(kind, name)
+    parameters, _ = parameters_of(factory)
+    needed = {key: GIVEN[key] for key, parameter in parameters.items() if parameter.required}
+    part = factory(**needed)
+    assert list(contract_problems(kind, part, parameters)) == []
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS, ids=str)
+def test_a_part_remembers_nothing(kind: str, name: str):
+    """Its fields are its parameters, and it cannot be changed."""
+    factory = REGISTRY.find(kind, name)
+    parameters, _ = parameters_of(factory)
+    part = factory(**{key: GIVEN[key] for key, parameter in parameters.items() if parameter.required})
+    assert set(vars(part)) == set(parameters)
+    assert type(part).__dataclass_params__.frozen
