@@ -55,7 +55,7 @@ test-slow: $(VENV)/.installed-test
 # Fails where a test of LAVIS was skipped, too.
 test-lavis: $(VENV_LAVIS)/.installed
 	ECOFLAP_TESTS_NEED=lavis $(VENV_LAVIS)/bin/python -m pytest -n 2 -q tests/core tests/plugins \
-	  tests/adapters/test_families.py tests/adapters/views/test_views.py tests/adapters/test_lavis_blip2.py
+	  tests/adapters/test_families.py tests/adapters/views/test_views.py tests/adapters/lavis_blip2
 
 compat: $(VENV_COMPAT)/.installed
 	$(VENV_COMPAT)/bin/python -m pytest -n 2 -q tests/core tests/plugins tests/adapters tests/exporters

@@ -1,1 +1,1 @@
-"""Model families, one to a file: where their blocks are, what feeds them, how they are saved."""
+"""Describe model families, one to a file: where their blocks are, what feeds them, how they are saved."""

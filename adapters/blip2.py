@@ -1,4 +1,4 @@
-"""BLIP-2 as transformers has it: a vision transformer, a Q-Former that reads it, and a text model that reads that."""
+"""Adapt BLIP-2 of transformers: a vision transformer, a Q-Former that reads it, and a text model that reads that."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["Blip2Adapter"]]:
 
 @dataclass(frozen=True)
 class Prompting:
-    """What a model's configuration says of the tokens it reads.
+    """Says which tokens a model reads, by its configuration.
 
     :param image_token: The token at each place of an image in the text; None in a configuration from before there was
         one.
@@ -84,7 +84,7 @@ class Prompting:
 
     @property
     def placeholders(self) -> list[int]:
-        """The tokens that stand for one image.
+        """Give the tokens that stand for one image.
 
         :raises ModelError: Where the configuration does not say which.
         """
@@ -94,7 +94,7 @@ class Prompting:
 
 
 class Blip2Adapter(TransformersAdapter):
-    """``Blip2ForConditionalGeneration`` with T5, OPT or LLaMA inside, from a hub id, a folder or memory.
+    """Adapts ``Blip2ForConditionalGeneration`` with T5, OPT or LLaMA inside, from a hub id, a folder or memory.
 
     The loss is the cross entropy of a caption, or of the first answer to a question, given the image and the question.
     In float16 transformers keeps the Q-Former in float32, and so does this.

@@ -1,4 +1,4 @@
-"""BLIP-2 that tells which text belongs to which image: a vision transformer, and a Q-Former that reads it and texts."""
+"""Adapt the BLIP-2 that compares images with texts: a vision transformer, and a Q-Former that reads it and texts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.shared.blip2_vision import has_both, layers_that_see, tokens_that_see, towers_that_see
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.embeddings import unit_vectors
-from ecoflap.adapters.shared.images import cast_for, pixels_of
+from ecoflap.adapters.shared.images import cast_for_vision, pixels_of
 from ecoflap.adapters.shared.losses import info_nce
 from ecoflap.adapters.shared.matrices import matrix_outside
 from ecoflap.adapters.shared.members import find, member
@@ -38,7 +38,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["Blip2RetrievalAdapter"]]:
 
 
 class Blip2RetrievalAdapter(TransformersAdapter):
-    """``Blip2ForImageTextRetrieval``, from a hub id, a folder or memory.
+    """Adapts ``Blip2ForImageTextRetrieval``, from a hub id, a folder or memory.
 
     The loss is the symmetric InfoNCE of the model's contrastive similarities: of each text with the query of an image
     that is nearest to it, as cosines. The model has no temperature. Its matching head takes no part in that, so it is
@@ -144,7 +144,7 @@ class Blip2RetrievalAdapter(TransformersAdapter):
 
     def _seen(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images tokens hidden"]:
         """Give what the vision transformer makes of images."""
-        pixels = cast_for(member(model, "vision_model.embeddings"), pixels_of(self.processor, samples))
+        pixels = cast_for_vision(model, pixels_of(self.processor, samples))
         seen: Tensor = member(model, "vision_model")(pixel_values=pixels).last_hidden_state
         return seen
 
@@ -171,7 +171,7 @@ def _query_tokens(model: nn.Module) -> nn.Parameter:
 
 
 def _encoded(seen: Float[Tensor, "images tokens hidden"]) -> dict[str, Tensor]:
-    """Give what the Q-Former is told of images, all of whose tokens are real."""
+    """Give what the Q-Former is given of images, all of whose tokens are real."""
     return {
         "encoder_hidden_states": seen,
         "encoder_attention_mask": torch.ones(seen.shape[:2], dtype=torch.int64, device=seen.device),

@@ -1,4 +1,4 @@
-"""CLIP of transformers: its two towers compared by their similarities, or its vision tower alone."""
+"""Adapt CLIP of transformers: its two towers compared by their similarities, or its vision tower alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import unwrap
@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.hubs.hugging_face import load_model, load_processor
+from ecoflap.adapters.hubs.hugging_face import load_processor, load_transformers_model
 from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.embeddings import cosines, read_classifier, unit_vectors
-from ecoflap.adapters.shared.images import as_large_as_wanted, cast_for, image_tokens, labelled_images, pixels_of
+from ecoflap.adapters.shared.images import as_large_as_wanted, cast_for_vision, image_tokens, labelled_images, pixels_of
 from ecoflap.adapters.shared.losses import info_nce, vision_loss
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
@@ -36,7 +36,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["ClipAdapter"]]:
 
 
 class ClipAdapter(TransformersAdapter):
-    """``CLIPModel`` and ``CLIPVisionModelWithProjection``, from a hub id, a folder or memory.
+    """Adapts ``CLIPModel`` and ``CLIPVisionModelWithProjection``, from a hub id, a folder or memory.
 
     The loss of a pair is the symmetric InfoNCE of the model's own scaled similarities. A vision tower alone has the
     cross entropy of a zero-shot classifier, or without one the inner product of its normalised features with a fixed
@@ -85,7 +85,7 @@ class ClipAdapter(TransformersAdapter):
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Compute InfoNCE over the batch's pairs; of a vision tower alone, cross entropy or the random projection."""
-        pixels = _pixels(model, batch["pixel_values"])
+        pixels = cast_for_vision(model, batch["pixel_values"])
         given = {"pixel_values": pixels}
         if _has_texts(model):
             input_ids, mask = _texts(model, batch, self.max_length(model))
@@ -96,7 +96,7 @@ class ClipAdapter(TransformersAdapter):
 
     def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images features"]:
         """Give each image's vector, of length one."""
-        pixels = _pixels(model, pixels_of(self.processor, samples))
+        pixels = cast_for_vision(model, pixels_of(self.processor, samples))
         with as_large_as_wanted(pixels):
             if _has_texts(model):
                 return unit_vectors(member(model, "get_image_features")(pixel_values=pixels))
@@ -162,7 +162,9 @@ class ClipAdapter(TransformersAdapter):
         return "vision" in towers and towers == projected
 
     def _read_model(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
-        return load_model(KINDS.get(source.config.get("model_type", ""), "AutoModel"), source, dtype, device)
+        return load_transformers_model(
+            KINDS.get(source.config.get("model_type", ""), "AutoModel"), source, dtype, device
+        )
 
     def _read_processor(self, source: Source, model: nn.Module) -> Any:
         return load_processor("AutoProcessor" if _has_texts(model) else "AutoImageProcessor", source)
@@ -192,12 +194,6 @@ def _has_texts(model: nn.Module) -> bool:
 def _projects_in_turn(model: nn.Module) -> bool:
     """Tell transformers 5, which projects the image before it reads the text, from 4, which projects both last."""
     return "get_image_features" in unwrap(type(model).forward).__code__.co_names
-
-
-def _pixels(
-    model: nn.Module, pixel_values: Float[Tensor, "batch channels height width"]
-) -> Float[Tensor, "batch channels height width"]:
-    return cast_for(member(model, "vision_model.embeddings"), pixel_values)
 
 
 def _texts(

@@ -1,4 +1,4 @@
-"""Vision transformers that are not transformers': timm's Eva and VisionTransformer, and the EVA-ViT of LAVIS."""
+"""Adapt vision transformers of other libraries: timm's Eva and VisionTransformer, and the EVA-ViT of LAVIS."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -39,7 +39,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["EvaVitAdapter"]]:
 
 
 class EvaVitAdapter:
-    """Vision transformers from ``timm:NAME``, a hub id or folder in timm's hub format, or memory.
+    """Adapts vision transformers from ``timm:NAME``, a hub id or folder in timm's hub format, or memory.
 
     A model is saved in timm's hub format where its architecture is known: by what ``timm.create_model`` wrote down in a
     model that it made, or by the two parameters here. Otherwise the folder holds the weights under the model's own
@@ -81,13 +81,16 @@ class EvaVitAdapter:
     def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
         """Load the model in eval mode, and timm's own transform for its images.
 
+        Of a model in memory for which timm has no transform, the one that the adapter was given is kept.
+
         :raises ModelError: Where it cannot be read, or is of another kind.
         """
         model = source.model.eval() if source.model is not None else self._loaded(source, device).to(dtype=dtype)
         if not timm_vit.is_covered(model):
             raise ModelError(f"{source.name} is a {timm_hub.class_name(model)}; this adapter knows {FITS}.")
-        if device != "meta" and self.processor is None:
-            self.processor = timm_hub.transform_of(model)
+        if device != "meta":
+            given = self.processor if source.model is not None else None
+            self.processor = timm_hub.transform_of(model) or given
         return model if source.model is not None else model.to(device)
 
     def _loaded(self, source: Source, device: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""LLaMA and the decoder-only models laid out like it: one stack of blocks of seven matrices, read from transformers."""
+"""Adapt LLaMA and the decoders laid out like it: one stack of blocks of seven matrices, read from transformers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -36,7 +36,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["LlamaAdapter"]]:
 
 
 class LlamaAdapter(TransformersAdapter):
-    """``LlamaForCausalLM`` and models of its layout, from a hub id, a folder, a GGUF file or memory.
+    """Adapts ``LlamaForCausalLM`` and models of its layout, from a hub id, a folder, a GGUF file or memory.
 
     A GGUF file's weights are de-quantised to float32, and cast from there where another type is asked for.
     """

@@ -1,4 +1,4 @@
-"""CLIP as open_clip has it: its own towers of default and custom blocks, and timm's Eva and VisionTransformer."""
+"""Adapt CLIP of open_clip: its own towers of default and custom blocks, and timm's Eva and VisionTransformer."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["OpenClipAdapter"]]:
 
 
 class OpenClipAdapter:
-    """CLIP from ``open_clip:ARCHITECTURE/TAG``, a hub id or folder in open_clip's hub format, or memory.
+    """Adapts CLIP from ``open_clip:ARCHITECTURE/TAG``, a hub id or folder in open_clip's hub format, or memory.
 
     The loss is the symmetric InfoNCE of the model's own scaled similarities, or the sigmoid loss where the model has a
     ``logit_bias``, as SigLIP's have. The packed q, k and v of an attention are one matrix ``[3 width, width]``. What
@@ -79,7 +79,7 @@ class OpenClipAdapter:
         model, config = open_clip_hub.load(source, device, self.architecture)
         _check_kind(model)
         describe(model, config)
-        if device != "meta" and self.processor is None:
+        if device != "meta":
             tokenizer = open_clip_hub.tokenizer_of(source, config["model_cfg"]["text_cfg"])
             self.processor = Processor(open_clip_hub.transform_of(model), tokenizer)
         return model.to(device, dtype)

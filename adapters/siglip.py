@@ -1,4 +1,4 @@
-"""SigLIP of transformers: every image is judged with every text, and all texts are of one length, padding included."""
+"""Adapt SigLIP of transformers: it judges every image with every text, and all texts have one length with padding."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.embeddings import unit_vectors
-from ecoflap.adapters.shared.images import cast_for, image_tokens, pixels_of
+from ecoflap.adapters.shared.images import cast_for_vision, image_tokens, pixels_of
 from ecoflap.adapters.shared.losses import sigmoid_pairs
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
@@ -31,7 +31,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["SiglipAdapter"]]:
 
 
 class SiglipAdapter(TransformersAdapter):
-    """``SiglipModel``, from a hub id, a folder or memory.
+    """Adapts ``SiglipModel``, from a hub id, a folder or memory.
 
     Its loss is its own: the sigmoid of every pair in a batch. Of the attention that pools an image nothing is pruned.
     """
@@ -61,13 +61,13 @@ class SiglipAdapter(TransformersAdapter):
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Compute the sigmoid loss over all pairs of the batch."""
-        pixels = _pixels(model, batch["pixel_values"])
+        pixels = cast_for_vision(model, batch["pixel_values"])
         made = model(pixel_values=pixels, input_ids=batch["input_ids"].to(pixels.device))
         return sigmoid_pairs(made.logits_per_image)
 
     def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images features"]:
         """Give each image's vector, of length one."""
-        pixels = _pixels(model, pixels_of(self.processor, samples))
+        pixels = cast_for_vision(model, pixels_of(self.processor, samples))
         return unit_vectors(member(model, "get_image_features")(pixel_values=pixels))
 
     def embed_texts(self, model: nn.Module, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
@@ -121,9 +121,3 @@ class SiglipAdapter(TransformersAdapter):
 
 def _length(model: nn.Module) -> int:
     return member(model, "text_model.embeddings.position_embedding", nn.Embedding).num_embeddings
-
-
-def _pixels(
-    model: nn.Module, pixel_values: Float[Tensor, "batch channels height width"]
-) -> Float[Tensor, "batch channels height width"]:
-    return cast_for(member(model, "vision_model.embeddings"), pixel_values)

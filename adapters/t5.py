@@ -1,4 +1,4 @@
-"""T5 and its likes, an encoder and a decoder that reads it: T5, T5 v1.1, FlanT5 and mT5, read from transformers."""
+"""Adapt T5 and its likes of transformers, an encoder and a decoder that reads it: T5, T5 v1.1, FlanT5 and mT5."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["T5Adapter"]]:
 
 
 class T5Adapter(TransformersAdapter):
-    """``T5ForConditionalGeneration`` and ``MT5ForConditionalGeneration``, from a hub id, a folder or memory.
+    """Adapts ``T5ForConditionalGeneration`` and ``MT5ForConditionalGeneration``, from a hub id, a folder or memory.
 
     The loss is the cross entropy of the decoder's text given the encoder's. A window of tokens is cut in the middle:
     the encoder reads its first half, and the decoder is to say the second (a prefix language model, as in ECoFLaP).

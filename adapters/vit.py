@@ -1,4 +1,4 @@
-"""Vision transformers of transformers: ViT, DeiT, DINOv2, DINOv3, BEiT and their likes, with or without classifier."""
+"""Adapt vision transformers of transformers: ViT, DeiT, DINOv2, DINOv3, BEiT and the like, classifier or none."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from ecoflap.adapters.hubs.hugging_face import load_model
+from ecoflap.adapters.hubs.hugging_face import load_transformers_model
 from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.shared.images import (
     as_large_as_wanted,
@@ -43,7 +43,7 @@ def ecoflap_register_adapters() -> Mapping[str, type["VitAdapter"]]:
 
 
 class VitAdapter(TransformersAdapter):
-    """``ViTModel``, ``ViTForImageClassification`` and models of their layout, from a hub id, a folder or memory.
+    """Adapts ``ViTModel``, ``ViTForImageClassification`` and models of their layout, from a hub id, a folder or memory.
 
     The loss is the cross entropy of the images' classes. Where the model has no classifier or the images have no
     label, it is the inner product of the model's normalised output with a fixed random vector for each image.
@@ -115,8 +115,8 @@ class VitAdapter(TransformersAdapter):
     def _read_model(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
         """Read a model with a classifier as such, and any other without one, which may have a pooler or not."""
         if CLASSIFIES in (source.config.get("architectures") or [""])[0]:
-            return load_model(f"AutoModel{CLASSIFIES}", source, dtype, device)
-        return load_model("AutoModel", source, dtype, device, has_pooler=None)
+            return load_transformers_model(f"AutoModel{CLASSIFIES}", source, dtype, device)
+        return load_transformers_model("AutoModel", source, dtype, device, has_pooler=None)
 
 
 def _body(model: nn.Module) -> tuple[str, nn.Module]:

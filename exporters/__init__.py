@@ -1,1 +1,1 @@
-"""File formats, one to a file."""
+"""Write pruned models in file formats, one to a file."""

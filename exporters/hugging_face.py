@@ -1,4 +1,4 @@
-"""The family's own checkpoint, dense with zeros: its own library loads it, and knows nothing of pruning."""
+"""Write the family's own checkpoint, dense with zeros: its own library loads it, and knows nothing of pruning."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.model.source import open_source
 from ecoflap.core.record.readback import stored
 from ecoflap.exporters.shared.loading_code import library_of
-from ecoflap.exporters.shared.model_card import write_card
+from ecoflap.exporters.shared.model_card import add_card
 from ecoflap.exporters.shared.pruned_weights import names_once
 
 
@@ -32,7 +32,7 @@ class HuggingFace:
         """Write the files; a model without masks is written too, for nothing in them depends on a mask."""
         pruned.adapter.save(pruned.model, folder)
         check, notes = _checked(pruned, folder)
-        write_card(pruned, folder, "dense")
+        notes += add_card(pruned, folder, "dense")
         files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
         size = sum(path.stat().st_size for path in files if is_weights(path.name))
         return Exported(files, tuple(_tensors(pruned)), (check,), size, notes)

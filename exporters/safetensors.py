@@ -1,10 +1,9 @@
-"""A folder with the packed file, where a pruned weight costs one bit, and all else that loading the model takes."""
+"""Write a folder with the packed file, where a pruned weight costs one bit, and all else that loading it takes."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor
+from ecoflap.core.disk.safetensors_header import DTYPES, StoredAs, header_of, starts_of
 from ecoflap.core.disk.sealed import flat
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
@@ -21,7 +21,7 @@ from ecoflap.core.packed.contents import Contents
 from ecoflap.core.packed.read_packed import inspect_packed, stream_packed
 from ecoflap.core.packed.save_packed import prunable_problems, save_packed, type_problems
 from ecoflap.core.packed.shards import ENDING, INDEX
-from ecoflap.exporters.shared.model_card import write_card
+from ecoflap.exporters.shared.model_card import add_card
 from ecoflap.exporters.shared.pruned_weights import require_masks
 
 FILE = f"model{ENDING}"
@@ -67,12 +67,12 @@ class Safetensors:
         save_surroundings(pruned, folder)
         written = save_packed(folder / FILE, state, pruned.masks, shard_bytes=self.shard_bytes)
         contents = _check(folder / FILE, state)
-        write_card(pruned, folder, "packed")
+        notes = add_card(pruned, folder, "packed")
         files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
         stored = sum(path.stat().st_size for path in files if is_weights(path.name))
         check = Check(written[-1].name, "model", "safetensors", 0.0, 0.0)
         dense = stored - contents.bytes_packed + contents.bytes_dense
-        return Exported(files, tuple(_tensors(contents, state)), (check,), dense)
+        return Exported(files, tuple(_tensors(contents, state)), (check,), dense, notes)
 
     @staticmethod
     def densify(file: Path, target: Path) -> Path:
@@ -91,20 +91,12 @@ def _tensors(contents: Contents, state: Mapping[str, Tensor]) -> Iterable[Stored
 
 def _write_dense(path: Path, contents: Contents, tensors: Iterable[tuple[str, Tensor]]) -> None:
     entries = {name: entry for name, entry in contents.tensors.items() if entry.same_as is None}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    # A reader views bytes as their dtype where they lie, so the widest come first and all are aligned.
-    for name in sorted(entries, key=lambda name: (-entries[name].itemsize, name)):
-        start, end = end, end + entries[name].bytes_dense
-        header[name] = {
-            "dtype": entries[name].dtype, "shape": list(entries[name].shape), "data_offsets": [start, end],
-        }  # fmt: skip
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    dense = {name: StoredAs(DTYPES[entry.dtype], entry.shape) for name, entry in entries.items()}
+    header, starts = header_of(dense, {"format": "pt"}), starts_of(dense)
     with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(header)
         for name, tensor in tensors:
-            stream.seek(8 + len(text) + header[name]["data_offsets"][0])
+            stream.seek(len(header) + starts[name])
             stream.write(flat(tensor).view(torch.uint8).numpy().data)
 
 

@@ -1,1 +1,1 @@
-"""Scorers, allocators, pruners, datasets, evaluators and observers, one to a file; a kind may have a shared folder."""
+"""Holds scorers, allocators, pruners, datasets, evaluators and observers, one to a file, a kind to a folder."""

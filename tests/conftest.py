@@ -27,13 +27,19 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"ECOFLAP_TESTS_NEED names {', '.join(absent)}, which cannot be imported here")
 
 
+def is_named_after(library: str, test: str) -> bool:
+    """Say whether the file of a test, or a folder that it is in, has a name that begins with a library's."""
+    path = test.partition("::")[0]
+    return any(name.removeprefix("test_").startswith(library) for name in path.split("/"))
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     RUN.update(name for name in NEEDED if report.passed and report.when == "call" and name in report.nodeid)
-    SKIPPED.extend(report.nodeid for name in NEEDED if report.skipped and f"/test_{name}" in report.nodeid)
+    SKIPPED.extend(report.nodeid for name in NEEDED if report.skipped and is_named_after(name, report.nodeid))
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    SKIPPED.extend(report.nodeid for name in NEEDED if report.skipped and f"/test_{name}" in report.nodeid)
+    SKIPPED.extend(report.nodeid for name in NEEDED if report.skipped and is_named_after(name, report.nodeid))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -14,6 +14,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 OUTSIDE = ("adapters", "exporters", "plugins")
 CODE = sorted(path for name in ("core", *OUTSIDE) for path in (ROOT / name).rglob("*.py"))
 FOLDERS = sorted({path.parent for path in CODE})
+TEST_FOLDERS = sorted({path.parent for path in (ROOT / "tests").rglob("*.py")})
 MOST_FILES = 15
 
 
@@ -85,7 +86,7 @@ def test_there_is_a_place_for_every_kind_of_part():
     assert set(KINDS) <= new
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=label)
+@pytest.mark.parametrize("folder", [*FOLDERS, *TEST_FOLDERS], ids=label)
 def test_a_folder_is_seen_at_a_glance(folder):
     assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_FILES
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 import ecoflap
-from ecoflap.core.cli.plan_report import tables
+from ecoflap.core.cli.plan_report import prepared_tables
 from ecoflap.core.model.source import open_source
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.registry.adapter_for import adapter_for
@@ -126,7 +126,7 @@ def test_every_recipe_of_the_paper_has_its_settings():
 @pytest.mark.parametrize("name", PAPER)
 def test_the_settings_are_the_papers(name, registry):
     recipe, wanted = load_recipe(PAPER[name], registry=registry), SETTINGS[name]
-    score = recipe.score.part.parameters if recipe.score else {}
+    score = recipe.score.scorer.parameters if recipe.score else {}
     most = recipe.allocate.parameters.get("max_sparsity")
     keys = recipe.calibration
     assert (recipe.sparsity, most, keys.batch_size, score.get("samples")) == wanted[:4]
@@ -146,13 +146,13 @@ def test_the_papers_recipes_are_planned_from_what_ships(family, paper):
         prepared = paper(name)
         assert all(parameter.is_meta for parameter in prepared.model.parameters())
         assert prepared.size == round(PRUNABLE[family])
-        score = dict(tables(prepared)[1].rows)["score"]
+        score = dict(prepared_tables(prepared)[1].rows)["score"]
         assert (f"{SETTINGS[name].forwards:,} forwards" in score) == bool(SETTINGS[name].forwards), name
 
 
 def test_the_memory_for_blip2_is_that_by_hand(paper):
     """Two bytes a weight; in float32 what lies outside the blocks, and a block of the decoder, the largest one."""
-    needs = {row[0]: row[1] for row in tables(paper("blip2-zeroth-wanda"))[-1].rows}
+    needs = {row[0]: row[1] for row in prepared_tables(paper("blip2-zeroth-wanda"))[-1].rows}
     total, decoder_block = 3_942_446_592, (8 + 3 * 2.5) * 2048**2
     qformer = 12 * (4 + 8) * 768**2 + 6 * 2 * (768 + 1408) * 768
     outside = total - round(PRUNABLE["blip2"]) - qformer

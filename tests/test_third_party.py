@@ -144,14 +144,14 @@ def test_a_registry_file_brings_a_plugin(modules):
     file = modules("{mine: my_mod}", my_mod=MINE + HOOK.format(hook="ecoflap_register_scorers", name="mine"))
     registry = load_registry(file, installed=False)
     recipe = parse_recipe(RECIPE + "{use: mine, level: 3}", registry=registry)
-    assert recipe.score.part.build().level == 3
+    assert recipe.score.scorer.build().level == 3
     assert str(registry.origin("scorer", "mine")) == f"my_mod:Mine ({file}:2:17)"
 
 
 def test_an_import_path_needs_no_registration(modules):
     modules("{}", my_mod=MINE)
     recipe = parse_recipe(RECIPE + "{use: my_mod:Mine, level: 3}", registry=load_registry(installed=False))
-    assert recipe.score.part.build().level == 3
+    assert recipe.score.scorer.build().level == 3
 
 
 def test_an_unknown_parameter_is_told_with_the_nearest(modules):

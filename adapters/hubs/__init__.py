@@ -1,1 +1,1 @@
-"""Libraries that models come from: transformers, timm, open_clip."""
+"""Read and write models with the libraries they come from: transformers, timm, open_clip."""

@@ -1,4 +1,4 @@
-"""What a model was read with, kept on the model where its library forgets it and needs it to read the model again.
+"""Note on a model what it was read with, where its library forgets it and needs it to read the model again.
 
 It stands in the attribute ``ecoflap_description`` as plain values: the configuration of a model of open_clip, arguments
 of ``timm.create_model``, a model's name in LAVIS. An adapter writes it down when it loads a model and reads it when it

@@ -1,4 +1,4 @@
-"""Reads and writes models of transformers, with tokenizer or processor: from a hub id, a folder or a GGUF file."""
+"""Read and write models of transformers, with tokenizer or processor: from a hub id, a folder or a GGUF file."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -24,7 +24,7 @@ SHARD_SIZE = "5GB"
 _REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def load_model(
+def load_transformers_model(
     kind: str, source: Source, dtype: torch.dtype | None, device: str, *, has_pooler: bool | None = True
 ) -> nn.Module:
     """Load a model in eval mode; ``device="meta"`` builds it from its configuration, without weights.
@@ -62,8 +62,8 @@ def load_processor(kind: str, source: Source) -> Any:
         with quiet():
             read = _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        told = " ".join(str(error).split())
-        raise ModelError(f"the tokenizer or processor of {source.name} cannot be read: {told}") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the tokenizer or processor of {source.name} cannot be read: {reason}") from error
     _forget_place(getattr(read, "tokenizer", read))
     return read
 

@@ -1,4 +1,4 @@
-"""Reads and writes what open_clip has: an architecture with a tag, a hub id or a folder in its hub format."""
+"""Read and write what open_clip has: an architecture with a tag, a hub id or a folder in its hub format."""
 
 import json
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from torch import nn
 from ecoflap.adapters.shared.stored_types import take_types, types_in
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.shapes import first_difference, shapes_of
 from ecoflap.core.model.source import OPEN_CLIP, hub_id
 from ecoflap.core.packed.into_model import fill, packed_in, packed_types, without_weights
 
@@ -27,7 +28,7 @@ _CANNOT = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionErro
 
 @dataclass(frozen=True)
 class Processor:
-    """The two things that open_clip has in place of a processor.
+    """Holds the two things that open_clip has in place of a processor.
 
     :param transform: Makes a tensor of a PIL image.
     :param tokenizer: Makes token ids ``[texts, context_length]`` of a list of texts.
@@ -182,14 +183,12 @@ def as_it_is(model_cfg: Mapping[str, Any], model: Any) -> dict[str, Any]:
     found["quick_gelu"] = any(type(module).__name__ == "QuickGELU" for module in model.modules())
     if model.logit_bias is not None:
         found.setdefault("init_logit_bias", 0.0)
-    wanted = {name: tensor.shape for name, tensor in build(found, None, "meta").state_dict().items()}
-    there = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    different = [name for name in dict.fromkeys([*there, *wanted]) if there.get(name) != wanted.get(name)]
-    if different:
-        first = different[0]
+    wanted = build(found, None, "meta").state_dict()
+    different = first_difference(shapes_of(model.state_dict().items()), shapes_of(wanted.items()))
+    if different is not None:
         raise ModelError(
-            f"architecture: this model is of another one: {first} is {_shape(there.get(first))} in the model and "
-            f"{_shape(wanted.get(first))} in the architecture, and {len(different) - 1} more differ."
+            f"architecture: this model is of another one: {different.name} is {different.one} in the model and "
+            f"{different.other} in the architecture, and {different.count - 1} more differ."
         )
     return found
 
@@ -304,7 +303,3 @@ def _set_preprocessing(model: Any, stored: Mapping[str, Any]) -> None:
 
     config = merge_preprocess_dict(asdict(PreprocessCfg()), dict(stored))
     imported().set_model_preprocess_cfg(model, {**config, "size": model.visual.image_size})
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else str(list(shape))

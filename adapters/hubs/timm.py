@@ -1,4 +1,4 @@
-"""Reads and writes what timm has: a model by its name in timm, a hub id or a folder in timm's hub format."""
+"""Read and write what timm has: a model by its name in timm, a hub id or a folder in timm's hub format."""
 
 import json
 from collections.abc import Iterator, Mapping

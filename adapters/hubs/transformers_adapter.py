@@ -1,4 +1,4 @@
-"""What the adapters of models of transformers do alike: recognise a model, read it, and write it."""
+"""Do what the adapters of models of transformers do alike: recognise a model, read it, and write it."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ecoflap.adapters.hubs.hugging_face import load_model, load_processor, save_model, save_surroundings
+from ecoflap.adapters.hubs.hugging_face import load_processor, load_transformers_model, save_model, save_surroundings
 from ecoflap.core.model.anatomy import Source
 
 
 class TransformersAdapter(ABC):
-    """Half an adapter: it recognises, reads and writes models of one or a few classes of transformers.
+    """Is half an adapter: it recognises, reads and writes models of one or a few classes of transformers.
 
     What a family adds to that is in the methods below that begin with an underscore.
 
@@ -80,7 +80,7 @@ class TransformersAdapter(ABC):
 
     def _read_model(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
         """Read the model from a folder or the hub."""
-        return load_model(self._kind, source, dtype, device)
+        return load_transformers_model(self._kind, source, dtype, device)
 
     def _read_processor(self, source: Source, model: nn.Module) -> Any:
         """Read the processor that belongs to a model, from where the model was read."""

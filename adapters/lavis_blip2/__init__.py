@@ -1,1 +1,1 @@
-"""BLIP-2 of salesforce-lavis."""
+"""Adapt BLIP-2 of salesforce-lavis."""

@@ -1,4 +1,4 @@
-"""BLIP-2 of salesforce-lavis: vision, Q-Former and a T5 or OPT, or vision and Q-Former alone for retrieval."""
+"""Adapt BLIP-2 of salesforce-lavis: vision, Q-Former and a T5 or OPT, or vision and Q-Former alone for retrieval."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,12 +53,12 @@ def ecoflap_register_adapters() -> Mapping[str, type["LavisBlip2Adapter"]]:
 
 
 class LavisBlip2Adapter:
-    """``Blip2T5``, ``Blip2OPT`` and ``Blip2Qformer``: ``lavis:NAME/TYPE``, a folder saved from one, or in memory.
+    """Adapts ``Blip2T5``, ``Blip2OPT`` and ``Blip2Qformer``: ``lavis:NAME/TYPE``, a saved folder, or in memory.
 
     ``lavis:blip2_t5/pretrain_flant5xl`` is ``load_model("blip2_t5", "pretrain_flant5xl")`` of LAVIS, which downloads
-    what it needs and cannot build a model without its weights: ``plan`` and ``inspect`` load it too, and a run loads it
-    once to plan and once more to prune it. It comes in float32, as LAVIS has it on a CPU, unless the recipe says
-    otherwise. On a GPU LAVIS itself runs it with autocast.
+    what it needs and cannot build a model without its weights: ``plan`` and ``inspect`` load it too. A run that planned
+    by it prunes that very model: until then it waits in ``Source.loaded``. It comes in float32, as LAVIS has it on a
+    CPU, unless the recipe says otherwise. On a GPU LAVIS itself runs it with autocast.
     """
 
     def __init__(self) -> None:
@@ -72,19 +72,20 @@ class LavisBlip2Adapter:
         return source.name.startswith(f"{PREFIX}blip2") or source.config.get("library") == LIBRARY
 
     def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
-        """Load the model in eval mode, and LAVIS' image processor for it where none was given; on ``meta`` neither.
+        """Load the model in eval mode, and LAVIS' image processor for it; on ``meta`` without weights and processor.
 
         :raises ModelError: Where LAVIS is not installed, knows no such model, or cannot get it.
         """
         if source.model is not None:
             return source.model.eval()
         name, kind = name_and_type(source)
-        model, images = fetched(name, kind)
+        model, images = source.loaded.pop(LIBRARY, None) or fetched(name, kind)
         describe(model, {"name": name, "type": kind})
         if device == "meta":
+            if source.path is None:  # a folder's own weights are other ones, and are read from there
+                source.loaded[LIBRARY] = model, images
             return weightless(model)
-        if self.processor is None:
-            self.processor = images
+        self.processor = images
         packed = packed_in(source)
         if packed is not None:
             fill(model, packed)
@@ -303,8 +304,7 @@ def _image(model: nn.Module, batch: Batch) -> Float[Tensor, "batch channels heig
     """Give a batch's images on the device and in the type of the convolution that cuts them into patches."""
     if member(model, "ln_vision.weight", Tensor).dtype != torch.float32:
         raise ModelError(
-            "LAVIS runs its own layer norms in float32, and this model's are of another type: call model.float(), or "
-            "ecoflap.adapters.lavis_blip2.adapter.in_type(model, torch.bfloat16)"
+            "LAVIS runs its own layer norms in float32, and this model's are of another type: call model.float()."
         )
     cut = find(model, "visual_encoder.patch_embed.proj") or member(model, "visual_encoder.conv1")
     image: Tensor = batch["image"].to(cut.weight)

@@ -1,4 +1,4 @@
-"""Has the language model in LAVIS' BLIP-2 make texts of an image and a prompt, as LAVIS itself does."""
+"""Have the language model in LAVIS' BLIP-2 make texts of an image and a prompt, as LAVIS itself does."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reads BLIP-2 with salesforce-lavis: by the name that LAVIS has for a model, and from a pruned one's checkpoint."""
+"""Read BLIP-2 with salesforce-lavis: by the name that LAVIS has for a model, and from a pruned one's checkpoint."""
 
 from collections.abc import Mapping
 from copy import deepcopy

@@ -1,1 +1,1 @@
-"""What several model families share: losses, texts, images, and what models of one family have inside another's."""
+"""Hold what several model families share: losses, texts, images, and what models of one have inside another's."""

@@ -1,4 +1,4 @@
-"""The two towers of BLIP-2 that see, as transformers has them: a vision transformer, and a Q-Former that reads it."""
+"""Find the two towers of BLIP-2 of transformers that see: a vision transformer, and a Q-Former that reads it."""
 
 import torch
 from jaxtyping import Int8

@@ -1,4 +1,4 @@
-"""What a contrastive loss asks of a recipe: that every batch holds at least two pairs."""
+"""Ask of a recipe what a contrastive loss needs: that every batch holds at least two pairs."""
 
 from collections.abc import Iterator
 from typing import Any

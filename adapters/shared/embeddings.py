@@ -1,4 +1,4 @@
-"""Vectors of images and texts that are compared: of length one, their cosines, and those of classes from a file."""
+"""Compare vectors of images and texts: scale them to length one, give cosines, read those of classes from a file."""
 
 from pathlib import Path
 from typing import Any

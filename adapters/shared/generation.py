@@ -1,4 +1,4 @@
-"""Texts that a model makes by transformers' own ``generate``, always the same ones, by no setting of the checkpoint's.
+"""Make texts by transformers' own ``generate``, always the same ones, by no setting of the checkpoint's.
 
 A checkpoint may come with settings of its own, such as a temperature or a penalty for repetition. With them two models
 would be compared in two ways, so only what ends a text and what a decoder begins with are taken over.

@@ -1,4 +1,4 @@
-"""Images: into a tensor, in the type the model wants; what each position of a tower is; a number for each image."""
+"""Make tensors of images in the type the model wants, say what each position of a tower is, and number images."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.shared.losses import labels_of
+from ecoflap.adapters.shared.members import member
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, ModelError
 
@@ -126,6 +127,13 @@ def cast_for(
 ) -> Float[Tensor, "batch channels height width"]:
     """Put images into the type and on the device of the convolution that cuts them into patches."""
     return pixel_values.to(patch_convolution(embeddings).weight)
+
+
+def cast_for_vision(
+    model: nn.Module, pixel_values: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch channels height width"]:
+    """Give images on the device and in the type of a model of transformers that has its vision tower as a part."""
+    return cast_for(member(model, "vision_model.embeddings"), pixel_values)
 
 
 @contextmanager

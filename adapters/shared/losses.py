@@ -1,4 +1,4 @@
-"""Losses that families share. Each is summed in float64, since a score is a small difference of two of them."""
+"""Compute losses that families share. Each is summed in float64, since a score is a small difference of two of them."""
 
 from collections.abc import Sequence
 

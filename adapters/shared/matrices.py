@@ -1,4 +1,4 @@
-"""Towers and the prunable matrices of their blocks, found by the modules that own them."""
+"""Find towers, and the prunable matrices of their blocks by the modules that own them."""
 
 from collections.abc import Callable, Iterator
 

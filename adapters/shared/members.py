@@ -1,4 +1,4 @@
-"""What a model has under a dotted path, since no base class declares which submodules and attributes there are."""
+"""Look up what a model has under a dotted path: no base class declares which submodules and attributes there are."""
 
 from typing import Any, TypeVar, overload
 

@@ -1,4 +1,4 @@
-"""Corrections of what transformers writes wrongly into the ``config.json`` of a model that it saves."""
+"""Correct what transformers writes wrongly into the ``config.json`` of a model that it saves."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The number types that a checkpoint is stored in, and a model that is put back into them."""
+"""Tell the number types that a checkpoint is stored in, and put a model back into them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def types_in(file: Path | None) -> dict[str, torch.dtype]:
     """Give the type of every tensor in a safetensors file, by name, without reading the numbers.
 
-    :param file: None for a checkpoint of another format, of which nothing is told; it is taken as float32.
+    :param file: None for a checkpoint of another format, of which nothing is known; it is taken as float32.
     """
     if file is None:
         return {}

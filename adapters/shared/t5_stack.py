@@ -1,4 +1,4 @@
-"""The encoder and decoder of a T5, on its own or as the text model of another."""
+"""Find the encoder and decoder of a T5, on its own or as the text model of another."""
 
 from collections.abc import Mapping
 from typing import Any

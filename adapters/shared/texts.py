@@ -1,4 +1,4 @@
-"""Texts as token ids: rows of unequal lengths in one tensor, and the texts of image-text pairs."""
+"""Make token ids of texts: rows of unequal lengths in one tensor, and the texts of image-text pairs."""
 
 from collections.abc import Sequence
 from typing import Any

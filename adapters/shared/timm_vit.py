@@ -1,4 +1,4 @@
-"""Vision transformers of timm (Eva and VisionTransformer), and what is laid out like them, as LAVIS' EVA-ViT is."""
+"""Read vision transformers of timm (Eva and VisionTransformer) and of their layout, as LAVIS' EVA-ViT is."""
 
 import torch
 from jaxtyping import Float, Int8

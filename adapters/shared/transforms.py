@@ -1,4 +1,4 @@
-"""Images through a transform: what timm and open_clip have in place of an image processor."""
+"""Put images through a transform, which timm and open_clip have in place of an image processor."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,1 +1,1 @@
-"""The parts of a model that can be exported by themselves."""
+"""Take out the parts of a model that can be exported by themselves."""

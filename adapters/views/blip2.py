@@ -1,4 +1,4 @@
-"""Views of BLIP-2, of transformers and of LAVIS: what its text model reads of an image, that model, and both in one."""
+"""Make views of BLIP-2: what its text model reads of an image, that model, and both; of transformers and of LAVIS."""
 
 from collections.abc import Callable, Iterator
 
@@ -85,7 +85,7 @@ class QueryTexts(nn.Module):
         return (F.normalize(self.projection(first), dim=-1),)
 
 
-class Compared(nn.Module):
+class BestQueryPair(nn.Module):
     """Compares every image with every text: their similarity is that of the query which is nearest to the text.
 
     :param temperature: What similarities are divided by; None for a model without one.
@@ -97,10 +97,10 @@ class Compared(nn.Module):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         (images,), (texts,) = self.vision(pixel_values), self.text(input_ids, attention_mask)
-        compared = (images @ texts.T).amax(1)
+        similarities = (images @ texts.T).amax(1)
         if self.temperature is not None:
-            compared = compared / self.temperature
-        return compared, compared.T, texts, images
+            similarities = similarities / self.temperature
+        return similarities, similarities.T, texts, images
 
 
 class Seeing(nn.Module):
@@ -160,7 +160,7 @@ def views_of_blip2_retrieval(model: nn.Module) -> Iterator[View]:
     vision = _queries(model, member(model, "vision_projection", nn.Module), is_normalised=True)
     text = QueryTexts(*(member(model, name, nn.Module) for name in ("embeddings", "qformer", "text_projection")))
     count = len(member(model, "embeddings.word_embeddings.weight"))
-    yield from views_of_pair(_images(model), _texts(count), (vision, text, Compared(vision, text, None)))
+    yield from views_of_pair(_images(model), _texts(count), (vision, text, BestQueryPair(vision, text, None)))
 
 
 def views_of_lavis(model: nn.Module, kind: str) -> Iterator[View]:
@@ -181,8 +181,8 @@ def views_of_lavis(model: nn.Module, kind: str) -> Iterator[View]:
     vision = LavisQueries(model, member(model, "vision_proj", nn.Module), is_normalised=True)
     text = QueryTexts(None, member(model, "Qformer.bert", nn.Module), member(model, "text_proj", nn.Module))
     count = len(member(model, "Qformer.bert.embeddings.word_embeddings.weight"))
-    compared = Compared(vision, text, member(model, "temp", Tensor))
-    yield from views_of_pair(images, _texts(count), (vision, text, compared))
+    pair = BestQueryPair(vision, text, member(model, "temp", Tensor))
+    yield from views_of_pair(images, _texts(count), (vision, text, pair))
 
 
 def _queries(model: nn.Module, projection: nn.Module, is_normalised: bool) -> Queries:

@@ -1,4 +1,4 @@
-"""Views of models that look at images: of a vision model alone, and of one with a text tower it is compared with."""
+"""Make views of models that look at images: of a vision model alone, and of one that is compared with a text tower."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

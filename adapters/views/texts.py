@@ -1,4 +1,4 @@
-"""Views of text models: decoders, encoders that a decoder reads, each with a cache and without."""
+"""Make views of text models: decoders, and encoders that a decoder reads, each with a cache and without."""
 
 from collections.abc import Iterator, Sequence
 from inspect import signature

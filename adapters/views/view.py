@@ -1,4 +1,4 @@
-"""What the views of all families share: examples of each input, and a model without what a view has no use for.
+"""Make what the views of all families share: examples of each input, and a model without what a view does not use.
 
 A view's module calls the model's own modules, without a cache unless the cache is what it is for. Its ``forward`` names
 its inputs; those of a cache, as many as the model has layers, come last, as ``*past``.
@@ -22,7 +22,7 @@ TEXT_AXES = {0: BATCH, 1: SEQUENCE}
 
 @dataclass(frozen=True)
 class Example:
-    """The sizes of one example and its random numbers. No two sizes are equal, so that none is taken for another.
+    """Holds the sizes of one example and its random numbers. No two sizes are equal, so that none is taken for another.
 
     :param batch: How many images there are, or rows of a text.
     :param texts: How many texts are compared with the images.

@@ -53,7 +53,7 @@ class Pattern:
 
     @property
     def sparsity(self) -> Fraction:
-        """The share of weights that go."""
+        """Give the share of weights that go."""
         return 1 - Fraction(self.n, self.m)
 
     def keep_of(self, size: int) -> int:
@@ -90,7 +90,7 @@ class Group:
 
     @property
     def most(self) -> int:
-        """The most weights that it may keep: its cap, or all."""
+        """Give the most weights that it may keep: its cap, or all."""
         return self.size if self.cap is None else min(self.cap, self.size)
 
 

@@ -1,9 +1,9 @@
 """Show a model taken apart: its towers, blocks and layers, and what of it is never pruned and why."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import RegistryError
-from ecoflap.core.model.anatomy import Anatomy, Tower
+from ecoflap.core.model.anatomy import Anatomy, Layer, Source, Tower
 from ecoflap.core.model.never_pruned import never_pruned, tied_names
 from ecoflap.core.model.source import open_source
 from ecoflap.core.registry.adapter_for import adapter_for
@@ -29,10 +29,7 @@ def inspection(source: str, adapter: str | None, registry: Registry) -> list[Sec
     """
     opened = open_source(source, Path.cwd())
     chosen = _named(adapter, registry) if adapter else adapter_for(opened, registry)
-    model = chosen.load(opened, None, "meta")
-    towers = chosen.towers(model)
-    anatomy = Anatomy.of(towers, chosen.layers)
-    outside = [tower for tower in towers if tower.outside]
+    model, towers, anatomy, matrices = _taken_apart(chosen, opened)
     sections = [
         Section(
             f"{source}: {_counted(model.parameters())}",
@@ -47,11 +44,38 @@ def inspection(source: str, adapter: str | None, registry: Registry) -> list[Sec
         Section(
             "outside the blocks: kept unless a recipe's include: names it",
             (*left("matrix"), *right("shape", "weights"), *left("the same weight as")),
-            [_matrix(model, tower, chosen) for tower in outside],
+            [_matrix(model, name, layer) for name, layer in matrices.items()],
         ),
         _never_pruned(model, anatomy, towers),
     ]
     return [section for section in sections if section.rows]
+
+
+class _TakenApart(NamedTuple):
+    """Holds a model as its adapter takes it apart.
+
+    :param model: The model without weights.
+    :param towers: All of its towers, with the matrices outside the blocks.
+    :param anatomy: Of the blocks.
+    :param matrices: The matrices outside the blocks, by name.
+    """
+
+    model: nn.Module
+    towers: Sequence[Tower]
+    anatomy: Anatomy
+    matrices: Mapping[str, Layer]
+
+
+def _taken_apart(adapter: Adapter, source: Source) -> _TakenApart:
+    """Ask an adapter for all that is shown, and name it where its code raises."""
+    with blaming(f"the adapter {type(adapter).__name__}, taking {source.name} apart,"):
+        model = adapter.load(source, None, "meta")
+        towers = adapter.towers(model)
+        matrices = {}
+        for tower in towers:
+            if tower.outside:
+                (matrices[tower.name],) = adapter.layers(tower.blocks[0])
+        return _TakenApart(model, towers, Anatomy.of(towers, adapter.layers), matrices)
 
 
 def _named(name: str, registry: Registry) -> Adapter:
@@ -95,11 +119,10 @@ def _range(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
-def _matrix(model: nn.Module, tower: Tower, adapter: Adapter) -> tuple[str, ...]:
+def _matrix(model: nn.Module, name: str, layer: Layer) -> tuple[str, ...]:
     """Write the row of a matrix outside the blocks, with the other names of its weight."""
-    (layer,) = adapter.layers(tower.blocks[0])
     out, inputs = layer.shape
-    return tower.name, f"{out}×{inputs}", f"{layer.size:,}", ", ".join(tied_names(model, layer.name))
+    return name, f"{out}×{inputs}", f"{layer.size:,}", ", ".join(tied_names(model, layer.name))
 
 
 def _never_pruned(model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> Section:

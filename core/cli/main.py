@@ -81,7 +81,7 @@ def run(
 @app.command()
 def plan(recipe: RecipeArgument, set_: SetOption = None, registry: RegistryOption = None) -> None:
     """Say what a run would do and need, and every problem of its recipe, without reading weights."""
-    from ecoflap.core.cli.plan_report import preview, tables
+    from ecoflap.core.cli.plan_report import plan_tables, prepared_tables
     from ecoflap.core.cli.tables import show
     from ecoflap.core.recipe.load import find_recipe, load_recipe
     from ecoflap.core.registry.registry import load_registry
@@ -89,9 +89,9 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, registry: RegistryOptio
 
     loaded = load_registry(registry)
     try:
-        show(preview(load_recipe(find_recipe(recipe), set_=set_ or (), registry=loaded), loaded))
+        show(plan_tables(load_recipe(find_recipe(recipe), set_=set_ or (), registry=loaded), loaded))
     except DataNotReady as error:  # what a run would need is asked before the data are fetched
-        show(tables(error.prepared))
+        show(prepared_tables(error.prepared))
         raise
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ecoflap.core.budget.counts import Pattern, keep_count
+from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration
@@ -45,7 +46,10 @@ def samples_of(keys: Calibration) -> int | None:
 
 def tokens_of_sample(prepared: Prepared, keys: Calibration) -> int:
     """Give how many tokens a sample has; 0 where that shows only when it is read."""
-    tokens: int | None = keys.data.options.tokens_per_sample(prepared.adapter.max_length(prepared.model))
+    with blaming(f"the adapter {type(prepared.adapter).__name__}, asked for its longest text,"):
+        longest = prepared.adapter.max_length(prepared.model)
+    with blaming(f"the dataset {keys.data.use}, asked for its tokens,"):
+        tokens: int | None = keys.data.options.tokens_per_sample(longest)
     return tokens or 0
 
 
@@ -87,7 +91,8 @@ def _exported(part: PartSpec, prepared: Prepared, width: int) -> int:
     """Give what an exporter predicts, or the dense model's size where it predicts nothing."""
     total = _parameters(prepared)
     kept = sum(kept_of(pool.size, pool.sparsity) for pool in prepared.pools)
-    predicted: int | None = part.options.predicted_bytes(total, prepared.size, kept, width)
+    with blaming(f"the exporter {part.use}, asked for the size of its files,"):
+        predicted: int | None = part.options.predicted_bytes(total, prepared.size, kept, width)
     return total * width if predicted is None else predicted
 
 
@@ -120,7 +125,7 @@ def _statistics(prepared: Prepared) -> int:
 
 
 def _bytes_of_statistic(statistic: Any, in_features: int) -> int:
-    with torch.device("meta"):
+    with blaming(f"the statistic {statistic.__name__}, made without memory,"), torch.device("meta"):
         values = vars(statistic(in_features)).values()
     return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 

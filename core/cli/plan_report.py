@@ -7,8 +7,10 @@ from fractions import Fraction
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.cli.plan_needs import kept_of, needs, samples_of, tokens_of_sample
 from ecoflap.core.cli.tables import Section
+from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.core.model.source import is_on_hub
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration, Recipe
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.prepare import prepare
@@ -16,15 +18,15 @@ from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.text.columns import left, right
 
 
-def preview(recipe: Recipe, registry: Registry) -> list[Section]:
+def plan_tables(recipe: Recipe, registry: Registry) -> list[Section]:
     """Make the tables that ``ecoflap plan`` prints.
 
     :raises RecipeError: With every problem that the recipe has with its model and data.
     """
-    return tables(prepare(recipe, registry, planning=True))
+    return prepared_tables(prepare(recipe, registry, planning=True))
 
 
-def tables(prepared: Prepared) -> list[Section]:
+def prepared_tables(prepared: Prepared) -> list[Section]:
     """Make the tables of what is pruned, what is run for it, and what that needs."""
     recipe = prepared.recipe
     total = sum(parameter.numel() for parameter in prepared.model.parameters())
@@ -78,7 +80,7 @@ def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
     """Yield each stage of the run with what is run in it."""
     recipe = prepared.recipe
     if recipe.score and prepared.looks_at_scores:
-        yield "score", f"{recipe.score.part.use}: {_scoring(prepared)}"
+        yield "score", f"{recipe.score.scorer.use}: {_scoring(prepared)}"
     else:
         yield "score", f"nothing: {recipe.allocate.use} looks at no score" if prepared.pools else "nothing"
     yield "allocate", recipe.allocate.use
@@ -100,17 +102,24 @@ def _scoring(prepared: Prepared) -> str:
     """Say what the scorer runs, and over how much data."""
     score, keys = prepared.recipe.score, prepared.recipe.score_calibration
     assert score is not None
-    scorer = score.part.options
+    scorer = score.scorer.options
     if keys is None or not scorer.data:
         return "no data needed"
     counts = (scorer.samples, samples_of(keys))
     samples = min((count for count in counts if count is not None), default=None)
     data = _data(prepared, keys, samples)
     batches = None if samples is None else -(-samples // keys.batch_size)
-    forwards = None if batches is None else scorer.forwards(_scored(prepared), batches)
+    forwards = None if batches is None else _forwards(prepared, score.scorer, batches)
     if forwards is None:
         return f"over {data}"
     return f"{forwards:,} forwards from the block in question on, over {data}"
+
+
+def _forwards(prepared: Prepared, scorer: PartSpec, batches: int) -> int | None:
+    """Give how many forwards a scorer takes; None where it cannot say."""
+    with blaming(f"the scorer {scorer.use}, asked for its forwards,"):
+        forwards: int | None = scorer.options.forwards(_scored(prepared), batches)
+    return forwards
 
 
 def _scored(prepared: Prepared) -> Anatomy:

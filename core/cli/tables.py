@@ -12,7 +12,7 @@ from ecoflap.core.text.columns import Column
 
 @dataclass(frozen=True)
 class Section:
-    """A table with its title.
+    """Holds a table with its title.
 
     :param title: Nothing is printed for an empty one.
     """

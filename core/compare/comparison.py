@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from statistics import stdev
 
@@ -11,10 +12,14 @@ from ecoflap.core.record.report import RecordedMeasure, Report, read_report
 from ecoflap.core.sweep.runs import is_sweep, swept_runs
 from ecoflap.core.text.numbers import mean
 
+LEVEL_DIGITS = 6
+"""Sparsities that agree in so many decimals are one level. A layer keeps a whole number of weights, and a count over
+all layers is rounded once, so that two runs of one recipe's sparsity may differ behind that."""
+
 
 @dataclass(frozen=True)
-class Compared:
-    """A finished run.
+class ComparedRun:
+    """Holds a finished run beside others.
 
     :param name: Its folder's name, or the whole path where two have the same.
     :param method: What runs of several seeds and sparsities have in common.
@@ -39,6 +44,11 @@ class Compared:
         return self.report.sparsity
 
     @property
+    def level(self) -> float:
+        """Give the sparsity by which runs are put together, rounded to :data:`LEVEL_DIGITS`."""
+        return round(self.sparsity, LEVEL_DIGITS)
+
+    @property
     def dense(self) -> Mapping[str, RecordedMeasure]:
         """Give the dense model's measures by name."""
         return self.report.measures.dense
@@ -60,12 +70,12 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs of one method and sparsity, which differ in their seeds."""
+class RunGroup:
+    """Holds the runs of one method and sparsity, which differ in their seeds."""
 
     method: str
     sparsity: float
-    runs: tuple[Compared, ...]
+    runs: tuple[ComparedRun, ...]
 
     def values(self, metric: str) -> list[float]:
         """Return a measure of the pruned models, of those that have it."""
@@ -74,7 +84,7 @@ class Group:
 
 @dataclass(frozen=True)
 class DenseMeasure:
-    """A measure of the dense model over all runs.
+    """Holds a measure of the dense model over all runs.
 
     :param measure: As the first run has it.
     """
@@ -87,12 +97,12 @@ class DenseMeasure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs that are compared.
+    """Holds the runs that are compared.
 
     :param unfinished: Runs of a sweep that have no report, and are left out.
     """
 
-    runs: tuple[Compared, ...]
+    runs: tuple[ComparedRun, ...]
     unfinished: tuple[Path, ...] = field(default=())
 
     @property
@@ -111,15 +121,15 @@ class Comparison:
         return list(dict.fromkeys(tower for run in self.runs for tower in run.report.towers))
 
     @property
-    def groups(self) -> list[Group]:
-        """Group the runs by method, in the order of the runs, and by sparsity, from the smallest on."""
+    def groups(self) -> list[RunGroup]:
+        """RunGroup the runs by method, in the order of the runs, and by sparsity, from the smallest on."""
         methods = list(dict.fromkeys(run.method for run in self.runs))
-        keys = {(methods.index(run.method), round(run.sparsity, 6)) for run in self.runs}
-        return [Group(methods[at], sparsity, tuple(self._of(methods[at], sparsity))) for at, sparsity in sorted(keys)]
+        keys = {(methods.index(run.method), run.level) for run in self.runs}
+        return [self._group(methods[at], level) for at, level in sorted(keys)]
 
-    def _of(self, method: str, sparsity: float) -> list[Compared]:
-        found = [run for run in self.runs if run.method == method and round(run.sparsity, 6) == sparsity]
-        return sorted(found, key=lambda run: run.seed)
+    def _group(self, method: str, level: float) -> RunGroup:
+        found = [run for run in self.runs if run.method == method and run.level == level]
+        return RunGroup(method, level, tuple(sorted(found, key=lambda run: run.seed)))
 
     @property
     def has_seeds(self) -> bool:
@@ -133,14 +143,14 @@ class Comparison:
         return DenseMeasure(found[0], mean(values), min(values), max(values)) if found else None
 
 
-def compared(paths: Sequence[Path]) -> Comparison:
+def compared(paths: Sequence[str | PathLike[str]]) -> Comparison:
     """Compare the runs of these folders; a sweep's folder stands for all its finished runs.
 
     :raises EcoflapError: For a path that is neither a finished run nor a sweep with one.
     """
     given: dict[Path, str] = {}
     unfinished: list[Path] = []
-    for path in paths:
+    for path in map(Path, paths):
         for folder, method in _runs_of(path):
             if is_sweep(path) and not RunFolder(folder).report.is_file():
                 unfinished.append(folder)
@@ -152,7 +162,7 @@ def compared(paths: Sequence[Path]) -> Comparison:
     reports = [read_report(folder.report) for folder in folders]
     facts = zip(_run_names(list(given)), folders, method_names(list(given.values()), reports), reports, strict=True)
     runs = [
-        Compared(name, folder.path, method, report, tuple(folder.taken_over()))
+        ComparedRun(name, folder.path, method, report, tuple(folder.taken_over()))
         for name, folder, method, report in facts
     ]
     return Comparison(tuple(runs), tuple(unfinished))

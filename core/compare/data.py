@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
-from ecoflap.core.compare.comparison import Compared, Comparison, DenseMeasure, Group, spread
+from ecoflap.core.compare.comparison import ComparedRun, Comparison, DenseMeasure, RunGroup, spread
 from ecoflap.core.compare.differences import what_differs
 from ecoflap.core.record.report import RecordedMeasure
 from ecoflap.core.text.numbers import mean
@@ -23,7 +23,7 @@ def as_data(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _run_data(run: Compared) -> dict[str, Any]:
+def _run_data(run: ComparedRun) -> dict[str, Any]:
     report = run.report
     measures = report.measures.model_dump()
     return {
@@ -50,7 +50,7 @@ def _dense_data(dense: DenseMeasure | None) -> dict[str, Any] | None:
     return {**dense.measure.model_dump(), "value": dense.mean, "min": dense.lowest, "max": dense.highest}
 
 
-def _group_data(group: Group, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _group_data(group: RunGroup, metrics: Sequence[str]) -> Iterator[dict[str, Any]]:
     for metric in metrics:
         values = group.values(metric)
         if values:
@@ -76,7 +76,7 @@ def as_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def _line(run: Compared, comparison: Comparison) -> Mapping[str, Any]:
+def _line(run: ComparedRun, comparison: Comparison) -> Mapping[str, Any]:
     line: dict[str, Any] = {"run": run.name, "method": run.method, "sparsity": run.sparsity, "seed": run.seed}
     for name in comparison.metrics:
         line |= _measure_cells(name, run.dense.get(name), run.pruned.get(name))

@@ -4,8 +4,8 @@ import json
 from hashlib import sha256
 from typing import Any, TypeAlias
 
-from ecoflap.core.compare.comparison import Compared, Comparison
-from ecoflap.core.compare.methods import SEEDS, flat, recipe_of_method, varying
+from ecoflap.core.compare.comparison import ComparedRun, Comparison
+from ecoflap.core.compare.methods import flat, recipe_of_method, varying, without_seeds
 from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.record.folder import RunFolder
 
@@ -13,9 +13,10 @@ Differences: TypeAlias = dict[str, dict[str, list[str]]]
 """By key, each value with the methods or runs that have it."""
 
 FILES = {"model": "model", "calibration data": "calibration", "scoring data": "score"}
-"""Fingerprints of a run, each with the key of the recipe that it belongs to."""
+"""Fingerprints as a run names them (``RunData.fingerprints``), each with the key of the recipe whose files it is of:
+where that key reads the same in two recipes, the contents should be the same too."""
 PARTS = ("score.use", "allocate.use", "prune.use")
-"""Keys that a method's name tells already."""
+"""Keys that a method's name tells already: the parts that ``Report.method`` names."""
 
 
 def what_differs(comparison: Comparison) -> Differences:
@@ -31,12 +32,11 @@ def what_differs(comparison: Comparison) -> Differences:
     return rest | {f"contents of the {what}": values for what, values in _files(comparison).items()}
 
 
-def _circumstances(run: Compared) -> dict[str, Any]:
+def _circumstances(run: ComparedRun) -> dict[str, Any]:
     recipe = recipe_of_method(run.report)
     score = recipe.get("score") or {"use": "nothing"}
     machine = {key: value for key, value in run.report.machine.items() if key != "peak_gpu_memory"}
-    facts = flat({**recipe, "score": score, "machine": machine, "versions": run.report.versions})
-    return {key: value for key, value in facts.items() if key not in SEEDS}
+    return without_seeds(flat({**recipe, "score": score, "machine": machine, "versions": run.report.versions}))
 
 
 def _files(comparison: Comparison) -> Differences:
@@ -56,7 +56,7 @@ def _files(comparison: Comparison) -> Differences:
     return found
 
 
-def _digest(run: Compared, what: str) -> str | None:
+def _digest(run: ComparedRun, what: str) -> str | None:
     """Return eight digits of a fingerprint; None where the run has none of that."""
     path = RunFolder(run.folder).fingerprints
     prints = read_json(path).get(what) if path.is_file() else None

@@ -4,17 +4,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ecoflap.core.compare.comparison import Compared, Comparison, Group
+from ecoflap.core.compare.comparison import ComparedRun, Comparison, RunGroup
 from ecoflap.core.compare.methods import distinct_names
+from ecoflap.core.recipe.schema import scores_depend_on
 from ecoflap.core.report.charts import Line, Panel, Strip, by_block, by_method, by_sparsity, stacked
 from ecoflap.core.report.drawings import Drawing
 from ecoflap.core.report.run_page import better
 from ecoflap.core.text.numbers import bytes_text
 
+DIVIDING = ("allocate", "towers", "include", "model")
+"""Keys by which a budget is divided otherwise, beside those of the scores: the allocator, and what it divides it among.
+A pruner keeps what it is told to, and the sparsity has a drawing of its own."""
+LONGEST_AXIS = 200
+"""How many seconds or minutes an axis shows at most before it counts in the next larger unit: a few hundred are read
+at a glance, as thousands are not."""
+
 
 @dataclass(frozen=True)
 class Chapter:
-    """Drawings under one heading."""
+    """Holds drawings under one heading."""
 
     title: str
     drawings: Sequence[Drawing]
@@ -52,7 +60,7 @@ def _at(sparsity: float, more: str = "") -> str:
     return f"At {100 * sparsity:.4g} % sparsity. {more}".strip()
 
 
-def _lines(groups: Iterable[Group], name: str, *, with_errors: bool) -> list[Line]:
+def _lines(groups: Iterable[RunGroup], name: str, *, with_errors: bool) -> list[Line]:
     """Return a line for each method.
 
     :param with_errors: Whether the spread is the measure's standard error instead of that over seeds.
@@ -64,7 +72,7 @@ def _lines(groups: Iterable[Group], name: str, *, with_errors: bool) -> list[Lin
     return [Line.over(method, points) for method, points in found.items()]
 
 
-def _with_error(group: Group, name: str) -> list[float]:
+def _with_error(group: RunGroup, name: str) -> list[float]:
     measure = group.runs[0].pruned[name]
     error = measure.standard_error or 0.0
     return [measure.value - error, measure.value, measure.value + error]
@@ -73,22 +81,27 @@ def _with_error(group: Group, name: str) -> list[float]:
 def _sparsities(comparison: Comparison) -> Iterator[Drawing]:
     """Yield a drawing for each sparsity. Runs that differ in their pruner alone have one line."""
     for number, sparsity in enumerate(sorted({group.sparsity for group in comparison.groups})):
-        runs = [run for run in comparison.runs if round(run.sparsity, 6) == sparsity]
+        runs = [run for run in comparison.runs if run.level == sparsity]
         panels = _panels(_allocations(runs), runs, lambda run: run.report.sparsities_by_tower())
         strip = Strip("pruned in %", "block", panels, is_share=True)
         yield Drawing(by_block(f"blocks{number}", [strip]), _at(sparsity))
 
 
-def _allocations(runs: Sequence[Compared]) -> list[str]:
+def _allocations(runs: Sequence[ComparedRun]) -> list[str]:
     """Return for each run what divided its budget: ``zeroth_order → ecoflap``."""
-    keys = ("score", "allocate", "towers", "include", "model")
-    return distinct_names([run.report.allocation for run in runs], [_keys_of(run, keys) for run in runs])
+    labels = [run.report.allocation for run in runs]
+    return distinct_names(labels, [_keys_of(run, (*DIVIDING, *_scoring(run))) for run in runs])
 
 
-def _keys_of(run: Compared, keys: Sequence[str]) -> dict[str, Any]:
-    """Return some keys of a run's recipe, without a scorer that nothing asked."""
+def _scoring(run: ComparedRun) -> tuple[str, ...]:
+    """Name the keys that a run's scores depend on; none where nothing asked for scores."""
+    return scores_depend_on() if run.report.is_scored else ()
+
+
+def _keys_of(run: ComparedRun, keys: Sequence[str]) -> dict[str, Any]:
+    """Return some keys of a run's recipe."""
     recipe = run.report.recipe.plain()
-    return {key: recipe.get(key) for key in keys if run.report.is_scored or key != "score"}
+    return {key: recipe.get(key) for key in dict.fromkeys(keys)}
 
 
 def _scores(comparison: Comparison) -> Iterator[Drawing]:
@@ -101,7 +114,7 @@ def _scores(comparison: Comparison) -> Iterator[Drawing]:
     if scored:
         runs = [run for run, _ in scored]
         units = dict.fromkeys(run.report.scored_unit for run in runs)
-        recipes = [_keys_of(run, ("score", "model", "calibration")) for run in runs]
+        recipes = [_keys_of(run, _scoring(run)) for run in runs]
         labels = distinct_names([scorer for _, scorer in scored], recipes)
         panels = _panels(labels, runs, lambda run: run.report.scores_by_tower())
         strip = Strip("score", " or ".join(units), panels)
@@ -109,7 +122,7 @@ def _scores(comparison: Comparison) -> Iterator[Drawing]:
 
 
 def _panels(
-    labels: Sequence[str], runs: Sequence[Compared], values: Callable[[Compared], Mapping[str, Sequence[float]]]
+    labels: Sequence[str], runs: Sequence[ComparedRun], values: Callable[[ComparedRun], Mapping[str, Sequence[float]]]
 ) -> list[Panel]:
     """Return a panel for each tower, with the mean over the runs of each label."""
     towers: dict[str, dict[tuple[str, int], list[Sequence[float]]]] = {}
@@ -143,10 +156,14 @@ def _bytes_tick(count: float) -> str:
 
 
 def _unit(seconds: float) -> tuple[str, int]:
-    return ("seconds", 1) if seconds < 200 else ("minutes", 60) if seconds < 12_000 else ("hours", 3600)
+    """Return the unit in which a time is drawn, and how many seconds that is."""
+    for unit, scale in (("seconds", 1), ("minutes", 60)):
+        if seconds < LONGEST_AXIS * scale:
+            return unit, scale
+    return "hours", 3600
 
 
-def _stages_in_order(runs: Sequence[Compared]) -> list[str]:
+def _stages_in_order(runs: Sequence[ComparedRun]) -> list[str]:
     """Return the names of all stages, each before the one that comes after it in a run."""
     order: list[str] = []
     for run in runs:
@@ -157,7 +174,7 @@ def _stages_in_order(runs: Sequence[Compared]) -> list[str]:
     return order
 
 
-def _seconds(runs: Sequence[Compared], order: Sequence[str]) -> dict[str, float]:
+def _seconds(runs: Sequence[ComparedRun], order: Sequence[str]) -> dict[str, float]:
     """Return each stage's mean over the runs of a method; a run without the stage counts as zero."""
     return {
         name: sum(stage.seconds for run in runs for stage in run.report.stages if stage.stage == name) / len(runs)
@@ -171,7 +188,7 @@ def _bytes(comparison: Comparison) -> Drawing:
     found: dict[str, dict[float, list[float]]] = {}
     for run in comparison.runs:
         for name, size in run.report.export_bytes.items():
-            found.setdefault(name, {}).setdefault(round(run.sparsity, 6), []).append(float(size))
+            found.setdefault(name, {}).setdefault(run.level, []).append(float(size))
     lines = [Line.over(name, dict(sorted(sizes.items()))) for name, sizes in found.items()]
     if len({x for line in lines for x in line.x}) == 1:
         rows = {"dense": dense, **{line.label: line.mean[0] for line in lines}}

@@ -3,11 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ecoflap.core.recipe.schema import not_the_method
+from ecoflap.core.recipe.schema import not_the_method, seed_keys
 from ecoflap.core.record.report import Report
-
-SEEDS = ("calibration.seed", "score.calibration.seed")
-"""Seeds of the data; they belong to a seed as the recipe's own does."""
 
 
 def method_names(given: Sequence[str], reports: Sequence[Report]) -> list[str]:
@@ -31,13 +28,18 @@ def recipe_of_method(report: Report) -> dict[str, Any]:
 
 def distinct_names(bases: Sequence[str], recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names; equal ones whose recipes differ with the keys that do: ``wanda (prune.compare=layer)``."""
-    flats = [{key: value for key, value in flat(recipe).items() if key not in SEEDS} for recipe in recipes]
+    flats = [without_seeds(flat(recipe)) for recipe in recipes]
     names = []
     for base, own in zip(bases, flats, strict=True):
         namesakes = [other for name, other in zip(bases, flats, strict=True) if name == base]
         differing = ", ".join(f"{key}={own.get(key, 'not set')}" for key in varying(namesakes))
         names.append(f"{base} ({differing})" if differing else base)
     return names
+
+
+def without_seeds(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave the seeds out of a flat recipe: runs that differ in them alone are of one method."""
+    return {key: value for key, value in facts.items() if key not in seed_keys()}
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
 from ecoflap.core.compare.comparison import Comparison
@@ -11,14 +12,17 @@ from ecoflap.core.compare.drawings import chapters
 from ecoflap.core.compare.table import columns_of, markdown, notes, rows, run_rows, table_notes
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.report.drawings import drawn_or_why_not
-from ecoflap.core.report.run_page import TEMPLATES
+from ecoflap.core.report.run_page import TEMPLATES as SHARED_TEMPLATES
 from ecoflap.core.text.columns import Column
 from ecoflap.core.text.strict_yaml import write_yaml
 from ecoflap.core.text.templates import render
 
+TEMPLATE = Path(__file__).with_name("templates") / "comparison.html.j2"
 
-def write_comparison(comparison: Comparison, folder: Path, title: str) -> Path:
+
+def write_comparison(comparison: Comparison, folder: str | PathLike[str], title: str) -> Path:
     """Write ``report.json``, ``report.csv``, ``report.md``, and then ``report.html``, whose path is returned."""
+    folder = Path(folder)
     write_whole(folder / "report.json", json.dumps(as_data(comparison), indent=1, allow_nan=False, ensure_ascii=False))
     write_whole(folder / "report.csv", as_csv(comparison))
     lines = [*markdown(rows(comparison)), "", *(f"{note}\n" for note in notes(comparison))]
@@ -29,14 +33,14 @@ def write_comparison(comparison: Comparison, folder: Path, title: str) -> Path:
 
 def comparison_page(comparison: Comparison, title: str) -> str:
     """Return the whole page. Where nothing can be drawn it says why, and has everything else."""
-    drawn, without_drawings = drawn_or_why_not(lambda: chapters(comparison))
+    illustrated, without_drawings = drawn_or_why_not(lambda: chapters(comparison))
     results, runs = rows(comparison), run_rows(comparison)
     values = {
         "title": title,
         "result_columns": columns_of(results),
         "results": [list(row.values()) for row in results],
         "notes": list(table_notes(comparison)),
-        "chapters": drawn,
+        "chapters": illustrated,
         "without_drawings": without_drawings,
         "differing_columns": (Column("key"), Column("value", wraps=True), Column("methods", wraps=True)),
         "differing": list(_differing(comparison)),
@@ -44,7 +48,7 @@ def comparison_page(comparison: Comparison, title: str) -> str:
         "runs": [list(row.values()) for row in runs] if comparison.has_seeds else [],
         "recipes": [{"name": run.name, "text": write_yaml(run.report.recipe.plain())} for run in comparison.runs],
     }
-    return render(TEMPLATES / "comparison.html.j2", values)
+    return render(TEMPLATE, values, SHARED_TEMPLATES)
 
 
 def _differing(comparison: Comparison) -> Iterator[tuple[str, str, str]]:

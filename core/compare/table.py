@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ecoflap.core.compare.comparison import Compared, Comparison, Group, spread
+from ecoflap.core.compare.comparison import ComparedRun, Comparison, RunGroup, spread
 from ecoflap.core.compare.differences import what_differs
 from ecoflap.core.report.rows import measure_text
 from ecoflap.core.text.columns import Column
@@ -35,7 +35,7 @@ def run_rows(comparison: Comparison) -> list[Row]:
     return [_run_row(run, comparison) for run in comparison.runs]
 
 
-def _run_row(run: Compared, comparison: Comparison) -> Row:
+def _run_row(run: ComparedRun, comparison: Comparison) -> Row:
     row = {"run": run.name, "method": run.method, "sparsity": _percent(run.sparsity)}
     if comparison.has_seeds:
         row["seed"] = str(run.seed)
@@ -59,7 +59,7 @@ def _between(low: float, high: float) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def _group_row(group: Group, comparison: Comparison) -> Row:
+def _group_row(group: RunGroup, comparison: Comparison) -> Row:
     row = {"method": group.method, "sparsity": _percent(group.sparsity), "seeds": str(len(group.runs))}
     for name in comparison.metrics:
         values = group.values(name)
@@ -67,7 +67,7 @@ def _group_row(group: Group, comparison: Comparison) -> Row:
     return row | _costs(group.runs, comparison)
 
 
-def _costs(runs: Sequence[Compared], comparison: Comparison) -> Row:
+def _costs(runs: Sequence[ComparedRun], comparison: Comparison) -> Row:
     """Return the mean time, the most memory, and bytes, which seeds do not change by much."""
     mark = TAKEN_OVER if any(run.taken_over for run in runs) else ""
     model = mean([run.report.model_bytes for run in runs])
@@ -93,7 +93,7 @@ def tower_rows(comparison: Comparison) -> list[Row]:
     ]
 
 
-def _share(group: Group, tower: str) -> str:
+def _share(group: RunGroup, tower: str) -> str:
     """Return the tower's mean sparsity over the runs whose model has it."""
     shares = [run.report.towers[tower] for run in group.runs if tower in run.report.towers]
     return _percent(mean(shares)) if shares else NO_VALUE

@@ -53,6 +53,6 @@ def sentence_of(error: BaseException) -> str:
 
 
 def _place_of(error: BaseException) -> str:
-    """The innermost line of code that raised, for the author of the part."""
+    """Give the innermost line of code that raised, for the author of the part."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" It happened in {Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].name}." if frames else ""

@@ -4,27 +4,32 @@ import inspect
 from collections.abc import Callable, Collection, Iterator
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ecoflap.core.contracts.abilities import ABILITIES
+from ecoflap.core.contracts.abilities import ABILITIES, offers
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.contracts.options import PartOptions
-from ecoflap.core.errors import EcoflapError, nearest
+from ecoflap.core.contracts.protocols import GradientStatistic, Statistic
+from ecoflap.core.errors import EcoflapError, RegistryError, nearest, unknown
+
+Options = TypeVar("Options", bound=PartOptions)
 
 _NEAR, _NEAR_PARAMETER = 0.8, 0.9
 """How alike two names are that are taken for one misspelt, by difflib's ratio; a parameter is named on purpose."""
 
 
-def options_of(kind: str, part: Any) -> PartOptions:
+def options_of(declared: type[Options], part: Any) -> Options:
     """Read a part's optional members, with the declared default for each that it lacks.
 
     A member that is a property and raises an :class:`EcoflapError` keeps its default: the part's own ``problems`` says
     what is wrong.
+
+    :param declared: The class that declares them for the part's kind.
     """
-    options = KINDS[kind].options()
-    for name in _members(KINDS[kind].options):
+    options = declared()
+    for name in _members(declared):
         try:
             setattr(options, name, getattr(part, name))
         except (AttributeError, EcoflapError):
@@ -36,24 +41,31 @@ def contract_problems(kind: str, part: Any, parameters: Collection[str]) -> Iter
     """Say where a part breaks its kind's contract, a sentence for each breach.
 
     :param parameters: Names of the part's parameters, which may be called what they like.
+    :raises RegistryError: Where there is no such kind.
     """
+    if kind not in KINDS:
+        raise RegistryError(unknown("kind of part", kind, tuple(KINDS)))
     yield from _missing(kind, part)
     yield from _called_otherwise(kind, part)
     yield from _near_misses(kind, part, parameters)
     yield from _wrong_values(kind, part)
+    yield from _wrong_statistics(kind, part)
 
 
 def _members(declared: type[Any]) -> list[str]:
-    """The public names that a class and those it inherits from declare, in their order."""
+    """Give the public names that a class and those it inherits from declare, in their order."""
     names = (name for one in reversed(declared.__mro__) for name in (*vars(one), *vars(one).get("__annotations__", {})))
     return [name for name in dict.fromkeys(names) if not name.startswith("_")]
 
 
-def _methods(kind: str) -> dict[str, Callable[..., Any]]:
-    """Each method of a kind's contract, required or not, as it is declared."""
+def _methods(kind: str, part: Any) -> dict[str, Callable[..., Any]]:
+    """Give each method of a part's contract as it is declared; of an adapter those of its abilities too."""
     protocol, options = KINDS[kind]
+    sources = [protocol, options]
+    if kind == "adapter":
+        sources += [ability for ability in ABILITIES if offers(part, ability)]
     declared = {"__call__": vars(protocol).get("__call__")}
-    declared |= {name: getattr(one, name, None) for one in (protocol, options) for name in _members(one)}
+    declared |= {name: getattr(one, name, None) for one in sources for name in _members(one)}
     return {name: method for name, method in declared.items() if inspect.isfunction(method)}
 
 
@@ -69,8 +81,8 @@ def _missing(kind: str, part: Any) -> Iterator[str]:
 
 
 def _called_otherwise(kind: str, part: Any) -> Iterator[str]:
-    """Methods that cannot be called as they are going to be, as those of a plugin for another version."""
-    for name, declared in _methods(kind).items():
+    """Name methods that cannot be called as they are going to be, as those of a plugin for another version."""
+    for name, declared in _methods(kind, part).items():
         own = getattr(part, name, None)
         if own is not None and not callable(own):
             yield f"its member {name} should be a method, not {own!r:.100}. {_page(kind)}"
@@ -113,7 +125,7 @@ def _near_misses(kind: str, part: Any, parameters: Collection[str]) -> Iterator[
 
 
 def _is_number_of(name: str, other: str) -> bool:
-    """Whether two names are one word in singular and plural, which a parameter may be in its own right."""
+    """Say whether two names are one word in singular and plural, which a parameter may be in its own right."""
     return f"{name}s" == other or f"{other}s" == name
 
 
@@ -130,13 +142,28 @@ def _wrong_values(kind: str, part: Any) -> Iterator[str]:
             yield f"its member {name} {message}, not {value!r}. {_page(kind)}"
 
 
+def _wrong_statistics(kind: str, part: Any) -> Iterator[str]:
+    """Say which of a pruner's ``needs`` is no type of statistic, or misspells what a statistic may have."""
+    needs = getattr(part, "needs", ()) if kind == "pruner" else ()
+    for need in needs if isinstance(needs, tuple) and all(isinstance(one, type) for one in needs) else ():
+        missing = [name for name in _members(Statistic) if not callable(getattr(need, name, None))]
+        if missing:
+            lacks = ", ".join(missing)
+            yield f"its member needs has {need.__name__}, which is no statistic: it has no {lacks}. {_page(kind)}"
+        known = _members(GradientStatistic)
+        for name in dir(need):
+            close = [] if name.startswith("_") or name in known else get_close_matches(name, known, 1, _NEAR)
+            if close and not hasattr(need, close[0]):
+                yield f"its statistic {need.__name__} has {name!r}. Did you mean {close[0]!r}? {_page(kind)}"
+
+
 @cache
 def _checker(hint: Any) -> Any:
     return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def _called(kind: str) -> str:
-    given = list(inspect.signature(_methods(kind)["__call__"]).parameters)[1:]
+    given = list(inspect.signature(vars(KINDS[kind].protocol)["__call__"]).parameters)[1:]
     return f"A {kind} is called with ({', '.join(given)})."
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate, View
+from ecoflap.core.contracts.records import Aggregate, Unit, View
 from ecoflap.core.model.anatomy import Anatomy
 
 
@@ -37,7 +37,7 @@ class ScorerOptions(PartOptions):
     :cvar data: Whether it looks at data. One that does not needs no ``calibration:``.
     """
 
-    unit: Literal["layer", "block"] = "layer"
+    unit: Unit = "layer"
     samples: int | None = None
     aggregate: Aggregate = "sum"
     data: bool = True

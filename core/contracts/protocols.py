@@ -43,12 +43,7 @@ def ignore(sentence: str) -> None:
 
 
 class Statistic(Protocol):
-    """What a pruner or scorer needs to know of a layer's inputs, summed over real tokens in at least float32.
-
-    A statistic that has ``add_gradient(gradient: Float[Tensor, "out in"]) -> None`` is given, once for each sample, the
-    gradient of the norm of its block's output with respect to the layer's weight (Wanda++'s regional gradient); its
-    inputs are added too, and layers that share an input do not share it.
-    """
+    """Sums up over real tokens, in at least float32, what a pruner or scorer needs to know of a layer's inputs."""
 
     def __init__(self, in_features: int) -> None: ...
 
@@ -62,6 +57,18 @@ class Statistic(Protocol):
 
     def to(self, device: torch.device | str) -> Any:
         """Move its tensors, and return the statistic itself."""
+        ...
+
+
+@runtime_checkable
+class GradientStatistic(Statistic, Protocol):
+    """Is a statistic that looks at gradients too; it is each layer's own, also where layers share an input."""
+
+    def add_gradient(self, gradient: Float[Tensor, "out in"]) -> None:
+        """Add, once for each sample, the gradient of the norm of the block's output with respect to the weight.
+
+        It comes of a backward through the block alone, as the regional gradient of Wanda++ does.
+        """
         ...
 
 
@@ -107,9 +114,10 @@ class Pruner(Protocol):
 class Adapter(Protocol):
     """One model family: where its blocks are, what feeds them, what its loss is, how it is saved. No mathematics.
 
-    Optional members: ``AdapterOptions``. An adapter remembers nothing of a model; whatever depends on one is given it.
+    Optional members: ``AdapterOptions``. Beside ``processor`` an adapter remembers nothing of a model; whatever depends
+    on one is given it.
 
-    :cvar processor: The family's tokenizer or processor, set by ``load`` or given to :func:`ecoflap.run`.
+    :cvar processor: The processor, or tokenizer, of the model it loaded last, or the one it was given.
     """
 
     processor: Any

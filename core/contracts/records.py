@@ -13,18 +13,19 @@ from ecoflap.core.errors import ModelError
 StatisticType = TypeVar("StatisticType")
 
 Batch: TypeAlias = Mapping[str, Any]
-
-
 """Tensors by the name of the argument they are in the model's forward."""
 
 
 Score: TypeAlias = float
-
-
 """How much the loss cares about a layer or block: larger is kept longer."""
 
 
 Aggregate = Literal["sum", "mean", "per_parameter"]
+"""How the score of a group follows from those of its members."""
+Granularity = Literal["layer", "block", "tower", "model"]
+"""What shares one sparsity."""
+Unit = Literal["layer", "block"]
+"""What a scorer's scores are of."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Sample:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """All that people said of the image; the one text where there are no others."""
+        """Give all that people said of the image; the one text where there are no others."""
         return self.texts or (() if self.text is None else (self.text,))
 
 
@@ -74,7 +75,7 @@ class Estimate(float):
 
     @property
     def standard_error(self) -> float:
-        """Sample standard deviation over √n; infinite from a single term."""
+        """Compute the sample standard deviation over √n; infinite from a single term."""
         n = len(self.terms)
         if n < 2:
             return float("inf")
@@ -103,7 +104,8 @@ class Pruned(NamedTuple):
 
     :param mask: True for every weight that is kept. The mask is the truth: a kept weight may happen to be zero.
     :param weight: The weight in its own dtype, zero wherever the mask is False.
-    :param notes: Sentences for the run's log, such as a damping that had to be raised; each is told once a run.
+    :param notes: Sentences for the run's log, such as a damping that had to be raised; each is told once a block,
+        of the first layer that has it.
     """
 
     mask: Bool[Tensor, "out in"]

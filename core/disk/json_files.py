@@ -1,4 +1,4 @@
-"""JSON files of a run: read as mappings, and refused with the file's name where they are none."""
+"""Read the JSON files of a run as mappings, and refuse those that are none by name."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Safetensors files with a SHA-256 over every byte, by which a damaged one is recognised; written and read in a stream.
+"""Write and read safetensors files with a SHA-256 over every byte, by which a damaged one is recognised, in a stream.
 
 The header's ``__metadata__`` holds ``format`` and ``version``, a ``manifest`` that belongs to the format, ``sha256`` of
 each tensor, and a ``seal``: the SHA-256 of manifest and ``sha256`` together. Any safetensors library reads such a file.
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,47 +17,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ecoflap.core.disk.safetensors_header import DTYPES, NAMES, StoredAs, header_of, in_file_order
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
 
 VERSION = "1"
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Safetensors' own names of dtypes."""
-
-NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
-
 
 @dataclass(frozen=True)
-class SealedTensor:
-    """A tensor that is to be written into a sealed file.
+class SealedTensor(StoredAs):
+    """Describes a tensor that is to be written into a sealed file.
 
     :param read: Gives the tensor. It is called when the tensor is written, so that one at a time is in memory.
     """
 
-    dtype: torch.dtype
-    shape: tuple[int, ...]
     read: Callable[[], Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
 
 
 def write_sealed(path: Path, form: str, manifest: str, tensors: Mapping[str, SealedTensor]) -> str:
@@ -71,30 +44,20 @@ def write_sealed(path: Path, form: str, manifest: str, tensors: Mapping[str, Sea
     :param manifest: Text that belongs to the format.
     :return: The file's seal.
     """
-    # A reader views bytes as their dtype where they lie, so the widest come first and all are aligned.
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
-    hashes = dict.fromkeys(ordered, "0" * 64)
+    hashes = {name: "0" * 64 for name in in_file_order(tensors)}
     with whole_file(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(form, manifest, ordered, hashes))
-        for name, tensor in ordered.items():
-            hashes[name] = _write(file, name, tensor)
+        file.write(header_of(tensors, _metadata(form, manifest, hashes)))
+        for name in hashes:
+            hashes[name] = _write(file, name, tensors[name])
         file.seek(0)
-        file.write(_header(form, manifest, ordered, hashes))
+        file.write(header_of(tensors, _metadata(form, manifest, hashes)))
     return _seal(manifest, json.dumps(hashes))
 
 
-def _header(form: str, manifest: str, tensors: Mapping[str, SealedTensor], hashes: Mapping[str, str]) -> bytes:
+def _metadata(form: str, manifest: str, hashes: Mapping[str, str]) -> dict[str, str]:
     sha256 = json.dumps(hashes)
     seal = _seal(manifest, sha256)
-    metadata = {"format": form, "version": VERSION, "manifest": manifest, "sha256": sha256, "seal": seal}
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return {"format": form, "version": VERSION, "manifest": manifest, "sha256": sha256, "seal": seal}
 
 
 def _write(file: BinaryIO, name: str, announced_as: SealedTensor) -> str:
@@ -130,7 +93,7 @@ def _seal(manifest: str, sha256: str) -> str:
 
 @dataclass(frozen=True)
 class Sealed:
-    """An open sealed file whose header has been checked; each tensor is checked as it is read.
+    """Reads an open sealed file, whose header has been checked; each tensor is checked as it is read.
 
     :param manifest: The text given to :func:`write_sealed`.
     :param seal: SHA-256 of manifest and hashes: two files of one seal hold the same.

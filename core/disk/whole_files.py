@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ecoflap.core.disk.write_errors import explained
@@ -95,18 +96,19 @@ def append_line(path: Path, mapping: Mapping[str, Any]) -> None:
             _sync(path.parent)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, needs: Mapping[str, type] = MappingProxyType({})) -> list[dict[str, Any]]:
     """Read the lines of a .jsonl file; there are none where there is no file.
 
     A last line without its newline is left out. The file stays as it is, for another process may be writing to it.
 
-    :raises RunError: Where a line holds no JSON object.
+    :param needs: What each line must hold, by key.
+    :raises RunError: Where a line holds no JSON object, or not what it must.
     """
     if not path.exists():
         return []
     # What follows the last newline is empty, or torn.
     whole = path.read_bytes().split(b"\n")[:-1]
-    return [_parsed(path, number, line) for number, line in enumerate(whole, 1)]
+    return [_parsed(path, number, line, needs) for number, line in enumerate(whole, 1)]
 
 
 def sha256_of(path: Path) -> str:
@@ -201,11 +203,15 @@ def _append(descriptor: int, line: bytes) -> None:
         raise
 
 
-def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parsed(path: Path, number: int, line: bytes, needs: Mapping[str, type]) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError as error:
         raise RunError(f"{path}:{number}: this line is not JSON ({error}). Restore the file, or delete it.") from error
     if not isinstance(value, dict):
         raise RunError(f"{path}:{number}: this line is not a JSON object. Restore the file, or delete it.")
+    for key, wanted in needs.items():
+        if not isinstance(value.get(key), wanted):
+            what = f"this line has no {key}" if key not in value else f"the {key} of this line is no {wanted.__name__}"
+            raise RunError(f"{path}:{number}: {what}. Restore the file, or delete it.")
     return value

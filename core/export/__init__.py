@@ -1,1 +1,1 @@
-"""Exports of a finished run: files for other runtimes, with a manifest."""
+"""Export a finished run: write files for other runtimes, with a manifest."""

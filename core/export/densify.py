@@ -1,10 +1,17 @@
-"""``ecoflap densify``: writes a packed file as an ordinary one, by whichever exporter packs files of its kind."""
+"""Do ``ecoflap densify``: write a packed file as an ordinary one, by whichever exporter packs files of its kind."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import ExporterOptions
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.registry.registry import Registry
+
+Densify: TypeAlias = Callable[[Path, Path], Path]
+"""Writes a packed file, the first, as an ordinary one, the second."""
 
 
 def densify(file: Path, target: Path, registry: Registry) -> Path:
@@ -20,16 +27,20 @@ def densify(file: Path, target: Path, registry: Registry) -> Path:
     known = _by_ending(registry)
     for ending in sorted(known, key=len, reverse=True):
         if file.name.endswith(ending):
-            written: Path = known[ending].densify(file, target)
-            return written
+            name, write_dense = known[ending]
+            with blaming(f"the exporter {name}, writing {file.name} dense,"):
+                return write_dense(file, target)
     raise FormatError(f"{file}: no exporter packs such files. Known endings: {', '.join(sorted(known))}")
 
 
-def _by_ending(registry: Registry) -> dict[str, Any]:
-    """The factories of exporters that make files dense, by the endings of what they read.
+def _by_ending(registry: Registry) -> dict[str, tuple[str, Densify]]:
+    """Give the exporters that make files dense, each with its name and its way, by the endings of what they read.
 
-    They are not built, for they may have parameters that must be given: ``densify`` is asked of the factory itself.
+    They are not built, for they may have parameters that must be given: the options are those of the factory itself.
     """
-    factories: list[Any] = [registry.find("exporter", name) for name in registry.names("exporter")]
-    able = [factory for factory in factories if getattr(factory, "densify", None) is not None]
-    return {ending: factory for factory in able for ending in getattr(factory, "densifies", ())}
+    found: dict[str, tuple[str, Densify]] = {}
+    for name in registry.names("exporter"):
+        options = options_of(ExporterOptions, registry.find("exporter", name))
+        if options.densify is not None:
+            found |= dict.fromkeys(options.densifies, (name, options.densify))
+    return found

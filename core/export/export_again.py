@@ -1,4 +1,4 @@
-"""``ecoflap export``: another file of a run that is finished, from what it left."""
+"""Do ``ecoflap export``: write another file of a run that is finished, from what it left."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,12 @@ from typing import Any
 from ecoflap.core.contracts.events import RunFinished
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Provenance
-from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.exports import export_names
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests
 from ecoflap.core.model.source import open_source
-from ecoflap.core.pruning.plan import Plan
+from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run, require_finished
@@ -82,7 +81,7 @@ def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registr
     source = open_source(str(folder.model.absolute()), Path.cwd())
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     model = adapter.load(source, None, "cpu")
-    plan, measures = Plan.load(read_json(folder.plan)), report.measures.model_dump()
+    plan, measures = read_plan(folder.plan), report.measures.model_dump()
     provenance = Provenance(recipe.model.source, recipe.plain(), plan.sparsity_by_tower(), plan.sparsity, measures)
     return PrunedModel(model, adapter, masks_as_planned(folder.masks, plan), provenance)
 

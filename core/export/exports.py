@@ -1,9 +1,11 @@
-"""Exports of a run: a folder each, and a record of what is in it that is written last."""
+"""Write the exports of a run: a folder each, and a record of what is in it that is written last."""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
@@ -11,12 +13,24 @@ from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported
 from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.disk.whole_files import sha256_of, whole_folder, write_whole
-from ecoflap.core.errors import EcoflapError
-from ecoflap.core.export.manifest import Origin, deflated_share, describe_file, write_manifest
+from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.export.surroundings import is_weights
+from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_file, write_manifest
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestRun, read_manifest
+from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, ManifestRun, read_manifest
+from ecoflap.core.text.validation import wrong_places
+
+
+class ExportRecord(BaseModel):
+    """Says what an export was written by, and every file of it: the record that lies beside its folder.
+
+    :param exporter: The recipe's entry for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    exporter: dict[str, Any]
+    files: dict[str, ManifestFile]
 
 
 def export_names(parts: Sequence[PartSpec]) -> list[str]:
@@ -34,13 +48,13 @@ def is_exported(folder: Path, name: str, part: PartSpec) -> bool:
     record = _record(folder, name)
     if not record.is_file():
         return False
-    written = read_json(record)
-    there = {file: entry["bytes"] for file, entry in written["files"].items()}
-    return written["exporter"] == part.plain() and there == _sizes(folder / name, list(there))
+    written = _read_record(record)
+    there = {file: entry.bytes for file, entry in written.files.items()}
+    return written.exporter == part.plain() and there == _sizes(folder / name, list(there))
 
 
 def export(
-    folder: Path, name: str, part: PartSpec, pruned: PrunedModel, origin: Origin | None = None
+    folder: Path, name: str, part: PartSpec, pruned: PrunedModel, origin: RunOrigin | None = None
 ) -> tuple[str, ...]:
     """Write an export's folder, then its record; an older record goes first, so that it never speaks of newer files.
 
@@ -59,19 +73,20 @@ def export(
                 f"another version of ecoflap. docs/hooks.md says what an exporter is."
             )
         files = write_manifest(inside, part, pruned.model, written, origin)
-        entries = {str(file.relative_to(inside)): describe_file(file).model_dump() for file in sorted(files)}
-    write_whole(_record(folder, name), json.dumps({"exporter": part.plain(), "files": entries}, indent=1))
+        entries = {str(file.relative_to(inside)): describe_file(file) for file in sorted(files)}
+    record = ExportRecord(exporter=part.plain(), files=entries)
+    write_whole(_record(folder, name), json.dumps(record.model_dump(), indent=1))
     return written.notes
 
 
-def origin_of(folder: RunFolder, source: str, model: nn.Module) -> Origin:
+def origin_of(folder: RunFolder, source: str, model: nn.Module) -> RunOrigin:
     """Say what all exports of one run come from.
 
     :param source: The dense model's, as the recipe names it.
     """
     name = Path(source).name if Path(source).is_absolute() else source
     run = ManifestRun(source=name, plan=sha256_of(folder.plan), masks=sha256_of(folder.masks))
-    return Origin(run, deflated_share(model))
+    return RunOrigin(run, deflated_share(model))
 
 
 def manifests(folder: Path, names: Iterable[str]) -> dict[str, Manifest]:
@@ -88,6 +103,17 @@ def weight_bytes(folder: Path) -> int:
 
 def _record(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
+
+
+def _read_record(path: Path) -> ExportRecord:
+    try:
+        return ExportRecord.model_validate(read_json(path))
+    except ValidationError as error:
+        places = "; ".join(wrong_places(error))
+        raise FormatError(
+            f"{path} is damaged, or is the record of an export by another version of ecoflap: {places}. Delete the "
+            f"file, and the run exports it again."
+        ) from error
 
 
 def _sizes(folder: Path, names: Sequence[str]) -> dict[str, int]:

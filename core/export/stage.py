@@ -1,4 +1,4 @@
-"""The export stage: writes what a recipe exports and its run folder does not have yet."""
+"""Do the export stage: write what a recipe exports and its run folder does not have yet."""
 
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.export.exports import export, export_names, is_exported, manifests, origin_of, weight_bytes

@@ -1,9 +1,12 @@
-"""What lies beside the weights of a saved model: configuration, tokenizer or processor, notes."""
+"""Write what lies beside the weights of a saved model: configuration, tokenizer or processor, notes."""
 
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import PrunedModel
 
 ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
@@ -21,11 +24,12 @@ def save_surroundings(pruned: PrunedModel, folder: Path) -> None:
     An adapter without ``save_surroundings`` leaves it to transformers, which writes nothing for a model of another
     library.
     """
-    own = getattr(pruned.adapter, "save_surroundings", None)
-    if own is not None:
-        own(pruned.model, folder)
-    else:
+    options = options_of(AdapterOptions, pruned.adapter)
+    if options.save_surroundings is None:
         save_settings(pruned.model, pruned.adapter.processor, folder)
+        return
+    with blaming(f"the adapter {type(pruned.adapter).__name__}, saving what lies beside the weights,"):
+        options.save_surroundings(pruned.model, folder)
 
 
 def save_settings(model: Any, processor: Any, folder: Path) -> None:
@@ -45,5 +49,5 @@ def save_settings(model: Any, processor: Any, folder: Path) -> None:
 
 
 def _dtype_key(config: Any) -> str:
-    """The key of the weights' type; its name changed in transformers 4.56, and the older one is an alias since."""
+    """Give the key of the weights' type; its name changed in transformers 4.56, and the older one is an alias since."""
     return "dtype" if hasattr(config, "dtype") else "torch_dtype"

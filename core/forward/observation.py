@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
+from ecoflap.core.contracts.protocols import GradientStatistic
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
@@ -29,8 +30,8 @@ class Observation(BlockWatch):
 
     def __init__(self, block: Block, layers: Sequence[Layer], needs: Sequence[type[Any]]) -> None:
         self._block, self._layers = block, layers
-        self._of_inputs = [need for need in needs if not hasattr(need, "add_gradient")]
-        self._of_gradients = [need for need in needs if hasattr(need, "add_gradient")]
+        self._of_inputs = [need for need in needs if not issubclass(need, GradientStatistic)]
+        self._of_gradients = [need for need in needs if issubclass(need, GradientStatistic)]
         self._order = tuple(needs)
         self._leader: dict[str, str] = {}
         self._shared: dict[str, dict[type[Any], Any]] = {}
@@ -96,7 +97,7 @@ class Observation(BlockWatch):
         layer: Layer,
         device: torch.device,
     ) -> dict[type[Any], Any]:
-        """The layer's statistics of these types, made when it is first seen."""
+        """Give the layer's statistics of these types, made when it is first seen."""
         if layer.name not in of:
             in_features = layer.shape[1]
             of[layer.name] = {need: need(in_features).to(device) for need in needs}

@@ -92,5 +92,5 @@ def _on(values: Any, device: torch.device) -> Any:
 
 
 def _is_cache(value: Any) -> bool:
-    """Whether it is a cache of keys and values. It is left whole: some transformers versions let torch copy it."""
+    """Say whether it is a cache of keys and values. It is left whole: some transformers versions let torch copy it."""
     return hasattr(value, "get_seq_length")

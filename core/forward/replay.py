@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Statistics
 from ecoflap.core.errors import ModelError
@@ -128,7 +129,7 @@ class Replay:
 
     @contextmanager
     def perturbed(self, layer: Layer, delta: Float[Tensor, "out in"]) -> Iterator[None]:
-        """Hold ``weight + delta`` in ``dtype``\'s precision; afterwards the weight is the same tensor, bit for bit."""
+        """Hold ``weight + delta`` in ``dtype``'s precision; afterwards the weight is the same tensor, bit for bit."""
         weight = layer.weight
         original = weight.data
         wide = original if self.dtype is None else original.to(torch.promote_types(original.dtype, self.dtype))
@@ -151,8 +152,16 @@ class Replay:
                     stream_gradients(self.model, self.adapter, batch, self.anatomy, self.placement, visit)
 
     def _tokens(self, batch: Batch, tower: str, call: int) -> Tensor:
-        # Most adapters declare one call, and one of their own need not know of the parameter.
-        return self.adapter.tokens(self.model, batch, tower, *([call] if call else []))
+        with blaming(self._adapter_name):
+            return self.adapter.tokens(self.model, batch, tower, call)
+
+    def _loss(self, batch: Batch) -> Float[Tensor, ""]:
+        with blaming(f"{self._adapter_name}, computing the loss,"):
+            return self.adapter.loss(self.model, batch)
+
+    @property
+    def _adapter_name(self) -> str:
+        return f"the adapter {type(self.adapter).__name__}"
 
     def _require(self, i: int) -> None:
         """Refuse a block whose predecessors are not recorded: only the last finished block's output is kept."""
@@ -169,7 +178,7 @@ class Replay:
         self._require(first)
         walk = Walk(self.blocks, self._records[number], first, last, self.placement, watch or BlockWatch())
         with without_fast_path(), self._prepared(number) as batch:
-            return walk.take(lambda: self.adapter.loss(self.model, batch))
+            return walk.take(lambda: self._loss(batch))
 
     @contextmanager
     def _prepared(self, number: int) -> Iterator[Batch]:
@@ -180,7 +189,7 @@ class Replay:
 
     @cached_property
     def _tensors_outside_blocks(self) -> list[Tensor]:
-        """Tensors of modules in no tower's blocks; a weight tied to one inside, as an embedding, is among them.
+        """Yield tensors of modules in no tower's blocks; a weight tied to one inside, as an embedding, is among them.
 
         A matrix outside the blocks stays among them where it is included: models ask it for its type before it runs.
         """

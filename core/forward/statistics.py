@@ -3,6 +3,7 @@
 Both sums come out the same, within float32's rounding, however the tokens are cut into calls.
 """
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class RegionalGradient:
 
     @property
     def magnitude(self) -> Float32[Tensor, "out in"]:
-        """The root mean square of the samples' gradients."""
+        """Give the root mean square of the samples' gradients."""
         if self._sum is None:
             raise ModelError("no gradient has reached this layer: its block's output does not depend on it")
         return (self._sum / self.samples).sqrt()
@@ -101,11 +102,10 @@ class Gram:
     def __init__(self, in_features: int) -> None:
         self.in_features = in_features
         self.tokens = 0
-        self.factors: dict[Any, Any] = {}
-        """What a pruner derived from the matrix, under a key of its own; forgotten when inputs are added."""
         self._sum = torch.zeros(in_features, in_features)
         self._waiting = torch.zeros(_ROWS, in_features)
         self._waits = 0
+        self._factors: dict[Hashable, Any] = {}
 
     @property
     def matrix(self) -> Float32[Tensor, "in in"]:
@@ -124,6 +124,17 @@ class Gram:
                 self._sum.addmm_(self._waiting.T, self._waiting)
                 self._waits = 0
 
+    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what ``make()`` gives, which is kept under its key until inputs are added or the sums are moved.
+
+        Layers with the same inputs share their statistic, and so what a pruner derives from the matrix.
+
+        :param key: Names the pruner and whatever else the value depends on.
+        """
+        if key not in self._factors:
+            self._factors[key] = make()
+        return self._factors[key]
+
     def merge(self, other: "Gram") -> None:
         self._changed(other.tokens)
         self._sum += other.matrix.to(self._sum.device)
@@ -131,9 +142,9 @@ class Gram:
     def to(self, device: torch.device | str) -> "Gram":
         if torch.device(device) != self._sum.device:
             self._sum, self._waiting = self._sum.to(device), self._waiting.to(device)
-            self.factors.clear()
+            self._factors.clear()
         return self
 
     def _changed(self, tokens: int) -> None:
         self.tokens += tokens
-        self.factors.clear()
+        self._factors.clear()

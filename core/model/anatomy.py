@@ -27,6 +27,9 @@ class Source:
     :param config: The model's ``config.json`` (or a GGUF header's equal) as a mapping; empty where there is none.
     :param files: Names of the files beside it, relative to its folder.
     :param model: A model in memory, given to :func:`ecoflap.run`.
+    :param loaded: Takes what an adapter had to load with its weights although none were asked for, because the model's
+        library builds it no other way. The adapter's next ``load`` of this same object takes it out, so that a run that
+        planned by it does not load it twice. It is empty for every library that can do without.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Source:
     config: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     model: nn.Module | None = None
+    loaded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,7 @@ class Layer:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The matrix as the module has it now.
+        """Give the matrix as the module has it now.
 
         :raises ModelError: Where the module has no parameter of this name.
         """
@@ -70,13 +74,13 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many outputs and inputs it has."""
+        """Say how many outputs and inputs it has."""
         out_features, in_features = self.weight.shape
         return out_features, in_features
 
     @property
     def size(self) -> int:
-        """How many weights it has."""
+        """Say how many weights it has."""
         return self.weight.numel()
 
 
@@ -151,7 +155,7 @@ class Anatomy:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The blocks of all towers, in the order they run."""
+        """Give the blocks of all towers, in the order they run."""
         return tuple(block for tower in self.towers for block in tower.blocks)
 
     def layers(self, blocks: Sequence[Block] | None = None) -> Iterator[tuple[Block, Layer]]:

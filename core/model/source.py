@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import lru_cache
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.packages import models_below, package_folder
@@ -123,16 +124,11 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
     if source.path is None:
         return {"state_dict": _state_digest(source.model or load())}
     beside = [] if source.path.is_file() else [source.path / name for name in source.files if _is_setting(name)]
-    return {file.name: _file_digest(file) for file in sorted({*weight_files(source), *beside})}
+    return {file.name: sha256_of(file) for file in sorted({*weight_files(source), *beside})}
 
 
 def _is_setting(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in SETTINGS)
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
 
 
 def _state_digest(model: nn.Module) -> str:

@@ -1,1 +1,1 @@
-"""The packed checkpoint, in which a pruned weight costs one bit."""
+"""Read and write the packed checkpoint, in which a pruned weight costs one bit."""

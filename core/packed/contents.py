@@ -1,4 +1,4 @@
-"""The packed file: a pruned model's state dict in safetensors, where a pruned weight costs one bit.
+"""Define the packed file: a pruned model's state dict in safetensors, where a pruned weight costs one bit.
 
 A pruned weight NAME is stored as ``NAME.values``, the kept values in their own dtype and row-major order, and
 ``NAME.mask``, one bit a weight with the first in the lowest bit (``numpy.packbits(bitorder="little")``). A weight that
@@ -14,7 +14,8 @@ from typing import Annotated
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from ecoflap.core.disk.sealed import DTYPES, Sealed
+from ecoflap.core.disk.safetensors_header import DTYPES
+from ecoflap.core.disk.sealed import Sealed
 from ecoflap.core.errors import FormatError
 
 FORMAT = "ecoflap.packed"
@@ -30,7 +31,7 @@ def _known_dtype(name: str) -> str:
 
 
 class Entry(BaseModel):
-    """What a packed file says of one name of the state dict.
+    """Says what a packed file has of one name of the state dict.
 
     :param kept: How many weights its mask keeps; None for a tensor that was not pruned.
     :param packed: Whether it is stored as values and mask.
@@ -50,7 +51,7 @@ class Entry(BaseModel):
 
     @property
     def size(self) -> int:
-        """How many elements it has."""
+        """Say how many elements it has."""
         return prod(self.shape)
 
     @property
@@ -77,7 +78,7 @@ class Entry(BaseModel):
 
 
 class Contents(BaseModel):
-    """What a packed file holds, in the order of the state dict. Tied tensors count once in the totals."""
+    """Lists what a packed file holds, in the order of the state dict. Tied tensors count once in the totals."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     metadata: dict[str, str]

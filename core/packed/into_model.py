@@ -1,4 +1,4 @@
-"""Builds a model without weights and gives it those of a packed file, one tensor in memory beside it at a time."""
+"""Build a model without weights and give it those of a packed file, one tensor in memory beside it at a time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ecoflap.core.disk.sealed import DTYPES
+from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.shapes import first_difference, shapes_of
 from ecoflap.core.model.source import weight_files
 from ecoflap.core.packed.contents import Entry
 from ecoflap.core.packed.read_packed import inspect_packed, stream_packed
@@ -103,15 +104,13 @@ def _put(model: nn.Module, names: list[str], tensor: Tensor) -> None:
 
 
 def _refuse_another(model: nn.Module, path: Path, entries: Mapping[str, Entry]) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: entry.shape for name, entry in entries.items()}
-    different = [name for name in dict.fromkeys([*found, *wanted]) if found.get(name) != wanted.get(name)]
-    if different:
-        name = different[0]
+    different = first_difference(found, shapes_of(model.state_dict().items()))
+    if different is not None:
         raise ModelError(
             f"{path} holds the weights of another model than its configuration describes, or of another version of its "
-            f"library: {name} is {_shape_text(found.get(name))} in the file and {_shape_text(wanted.get(name))} in the "
-            f"model, and {len(different) - 1} more differ."
+            f"library: {different.name} is {different.one} in the file and {different.other} in the model, and "
+            f"{different.count - 1} more differ."
         )
 
 
@@ -123,7 +122,3 @@ def _refuse_other_ties(model: nn.Module, path: Path, names: Mapping[str, list[st
         leader = seen.setdefault(id(tensor), first[name])
         if leader != first[name]:
             raise ModelError(f"{path} stores {leader} and {first[name]} apart, which are one weight in this model.")
-
-
-def _shape_text(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))

@@ -1,4 +1,4 @@
-"""From a folder on disk to what is in it, in one call: a packed export's model, and its masks or those of a run."""
+"""Load what is in a folder in one call: a packed export's model, and its masks or those of a run."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Reads packed files: a whole state dict, one tensor after the other, the masks alone, or the header alone."""
+"""Read packed files: a whole state dict, one tensor after the other, the masks alone, or the header alone."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ecoflap.core.disk.sealed import DTYPES, Sealed, open_sealed
+from ecoflap.core.disk.safetensors_header import DTYPES
+from ecoflap.core.disk.sealed import Sealed, open_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.packed.contents import FORMAT, INTEGERS, Contents, Entry, contents_of
 from ecoflap.core.packed.shards import SHARD, Located, locate

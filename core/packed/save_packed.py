@@ -1,4 +1,4 @@
-"""Writes packed files, one tensor in memory at a time, whole or not at all."""
+"""Write packed files, one tensor in memory at a time, whole or not at all."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from ecoflap.core.disk.sealed import NAMES, VERSION, SealedTensor, flat, write_sealed
+from ecoflap.core.disk.safetensors_header import NAMES
+from ecoflap.core.disk.sealed import VERSION, SealedTensor, flat, write_sealed
 from ecoflap.core.errors import EcoflapError, unknown
 from ecoflap.core.packed.contents import FORMAT, INTEGERS, Contents, Entry
 from ecoflap.core.packed.shards import SHARD, About, divide, forget_shards, refuse_reserved, write_shards
@@ -146,7 +147,7 @@ def _write(path: Path, state: Mapping[str, Tensor], masks: Mapping[str, Tensor],
 
 
 def _stored(name: str, tensor: Tensor, mask: Tensor | None, entry: Entry) -> dict[str, SealedTensor]:
-    """What the file holds of one tensor of the state dict, by the names in the file."""
+    """Give what the file holds of one tensor of the state dict, by the names in the file."""
     if mask is None:
         return {name: SealedTensor(tensor.dtype, entry.shape, lambda: tensor)}
     if not entry.packed:

@@ -1,4 +1,4 @@
-"""A packed file in several: how tensors are divided into shards, and the index that holds the shards together.
+"""Divide a packed file into several: tensors into shards, and an index that holds the shards together.
 
 ``model.packed.safetensors`` becomes ``model.packed-00001-of-00003.safetensors`` and so on, each a packed file that is
 checked by itself, and ``model.packed.safetensors.index.json`` says which name is in which. The index holds each
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class About(BaseModel):
-    """What an index says of the whole.
+    """Says what an index has of the whole.
 
     :param total_size: Bytes of all tensors as they are stored.
     """
@@ -41,7 +41,7 @@ class About(BaseModel):
 
 
 class Index(BaseModel):
-    """What the index file holds.
+    """Lists what the index file holds.
 
     :param weight_map: Name in the state dict, in its order, to the file it is in; tied names are in one file.
     :param seals: Each file's, in the order of their numbers.
@@ -61,7 +61,7 @@ class Index(BaseModel):
 
 @dataclass(frozen=True)
 class Located:
-    """The files that hold a state dict, and the index that says what each must be; a single file has none."""
+    """Names the files that hold a state dict, and the index that says what each must be; a single file has none."""
 
     files: tuple[Path, ...]
     index: Index | None = None

@@ -4,17 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from math import inf, isfinite
-from typing import Any, Literal
+from typing import Any
 
 from ecoflap.core.budget.counts import Budget, Group, Keep, Pattern, keep_count
 from ecoflap.core.budget.water_fill import split
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.contracts.records import Estimate
+from ecoflap.core.contracts.records import Estimate, Granularity
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.pruning.scores import Scores
-
-Granularity = Literal["layer", "block", "tower", "model"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Pool:
 
     @property
     def size(self) -> int:
+        """Count the weights of its layers."""
         return sum(layer.size for _, layer in self.layers)
 
 
@@ -52,7 +51,7 @@ class PlannedLayer:
 
     @property
     def budget(self) -> Budget:
-        """What a pruner is asked for."""
+        """Give what a pruner is asked for."""
         return Pattern.parse(self.pattern) if self.pattern else Keep(self.keep)
 
 
@@ -81,17 +80,21 @@ class Plan:
 
     @property
     def size(self) -> int:
+        """Count the weights of all planned layers."""
         return sum(layer.size for layer in self.layers.values())
 
     @property
     def keep(self) -> int:
+        """Count those of them that stay."""
         return sum(layer.keep for layer in self.layers.values())
 
     @property
     def sparsity(self) -> float:
+        """Compute the share of them that goes."""
         return self._sparsity(list(self.layers.values()))
 
     def sparsity_by_tower(self) -> dict[str, float]:
+        """Compute that share for each tower with planned layers, in the order in which the model runs them."""
         towers = dict.fromkeys(layer.tower for layer in self.layers.values())
         return {tower: self._sparsity([x for x in self.layers.values() if x.tower == tower]) for tower in towers}
 
@@ -100,6 +103,7 @@ class Plan:
         return 1 - sum(layer.keep for layer in layers) / sum(layer.size for layer in layers)
 
     def dump(self) -> dict[str, Any]:
+        """Give what ``plan.json`` holds; ``read_plan`` makes a plan of it again."""
         return {
             "version": 1,
             "size": self.size,
@@ -109,11 +113,6 @@ class Plan:
             "groups": {name: asdict(group) for name, group in self.groups.items()},
             "layers": {name: asdict(layer) for name, layer in self.layers.items()},
         }
-
-    @classmethod
-    def load(cls, data: Mapping[str, Any]) -> "Plan":
-        layers = {name: PlannedLayer(**layer) for name, layer in data["layers"].items()}
-        return cls(layers, {name: PlannedGroup(**group) for name, group in data["groups"].items()})
 
 
 def make_plan(pools: Sequence[Pool], allocator: Allocator, granularity: Granularity, scores: Scores | None) -> Plan:

@@ -60,34 +60,36 @@ class BlockwisePruning:
         return [layer for layer in self.replay.anatomy.layers_of[block.name] if layer.name in self.plan.layers]
 
     def _needs_data(self, index: int, planned: Sequence[Sequence[Layer]]) -> bool:
-        """Whether a block behind this one is still to be pruned by what it sees."""
+        """Say whether a block behind this one is still to be pruned by what it sees."""
         later = [at for at, layers in enumerate(planned) if layers and at > index]
-        return any(self._needs(at) and not self._kept_in(at).is_file() for at in later)
+        return any(self._needs(at) and not self._file_of(at).is_file() for at in later)
 
     def _needs(self, index: int) -> tuple[type[Any], ...]:
-        """The statistics that the pruner of a block asks for."""
+        """Give the statistics that the pruner of a block asks for."""
         needs: tuple[type[Any], ...] = self.pruner_of[self.replay.blocks[index].tower].options.needs
         return needs
 
-    def _kept_in(self, index: int) -> Path:
+    def _file_of(self, index: int) -> Path:
+        """Name the file of a finished block; three digits are for the eye, and a thousandth block has four."""
         return self.folder / f"{index:03d}.safetensors"
 
     def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
-        path = self._kept_in(index)
+        path = self._file_of(index)
         if path.is_file():
             self._take_over(path, layers, masks)
         else:
             changed = self._prune(index, layers, masks)
-            kept = {f"{layer.name}.mask": masks.bits[layer.name] for layer in layers}
-            kept |= {layer.name: layer.weight.data.cpu().contiguous() for layer in changed}
+            contents = {f"{layer.name}.mask": masks.bits[layer.name] for layer in layers}
+            contents |= {layer.name: layer.weight.data.cpu().contiguous() for layer in changed}
             with whole_file(path) as temporary:
-                save_file(kept, temporary)
+                save_file(contents, temporary)
 
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
         """Prune one block, and return the layers that are more than their mask on the old weight."""
         pruner = self.pruner_of[self.replay.blocks[index].tower]
         needs = self._needs(index)
-        seen = self.replay.run(index, needs) if needs else {}
+        with blaming(f"a statistic of the pruner {pruner.use}"):
+            seen = self.replay.run(index, needs) if needs else {}
         notes: set[str] = set()
         changed = []
         for layer in layers:
@@ -166,7 +168,7 @@ def _broken(pruned: Any, weight: Float[Tensor, "out in"], planned: PlannedLayer)
 
 
 def _same_bits(a: Float[Tensor, "out in"], b: Float[Tensor, "out in"]) -> bool:
-    """Whether two tensors are equal byte for byte; 0.0 and -0.0 are not."""
+    """Say whether two tensors are equal byte for byte; 0.0 and -0.0 are not."""
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 

@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
-from ecoflap.core.contracts.records import Aggregate, Estimate, Score
+from ecoflap.core.contracts.records import Aggregate, Estimate, Score, Unit
 from ecoflap.core.disk.whole_files import read_lines
 from ecoflap.core.errors import ModelError, RunError
-
-Unit = Literal["layer", "block"]
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,42 @@ def checked(name: str, score: Score) -> Score:
 
 
 def score_line(name: str, score: Score) -> dict[str, Any]:
+    """Give the line of a layer or block; of an estimate with the terms that it is a mean of."""
     terms = {"terms": list(score.terms)} if isinstance(score, Estimate) else {}
     return {"name": name, "score": float(score), **terms}
 
 
 def header_line(unit: Unit, aggregate: Aggregate) -> dict[str, Any]:
+    """Give the first line, which says what the others are of."""
     return {"version": 1, "unit": unit, "aggregate": aggregate}
 
 
 def read_scores(path: Path) -> Scores:
-    """Read a ``scores.jsonl``: a header, then a line for each layer or block."""
+    """Read a ``scores.jsonl``: a header, then a line for each layer or block.
+
+    :raises RunError: Where there is none, or a line is not what this version writes.
+    """
     if not path.is_file():
         raise RunError(f"{path}: no such file; scores are there once a run has scored its layers")
     header, *lines = read_lines(path) or [{}]
-    if header.get("version") != 1:
+    if not _is_header(header):
         raise RunError(f"{path}: not a file of scores that this version reads")
+    for number, line in enumerate(lines, 2):  # the header is line 1
+        if not _is_score(line):
+            raise RunError(f"{path}:{number}: this line is not the score of a layer or block. {_WAY_OUT}")
     values = {line["name"]: Estimate(line["terms"]) if "terms" in line else line["score"] for line in lines}
     return Scores(header["unit"], header["aggregate"], values)
+
+
+_WAY_OUT = "Restore the file, or delete it and score anew"
+
+
+def _is_header(line: Mapping[str, Any]) -> bool:
+    known = line.get("unit") in get_args(Unit) and line.get("aggregate") in get_args(Aggregate)
+    return known and line.get("version") == 1
+
+
+def _is_score(line: Mapping[str, Any]) -> bool:
+    terms = line.get("terms", [0.0])  # a score that is no estimate has none
+    named = isinstance(line.get("name"), str) and isinstance(terms, list) and bool(terms)
+    return named and all(type(value) in (int, float) for value in (line.get("score"), *terms))

@@ -39,8 +39,8 @@ def _who_looks_at_data(fields: Mapping[str, Any]) -> Iterator[str]:
             yield f"the pruner {pruner.use}"
     score = fields.get("score")
     own = isinstance(score, dict) and score.get("calibration") is not None
-    if isinstance(score, dict) and not own and score["part"] is not FAILED and score["part"].options.data:
-        yield f"the scorer {score['part'].use}"
+    if isinstance(score, dict) and not own and score["scorer"] is not FAILED and score["scorer"].options.data:
+        yield f"the scorer {score['scorer'].use}"
 
 
 def _pruners(fields: Mapping[str, Any]) -> list[PartSpec]:

@@ -5,10 +5,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.recipe.keys import Keys
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration, Model, Recipe, Score, TowerChoice
 
@@ -48,7 +48,7 @@ and thereby fixes each layer's budget, so that it goes with no `score` and no `a
 where neither scorer nor pruner looks at data.
 """
 
-_SECTIONS: tuple[tuple[str, str, type[BaseModel]], ...] = (
+_SECTIONS: tuple[tuple[str, str, type[Keys]], ...] = (
     ("Keys", "", Recipe),
     ("`model`", "A bare text is the source.", Model),
     ("`calibration`", "A dataset; beside its own parameters:", Calibration),
@@ -74,7 +74,7 @@ def recipe_schema() -> str:
     return "\n".join([_OPENING, *sections])
 
 
-def _section(title: str, before: str, model: type[BaseModel]) -> Iterator[str]:
+def _section(title: str, before: str, model: type[Keys]) -> Iterator[str]:
     yield f"## {title}\n"
     if before:
         yield f"{before}\n"
@@ -82,12 +82,12 @@ def _section(title: str, before: str, model: type[BaseModel]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for name, field in model.model_fields.items():
         # The part itself is written by its use: and not under a key.
-        if name not in ("part", "data"):
+        if name != model.inline:
             yield f"| `{name}` | {_type(field.annotation)} | {_default(model, name, field)} | {field.description} |"
     yield ""
 
 
-def _default(model: type[BaseModel], name: str, field: FieldInfo) -> str:
+def _default(model: type[Keys], name: str, field: FieldInfo) -> str:
     if name in ("aggregate", "allocate"):
         return "see right"
     if field.is_required():

@@ -42,11 +42,13 @@ class Keys(BaseModel):
 
     :cvar bare: The key that a text in place of the mapping stands for: ``model: ./folder`` is its ``source``.
     :cvar inline: The key whose part is written in the mapping itself, its parameters beside the other keys.
+    :cvar fills: Keys of the recipe that the inline part's parameters of the same names take where it sets none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     bare: ClassVar[str] = ""
     inline: ClassVar[str] = ""
+    fills: ClassVar[tuple[str, ...]] = ()
 
     def plain(self) -> dict[str, Any]:
         """Write the keys as a recipe does, without those that are not set."""
@@ -76,13 +78,19 @@ def type_of(field: FieldInfo) -> Any:
 
 
 def is_mapping(wanted: Any) -> TypeGuard[type[Keys]]:
-    """Whether the type of a key is a mapping of keys."""
+    """Say whether the type of a key is a mapping of keys."""
     return isinstance(wanted, type) and issubclass(wanted, Keys)
 
 
 def list_keys(keys: type[Keys]) -> list[str]:
     """Name the keys that hold a list."""
     return [name for name, field in keys.model_fields.items() if get_origin(type_of(field)) is tuple]
+
+
+def bare_keys(keys: type[Keys]) -> dict[str, str]:
+    """Give the key that a text in place of a mapping stands for, by the key under which that mapping is written."""
+    mappings = {name: type_of(field) for name, field in keys.model_fields.items()}
+    return {name: wanted.bare for name, wanted in mappings.items() if is_mapping(wanted) and wanted.bare}
 
 
 def engine_keys(keys: type[Keys]) -> dict[str, tuple[str, ...]]:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ecoflap.core.recipe.keys import engine_keys, list_keys
+from ecoflap.core.recipe.keys import bare_keys, engine_keys, list_keys
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, parse_yaml
 
 # Beside the parameters of these parts stand keys of the engine; they stay when the part is exchanged.
 _ENGINE_KEYS: Mapping[Any, Sequence[str]] = engine_keys(Recipe)
 _LISTS = tuple(list_keys(Recipe))
+_BARE_KEYS = bare_keys(Recipe)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _opened(document: Document, node: Any, key: Any, path: KeyPath, following: s
         opened = [inner]
         _move(document, path, (*path, 0))
     elif isinstance(inner, str) and path[0] != "sparsity":
-        name = "source" if path == ("model",) else "use"
+        name = _BARE_KEYS.get(path[0], "use") if len(path) == 1 else "use"
         opened = {name: inner}
         document.values[(*path, name)] = document.where(path)
     elif isinstance(inner, (dict, list)):

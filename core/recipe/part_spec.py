@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.kinds import KINDS
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class PartSpec:
 
     @cached_property
     def built(self) -> Any:
-        """The part itself, made once, when the recipe is checked; everything that runs uses this object."""
+        """Give the part itself, made once, when the recipe is checked; everything that runs uses this object."""
         return self.build()
 
     @cached_property
     def options(self) -> Any:
         """Its optional members, read once: a ``ScorerOptions`` of a scorer, and so on."""
-        return options_of(self.kind, self.built)
+        return options_of(KINDS[self.kind].options, self.built)
 
     def plain(self) -> dict[str, Any]:
         """Write it as a recipe does, with every parameter."""

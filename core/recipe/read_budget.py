@@ -41,7 +41,7 @@ def read_budget(
 
 
 def is_patterned(fields: Mapping[str, Any]) -> bool:
-    """Whether a recipe as a whole asks for a pattern, which leaves nothing to score or to allocate."""
+    """Say whether a recipe as a whole asks for a pattern, which leaves nothing to score or to allocate."""
     return fields.get("pattern") is not None
 
 

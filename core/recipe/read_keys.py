@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from ecoflap.core.recipe.keys import Key, Keys, is_mapping, key_of, type_of
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_part import PartReader, absolute
+from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.text.problems import Problems
 from ecoflap.core.text.strict_yaml import Document, KeyPath, described
@@ -39,7 +40,9 @@ class KeyReader:
         inside: dict[str, Any] = {}
         if keys.inline:
             part, written = split_inline(keys, written)
-            inside[keys.inline] = self.part(key_of(keys.model_fields[keys.inline]).kind, part, path)
+            fill = {name: self._of_the_recipe(name) for name in keys.fills}
+            kind = key_of(keys.model_fields[keys.inline]).kind
+            inside[keys.inline] = self.parts.check(kind, part, path, fill) or FAILED
         else:
             self.problems.add_unknown_keys(path, written, keys.model_fields)
         return inside | {
@@ -47,6 +50,11 @@ class KeyReader:
             for name, field in keys.model_fields.items()
             if name != keys.inline and written.get(name) is not None
         }
+
+    def _of_the_recipe(self, name: str) -> Any:
+        """Give what a key of the recipe itself is set to, or its default."""
+        written = self.document.value.get(name)
+        return Recipe.model_fields[name].default if written is None else written
 
     def value(self, field: FieldInfo, written: Any, path: KeyPath) -> Any:
         """Read what one key holds."""
@@ -88,12 +96,12 @@ def split_inline(keys: type[Keys], written: Any) -> tuple[Any, Mapping[str, Any]
 
 
 def _holds_keys(keys: type[Keys], written: Any) -> bool:
-    """Whether keys can be read of it: it is a mapping, or what may stand in place of one."""
+    """Say whether keys can be read of it: it is a mapping, or what may stand in place of one."""
     return isinstance(written, dict) or bool(keys.inline) or (bool(keys.bare) and isinstance(written, str))
 
 
 def _items(written: Any, path: KeyPath) -> list[tuple[Any, KeyPath]]:
-    """What a list holds, each with its place; a single value is a list of itself."""
+    """Give what a list holds, each with its place; a single value is a list of itself."""
     if isinstance(written, (list, tuple)):
         return [(item, (*path, index)) for index, item in enumerate(written)]
     return [(written, path)]

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,10 +32,13 @@ class PartReader:
         self.registry = registry
         self.problems = problems
 
-    def check(self, kind: str, written: Any, path: KeyPath) -> PartSpec | None:
+    def check(
+        self, kind: str, written: Any, path: KeyPath, fill: Mapping[str, Any] = MappingProxyType({})
+    ) -> PartSpec | None:
         """Read the part written at a path; None, and problems, where something is wrong with it.
 
         :param written: A name, ``{use: name, parameter: value}``, or from Python a part object that is a dataclass.
+        :param fill: Values for parameters of these names that are set neither here nor by the site's registry file.
         """
         before = len(self.problems)
         use, given = self._split(kind, written, path)
@@ -48,7 +52,8 @@ class PartReader:
         except TypeError as error:
             self.problems.add(use_path, f"{code_name(factory)}: {error}.")
             return None
-        given = {**self._site_defaults(kind, use, given, path), **given}
+        filled = {name: value for name, value in fill.items() if _takes(parameters.get(name), value)}
+        given = {**filled, **self._site_defaults(kind, use, given, path), **given}
         if not others:
             self.problems.add_unknown_keys(path, given, parameters, owner=use)
         values = {name: value for name, value in given.items() if name not in parameters and others}
@@ -164,6 +169,11 @@ class PartReader:
             blamed = next((name for name in given if re.search(rf"\b{re.escape(name)}\b", text)), None)
             self.problems.add((*path, blamed) if blamed else path, f"{part.use}: {text.rstrip('.')}.")
             return None
+
+
+def _takes(parameter: Parameter | None, value: Any) -> bool:
+    """Say whether a parameter is there and has a default of the value's own type, as a seed has."""
+    return parameter is not None and type(parameter.default) is type(value)
 
 
 def _absolute_in(folder: Path, value: Any) -> Any:

@@ -1,7 +1,6 @@
 """Reads a whole recipe: its keys, the defaults that follow from other keys, and what the keys say to each other."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,7 +27,7 @@ def read_recipe(reader: KeyReader, *, in_memory: bool) -> Recipe:
     special = {"model": _model(reader, written.get("model"), in_memory), "towers": _towers(reader, written)}
     rest = {key: value for key, value in reader.document.value.items() if key not in special}
     fields = {**reader.mapping(Recipe, rest, ()), **special, **read_budget(reader, written, (), required=True)}
-    _fill_in(reader, fields, written)
+    _fill_in(reader, fields)
     note_disagreements(reader, fields)
     return _validated(reader, fields)
 
@@ -86,14 +85,12 @@ def _tower(reader: KeyReader, path: KeyPath, own: Any) -> Any:
     return TowerChoice(**fields)
 
 
-def _fill_in(reader: KeyReader, fields: dict[str, Any], written: Mapping[str, Any]) -> None:
-    """Set what follows from other keys where it is not written: seeds, the aggregate, the allocator."""
+def _fill_in(reader: KeyReader, fields: dict[str, Any]) -> None:
+    """Set what follows from other keys where it is not written: the aggregate, and the allocator."""
     score = fields.get("score")
     if isinstance(score, dict):
-        scorer = score["part"]
+        scorer = score["scorer"]
         score.setdefault("aggregate", "sum" if scorer is FAILED else scorer.options.aggregate)
-        _seed(reader, score.get("calibration"), (written.get("score") or {}), "calibration")
-    _seed(reader, fields.get("calibration"), written, "calibration")
     if "allocate" not in fields:
         by_default = "ecoflap" if score is not None and not is_patterned(fields) else "uniform"
         fields["allocate"] = reader.part("allocator", by_default, ("allocate",))
@@ -106,19 +103,3 @@ def _missing(reader: KeyReader, name: str, key: Key) -> PartSpec:
     known = ", ".join(reader.parts.registry.choices(key.kind)) or "none"
     reader.problems.add((name,), f"required, and missing. Known: {known}.")
     return FAILED
-
-
-def _seed(reader: KeyReader, calibration: Any, around: Any, key: str) -> None:
-    """Let what calibrates be drawn by the recipe's seed, unless it names its own; what evaluates is not."""
-    if not isinstance(calibration, dict):
-        return
-    dataset, seed = calibration["data"], reader.document.value.get("seed") or 0
-    draws = type(dataset.parameters.get("seed")) is int and type(seed) is int
-    if draws and not _names_seed(reader, dataset, around[key]):
-        calibration["data"] = replace(dataset, parameters={**dataset.parameters, "seed": seed})
-
-
-def _names_seed(reader: KeyReader, dataset: PartSpec, written: Any) -> bool:
-    """Whether the recipe names it, or a site's default, or a part object from Python, which has every parameter."""
-    in_recipe = "seed" in written if isinstance(written, Mapping) else not isinstance(written, str)
-    return in_recipe or "seed" in reader.parts.registry.defaults_for("dataset", dataset.use)

@@ -10,12 +10,11 @@ from pydantic import AfterValidator, Field, InstanceOf
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.contracts.records import Aggregate
-from ecoflap.core.recipe.keys import Key, Keys, is_mapping, key_of
+from ecoflap.core.contracts.records import Aggregate, Granularity
+from ecoflap.core.recipe.keys import Key, Keys, is_mapping, key_of, type_of
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.text.strict_yaml import write_yaml
 
-Granularity = Literal["layer", "block", "tower", "model"]
 Spec: TypeAlias = InstanceOf[PartSpec]
 
 
@@ -56,6 +55,7 @@ class Calibration(Keys):
     """``calibration:``; a dataset with a key of the engine beside its parameters."""
 
     inline = "data"
+    fills = ("seed",)  # what calibrates is drawn by the recipe's seed; what evaluates is not
     data: Annotated[Spec, Key("dataset")] = Field(description="dataset")
     batch_size: int = Field(1, description="samples in one forward", ge=1)
 
@@ -63,8 +63,8 @@ class Calibration(Keys):
 class Score(Keys):
     """``score:``; a scorer with keys of the engine beside its parameters."""
 
-    inline = "part"
-    part: Annotated[Spec, Key("scorer")] = Field(description="scorer")
+    inline = "scorer"
+    scorer: Annotated[Spec, Key("scorer")] = Field(description="scorer")
     granularity: Granularity = Field("block", description="what shares one sparsity")
     aggregate: Aggregate = Field(description="how layers' scores make a group's; by default the scorer's way")
     calibration: Calibration | None = Field(
@@ -143,7 +143,7 @@ class Recipe(Keys):
 
     @property
     def sparsity_fraction(self) -> Fraction:
-        """The share of pruned weights without rounding, as it was written; a pattern's is 1 - n/m."""
+        """Give the share of pruned weights without rounding, as it was written; a pattern's is 1 - n/m."""
         return _fraction(self.sparsity, self.pattern)
 
     @property
@@ -154,7 +154,7 @@ class Recipe(Keys):
 
     @property
     def score_calibration(self) -> Calibration | None:
-        """The data that the scorer is given, its own or the recipe's; None without a scorer."""
+        """Give the data that the scorer is given, its own or the recipe's; None without a scorer."""
         return self.score.calibration or self.calibration if self.score else None
 
     def calibration_uses(self) -> Iterator[CalibrationUse]:
@@ -163,13 +163,13 @@ class Recipe(Keys):
             yield CalibrationUse("calibration", self.calibration.batch_size, self.calibration.data.options.samples)
         if self.score is not None and (keys := self.score_calibration) is not None:
             where = "calibration" if self.score.calibration is None else "score.calibration"
-            counts = (keys.data.options.samples, self.score.part.options.samples)
+            counts = (keys.data.options.samples, self.score.scorer.options.samples)
             samples = min((count for count in counts if count is not None), default=None)
             yield CalibrationUse(where, keys.batch_size, samples)
 
     @property
     def takes_scores(self) -> bool:
-        """Whether the allocator looks at scores."""
+        """Say whether the allocator looks at scores."""
         return self.allocate.options.takes is not None
 
     def plain(self) -> dict[str, Any]:
@@ -195,6 +195,21 @@ def scores_depend_on() -> tuple[str, ...]:
 def not_the_method() -> tuple[str, ...]:
     """Name the keys in which runs of one method may differ."""
     return tuple(name for name, key in _declared(Recipe) if not key.method)
+
+
+def seed_keys() -> tuple[str, ...]:
+    """Name the keys, dotted, that hold a run's seed: its own, and those that its calibration data have from it."""
+    return ("seed", *(f"{name}.seed" for name in _calibrations(Recipe)))
+
+
+def _calibrations(keys: type[Keys], inside: str = "") -> Iterator[str]:
+    """Yield each key, dotted, that holds calibration data."""
+    for name, field in keys.model_fields.items():
+        wanted = type_of(field)
+        if wanted is Calibration:
+            yield inside + name
+        elif is_mapping(wanted):
+            yield from _calibrations(wanted, f"{inside}{name}.")
 
 
 def _declared(keys: type[Keys], inside: str = "") -> Iterator[tuple[str, Key]]:

@@ -1,1 +1,1 @@
-"""What a run leaves in its folder, and how it is read back."""
+"""Keeps a run folder: writes what a run leaves there, reads it back, and finds what another run may take over."""

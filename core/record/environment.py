@@ -1,4 +1,4 @@
-"""What a run ran on, for its report."""
+"""Say what a run ran on, for its report."""
 
 import platform
 import re
@@ -10,7 +10,7 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """Of what decides about numbers: Python, torch, transformers, this package."""
+    """Return the versions of everything that can change a number: Python, torch, transformers, this package."""
     found = {"python": platform.python_version()}
     for name in ("ecoflap", "torch", "transformers", "safetensors"):
         try:
@@ -36,6 +36,10 @@ def peak_memory() -> int:
 
 
 def machine(device: str) -> dict[str, str | int]:
+    """Describe what this process ran on; of a GPU also its name and the most memory it held, in bytes.
+
+    :param device: Where the model's blocks ran: ``cpu``, ``cuda``, ``cuda:1``.
+    """
     used: dict[str, str | int] = {
         "device": device,
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""What evaluators found, kept a line each, so that each evaluator runs once before and once after the pruning."""
+"""Keep what evaluators found, a line each, so that each evaluator runs once before and once after the pruning."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,13 +17,13 @@ from ecoflap.core.disk.whole_files import append_line, read_lines, sha256_of
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.report import RecordedMeasure
-from ecoflap.core.record.validation import wrong_places
+from ecoflap.core.text.validation import wrong_places
 
 STAGES = ("dense", "pruned")
 
 
 class Evaluation:
-    """One evaluator of a recipe, and the lines of it in a run folder.
+    """Runs one evaluator of a recipe, and finds the lines of it in a run folder.
 
     A line counts only while evaluator and files are the same: one that was changed is simply run again.
     """
@@ -38,7 +38,8 @@ class Evaluation:
     def line(self, path: Path, stage: str) -> dict[str, Any] | None:
         """Give what it found of the dense or the pruned model; None where it did not run."""
         wanted = {"stage": stage, **self._identity}
-        return next((line for line in read_lines(path) if all(line.get(key) == wanted[key] for key in wanted)), None)
+        lines = read_lines(path, {"measures": dict})
+        return next((line for line in lines if all(line.get(key) == wanted[key] for key in wanted)), None)
 
     def run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter, note: Note) -> None:
         """Evaluate a model, and add the line.

@@ -1,4 +1,4 @@
-"""The run folder: what is written where, whose it is, and what a later run may take over."""
+"""Keep a run folder: its files by name, the lock of the process that runs there, and whose model and data it is of."""
 
 import json
 import os
@@ -26,43 +26,52 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
+        """Give the recipe with every default; it says that the folder is a run's."""
         return self.path / "recipe.yaml"
 
     @property
     def scores(self) -> Path:
+        """Give the scores, a line each."""
         return self.path / "scores.jsonl"
 
     @property
     def plan(self) -> Path:
+        """Say how many weights each layer keeps."""
         return self.path / "plan.json"
 
     @property
     def blocks(self) -> Path:
+        """Give the folder of finished blocks, which is there until the model is complete."""
         return self.path / "blocks"
 
     @property
     def masks(self) -> Path:
+        """Say which weights are kept."""
         return self.path / "masks.safetensors"
 
     @property
     def model(self) -> Path:
+        """Give the folder of the pruned model."""
         return self.path / "model"
 
     @property
     def exports(self) -> Path:
+        """Give the folder of all exports, a folder and a record each."""
         return self.path / "exports"
 
     @property
     def report(self) -> Path:
+        """Give what the run came to; a run that has one is finished."""
         return self.path / "report.json"
 
     @property
     def evaluations(self) -> Path:
+        """Give what evaluators found, a line for each and for each stage."""
         return self.path / "evaluations.jsonl"
 
     @property
     def is_pruned(self) -> bool:
-        """Whether the pruned model is complete: ``masks.safetensors`` is written first, ``model/`` appears whole."""
+        """Say whether the pruned model is complete: its masks are written first, and ``model/`` appears whole."""
         return self.model.is_dir() and self.masks.is_file()
 
     def drop_blocks(self) -> None:
@@ -71,15 +80,17 @@ class RunFolder:
 
     @property
     def is_ours(self) -> bool:
-        """Whether a run was begun here; a ``recipe.yaml`` alone may be anybody's."""
+        """Say whether a run was begun here; a ``recipe.yaml`` alone may be anybody's."""
         return self.recipe.is_file() and (self.lock.exists() or self.fingerprints.is_file())
 
     @property
     def lock(self) -> Path:
+        """Give the file that the process running in the folder holds locked."""
         return self.path / ".lock"
 
     @property
     def fingerprints(self) -> Path:
+        """By what the folder's model and data are known to be the same."""
         return self.path / "fingerprints.json"
 
     def identify(self, found: Mapping[str, Any]) -> None:
@@ -105,13 +116,14 @@ class RunFolder:
     def stages(self) -> list[dict[str, Any]]:
         """Sum what each stage took over all the processes that worked on it, in order."""
         stages: dict[str, dict[str, Any]] = {}
-        for line in read_lines(self.path / "stages.jsonl"):
+        for line in read_lines(self.path / "stages.jsonl", {"stage": str, "seconds": float, "peak_memory": int}):
             stage = stages.setdefault(line["stage"], {"stage": line["stage"], "seconds": 0.0, "peak_memory": 0})
             stage["seconds"] = round(stage["seconds"] + line["seconds"], 3)
             stage["peak_memory"] = max(stage["peak_memory"], line["peak_memory"])
         return list(stages.values())
 
     def record_warning(self, message: str) -> None:
+        """Keep a warning for the report, unless it was given before."""
         if message not in self.warnings():
             append_line(self.path / "warnings.jsonl", {"warning": message})
 
@@ -125,32 +137,35 @@ class RunFolder:
 
     def taken_over(self) -> list[str]:
         """Return what another run had found already; each once, in the order in which it was needed."""
-        return [line["what"] for line in read_lines(self.path / "taken_over.jsonl")]
+        return [line["what"] for line in read_lines(self.path / "taken_over.jsonl", {"what": str})]
 
     def warnings(self) -> list[str]:
         """Read the warnings, those of earlier processes too, each once."""
-        return [line["warning"] for line in read_lines(self.path / "warnings.jsonl")]
+        return [line["warning"] for line in read_lines(self.path / "warnings.jsonl", {"warning": str})]
 
 
 class Clock:
     """Tells the folder what a stage takes while it goes on, so that a killed process's time counts too."""
 
+    # Seconds: a killed process loses at most this much of its time. Each record is a line that is flushed to the disk.
     EVERY = 5.0
 
     def __init__(self, stage: str, folder: RunFolder) -> None:
         self._stage, self._folder, self._told = stage, folder, perf_counter()
 
     def tick(self) -> None:
+        """Record the time since the last record, if that was more than ``EVERY`` seconds ago."""
         if perf_counter() - self._told > self.EVERY:
             self.stop()
 
     def stop(self) -> None:
+        """Record the time since the last record, and the most memory that this process has held."""
         seconds, self._told = perf_counter() - self._told, perf_counter()
         self._folder.record_stage(self._stage, seconds, peak_memory())
 
 
 def _which(what: str, before: Any, now: Any) -> str:
-    """Name what differs with its files, where it has some: ``model (model.safetensors)``."""
+    """Name what differs, with those of its files that do, where it has some: ``model (model.safetensors)``."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return what
     files = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]

@@ -6,17 +6,21 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
+
+from ecoflap.core.errors import RunError
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.environment import machine, versions
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.report import Report
+from ecoflap.core.text.validation import wrong_places
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to beside its plan.
+    """Holds what a run came to beside its plan.
 
     :param parameters: How many the whole model has.
     :param nonzeros: How many weights of the planned layers are not zero.
@@ -59,8 +63,12 @@ def make_report(folder: RunFolder, recipe: Recipe, plan: Plan, outcome: Outcome)
         "versions": versions(),
         "exports": {name: manifest.model_dump(mode="json") for name, manifest in outcome.exports.items()},
     }
-    # By way of JSON, so that a report in memory equals the one that is read back.
-    return Report.model_validate_json(json.dumps(plain, allow_nan=False))
+    try:
+        # By way of JSON, so that a report in memory equals the one that is read back.
+        return Report.model_validate_json(json.dumps(plain, allow_nan=False))
+    except ValidationError as error:  # a file that it was put together from has been tampered with
+        places = (f"{folder.path}: the report cannot be written: {place}." for place in wrong_places(error))
+        raise RunError(*(f"{place} Begin the run anew with --fresh" for place in places)) from error
 
 
 def _blocks(plan: Plan) -> dict[str, dict[str, Any]]:

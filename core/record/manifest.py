@@ -1,4 +1,4 @@
-"""The manifest of an export: what ``manifest.json`` says, beside the files that it describes and in a run's report."""
+"""Hold the manifest of an export, which ``manifest.json`` says beside the files, and a run's report again."""
 
 from collections import Counter
 from math import prod
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from ecoflap.core.contracts.records import Check, StoredTensor
 from ecoflap.core.errors import FormatError
-from ecoflap.core.record.validation import wrong_places
+from ecoflap.core.text.validation import wrong_places
 
 MANIFEST = "manifest.json"
 
@@ -19,7 +19,7 @@ class _Entry(BaseModel):
 
 
 class ManifestRun(_Entry):
-    """The run that an export came from, by what does not depend on the machine.
+    """Names the run that an export came from, by what does not depend on the machine.
 
     :param source: The dense model's source; of a folder the name alone.
     :param plan: SHA-256 of the run's ``plan.json``.
@@ -32,7 +32,7 @@ class ManifestRun(_Entry):
 
 
 class ManifestFile(_Entry):
-    """One file of an export.
+    """Describes one file of an export.
 
     :param sha256: Of the file, in hexadecimal.
     """
@@ -42,7 +42,7 @@ class ManifestFile(_Entry):
 
 
 class ManifestBytes(_Entry):
-    """How large an export is, and what it is compared with, in bytes.
+    """Says how large an export is, and what it is compared with, in bytes.
 
     :param model: The dense weights in memory, tied ones once.
     :param deflated: What deflate leaves of those; None for an export that came from no run.
@@ -57,7 +57,7 @@ class ManifestBytes(_Entry):
 
 
 class ManifestTensor(_Entry):
-    """How one pruned weight is stored: what :class:`StoredTensor` says.
+    """Says how one pruned weight is stored, as :class:`StoredTensor` does.
 
     :param sparsity: The share of its weights that is zero.
     """
@@ -78,7 +78,7 @@ class ManifestTensor(_Entry):
 
 
 class Manifest(_Entry):
-    """What an export holds. No path of the machine is in it.
+    """Says what an export holds. No path of the machine is in it.
 
     :param exporter: The exporter's name.
     :param run: None for a model that was exported outside a run.
@@ -104,7 +104,7 @@ class Manifest(_Entry):
 
     @property
     def forms(self) -> str:
-        """How pruned weights are stored, such as ``182 bitmask, 2 dense``; empty where there are none."""
+        """Say how pruned weights are stored, such as ``182 bitmask, 2 dense``; empty where there are none."""
         counts = Counter(tensor.form for tensor in self.tensors)
         return ", ".join(f"{count} {form}" for form, count in counts.most_common())
 

@@ -1,4 +1,4 @@
-"""What was written, read back: the plan holds on the files, not only in memory."""
+"""Read back what was written: the plan has to hold for the files, not only in memory."""
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path

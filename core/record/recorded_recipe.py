@@ -10,7 +10,7 @@ from ecoflap.core.recipe.schema import Recipe
 
 
 class RecordedPart(BaseModel):
-    """A part by the name it had. Its parameters are the extra fields, and are not checked: its plugin may be gone."""
+    """Names a part. Its parameters are the extra fields, which are not checked: its plugin may be gone."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
@@ -18,7 +18,7 @@ class RecordedPart(BaseModel):
 
 
 class RecordedScorer(RecordedPart):
-    """The scorer, with the keys of the engine among its parameters."""
+    """Names the scorer; the keys of the engine are among its parameters."""
 
     @property
     def granularity(self) -> str:
@@ -35,7 +35,7 @@ class RecordedModel(BaseModel):
 
 
 class RecordedRecipe(BaseModel):
-    """A recipe with every default written out. Keys that no reader of reports asks for are extra fields.
+    """Holds a recipe with every default written out. Keys that no reader of reports asks for are extra fields.
 
     :param sparsity: A share, or a pattern such as ``2:4``.
     """

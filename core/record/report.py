@@ -13,7 +13,7 @@ from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.recorded_recipe import RecordedRecipe
-from ecoflap.core.record.validation import wrong_places
+from ecoflap.core.text.validation import wrong_places
 
 
 class _Entry(BaseModel):
@@ -21,7 +21,7 @@ class _Entry(BaseModel):
 
 
 class RecordedMeasure(_Entry):
-    """What an evaluator found: a :class:`Measure` as JSON can hold it.
+    """Holds what an evaluator found: a :class:`Measure` as JSON can hold it.
 
     :param standard_error: None where nothing is known of it, as of a mean over one thing.
     """
@@ -34,14 +34,14 @@ class RecordedMeasure(_Entry):
 
 
 class Measures(_Entry):
-    """What evaluators found, by name, of the model before and after."""
+    """Holds what evaluators found, by name, of the model before and after."""
 
     dense: Mapping[str, RecordedMeasure]
     pruned: Mapping[str, RecordedMeasure]
 
 
 class RecordedGroup(_Entry):
-    """A group's share of the budget.
+    """Says how much of the budget a group has.
 
     :param size: How many weights it has.
     :param keep: How many of them stay.
@@ -63,7 +63,7 @@ class RecordedGroup(_Entry):
 
 
 class RecordedBlock(_Entry):
-    """A block's share of the budget. Groups may be layers or towers; blocks are what runs can be compared by.
+    """Says how much of the budget a block has. Groups may be layers or towers; blocks are what runs can be compared by.
 
     :param size: How many prunable weights it has.
     :param keep: How many of them stay.
@@ -80,7 +80,7 @@ class RecordedBlock(_Entry):
 
 
 class RecordedStage(_Entry):
-    """What a stage took over all the processes that worked on it.
+    """Says what a stage took over all the processes that worked on it.
 
     :param peak_memory: The most bytes that one of them had held by its end.
     """
@@ -91,7 +91,7 @@ class RecordedStage(_Entry):
 
 
 class Report(_Entry):
-    """Everything that is known of a finished run.
+    """Holds everything that is known of a finished run.
 
     :param finished: When, in UTC, by ISO 8601.
     :param parameters: How many the whole model has.
@@ -129,8 +129,8 @@ class Report(_Entry):
             raise ValueError(
                 f"sparsity is {self.sparsity}, but kept is {self.kept} of {self.prunable} prunable weights"
             )
-        for key, parts in (("groups", self.groups), ("blocks", self.blocks)):
-            keep, size = sum(part.keep for part in parts.values()), sum(part.size for part in parts.values())
+        for key, shares in (("groups", self.groups), ("blocks", self.blocks)):
+            keep, size = sum(share.keep for share in shares.values()), sum(share.size for share in shares.values())
             if (keep, size) != (self.kept, self.prunable):
                 raise ValueError(f"{key} keep {keep} of {size} weights, but kept is {self.kept} of {self.prunable}")
         return self
@@ -191,14 +191,14 @@ def write_report(folder: RunFolder, report: Report) -> None:
     write_whole(folder.report, report.dump())
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path | str) -> Report:
     """Read a ``report.json``.
 
     :raises RunError: Where it cannot be read or is not the report of a run that this version wrote: with the file and
         each place in it.
     """
     try:
-        return Report.model_validate_json(path.read_bytes())
+        return Report.model_validate_json(Path(path).read_bytes())
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}. {_WAY_OUT}") from error
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Taking over what another run found, where everything it depends on is the same."""
+"""Find what another run found already and this one may take over, because all that it depends on is the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

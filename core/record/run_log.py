@@ -12,7 +12,7 @@ from ecoflap.core.registry.observers import Observers
 
 
 class RunLog:
-    """What a run says, to whoever listens and to its folder.
+    """Passes on what a run says, to whoever listens and to its folder.
 
     :param observers: Hear every event. One that raises is switched off, which is itself a warning.
     """

@@ -1,4 +1,4 @@
-"""What is asked of a model's weights as a whole."""
+"""Look at a model's weights as a whole: whether all are finite, and how many are not zero."""
 
 from collections.abc import Container
 

@@ -1,8 +1,9 @@
 """Find the adapter of a model: the only one that claims it."""
 
 from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import contract_problems
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, RegistryError
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.registry.registry import Registry
 
@@ -11,6 +12,7 @@ def adapter_for(source: Source, registry: Registry) -> Adapter:
     """Find the one registered adapter whose ``matches`` claims a model.
 
     :raises ModelError: Where none does, or several do.
+    :raises RegistryError: Where that adapter breaks the contract, as one for another version of ecoflap may.
     """
     adapters: dict[str, Adapter] = {}
     claims = []
@@ -20,6 +22,9 @@ def adapter_for(source: Source, registry: Registry) -> Adapter:
             if adapters[name].matches(source):
                 claims.append(name)
     if len(claims) == 1:
+        problems = list(contract_problems("adapter", adapters[claims[0]], ()))
+        if problems:
+            raise RegistryError(*(f"the adapter {claims[0]}: {problem}" for problem in problems))
         return adapters[claims[0]]
     if claims:
         raise ModelError(

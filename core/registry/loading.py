@@ -34,7 +34,7 @@ class Plugin:
 
     @property
     def way_out(self) -> str:
-        """How to go on without it, as a sentence."""
+        """Say how to go on without it, as a sentence."""
         return f"To go on without it, put {self.name!r} under disable: in your registry file."
 
 

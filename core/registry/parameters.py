@@ -33,17 +33,17 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Whether it must be given."""
+        """Say whether it must be given."""
         return self.default is _EMPTY
 
     @property
     def part(self) -> tuple[str, Literal["one", "many"]] | None:
-        """The kind of part it takes, and whether it takes a list of them; None where it takes no part."""
+        """Give the kind of part it takes, and whether it takes a list of them; None where it takes no part."""
         return _part_kind(self.annotation)
 
     @property
     def optional(self) -> bool:
-        """Whether it may be null."""
+        """Say whether it may be null."""
         return NoneType in get_args(self.annotation)
 
     def many(self, items: list[Any]) -> list[Any] | tuple[Any, ...]:

@@ -29,7 +29,7 @@ DASHES = ("-", "--", ":", "-.")
 
 @dataclass(frozen=True)
 class Line:
-    """What is drawn of one method: at each x a mean, and the smallest and largest of the values that it is over."""
+    """Holds what is drawn of one method: at each x a mean, and the smallest and largest of the values behind it."""
 
     label: str
     x: Sequence[float]
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """What is drawn of one tower, over the numbers of its blocks from 0 on."""
+    """Holds what is drawn of one tower, over the numbers of its blocks from 0 on."""
 
     title: str
     lines: Sequence[Line]
@@ -70,7 +70,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of panels with one y axis.
+    """Holds a row of panels with one y axis.
 
     :param is_share: Whether the values are shares, which are shown in percent.
     """
@@ -89,7 +89,7 @@ def by_sparsity(name: str, y: str, lines: Sequence[Line], dense: Sequence[float]
     :param dense: The quantity of the dense model; several where runs disagree.
     :return: An SVG element, as the other charts do.
     """
-    with svg.figure(3.4 + _legend_height([line.label for line in lines])) as (figure, drawn):
+    with svg.figure(3.4 + _legend_height([line.label for line in lines])) as (figure, written):
         axes = figure.add_subplot()
         for number, line in enumerate(lines):
             colour, marker, _ = _style(number)
@@ -103,12 +103,12 @@ def by_sparsity(name: str, y: str, lines: Sequence[Line], dense: Sequence[float]
         ticks = sorted({round(100 * value, 2) for line in lines for value in line.x})
         _x_ticks(axes, ticks if len(ticks) <= 8 else None)
         _legend(figure, [axes])
-    return svg.element(drawn, name)
+    return svg.element(written, name)
 
 
 def by_method(name: str, x: str, lines: Sequence[Line], dense: Sequence[float]) -> str:
     """Draw a quantity at one sparsity: a row for each method, with the spread over seeds."""
-    with svg.figure(1.0 + 0.3 * len(lines)) as (figure, drawn):
+    with svg.figure(1.0 + 0.3 * len(lines)) as (figure, written):
         axes = figure.add_subplot()
         for row, line in enumerate(lines):
             colour, marker, _ = _style(row)
@@ -118,7 +118,7 @@ def by_method(name: str, x: str, lines: Sequence[Line], dense: Sequence[float]) 
         _rows(axes, [line.label for line in lines])
         _scale(axes, "x", [*dense, *_extremes(lines)], x, plain)
         _legend(figure, [axes])
-    return svg.element(drawn, name)
+    return svg.element(written, name)
 
 
 def _extremes(lines: Iterable[Line]) -> list[float]:
@@ -135,13 +135,13 @@ def by_block(name: str, strips: Sequence[Strip]) -> str:
     """Draw strips of panels below each other; a tower's panel is as wide as the tower has blocks."""
     labels = list(dict.fromkeys(line.label for strip in strips for panel in strip.panels for line in panel.lines))
     legend = _legend_height(labels) if len(labels) > 1 else 0
-    with svg.figure(2.3 * len(strips) + legend) as (figure, drawn):
+    with svg.figure(2.3 * len(strips) + legend) as (figure, written):
         rows, every = figure.add_gridspec(len(strips), 1), []
         for number, strip in enumerate(strips):
             every += _draw_strip(figure, rows[number], strip, labels)
         if len(labels) > 1:
             _legend(figure, every)
-    return svg.element(drawn, name)
+    return svg.element(written, name)
 
 
 def _draw_strip(figure: "Figure", row: "SubplotSpec", strip: Strip, labels: Sequence[str]) -> "list[Axes]":
@@ -166,7 +166,7 @@ def _draw_panel(axes: "Axes", panel: Panel, factor: int, labels: Sequence[str]) 
     axes.set_title(panel.title, fontsize=9)
     for line in panel.lines:
         colour, _, dash = _style(labels.index(line.label))
-        low, middle, high = ([factor * value for value in part] for part in (line.low, line.mean, line.high))
+        low, middle, high = ([factor * value for value in values] for values in (line.low, line.mean, line.high))
         alone = "o" if len(middle) == 1 else ""  # a step from nowhere to nowhere is not seen
         style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": alone}
         axes.step(line.x, middle, where="mid", linewidth=1.6, label=line.label, **style)
@@ -181,7 +181,7 @@ def stacked(name: str, x: str, rows: Mapping[str, Mapping[str, float]], text: Te
     """
     pieces = list(dict.fromkeys(piece for row in rows.values() for piece in row))
     legend = _legend_height(pieces) if len(pieces) > 1 else 0
-    with svg.figure(0.9 + 0.28 * len(rows) + legend) as (figure, drawn):
+    with svg.figure(0.9 + 0.28 * len(rows) + legend) as (figure, written):
         axes = figure.add_subplot()
         before = [0.0] * len(rows)
         for number, piece in enumerate(pieces):
@@ -194,7 +194,7 @@ def stacked(name: str, x: str, rows: Mapping[str, Mapping[str, float]], text: Te
         axes.set_xlabel(x)
         if len(pieces) > 1:
             _legend(figure, [axes])
-    return svg.element(drawn, name)
+    return svg.element(written, name)
 
 
 def _style(number: int) -> tuple[str, str, str]:

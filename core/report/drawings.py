@@ -11,7 +11,7 @@ NO_MATPLOTLIB = "Drawings need matplotlib: pip install 'ecoflap[report]'."
 
 @dataclass(frozen=True)
 class Drawing:
-    """An SVG element, and what is written below it."""
+    """Holds an SVG element, and what is written below it."""
 
     svg: str
     caption: str = ""

@@ -27,7 +27,7 @@ GROUP_COLUMNS = (*left("group"), *right("sparsity", "score", "standard error"))
 
 
 class Bar(NamedTuple):
-    """A bar with a name and a text.
+    """Holds a bar with a name and a text.
 
     :param share: How much of the bar is full, from 0 to 1.
     """
@@ -75,6 +75,7 @@ def page(name: str, report: Report) -> str:
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    # Of the recipe's keys, those that name the model and the method; the whole recipe ends the page.
     recipe = report.recipe
     yield "model", recipe.model.source
     yield "prune", recipe.prune.use

@@ -53,13 +53,13 @@ def figure(height: float) -> "Iterator[tuple[Figure, StringIO]]":
         drawing.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
 
 
-def element(drawn: StringIO, name: str) -> str:
+def element(written: StringIO, name: str) -> str:
     """Return a drawn figure as an element that can stand in a page beside others.
 
     Matplotlib gives the same names in each of its drawings: those that something in the drawing refers to begin with
     ``name``, and the others go, as does its style sheet, which would be the whole page's.
     """
-    root = ElementTree.fromstring(drawn.getvalue())
+    root = ElementTree.fromstring(written.getvalue())
     for node in root.iter():
         node.tag = _local(node.tag)
         node.attrib = {_local(key): value.replace(INK, "currentColor") for key, value in node.attrib.items()}

@@ -49,8 +49,9 @@ class Calibration:
         """
         used = self.samples[:samples]
         starts = range(0, len(used), self.batch_size)
-        some = (used[at : at + self.batch_size] for at in starts)
-        return [batch_on(self.adapter.collate(model, part), device) for part in some]
+        with blaming(f"the adapter {type(self.adapter).__name__}, collating samples,"):
+            batches = [self.adapter.collate(model, used[at : at + self.batch_size]) for at in starts]
+        return [batch_on(batch, device) for batch in batches]
 
     def fingerprint(self, model: nn.Module) -> str:
         """Give a sha256 over everything that a model's forward would see."""

@@ -11,6 +11,7 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.abilities import offers
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions, EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.errors import EcoflapError, nearest
 from ecoflap.core.model.never_pruned import why_not_included
@@ -56,7 +57,10 @@ def _tower_problems(prepared: Prepared) -> Iterator[str]:
 
 
 def _include_problems(prepared: Prepared) -> Iterator[str]:
-    towers = prepared.adapter.towers(prepared.model)
+    if not prepared.recipe.include:
+        return
+    with blaming(_adapter_of(prepared)):
+        towers = prepared.adapter.towers(prepared.model)
     for name in prepared.recipe.include:
         meant = name.removesuffix(".weight")
         if meant not in [tower.name for tower in prepared.anatomy.towers]:
@@ -93,23 +97,27 @@ def _granularity_problems(recipe: Recipe) -> Iterator[str]:
         score is not None
         and score.granularity == "layer"
         and recipe.takes_scores
-        and score.part.options.unit == "block"
+        and score.scorer.options.unit == "block"
     ):
         yield (
-            f"score.granularity: {score.part.use} scores whole blocks here, so budgets cannot be by layer. "
+            f"score.granularity: {score.scorer.use} scores whole blocks here, so budgets cannot be by layer. "
             f"Use block, tower or model."
         )
 
 
 def _adapter_problems(prepared: Prepared) -> Iterator[str]:
     named = "model.adapter: " if prepared.recipe.model.adapter else ""
-    name = type(prepared.adapter).__name__
-    asked = _asked(f"the adapter {name}", options_of("adapter", prepared.adapter).problems, prepared.context)
+    asked = _asked(_adapter_of(prepared), prepared.adapter_options.problems, prepared.context)
     yield from (f"{named}{problem}" for problem in asked)
 
 
+def _adapter_of(prepared: Prepared) -> str:
+    return f"the adapter {type(prepared.adapter).__name__}"
+
+
 def _length_problems(prepared: Prepared) -> Iterator[str]:
-    longest = prepared.adapter.max_length(prepared.model)
+    with blaming(_adapter_of(prepared)):
+        longest = prepared.adapter.max_length(prepared.model)
     for where, spec in prepared.recipe.specs():
         if spec.kind == "dataset":
             who = f"the dataset {spec.use}, asked for its tokens,"
@@ -136,20 +144,21 @@ def ability_problems(evaluator: PartSpec, adapter: Any, model: nn.Module, regist
             f"{', '.join(known) or 'none'}. Evaluators for this model: {_fitting(adapter, registry)}."
         )
         return
-    options: Any = options_of("adapter", adapter)
-    why = options.refuses(model, wants)
+    options = options_of(AdapterOptions, adapter)
+    with blaming(f"the adapter {_name(adapter, registry)}"):
+        why = options.refuses(model, wants)
     if why:
         yield f"{head}: {why}"
 
 
 def _fitting(adapter: Any, registry: Registry) -> str:
     names = registry.names("evaluator")
-    wants = {name: getattr(registry.find("evaluator", name), "wants", None) for name in names}
-    return ", ".join(name for name in names if wants[name] is None or offers(adapter, wants[name]))
+    options = {name: options_of(EvaluatorOptions, registry.find("evaluator", name)) for name in names}
+    return ", ".join(name for name in names if not options[name].wants or offers(adapter, options[name].wants))
 
 
 def _name(adapter: Any, registry: Registry) -> str:
-    """The name by which a recipe would choose an adapter."""
+    """Give the name by which a recipe would choose an adapter."""
     named = {registry.find("adapter", name): name for name in registry.names("adapter")}
     return named.get(type(adapter), type(adapter).__name__)
 
@@ -157,8 +166,9 @@ def _name(adapter: Any, registry: Registry) -> str:
 def _plan_problems(prepared: Prepared) -> Iterator[str]:
     """Try the whole plan where the allocator looks at no scores, so that nothing else decides about it."""
     if prepared.pools and not prepared.recipe.takes_scores:
-        allocator = prepared.recipe.allocate.built
-        said = _said_by(lambda: make_plan(prepared.pools, allocator, "layer", None))
+        allocator = prepared.recipe.allocate
+        attempt = partial(make_plan, prepared.pools, allocator.built, "layer", None)
+        said = _said_by(partial(_blamed, f"the allocator {allocator.use}", attempt))
         yield from (f"allocate: {problem}" for problem in said)
 
 

@@ -26,14 +26,14 @@ class RunData:
 
     @cached_property
     def model_fingerprint(self) -> dict[str, Any]:
-        """What tells the model apart from others, and the files that its adapter is given."""
+        """Give what tells the model apart from others, and the files that its adapter is given."""
         adapter = self._prepared.recipe.model.adapter
         files = {"adapter": digests(adapter)} if adapter and digests(adapter) else {}
         return {"model": fingerprint(self._prepared.source, self._model.get), **files}
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
-        """What tells the model and the data apart from others; the data need the model's tokenizer."""
+        """Give what tells the model and the data apart from others; the data need the model's tokenizer."""
         recipe, found = self._prepared.recipe, dict(self.model_fingerprint)
         own = recipe.score.calibration if recipe.score else None
         for what, keys in (("calibration data", recipe.calibration), ("scoring data", own)):

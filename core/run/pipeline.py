@@ -11,11 +11,11 @@ from torch import nn
 from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Provenance
-from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, missing_exports
 from ecoflap.core.pruning.plan import Plan
+from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.schema import Recipe, may_change
@@ -34,6 +34,9 @@ from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.run_model import RunModel
 from ecoflap.core.run.stages import RunState
 from ecoflap.core.text.strict_yaml import read_yaml
+
+_LONGEST_NAME = 120
+"""Of a run folder, in characters; a file system takes 255 bytes, and a character may be several."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
     """
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     telling = [item for item in set_ if item.split("=")[0].split(".")[0].strip() not in may_change()]
-    return re.sub(r"[^\w.-]+", "-", "-".join([stem, *telling]))[:120].strip("-.") or "run"
+    return re.sub(r"[^\w.-]+", "-", "-".join([stem, *telling]))[:_LONGEST_NAME].strip("-.") or "run"
 
 
 def carry_out(state: RunState) -> Run:
@@ -142,7 +145,7 @@ def _go_on_behind_pruning(state: RunState) -> tuple[Plan, nn.Module]:
     """Take up what earlier processes made; the dense model is read only where it is still to be evaluated."""
     folder = state.folder
     folder.drop_blocks()
-    plan = Plan.load(read_json(folder.plan))
+    plan = read_plan(folder.plan)
     if state.to_evaluate("dense"):
         stages.evaluate(state, "dense", state.model.get())
         folder.identify(state.data.fingerprints)

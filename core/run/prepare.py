@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import in_memory, is_on_hub, open_source, with_config
@@ -54,8 +55,9 @@ def prepare(
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     if processor is not None:
         adapter.processor = processor
-    weightless = model if model is not None else adapter.load(source, None, "meta")
-    anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
+    with blaming(f"the adapter {type(adapter).__name__}, taking {source.name} apart,"):
+        weightless = model if model is not None else adapter.load(source, None, "meta")
+        anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
     pools = tuple(pools_in(anatomy, recipe))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
     problems = [*strangers(recipe, own), *recipe_problems(prepared, registry)]
@@ -83,7 +85,9 @@ def _check_config(prepared: Prepared, config: Path) -> None:
     if adapter.matches(prepared.source) and not adapter.matches(source):
         kinds = [one.config.get("model_type", "unknown") for one in (prepared.source, source)]
         raise ModelError(f"model.config: {prepared.source.name} is a {kinds[0]!r}, and {config} is of a {kinds[1]!r}.")
-    planned = Anatomy.of(adapter.towers(adapter.load(source, None, "meta")), adapter.layers, prepared.recipe.included)
+    with blaming(f"the adapter {type(adapter).__name__}, taking {config} apart,"):
+        towers = adapter.towers(adapter.load(source, None, "meta"))
+        planned = Anatomy.of(towers, adapter.layers, prepared.recipe.included)
     there, here = ({layer.name: layer.shape for _, layer in one.layers()} for one in (prepared.anatomy, planned))
     differing = [name for name in dict.fromkeys([*there, *here]) if there.get(name) != here.get(name)]
     if differing:

@@ -42,28 +42,26 @@ class Prepared:
 
     @cached_property
     def context(self) -> PlanContext:
-        """What a part is given that looks for problems."""
+        """Give what a part is given that looks for problems."""
         return PlanContext(self.recipe, self.anatomy, self.adapter, self.model, self._views)
 
     @cached_property
     def adapter_options(self) -> AdapterOptions:
-        """The adapter's optional members."""
-        options = options_of("adapter", self.adapter)
-        assert isinstance(options, AdapterOptions)
-        return options
+        """Give the adapter's optional members."""
+        return options_of(AdapterOptions, self.adapter)
 
     def _views(self) -> tuple[str, ...]:
         return tuple(view.name for view in self.adapter_options.export_views(self.model))
 
     @property
     def looks_at_scores(self) -> bool:
-        """Whether layers have to be scored: patterns and some allocators ask for none."""
+        """Say whether layers have to be scored: patterns and some allocators ask for none."""
         patterned = all(isinstance(pool.sparsity, Pattern) for pool in self.pools)
         return self.recipe.score is not None and self.recipe.takes_scores and not patterned
 
     @property
     def also_changed(self) -> list[str]:
-        """What pruning changes besides, because it is tied to a matrix that the recipe includes: a sentence each."""
+        """Say what pruning changes besides, because it is tied to a matrix that the recipe includes."""
         tied = {
             layer.name: tied_names(self.model, layer.name)
             for pool in self.pools
@@ -77,13 +75,9 @@ class Prepared:
             if others
         ]
 
-    def pools_in(self, anatomy: Anatomy) -> list[Pool]:
-        """The pools again, of the same model with its weights."""
-        return pools_in(anatomy, self.recipe)
-
     @property
     def pruners(self) -> Mapping[str, PartSpec]:
-        """The pruner of each tower, its own or the one that all others share."""
+        """Give the pruner of each tower, its own or the one that all others share."""
         own = {name: tower.prune for name, tower in self.recipe.towers.items() if tower != "keep"}
         return {tower.name: own.get(tower.name) or self.recipe.prune for tower in self.anatomy.towers}
 

@@ -33,7 +33,7 @@ class RunModel:
 
     @cached_property
     def device(self) -> str:
-        """Where the blocks run."""
+        """Say where the blocks run."""
         held = self._prepared.source.model
         if self._keys.device != "auto":
             return self._keys.device
@@ -43,12 +43,12 @@ class RunModel:
 
     @property
     def home(self) -> str:
-        """Where the model is: on the device, unless the recipe offloads it."""
+        """Say where the model is: on the device, unless the recipe offloads it."""
         return self._keys.offload or self.device
 
     @property
     def visits(self) -> str | None:
-        """The device that blocks visit one at a time; None where the whole model is there."""
+        """Give the device that blocks visit one at a time; None where the whole model is there."""
         return None if self.device == self.home else self.device
 
     def get(self) -> nn.Module:
@@ -60,7 +60,7 @@ class RunModel:
 
     @property
     def anatomy(self) -> Anatomy:
-        """The anatomy of the model that there is, with the matrices outside the blocks that the recipe includes."""
+        """Give the anatomy of the model that there is, with the matrices outside blocks that the recipe includes."""
         if self._anatomy is None:
             adapter = self._prepared.adapter
             self._anatomy = Anatomy.of(adapter.towers(self.get()), adapter.layers, self._prepared.recipe.included)

@@ -12,11 +12,11 @@ from torch import nn
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.records import Batch
-from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.disk.whole_files import append_line, whole_folder, write_whole
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.pruning.masks import save_masks
 from ecoflap.core.pruning.plan import Plan, Pool, make_plan
+from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.pruning.score_layers import score_layers
 from ecoflap.core.pruning.scores import Scores
@@ -47,12 +47,12 @@ class RunState:
 
     @property
     def recipe(self) -> Recipe:
-        """What is to be run."""
+        """Give what is to be run."""
         return self.prepared.recipe
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """The recipe's evaluators, in order."""
+        """Give the recipe's evaluators, in order."""
         return tuple(map(Evaluation, self.recipe.evaluate))
 
     def to_evaluate(self, stage: str) -> list[Evaluation]:
@@ -93,7 +93,7 @@ def _measures_to_take_over(state: RunState, evaluation: Evaluation) -> dict[str,
 def plan(state: RunState) -> Plan:
     """Score the layers where the allocator looks at scores, and allocate; or read the plan that there is."""
     if state.folder.plan.is_file():
-        return Plan.load(read_json(state.folder.plan))
+        return read_plan(state.folder.plan)
     pools = pools_in(state.model.anatomy, state.recipe)
     scores = score(state, pools) if state.prepared.looks_at_scores else None
     granularity = state.recipe.score.granularity if scores and state.recipe.score else "layer"
@@ -112,12 +112,12 @@ def score(state: RunState, pools: Sequence[Pool]) -> Scores:
     _take_over_scores(state)
     wanted = {layer.name for pool in pools if not isinstance(pool.sparsity, Pattern) for _, layer in pool.layers}
     layers = [pair for pair in state.model.anatomy.layers() if pair[1].name in wanted]
-    data = state.recipe.score_calibration if keys.part.options.data else None
-    batches = state.data.batches(data, keys.part.options.samples)
+    data = state.recipe.score_calibration if keys.scorer.options.data else None
+    batches = state.data.batches(data, keys.scorer.options.samples)
     # Losses are taken in float32 whatever the model is in: in bfloat16 their differences are mostly rounding.
     replay = state.replay(batches, torch.float32)
     with state.log.stage("score"), replay:
-        return score_layers(keys.part, keys.aggregate, replay, layers, state.folder.scores, state.log.emit)
+        return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit)
 
 
 def _take_over_scores(state: RunState) -> None:
@@ -139,7 +139,8 @@ def prune(state: RunState, made: Plan) -> nn.Module:
     with state.log.stage("save"):
         save_masks(folder.masks, masks)
         with whole_folder(folder.model) as inside:
-            state.prepared.adapter.save(model, inside)
+            with blaming(f"the adapter {type(state.prepared.adapter).__name__}, saving the model,"):
+                state.prepared.adapter.save(model, inside)
             check_saved(inside, model, masks, partial(state.model.read, inside))
         folder.drop_blocks()
     return model

@@ -15,6 +15,8 @@ from ecoflap.core.text.problems import Problems, RecipeProblems
 from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, parse_yaml
 
 KEYS = ("version", "recipe", "seeds", "grid", "methods")
+SEED = "seed"
+"""The recipe's one key that takes no values in turn: seeds are what a mean is taken over, and so have ``seeds:``."""
 
 Axes: TypeAlias = Mapping[str, tuple[Assignment, ...]]
 """The values that keys take in turn, by key."""
@@ -22,7 +24,7 @@ Axes: TypeAlias = Mapping[str, tuple[Assignment, ...]]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it is written; nothing of its recipes is checked yet.
+    """Holds a sweep as it is written; nothing of its recipes is checked yet.
 
     :param seeds: None for the recipe's own.
     :param methods: What each sets; a single one without a name where none is named.
@@ -136,7 +138,7 @@ class _Reading:
 def _is_settable(problems: Problems, path: KeyPath) -> bool:
     """Say whether a key can take values in turn. Seeds cannot: they are what a mean is taken over."""
     key = path[-1]
-    if key == "seed":
+    if key == SEED:
         problems.add(path, "seeds are written seeds: 3, or seeds: [4, 7].", key=True)
     elif not isinstance(key, str) or not all(key.strip().split(".")):
         problems.add(path, "should be a key of the recipe, such as prune.use.", key=True)
@@ -163,7 +165,7 @@ def _axes_of(set_: Sequence[str]) -> tuple[Axes, list[str]]:
         key, place = name.strip(), Place(f"--set {text}")
         if not equals or not all(key.split(".")):
             problems.append(f"{place}: should be KEY=VALUE,VALUE, such as prune.use=wanda,sparsegpt.")
-        elif key == "seed":
+        elif key == SEED:
             problems.append(f"{place}: seeds are written --seeds 3, or --seeds 4,7.")
         else:
             values, wrong = _split(written, place)

@@ -13,22 +13,23 @@ from ecoflap.core.errors import EcoflapError, RecipeError
 from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
-from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.recipe.schema import Recipe, seed_keys
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import what_scores_depend_on
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.prepare import prepare
-from ecoflap.core.sweep.file import Sweep
+from ecoflap.core.sweep.file import SEED, Sweep
 from ecoflap.core.text.strict_yaml import Document, Place, read_yaml
 
 State = Literal["done", "begun", "to do"]
 LONGEST_NAME = 120
+"""Letters of a run folder's name. File systems take 255 bytes: two a letter, and nine of the digest behind them."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one run of a sweep is made of.
+    """Says what one run of a sweep is made of.
 
     :param method: The method's name in the sweep; empty where that names none.
     :param own: What the method sets.
@@ -51,7 +52,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep, checked.
+    """Holds one run of a sweep, checked.
 
     :param scored: Whether it looks at scores.
     """
@@ -66,6 +67,7 @@ class PlannedRun:
         """Say how far the run is. It is done also without its model, but not with another ``evaluate:`` than before."""
         if self.folder.report.is_file():
             before = read_report(self.folder.report).recipe.plain()
+            # A sweep itself adds to reuse: what another of its runs found; nothing else may differ from what was asked.
             if not differences(before, self.recipe.plain(), ignore=("reuse",)):
                 return "done"
         return "begun" if self.folder.is_ours else "to do"
@@ -113,7 +115,7 @@ def _is_set(key: str, own: Sequence[Assignment]) -> bool:
 
 
 def _loaded(path: Path, choice: Choice, registry: Registry) -> Recipe:
-    seed = [] if choice.seed is None else [Assignment("seed", Document(choice.seed, Place("seeds")))]
+    seed = [] if choice.seed is None else [Assignment(SEED, Document(choice.seed, Place("seeds")))]
     return load_recipe(path, set_=[*choice.own, *choice.grid, *seed], registry=registry)
 
 
@@ -143,10 +145,12 @@ class _Prepared:
 
 def _without_seeds(plain: dict[str, Any]) -> dict[str, Any]:
     """Return a plain recipe without its own seed, and without those that its calibrations have from it."""
-    score = plain.get("score") or {}
-    for keys in (plain, plain.get("calibration"), score.get("calibration")):
-        if keys:
-            keys.pop("seed", None)
+    for name in seed_keys():
+        *around, seed = name.split(".")
+        keys = plain
+        for step in around:
+            keys = keys.get(step) or {}
+        keys.pop(seed, None)
     return plain
 
 
@@ -222,5 +226,5 @@ def _ordered(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """Sort by seed, model and scores, each in the order in which it is first there; so equal scores are neighbours."""
     keys = [(run.recipe.seed, run.model, run.scores) for run in runs]
     first = [list(dict.fromkeys(column)) for column in zip(*keys, strict=True)]
-    places = [tuple(known.index(part) for known, part in zip(first, key, strict=True)) for key in keys]
+    places = [tuple(known.index(value) for known, value in zip(first, key, strict=True)) for key in keys]
     return [run for _, run in sorted(zip(places, runs, strict=True), key=lambda pair: pair[0])]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class SweepRequest:
-    """What a sweep is asked to do.
+    """Says what a sweep is asked to do.
 
     :param what: A sweep's file; a recipe's file, or the name of one that ships.
     :param set_: Values that keys of the recipe take in turn, such as ``sparsity=0.5,0.6``; they take the place of the

@@ -26,16 +26,42 @@ def swept_runs(folder: Path) -> list[dict[str, Any]]:
     data = read_json(folder / SWEEP)
     if data.get("version") != 1:
         raise RunError(
-            f"{folder / SWEEP}: version is {data.get('version')!r}; this version of ecoflap reads 1. Begin the sweep "
-            f"anew with --fresh, or in another folder"
+            f"{folder / SWEEP}: version is {data.get('version')!r}; this version of ecoflap reads 1. {_WAY_OUT}"
         )
-    runs: list[dict[str, Any]] = data["runs"]
+    runs: Any = data.get("runs")
+    if not isinstance(runs, list) or not all(map(_is_entry, runs)):
+        raise RunError(f"{folder / SWEEP}: runs should list runs, each with a folder and a method. {_WAY_OUT}")
     return runs
 
 
-def record_runs(folder: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Write the list. Runs that are on it already stay as long as they are finished, so that a sweep can grow."""
-    before = swept_runs(folder) if is_sweep(folder) else []
-    kept = {run["folder"]: run for run in before if RunFolder(folder / run["folder"]).report.is_file()}
-    data = {"version": 1, "runs": list((kept | {run["folder"]: run for run in runs}).values())}
+_WAY_OUT = "Begin the sweep anew with --fresh, or in another folder."
+
+
+def _is_entry(run: Any) -> bool:
+    return isinstance(run, dict) and all(isinstance(run.get(key), str) for key in ("folder", "method"))
+
+
+def record_runs(folder: Path, runs: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:
+    """Write the list. Runs that are on it already stay as long as they are finished, so that a sweep can grow.
+
+    :param fresh: Begin a new list where there is one that cannot be read.
+    :raises RunError: For a list that cannot be read, unless ``fresh``.
+    """
+    finished = {run["folder"]: run for run in _listed(folder, fresh) if _is_finished(folder / run["folder"])}
+    data = {"version": 1, "runs": list((finished | {run["folder"]: run for run in runs}).values())}
     write_whole(folder / SWEEP, json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def _listed(folder: Path, fresh: bool) -> list[dict[str, Any]]:
+    if not is_sweep(folder):
+        return []
+    try:
+        return swept_runs(folder)
+    except RunError:
+        if fresh:
+            return []
+        raise
+
+
+def _is_finished(folder: Path) -> bool:
+    return RunFolder(folder).report.is_file()

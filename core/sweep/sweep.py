@@ -29,7 +29,7 @@ from ecoflap.core.text.numbers import time_text
 
 @dataclass
 class Swept:
-    """A sweep that came to its end.
+    """Tells what became of a sweep that came to its end.
 
     :param finished: The run folders that have a report, in the order of the runs.
     :param failed: What became of the others, by run folder.
@@ -42,7 +42,7 @@ class Swept:
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """A finished run of an earlier grid, whose findings may serve again; its fields are those of a `PlannedRun`."""
+    """Holds a finished run of an earlier grid, which may serve again; its fields are those of a `PlannedRun`."""
 
     folder: RunFolder
     model: str
@@ -76,7 +76,7 @@ def sweep(
     runs = planned_sweep(request, registry)
     if request.fresh:
         _empty(runs)
-    record_runs(request.target, list(map(_entry, runs)))
+    record_runs(request.target, list(map(_entry, runs)), fresh=request.fresh)
     earlier: list[PlannedRun | EarlierRun] = list(_earlier_runs(request.target, runs))
     tell(f"sweep folder {request.target}: {states_text(runs)}")
     swept = Swept(request.target)

@@ -6,9 +6,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table.
+    """Describes one column of a table.
 
-    :param align: Numbers stand to the right.
+    :param align: Which side its cells stand on: numbers on the right.
     :param wraps: Whether its texts are sentences, which a page breaks into lines.
     """
 

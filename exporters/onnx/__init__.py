@@ -1,1 +1,1 @@
-"""ONNX files in which a pruned weight costs one bit."""
+"""Write ONNX files in which a pruned weight costs one bit."""

@@ -1,4 +1,4 @@
-"""The bitmask form: the non-zero values, and one bit a weight that says where they belong.
+"""Define the bitmask form: the non-zero values, and one bit a weight that says where they belong.
 
 ``mask`` is ``numpy.packbits(weight != 0, bitorder="little")`` over the row-major weight, its last byte filled with
 zeros; ``values`` begins with a zero, which every pruned weight takes. At sparsity s that is (1-s) + 1/32 of a float32

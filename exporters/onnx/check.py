@@ -1,4 +1,4 @@
-"""Compares an exported ONNX file, run in onnxruntime, with the view of the torch model that it was made from."""
+"""Compare an exported ONNX file, run in onnxruntime, with the view of the torch model that it was made from."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The coo form: ONNX's own sparse initializers, each non-zero value with the number of its place.
+"""Define the coo form: ONNX's own sparse initializers, each non-zero value with the number of its place.
 
 Indices are written as ``int64_data``, where protobuf gives a number as few bytes as it needs: 3 up to 2²¹ elements, 4
 up to 2²⁸. As raw bytes they take 8, and at 50 % of zeros the file would be larger than the dense one. Values and

@@ -1,4 +1,4 @@
-"""Finds the packed weights of an ONNX model and decodes them with numpy; all is checked before it is unpacked.
+"""Find the packed weights of an ONNX model and decode them with numpy; all is checked before it is unpacked.
 
 Nothing here imports torch: running a packed model takes numpy and onnx alone.
 """
@@ -31,7 +31,7 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight that a model holds in packed form.
+    """Is a weight that a model holds in packed form.
 
     :param name: Of the dense weight, in the graph.
     :param data_type: Its type, a number of ``onnx.TensorProto.DataType``.
@@ -78,7 +78,7 @@ def packed_in(source: Opened) -> list[Packed]:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A model's graph, looked up by name.
+    """Looks a model's graph up by name.
 
     :param announced: What the graph says of the shapes of its values, where it says all of it.
     """

@@ -1,4 +1,4 @@
-"""Makes an ordinary ONNX file of a packed one: standard operators and dense initializers, written weight by weight."""
+"""Make an ordinary ONNX file of a packed one: standard operators and dense initializers, written weight by weight."""
 
 import os
 from collections.abc import Iterator, Sequence

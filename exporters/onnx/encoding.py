@@ -1,4 +1,4 @@
-"""Pruned weights of an ONNX graph in packed form, which stock onnxruntime unpacks once, when it loads the model.
+"""Store pruned weights of an ONNX graph in packed form: stock onnxruntime unpacks them once, on loading the model.
 
 A packed weight keeps its name in the graph; NAME.values, NAME.mask (or NAME.positions) and NAME.shape are initializers.
 Two forms are packed here, in an ``onnx_ir.Model``; the third, sparse initializers, which onnx_ir does not have, is
@@ -36,7 +36,7 @@ _OPSET = 18  # the first with BitwiseAnd
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A weight as it will be stored; without a form it stays as it is."""
+    """Is a weight as it will be stored; without a form it stays as it is."""
 
     stored: StoredTensor
     weight: Any

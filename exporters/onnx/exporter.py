@@ -1,4 +1,4 @@
-"""ONNX files, one a view of the model: pruned weights are stored packed, and unpacked by the graph itself."""
+"""Write ONNX files, one a view of the model: pruned weights are stored packed, and unpacked by the graph itself."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

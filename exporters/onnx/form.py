@@ -1,4 +1,4 @@
-"""What a packed form of a weight is: standard operators that unpack it, and the same in numpy.
+"""Say what a packed form of a weight is: standard operators that unpack it, and the same in numpy.
 
 A weight in packed form is three initializers, ``values``, one that says where these belong, and ``shape``, and what
 unpacks them: a call of a model-local function of the domain ``ecoflap``, or the nodes of its body in the graph itself.
@@ -23,7 +23,7 @@ Cast = Callable[[str, str], Any]
 
 @dataclass(frozen=True)
 class Form:
-    """One way to pack. Objects of onnx are ``Any`` here, for onnx is imported only when a model is written or read.
+    """Is one way to pack. Objects of onnx are ``Any`` here, for onnx is imported only when a model is written or read.
 
     :param name: What reports call it.
     :param function: The name of the model-local function that unpacks it.
@@ -42,7 +42,7 @@ class Form:
 
     @property
     def inputs(self) -> tuple[str, str, str]:
-        """The inputs of the function, by the names they have in it."""
+        """Give the inputs of the function, by the names they have in it."""
         return ("values", self.places, "shape")
 
     def proto(self, opset: int) -> Any:

@@ -1,4 +1,4 @@
-"""Makes a view of a torch model an ONNX graph, whose matrices go by the names that they have in the model."""
+"""Make an ONNX graph of a view of a torch model, whose matrices go by the names that they have in the model."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ TRANSPOSED = ".transposed"
 
 @dataclass(frozen=True)
 class Graph:
-    """An optimised graph.
+    """Holds an optimised graph.
 
     :param model: An ``onnx_ir.Model``.
     :param names: Initializers that are a matrix of the model, or its transpose, by the matrix' name in the model.
@@ -35,7 +35,7 @@ class Graph:
 
 
 class _Plain(nn.Module):
-    """A module that takes any view's inputs as they come."""
+    """Takes any view's inputs as they come."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

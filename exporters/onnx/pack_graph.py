@@ -1,4 +1,4 @@
-"""Packs what was pruned in an exported graph, and stores what stays dense in the 16 bits that it has in the model."""
+"""Pack what was pruned in an exported graph, and store what stays dense in the 16 bits that it has in the model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -24,7 +24,7 @@ NARROWED_FROM = 1 << 12
 
 
 class GraphPacker:
-    """One exported graph on its way to a file.
+    """Takes one exported graph on its way to a file.
 
     :param masks: By layer.
     :param types: The type that each parameter has in the model, by its name; the graph computes in float32.
@@ -84,7 +84,7 @@ class GraphPacker:
             yield from pack(self.graph.model, names, replace(self.storage, values=dtype), patterns)
 
     def _shrinks(self, layer: str, dtype: torch.dtype) -> bool:
-        """Whether a layer takes less packed than it would dense in that type, and not just less than in float32."""
+        """Say whether a layer takes less packed than it would dense in that type, and not just less than in float32."""
         mask = self.masks[layer]
         size = int(mask.count_nonzero()) * dtype.itemsize + mask.numel() // 8
         return size + OVERHEAD < mask.numel() * dtype.itemsize

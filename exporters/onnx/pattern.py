@@ -1,4 +1,4 @@
-"""The 2:4 form: two values of every four weights, and two bits for each that say where among the four it belongs.
+"""Define the 2:4 form: two values of every four weights, and for each two bits that say where in the four it is.
 
 ``values`` is [before, 2, after] for a weight seen as [before, 4, after]: ``after`` is 1 where groups of four run along
 the last axis, as in ``nn.Linear``, and the size of a row where they run along the first, as in its transpose.

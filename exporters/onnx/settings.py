@@ -1,4 +1,4 @@
-"""How views are written as ONNX files: what the exporter's parameters come to."""
+"""Say how views are written as ONNX files: what the exporter's parameters come to."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True)
 class Storage:
-    """How the pruned weights of a graph are stored.
+    """Says how the pruned weights of a graph are stored.
 
     :param form: ``bitmask`` packs them, those that have a pattern by it; ``coo`` makes them sparse initializers;
         ``dense`` leaves them as they are.
@@ -27,7 +27,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a view is written.
+    """Says how a view is written.
 
     :param tolerance: How far an output may be from torch's, in shares of its largest magnitude.
     """

@@ -1,4 +1,4 @@
-"""Reads arrays out of ONNX files: nothing that is not there, and nothing outside the model's folder."""
+"""Read arrays out of ONNX files: nothing that is not there, and nothing outside the model's folder."""
 
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _INSTALL = "Install it: pip install 'ecoflap[onnx]'."
 
 @dataclass(frozen=True)
 class Opened:
-    """A model in memory, with the file whose folder its external data lie in.
+    """Holds a model in memory, with the file whose folder its external data lie in.
 
     :param proto: An ``onnx.ModelProto``, without external data.
     :param path: None for a model that came from no file: then it has no external data.

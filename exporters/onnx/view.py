@@ -1,4 +1,4 @@
-"""Writes one view of a model as an ONNX file: exported, its pruned weights packed, saved, compared with the model."""
+"""Write one view of a model as an ONNX file: exported, its pruned weights packed, saved, compared with the model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -1,1 +1,1 @@
-"""What several file formats share."""
+"""Hold what several file formats share."""

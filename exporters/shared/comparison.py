@@ -1,4 +1,4 @@
-"""Compares what an exported file computes with what the model computes, output by output, within a tolerance."""
+"""Compare what an exported file computes with what the model computes, output by output, within a tolerance."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Compute: TypeAlias = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one output of a file is from the model's.
+    """Says how far one output of a file is from the model's.
 
     :param largest: The largest absolute difference; infinite where one is not a number and the other is.
     :param scale: The largest magnitude of the output in the model, among those that are finite.
@@ -28,7 +28,7 @@ class Difference:
 
     @property
     def share(self) -> float:
-        """The largest difference in shares of the scale."""
+        """Give the largest difference in shares of the scale."""
         return self.largest and (self.largest / self.scale if self.scale else float("inf"))
 
     def is_over(self, tolerance: float) -> bool:
@@ -38,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A view of the model, and a file that is to compute the same.
+    """Holds a view of the model against a file that is to compute the same.
 
     :param examples: Inputs by name, of different sizes, in the types that the file takes.
     :param model: Computes the view in torch.

@@ -1,4 +1,4 @@
-"""The lines of Python by which a model card's reader loads the model in its folder."""
+"""Write the lines of Python by which a model card's reader loads the model in its folder."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def _dense_model_code(model: nn.Module, folder: Path) -> str:
 
 
 def _says_what_it_is(folder: Path) -> bool:
-    """Whether a folder's configuration names an architecture."""
+    """Say whether a folder's configuration names an architecture."""
     keys = {"model_type", "architecture", "architectures", "model_cfg"}
     files = (folder / name for name in ("config.json", "open_clip_config.json"))
     return any(keys & json.loads(file.read_text(encoding="utf-8")).keys() for file in files if file.is_file())

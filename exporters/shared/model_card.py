@@ -1,4 +1,4 @@
-"""The README.md of an exported folder, so that it can be pushed to a hub as it is."""
+"""Write the README.md of an exported folder, so that it can be pushed to a hub as it is."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Provenance
 from ecoflap.core.errors import ModelError
@@ -29,7 +30,7 @@ TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.j2"
 
 
 class MeasureRow(NamedTuple):
-    """A measure of the pruned model, beside the dense one's.
+    """Shows a measure of the pruned model beside the dense one's.
 
     :param over: What it is a mean of, such as ``8,191 tokens``.
     :param better: Which way it is better: ``more`` or ``less``.
@@ -68,14 +69,27 @@ def write_card(pruned: PrunedModel, folder: Path, form: Form) -> Path:
     return folder / CARD
 
 
+def add_card(pruned: PrunedModel, folder: Path, form: Form) -> tuple[str, ...]:
+    """Write ``README.md`` as :func:`write_card` does, and lose nothing else where that fails.
+
+    :return: A note where there is no card, with the reason; nothing where it was written.
+    """
+    try:
+        write_card(pruned, folder, form)
+    except Exception as error:  # a template can raise anything, and hours of pruning may lie behind this
+        (folder / CARD).unlink(missing_ok=True)
+        return (f"its {CARD} could not be written: {sentence_of(error)}",)
+    return ()
+
+
 def _base(pruned: PrunedModel) -> str:
-    """The dense model, as its users know it."""
+    """Give the dense model, as its users know it."""
     source = without_places(pruned.provenance.source) if pruned.provenance is not None else MEMORY
     return type(pruned.model).__name__ if source in ("", MEMORY) else str(source)
 
 
 def _on_hub(base: str) -> str | None:
-    """The repository of a hub id, which may name a revision; None of anything else."""
+    """Give the repository of a hub id, which may name a revision; None of anything else."""
     try:
         return hub_id(Source(base))[0]
     except ModelError:
@@ -106,7 +120,7 @@ def _sparsities(pruned: PrunedModel) -> tuple[Mapping[str, float], float | None]
 
 
 def _counted(pruned: PrunedModel) -> tuple[dict[str, float], float]:
-    """The sparsity of each tower, and of all masks together."""
+    """Give the sparsity of each tower, and of all masks together."""
     adapter, masks = pruned.adapter, pruned.masks
     towers: dict[str, float] = {}
     for tower in adapter.towers(pruned.model):

@@ -1,4 +1,4 @@
-"""Takes the paths of a machine out of what is published, such as a recipe in a model card."""
+"""Take the paths of a machine out of what is published, such as a recipe in a model card."""
 
 from collections.abc import Mapping
 from pathlib import PurePath, PurePosixPath, PureWindowsPath

@@ -1,4 +1,4 @@
-"""What exporters ask of a pruned model before they write it: that it has masks, and that its weights keep to them."""
+"""Ask of a pruned model what exporters need before they write it: masks, and weights that keep to them."""
 
 from collections.abc import Mapping
 

@@ -1,9 +1,12 @@
-"""Which views of a model a view exporter writes: those that its recipe names, of those that the adapter has."""
+"""Choose the views of a model that an exporter writes: those that its recipe names, of those that the adapter has."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Exported, View
 from ecoflap.core.errors import ModelError, unknown
@@ -48,15 +51,16 @@ def export_views(
 
 
 def _chosen(pruned: PrunedModel, wanted: Sequence[str] | None, exporter: str) -> list[View]:
-    list_views = getattr(pruned.adapter, "export_views", None)
-    views = {view.name: view for view in list_views(pruned.model)} if list_views is not None else {}
+    options = options_of(AdapterOptions, pruned.adapter)
+    with blaming(f"the adapter {type(pruned.adapter).__name__}, asked for its views,"):
+        views = {view.name: view for view in options.export_views(pruned.model)}
     if problems := list(view_problems(wanted, pruned.adapter, list(views))):
         raise ModelError(*(f"{exporter}: {problem}" for problem in problems))
     return [view for name, view in views.items() if wanted is None or name in wanted]
 
 
 def _together(written: Sequence[Exported]) -> Exported:
-    """Make one export of several, one for each view; a weight that is in several files is told apart by the file."""
+    """Make one export of several, one for each view; name the file too of a weight that is in several files."""
     times = Counter(tensor.name for one in written for tensor in one.tensors)
     return Exported(
         files=tuple(file for one in written for file in one.files),

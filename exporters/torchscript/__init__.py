@@ -1,1 +1,1 @@
-"""TorchScript files in which a pruned weight costs one bit."""
+"""Write TorchScript files in which a pruned weight costs one bit."""

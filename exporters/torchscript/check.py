@@ -1,4 +1,4 @@
-"""Compares a TorchScript file, as ``torch.jit.load`` reads it, with the view of the model that it was made from."""
+"""Compare a TorchScript file, as ``torch.jit.load`` reads it, with the view of the model that it was made from."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TorchScript files, one for each view: smaller on disk, dense again once plain ``torch.jit.load`` has read them.
+"""Write TorchScript files, one a view: smaller on disk, dense again once plain ``torch.jit.load`` has read them.
 
 There is no ``.pt2`` beside them: what ``torch.export`` saves is a graph and its tensors, and nothing of it runs once
 when it is loaded. A graph that unpacks does so at every call, which took twenty times as long as the dense model (four

@@ -1,4 +1,4 @@
-"""A pruned weight inside a TorchScript file: packed on disk, dense in memory, by code that the file itself carries.
+"""Store a pruned weight in a TorchScript file: packed on disk, dense in memory, by code that the file itself carries.
 
 On disk it is the kept values in the weight's own type and one bit a weight, the first in the lowest bit. TorchScript
 stores the methods below beside the weights, and ``torch.jit.load`` runs ``__setstate__`` once for each weight: so it is
@@ -30,7 +30,7 @@ def quiet() -> Iterator[None]:
 
 
 class EcoflapPackedWeight(nn.Module):
-    """One weight, compiled by :func:`packed`. Its methods may say and call only what TorchScript knows.
+    """Holds one weight, compiled by :func:`packed`. Its methods may say and call only what TorchScript knows.
 
     The weight is a parameter, so that ``.to``, ``.half`` and ``state_dict`` of the loaded model see it.
     """

@@ -1,4 +1,4 @@
-"""Traces one view with packed weights in the places of the pruned ones, and writes it without paths of this machine.
+"""Trace one view with packed weights in the places of the pruned ones, and write it without paths of this machine.
 
 A trace records every use of a weight, whatever uses it: a linear layer, an attention that takes it apart, an embedding
 that is tied to it. The model is put back as it was, to the last attribute.
@@ -28,7 +28,7 @@ _REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 class Written(NamedTuple):
-    """What is in a file.
+    """Says what is in a file.
 
     :param used: The ``id`` of each parameter that the view uses.
     :param packed: The ``id`` of each packed parameter, in the order of the file's ``weights``; those that the view does
@@ -40,7 +40,7 @@ class Written(NamedTuple):
 
 
 class _Slot(NamedTuple):
-    """Where a packed weight belongs.
+    """Says where a packed weight belongs.
 
     :param key: The ``id`` of the parameter it stands for.
     """
@@ -100,7 +100,7 @@ def write_view(path: Path, view: View, pruned: Collection[int]) -> Written:
 
 
 class EcoflapView(nn.Module):
-    """A view that puts its unpacked weights into their modules before it runs."""
+    """Is a view that puts its unpacked weights into their modules before it runs."""
 
     def __init__(self, view: nn.Module, slots: Sequence[_Slot]) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Built-in allocators, one to a file; registry.yaml says which are loaded."""
+"""Holds the built-in allocators, one to a file; registry.yaml says which are loaded."""

@@ -1,1 +1,1 @@
-"""Built-in datasets, one to a file; registry.yaml says which are loaded."""
+"""Holds the built-in datasets, one to a file; registry.yaml says which are loaded."""

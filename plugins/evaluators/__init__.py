@@ -1,1 +1,1 @@
-"""Built-in evaluators, one to a file; registry.yaml says which are loaded."""
+"""Holds the built-in evaluators, one to a file; registry.yaml says which are loaded."""

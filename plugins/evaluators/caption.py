@@ -15,7 +15,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
-from ecoflap.core.errors import DataError
+from ecoflap.core.errors import DataError, EcoflapError
 from ecoflap.plugins.evaluators.shared.batches import complete
 from ecoflap.plugins.evaluators.shared.caption_scores import SCORERS, Metric, missing_for
 from ecoflap.plugins.evaluators.shared.caption_words import words
@@ -62,7 +62,7 @@ class Caption:
 
     def __post_init__(self) -> None:
         if not self.metrics:
-            raise ValueError(f"metrics is empty; some of {', '.join(SCORERS)} are needed")
+            raise EcoflapError(f"metrics is empty; some of {', '.join(SCORERS)} are needed")
         check_generation(self._generation)
         refuse_below_one("batch_size", self.batch_size)
 
@@ -107,7 +107,7 @@ class Caption:
 
 @dataclass
 class _Captioned:
-    """What a model said of each image, cut into words, with the words of its references."""
+    """Holds what a model said of each image, cut into words, with the words of its references."""
 
     said: list[str] = field(default_factory=list)
     references: list[list[str]] = field(default_factory=list)

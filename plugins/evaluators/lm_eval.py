@@ -24,7 +24,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.errors import DataError, ModelError, nearest
+from ecoflap.core.errors import DataError, EcoflapError, ModelError, nearest
 
 PLAIN = "none"  # the harness calls the filter so that leaves answers as they are
 
@@ -59,12 +59,12 @@ class LmEval:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise ValueError("tasks is empty; at least one is needed")
+            raise EcoflapError("tasks is empty; at least one is needed")
         for name, value, least in (("batch_size", self.batch_size, 1), ("num_fewshot", self.num_fewshot, 0)):
             if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; at least {least} is needed")
+                raise EcoflapError(f"{name} is {value}; at least {least} is needed")
         if self.limit is not None and self.limit <= 0:
-            raise ValueError(f"limit is {self.limit}; more than 0 is needed, or null for all documents")
+            raise EcoflapError(f"limit is {self.limit}; more than 0 is needed, or null for all documents")
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where the harness is not there or does not know a task, and where the model looks at images."""

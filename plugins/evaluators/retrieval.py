@@ -15,14 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ecoflap.core.contracts.abilities import Compares
+from ecoflap.core.contracts.abilities import Compares, Matches
 from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note, ignore
 from ecoflap.core.contracts.records import Measure, Sample
-from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.plugins.evaluators.shared.batches import batches
 from ecoflap.plugins.evaluators.shared.captioned_images import CaptionedImages
-from ecoflap.plugins.evaluators.shared.checks import check_ability, refuse_below_one
+from ecoflap.plugins.evaluators.shared.checks import check_ability, refuse_below_one, why_unable
 from ecoflap.plugins.evaluators.shared.means import mean_over_images
 from ecoflap.plugins.evaluators.shared.model_calls import embedded_images, embedded_texts
 from ecoflap.plugins.evaluators.shared.retrieval_rows import Compared, Match, Nearest, match_nearest
@@ -65,7 +66,11 @@ class Retrieval:
     def __post_init__(self) -> None:
         refuse_below_one("batch_size", self.batch_size)
         if self.rerank is not None and self.rerank < CUTOFFS[-1]:
-            raise ValueError(f"rerank is {self.rerank}; at least {CUTOFFS[-1]}, the largest k, is needed")
+            raise EcoflapError(f"rerank is {self.rerank}; at least {CUTOFFS[-1]}, the largest k, is needed")
+
+    def problems(self, context: PlanContext) -> Iterator[str]:
+        """Say where the model has no matching head for ``rerank``."""
+        return self._unmatched(context.model, context.adapter)
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
         self._check(model, adapter)
@@ -113,10 +118,17 @@ class Retrieval:
     def _check(self, model: nn.Module, adapter: Any) -> None:
         """Refuse a model that cannot compare, or not match what is to be put in order."""
         check_ability("retrieval", Compares, adapter, model)
-        if self.rerank is not None and not hasattr(adapter, "match"):
-            raise ModelError(
-                "retrieval: rerank needs a model with a matching head, such as BLIP-2 for retrieval, and "
-                f"{type(adapter).__name__} knows none. Leave rerank out."
+        unmatched = [*self._unmatched(model, adapter)]
+        if unmatched:
+            raise ModelError(*unmatched)
+
+    def _unmatched(self, model: nn.Module, adapter: Any) -> Iterator[str]:
+        """Say why the nearest cannot be put in order, where that is asked for."""
+        why = None if self.rerank is None else why_unable(Matches, adapter, model)
+        if why:
+            yield (
+                "retrieval: rerank needs a model that can match images with texts, such as BLIP-2 for retrieval: "
+                f"{why} Leave rerank out."
             )
 
 

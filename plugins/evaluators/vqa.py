@@ -15,6 +15,7 @@ from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
+from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.evaluators.shared.batches import complete
 from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation, refuse_below_one
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
@@ -65,7 +66,7 @@ class Vqa:
 
     def __post_init__(self) -> None:
         if self.prompt.count(PLACE) != 1:
-            raise ValueError(
+            raise EcoflapError(
                 f"prompt is {self.prompt!r}; it is to hold {PLACE} once, where the question goes, such as "
                 f"'Question: {PLACE} Short answer:'"
             )
@@ -116,7 +117,7 @@ class Vqa:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is kept of one question.
+    """Holds what is remembered of one question.
 
     :param right: How right the model's text was, from 0 to 1.
     :param ended: 1 where the model ended its text itself, else 0.

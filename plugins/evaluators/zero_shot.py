@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.abilities import Compares
+from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import DatasetOptions
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -73,12 +74,12 @@ class ZeroShot:
             without = [template for template in self.templates if BLANK not in template]
             if without or not self.templates:
                 problem = f"{without[0]!r} has no {BLANK}" if without else "there are none"
-                raise ValueError(f"templates: {problem}, which is where a class goes, as in 'a photo of a {BLANK}.'")
+                raise EcoflapError(f"templates: {problem}, which is where a class goes, as in 'a photo of a {BLANK}.'")
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what is wrong with classes and templates. Nothing is fetched for the names of the data's classes."""
-        fetches = getattr(self.data, "fetches", DatasetOptions.fetches)
-        for check in (self._sentences, self._given_names if fetches else self._names):
+        data = options_of(DatasetOptions, self.data)
+        for check in (self._sentences, self._given_names if data.fetches else self._names):
             try:
                 check()
             except EcoflapError as error:  # what is wrong with the data, they say themselves

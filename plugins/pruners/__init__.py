@@ -1,1 +1,1 @@
-"""Built-in pruners, one to a file; registry.yaml says which are loaded."""
+"""Holds the built-in pruners, one to a file; registry.yaml says which are loaded."""

@@ -31,7 +31,7 @@ _STEP = 32
 
 
 class Factor(NamedTuple):
-    """What SparseGPT derives from a Gram matrix. All layers with the same inputs share it.
+    """Holds what SparseGPT derives from a Gram matrix. All layers with the same inputs share it.
 
     :param follow: U_jk / U_jj in row k and column j, which is how much column k changes for column j. Lower triangular.
     :param pivots: 1 / U_jj.
@@ -50,7 +50,7 @@ class SparseGPT:
     """In every block of columns, keep the largest (w_ij / U_jj)² over all rows, with w as updated until then.
 
     A count is divided among the blocks of columns in proportion to their width. A pattern keeps n of every m columns,
-    row by row. The factor is kept in ``gram.factors`` under its λ, for the other layers that share the inputs.
+    row by row. The factor is kept with the statistic, for the other layers that share the inputs.
 
     :param damping: λ, the share of H's mean diagonal that is added to the diagonal. Where the factorisation fails, λ is
         raised tenfold until it succeeds, and ``Pruned.notes`` says so.
@@ -76,9 +76,8 @@ class SparseGPT:
         return Pruned(*columns.result(weight.dtype), self._notes(factor))
 
     def _factor(self, gram: Gram) -> Factor:
-        if self.damping not in gram.factors:
-            gram.factors[self.damping] = _factorise(gram.matrix, self.damping)
-        found: Factor = gram.factors[self.damping]
+        key = ("sparsegpt", self.damping)
+        found: Factor = gram.cached(key, lambda: _factorise(gram.matrix, self.damping))
         return found
 
     def _notes(self, factor: Factor) -> tuple[str, ...]:
@@ -100,7 +99,7 @@ class SparseGPT:
 
 
 class _Columns:
-    """A weight while it is pruned, transposed so that each of its columns is contiguous."""
+    """Holds a weight while it is pruned, transposed so that each of its columns is contiguous."""
 
     def __init__(self, weight: Float[Tensor, "out in"], factor: Factor) -> None:
         self.weight = weight

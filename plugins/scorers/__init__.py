@@ -1,1 +1,1 @@
-"""Built-in scorers, one to a file; registry.yaml says which are loaded."""
+"""Holds the built-in scorers, one to a file; registry.yaml says which are loaded."""

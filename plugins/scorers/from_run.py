@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate
+from ecoflap.core.contracts.records import Aggregate, Unit
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.pruning.scores import Scores, Unit, read_scores
+from ecoflap.core.pruning.scores import Scores, read_scores
 
 
 @dataclass(frozen=True)

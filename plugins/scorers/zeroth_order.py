@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate, Estimate
+from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.noise import gaussian
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Layer
@@ -48,7 +49,7 @@ class ZerothOrder:
     def __post_init__(self) -> None:
         for name in ("samples", "noises", "eps"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; more than 0 is needed")
+                raise EcoflapError(f"{name} is {getattr(self, name)}; more than 0 is needed")
 
     @property
     def unit(self) -> Literal["layer", "block"]:

@@ -12,6 +12,7 @@ import torch
 from column_norms import column_norms
 from family import Family
 from idle import Idle
+from pico_clip import tokenizer
 from table import ROWS
 from torch import Tensor, nn
 from torch.nn import functional
@@ -118,16 +119,63 @@ def test_the_adapter_has_what_an_adapter_has_and_no_misspelt_member(case: Case):
 
 def test_nothing_is_remembered_of_another_model(case: Case, tmp_path: Path):
     """An adapter that has seen another model in between does with this one what a fresh adapter does."""
-    other, samples = case.row.build_other(), case.row.samples(case.row.batch_size)
+    other, samples, processor = case.row.build_other(), case.row.samples(case.row.batch_size), case.adapter.processor
     expected = all_that_is_said(case.row.adapter(), case.model, samples)
     for model in (case.model, other):
         if case.row.named is None:  # a named architecture is of one model only
             case.adapter.load(Source("mine", model=model), None, "cpu")
         found = all_that_is_said(case.adapter, model, samples)
         assert (found == expected) is (model is case.model)
+    case.adapter.processor = processor  # which may be the other model's by now
     assert all_that_is_said(case.adapter, case.model, samples) == expected
     beside = (files_beside(case.model, adapter, tmp_path) for adapter in (case.adapter, case.row.adapter()))
     assert next(beside) == next(beside)
+
+
+def test_the_processor_is_that_of_the_model_that_was_loaded_last(case: Case, tmp_path: Path):
+    if not case.row.is_whole_on_disk:
+        pytest.skip("what is saved of it is read into a model at hand")
+    sources = [open_source(str(folder), Path.cwd()) for folder in saved_in_two_sizes(case.row, tmp_path)]
+    expected = []
+    for source in sources:
+        fresh = case.row.adapter()
+        fresh.load(source, None, "cpu")
+        expected.append(size_of(fresh.processor))
+    assert expected[0] != expected[1]
+    assert [size_of(loaded(case.adapter, source)) for source in (*sources, *sources)] == [*expected, *expected]
+
+
+def loaded(adapter: Adapter, source: Source) -> Any:
+    """The processor of an adapter that has loaded a model."""
+    adapter.load(source, None, "cpu")
+    return adapter.processor
+
+
+def saved_in_two_sizes(row: Family, folder: Path) -> Iterator[Path]:
+    """Two folders of saved models: the row's own, and one with a processor for larger images and longer texts."""
+    adapter = row.adapter()
+    adapter.processor = adapter.processor or tokenizer()
+    adapter.save(row.build(), folder / "small")
+    yield folder / "small"
+    if row.larger is None:
+        grow(adapter.processor)
+    larger, model = row.larger() if row.larger is not None else (adapter, row.build_other())
+    larger.save(model, folder / "large")
+    yield folder / "large"
+
+
+def grow(processor: Any) -> None:
+    """Have a processor of transformers make larger images, and longer texts."""
+    images, texts = (getattr(processor, name, processor) for name in ("image_processor", "tokenizer"))
+    if hasattr(images, "size"):
+        images.size = {side: 2 * length for side, length in dict(images.size).items()}
+    if hasattr(texts, "model_max_length"):
+        texts.model_max_length = 2 * min(texts.model_max_length, 1000)
+
+
+def size_of(processor: Any) -> str:
+    """All that a processor says of itself, sizes included; open_clip's tokenizer says nothing."""
+    return repr(getattr(processor, "transform", processor))
 
 
 def all_that_is_said(adapter: Any, model: nn.Module, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -425,7 +473,7 @@ def in_16_bit(case: Case, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Read as its library reads it in this type, which may leave some weights wider; else converted."""
     if not case.row.is_whole_on_disk:
         return case.model.to(dtype)
-    return case.adapter.load(open_source(str(folder), Path.cwd()), dtype, "cpu")
+    return case.row.adapter().load(open_source(str(folder), Path.cwd()), dtype, "cpu")
 
 
 def test_a_saved_model_is_taken_apart_without_weights(case: Case, tmp_path: Path):

@@ -27,6 +27,8 @@ class Family:
 
     :param build: A pico model in float32 and eval mode, every time with the same weights.
     :param build_other: Another model of the family, of another size, that takes the same processor.
+    :param larger: An adapter and a model that reads larger images, where its processor follows from that; None where a
+        processor is saved by itself, and may be of another size for any model.
     :param adapter: The adapter as a user gets it for this model, with a processor where it needs one.
     :param samples: So many samples, of unequal lengths where they hold text.
     :param towers: The names of the towers that a run walks by default, in order.
@@ -57,4 +59,5 @@ class Family:
     cannot: Mapping[torch.dtype, str] = field(default_factory=dict)
     real_text: Callable[[Batch], Tensor] | None = None
     batch_size: int = 2
+    larger: Callable[[], tuple[Adapter, nn.Module]] | None = None
     named: Mapping[str, Any] | None = None

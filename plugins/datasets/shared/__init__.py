@@ -1,1 +1,1 @@
-"""What datasets share: reading tables of images, texts and classes, and saying which rows cannot be used."""
+"""Holds what datasets share: reading tables of images, texts and classes, and saying which rows cannot be used."""

@@ -19,7 +19,7 @@ WORDNET = re.compile(r"(n\d{8})[\t ]+(.+)")
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a model, in the order of their numbers.
+    """Holds the classes of a model, in the order of their numbers.
 
     :param names: What they are called.
     :param keys: What their folders or labels are called, such as WordNet's ``n01440764``; empty where that is the name.

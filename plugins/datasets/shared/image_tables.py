@@ -29,7 +29,7 @@ Published = Callable[[Any, Path], Entries]
 
 @dataclass(frozen=True)
 class Row:
-    """One image and what belongs to it.
+    """Holds one image and what belongs to it.
 
     :param number: The row's number in its table, from 0.
     :param where: The row's place, for messages: ``index.jsonl:7``.
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are made when they are asked for, so that no image is held.
+    """Holds rows that are made when they are asked for, so that no image is held.
 
     :param where: The table's place, for messages.
     :param size: How many rows there are.

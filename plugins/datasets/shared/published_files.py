@@ -19,7 +19,7 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Entries:
-    """The rows of one file, each of which is put together when it is asked for.
+    """Holds the rows of one file, each of which is put together when it is asked for.
 
     :param columns: Names of the columns that rows have.
     :param size: How many rows there are.
@@ -36,7 +36,7 @@ class Entries:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What a file of a data set looks like.
+    """Says what a file of a data set looks like.
 
     :param name: What such files are called in messages.
     :param needs: By the key of each list in the file, the fields that the list's objects have. The key ``*`` stands

@@ -23,7 +23,7 @@ def library_problem(what: str) -> str | None:
 
 
 class Stored(NamedTuple):
-    """A data set that the library reads.
+    """Holds a data set that the library reads.
 
     :param name: Its name at the hub, or its path.
     :param config: Which of its configurations; None for its only one.

@@ -11,7 +11,7 @@ NAMED = 5
 
 
 class UnusableRow(Exception):
-    """A row cannot be used.
+    """Says why a row cannot be used.
 
     :param kind: One of :data:`SKIPPABLE`, or ``malformed`` for what is never passed over.
     :param row: The row's place, with what is wrong there: ``index.jsonl:7 (no answer)``.

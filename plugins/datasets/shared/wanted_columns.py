@@ -8,7 +8,7 @@ from ecoflap.core.errors import DataError, nearest
 
 @dataclass(frozen=True)
 class WantedColumns:
-    """Which columns of a table are read.
+    """Says which columns of a table are read.
 
     :param usual: The names that the column of each thing may have.
     :param optional: The things that may have no column.

@@ -1,1 +1,1 @@
-"""What evaluators share: how they ask a model, what they refuse, and means with their standard errors."""
+"""Holds what evaluators share: how they ask a model, what they refuse, and means with their standard errors."""

@@ -14,7 +14,7 @@ from ecoflap.plugins.evaluators.shared.means import image_of
 
 
 class Captions(NamedTuple):
-    """The captions of several images.
+    """Holds the captions of several images.
 
     :param texts: The distinct texts, so that captions of one wording are equally similar to the last bit.
     :param places: Which of the texts each caption is.

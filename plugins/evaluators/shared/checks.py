@@ -6,28 +6,30 @@ from typing import Any
 from torch import nn
 
 from ecoflap.core.contracts.abilities import Generation, offers
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions, DatasetOptions
 from ecoflap.core.contracts.protocols import Dataset
-from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.errors import DataError, EcoflapError, ModelError
 
 
 def refuse_below_one(name: str, value: int) -> None:
     """Refuse a parameter that is to be at least 1.
 
-    :raises ValueError: A recipe's error then names the place where the value is written.
+    :raises EcoflapError: A recipe's error then names the place where the value is written.
     """
     if value < 1:
-        raise ValueError(f"{name} is {value}; at least 1 is needed")
+        raise EcoflapError(f"{name} is {value}; at least 1 is needed")
 
 
 def check_generation(generation: Generation) -> None:
     """Refuse numbers of beams and tokens by which no text can be made.
 
-    :raises ValueError: A recipe's error then names the place where the value is written.
+    :raises EcoflapError: A recipe's error then names the place where the value is written.
     """
     refuse_below_one("num_beams", generation.num_beams)
     refuse_below_one("max_new_tokens", generation.max_new_tokens)
     if not 0 <= generation.min_new_tokens <= generation.max_new_tokens:
-        raise ValueError(
+        raise EcoflapError(
             f"min_new_tokens is {generation.min_new_tokens}; from 0 to max_new_tokens, {generation.max_new_tokens}, is "
             "possible"
         )
@@ -40,20 +42,24 @@ def check_ability(name: str, ability: Any, adapter: Any, model: nn.Module) -> No
     :param ability: One of ``ecoflap.core.contracts.abilities``.
     :raises ModelError: With the reason.
     """
-    why = None
-    if not offers(adapter, ability):
-        why = f"{type(adapter).__name__} has none."
-    elif hasattr(adapter, "refuses"):
-        why = adapter.refuses(model, ability)
+    why = why_unable(ability, adapter, model)
     if why:
         raise ModelError(f"{name} needs a model that can {ability.does}: {why}")
 
 
+def why_unable(ability: Any, adapter: Any, model: nn.Module) -> str | None:
+    """Say why a model cannot be asked for an ability, in a sentence; None where it can.
+
+    :param ability: One of ``ecoflap.core.contracts.abilities``.
+    """
+    if not offers(adapter, ability):
+        return f"{type(adapter).__name__} has none."
+    return options_of(AdapterOptions, adapter).refuses(model, ability)
+
+
 def classes_of(data: Dataset) -> Sequence[str] | None:
     """Read the names of a dataset's classes; None where it does not know any."""
-    ask = getattr(data, "classes", None)
-    names: Sequence[str] | None = ask() if ask is not None else None
-    return names
+    return options_of(DatasetOptions, data).classes()
 
 
 def check_same_classes(name: str, own: Sequence[str] | None, count: int, whose: str) -> None:

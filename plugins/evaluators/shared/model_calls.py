@@ -17,7 +17,7 @@ from ecoflap.plugins.evaluators.shared.batches import batches
 
 
 class BatchLoss(NamedTuple):
-    """The adapter's loss of one batch.
+    """Holds the adapter's loss of one batch.
 
     :param samples: What the batch was made of.
     :param batch: Its tensors, where the model is.

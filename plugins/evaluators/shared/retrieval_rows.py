@@ -28,7 +28,7 @@ Match = Callable[[Sample, Sequence[str]], Float[Tensor, " texts"]]
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """Images and captions that are compared a slice at a time.
+    """Compares images with captions, a slice at a time.
 
     :param similarity: Compares embeddings.
     :param images: The images' embeddings.
@@ -45,7 +45,7 @@ class Compared:
 
     @cached_property
     def _has(self) -> Bool[Tensor, "images texts"]:
-        """Which texts each image has."""
+        """Say which texts each image has."""
         owners = self.captions.owners
         has = torch.zeros(len(self.images), len(self.texts), dtype=torch.bool, device=owners.device)
         has[owners, self.captions.places] = True
@@ -82,7 +82,7 @@ def _slices(rows: Tensor, columns: int) -> Iterator[tuple[int, Tensor]]:
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """The candidates of each row with the largest similarity. All others are as good as lost.
+    """Holds the candidates of each row with the largest similarity. All others are as good as lost.
 
     :param numbers: Which candidates they are.
     :param right: Whether they are right.

@@ -1,1 +1,1 @@
-"""What scorers share."""
+"""Holds what scorers share."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.cli.inspection import inspection
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import ModelError, RegistryError
@@ -59,3 +60,15 @@ def test_what_is_named_and_is_no_adapter_is_refused(shown):
         shown("json:loads")
     with pytest.raises(RegistryError, match=r"json:JSONDecoder: it is no adapter: it has no matches, load, "):
         shown("json:JSONDecoder")
+
+
+class Towerless(LlamaAdapter):
+    def towers(self, model):
+        raise KeyError("model.layers")
+
+
+def test_an_adapter_whose_code_raises_is_named(shown):
+    with pytest.raises(
+        PartError, match=r"the adapter Towerless, taking .*model apart, raised KeyError: 'model\.layers'"
+    ):
+        shown(f"{__name__}:Towerless")

@@ -8,8 +8,10 @@ import pytest
 from torch import nn
 
 import ecoflap
-from ecoflap.core.cli.plan_report import preview, tables
+from ecoflap.core.cli.plan_report import plan_tables, prepared_tables
+from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import ModelError, RecipeError
+from ecoflap.core.forward.statistics import Gram
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import parse_recipe
@@ -51,9 +53,58 @@ def by_title(sections):
     return {section.title: section.rows for section in sections}
 
 
+class Unsure:
+    """A scorer and an exporter whose predictions fail."""
+
+    aggregate = "sum"
+
+    def forwards(self, anatomy, batches):
+        raise KeyError("batches")
+
+    def predicted_bytes(self, parameters, prunable, kept, width):
+        raise KeyError("width")
+
+
+class UnsureScorer(Unsure):
+    def __call__(self, replay, layers):
+        return iter(())
+
+
+class UnsureExporter(Unsure):
+    def __call__(self, pruned, folder):
+        raise NotImplementedError
+
+
+class Unmade(Gram):
+    """A statistic that cannot be made."""
+
+    def __init__(self, in_features):
+        raise KeyError("in_features")
+
+
+class UnsurePruner:
+    needs = (Unmade,)
+
+    def __call__(self, weight, seen, budget, layer):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"score": f"{__name__}:UnsureScorer"}, "the scorer .*UnsureScorer, asked for its forwards, raised KeyError"),
+        ({"export": [f"{__name__}:UnsureExporter"]}, "the exporter .*UnsureExporter, asked for the size .* raised Key"),
+        ({"prune": f"{__name__}:UnsurePruner"}, "the statistic Unmade, made without memory, raised KeyError"),
+    ],
+)
+def test_a_part_whose_prediction_fails_is_named(plain, keys, problem):
+    with pytest.raises(PartError, match=problem):
+        plan_tables(parse_recipe(plain(**keys), registry=load_registry()), load_registry())
+
+
 def test_a_plan_needs_no_hub_where_a_configuration_is_named(named, plain, tmp_path):
-    here = preview(parse_recipe(plain(), registry=load_registry()), load_registry())
-    there = preview(named(), load_registry())
+    here = plan_tables(parse_recipe(plain(), registry=load_registry()), load_registry())
+    there = plan_tables(named(), load_registry())
     (by,) = (section for section in there if section not in here and section.title == "")
     assert by.rows == [(f"{tmp_path / 'config'}, instead of the one on the hub, with which a run compares it",)]
     there.remove(by)
@@ -62,12 +113,12 @@ def test_a_plan_needs_no_hub_where_a_configuration_is_named(named, plain, tmp_pa
 
 
 def test_a_configuration_may_be_named_by_its_file(named):
-    assert preview(named("config/config.json"), load_registry())
+    assert plan_tables(named("config/config.json"), load_registry())
 
 
 def test_without_one_the_plan_says_how_to_do_without_the_hub(named):
     with pytest.raises(ModelError, match=r"To plan without it, name its config\.json: model: \{source: some"):
-        preview(named(config=None), load_registry())
+        plan_tables(named(config=None), load_registry())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +139,7 @@ def test_a_configuration_that_is_not_there(config, told, planning, named, hub, p
 
 
 def test_a_folder_has_its_own_configuration(named, pico):
-    (section, *_) = preview(
+    (section, *_) = plan_tables(
         named("nowhere", model={"source": str(pico / "model"), "config": "nowhere"}), load_registry()
     )
     assert section.title.startswith(str(pico / "model"))
@@ -159,7 +210,7 @@ def test_other_problems_are_told_without_a_plan(named, ecoflap_command, tmp_path
 def test_only_what_is_scored_counts_as_work(two_stacks):
     """By hand: 2 losses × 3 matrices × 1 noise × 2 batches, for the stack that is neither kept nor of a pattern."""
     for own in ("keep", {"sparsity": "2:4"}):
-        work = dict(by_title(tables(two_stacks(own)))["work"])
+        work = dict(by_title(prepared_tables(two_stacks(own)))["work"])
         assert "zeroth_order: 12 forwards" in work["score"]
 
 

@@ -13,6 +13,7 @@ import ecoflap
 from ecoflap.core.compare.comparison import compared
 from ecoflap.core.compare.data import as_csv, as_data
 from ecoflap.core.compare.differences import what_differs
+from ecoflap.core.compare.drawings import chapters
 from ecoflap.core.compare.methods import distinct_names, flat, varying
 from ecoflap.core.compare.page import comparison_page, write_comparison
 from ecoflap.core.compare.table import markdown, notes, rows, tower_rows
@@ -206,6 +207,44 @@ def test_the_page_needs_nothing_and_shows_each_run(made):
     assert text == comparison_page(compared([*paths, paths[0].parent / "<b>&"]), "a <title>")
     for name in ("measure0", "blocks0", "blocks1", "scores", "time", "memory", "bytes"):
         assert f'id="{name}-' in text
+
+
+@pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+@pytest.mark.parametrize(
+    ("other", "label"),
+    [
+        ({"towers": {"language": "keep"}}, "towers.language=keep"),
+        ({"calibration": {"use": "text", "seed": 0, "samples": 8}}, "calibration.samples=8"),
+    ],
+)
+def test_scores_of_other_towers_or_data_are_lines_of_their_own(made, other, label):
+    runs = [made("a", score="zeroth_order"), made("b", score="zeroth_order", **other)]
+    drawings = {chapter.title: chapter.drawings[0].svg for chapter in chapters(compared(runs))}
+    assert f"zeroth_order ({label})" in drawings["Scores by block"]
+    assert f"zeroth_order → ecoflap ({label})" in drawings["Sparsity by block"]
+
+
+@pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+def test_scores_of_other_seeds_are_one_line(made):
+    runs = [made("a", score="zeroth_order"), made("b", seed=1, score="zeroth_order")]
+    drawings = {chapter.title: chapter.drawings[0].svg for chapter in chapters(compared(runs))}
+    assert "zeroth_order" not in drawings["Scores by block"]  # a single line needs no legend
+
+
+@pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+@pytest.mark.parametrize(
+    ("seconds", "unit"), [(199, "seconds"), (200, "minutes"), (11_999, "minutes"), (12_000, "hours")]
+)
+def test_times_are_drawn_in_a_unit_that_keeps_them_small(made, seconds, unit):
+    found = compared([made("a", seconds=seconds - 1.0)])  # loading takes one
+    (time,) = (chapter.drawings[0].svg for chapter in chapters(found) if chapter.title == "Time and memory")
+    assert f"time of a run in {unit}" in time
+
+
+def test_paths_may_be_texts(made, tmp_path):
+    found = compared([str(made("a"))])
+    assert found == compared([tmp_path / "a"])
+    assert write_comparison(found, str(tmp_path / "out"), "t") == tmp_path / "out" / "report.html"
 
 
 def test_stages_are_drawn_in_the_order_in_which_runs_go_through_them(made):

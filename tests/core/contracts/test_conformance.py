@@ -36,24 +36,23 @@ def with_members(kind, **members):
 
 
 def test_what_a_part_lacks_is_the_declared_default():
-    options = options_of("scorer", Scores())
-    assert isinstance(options, ScorerOptions)
+    options = options_of(ScorerOptions, Scores())
     assert (options.unit, options.samples, options.aggregate, options.data) == ("layer", None, "sum", True)
     assert options.forwards(Anatomy((), {}), 3) is None
-    assert options_of("pruner", Prunes()).needs == ()
+    assert options_of(PrunerOptions, Prunes()).needs == ()
 
 
 def test_what_a_part_has_is_taken_inherited_or_not():
     def forwards(self, anatomy, batches):
         return 7 * batches
 
-    own = options_of("scorer", with_members("scorer", unit="block", samples=4, forwards=forwards))
+    own = options_of(ScorerOptions, with_members("scorer", unit="block", samples=4, forwards=forwards))
     assert (own.unit, own.samples, own.aggregate, own.forwards(Anatomy((), {}), 2)) == ("block", 4, "sum", 14)
 
     class Inherits(PrunerOptions, Prunes):
         needs = (Gram,)
 
-    assert options_of("pruner", Inherits()).needs == (Gram,)
+    assert options_of(PrunerOptions, Inherits()).needs == (Gram,)
     assert problems("pruner", Inherits()) == []
 
 
@@ -63,7 +62,7 @@ def test_a_property_that_fails_keeps_its_default_and_the_part_says_why():
         def unit(self):
             raise EcoflapError("no such run")
 
-    assert options_of("scorer", Reads()).unit == "layer"
+    assert options_of(ScorerOptions, Reads()).unit == "layer"
     assert problems("scorer", Reads()) == []
 
 
@@ -181,3 +180,30 @@ def test_every_optional_member_is_declared_with_a_type_and_described(kind):
         elif not name.startswith("_"):
             assert name in options.__annotations__
             assert f":cvar {name}:" in options.__doc__
+
+
+def test_what_a_pruner_needs_are_statistics():
+    (problem,) = problems("pruner", with_members("pruner", needs=(dict,)))
+    assert problem.startswith("its member needs has dict, which is no statistic: it has no add, merge, to.")
+
+
+def test_a_statistic_that_misspells_its_gradients_is_refused():
+    class Misspelt(Gram):
+        def add_gradients(self, gradient): ...
+
+    (problem,) = problems("pruner", with_members("pruner", needs=(Misspelt,)))
+    assert problem.startswith("its statistic Misspelt has 'add_gradients'. Did you mean 'add_gradient'?")
+
+
+def test_an_ability_of_the_old_signature_is_refused():
+    class Older(LlamaAdapter):
+        def tokens_of(self, text):
+            return ()
+
+    (problem,) = problems("adapter", Older())
+    assert problem.startswith("its tokens_of takes (text), and is called with (model, text)")
+
+
+def test_a_kind_that_is_none_is_refused_with_the_nearest():
+    with pytest.raises(EcoflapError, match=r"no kind of part named 'prunner'\. Did you mean 'pruner'\?"):
+        problems("prunner", Prunes())

@@ -221,6 +221,17 @@ def test_a_torn_line_in_the_middle_is_an_error_with_its_number(tmp_path, line):
         read_lines(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "told"), [('{"b": 1}', "this line has no a"), ('{"a": "1"}', "the a of this line is no int")]
+)
+def test_a_line_without_what_it_must_hold_is_an_error_with_its_number(tmp_path, line, told):
+    path = tmp_path / "stages.jsonl"
+    path.write_text('{"a": 1}\n' + line + "\n")
+    assert len(read_lines(path)) == 2
+    with pytest.raises(RunError, match=rf"stages\.jsonl:2: {told}\. Restore the file"):
+        read_lines(path, {"a": int})
+
+
 def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
     path = tmp_path / "scores.jsonl"
     append_line(path, {"a": 1})

@@ -10,7 +10,7 @@ import torch
 import ecoflap
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.export.densify import densify
-from ecoflap.core.export.manifest import deflated_share
+from ecoflap.core.export.write_manifest import deflated_share
 from ecoflap.core.record.manifest import read_manifest
 
 WRITER = '''
@@ -183,6 +183,18 @@ def test_an_exporter_that_says_endings_and_not_how_is_passed_over(run, letters, 
         densify(run.folder / "plan.json", run.folder / "dense", letters)
     (run.folder / "w.letters").write_text("a")
     with pytest.raises(ecoflap.EcoflapError, match="no exporter packs such files"):
+        densify(run.folder / "w.letters", run.folder / "dense", letters)
+
+
+def test_an_exporter_that_breaks_as_it_makes_a_file_dense_is_named(run, letters, monkeypatch):
+    import letters_plugin
+
+    def broken(file, target):
+        raise KeyError("x")
+
+    monkeypatch.setattr(letters_plugin.Letters, "densify", staticmethod(broken))
+    (run.folder / "w.letters").write_text("a")
+    with pytest.raises(ecoflap.EcoflapError, match=r"the exporter letters, writing w\.letters dense, raised KeyError"):
         densify(run.folder / "w.letters", run.folder / "dense", letters)
 
 

@@ -65,6 +65,26 @@ def test_it_is_not_there_with_a_file_missing_or_cut(write, tmp_path):
     assert not is_exported(tmp_path, "writer", part("a"))
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[]", r"expected a mapping"),
+        ("{", r"cannot be read"),
+        ('{"files": {}}', r"exporter: Field required\. Delete the file"),
+        ('{"exporter": {}, "files": {"weights.bin": 3}}', r"files\.weights\.bin: Input should be .*Delete the file"),
+        ('{"exporter": {}, "files": {"x": {"sha256": ""}}}', r"files\.x\.bytes: Field required"),
+        ('{"exporter": {}, "files": {}, "of": 2}', r"of: no such key is known here"),
+    ],
+)
+def test_a_record_that_is_damaged_or_older_is_refused_by_name(content, reason, write, tmp_path):
+    write("a")
+    (tmp_path / "writer.json").write_text(content)
+    with pytest.raises(EcoflapError, match=rf"writer\.json.*{reason}"):
+        is_exported(tmp_path, "writer", part("a"))
+    write("a")
+    assert is_exported(tmp_path, "writer", part("a"))
+
+
 def test_the_old_record_never_speaks_of_newer_files(write, tmp_path, monkeypatch):
     write("a")
 

@@ -14,7 +14,7 @@ from ecoflap import ColumnNorm, EcoflapError, Gram, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.shared import losses
 from ecoflap.core.cli.inspection import inspection
-from ecoflap.core.cli.plan_report import preview
+from ecoflap.core.cli.plan_report import plan_tables
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.forward.placement import Placement
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
@@ -110,10 +110,10 @@ def test_a_run_with_offload_is_the_same_run(plain, lasting, monkeypatch, tmp_pat
 
 
 def test_plan_says_what_the_device_needs(recipe, plain):
-    sections = preview(recipe(model={"source": plain()["model"], "offload": "cpu"}), load_registry())
+    sections = plan_tables(recipe(model={"source": plain()["model"], "offload": "cpu"}), load_registry())
     needs = {row[0]: row for row in sections[-1].rows}
     assert "the largest block" in needs["device memory"][2]
-    assert "device memory" not in {row[0] for row in preview(recipe(), load_registry())[-1].rows}
+    assert "device memory" not in {row[0] for row in plan_tables(recipe(), load_registry())[-1].rows}
 
 
 def test_a_head_is_a_block_only_where_it_is_included(pico_llama):
@@ -217,7 +217,7 @@ def test_a_tied_head_says_what_else_it_changes(pico_llama, pico_tokenizer, recip
     pico_tokenizer.save_pretrained(folder)
     keys = {"model": str(folder), "include": ["lm_head.weight"]}
     also = "lm_head.weight is the same weight as model.embed_tokens.weight, which is pruned with it"
-    assert any(also in row[0] for section in preview(recipe(**keys), load_registry()) for row in section.rows)
+    assert any(also in row[0] for section in plan_tables(recipe(**keys), load_registry()) for row in section.rows)
     done = ecoflap.run(plain(**keys), folder=tmp_path / "run")
     heard = (done.folder / "warnings.jsonl").read_text()
     assert also in heard
@@ -238,13 +238,13 @@ def test_a_tied_head_says_what_else_it_changes(pico_llama, pico_tokenizer, recip
 )
 def test_what_cannot_be_included_is_refused_by_name(recipe, name, told):
     with pytest.raises(RecipeError) as caught:
-        preview(recipe(include=name), load_registry())
+        plan_tables(recipe(include=name), load_registry())
     assert f"include: {told}" in str(caught.value)
 
 
 def test_included_and_kept_at_once(recipe):
     with pytest.raises(RecipeError, match="include: lm_head is to be pruned here and kept under towers"):
-        preview(recipe(include="lm_head", towers={"lm_head": "keep"}), load_registry())
+        plan_tables(recipe(include="lm_head", towers={"lm_head": "keep"}), load_registry())
 
 
 def test_inspection_says_what_is_kept_and_why(plain):

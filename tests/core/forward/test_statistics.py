@@ -98,21 +98,22 @@ def test_moving_gives_itself():
     assert gram.to(torch.device("cpu")) is gram
 
 
-class TestFactors:
+class TestCached:
     @pytest.fixture
     def gram(self):
         gram = fed(Gram, [inputs(10)])
-        gram.factors["mine"] = 1
+        assert gram.cached("mine", lambda: 1) == 1
         return gram
 
-    def test_stay_while_nothing_is_added(self, gram):
+    def test_is_kept_under_its_key_while_nothing_is_added(self, gram):
         assert gram.matrix.shape == (24, 24)
-        assert gram.to("cpu").factors == {"mine": 1}
+        assert gram.to("cpu").cached("mine", lambda: 2) == 1
+        assert gram.cached("another's", lambda: 2) == 2
 
-    def test_go_when_inputs_are_added(self, gram):
+    def test_goes_when_inputs_are_added(self, gram):
         gram.add(inputs(1))
-        assert not gram.factors
+        assert gram.cached("mine", lambda: 2) == 2
 
-    def test_go_when_merged(self, gram):
+    def test_goes_when_merged(self, gram):
         gram.merge(Gram(24))
-        assert not gram.factors
+        assert gram.cached("mine", lambda: 2) == 2

@@ -1,5 +1,6 @@
 """Budgets: pools, granularities, patterns, and what an allocator from anywhere may not do."""
 
+import json
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,8 @@ from ecoflap import Anatomy, Block, Layer, Tower
 from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import EcoflapError, ModelError
-from ecoflap.core.pruning.plan import Plan, make_plan, pools_of
+from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.pruning.scores import Scores
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
 from ecoflap.plugins.allocators.uniform import Uniform
@@ -69,7 +71,7 @@ def test_more_score_keeps_more_within_a_shared_budget(anatomy):
     assert plan.keep == plan.size // 2
 
 
-def test_a_pattern_of_one_tower_beside_a_shared_sparsity(anatomy):
+def test_a_pattern_of_one_tower_beside_a_shared_sparsity(anatomy, tmp_path):
     pools = pools_of(anatomy, Fraction(1, 2), {"vision": Pattern(1, 2)}, [])
     scores = Scores("layer", "sum", {n: s for n, s in scored(anatomy).values.items() if "vision" not in n})
     plan = make_plan(pools, Ecoflap(), "block", scores)
@@ -77,7 +79,9 @@ def test_a_pattern_of_one_tower_beside_a_shared_sparsity(anatomy):
     assert plan.layers["vision.0.x"].keep == 24
     assert plan.groups["vision.0.x"].score is None
     assert isinstance(plan.layers["language.0.x"].budget, Keep)
-    assert Plan.load(plan.dump()) == plan
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan.dump()))
+    assert read_plan(path) == plan
 
 
 def test_a_pattern_that_does_not_divide_the_inputs_is_refused_by_layer(anatomy):

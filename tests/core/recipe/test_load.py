@@ -43,7 +43,7 @@ def test_a_full_recipe(parse, folder):
     assert recipe.towers["vision"].sparsity_fraction is None
     assert (recipe.score.granularity, recipe.score.aggregate) == ("layer", "mean")
     assert recipe.score_calibration is recipe.calibration
-    assert recipe.score.part.build().eps == 1e-2
+    assert recipe.score.scorer.build().eps == 1e-2
     assert recipe.evaluate[0].build().data.path == folder / "held-out.txt"
     assert [part.use for part in recipe.export] == ["safetensors"]
 

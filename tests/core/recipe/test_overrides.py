@@ -48,7 +48,7 @@ def test_set(parse, assignments, expected):
 
 def test_set_keeps_the_engines_keys_when_it_exchanges_a_part(parse):
     recipe = parse(FULL, "score.use=norm", "calibration.path=other.txt")
-    assert (recipe.score.granularity, recipe.score.part.use) == ("layer", "norm")
+    assert (recipe.score.granularity, recipe.score.scorer.use) == ("layer", "norm")
     assert recipe.calibration.batch_size == 8
     assert recipe.calibration.data.parameters["path"] == Path("other.txt").absolute()
 

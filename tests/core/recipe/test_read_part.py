@@ -46,7 +46,7 @@ def test_a_part_is_built_once_when_the_recipe_is_checked(registry):
     BUILT.clear()
     score = {"use": f"{__name__}:Counted"}
     recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": score}
-    spec = parse_recipe(recipe, registry=registry).score.part
+    spec = parse_recipe(recipe, registry=registry).score.scorer
     assert spec.options.samples == 3
     assert [spec.built] == BUILT
 

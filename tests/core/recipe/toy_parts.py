@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ecoflap import Dataset, EcoflapError, Pruner, hookimpl
+from ecoflap import ColumnNorm, Dataset, EcoflapError, Pruner, hookimpl
 
 
 class Works:
@@ -15,14 +15,14 @@ class Works:
 class Wanda(Works):
     compare: Literal["row", "layer"] = "row"
     alpha: float = 0.5
-    needs: ClassVar[tuple] = (int,)
+    needs: ClassVar[tuple] = (ColumnNorm,)
 
 
 @dataclass(frozen=True)
 class SparseGPT(Works):
     block: int = 128
     damping: float = 0.01
-    needs: ClassVar[tuple] = (int,)
+    needs: ClassVar[tuple] = (ColumnNorm,)
 
     def __post_init__(self):
         if self.damping <= 0:

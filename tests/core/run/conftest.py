@@ -11,6 +11,6 @@ def command_code():
     """The command as Python code, for a process of its own that knows the models which this one knows."""
     code = "from ecoflap.core.cli.main import main; main()"
     if find_spec("transformers.models.llama") is None:
-        support = str(Path(__file__).parents[2] / "support")
+        support = str(Path(__file__).parents[2] / "support" / "models")
         return f"import sys; sys.path.append({support!r}); from old_llama import register; register(); {code}"
     return code

@@ -9,7 +9,7 @@ import torch
 import ecoflap
 from ecoflap.adapters.hubs.hugging_face import save_model
 from ecoflap.core.cli.inspection import inspection
-from ecoflap.core.cli.plan_report import preview
+from ecoflap.core.cli.plan_report import plan_tables
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
 from ecoflap.core.model.source import Source
 from ecoflap.core.recipe.load import parse_recipe
@@ -166,7 +166,7 @@ def test_the_plan_tells_who_shares_what(two_towers):
     recipe, registry = two_towers
 
     def rows(**keys):
-        return preview(parse_recipe(recipe(**keys), registry=registry), registry)[0].rows
+        return plan_tables(parse_recipe(recipe(**keys), registry=registry), registry)[0].rows
 
     sizes = [row[3].replace(",", "") for row in rows()]
     half = f"of {sum(map(int, sizes)) // 2:,} in all"
@@ -204,7 +204,7 @@ def test_the_predicted_disk_is_about_what_a_run_takes(plain, pico_tokenizer, tmp
     pico_tokenizer.save_pretrained(tmp_path / "model")
     recipe = plain(model=str(tmp_path / "model"), score=None, sparsity=0.7, export=["safetensors", "hugging_face"])
     registry = load_registry()
-    needs = predicted(preview(parse_recipe(recipe, registry=registry), registry))
+    needs = predicted(plan_tables(parse_recipe(recipe, registry=registry), registry))
     run = ecoflap.run(recipe, folder=tmp_path / "run")
     taken = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
     assert needs["disk"] == pytest.approx(taken, rel=0.2)
@@ -215,7 +215,7 @@ def test_the_work_is_told_in_forwards_and_tokens(plain):
     registry = load_registry()
 
     def work(**keys):
-        return dict(preview(parse_recipe(plain(**keys), registry=registry), registry)[1].rows)
+        return dict(plan_tables(parse_recipe(plain(**keys), registry=registry), registry)[1].rows)
 
     told = work()
     assert told["score"] == (
@@ -249,6 +249,27 @@ def test_a_model_no_adapter_claims(plain):
         EcoflapError, match=r"model\.adapter: pathlib:PurePath: it is no adapter: it has no matches, load"
     ):
         parse_recipe(plain(model={"source": "m", "adapter": "pathlib:PurePath"}), registry=registry)
+
+
+def test_an_adapter_for_the_old_signatures_is_refused_when_it_claims_a_model(two_towers):
+    _, registry = two_towers
+    from ecoflap.adapters.llama import LlamaAdapter
+
+    class Older(LlamaAdapter):
+        def matches(self, source):
+            return True
+
+        def collate(self, samples):
+            return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(registry), "find", lambda self, kind, name: Older)
+        patch.setattr(type(registry), "names", lambda self, kind: ["older"])
+        with pytest.raises(
+            EcoflapError,
+            match=r"the adapter older: its collate takes \(samples\), and is called with \(model, samples\)",
+        ):
+            adapter_for(Source("x"), registry)
 
 
 def test_a_model_two_adapters_claim(two_towers):

@@ -454,3 +454,33 @@ def test_a_block_file_that_was_damaged_is_named(recipe, killer, tmp_path):
         ecoflap.EcoflapError, match=r"blocks/000\.safetensors: this finished block cannot be read: .*--fresh"
     ):
         ecoflap.run(recipe, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "plan.json",
+            '{"version": 1, "layers": {"a": {}}, "groups": {}}',
+            r"plan\.json: layers\.a\.size: Field required",
+        ),
+        ("scores.jsonl", '{"version": 1, "unit": "row"}\n', r"scores\.jsonl: not a file of scores"),
+        ("stages.jsonl", '{"stage": "load", "seconds": 1.0}\n', r"stages\.jsonl:1: this line has no peak_memory"),
+        ("warnings.jsonl", "{}\n", r"warnings\.jsonl:1: this line has no warning"),
+        ("evaluations.jsonl", '{"stage": "dense"}\n', r"evaluations\.jsonl:1: this line has no measures"),
+    ],
+)
+def test_what_was_damaged_in_a_run_folder_is_told_with_its_file(name, content, told, plain, heard_by, tmp_path):
+    folder = tmp_path / "run"
+    if name == "scores.jsonl":  # read while there is no plan
+        stop = heard_by(
+            lambda event: (_ for _ in ()).throw(KeyboardInterrupt) if str(event).count("'allocate'") else None
+        )
+        with pytest.raises(KeyboardInterrupt):
+            ecoflap.run(plain(), folder=folder, registry=stop)
+    else:
+        ecoflap.run(plain(), folder=folder)
+        (folder / "report.json").unlink()
+    (folder / name).write_text(content)
+    with pytest.raises(RunError, match=told):
+        ecoflap.run(plain(), folder=folder)

@@ -12,7 +12,7 @@ from ecoflap.core.contracts.events import LayerPruned, RunStarted, StageStarted
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.record.report import read_report
 from ecoflap.core.sweep.request import SweepRequest
-from ecoflap.core.sweep.runs import swept_runs
+from ecoflap.core.sweep.runs import record_runs, swept_runs
 from ecoflap.core.sweep.sweep import planned_sweep, sweep
 
 METHODS = {"plain": {"score": None}, "scored": {}}
@@ -182,3 +182,24 @@ def test_runs_are_planned_without_anything_being_written(file, tmp_path):
     request = SweepRequest(file(), set_=["sparsity=0.6"], seeds="4,7", folder=tmp_path / "s")
     assert [run.recipe.seed for run in planned_sweep(request)] == [4, 4, 7, 7]
     assert not (tmp_path / "s").exists()
+
+
+BROKEN = {
+    '{"version": 2, "runs": []}': "version is 2; this version of ecoflap reads 1",
+    '{"version": 1}': "runs should list runs, each with a folder and a method",
+    '{"version": 1, "runs": {"a": 1}}': "runs should list runs",
+    '{"version": 1, "runs": [{"folder": "a"}]}': "runs should list runs",
+    '{"version": 1, "runs": ["a"]}': "runs should list runs",
+    '{"version": 1, "ru': "cannot be read",
+}
+
+
+@pytest.mark.parametrize(("text", "problem"), BROKEN.items())
+def test_a_list_of_runs_that_cannot_be_read_is_refused_by_its_name_and_written_anew_with_fresh(tmp_path, text, problem):
+    (tmp_path / "sweep.json").write_text(text)
+    for use in (lambda: swept_runs(tmp_path), lambda: compared([tmp_path]), lambda: record_runs(tmp_path, [])):
+        with pytest.raises(RunError, match=rf"sweep\.json: {problem}"):
+            use()
+    entry = {"folder": "a", "method": "", "seed": 0, "grid": {}}
+    record_runs(tmp_path, [entry], fresh=True)
+    assert swept_runs(tmp_path) == [entry]

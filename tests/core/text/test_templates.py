@@ -20,3 +20,9 @@ def test_it_is_filled_in_with_what_is_escaped(template):
 def test_a_value_that_is_missing_is_an_error(template):
     with pytest.raises(UndefinedError, match="texts"):
         render(template, {"text": "a"})
+
+
+def test_a_template_may_name_those_of_another_folder(template, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "page.j2").write_text('{% include "part.j2" %}')
+    assert render(tmp_path / "own" / "page.j2", {"text": "a"}, tmp_path) == "(a)\n"

@@ -19,6 +19,7 @@ from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported, Provenance
 from ecoflap.exporters.hugging_face import HuggingFace
 from ecoflap.exporters.safetensors import Safetensors
+from ecoflap.exporters.shared import model_card
 from ecoflap.exporters.shared.loading_code import library_of
 from ecoflap.exporters.shared.model_card import CARD, write_card
 from ecoflap.exporters.shared.paths_left_out import without_places
@@ -187,6 +188,29 @@ def test_without_a_run_it_counts_the_masks(folder: Path):
         names = [layer.name for block in tower.blocks for layer in adapter.layers(block)]
         kept, size = (sum(count(masks[name]) for name in names) for count in (torch.count_nonzero, torch.numel))
         assert f"| {tower.name} | {100 * (1 - int(kept) / size):.2f} % |" in card
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ nowhere }}", "UndefinedError: 'nowhere' is undefined."),
+        ("{% if %}", "TemplateSyntaxError: Expected an expression, got 'end of statement block'."),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero."),
+    ],
+)
+@pytest.mark.parametrize("form", EXPORTERS)
+def test_a_card_that_cannot_be_written_costs_nothing_else(
+    form: str, template: str, reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    broken = folder.parent / "broken.md.j2"
+    broken.write_text(template)
+    monkeypatch.setattr(model_card, "TEMPLATE", broken)
+    written = EXPORTERS[form](half_pruned(ANY), folder)
+    assert written.notes[-1] == f"its README.md could not be written: {reason}"
+    assert CARD not in {path.name for path in written.files}
+    assert not (folder / CARD).exists()
+    assert set(written.files) == {path for path in folder.rglob("*") if path.is_file()}
+    assert written.checks[0].difference == 0
 
 
 def test_a_model_that_was_given_goes_by_its_class(folder: Path):

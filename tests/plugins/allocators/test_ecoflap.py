@@ -1,7 +1,9 @@
 import math
 from types import SimpleNamespace
 
+import allocated
 import pytest
+from allocated import posed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_contexts import context
@@ -13,21 +15,7 @@ from ecoflap.plugins.allocators.ecoflap import Ecoflap, ecoflap_register_allocat
 quick = settings(max_examples=60, deadline=None)
 
 
-@st.composite
-def problems(draw):
-    """Plain numbers: a checked class may look at random items, which a strategy must not."""
-    rows = []
-    for _ in range(draw(st.integers(1, 8))):
-        size = draw(st.integers(1, 100_000))
-        cap = draw(st.none() | st.integers(math.ceil(0.8 * size), size))
-        rows.append((size, draw(st.just(0.0) | st.floats(1e-9, 1e9)), draw(st.integers(0, size // 5)), cap))
-    return rows, draw(st.sampled_from([0.3, 0.5, 0.7]))
-
-
-def posed(problem):
-    rows, sparsity = problem
-    groups = [Group(f"b{i}", n, score, floor=floor, cap=cap) for i, (n, score, floor, cap) in enumerate(rows)]
-    return groups, keep_count(sum(group.size for group in groups), sparsity)
+PROBLEMS = allocated.problems(st.just(0.0) | st.floats(1e-9, 1e9), least_cap=0.8, share_of_floor=5, lowest=0.3)
 
 
 def closed_form(groups, keep, max_sparsity):
@@ -48,7 +36,7 @@ def test_is_offered():
 
 
 @quick
-@given(problems())
+@given(PROBLEMS)
 def test_sums_exactly_within_floors_and_caps(problem):
     groups, keep = posed(problem)
     counts = Ecoflap()(groups, keep)
@@ -60,7 +48,7 @@ def test_sums_exactly_within_floors_and_caps(problem):
 
 
 @quick
-@given(problems(), st.randoms(use_true_random=False))
+@given(PROBLEMS, st.randoms(use_true_random=False))
 def test_does_not_depend_on_the_order(problem, random):
     groups, keep = posed(problem)
     expected = dict(zip(groups, Ecoflap()(groups, keep), strict=True))
@@ -70,7 +58,7 @@ def test_does_not_depend_on_the_order(problem, random):
 
 
 @quick
-@given(problems(), st.integers(-30, 30))
+@given(PROBLEMS, st.integers(-30, 30))
 def test_only_ratios_of_scores_count(problem, exponent):
     groups, keep = posed(problem)
     scaled = [Group(g.name, g.size, g.score * 2.0**exponent, floor=g.floor, cap=g.cap) for g in groups]

@@ -1,10 +1,10 @@
-import math
-
+import allocated
 import pytest
+from allocated import posed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoflap.core.budget.counts import Group, keep_count
+from ecoflap.core.budget.counts import Group
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.owl import Owl, ecoflap_register_allocators
 from ecoflap.plugins.allocators.uniform import Uniform
@@ -12,21 +12,7 @@ from ecoflap.plugins.allocators.uniform import Uniform
 quick = settings(max_examples=60, deadline=None)
 
 
-@st.composite
-def problems(draw):
-    """Plain numbers: a checked class may look at random items, which a strategy must not."""
-    rows = []
-    for _ in range(draw(st.integers(1, 8))):
-        size = draw(st.integers(1, 100_000))
-        cap = draw(st.none() | st.integers(math.ceil(0.9 * size), size))
-        rows.append((size, draw(st.floats(0, 100)), draw(st.integers(0, size // 10)), cap))
-    return rows, draw(st.sampled_from([0.2, 0.5, 0.7]))
-
-
-def posed(problem):
-    rows, sparsity = problem
-    groups = [Group(f"b{i}", n, score, floor=floor, cap=cap) for i, (n, score, floor, cap) in enumerate(rows)]
-    return groups, keep_count(sum(group.size for group in groups), sparsity)
+PROBLEMS = allocated.problems(st.floats(0, 100), least_cap=0.9, share_of_floor=10, lowest=0.2)
 
 
 def test_is_offered():
@@ -44,7 +30,7 @@ def test_equal_blocks_as_in_the_paper():
 
 
 @quick
-@given(problems(), st.sampled_from([0.0, 0.08, 0.5]))
+@given(PROBLEMS, st.sampled_from([0.0, 0.08, 0.5]))
 def test_sums_exactly_within_floors_and_caps(problem, spread):
     groups, keep = posed(problem)
     counts = Owl(spread)(groups, keep)
@@ -53,7 +39,7 @@ def test_sums_exactly_within_floors_and_caps(problem, spread):
 
 
 @quick
-@given(problems(), st.randoms(use_true_random=False), st.integers(-20, 20))
+@given(PROBLEMS, st.randoms(use_true_random=False), st.integers(-20, 20))
 def test_neither_order_nor_scale_counts(problem, random, exponent):
     groups, keep = posed(problem)
     groups = [Group(g.name, g.size, round(g.score, 2), floor=g.floor, cap=g.cap) for g in groups]
@@ -64,7 +50,7 @@ def test_neither_order_nor_scale_counts(problem, random, exponent):
 
 
 @quick
-@given(problems())
+@given(PROBLEMS)
 def test_no_two_groups_differ_by_more_than_twice_the_spread(problem):
     groups, keep = posed(problem)
     groups = [Group(g.name, g.size + 10_000, g.score) for g in groups]

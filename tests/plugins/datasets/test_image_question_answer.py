@@ -9,7 +9,7 @@ from PIL import Image as Pictures
 from plan_contexts import context
 
 from ecoflap import load_registry
-from ecoflap.core.cli.plan_report import preview
+from ecoflap.core.cli.plan_report import plan_tables
 from ecoflap.core.contracts.protocols import Dataset
 from ecoflap.core.errors import DataError, RecipeError
 from ecoflap.core.recipe.load import parse_recipe
@@ -226,7 +226,7 @@ RECIPE = "version: 1\nmodel: {model}\nsparsity: 0.5\nprune: wanda\ncalibration: 
 def planned(folder, model, more):
     registry = load_registry(installed=False)
     recipe = parse_recipe(RECIPE.format(model=model, more=more), registry=registry, file=folder / "recipe.yaml")
-    return preview(recipe, registry)
+    return plan_tables(recipe, registry)
 
 
 def test_a_plan_says_how_many_samples_there_are(pico_llama_folder, tmp_path, picture, index):

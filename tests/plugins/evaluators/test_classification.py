@@ -1,35 +1,15 @@
 """Classification by a model's own head, by hand."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import pico_clip
 import pico_vit
 import pytest
 import torch
+from labelled import Given, labelled
 
 from ecoflap.core.contracts.protocols import Evaluator, ignore
-from ecoflap.core.contracts.records import Sample
-from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.plugins.evaluators.classification import Classification
-
-
-@dataclass(frozen=True)
-class Given:
-    samples: tuple[Sample, ...] = ()
-    names: tuple[str, ...] | None = None
-
-    def __call__(self, adapter: Any, model: Any, note: Any) -> Iterator[Sample]:
-        yield from self.samples
-
-    def classes(self) -> tuple[str, ...] | None:
-        return self.names
-
-
-def labelled(labels: list[int | None]) -> tuple[Sample, ...]:
-    pictures = pico_clip.pictures(len(labels))
-    return tuple(Sample(image=one.image, label=label) for one, label in zip(pictures, labels, strict=True))
 
 
 def classifier(classes: int) -> Any:
@@ -88,5 +68,5 @@ def test_models_it_cannot_use():
     model.classifier.weight.data.fill_(torch.nan)
     with pytest.raises(ModelError, match="not finite; the model is broken"):
         Classification(Given(labelled([1])))(model, pico_vit.adapter(), ignore)
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(EcoflapError, match="batch_size is 0"):
         Classification(Given(), 0)

@@ -20,7 +20,7 @@ import lm_eval.tasks
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import Adapter, Evaluator, ignore
-from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.plugins.evaluators.lm_eval import LmEval, _draws_forgotten
 
@@ -170,5 +170,5 @@ def test_a_model_without_tokenizer_and_data_that_are_not_there(
 
 @pytest.mark.parametrize("wrong", [{"tasks": ()}, {"limit": 0}, {"num_fewshot": -1}, {"batch_size": 0}])
 def test_settings_that_cannot_be(wrong: dict[str, Any]):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(EcoflapError, match=next(iter(wrong))):
         LmEval(**{"tasks": ("pick",), **wrong})

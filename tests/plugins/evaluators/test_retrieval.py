@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from plan_contexts import context
 from table import ROWS
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.vit import VitAdapter
 from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
-from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.errors import DataError, EcoflapError, ModelError, RecipeError
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.registry.registry import load_registry
@@ -295,12 +296,36 @@ def test_models_it_cannot_use():
     broken = Vectors({"a": [math.nan, 0.0], "b": [0.0, 1.0]}, TEXTS)
     with pytest.raises(ModelError, match="embeddings are not finite"):
         Retrieval(samples)(MODEL, broken, ignore)
-    with pytest.raises(ModelError, match=r"rerank needs a model with a matching head.*Vectors knows none"):
+    with pytest.raises(ModelError, match=r"rerank needs a model that can match images with texts.*Vectors has none"):
         Retrieval(samples, rerank=128)(MODEL, broken, ignore)
     with pytest.raises(ModelError, match="needs a model that can compare images with texts: LlamaAdapter has none"):
         Retrieval(samples)(MODEL, LlamaAdapter(), ignore)
     with pytest.raises(ModelError, match="it is a vision tower alone"):
         Retrieval(samples)(pico_clip.vision(), pico_clip.vision_adapter(), ignore)
+
+
+@needs_clip
+def test_a_plan_says_that_a_model_has_nothing_to_rerank_by(tmp_path: Path):
+    family, registry = pico_clip.FAMILIES["clip"], load_registry()
+    (tmp_path / "index.jsonl").write_text("".join(json.dumps({"image": f"{n}.png", "text": n}) + "\n" for n in "ab"))
+    for name in "ab":
+        BLANK.save(tmp_path / f"{name}.png")
+    data = {"use": "image_text", "path": str(tmp_path), "samples": None}
+    recipe: dict[str, Any] = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
+    recipe["evaluate"] = {"use": "ecoflap.plugins.evaluators.retrieval:Retrieval", "data": data, "rerank": 128}
+    read = parse_recipe(recipe, registry=registry, in_memory=True)
+    with pytest.raises(RecipeError) as error:
+        prepare(read, registry, family.build(), planning=True)
+    assert error.value.problems == (
+        "evaluate.0: retrieval: rerank needs a model that can match images with texts, such as BLIP-2 for retrieval: "
+        "ClipAdapter has none. Leave rerank out.",
+    )
+
+
+@needs_clip
+def test_a_model_with_a_matching_head_has_no_problem_with_rerank():
+    there = context(adapter=pico_blip2.retrieval_adapter(), model=pico_blip2.build_retrieval())
+    assert list(Retrieval(Given(()), rerank=128).problems(there)) == []
 
 
 def test_data_that_change_between_two_readings_are_told():
@@ -329,5 +354,5 @@ def test_what_the_data_note_is_told_once_though_they_are_read_twice():
 
 @pytest.mark.parametrize("wrong", [{"rerank": 5}, {"batch_size": 0}])
 def test_settings_that_cannot_be(wrong: dict[str, int]):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(EcoflapError, match=next(iter(wrong))):
         Retrieval(Given(()), **wrong)

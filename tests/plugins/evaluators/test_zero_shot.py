@@ -1,6 +1,5 @@
 """Zero-shot classification against open_clip, and by hand; templates, class names and what they lack."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,11 @@ import pico_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from labelled import Given, labelled
 from plan_contexts import context
 from table import ROWS
 
 from ecoflap.core.contracts.protocols import Evaluator, ignore
-from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError, RecipeError
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
@@ -28,30 +27,10 @@ NAMES = tuple(pico_clip.WORDS[10:17])
 TEMPLATES = ("a picture of {}", "{} w0 w1 of")
 
 
-@dataclass(frozen=True)
-class Given:
-    """Hands out what it was given, of classes that may have names."""
-
-    given: tuple[Sample, ...] = ()
-    names: tuple[str, ...] | None = None
-    fetches: bool = False
-
-    def __call__(self, adapter: Any, model: Any, note: Any) -> Iterator[Sample]:
-        yield from self.given
-
-    def classes(self) -> tuple[str, ...] | None:
-        return self.names
-
-
-def labelled(labels: list[int | None]) -> tuple[Sample, ...]:
-    pictures = pico_clip.pictures(len(labels))
-    return tuple(Sample(image=one.image, label=label) for one, label in zip(pictures, labels, strict=True))
-
-
 def of_recipe(**keys: Any) -> None:
     registry = load_registry()
     recipe: dict[str, Any] = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
-    recipe["evaluate"] = [{"use": USE, "data": {"use": f"{__name__}:Given"}, **keys}]
+    recipe["evaluate"] = [{"use": USE, "data": {"use": "labelled:Given"}, **keys}]
     prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, pico_clip.clip())
 
 
@@ -146,7 +125,7 @@ def test_models_it_cannot_use():
         ({"classes": "missing.txt"}, "zero_shot: classes: .*missing.txt cannot be read"),
         ({"classes": ["cat"]}, "there are 1 classes; at least two"),
         ({"classes": ["n01440764", "n01443537"]}, "numbers of WordNet .n01440764 …., which say nothing"),
-        ({"data": {"use": f"{__name__}:Given", "names": ["a", "b"]}, "classes": ["a", "b", "c"]},
+        ({"data": {"use": "labelled:Given", "names": ["a", "b"]}, "classes": ["a", "b", "c"]},
          "the data has 2 classes .a, b …., and classes names 3"),
         ({"classes": ["a", "b"], "templates": ["a photo of a cat"]}, "'a photo of a cat' has no {}"),
         ({"classes": ["a", "b"], "templates": []}, "templates: there are none"),

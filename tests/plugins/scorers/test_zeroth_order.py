@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap import Block, Estimate, Layer, Replay, Tower
+from ecoflap import Block, EcoflapError, Estimate, Layer, Replay, Tower
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.forward.noise import gaussian
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
@@ -134,5 +134,5 @@ def test_estimates_know_their_standard_error():
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"noises": 0}, {"eps": 0.0}, {"eps": float("nan")}])
 def test_parameters_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; more than 0 is needed"):
+    with pytest.raises(EcoflapError, match=f"{next(iter(wrong))} is .*; more than 0 is needed"):
         ZerothOrder(**wrong)

@@ -128,6 +128,7 @@ def _family(name: str, *outside: str, padded: bool = True) -> Family:
     return Family(
         build=partial(build, name),
         build_other=partial(build, "pico-eva" if name == "pico-siglip" else "pico-siglip"),
+        larger=lambda: (adapter_for("pico-clip"), build("pico-clip", force_image_size=24)),
         adapter=partial(adapter_for, name),
         samples=pairs,
         towers=("vision", "text"),

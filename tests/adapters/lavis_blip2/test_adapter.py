@@ -187,16 +187,20 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 XL = "lavis:blip2_t5/pretrain_flant5xl"
 
 
-def test_a_model_by_lavis_name_is_taken_apart_without_its_weights(fetched: list[tuple[str, str]]):
-    """LAVIS reads it for that, and reads it again when its weights are wanted: the adapter holds no model."""
+def test_a_model_by_lavis_name_is_fetched_once_for_plan_and_run(fetched: list[tuple[str, str]]):
+    """It waits in the source, from which the next load takes it: the adapter holds no model."""
     adapter = LavisBlip2Adapter()
     source = open_source(XL, Path())
     weightless = adapter.load(source, None, "meta")
     assert all(parameter.is_meta for parameter in weightless.parameters())
     assert all(buffer.is_meta for buffer in weightless.buffers())
     assert vars(adapter) == {"processor": None}
+    assert fetched == [("blip2_t5", "pretrain_flant5xl")]
+    again = adapter.load(source, None, "meta")
+    assert all(parameter.is_meta for parameter in again.parameters())
     model = adapter.load(source, None, "cpu")
-    assert fetched == [("blip2_t5", "pretrain_flant5xl")] * 2
+    assert fetched == [("blip2_t5", "pretrain_flant5xl")]
+    assert source.loaded == {}
     torch.testing.assert_close(model.state_dict(), pico.model("t5").state_dict(), rtol=0, atol=0)
     assert not model.training
     told = Anatomy.of(adapter.towers(weightless), adapter.layers)
@@ -204,6 +208,23 @@ def test_a_model_by_lavis_name_is_taken_apart_without_its_weights(fetched: list[
         layer.shape for _, layer in Anatomy.of(adapter.towers(model), adapter.layers).layers()
     ]
     assert adapter.collate(model, pico.samples(2))["image"].shape == (2, 3, pico.SIZE, pico.SIZE)
+    assert adapter.load(source, None, "cpu") is not model
+    assert len(fetched) == 2
+
+
+def test_a_whole_run_by_lavis_name_fetches_it_once(fetched: list[tuple[str, str]], tmp_path: Path):
+    done = run(XL, tmp_path)
+    assert fetched == [("blip2_t5", "pretrain_flant5xl")]
+    assert done.plan.keep * 2 == done.plan.size
+    assert not any(parameter.is_meta for parameter in done.model.parameters())
+
+
+def test_a_saved_one_leaves_nothing_waiting(fetched: list[tuple[str, str]], tmp_path: Path):
+    adapter = LavisBlip2Adapter()
+    adapter.save(adapter.load(open_source(XL, Path()), None, "cpu"), tmp_path)
+    saved = open_source(str(tmp_path), Path())
+    adapter.load(saved, None, "meta")
+    assert saved.loaded == {}
 
 
 def test_a_run_of_one_ends_in_a_folder_that_loads_again(fetched: list[tuple[str, str]], tmp_path: Path):
@@ -218,6 +239,21 @@ def test_a_run_of_one_ends_in_a_folder_that_loads_again(fetched: list[tuple[str,
     again = LavisBlip2Adapter().load(saved, None, "cpu")
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert len(fetched) == 2
+
+
+def test_the_processor_is_that_of_the_model_that_was_loaded_last(monkeypatch: pytest.MonkeyPatch):
+    from lavis import models
+
+    sizes = {"pretrain_flant5xl": 224, "caption_coco_flant5xl": 364}
+
+    def load(name: str, kind: str, is_eval: bool, device: str) -> tuple[Any, Any, Any]:
+        return pico.model("t5"), {"eval": f"to {sizes[kind]}"}, {}
+
+    monkeypatch.setattr(models, "load_model_and_preprocess", load)
+    adapter = LavisBlip2Adapter()
+    for kind in (*sizes, *sizes):
+        adapter.load(Source(f"lavis:blip2_t5/{kind}"), None, "cpu")
+        assert adapter.processor == f"to {sizes[kind]}"
 
 
 def test_models_read_by_one_adapter_are_saved_by_their_own_names(fetched: list[tuple[str, str]], tmp_path: Path):
@@ -287,7 +323,7 @@ def test_types_that_lavis_cannot_mix_here(adapter: LavisBlip2Adapter, tmp_path: 
     model = pico.model("t5")
     batch = adapter.collate(model, pico.samples(2))
     nn.Module.to(model, torch.bfloat16)
-    with pytest.raises(ModelError, match=r"layer norms in float32.*in_type\(model"):
+    with pytest.raises(ModelError, match=r"layer norms in float32.*call model\.float\(\)\.$"):
         adapter.loss(model, batch)
     assert adapter.loss(in_type(model, torch.bfloat16), batch).isfinite()
     mixed = pico.model("t5")
@@ -301,13 +337,16 @@ def test_a_contrastive_loss_wants_pairs(tmp_path: Path):
         run(pico.model("retrieval"), tmp_path, batch_size=1)
 
 
-def run(model: nn.Module, folder: Path, batch_size: int = 2, **keys: Any) -> ecoflap.Run:
+def run(model: nn.Module | str, folder: Path, batch_size: int = 2, **keys: Any) -> ecoflap.Run:
     calibration = {"use": "test_lavis_data:Data", "batch_size": batch_size}
     sys.modules["test_lavis_data"] = SimpleNamespace(Data=Data)  # type: ignore[assignment]
     try:
         recipe = {"version": 1, "calibration": calibration, "sparsity": 0.5, "score": None, "prune": "wanda", **keys}
         recipe = {key: value for key, value in recipe.items() if value is not None}
-        return ecoflap.run(recipe, model=model, processor=pico.adapter().processor, folder=folder / "run")
+        if isinstance(model, str):
+            return ecoflap.run({**recipe, "model": {"source": model}}, folder=folder / "run")
+        processor = pico.adapter().processor
+        return ecoflap.run(recipe, model=model, processor=processor, folder=folder / "run")
     finally:
         del sys.modules["test_lavis_data"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 MOST = 5
-"""So many places are named; a file of another kind has something wrong everywhere."""
+"""So many places are named at most; a file of another kind has something wrong everywhere."""
 
 
 def wrong_places(error: ValidationError) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Writes the manifest of an export, ``manifest.json``, which travels with its files."""
+"""Write the manifest of an export, ``manifest.json``, which travels with its files."""
 
 import json
 import zlib
@@ -20,8 +20,8 @@ PIECE, SAMPLE = 1 << 20, 32 << 20
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The run that an export comes from.
+class RunOrigin:
+    """Names the run that an export comes from.
 
     :param deflated: What deflate leaves of the dense weights, as a share.
     """
@@ -31,7 +31,7 @@ class Origin:
 
 
 def write_manifest(
-    folder: Path, part: PartSpec, model: nn.Module, written: Exported, origin: Origin | None
+    folder: Path, part: PartSpec, model: nn.Module, written: Exported, origin: RunOrigin | None
 ) -> list[Path]:
     """Describe what lies in a folder.
 
@@ -77,7 +77,7 @@ def deflated_share(model: nn.Module) -> float:
     return after / before if before else 1.0
 
 
-def _sizes(model: nn.Module, written: Exported, origin: Origin | None) -> ManifestBytes:
+def _sizes(model: nn.Module, written: Exported, origin: RunOrigin | None) -> ManifestBytes:
     weights = sum(tensor.nbytes for tensor in _weights(model))
     return ManifestBytes(
         model=weights,

@@ -44,14 +44,14 @@ def redraw_biases(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def fused() -> nn.Module:
+def fused(**arguments: int) -> nn.Module:
     """As EVA-ViT-g: one matrix for q, k and v that is applied with biases kept apart; features only."""
-    return build("eva_giant_patch14_224", num_classes=0, mlp_ratio=2.0)
+    return build("eva_giant_patch14_224", num_classes=0, mlp_ratio=2.0, **arguments)
 
 
-def split() -> nn.Module:
+def split(**arguments: int) -> nn.Module:
     """As EVA-02 base: q, k, v apart, SwiGLU, rotary positions and norms inside."""
-    return build("eva02_base_patch14_448", num_classes=0, mlp_ratio=2.0)
+    return build("eva02_base_patch14_448", num_classes=0, mlp_ratio=2.0, **arguments)
 
 
 def classifying(**arguments: int) -> nn.Module:
@@ -86,10 +86,11 @@ def outputs(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch["pixel_values"].to(stem.dtype))
 
 
-def _family(make: Callable[[], nn.Module], classes: int | None = None) -> Family:
+def _family(make: Callable[..., nn.Module], classes: int | None = None) -> Family:
     return Family(
         build=make,
         build_other=partial(classifying, depth=2) if make is not classifying else fused,
+        larger=lambda: (EvaVitAdapter(), make(img_size=24)),
         adapter=partial(adapter_for, make),
         samples=partial(pictures, classes=classes),
         towers=("vision",),

@@ -1,0 +1,77 @@
+"""Lay out a safetensors file: the order of its tensors, and the header that says where each is."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Safetensors' own names of dtypes."""
+
+NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class StoredAs:
+    """Says as what a tensor is stored."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def in_file_order(tensors: Mapping[str, StoredAs]) -> list[str]:
+    """Give the names of tensors in the order in which a file has their bytes.
+
+    A reader views bytes as their dtype where they lie, so the widest come first and all are aligned.
+    """
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def starts_of(tensors: Mapping[str, StoredAs]) -> dict[str, int]:
+    """Give where the bytes of each tensor begin, counted from the end of the header, in the order of the file."""
+    starts: dict[str, int] = {}
+    end = 0
+    for name in in_file_order(tensors):
+        starts[name], end = end, end + tensors[name].nbytes
+    return starts
+
+
+def header_of(tensors: Mapping[str, StoredAs], metadata: Mapping[str, str]) -> bytes:
+    """Make the bytes that a file of these tensors begins with.
+
+    How many they are depends on the names, types and shapes of the tensors and on the length of the metadata.
+
+    :param metadata: The header's ``__metadata__``.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for name, start in starts_of(tensors).items():
+        stored = tensors[name]
+        offsets = [start, start + stored.nbytes]
+        header[name] = {"dtype": NAMES[stored.dtype], "shape": list(stored.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

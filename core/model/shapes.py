@@ -1,0 +1,42 @@
+"""Compare two models by the shapes of their tensors."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ShapeDifference:
+    """Says where the shapes of two models differ.
+
+    :param name: The first tensor that has another shape in one than in the other, or is in one only.
+    :param one: Its shape in the first model as text, such as ``[32, 64]``; ``missing`` where it has no such tensor.
+    :param other: The same of the second model.
+    :param count: How many tensors differ, this one included.
+    """
+
+    name: str
+    one: str
+    other: str
+    count: int
+
+
+def shapes_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    """Give the shape of each tensor by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors}
+
+
+def first_difference(
+    one: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]]
+) -> ShapeDifference | None:
+    """Compare shapes by name, in the first model's order, then the second's; give None where all agree."""
+    different = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+    if not different:
+        return None
+    name = different[0]
+    return ShapeDifference(name, _text(one.get(name)), _text(other.get(name)), len(different))
+
+
+def _text(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))

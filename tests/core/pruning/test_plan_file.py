@@ -1,0 +1,49 @@
+"""A plan is read back as it was written; whatever else the file holds is told with its place."""
+
+import json
+
+import pytest
+
+from ecoflap.core.errors import RunError
+from ecoflap.core.pruning.plan import Plan, PlannedGroup, PlannedLayer
+from ecoflap.core.pruning.plan_file import read_plan
+
+PLAN = Plan(
+    {"a": PlannedLayer(8, 4, "vision", "vision.0", "g"), "b": PlannedLayer(8, 4, "vision", "vision.0", "b", "2:4")},
+    {"g": PlannedGroup(8, 4, "vision", 0.5, 0.125), "b": PlannedGroup(8, 4, "vision")},
+)
+
+
+def written(path, **changes):
+    path.write_text(json.dumps({**PLAN.dump(), **changes}))
+    return path
+
+
+def test_a_plan_is_read_back(tmp_path):
+    assert read_plan(written(tmp_path / "plan.json")) == PLAN
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"version": 2}, "version: Input should be 1"),
+        ({"layers": []}, "layers: "),
+        ({"layers": {"a": {"size": 8}}}, "layers.a.keep: Field required"),
+        ({"layers": {"a": {"size": 8, "keep": "4", "tower": "", "block": "", "group": ""}}}, "layers.a.keep: "),
+        ({"groups": None}, "groups: "),
+    ],
+)
+def test_what_is_no_plan_is_told_with_its_place_and_the_way_out(changes, place, tmp_path):
+    path = written(tmp_path / "plan.json", **changes)
+    with pytest.raises(RunError) as error:
+        read_plan(path)
+    assert all(problem.startswith(f"{path}: ") and problem.endswith("--fresh") for problem in error.value.problems)
+    assert any(problem.startswith(f"{path}: {place}") for problem in error.value.problems), error.value.problems
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_what_holds_no_mapping_is_told_with_its_file(content, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(RunError, match=r"plan\.json: "):
+        read_plan(path)

@@ -1,0 +1,50 @@
+"""Scores taken over from a run."""
+
+import json
+
+import pytest
+from plan_contexts import context
+
+from ecoflap import EcoflapError, Estimate
+from ecoflap.core.pruning.scores import header_line, score_line
+from ecoflap.plugins.scorers.from_run import FromRun
+
+
+def all_layers(replay):
+    return [layer for _, layer in replay.anatomy.layers()]
+
+
+def test_scores_of_another_run(replay, tmp_path):
+    names = [layer.name for layer in all_layers(replay)]
+    lines = [
+        header_line("layer", "mean"),
+        *(score_line(name, Estimate([float(i), i + 1.0])) for i, name in enumerate(names)),
+    ]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scorer = FromRun(tmp_path)
+    assert (scorer.unit, scorer.aggregate) == ("layer", "mean")
+    assert [float(score) for _, score in scorer(replay, all_layers(replay)[2:4])] == [2.5, 3.5]
+    assert next(iter(scorer(replay, all_layers(replay)[2:3])))[1].terms == (2.0, 3.0)
+
+
+def test_scores_of_another_run_that_lacks_some(replay, tmp_path):
+    (tmp_path / "scores.jsonl").write_text(json.dumps(header_line("layer", "sum")) + "\n")
+    with pytest.raises(EcoflapError, match=r"has no score for model.layers.0.self_attn.q_proj.weight"):
+        list(FromRun(tmp_path)(replay, all_layers(replay)))
+    with pytest.raises(EcoflapError, match="no such file; scores are there once a run has scored"):
+        list(FromRun(tmp_path / "nowhere")(replay, all_layers(replay)))
+
+
+def test_a_plan_hears_of_scores_that_are_not_there_or_of_another_model(replay, tmp_path):
+    def said(*lines):
+        (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return list(FromRun(tmp_path).problems(context(anatomy=replay.anatomy)))
+
+    blocks = [score_line(block.name, 1.0) for block in replay.blocks]
+    assert said(header_line("block", "mean"), *blocks) == []
+    assert said(header_line("layer", "mean"), *blocks) == [
+        f"{tmp_path}: its scores are of another model; none is for a layer of this one"
+    ]
+    (tmp_path / "scores.jsonl").unlink()
+    (problem,) = FromRun(tmp_path).problems(context(anatomy=replay.anatomy))
+    assert "no such file; scores are there once a run has scored" in problem
