@@ -14,7 +14,9 @@ def shown(pico_llama, pico_tokenizer, tmp_path):
     """The rows of each table about a pico LLaMA, by the table's title."""
 
     def shown(adapter=None, **keywords):
-        pico_llama(**keywords).save_pretrained(tmp_path / "model", safe_serialization=True)
+        # transformers 4.26 cannot write tied weights as safetensors; only the configuration is looked at
+        safe = not keywords.get("tied")
+        pico_llama(**keywords).save_pretrained(tmp_path / "model", safe_serialization=safe)
         pico_tokenizer.save_pretrained(tmp_path / "model")
         sections = inspection(str(tmp_path / "model"), adapter, load_registry())
         return {section.title: list(section.rows) for section in sections}

@@ -11,6 +11,7 @@ from table import ROWS
 from torch import nn
 
 import ecoflap
+from ecoflap.adapters.hubs.description import describe
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.model.source import open_source
@@ -242,20 +243,19 @@ def test_a_folder_that_does_not_say_what_it_is_of(name: str, folder: Path):
 
 @pytest.mark.skipif("lavis BLIP-2 T5" not in ROWS, reason="LAVIS has an environment of its own")
 def test_a_model_of_lavis_by_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    from ecoflap.adapters.lavis_blip2.adapter import LavisBlip2Adapter
+    from lavis import models
 
     pruned = half_pruned("lavis BLIP-2 T5")
-    model, adapter = pruned.model, pruned.adapter
-    adapter._built = "blip2_t5", "pretrain_flant5xl"
+    describe(pruned.model, {"name": "blip2_t5", "type": "pretrain_flant5xl"})
     Safetensors()(pruned, folder)
     asked = []
 
-    def fetched(self, name, kind):
+    def load(name, kind, is_eval, device):
         asked.append((name, kind))
-        return ROWS["lavis BLIP-2 T5"].build()
+        return ROWS["lavis BLIP-2 T5"].build(), {"eval": None}, {}
 
-    monkeypatch.setattr(LavisBlip2Adapter, "_fetched", fetched)
-    assert bits(ecoflap.load_model(folder)) == bits(model)
+    monkeypatch.setattr(models, "load_model_and_preprocess", load)
+    assert bits(ecoflap.load_model(folder)) == bits(pruned.model)
     assert asked == [("blip2_t5", "pretrain_flant5xl")]
 
 
