@@ -6,11 +6,10 @@ from typing import Any
 
 from ecoflap.core.contracts.events import RunFinished
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.contracts.records import Provenance
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.exports import export_names
-from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests
+from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.recipe.load import parse_recipe
@@ -82,8 +81,7 @@ def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registr
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     model = adapter.load(source, None, "cpu")
     plan, measures = read_plan(folder.plan), report.measures.model_dump()
-    provenance = Provenance(recipe.model.source, recipe.plain(), plan.sparsity_by_tower(), plan.sparsity, measures)
-    return PrunedModel(model, adapter, masks_as_planned(folder.masks, plan), provenance)
+    return PrunedModel(model, adapter, masks_as_planned(folder.masks, plan), provenance_of(recipe, plan, measures))
 
 
 def _written_anew(before: Report, folder: RunFolder, recipe: Recipe) -> Report:

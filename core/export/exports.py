@@ -12,6 +12,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported
 from ecoflap.core.disk.json_files import read_json
+from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.disk.whole_files import sha256_of, whole_folder, write_whole
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.export.surroundings import is_weights
@@ -19,7 +20,6 @@ from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, descri
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, ManifestRun, read_manifest
-from ecoflap.core.text.validation import wrong_places
 
 
 class ExportRecord(BaseModel):

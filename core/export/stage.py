@@ -1,11 +1,24 @@
 """Do the export stage: write what a recipe exports and its run folder does not have yet."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ecoflap.core.contracts.protocols import PrunedModel
+from ecoflap.core.contracts.records import Provenance
 from ecoflap.core.export.exports import export, export_names, is_exported, manifests, origin_of, weight_bytes
+from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.run_log import RunLog
+
+
+def provenance_of(recipe: Recipe, plan: Plan, measures: Mapping[str, Any]) -> Provenance:
+    """Say what a run knows of the model that it exports.
+
+    :param measures: By stage and name.
+    """
+    return Provenance(recipe.model.source, recipe.plain(), plan.sparsity_by_tower(), plan.sparsity, measures)
 
 
 def missing_exports(folder: RunFolder, recipe: Recipe) -> list[str]:

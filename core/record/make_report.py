@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.errors import RunError
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.schema import Recipe
@@ -15,7 +16,6 @@ from ecoflap.core.record.environment import machine, versions
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.report import Report
-from ecoflap.core.text.validation import wrong_places
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from ecoflap.core.contracts.records import Check, StoredTensor
+from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.errors import FormatError
-from ecoflap.core.text.validation import wrong_places
 
 MANIFEST = "manifest.json"
 
@@ -114,9 +114,4 @@ def read_manifest(path: Path) -> Manifest:
 
     :raises FormatError: Where there is none, or it is not one of this version: with the file and each place in it.
     """
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}. Export the run again.") from error
-    except ValidationError as error:
-        raise FormatError(*(f"{path}: {place}. Export the run again." for place in wrong_places(error))) from error
+    return read_validated(path, Manifest, FormatError, "Export the run again.")

@@ -6,14 +6,14 @@ from math import isclose
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.recorded_recipe import RecordedRecipe
-from ecoflap.core.text.validation import wrong_places
 
 
 class _Entry(BaseModel):
@@ -197,12 +197,4 @@ def read_report(path: Path | str) -> Report:
     :raises RunError: Where it cannot be read or is not the report of a run that this version wrote: with the file and
         each place in it.
     """
-    try:
-        return Report.model_validate_json(Path(path).read_bytes())
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}. {_WAY_OUT}") from error
-    except ValidationError as error:
-        raise RunError(*(f"{path}: {place}. {_WAY_OUT}" for place in wrong_places(error))) from error
-
-
-_WAY_OUT = "Run its recipe again to write the report anew."
+    return read_validated(Path(path), Report, RunError, "Run its recipe again to write the report anew.")

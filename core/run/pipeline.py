@@ -10,10 +10,9 @@ from torch import nn
 
 from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.contracts.records import Provenance
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
-from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, missing_exports
+from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, missing_exports, provenance_of
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.recipe.differences import differences
@@ -133,12 +132,9 @@ def _stages(state: RunState) -> Run:
     masks = masks_as_planned(folder.masks, plan)
     stages.evaluate(state, "pruned", model)
     measures = measures_of(folder.evaluations, state.evaluations)
-    provenance = Provenance(
-        state.recipe.model.source, state.recipe.plain(), plan.sparsity_by_tower(), plan.sparsity, measures
-    )
-    pruned = PrunedModel(model, state.prepared.adapter, masks, provenance)
+    pruned = PrunedModel(model, state.prepared.adapter, masks, provenance_of(state.recipe, plan, measures))
     export_all(folder, state.recipe, missing_exports(folder, state.recipe), pruned, state.log)
-    return Run(folder.path, state.recipe, plan, _report(state, plan, model), model)
+    return Run(folder.path, state.recipe, plan, _report(state, plan, model, measures), model)
 
 
 def _go_on_behind_pruning(state: RunState) -> tuple[Plan, nn.Module]:
@@ -183,12 +179,12 @@ def _stages_ahead(state: RunState) -> Iterator[str]:
     yield from (f"export {name}" for name in missing_exports(state.folder, state.recipe))
 
 
-def _report(state: RunState, plan: Plan, model: nn.Module) -> Report:
+def _report(state: RunState, plan: Plan, model: nn.Module, measures: Mapping[str, Any]) -> Report:
     """Write the report, which makes the run a finished one."""
     outcome = Outcome(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         nonzeros=nonzeros(state.model.anatomy, plan.layers),
-        measures=measures_of(state.folder.evaluations, state.evaluations),
+        measures=measures,
         bytes=exported_bytes(state.folder, state.recipe),
         exports=exported_manifests(state.folder, state.recipe),
         device=state.model.device,
