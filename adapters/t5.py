@@ -14,6 +14,7 @@ from ecoflap.adapters.shared.matrices import matrix_outside
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.saved_config import say_untied
 from ecoflap.adapters.shared.t5_stack import layers_of_t5, towers_of_t5, untie
+from ecoflap.adapters.shared.text_batches import pairs_of
 from ecoflap.adapters.shared.texts import padded_rows, text_tokens
 from ecoflap.adapters.views.texts import views_of_encoder_and_decoder
 from ecoflap.core.contracts.abilities import Generation, Said
@@ -72,13 +73,7 @@ class T5Adapter(TransformersAdapter):
         They come from a question and its first answer (or text), from tokens, or from text alone, which is cut in the
         middle.
         """
-        pairs = [self._pair(number, sample) for number, sample in enumerate(samples)]
-        if not pairs:
-            raise DataError("a batch needs at least one sample.")
-        read, said = zip(*pairs, strict=True)
-        input_ids, mask = padded_rows(read)
-        labels, _ = padded_rows(said, IGNORED)
-        return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        return pairs_of(samples, self._ids)
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Compute the mean negative log-likelihood of each token the decoder is to say, given the encoder's text."""
@@ -128,27 +123,6 @@ class T5Adapter(TransformersAdapter):
     def _correct(self, model: nn.Module, folder: Path) -> None:
         if member(model, "lm_head.weight") is not member(model, "shared.weight"):
             say_untied(folder)
-
-    def _pair(self, number: int, sample: Sample) -> tuple[list[int], list[int]]:
-        """Give what the encoder reads and what the decoder is to say.
-
-        :param number: The sample's place in its batch, for what is said of one that is wrong.
-        """
-        said = sample.answers[0] if sample.answers else sample.text
-        if sample.question is not None and said is not None:
-            return self._ids(sample.question), self._ids(said)
-        if sample.tokens is None and sample.text is None:
-            raise DataError(
-                f"this model reads text: sample {number} of a batch holds neither tokens, nor text, nor a question "
-                f"with an answer."
-            )
-        ids = self._ids(str(sample.text)) if sample.tokens is None else sample.tokens.tolist()
-        if len(ids) < 2:
-            raise DataError(
-                f"sample {number} of a batch holds {len(ids)} tokens: at least two are needed, one for the encoder and "
-                f"one for the decoder."
-            )
-        return ids[: len(ids) // 2], ids[len(ids) // 2 :]
 
     def _ids(self, text: str) -> list[int]:
         """Give a text's tokens, with the one that the tokenizer ends it with."""

@@ -40,7 +40,7 @@ class HuggingFace:
 
 def _tensors(pruned: PrunedModel) -> Iterator[StoredTensor]:
     """Describe every pruned weight, none of which is any smaller."""
-    for name in names_once(pruned.model, pruned.masks):
+    for name in names_once(pruned):
         weight = pruned.model.get_parameter(name)
         shape, nonzeros = tuple(weight.shape), int(weight.count_nonzero())
         yield StoredTensor(name, "dense", shape, nonzeros, weight.nbytes, weight.nbytes)

@@ -65,7 +65,7 @@ class Safetensors:
         require_masks(pruned)
         state = pruned.model.state_dict()
         save_surroundings(pruned, folder)
-        written = save_packed(folder / FILE, state, pruned.masks, shard_bytes=self.shard_bytes)
+        written = save_packed(folder / FILE, state, pruned.parameter_masks, shard_bytes=self.shard_bytes)
         contents = _check(folder / FILE, state)
         notes = add_card(pruned, folder, "packed")
         files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))

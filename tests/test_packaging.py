@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CODE = ("adapters", "core", "exporters", "plugins")
-BOX = tuple(f"examples/box/{name}" for name in ("blip2", "clip", "data"))
+BOX = tuple(f"examples/box/{name}" for name in ("blip2", "clip", "data", "llava"))
 SHIPPED = (*CODE, *BOX, "ecoflap", "recipes", "registry.yaml")
 SOURCE = (*SHIPPED, "pyproject.toml", "setup.py", "README.md", "LICENSE", "tests", "docs")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -58,7 +58,7 @@ def source(tmp_path_factory):
     """A copy: building leaves files behind."""
     folder = tmp_path_factory.mktemp("packaging") / "source"
     folder.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "built")
     for name in SOURCE:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)

@@ -1,11 +1,13 @@
 """The recipes that ship or come with an example: each says how it is run, is valid, and runs on a pico model."""
 
+import json
 import re
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from pico_llava import FAMILIES
 
 import ecoflap
 from ecoflap.core.budget.counts import keep_count
@@ -32,7 +34,7 @@ FEW_WORDS = [
     "calibration.samples=2", "calibration.sequence_length=16", "score.calibration.samples=2",
     "score.calibration.sequence_length=16", "evaluate.data.samples=2", "evaluate.data.sequence_length=16",
 ]  # fmt: skip
-ON_PICO = {"quickstart-llama": FEW_WORDS, "box/smollm2": FEW_WORDS, "stable-rank": []}
+ON_PICO = {"quickstart-llama": FEW_WORDS, "box/smollm2": FEW_WORDS, "box/gemma3": FEW_WORDS, "stable-rank": []}
 """What makes a recipe fit a pico model."""
 
 FEW_PICTURES = ["calibration.samples=4", "score.samples=2"]
@@ -47,6 +49,9 @@ ON_ITS_OWN = {
     ],
 }
 """What makes a recipe for a model in the box short."""
+
+ON_PICO_LLAVA = {"quickstart-llava": [*FEW_PICTURES, "evaluate.data.samples=4"]}
+"""What makes a recipe short whose model and questions are joined of packages first."""
 
 
 @pytest.fixture
@@ -63,6 +68,19 @@ def registry(tmp_path, monkeypatch):
     for name in set(sys.modules) - before:
         if name.partition(".")[0] in plugins.values():
             del sys.modules[name]
+
+
+@pytest.fixture
+def on_pico_llava(tmp_path):
+    """What a recipe sets to be run on a pico LLaVA and questions in its words."""
+    llava = FAMILIES["llava"]
+    llava.adapter().save(llava.build(), tmp_path / "llava")
+    images = sorted((ROOT / "examples" / "box" / "data" / "images").glob("*.png"))[:5]
+    rows = [{"image": str(file), "question": "w1 ?", "answers": ["w2"], "kind": "yes/no"} for file in images]
+    (tmp_path / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows * 100), "utf-8")
+    data = ("calibration", "score.calibration", "evaluate.data")
+    paths = [f"{key}.path={tmp_path / 'questions.jsonl'}" for key in data]
+    return [f"model.source={tmp_path / 'llava'}", *paths]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -82,16 +100,19 @@ def test_the_recipe_is_valid(name, registry):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_run_of_a_sweep_is_valid_with_its_model(name, registry, tmp_path):
-    """At one of its sparsities, the others being alike."""
+def test_every_run_of_a_sweep_is_valid_with_its_model(name, registry, pico_llama_folder, tmp_path, on_pico_llava):
+    """At one of its sparsities, the others being alike; on a pico model where its own is not among what tests need."""
     sweep = read_sweep(SWEEPS[name])
     assert all(0 < value.value.value < 1 for value in sweep.axes["sparsity"])
-    cells = planned_runs(read_sweep(SWEEPS[name], ["sparsity=0.5"]), tmp_path, registry)
+    set_ = ["sparsity=0.5", *(on_pico_llava if sweep.recipe.stem in ON_PICO_LLAVA else [])]
+    if name == "box/gemma3-table":
+        set_ += [f"model.source={pico_llama_folder}", *FEW_WORDS]
+    cells = planned_runs(read_sweep(SWEEPS[name], set_), tmp_path / "sweep", registry)
     assert len(cells) == len(sweep.methods) * len(sweep.seeds or (0,))
 
 
 def test_every_recipe_is_run_on_something():
-    assert {*ON_PICO, *ON_ITS_OWN, *PAPER} == {*RECIPES}
+    assert {*ON_PICO, *ON_ITS_OWN, *ON_PICO_LLAVA, *PAPER} == {*RECIPES}
 
 
 @pytest.mark.parametrize("name", ON_PICO)
@@ -102,6 +123,11 @@ def test_the_recipe_runs_on_a_pico_model(name, registry, pico_llama_folder, tmp_
 @pytest.mark.parametrize("name", ON_ITS_OWN)
 def test_the_recipe_runs_on_the_model_in_the_box(name, registry, tmp_path):
     run(name, registry, tmp_path / "run", ON_ITS_OWN[name])
+
+
+@pytest.mark.parametrize("name", ON_PICO_LLAVA)
+def test_the_recipe_runs_on_a_pico_llava(name, registry, on_pico_llava, tmp_path):
+    run(name, registry, tmp_path / "run", [*on_pico_llava, *ON_PICO_LLAVA[name]])
 
 
 def run(name, registry, folder, set_):

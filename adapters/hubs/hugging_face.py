@@ -1,7 +1,7 @@
 """Read and write models of transformers, with tokenizer or processor: from a hub id, a folder or a GGUF file."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,10 +11,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ecoflap.core.errors import ModelError
+from ecoflap.adapters.hubs.checked_weights import integer_problems, refuse_other_weights, refuse_quantised
+from ecoflap.core.disk.json_files import read_json
+from ecoflap.core.errors import ModelError, RunError
 from ecoflap.core.export.surroundings import save_settings
 from ecoflap.core.model.anatomy import Source
-from ecoflap.core.model.source import check_weights, hub_id
+from ecoflap.core.model.hub import is_reachable
+from ecoflap.core.model.own_code import not_run
+from ecoflap.core.model.source import check_weights, hub_id, snapshot
 from ecoflap.core.packed.into_model import fill, packed_in, packed_types, without_weights
 
 TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json",
@@ -34,8 +38,9 @@ def load_transformers_model(
     :param kind: The name of a class of transformers: ``AutoModelForCausalLM``, ``T5ForConditionalGeneration``.
     :param dtype: The type of its weights; None keeps the checkpoint's.
     :param has_pooler: None where some checkpoints of the class have one and some have not, which shows on loading.
-    :raises ModelError: Where it cannot be read, or lacks weights, which transformers would draw at random.
+    :raises ModelError: Where it cannot be read, is quantised, or its weights are not those of its configuration.
     """
+    refuse_quantised(source)
     with quiet():
         if device == "meta":
             with torch.device("meta"):
@@ -62,8 +67,9 @@ def load_processor(kind: str, source: Source) -> Any:
         with quiet():
             read = _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"the tokenizer or processor of {source.name} cannot be read: {reason}") from error
+        brought = not_run(_processor_config(source), "It")
+        reason = "" if brought else f" {' '.join(str(error).split())}"
+        raise ModelError(f"the tokenizer or processor of {source.name} cannot be read:{reason}{brought}") from error
     _forget_place(getattr(read, "tokenizer", read))
     return read
 
@@ -118,16 +124,35 @@ def _class(kind: str) -> Any:
 def _config(config: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
+    if "model_type" not in config:
+        raise ModelError("its configuration has no model_type, so it is no model of transformers")
     try:
         return AutoConfig.for_model(**config)
     except (KeyError, ValueError) as error:
-        raise ModelError(f"this version of transformers cannot build the model: {error}") from error
+        raise ModelError(f"this version of transformers cannot build the model: {error}.{not_run(config)}") from error
 
 
 def _built(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None, **arguments: Any) -> nn.Module:
     known = _config(config)
-    build: Callable[..., nn.Module] = _class(kind).from_config if kind.startswith("Auto") else _class(kind)._from_config
-    return build(known, **_dtype_argument(dtype or _own_dtype(known)), **arguments).eval()
+    with _refusing_other_kinds(kind, known):
+        made = _class(kind)
+        build: Callable[..., nn.Module] = made.from_config if kind.startswith("Auto") else made._from_config
+        return build(known, **_dtype_argument(dtype or _own_dtype(known)), **arguments).eval()
+
+
+@contextmanager
+def _refusing_other_kinds(kind: str, config: Any) -> Iterator[None]:
+    """Refuse a configuration that is none of a class, which a class may only find out when it misses something."""
+    wanted = getattr(_class(kind), "config_class", None)
+    problem = f"no {kind} can be made of a model of type {config.model_type!r}"
+    if wanted is not None and not isinstance(config, wanted):
+        raise ModelError(problem)
+    try:
+        yield
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise ModelError(problem) from error
 
 
 def _from_packed(
@@ -167,29 +192,66 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     wanted = dtype or (torch.float32 if is_gguf else "auto")
     if is_gguf:
         arguments["config"] = _config(source.config)  # reading a GGUF's header takes seconds, and was done
+    arguments |= _dtype_argument(wanted)
     try:
         read: Any = _class(kind).from_pretrained(
-            place, **arguments, **_dtype_argument(wanted), trust_remote_code=False, output_loading_info=True
+            place, **arguments, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        raise ModelError(f"{source.name} cannot be loaded: {error}") from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
+        why = _integers_or(source, f"{source.name} cannot be loaded: {error}")
+        raise ModelError(*why) from error
     model: nn.Module = read[0]
-    missing = sorted(read[1]["missing_keys"])
+    missing = read[1]["missing_keys"]
     if missing and has_pooler is None and all(name.startswith("pooler.") for name in missing):
         return _with_weights(kind, source, dtype, has_pooler=False)
-    if missing:  # transformers would go on with random numbers in their place
-        raise ModelError(f"{source.name} lacks {len(missing)} of the model's weights: {', '.join(missing[:4])}…")
+    # of other shapes are refused here, by name
+    refuse_other_weights(source, model, read[1], _of_other_classes(source.config))
     if is_gguf:
         _forget_quantization(model)
     _forget_loading(model)
     return model.eval()
 
 
+def _processor_config(source: Source) -> dict[str, Any]:
+    """Give what a tokenizer's or processor's file says that names code to be run; nothing where none does."""
+    folder = snapshot(source) if source.path is None else source.path
+    if folder is not None and folder.is_dir():
+        for name in ("tokenizer_config.json", *IMAGE_FILES):
+            with suppress(RunError):  # of one that is not there, or is no JSON
+                if "auto_map" in (found := read_json(folder / name)):
+                    return found
+    return {}
+
+
+def _integers_or(source: Source, problem: str) -> list[str]:
+    """Say that a checkpoint holds integers, at which versions before 5 stumble, or else what there is to say."""
+    try:
+        return list(integer_problems(source)) or [problem]
+    except (OSError, SafetensorError):  # its file is what cannot be read
+        return [problem]
+
+
+def _of_other_classes(config: Mapping[str, Any]) -> Iterator[nn.Module]:
+    """Build what else the configuration describes, without weights: the body, pre-training's model, and its own class.
+
+    A checkpoint may hold a head or a pooler that the class which is read has no place for.
+    """
+    for kind in dict.fromkeys(("AutoModel", "AutoModelForPreTraining", *(config.get("architectures") or ()))):
+        try:
+            with torch.device("meta"):
+                other = _built(kind, config, None)
+        except (ModelError, ValueError, AttributeError, TypeError):  # it has no such class
+            continue
+        yield other
+
+
 def _place(source: Source) -> tuple[str, dict[str, Any]]:
     """Give what ``from_pretrained`` is called with."""
     if source.path is None:
         repository, revision = hub_id(source)
-        return repository, {"revision": revision or "main"}
+        opened = snapshot(source)  # the commit that was planned with, though a branch may have moved since
+        commit = opened.name if opened else revision or "main"
+        return repository, {"revision": commit, "local_files_only": not is_reachable()}
     if source.path.is_file():
         return str(source.path.parent), {"gguf_file": source.path.name, "local_files_only": True}
     return str(source.path), {"local_files_only": True}

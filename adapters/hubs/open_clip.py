@@ -15,8 +15,9 @@ from torch import nn
 from ecoflap.adapters.shared.stored_types import take_types, types_in
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.hub import first_on_hub
 from ecoflap.core.model.shapes import first_difference, shapes_of
-from ecoflap.core.model.source import OPEN_CLIP, hub_id
+from ecoflap.core.model.source import OPEN_CLIP
 from ecoflap.core.packed.into_model import fill, packed_in, packed_types, without_weights
 
 PREFIX = "open_clip:"
@@ -277,16 +278,10 @@ def _weights_of(source: Source) -> Path:
 
 
 def _fetched(source: Source) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    repository, revision = hub_id(source)
-    problems: list[Exception] = []
-    for name in WEIGHTS:
-        try:
-            return Path(hf_hub_download(repository, name, revision=revision))
-        except (OSError, ValueError) as error:
-            problems.append(error)
-    raise ModelError(f"{source.name} has none of {', '.join(WEIGHTS)}: {problems[0]}") from problems[0]
+    try:
+        return first_on_hub(source.name, WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source.name} has none of {', '.join(WEIGHTS)}: {error}") from error
 
 
 def _half_of(types: Mapping[str, torch.dtype]) -> torch.dtype | None:

@@ -14,6 +14,7 @@ from torch import nn
 from ecoflap.adapters.shared.stored_types import take_types, types_in
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.hub import asked_once
 from ecoflap.core.model.source import check_weights, hub_id, weight_files
 from ecoflap.core.packed.into_model import fill, packed_in, packed_types, without_weights
 
@@ -81,12 +82,14 @@ def load_stored(source: Source, arguments: Mapping[str, Any], device: str) -> nn
         _require_folders()
         place = f"local-dir:{source.path}"
     if device == "meta":
-        return build(place, arguments, pretrained=False, device=device)
+        with asked_once():
+            return build(place, arguments, pretrained=False, device=device)
     packed = packed_in(source)
     if packed is not None:
         return _from_packed(place, arguments, packed)
     check_weights(source)
-    model = build(place, arguments, pretrained=True, device=device)
+    with asked_once():
+        model = build(place, arguments, pretrained=True, device=device)
     take_types(model, types_in(_stored_file(source)))
     return model
 

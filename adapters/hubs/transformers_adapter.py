@@ -1,13 +1,16 @@
 """Do what the adapters of models of transformers do alike: recognise a model, read it, and write it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.hugging_face import load_processor, load_transformers_model, save_model, save_surroundings
+from ecoflap.core.contracts.records import Batch
 from ecoflap.core.model.anatomy import Source
 
 
@@ -64,6 +67,23 @@ class TransformersAdapter(ABC):
         save_surroundings(model, self.processor, folder)
         self._correct(model, folder)
 
+    def own_inputs(self, model: nn.Module, batch: Batch) -> Mapping[str, Any] | None:
+        """Give a batch with its labels, or with the wish for the loss of its pairs, as transformers has either.
+
+        None for a class that computes no loss, and for a batch without labels.
+        """
+        taken = signature(type(model).forward).parameters
+        labels = self._labels(model, batch)
+        if "labels" in taken and labels is not None:
+            wish: dict[str, Any] = {"labels": labels}
+        elif "return_loss" in taken:
+            wish = {"return_loss": True}
+        else:
+            return None
+        if "use_cache" in taken:
+            wish["use_cache"] = False
+        return {**{name: value for name, value in batch.items() if name in taken}, **wish}
+
     @staticmethod
     @abstractmethod
     def _is_read(model_type: str, name: str | None) -> bool:
@@ -85,6 +105,11 @@ class TransformersAdapter(ABC):
     def _read_processor(self, source: Source, model: nn.Module) -> Any:
         """Read the processor that belongs to a model, from where the model was read."""
         return load_processor(self._processor_kind, source)
+
+    def _labels(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """Give the labels by which transformers computes a loss; by default those that the batch has."""
+        labels: Tensor | None = batch.get("labels")
+        return labels
 
     def _correct(self, model: nn.Module, folder: Path) -> None:
         """Correct what transformers wrote wrongly into the configuration in a folder; by default nothing."""

@@ -16,10 +16,18 @@ LOGITS_BYTES = 16 * 2**20  # measured on two cores: faster than 8 or 256 MiB, an
 IGNORED = -100  # transformers' mark of a label that is padding
 
 
-def mean_nll(logits: Float[Tensor, "*batch vocabulary"], labels: Int64[Tensor, "*batch"]) -> Float[Tensor, ""]:
+def shifted(labels: Int64[Tensor, "rows tokens"]) -> Int64[Tensor, "rows tokens"]:
+    """Put each label to the position before it, whose logits are to predict it; the last has none."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def mean_nll(
+    logits: Float[Tensor, "*batch vocabulary"], labels: Int64[Tensor, "*batch"], smoothing: float = 0.0
+) -> Float[Tensor, ""]:
     """Give the mean negative log-likelihood of the labels that are not ``IGNORED``.
 
     :param labels: That of each position is the one which the logits of the same position are to predict.
+    :param smoothing: The share of each target that is spread evenly over all of the vocabulary.
     :raises DataError: Where all are ignored.
     """
     real = labels != IGNORED
@@ -27,7 +35,28 @@ def mean_nll(logits: Float[Tensor, "*batch vocabulary"], labels: Int64[Tensor, "
     if not len(targets):
         raise DataError("a batch holds no token to predict.")
     # Each term is exact enough in float32; it is their sum that would lose a small difference.
-    return F.cross_entropy(logits[real].float(), targets, reduction="none").double().mean()
+    terms = F.cross_entropy(logits[real].float(), targets, reduction="none", label_smoothing=smoothing)
+    return terms.double().mean()
+
+
+def mean_nll_in_chunks(
+    logits: Float[Tensor, "*batch vocabulary"], labels: Int64[Tensor, "*batch"]
+) -> Float[Tensor, ""]:
+    """Give the same as :func:`mean_nll`, with a few rows of logits in float32 at a time.
+
+    :raises DataError: Where all labels are ignored.
+    """
+    real = labels != IGNORED
+    rows, targets = real.nonzero(as_tuple=True), labels[real]
+    if not len(targets):
+        raise DataError("a batch holds no token to predict.")
+    count = max(1, LOGITS_BYTES // (4 * logits.shape[-1]))
+    places = zip(*(axis.split(count) for axis in rows), strict=True)
+    terms = [
+        F.cross_entropy(logits[place].float(), wanted, reduction="none").double().sum()
+        for place, wanted in zip(places, targets.split(count), strict=True)
+    ]
+    return torch.stack(terms).sum() / len(targets)
 
 
 def mean_nll_of_hidden(

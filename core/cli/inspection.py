@@ -1,6 +1,7 @@
 """Show a model taken apart: its towers, blocks and layers, and what of it is never pruned and why."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,13 +10,17 @@ from torch import nn
 
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.conformance import contract_problems
+from ecoflap.core.contracts.conformance import contract_problems, options_of
+from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import RegistryError
-from ecoflap.core.model.anatomy import Anatomy, Layer, Source, Tower
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.model.never_pruned import never_pruned, tied_names
+from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.model.source import open_source
 from ecoflap.core.registry.adapter_for import adapter_for
+from ecoflap.core.registry.named_adapter import knows, refusing_misfit
+from ecoflap.core.registry.parameters import code_name
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.text.columns import left, right
 
@@ -29,8 +34,10 @@ def inspection(source: str, adapter: str | None, registry: Registry) -> list[Sec
     """
     opened = open_source(source, Path.cwd())
     chosen = _named(adapter, registry) if adapter else adapter_for(opened, registry)
-    model, towers, anatomy, matrices = _taken_apart(chosen, opened)
+    with refusing_misfit(chosen, adapter, opened):
+        model, towers, anatomy, matrices = _taken_apart(chosen, opened)
     sections = [
+        Section("adapter", left("adapter", "why this one"), [_adapter(chosen, opened, registry)]),
         Section(
             f"{source}: {_counted(model.parameters())}",
             (*left("tower"), *right("blocks", "layers", "prunable"), *left("by default")),
@@ -46,7 +53,7 @@ def inspection(source: str, adapter: str | None, registry: Registry) -> list[Sec
             (*left("matrix"), *right("shape", "weights"), *left("the same weight as")),
             [_matrix(model, name, layer) for name, layer in matrices.items()],
         ),
-        _never_pruned(model, anatomy, towers),
+        _never_pruned(model, anatomy, towers, options_of(AdapterOptions, chosen).left_out(model)),
     ]
     return [section for section in sections if section.rows]
 
@@ -88,6 +95,20 @@ def _named(name: str, registry: Registry) -> Adapter:
     return adapter
 
 
+def _adapter(adapter: Adapter, source: Source, registry: Registry) -> tuple[str, str]:
+    """Write an adapter's row: its name, and how sure it is that the model is one of its own."""
+    known = [name for name in registry.names("adapter") if registry.find("adapter", name) is type(adapter)]
+    return (known or [code_name(adapter)])[0], _how_sure(adapter, source)
+
+
+def _how_sure(adapter: Adapter, source: Source) -> str:
+    if not knows(adapter, source):
+        return "named, and it does not claim this model: hold it to the model with ecoflap.check_adapter"
+    if options_of(AdapterOptions, adapter).priority < 0:
+        return "generic: no family's own adapter claims it; what runs was found by watching a forward without weights"
+    return "special: written for this family, which the model's configuration names"
+
+
 def _counted(parameters: Any) -> str:
     return f"{sum(parameter.numel() for parameter in parameters):,} parameters"
 
@@ -104,14 +125,25 @@ def _layers(anatomy: Anatomy) -> Iterator[tuple[str, ...]]:
     """List the layers of each block; blocks of a tower whose layers are alike share their rows."""
     alike: dict[tuple[Any, ...], list[str]] = {}
     for block in anatomy.blocks:
-        inside = anatomy.layers_of[block.name]
-        shape = tuple(
-            (layer.name.removeprefix(f"{block.name}."), layer.shape, layer.reads or block.tower) for layer in inside
-        )
-        alike.setdefault((block.tower, shape), []).append(block.name)
-    for (_, shape), blocks in alike.items():
-        for index, (name, (out, inputs), reads) in enumerate(shape):
-            yield _range(blocks) if index == 0 else "", name, f"{out}×{inputs}", f"{out * inputs:,}", reads
+        alike.setdefault((block.tower, tuple(_rows(block, anatomy.layers_of[block.name]))), []).append(block.name)
+    for (_, rows), blocks in alike.items():
+        for index, row in enumerate(rows):
+            yield _range(blocks) if index == 0 else "", *row
+
+
+def _rows(block: Block, layers: Sequence[Layer]) -> Iterator[tuple[str, ...]]:
+    """Write a row for each layer of a block; the experts of one parameter share theirs."""
+    for (name, (out, inputs), reads), group in groupby(layers, lambda layer: _kind(block, layer)):
+        parts = [layer.part for layer in group]
+        many = f"[{parts[0]} … {parts[-1]}] ({len(parts)})" if len(parts) > 1 else ""
+        each = " each" if many else ""
+        yield f"{name}{many}", f"{out}×{inputs}", f"{out * inputs:,}{each}", reads
+
+
+def _kind(block: Block, layer: Layer) -> tuple[str, tuple[int, int], str]:
+    """Give what the experts of one parameter have in common, and no two other layers."""
+    name = parameter_and_part(layer.name)[0] if isinstance(layer.part, int) else layer.name
+    return name.removeprefix(f"{block.name}."), layer.shape, layer.reads or block.tower
 
 
 def _range(names: Sequence[str]) -> str:
@@ -125,10 +157,11 @@ def _matrix(model: nn.Module, name: str, layer: Layer) -> tuple[str, ...]:
     return name, f"{out}×{inputs}", f"{layer.size:,}", ", ".join(tied_names(model, layer.name))
 
 
-def _never_pruned(model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> Section:
+def _never_pruned(model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower], left_out: Mapping[str, str]) -> Section:
     """List what is never pruned: outside the blocks everything, and of each tower what its first block has."""
     outside = [tower.name for tower in towers if tower.outside]
-    found = [one for one in never_pruned(model, anatomy, towers) if one.name.removesuffix(".weight") not in outside]
+    everything = never_pruned(model, anatomy, towers, left_out)
+    found = [one for one in everything if one.name.removesuffix(".weight") not in outside]
     later = tuple(f"{block.name}." for tower in anatomy.towers for block in tower.blocks[1:])
     rows = [
         (one.name, "×".join(map(str, one.shape)) or "1", one.reason) for one in found if not one.name.startswith(later)

@@ -12,6 +12,7 @@ from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration, Recipe
+from ecoflap.core.registry.named_adapter import knows
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.prepared import Prepared
@@ -38,11 +39,32 @@ def prepared_tables(prepared: Prepared) -> list[Section]:
             (*left("tower"), *right("blocks", "layers", "prunable"), *left("budget"), *right("kept")),
             list(_towers(prepared)),
         ),
+        _kept_whole(prepared, total),
+        *_warning(prepared),
         Section("work", left("stage", "what is run"), list(_work(prepared))),
         *([Section("tied", left("what else is changed"), tied)] if tied else []),
         *([_configured(recipe)] if recipe.model.config is not None and is_on_hub(prepared.source) else []),
         Section("needs, predicted", (*left("what"), *right("size"), *left("made of")), list(needs(prepared))),
     ]
+
+
+def _kept_whole(prepared: Prepared, total: int) -> Section:
+    """Tell what is kept whole, by reason, with its share of the model."""
+    rows = [
+        (one.reason, f"{one.parameters:,}", f"{100 * one.parameters / total:.1f} %", one.example)
+        for one in prepared.kept_whole
+    ]
+    size = sum(one.parameters for one in prepared.kept_whole)
+    title = f"kept whole: {size:,} parameters, {100 * size / total:.1f} % of the model"
+    return Section(title, (*left("being"), *right("parameters", "share"), *left("such as")), rows)
+
+
+def _warning(prepared: Prepared) -> Iterator[Section]:
+    """Warn of an adapter that was named for a model which it does not know."""
+    name = prepared.recipe.model.adapter_name
+    if name is not None and not knows(prepared.adapter, prepared.source):
+        told = f"{name} does not know this model. Before it does anything else a run holds it against the model"
+        yield Section("", left("adapter"), [(f"{told}, and refuses it where its loss is not the model's own",)])
 
 
 def _configured(recipe: Recipe) -> Section:

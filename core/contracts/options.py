@@ -5,14 +5,15 @@ default of this page is. They are read once, when a recipe is checked. A member 
 refused, so that a misspelt one is never passed over in silence (``ecoflap.core.contracts.conformance``).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate, Unit, View
+from ecoflap.core.contracts.records import Aggregate, Batch, Unit, View
 from ecoflap.core.model.anatomy import Anatomy
 
 
@@ -143,12 +144,39 @@ class ExporterOptions(PartOptions):
 class AdapterOptions(PartOptions):
     """What an adapter may have, beside the abilities of ``ecoflap.core.contracts.abilities``.
 
+    :cvar priority: Of several adapters that claim a model, the one with the highest is taken. One that is written for a
+        family has 0, the default; one that takes what no other knows is below that.
     :cvar save_surroundings: A method ``save_surroundings(model, folder)`` that writes what ``save`` writes beside the
         weights: configuration, tokenizer or processor. None stands for what transformers' ``save_pretrained`` writes
         for a model, which of any other is nothing.
     """
 
+    priority: int = 0
     save_surroundings: Callable[[nn.Module, Path], None] | None = None
+
+    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Give a context in which the engine runs the model, backward and all; the default changes nothing.
+
+        What a loss needs of the model while it computes, such as another way to run its experts, is needed again where
+        a block is run anew in the backward.
+        """
+        return nullcontext()
+
+    def left_out(self, model: nn.Module) -> Mapping[str, str]:
+        """Say by parameter or block which matrices are no layers on purpose, and why; none by default.
+
+        Such are the routers of experts, and matrices that the loss never uses. ``ecoflap inspect`` shows the reasons.
+        """
+        return {}
+
+    def own_inputs(self, model: nn.Module, batch: Batch) -> Mapping[str, Any] | None:
+        """Give what the model's own forward is called with so that it computes its own loss of a batch.
+
+        ``check_adapter`` and the beginning of a run hold the adapter's loss against the ``loss`` in what comes back:
+        with transformers that takes the batch with its ``labels``. None, the default, stands for a model whose forward
+        computes no loss.
+        """
+        return None
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
         """Give the parts of a model that can be exported by themselves; none by default.

@@ -30,6 +30,7 @@ from ecoflap.core.contracts.records import (
     Statistics,
 )
 from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
+from ecoflap.core.model.parameter_masks import ParameterMasks
 
 if TYPE_CHECKING:
     from ecoflap.core.forward.replay import Replay
@@ -179,14 +180,20 @@ class PrunedModel:
 
     :param model: In eval mode.
     :param adapter: The model's, with its processor.
-    :param masks: By the layer's name, True for every weight that is kept.
+    :param masks: By the layer's name, True for every weight that is kept; each lies as its parameter does, which is
+        ``[in, out]`` where the layer is transposed.
     :param provenance: The run that made it; None for a model that was pruned by hand.
     """
 
     model: nn.Module
     adapter: Adapter
-    masks: Mapping[str, Bool[Tensor, "out in"]]
+    masks: Mapping[str, Bool[Tensor, "rows columns"]]
     provenance: Provenance | None = None
+
+    @property
+    def parameter_masks(self) -> Mapping[str, Bool[Tensor, "..."]]:
+        """Give the masks by parameter, as a state dict has them: those of its parts, such as experts, are one."""
+        return ParameterMasks(self.model, self.masks)
 
 
 @runtime_checkable

@@ -114,7 +114,15 @@ class Pruned(NamedTuple):
 
 
 class Statistics(dict[type[Any], Any]):
-    """The statistics of one layer's inputs by their types: ``seen[Gram]`` is a ``Gram``."""
+    """The statistics of one layer's inputs by their types: ``seen[Gram]`` is a ``Gram``.
+
+    :param is_fed: False for an expert that saw no token: its statistics are as though each of its inputs had come once
+        and alone, so that a method goes by its weights.
+    """
+
+    def __init__(self, found: Mapping[type[Any], Any] = {}, *, is_fed: bool = True) -> None:
+        super().__init__(found)
+        self.is_fed = is_fed
 
     def __getitem__(self, kind: type[StatisticType]) -> StatisticType:
         """Give the statistic of a type.

@@ -19,7 +19,7 @@ def with_gradients(block: Block, layers: Sequence[Layer]) -> Iterator[None]:
     flags = [(parameter, parameter.requires_grad) for parameter in block.module.parameters()]
     block.module.requires_grad_(False)
     for layer in layers:
-        layer.weight.requires_grad_(True)
+        layer.parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
             yield
@@ -46,14 +46,16 @@ def add_gradients(
             f"{block.name}: its output {tuple(hidden.shape)} is not of the {tuple(real.shape)} tokens that its tower "
             f"has, so no gradient by sample can be taken. Its adapter's layout or tokens is wrong"
         )
-    weights = [layer.weight for layer in layers]
+    parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
     for number, sample in enumerate(hidden):
         norm = (sample if real is None else sample[real[number].to(sample.device)]).float().norm()
         keep = number + 1 < len(hidden)
-        gradients = torch.autograd.grad(norm, weights, retain_graph=keep, allow_unused=True)
-        for layer, gradient in zip(layers, gradients, strict=True):
+        gradients = torch.autograd.grad(norm, parameters, retain_graph=keep, allow_unused=True)
+        of = {id(parameter): gradient for parameter, gradient in zip(parameters, gradients, strict=True)}
+        for layer in layers:
+            gradient = of[id(layer.parameter)]
             if gradient is not None:
-                add(layer, gradient)
+                add(layer, layer.matrix_of(gradient))
 
 
 def _by_sample(block: Block, layers: Sequence[Layer], output: Any) -> Float[Tensor, "batch ..."]:

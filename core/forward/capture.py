@@ -1,44 +1,165 @@
 """Seeing the input of every prunable matrix, whether or not its module's hook fires.
 
-Module hooks never fire for a packed ``in_proj_weight``, for the ``out_proj`` of ``nn.MultiheadAttention``, or for fused
-q, k, v that a model hands to ``F.linear`` itself. All of them go through ``torch.nn.functional.linear``, so that is
-where we look, matching by the identity of the weight.
+Module hooks never fire for a packed ``in_proj_weight``, for the ``out_proj`` of ``nn.MultiheadAttention``, for fused
+q, k, v that a model hands to ``F.linear`` itself, for an expert that is a slice of a parameter, nor for ``x @ W.T``.
+All of them are products, so products are where we look: at ``F.linear``, and at every other product that torch has,
+matching what is multiplied by the place in memory that a layer's matrix has.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Layer
 
 
-@contextmanager
-def watching(layers: Sequence[Layer], see: Callable[[Layer, Tensor], None]) -> Iterator[None]:
-    """Call ``see(layer, inputs)`` before every ``F.linear`` whose weight is one of ``layers``'.
+class Picked(NamedTuple):
+    """Which rows of a table were picked, such as an expert's tokens of all hidden states.
 
-    Identities are resolved on entry, so enter when the block starts, not before its weights are in place.
+    :param of: How many rows the table has.
     """
-    by_identity = {id(layer.weight): layer for layer in layers}
+
+    rows: Int64[Tensor, " rows"]
+    of: int
+
+
+See = Callable[[Layer, Tensor, Picked | None], None]
+"""Takes a layer, its input, and what that was picked from, as far as it is known."""
+
+_Place = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+_SUMMED = {torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm}
+_REVERSED = {Tensor.__rmatmul__}
+_PRODUCTS = {
+    torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__,
+} | _SUMMED | _REVERSED  # fmt: skip
+_PICKS = {Tensor.__getitem__, torch.index_select, Tensor.index_select}
+
+
+@contextmanager
+def watching(layers: Sequence[Layer], see: See) -> Iterator[None]:
+    """Call ``see`` before every product with the matrix of one of ``layers``, or with a view of it.
+
+    Places are resolved on entry, so enter when the block starts, not before its weights are in place.
+
+    :raises ModelError: Where a part of a layer's parameter is multiplied that is no layer.
+    """
+    matrices = _Matrices(layers)
+    products = _Products(matrices, see)
     original = functional.linear
 
     def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        layer = by_identity.get(id(weight))
+        layer = matrices.at(weight)
         if layer is not None:
-            see(layer, input)
-        elif weight._base is not None and id(weight._base) in by_identity:
-            name = by_identity[id(weight._base)].name
-            raise ModelError(f"{name} is applied in slices to different inputs, which its adapter must declare")
+            see(layer, input, products.picked(input))
         return original(input, weight, bias)
 
+    # F.linear is replaced, because torch's own functions in Python, as that of nn.MultiheadAttention, hide what they
+    # call from the mode.
     functional.linear = linear
     try:
-        yield
+        with products:
+            yield
     finally:
         functional.linear = original
+
+
+class _Matrices:
+    """Knows which layer a tensor is by where it lies: it may be the layer's parameter, or any view that is its matrix.
+
+    It holds the parameters, so that no other tensor takes their identity.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._parameters = {id(layer.parameter): layer.parameter for layer in layers}
+        self._layers = {_place(layer.weight): layer for layer in layers}
+        self._name_of = {id(layer.parameter): layer.name for layer in layers}
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is one of the parameters, or a view of one."""
+        return id(_whole(tensor)) in self._parameters
+
+    def at(self, matrix: Tensor) -> Layer | None:
+        """Give the layer that a matrix ``[out, in]`` is; None for a tensor of something else.
+
+        :raises ModelError: Where it is another part of a layer's parameter.
+        """
+        if not self.holds(matrix):
+            return None
+        layer = self._layers.get(_place(matrix))
+        if layer is None:
+            name = self._name_of[id(_whole(matrix))]
+            raise ModelError(f"{name} is applied in slices to different inputs, which its adapter must declare")
+        return layer
+
+
+class _Products(TorchFunctionMode):
+    """Listens to products other than ``F.linear``, and remembers which rows were picked from which tensor."""
+
+    def __init__(self, matrices: _Matrices, see: See) -> None:
+        super().__init__()
+        self._matrices, self._see = matrices, see
+        self._picked: Picked | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _PRODUCTS:
+            self._look(func, [*args, *(kwargs or {}).values()])
+        if func in _PICKS:
+            self._remember(args)
+        return func(*args, **(kwargs or {}))
+
+    def picked(self, inputs: Tensor) -> Picked | None:
+        """Say which rows inputs were picked as: they, or what they were computed from, are what was picked last.
+
+        An expert picks its tokens, and multiplies what becomes of them until the next expert picks its own.
+        """
+        fits = self._picked is not None and inputs.numel() == len(self._picked.rows) * inputs.shape[-1]
+        return self._picked if fits else None
+
+    def _look(self, func: Any, operands: list[Any]) -> None:
+        """See the other side of a product ``a @ b`` in which one side is made of layers."""
+        a, b = operands[1:3] if func in _SUMMED else operands[:2]
+        if func in _REVERSED:
+            a, b = b, a
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            return
+        if self._matrices.holds(b):
+            self._multiplied(a, b.mT)
+        elif self._matrices.holds(a):
+            self._multiplied(b.mT, a)
+
+    def _multiplied(self, inputs: Tensor, matrices: Tensor) -> None:
+        """See inputs ``[…, in]`` of one matrix ``[out, in]``, or inputs ``[n, rows, in]`` of n of them."""
+        pairs = [(inputs, matrices)] if matrices.dim() == 2 else zip(inputs, matrices, strict=True)
+        for rows, matrix in pairs:
+            layer = self._matrices.at(matrix)
+            if layer is not None:
+                self._see(layer, rows, self.picked(rows) if matrices.dim() == 2 else None)
+
+    def _remember(self, args: tuple[Any, ...]) -> None:
+        """Keep which rows are picked of a table of hidden states, by ``hidden[rows]`` or ``hidden[None, rows]``."""
+        table, index = args[0], args[-1]
+        if isinstance(index, tuple) and len(index) == 2 and index[0] is None:
+            index = index[1]
+        is_rows = isinstance(index, Tensor) and index.dim() == 1 and index.dtype == torch.int64
+        if is_rows and isinstance(table, Tensor) and table.dim() == 2 and table.is_floating_point():
+            self._picked = Picked(index, len(table))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor if tensor._base is None else tensor._base
+
+
+def _place(tensor: Tensor) -> _Place:
+    return id(_whole(tensor)), int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
 
 
 @contextmanager

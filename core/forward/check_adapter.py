@@ -1,34 +1,60 @@
 """Whether an adapter says the truth about its model: what a new one is held to before anything is pruned with it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
+from ecoflap.core.forward.against_model import UNCOMPARED, hold_against_model
 from ecoflap.core.forward.capture import without_fast_path
+from ecoflap.core.forward.own_loss import OwnLoss
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy
 
 
-def check_adapter(adapter: Adapter, model: nn.Module, samples: Sequence[Sample]) -> Anatomy:
+@dataclass(frozen=True, eq=False)
+class CheckedAnatomy(Anatomy):
+    """Holds the anatomy of a model whose adapter was found right, and what its loss was held against.
+
+    :param loss: The adapter's, of the samples in one batch.
+    :param own_loss: The model's own of the same batch; None where there was nothing to compare with.
+    :param notes: A sentence for everything that was not checked.
+    """
+
+    loss: float
+    own_loss: float | None
+    notes: tuple[str, ...]
+
+
+def check_adapter(
+    adapter: Adapter, model: nn.Module, samples: Sequence[Sample], own_loss: OwnLoss | None = None
+) -> CheckedAnatomy:
     """Compare what an adapter declares with what its model does.
 
-    No matrix of a block is missing; each is fed tokens of the tower it reads, and no padding; the loss from every block
-    on is the whole forward's; every matrix has a gradient. Small models and a few samples of unequal length are enough.
+    The loss is the model's own. No tower, block or matrix that runs is missing, and what is listed is a matrix; each is
+    fed tokens of the tower it reads, and no padding; the loss from every block on is the whole forward's; every matrix
+    has a gradient. Small models and a few samples of unequal length are enough.
 
-    :return: The anatomy, with all the adapter names.
+    :param own_loss: Computes of ``(model, batch)`` what the adapter's loss is held against, by the model's own forward
+        and logits. By default it is what the model's forward makes of the adapter's ``own_inputs``.
+    :return: The anatomy, with all the adapter names, and both losses. Where there is nothing to hold the loss against,
+        its ``notes`` say so.
     :raises ModelError: With everything that is wrong.
     """
-    towers = adapter.towers(model)
-    anatomy = Anatomy.of(towers, adapter.layers, {tower.name for tower in towers})
-    batch = adapter.collate(model, samples)
+    with blaming(f"the adapter {type(adapter).__name__}, taking the model apart,"):
+        towers = adapter.towers(model)
+        anatomy = Anatomy.of(towers, adapter.layers, {tower.name for tower in towers})
+        batch = adapter.collate(model, samples)
     replay = Replay(model, adapter, [batch], anatomy=anatomy)
-    problems = list(_missing(anatomy))
+    problems: list[str] = []
     try:
+        loss, own = _compared(replay, own_loss, problems)
         norms = _walked(replay, problems)
         problems += _padding(replay, samples, norms)
         problems += _without_gradient(replay)
@@ -36,16 +62,17 @@ def check_adapter(adapter: Adapter, model: nn.Module, samples: Sequence[Sample])
         problems += error.problems
     if problems:
         raise ModelError(*problems)
-    return anatomy
+    notes = () if own is not None else (UNCOMPARED,)
+    return CheckedAnatomy(anatomy.towers, anatomy.layers_of, loss, own, notes)
 
 
-def _missing(anatomy: Anatomy) -> Iterator[str]:
-    listed = {id(layer.weight) for _, layer in anatomy.layers()}
-    for block in anatomy.blocks:
-        for path, module in block.module.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim == 2 and id(parameter) not in listed and not isinstance(module, nn.Embedding):
-                    yield f"{'.'.join(filter(None, (block.name, path, name)))} is a matrix that layers() does not list"
+def _compared(replay: Replay, own_loss: OwnLoss | None, problems: list[str]) -> tuple[float, float | None]:
+    """Give the adapter's loss and the model's own; what is wrong with it, and what ran and is no layer, is added."""
+    found = hold_against_model(replay, own_loss)
+    problems += [one.sentence for one in found.coverage.forgotten()]
+    if found.wrong_loss is not None:
+        problems.append(found.wrong_loss)
+    return found.loss, found.own
 
 
 def _walked(replay: Replay, problems: list[str]) -> Mapping[str, Tensor]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.forward.placement import Placement, device_of, tensors_of
@@ -38,6 +40,7 @@ def stream_gradients(
         _only_these_require_grad(model, layers),
         _visited(layers, summed.see),
         replaced_forwards(blocks, checkpointed),
+        options_of(AdapterOptions, adapter).running(model),
         torch.enable_grad(),
         resident,
     ):
@@ -114,7 +117,7 @@ def _only_these_require_grad(model: nn.Module, layers: list[Layer]) -> Iterator[
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     for layer in layers:
-        layer.weight.requires_grad_(True)
+        layer.parameter.requires_grad_(True)
     try:
         yield
     finally:
@@ -124,15 +127,17 @@ def _only_these_require_grad(model: nn.Module, layers: list[Layer]) -> Iterator[
 
 @contextmanager
 def _visited(layers: list[Layer], visit: Callable[[Layer, Tensor], None]) -> Iterator[None]:
-    def hook_for(layer: Layer) -> Callable[[Tensor], None]:
-        def hook(weight: Tensor) -> None:
-            assert weight.grad is not None
-            visit(layer, weight.grad)
-            weight.grad = None
+    of: dict[int, list[Layer]] = {}
+    for layer in layers:
+        of.setdefault(id(layer.parameter), []).append(layer)
 
-        return hook
+    def hook(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        for layer in of[id(parameter)]:
+            visit(layer, layer.matrix_of(parameter.grad))
+        parameter.grad = None
 
-    handles = [layer.weight.register_post_accumulate_grad_hook(hook_for(layer)) for layer in layers]
+    handles = [parts[0].parameter.register_post_accumulate_grad_hook(hook) for parts in of.values()]
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from ecoflap.core.contracts.protocols import GradientStatistic
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
+from ecoflap.core.forward.capture import Picked
 from ecoflap.core.forward.placement import map_tensors
 from ecoflap.core.forward.walk import BlockWatch
 from ecoflap.core.model.anatomy import Block, Layer
@@ -38,6 +39,7 @@ class Observation(BlockWatch):
         self._own: dict[str, dict[type[Any], Any]] = {}
         self._inputs: dict[int, tuple[ReferenceType[Tensor], str]] = {}
         self._rows: dict[tuple[str, int], Tensor] = {}
+        self._fed: set[str] = set()  # layers with a real token among their inputs
         self._tokens_of: TokensOf
         self._call = 0  # which call of the block in one forward is being seen
 
@@ -57,8 +59,11 @@ class Observation(BlockWatch):
             add_gradients(self._block, self._layers, output, self._real_positions(), self._add_gradient)
         return map_tensors(output, Tensor.detach)
 
-    def see(self, layer: Layer, inputs: Float[Tensor, "... in"]) -> None:
-        """Add one layer's input, unless another layer's statistic has it already."""
+    def see(self, layer: Layer, inputs: Float[Tensor, "... in"], picked: Picked | None = None) -> None:
+        """Add one layer's input, unless another layer's statistic has it already.
+
+        :param picked: Which rows of the hidden states they were picked as, where that is known.
+        """
         leader = self._first_fed(layer, inputs)
         known = self._leader.setdefault(layer.name, leader)
         if known != leader:
@@ -67,13 +72,14 @@ class Observation(BlockWatch):
             leader = known
         mine = self._made(self._own, self._of_gradients, layer, inputs.device)
         theirs = self._made(self._shared, self._of_inputs, layer, inputs.device) if leader == layer.name else {}
-        if mine or theirs:
-            tokens = self._real_tokens(layer, inputs)
+        if mine or theirs or layer.layout == "routed":
+            tokens = self._real_tokens(layer, inputs, picked)
+            self._fed.update([layer.name] if len(tokens) else [])
             for statistic in (*mine.values(), *theirs.values()):
                 statistic.add(tokens)
 
     def _add_gradient(self, layer: Layer, gradient: Float[Tensor, "out in"]) -> None:
-        for statistic in self._own[layer.name].values():
+        for statistic in self._own.get(layer.name, {}).values():  # an expert without a token has none
             statistic.add_gradient(gradient)
 
     def _real_positions(self) -> Bool[Tensor, "batch tokens"] | None:
@@ -103,12 +109,17 @@ class Observation(BlockWatch):
             of[layer.name] = {need: need(in_features).to(device) for need in needs}
         return of[layer.name]
 
-    def _real_tokens(self, layer: Layer, inputs: Tensor) -> Tensor:
+    def _real_tokens(self, layer: Layer, inputs: Tensor, picked: Picked | None) -> Tensor:
         """Give the inputs without padding, as ``[tokens, in]``."""
         flat = inputs.detach().reshape(-1, inputs.shape[-1])
         if layer.layout == "selected":
             return flat
         rows = self._real_rows(layer).to(inputs.device)
+        if layer.layout == "routed":
+            if picked is not None and picked.of == len(rows):
+                return flat[rows[picked.rows]]
+            # An expert that is given every position has zeros where the router gave it none.
+            rows = rows & flat.ne(0).any(1) if len(flat) == len(rows) else rows
         if len(flat) != len(rows):
             raise ModelError(
                 f"{layer.name}: its input {tuple(inputs.shape)} holds {len(flat)} tokens, but the tower it reads, "
@@ -122,27 +133,42 @@ class Observation(BlockWatch):
         if (tower, call) not in self._rows:
             self._rows[tower, call] = self._tokens_of(tower, call) > 0
         rows = self._rows[tower, call]
-        return (rows if layer.layout == "batch token" else rows.T).reshape(-1)
+        return (rows.T if layer.layout == "token batch" else rows).reshape(-1)
 
     def statistics(self) -> Mapping[str, Statistics]:
         """Give each layer's statistics by its name.
 
         :raises ModelError: Where a layer was not seen, or its inputs are not finite.
         """
-        missing = [layer.name for layer in self._layers if layer.name not in self._leader]
-        if missing:
+        unseen = [layer for layer in self._layers if layer.name not in self._leader]
+        unused = [layer.name for layer in unseen if layer.layout != "routed"]
+        if unused:
             raise ModelError(
-                f"{self._block.name} ran without these matrices being used through torch.nn.functional.linear, so "
-                f"nothing is known of their inputs: {', '.join(missing)}. A method that needs inputs cannot prune them"
+                f"{self._block.name} ran without these matrices being multiplied with anything, so nothing is known of "
+                f"their inputs: {', '.join(unused)}. A method that needs inputs cannot prune them"
             )
         return {layer.name: self._answer(layer) for layer in self._layers}
 
     def _answer(self, layer: Layer) -> Statistics:
+        if layer.layout == "routed" and layer.name not in self._fed:
+            return self._by_weight_alone(layer)
         found = {**self._shared[self._leader[layer.name]], **self._own[layer.name]}
         for statistic in found.values():
             if not _is_finite(statistic):
                 raise ModelError(f"{layer.name}: its inputs hold NaN or infinite values on the calibration data")
         return Statistics({need: found[need] for need in self._order})
+
+    def _by_weight_alone(self, layer: Layer) -> Statistics:
+        """Give statistics of an expert that saw no token: as though each input had come once and alone.
+
+        Then ‖X_j‖ is 1 and X Xᵀ the identity, so that what is left for a method to look at is the weight.
+        """
+        found = Statistics({need: need(layer.shape[1]).to(layer.weight.device) for need in self._order}, is_fed=False)
+        for statistic in found.values():
+            statistic.add(torch.eye(layer.shape[1], device=layer.weight.device))
+            if isinstance(statistic, GradientStatistic):
+                statistic.add_gradient(torch.ones_like(layer.weight))
+        return found
 
 
 def _is_finite(statistic: Any) -> bool:

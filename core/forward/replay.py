@@ -108,7 +108,7 @@ class Replay:
         """Record block ``i`` as it is now, so that the blocks after it see its present output."""
         self._require(i)
         for number, record in enumerate(self._records):
-            record.finish(self.blocks[i].tower, self._forward(number, first=i, last=i))
+            record.finish(self.blocks[i], self._forward(number, first=i, last=i))
         self._finished = i + 1
 
     def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, "batches"]:
@@ -130,15 +130,15 @@ class Replay:
     @contextmanager
     def perturbed(self, layer: Layer, delta: Float[Tensor, "out in"]) -> Iterator[None]:
         """Hold ``weight + delta`` in ``dtype``'s precision; afterwards the weight is the same tensor, bit for bit."""
-        weight = layer.weight
-        original = weight.data
+        parameter = layer.parameter
+        original = parameter.data
         wide = original if self.dtype is None else original.to(torch.promote_types(original.dtype, self.dtype))
-        weight.data = wide + delta.to(wide)
         self._moved.append(layer.name)
         try:
-            yield
+            with _added(layer, parameter, wide, delta.to(wide)):
+                yield
         finally:
-            weight.data = original
+            parameter.data = original
             self._moved.remove(layer.name)
 
     def gradients(self, visit: Callable[[Layer, Tensor], None]) -> None:
@@ -198,6 +198,27 @@ class Replay:
         outside = (module for module in self.model.modules() if id(module) not in inside)
         found = (tensor for module in outside for tensor in tensors_of(module, recurse=False))
         return list({id(tensor): tensor for tensor in found}.values())
+
+
+@contextmanager
+def _added(layer: Layer, parameter: nn.Parameter, wide: Tensor, delta: Float[Tensor, "out in"]) -> Iterator[None]:
+    """Give a parameter the data ``wide`` with ``delta`` on the layer's matrix of it.
+
+    A layer that is a part is written in place, and put back bit for bit: its parameter may be that of a hundred
+    experts, all of them perturbed at once.
+    """
+    if layer.part is None:
+        parameter.data = wide + layer.as_stored(delta)
+        yield
+        return
+    parameter.data = wide
+    matrix = layer.matrix_of(wide)
+    before = matrix.clone()
+    matrix.add_(delta)
+    try:
+        yield
+    finally:
+        matrix.copy_(before)
 
 
 class _Calls(BlockWatch):

@@ -74,18 +74,21 @@ class BlockWatch:
 
 
 class Record:
-    """What each tower's last finished block returned on one batch, call by call."""
+    """What each tower's last finished block returned on one batch, call by call, and what each tapped one did."""
 
     def __init__(self) -> None:
         self._outputs: dict[str, list[Any]] = {}
+        self._tapped: dict[str, list[Any]] = {}
         self._versions: dict[str, list[int]] = {}
 
-    def finish(self, tower: str, outputs: list[Any]) -> None:
-        self._outputs[tower] = outputs
-        self._versions[tower] = [tensor._version for tensor in tensors_in(outputs)]
+    def finish(self, block: Block, outputs: list[Any]) -> None:
+        self._outputs[block.tower] = outputs
+        self._versions[block.tower] = [tensor._version for tensor in tensors_in(outputs)]
+        if block.tapped:
+            self._tapped[block.name] = outputs
 
     def output(self, block: Block, call: int) -> Any:
-        return self._outputs[block.tower][call]
+        return self._tapped.get(block.name, self._outputs[block.tower])[call]
 
     def check(self) -> None:
         """Refuse a model that has written into a recorded tensor, which would silently spoil every later replay."""

@@ -6,16 +6,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from jaxtyping import Shaped
+from torch import Tensor, nn
 
 from ecoflap.core.errors import ModelError
 
-Layout = Literal["batch token", "token batch", "selected"]
+Layout = Literal["batch token", "token batch", "selected", "routed"]
 """How a layer's input is laid out before its last axis.
 
 ``selected`` is rows that the model or its loss has picked, all of them real: the one vector of an image that a
-projection reads, the positions that a head predicts at.
+projection reads, the positions that a head predicts at. ``routed`` is rows that a router has picked from all positions
+of the tower, padding among them, and in some batches none: what an expert reads.
 """
+
+Part = int | tuple[int, int]
+"""Which part of a parameter a layer is, along its first axis: one of several matrices, or rows from … to before …"""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,14 @@ class Source:
 class Layer:
     """Names one prunable matrix of shape ``[out, in]`` and the module that holds it.
 
-    :param name: The parameter's name in ``model.state_dict()``: the key everywhere.
+    :param name: The parameter's name in ``model.state_dict()``: the key everywhere. A part of a parameter has the
+        number behind it, ``experts.down_proj[3]``, or its rows, ``in_proj_weight[0:64]``.
     :param module: The module that owns it. The parameter is looked up there each time, never kept.
     :param attribute: Its name in that module: ``weight``, or ``in_proj_weight`` of a packed attention.
     :param reads: The tower whose tokens its input holds; empty for its own. Cross-attention's k and v read ``encoder``.
     :param layout: How its input is laid out before the last axis.
+    :param part: Which part of the parameter it is; None for all of it.
+    :param transposed: Whether the model holds it as ``[in, out]``, as GPT-2 does.
     """
 
     name: str
@@ -56,32 +64,62 @@ class Layer:
     attribute: str = "weight"
     reads: str = ""
     layout: Layout = "batch token"
+    part: Part | None = None
+    transposed: bool = False
 
     @property
-    def weight(self) -> nn.Parameter:
-        """Give the matrix as the module has it now.
+    def parameter(self) -> nn.Parameter:
+        """Give the parameter that the matrix is, or is a part of, as the module has it now.
 
         :raises ModelError: Where the module has no parameter of this name.
         """
-        weight = getattr(self.module, self.attribute, None)
-        if not isinstance(weight, nn.Parameter):
+        parameter = getattr(self.module, self.attribute, None)
+        if not isinstance(parameter, nn.Parameter):
             kind = type(self.module).__name__
             raise ModelError(
                 f"the layer {self.name} is no parameter: its module, a {kind}, has none named {self.attribute!r}. The "
                 f"adapter's `layers` should name a parameter"
             )
-        return weight
+        return parameter
+
+    @property
+    def weight(self) -> Tensor:
+        """Give the matrix ``[out, in]`` as the module has it now: the parameter itself, or a view of it."""
+        parameter = self.parameter
+        return parameter if self.part is None and not self.transposed else self.matrix_of(parameter)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Say how many outputs and inputs it has."""
-        out_features, in_features = self.weight.shape
-        return out_features, in_features
+        shape = self.weight.shape
+        if len(shape) != 2:
+            raise ModelError(
+                f"the layer {self.name} is {tuple(shape)} and no matrix. Of a parameter of three axes each matrix is a "
+                f"layer of its own, with its number as `part`"
+            )
+        return shape[0], shape[1]
 
     @property
     def size(self) -> int:
         """Say how many weights it has."""
         return self.weight.numel()
+
+    def matrix_of(self, parameter: Shaped[Tensor, "..."]) -> Shaped[Tensor, "out in"]:
+        """Give this layer's ``[out, in]`` of a tensor that is shaped as its parameter, such as a gradient; a view."""
+        return self.oriented(parameter if self.part is None else part_of(parameter, self.part))
+
+    def oriented(self, stored: Shaped[Tensor, "..."]) -> Shaped[Tensor, "out in"]:
+        """Turn a tensor that lies as the parameter does, such as a mask that was saved, into ``[out, in]``; a view."""
+        return stored.T if self.transposed else stored
+
+    def as_stored(self, matrix: Shaped[Tensor, "out in"]) -> Shaped[Tensor, "..."]:
+        """Turn ``[out, in]`` so that it lies as the parameter does; a view."""
+        return matrix.T if self.transposed else matrix
+
+
+def part_of(parameter: Shaped[Tensor, "..."], part: Part) -> Shaped[Tensor, "..."]:
+    """Give a part of a parameter, or of a tensor of its shape; a view."""
+    return parameter[part] if isinstance(part, int) else parameter[part[0] : part[1]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +129,15 @@ class Block:
     :param name: The module's name in the model, such as ``model.layers.3``.
     :param calls: How often one forward of the model calls it. None is any number, for a head that is applied in
         chunks: only the last block of a model may be such, because nothing is recorded of it.
+    :param tapped: Whether its output is used by more than the block after it, so that it is kept as long as the run
+        lasts: a model may give the language tower what several blocks of its vision tower gave.
     """
 
     name: str
     module: nn.Module
     tower: str
     calls: int | None = 1
+    tapped: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +213,22 @@ def _refuse_repeats(layers: Sequence[Layer]) -> None:
     """Refuse a weight that is listed twice, for it would be counted and pruned twice."""
     if not layers:
         raise ModelError("the adapter finds no prunable layer in this model: its `towers` and `layers` name none")
-    by_weight: dict[int, str] = {}
     names: set[str] = set()
+    listed: dict[int, list[tuple[range, str]]] = {}
     for layer in layers:
-        first = by_weight.setdefault(id(layer.weight), layer.name)
-        if first != layer.name or layer.name in names:
+        rows, others = _rows(layer), listed.setdefault(id(layer.parameter), [])
+        first = next((name for other, name in others if rows.start < other.stop and other.start < rows.stop), None)
+        if first is not None or layer.name in names:
             raise ModelError(
-                f"the adapter lists one weight twice, as {first} and as {layer.name}. It should be listed once"
+                f"the adapter lists one weight twice, as {first or layer.name} and as {layer.name}. "
+                f"It should be listed once"
             )
         names.add(layer.name)
+        others.append((rows, layer.name))
+
+
+def _rows(layer: Layer) -> range:
+    """Say which places of its parameter's first axis a layer takes up."""
+    if layer.part is None:
+        return range(len(layer.parameter))
+    return range(layer.part, layer.part + 1) if isinstance(layer.part, int) else range(*layer.part)

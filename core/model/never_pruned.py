@@ -1,12 +1,14 @@
 """Say what of a model is never pruned, and why: for ``inspect``, and for a recipe that asks for it all the same."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from ecoflap.core.errors import nearest
 from ecoflap.core.model.anatomy import Anatomy, Tower
+
+EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,33 @@ class NeverPruned:
     reason: str
 
 
-def never_pruned(model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> Iterator[NeverPruned]:
+NOTHING: Mapping[str, str] = {}
+
+
+def never_pruned(
+    model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower], left_out: Mapping[str, str] = NOTHING
+) -> Iterator[NeverPruned]:
     """Yield every parameter that no layer of the anatomy is.
 
     :param towers: All that the adapter names, also those that the anatomy leaves out.
+    :param left_out: Why the adapter leaves something out, by the name of a block, module or parameter.
     """
-    prunable = {id(layer.weight) for _, layer in anatomy.layers()}
+    prunable = {id(layer.parameter) for _, layer in anatomy.layers()}
     outside = {id(tower.blocks[0].module): tower.name for tower in towers if tower.outside}
     for name, parameter in model.named_parameters():
         if id(parameter) not in prunable:
             path, _, own = name.rpartition(".")
             module = model.get_submodule(path)
-            yield NeverPruned(name, tuple(parameter.shape), _reason(module, own, parameter, outside.get(id(module))))
+            reason = _reason(module, own, parameter, outside.get(id(module)))
+            why = _why_left_out(name, left_out) if parameter.ndim >= 2 and reason != EMBEDDING else None
+            yield NeverPruned(name, tuple(parameter.shape), why or reason)
+
+
+def _why_left_out(name: str, left_out: Mapping[str, str]) -> str | None:
+    """Give the adapter's reason for a parameter, or for the nearest module around it that it has one for."""
+    while name and name not in left_out:
+        name = name.rpartition(".")[0]
+    return left_out.get(name)
 
 
 def _reason(module: nn.Module, own: str, parameter: nn.Parameter, offered: str | None) -> str:
@@ -40,7 +57,7 @@ def _reason(module: nn.Module, own: str, parameter: nn.Parameter, offered: str |
     if offered is not None and own == "weight":
         return f"outside the blocks; a recipe takes it in with include: [{offered}]"
     if isinstance(module, nn.Embedding) or "embed" in own:
-        return "embedding"
+        return EMBEDDING
     if "bias" in own or parameter.ndim < 2:
         return "norm" if "norm" in kind.lower() and own == "weight" else "bias or scale"
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -59,22 +76,32 @@ def tied_names(model: nn.Module, name: str) -> list[str]:
     return [other for other in names if other != name]
 
 
-def why_not_included(name: str, model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower]) -> str:
+def why_not_included(
+    name: str, model: nn.Module, anatomy: Anatomy, towers: Sequence[Tower], left_out: Mapping[str, str] = NOTHING
+) -> str:
     """Say why something that a recipe includes cannot be pruned, or what may have been meant.
 
     :param name: As the recipe has it: a tower's, a matrix's or a module's.
     :param towers: All that the adapter names, also those that the anatomy leaves out.
+    :param left_out: As of :func:`never_pruned`.
     """
     offered = [tower.name for tower in towers if tower.outside or not tower.prunable]
     choices = f"Can be included here: {', '.join(offered) or 'nothing'}."
-    found = never_pruned(model, anatomy, towers)
+    found = never_pruned(model, anatomy, towers, left_out)
     inside = [one for one in found if one.name == name or one.name.startswith(f"{name}.")]
     if inside:
-        return f"{name} is never pruned: {inside[0].name} is {_article(inside[0].reason)}. {choices}"
+        return f"{name} is never pruned: {inside[0].name} {_as_verb(inside[0].reason, left_out)}. {choices}"
     if any(layer.name == name or layer.name.startswith(f"{name}.") for _, layer in anatomy.layers()):
         return f"{name} is pruned anyway, being in a tower. {choices}"
     known = [*offered, *(parameter for parameter, _ in model.named_parameters())]
     return f"{name} is not in this model.{nearest(name, known)} {choices}"
+
+
+def _as_verb(reason: str, left_out: Mapping[str, str]) -> str:
+    """Put a reason behind a name; the adapter's own begin with a verb, or name what it is before a colon."""
+    if reason in left_out.values():
+        return f"is left out: {reason}"
+    return f"is {_article(reason)}"
 
 
 def _article(reason: str) -> str:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.hub import cached, first_on_hub, is_reachable, parts_of_hub_id, why_unreachable
 from ecoflap.core.model.packages import models_below, package_folder
+from ecoflap.core.model.split_ggufs import joined_gguf, split_ggufs
 
 WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.gguf", "*.pth")
 """Names of files with weights. Those of the first kind that a folder holds are the model's."""
@@ -30,7 +32,9 @@ SETTINGS = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 OPEN_CLIP = "open_clip_config.json"
 """open_clip's hub format has this for a config.json. It becomes ``config["open_clip"]``."""
 
-_HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+CONFIGS = ("config.json", OPEN_CLIP)
+"""Names under which the hub has a model's configuration; the first that is there counts."""
+
 _SCHEME = re.compile(r"[a-z_]{2,}:.+")  # two letters at least: one is a drive of Windows
 
 
@@ -51,7 +55,7 @@ def open_source(name: str, folder: Path, config: Path | None = None) -> Source:
         return _in_folder(name, path)
     if path.is_file():
         return _in_file(name, path)
-    if _HUB_ID.fullmatch(name):
+    if parts_of_hub_id(name) is not None:
         return _on_hub(name, path) if config is None else with_config(name, config)
     if _SCHEME.fullmatch(name):
         return Source(name)
@@ -66,7 +70,7 @@ def in_memory(model: nn.Module) -> Source:
 
 def is_on_hub(source: Source) -> bool:
     """Tell whether the hub has to be asked for a model."""
-    return source.path is None and source.model is None and _HUB_ID.fullmatch(source.name) is not None
+    return source.path is None and source.model is None and parts_of_hub_id(source.name) is not None
 
 
 def hub_id(source: Source) -> tuple[str, str | None]:
@@ -74,10 +78,15 @@ def hub_id(source: Source) -> tuple[str, str | None]:
 
     :raises ModelError: Where the source's name is none.
     """
-    match = _HUB_ID.fullmatch(source.name)
-    if match is None or source.path is not None:
+    parts = parts_of_hub_id(source.name)
+    if parts is None or source.path is not None:
         raise ModelError(f"{source.name} is not a hub id: one is written org/name or org/name@revision.")
-    return match["repository"], match["revision"]
+    return parts
+
+
+def snapshot(source: Source) -> Path | None:
+    """Give the folder of the hub's cache with what was read of a hub id; its name is the commit. None of others."""
+    return cached(source.name, CONFIGS) if is_on_hub(source) else None
 
 
 def weight_files(source: Source) -> list[Path]:
@@ -120,7 +129,7 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
     :param load: Reads the model.
     """
     if is_on_hub(source):
-        return {"commit": _config_on_hub(source.name).parent.name}
+        return {"commit": (snapshot(source) or _config_on_hub(source.name).parent).name}
     if source.path is None:
         return {"state_dict": _state_digest(source.model or load())}
     beside = [] if source.path.is_file() else [source.path / name for name in source.files if _is_setting(name)]
@@ -147,16 +156,25 @@ def _in_package(name: str) -> Source:
     start = root / inner
     if inner and start.is_file():
         return _in_file(name, start)
+    split = split_ggufs(root)
+    if start.name in split:
+        return _in_package_at(name, package, root, start, split)
     if not start.is_dir():
         raise ModelError(f"package {package!r} has no {inner!r}: {start} does not exist.")
-    found = sorted(models_below(start))
+    found = [*sorted(models_below(start)), *(root / one for one in split)]
     if len(found) == 1:
-        only = found[0]
-        return _in_file(name, only) if only.suffix == ".gguf" else _in_folder(name, only)
+        return _in_package_at(name, package, root, found[0], split)
     inside = ", ".join(f"package:{package}/{model.relative_to(root).as_posix()}" for model in found)
     if found:
         raise ModelError(f"{name} holds {len(found)} models: name one of {inside}.")
     raise ModelError(f"no model in {start}: expected a folder with a config.json, or a *.gguf file.")
+
+
+def _in_package_at(name: str, package: str, root: Path, model: Path, split: Mapping[str, str]) -> Source:
+    """Open the one model of a package: a folder, a GGUF file, or one that is in parts."""
+    if model.name in split:
+        return _in_file(name, joined_gguf(package, root, model.name, split[model.name]))
+    return _in_file(name, model) if model.suffix == ".gguf" else _in_folder(name, model)
 
 
 def _in_folder(name: str, folder: Path) -> Source:
@@ -217,7 +235,7 @@ def with_config(name: str, config: Path) -> Source:
     :param config: A ``config.json`` or ``open_clip_config.json``, or a folder with one.
     :raises ModelError: Where there is none.
     """
-    beside = [config / file for file in ("config.json", OPEN_CLIP)] if config.is_dir() else [config]
+    beside = [config / file for file in CONFIGS] if config.is_dir() else [config]
     file = next((file for file in beside if file.is_file()), None)
     if file is None and config.is_dir():
         raise ModelError(f"model.config: the folder {config} holds neither config.json nor {OPEN_CLIP}.")
@@ -237,21 +255,24 @@ def _configured(name: str, file: Path) -> Source:
 
 
 def _config_on_hub(name: str, path: Path | None = None) -> Path:
-    from huggingface_hub import hf_hub_download
+    """Give a hub id's configuration, read now or before.
 
-    repository, revision = hub_id(Source(name))
-    problems: list[Exception] = []
-    for file in ("config.json", OPEN_CLIP):
-        try:
-            return Path(hf_hub_download(repository, file, revision=revision))
-        except (OSError, ValueError) as error:  # all that the hub's client raises, a missing network included
-            problems.append(error)
-    folder = f"neither a folder ({path} does not exist) nor" if path is not None else "not"
-    raise ModelError(
-        f"model {name!r} is {folder} reachable on the hub ({_first_line(problems[0])}). Check its spelling and the "
-        f"network, log in with `hf auth login` if it is gated, or download it and name its folder. To plan without it, "
-        f"name its config.json: model: {{source: {name}, config: FOLDER}}."
-    ) from problems[0]
+    :param path: The folder that the name might have been, for messages.
+    """
+    try:
+        return first_on_hub(name, CONFIGS)
+    except (OSError, ValueError) as error:
+        folder = f"neither a folder ({path} does not exist) nor" if path is not None else "not"
+        plan = f"to plan without it, name its config.json: model: {{source: {name}, config: FOLDER}}"
+        if not is_reachable():
+            raise ModelError(
+                f"model {name!r} is {folder} in the hub's cache, and {why_unreachable()}: check the network, or "
+                f"download it elsewhere and name its folder; {plan}."
+            ) from error
+        raise ModelError(
+            f"model {name!r} is {folder} reachable on the hub ({_first_line(error)}). Check its spelling and revision, "
+            f"log in with `hf auth login` if it is gated, or download it and name its folder; {plan}."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -112,6 +112,14 @@ def _refuse_another(model: nn.Module, path: Path, entries: Mapping[str, Entry]) 
             f"library: {different.name} is {different.one} in the file and {different.other} in the model, and "
             f"{different.count - 1} more differ."
         )
+    real = {name for name, weight in model.state_dict().items() if weight.is_floating_point()}
+    integers = [name for name, entry in entries.items() if name in real and not DTYPES[entry.dtype].is_floating_point]
+    if integers:
+        more = f" and {len(integers) - 3} more" if len(integers) > 3 else ""
+        raise ModelError(
+            f"{path} holds integers where the model has real numbers, and nothing says what they stand for: "
+            f"{', '.join(integers[:3])}{more}."
+        )
 
 
 def _refuse_other_ties(model: nn.Module, path: Path, names: Mapping[str, list[str]]) -> None:

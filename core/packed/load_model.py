@@ -52,7 +52,8 @@ def load_masks(folder: str | os.PathLike[str]) -> Mapping[str, Bool[Tensor, "...
 
     :param folder: A run's, with ``masks.safetensors``; or what :func:`ecoflap.load_packed` takes.
     :return: Each mask by its weight's name in ``model.state_dict()``, True for a weight that is kept. In a packed
-        export a tied weight is there under each of its names.
+        export a tied weight is there under each of its names, and experts of one parameter are one mask; in a run's
+        folder each expert has its own, ``experts.down_proj[3]``.
     :raises FormatError: Where the folder holds neither, or a file is truncated, changed or missing.
     """
     path = Path(folder).expanduser()

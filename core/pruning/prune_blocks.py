@@ -90,19 +90,21 @@ class BlockwisePruning:
         needs = self._needs(index)
         with blaming(f"a statistic of the pruner {pruner.use}"):
             seen = self.replay.run(index, needs) if needs else {}
+        self._warn_of_unfed(layers, seen)
         notes: set[str] = set()
         changed = []
         for layer in layers:
             started = perf_counter()
             planned = self.plan.layers[layer.name]
-            with self.replay.placement.held([layer.weight]):
+            with self.replay.placement.held([layer.parameter]):
+                weight = layer.weight.data.contiguous()
                 place = self._place(index, layer)
-                pruned = pruned_layer(layer, planned, pruner, seen.get(layer.name, Statistics()), place)
-                more = not _same_bits(pruned.weight, kept_only(layer.weight.data, pruned.mask))
+                pruned = pruned_layer(weight, planned, pruner, seen.get(layer.name, Statistics()), place)
+                more = not _same_bits(pruned.weight, kept_only(weight, pruned.mask))
             if more:
                 changed.append(layer)
             layer.weight.data.copy_(pruned.weight)
-            masks.put(layer.name, pack(pruned.mask), layer.shape)
+            _put(masks, layer, pruned.mask)
             for note in [note for note in pruned.notes if note not in notes]:
                 self.emit(Warned(f"{layer.name}: {note}"))
             # Layers that share an input share what is noted of it: it is told of the first of them.
@@ -110,6 +112,17 @@ class BlockwisePruning:
             zeros = planned.keep - int(pruned.weight.ne(0).count_nonzero())
             self.emit(LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started))
         return changed
+
+    def _warn_of_unfed(self, layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> None:
+        """Name the experts that no token reached: the pruner has nothing but their weights to go by."""
+        unfed = [layer.name for layer in layers if layer.name in seen and not seen[layer.name].is_fed]
+        if unfed:
+            some = f"{', '.join(unfed[:6])}{' …' if len(unfed) > 6 else ''}"
+            sentence = (
+                f"the router sent no calibration token to {len(unfed)} matrices of experts, which are pruned by their "
+                f"weights alone: {some}. More or other calibration data may reach them"
+            )
+            self.emit(Warned(sentence))
 
     def _place(self, index: int, layer: Layer) -> LayerPlace:
         block = self.replay.blocks[index]
@@ -126,24 +139,31 @@ class BlockwisePruning:
                     bits = file.get_tensor(f"{layer.name}.mask")
                     if popcount(bits) != self.plan.layers[layer.name].keep:
                         raise FormatError(f"{path}: the mask of {layer.name} does not hold what the plan keeps. {anew}")
-                    masks.put(layer.name, bits, layer.shape)
-                    old, mask = layer.weight.data, masks[layer.name].to(layer.weight.device)
+                    masks.put(layer.name, bits, tuple(layer.as_stored(layer.weight).shape))
+                    old, mask = layer.weight.data, layer.oriented(masks[layer.name]).to(layer.weight.device)
                     old.copy_(file.get_tensor(layer.name) if layer.name in names else kept_only(old, mask))
         except SafetensorError as error:
             raise FormatError(f"{path}: this finished block cannot be read: {error}. {anew}") from error
 
 
-def pruned_layer(layer: Layer, planned: PlannedLayer, pruner: PartSpec, seen: Statistics, place: LayerPlace) -> Pruned:
+def _put(masks: PackedMasks, layer: Layer, mask: Bool[Tensor, "out in"]) -> None:
+    """Add a layer's mask, which is kept as its parameter lies."""
+    stored = layer.as_stored(mask)
+    masks.put(layer.name, pack(stored), tuple(stored.shape))
+
+
+def pruned_layer(
+    weight: Float[Tensor, "out in"], planned: PlannedLayer, pruner: PartSpec, seen: Statistics, place: LayerPlace
+) -> Pruned:
     """Ask a pruner for one layer, and hold its answer to the plan: a pruner may come from anywhere."""
-    weight = layer.weight.data
     try:
         with blaming(f"the pruner {pruner.use}"):
             pruned: Pruned = pruner.built(weight, seen, planned.budget, place)
             problem = _broken(pruned, weight, planned)
     except EcoflapError as error:
-        raise type(error)(*(f"{layer.name}: {problem}" for problem in error.problems)) from error
+        raise type(error)(*(f"{place.name}: {problem}" for problem in error.problems)) from error
     if problem:
-        raise ModelError(f"{layer.name}: the pruner {pruner.use} {problem}")
+        raise ModelError(f"{place.name}: the pruner {pruner.use} {problem}")
     return pruned
 
 

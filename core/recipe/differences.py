@@ -1,10 +1,10 @@
-"""Compares two recipes key by key."""
+"""Compares two recipes key by key, also with one that an earlier version wrote."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ecoflap.core.recipe.keys import set_keys
-from ecoflap.core.recipe.schema import may_change
+from ecoflap.core.recipe.schema import calibration_keys, may_change
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = may_change()) -> list[str]:
@@ -18,6 +18,30 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence
         for path, before, after in _differing(set_keys(old), set_keys(new), "")
         if not any(path == key or path.startswith(f"{key}.") for key in ignore)
     ]
+
+
+def changes(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name each key in which a recipe differs from the one that a run folder was begun with, so that it cannot go on.
+
+    That one was written with every parameter. One of calibration data that it lacks is of a later version, and whether
+    its default gives the data of before is told by their fingerprint.
+    """
+    return differences(begun, now, (*may_change(), *_unknown_before(begun, now)))
+
+
+def _unknown_before(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Name the parameters of calibration data, dotted, that the old recipe lacks."""
+    pairs = ((place, _inside(old, place), _inside(new, place)) for place in calibration_keys())
+    alike = ((place, before, now) for place, before, now in pairs if before.get("use") == now.get("use"))
+    return [f"{place}.{name}" for place, before, now in alike for name in now if name not in before]
+
+
+def _inside(recipe: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """Give the mapping at a dotted place; an empty one where there is none."""
+    found: Any = recipe
+    for key in place.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 _NOT_SET = object()

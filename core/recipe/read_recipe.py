@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ecoflap.core.model.hub import parts_of_hub_id
 from ecoflap.core.recipe.agreement import note_disagreements
 from ecoflap.core.recipe.keys import Key, key_of
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -56,6 +57,7 @@ def _model(reader: KeyReader, written: Any, in_memory: bool) -> Any:
         fields.setdefault("source", "memory")
     if isinstance(fields.get("source"), str):
         fields["source"] = _source(reader, fields["source"])
+        _check_revision(reader, fields["source"], fields.get("revision"))
     return fields
 
 
@@ -65,6 +67,21 @@ def _source(reader: KeyReader, text: str) -> str:
     is_path = text.startswith(("./", "../", "/", "~")) or text in (".", "..") or text.endswith(".gguf")
     there = bool(text) and (reader.document.where(path).folder / text).exists()
     return str(reader.path(text, path)) if is_path or there else text
+
+
+def _check_revision(reader: KeyReader, source: str, revision: Any) -> None:
+    """Refuse a revision that is of no hub id, stands in the source too, or cannot be one."""
+    if not isinstance(revision, str):
+        return
+    parts = parts_of_hub_id(source)
+    if parts is None:
+        reader.problems.add(
+            ("model", "revision"), f"is of a hub id, org/name, and the source is {source}. Leave it out."
+        )
+    elif parts[1] is not None:
+        reader.problems.add(("model", "revision"), f"stands in the source too: {source}. Leave one out.")
+    elif parts_of_hub_id(f"{source}@{revision}") is None:
+        reader.problems.add(("model", "revision"), f"should be a branch, a tag or a commit, not {revision!r}.")
 
 
 def _towers(reader: KeyReader, written: Mapping[str, Any]) -> Any:

@@ -29,6 +29,7 @@ class Model(Keys):
 
     bare = "source"
     source: str = Field(description="hub id, folder, `file.gguf`, or `package:NAME`", min_length=1)
+    revision: str | None = Field(None, description="a hub id's branch, tag or commit; `org/name@v1.0` says the same")
     config: Annotated[Path | None, Key(may_change=True)] = Field(
         None, description="a hub id's `config.json`, or its folder, for `ecoflap plan` without a network"
     )
@@ -44,6 +45,16 @@ class Model(Keys):
     offload: Literal["cpu"] | None = Field(
         None, description="`cpu`: the model stays there, and its blocks go to `device` one at a time"
     )
+
+    @property
+    def adapter_name(self) -> str | None:
+        """Give the name or import path of the adapter that the recipe names."""
+        return self.adapter.use if self.adapter else None
+
+    @property
+    def revised_source(self) -> str:
+        """Give the source with its revision, as :func:`~ecoflap.core.model.source.open_source` takes it."""
+        return f"{self.source}@{self.revision}" if self.revision else self.source
 
     def named_adapter(self) -> Adapter | None:
         """Make the adapter that the recipe names; None where it leaves that to the registry."""
@@ -199,7 +210,12 @@ def not_the_method() -> tuple[str, ...]:
 
 def seed_keys() -> tuple[str, ...]:
     """Name the keys, dotted, that hold a run's seed: its own, and those that its calibration data have from it."""
-    return ("seed", *(f"{name}.seed" for name in _calibrations(Recipe)))
+    return ("seed", *(f"{name}.seed" for name in calibration_keys()))
+
+
+def calibration_keys() -> tuple[str, ...]:
+    """Name the keys, dotted, that hold calibration data."""
+    return tuple(_calibrations(Recipe))
 
 
 def _calibrations(keys: type[Keys], inside: str = "") -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Read back what was written: the plan has to hold for the files, not only in memory."""
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ecoflap.core.errors import FormatError
+from ecoflap.core.model.parameter_masks import ParameterMasks, parameter_and_part
 from ecoflap.core.pruning.masks import PackedMasks, popcount, read_masks
 from ecoflap.core.pruning.plan import Plan
 
@@ -23,11 +24,12 @@ def masks_as_planned(path: Path, plan: Plan) -> PackedMasks:
     return masks
 
 
-def copy_saved(folder: Path, model: nn.Module, names: Container[str], reload: Callable[[], nn.Module]) -> None:
-    """Copy these weights of a folder into a model of its kind in memory.
+def copy_saved(folder: Path, model: nn.Module, layers: Iterable[str], reload: Callable[[], nn.Module]) -> None:
+    """Copy the parameters of these layers from a folder into a model of its kind in memory.
 
     :param reload: Loads the folder's model; used for weights that none of its files has under their name.
     """
+    names = {parameter_and_part(layer)[0] for layer in layers}
     state = {name: tensor for name, tensor in model.state_dict().items() if name in names}
     left = set(state)
     for name, saved in stored(folder, set(left)):
@@ -39,11 +41,13 @@ def copy_saved(folder: Path, model: nn.Module, names: Container[str], reload: Ca
             state[name].copy_(again[name])
 
 
-def check_saved(folder: Path, model: nn.Module, masks: Mapping[str, Tensor], reload: Callable[[], nn.Module]) -> None:
-    """Check that every pruned layer is in the folder bit by bit, with zeros wherever its mask prunes.
+def check_saved(folder: Path, model: nn.Module, layers: Mapping[str, Tensor], reload: Callable[[], nn.Module]) -> None:
+    """Check that every pruned parameter is in the folder bit by bit, with zeros wherever its mask prunes.
 
-    :param reload: Loads the folder's model; used for layers that none of its files has under their name.
+    :param layers: The masks, by layer.
+    :param reload: Loads the folder's model; used for parameters that none of its files has under their name.
     """
+    masks = ParameterMasks(model, layers)
     state = model.state_dict()
     left = set(masks)
     for name, saved in stored(folder, left):

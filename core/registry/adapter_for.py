@@ -1,37 +1,46 @@
-"""Find the adapter of a model: the only one that claims it."""
+"""Find the adapter of a model: of those that claim it, the one with the highest priority."""
 
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.conformance import contract_problems
+from ecoflap.core.contracts.conformance import contract_problems, options_of
+from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError, RegistryError
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.own_code import not_run
 from ecoflap.core.registry.registry import Registry
 
 
 def adapter_for(source: Source, registry: Registry) -> Adapter:
-    """Find the one registered adapter whose ``matches`` claims a model.
+    """Find the registered adapter whose ``matches`` claims a model, before others by its ``priority``.
 
-    :raises ModelError: Where none does, or several do.
+    :raises ModelError: Where none does, or several with one priority do.
     :raises RegistryError: Where that adapter breaks the contract, as one for another version of ecoflap may.
     """
     adapters: dict[str, Adapter] = {}
-    claims = []
+    claims: dict[str, int] = {}
     for name in registry.names("adapter"):
         with blaming(f"the adapter {name}, asked whether it is the one for {source.name},"):
             adapters[name] = registry.find("adapter", name)()
             if adapters[name].matches(source):
-                claims.append(name)
-    if len(claims) == 1:
-        problems = list(contract_problems("adapter", adapters[claims[0]], ()))
+                claims[name] = options_of(AdapterOptions, adapters[name]).priority
+    first = [name for name, priority in claims.items() if priority == max(claims.values())]
+    if len(first) == 1:
+        problems = list(contract_problems("adapter", adapters[first[0]], ()))
         if problems:
-            raise RegistryError(*(f"the adapter {claims[0]}: {problem}" for problem in problems))
-        return adapters[claims[0]]
-    if claims:
+            raise RegistryError(*(f"the adapter {first[0]}: {problem}" for problem in problems))
+        return adapters[first[0]]
+    if first:
         raise ModelError(
-            f"{source.name}: these adapters all claim it: {', '.join(claims)}. Choose one with model.adapter"
+            f"{source.name}: these adapters all claim it: {', '.join(first)}. Choose one with model.adapter"
         )
+    raise ModelError(_unclaimed(source, sorted(adapters)))
+
+
+def _unclaimed(source: Source, known: list[str]) -> str:
+    """Say that no adapter knows a model. An adapter of another family would prune it wrongly, so none is proposed."""
     kind = source.config.get("model_type", "unknown")
-    raise ModelError(
-        f"{source.name}: no adapter claims a model of type {kind!r}. Known adapters: {', '.join(sorted(adapters))}. "
-        f"One that fits can be named with model.adapter"
+    made = ", ".join(source.config.get("architectures") or ())
+    return (
+        f"{source.name}: no adapter claims a model of type {kind!r}{f' ({made})' if made else ''}. Known adapters: "
+        f"{', '.join(known)}. docs/adapters.md says how to write one for it.{not_run(source.config)}"
     )

@@ -1,7 +1,7 @@
 """Calibration data as the batches the whole run sees, and what tells two sets of them apart."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -13,6 +13,8 @@ from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
 from ecoflap.core.forward.placement import batch_on
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
+
+TOKENS_AT_A_GLANCE = 256
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,17 @@ class Calibration:
             batches = [self.adapter.collate(model, used[at : at + self.batch_size]) for at in starts]
         return [batch_on(batch, device) for batch in batches]
 
+    def first_batch(self, model: nn.Module, device: str) -> Batch:
+        """Collate the first batch with its windows of tokens cut, for a look at a model that costs little.
+
+        A model that makes all logits of a batch at once then makes a hundred megabytes of them or so.
+        """
+        first = self.samples[: self.batch_size]
+        longest = max(2, TOKENS_AT_A_GLANCE // len(first))
+        return Calibration([_cut(sample, longest) for sample in first], len(first), self.adapter).batches(
+            model, device=device
+        )[0]
+
     def fingerprint(self, model: nn.Module) -> str:
         """Give a sha256 over everything that a model's forward would see."""
         digest = sha256()
@@ -61,6 +74,10 @@ class Calibration:
                 digest.update(name.encode())
                 digest.update(_bytes(batch[name]))
         return digest.hexdigest()
+
+
+def _cut(sample: Sample, longest: int) -> Sample:
+    return sample if sample.tokens is None else replace(sample, tokens=sample.tokens[:longest])
 
 
 def _bytes(value: Any) -> bytes:

@@ -28,6 +28,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     yield from _tower_problems(prepared)
     yield from _include_problems(prepared)
     yield from _device_problems(prepared)
+    yield from _integer_problems(prepared)
     yield from _pattern_problems(prepared.pools)
     yield from _granularity_problems(prepared.recipe)
     if prepared.source.model is None:
@@ -61,10 +62,11 @@ def _include_problems(prepared: Prepared) -> Iterator[str]:
         return
     with blaming(_adapter_of(prepared)):
         towers = prepared.adapter.towers(prepared.model)
+        left_out = options_of(AdapterOptions, prepared.adapter).left_out(prepared.model)
     for name in prepared.recipe.include:
         meant = name.removesuffix(".weight")
         if meant not in [tower.name for tower in prepared.anatomy.towers]:
-            yield f"include: {why_not_included(name, prepared.model, prepared.anatomy, towers)}"
+            yield f"include: {why_not_included(name, prepared.model, prepared.anatomy, towers, left_out)}"
         elif prepared.recipe.towers.get(meant) == "keep":
             yield f"include: {name} is to be pruned here and kept under towers. Remove one."
 
@@ -77,6 +79,17 @@ def _device_problems(prepared: Prepared) -> Iterator[str]:
         yield f"model.device: {asked.device} is not there: torch sees {there} CUDA devices. Use auto or cpu."
     if prepared.source.model is not None and asked.dtype != "auto":
         yield "model.dtype: a model in memory keeps the type it has. Leave dtype out, or convert the model."
+
+
+def _integer_problems(prepared: Prepared) -> Iterator[str]:
+    """Refuse a model in memory whose weights are integers, as a quantised one's are."""
+    layers = [layer for _, layer in prepared.anatomy.layers() if not layer.weight.is_floating_point()]
+    if layers:
+        kind = str(layers[0].weight.dtype).removeprefix("torch.")
+        yield (
+            f"model: {len(layers)} layers hold no real numbers, of which {layers[0].name} is {kind}: a quantised model "
+            f"cannot be pruned. Load it without quantisation, or the model that it was made from."
+        )
 
 
 def _pattern_problems(pools: Iterable[Pool]) -> Iterator[str]:

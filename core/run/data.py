@@ -54,6 +54,10 @@ class RunData:
             self._log.note(f"score: samples is {samples} and the calibration data has {there}; all of those were used")
         return calibration.batches(self._model.get(), samples, self._model.home)
 
+    def first_batch(self, keys: CalibrationKeys) -> Batch:
+        """Give the first batch of a calibration where the model is, its windows of tokens cut short."""
+        return self._calibration(keys).first_batch(self._model.get(), self._model.home)
+
     def clear(self) -> None:
         """Forget the samples, which have served."""
         self._read.clear()

@@ -15,7 +15,7 @@ from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, missing_exports, provenance_of
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.plan_file import read_plan
-from ecoflap.core.recipe.differences import differences
+from ecoflap.core.recipe.differences import changes
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.schema import Recipe, may_change
 from ecoflap.core.record.evaluations import measures_of
@@ -28,6 +28,7 @@ from ecoflap.core.record.weights import nonzeros
 from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run import stages
+from ecoflap.core.run.adapter_check import check_adapter_on_data, is_to_be_checked
 from ecoflap.core.run.data import RunData
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.run_model import RunModel
@@ -119,13 +120,18 @@ def carry_out(state: RunState) -> Run:
 
 
 def _stages(state: RunState) -> Run:
-    """Go through the stages. The dense evaluation comes first: data that cannot be read are found before scoring."""
+    """Go through the stages.
+
+    The adapter is held against the model first. The dense evaluation comes next: data that cannot be read are found
+    before scoring.
+    """
     folder = state.folder
     folder.identify(state.data.model_fingerprint)
     if folder.is_pruned:
         plan, model = _go_on_behind_pruning(state)
     else:
         folder.identify(state.data.fingerprints)
+        check_adapter_on_data(state)
         stages.evaluate(state, "dense", state.model.get())
         plan = stages.plan(state)
         model = stages.prune(state, plan)
@@ -154,8 +160,7 @@ def _claim(state: RunState) -> None:
     """Refuse a folder of another recipe; keys that follow what is there already may change."""
     path = state.folder.recipe
     if path.is_file():
-        before = read_yaml(path.read_text("utf-8"), str(path)).value
-        changed = differences(before, state.recipe.plain())
+        changed = changes(read_yaml(path.read_text("utf-8"), str(path)).value, state.recipe.plain())
         if changed:
             raise RunError(
                 f"{state.folder.path} was begun with another recipe: {'; '.join(changed)} (before vs now). "
@@ -168,6 +173,8 @@ def _stages_ahead(state: RunState) -> Iterator[str]:
     """Name what is still to be done, as far as can be told before the model is looked at."""
     if state.prepared.source.model is None:
         yield "load"
+    if is_to_be_checked(state):
+        yield "check"
     if state.to_evaluate("dense"):
         yield "evaluate dense"
     if not state.folder.is_pruned:

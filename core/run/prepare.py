@@ -13,6 +13,7 @@ from ecoflap.core.model.source import in_memory, is_on_hub, open_source, with_co
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.reuse import strangers
 from ecoflap.core.registry.adapter_for import adapter_for
+from ecoflap.core.registry.named_adapter import refusing_misfit
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.checks import part_problems, recipe_problems
 from ecoflap.core.run.prepared import Prepared, pools_in
@@ -51,13 +52,17 @@ def prepare(
     :raises RecipeError: With every problem there is.
     """
     config = recipe.model.config if planning else None
-    source = in_memory(model) if model is not None else open_source(recipe.model.source, Path.cwd(), config)
+    source = in_memory(model) if model is not None else open_source(recipe.model.revised_source, Path.cwd(), config)
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     if processor is not None:
         adapter.processor = processor
-    with blaming(f"the adapter {type(adapter).__name__}, taking {source.name} apart,"):
+    with (
+        refusing_misfit(adapter, recipe.model.adapter_name, source),
+        blaming(f"the adapter {type(adapter).__name__}, taking {source.name} apart,"),
+    ):
         weightless = model if model is not None else adapter.load(source, None, "meta")
         anatomy = Anatomy.of(adapter.towers(weightless), adapter.layers, recipe.included)
+        adapter.max_length(weightless)  # which is asked for again below, and shows here that an adapter does not fit
     pools = tuple(pools_in(anatomy, recipe))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
     problems = [*strangers(recipe, own), *recipe_problems(prepared, registry)]

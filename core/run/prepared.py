@@ -8,11 +8,13 @@ from functools import cached_property
 from torch import nn
 
 from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
 from ecoflap.core.pruning.plan import Pool, pools_of
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -74,6 +76,14 @@ class Prepared:
             for name, others in tied.items()
             if others
         ]
+
+    @cached_property
+    def kept_whole(self) -> list[KeptWhole]:
+        """Sum up by reason what of the model no budget is about."""
+        with blaming(f"the adapter {type(self.adapter).__name__}, asked for what it leaves out,"):
+            left_out, towers = self.adapter_options.left_out(self.model), self.adapter.towers(self.model)
+        pruned = {layer.name for pool in self.pools for _, layer in pool.layers}
+        return kept_whole(self.model, self.anatomy, towers, pruned, left_out)
 
     @property
     def pruners(self) -> Mapping[str, PartSpec]:

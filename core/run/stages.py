@@ -101,7 +101,8 @@ def plan(state: RunState) -> Plan:
     with state.log.stage("allocate"):
         with blaming(f"the allocator {allocator.use}"):
             made = make_plan(pools, allocator.built, granularity, scores)
-        write_whole(state.folder.plan, json.dumps(made.dump(), indent=1, allow_nan=False))
+        kept = {one.reason: one.parameters for one in state.prepared.kept_whole}
+        write_whole(state.folder.plan, json.dumps({**made.dump(), "kept_whole": kept}, indent=1, allow_nan=False))
     return made
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ecoflap.core.errors import EcoflapError, RecipeError
-from ecoflap.core.recipe.differences import differences
+from ecoflap.core.recipe.differences import changes, differences
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
 from ecoflap.core.recipe.schema import Recipe, seed_keys
@@ -158,7 +158,7 @@ def _not_another(run: PlannedRun) -> PlannedRun:
     before = run.folder.recipe
     changed = []
     if run.folder.is_ours:
-        changed = differences(read_yaml(before.read_text("utf-8"), str(before)).value, run.recipe.plain())
+        changed = changes(read_yaml(before.read_text("utf-8"), str(before)).value, run.recipe.plain())
     if changed:
         raise RecipeError(
             f"begun with another recipe: {'; '.join(changed)} (before vs now). Sweep into another folder with "

@@ -86,7 +86,7 @@ class Onnx:
         :raises ModelError: Where the family has no such view, or a file differs from the model; no file is left then.
         """
         require_masks(pruned)
-        weights = {name: pruned.model.get_parameter(name) for name in pruned.masks}
+        weights = {name: pruned.model.get_parameter(name) for name in pruned.parameter_masks}
         if problems := [*self._own_problems(), *_width_problems(weights)]:
             raise ModelError(*problems)
         require_zeros(pruned, "onnx")

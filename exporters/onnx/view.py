@@ -63,10 +63,10 @@ def _packed(
 
     :param types: The type that each parameter has in the model, by its identity.
     """
-    names = _names(pruned.model, pruned.masks)
+    names = _names(pruned.model, pruned.parameter_masks)
     graph = graph_of(view, inputs, names, settings.opset)
     own = {names[key]: dtype for key, dtype in types.items() if key in names}
-    packer = GraphPacker(graph, pruned.masks, own, settings.storage)
+    packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage)
     packer.pack()
     return packer
 

@@ -127,7 +127,7 @@ def _counted(pruned: PrunedModel) -> tuple[dict[str, float], float]:
         names = [layer.name for block in tower.blocks for layer in adapter.layers(block) if layer.name in masks]
         if names:
             towers[tower.name] = _sparsity_of(masks[name] for name in names)
-    return towers, _sparsity_of(masks[name] for name in names_once(pruned.model, masks))
+    return towers, _sparsity_of(pruned.parameter_masks[name] for name in names_once(pruned))
 
 
 def _sparsity_of(masks: Iterable[Tensor]) -> float:

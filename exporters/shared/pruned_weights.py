@@ -1,8 +1,6 @@
 """Ask of a pruned model what exporters need before they write it: masks, and weights that keep to them."""
 
-from collections.abc import Mapping
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.errors import EcoflapError, ModelError
@@ -22,18 +20,19 @@ def require_zeros(pruned: PrunedModel, exporter: str) -> None:
 
     :param exporter: The name of the exporter, for the message.
     """
-    moved = [name for name, mask in pruned.masks.items() if _has_moved(pruned.model.get_parameter(name), mask)]
+    masks = pruned.parameter_masks
+    moved = [name for name, mask in masks.items() if _has_moved(pruned.model.get_parameter(name), mask)]
     if moved:
         raise ModelError(
             f"{exporter}: {some(moved)}: weights that were pruned are not zero any more. Prune the model again."
         )
 
 
-def names_once(model: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
-    """Give the names of the masks, only the first of those whose weights are tied."""
+def names_once(pruned: PrunedModel) -> list[str]:
+    """Give the names of the pruned parameters, only the first of those that are tied."""
     first: dict[int, str] = {}
-    for name in masks:
-        first.setdefault(id(model.get_parameter(name)), name)
+    for name in pruned.parameter_masks:
+        first.setdefault(id(pruned.model.get_parameter(name)), name)
     return list(first.values())
 
 

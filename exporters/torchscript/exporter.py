@@ -93,7 +93,7 @@ class TorchScript:
 def _pruned_weights(pruned: PrunedModel) -> dict[int, tuple[str, Tensor]]:
     """Give each pruned parameter and its name, by the parameter's identity; a tied one goes by its first name."""
     found: dict[int, tuple[str, Tensor]] = {}
-    for name in pruned.masks:
+    for name in pruned.parameter_masks:
         weight = pruned.model.get_parameter(name)
         found.setdefault(id(weight), (name, weight))
     return found

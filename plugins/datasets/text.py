@@ -3,16 +3,13 @@
 Wanda and SparseGPT draw 128 of them from C4, at random places of random documents that are long enough.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from random import Random
 from typing import Literal
 
-import torch
-from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import nn
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -22,16 +19,12 @@ from ecoflap.core.errors import DataError, nearest
 from ecoflap.plugins.datasets.shared.portions import Portion, portion_bounds, portion_problem
 from ecoflap.plugins.datasets.shared.stored_tables import Stored, library_problem
 from ecoflap.plugins.datasets.shared.text_files import json_lines, missing_path, named_problems, read_text
+from ecoflap.plugins.datasets.shared.token_windows import Begin, TokenWindows
 
 PLAIN, LINES = (".txt", ".md"), (".jsonl", ".json")
 """Endings of files that are one document, and of those with one a line."""
 USUAL_LENGTH = 2048
 """Tokens in a window at most, where nothing else is said: as many as the pruning literature takes."""
-BETWEEN = "\n\n"
-"""What stands between documents that are joined."""
-
-Tokenize = Callable[[str], list[int]]
-"""Makes a text its tokens' numbers."""
 
 
 @hookimpl
@@ -44,18 +37,23 @@ class Text:
     """Yield token windows of equal length from documents: by default from the Wikipedia articles that ship.
 
     A ``.txt`` or ``.md`` file is one document; each line of a ``.jsonl`` or ``.json`` file is one, an object with its
-    text under ``column``; any of them may be ``.gz``. Tokens are those of the model's own tokenizer, none special.
+    text under ``column``; any of them may be ``.gz``. Tokens are those of the model's own tokenizer, and each window
+    begins as it begins a text.
 
     :param path: Files, or folders that are searched for them in alphabetical order.
     :param dataset: A data set of the Hugging Face hub instead, with its ``config`` and ``split``; needs ``datasets``.
     :param column: Where the text is in a data set, or in a line of JSON.
     :param samples: How many windows it yields; None for all there are, which random order has not.
-    :param sequence_length: Tokens in a window; None for the model's longest, but 2048 at most.
+    :param sequence_length: Tokens in a window, with those that begin it; None for the model's longest, but 2048 at
+        most.
     :param seed: Seed of the random choice, which is the same on every machine.
     :param order: ``random`` takes a window at a random place of a random document that is long enough, or of all
         documents joined where none is. ``consecutive`` joins all documents by an empty line and cuts them from the
         start, without overlap, as perplexities are reported. ``spread`` takes ``samples`` of those windows that lie
         evenly over the text.
+    :param bos: What every window begins with. ``auto`` is what the tokenizer itself puts at the beginning of a text,
+        such as ``<bos>`` of Gemma and LLaMA, and nothing for SmolLM2 or T5; True its begin token in any case; False
+        nothing, as the code of Wanda and SparseGPT cuts its windows.
     :param portion: The share of the documents to use: calibrate on ``[0, 0.7]`` and evaluate on ``[0.7, 1]``.
     """
 
@@ -69,18 +67,21 @@ class Text:
     seed: int = 0
     order: Literal["random", "consecutive", "spread"] = "random"
     portion: Portion = (0.0, 1.0)
+    bos: Begin = "auto"
 
     def __call__(self, adapter: Adapter, model: nn.Module, note: Note) -> Iterator[Sample]:
         wrong = [*self._wrong_parameters()]
         if wrong:
             raise DataError(*wrong)
-        length = self.tokens_per_sample(adapter.max_length(model))
-        tokenize = _tokenizer(adapter)
+        windows = TokenWindows.of(adapter, self.bos, self.tokens_per_sample(adapter.max_length(model)))
         with named_problems("text"):
             documents = self._portion(self._documents())
-        cut = self._random if self.order == "random" else self._consecutive
-        for window in cut(documents, tokenize, length):
-            yield Sample(tokens=window)
+        if self.order == "random":
+            assert self.samples is not None  # _wrong_parameters() has seen to it
+            cut = windows.random(documents, self.samples, self.seed)
+        else:
+            cut = windows.consecutive(documents, self.samples, spread=self.order == "spread")
+        yield from (Sample(tokens=window) for window in cut)
 
     @property
     def fetches(self) -> bool:
@@ -150,69 +151,6 @@ class Text:
                 "document; give several files, or a .jsonl file with a document a line."
             )
         return documents[start:end]
-
-    def _random(self, documents: Sequence[str], tokenize: Tokenize, length: int) -> Iterator[Int64[Tensor, " tokens"]]:
-        """Draw windows as Wanda and SparseGPT do from C4; but a document that is too short is not drawn again."""
-        assert self.samples is not None  # _wrong_parameters() has seen to it
-        random, candidates, drawn = Random(self.seed), list(range(len(documents))), 0
-        while candidates and drawn < self.samples:
-            place = random.randrange(len(candidates))
-            tokens = tokenize(documents[candidates[place]])
-            if len(tokens) < length:
-                del candidates[place]
-                continue
-            yield _window(tokens, random.randrange(len(tokens) - length + 1), length)
-            drawn += 1
-        if drawn == self.samples:
-            return
-        tokens = self._joined(documents, tokenize, length)
-        for _ in range(self.samples):
-            yield _window(tokens, random.randrange(len(tokens) - length + 1), length)
-
-    def _consecutive(
-        self, documents: Sequence[str], tokenize: Tokenize, length: int
-    ) -> Iterator[Int64[Tensor, " tokens"]]:
-        """Cut all documents from the start, and take the first windows or those that lie evenly."""
-        tokens = self._joined(documents, tokenize, length)
-        available = len(tokens) // length
-        if self.samples is not None and available < self.samples:
-            raise DataError(
-                f"text: {self.samples} windows of {length} tokens are asked for and the text gives {available}. Set "
-                f"samples: {available}, or null for all there are; or lower sequence_length, or give more text."
-            )
-        wanted = available if self.samples is None else self.samples
-        among = available if self.order == "spread" else wanted
-        yield from (_window(tokens, index * among // wanted * length, length) for index in range(wanted))
-
-    def _joined(self, documents: Sequence[str], tokenize: Tokenize, length: int) -> list[int]:
-        """Give the tokens of all documents together, which have to fill a window."""
-        tokens = tokenize(BETWEEN.join(documents))
-        if len(tokens) < length:
-            raise DataError(
-                f"text: all of it is {len(tokens)} tokens, and one window needs {length}. Give more text, or set "
-                f"sequence_length: {len(tokens)} or less."
-            )
-        return tokens
-
-
-def _tokenizer(adapter: Adapter) -> Tokenize:
-    """Give the tokenizer of an adapter's processor, or the one inside where that is for images and text."""
-    tokenizer = getattr(adapter.processor, "tokenizer", adapter.processor)
-    if tokenizer is None:
-        raise DataError(
-            "text: this model came without a tokenizer. Put its tokenizer files beside config.json, or give "
-            "ecoflap.run a processor."
-        )
-
-    def tokenize(text: str) -> list[int]:
-        # verbose would warn that the text is longer than the model reads; it is cut afterwards
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    return tokenize
-
-
-def _window(tokens: Sequence[int], start: int, length: int) -> Int64[Tensor, " tokens"]:
-    return torch.tensor(tokens[start : start + length], dtype=torch.int64)
 
 
 def _suffix(file: Path) -> str:

@@ -5,28 +5,25 @@ evaluation, https://zenodo.org/records/12608602.
 """
 
 import logging
-import math
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import nn
 
+from ecoflap.core.contracts.abilities import Generates
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import DataError, EcoflapError, ModelError, nearest
-
-PLAIN = "none"  # the harness calls the filter so that leaves answers as they are
+from ecoflap.core.model.anatomy import Tower
+from ecoflap.plugins.evaluators.harness.measures import draws_forgotten, measures_of
+from ecoflap.plugins.evaluators.shared.checks import why_unable
 
 
 @hookimpl
@@ -36,7 +33,7 @@ def ecoflap_register_evaluators() -> Mapping[str, type["LmEval"]]:
 
 @dataclass(frozen=True)
 class LmEval:
-    """Measure what tasks of the harness do, such as ``arc_easy`` and ``mmlu``, of a model of language alone.
+    """Measure what tasks of the harness do, such as ``arc_easy`` and ``mmlu``, of language models, or of images.
 
     Values, standard errors and which way to read them are the harness' own, accuracies from 0 to 1. Of a group of tasks
     the group's value is given where it has one, else those of its tasks. The harness reads most tasks' data from the
@@ -48,6 +45,9 @@ class LmEval:
     :param limit: How many documents of each task are used, or below 1 which share of them; None for all.
     :param batch_size: How many requests are made at a time.
     :param seed: Seed of all that the harness draws, such as few-shot examples.
+    :param through: What runs the model: the ``harness``' own ``hf``, or ``hf-multimodal`` where it looks at images; or
+        the ``adapter``, as ``vqa`` and ``caption`` have it, for tasks in which it makes texts.
+    :param chat_template: Whether the harness writes questions by the template of the tokenizer or processor.
     """
 
     tasks: tuple[str, ...]
@@ -56,6 +56,8 @@ class LmEval:
     limit: int | float | None = None
     batch_size: int = 8
     seed: int = 1234
+    through: Literal["harness", "adapter"] = "harness"
+    chat_template: bool = False
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -67,10 +69,23 @@ class LmEval:
             raise EcoflapError(f"limit is {self.limit}; more than 0 is needed, or null for all documents")
 
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say where the harness is not there or does not know a task, and where the model looks at images."""
-        if "vision" in [tower.name for tower in context.anatomy.towers]:
-            yield "lm_eval is for language models, and this one looks at images."
+        """Say where the harness is not there or does not know a task, and where the model does not fit it."""
+        yield from self._misfits(context.model, context.adapter, context.anatomy.towers)
         yield from self._wrong_tasks()
+
+    def _misfits(self, model: nn.Module, adapter: Any, towers: Iterable[Tower]) -> Iterator[str]:
+        """Say why a model cannot be run as it is asked."""
+        if self.through == "adapter":
+            why = why_unable(Generates, adapter, model)
+            if why:
+                yield f"lm_eval: through: adapter needs a model that can {Generates.does}: {why}"
+        elif _sees(towers):
+            why = _no_multimodal(model)
+            if why:
+                yield (
+                    f"lm_eval: the harness' hf-multimodal cannot take this model that looks at images: {why}. Where "
+                    f"its adapter can {Generates.does}, through: adapter takes it."
+                )
 
     def _wrong_tasks(self) -> Iterator[str]:
         """Say why the tasks cannot be run."""
@@ -89,41 +104,78 @@ class LmEval:
         wrong = [*self._wrong_tasks()]
         if wrong:
             raise DataError(*wrong)
-        if not hasattr(adapter.processor, "convert_tokens_to_ids"):
-            raise ModelError("lm_eval needs the model's tokenizer: put it beside the model, or give ecoflap.run one.")
-        results = self._results(model, adapter.processor)
-        return {name: measure for task in _tasks_given(results) for name, measure in _measures(task, results)}
+        unfit = [*self._misfits(model, adapter, adapter.towers(model))]
+        if unfit:
+            raise ModelError(*unfit)
+        with _as_it_was(model):
+            return measures_of(self._results(self._wrapped(model, adapter)))
 
-    def _results(self, model: nn.Module, tokenizer: Any) -> Mapping[str, Any]:
+    def _wrapped(self, model: nn.Module, adapter: Any) -> Any:
+        """Give the model as the harness wants one.
+
+        :raises ModelError: Where it has no tokenizer, or no processor.
+        """
+        from ecoflap.plugins.evaluators.harness.lm_eval_models import Multimodal, Speaking, language
+
+        processor = adapter.processor
+        if self.through == "adapter":
+            return Speaking(model, adapter, self.batch_size)
+        if _sees(adapter.towers(model)):
+            if getattr(processor, "tokenizer", None) is None:
+                raise ModelError(
+                    "lm_eval needs the model's processor, with its tokenizer: put it beside the model, or give "
+                    "ecoflap.run one."
+                )
+            return Multimodal(model, processor, self.batch_size)
+        if not hasattr(processor, "convert_tokens_to_ids"):
+            raise ModelError("lm_eval needs the model's tokenizer: put it beside the model, or give ecoflap.run one.")
+        return language(model, processor, self.batch_size)
+
+    def _results(self, wrapped: Any) -> Mapping[str, Any]:
         """Run the harness, and give its own report."""
         import lm_eval
         from datasets.exceptions import DatasetsError
-        from lm_eval.models.huggingface import HFLM
 
-        language: Any = model
-        with _as_it_was(model):
-            # a copy, because the harness gives a tokenizer a padding token, which is not to be saved with the model
-            wrapped = HFLM(pretrained=language, tokenizer=deepcopy(tokenizer), batch_size=self.batch_size)
-            try:
-                found = lm_eval.simple_evaluate(
-                    model=wrapped,
-                    tasks=[*self.tasks],
-                    task_manager=_manager(self.tasks, self.include_path),
-                    num_fewshot=self.num_fewshot,
-                    limit=self.limit,
-                    log_samples=False,
-                    random_seed=self.seed,
-                    numpy_random_seed=self.seed,
-                    torch_random_seed=self.seed,
-                    fewshot_random_seed=self.seed,
-                )
-            except (OSError, ValueError, DatasetsError) as error:
-                reason = " ".join(str(error).split()).rstrip(".")
-                raise DataError(
-                    f"lm_eval: {reason}. Data of its tasks come from the Hugging Face hub, unless they were read "
-                    "before; tasks on files of your own are found in include_path."
-                ) from error
+        try:
+            found = lm_eval.simple_evaluate(
+                model=wrapped,
+                tasks=[*self.tasks],
+                task_manager=_manager(self.tasks, self.include_path),
+                num_fewshot=self.num_fewshot,
+                limit=self.limit,
+                log_samples=False,
+                apply_chat_template=self.chat_template,
+                random_seed=self.seed,
+                numpy_random_seed=self.seed,
+                torch_random_seed=self.seed,
+                fewshot_random_seed=self.seed,
+            )
+        except (OSError, ValueError, NotImplementedError, DatasetsError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise DataError(
+                f"lm_eval: {reason}. Data of its tasks come from the Hugging Face hub, unless they were read "
+                "before; tasks on files of your own are found in include_path."
+            ) from error
         return dict(found)
+
+
+def _sees(towers: Iterable[Tower]) -> bool:
+    return "vision" in [tower.name for tower in towers]
+
+
+def _no_multimodal(model: nn.Module) -> str | None:
+    """Say why the harness' class for models that look at images cannot run one; None where it can.
+
+    It takes what is generated to begin with what was read, and writes a token of its configuration for an image.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        return "it is no model of transformers"
+    parts = (config, getattr(config, "text_config", None))
+    if any(getattr(part, "is_encoder_decoder", False) for part in parts):
+        return "its text model has an encoder, and a decoder alone is wanted"
+    named = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return None if any(token is not None for token in named) else "its configuration names no image_token_id"
 
 
 @cache
@@ -131,7 +183,7 @@ def _manager(tasks: tuple[str, ...], include_path: Path | None) -> Any:
     """Make the harness' list of tasks. Reading its own thousands takes seconds, so that is done once a process."""
     from lm_eval.tasks import TaskManager
 
-    with _draws_forgotten():
+    with draws_forgotten():
         own = TaskManager(include_path=include_path, include_defaults=False)
         is_own = set(tasks) <= set(own.all_subtasks)
         return own if is_own else TaskManager(include_path=include_path)
@@ -145,55 +197,8 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
     vars(model)["tie_weights"] = lambda *_, **__: None
     logger.setLevel(logging.ERROR)
     try:
-        with _draws_forgotten():
+        with draws_forgotten():
             yield
     finally:
         del vars(model)["tie_weights"]
         logger.setLevel(level)
-
-
-@contextmanager
-def _draws_forgotten() -> Iterator[None]:
-    """Put every random generator back as it was: the harness seeds all of them."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _tasks_given(results: Mapping[str, Any]) -> Iterator[str]:
-    """Name the tasks and groups with a value, but no task of a group that has one."""
-    inside: Mapping[str, Sequence[str]] = results.get("group_subtasks", {})
-    valued = [name for name, row in results["results"].items() if any("," in key for key in row)]
-    covered = {task for name in valued for task in _tasks_in(name, inside)}
-    return (name for name in valued if name not in covered)
-
-
-def _tasks_in(name: str, inside: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Name all tasks of a group, and of the groups in it."""
-    for task in inside.get(name, ()):
-        yield task
-        yield from _tasks_in(task, inside)
-
-
-def _measures(task: str, results: Mapping[str, Any]) -> Iterator[tuple[str, Measure]]:
-    """Yield a task's measures. What the harness calls ``acc,none`` is ``arc_easy acc`` here."""
-    row, n = results["results"][task], _documents(task, results)
-    for key, value in row.items():
-        metric, comma, how = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-            continue
-        error = row.get(f"{metric}_stderr,{how}")
-        known = float(error) if isinstance(error, int | float) else math.inf
-        larger = results["higher_is_better"].get(task, {}).get(metric) is not False
-        name = f"{task} {metric}" if how == PLAIN else f"{task} {metric}, {how}"
-        yield name, Measure(float(value), n, known, "documents", larger)
-
-
-def _documents(task: str, results: Mapping[str, Any]) -> int:
-    """Count the documents that a task's or group's values are over."""
-    counts, inside = results["n-samples"], results.get("group_subtasks", {})
-    return sum(counts[one]["effective"] for one in {task, *_tasks_in(task, inside)} if one in counts)

@@ -31,8 +31,10 @@ def ecoflap_register_evaluators() -> Mapping[str, type["Perplexity"]]:
 class Perplexity:
     """Measure ``exp`` of the mean negative log-likelihood of a token, over windows that are read one at a time.
 
-    Each window is read without the text before it, as the pruning literature reports it. The standard error takes the
-    windows as independent: it is the perplexity times the standard error of their mean (the delta method).
+    Each window is read without the text before it, as the pruning literature reports it. Its first token is read and
+    never predicted: the begin token where the dataset puts one there, so that all of the text is predicted; otherwise
+    the first of the text. The standard error takes the windows as independent: it is the perplexity times the standard
+    error of their mean (the delta method).
 
     :param data: A dataset of token windows, such as ``{use: text, order: consecutive}``.
     """

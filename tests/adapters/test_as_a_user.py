@@ -15,6 +15,9 @@ from ecoflap.core.cli.main import main
 
 WORDS = ["a", "picture", "of", "w1", "w2", "w3", "w4", "w5", "w6"]
 RUNS = {
+    "blip_caption": ("image_text", ["vision", "decoder"], ["text_decoder.cls.predictions.transform.dense"]),
+    "blip_vqa": ("image_question_answer", ["vision", "encoder", "decoder"], ["text_decoder.cls.predictions.decoder"]),
+    "blip_retrieval": ("image_text", ["vision", "text"], ["vision_proj", "text_proj", "itm_head"]),
     "blip2_t5": ("image_question_answer", ["vision", "encoder", "decoder"], ["qformer", "language_projection"]),
     "blip2_opt": ("image_text", ["vision", "language"], ["qformer", "language_projection"]),
     "clip": ("image_text", ["vision", "text"], ["visual_projection", "text_projection"]),

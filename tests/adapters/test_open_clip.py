@@ -77,7 +77,7 @@ def test_layouts_say_how_inputs_lie(name: str, batch_first: bool, adapter: OpenC
 
     def rows(text: Tensor) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
-        with torch.no_grad(), without_fast_path(), watching(layers, lambda layer, x: seen.update({layer.name: x})):
+        with torch.no_grad(), without_fast_path(), watching(layers, lambda layer, x, _: seen.update({layer.name: x})):
             model.encode_text(text)
         return {name: inputs.reshape(-1, inputs.shape[-1]) for name, inputs in seen.items()}
 
@@ -387,7 +387,7 @@ def test_refuses_a_checkpoint_with_holes(adapter: OpenClipAdapter, tmp_path: Pat
 def test_from_the_hub(adapter: OpenClipAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     saved("pico-clip", tmp_path)
 
-    def download(repository: str, file: str, revision: str | None = None) -> str:
+    def download(repository: str, file: str, revision: str | None = None, local_files_only: bool = False) -> str:
         assert (repository, revision) == ("org/name", "v1")
         if not (tmp_path / file).exists():
             raise FileNotFoundError(file)

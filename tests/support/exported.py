@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from table import ROWS
+from table import ALL_ROWS
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -19,7 +19,7 @@ def half_pruned(name: str, folder: Path | None = None, dtype: torch.dtype | None
 
     :param folder: Where to save the model, to read it again in another type as its family has it.
     """
-    row = ROWS[name]
+    row = ALL_ROWS[name]
     model, adapter = row.build(), row.adapter()
     if folder is not None:
         given = adapter.processor
@@ -34,7 +34,7 @@ def half_pruned(name: str, folder: Path | None = None, dtype: torch.dtype | None
         layer.weight.data *= mask
         # A kept weight may be zero all the same.
         layer.weight.data[mask.nonzero()[0][0], mask.nonzero()[0][1]] = 0
-        masks[layer.name] = mask
+        masks[layer.name] = layer.as_stored(mask)
     return PrunedModel(model, adapter, masks)
 
 
@@ -50,7 +50,7 @@ def planned(model: nn.Module, adapter: Adapter, dtype: str = "auto") -> PlanCont
 
 
 def outputs(name: str, model: nn.Module, adapter: Adapter) -> tuple[Tensor, ...]:
-    row = ROWS[name]
+    row = ALL_ROWS[name]
     with torch.no_grad():
         made: Any = row.outputs(model, adapter.collate(model, list(row.samples(2))))
     return made if isinstance(made, tuple) else (made,)

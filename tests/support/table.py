@@ -1,4 +1,4 @@
-"""The table of families, and its samples as a dataset that a recipe can name."""
+"""The tables of families, and their samples as a dataset that a recipe can name."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +14,18 @@ from ecoflap.core.contracts.records import Sample
 MODULES = {
     "pico_decoder": "transformers",
     "pico_t5": "transformers",
+    "pico_blip": "transformers",
     "pico_blip2": "transformers",
     "pico_clip": "transformers",
     "pico_vit": "transformers",
     "pico_open_clip": "open_clip",
     "pico_timm": "timm",
 }
+GENERIC = (
+    "pico_llava", "pico_qwen_vl", "pico_idefics", "pico_gemma_vl", "pico_others_vl", "pico_reading_vl", "pico_causal",
+    "pico_seq2seq", "pico_encoders",
+)  # fmt: skip
+"""Modules with models of transformers that the generic adapters take."""
 
 
 def rows() -> dict[str, Family]:
@@ -30,7 +36,18 @@ def rows() -> dict[str, Family]:
     return {name: family for module in there for name, family in module.FAMILIES.items()}
 
 
+def generic_rows() -> dict[str, Family]:
+    """Those that this version of transformers has."""
+    if find_spec("lavis") is not None:
+        return {}
+    return {name: family for module in GENERIC for name, family in import_module(module).FAMILIES.items()}
+
+
 ROWS = rows()
+GENERIC_ROWS = generic_rows()
+ALL_ROWS = ROWS | GENERIC_ROWS
+THOROUGH = sorted([*ROWS, *(name for name in ("llava", "mixtral", "gpt2") if name in GENERIC_ROWS)])
+"""Rows that the longer tests are run on: every family of its own, and of the generic ones one of each kind."""
 
 
 @dataclass(frozen=True)
@@ -41,4 +58,4 @@ class Samples:
     samples: int
 
     def __call__(self, adapter: Adapter, model: nn.Module, note: Note) -> Iterator[Sample]:
-        yield from ROWS[self.row].samples(self.samples)
+        yield from ALL_ROWS[self.row].samples(self.samples)

@@ -23,6 +23,9 @@ VIEWS = {
     "llama": {"decoder", "decoder_with_past"},
     "t5": {"encoder", "decoder", "decoder_with_past"},
     "mt5": {"encoder", "decoder", "decoder_with_past"},
+    "blip_caption": {"vision", "decoder", "all"},
+    "blip_vqa": {"vision", "encoder", "decoder", "all"},
+    "blip_retrieval": {*PAIR, "match"},
     "blip2": {"vision", "language", "all"},
     "blip2_retrieval": PAIR,
     "clip": PAIR,
@@ -99,6 +102,30 @@ def of_text_model(model: Any, view: View, inputs: Mapping[str, Tensor]) -> tuple
     return made.logits, *(tensor for layer in layers_of(cache_of(made)) for tensor in layer)
 
 
+def of_blip(model: Any, view: View, inputs: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """What a tower gives while the whole runs; the decoder alone is a model itself."""
+    if view.name == "decoder":
+        return (model.text_decoder(**inputs).logits,)
+    if view.name == "encoder":
+        return (model.text_encoder(**inputs).last_hidden_state,)
+    made = watched(model.text_decoder, lambda: model(**{**whole, **inputs}))[1]
+    seen = watched(model.vision_model, lambda: model(**{**whole, **inputs}))[1].last_hidden_state
+    return (seen,) if view.name == "vision" else (made.logits,)
+
+
+def of_blip_retrieval(
+    model: Any, view: View, inputs: Mapping[str, Tensor], whole: Mapping[str, Tensor]
+) -> tuple[Tensor, ...]:
+    given = {**whole, **inputs}
+    if view.name == "match":
+        return (model(**given).itm_score,)
+    texts = watched(model.text_proj, lambda: model(**given, use_itm_head=False))[1]
+    images = watched(model.vision_proj, lambda: model(**given, use_itm_head=False))[1]
+    texts, images = (nn.functional.normalize(one, dim=-1) for one in (texts, images))
+    scores = model(**given, use_itm_head=False).itm_score
+    return {"vision": (images,), "text": (texts,)}.get(view.name, (scores, scores.T, texts, images))
+
+
 def of_blip2(model: Any, view: View, inputs: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     if view.name == "language":
         return (model.language_model(**inputs).logits,)
@@ -169,6 +196,9 @@ def expected(case: Case, view: View, name: str) -> tuple[Tensor, ...]:
     ways = {
         "LlamaAdapter": of_text_model,
         "T5Adapter": of_text_model,
+        "BlipCaptionAdapter": partial(of_blip, whole=largest),
+        "BlipVqaAdapter": partial(of_blip, whole=largest),
+        "BlipRetrievalAdapter": partial(of_blip_retrieval, whole=largest),
         "Blip2Adapter": partial(of_blip2, whole=largest),
         "Blip2RetrievalAdapter": partial(of_retrieval, whole=largest),
         "ClipAdapter": of_pair,
@@ -256,8 +286,8 @@ def test_a_view_holds_no_tower_that_it_does_not_run(case: Case):
     strangers = {
         "vision": ("text", "language", "encoder", "decoder"),
         "text": ("vision",),
-        "encoder": ("decoder",),
-        "decoder": ("encoder",),
+        "encoder": ("vision", "decoder"),
+        "decoder": ("vision", "encoder"),
         "decoder_with_past": ("encoder",),
         "language": ("vision", "qformer"),
     }

@@ -24,12 +24,39 @@ def shown(pico_llama, pico_tokenizer, tmp_path):
     return shown
 
 
+@pytest.mark.parametrize(
+    ("family", "adapter", "name", "sure"),
+    [
+        ("llama", None, "llama", "special: written for this family"),
+        ("gemma2", None, "causal_lm", "generic: no family's own adapter claims it"),
+        ("gemma2", "llama", "llama", "named, and it does not claim this model"),
+    ],
+)
+def test_the_adapter_is_named_and_how_sure_it_is(family, adapter, name, sure, shown):
+    ((found, why),) = shown(adapter, family=family)["adapter"]
+    assert found == name
+    assert why.startswith(sure)
+
+
 def test_blocks_that_are_alike_share_their_rows(shown):
-    title, rows = list(shown().items())[1]
+    title, rows = list(shown().items())[2]
     assert title == "layers of each block"
     assert rows[0] == ("model.layers.0 … model.layers.2 (3)", "self_attn.q_proj.weight", "32×32", "1,024", "language")
     assert {row[0] for row in rows[1:]} == {""}
-    assert list(shown(layers=1).items())[1][1][0][0] == "model.layers.0"
+    assert list(shown(layers=1).items())[2][1][0][0] == "model.layers.0"
+
+
+def test_the_experts_of_one_parameter_share_a_row_and_their_router_is_kept(tmp_path):
+    pytest.importorskip("transformers", minversion="5.0", reason="experts are packed from transformers 5 on")
+    from pico_causal import FAMILIES
+
+    FAMILIES["mixtral"].build().save_pretrained(tmp_path)
+    tables = {section.title: list(section.rows) for section in inspection(str(tmp_path), None, load_registry())}
+    rows = {name: rest for _, name, *rest in tables["layers of each block"]}
+    assert rows["mlp.experts.gate_up_proj[0 … 3] (4)"] == ["96×32", "3,072 each", "language"]
+    assert rows["mlp.experts.down_proj[0 … 3] (4)"] == ["32×48", "1,536 each", "language"]
+    (kept,) = (rows for title, rows in tables.items() if title.startswith("never pruned"))
+    assert ("model.layers.0.mlp.gate.weight", "4×32", "router: it chooses which experts run") in kept
 
 
 def test_a_tied_head_is_shown_with_its_other_name(shown):
@@ -51,6 +78,7 @@ def test_what_is_never_pruned_is_counted_whole_and_shown_by_example(shown):
 
 def test_an_adapter_may_be_named(shown, tmp_path):
     assert shown("llama") == shown()
+    assert shown(f"{__name__}:Same")["adapter"][0][0] == f"{__name__}:Same"
     with pytest.raises(RegistryError, match=r"no adapter named 'lama'\. Did you mean 'llama'\?"):
         shown("lama")
     with pytest.raises(ModelError, match="nowhere"):
@@ -62,6 +90,10 @@ def test_what_is_named_and_is_no_adapter_is_refused(shown):
         shown("json:loads")
     with pytest.raises(RegistryError, match=r"json:JSONDecoder: it is no adapter: it has no matches, load, "):
         shown("json:JSONDecoder")
+
+
+class Same(LlamaAdapter):
+    """One that is registered under no name."""
 
 
 class Towerless(LlamaAdapter):

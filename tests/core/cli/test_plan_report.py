@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 import ecoflap
+from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.cli.plan_report import plan_tables, prepared_tables
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import ModelError, RecipeError
@@ -39,7 +40,7 @@ def hub(monkeypatch):
     """A hub that holds one model."""
 
     def hub(folder):
-        def download(repository, file, revision=None):
+        def download(repository, file, revision=None, local_files_only=False):
             if not (folder / file).is_file():
                 raise OSError("no such file")
             return str(folder / file)
@@ -117,7 +118,7 @@ def test_a_configuration_may_be_named_by_its_file(named):
 
 
 def test_without_one_the_plan_says_how_to_do_without_the_hub(named):
-    with pytest.raises(ModelError, match=r"To plan without it, name its config\.json: model: \{source: some"):
+    with pytest.raises(ModelError, match=r"to plan without it, name its config\.json: model: \{source: some"):
         plan_tables(named(config=None), load_registry())
 
 
@@ -205,6 +206,46 @@ def test_other_problems_are_told_without_a_plan(named, ecoflap_command, tmp_path
     assert (code, out) == (2, "")
     assert "calibration: text: sequence_length is 999; this model reads 128 tokens at most." in err
     assert "not-yet does not exist" in err
+
+
+def test_what_is_kept_whole_is_told_with_its_share(plain, pico, tmp_path):
+    """By hand: 64 × 32 of embedding and head each, and seven norms of 32, beside 23,040 weights in blocks."""
+    sections = by_title(plan_tables(parse_recipe(plain(), registry=load_registry()), load_registry()))
+    assert sections["kept whole: 4,320 parameters, 15.8 % of the model"] == [
+        ("embedding", "2,048", "7.5 %", "model.embed_tokens.weight"),
+        ("outside the blocks; include: takes it in", "2,048", "7.5 %", "lm_head.weight"),
+        ("norms, biases and scales", "224", "0.8 %", "model.layers.0.input_layernorm.weight"),
+    ]
+    done = ecoflap.run(plain(score=None, allocate="uniform", evaluate=None), folder=tmp_path / "run")
+    assert json.loads((done.folder / "plan.json").read_text())["kept_whole"] == {
+        "embedding": 2048,
+        "outside the blocks; include: takes it in": 2048,
+        "norms, biases and scales": 224,
+    }
+    assert ecoflap.run(done.recipe, folder=done.folder).plan == done.plan
+
+
+def test_what_a_recipe_includes_or_keeps_moves(plain):
+    sections = plan_tables(parse_recipe(plain(include=["lm_head"]), registry=load_registry()), load_registry())
+    assert "kept whole: 2,272 parameters, 8.3 % of the model" in by_title(sections)
+
+
+class Elsewhere(LlamaAdapter):
+    def matches(self, source):
+        return False
+
+
+def test_an_adapter_that_was_named_and_does_not_know_the_model_is_told(plain):
+    def told(adapter):
+        model = {"source": plain()["model"], "adapter": adapter}
+        sections = plan_tables(parse_recipe(plain(model=model), registry=load_registry()), load_registry())
+        return [row for section in sections if section.title == "" for (row,) in section.rows]
+
+    assert told("llama") == []
+    assert told(f"{__name__}:Elsewhere") == [
+        f"{__name__}:Elsewhere does not know this model. Before it does anything else a run holds it against the "
+        "model, and refuses it where its loss is not the model's own"
+    ]
 
 
 def test_only_what_is_scored_counts_as_work(two_stacks):

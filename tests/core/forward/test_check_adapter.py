@@ -1,19 +1,82 @@
 """An adapter that says something wrong is told what."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
+from family import redraw
 
 import ecoflap
 from ecoflap import EcoflapError, Sample
+from ecoflap.adapters.blip2 import Blip2Adapter
+from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.model.anatomy import Layer
+from ecoflap.adapters.shared.matrices import matrices
+from ecoflap.core.contracts.blame import PartError
+from ecoflap.core.forward.against_model import UNCOMPARED
+from ecoflap.core.model.anatomy import Layer, Tower
 
 SAMPLES = [Sample(tokens=torch.arange(3, 3 + length)) for length in (12, 7, 9)]
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
-def test_a_right_one_gives_its_anatomy(pico_llama):
-    anatomy = ecoflap.check_adapter(LlamaAdapter(), pico_llama(), SAMPLES)
-    assert [tower.name for tower in anatomy.towers] == ["language", "lm_head"]
+def causal(family, **keys):
+    """A pico model of transformers of a family, or skip where this version has none."""
+    if find_spec(f"transformers.models.{family}") is None:
+        pytest.skip(f"this version of transformers has no {family}")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return redraw(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES, **keys)))
+
+
+def told(adapter, model, samples=SAMPLES):
+    with pytest.raises(EcoflapError) as caught:
+        ecoflap.check_adapter(adapter, model, samples)
+    return caught.value.problems
+
+
+def test_a_right_one_gives_its_anatomy_and_both_losses(pico_llama):
+    model = pico_llama()
+    found = ecoflap.check_adapter(LlamaAdapter(), model, SAMPLES)
+    assert [tower.name for tower in found.towers] == ["language", "lm_head"]
+    assert len(found.blocks) == 4
+    batch = LlamaAdapter().collate(model, SAMPLES)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    with torch.no_grad():
+        assert found.own_loss == pytest.approx(float(model(**batch, labels=labels).loss), rel=1e-6)
+    assert found.loss == pytest.approx(found.own_loss, rel=1e-6)
+    assert found.notes == ()
+
+
+class Unknown(LlamaAdapter):
+    def own_inputs(self, model, batch):
+        return None
+
+
+def test_a_loss_that_cannot_be_compared_is_not_passed_in_silence(pico_llama):
+    found = ecoflap.check_adapter(Unknown(), pico_llama(), SAMPLES)
+    assert (found.own_loss, found.notes) == (None, (UNCOMPARED,))
+
+
+def test_a_caller_may_say_what_the_loss_is_held_against(pico_llama):
+    def own_loss(model, batch):
+        logits = model(**batch).logits[:, :-1]
+        targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)[:, 1:]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    assert ecoflap.check_adapter(Unknown(), pico_llama(), SAMPLES, own_loss).notes == ()
+    with pytest.raises(EcoflapError, match=r"the loss of the adapter Unknown is .*, and the model's own is"):
+        ecoflap.check_adapter(Unknown(), pico_llama(), SAMPLES, lambda *given: 1.01 * own_loss(*given))
+
+
+def test_a_model_in_lower_precision_is_compared_in_float32(pico_llama):
+    """In bfloat16 both losses would be rounded by a hundredth."""
+    found = ecoflap.check_adapter(LlamaAdapter(), pico_llama(dtype=torch.bfloat16), SAMPLES)
+    assert found.loss == pytest.approx(found.own_loss, rel=1e-6)
 
 
 class Short(LlamaAdapter):
@@ -52,17 +115,128 @@ class Drifting(LlamaAdapter):
         return super().loss(model, batch) + self.calls
 
 
+class Squares(LlamaAdapter):
+    def loss(self, model, batch):
+        return model(**batch, use_cache=False).logits.double().square().mean()
+
+
+class Half(LlamaAdapter):
+    def towers(self, model):
+        language, head = super().towers(model)
+        return [Tower("language", language.blocks[:2]), head]
+
+
+class Unlabelled(LlamaAdapter):
+    def own_inputs(self, model, batch):
+        return batch
+
+
 @pytest.mark.parametrize(
-    ("adapter", "told"),
+    ("adapter", "problem"),
     [
-        (Short, "model.layers.0.mlp.down_proj.weight is a matrix that layers() does not list"),
+        (Short, "model.layers.0.mlp.down_proj.weight is a matrix that layers() does not list, nor its like in 2 other"),
         (Everything, "model.layers.1.mlp.up_proj.weight: its inputs are others in a padded batch than alone"),
-        (Stray, "model.layers.0 ran without these matrices being used through torch.nn.functional.linear"),
+        (Stray, "model.layers.0 ran without these matrices being multiplied with anything"),
         (Detached, "model.layers.0.mlp.up_proj.weight: the loss does not depend on it"),
         (Drifting, "the loss from model.layers.1 on is"),
+        (Squares, "the loss of the adapter Squares is 0.2"),
+        (Half, "model.layers: 1 of its 3 blocks run and are in no tower (2), with 7 matrices of 7,680 weights; "),
+        (Unlabelled, "LlamaForCausalLM.forward gave no loss for the adapter's own_inputs"),
     ],
 )
-def test_a_wrong_one_is_told_what(adapter, told, pico_llama):
-    with pytest.raises(EcoflapError) as caught:
-        ecoflap.check_adapter(adapter(), pico_llama(), SAMPLES)
-    assert told in str(caught.value)
+def test_a_wrong_one_is_told_what(adapter, problem, pico_llama):
+    assert problem in "\n".join(told(adapter(), pico_llama()))
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [("granite", {"logits_scaling": 8.0}), ("cohere", {}), ("gemma2", {"head_dim": 8, "final_logit_softcapping": 1.0})],
+)
+def test_a_loss_that_leaves_out_what_the_model_does_to_its_logits(family, keys):
+    """Everything else of these models is as in LLaMA, so that nothing but the loss shows it."""
+    (problem,) = told(LlamaAdapter(), causal(family, **keys))
+    assert "it is the loss of another model" in problem
+
+
+def without(tower, adapter, processor):
+    """An adapter of this family that forgets a tower."""
+
+    class Forgetful(adapter):
+        def towers(self, model):
+            return [one for one in super().towers(model) if one.name != tower]
+
+    made = Forgetful()
+    made.processor = processor
+    return made
+
+
+def test_a_forgotten_vision_tower():
+    import pico_clip
+
+    (problem,) = told(without("vision", ClipAdapter, pico_clip.processor()), pico_clip.clip(), pico_clip.pairs(4))
+    assert problem.startswith("vision_model.encoder.layers runs and is in no tower: 2 blocks of CLIPEncoderLayer with")
+
+
+def test_a_forgotten_vision_tower_of_a_model_that_reads_it():
+    pico_blip2 = pytest.importorskip("pico_blip2")
+    forgetful = without("vision", Blip2Adapter, pico_blip2.processor("opt"))
+    problem = told(forgetful, pico_blip2.build("opt"), pico_blip2.captions(3))[0]
+    assert problem.startswith("vision_model.encoder.layers runs and is in no tower: 2 blocks of Blip2EncoderLayer with")
+
+
+class WithoutExperts(LlamaAdapter):
+    def layers(self, block):
+        return super().layers(block) if block.tower == "lm_head" else list(matrices(block))
+
+
+class TwoAxes(LlamaAdapter):
+    def layers(self, block):
+        if block.tower == "lm_head":
+            return super().layers(block)
+        experts = block.module.mlp.experts
+        biases = [name for name, bias in experts.named_parameters() if bias.ndim == 2]
+        return [*matrices(block), *(Layer(f"{block.name}.mlp.experts.{name}", experts, name) for name in biases)]
+
+
+def test_forgotten_experts():
+    found = told(WithoutExperts(), causal("mixtral", **EXPERTS))
+    if find_spec("transformers.integrations.moe") is None:  # older versions have a module for each expert
+        assert any("experts.0.w1.weight is a matrix that layers() does not list" in one for one in found)
+        return
+    assert found == (
+        "model.layers.0.mlp.experts.gate_up_proj holds 4 matrices of 96×32, which layers() does not list, nor its like "
+        "in 2 other blocks (36,864 weights); left_out() may say why it is kept",
+        "model.layers.0.mlp.experts.down_proj holds 4 matrices of 32×48, which layers() does not list, nor its like in "
+        "2 other blocks (18,432 weights); left_out() may say why it is kept",
+    )
+
+
+class Excused(WithoutExperts):
+    def left_out(self, model):
+        return {name: "kept" for name, _ in model.named_parameters() if ".experts." in name}
+
+
+def test_experts_may_be_left_out_on_purpose():
+    assert ecoflap.check_adapter(Excused(), causal("mixtral", **EXPERTS), SAMPLES).towers
+
+
+def test_llama_itself_is_no_adapter_for_experts():
+    with pytest.raises(EcoflapError, match=r"is not a LLaMA block: it has no mlp\.gate_proj, mlp\.up_proj"):
+        ecoflap.check_adapter(LlamaAdapter(), causal("mixtral", **EXPERTS), SAMPLES)
+
+
+def test_a_bias_of_two_axes_is_no_matrix():
+    model = causal("gpt_oss", **EXPERTS, head_dim=8)
+    assert not any("_bias" in problem for problem in told(WithoutExperts(), model))
+    found = "\n".join(told(TwoAxes(), model))
+    assert "model.layers.0.mlp.experts.down_proj_bias is listed by layers(), and nothing is multiplied by it" in found
+
+
+class Broken(LlamaAdapter):
+    def towers(self, model):
+        return model.nowhere
+
+
+def test_code_that_raises_is_named(pico_llama):
+    with pytest.raises(PartError, match="the adapter Broken, taking the model apart, raised AttributeError"):
+        ecoflap.check_adapter(Broken(), pico_llama(), SAMPLES)

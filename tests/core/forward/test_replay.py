@@ -342,14 +342,14 @@ def test_a_matrix_that_is_not_used_is_named(llama):
     up = block.mlp.up_proj
 
     class Elsewhere(nn.Module):
-        """Uses the weight, but not through F.linear."""
+        """Uses the weight, but multiplies nothing with it."""
 
         def __init__(self):
             super().__init__()
             self.weight = up.weight
 
         def forward(self, x):
-            return x @ self.weight.T
+            return (x[..., None, :] * self.weight).sum(-1)
 
     block.mlp.up_proj = Elsewhere()
     with pytest.raises(EcoflapError, match=r"model.layers.0 ran without .*up_proj"):

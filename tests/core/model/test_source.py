@@ -109,7 +109,9 @@ def test_nothing_there(name: str, tmp_path: Path):
 
 def test_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"neither a folder .* nor reachable on the hub .* download it and name its"):
+    with pytest.raises(
+        ModelError, match=r"neither a folder .* nor in the hub's cache, and the hub is switched off here"
+    ):
         open_source("nobody/nothing", tmp_path)
 
 
@@ -117,7 +119,7 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     snapshot = model_folder(tmp_path / "snapshots" / "0123abc", weights=())
     asked: list[tuple[str, str, str | None]] = []
 
-    def download(repository: str, file: str, revision: str | None = None) -> str:
+    def download(repository: str, file: str, revision: str | None = None, local_files_only: bool = False) -> str:
         asked.append((repository, file, revision))
         return str(snapshot / file)
 
@@ -152,7 +154,7 @@ def test_config_json_comes_first(tmp_path: Path):
 def test_hub_without_config_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     snapshot = open_clip_folder(tmp_path / "snapshots" / "0123abc")
 
-    def download(repository: str, file: str, revision: str | None = None) -> str:
+    def download(repository: str, file: str, revision: str | None = None, local_files_only: bool = False) -> str:
         if not (snapshot / file).exists():
             raise FileNotFoundError(file)
         return str(snapshot / file)

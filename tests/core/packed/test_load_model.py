@@ -189,6 +189,17 @@ def test_a_configuration_of_another_model_is_refused(llama: Path):
 
 
 @needs_llama
+def test_integers_in_place_of_weights_are_refused(folder: Path):
+    pruned = half_pruned("llama")
+    Safetensors()(pruned, folder)
+    state = pruned.model.state_dict()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_packed(folder / FILE, {**state, name: (state[name] * 100).to(torch.int8)}, {})
+    with pytest.raises(ModelError, match=rf"holds integers where the model has real numbers, .*: {name}\."):
+        ecoflap.load_model(folder)
+
+
+@needs_llama
 def test_two_weights_that_the_configuration_ties_stay_two(llama: Path):
     """What the file says counts: a head of its own is not exchanged for the embedding."""
     config = json.loads((llama / "config.json").read_text())

@@ -379,3 +379,26 @@ def test_any_recipe_loads_again_as_itself(registry, share, seed, prune, own):
     again = parse_recipe(recipe.dump(), registry=registry, file="/elsewhere/r.yaml")
     assert again == recipe
     assert again.sparsity_fraction == Fraction(share)
+
+
+def test_a_revision_is_of_a_hub_id(parse, folder):
+    recipe = parse(SMALL.replace("model: m", "model: {source: org/name, revision: v1.0}"))
+    assert recipe.model.revised_source == "org/name@v1.0"
+    assert recipe.plain()["model"]["revision"] == "v1.0"
+    assert parse(recipe.dump()) == recipe
+    assert parse(SMALL.replace("model: m", "model: org/name@v1.0")).model.revised_source == "org/name@v1.0"
+    assert "revision" not in parse(SMALL).plain()["model"]
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        ("{source: package:m, revision: v1}", "model.revision: is of a hub id, org/name, and the source is package:m"),
+        ("{source: org/name@v1, revision: v2}", "model.revision: stands in the source too: org/name@v1. Leave one"),
+        ("{source: org/name, revision: 'v 1'}", "model.revision: should be a branch, a tag or a commit, not 'v 1'"),
+    ],
+)
+def test_a_revision_that_cannot_be(model, problem, parse):
+    with pytest.raises(RecipeError) as error:
+        parse(SMALL.replace("model: m", f"model: {model}"))
+    assert problem in str(error.value)

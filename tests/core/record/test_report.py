@@ -30,7 +30,17 @@ def test_the_report_holds_what_the_files_do(run):
     weights = run.folder / "model" / "model.safetensors"
     packed = run.folder / "exports" / "safetensors" / "model.packed.safetensors"
     assert report["bytes"] == {"model": weights.stat().st_size, "safetensors": packed.stat().st_size}
-    stages = ["load", "evaluate dense", "score", "allocate", "prune", "save", "evaluate pruned", "export safetensors"]
+    stages = [
+        "load",
+        "check",
+        "evaluate dense",
+        "score",
+        "allocate",
+        "prune",
+        "save",
+        "evaluate pruned",
+        "export safetensors",
+    ]
     assert [stage["stage"] for stage in report["stages"]] == stages
     assert all(stage["peak_memory"] > 1e7 for stage in report["stages"])
     assert report["machine"]["device"] in ("cpu", "cuda")

@@ -93,3 +93,16 @@ def test_it_is_said_before_weights_are_read(pico_llama):
     registry = load_registry()
     with pytest.raises(RecipeError, match=r"evaluate\.0: .*Sorts needs a model that can classify images"):
         prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, pico_llama())
+
+
+def test_a_quantised_model_in_memory_is_refused_by_its_layers(pico_llama, pico_tokenizer):
+    model = pico_llama(layers=1)
+    weight = model.model.layers[0].mlp.up_proj
+    weight.weight = torch.nn.Parameter((weight.weight * 100).to(torch.int8), requires_grad=False)
+    recipe = parse_recipe(
+        {"version": 1, "sparsity": 0.5, "prune": "magnitude"}, registry=load_registry(), in_memory=True
+    )
+    with pytest.raises(
+        RecipeError, match=r"model: 1 layers hold no real numbers, of which model\.layers\.0\.mlp\.up_pr"
+    ):
+        prepare(recipe, load_registry(), model, pico_tokenizer)

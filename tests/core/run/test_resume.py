@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -351,6 +352,26 @@ def test_another_model_or_other_data_are_refused(recipe, pico, killer, tmp_path,
         ecoflap.run(recipe, folder=folder)
     shutil.copy(pico / "model" / "model.safetensors", model)
     ecoflap.run(recipe, folder=folder)
+
+
+def test_a_folder_of_an_earlier_version_is_known_by_its_data(plain, tmp_path):
+    """A parameter of calibration data that its recipe lacks is of a later version: the windows themselves decide."""
+    folder = tmp_path / "run"
+    before = ecoflap.run(plain(), folder=folder).plan
+    written = folder / "recipe.yaml"
+    assert written.read_text().count("bos: auto") == 2  # of what calibrates and of what evaluates
+    earlier = re.sub(r",? *bos: auto", "", written.read_text())
+    written.write_text(earlier)
+    again = ecoflap.run(plain(), folder=folder)
+    assert again.plan == before
+    assert written.read_text().count("bos: auto") == 2
+    written.write_text(earlier)
+    calibration = {**plain()["calibration"], "bos": True}
+    with pytest.raises(RunError, match="was begun with another calibration data than is there now"):
+        ecoflap.run(plain(calibration=calibration), folder=folder)
+    written.write_text(earlier.replace("sequence_length: ", "sequence_length: 1"))
+    with pytest.raises(RunError, match=r"another recipe: calibration\.sequence_length: 1\d+ vs \d+ \(before vs now\)"):
+        ecoflap.run(plain(), folder=folder)
 
 
 def test_a_changed_export_or_evaluation_reuses_what_precedes_it(plain, pico, tmp_path, monkeypatch):

@@ -231,7 +231,8 @@ def planned(folder, model, more):
 
 def test_a_plan_says_how_many_samples_there_are(pico_llama_folder, tmp_path, picture, index):
     index([{"image": picture("a.png"), "text": "x"}] * 6)
-    _, work, _ = planned(tmp_path, pico_llama_folder, "samples: 6, batch_size: 2")
+    tables = planned(tmp_path, pico_llama_folder, "samples: 6, batch_size: 2")
+    (work,) = (table for table in tables if table.title == "work")
     assert any("6 samples, 2 a batch" in cell for row in work.rows for cell in row)
 
 

@@ -22,7 +22,8 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import Adapter, Evaluator, ignore
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Anatomy
-from ecoflap.plugins.evaluators.lm_eval import LmEval, _draws_forgotten
+from ecoflap.plugins.evaluators.harness.measures import draws_forgotten
+from ecoflap.plugins.evaluators.lm_eval import LmEval
 
 QUESTIONS = [
     {"question": f"the word{n} of", "choices": [f"word{n + 1}", "a is", "with it that"], "answer": n % 3}
@@ -131,7 +132,7 @@ def test_nothing_else_is_changed(tasks: Path, pico_llama: Callable[..., Any], pi
 def test_not_even_what_is_random_in_python():
     """Which checks of types draw from too, so that it is looked at without any."""
     before = random.getstate()
-    with _draws_forgotten():
+    with draws_forgotten():
         random.seed(5)
     assert random.getstate() == before
 
@@ -146,9 +147,10 @@ def test_unknown_tasks_are_told_with_the_nearest(tasks: Path):
 def test_of_what_it_cannot_be_asked(tasks: Path, monkeypatch: pytest.MonkeyPatch):
     adapter, model = ClipAdapter(), pico_clip.clip()
     anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
-    assert [*LmEval(("pick",), tasks).problems(context(anatomy=anatomy))] == [
-        "lm_eval is for language models, and this one looks at images."
-    ]
+    (told,) = LmEval(("pick",), tasks).problems(context(anatomy=anatomy, adapter=adapter, model=model))
+    assert "hf-multimodal cannot take this model that looks at images: its configuration names no image_token" in told
+    (told,) = LmEval(("pick",), tasks, through="adapter").problems(context(adapter=adapter, model=model))
+    assert told == "lm_eval: through: adapter needs a model that can make texts: ClipAdapter has none."
     assert "is no folder" in next(LmEval(("pick",), tasks / "none").problems(context()))
     monkeypatch.setattr("ecoflap.plugins.evaluators.lm_eval.find_spec", lambda name: None)
     assert [*LmEval(("pick",)).problems(context())] == [

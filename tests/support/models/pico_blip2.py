@@ -12,6 +12,7 @@ import pico_t5
 import torch
 from family import Family, redraw
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ecoflap.adapters.blip2 import Blip2Adapter
 from ecoflap.adapters.blip2_retrieval import Blip2RetrievalAdapter
@@ -162,6 +163,13 @@ def similarities(model: Any, batch: Batch) -> tuple[Tensor, ...]:
     return output.logits_per_image, output.text_embeds, output.image_embeds
 
 
+def pairs_loss(model: Any, batch: Batch) -> Tensor:
+    """The model has no loss for pairs: the cross entropy of its similarities, by rows and by columns."""
+    logits = similarities(model, batch)[0]
+    targets = torch.arange(len(logits))
+    return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
+
+
 def poisoned(model: Any, batch: Batch) -> Batch:
     """Padding holds a token that is embedded as 1e6; a head that is tied is as before."""
     text = model.language_model
@@ -212,6 +220,7 @@ FAMILIES = {
         outside=("vision_projection", "text_projection"),
         reload=partial(reload, "Blip2ForImageTextRetrieval"),
         outputs=similarities,
+        own_loss=pairs_loss,
         poisoned=poisoned_retrieval,
         cannot={} if version("transformers") >= "5" else {torch.float16: "its Q-Former cannot read texts in float16"},
     ),

@@ -187,6 +187,7 @@ FAMILIES: dict[str, Family] = {
         reload=reload,
         outputs=outputs,
         outside=("visual_projection",),
+        is_compared=False,
     ),
     "siglip": Family(
         build=siglip,

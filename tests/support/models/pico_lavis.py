@@ -224,6 +224,7 @@ def row(kind: str, vision: Callable[[], nn.Module] = eva) -> Family:
         outputs=similarities if kind == "retrieval" else language_outputs,
         poisoned=poisoned,
         is_whole_on_disk=False,
+        is_compared=False,
     )
 
 
@@ -249,6 +250,7 @@ def eva_alone() -> Family:
         towers=("vision",),
         reload=reload,
         is_whole_on_disk=False,
+        is_compared=False,
         outputs=lambda model, batch: model(batch["pixel_values"].to(next(model.parameters()).dtype)),
     )
 

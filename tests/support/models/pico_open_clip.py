@@ -111,6 +111,14 @@ def outputs(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
     return tuple(made[:3])
 
 
+def own_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """By open_clip's own classes for training, which its models are not asked for themselves."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    made, bias = outputs(model, batch), getattr(model, "logit_bias", None)
+    return ClipLoss()(*made) if bias is None else SigLipLoss()(*made, bias)
+
+
 def kind_of(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.visual.parameters() if parameter.ndim == 4)
 
@@ -135,6 +143,7 @@ def _family(name: str, *outside: str, padded: bool = True) -> Family:
         outside=outside,
         reload=reload,
         outputs=outputs,
+        own_loss=own_loss,
         poisoned=poisoned if padded else None,
         real_text=(lambda batch: batch["text"] != 0) if padded else None,
         named={"use": "open_clip", "architecture": name},

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from family import Family, redraw
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ecoflap.adapters.eva_vit import EvaVitAdapter
 from ecoflap.core.contracts.records import Batch, Sample
@@ -86,6 +87,10 @@ def outputs(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch["pixel_values"].to(stem.dtype))
 
 
+def classes_loss(model: nn.Module, batch: Batch) -> Tensor:
+    return cross_entropy(outputs(model, batch), batch["labels"])
+
+
 def _family(make: Callable[..., nn.Module], classes: int | None = None) -> Family:
     return Family(
         build=make,
@@ -97,6 +102,8 @@ def _family(make: Callable[..., nn.Module], classes: int | None = None) -> Famil
         outside=("head",) if classes else (),
         reload=reload,
         outputs=outputs,
+        own_loss=classes_loss if classes else None,
+        is_compared=classes is not None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from family import Family
 from pico_clip import PATCH, SIZE, TOWER, as_saved, drawn, pictures
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ecoflap.adapters.vit import VitAdapter
 from ecoflap.core.contracts.records import Batch, Sample
@@ -58,6 +59,11 @@ def outputs(model: Any, batch: Batch) -> Tensor | tuple[Tensor, ...]:
     return tuple(value for value in model(pixel_values=pixels).to_tuple() if isinstance(value, Tensor))
 
 
+def teachers_loss(model: Any, batch: Batch) -> Tensor:
+    """The cross entropy of the mean of both classifiers' logits; the class for training has no loss of its own."""
+    return cross_entropy(model(pixel_values=batch["pixel_values"]).logits, batch["labels"])
+
+
 def row(family: str, kind: str = BASE, outside: tuple[str, ...] = (), **keys: Any) -> Family:
     return Family(
         build=partial(build, family, kind, **keys),
@@ -68,6 +74,8 @@ def row(family: str, kind: str = BASE, outside: tuple[str, ...] = (), **keys: An
         outside=outside,
         reload=partial(reload, kind),
         outputs=outputs,
+        own_loss=teachers_loss if kind == TEACHER else None,
+        is_compared=kind != BASE,
     )
 
 

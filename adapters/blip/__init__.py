@@ -1,0 +1,1 @@
+"""Adapt BLIP of transformers, each of whose three classes is a model of its own: captions, answers, retrieval."""

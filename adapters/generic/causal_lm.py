@@ -1,0 +1,61 @@
+"""Adapt decoders of transformers that go on with a text, which no family's own adapter claims."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from jaxtyping import Int8
+from torch import Tensor, nn
+
+from ecoflap.adapters.generic.examples import Inputs
+from ecoflap.adapters.generic.generic_adapter import GenericAdapter
+from ecoflap.adapters.generic.layers_seen import Texts
+from ecoflap.adapters.generic.probe import texts_alone
+from ecoflap.adapters.shared.losses import IGNORED, shifted
+from ecoflap.adapters.shared.text_batches import going_on, texts_gone_on_with, windows_of
+from ecoflap.adapters.views.composites import view_of_causal_lm
+from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
+
+
+@hookimpl
+def ecoflap_register_adapters() -> Mapping[str, type["CausalLMAdapter"]]:
+    return {"causal_lm": CausalLMAdapter}
+
+
+class CausalLMAdapter(GenericAdapter):
+    """Adapts Gemma, Phi, GPT-2, Falcon, Mixtral and their likes, from a hub id, a folder, a GGUF file or memory.
+
+    The loss is the cross entropy of each token given those before it, of the model's own logits.
+    """
+
+    priority = -20
+    _kind, _mapping = "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+
+    def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
+        """Put windows of tokens side by side, padded on the right to the longest."""
+        return windows_of(samples)
+
+    def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
+        """Have the model go on with each question."""
+        return texts_gone_on_with(model, self.processor, samples, generation, self.max_length(model))
+
+    def tokens_of(self, model: nn.Module, text: str) -> tuple[int, ...]:
+        """Give the tokens of a text that goes on after a blank."""
+        return going_on(self.processor, text)
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        """Give ``decoder``."""
+        return [view_of_causal_lm(model)]
+
+    def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
+        return texts_alone(model)
+
+    def _tokens_said(self, model: nn.Module, batch: Batch) -> Int8[Tensor, "batch tokens"]:
+        return self._tokens_read(model, batch)  # the head is given all of a text, its last token among it
+
+    def _labels(self, model: nn.Module, batch: Batch) -> Tensor:
+        labels: Tensor = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        return labels
+
+    def _targets(self, model: nn.Module, batch: Batch) -> Tensor:
+        return shifted(self._labels(model, batch))

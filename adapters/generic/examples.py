@@ -1,0 +1,125 @@
+"""Make small inputs for a model by its configuration and by what its forward takes, to watch it run."""
+
+from collections.abc import Iterator, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.adapters.shared.members import find
+
+ROWS, SAID = 2, 11
+"""How many texts there are, and how many of their tokens are no image's."""
+ASKED = 2
+"""How many tokens more a Q-Former reads."""
+Inputs = dict[str, Tensor]
+
+
+def arguments_of(function: Any) -> set[str]:
+    """Name the arguments of a model's forward."""
+    return set(signature(function).parameters)
+
+
+def settings(config: Any, ends: tuple[str, ...]) -> Iterator[int]:
+    """Yield every number of a configuration, and of those inside it, whose name ends so."""
+    for name, value in vars(config).items():
+        if name.endswith(ends):
+            yield from (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+        elif hasattr(value, "to_dict"):
+            yield from settings(value, ends)
+
+
+def a_word(config: Any) -> int:
+    """Give the number of a token that has no meaning of its own."""
+    special = set(settings(config, ("_token_id", "_token_index", "_id", "_index")))
+    return next(number for number in range(3, len(special) + 4) if number not in special)
+
+
+def image_token(config: Any) -> int | None:
+    """Give the number of the token that stands in a text at each place of an image."""
+    names = ("image_token_id", "image_token_index", "media_token_id", "img_token_id", "image_context_token_id")
+    return next((found for name in names if (found := find(config, name, int)) is not None), None)
+
+
+def text_inputs(config: Any, length: int = SAID + 2) -> Inputs:
+    """Make texts of one word said again and again."""
+    ids = torch.full((ROWS, length), a_word(config))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def image_inputs(model: nn.Module) -> Iterator[Inputs]:
+    """Yield images in every form that the model's forward may take, the likeliest first."""
+    config: Any = model.config
+    seen = find(config, "vision_config") or config
+    known, size = arguments_of(model.forward), _size(seen)
+    channels = find(seen, "num_channels", int) or find(seen, "in_channels", int) or 3
+    if "image_grid_thw" in known:
+        yield _in_patches(seen, channels)
+        return
+    plain = {"pixel_values": torch.ones(ROWS, channels, size, size)}
+    sizes = {"image_sizes": torch.tensor([[size, size]] * ROWS)}
+    if "aspect_ratio_ids" in known:
+        yield _in_tiles_of_ratios(seen, channels, size)
+    if find(config, "image_grid_pinpoints") is not None:
+        yield {"pixel_values": torch.ones(ROWS, _tiles(config, size), channels, size, size), **sizes}
+    if "pixel_attention_mask" in known:
+        yield {"pixel_values": torch.ones(ROWS, 1, channels, size, size)}
+    if "image_embeds_position_mask" not in known and "image_sizes" in known:
+        yield {**plain, **sizes}
+    yield plain
+
+
+def with_text(model: nn.Module, images: Mapping[str, Tensor], places: int) -> Inputs:
+    """Put a text beside images, with so many places for each.
+
+    :return: The arguments of the model's forward.
+    """
+    config: Any = model.config
+    known, token, word = arguments_of(model.forward), image_token(config), a_word(config)
+    row = [word if token is None else token] * places + [word] * SAID
+    ids = torch.tensor([row] * ROWS)
+    at_image = torch.arange(len(row)) < places
+    marks = at_image.long().expand(ROWS, -1)
+    inputs: Inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
+    inputs |= {name: marks for name in ("token_type_ids", "mm_token_type_ids") if name in known}
+    if "image_embeds_position_mask" in known:
+        inputs["image_embeds_position_mask"] = marks.bool()
+    if "qformer_input_ids" in known:
+        inputs["qformer_input_ids"] = torch.full((ROWS, SAID + ASKED), word)
+        inputs["qformer_attention_mask"] = torch.ones_like(inputs["qformer_input_ids"])
+    if "cross_attention_mask" in known and "aspect_ratio_mask" in images:
+        tiles = images["aspect_ratio_mask"].shape[-1]
+        inputs["cross_attention_mask"] = torch.ones(ROWS, len(row), 1, tiles, dtype=torch.int64)
+    return inputs
+
+
+def _size(seen: Any) -> int:
+    """Give the side of an image in pixels: the one that the model was made for."""
+    size = find(seen, "image_size")
+    if isinstance(size, list | tuple):
+        return int(size[0])
+    return int(size) if isinstance(size, int) else 4 * (find(seen, "patch_size", int) or 14)
+
+
+def _tiles(config: Any, size: int) -> int:
+    """Count the tiles into which an image of the vision tower's own size is cut, and the whole of it."""
+    fit = [point for point in config.image_grid_pinpoints if min(point) >= size]
+    best = min(fit or config.image_grid_pinpoints, key=lambda point: point[0] * point[1])
+    return 1 + int(best[0] // size) * int(best[1] // size)
+
+
+def _in_patches(seen: Any, channels: int) -> Inputs:
+    patch, deep = seen.patch_size, find(seen, "temporal_patch_size", int) or 1
+    side = 2 * (find(seen, "spatial_merge_size", int) or 1)
+    patches = torch.ones(ROWS * side * side, channels * deep * patch * patch)
+    return {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, side, side]] * ROWS)}
+
+
+def _in_tiles_of_ratios(seen: Any, channels: int, size: int) -> Inputs:
+    tiles = seen.max_num_tiles
+    return {
+        "pixel_values": torch.ones(ROWS, 1, tiles, channels, size, size),
+        "aspect_ratio_ids": torch.ones(ROWS, 1, dtype=torch.int64),
+        "aspect_ratio_mask": torch.ones(ROWS, 1, tiles, dtype=torch.int64),
+    }

@@ -1,0 +1,158 @@
+"""Do what all generic adapters do alike: take a model apart by watching it run, and read and write it."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+from ecoflap.adapters.generic.classes import class_named, names_in
+from ecoflap.adapters.generic.examples import Inputs, arguments_of, image_token
+from ecoflap.adapters.generic.layers_seen import Texts
+from ecoflap.adapters.generic.probe import QFORMER, QUESTION, taken_apart_by
+from ecoflap.adapters.generic.taken_apart import SeenBlock, TakenApart
+from ecoflap.adapters.hubs.experts import experts_one_by_one
+from ecoflap.adapters.hubs.hugging_face import load_transformers_model
+from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
+from ecoflap.adapters.shared.images import IMAGE
+from ecoflap.adapters.shared.losses import IGNORED, mean_nll_in_chunks
+from ecoflap.adapters.shared.members import find, member
+from ecoflap.core.contracts.records import Batch
+from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
+
+
+class GenericAdapter(TransformersAdapter):
+    """Is what the generic adapters share. What a model is made of is seen as it runs, on inputs of a few tokens.
+
+    :cvar _mapping: The name of transformers' table of the classes that the adapter reads.
+    """
+
+    priority = -10
+    _has_doubles = True
+    _mapping: ClassVar[str]
+
+    def towers(self, model: nn.Module) -> Sequence[Tower]:
+        """Give the stacks of blocks that run and that the loss depends on, and the matrices between them."""
+        return self._taken_apart(model).towers
+
+    def layers(self, block: Block) -> Sequence[Layer]:
+        """Give the layers that were seen to run in a block of :meth:`towers`."""
+        if not isinstance(block, SeenBlock):
+            raise ModelError(f"{block.name} is no block that {type(self).__name__}.towers() gave.")
+        return block.layers
+
+    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Have experts run one by one, so that what each of them reads can be seen."""
+        return experts_one_by_one(model)
+
+    def left_out(self, model: nn.Module) -> Mapping[str, str]:
+        """Say which parameters are no layers on purpose, and why; all of them in a block that is left out."""
+        why = self._taken_apart(model).left_out
+        found: dict[str, str] = {}
+        for name, _ in model.named_parameters(remove_duplicate=False):
+            around = name
+            while around and around not in why:
+                around = around.rpartition(".")[0]
+            found |= {name: why[around]} if around else {}
+        return found
+
+    def max_length(self, model: nn.Module) -> int | None:
+        """Give how many positions the configuration of the text model says that there are."""
+        config: Any = model.config
+        return find(config.get_text_config(), "max_position_embeddings", int)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Compute the mean negative log-likelihood of each token that is to be said, of the model's own logits."""
+        with self.running(model):
+            logits = self._logits(model, self._arguments(model, batch))
+        return mean_nll_in_chunks(logits, self._targets(model, batch).to(logits.device))
+
+    def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
+        """Say what is image and what is text. Of a tower that reads no text nothing is padding.
+
+        :param tower: The head too, which reads what is to be said.
+        """
+        if tower == "decoder" or _is_head(model, tower):
+            return self._tokens_said(model, batch)
+        if tower in (QFORMER, QUESTION) and "qformer_attention_mask" in batch:
+            return self._tokens_asked(model, batch, tower)
+        if tower not in ("language", "encoder") and find(model, tower, nn.Module) is None:
+            return torch.full((len(batch["input_ids"]), 1), IMAGE, dtype=torch.int8)
+        return self._tokens_read(model, batch)
+
+    def _tokens_asked(self, model: nn.Module, batch: Batch, tower: str) -> Int8[Tensor, "batch tokens"]:
+        """Say what is query and what is text of what a Q-Former reads."""
+        asked: Tensor = batch["qformer_attention_mask"].to(torch.int8)
+        queries = member(model, "config.num_query_tokens", int)
+        return asked if tower == QUESTION else F.pad(asked, (queries, 0), value=IMAGE)
+
+    def _tokens_read(self, model: nn.Module, batch: Batch) -> Int8[Tensor, "batch tokens"]:
+        """Say what is image and what is text of what the model reads."""
+        kinds: Tensor = batch["attention_mask"]
+        token = image_token(model.config)
+        if token is not None:
+            kinds = kinds * torch.where(batch["input_ids"] == token, IMAGE, 1)
+        return kinds.to(torch.int8)
+
+    def _tokens_said(self, model: nn.Module, batch: Batch) -> Int8[Tensor, "batch tokens"]:
+        """Say which positions the head is given and which of them are real: here those whose token is to be said."""
+        said: Tensor = self._targets(model, batch) != IGNORED
+        return said.to(torch.int8)
+
+    @abstractmethod
+    def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
+        """Yield small inputs for a model, each with the lengths of its texts."""
+
+    @abstractmethod
+    def _targets(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Give the label of each position that logits are made for."""
+
+    def _arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Give the arguments of the model's forward: the batch where the model is, and without a cache."""
+        takes = {"use_cache", "kwargs"} & arguments_of(model.forward)
+        return {**self._placed(model, batch), **({"use_cache": False} if takes else {})}
+
+    def _logits(self, model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
+        try:
+            logits: Tensor = model(**arguments).logits
+        except ValueError as error:  # as where an image has more places in the text than vectors
+            raise DataError(
+                f"the {type(model).__name__} cannot read what its {type(self.processor).__name__} made: {error}. Is it "
+                f"the one that belongs to the model?"
+            ) from error
+        return logits
+
+    def _placed(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Put tensors where the model is, and images into its type."""
+        like = next(one for one in model.parameters() if one.is_floating_point())
+        return {
+            name: value.to(like.device, like.dtype if value.is_floating_point() else None)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in batch.items()
+        }
+
+    def _taken_apart(self, model: nn.Module) -> TakenApart:
+        return taken_apart_by(model, self._examples)
+
+    @classmethod
+    def _is_read(cls, model_type: str, name: str | None) -> bool:
+        known = names_in(cls._mapping)
+        return name in known.values() if name is not None else model_type in known
+
+    @staticmethod
+    def _is_laid_out(model: nn.Module) -> bool:
+        return hasattr(model, "config") and hasattr(model, "save_pretrained")
+
+    def _read_model(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+        return load_transformers_model(class_named(source, self._kind), source, dtype, device)
+
+
+def _is_head(model: nn.Module, tower: str) -> bool:
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    return head is not None and find(model, tower, nn.Module) is head

@@ -1,0 +1,104 @@
+"""Make batches of images and texts by a model's own processor."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from ecoflap.adapters.generic.examples import arguments_of, image_token
+from ecoflap.adapters.generic.wording import is_written_in, placeholder, tokenizer_of
+from ecoflap.adapters.shared.images import images_of
+from ecoflap.adapters.shared.losses import IGNORED
+from ecoflap.core.contracts.records import Batch, Sample
+from ecoflap.core.errors import DataError
+
+
+def processed(
+    model: nn.Module,
+    processor: Any,
+    texts: Sequence[str],
+    samples: Sequence[Sample],
+    side: Literal["left", "right"],
+    **beside: Any,
+) -> dict[str, Any]:
+    """Have a processor make the arguments of a model's forward of images and texts.
+
+    :param side: Where padding goes.
+    :param beside: Other arguments of the processor's.
+    :raises DataError: Where it cannot, or the text has no place for its image.
+    """
+    images = images_of(samples)
+    if is_written_in(processor):
+        images = [[image] for image in images]
+    made = _made(processor, text=list(texts), images=images, padding_side=side, **beside)
+    _check_places(model, processor, made["input_ids"])
+    known = arguments_of(model.forward)
+    return {name: value for name, value in made.items() if name in known}
+
+
+def _made(processor: Any, **arguments: Any) -> dict[str, Any]:
+    """Have a processor make tensors.
+
+    :raises DataError: Where it cannot.
+    """
+    tokenizer = tokenizer_of(processor)
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"the {type(tokenizer).__name__} has no padding token: set its pad_token.")
+    before, tokenizer.padding_side = tokenizer.padding_side, arguments["padding_side"]  # some look at this alone
+    try:
+        with warnings.catch_warnings():
+            # some of transformers' processors make arrays of tensors, of which numpy 2 warns
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            return dict(processor(**arguments, return_tensors="pt", padding=True))
+    except Exception as error:  # a processor raises whatever it likes where it does not fit its images or texts
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"the {type(processor).__name__} cannot read the images and texts: {reason.rstrip('.')}. Is it the one "
+            f"that belongs to the model?"
+        ) from error
+    finally:
+        tokenizer.padding_side = before
+
+
+def refuse_padded_images(batch: Batch) -> None:
+    """Refuse images that were padded to one size: what stands in the padding would be taken for image.
+
+    :raises DataError: Where an image is padded; one that is nothing but padding is read by no model.
+    """
+    mask = batch.get("pixel_attention_mask")
+    if mask is None or mask.ndim < 3:
+        return
+    inside = mask.bool().flatten(-2)
+    if bool((inside.any(-1) & ~inside.all(-1)).any()):
+        raise DataError(
+            "the images of a batch are of unequal shapes, and this model pads them to one: set batch_size to 1, or "
+            "give images of one shape."
+        )
+
+
+def labelled(
+    input_ids: Int64[Tensor, "rows tokens"], mask: Int64[Tensor, "rows tokens"], said: Sequence[int]
+) -> Int64[Tensor, "rows tokens"]:
+    """Label the tokens that are said, which come last in each row before its padding.
+
+    :param said: How many they are.
+    """
+    labels = torch.full_like(input_ids, IGNORED)
+    for row, count in enumerate(said):
+        places = mask[row].nonzero().flatten()[-count:]
+        labels[row, places] = input_ids[row, places]
+    return labels
+
+
+def _check_places(model: nn.Module, processor: Any, input_ids: Int64[Tensor, "rows tokens"]) -> None:
+    token = image_token(model.config)
+    without = [] if token is None else (~(input_ids == token).any(1)).nonzero().flatten().tolist()
+    if without:
+        raise DataError(
+            f"sample {without[0]} of a batch has no place for its image: the model looks for token {token} in its "
+            f"text, and the {type(processor).__name__} writes {placeholder(processor)!r}. They do not fit each other, "
+            f"or the chat template leaves images out."
+        )

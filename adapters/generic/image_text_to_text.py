@@ -1,0 +1,129 @@
+"""Adapt models of transformers that see an image, read a text and say another, which no family's own adapter claims."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Int8, Int64
+from torch import Tensor, nn
+
+from ecoflap.adapters.generic.examples import Inputs, arguments_of
+from ecoflap.adapters.generic.generic_adapter import GenericAdapter
+from ecoflap.adapters.generic.image_batches import labelled, processed, refuse_padded_images
+from ecoflap.adapters.generic.layers_seen import Texts
+from ecoflap.adapters.generic.probe import images_with_texts
+from ecoflap.adapters.generic.wording import Wording, ids_of, takes_suffix, tokenizer_of
+from ecoflap.adapters.shared.generation import ends_of, generated, without_ends
+from ecoflap.adapters.shared.losses import IGNORED, shifted
+from ecoflap.adapters.shared.members import find
+from ecoflap.adapters.shared.texts import padded_rows
+from ecoflap.adapters.views.composites import views_of_composite
+from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample, View
+from ecoflap.core.errors import DataError
+
+
+@hookimpl
+def ecoflap_register_adapters() -> Mapping[str, type["ImageTextToTextAdapter"]]:
+    return {"image_text_to_text": ImageTextToTextAdapter}
+
+
+class ImageTextToTextAdapter(GenericAdapter):
+    """Adapts LLaVA, Qwen-VL, SmolVLM, Gemma 3 and their likes, from a hub id, a folder or memory.
+
+    The loss is the cross entropy of a caption, or of the first answer to a question, given the image and the question
+    in the words of the processor's chat template.
+    """
+
+    priority = -10
+    _kind, _processor_kind = "AutoModelForImageTextToText", "AutoProcessor"
+    _mapping = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
+
+    def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
+        """Make images and texts padded on the right, with labels where something is to be said."""
+        wording, said = self._wording(model), [_said(number, sample) for number, sample in enumerate(samples)]
+        prompts = [wording.prompt(sample.question) for sample in samples]
+        if takes_suffix(self.processor):
+            return processed(model, self.processor, prompts, samples, "right", suffix=said)
+        if find(model, "config.is_encoder_decoder", bool):
+            labels, _ = padded_rows([ids_of(self.processor, text) for text in said], IGNORED)
+            return {**processed(model, self.processor, prompts, samples, "right"), "labels": labels}
+        pairs = [(sample.question, text) for sample, text in zip(samples, said, strict=True)]
+        batch = processed(model, self.processor, [wording.whole(*pair) for pair in pairs], samples, "right")
+        refuse_padded_images(batch)
+        if "qformer_input_ids" in batch:  # which is to read the question alone
+            asked = processed(model, self.processor, prompts, samples, "right")
+            batch |= {name: asked[name] for name in ("qformer_input_ids", "qformer_attention_mask")}
+        counts = [len(wording.said(*pair)) for pair in pairs]
+        return {**batch, "labels": labelled(batch["input_ids"], batch["attention_mask"], counts)}
+
+    def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
+        """Have the model answer each question on an image, or say something of the image where none is asked."""
+        wording = self._wording(model)
+        texts = [wording.prompt(sample.question) for sample in samples]
+        inputs = self._placed(model, processed(model, self.processor, texts, samples, "left"))
+        begins = 1 if find(model, "config.is_encoder_decoder", bool) else inputs["input_ids"].shape[1]
+        return generated(model, tokenizer_of(self.processor), inputs, generation, begins=begins)
+
+    def tokens_of(self, model: nn.Module, text: str) -> tuple[int, ...]:
+        """Give the tokens of a text that answers a question."""
+        ends = ends_of(model, tokenizer_of(self.processor))
+        return tuple(without_ends(self._wording(model).said(":", text), ends))
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        """Give ``language``, which reads vectors of words and images; none where a decoder reads an encoder.
+
+        How images become vectors depends on their number and sizes, which torch cannot put into a graph for most.
+        """
+        towers = self.towers(model)
+        says = [block for tower in towers if tower.name == "language" for block in tower.blocks]
+        reads = any(layer.reads for block in says for layer in self.layers(block))
+        return list(views_of_composite(model, towers, reads))
+
+    def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
+        return images_with_texts(model)
+
+    def _targets(self, model: nn.Module, batch: Batch) -> Tensor:
+        labels: Tensor = batch["labels"]
+        if find(model, "config.is_encoder_decoder", bool):
+            return labels
+        following = shifted(labels)
+        return following[:, _kept(labels)] if "logits_to_keep" in arguments_of(model.forward) else following
+
+    def _tokens_said(self, model: nn.Module, batch: Batch) -> Int8[Tensor, "batch tokens"]:
+        is_short = "logits_to_keep" in arguments_of(model.forward) or find(model, "config.is_encoder_decoder", bool)
+        return super()._tokens_said(model, batch) if is_short else self._tokens_read(model, batch)
+
+    def _arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        arguments, labels = super()._arguments(model, batch), batch["labels"]
+        if find(model, "config.is_encoder_decoder", bool):
+            return arguments
+        del arguments["labels"]
+        if "logits_to_keep" in arguments_of(model.forward):
+            arguments["logits_to_keep"] = _kept(labels).to(arguments["input_ids"].device)
+        return arguments
+
+    def _wording(self, model: nn.Module) -> Wording:
+        tokenizer = tokenizer_of(self.processor)
+        ends = ends_of(model, tokenizer)
+        return Wording(self.processor, tokenizer.convert_ids_to_tokens(ends[0]) if ends else "")
+
+
+def _kept(labels: Int64[Tensor, "rows tokens"]) -> Int64[Tensor, " kept"]:
+    """Give the positions before a token that is to be said in any row: of the others no logits are needed."""
+    said: Tensor = (shifted(labels) != IGNORED).any(0)
+    return said.nonzero().flatten()
+
+
+def _said(number: int, sample: Sample) -> str:
+    """Give what is to be said of a sample.
+
+    :param number: Its place in the batch, for what is said of one that is wrong.
+    """
+    said = sample.answers[0] if sample.answers else sample.text
+    if said is None:
+        raise DataError(
+            f"this model learns to say something of an image: sample {number} of a batch has neither a text nor an "
+            f"answer."
+        )
+    return said

@@ -1,0 +1,54 @@
+"""Adapt models of transformers that read a text and say another, which no family's own adapter claims."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ecoflap.adapters.generic.examples import Inputs
+from ecoflap.adapters.generic.generic_adapter import GenericAdapter
+from ecoflap.adapters.generic.layers_seen import Texts
+from ecoflap.adapters.generic.probe import text_pairs
+from ecoflap.adapters.shared.generation import check_prompts, generated, without_ends
+from ecoflap.adapters.shared.text_batches import pairs_of, text_ids
+from ecoflap.adapters.shared.texts import padded_rows
+from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.records import Batch, Sample
+
+
+@hookimpl
+def ecoflap_register_adapters() -> Mapping[str, type["Seq2SeqLMAdapter"]]:
+    return {"seq2seq_lm": Seq2SeqLMAdapter}
+
+
+class Seq2SeqLMAdapter(GenericAdapter):
+    """Adapts BART, mBART, Pegasus and their likes, from a hub id, a folder or memory.
+
+    The loss is the cross entropy of the decoder's text given the encoder's. A window of tokens is cut in the middle, as
+    for T5. The model is given the labels, because only it knows what its decoder begins with.
+    """
+
+    priority = -20
+    _kind, _mapping = "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"
+
+    def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
+        """Put the encoder's texts and the decoder's side by side, each padded on the right to the longest."""
+        return pairs_of(samples, lambda text: text_ids(self.processor, text))
+
+    def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
+        """Have the decoder answer each question, which the encoder reads."""
+        check_prompts(samples)
+        ids, mask = padded_rows([text_ids(self.processor, str(sample.question)) for sample in samples])
+        inputs = self._placed(model, {"input_ids": ids, "attention_mask": mask})
+        return generated(model, self.processor, inputs, generation, 1)  # after what a decoder begins with
+
+    def tokens_of(self, model: nn.Module, text: str) -> tuple[int, ...]:
+        """Give the tokens of a text without what ends it."""
+        return tuple(without_ends(text_ids(self.processor, text), [self.processor.eos_token_id]))
+
+    def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
+        return text_pairs(model)
+
+    def _targets(self, model: nn.Module, batch: Batch) -> Tensor:
+        labels: Tensor = batch["labels"]
+        return labels

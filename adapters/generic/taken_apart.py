@@ -1,0 +1,175 @@
+"""Take a model apart by what was seen of it in one forward: towers in the order they run, and what is left out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch import nn
+
+from ecoflap.adapters.generic.layers_seen import Texts, layers_seen
+from ecoflap.adapters.generic.stacks import Stack
+from ecoflap.adapters.generic.watch import Run, Watched
+from ecoflap.core.model.anatomy import Block, Layer, Tower
+
+SEEING = ("vision", "visual", "image", "vit")
+CONNECTING = (
+    "qformer", "resampler", "perceiver", "connector", "projector", "merger", "abstractor", "bridge", "adapter",
+)  # fmt: skip
+"""Words in the path of a stack by which it is called, and kept by default. What it reads is seen, not read off them."""
+IDLE = "does not run when the model reads a text, or an image and a text"
+UNUSED = "runs, and the loss does not depend on it"
+ELSEWHERE = "is applied outside the blocks, and not once by a linear layer of its own"
+BETWEEN = "runs between the blocks of another tower"
+
+
+@dataclass(frozen=True, eq=False)
+class SeenBlock(Block):
+    """Is a block with the layers that were seen to run in it.
+
+    :param layers: In the order they run.
+    """
+
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True)
+class TakenApart:
+    """Holds a model taken apart.
+
+    :param towers: In the order they run.
+    :param left_out: Why something is no layer, by the name of a block or a parameter.
+    """
+
+    towers: list[Tower] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Segment:
+    """Holds a part of the forward: the blocks of one stack or of several that are one tower, or one matrix outside.
+
+    :param runs: The calls, by the name of each block, in the order of the first.
+    :param ends: The last blocks of the stacks.
+    """
+
+    tower: str
+    runs: dict[str, list[Run]]
+    ends: list[str]
+    outside: bool = False
+
+
+def take_apart(model: nn.Module, stacks: Sequence[Stack], watched: Watched, texts: Texts) -> TakenApart:
+    """Take a model apart.
+
+    :param texts: The shapes of the texts that it was given.
+    """
+    names = {name: stack for stack in stacks for name in stack.names}
+    ran = {run.name for run in watched.runs}
+    needed = _needed(watched)
+    found = TakenApart()
+    for name in names:
+        if name not in needed:
+            found.left_out[name] = UNUSED if name in ran else IDLE
+    segments = [*_segments(model, watched, names, needed, texts, found)]
+    towers = {name: segment.tower for segment in segments for name in segment.runs}
+    for segment in segments:
+        tapped = _tapped(segment, watched, needed)
+        blocks = []
+        for name, runs in segment.runs.items():
+            module = model.get_submodule(name)
+            layers = layers_seen(model, name, runs, towers, texts, found.left_out)
+            blocks.append(SeenBlock(name, module, segment.tower, len(runs), name in tapped, tuple(layers)))
+        kept = segment.outside or segment.tower.startswith(CONNECTING)
+        found.towers.append(Tower(segment.tower, tuple(blocks), prunable=not kept, outside=segment.outside))
+    return found
+
+
+def _needed(watched: Watched) -> set[str]:
+    """Find what the result was made of, directly or not."""
+    reads: dict[str, set[str]] = {}
+    for run in watched.runs:
+        reads.setdefault(run.name, set()).update(*run.reads.values())
+    needed: set[str] = set()
+    wanted = set(watched.result)
+    while wanted:
+        name = wanted.pop()
+        if name not in needed and name in reads:
+            needed.add(name)
+            wanted |= reads[name]
+    return needed
+
+
+def _segments(
+    model: nn.Module, watched: Watched, names: Mapping[str, Stack], needed: set[str], texts: Texts, found: TakenApart
+) -> Iterator[_Segment]:
+    """Cut what ran into segments, in order. What runs between the blocks of a larger one is left out."""
+    runs: dict[str, list[Run]] = {}
+    first: dict[str, int] = {}
+    for at, run in enumerate(watched.runs):
+        if run.name in needed:
+            runs.setdefault(run.name, []).append(run)
+            first.setdefault(run.name, at)
+    of_stack: dict[str, list[str]] = {}
+    for name in runs:
+        of_stack.setdefault(names[name].path if name in names else name, []).append(name)
+    for path in [path for path, inside in of_stack.items() if _is_no_layer(model, inside[0], names, runs)]:
+        found.left_out[path] = ELSEWHERE
+        del of_stack[path]
+    kept = {path: inside for path, inside in of_stack.items() if not _is_between(path, of_stack, first)}
+    for path in of_stack.keys() - kept.keys():
+        found.left_out.update(dict.fromkeys(of_stack[path], BETWEEN))
+    taken: list[_Segment] = []
+    for inside in kept.values():
+        outside = inside[0] not in names
+        tower = inside[0] if outside else _tower(inside[0], runs[inside[0]][0], texts)
+        segment = _Segment(tower, {name: runs[name] for name in inside}, [inside[-1]], outside)
+        if taken and not outside and taken[-1].tower == tower:
+            taken[-1].runs.update(segment.runs)
+            taken[-1].ends += segment.ends
+        else:
+            segment.tower = _unique(tower, [one.tower for one in taken])
+            taken.append(segment)
+    yield from taken
+
+
+def _is_no_layer(model: nn.Module, name: str, names: Mapping[str, Stack], runs: Mapping[str, Sequence[Run]]) -> bool:
+    """Say whether a matrix outside the blocks is none that its module applies, once in a forward."""
+    is_linear = isinstance(model.get_submodule(name), nn.Linear)
+    return name not in names and not (is_linear and len(runs[name]) == 1)
+
+
+def _is_between(path: str, of_stack: Mapping[str, list[str]], first: Mapping[str, int]) -> bool:
+    """Say whether something runs between the blocks of a stack that has more of them."""
+    begins, mine = first[of_stack[path][0]], len(of_stack[path])
+    others = (inside for other, inside in of_stack.items() if other != path and len(inside) > mine)
+    return any(first[inside[0]] < begins < first[inside[-1]] for inside in others)
+
+
+def _tower(name: str, run: Run, texts: Texts) -> str:
+    """Name the tower of a stack."""
+    read = texts.of(run.shape)
+    if read is not None:
+        return read
+    path = name.lower()
+    word = next((word for word in CONNECTING if word in path), None)
+    return word or ("vision" if any(word in path for word in SEEING) else path.split(".")[-2])
+
+
+def _unique(tower: str, taken: Sequence[str]) -> str:
+    number = 2
+    name = tower
+    while name in taken:
+        name, number = f"{tower}_{number}", number + 1
+    return name
+
+
+def _tapped(segment: _Segment, watched: Watched, needed: set[str]) -> set[str]:
+    """Find the blocks whose output is used by more than the block after them, and those that end a stack."""
+    names = [*segment.runs]
+    after = dict(pairwise(names))
+    tapped = {name for name in segment.ends if name in after} | (watched.result & after.keys())
+    for run in watched.runs:
+        if run.name in needed:
+            read = frozenset().union(*run.reads.values())
+            tapped |= {name for name in read & after.keys() if after[name] != run.name}
+    return set(tapped)

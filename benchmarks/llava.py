@@ -1,0 +1,125 @@
+"""What one sparsity and ECoFLaP's budgets cost the LLaVA in the box: two pruners, three sparsities, three seeds.
+
+    python examples/box/llava/build_llava.py
+    python benchmarks/llava.py runs/llava benchmarks/results/llava.jsonl
+    python benchmarks/llava.py --table benchmarks/results/llava.jsonl
+
+Each row is a run of ``quickstart-llava`` with 32 samples to score on and all 2,000 questions of the test set. Its
+figures are appended when it ends, and a row that is there is not done again, so this may be stopped and started as one
+likes. The rows that matter most come first.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import ecoflap
+from ecoflap.core.disk.whole_files import append_line, read_lines
+
+QUESTIONS = Path(__file__).parents[1] / "examples" / "box" / "llava" / "built" / "questions" / "calibration.jsonl"
+TWO_AT_ONCE = f"{{use: image_question_answer, path: '{QUESTIONS}', samples: 128, batch_size: 2}}"
+BUDGETS = {
+    "uniform": ("score=null", "allocate=uniform"),
+    "zeroth order": ("score.samples=32",),
+    "first order": (f"score={{use: first_order, samples: 32, calibration: {TWO_AT_ONCE}}}",),
+}
+PRUNERS = ("wanda", "sparsegpt")
+SPARSITIES, SEEDS = (0.5, 0.6, 0.7), (0, 1, 2)
+WHOLE = ("evaluate.data.samples=null", "export=null")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the table for one seed."""
+
+    budget: str
+    pruner: str
+    sparsity: float
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.budget.replace(' ', '-')}-{self.pruner}-{self.sparsity}-{self.seed}"
+
+    @property
+    def settings(self) -> list[str]:
+        own = (f"prune={self.pruner}", f"sparsity={self.sparsity}", f"seed={self.seed}")
+        return [*WHOLE, *BUDGETS[self.budget], *own]
+
+
+def rows() -> Iterator[Row]:
+    """Give the rows in the order they are done: 50 and 60 % with the first seed, then with the others, then 70 %."""
+    for sparsities, seeds in (((0.5, 0.6), (0,)), ((0.5, 0.6), SEEDS[1:]), ((0.7,), SEEDS)):
+        for seed, budget, sparsity, pruner in product(seeds, BUDGETS, sparsities, PRUNERS):
+            yield Row(budget, pruner, sparsity, seed)
+
+
+def run_rows(work: Path, results: Path) -> None:
+    """Do what is not done, one row after another."""
+    done = {line["folder"] for line in read_lines(results)}
+    for row in rows():
+        if row.folder not in done:
+            append_line(results, figures(row, work))
+            print(row.folder, flush=True)
+
+
+def figures(row: Row, work: Path) -> dict[str, Any]:
+    """Prune and ask, and give what came out."""
+    reuse = [str(folder) for folder in sorted(work.glob("*")) if (folder / "report.json").is_file()]
+    settings = [*row.settings, *([f"reuse=[{', '.join(reuse)}]"] if reuse else [])]
+    report = ecoflap.run("quickstart-llava", folder=work / row.folder, set_=settings).report
+    shutil.rmtree(work / row.folder / "model", ignore_errors=True)
+    measures = {"dense": report.measures.dense, "pruned": report.measures.pruned}
+    return {
+        "folder": row.folder, **asdict(row), "sparsity_of": dict(report.towers),
+        **{when: {name: round(one.value, 5) for name, one in found.items()} for when, found in measures.items()},
+        "standard_error": round(report.measures.pruned["vqa"].standard_error or 0, 5),
+        "questions": report.measures.pruned["vqa"].n,
+        "seconds": {stage.stage: round(stage.seconds, 1) for stage in report.stages},
+    }  # fmt: skip
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Write the lines of a Markdown table, mean ± standard deviation over the seeds that there are."""
+    dense = lines[0]["dense"]["vqa"]
+    yield f"vqa, dense {dense:.4f} ({lines[0]['questions']:,} questions), of vision / language in % beside it:\n"
+    yield f"| budget → pruner | {' | '.join(f'{100 * share:.0f} %' for share in SPARSITIES)} |"
+    yield f"|---|{'---:|' * len(SPARSITIES)}"
+    for pruner, budget in product(PRUNERS, BUDGETS):
+        cells = [cell([x for x in lines if matches(x, budget, pruner, share)]) for share in SPARSITIES]
+        yield f"| {budget} → {pruner} | {' | '.join(cells)} |"
+
+
+def matches(line: Mapping[str, Any], budget: str, pruner: str, sparsity: float) -> bool:
+    return bool((line["budget"], line["pruner"], line["sparsity"]) == (budget, pruner, sparsity))
+
+
+def cell(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Write one cell: ``0.985 ± 0.002 (1 / 59)``; with one seed no deviation."""
+    if not lines:
+        return "–"
+    values = [line["pruned"]["vqa"] for line in lines]
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    towers = [f"{100 * mean(line['sparsity_of'][tower] for line in lines):.0f}" for tower in lines[0]["sparsity_of"]]
+    return f"{mean(values):.3f}{spread} ({' / '.join(towers)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Prune the LLaVA in the box by every method.")
+    parser.add_argument("work", type=Path, nargs="?", help="a folder for the runs")
+    parser.add_argument("results", type=Path, help="the file with a line for each row")
+    parser.add_argument("--table", action="store_true", help="write the table of what is there, and run nothing")
+    asked = parser.parse_args()
+    if asked.table:
+        print("\n".join(table(read_lines(asked.results))))
+    else:
+        run_rows(asked.work, asked.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Masks by parameter, for whoever reads a whole state dict: those of a parameter's parts are put together."""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.anatomy import Part, part_of
+
+_PART = re.compile(r"(?P<parameter>.+)\[(?P<start>\d+)(:(?P<stop>\d+))?\]")
+
+
+def parameter_and_part(layer: str) -> tuple[str, Part | None]:
+    """Take a layer's name apart: ``experts.down_proj[3]`` is part 3 of ``experts.down_proj``."""
+    match = _PART.fullmatch(layer)
+    if match is None:
+        return layer, None
+    start, stop = int(match["start"]), match["stop"]
+    return match["parameter"], start if stop is None else (start, int(stop))
+
+
+class ParameterMasks(Mapping[str, Tensor]):
+    """The masks of a model's parameters, of the shapes that they have; each is put together when it is asked for.
+
+    A part of a parameter that is no layer is kept whole.
+
+    :param masks: By layer, as its parameter lies.
+    """
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Bool[Tensor, "..."]]) -> None:
+        self._model, self._masks = model, masks
+        self._layers: dict[str, list[tuple[str, Part | None]]] = {}
+        for layer in masks:
+            name, part = parameter_and_part(layer)
+            self._layers.setdefault(name, []).append((layer, part))
+
+    def __getitem__(self, name: str) -> Bool[Tensor, "..."]:
+        layers = self._layers[name]
+        if layers[0][1] is None:
+            return self._masks[name]
+        whole = torch.ones(self._model.get_parameter(name).shape, dtype=torch.bool)
+        for layer, part in layers:
+            assert part is not None  # a parameter is a layer, or its parts are
+            place = part_of(whole, part)
+            if place.shape != self._masks[layer].shape:
+                found, wanted = tuple(self._masks[layer].shape), tuple(place.shape)
+                raise ModelError(f"the mask of {layer} has the shape {found}, and its part of the parameter {wanted}")
+            place.copy_(self._masks[layer])
+        return whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)

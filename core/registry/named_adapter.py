@@ -1,0 +1,44 @@
+"""Refuse an adapter that was named for a model it does not know, where it does not fit: in a sentence, with why."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ecoflap.core.contracts.blame import PartError, blaming
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.anatomy import Source
+
+
+def knows(adapter: Adapter, source: Source) -> bool:
+    """Say whether an adapter claims a model; one that was named may not."""
+    with blaming(f"the adapter {type(adapter).__name__}, asked whether it is the one for {source.name},"):
+        return adapter.matches(source)
+
+
+@contextmanager
+def refusing_misfit(adapter: Adapter, name: str | None, source: Source) -> Iterator[None]:
+    """Say of whatever goes wrong with an adapter that was named for a model it does not know that it does not fit.
+
+    :param name: As it was named; None for one that was found, of which errors are passed on as they are.
+    """
+    if name is None or knows(adapter, source):
+        yield
+        return
+    try:
+        yield
+    except (ModelError, PartError) as error:
+        raise ModelError(
+            *(
+                f"model.adapter: {name} does not fit {_described(source)}, which it does not know: {problem}"
+                for problem in error.problems
+            ),
+            "Without model.adapter, the adapter that knows the model is looked for.",
+        ) from error
+
+
+def _described(source: Source) -> str:
+    if source.model is not None:
+        return f"this {type(source.model).__name__}"
+    kind = source.config.get("model_type")
+    made = source.config.get("architectures") or [f"model of type {kind!r}" if kind else "model of no known type"]
+    return f"{source.name}, a {made[0]}"

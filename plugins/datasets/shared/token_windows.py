@@ -1,0 +1,154 @@
+"""Documents are cut into windows of tokens, each of which begins as the model's tokenizer begins a text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.errors import DataError
+
+BETWEEN = "\n\n"
+"""What stands between documents that are joined."""
+
+Begin: TypeAlias = Literal["auto"] | bool
+"""What every window begins with: ``auto`` is what the tokenizer itself puts there, True its begin token."""
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Cuts windows of one length.
+
+    :param tokenizer: The model's own.
+    :param begin: The tokens that every window begins with; the rest of it is text.
+    :param length: Tokens of a window, those included.
+    """
+
+    tokenizer: Any
+    begin: tuple[int, ...]
+    length: int
+
+    @classmethod
+    def of(cls, adapter: Adapter, bos: Begin, length: int) -> "TokenWindows":
+        """Ask the tokenizer of an adapter's model how a text begins.
+
+        :raises DataError: Where there is no tokenizer, it has no begin token, or no room is left for text.
+        """
+        tokenizer = tokenizer_of(adapter)
+        begin = begin_tokens(tokenizer, bos)
+        if length <= len(begin):
+            raise DataError(
+                f"text: sequence_length is {length}, and {len(begin)} of these tokens begin the text. Raise it, or set "
+                f"bos: false."
+            )
+        return cls(tokenizer, begin, length)
+
+    @property
+    def text_length(self) -> int:
+        """Say how many tokens of a window are text."""
+        return self.length - len(self.begin)
+
+    def random(self, documents: Sequence[str], samples: int, seed: int) -> Iterator[Int64[Tensor, " tokens"]]:
+        """Draw windows as Wanda and SparseGPT do from C4; but a document that is too short is not drawn again."""
+        random, candidates, drawn = Random(seed), list(range(len(documents))), 0
+        while candidates and drawn < samples:
+            place = random.randrange(len(candidates))
+            tokens = plain_tokens(self.tokenizer, documents[candidates[place]])
+            if len(tokens) < self.text_length:
+                del candidates[place]
+                continue
+            yield self._drawn(tokens, random)
+            drawn += 1
+        if drawn == samples:
+            return
+        tokens = self._joined(documents)
+        for _ in range(samples):
+            yield self._drawn(tokens, random)
+
+    def consecutive(
+        self, documents: Sequence[str], samples: int | None, *, spread: bool
+    ) -> Iterator[Int64[Tensor, " tokens"]]:
+        """Cut all documents from the start, and take the first windows or those that lie evenly.
+
+        :param samples: How many; None for all there are.
+        """
+        tokens = self._joined(documents)
+        available = len(tokens) // self.text_length
+        if samples is not None and available < samples:
+            raise DataError(
+                f"text: {samples} windows of {self.length} tokens are asked for and the text gives {available}. Set "
+                f"samples: {available}, or null for all there are; or lower sequence_length, or give more text."
+            )
+        wanted = available if samples is None else samples
+        among = available if spread else wanted
+        yield from (self._window(tokens, index * among // wanted * self.text_length) for index in range(wanted))
+
+    def _joined(self, documents: Sequence[str]) -> list[int]:
+        """Give the tokens of all documents together, which have to fill a window."""
+        tokens = plain_tokens(self.tokenizer, BETWEEN.join(documents))
+        if len(tokens) < self.text_length:
+            longest = len(tokens) + len(self.begin)
+            raise DataError(
+                f"text: all of it is {len(tokens)} tokens, and one window needs {self.text_length}. Give more text, or "
+                f"set sequence_length: {longest} or less."
+            )
+        return tokens
+
+    def _drawn(self, tokens: Sequence[int], random: Random) -> Int64[Tensor, " tokens"]:
+        return self._window(tokens, random.randrange(len(tokens) - self.text_length + 1))
+
+    def _window(self, tokens: Sequence[int], start: int) -> Int64[Tensor, " tokens"]:
+        return torch.tensor([*self.begin, *tokens[start : start + self.text_length]], dtype=torch.int64)
+
+
+def tokenizer_of(adapter: Adapter) -> Any:
+    """Give the tokenizer that is an adapter's processor, or the one inside where that is for images and text."""
+    tokenizer = getattr(adapter.processor, "tokenizer", adapter.processor)
+    if tokenizer is None:
+        raise DataError(
+            "text: this model came without a tokenizer. Put its tokenizer files beside config.json, or give "
+            "ecoflap.run a processor."
+        )
+    return tokenizer
+
+
+def plain_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Give the tokens of a text and nothing that the tokenizer adds to it."""
+    # verbose would warn that the text is longer than the model reads; it is cut afterwards
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def begin_tokens(tokenizer: Any, bos: Begin) -> tuple[int, ...]:
+    """Give the tokens that every window begins with.
+
+    What the tokenizer adds at the beginning of a text is found by asking it for one, with and without. It is what
+    True gives too; only a tokenizer that adds nothing gives its begin token alone then.
+
+    :raises DataError: Where a begin token is asked for and the tokenizer has none.
+    """
+    if bos is False:
+        return ()
+    added = _added_before(tokenizer, "a")
+    if added or bos == "auto":
+        return added
+    if tokenizer.bos_token_id is None:
+        raise DataError(f"text: bos is true, and this {type(tokenizer).__name__} has no begin token. Leave bos out.")
+    return (int(tokenizer.bos_token_id),)
+
+
+def _added_before(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Give what a tokenizer puts before the tokens of a text."""
+    whole, plain = list(tokenizer(text)["input_ids"]), plain_tokens(tokenizer, text)
+    places = range(len(whole) - len(plain) + 1)
+    at = next((place for place in places if plain and whole[place : place + len(plain)] == plain), None)
+    if at is None:
+        kind = type(tokenizer).__name__
+        raise DataError(
+            f"text: this {kind} makes other tokens of a text when it adds none of its own, so what it begins a text "
+            f"with is not known. Set bos: true for its begin token, or bos: false."
+        )
+    return tuple(whole[:at])

@@ -1,0 +1,103 @@
+"""Watching a model run, on models made by hand whose every use of a matrix is known."""
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.adapters.generic.layers_seen import ROUTER, Texts
+from ecoflap.adapters.generic.stacks import stacks_of
+from ecoflap.adapters.generic.taken_apart import BETWEEN, IDLE, UNUSED, TakenApart, take_apart
+from ecoflap.adapters.generic.watch import Watch
+from ecoflap.adapters.generic.weightless import lent_weights
+
+ROWS, LENGTH, WIDTH = 2, 5, 4
+
+
+class Mixing(nn.Module):
+    """Every way to apply a matrix: as it is, transposed, in rows, as one of several, and one to choose by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Linear(WIDTH, 6, bias=False)
+        self.turned = nn.Parameter(torch.randn(6, WIDTH))
+        self.packed = nn.Parameter(torch.randn(2 * WIDTH, WIDTH))
+        self.experts = nn.Parameter(torch.randn(3, WIDTH, WIDTH))
+        self.router = nn.Linear(WIDTH, 3, bias=False)
+        self.idle = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor, other: Tensor | None = None) -> Tensor:
+        hidden = self.plain(hidden) @ self.turned
+        first = nn.functional.linear(hidden, self.packed[:WIDTH])
+        second = nn.functional.linear(hidden if other is None else other, self.packed[WIDTH:]).mean(1, keepdim=True)
+        chosen = self.router(hidden).topk(1).indices.flatten()[0]
+        return first + second + hidden @ self.experts[chosen]
+
+
+class Stacked(nn.Module):
+    """A tower that sees, whose first block the tower that says reads again; one block of each is idle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)) for _ in range(3))
+        self.merger = nn.Linear(WIDTH, WIDTH)
+        self.between = nn.Linear(WIDTH, WIDTH)
+        self.text = nn.ModuleList([Mixing(), Mixing(), Mixing()])
+        self.head = nn.Linear(WIDTH, 7)
+
+    def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
+        first = self.vision[0](pixels)
+        second = self.vision[1](self.between(first))
+        self.vision[2](second)  # of no use
+        hidden = self.text[0](words) + self.merger(second).mean(1, keepdim=True)
+        return self.head(self.text[1](hidden, first))
+
+
+def taken_apart(model: nn.Module) -> TakenApart:
+    given = {"pixels": torch.randn(ROWS, 9, WIDTH), "words": torch.randn(ROWS, LENGTH, WIDTH)}
+    stacks = [*stacks_of(model)]
+    blocks = {name: block for stack in stacks for name, block in zip(stack.names, stack.blocks, strict=True)}
+    with torch.no_grad(), lent_weights(model):
+        watch = Watch(model, blocks, given)
+        with watch.on():
+            result = model(**given)
+    return take_apart(model, stacks, watch.result(result), Texts(ROWS, {"language": LENGTH}))
+
+
+def test_every_use_of_a_matrix_is_told_with_and_without_weights():
+    with torch.device("meta"):
+        weightless = Stacked()
+    for model in (Stacked(), weightless):
+        found = taken_apart(model)
+        block = next(tower for tower in found.towers if tower.name == "language").blocks[1]
+        layers = {layer.name.removeprefix("text.1."): layer for layer in block.layers}  # type: ignore[attr-defined]
+        told = {name: (layer.layout, layer.reads, layer.part, layer.transposed) for name, layer in layers.items()}
+        assert told == {
+            "plain.weight": ("batch token", "", None, False),
+            "turned": ("batch token", "", None, True),
+            "packed[0:4]": ("batch token", "", (0, 4), False),
+            "packed[4:8]": ("selected", "vision", (4, 8), False),
+            **{f"experts[{number}]": ("routed", "", number, True) for number in range(3)},
+        }
+        assert layers["turned"].shape == (WIDTH, 6)
+        assert found.left_out["text.1.router.weight"] == ROUTER
+
+
+def test_towers_are_in_the_order_they_run_and_what_does_not_matter_is_left_out():
+    found = taken_apart(Stacked())
+    assert [(tower.name, len(tower.blocks), tower.outside) for tower in found.towers] == [
+        ("vision", 2, False), ("language", 2, False), ("head", 1, True),
+    ]  # fmt: skip
+    assert [block.name for tower in found.towers for block in tower.blocks if block.tapped] == ["vision.0"]
+    assert found.left_out["vision.2"] == UNUSED
+    assert found.left_out["text.2"] == IDLE
+    assert found.left_out["between"] == BETWEEN
+    assert "merger" in found.left_out or any(tower.name == "merger" for tower in found.towers)
+
+
+def test_nothing_of_a_model_is_changed_by_watching_it():
+    with torch.device("meta"):
+        model = Stacked()
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    taken_apart(model)
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -1,0 +1,155 @@
+"""A run holds its adapter against its model before it does anything else, on its own data."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+from family import redraw
+
+import ecoflap
+from ecoflap.adapters.clip import ClipAdapter
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.anatomy import Tower
+from ecoflap.core.run.calibration import TOKENS_AT_A_GLANCE, Calibration
+
+
+class Squares(LlamaAdapter):
+    def loss(self, model, batch):
+        return model(**batch, use_cache=False).logits.double().square().mean()
+
+
+class Half(LlamaAdapter):
+    def towers(self, model):
+        language, head = super().towers(model)
+        return [Tower("language", language.blocks[:1]), head]
+
+
+class OnlyTexts(ClipAdapter):
+    def towers(self, model):
+        return [tower for tower in super().towers(model) if tower.name != "vision"]
+
+
+class Stranger(OnlyTexts):
+    def matches(self, source):
+        return False
+
+
+def stages(folder):
+    return [json.loads(line) for line in (folder / "stages.jsonl").read_text().splitlines()]
+
+
+def test_a_right_adapter_costs_two_forwards_and_says_nothing(plain, tmp_path, monkeypatch):
+    forwards = []
+    monkeypatch.setattr(LlamaAdapter, "loss", counting(LlamaAdapter.loss, forwards))
+    monkeypatch.setattr(LlamaAdapter, "own_inputs", counting(LlamaAdapter.own_inputs, forwards))
+    keys = {"score": None, "allocate": "uniform", "prune": "magnitude", "evaluate": None}
+    done = ecoflap.run(plain(**keys), folder=tmp_path / "run")
+    assert forwards == ["own_inputs", "loss", "own_inputs"]
+    assert done.report.warnings == ()
+    assert [stage["stage"] for stage in stages(tmp_path / "run")].count("check") == 1
+
+
+def counting(method, calls):
+    def counted(*given):
+        calls.append(method.__name__)
+        return method(*given)
+
+    return counted
+
+
+def test_a_loss_that_is_not_the_models_is_refused_before_anything_is_done(plain, pico_llama, pico_tokenizer, tmp_path):
+    model = pico_llama()
+    before = [parameter.clone() for parameter in model.parameters()]
+    recipe = plain(model={"adapter": f"{__name__}:Squares"})
+    with pytest.raises(ModelError, match=r"^the loss of the adapter Squares is .* on a batch, and the model's own is"):
+        ecoflap.run(recipe, model=model, processor=pico_tokenizer, folder=tmp_path / "run")
+    assert [stage["stage"] for stage in stages(tmp_path / "run")] == ["check"]
+    assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_blocks_that_are_forgotten_are_refused_with_what_is_covered(plain, tmp_path):
+    with pytest.raises(ModelError) as caught:
+        ecoflap.run(plain(model={"source": plain()["model"], "adapter": f"{__name__}:Half"}), folder=tmp_path / "run")
+    assert str(caught.value).startswith(
+        "the layers of the adapter Half hold 7,680 of the 23,040 weights in blocks that run. "
+        "model.layers: 2 of its 3 blocks run and are in no tower (1, 2), with 14 matrices of 15,360 weights"
+    )
+
+
+@pytest.fixture
+def pairs():
+    """A recipe for a pico CLIP in memory, with a named adapter."""
+    import pico_clip
+
+    def run(adapter, folder):
+        recipe = {
+            "version": 1,
+            "model": {"adapter": f"{__name__}:{adapter}"},
+            "calibration": {"use": "table:Samples", "row": "clip", "samples": 2, "batch_size": 2},
+            "sparsity": 0.5,
+            "prune": "magnitude",
+        }
+        return ecoflap.run(recipe, model=pico_clip.clip(), processor=pico_clip.processor(), folder=folder)
+
+    return run
+
+
+def test_a_tower_that_an_adapter_leaves_alone_is_warned_of(pairs, tmp_path):
+    (warning,) = pairs("OnlyTexts", tmp_path / "run").report.warnings
+    assert warning.startswith(
+        "the layers of the adapter OnlyTexts hold 14,336 of the 28,672 weights in blocks that run. "
+        "vision_model.encoder.layers runs and is in no tower: 2 blocks of CLIPEncoderLayer"
+    )
+
+
+def test_and_refused_where_the_adapter_was_named_for_a_model_that_it_does_not_know(pairs, tmp_path):
+    with pytest.raises(ModelError) as caught:
+        pairs("Stranger", tmp_path / "run")
+    told, way_out = caught.value.problems
+    assert told.startswith(
+        f"model.adapter: {__name__}:Stranger does not fit this CLIPModel, which it does not know: the l"
+    )
+    assert way_out == "Without model.adapter, the adapter that knows the model is looked for."
+
+
+@pytest.mark.skipif(find_spec("transformers.models.granite") is None, reason="this transformers has no Granite")
+def test_llama_on_a_model_that_scales_its_logits(plain, pico_tokenizer, tmp_path):
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = GraniteConfig(vocab_size=64, **sizes, num_key_value_heads=2, logits_scaling=8.0, pad_token_id=2)
+    redraw(GraniteForCausalLM(config)).save_pretrained(tmp_path / "granite")
+    pico_tokenizer.save_pretrained(tmp_path / "granite")
+    with pytest.raises(
+        ModelError, match=r"granite, a GraniteForCausalLM, which it does not know: the loss of the adap"
+    ):
+        ecoflap.run(plain(model={"source": str(tmp_path / "granite"), "adapter": "llama"}), folder=tmp_path / "run")
+
+
+def test_without_data_there_is_nothing_to_check_on(plain, tmp_path):
+    keys = {"calibration": None, "score": None, "allocate": "uniform", "prune": "magnitude", "evaluate": None}
+    ecoflap.run(plain(**keys), folder=tmp_path / "run")
+    assert "check" not in [stage["stage"] for stage in stages(tmp_path / "run")]
+
+
+class Unready:
+    needs = ()
+
+    def __call__(self, weight, seen, budget, layer):
+        raise LookupError("not yet")
+
+
+def test_a_run_that_goes_on_does_not_check_again(plain, tmp_path):
+    for _ in range(2):
+        with pytest.raises(ecoflap.EcoflapError, match="not yet"):
+            ecoflap.run(plain(prune=f"{__name__}:Unready"), folder=tmp_path / "run")
+    assert [stage["stage"] for stage in stages(tmp_path / "run")].count("check") == 1
+
+
+def test_long_windows_are_cut_for_a_glance(pico_llama):
+    samples = [ecoflap.Sample(tokens=torch.arange(3000) % 60) for _ in range(5)]
+    batch = Calibration(samples, 4, LlamaAdapter()).first_batch(pico_llama(), "cpu")
+    assert tuple(batch["input_ids"].shape) == (4, TOKENS_AT_A_GLANCE // 4)
+    assert torch.equal(batch["input_ids"][0], samples[0].tokens[: TOKENS_AT_A_GLANCE // 4])

@@ -1,0 +1,112 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.protocols import ignore
+from ecoflap.core.errors import DataError
+from ecoflap.plugins.datasets.shared.token_windows import TokenWindows, begin_tokens
+from ecoflap.plugins.datasets.text import Text
+from ecoflap.plugins.evaluators.perplexity import Perplexity
+
+WORDS = {word: number for number, word in enumerate(["<unk>", "<s>", "</s>", "[gMASK]", *"abcdefghijkl"])}
+
+
+def tokenizer(template: str = "$A", **special: str) -> Any:
+    """A tokenizer of letters that puts around a text what the template says."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    around = [(word, number) for word, number in WORDS.items() if word in template.split()]
+    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=around)
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", **special)
+
+
+def reading(processor: Any) -> LlamaAdapter:
+    adapter = LlamaAdapter()
+    adapter.processor = processor
+    return adapter
+
+
+@pytest.mark.parametrize(
+    ("template", "bos", "begin"),
+    [
+        ("<s> $A", "auto", (1,)),
+        ("<s> $A </s>", "auto", (1,)),
+        ("[gMASK] <s> $A", "auto", (3, 1)),
+        ("$A </s>", "auto", ()),
+        ("$A", "auto", ()),
+        ("$A", True, (1,)),
+        ("</s> $A", True, (2,)),  # OPT begins a text with what ends one, whatever it calls its begin token
+        ("<s> $A", False, ()),
+    ],
+)
+def test_begins_as_the_tokenizer_does(template: str, bos: Any, begin: tuple[int, ...]):
+    assert begin_tokens(tokenizer(template, bos_token="<s>"), bos) == begin
+
+
+def test_a_token_that_is_not_there_cannot_be_asked_for():
+    with pytest.raises(DataError, match=r"bos is true, and this \w+ has no begin token\. Leave bos out"):
+        begin_tokens(tokenizer("$A </s>", eos_token="</s>"), True)
+
+
+def test_a_tokenizer_that_reads_a_text_in_two_ways_is_refused():
+    def two_ways(text: str, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [1, 5] if add_special_tokens else [4]}
+
+    with pytest.raises(DataError, match=r"what it begins a text with is not known\. Set bos: true .* or bos: false"):
+        begin_tokens(two_ways, "auto")
+    assert begin_tokens(two_ways, False) == ()
+
+
+@pytest.mark.parametrize("order", ["random", "consecutive", "spread"])
+def test_every_window_begins_and_goes_on_with_text(order: Any, tmp_path: Path, pico_llama: Callable[..., Any]):
+    (tmp_path / "a.txt").write_text("a b c d e f g h i j k l", encoding="utf-8")
+    reader, model = reading(tokenizer("<s> $A </s>", bos_token="<s>")), pico_llama(layers=1)
+    text = Text(path=tmp_path / "a.txt", samples=3, sequence_length=5, order=order)
+    windows = [sample.tokens.tolist() for sample in text(reader, model, ignore) if sample.tokens is not None]
+    assert len(windows) == 3
+    assert all(window[0] == 1 and len(window) == 5 for window in windows)
+    assert all(window[1:] == list(range(window[1], window[1] + 4)) for window in windows)
+    if order != "random":
+        assert [window[1] for window in windows] == [4, 8, 12]
+
+
+def test_too_short_for_what_begins_it(tmp_path: Path):
+    reader = reading(tokenizer("[gMASK] <s> $A"))
+    with pytest.raises(DataError, match=r"sequence_length is 2, and 2 of these tokens begin the text.*bos: false"):
+        TokenWindows.of(reader, "auto", 2)
+    assert TokenWindows.of(reader, "auto", 3).text_length == 1
+
+
+def test_too_little_text_counts_what_begins_it():
+    windows = TokenWindows.of(reading(tokenizer("<s> $A")), "auto", 16)
+    with pytest.raises(DataError, match=r"all of it is 3 tokens, and one window needs 15.*sequence_length: 4 or less"):
+        list(windows.consecutive(["a b c"], None, spread=False))
+
+
+def test_the_tokenizer_inside_a_processor_is_asked():
+    inside = reading(SimpleNamespace(tokenizer=tokenizer("<s> $A")))
+    (window,) = TokenWindows.of(inside, "auto", 3).consecutive(["a b"], 1, spread=False)
+    assert window.tolist() == [1, 4, 5]
+
+
+def test_perplexity_reads_the_begin_and_never_predicts_it(tmp_path: Path, pico_llama: Callable[..., Any]):
+    (tmp_path / "a.txt").write_text("a b c d e f g h", encoding="utf-8")
+    reader, model = reading(tokenizer("<s> $A", bos_token="<s>")), pico_llama(layers=1)
+    text = Text(path=tmp_path / "a.txt", samples=None, sequence_length=5, order="consecutive")
+    found = Perplexity(text)(model, reader, ignore)["perplexity"]
+    terms = []
+    for window in ([1, 4, 5, 6, 7], [1, 8, 9, 10, 11]):
+        with torch.no_grad():
+            logs = model(input_ids=torch.tensor([window])).logits[0].double().log_softmax(-1)
+        terms += [-float(logs[place, token]) for place, token in enumerate(window[1:])]
+    assert found.n == len(terms) == 8  # all eight letters, and no begin token
+    assert found.value == pytest.approx(math.exp(sum(terms) / 8), rel=1e-6)

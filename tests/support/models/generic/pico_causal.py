@@ -1,0 +1,87 @@
+"""Pico decoders of the families that the adapter ``causal_lm`` takes."""
+
+from functools import partial
+from typing import Any
+
+from family import Family
+from pico_composites import drawn, outputs, poisoned, reload
+from pico_decoder import samples
+from pico_words import BEGIN, END, PAD, VOCABULARY
+
+from ecoflap.adapters.generic.causal_lm import CausalLMAdapter
+
+SETTINGS = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": PAD, "bos_token_id": BEGIN,
+    "eos_token_id": END, "tie_word_embeddings": False,
+}  # fmt: skip
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+HEADS: dict[str, Any] = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "num_key_value_heads": 4, "first_k_dense_replace": 1, "head_dim": None,
+}  # fmt: skip
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+KINDS: dict[str, dict[str, Any]] = {
+    "gemma": {},
+    "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 8},
+    "gemma3_text": {"sliding_window": 8},
+    "phi": {},
+    "phi3": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},
+    "gpt2": GPT,
+    "gptj": {**GPT, "rotary_dim": 4},
+    "gpt_neox": {},
+    "falcon": {"head_dim": None, "multi_query": False, "alibi": True, "new_decoder_architecture": False},
+    "bloom": {"n_head": 4},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+    "granite": {"logits_scaling": 3.0},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"sliding_window": 8},
+    "stablelm": {},
+    "starcoder2": {},
+    "glm4": {},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"num_experts": 4, **EXPERTS},
+    "qwen2_moe": {"num_experts": 4, **EXPERTS, "shared_expert_intermediate_size": 32},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, **EXPERTS, **HEADS},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters": ROPE},
+    "llama4_text": {
+        "num_local_experts": 4, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1, "attention_chunk_size": 64,
+    },
+}  # fmt: skip
+"""By ``model_type``. What is unlike the others of a family, such as a logit scale, is set so that it matters."""
+
+
+def build(kind: str, layers: int, **keys: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {**SETTINGS, "num_hidden_layers": layers, **keys}
+    if layers == 3:
+        settings |= {name: 3 for name in ("n_layer", "n_layers") if name in keys}
+        settings.pop("layer_types", None)
+    config = AutoConfig.for_model(kind, **{name: value for name, value in settings.items() if value is not None})
+    return drawn(AutoModelForCausalLM.from_config(config))
+
+
+def row(kind: str, **keys: Any) -> Family:
+    outside = ("lm_head",)
+    if kind == "opt":
+        outside = ("model.decoder.project_in", "model.decoder.project_out", "lm_head")
+    return Family(
+        build=partial(build, kind, 2, **keys),
+        build_other=partial(build, kind, 3, **keys),
+        adapter=CausalLMAdapter,
+        samples=samples,
+        towers=("language",),
+        outside=outside,
+        reload=partial(reload, "AutoModelForCausalLM"),
+        outputs=outputs,
+        poisoned=poisoned,
+        multiplies={"falcon": "x @ weight.T"}.get(kind, ""),
+    )
+
+
+FAMILIES = {kind: row(kind, **keys) for kind, keys in KINDS.items()}
