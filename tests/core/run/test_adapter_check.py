@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from family import redraw
+from table import ROWS
 
 import ecoflap
 from ecoflap.adapters.clip import ClipAdapter
@@ -81,6 +82,8 @@ def test_blocks_that_are_forgotten_are_refused_with_what_is_covered(plain, tmp_p
 @pytest.fixture
 def pairs():
     """A recipe for a pico CLIP in memory, with a named adapter."""
+    if "clip" not in ROWS:
+        pytest.skip("transformers here is too old for CLIP")
     import pico_clip
 
     def run(adapter, folder):
