@@ -16,13 +16,12 @@ from ecoflap.adapters.blip.parts import (
     row_tensor,
     seen,
     seen_once,
-    text_to_say,
     tokenizer_of,
     vision_tower,
 )
 from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.shared.generation import check_length, generated, shared
-from ecoflap.adapters.shared.images import image_tokens, pixels_of
+from ecoflap.adapters.shared.images import image_tokens, pixels_of, text_to_say
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.members import member
 from ecoflap.adapters.shared.texts import padded_rows

@@ -138,21 +138,6 @@ def seen_once(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> Fl
     return made[which.to(made.device)]
 
 
-def text_to_say(number: int, sample: Sample) -> str:
-    """Give the first answer, or else the text.
-
-    :param number: The sample's place in its batch, for what is said of one that is wrong.
-    :raises DataError: Where it has neither.
-    """
-    said = sample.answers[0] if sample.answers else sample.text
-    if said is None:
-        raise DataError(
-            f"this model learns to say something of an image: sample {number} of a batch has neither a text nor an "
-            f"answer."
-        )
-    return said
-
-
 def loss_of_said(
     decoder: nn.Module,
     said: tuple[Int64[Tensor, "batch said"], Int64[Tensor, "batch said"], Int64[Tensor, "batch said"]],

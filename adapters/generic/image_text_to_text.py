@@ -13,6 +13,7 @@ from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import images_with_texts
 from ecoflap.adapters.generic.wording import Wording, ids_of, takes_suffix, tokenizer_of
 from ecoflap.adapters.shared.generation import ends_of, generated, without_ends
+from ecoflap.adapters.shared.images import text_to_say
 from ecoflap.adapters.shared.losses import IGNORED, shifted
 from ecoflap.adapters.shared.members import find
 from ecoflap.adapters.shared.texts import padded_rows
@@ -20,7 +21,6 @@ from ecoflap.adapters.views.composites import views_of_composite
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Batch, Sample, View
-from ecoflap.core.errors import DataError
 
 
 @hookimpl
@@ -41,7 +41,7 @@ class ImageTextToTextAdapter(GenericAdapter):
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Make images and texts padded on the right, with labels where something is to be said."""
-        wording, said = self._wording(model), [_said(number, sample) for number, sample in enumerate(samples)]
+        wording, said = self._wording(model), [text_to_say(number, sample) for number, sample in enumerate(samples)]
         prompts = [wording.prompt(sample.question) for sample in samples]
         if takes_suffix(self.processor):
             return processed(model, self.processor, prompts, samples, "right", suffix=said)
@@ -113,17 +113,3 @@ def _kept(labels: Int64[Tensor, "rows tokens"]) -> Int64[Tensor, " kept"]:
     """Give the positions before a token that is to be said in any row: of the others no logits are needed."""
     said: Tensor = (shifted(labels) != IGNORED).any(0)
     return said.nonzero().flatten()
-
-
-def _said(number: int, sample: Sample) -> str:
-    """Give what is to be said of a sample.
-
-    :param number: Its place in the batch, for what is said of one that is wrong.
-    """
-    said = sample.answers[0] if sample.answers else sample.text
-    if said is None:
-        raise DataError(
-            f"this model learns to say something of an image: sample {number} of a batch has neither a text nor an "
-            f"answer."
-        )
-    return said

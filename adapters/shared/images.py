@@ -46,6 +46,21 @@ def images_of(samples: Sequence[Sample]) -> list[Any]:
     return [sample.image for sample in samples]
 
 
+def text_to_say(number: int, sample: Sample) -> str:
+    """Give the first answer, or else the text.
+
+    :param number: The sample's place in its batch, for what is said of one that is wrong.
+    :raises DataError: Where it has neither.
+    """
+    said = sample.answers[0] if sample.answers else sample.text
+    if said is None:
+        raise DataError(
+            f"this model learns to say something of an image: sample {number} of a batch has neither a text nor an "
+            f"answer."
+        )
+    return said
+
+
 def pixels_of(processor: Any, samples: Sequence[Sample]) -> Float[Tensor, "batch channels height width"]:
     """Make the tensor of images that a model of transformers reads.
 

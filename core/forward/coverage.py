@@ -10,6 +10,7 @@ from torch import nn
 from ecoflap.core.forward.uses import Uses
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.model.kept_parts import is_connector, is_router, kept_outside
+from ecoflap.core.model.never_pruned import why_left_out
 
 Kind = Literal["stack", "blocks", "matrix", "outside", "no matrix"]
 
@@ -79,7 +80,9 @@ class Coverage:
 
     @cached_property
     def _uncovered(self) -> list[str]:
-        others = (name for name in self._matrices if not (self._is_left_out(name) or is_router(self.model, name)))
+        others = (
+            name for name in self._matrices if not (why_left_out(name, self.left_out) or is_router(self.model, name))
+        )
         return [name for name in others if self._missing(name)]
 
     @cached_property
@@ -87,7 +90,7 @@ class Coverage:
         """Give the layers by the parameter that each is, or is a part of."""
         found: dict[int, list[Layer]] = {}
         for _, layer in self.anatomy.layers():
-            found.setdefault(id(_parameter_of(layer)), []).append(layer)
+            found.setdefault(id(layer.parameter), []).append(layer)
         return found
 
     @cached_property
@@ -106,10 +109,6 @@ class Coverage:
                 names = (f"{stack}.{number}.{name}" for number, one in blocks.items() for name, _ in _named(one))
                 found |= {name: stack for name in names if name not in found}
         return found
-
-    def _is_left_out(self, name: str) -> bool:
-        """Say whether the adapter leaves a parameter out, or a block that it is in."""
-        return any(name == left or name.startswith(f"{left}.") for left in self.left_out)
 
     def _covered(self, name: str) -> int:
         return sum(layer.size for layer in self._layers.get(id(self._parameters[name]), ()))
@@ -154,18 +153,13 @@ class Coverage:
 
     def _no_matrices(self) -> Iterator[Forgotten]:
         for _, layer in self.anatomy.layers():
-            parameter = _parameter_of(layer)
-            if isinstance(parameter, nn.Parameter) and self._is_no_matrix(parameter):
+            if self._is_no_matrix(layer.parameter):
                 why = "it is added or looked up, or it scales, as biases, embeddings and norms with two axes do"
                 said = f"{layer.name} is listed by layers(), and nothing is multiplied by it as by a matrix: {why}"
                 yield Forgotten("no matrix", layer.size, said)
 
     def _is_no_matrix(self, parameter: nn.Parameter) -> bool:
         return self.uses.at_all(parameter) and not self.uses.as_matrix(parameter)
-
-
-def _parameter_of(layer: Layer) -> object:
-    return getattr(layer.module, layer.attribute, None)
 
 
 def _named(block: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

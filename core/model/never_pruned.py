@@ -41,11 +41,11 @@ def never_pruned(
             path, _, own = name.rpartition(".")
             module = model.get_submodule(path)
             reason = _reason(module, own, parameter, outside.get(id(module)))
-            why = _why_left_out(name, left_out) if parameter.ndim >= 2 and reason != EMBEDDING else None
+            why = why_left_out(name, left_out) if parameter.ndim >= 2 and reason != EMBEDDING else None
             yield NeverPruned(name, tuple(parameter.shape), why or reason)
 
 
-def _why_left_out(name: str, left_out: Mapping[str, str]) -> str | None:
+def why_left_out(name: str, left_out: Mapping[str, str]) -> str | None:
     """Give the adapter's reason for a parameter, or for the nearest module around it that it has one for."""
     while name and name not in left_out:
         name = name.rpartition(".")[0]
