@@ -14,7 +14,7 @@ from ecoflap.core.errors import DataError
 from ecoflap.core.forward.placement import batch_on
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 
-TOKENS_AT_A_GLANCE = 256
+SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE = 4, 256
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ class Calibration:
         return [batch_on(batch, device) for batch in batches]
 
     def first_batch(self, model: nn.Module, device: str) -> Batch:
-        """Collate the first batch with its windows of tokens cut, for a look at a model that costs little.
+        """Collate the first few samples with their windows of tokens cut, for a look at a model that costs little.
 
-        A model that makes all logits of a batch at once then makes a hundred megabytes of them or so.
+        They are several, so that some are padded. A model that makes all logits of a batch at once then makes a hundred
+        megabytes of them or so.
         """
-        first = self.samples[: self.batch_size]
+        first = self.samples[: min(self.batch_size, SAMPLES_AT_A_GLANCE)]
         longest = max(2, TOKENS_AT_A_GLANCE // len(first))
         return Calibration([_cut(sample, longest) for sample in first], len(first), self.adapter).batches(
             model, device=device

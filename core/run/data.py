@@ -55,7 +55,7 @@ class RunData:
         return calibration.batches(self._model.get(), samples, self._model.home)
 
     def first_batch(self, keys: CalibrationKeys) -> Batch:
-        """Give the first batch of a calibration where the model is, its windows of tokens cut short."""
+        """Give the first few samples of a calibration where the model is, their windows of tokens cut short."""
         return self._calibration(keys).first_batch(self._model.get(), self._model.home)
 
     def clear(self) -> None:

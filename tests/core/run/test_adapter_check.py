@@ -13,7 +13,7 @@ from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Tower
-from ecoflap.core.run.calibration import TOKENS_AT_A_GLANCE, Calibration
+from ecoflap.core.run.calibration import SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE, Calibration
 
 
 class Squares(LlamaAdapter):
@@ -152,7 +152,7 @@ def test_a_run_that_goes_on_does_not_check_again(plain, tmp_path):
 
 
 def test_long_windows_are_cut_for_a_glance(pico_llama):
-    samples = [ecoflap.Sample(tokens=torch.arange(3000) % 60) for _ in range(5)]
-    batch = Calibration(samples, 4, LlamaAdapter()).first_batch(pico_llama(), "cpu")
-    assert tuple(batch["input_ids"].shape) == (4, TOKENS_AT_A_GLANCE // 4)
+    samples = [ecoflap.Sample(tokens=torch.arange(3000) % 60) for _ in range(20)]
+    batch = Calibration(samples, 16, LlamaAdapter()).first_batch(pico_llama(), "cpu")
+    assert tuple(batch["input_ids"].shape) == (SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE // SAMPLES_AT_A_GLANCE)
     assert torch.equal(batch["input_ids"][0], samples[0].tokens[: TOKENS_AT_A_GLANCE // 4])
