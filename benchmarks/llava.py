@@ -6,7 +6,7 @@
 
 Each row is a run of ``quickstart-llava`` with 32 samples to score on and all 2,000 questions of the test set. Its
 figures are appended when it ends, and a row that is there is not done again, so this may be stopped and started as one
-likes. The rows that matter most come first.
+likes. The rows that matter most come first. With ``--seeds 0`` and ``--seeds 1 2`` two processes share the work.
 """
 
 import argparse
@@ -53,17 +53,17 @@ class Row:
 
 
 def rows() -> Iterator[Row]:
-    """Give the rows in the order they are done: 50 and 60 % with the first seed, then with the others, then 70 %."""
-    for sparsities, seeds in (((0.5, 0.6), (0,)), ((0.5, 0.6), SEEDS[1:]), ((0.7,), SEEDS)):
+    """Give the rows in the order they are done: the first seed's, then the others', 60 % before 70 and 50 %."""
+    for sparsities, seeds in ((SPARSITIES, SEEDS[:1]), *(((share,), SEEDS[1:]) for share in (0.6, 0.7, 0.5))):
         for seed, budget, sparsity, pruner in product(seeds, BUDGETS, sparsities, PRUNERS):
             yield Row(budget, pruner, sparsity, seed)
 
 
-def run_rows(work: Path, results: Path) -> None:
+def run_rows(work: Path, results: Path, seeds: Sequence[int]) -> None:
     """Do what is not done, one row after another."""
     done = {line["folder"] for line in read_lines(results)}
     for row in rows():
-        if row.folder not in done:
+        if row.folder not in done and row.seed in seeds:
             append_line(results, figures(row, work))
             print(row.folder, flush=True)
 
@@ -113,12 +113,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prune the LLaVA in the box by every method.")
     parser.add_argument("work", type=Path, nargs="?", help="a folder for the runs")
     parser.add_argument("results", type=Path, help="the file with a line for each row")
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS, help="do the rows of these alone")
     parser.add_argument("--table", action="store_true", help="write the table of what is there, and run nothing")
     asked = parser.parse_args()
     if asked.table:
         print("\n".join(table(read_lines(asked.results))))
     else:
-        run_rows(asked.work, asked.results)
+        run_rows(asked.work, asked.results, asked.seeds)
 
 
 if __name__ == "__main__":
