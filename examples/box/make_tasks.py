@@ -5,7 +5,9 @@
 
 The folder then holds ``questions.jsonl`` and a task ``box_vqa`` each for EleutherAI's harness (``lm_eval``) and for
 LMMs-Lab's (``lmms_eval``). They are the first questions of a split, an answer is right where it is the annotated one
-but for capitals and blanks, and files are named in full, so that the folder is of use on this machine only.
+but for capitals and blanks, and files are named in full, so that the folder is of use on this machine only. With
+``--questions llava/built/questions/test.jsonl`` they are the LLaVA's, or those of any file of lines that
+``image_question_answer`` reads.
 """
 
 import argparse
@@ -59,6 +61,18 @@ def rows_of(split: str, samples: int) -> list[dict[str, str]]:
     ]
 
 
+def rows_in(file: Path, samples: int) -> list[dict[str, str]]:
+    """The first questions of a file with one on each line, whose pictures lie where it says, seen from its folder."""
+    lines = file.read_text(encoding="utf-8").splitlines()[:samples]
+    return [
+        {
+            "image": str((file.parent / row["image"]).resolve()), "question": row["question"],
+            "answer": row["answers"][0], "kind": row["kind"],
+        }
+        for row in map(json.loads, lines)
+    ]  # fmt: skip
+
+
 def write(folder: Path, rows: Sequence[Mapping[str, str]], most: int = 10) -> list[Path]:
     """The questions and both tasks; their folders, as ``include_path`` takes them.
 
@@ -81,10 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--split", default="test", choices=("test", "validation"))
+    parser.add_argument("--questions", type=Path, help="a file of lines, in the place of the box's own split")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=10, help="how many tokens an answer may have")
     given = parser.parse_args(arguments)
-    for folder in write(given.folder, rows_of(given.split, given.samples), given.tokens):
+    asked = given.questions
+    rows = rows_in(asked, given.samples) if asked else rows_of(given.split, given.samples)
+    for folder in write(given.folder, rows, given.tokens):
         print(f"include_path: {folder.resolve()}")
 
 

@@ -1,5 +1,6 @@
 """The harness on models that look at images: by their adapter, and by the harness' own class for them."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,15 @@ def test_the_box_has_an_encoder_which_the_harness_cannot_take(tmp_path: Path, mo
     assert "Where its adapter can make texts, through: adapter takes it." in told
     with pytest.raises(ModelError, match="its text model has an encoder"):
         LmEval(("box_vqa",), tasks)(model, adapter, ignore)
+
+
+def test_questions_of_a_file_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "asked.jsonl"
+    lines = [{"image": f"of/{number}.png", "kind": "shape", "question": "what?", "answers": ["a"]} for number in (1, 2)]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    image = str(tmp_path / "of" / "1.png")
+    script = make_tasks(monkeypatch)
+    assert script.rows_in(file, 1) == [{"image": image, "question": "what?", "answer": "a", "kind": "shape"}]
 
 
 class Llava(LlamaAdapter):
