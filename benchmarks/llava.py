@@ -4,7 +4,7 @@
     python benchmarks/llava.py runs/llava benchmarks/results/llava.jsonl
     python benchmarks/llava.py --table benchmarks/results/llava.jsonl
 
-Each row is a run of ``quickstart-llava`` with 32 samples to score on and all 2,000 questions of the test set. Its
+Each row is a run of ``quickstart-llava`` with 128 samples, 32 to score on, and all 2,000 questions of the test set. Its
 figures are appended when it ends, and a row that is there is not done again, so this may be stopped and started as one
 likes. The rows that matter most come first. With ``--seeds 0`` and ``--seeds 1 2`` two processes share the work.
 """
@@ -30,7 +30,7 @@ BUDGETS = {
 }
 PRUNERS = ("wanda", "sparsegpt")
 SPARSITIES, SEEDS = (0.5, 0.6, 0.7), (0, 1, 2)
-WHOLE = ("evaluate.data.samples=null", "export=null")
+WHOLE = ("calibration.samples=128", "evaluate.data.samples=null", "export=null")
 
 
 @dataclass(frozen=True)
