@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int8
@@ -16,7 +17,8 @@ from ecoflap.adapters.shared.saved_config import say_untied
 from ecoflap.adapters.shared.t5_stack import layers_of_t5, towers_of_t5, untie
 from ecoflap.adapters.shared.text_batches import pairs_of
 from ecoflap.adapters.shared.texts import padded_rows, text_tokens
-from ecoflap.adapters.views.texts import views_of_encoder_and_decoder
+from ecoflap.adapters.views.cache import Keeping, Kept, has_cache
+from ecoflap.adapters.views.encoder_decoders import Halves, views_of_encoder_and_decoder
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Batch, Sample, View
@@ -108,7 +110,10 @@ class T5Adapter(TransformersAdapter):
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
         """Give ``encoder``, ``decoder``, and ``decoder_with_past`` where this transformers has caches for it."""
-        return list(views_of_encoder_and_decoder(model))
+        config: Any = model.config
+        layers = config.num_decoder_layers if has_cache(model) else 0
+        kept = Keeping((Kept(config.num_heads, config.d_kv, config.d_kv),) * layers)
+        return list(views_of_encoder_and_decoder(model, Halves("encoder", config.d_model, kept, kept)))
 
     @staticmethod
     def _is_read(model_type: str, name: str | None) -> bool:

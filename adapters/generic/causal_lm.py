@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from ecoflap.adapters.generic.examples import Inputs
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.layers_seen import Texts
-from ecoflap.adapters.generic.probe import texts_alone
+from ecoflap.adapters.generic.probe import run_small, texts_alone
 from ecoflap.adapters.shared.losses import IGNORED, shifted
 from ecoflap.adapters.shared.text_batches import going_on, texts_gone_on_with, windows_of
-from ecoflap.adapters.views.composites import view_of_causal_lm
+from ecoflap.adapters.views.cache import Keeping, cache_of, kept_in
+from ecoflap.adapters.views.impossible import views_impossible
+from ecoflap.adapters.views.texts import views_of_causal_lm
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Batch, Sample, View
@@ -44,8 +46,19 @@ class CausalLMAdapter(GenericAdapter):
         return going_on(self.processor, text)
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
-        """Give ``decoder``."""
-        return [view_of_causal_lm(model)]
+        """Give ``decoder``, and ``decoder_with_past`` where what the model keeps of a text is keys and values."""
+        return list(views_of_causal_lm(model, self._keeping(model).kept))
+
+    def views_refused(self, model: nn.Module, exporter: str) -> Mapping[str, str]:
+        """Say which of these views there are not, or cannot be written, and why."""
+        why_not = self._keeping(model).why_not
+        absent = {"decoder_with_past": why_not} if why_not else {}
+        return absent | views_impossible(self.export_views(model), exporter, self.max_length(model))
+
+    def _keeping(self, model: nn.Module) -> Keeping:
+        ((inputs, _),) = self._examples(model)
+        made, why_not = run_small(model, inputs)
+        return Keeping(why_not=why_not) if why_not else kept_in(cache_of(made))
 
     def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
         return texts_alone(model)

@@ -1,9 +1,12 @@
-"""Look up which classes of transformers are made for what, without importing any of them."""
+"""Look up which classes of transformers are made for what, and what they read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ecoflap.core.model.anatomy import Source
+
+OTHERS = frozenset({"audio", "video", "time"})
+"""What samples do not hold, as transformers names what a model reads."""
 
 
 def names_in(mapping: str) -> Mapping[str, str]:
@@ -26,3 +29,34 @@ def class_named(source: Source, otherwise: str) -> str:
 
     names = source.config.get("architectures") or []
     return next((name for name in names if hasattr(transformers, name)), otherwise)
+
+
+def reads_others(name: str) -> tuple[str, ...]:
+    """Say what a class reads, where that is sound or videos, and no images with them; else nothing.
+
+    Versions of transformers that do not say it are taken to read images and texts.
+    """
+    import transformers
+
+    found: Any = getattr(getattr(transformers, name, None), "input_modalities", ())
+    read = (found,) if isinstance(found, str) else tuple(found)
+    return read if OTHERS & {*read} and "image" not in read else ()
+
+
+def made_for(source: Source) -> str | None:
+    """Say what the class of a model is made for, and what it reads; None where transformers has none of that name."""
+    name = type(source.model).__name__ if source.model is not None else class_named(source, "")
+    tasks, read = [*_tasks(name)], reads_others(name)
+    said = [f"transformers has {name} for {', '.join(tasks)}."] if tasks else []
+    said += [f"It reads {' and '.join(read)}, and samples hold images and texts."] if read else []
+    return " ".join(said) or None
+
+
+def _tasks(name: str) -> Iterator[str]:
+    """Yield the tasks for whose table of classes transformers lists one: ``object detection``."""
+    from transformers.models.auto import modeling_auto
+
+    before, after = "MODEL_FOR_", "_MAPPING_NAMES"
+    for table in sorted(vars(modeling_auto)):
+        if table.startswith(before) and table.endswith(after) and name in names_in(table).values():
+            yield table.removeprefix(before).removesuffix(after).lower().replace("_", " ")

@@ -13,8 +13,10 @@ from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import texts_alone
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.text_batches import windows_of
+from ecoflap.adapters.views.impossible import views_impossible
+from ecoflap.adapters.views.masked_words import view_of_masked_lm
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.records import Batch, Sample
+from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError
 
 SHARE = 0.15
@@ -51,6 +53,14 @@ class EncoderAdapter(GenericAdapter):
         is_masked = torch.stack([_masked(row, real) for row, real in zip(ids, mask, strict=True)])
         masked = ids.masked_fill(is_masked, token)
         return {**batch, "input_ids": masked, "labels": ids.masked_fill(~is_masked, IGNORED)}
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        """Give ``encoder``."""
+        return [view_of_masked_lm(model)]
+
+    def views_refused(self, model: nn.Module, exporter: str) -> Mapping[str, str]:
+        """Say where that cannot be written, and why."""
+        return views_impossible(self.export_views(model), exporter, self.max_length(model))
 
     def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
         return texts_alone(model, "encoder")

@@ -51,11 +51,18 @@ def text_inputs(config: Any, length: int = SAID + 2) -> Inputs:
 def image_inputs(model: nn.Module) -> Iterator[Inputs]:
     """Yield images in every form that the model's forward may take, the likeliest first."""
     config: Any = model.config
-    seen = find(config, "vision_config") or config
+    inner = (find(config, name) for name in ("vision_config", "encoder.vision_config", "encoder"))
+    seen = next((one for one in inner if find(one, "patch_size") is not None), find(config, "vision_config") or config)
     known, size = arguments_of(model.forward), _size(seen)
     channels = find(seen, "num_channels", int) or find(seen, "in_channels", int) or 3
     if "image_grid_thw" in known:
-        yield _in_patches(seen, channels)
+        inputs = _in_patches(seen, channels)
+        inputs |= {"image_merge_sizes": torch.ones(ROWS, dtype=torch.int64)} if "image_merge_sizes" in known else {}
+        yield inputs
+        yield inputs | {"pixel_values": inputs["pixel_values"].reshape(-1, channels, seen.patch_size, seen.patch_size)}
+        return
+    if known & {"image_position_ids", "spatial_shapes", "image_patches"}:
+        yield _in_rows(config, seen, channels, known)
         return
     plain = {"pixel_values": torch.ones(ROWS, channels, size, size)}
     sizes = {"image_sizes": torch.tensor([[size, size]] * ROWS)}
@@ -68,6 +75,7 @@ def image_inputs(model: nn.Module) -> Iterator[Inputs]:
     if "image_embeds_position_mask" not in known and "image_sizes" in known:
         yield {**plain, **sizes}
     yield plain
+    yield {"pixel_values": torch.ones(ROWS, 1, channels, size, size)}
 
 
 def with_text(model: nn.Module, images: Mapping[str, Tensor], places: int) -> Inputs:
@@ -114,6 +122,32 @@ def _in_patches(seen: Any, channels: int) -> Inputs:
     side = 2 * (find(seen, "spatial_merge_size", int) or 1)
     patches = torch.ones(ROWS * side * side, channels * deep * patch * patch)
     return {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, side, side]] * ROWS)}
+
+
+def _in_rows(config: Any, seen: Any, channels: int, known: set[str]) -> Inputs:
+    """Make rows of patches, one for each image, with what says where each of them lies."""
+    names = (find(one, name, int) for one in (seen, config) for name in ("pooling_kernel_size", "downsample_factor"))
+    side, patch = 2 * next((number for number in names if number is not None), 1), find(seen, "patch_size", int) or 1
+    patches = torch.ones(ROWS, side * side, channels * patch * patch)
+    if "image_patches" in known:
+        return {"image_patches": patches}
+    if "image_position_ids" in known:
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(1)
+        return {"pixel_values": patches, "image_position_ids": places.expand(ROWS, -1, 2)}
+    return {
+        "pixel_values": patches,
+        "spatial_shapes": torch.tensor([[side, side]] * ROWS),
+        "pixel_attention_mask": torch.ones(ROWS, side * side, dtype=torch.int64),
+    }
+
+
+def patches_of(batch: Mapping[str, Any]) -> Tensor | None:
+    """Say which patches of a row are an image's, for models that read images as rows of patches, padded; else None."""
+    mask: Tensor | None = batch.get("pixel_attention_mask")
+    places: Tensor | None = batch.get("image_position_ids")
+    if places is not None:
+        return (places != -1).all(-1)
+    return mask.bool() if mask is not None and mask.ndim == 2 else None
 
 
 def _in_tiles_of_ratios(seen: Any, channels: int, size: int) -> Inputs:

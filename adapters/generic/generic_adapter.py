@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.classes import class_named, names_in
-from ecoflap.adapters.generic.examples import Inputs, arguments_of, image_token
-from ecoflap.adapters.generic.layers_seen import Texts
-from ecoflap.adapters.generic.probe import QFORMER, QUESTION, taken_apart_by
+from ecoflap.adapters.generic.classes import class_named, made_for, names_in, reads_others
+from ecoflap.adapters.generic.examples import Inputs, arguments_of, image_token, patches_of
+from ecoflap.adapters.generic.layers_seen import VISION, Texts
+from ecoflap.adapters.generic.probe import QFORMER, QUESTION, failure, taken_apart_by
 from ecoflap.adapters.generic.taken_apart import SeenBlock, TakenApart
 from ecoflap.adapters.hubs.experts import experts_one_by_one
 from ecoflap.adapters.hubs.hugging_face import load_transformers_model
@@ -22,7 +22,7 @@ from ecoflap.adapters.shared.images import IMAGE
 from ecoflap.adapters.shared.losses import IGNORED, mean_nll_in_chunks
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.core.contracts.records import Batch
-from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 
 
@@ -61,6 +61,10 @@ class GenericAdapter(TransformersAdapter):
             found |= {name: why[around]} if around else {}
         return found
 
+    def why_not(self, source: Source) -> str | None:
+        """Say what transformers has a model for that no adapter claims."""
+        return made_for(source)
+
     def max_length(self, model: nn.Module) -> int | None:
         """Give how many positions the configuration of the text model says that there are."""
         config: Any = model.config
@@ -81,6 +85,9 @@ class GenericAdapter(TransformersAdapter):
             return self._tokens_said(model, batch)
         if tower in (QFORMER, QUESTION) and "qformer_attention_mask" in batch:
             return self._tokens_asked(model, batch, tower)
+        patches = patches_of(batch) if tower == VISION else None
+        if patches is not None:
+            return patches.to(torch.int8) * IMAGE
         if tower not in ("language", "encoder") and find(model, tower, nn.Module) is None:
             return torch.full((len(batch["input_ids"]), 1), IMAGE, dtype=torch.int8)
         return self._tokens_read(model, batch)
@@ -120,11 +127,15 @@ class GenericAdapter(TransformersAdapter):
     def _logits(self, model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
         try:
             logits: Tensor = model(**arguments).logits
+        except EcoflapError:
+            raise
         except ValueError as error:  # as where an image has more places in the text than vectors
             raise DataError(
-                f"the {type(model).__name__} cannot read what its {type(self.processor).__name__} made: {error}. Is it "
-                f"the one that belongs to the model?"
+                f"the {type(model).__name__} cannot read what its {type(self.processor).__name__} made: "
+                f"{str(error).rstrip('.')}. Is it the one that belongs to the model?"
             ) from error
+        except Exception as error:  # a model raises whatever it likes
+            raise ModelError(f"the forward of {type(model).__name__} stopped with {failure(error)}.") from error
         return logits
 
     def _placed(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
@@ -143,7 +154,8 @@ class GenericAdapter(TransformersAdapter):
     @classmethod
     def _is_read(cls, model_type: str, name: str | None) -> bool:
         known = names_in(cls._mapping)
-        return name in known.values() if name is not None else model_type in known
+        is_there = name in known.values() if name is not None else model_type in known
+        return is_there and not reads_others(name or known[model_type])
 
     @staticmethod
     def _is_laid_out(model: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -30,13 +31,22 @@ def processed(
     :param beside: Other arguments of the processor's.
     :raises DataError: Where it cannot, or the text has no place for its image.
     """
-    images = images_of(samples)
-    if is_written_in(processor):
-        images = [[image] for image in images]
-    made = _made(processor, text=list(texts), images=images, padding_side=side, **beside)
+    made = _with_images(processor, images_of(samples), text=list(texts), padding_side=side, **beside)
     _check_places(model, processor, made["input_ids"])
     known = arguments_of(model.forward)
     return {name: value for name, value in made.items() if name in known}
+
+
+def _with_images(processor: Any, images: list[Any], **arguments: Any) -> dict[str, Any]:
+    """Have a processor make tensors of images, one for each text: a list for each, or one list for who refuses that."""
+    if not is_written_in(processor):
+        return _made(processor, images=images, **arguments)
+    try:
+        return _made(processor, images=[[image] for image in images], **arguments)
+    except DataError:
+        with suppress(DataError):
+            return _made(processor, images=images, **arguments)
+        raise
 
 
 def _made(processor: Any, **arguments: Any) -> dict[str, Any]:

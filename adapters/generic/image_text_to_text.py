@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Int8, Int64
 from torch import Tensor, nn
 
+from ecoflap.adapters.generic.composite_views import composite_views, composites_impossible
 from ecoflap.adapters.generic.examples import Inputs, arguments_of
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.image_batches import labelled, processed, refuse_padded_images
@@ -17,7 +18,6 @@ from ecoflap.adapters.shared.images import text_to_say
 from ecoflap.adapters.shared.losses import IGNORED, shifted
 from ecoflap.adapters.shared.members import find
 from ecoflap.adapters.shared.texts import padded_rows
-from ecoflap.adapters.views.composites import views_of_composite
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Batch, Sample, View
@@ -71,14 +71,18 @@ class ImageTextToTextAdapter(GenericAdapter):
         return tuple(without_ends(self._wording(model).said(":", text), ends))
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
-        """Give ``language``, which reads vectors of words and images; none where a decoder reads an encoder.
+        """Give ``vision``, the vectors of an image; ``language``, which reads them among words; and ``all``.
 
-        How images become vectors depends on their number and sizes, which torch cannot put into a graph for most.
+        Images are of the size that the model was made for. A model that looks at the grid or the sizes of its images is
+        exported for one image at a time, and where a text model reads more of an image than vectors in its places there
+        is ``all`` alone.
         """
-        towers = self.towers(model)
-        says = [block for tower in towers if tower.name == "language" for block in tower.blocks]
-        reads = any(layer.reads for block in says for layer in self.layers(block))
-        return list(views_of_composite(model, towers, reads))
+        return composite_views(model, self._taken_apart(model))[0]
+
+    def views_refused(self, model: nn.Module, exporter: str) -> Mapping[str, str]:
+        """Say which views a model like this lacks, and which would look at numbers of their inputs in Python."""
+        views, refused = composite_views(model, self._taken_apart(model))
+        return {**refused, **composites_impossible(model, views, exporter)}
 
     def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
         return images_with_texts(model)

@@ -7,12 +7,15 @@ from math import prod
 from torch import nn
 
 from ecoflap.adapters.generic.watch import OWN, Run, Use
-from ecoflap.core.model.anatomy import Layer, Layout
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.anatomy import Layer, Layout, Part
 
 ROUTER = "router: it chooses which experts run"
 GATE = "gate of one number"
 BIAS, OTHERWISE = "bias", "is applied in another way than as a matrix"
-UNSEEN = "is not used when the model reads a text, or an image and a text"
+UNSEEN = "is not used when the model reads"
+VISION = "vision"
+"""The tower that reads images, whose patches are told from padding where they come in rows."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,20 @@ class Texts:
 
     :param rows: How many there are.
     :param lengths: By tower; no two are equal.
+    :param read: What the model was given in all, in words.
     """
 
     rows: int
     lengths: Mapping[str, int]
+    read: str = "a text"
 
     def of(self, shape: Sequence[int]) -> str | None:
-        """Name the tower whose tokens hidden states of a shape are; None where they are no text's."""
+        """Name the tower whose tokens hidden states of a shape are; None where they are no text's.
+
+        Some models carry several hidden states of each token, side by side in a first axis.
+        """
         wanted = {(self.rows, length): tower for tower, length in self.lengths.items()}
-        return wanted.get(tuple(shape[:2])) if len(shape) == 3 else None  # type: ignore[arg-type]
+        return wanted.get(tuple(shape[-3:-1])) if len(shape) in (3, 4) else None  # type: ignore[arg-type]
 
 
 def layers_seen(
@@ -40,13 +48,14 @@ def layers_seen(
     :param runs: The block's calls.
     :param towers: The tower of each block.
     :param left_out: Takes the reason of each matrix that is none of the layers.
+    :raises ModelError: Where experts are modules of their own.
     """
     chosen = {name for run in runs for name in run.chosen}
     seen: set[tuple[str, int]] = set()
     for run in runs:
         for use in run.uses:
-            part = _part(model, use)
-            key = use.parameter, -1 if part is None or isinstance(part, str) else part[0]
+            part, experts = _part(model, use), _experts(model, use, run)
+            key = use.parameter, -1 if part is None or experts else part[0]
             if key in seen:
                 continue
             seen.add(key)
@@ -54,28 +63,48 @@ def layers_seen(
             if reason:
                 left_out[use.parameter] = reason
                 continue
-            yield from _layers(model, use, part, run, towers, texts)
+            yield from _routed(model, use, experts) or [_layer(model, use, part, run, towers, texts)]
+    like = {_without_numbers(used) for used, _ in seen} if chosen else set()
     for name, parameter in model.get_submodule(block).named_parameters():
         whole = f"{block}.{name}"
+        if whole not in {used for used, _ in seen} and _without_numbers(whole) in like:
+            raise ModelError(
+                f"{whole} is of an expert in a module of its own, which did not run because no token was sent to it. "
+                f"Experts are pruned where a model holds them in one parameter, as most do in transformers 5"
+            )
         if parameter.ndim >= 2 and whole not in {used for used, _ in seen} and not _is_known(model, whole):
             is_touched = any(whole in run.touched for run in runs)
-            left_out.setdefault(whole, BIAS if "bias" in name else OTHERWISE if is_touched else UNSEEN)
+            unused = OTHERWISE if is_touched else f"{UNSEEN} {texts.read}"
+            left_out.setdefault(whole, BIAS if "bias" in name else unused)
 
 
-def _layers(
-    model: nn.Module, use: Use, part: tuple[int, int] | str | None, run: Run, towers: Mapping[str, str], texts: Texts
-) -> Iterator[Layer]:
+def _without_numbers(name: str) -> str:
+    return "".join(letter for letter in name if not letter.isdigit())
+
+
+def _routed(model: nn.Module, use: Use, experts: Sequence[Part]) -> list[Layer]:
+    """Make a layer of each expert of a parameter."""
     path, _, attribute = use.parameter.rpartition(".")
     module = model.get_submodule(path)
-    if part == "experts":
-        for expert in range(_shape(model, use)[0]):
-            yield Layer(
-                f"{use.parameter}[{expert}]", module, attribute, layout="routed", part=expert, transposed=use.transposed
-            )
-        return
+    return [
+        Layer(_name(use, part), module, attribute, layout="routed", part=part, transposed=use.transposed)
+        for part in experts
+    ]
+
+
+def _layer(
+    model: nn.Module, use: Use, part: tuple[int, int] | None, run: Run, towers: Mapping[str, str], texts: Texts
+) -> Layer:
+    path, _, attribute = use.parameter.rpartition(".")
     reads, layout = _fed(use, run, towers, texts)
-    name = use.parameter if part is None else f"{use.parameter}[{part[0]}:{part[1]}]"
-    yield Layer(name, module, attribute, reads, layout, part=part, transposed=use.transposed)  # type: ignore[arg-type]
+    module = model.get_submodule(path)
+    return Layer(_name(use, part), module, attribute, reads, layout, part=part, transposed=use.transposed)
+
+
+def _name(use: Use, part: Part | None) -> str:
+    if part is None:
+        return use.parameter
+    return f"{use.parameter}[{part}]" if isinstance(part, int) else f"{use.parameter}[{part[0]}:{part[1]}]"
 
 
 def _fed(use: Use, run: Run, towers: Mapping[str, str], texts: Texts) -> tuple[str, Layout]:
@@ -91,6 +120,8 @@ def _fed(use: Use, run: Run, towers: Mapping[str, str], texts: Texts) -> tuple[s
     length, other = texts.lengths[own], texts.of(use.shape)
     if other not in (None, own):
         return str(other), "batch token"
+    if own == VISION != towers[run.name]:  # a matrix before the tower, which reads the same patches
+        return own, "batch token"
     if tuple(use.shape[:2]) == (length, texts.rows) and len(use.shape) == 3:
         return "", "token batch"
     return "", "batch token" if prod(use.shape[:-1]) == length * texts.rows else "selected"
@@ -102,12 +133,26 @@ def _is_known(model: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Embedding | nn.modules.conv._ConvNd)
 
 
-def _part(model: nn.Module, use: Use) -> tuple[int, int] | str | None:
-    """Say which part of its parameter a product reads: rows of it, one of its experts, or all (None)."""
+def _experts(model: nn.Module, use: Use, run: Run) -> Sequence[Part]:
+    """Give the parts of a parameter that are experts: along its first of three axes, or rows that a router chose.
+
+    Rows are an expert's where a router ran, and all that were read are equally many and not the whole.
+    """
     shape = _shape(model, use)
     if len(shape) == 3:
-        return "experts"
-    if use.size == prod(shape):
+        return range(shape[0])
+    read = {_part(model, one) for one in run.uses if one.parameter == use.parameter}
+    heights = {part[1] - part[0] for part in read if part is not None}
+    height = max(heights, default=0)
+    if not run.chosen or None in read or len(heights) != 1 or shape[0] % height or height * len(read) == shape[0]:
+        return ()
+    return [(begin, begin + height) for begin in range(0, shape[0], height)]
+
+
+def _part(model: nn.Module, use: Use) -> tuple[int, int] | None:
+    """Say which rows of its parameter a product reads; None for all of it, or one of its experts."""
+    shape = _shape(model, use)
+    if len(shape) == 3 or use.size == prod(shape):
         return None
     columns = shape[1]
     return use.offset // columns, (use.offset + use.size) // columns

@@ -7,13 +7,17 @@ from torch import Tensor, nn
 from ecoflap.adapters.generic.examples import Inputs
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.layers_seen import Texts
-from ecoflap.adapters.generic.probe import text_pairs
+from ecoflap.adapters.generic.probe import run_small, text_pairs
 from ecoflap.adapters.shared.generation import check_prompts, generated, without_ends
+from ecoflap.adapters.shared.members import member
 from ecoflap.adapters.shared.text_batches import pairs_of, text_ids
 from ecoflap.adapters.shared.texts import padded_rows
+from ecoflap.adapters.views.cache import Keeping, cache_of, kept_in_both
+from ecoflap.adapters.views.encoder_decoders import Halves, views_of_encoder_and_decoder
+from ecoflap.adapters.views.impossible import views_impossible
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.records import Batch, Sample
+from ecoflap.core.contracts.records import Batch, Sample, View
 
 
 @hookimpl
@@ -45,6 +49,28 @@ class Seq2SeqLMAdapter(GenericAdapter):
     def tokens_of(self, model: nn.Module, text: str) -> tuple[int, ...]:
         """Give the tokens of a text without what ends it."""
         return tuple(without_ends(text_ids(self.processor, text), [self.processor.eos_token_id]))
+
+    def export_views(self, model: nn.Module) -> Sequence[View]:
+        """Give ``encoder``, ``decoder``, and ``decoder_with_past`` where what the decoder keeps is keys and values."""
+        return list(views_of_encoder_and_decoder(model, self._halves(model)))
+
+    def views_refused(self, model: nn.Module, exporter: str) -> Mapping[str, str]:
+        """Say which of these views there are not, or cannot be written, and why."""
+        halves = self._halves(model)
+        why_not = halves.own.why_not or halves.other.why_not
+        absent = {"decoder_with_past": why_not} if why_not else {}
+        views = views_of_encoder_and_decoder(model, halves)
+        return absent | views_impossible(views, exporter, self.max_length(model))
+
+    def _halves(self, model: nn.Module) -> Halves:
+        """Say where the encoder is, what it gives, and what the decoder keeps of that and of its own text."""
+        ((inputs, _),) = self._examples(model)
+        made, why_not = run_small(model, inputs)
+        nothing = Keeping(why_not=why_not)
+        encoder = member(model, "get_encoder")()
+        path = next(name for name, module in model.named_modules() if module is encoder)
+        width = made.encoder_last_hidden_state.shape[-1]
+        return Halves(path, width, *((nothing, nothing) if why_not else kept_in_both(cache_of(made))))
 
     def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
         return text_pairs(model)

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
-from ecoflap.adapters.generic.layers_seen import Texts, layers_seen
+from ecoflap.adapters.generic.layers_seen import VISION, Texts, layers_seen
 from ecoflap.adapters.generic.stacks import Stack
 from ecoflap.adapters.generic.watch import Run, Watched
+from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 
 SEEING = ("vision", "visual", "image", "vit")
@@ -16,10 +17,12 @@ CONNECTING = (
     "qformer", "resampler", "perceiver", "connector", "projector", "merger", "abstractor", "bridge", "adapter",
 )  # fmt: skip
 """Words in the path of a stack by which it is called, and kept by default. What it reads is seen, not read off them."""
-IDLE = "does not run when the model reads a text, or an image and a text"
+IDLE = "does not run when the model reads"
 UNUSED = "runs, and the loss does not depend on it"
 ELSEWHERE = "is applied outside the blocks, and not once by a linear layer of its own"
+PICKED = "reads what was picked of rows of patches, in which padding cannot be told"
 BETWEEN = "runs between the blocks of another tower"
+OVERWRITTEN = "something is written into its output in place, so that it cannot be kept"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +41,12 @@ class TakenApart:
 
     :param towers: In the order they run.
     :param left_out: Why something is no layer, by the name of a block or a parameter.
+    :param inputs: What it ran on.
     """
 
     towers: list[Tower] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,15 +67,18 @@ def take_apart(model: nn.Module, stacks: Sequence[Stack], watched: Watched, text
     """Take a model apart.
 
     :param texts: The shapes of the texts that it was given.
+    :raises ModelError: Where a stack reads a text in a form in which its padding cannot be told.
     """
     names = {name: stack for stack in stacks for name in stack.names}
     ran = {run.name for run in watched.runs}
-    needed = _needed(watched)
+    needed = watched.made_of(watched.result) & ran
     found = TakenApart()
     for name in names:
         if name not in needed:
-            found.left_out[name] = UNUSED if name in ran else IDLE
+            found.left_out[name] = UNUSED if name in ran else f"{IDLE} {texts.read}"
     segments = [*_segments(model, watched, names, needed, texts, found)]
+    for segment in segments:
+        _refuse_other_forms(segment, watched, texts)
     towers = {name: segment.tower for segment in segments for name in segment.runs}
     for segment in segments:
         tapped = _tapped(segment, watched, needed)
@@ -84,19 +92,24 @@ def take_apart(model: nn.Module, stacks: Sequence[Stack], watched: Watched, text
     return found
 
 
-def _needed(watched: Watched) -> set[str]:
-    """Find what the result was made of, directly or not."""
-    reads: dict[str, set[str]] = {}
-    for run in watched.runs:
-        reads.setdefault(run.name, set()).update(*run.reads.values())
-    needed: set[str] = set()
-    wanted = set(watched.result)
-    while wanted:
-        name = wanted.pop()
-        if name not in needed and name in reads:
-            needed.add(name)
-            wanted |= reads[name]
-    return needed
+def _refuse_other_forms(segment: _Segment, watched: Watched, texts: Texts) -> None:
+    """Refuse a stack that reads a text in a form in which its padding cannot be told.
+
+    Some models pad a text to windows of their own, or lay text and image side by side.
+
+    :raises ModelError: Naming the stack, with the shape.
+    """
+    name, runs = next(iter(segment.runs.items()))
+    shape = runs[0].shape
+    is_told = segment.outside or segment.tower.startswith(CONNECTING) or texts.of(shape) is not None
+    if is_told or not watched.made_of(frozenset().union(*runs[0].reads.values())) & {"input_ids", "decoder_input_ids"}:
+        return
+    lengths = " and ".join(f"{texts.rows}×{length}" for length in texts.lengths.values())
+    raise ModelError(
+        f"{name} reads texts as {'×'.join(map(str, shape))}, where it was given {lengths} tokens: it pads them, turns "
+        f"them or puts others beside them, so what is padding cannot be told. A model of this kind needs an adapter of "
+        f"its own: docs/adapters.md"
+    )
 
 
 def _segments(
@@ -112,9 +125,11 @@ def _segments(
     of_stack: dict[str, list[str]] = {}
     for name in runs:
         of_stack.setdefault(names[name].path if name in names else name, []).append(name)
-    for path in [path for path, inside in of_stack.items() if _is_no_layer(model, inside[0], names, runs)]:
-        found.left_out[path] = ELSEWHERE
-        del of_stack[path]
+    for path in [path for path, inside in of_stack.items() if inside[0] not in names]:
+        reason = _why_no_layer(model, path, runs[path], watched, texts)
+        if reason is not None:
+            found.left_out[path] = reason
+            del of_stack[path]
     kept = {path: inside for path, inside in of_stack.items() if not _is_between(path, of_stack, first)}
     for path in of_stack.keys() - kept.keys():
         found.left_out.update(dict.fromkeys(of_stack[path], BETWEEN))
@@ -132,10 +147,13 @@ def _segments(
     yield from taken
 
 
-def _is_no_layer(model: nn.Module, name: str, names: Mapping[str, Stack], runs: Mapping[str, Sequence[Run]]) -> bool:
-    """Say whether a matrix outside the blocks is none that its module applies, once in a forward."""
-    is_linear = isinstance(model.get_submodule(name), nn.Linear)
-    return name not in names and not (is_linear and len(runs[name]) == 1)
+def _why_no_layer(model: nn.Module, name: str, runs: Sequence[Run], watched: Watched, texts: Texts) -> str | None:
+    """Say why a matrix outside the blocks is no layer; None where its module applies it, once in a forward."""
+    if name in watched.overwritten:
+        return OVERWRITTEN
+    if not isinstance(model.get_submodule(name), nn.Linear) or len(runs) > 1:
+        return ELSEWHERE
+    return PICKED if VISION in texts.lengths and texts.of(runs[0].shape) is None else None
 
 
 def _is_between(path: str, of_stack: Mapping[str, list[str]], first: Mapping[str, int]) -> bool:

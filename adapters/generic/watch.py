@@ -16,13 +16,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ecoflap.adapters.generic.weightless import PRODUCTS, zeros_of
+from ecoflap.adapters.hubs.weightless import PRODUCTS, zeros_of
+from ecoflap.core.errors import ModelError
 
 Marks = frozenset[str]
 NONE: Marks = frozenset()
 OWN = "0"
 """The mark of a block's first tensor, its hidden states, and of what is made of them."""
-CHOICES: frozenset[Any] = frozenset({torch.topk, Tensor.topk, torch.sort, Tensor.sort, torch.argsort, Tensor.argsort})
+CHOICES: frozenset[Any] = frozenset({
+    torch.topk, Tensor.topk, torch.sort, Tensor.sort, torch.argsort, Tensor.argsort, torch.argmax, Tensor.argmax,
+})  # fmt: skip
+
+WRITING = frozenset({
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__idiv__", "__itruediv__", "__ifloordiv__", "__imod__",
+    "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+})  # fmt: skip
+"""Names of functions that write into their first argument, beside those that end with ``_``."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,25 @@ class Watched:
 
     :param runs: In the order in which they began.
     :param result: What the result was made of.
+    :param overwritten: Matrices outside the blocks whose outputs something was written into.
     """
 
     runs: list[Run]
     result: Marks
+    overwritten: set[str] = field(default_factory=set)
+
+    def made_of(self, marks: Marks) -> set[str]:
+        """Give all that something was made of, directly or not: blocks, matrices outside them, and inputs."""
+        reads: dict[str, set[str]] = {}
+        for run in self.runs:
+            reads.setdefault(run.name, set()).update(*run.reads.values())
+        found: set[str] = set()
+        wanted = set(marks)
+        while wanted:
+            name = wanted.pop()
+            found.add(name)
+            wanted |= reads.get(name, set()) - found
+        return found
 
 
 class _Marked:
@@ -112,6 +136,8 @@ class Watch(TorchFunctionMode):
         self._parameters = {_storage(parameter): (name, parameter) for name, parameter in _named(model)}
         self._outer, self._inner, self._makers = _Marked(), _Marked(), _Marked()
         self._views: dict[int, tuple[Tensor, Tensor]] = {}
+        self._made_outside: dict[int, str] = {}
+        self._overwritten: set[str] = set()
         for name, value in inputs.items():
             self._outer.put(value, frozenset({name}))
 
@@ -119,6 +145,8 @@ class Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if _writes(func) and args and isinstance(args[0], Tensor):
+            self._note_written(args[0])
         if func not in PRODUCTS:
             return self._passed_on(func, args, kwargs, func(*args, **kwargs))
         made = zeros_of(func, args, kwargs)
@@ -130,7 +158,7 @@ class Watch(TorchFunctionMode):
 
     def result(self, values: Any) -> Watched:
         """Say what was seen, and what the result was made of."""
-        return Watched(self.runs, self._outer.of_all(values))
+        return Watched(self.runs, self._outer.of_all(values), self._overwritten)
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -177,6 +205,21 @@ class Watch(TorchFunctionMode):
                             marked.add(tensor, marks)
         return made
 
+    def _note_written(self, tensor: Tensor) -> None:
+        """Note what is written to.
+
+        :raises ModelError: Where it is a weight: what runs would be another model than what is saved.
+        """
+        with torch._C.DisableTorchFunction():
+            place = _storage(tensor)
+            if place in self._parameters:
+                raise ModelError(
+                    f"{self._parameters[place][0]} is written to by the model's own forward, so a model that has run "
+                    f"is another than the one that was read, and what is pruned would not be what is saved"
+                )
+            if place in self._made_outside:
+                self._overwritten.add(self._made_outside[place])
+
     def _follow_view(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
         """Keep how a view of a parameter lies in it; what is lent to a model without weights does not tell."""
         given = {id(tensor) for tensor in tensors_of((args, kwargs)) if _storage(tensor) in self._parameters}
@@ -203,6 +246,7 @@ class Watch(TorchFunctionMode):
             name = use.parameter.rpartition(".")[0]
             self.runs.append(Run(name, use.shape, {OWN: use.read}, [replace(use, read=frozenset({OWN}))]))
             self._outer.put(made, frozenset({name}))
+            self._made_outside[_storage(made)] = name
 
     def _uses(self, func: Any, args: Any, kwargs: Any) -> Iterator[Use]:
         """Find the parameter that something is multiplied with, which is the second operand."""
@@ -235,8 +279,9 @@ def _turned(used: Tensor) -> bool:
 
 
 def _writes(func: Any) -> bool:
+    """Say whether a function writes into its first argument: ``add_``, ``x[0] = …``, ``x += …``."""
     name = getattr(func, "__name__", "")
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    return name in WRITING or (name.endswith("_") and not name.endswith(("__", "requires_grad_")))
 
 
 def _storage(tensor: Tensor) -> int:

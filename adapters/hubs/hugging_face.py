@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.checked_weights import integer_problems, refuse_other_weights, refuse_quantised
+from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.errors import ModelError, RunError
 from ecoflap.core.export.surroundings import save_settings
@@ -127,9 +128,22 @@ def _config(config: Mapping[str, Any]) -> Any:
     if "model_type" not in config:
         raise ModelError("its configuration has no model_type, so it is no model of transformers")
     try:
-        return AutoConfig.for_model(**config)
-    except (KeyError, ValueError) as error:
-        raise ModelError(f"this version of transformers cannot build the model: {error}.{not_run(config)}") from error
+        return AutoConfig.for_model(**_with_floats(config))
+    except Exception as error:  # a class of settings raises whatever it likes where one does not fit it
+        raise ModelError(
+            f"this version of transformers cannot build the model: {sentence_of(error)}{not_run(config)}"
+        ) from error
+
+
+def _with_floats(value: Any) -> Any:
+    """Give settings with numbers that JSON lacks as such; transformers writes ``{"__float__": "Infinity"}``."""
+    if isinstance(value, list):
+        return [_with_floats(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    if [*value] == ["__float__"]:
+        return float(value["__float__"])
+    return {name: _with_floats(one) for name, one in value.items()}
 
 
 def _built(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None, **arguments: Any) -> nn.Module:

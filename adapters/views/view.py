@@ -83,13 +83,19 @@ def view(
     return View(name, module.eval(), inputs, other, outputs, {key: dynamic.get(key, {}) for key in inputs})
 
 
-def without(model: nn.Module, *children: str) -> nn.Module:
-    """Copy a module without some of its children: another object, of the same class, that holds the same weights.
+def without(model: nn.Module, *paths: str) -> nn.Module:
+    """Copy a module without what is at some paths: other objects on the way there, of the same class, with its weights.
 
     So a model's own methods run, and what they have no use for is not written to a file.
     """
     rest: Any = copy(model)
-    rest._modules = {name: child for name, child in model._modules.items() if name not in children}
+    rest._modules = dict(model._modules)
+    for path in paths:
+        child, _, inner = path.partition(".")
+        if inner and rest._modules.get(child) is not None:
+            rest._modules[child] = without(rest._modules[child], inner)
+        else:
+            rest._modules.pop(child, None)
     return rest  # type: ignore[no-any-return]
 
 

@@ -32,6 +32,7 @@ def prepared_tables(prepared: Prepared) -> list[Section]:
     recipe = prepared.recipe
     total = sum(parameter.numel() for parameter in prepared.model.parameters())
     tied = [(sentence,) for sentence in prepared.also_changed]
+    said = list(_said_of_exports(prepared))
     title = f"{recipe.model.source}: {prepared.size:,} of {total:,} parameters can be pruned"
     return [
         Section(
@@ -43,6 +44,7 @@ def prepared_tables(prepared: Prepared) -> list[Section]:
         *_warning(prepared),
         Section("work", left("stage", "what is run"), list(_work(prepared))),
         *([Section("tied", left("what else is changed"), tied)] if tied else []),
+        *([Section("exports", left("exporter", "what else there is to say"), said)] if said else []),
         *([_configured(recipe)] if recipe.model.config is not None and is_on_hub(prepared.source) else []),
         Section("needs, predicted", (*left("what"), *right("size"), *left("made of")), list(needs(prepared))),
     ]
@@ -113,6 +115,14 @@ def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
     evaluators = ", ".join(part.use for part in recipe.evaluate)
     yield "evaluate", f"{evaluators}: before and after" if evaluators else "nothing"
     yield "export", ", ".join(["model/", *(part.use for part in recipe.export)])
+
+
+def _said_of_exports(prepared: Prepared) -> Iterator[tuple[str, str]]:
+    """Yield what exporters have to say before the run, such as which views of the model they leave out."""
+    for part in prepared.recipe.export:
+        with blaming(f"the exporter {part.use}, asked for its notes,"):
+            notes = list(part.options.notes(prepared.context))
+        yield from ((part.use, note) for note in notes)
 
 
 def _pruners(prepared: Prepared) -> str:

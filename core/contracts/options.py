@@ -14,7 +14,7 @@ from torch import nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate, Batch, Unit, View
-from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.model.anatomy import Anatomy, Source
 
 
 class PartOptions:
@@ -140,6 +140,13 @@ class ExporterOptions(PartOptions):
         """
         return None
 
+    def notes(self, context: PlanContext) -> Iterable[str]:
+        """Say what it will do otherwise than a recipe may expect, a sentence for each thing; nothing by default.
+
+        ``ecoflap plan`` shows it, before any weight is read.
+        """
+        return ()
+
 
 class AdapterOptions(PartOptions):
     """What an adapter may have, beside the abilities of ``ecoflap.core.contracts.abilities``.
@@ -184,6 +191,25 @@ class AdapterOptions(PartOptions):
         It is asked for their names on a model without weights too, and must not compute with it.
         """
         return ()
+
+    def views_refused(self, model: nn.Module, exporter: str) -> Mapping[str, str]:
+        """Say by name which views an exporter cannot write of this model, and why; none by default.
+
+        They are those that :meth:`export_views` gives and torch cannot put into such a file, and those that models like
+        this one have and it has not. The reason is a clause that ends without a full stop. A recipe that names one is
+        refused with it; one that names no views has the others exported, and the plan says what is left out. Like the
+        views it is asked for on a model without weights, and must not compute with it.
+
+        :param exporter: The exporter's name: ``onnx`` or ``torchscript``.
+        """
+        return {}
+
+    def why_not(self, source: Source) -> str | None:
+        """Say what a model is that no adapter claims, so that its refusal says why; None, the default, if not known.
+
+        It is asked where no adapter's ``matches`` is true, and reads no weights.
+        """
+        return None
 
     def refuses(self, model: nn.Module, ability: type[Any]) -> str | None:
         """Say why this model lacks an ability whose methods the adapter has; None, the default, where it has it."""

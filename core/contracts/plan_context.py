@@ -1,6 +1,6 @@
 """All that is known before weights are read, for a part that looks for problems."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ class PlanContext:
     :param adapter: The model's.
     :param model: The model without weights (on the ``meta`` device), or the one in memory.
     :param list_views: Gives the names of :attr:`views`; asked at most once.
+    :param list_refused: Gives by an exporter's name what :meth:`views_refused` does.
     """
 
     recipe: Any
@@ -28,8 +29,13 @@ class PlanContext:
     adapter: Adapter
     model: nn.Module
     list_views: Callable[[], tuple[str, ...]] = field(default=tuple, repr=False, compare=False)
+    list_refused: Callable[[str], Mapping[str, str]] = field(default=lambda exporter: {}, repr=False, compare=False)
 
     @cached_property
     def views(self) -> tuple[str, ...]:
         """Names of the views that the adapter can export of this model; empty where it exports none."""
         return self.list_views()
+
+    def views_refused(self, exporter: str) -> Mapping[str, str]:
+        """Say by name which views an exporter cannot write of this model, and why, as the adapter has it."""
+        return self.list_refused(exporter)

@@ -47,7 +47,7 @@ class AgainstModel:
         return (
             f"the loss of the adapter {self.adapter} is {self.loss:.6g} on a batch, and the model's own is {own:.6g}, "
             f"as {self.model}.forward computes it: it is the loss of another model, such as one that does not scale or "
-            f"cap its logits. The model itself has to be asked for them"
+            f"cap its logits. The model itself has to be asked for them; or its own loss is of other labels"
         )
 
 

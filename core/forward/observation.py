@@ -120,6 +120,12 @@ class Observation(BlockWatch):
                 return flat[rows[picked.rows]]
             # An expert that is given every position has zeros where the router gave it none.
             rows = rows & flat.ne(0).any(1) if len(flat) == len(rows) else rows
+        if len(flat) != len(rows) and layer.layout == "routed":
+            raise ModelError(
+                f"{layer.name}: a router gives it {len(flat)} rows, and which of the {len(rows)} positions they are "
+                f"could not be followed, so neither could what of them is padding. Experts of this kind cannot be "
+                f"pruned"
+            )
         if len(flat) != len(rows):
             raise ModelError(
                 f"{layer.name}: its input {tuple(inputs.shape)} holds {len(flat)} tokens, but the tower it reads, "

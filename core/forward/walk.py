@@ -1,6 +1,6 @@
 """One forward of a model in which earlier blocks answer from a record and the forward ends where it may."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +62,18 @@ class BlockCall:
     output: Any
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """Something that a block put into a mapping that it was given.
+
+    :param argument: The mapping's name or place among the block's arguments.
+    """
+
+    argument: str | int
+    key: Any
+    value: Any
+
+
 class BlockWatch:
     """Stands around each call of the block that a walk ends with; by itself it does nothing."""
 
@@ -74,12 +86,17 @@ class BlockWatch:
 
 
 class Record:
-    """What each tower's last finished block returned on one batch, call by call, and what each tapped one did."""
+    """What each tower's last finished block returned on one batch, call by call, and what each tapped one did.
+
+    Some models hand all blocks one mapping, into which a block puts what a later one reads, such as keys and values
+    that layers share. What a block put there is kept too, and put there again in its place.
+    """
 
     def __init__(self) -> None:
         self._outputs: dict[str, list[Any]] = {}
         self._tapped: dict[str, list[Any]] = {}
         self._versions: dict[str, list[int]] = {}
+        self._shared: dict[tuple[str, int], list[_Shared]] = {}
 
     def finish(self, block: Block, outputs: list[Any]) -> None:
         self._outputs[block.tower] = outputs
@@ -89,6 +106,14 @@ class Record:
 
     def output(self, block: Block, call: int) -> Any:
         return self._tapped.get(block.name, self._outputs[block.tower])[call]
+
+    def keep(self, block: Block, call: int, shared: list["_Shared"]) -> None:
+        self._shared[block.name, call] = shared
+
+    def share_again(self, block: Block, call: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = dict(_mappings(args, kwargs))
+        for one in self._shared.get((block.name, call), ()):
+            given[one.argument][one.key] = one.value
 
     def check(self) -> None:
         """Refuse a model that has written into a recorded tensor, which would silently spoil every later replay."""
@@ -159,7 +184,9 @@ class Walk:
 
     def _stub(self, index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._record.output(self._blocks[index], self._enter(index))
+            block, call = self._blocks[index], self._enter(index)
+            self._record.share_again(block, call, args, kwargs)
+            return self._record.output(block, call)
 
         return forward
 
@@ -174,7 +201,9 @@ class Walk:
             def watched(*args: Any, **kwargs: Any) -> Any:
                 return self._watch.around(number, args, kwargs, lambda: original(*args, **kwargs))
 
+            before = {argument: dict(mapping) for argument, mapping in _mappings(args, kwargs)}
             output = self._placement.run(block.module, watched, args, kwargs)
+            self._record.keep(block, number, [*_shared(before, args, kwargs)])
             self._outputs.append(output)
             return output
 
@@ -201,6 +230,22 @@ class Walk:
             if calls != block.calls and (calls == 0 or block.calls is not None):
                 declared = block.calls or "some"
                 raise ModelError(f"{block.name} ran {calls} times in one forward; its adapter declares {declared}")
+
+
+def _mappings(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str | int, MutableMapping[Any, Any]]]:
+    """Yield the mappings among a block's arguments, each with its name or place."""
+    yield from ((place, value) for place, value in enumerate(args) if isinstance(value, MutableMapping))
+    yield from ((name, value) for name, value in kwargs.items() if isinstance(value, MutableMapping))
+
+
+def _shared(
+    before: Mapping[str | int, Mapping[Any, Any]], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[_Shared]:
+    """Yield what is in the mappings now and was not, or was another."""
+    for argument, mapping in _mappings(args, kwargs):
+        for key, value in mapping.items():
+            if before[argument].get(key) is not value:
+                yield _Shared(argument, key, value)
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """Find the adapter of a model: of those that claim it, the one with the highest priority."""
 
+from collections.abc import Mapping
+
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems, options_of
 from ecoflap.core.contracts.options import AdapterOptions
@@ -33,14 +35,18 @@ def adapter_for(source: Source, registry: Registry) -> Adapter:
         raise ModelError(
             f"{source.name}: these adapters all claim it: {', '.join(first)}. Choose one with model.adapter"
         )
-    raise ModelError(_unclaimed(source, sorted(adapters)))
+    raise ModelError(_unclaimed(source, adapters))
 
 
-def _unclaimed(source: Source, known: list[str]) -> str:
+def _unclaimed(source: Source, adapters: Mapping[str, Adapter]) -> str:
     """Say that no adapter knows a model. An adapter of another family would prune it wrongly, so none is proposed."""
+    reasons = dict.fromkeys(
+        why for one in adapters.values() if (why := options_of(AdapterOptions, one).why_not(source))
+    )
     kind = source.config.get("model_type", "unknown")
     made = ", ".join(source.config.get("architectures") or ())
     return (
-        f"{source.name}: no adapter claims a model of type {kind!r}{f' ({made})' if made else ''}. Known adapters: "
-        f"{', '.join(known)}. docs/adapters.md says how to write one for it.{not_run(source.config)}"
+        f"{source.name}: no adapter claims a model of type {kind!r}{f' ({made})' if made else ''}. "
+        f"{''.join(f'{reason} ' for reason in reasons)}Known adapters: {', '.join(sorted(adapters))}. docs/adapters.md "
+        f"says how to write one for it.{not_run(source.config)}"
     )

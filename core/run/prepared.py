@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 
 from torch import nn
 
@@ -45,7 +45,7 @@ class Prepared:
     @cached_property
     def context(self) -> PlanContext:
         """Give what a part is given that looks for problems."""
-        return PlanContext(self.recipe, self.anatomy, self.adapter, self.model, self._views)
+        return PlanContext(self.recipe, self.anatomy, self.adapter, self.model, self._views, cache(self._refused))
 
     @cached_property
     def adapter_options(self) -> AdapterOptions:
@@ -54,6 +54,10 @@ class Prepared:
 
     def _views(self) -> tuple[str, ...]:
         return tuple(view.name for view in self.adapter_options.export_views(self.model))
+
+    def _refused(self, exporter: str) -> Mapping[str, str]:
+        with blaming(f"the adapter {type(self.adapter).__name__}, asked which views cannot be exported,"):
+            return self.adapter_options.views_refused(self.model, exporter)
 
     @property
     def looks_at_scores(self) -> bool:

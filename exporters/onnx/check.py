@@ -35,7 +35,7 @@ def check_view(
 
     # ONNX cannot tell the shapes of a graph with sparse initializers.
     onnx.checker.check_model(str(path), full_check=settings.storage.form != "coo")
-    session = _session(path, stored)
+    session = _session(path, view, stored)
     comparison = Comparison(
         view,
         examples,
@@ -59,7 +59,7 @@ def needs_own_loader(stored: Sequence[StoredTensor]) -> bool:
     return unpacking_bytes(stored) > UNPACKED_AT_MOST
 
 
-def _session(path: Path, stored: Sequence[StoredTensor]) -> Any:
+def _session(path: Path, view: View, stored: Sequence[StoredTensor]) -> Any:
     import onnxruntime
 
     if needs_own_loader(stored):
@@ -68,7 +68,13 @@ def _session(path: Path, stored: Sequence[StoredTensor]) -> Any:
         return load_session(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, which are raised too
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as where it lacks an operator for a type
+        raise ModelError(
+            f"view {view.name!r}: onnxruntime cannot load it: {error}. Export other views, or use the exporter "
+            f"torchscript or safetensors."
+        ) from error
 
 
 def _run(session: Any, view: View, inputs: Mapping[str, Tensor]) -> list[Tensor]:

@@ -19,7 +19,7 @@ from ecoflap.exporters.onnx.settings import Settings, Storage
 from ecoflap.exporters.onnx.view import write_view
 from ecoflap.exporters.shared.comparison import tolerance_problems
 from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros, some
-from ecoflap.exporters.shared.views import export_views, view_problems
+from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 23)
@@ -66,7 +66,7 @@ class Onnx:
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of the libraries here, and of the model keeps it from exporting."""
         yield from self._own_problems()
-        yield from view_problems(self.views, context.adapter, context.views)
+        yield from plan_problems(self.views, context, "onnx")
         if context.recipe.model.dtype == "auto":
             yield from _width_problems({layer.name: layer.weight for _, layer in context.anatomy.layers()})
 
@@ -79,6 +79,10 @@ class Onnx:
         elif self.opset not in OPSETS:
             yield f"opset {self.opset} is not between {OPSETS[0]} and {OPSETS[-1]}. Use 20, the default."
         yield from tolerance_problems(self.tolerance)
+
+    def notes(self, context: PlanContext) -> Iterator[str]:
+        """Say which views will be left out."""
+        return plan_notes(self.views, context, "onnx")
 
     def __call__(self, pruned: PrunedModel, folder: Path) -> Exported:
         """Write the files.

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from textwrap import shorten
 from typing import Any, cast
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import ModelError
+from ecoflap.exporters.onnx.sixteen_bits import compute_in_float32
 
 IR_VERSION = 10  # what onnxruntime reads since 1.20
 TRANSPOSED = ".transposed"
+UNSOLVED = "is inconsistent!"
+"""What torch's solver says of sizes with a ``max(0, …)`` in them, as MPT's bias by distance has, that do fit."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ def graph_of(view: View, inputs: Mapping[str, Tensor], names: Mapping[int, str],
     module = _Plain(view.module).eval()
     model = _exported(view, module, inputs, opset)
     _check_axes(view, model)
+    compute_in_float32(model.graph)
     matrices, others = _named(module, names)
     found, lost = _optimised(model, matrices)
     _rename(model.graph, others)
@@ -76,21 +81,26 @@ def _named(module: nn.Module, names: Mapping[int, str]) -> tuple[dict[str, str],
 
 def _exported(view: View, module: nn.Module, inputs: Mapping[str, Tensor], opset: int) -> Any:
     axes = tuple(dict(view.dynamic.get(name, {})) for name in inputs)
+    write = partial(
+        torch.onnx.export,
+        dynamo=True,
+        optimize=False,  # it would forget the names of weights
+        verbose=False,
+        opset_version=opset,
+        input_names=list(inputs),
+        output_names=list(view.outputs),
+        dynamic_shapes=(axes,),
+    )
     with warnings.catch_warnings():
         # Equal names of axes are said to be one axis, and torch's own modules are out of date with each other.
         warnings.simplefilter("ignore")
         try:
-            program = torch.onnx.export(
-                module,
-                tuple(inputs.values()),
-                dynamo=True,
-                optimize=False,  # it would forget the names of weights
-                verbose=False,
-                opset_version=opset,
-                input_names=list(inputs),
-                output_names=list(view.outputs),
-                dynamic_shapes=(axes,),
-            )
+            try:
+                program = write(module, tuple(inputs.values()))
+            except Exception as error:
+                if UNSOLVED not in str(_first(error)):
+                    raise
+                program = write(_captured(module, inputs, axes))
         except Exception as error:
             raise ModelError(
                 f"view {view.name!r}: torch cannot export it to ONNX: {_first_cause(error, list(inputs))}. Export "
@@ -106,10 +116,28 @@ def _exported(view: View, module: nn.Module, inputs: Mapping[str, Tensor], opset
     return model
 
 
-def _first_cause(error: BaseException, inputs: Sequence[str]) -> str:
-    """Say what began an error of torch's exporter, which is the last of a chain, with the inputs by their names."""
+def _captured(module: nn.Module, inputs: Mapping[str, Tensor], axes: Sequence[Mapping[int, str]]) -> Any:
+    """Capture a module without proof that its sizes fit together at every length; the file is run at two of them."""
+    sizes = [dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in axes]
+    return torch.export.export(
+        module,
+        tuple(inputs.values()),
+        dynamic_shapes=(tuple(sizes),),
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+
+
+def _first(error: BaseException) -> BaseException:
+    """Give what began an error of torch's exporter, which is the last of a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _first_cause(error: BaseException, inputs: Sequence[str]) -> str:
+    """Say what began an error, with the inputs by their names."""
+    error = _first(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = shorten(" ".join(lines[:3]), 300, placeholder=" …").rstrip(".")
     text = re.sub(r"inputs\['inputs'\]\[(\d+)\]", lambda found: inputs[int(found[1])], text)

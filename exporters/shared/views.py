@@ -1,32 +1,70 @@
 """Choose the views of a model that an exporter writes: those that its recipe names, of those that the adapter has."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
+from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Exported, View
 from ecoflap.core.errors import ModelError, unknown
 
+INSTEAD = "Use the exporter safetensors or hugging_face."
 
-def view_problems(wanted: Sequence[str] | None, adapter: Adapter, there: Sequence[str]) -> Iterator[str]:
-    """Say what keeps the views that a recipe asks for from being exported, a sentence for each thing.
+
+def plan_problems(wanted: Sequence[str] | None, context: PlanContext, exporter: str) -> Iterator[str]:
+    """Say what keeps the views that a recipe asks for from being exported, before any weight is read.
 
     :param wanted: Their names; None asks for all.
-    :param there: The names of the views that the adapter has of the model.
+    :param exporter: The exporter's name.
+    """
+    yield from view_problems(wanted, context.adapter, context.views, context.views_refused(exporter))
+
+
+def plan_notes(wanted: Sequence[str] | None, context: PlanContext, exporter: str) -> Iterator[str]:
+    """Say which views will be left out of an export of all, and why, before any weight is read."""
+    if wanted is None:
+        yield from _notes(context.views_refused(exporter))
+
+
+def view_problems(
+    wanted: Sequence[str] | None, adapter: Adapter, views: Sequence[str], refused: Mapping[str, str]
+) -> Iterator[str]:
+    """Say what keeps the views that are asked for from being exported, a sentence for each thing.
+
+    :param wanted: Their names; None asks for all.
+    :param views: The names of the views that the adapter has of the model.
+    :param refused: Names of views that the exporter cannot write of this model, each with the reason.
     """
     if wanted is not None and not wanted:
         yield "views is empty, so nothing would be exported. Name some, or leave it out for all."
+    there = [name for name in views if name not in refused]
     if not there:
-        yield (
-            f"{type(adapter).__name__} has no views of this model (export_views), so no part of it can be exported by "
-            f"itself. Use the exporter safetensors or hugging_face."
-        )
+        yield _none_there(adapter, refused)
         return
-    yield from (f"views: this model has {unknown('view', name, there)}" for name in wanted or () if name not in there)
+    for name in wanted or ():
+        if name in refused:
+            others = ", ".join(there)
+            yield f"views: {name} cannot be exported of this model: {refused[name]}. Name others ({others}). {INSTEAD}"
+        elif name not in there:
+            yield f"views: this model has {unknown('view', name, there)}"
+
+
+def _none_there(adapter: Adapter, refused: Mapping[str, str]) -> str:
+    if refused:
+        why = "; ".join(f"{name}, because {reason}" for name, reason in refused.items())
+        return f"no view of this model can be exported: not {why}. {INSTEAD}"
+    return (
+        f"{type(adapter).__name__} has no views of this model (export_views), so no part of it can be exported by "
+        f"itself. {INSTEAD}"
+    )
+
+
+def _notes(refused: Mapping[str, str]) -> Iterator[str]:
+    yield from (f"the view {name} is left out, because {reason}" for name, reason in refused.items())
 
 
 def export_views(
@@ -34,29 +72,32 @@ def export_views(
 ) -> Exported:
     """Write each view that is wanted, in the adapter's order; where one fails, no file of the others is left.
 
-    :param wanted: Their names; None asks for all.
-    :param exporter: The name of the exporter, for the message.
+    :param wanted: Their names; None asks for all that the exporter can write.
+    :param exporter: The name of the exporter.
     :param write: Writes the files of one view.
     :raises ModelError: Where the adapter has none, or lacks one that is wanted.
     """
     written: list[Exported] = []
+    with blaming(f"the adapter {type(pruned.adapter).__name__}, asked which views cannot be exported,"):
+        refused = options_of(AdapterOptions, pruned.adapter).views_refused(pruned.model, exporter)
     try:
-        for view in _chosen(pruned, wanted, exporter):
+        for view in _chosen(pruned, wanted, refused, exporter):
             written.append(write(view))
     except BaseException:
         for file in (file for one in written for file in one.files):
             file.unlink(missing_ok=True)
         raise
-    return _together(written)
+    together = _together(written)
+    return replace(together, notes=(*together.notes, *_notes(refused))) if wanted is None else together
 
 
-def _chosen(pruned: PrunedModel, wanted: Sequence[str] | None, exporter: str) -> list[View]:
+def _chosen(pruned: PrunedModel, wanted: Sequence[str] | None, refused: Mapping[str, str], exporter: str) -> list[View]:
     options = options_of(AdapterOptions, pruned.adapter)
     with blaming(f"the adapter {type(pruned.adapter).__name__}, asked for its views,"):
         views = {view.name: view for view in options.export_views(pruned.model)}
-    if problems := list(view_problems(wanted, pruned.adapter, list(views))):
+    if problems := list(view_problems(wanted, pruned.adapter, list(views), refused)):
         raise ModelError(*(f"{exporter}: {problem}" for problem in problems))
-    return [view for name, view in views.items() if wanted is None or name in wanted]
+    return [view for name, view in views.items() if name not in refused and (wanted is None or name in wanted)]
 
 
 def _together(written: Sequence[Exported]) -> Exported:

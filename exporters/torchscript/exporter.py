@@ -21,7 +21,7 @@ from ecoflap.core.contracts.records import Exported, View
 from ecoflap.core.errors import ModelError
 from ecoflap.exporters.shared.comparison import tolerance_problems
 from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros
-from ecoflap.exporters.shared.views import export_views, view_problems
+from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems
 from ecoflap.exporters.torchscript.check import check_file
 from ecoflap.exporters.torchscript.store import stored
 from ecoflap.exporters.torchscript.trace import unchanged, write_view
@@ -53,7 +53,11 @@ class TorchScript:
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of Python and torch here, and of the model's views keeps it from exporting."""
         yield from self._own_problems()
-        yield from view_problems(self.views, context.adapter, context.views)
+        yield from plan_problems(self.views, context, "torchscript")
+
+    def notes(self, context: PlanContext) -> Iterator[str]:
+        """Say which views will be left out."""
+        return plan_notes(self.views, context, "torchscript")
 
     def _own_problems(self) -> Iterator[str]:
         instead = "Use the exporter onnx or safetensors."
@@ -75,7 +79,7 @@ class TorchScript:
         weights = _pruned_weights(pruned)
         with unchanged(pruned.model):
             written = export_views(pruned, self.views, "torchscript", lambda view: self._view(view, weights, folder))
-        return replace(written, notes=_notes())
+        return replace(written, notes=(*_notes(), *written.notes))
 
     def _view(self, view: View, weights: Mapping[int, tuple[str, Tensor]], folder: Path) -> Exported:
         inside = {id(parameter) for parameter in view.module.parameters()}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ecoflap.core.contracts.records import View
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import ModelError
+from ecoflap.exporters.torchscript.functions import forwards_only
 from ecoflap.exporters.torchscript.store import packed, quiet
 
 DESCRIPTION = "ecoflap.json"
@@ -142,7 +143,8 @@ def _traced(view: View, slots: Sequence[_Slot]) -> Any:
     module = EcoflapView(view.module, slots).eval()
     _name_inputs(module, list(view.inputs))
     try:
-        return torch.jit.trace(module, tuple(view.inputs.values()), check_trace=False)
+        with forwards_only():
+            return torch.jit.trace(module, tuple(view.inputs.values()), check_trace=False)
     except Exception as error:
         raise ModelError(
             f"view {view.name!r} cannot be traced by torch.jit: {type(error).__name__}: {error}. Name the views to "

@@ -310,11 +310,13 @@ def test_statistics_are_those_of_the_plain_forward_without_padding(case: Case):
     expected: dict[str, Tensor] = {layer.name: torch.zeros(layer.shape[1], dtype=torch.float64) for layer in layers}
 
     tower_of = {layer.name: block.tower for block, layer in case.anatomy.layers()}
+    is_real = {"text": case.row.real_text, "vision": case.row.real_patches}
 
     def see(layer: Layer, inputs: Tensor, _: object) -> None:
         rows = flat(inputs).double()
-        if case.row.real_text is not None and tower_of[layer.name] == "text":
-            rows = rows[case.row.real_text(alone).reshape(-1)]
+        real = is_real.get(layer.reads or tower_of[layer.name])
+        if real is not None:
+            rows = rows[real(alone).reshape(-1)]
         expected[layer.name] += rows.square().sum(0)
 
     with torch.no_grad(), without_fast_path(), watching(layers, see):

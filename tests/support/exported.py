@@ -8,6 +8,8 @@ import torch
 from table import ALL_ROWS
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.model.anatomy import Anatomy
@@ -43,10 +45,17 @@ def planned(model: nn.Module, adapter: Adapter, dtype: str = "auto") -> PlanCont
 
     :param dtype: ``model.dtype`` of the recipe.
     """
-    views = getattr(adapter, "export_views", lambda model: ())
+    options = options_of(AdapterOptions, adapter)
     recipe = SimpleNamespace(model=SimpleNamespace(dtype=dtype))
     anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
-    return PlanContext(recipe, anatomy, adapter, model, lambda: tuple(view.name for view in views(model)))
+    return PlanContext(
+        recipe,
+        anatomy,
+        adapter,
+        model,
+        lambda: tuple(view.name for view in options.export_views(model)),
+        lambda exporter: options.views_refused(model, exporter),
+    )
 
 
 def outputs(name: str, model: nn.Module, adapter: Adapter) -> tuple[Tensor, ...]:

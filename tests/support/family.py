@@ -41,6 +41,7 @@ class Family:
     :param is_whole_on_disk: Whether the saved folder says what model it is of; else it holds weights for one at hand.
     :param cannot: Types that its own library cannot run it in, with the reason.
     :param real_text: Where its text is, of a model whose texts are padded even alone; else None.
+    :param real_patches: Where its images are, of a model whose rows of patches are padded even alone; else None.
     :param multiplies: What its matrices are multiplied by, where that is not ``F.linear``.
     :param own_loss: What its loss is held against, by the model's own forward, where that computes logits only.
     :param is_compared: Whether there is a loss of the model's own at all; where there is no head, one is made up.
@@ -61,6 +62,7 @@ class Family:
     is_whole_on_disk: bool = True
     cannot: Mapping[torch.dtype, str] = field(default_factory=dict)
     real_text: Callable[[Batch], Tensor] | None = None
+    real_patches: Callable[[Batch], Tensor] | None = None
     multiplies: str = ""
     own_loss: Callable[[nn.Module, Batch], Tensor] | None = None
     is_compared: bool = True

@@ -1,10 +1,12 @@
 """The tables of families, and their samples as a dataset that a recipe can name."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
+import transformers
 from family import Family
 from torch import nn
 
@@ -23,7 +25,7 @@ MODULES = {
 }
 GENERIC = (
     "pico_llava", "pico_qwen_vl", "pico_idefics", "pico_gemma_vl", "pico_others_vl", "pico_reading_vl", "pico_causal",
-    "pico_seq2seq", "pico_encoders",
+    "pico_rows_vl", "pico_seq2seq", "pico_encoders",
 )  # fmt: skip
 """Modules with models of transformers that the generic adapters take."""
 
@@ -40,7 +42,20 @@ def generic_rows() -> dict[str, Family]:
     """Those that this version of transformers has."""
     if find_spec("lavis") is not None:
         return {}
-    return {name: family for module in GENERIC for name, family in import_module(module).FAMILIES.items()}
+    rows = {name: family for module in GENERIC for name, family in import_module(module).FAMILIES.items()}
+    return rows if transformers.__version__ >= "5" else {name: row for name, row in rows.items() if _is_there(row)}
+
+
+def _is_there(row: Family) -> bool:
+    """Say whether this version of transformers has a row's model and what comes with it."""
+    with warnings.catch_warnings():  # older ones warn of this torch when they are imported
+        warnings.simplefilter("ignore")
+        try:
+            row.adapter()
+            row.build()
+        except (ImportError, AttributeError, ValueError, TypeError):
+            return False
+    return True
 
 
 ROWS = rows()

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def _reason(error: Exception, source: Any) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        empty = source == b"" or (isinstance(source, Path) and not source.stat().st_size)
-        return "an empty file" if empty else f"no image of a kind that is read: {', '.join(FORMATS)}"
+        if source == b"" or (isinstance(source, Path) and not source.stat().st_size):
+            return "an empty file"
+        moves = isinstance(source, Path) and (guess_type(source.name)[0] or "").startswith("video/")
+        return f"{'a video, and ' if moves else ''}no image of a kind that is read: {', '.join(FORMATS)}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -43,4 +43,6 @@ class WantedColumns:
         near = next(filter(None, (nearest(name, there) for name in names)), "")
         hint = "" if what in self.named else f" Name the right one in columns: {{{what}: …}}."
         known = ", ".join(map(str, there))
-        return f"{where} has no column {' or '.join(map(repr, names))}.{near} Known: {known}.{hint}"
+        moves = what == "image" and any("video" in str(name).lower() for name in there)
+        videos = " Videos are not read: take frames out of them, as images." if moves else ""
+        return f"{where} has no column {' or '.join(map(repr, names))}.{near} Known: {known}.{videos or hint}"

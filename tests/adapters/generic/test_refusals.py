@@ -9,7 +9,10 @@ from table import GENERIC_ROWS
 from torch import nn
 
 import ecoflap
+from ecoflap.adapters.generic.causal_lm import CausalLMAdapter
+from ecoflap.adapters.generic.encoder import EncoderAdapter
 from ecoflap.adapters.generic.image_text_to_text import ImageTextToTextAdapter
+from ecoflap.adapters.generic.seq2seq_lm import Seq2SeqLMAdapter
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Block, Source
 from ecoflap.core.registry.adapter_for import adapter_for
@@ -86,6 +89,103 @@ def test_a_model_that_does_not_run_on_what_is_made_for_it(llava, monkeypatch):
         adapter.towers(model)
 
 
+def test_a_model_whose_forward_fails_behind_its_head(llava, monkeypatch):
+    model, adapter = llava
+    forward = model.forward
+
+    def broken(input_ids, pixel_values=None, attention_mask=None, **rest):
+        forward(input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **rest)
+        raise AttributeError("no 'image_outputs'")
+
+    monkeypatch.setattr(model, "forward", broken)
+    with pytest.raises(
+        ModelError, match=r"fails by itself: it had computed its logits, and then .* no 'image_outputs'"
+    ):
+        adapter.towers(model)
+
+
+def test_a_model_that_does_not_look_at_its_image(llava, monkeypatch):
+    model, adapter = llava
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda input_ids, pixel_values=None, **rest: forward(input_ids, **rest))
+    with pytest.raises(ModelError, match="its logits do not depend on the pixel_values that it was given"):
+        adapter.towers(model)
+    monkeypatch.setattr(model, "forward", lambda input_ids, attention_mask, **rest: forward(input_ids))
+    with pytest.raises(ModelError, match="its forward takes no pixel_values"):
+        adapter.towers(model)
+
+
+def test_a_model_whose_forward_fails_on_a_batch_is_named_with_the_place(llava, monkeypatch):
+    model, adapter = llava
+    batch = adapter.collate(model, questions(2))
+    monkeypatch.setattr(model.model.language_model, "forward", lambda **_: {}["sliding"])
+    with pytest.raises(
+        ModelError, match=r"forward of LlavaForCond.* stopped with KeyError: 'sliding' \(modeling_llava"
+    ):
+        adapter.loss(model, batch)
+
+
+def test_texts_in_a_form_in_which_padding_cannot_be_told():
+    from transformers import LongformerConfig, LongformerForMaskedLM
+
+    config = LongformerConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        attention_window=8, max_position_embeddings=64,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LongformerForMaskedLM(config)
+    with pytest.raises(
+        ModelError, match=r"layer\.0 reads texts as 2×16×32, where it was given 2×13 tokens: it pads them"
+    ):
+        EncoderAdapter().towers(model)
+
+
+def test_experts_whose_tokens_cannot_be_followed():
+    from transformers import JetMoeConfig, JetMoeForCausalLM
+
+    config = JetMoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_key_value_heads=2, kv_channels=8,
+        num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+    )  # fmt: skip
+    adapter, windows = CausalLMAdapter(), [ecoflap.Sample(tokens=torch.arange(5, end)) for end in (12, 17)]
+    with pytest.raises(ModelError, match=r"experts\.input_linear\.weight\[0\]: a router gives it .* not be followed"):
+        ecoflap.check_adapter(adapter, JetMoeForCausalLM(config).eval(), windows)
+
+
+def test_experts_that_are_modules_of_their_own():
+    from transformers import SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+
+    config = SwitchTransformersConfig(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4, num_experts=4,
+        num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = SwitchTransformersForConditionalGeneration(config)
+    with pytest.raises(ModelError, match=r"expert_1\.wi\.weight is of an expert in a module of its own, which did not"):
+        Seq2SeqLMAdapter().towers(model)
+
+
+def test_settings_that_do_not_fit_their_class():
+    config = {"model_type": "gemma2", "num_hidden_layers": "two", "architectures": ["Gemma2ForCausalLM"]}
+    with pytest.raises(ModelError, match=r"cannot build the model: .*num_hidden_layers"):
+        CausalLMAdapter().load(Source("x", config=config), None, "meta")
+
+
+def test_images_are_given_in_one_list_to_a_processor_that_takes_no_list_for_each_text(llava, monkeypatch):
+    model, adapter = llava
+    expected, call = adapter.collate(model, questions(2)), type(adapter.processor).__call__
+
+    def in_one_list(self, images, **rest):
+        if isinstance(images[0], list):
+            raise ValueError("nested images")
+        return call(self, images=images, **rest)
+
+    monkeypatch.setattr(type(adapter.processor), "__call__", in_one_list)
+    batch = adapter.collate(model, questions(2))
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in batch)
+
+
 def test_a_block_that_it_did_not_give(llava):
     _, adapter = llava
     with pytest.raises(ModelError, match=r"x is no block that ImageTextToTextAdapter\.towers\(\) gave"):
@@ -105,6 +205,13 @@ def test_models_of_code_of_their_own_and_those_that_hear_are_claimed_by_none():
     own = {"model_type": "mine", "architectures": ["Mine"], "auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}
     with pytest.raises(EcoflapError, match=r"code of its own, which is not run here: modeling_mine\.py \(Mine\)\."):
         adapter_for(Source("x", config=own), registry)
-    hears = {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}
-    with pytest.raises(EcoflapError, match=r"no adapter claims a model of type 'whisper' \(WhisperForConditionalGen"):
-        adapter_for(Source("x", config=hears), registry)
+    others = {
+        "WhisperForConditionalGeneration": "reads audio and text, and samples hold images and texts",
+        "WhisperForCausalLM": "reads audio and text",
+        "Qwen2AudioForConditionalGeneration": "reads audio and text",
+        "InstructBlipVideoForConditionalGeneration": "reads video and text, and samples hold images and texts",
+        "DetrForObjectDetection": r"transformers has DetrForObjectDetection for object detection\. Known",
+    }
+    for name, why in others.items():
+        with pytest.raises(EcoflapError, match=rf"no adapter claims a model of type 'x' \({name}\)\. .*{why}"):
+            adapter_for(Source("x", config={"model_type": "x", "architectures": [name]}), registry)

@@ -1,13 +1,15 @@
 """Watching a model run, on models made by hand whose every use of a matrix is known."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from ecoflap.adapters.generic.layers_seen import ROUTER, Texts
 from ecoflap.adapters.generic.stacks import stacks_of
-from ecoflap.adapters.generic.taken_apart import BETWEEN, IDLE, UNUSED, TakenApart, take_apart
+from ecoflap.adapters.generic.taken_apart import BETWEEN, IDLE, OVERWRITTEN, UNUSED, TakenApart, take_apart
 from ecoflap.adapters.generic.watch import Watch
-from ecoflap.adapters.generic.weightless import lent_weights
+from ecoflap.adapters.hubs.weightless import lent_weights
+from ecoflap.core.errors import ModelError
 
 ROWS, LENGTH, WIDTH = 2, 5, 4
 
@@ -88,9 +90,18 @@ def test_towers_are_in_the_order_they_run_and_what_does_not_matter_is_left_out()
     ]  # fmt: skip
     assert [block.name for tower in found.towers for block in tower.blocks if block.tapped] == ["vision.0"]
     assert found.left_out["vision.2"] == UNUSED
-    assert found.left_out["text.2"] == IDLE
+    assert found.left_out["text.2"] == f"{IDLE} a text"
     assert found.left_out["between"] == BETWEEN
     assert "merger" in found.left_out or any(tower.name == "merger" for tower in found.towers)
+
+
+def test_a_forward_that_writes_to_a_weight_is_refused_and_an_output_that_is_written_to_is_no_layer():
+    model = Stacked()
+    model.merger.register_forward_hook(lambda module, args, output: output.__imul__(2))
+    assert taken_apart(model).left_out["merger"] == OVERWRITTEN
+    model.head.register_forward_pre_hook(lambda module, args: module.weight.div_(1) and None)
+    with pytest.raises(ModelError, match=r"head\.weight is written to by the model's own forward"):
+        taken_apart(model)
 
 
 def test_nothing_of_a_model_is_changed_by_watching_it():

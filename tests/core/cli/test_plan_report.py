@@ -76,6 +76,14 @@ class UnsureExporter(Unsure):
         raise NotImplementedError
 
 
+class SayingExporter:
+    def __call__(self, pruned, folder):
+        raise NotImplementedError
+
+    def notes(self, context):
+        yield f"it leaves out {len(context.views)} views"
+
+
 class Unmade(Gram):
     """A statistic that cannot be made."""
 
@@ -101,6 +109,13 @@ class UnsurePruner:
 def test_a_part_whose_prediction_fails_is_named(plain, keys, problem):
     with pytest.raises(PartError, match=problem):
         plan_tables(parse_recipe(plain(**keys), registry=load_registry()), load_registry())
+
+
+def test_what_an_exporter_says_stands_in_the_plan(plain):
+    use = f"{__name__}:SayingExporter"
+    tables = plan_tables(parse_recipe(plain(export=[use, "safetensors"]), registry=load_registry()), load_registry())
+    (said,) = (table for table in tables if table.title == "exports")
+    assert said.rows == [(use, "it leaves out 2 views")]
 
 
 def test_a_plan_needs_no_hub_where_a_configuration_is_named(named, plain, tmp_path):

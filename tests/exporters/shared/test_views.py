@@ -1,5 +1,6 @@
 """Which views are exported: those that are named, of those that the adapter has; the rest is known before a run."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from table import ROWS
 from torch import nn
 
 import ecoflap
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Exported, StoredTensor, View
@@ -31,6 +34,13 @@ class Views(WithoutViews):
 
     def export_views(self, model: nn.Module) -> list[View]:
         return [View(name, model, {}, {}, (), {}) for name in self.names]
+
+
+class Refusing(Views):
+    """Has views of which onnx cannot write one, and lacks another."""
+
+    def views_refused(self, model: nn.Module, exporter: str) -> dict[str, str]:
+        return {"text": "it is long", "all": "it has no whole"} if exporter == "onnx" else {}
 
 
 def pruned(adapter: Adapter) -> PrunedModel:
@@ -84,6 +94,34 @@ def test_what_cannot_be_exported_is_said_with_what_can(write):
         export_views(pruned(both), (), "onnx", write)
 
 
+def test_a_view_that_an_exporter_cannot_write_is_left_out_with_the_reason(write):
+    adapter = Refusing("vision", "text")
+    written = export_views(pruned(adapter), None, "onnx", write)
+    assert [file.name for file in written.files] == ["vision.bin"]
+    assert written.notes[-2:] == (
+        "the view text is left out, because it is long",
+        "the view all is left out, because it has no whole",
+    )
+    assert [file.name for file in export_views(pruned(adapter), ("vision",), "onnx", write).files] == ["vision.bin"]
+    written = export_views(pruned(adapter), None, "torchscript", write)
+    assert [file.name for file in written.files] == ["vision.bin", "text.bin"]
+    assert "left out" not in str(written.notes)
+
+
+def test_one_that_is_asked_for_is_refused_with_the_reason(write):
+    with pytest.raises(
+        ModelError,
+        match=r"onnx: views: text cannot be exported of this model: it is long\. Name others \(vision\)\. Use the expo",
+    ):
+        export_views(pruned(Refusing("vision", "text")), ("text", "vision"), "onnx", write)
+    with pytest.raises(ModelError, match=r"no view of this model can be exported: not text, because it is long; all, "):
+        export_views(pruned(Refusing("text")), None, "onnx", write)
+
+
+def refused_by(adapter: Adapter) -> Callable[[str], Mapping[str, str]]:
+    return lambda exporter: options_of(AdapterOptions, adapter).views_refused(nn.Identity(), exporter)
+
+
 def exporters() -> list[Any]:
     from ecoflap.exporters.onnx.exporter import Onnx
     from ecoflap.exporters.torchscript.exporter import TorchScript
@@ -97,7 +135,7 @@ def test_a_plan_says_so_too(exporter: Any, monkeypatch: pytest.MonkeyPatch):
 
     def problems(adapter: Adapter, *there: str, **parameters: Any) -> list[str]:
         recipe: Any = type("Recipe", (), {"model": type("Model", (), {"dtype": "auto"})})
-        context = PlanContext(recipe, Anatomy((), {}), adapter, nn.Identity(), lambda: there)
+        context = PlanContext(recipe, Anatomy((), {}), adapter, nn.Identity(), lambda: there, refused_by(adapter))
         return list(exporter(**parameters).problems(context))
 
     both = Views("vision", "text")
@@ -107,9 +145,26 @@ def test_a_plan_says_so_too(exporter: Any, monkeypatch: pytest.MonkeyPatch):
         "views: this model has no view named 'nope'. Known: text, vision.",
         "views: this model has no view named 'visoin'. Did you mean 'vision'? Known: text, vision.",
     ]
-    assert problems(both, "vision", "text", views=()) == list(view_problems((), both, ("vision",)))
+    assert problems(both, "vision", "text", views=()) == list(view_problems((), both, ("vision",), {}))
+    assert problems(Refusing("vision", "text"), "vision", "text", views=("vision",)) == []
+    refused = problems(Refusing("vision", "text"), "vision", "text", views=("text",))
+    assert [said[:52] for said in refused] == ["views: text cannot be exported of this model: it is "] * (
+        exporter.__name__ == "Onnx"
+    )
     (none,) = problems(WithoutViews(), views=("text",))
     assert none.startswith("WithoutViews has no views of this model")
+
+
+def test_a_plan_tells_what_will_be_left_out():
+    from ecoflap.exporters.onnx.exporter import Onnx
+    from ecoflap.exporters.torchscript.exporter import TorchScript
+
+    adapter = Refusing("vision", "text")
+    context = PlanContext(None, Anatomy((), {}), adapter, nn.Identity(), tuple, refused_by(adapter))
+    told = ["the view text is left out, because it is long", "the view all is left out, because it has no whole"]
+    assert list(Onnx().notes(context)) == told
+    assert list(Onnx(views=("vision",)).notes(context)) == []
+    assert list(TorchScript().notes(context)) == []
 
 
 @pytest.mark.skipif("llama" not in ROWS, reason="transformers here is too old for the views of a LLaMA")

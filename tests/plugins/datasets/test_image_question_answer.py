@@ -106,6 +106,11 @@ def test_columns_that_are_not_there(index, told):
     assert "has no column 'answers' or 'answer'. Known: image, questions." in both[1]
 
 
+def test_a_column_of_videos_is_refused_as_such(index, told):
+    (video,) = told(ImageQuestionAnswer(path=index([{"video": "a.mp4", "question": "x", "answer": "y"}])))
+    assert video.endswith("Known: video, question, answer. Videos are not read: take frames out of them, as images.")
+
+
 # --- from the hub
 
 

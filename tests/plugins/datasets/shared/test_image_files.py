@@ -156,6 +156,12 @@ def test_what_is_no_image(source: bytes, reason: str, tmp_path: Path):
             read_image(same)
 
 
+def test_a_video_is_told_from_other_files(tmp_path: Path):
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    with pytest.raises(DataError, match=r"^a video, and no image of a kind that is read: JPEG"):
+        read_image(tmp_path / "a.mp4")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
 def test_truncated_files(kind: str):
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)

@@ -41,18 +41,33 @@ KINDS: dict[str, dict[str, Any]] = {
     "stablelm": {},
     "starcoder2": {},
     "glm4": {},
-    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"], "max_position_embeddings": 256},
     "mixtral": {"num_local_experts": 4},
     "qwen3_moe": {"num_experts": 4, **EXPERTS},
     "qwen2_moe": {"num_experts": 4, **EXPERTS, "shared_expert_intermediate_size": 32},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v3": {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, **EXPERTS, **HEADS},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "rope_parameters": ROPE},
+    "dbrx": {
+        "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
+    },
+    "gemma3n_text": {
+        "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
+        "num_kv_shared_layers": 1, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "sliding_attention"],
+    },
+    "mamba2": {"num_heads": 8, "expand": 2, "n_groups": 1, "state_size": 8, "chunk_size": 8, "head_dim": 8},
     "llama4_text": {
         "num_local_experts": 4, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1, "attention_chunk_size": 64,
     },
 }  # fmt: skip
 """By ``model_type``. What is unlike the others of a family, such as a logit scale, is set so that it matters."""
+OUTSIDE = {
+    "opt": ("model.decoder.project_in", "model.decoder.project_out"),
+    "gemma3n_text": tuple(f"model.altup_{way}projections.{number}" for way in ("", "unembed_") for number in range(3)),
+}
 
 
 def build(kind: str, layers: int, **keys: Any) -> Any:
@@ -67,16 +82,13 @@ def build(kind: str, layers: int, **keys: Any) -> Any:
 
 
 def row(kind: str, **keys: Any) -> Family:
-    outside = ("lm_head",)
-    if kind == "opt":
-        outside = ("model.decoder.project_in", "model.decoder.project_out", "lm_head")
     return Family(
         build=partial(build, kind, 2, **keys),
         build_other=partial(build, kind, 3, **keys),
         adapter=CausalLMAdapter,
         samples=samples,
         towers=("language",),
-        outside=outside,
+        outside=(*OUTSIDE.get(kind, ()), "lm_head"),
         reload=partial(reload, "AutoModelForCausalLM"),
         outputs=outputs,
         poisoned=poisoned,
