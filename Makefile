@@ -12,7 +12,7 @@ RUN := $(BIN)/ecoflap run quickstart-llama
 RUNS := runs/demo-ecoflap-50 runs/demo-ecoflap-60 runs/demo-uniform-50 runs/demo-uniform-60
 REUSE := --set reuse=$(firstword $(RUNS))
 
-.PHONY: help demo demo-llama demo-llava test test-slow test-lavis compat lint types docs bench clean
+.PHONY: help demo demo-llama demo-llava test test-slow test-kernel test-lavis compat lint types docs bench clean
 
 help:
 	@echo "make demo        prune the BLIP-2 in the box by ECoFLaP and uniformly, at 60 % and at 70 %, and compare"
@@ -20,6 +20,7 @@ help:
 	@echo "make demo-llava  the same with a LLaVA of real parts, 157 million weights, at 50 % and at 60 %"
 	@echo "make test        run the tests"
 	@echo "make test-slow   run those that take long: every family's every view through ONNX"
+	@echo "make test-kernel run those of the kernels, also compiled with sanitizers for addresses and undefined behaviour"
 	@echo "make test-lavis  run those of the engine, the methods and LAVIS with salesforce-lavis and transformers 4.26"
 	@echo "make compat      run those of all that transformers 4.51 has with that"
 	@echo "make lint        check style, format and the import contract"
@@ -63,6 +64,9 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 -q -m slow
+
+test-kernel: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 -q -rs tests/kernels tests/core/kernel
 
 # Fails where a test of LAVIS was skipped, too.
 test-lavis: $(VENV_LAVIS)/.installed

@@ -44,6 +44,10 @@ class FormatError(EcoflapError):
     """Says that a file is cut off, was changed, or is of another format."""
 
 
+class KernelError(EcoflapError):
+    """Says why a product with packed weights cannot be computed."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Ask `` Did you mean 'x'?``, with a leading space; give an empty text where no choice is near."""
     close = get_close_matches(word, list(choices), n=1)

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from ecoflap.core.model.anatomy import Tower as Tower
     from ecoflap.core.packed.load_model import load_masks as load_masks
     from ecoflap.core.packed.load_model import load_model as load_model
+    from ecoflap.core.packed.pack_model import pack_model as pack_model
+    from ecoflap.core.packed.packing import Packing as Packing
     from ecoflap.core.packed.read_packed import load_packed as load_packed
     from ecoflap.core.record.report import Report as Report
     from ecoflap.core.record.report import read_report as read_report
@@ -90,6 +92,8 @@ _HOME = {
     "forward.statistics": ("ColumnNorm", "Gram", "RegionalGradient"),
     "model.anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
     "packed.load_model": ("load_masks", "load_model"),
+    "packed.pack_model": ("pack_model",),
+    "packed.packing": ("Packing",),
     "packed.read_packed": ("load_packed",),
     "record.report": ("Report", "read_report"),
     "registry.registry": ("Registry", "load_registry"),
@@ -99,8 +103,11 @@ _HOME = {
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
-PUBLIC = ("ecoflap", "ecoflap.adapting", "ecoflap.comparing", "ecoflap.events", "ecoflap.onnx", "ecoflap.testing")
-"""The public modules: the names of all, pieces for adapters, comparisons, events, ONNX, tests of plugins."""
+PUBLIC = (
+    "ecoflap", "ecoflap.adapting", "ecoflap.comparing", "ecoflap.events", "ecoflap.kernel", "ecoflap.onnx",
+    "ecoflap.testing",
+)  # fmt: skip
+"""The public modules: all names, pieces for adapters, comparisons, events, packed products, ONNX, tests of plugins."""
 
 __all__ = sorted(_MODULE)
 __version__ = version("ecoflap")

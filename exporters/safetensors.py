@@ -34,7 +34,8 @@ class Safetensors:
     :func:`ecoflap.load_model` reads the folder, and :func:`ecoflap.load_packed` the weights alone.
 
     It takes (1-s) + 1/16 of a 16 bit weight's bytes at sparsity s; at run time the weights are dense again, so nothing
-    is faster. Libraries that know only dense checkpoints want the ``hugging_face`` exporter.
+    is faster, unless ``ecoflap.load_model`` leaves them packed. Libraries that know only dense checkpoints want the
+    ``hugging_face`` exporter.
 
     :param shard_bytes: How many bytes of tensors a file holds at most; what takes more is written in shards with an
         index.

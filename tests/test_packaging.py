@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CODE = ("adapters", "core", "exporters", "plugins")
 BOX = tuple(f"examples/box/{name}" for name in ("blip2", "clip", "data", "llava"))
-SHIPPED = (*CODE, *BOX, "ecoflap", "recipes", "registry.yaml")
+SHIPPED = (*CODE, *BOX, "ecoflap", "kernels", "recipes", "registry.yaml")
 SOURCE = (*SHIPPED, "pyproject.toml", "setup.py", "README.md", "LICENSE", "tests", "docs")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 OFFLINE = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
@@ -58,7 +59,7 @@ def source(tmp_path_factory):
     """A copy: building leaves files behind."""
     folder = tmp_path_factory.mktemp("packaging") / "source"
     folder.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "built")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "built")
     for name in SOURCE:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
@@ -74,6 +75,11 @@ def built(source, tmp_path_factory):
     quietly(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return sdist, wheel
+
+
+LIBRARY = "ecoflap/core/kernel/libecoflap_kernels.so"
+COMPILER = shlex.split(os.environ.get("CXX", "c++"))[0]
+has_compiler = shutil.which(COMPILER) is not None
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +108,8 @@ def in_git():
 
 def test_the_wheel_holds_the_files_of_git_and_no_others(in_wheel):
     expected = [name if name.startswith("ecoflap/") else f"ecoflap/{name}" for name in in_git()]
-    assert [name for name in in_wheel if ".dist-info/" not in name] == sorted(expected)
+    built = [LIBRARY] if has_compiler else []
+    assert [name for name in in_wheel if ".dist-info/" not in name] == sorted([*expected, *built])
 
 
 def test_the_wheel_installs_one_folder_beside_its_metadata(in_wheel):
@@ -119,17 +126,46 @@ def test_every_folder_with_code_is_named_as_a_package():
     assert set(SETTINGS["tool"]["setuptools"]["packages"]) == expected
 
 
-@pytest.mark.parametrize("build", ["build_wheel", "build_editable"])
-def test_building_warns_of_nothing(source, tmp_path, build):
-    """Newer versions of pip print each of setuptools' warnings, all of which are user warnings."""
-    code = f"from setuptools import build_meta; build_meta.{build}({str(tmp_path)!r})"
-    quietly(sys.executable, "-W", "error::UserWarning", "-c", code, cwd=source)
+def test_the_wheel_is_for_any_python_and_its_platform(built):
+    """The library is no module of Python's: one wheel serves all."""
+    python, abi, platform = built[1].stem.split("-")[-3:]
+    assert (python, abi, platform == "any") == ("py3", "none", not has_compiler)
+
+
+def test_without_a_compiler_there_is_a_wheel_without_a_library(source, tmp_path):
+    building(source, "build_wheel", tmp_path, CXX=str(tmp_path / "no-compiler"))
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        names = set(opened.namelist())
+    assert LIBRARY not in names
+    assert {"ecoflap/kernels/build.py", "ecoflap/kernels/src/blocks.h", "ecoflap/core/kernel/library.py"} <= names
+
+
+@pytest.mark.skipif(not has_compiler, reason=f"there is no compiler here: {COMPILER}")
+@pytest.mark.parametrize("how", ["wheel", "source"])
+def test_the_kernels_are_found_where_they_are_installed(installed, how):
+    shown = away(installed[how], installed[how] / "bin" / "ecoflap", "doctor")
+    assert str(installed[how] / LIBRARY) in shown
+    assert "portable" in shown
+
+
+def building(source, build, target, **environment):
+    """Build as pip does, and take warnings for errors: newer versions of pip print them all. Setuptools' are these."""
+    code = f"from setuptools import build_meta; build_meta.{build}({str(target)!r})"
+    command = (sys.executable, "-W", "error::UserWarning", "-c", code)
+    quietly(*command, cwd=source, env={**os.environ, **environment})
+
+
+def test_building_for_editing_warns_of_nothing(source, tmp_path):
+    building(source, "build_editable", tmp_path)
 
 
 def test_the_sdist_holds_what_building_takes(built):
     with tarfile.open(built[0]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "core/cli/main.py", "ecoflap/registry.yaml"} <= names
+    assert {"ecoflap/kernels/build.py", "ecoflap/kernels/include/ecoflap_kernels.h"} <= names
 
 
 @pytest.mark.parametrize("how", ["wheel", "source", "here"])

@@ -23,6 +23,7 @@ PAGES = (
     "docs/adapters.md",
     "docs/compare.md",
     "docs/exports.md",
+    "docs/kernel.md",
     "docs/methods.md",
     "docs/packed.md",
     "docs/plugins.md",

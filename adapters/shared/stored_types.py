@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
+
+from ecoflap.core.model.shapes import tensors_of
 
 
 def types_in(file: Path | None) -> dict[str, torch.dtype]:
@@ -29,7 +31,7 @@ def take_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> None:
     That changes no number, as the numbers came from these types. A buffer that no checkpoint holds takes the type of
     most of the weights.
     """
-    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    state = dict(tensors_of(model))
     for name, tensor in state.items():
         if tensor.is_floating_point() and name in types:
             tensor.data = tensor.data.to(types[name])

@@ -203,6 +203,15 @@ def densify(
 
 
 @app.command()
+def doctor() -> None:
+    """Say how products with packed weights are computed here, and why not faster."""
+    from ecoflap.core.cli.doctor import doctor_tables
+    from ecoflap.core.cli.tables import show
+
+    show(doctor_tables())
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
     """Show what a finished run came to, and what its exports hold."""
     from ecoflap.core.cli.export_table import export_table

@@ -1,9 +1,10 @@
 """Compare two models by the shapes of their tensors."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,17 @@ class ShapeDifference:
     one: str
     other: str
     count: int
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what a model's state dict has as the model itself has it: parameters and the buffers that are saved.
+
+    A state dict decodes weights that are packed; here they are left out.
+    """
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def shapes_of(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Source
-from ecoflap.core.model.shapes import first_difference, shapes_of
+from ecoflap.core.model.shapes import first_difference, shapes_of, tensors_of
 from ecoflap.core.model.source import weight_files
 from ecoflap.core.packed.contents import Entry
-from ecoflap.core.packed.read_packed import inspect_packed, stream_packed
+from ecoflap.core.packed.packing import ATTRIBUTE
+from ecoflap.core.packed.read_packed import StoredPacked, inspect_packed, stream_stored
 from ecoflap.core.packed.shards import ENDING, INDEX
+from ecoflap.core.packed.staying_packed import StayingPacked
 
 _PACKED = (f"*{ENDING}", f"*{ENDING}{INDEX}", "*.packed-[0-9]*-of-[0-9]*.safetensors")
 
@@ -60,6 +63,22 @@ def without_weights() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+_stays_packed: ContextVar[bool] = ContextVar("stays_packed", default=False)
+
+
+@contextmanager
+def staying_packed() -> Iterator[None]:
+    """Have :func:`fill` leave pruned matrices packed inside, as far as they can be multiplied so.
+
+    What an adapter loads is filled deep within its library's own loading, which need not know of it.
+    """
+    token = _stays_packed.set(True)
+    try:
+        yield
+    finally:
+        _stays_packed.reset(token)
+
+
 def packed_types(path: Path) -> dict[str, torch.dtype]:
     """Give the type that each tensor of the state dict is stored in, by its name; nothing is read but headers."""
     return {name: DTYPES[entry.dtype] for name, entry in inspect_packed(path).tensors.items()}
@@ -79,10 +98,17 @@ def fill(
     names: dict[str, list[str]] = {}
     for name, entry in entries.items():
         names.setdefault(entry.same_as or name, []).append(name)
-    for first, tensor in stream_packed(path):
-        if tensor.is_floating_point():
-            tensor = tensor.to(type_of(first, tensor.dtype))
-        _put(model, names[first], tensor)
+    packs = StayingPacked.of(model, entries, names, type_of) if _stays_packed.get() else None
+    for first, stored in stream_stored(path, packs.candidates if packs else ()):
+        if isinstance(stored, StoredPacked):
+            assert packs is not None
+            packs.put(model, first, stored)
+            continue
+        if stored.is_floating_point():
+            stored = stored.to(type_of(first, stored.dtype))
+        _put(model, names[first], stored)
+    if packs is not None:
+        setattr(model, ATTRIBUTE, packs.packing)
     left = [name for name, t in chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
     if left:
         raise ModelError(f"{path}: its model was built without {', '.join(left[:3])}, which no packed file holds.")
@@ -126,7 +152,7 @@ def _refuse_other_ties(model: nn.Module, path: Path, names: Mapping[str, list[st
     """Refuse a file that has two weights where the model has one: one of the two would be lost in silence."""
     first = {name: leader for leader, group in names.items() for name in group}
     seen: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in tensors_of(model):
         leader = seen.setdefault(id(tensor), first[name])
         if leader != first[name]:
             raise ModelError(f"{path} stores {leader} and {first[name]} apart, which are one weight in this model.")

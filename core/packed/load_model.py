@@ -2,22 +2,26 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.errors import FormatError, ModelError
+from ecoflap.core.errors import FormatError, ModelError, unknown
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import open_source
-from ecoflap.core.packed.into_model import is_packed, packed_in
+from ecoflap.core.packed.into_model import is_packed, packed_in, staying_packed
 from ecoflap.core.packed.read_packed import masks_in
 from ecoflap.core.packed.shards import locate
 from ecoflap.core.pruning.masks import MASKS, read_masks
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.registry import load_registry
+
+_WEIGHTS = ("dense", "packed")
 
 
 def load_model(
@@ -26,8 +30,9 @@ def load_model(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     adapter: Adapter | None = None,
+    weights: Literal["dense", "packed"] = "dense",
 ) -> nn.Module:
-    """Load the model that the ``safetensors`` exporter wrote, dense again and in eval mode.
+    """Load the model that the ``safetensors`` exporter wrote, in eval mode: dense again, or run from packed weights.
 
     Every byte is checked as it is read. Beside the model one of its tensors is in memory at a time. The model's
     tokenizer or processor lies in the folder in its own library's format, and :func:`load_masks` reads the masks.
@@ -36,12 +41,21 @@ def load_model(
     :param dtype: None keeps what is stored.
     :param adapter: For a model whose folder does not say what it is; afterwards its ``processor`` is the model's. By
         default the one that claims the folder is found.
+    :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
+        ``model.ecoflap_packing`` says which, and what stays dense and why. docs/kernel.md has how fast that is where.
     :raises FormatError: Where a file is truncated, changed or missing.
     :raises ModelError: Where the folder does not say which model it is of, or says what no library here can build.
     """
+    if weights not in _WEIGHTS:
+        raise ModelError(f"weights: {unknown('way to hold weights', weights, _WEIGHTS)}")
+    if weights == "packed" and torch.device(device).type != "cpu":
+        raise ModelError(
+            f"packed weights are multiplied on the CPU, and not on {device}. Say weights='dense' for that."
+        )
     source = _opened(Path(folder))
     adapter = adapter if adapter is not None else adapter_for(source, load_registry())
-    return adapter.load(source, dtype, device).eval()
+    with staying_packed() if weights == "packed" else nullcontext():
+        return adapter.load(source, dtype, device).eval()
 
 
 def load_masks(folder: str | os.PathLike[str]) -> Mapping[str, Bool[Tensor, "..."]]:

@@ -1,12 +1,13 @@
 """Read packed files: a whole state dict, one tensor after the other, the masks alone, or the header alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from ecoflap.core.disk.safetensors_header import DTYPES
@@ -37,6 +38,33 @@ def stream_packed(path: str | os.PathLike[str]) -> Iterator[tuple[str, Shaped[Te
     """Yield each stored tensor, dense again and checked, one at a time; tied ones under their first name."""
     for file, contents in _opened(locate(Path(path))):
         yield from _stored(file, contents)
+
+
+@dataclass(frozen=True)
+class StoredPacked:
+    """Holds a pruned tensor as a packed file has it, checked.
+
+    :param bits: One bit for each weight.
+    :param values: The kept ones.
+    """
+
+    bits: UInt8[Tensor, "bytes"]
+    values: Shaped[Tensor, "kept"]
+
+
+def stream_stored(
+    path: str | os.PathLike[str], stays_packed: Container[str]
+) -> Iterator[tuple[str, Shaped[Tensor, "..."] | StoredPacked]]:
+    """Yield as :func:`stream_packed` does, but some tensors as they are stored.
+
+    :param stays_packed: Their names; each is one that the file holds packed.
+    """
+    for file, contents in _opened(locate(Path(path))):
+        for name, entry in contents.tensors.items():
+            if entry.same_as is None and name in stays_packed:
+                yield name, _read_stored(file, name, entry)
+            elif entry.same_as is None:
+                yield name, _dense(file, name, entry)
 
 
 def inspect_packed(path: str | os.PathLike[str]) -> Contents:
@@ -86,7 +114,11 @@ def _opened(located: Located) -> Iterator[tuple[Sealed, Contents]]:
 def _stored(file: Sealed, contents: Contents) -> Iterator[tuple[str, Tensor]]:
     for name, entry in contents.tensors.items():
         if entry.same_as is None:
-            yield name, (_read_packed if entry.packed else _read_dense)(file, name, entry)
+            yield name, _dense(file, name, entry)
+
+
+def _dense(file: Sealed, name: str, entry: Entry) -> Tensor:
+    return (_read_packed if entry.packed else _read_dense)(file, name, entry)
 
 
 def _read_dense(file: Sealed, name: str, entry: Entry) -> Tensor:
@@ -96,14 +128,20 @@ def _read_dense(file: Sealed, name: str, entry: Entry) -> Tensor:
     return tensor
 
 
-def _read_packed(file: Sealed, name: str, entry: Entry) -> Tensor:
+def _read_stored(file: Sealed, name: str, entry: Entry) -> StoredPacked:
     # Lengths are checked before anything of the announced shape is allocated.
     bits = _read_mask(file, name, entry)
     values = _read(file, f"{name}.values", DTYPES[entry.dtype], (entry.kept or 0,))
     if (kept := popcount(bits)) != len(values):
         raise FormatError(f"{file.path}: the mask of {name!r} keeps {kept} weights but {len(values)} values are stored")
+    return StoredPacked(bits, values)
+
+
+def _read_packed(file: Sealed, name: str, entry: Entry) -> Tensor:
+    stored = _read_stored(file, name, entry)
+    values = stored.values
     try:
-        mask = unpack(bits, entry.shape)
+        mask = unpack(stored.bits, entry.shape)
     except FormatError as error:
         raise FormatError(f"{file.path}: {name}: {error}") from error
     integers = values.view(INTEGERS[values.dtype.itemsize]).numpy()

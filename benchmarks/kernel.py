@@ -1,0 +1,142 @@
+"""Measure products with packed weights: python benchmarks/kernel.py [--types bfloat16] [--batches 1 4] [--threads 1 2]
+
+By turns in one process: torch's dense product, our kernel with nothing pruned, and packed at three sparsities. Each has
+several copies of its matrix, together larger than the caches. Times are medians, of the CPU with one thread and of the
+clock with more; ratios are of those. A line of JSON for each is appended to benchmarks/results/kernel.jsonl, with the
+machine and how busy it was.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.core.kernel.matrix import pack_dense
+from ecoflap.core.kernel.packed_linear import packed_linear
+from ecoflap.core.kernel.route import route
+
+RESULTS = Path(__file__).with_name("results") / "kernel.jsonl"
+SPARSITIES = (0.0, 0.5, 0.6, 0.7)
+MEMORY = 256 << 20
+"""Bytes of copies of one matrix."""
+
+
+def main() -> None:
+    asked = arguments()
+    torch.manual_seed(0)
+    for threads in asked.threads:
+        torch.set_num_threads(threads)
+        for dtype in (getattr(torch, name) for name in asked.types):
+            for size in asked.sizes:
+                matrices = held(*(int(number) for number in size.split("x")), dtype)
+                for batch in asked.batches:
+                    for row in measured(matrices, batch, threads, asked.repeats):
+                        told(row)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--types", nargs="+", default=["bfloat16", "float32", "float16"])
+    parser.add_argument("--sizes", nargs="+", default=["4096x4096", "11008x4096"], metavar="OUTxIN")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8, 16, 128])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--repeats", type=int, default=15)
+    return parser.parse_args()
+
+
+def held(outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, list[Tensor]]:
+    """Copies of a matrix: dense, and packed at each sparsity."""
+    weight, share = torch.randn(outputs, inputs) * 0.02, torch.rand(outputs, inputs)
+    copies = {"torch dense": several(weight.to(dtype))}
+    for sparsity in SPARSITIES:
+        packed = pack_dense(weight.masked_fill(share < sparsity, 0).to(dtype))
+        copies[name_of(sparsity)] = several(packed)
+    return copies
+
+
+def name_of(sparsity: float) -> str:
+    return f"packed {100 * sparsity:.0f} %" if sparsity else "ours dense"
+
+
+def several(tensor: Tensor) -> list[Tensor]:
+    return [tensor.clone() for _ in range(max(3, MEMORY // (tensor.numel() * tensor.itemsize)))]
+
+
+def measured(matrices: Mapping[str, list[Tensor]], batch: int, threads: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """Give a row for each kind, all measured once before any is measured again."""
+    dense = matrices["torch dense"][0]
+    x, outputs = torch.randn(batch, dense.shape[1]).to(dense.dtype), len(dense)
+    products: dict[str, Callable[[Tensor], Tensor]] = {
+        name: (lambda w: packed_linear(x, w, None, outputs)) for name in matrices
+    }
+    products["torch dense"] = lambda w: torch.nn.functional.linear(x, w)
+    seconds: dict[str, list[float]] = {name: [] for name in matrices}
+    load = os.getloadavg()[0]
+    with torch.inference_mode():
+        for repeat in range(repeats + 1):
+            for name, copies in matrices.items():
+                taken = timed(lambda n=name, c=copies, r=repeat: products[n](c[r % len(c)]), threads)
+                seconds[name] += [taken] * (repeat > 0)
+    middle = {name: median(times) for name, times in seconds.items()}
+    for name, copies in matrices.items():
+        nbytes = copies[0].numel() * copies[0].itemsize
+        if name == "ours dense":
+            nbytes = dense.numel() * dense.itemsize  # the masks of a full matrix are not read
+        yield {
+            "what": name,
+            "ms": round(1e3 * middle[name], 4),
+            "over_torch": round(middle["torch dense"] / middle[name], 3),
+            "over_ours_dense": round(middle["ours dense"] / middle[name], 3),
+            "bytes": round(nbytes / (dense.numel() * dense.itemsize), 4),
+            "gb_per_s": round(nbytes / middle[name] / 1e9, 2),
+            "out": outputs,
+            "in": dense.shape[1],
+            "type": str(dense.dtype).removeprefix("torch."),
+            "batch": batch,
+            "threads": threads,
+            "clock": "cpu" if threads == 1 else "wall",
+            "path": route().name,
+            "machine": machine(),
+            "load": [round(load, 2), round(os.getloadavg()[0], 2)],
+            "torch": torch.__version__,
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def timed(product: Callable[[], Tensor], threads: int) -> float:
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    begin = clock()
+    product()
+    return clock() - begin
+
+
+def machine() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    named = {key.strip(): value.strip() for key, value in facts.items()}
+    kind = f"{named.get('model name')} family {named.get('cpu family')} model {named.get('model')}"
+    return f"{kind}, {os.cpu_count()} cores"
+
+
+def told(row: Mapping[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    shape = f"{row['type']} {row['out']}x{row['in']} batch {row['batch']} threads {row['threads']}"
+    ratios = f"{row['over_torch']:.2f} × torch  {row['over_ours_dense']:.2f} × ours dense"
+    print(f"{shape:44} {row['what']:12} {row['ms']:9.3f} ms {row['gb_per_s']:6.1f} GB/s  {ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

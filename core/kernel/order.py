@@ -1,0 +1,181 @@
+"""Put matrices into the kernel's order and decode them by numpy, where there is no library.
+
+Sixteen outputs are a block: a 16 bit mask for each column, and the kept values column by column; in bfloat16 by pairs
+of columns, output by output. Inputs are filled up to 32 columns. ``kernels/src/order.h`` describes it.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Shaped, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecoflap.core.errors import KernelError
+from ecoflap.core.kernel.library import ABI, TYPES
+
+OUTPUTS = 16
+_COLUMNS = 32
+_LINE = 64
+_MAGIC = b"ecoflapK"
+_HEADER = struct.Struct("<8sIIqqq24x")
+_INTEGERS: dict[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
+_PANEL = 1 << 22
+"""Weights that are put into order at a time."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Says of a packed matrix what its header says: from which follows where all of it lies.
+
+    :param kept: How many weights are kept.
+    """
+
+    dtype: torch.dtype
+    outputs: int
+    inputs: int
+    kept: int
+
+    @property
+    def blocks(self) -> int:
+        """Say how many times 16 outputs there are."""
+        return -(-self.outputs // OUTPUTS)
+
+    @property
+    def padded(self) -> int:
+        """Say how many columns a block has."""
+        return _up(self.inputs, _COLUMNS)
+
+    @property
+    def masks_at(self) -> int:
+        """Say behind how many bytes the masks begin."""
+        return _LINE + _up(8 * (self.blocks + 1), _LINE)
+
+    @property
+    def values_at(self) -> int:
+        """Say behind how many bytes the kept values begin."""
+        return self.masks_at + 2 * self.blocks * self.padded
+
+    @property
+    def nbytes(self) -> int:
+        """Say how many bytes it takes."""
+        return self.values_at + _up(self.kept * self.dtype.itemsize, _LINE) + _LINE
+
+
+def shape_of(packed: UInt8[Tensor, "bytes"]) -> Shape:
+    """Read the header of a packed matrix.
+
+    :raises KernelError: Where it is none, or has another length than it says.
+    """
+    head = packed[:_LINE].numpy().tobytes()
+    if len(head) == _LINE:
+        magic, version, kind, outputs, inputs, kept = _HEADER.unpack(head)
+        if magic == _MAGIC and version == ABI and kind < len(TYPES) and min(outputs, inputs, kept) >= 0:
+            shape = Shape(list(TYPES)[kind], outputs, inputs, kept)
+            if kept <= outputs * inputs and shape.nbytes == len(packed):
+                return shape
+    raise KernelError("this is no packed matrix, or a damaged one: its header does not fit its length")
+
+
+def write_rows(
+    out: UInt8[Tensor, "bytes"], shape: Shape, bits: UInt8[Tensor, "masks"], values: Shaped[Tensor, "kept"]
+) -> None:
+    """Put a matrix into the kernel's order, from one bit for each weight and its kept values, both in row order."""
+    raw, kept = values.view(torch.uint8).numpy().view(_INTEGERS[shape.dtype.itemsize]), bits.numpy()
+    memory, starts, done = out.numpy(), [0], 0
+    if _bits(kept, shape.outputs * shape.inputs, 8 * len(kept) - shape.outputs * shape.inputs).any():
+        raise KernelError("the bits after the mask's last weight are not zero")
+    memory[:] = 0
+    memory[:_LINE] = np.frombuffer(_HEADER.pack(_MAGIC, ABI, TYPES[shape.dtype], *_numbers(shape)), np.uint8)
+    for first, rows in _panels(shape):
+        mask = _bits(kept, first * shape.inputs, rows * shape.inputs).reshape(rows, shape.inputs)
+        dense = np.zeros(mask.shape, raw.dtype)
+        count = int(mask.sum())
+        if done + count > len(raw):
+            raise KernelError("the mask keeps more weights than there are values")
+        dense[mask] = raw[done : done + count]
+        starts += _write_panel(memory, shape, first // OUTPUTS, mask, dense, done)
+        done += count
+    if done != shape.kept:
+        raise KernelError("the mask keeps fewer weights than there are values")
+    memory[_LINE : _LINE + 8 * len(starts)] = np.array(starts, "<u8").view(np.uint8)
+
+
+def _write_panel(
+    memory: NDArray[np.uint8], shape: Shape, block: int, mask: NDArray[np.bool_], dense: NDArray[Any], done: int
+) -> list[int]:
+    """Write the masks and values of some blocks; give where the values of each end."""
+    size, ordered = shape.dtype.itemsize, _ordered(mask, shape)
+    at = shape.masks_at + 2 * block * shape.padded
+    packed = np.packbits(ordered.reshape(-1), bitorder="little")
+    memory[at : at + len(packed)] = packed
+    values = _ordered(dense, shape)[ordered].view(np.uint8)
+    at = shape.values_at + done * size
+    memory[at : at + len(values)] = values
+    counts = ordered.sum(axis=(1, 2, 3))
+    return [int(end) for end in done + np.cumsum(counts)]
+
+
+def read_rows(packed: UInt8[Tensor, "bytes"], first: int, rows: int) -> Shaped[Tensor, "rows in"]:
+    """Decode some rows, from one that is a multiple of 16."""
+    shape, memory = shape_of(packed), packed.numpy()
+    blocks = range(first // OUTPUTS, -(-(first + rows) // OUTPUTS))
+    starts = memory[_LINE : _LINE + 8 * (shape.blocks + 1)].view("<u8")
+    line = 2 * shape.padded
+    masks = memory[shape.masks_at + line * blocks.start : shape.masks_at + line * blocks.stop]
+    kept = np.unpackbits(masks, bitorder="little").view(np.bool_)
+    begin, end = int(starts[blocks.start]), int(starts[blocks.stop])
+    if not 0 <= begin <= end <= shape.kept or int(kept.sum()) != end - begin:
+        raise KernelError("this is no packed matrix, or a damaged one: its masks do not fit its kept values")
+    size = shape.dtype.itemsize
+    values = memory[shape.values_at + begin * size : shape.values_at + end * size].view(_INTEGERS[size])
+    dense = np.zeros(len(kept), values.dtype)
+    dense[kept] = values
+    return _dense(dense, shape, len(blocks))[:rows].view(shape.dtype)
+
+
+def _dense(ordered: NDArray[Any], shape: Shape, blocks: int) -> Tensor:
+    """Undo :func:`_ordered`, and leave columns out that only fill up."""
+    together = 2 if shape.dtype == torch.bfloat16 else 1
+    rows = ordered.reshape(blocks, shape.padded // together, OUTPUTS, together).transpose(0, 2, 1, 3)
+    flat = rows.reshape(blocks * OUTPUTS, shape.padded)[:, : shape.inputs]
+    return torch.from_numpy(np.ascontiguousarray(flat))
+
+
+def _ordered(rows: NDArray[Any], shape: Shape) -> NDArray[Any]:
+    """Fill rows up to blocks and columns, and put each block into its order."""
+    blocks = -(-len(rows) // OUTPUTS)
+    filled = np.zeros((blocks * OUTPUTS, shape.padded), rows.dtype)
+    filled[: len(rows), : shape.inputs] = rows
+    together = 2 if shape.dtype == torch.bfloat16 else 1
+    ordered = filled.reshape(blocks, OUTPUTS, shape.padded // together, together).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(ordered)
+
+
+def _panels(shape: Shape) -> Iterator[tuple[int, int]]:
+    """Divide rows into panels of whole blocks: where each begins, and how many rows it has."""
+    each = max(1, _PANEL // max(1, OUTPUTS * shape.padded)) * OUTPUTS
+    for first in range(0, shape.outputs, each):
+        yield first, min(each, shape.outputs - first)
+
+
+def packed_bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Make a mask one bit for each weight, in row order."""
+    return np.packbits(mask.reshape(-1), bitorder="little")
+
+
+def _bits(packed: NDArray[np.uint8], first: int, count: int) -> NDArray[np.bool_]:
+    opened = np.unpackbits(packed[first // 8 : -(-(first + count) // 8)], bitorder="little")
+    return opened[first % 8 : first % 8 + count].view(np.bool_)
+
+
+def _numbers(shape: Shape) -> tuple[int, int, int]:
+    return shape.outputs, shape.inputs, shape.kept
+
+
+def _up(number: int, to: int) -> int:
+    return -(-number // to) * to

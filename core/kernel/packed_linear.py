@@ -1,0 +1,113 @@
+"""Define ``torch.ops.ecoflap.packed_linear(x, packed, bias, outputs)``: x W' + bias with a matrix that stays packed.
+
+Small batches are multiplied by the library of kernels. Larger ones, and all where there is no library, go by panels:
+some rows are decoded, and torch multiplies with them; one panel at a time is in memory. docs/kernel.md has where one
+becomes faster than the other.
+"""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ecoflap.core.errors import KernelError
+from ecoflap.core.kernel.library import TYPES
+from ecoflap.core.kernel.matrix import aligned, unpack
+from ecoflap.core.kernel.order import OUTPUTS, shape_of
+from ecoflap.core.kernel.route import Route, route
+
+PANEL = 1 << 22
+"""Bytes of decoded weights that are in memory at a time."""
+
+UNTRAINED = (
+    "the weights of this layer are packed: it can be run and not trained, and no gradient goes through it. Run it "
+    "under torch.inference_mode(), or load the model with weights='dense'."
+)
+
+_library = torch.library.Library("ecoflap", "FRAGMENT")
+_library.define("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt outputs) -> Tensor")
+
+
+def packed_linear(
+    x: Float[Tensor, "*batch in"],
+    packed: UInt8[Tensor, "bytes"],
+    bias: Float[Tensor, "out"] | None,
+    outputs: int,
+) -> Float[Tensor, "*batch out"]:
+    """Multiply rows with a packed matrix, in its type; sums are float32.
+
+    :raises KernelError: Where the numbers do not fit each other, or the matrix is damaged.
+    """
+    rows = _rows(x)
+    y = x.new_empty(len(rows), outputs)
+    taken = route()
+    multiply = _by_library if len(rows) <= taken.batch(x.dtype) else _by_panels
+    multiply(taken, rows, packed, bias, y)
+    return y.view(*x.shape[:-1], outputs)
+
+
+def _by_library(
+    taken: Route, x: Float[Tensor, "rows in"], packed: Tensor, bias: Tensor | None, y: Float[Tensor, "rows out"]
+) -> None:
+    """Multiply by the library, which checks what is given; where it refuses, what it was is looked for here."""
+    assert taken.library is not None
+    packed = aligned(packed)
+    if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous() or len(bias) != y.shape[1]):
+        _check(x, packed, bias, y)
+        bias = bias.contiguous()
+    matrix = packed.data_ptr(), len(packed), TYPES[x.dtype], y.shape[1], x.shape[1]
+    rows = x.data_ptr(), len(x), x.stride(0), None if bias is None else bias.data_ptr(), y.data_ptr()
+    if taken.library.functions.ecoflap_packed_linear(taken.number, *matrix, *rows, torch.get_num_threads()):
+        said = taken.library.message
+        _check(x, packed, bias, y)
+        raise KernelError(said)
+
+
+def _by_panels(
+    taken: Route, x: Float[Tensor, "rows in"], packed: Tensor, bias: Tensor | None, y: Float[Tensor, "rows out"]
+) -> None:
+    """Decode some rows of the matrix at a time, and let torch multiply with them."""
+    _check(x, packed, bias, y)
+    each = max(1, PANEL // max(1, OUTPUTS * x.shape[1] * x.itemsize)) * OUTPUTS
+    for first in range(0, y.shape[1], each):
+        last = min(first + each, y.shape[1])
+        part = None if bias is None else bias[first:last]
+        y[:, first:last] = torch.nn.functional.linear(x, unpack(packed, first, last - first), part)
+
+
+def _rows(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "rows in"]:
+    """Give rows that lie one behind the other, each without gaps."""
+    count = x.shape[:-1].numel()
+    rows = x.detach().reshape(count, x.shape[-1])
+    lies_well = rows.stride(1) == 1 and (count < 2 or rows.stride(0) >= rows.shape[1])
+    return rows if lies_well else rows.contiguous()
+
+
+def _check(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    shape = shape_of(packed)
+    if x.dtype != shape.dtype or (bias is not None and bias.dtype != shape.dtype):
+        other = x.dtype if x.dtype != shape.dtype else f"a bias of {bias.dtype if bias is not None else None}"
+        raise KernelError(f"the packed weights are {shape.dtype} and are given {other}: convert one, by .to(dtype)")
+    if (y.shape[1], x.shape[1]) != (shape.outputs, shape.inputs) or (bias is not None and bias.shape != y.shape[1:]):
+        given = f"{x.shape[1]} inputs, {y.shape[1]} outputs and a bias of {None if bias is None else tuple(bias.shape)}"
+        raise KernelError(f"the packed weights are [{shape.outputs}, {shape.inputs}] and are given {given}")
+
+
+def _elsewhere(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    raise KernelError(
+        f"packed weights are multiplied on the CPU, and these are on {packed.device} with x on {x.device}. Load the "
+        f"model with weights='dense' to run it elsewhere."
+    )
+
+
+def _without_data(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
+def _refused(context: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    raise KernelError(UNTRAINED)
+
+
+_library.impl("packed_linear", packed_linear, "CPU")
+_library.impl("packed_linear", _elsewhere, "CUDA")
+torch.library.register_fake("ecoflap::packed_linear", _without_data, lib=_library)
+torch.library.register_autograd("ecoflap::packed_linear", _refused, lib=_library)

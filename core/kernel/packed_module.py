@@ -1,0 +1,110 @@
+"""Stand in the place of an ``nn.Linear`` with its weights packed: :class:`PackedLinear`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ecoflap.core.errors import KernelError
+from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers the operator
+from ecoflap.core.kernel.library import TYPES
+from ecoflap.core.kernel.matrix import pack_dense, unpack
+from ecoflap.core.kernel.order import shape_of
+from ecoflap.core.kernel.packed_weight import PackedWeight
+
+
+class PackedLinear(nn.Linear):
+    """Multiplies as the ``nn.Linear`` did whose weights it holds packed; they cannot be trained.
+
+    It is an ``nn.Linear`` to whoever asks, as open_clip does before it calls one, but has no parameter ``weight``.
+    ``weight`` stands for them and decodes them when it is used. A state dict has them dense, under the name they had.
+
+    :param packed: The matrix in the kernel's order; often a piece of one memory for a whole model.
+    """
+
+    packed: Tensor
+
+    def __init__(self, packed: UInt8[Tensor, "bytes"], bias: nn.Parameter | None = None) -> None:
+        nn.Module.__init__(self)
+        shape = shape_of(packed)
+        self.in_features, self.out_features, self.dtype, self.kept = (
+            shape.inputs,
+            shape.outputs,
+            shape.dtype,
+            shape.kept,
+        )
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        if torch.is_autocast_enabled("cpu"):  # torch's own products cast what they read; the weights stay as they are
+            x = x.to(self.dtype)
+        y: Tensor = torch.ops.ecoflap.packed_linear(x, self.packed, self.bias, self.out_features)
+        return y
+
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:  # type: ignore[override]
+        """Give what stands for the dense weights, and is decoded when it is used: what is written to it is lost."""
+        return PackedWeight(self.packed)
+
+    def extra_repr(self) -> str:
+        share = 1 - self.kept / max(1, self.in_features * self.out_features)
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{sizes}, sparsity={share:.3f}, {str(self.dtype).removeprefix('torch.')}"
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse a parameter in the place of the packed weights."""
+        if name == "weight":
+            raise KernelError("the weights of this layer are packed: put an nn.Linear in its place to give it others")
+        super().register_parameter(name, param)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
+        """Follow ``.to(dtype)``: the weights are decoded, cast and packed anew. ``.to(device)`` is refused."""
+        probe = fn(torch.empty(1, dtype=self.dtype))
+        if probe.device.type != "cpu":
+            raise KernelError(
+                f"packed weights are multiplied on the CPU, and cannot be moved to {probe.device}. Load the model with "
+                f"weights='dense' to run it there."
+            )
+        if probe.dtype not in TYPES:
+            raise KernelError(f"packed weights are {_listed()}, and not {probe.dtype}")
+        if probe.dtype != self.dtype:
+            self.packed, self.dtype = pack_dense(unpack(self.packed).to(probe.dtype)), probe.dtype
+        super()._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = unpack(self.packed)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        name = f"{prefix}weight"
+        others = {key: value for key, value in state_dict.items() if key != name}
+        if name not in state_dict:
+            missing_keys.append(name)
+        elif state_dict[name].shape != (self.out_features, self.in_features):
+            shapes = f"{tuple(state_dict[name].shape)} where it is {(self.out_features, self.in_features)}"
+            error_msgs.append(f"size mismatch for {name}: {shapes}.")
+        else:
+            self._pack(state_dict[name])
+        arguments = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        super()._load_from_state_dict(others, prefix, *arguments)
+
+    def _pack(self, weight: Float[Tensor, "out in"]) -> None:
+        self.packed = pack_dense(weight.to(self.dtype))
+        self.kept = shape_of(self.packed).kept
+
+
+def _listed() -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in TYPES)

@@ -1,0 +1,81 @@
+"""Choose how products with packed weights are computed: the library's fastest path, or torch, or what the user says.
+
+``ECOFLAP_KERNEL`` names a path of the library (``avx2``), or ``torch``: a panel of rows is decoded and given to torch.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+
+from ecoflap.core.errors import KernelError, unknown
+from ecoflap.core.kernel.library import TYPES, Library, opened
+
+VARIABLE = "ECOFLAP_KERNEL"
+TORCH = "torch"
+BY_TORCH = "each panel of rows is decoded and multiplied by torch: right and small, but not fast"
+
+
+@dataclass(frozen=True)
+class Route:
+    """Says how products are computed.
+
+    :param library: None where there is none; then panels are decoded by numpy.
+    :param number: Of the library's path; it decodes too where torch multiplies.
+    :param name: Of the path, or ``torch``.
+    :param why: In words, why it is this one.
+    """
+
+    library: Library | None
+    number: int
+    name: str
+    why: str
+
+    @cached_property
+    def batches(self) -> Mapping[torch.dtype, int]:
+        """Give the largest batch of each type that the library multiplies itself: 0 where it is left to torch."""
+        if self.library is None or self.name == TORCH:
+            return {}
+        largest = self.library.functions.ecoflap_path_batch
+        return {dtype: int(largest(self.number, number)) for dtype, number in TYPES.items()}
+
+    def batch(self, dtype: torch.dtype) -> int:
+        """Give the largest batch that the library multiplies itself."""
+        return self.batches.get(dtype, 0)
+
+
+def route() -> Route:
+    """Give the way that is taken now.
+
+    :raises KernelError: Where ``ECOFLAP_KERNEL`` names a path that is not known, or that cannot be taken here.
+    """
+    return _route(os.environ.get(VARIABLE, ""))
+
+
+@cache
+def _route(named: str) -> Route:
+    library = opened()
+    if isinstance(library, str):
+        return _without(named, library)
+    paths = library.paths()
+    usable = [path for path in paths if not path.lacks]
+    if named == TORCH:
+        return Route(library, usable[0].number, TORCH, f"{VARIABLE} says so: {BY_TORCH}")
+    if not named:
+        return Route(library, usable[0].number, usable[0].name, "it is the fastest that this CPU has")
+    choices = [*(path.name for path in paths), TORCH]
+    if named not in choices:
+        raise KernelError(f"{VARIABLE}={named}: {unknown('path', named, choices)}")
+    (path,) = (path for path in paths if path.name == named)
+    if path.lacks:
+        can = ", ".join([*(path.name for path in usable), TORCH])
+        raise KernelError(f"{VARIABLE}={named}: {path.lacks}. Here it may be {can}; unset, it is {usable[0].name}.")
+    return Route(library, path.number, path.name, f"{VARIABLE} says so")
+
+
+def _without(named: str, reason: str) -> Route:
+    if named not in ("", TORCH):
+        raise KernelError(f"{VARIABLE}={named}: {reason}. Unset it, and torch multiplies.")
+    return Route(None, 0, TORCH, f"{reason}. Until then {BY_TORCH}")

@@ -1,0 +1,73 @@
+/* The C interface of ecoflap's kernels: products with weights that stay packed. No Python and no torch in it.
+
+   A matrix of `outputs` rows and `inputs` columns is one piece of memory in the kernel's order, which src/order.h
+   describes. It holds no pointers: it may be copied, written to a file and mapped. Functions that can fail return 0, or
+   a code of `ecoflap_code`; ecoflap_message() then says what is wrong, for the calling thread. */
+#ifndef ECOFLAP_KERNELS_H
+#define ECOFLAP_KERNELS_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define ECOFLAP_API __declspec(dllexport)
+#else
+#define ECOFLAP_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ECOFLAP_ABI 1
+
+enum ecoflap_code { ECOFLAP_OK = 0, ECOFLAP_BAD_ARGUMENT = 1, ECOFLAP_BAD_MATRIX = 2, ECOFLAP_NO_PATH = 3 };
+enum ecoflap_type { ECOFLAP_FLOAT32 = 0, ECOFLAP_BFLOAT16 = 1, ECOFLAP_FLOAT16 = 2 };
+enum ecoflap_state { ECOFLAP_USABLE = 0, ECOFLAP_CPU_LACKS_IT = 1, ECOFLAP_NOT_COMPILED = 2 };
+
+/* Which version of this interface the library has: ECOFLAP_ABI when it was compiled. */
+ECOFLAP_API int ecoflap_abi(void);
+
+/* What went wrong in this thread's last call that failed. */
+ECOFLAP_API const char *ecoflap_message(void);
+
+/* Paths: ways of computing a product, the fastest first. A path is meant by its number. */
+ECOFLAP_API int ecoflap_path_count(void);
+ECOFLAP_API const char *ecoflap_path_name(int path);
+ECOFLAP_API const char *ecoflap_path_needs(int path);
+ECOFLAP_API int ecoflap_path_state(int path);
+
+/* The largest batch that a path multiplies faster than a decoded panel and a dense library would. */
+ECOFLAP_API int64_t ecoflap_path_batch(int path, int type);
+
+/* Bytes that a matrix takes in the kernel's order; negative where the numbers cannot be. */
+ECOFLAP_API int64_t ecoflap_packed_bytes(int type, int64_t outputs, int64_t inputs, int64_t kept);
+
+/* Puts a matrix into the kernel's order: from one bit a weight and the kept values, both in row order (the packed
+   file's), or from the dense matrix, of which all but zeros are kept. `out` is aligned to 8 bytes, better to 64. */
+ECOFLAP_API int ecoflap_pack_rows(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs,
+                                  const uint8_t *mask, const void *values, int64_t kept);
+ECOFLAP_API int ecoflap_pack_dense(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs,
+                                   const void *weight, int64_t kept);
+
+/* Writes rows of the dense matrix, from a row that is a multiple of 16. What the caller takes the matrix for is checked,
+   so that `out` may have the length that follows from it. */
+ECOFLAP_API int ecoflap_unpack(int path, const void *packed, int64_t bytes, int type, int64_t outputs, int64_t inputs,
+                               int64_t first, int64_t rows, void *out, int threads);
+
+/* Refuses a matrix whose masks, starts and sizes do not fit each other. */
+ECOFLAP_API int ecoflap_check(const void *packed, int64_t bytes);
+
+/* y = x W' + bias for `batch` rows of x, which lie `x_stride` elements apart, in the matrix's type throughout; sums are
+   float32. `y` is [batch, outputs] without gaps; `bias` may be null. What the caller takes the matrix for is checked. */
+ECOFLAP_API int ecoflap_packed_linear(int path, const void *packed, int64_t bytes, int type, int64_t outputs,
+                                      int64_t inputs, const void *x, int64_t batch, int64_t x_stride, const void *bias,
+                                      void *y, int threads);
+
+/* Runs on the threads of an OpenMP runtime that the process has already: give it that runtime's GOMP_parallel. With
+   null the library's own threads are used, which is what a process without OpenMP wants. */
+ECOFLAP_API void ecoflap_run_on(void *gomp_parallel);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

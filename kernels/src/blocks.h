@@ -1,0 +1,124 @@
+// The product of a block, for any vector unit: take two columns of 16 outputs out of the packed values, multiply each
+// with its input, add. A path says what a vector of 16 sums is (`Lanes`), and how two columns are taken.
+//
+// What is pruned is not read: the masks say how many values two columns have, and an expanding load puts them in place.
+// Several rows of x share what was taken. Sums of few rows are kept in two chains, so that an addition need not wait
+// for the one before it.
+#pragma once
+
+#include "numbers.h"
+#include "path.h"
+
+namespace {
+
+using namespace ecoflap;
+
+constexpr int kAhead = 2048;     // bytes of values fetched in advance; masks a quarter as far
+constexpr int64_t kPairs = 64;  // of columns that are added up at a time
+
+inline uint32_t mask_of(const uint16_t *masks, int64_t pair) {
+  uint32_t mask;
+  memcpy(&mask, masks + 2 * pair, sizeof mask);
+  return mask;
+}
+
+inline int64_t count(uint32_t mask) { return __builtin_popcount(mask); }
+
+// Adds the bias and writes the 16 sums of one row, or as many as the matrix has.
+inline void finish(const Task &task, int64_t block, int64_t row, const float *sums) {
+  const Matrix &w = task.weight;
+  int64_t first = block * kOutputs, left = w.outputs - first;
+  for (int64_t i = 0; i < (left < kOutputs ? left : kOutputs); ++i) {
+    float bias = task.bias == nullptr ? 0.0f : number_at(w.type, task.bias, first + i);
+    put_number(w.type, task.y, row * w.outputs + first + i, sums[i] + bias);
+  }
+}
+
+// Takes two columns and adds them to one chain of sums.
+template <class Lanes, int Rows, bool Full>
+__attribute__((always_inline)) inline void step(typename Lanes::Sums (&sums)[Rows], const uint16_t *masks, int64_t pair,
+                                                const uint8_t *&p, const typename Lanes::Input *x) {
+  __builtin_prefetch(p + kAhead);
+  typename Lanes::Taken taken = Full ? Lanes::whole(p) : Lanes::take(mask_of(masks, pair), p);
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) sums[r] = Lanes::add(sums[r], taken, x + 2 * (pair * Rows + r));
+}
+
+// Sums over some columns, in two chains while registers last; returns where the values go on.
+template <class Lanes, int Rows, bool Full>
+inline const uint8_t *add_columns(const uint16_t *masks, int64_t first, int64_t last, const uint8_t *p,
+                                  const typename Lanes::Input *x, typename Lanes::Sums (&totals)[Rows]) {
+  typename Lanes::Sums sums[Rows], others[Rows];
+  typename Lanes::Sums(&second)[Rows] = Rows <= 4 ? others : sums;
+  for (int r = 0; r < Rows; ++r) sums[r] = others[r] = Lanes::none();
+  for (int64_t pair = first; pair < last; pair += 4) {
+    __builtin_prefetch(masks + 2 * pair + kAhead / 8);
+    step<Lanes, Rows, Full>(sums, masks, pair, p, x);
+    step<Lanes, Rows, Full>(second, masks, pair + 1, p, x);
+    step<Lanes, Rows, Full>(sums, masks, pair + 2, p, x);
+    step<Lanes, Rows, Full>(second, masks, pair + 3, p, x);
+  }
+  for (int r = 0; r < Rows; ++r) {
+    typename Lanes::Sums all = Rows <= 4 ? Lanes::plus(sums[r], others[r]) : sums[r];
+    totals[r] = Lanes::plus(totals[r], all);
+  }
+  return p;
+}
+
+// Sums of `Rows` rows from `row` on: of a few columns at a time, then of those sums, so that a long row is no less exact
+// than a short one. Returns where the block's values end.
+template <class Lanes, int Rows, bool Full>
+inline const uint8_t *add_up(const Task &task, int64_t block, int64_t row) {
+  const Matrix &w = task.weight;
+  const typename Lanes::Input *x = static_cast<const typename Lanes::Input *>(task.x) + row * w.padded;
+  const uint8_t *p = w.values_of(block);
+  typename Lanes::Sums totals[Rows];
+  for (int r = 0; r < Rows; ++r) totals[r] = Lanes::none();
+  for (int64_t first = 0, pairs = w.padded / 2; first < pairs; first += kPairs) {
+    int64_t last = first + kPairs < pairs ? first + kPairs : pairs;
+    p = add_columns<Lanes, Rows, Full>(w.masks_of(block), first, last, p, x, totals);
+  }
+  for (int r = 0; r < Rows; ++r) {
+    float out[kOutputs];
+    Lanes::store(totals[r], out);
+    finish(task, block, row + r, out);
+  }
+  return p;
+}
+
+// As many rows at a time as there are registers for, then half as many, and so on: `rows_from` says the same.
+template <class Lanes, int Rows, bool Full>
+inline bool in_groups(const Task &task, int64_t block, int64_t row) {
+  const uint8_t *end = task.weight.values_of(block + 1);
+  for (; task.batch - row >= Rows; row += Rows)
+    if (add_up<Lanes, Rows, Full>(task, block, row) != end) return false;
+  if constexpr (Rows > 1) return in_groups<Lanes, Rows / 2, Full>(task, block, row);
+  return true;
+}
+
+template <class Lanes>
+bool product(const Task &task, int64_t block) {
+  return task.weight.full ? in_groups<Lanes, Lanes::kRows, true>(task, block, 0)
+                          : in_groups<Lanes, Lanes::kRows, false>(task, block, 0);
+}
+
+// Without a vector unit: one value after the other. `T` has the bits of a value. One that is pruned is read too, and
+// what was read is dropped: it is the next one that is kept, or lies in the 64 bytes beyond the end.
+template <class T>
+inline const uint8_t *expand_values(const uint16_t *masks, const uint8_t *values, void *tile) {
+  T *out = static_cast<T *>(tile);
+  for (int64_t at = 0; at < kOutputs * kColumns; ++at) {
+    T kept = masks[at / 16] >> at % 16 & 1, value;
+    memcpy(&value, values, sizeof value);
+    values += kept * sizeof value;
+    out[at] = T(value * kept);
+  }
+  return values;
+}
+
+inline const uint8_t *expand_by_value(int type, const uint16_t *masks, const uint8_t *values, void *tile) {
+  return size_of(type) == 4 ? expand_values<uint32_t>(masks, values, tile)
+                            : expand_values<uint16_t>(masks, values, tile);
+}
+
+}  // namespace

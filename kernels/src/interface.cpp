@@ -1,0 +1,256 @@
+// The C interface: arguments are checked here, and errors become codes with a sentence. ecoflap_kernels.h describes it.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+#include <new>
+#include <vector>
+
+#include "numbers.h"
+#include "reorder.h"
+
+namespace ecoflap {
+
+const Path *const kPaths[] = {&kAmx, &kAvx512Bf16, &kAvx512, &kAvx2, &kNeon, &kPortable};
+const int kPathCount = int(sizeof kPaths / sizeof kPaths[0]);
+
+namespace {
+
+thread_local char message[200] = "";
+
+int refused(int code, const char *text) {
+  snprintf(message, sizeof message, "%s", text);
+  return code;
+}
+
+int bad_matrix(const char *what) {
+  snprintf(message, sizeof message, "this is no packed matrix, or a damaged one: %s", what);
+  return ECOFLAP_BAD_MATRIX;
+}
+
+int state_of(const Path &path) {
+  if (path.product[0] == nullptr) return ECOFLAP_NOT_COMPILED;
+  return path.cpu_has() ? ECOFLAP_USABLE : ECOFLAP_CPU_LACKS_IT;
+}
+
+const Path *path_at(int number) {
+  return number >= 0 && number < kPathCount ? kPaths[number] : nullptr;
+}
+
+int unusable(const Path *path) {
+  if (path == nullptr) return refused(ECOFLAP_NO_PATH, "there is no path of this number");
+  if (state_of(*path) == ECOFLAP_USABLE) return ECOFLAP_OK;
+  bool cpu = state_of(*path) == ECOFLAP_CPU_LACKS_IT;
+  snprintf(message, sizeof message, "the path %s needs %s, which %s", path->name, path->needs,
+           cpu ? "this CPU lacks" : "this library was compiled without");
+  return ECOFLAP_NO_PATH;
+}
+
+// Opens a matrix for a path, and holds it to what the caller takes it for.
+int taken_for(int path, const void *packed, int64_t bytes, int type, int64_t outputs, int64_t inputs, Matrix *m) {
+  if (int code = unusable(path_at(path))) return code;
+  if (const char *problem = opened(packed, bytes, m)) return bad_matrix(problem);
+  if (type != m->type || outputs != m->outputs || inputs != m->inputs)
+    return refused(ECOFLAP_BAD_ARGUMENT, "the matrix is of another type or of other sizes than it is taken for");
+  return ECOFLAP_OK;
+}
+
+// Begins a matrix: its header, and zeros where nothing is written otherwise.
+int begun(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs, int64_t kept, Matrix *m) {
+  int64_t expected = packed_bytes(type, outputs, inputs, kept);
+  if (expected < 0) return refused(ECOFLAP_BAD_ARGUMENT, "no matrix has such a type, such sizes or so many kept weights");
+  if (out == nullptr || bytes != expected) return refused(ECOFLAP_BAD_ARGUMENT, "the memory has not the matrix's length");
+  if (reinterpret_cast<uintptr_t>(out) % 8 != 0) return refused(ECOFLAP_BAD_ARGUMENT, "the memory is not aligned");
+  Header header = {};
+  memcpy(header.magic, kMagic, sizeof kMagic);
+  header.version = ECOFLAP_ABI;
+  header.type = uint32_t(type);
+  header.outputs = outputs, header.inputs = inputs, header.kept = kept;
+  memcpy(out, &header, sizeof header);
+  *m = laid_out(out, type, outputs, inputs, kept);
+  uint8_t *starts = static_cast<uint8_t *>(out) + sizeof header, *masks = (uint8_t *)m->masks;
+  memset(starts, 0, size_t(masks - starts));
+  int64_t values = int64_t(m->values - static_cast<uint8_t *>(out)) + kept * size_of(type);
+  memset(static_cast<uint8_t *>(out) + values, 0, size_t(bytes - values));
+  return ECOFLAP_OK;
+}
+
+int written(const char *problem) { return problem == nullptr ? ECOFLAP_OK : refused(ECOFLAP_BAD_ARGUMENT, problem); }
+
+// Memory of this thread that is used again from call to call, aligned to lines.
+void *scratch(int64_t bytes) {
+  struct Block {
+    void *memory = nullptr;
+    int64_t bytes = 0;
+    ~Block() { free(memory); }
+  };
+  thread_local Block block;
+  if (block.bytes < bytes) {
+    free(block.memory);
+    block.bytes = 0;
+    block.memory = nullptr;
+    if (posix_memalign(&block.memory, size_t(kLine), size_t(bytes)) != 0) throw std::bad_alloc();
+    block.bytes = bytes;
+  }
+  return block.memory;
+}
+
+// What is asked for: x as the caller has it.
+struct Rows {
+  const void *x;
+  int64_t stride;
+};
+
+template <class T>
+void put_row(int type, const void *row, int64_t inputs, int64_t padded, T *to, int64_t step) {
+  for (int64_t k = 0; k < padded; ++k) {
+    T value = 0;
+    if (k < inputs) value = sizeof(T) == 4 ? T(number_at(type, row, k)) : T(static_cast<const uint16_t *>(row)[k]);
+    to[k / 2 * step + k % 2] = value;
+  }
+}
+
+// x as the path reads it: in its type, filled up with zeros, rows that go together side by side. One row that is so
+// already is left where it is.
+template <class T>
+const void *prepared(const Rows &rows, const Matrix &w, int64_t batch, int64_t most) {
+  bool converts = sizeof(T) != size_of(w.type);
+  if (batch == 1 && !converts && w.padded == w.inputs) return rows.x;
+  T *to = static_cast<T *>(scratch(batch * w.padded * int64_t(sizeof(T))));
+  int64_t together = 1;
+  for (int64_t row = 0, in_group = 0; row < batch; ++row, ++in_group) {
+    if (row == 0 || in_group == together) in_group = 0, together = rows_from(row, batch, most);
+    const uint8_t *from = static_cast<const uint8_t *>(rows.x) + row * rows.stride * size_of(w.type);
+    put_row(w.type, from, w.inputs, w.padded, to + (row - in_group) * w.padded + 2 * in_group, 2 * together);
+  }
+  return to;
+}
+
+// Blocks are given out several at a time: enough for their memory to be read in long pieces.
+struct Shares {
+  int64_t blocks, each;
+  int64_t count() const { return each == 0 ? 0 : (blocks + each - 1) / each; }
+  int64_t first(int64_t share) const { return share * each; }
+  int64_t last(int64_t share) const { return first(share) + each < blocks ? first(share) + each : blocks; }
+};
+
+Shares shared_out(int64_t blocks, int threads) {
+  int64_t each = blocks / (int64_t(threads) * 8);
+  return {blocks, threads <= 1 ? blocks : each < 1 ? 1 : each};
+}
+
+// What is less than this is done before another thread has woken up.
+constexpr int64_t kWorthwhile = 1 << 16;
+
+int worthwhile(int threads, const Matrix &w, int64_t batch) {
+  int64_t work = (w.kept * size_of(w.type) + w.blocks * w.padded * 2) * (batch < 1 ? 1 : batch);
+  return work / threads < kWorthwhile ? 1 : threads;
+}
+
+struct Multiplying {
+  Task task;
+  Product product;
+  Shares shares;
+  std::atomic<bool> damaged{false};
+
+  static void one(void *context, int64_t share) {
+    Multiplying &all = *static_cast<Multiplying *>(context);
+    for (int64_t block = all.shares.first(share); block < all.shares.last(share); ++block)
+      if (!all.product(all.task, block)) all.damaged = true;
+  }
+};
+
+struct Unpacking {
+  Matrix matrix;
+  const Path *path;
+  int64_t first, rows;
+  uint8_t *out;
+  std::atomic<bool> damaged{false};
+
+  static void one(void *context, int64_t block) {
+    Unpacking &all = *static_cast<Unpacking *>(context);
+    int64_t done = block * kOutputs, left = all.rows - done, row_bytes = all.matrix.inputs * size_of(all.matrix.type);
+    int64_t rows = left < kOutputs ? left : kOutputs;
+    if (!read_block(all.matrix, *all.path, all.first / kOutputs + block, rows, all.out + done * row_bytes))
+      all.damaged = true;
+  }
+};
+
+int multiply(const Path &path, Task &task, const Rows &rows, int threads) {
+  const Matrix &w = task.weight;
+  bool stays = w.type == ECOFLAP_BFLOAT16 && path.reads_bfloat16;
+  task.x = stays ? prepared<uint16_t>(rows, w, task.batch, path.rows[w.type])
+                 : prepared<float>(rows, w, task.batch, path.rows[w.type]);
+  threads = worthwhile(threads, w, task.batch);
+  Multiplying all{task, path.product[w.type], shared_out(w.blocks, threads)};
+  in_parallel(threads, all.shares.count(), Multiplying::one, &all);
+  return all.damaged ? bad_matrix("its masks do not fit its kept values") : ECOFLAP_OK;
+}
+
+}  // namespace
+}  // namespace ecoflap
+
+using namespace ecoflap;
+
+int ecoflap_abi(void) { return ECOFLAP_ABI; }
+const char *ecoflap_message(void) { return message; }
+int ecoflap_path_count(void) { return kPathCount; }
+const char *ecoflap_path_name(int path) { return path_at(path) ? path_at(path)->name : ""; }
+const char *ecoflap_path_needs(int path) { return path_at(path) ? path_at(path)->needs : ""; }
+int ecoflap_path_state(int path) { return path_at(path) ? state_of(*path_at(path)) : ECOFLAP_NOT_COMPILED; }
+void ecoflap_run_on(void *gomp_parallel) { run_on(gomp_parallel); }
+
+int64_t ecoflap_path_batch(int path, int type) {
+  return path_at(path) && type >= 0 && type < 3 ? path_at(path)->batch[type] : 0;
+}
+
+int64_t ecoflap_packed_bytes(int type, int64_t outputs, int64_t inputs, int64_t kept) {
+  return packed_bytes(type, outputs, inputs, kept);
+}
+
+int ecoflap_pack_rows(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs, const uint8_t *mask,
+                      const void *values, int64_t kept) {
+  Matrix m;
+  if (int code = begun(out, bytes, type, outputs, inputs, kept, &m)) return code;
+  return written(write_rows(m, mask, values));
+}
+
+int ecoflap_pack_dense(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs, const void *weight,
+                       int64_t kept) try {
+  Matrix m;
+  if (int code = begun(out, bytes, type, outputs, inputs, kept, &m)) return code;
+  return written(write_dense(m, weight));
+} catch (const std::bad_alloc &) {
+  return refused(ECOFLAP_BAD_ARGUMENT, "there is not enough memory");
+}
+
+int ecoflap_check(const void *packed, int64_t bytes) {
+  Matrix m;
+  if (const char *problem = opened(packed, bytes, &m)) return bad_matrix(problem);
+  const char *problem = checked(m);
+  return problem == nullptr ? ECOFLAP_OK : bad_matrix(problem);
+}
+
+int ecoflap_unpack(int path, const void *packed, int64_t bytes, int type, int64_t outputs, int64_t inputs,
+                   int64_t first, int64_t rows, void *out, int threads) {
+  Matrix m;
+  if (int code = taken_for(path, packed, bytes, type, outputs, inputs, &m)) return code;
+  if (first < 0 || first % kOutputs != 0 || rows < 0 || rows > m.outputs - first)
+    return refused(ECOFLAP_BAD_ARGUMENT, "the matrix has no such rows, or they do not begin at a multiple of 16");
+  Unpacking all{m, path_at(path), first, rows, static_cast<uint8_t *>(out)};
+  in_parallel(threads < 1 ? 1 : threads, rounded(rows, kOutputs) / kOutputs, Unpacking::one, &all);
+  return all.damaged ? bad_matrix("its masks do not fit its kept values") : ECOFLAP_OK;
+}
+
+int ecoflap_packed_linear(int path, const void *packed, int64_t bytes, int type, int64_t outputs, int64_t inputs,
+                          const void *x, int64_t batch, int64_t x_stride, const void *bias, void *y, int threads) try {
+  Task task = {};
+  if (int code = taken_for(path, packed, bytes, type, outputs, inputs, &task.weight)) return code;
+  if (batch < 0 || (batch > 0 && outputs > 0 && y == nullptr) || (batch > 1 && x_stride < inputs))
+    return refused(ECOFLAP_BAD_ARGUMENT, "x has a negative batch or overlapping rows, or there is no place for y");
+  task.batch = batch, task.bias = bias, task.y = y;
+  return multiply(*path_at(path), task, {x, x_stride}, threads < 1 ? 1 : threads);
+} catch (const std::bad_alloc &) {
+  return refused(ECOFLAP_BAD_ARGUMENT, "there is not enough memory");
+}

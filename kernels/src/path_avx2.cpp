@@ -1,0 +1,131 @@
+// AVX2, FMA and F16C, as nearly every x86 CPU since 2013 has them: a table says for each byte of a mask how to shuffle
+// its values into place.
+#include "path.h"
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+
+#include "blocks.h"
+#include "byte_tables.h"
+
+namespace ecoflap {
+namespace {
+
+struct Sixteen {
+  __m256 low, high;
+};
+
+struct Two {
+  Sixteen first, second;
+};
+
+inline __m128i eight_words(uint32_t mask, const uint8_t *&p) {
+  __m128i table = _mm_load_si128(reinterpret_cast<const __m128i *>(kTables.words[mask]));
+  __m128i found = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)), table);
+  p += 2 * count(mask);
+  return found;
+}
+
+inline __m256 eight_floats(uint32_t mask, const uint8_t *&p) {
+  __m128i table = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(kTables.floats[mask]));
+  __m256i from = _mm256_cvtepi8_epi32(table);
+  __m256i found = _mm256_permutevar8x32_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)), from);
+  p += 4 * count(mask);
+  return _mm256_castsi256_ps(_mm256_andnot_si256(_mm256_srai_epi32(from, 31), found));
+}
+
+struct InFloat {
+  static constexpr int kRows = 4;
+  using Input = float;
+  using Sums = Sixteen;
+  using Taken = Two;
+  static Sums none() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static Sums plus(const Sums &a, const Sums &b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+  static void store(const Sums &sums, float *out) {
+    _mm256_storeu_ps(out, sums.low);
+    _mm256_storeu_ps(out + 8, sums.high);
+  }
+  static Sums times(const Sixteen &w, float x, const Sums &sums) {
+    __m256 all = _mm256_set1_ps(x);
+    return {_mm256_fmadd_ps(w.low, all, sums.low), _mm256_fmadd_ps(w.high, all, sums.high)};
+  }
+  static Sums add(const Sums &sums, const Taken &taken, const float *x) {
+    return times(taken.second, x[1], times(taken.first, x[0], sums));
+  }
+};
+
+struct Float32 : InFloat {
+  static Sixteen column(uint32_t mask, const uint8_t *&p) {
+    __m256 low = eight_floats(mask & 255, p);
+    return {low, eight_floats(mask >> 8 & 255, p)};
+  }
+  static Taken take(uint32_t mask, const uint8_t *&p) {
+    Sixteen first = column(mask, p);
+    return {first, column(mask >> 16, p)};
+  }
+  static Taken whole(const uint8_t *&p) {
+    const float *from = reinterpret_cast<const float *>(p);
+    p += 128;
+    return {{_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}, {_mm256_loadu_ps(from + 16), _mm256_loadu_ps(from + 24)}};
+  }
+};
+
+struct Half : InFloat {
+  static Sixteen column(uint32_t mask, const uint8_t *&p) {
+    __m256 low = _mm256_cvtph_ps(eight_words(mask & 255, p));
+    return {low, _mm256_cvtph_ps(eight_words(mask >> 8 & 255, p))};
+  }
+  static Taken take(uint32_t mask, const uint8_t *&p) {
+    Sixteen first = column(mask, p);
+    return {first, column(mask >> 16, p)};
+  }
+  static Taken whole(const uint8_t *&p) {
+    const __m128i *from = reinterpret_cast<const __m128i *>(p);
+    p += 64;
+    __m256 parts[4];
+    for (int i = 0; i < 4; ++i) parts[i] = _mm256_cvtph_ps(_mm_loadu_si128(from + i));
+    return {{parts[0], parts[1]}, {parts[2], parts[3]}};
+  }
+};
+
+struct Bfloat16 : InFloat {
+  static Taken split(__m256i low, __m256i high) {
+    __m256i upper = _mm256_set1_epi32(int(0xffff0000u));
+    return {{_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))},
+            {_mm256_castsi256_ps(_mm256_and_si256(low, upper)), _mm256_castsi256_ps(_mm256_and_si256(high, upper))}};
+  }
+  static __m256i eight_pairs(uint32_t mask, const uint8_t *&p) {
+    __m128i four = eight_words(mask & 255, p);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(four), eight_words(mask >> 8 & 255, p), 1);
+  }
+  static Taken take(uint32_t mask, const uint8_t *&p) {
+    __m256i low = eight_pairs(mask, p);
+    return split(low, eight_pairs(mask >> 16, p));
+  }
+  static Taken whole(const uint8_t *&p) {
+    const __m256i *from = reinterpret_cast<const __m256i *>(p);
+    p += 64;
+    return split(_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1));
+  }
+};
+
+}  // namespace
+
+const Path kAvx2 = {
+    "avx2",
+    "AVX2, FMA and F16C",
+    cpu_has_avx2,
+    false,
+    {product<Float32>, product<Bfloat16>, product<Half>},
+    {4, 4, 4},
+    expand_by_value,
+    nullptr,
+    {32, 32, 32},
+};
+
+}  // namespace ecoflap
+#else
+namespace ecoflap {
+const Path kAvx2 = {"avx2", "AVX2, FMA and F16C", cpu_has_avx2, false, {}, {}, nullptr, nullptr, {}};
+}
+#endif

@@ -1,0 +1,26 @@
+// AVX-512 with VBMI2 and BF16, as Zen 4 and Sapphire Rapids have it: vdpbf16ps multiplies pairs of bfloat16, and adds
+// them up in float32. Other types go as on any AVX-512.
+#include "path.h"
+
+#if defined(__AVX512VBMI2__) && defined(__AVX512BF16__) && defined(__AVX512DQ__)
+#include "avx512_lanes.h"
+
+namespace ecoflap {
+const Path kAvx512Bf16 = {
+    "avx512_bf16",
+    "AVX-512 with VBMI2 and BF16",
+    cpu_has_avx512_bf16,
+    true,
+    {product<Float32>, product<Bfloat16>, product<Half>},
+    {16, 16, 16},
+    expand_512,
+    to_rows_512,
+    {256, 64, 512},
+};
+
+}  // namespace ecoflap
+#else
+namespace ecoflap {
+const Path kAvx512Bf16 = {"avx512_bf16", "AVX-512 with VBMI2 and BF16", cpu_has_avx512_bf16, true, {}, {}, nullptr, nullptr, {}};
+}
+#endif

@@ -1,0 +1,56 @@
+"""``ecoflap doctor`` says which path runs, and why."""
+
+import sys
+
+import pytest
+
+from ecoflap.core.cli import doctor
+from ecoflap.core.cli.main import main
+from ecoflap.core.kernel import route
+from kernels import usable
+
+
+def told(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ecoflap", "doctor"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr()
+    return stop.value.code or 0, shown.out, shown.err
+
+
+@pytest.mark.skipif(not usable(), reason="there is no library of kernels here")
+def test_it_names_the_path_and_all_others(capsys, monkeypatch):
+    monkeypatch.delenv("ECOFLAP_KERNEL", raising=False)
+    code, out, _ = told(capsys, monkeypatch)
+    assert code == 0
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in out.splitlines()]
+    assert ["runs", usable()[0]] in rows
+    assert ["because", "it is the fastest that this CPU has"] in rows
+    assert {row[0] for row in rows if len(row) == 3} >= {"amx", "avx512", "avx2", "neon", "portable"}
+    assert ["portable", "nothing", "usable"] in rows
+
+
+def test_it_says_why_nothing_is_fast(capsys, monkeypatch):
+    monkeypatch.delenv("ECOFLAP_KERNEL", raising=False)
+    for module in (route, doctor):
+        monkeypatch.setattr(module, "opened", lambda: "the library is not there")
+    route._route.cache_clear()
+    _, out, _ = told(capsys, monkeypatch)
+    route._route.cache_clear()
+    rows = {line.split()[0]: line for line in out.splitlines() if line.split()}
+    assert "the library is not there. Until then each panel of rows is decoded" in rows["because"]
+    assert rows["library"].split() == ["library", "none"]
+
+
+def test_a_path_that_is_not_known_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("ECOFLAP_KERNEL", "avx513")
+    code, _, err = told(capsys, monkeypatch)
+    assert code == 2
+    assert "ecoflap: ECOFLAP_KERNEL=avx513: " in err
+
+
+def test_threads_are_said_to_be_whose_they_are(monkeypatch):
+    monkeypatch.delenv("ECOFLAP_KERNEL", raising=False)
+    monkeypatch.setattr(doctor, "openmp", lambda: None)
+    (rows, *_) = [section.rows for section in doctor.doctor_tables()]
+    assert "its own: torch has no OpenMP here" in rows[-1][1]

@@ -1,0 +1,166 @@
+"""The operator: in torch's eager mode, exported, compiled, in a child of fork; and what it refuses."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.core.errors import KernelError
+from ecoflap.core.kernel import packed_linear
+from ecoflap.core.kernel.library import TYPES, openmp
+from ecoflap.core.kernel.matrix import pack_dense
+from ecoflap.core.kernel.packed_module import PackedLinear
+from kernels import assert_right, numbers, pruned, usable
+
+types = pytest.mark.parametrize("dtype", TYPES, ids=str)
+
+
+def linear(x, weight, bias=None):
+    return torch.ops.ecoflap.packed_linear(x, pack_dense(weight), bias, len(weight))
+
+
+@types
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (2, 3, 7), (0, 7), (2, 0, 7)])
+def test_x_has_any_number_of_axes(dtype, shape):
+    weight, bias, x = pruned(5, 7, 0.5, dtype), numbers(5, dtype=dtype), numbers(*shape, dtype=dtype)
+    y = linear(x, weight, bias)
+    assert y.shape == (*shape[:-1], 5)
+    assert_right(y.reshape(-1, 5), x.reshape(-1, 7), weight, bias)
+
+
+@types
+def test_x_and_bias_lie_as_they_like(dtype):
+    weight, wide = pruned(6, 8, 0.5, dtype), numbers(12, 4, dtype=dtype)
+    bias = numbers(12, dtype=dtype)[::2]
+    for x in (wide.T[:, :8], wide[:8].T, wide[0, 0].expand(3, 8), numbers(1, 8, dtype=dtype).expand(5, 8)):
+        assert_right(linear(x, weight, bias), x, weight, bias)
+
+
+@types
+def test_a_large_batch_goes_by_panels(dtype, monkeypatch):
+    monkeypatch.setattr(packed_linear, "PANEL", 16 * 64 * dtype.itemsize * 2)
+    weight, bias = pruned(100, 64, 0.5, dtype), numbers(100, dtype=dtype)
+    x = numbers(1100, 64, dtype=dtype)
+    expected = torch.nn.functional.linear(x, weight, bias)
+    assert torch.allclose(linear(x, weight, bias).float(), expected.float(), atol=1e-5, rtol=2 * torch.finfo(dtype).eps)
+
+
+@types
+def test_memory_that_begins_anywhere_is_read(dtype):
+    weight, x = pruned(20, 30, 0.5, dtype), numbers(2, 30, dtype=dtype)
+    packed = pack_dense(weight)
+    odd = torch.empty(len(packed) + 3, dtype=torch.uint8)[3:].copy_(packed)
+    assert_right(torch.ops.ecoflap.packed_linear(x, odd, None, 20), x, weight)
+
+
+@pytest.mark.parametrize("path", [*usable(), "torch"])
+def test_what_does_not_fit_is_refused(path, monkeypatch):
+    monkeypatch.setenv("ECOFLAP_KERNEL", path if usable() else "")
+    packed, x = pack_dense(pruned(20, 30, 0.5, torch.float32)), torch.zeros(2, 30)
+    multiply = torch.ops.ecoflap.packed_linear
+    with pytest.raises(KernelError, match=r"are torch.float32 and are given torch.bfloat16: convert one, by \.to"):
+        multiply(x.bfloat16(), packed, None, 20)
+    with pytest.raises(KernelError, match=r"are torch.float32 and are given torch.float64"):
+        multiply(x.double(), packed, None, 20)
+    with pytest.raises(KernelError, match=r"given a bias of torch.float16"):
+        multiply(x, packed, torch.zeros(20).half(), 20)
+    with pytest.raises(KernelError, match=r"are \[20, 30\] and are given 31 inputs, 20 outputs"):
+        multiply(torch.zeros(2, 31), packed, None, 20)
+    with pytest.raises(KernelError, match="30 inputs, 21 outputs"):
+        multiply(x, packed, None, 21)
+    with pytest.raises(KernelError, match=r"a bias of \(7,\)"):
+        multiply(x, packed, torch.zeros(7), 20)
+
+
+def test_a_gradient_is_refused_in_words():
+    x = torch.zeros(2, 30, requires_grad=True)
+    y = linear(x, pruned(20, 30, 0.5, torch.float32))
+    with pytest.raises(KernelError, match=r"can be run and not trained.*inference_mode.*weights='dense'"):
+        y.sum().backward()
+
+
+def test_the_operator_is_declared_as_it_is():
+    packed, x = pack_dense(pruned(20, 30, 0.5, torch.float32)), torch.zeros(2, 3, 30)
+    for bias in (None, torch.zeros(20)):
+        torch.library.opcheck(torch.ops.ecoflap.packed_linear.default, (x, packed, bias, 20),
+                              test_utils=("test_schema", "test_faketensor"))  # fmt: skip
+
+
+@pytest.fixture
+def model():
+    first, second = nn.Linear(40, 24).bfloat16(), nn.Linear(24, 10).bfloat16()
+    packed = [PackedLinear(pack_dense(pruned(*layer.weight.shape, 0.5, torch.bfloat16)), layer.bias)
+              for layer in (first, second)]  # fmt: skip
+    return nn.Sequential(packed[0], nn.ReLU(), packed[1]).requires_grad_(False)
+
+
+def test_it_is_exported_saved_and_read_again(model, tmp_path):
+    x = numbers(3, 40, dtype=torch.bfloat16)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert called.count("ecoflap.packed_linear.default") == 2
+    torch.export.save(program, tmp_path / "model.pt2")
+    again = torch.export.load(tmp_path / "model.pt2").module()
+    for rows in (x, x[:1], x.repeat(9, 1)):
+        assert torch.equal(again(rows), model(rows))
+
+
+COMPILED = """
+import torch
+from torch import nn
+from ecoflap.core.kernel.matrix import pack_dense
+from ecoflap.core.kernel.packed_module import PackedLinear
+
+layer = nn.Linear(40, 24).bfloat16().requires_grad_(False)
+model = nn.Sequential(PackedLinear(pack_dense(layer.weight.clamp(min=0)), layer.bias), nn.ReLU())
+x = torch.randn(3, 40).bfloat16()
+with torch.inference_mode():
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+"""
+
+
+def test_it_is_compiled_whole():
+    """Apart from these tests, whose checks of types torch cannot compile."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_of_fork_multiplies_too():
+    """Threads are not there any more in a child: it must not wait for them."""
+    weight, x = pruned(2000, 300, 0.5, torch.float32), numbers(8, 300, dtype=torch.float32)
+    packed = pack_dense(weight)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = torch.ops.ecoflap.packed_linear(x, packed, None, 2000)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if torch.equal(torch.ops.ecoflap.packed_linear(x, packed, None, 2000), expected) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not usable(), reason="there is no library of kernels here")
+def test_threads_of_its_own_give_the_same_as_those_of_torch():
+    from ctypes import c_void_p, cast
+
+    from kernels import library
+
+    weight, x = pruned(2000, 300, 0.5, torch.float32), numbers(8, 300, dtype=torch.float32)
+    packed, before = pack_dense(weight), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        expected = torch.ops.ecoflap.packed_linear(x, packed, None, 2000)
+        library().functions.ecoflap_run_on(None)
+        for _ in range(20):
+            assert torch.equal(torch.ops.ecoflap.packed_linear(x, packed, None, 2000), expected)
+    finally:
+        torch.set_num_threads(before)
+        library().functions.ecoflap_run_on(None if openmp() is None else cast(openmp(), c_void_p))

@@ -1,0 +1,157 @@
+"""A model in memory runs from packed weights: every family's outputs, what stays dense, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from exported import bits, half_pruned, outputs
+from table import ALL_ROWS, THOROUGH
+from torch import nn
+
+import ecoflap
+from ecoflap.core.errors import KernelError, ModelError
+from ecoflap.core.kernel.packed_module import PackedLinear
+
+needs_llama = pytest.mark.skipif("llama" not in ALL_ROWS, reason="these families are not of this environment")
+
+
+def packed_names(model):
+    return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedLinear)]
+
+
+@pytest.mark.parametrize("name", THOROUGH)
+def test_a_family_gives_the_same(name):
+    pruned = half_pruned(name)
+    model, adapter = pruned.model, pruned.adapter
+    state, expected = bits(model), outputs(name, model, adapter)
+    packing = ecoflap.pack_model(model)
+    assert packing is model.ecoflap_packing
+    assert packing.packed or all("only an nn.Linear" in reason for reason in packing.dense.values())
+    assert set(packing.packed) <= set(packed_names(model))
+    assert bits(model) == state
+    for ours, theirs in zip(outputs(name, model, adapter), expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@needs_llama
+def test_what_is_packed_is_counted():
+    model = half_pruned("llama").model
+    before = sum(p.numel() * p.itemsize for p in model.parameters())
+    packing = ecoflap.pack_model(model)
+    after = sum(p.numel() * p.itemsize for p in model.parameters())
+    assert before - after == packing.bytes_dense
+    assert packing.bytes_packed == sum(m.packed.numel() for m in model.modules() if isinstance(m, PackedLinear))
+    assert str(packing).startswith(f"{len(packing.packed)} matrices run packed, 0.")
+
+
+def small():
+    model = nn.ModuleDict({name: nn.Linear(40, 20) for name in ("fifty", "third", "dense")})
+    model["attention"] = nn.MultiheadAttention(8, 2)
+    model["float64"] = nn.Linear(40, 20).double()
+    with torch.no_grad():
+        for name, share in (("fifty", 0.5), ("third", 0.3), ("float64", 0.5)):
+            model[name].weight.mul_(torch.rand(20, 40) >= share)
+        model["attention"].in_proj_weight.mul_(torch.rand(24, 8) >= 0.5)
+    return model
+
+
+def test_what_stays_dense_is_named_with_the_reason():
+    model = small()
+    packing = ecoflap.pack_model(model)
+    assert packing.packed == ["fifty.weight"]
+    assert packing.dense == {
+        "attention.in_proj_weight": "only an nn.Linear runs packed yet, and this is 'in_proj_weight' of a "
+        "MultiheadAttention",
+        "float64.weight": "float64 is not multiplied packed",
+    }
+    assert type(model["third"]) is nn.Linear
+    assert "dense, because float64 is not multiplied packed: float64.weight" in str(packing)
+
+
+def test_a_weight_of_two_modules_is_packed_once():
+    model = nn.ModuleDict({"a": nn.Linear(40, 20), "b": nn.Linear(40, 20), "c": nn.Linear(40, 20)})
+    model["a"].weight.data.mul_(torch.rand(20, 40) >= 0.5)
+    model["b"].weight = model["a"].weight
+    assert ecoflap.pack_model(model).packed == ["a.weight"]
+    assert model["a"].packed is model["b"].packed
+    assert not torch.equal(model["a"].bias, model["b"].bias)
+
+
+def test_a_head_that_is_the_embedding_too_stays_dense():
+    model = nn.ModuleDict({"embedding": nn.Embedding(20, 40), "head": nn.Linear(40, 20)})
+    model["embedding"].weight.data.mul_(torch.rand(20, 40) >= 0.5)
+    model["head"].weight = model["embedding"].weight
+    packing = ecoflap.pack_model(model)
+    assert not packing.packed
+    assert "this is 'weight' of a Embedding" in packing.dense["embedding.weight"]
+
+
+def test_hooks_are_not_lost():
+    model = small()
+    model["fifty"].register_forward_hook(lambda *_: None)
+    assert ecoflap.pack_model(model).dense["fifty.weight"] == "its module has hooks, which would be lost"
+
+
+def test_a_model_is_packed_once_and_on_the_cpu():
+    model = small()
+    ecoflap.pack_model(model)
+    with pytest.raises(ModelError, match=r"the weights of fifty are packed already.*weights='dense'"):
+        ecoflap.pack_model(model)
+    with pytest.raises(ModelError, match="this model is on meta"):
+        ecoflap.pack_model(small().to("meta"))
+
+
+@pytest.fixture
+def llama():
+    if "llama" not in ALL_ROWS:
+        pytest.skip("these families are not of this environment")
+    model = half_pruned("llama").model.eval()
+    dense = copy.deepcopy(model)
+    ecoflap.pack_model(model)
+    return model, dense
+
+
+def test_it_generates(llama):
+    model, dense = llama
+    ids = torch.tensor([[1, 5, 7, 9]])
+    asked = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(ids, **asked), dense.generate(ids, **asked))
+
+
+def test_it_is_saved_dense(llama, tmp_path):
+    model, dense = llama
+    model.save_pretrained(tmp_path)
+    again = type(dense).from_pretrained(tmp_path)
+    assert bits(again) == bits(dense)
+
+
+def test_it_is_cast_and_not_moved(llama):
+    model, dense = llama
+    assert bits(model.to(torch.bfloat16)) == bits(dense.to(torch.bfloat16))
+    assert all(module.dtype == torch.bfloat16 for module in model.modules() if isinstance(module, PackedLinear))
+    with pytest.raises(KernelError, match="cannot be moved to meta"):
+        model.to("meta")
+
+
+def test_a_copy_of_it_is_one_of_its_own(llama):
+    model, _ = llama
+    again = copy.deepcopy(model)
+    memory = {m.packed.untyped_storage().data_ptr() for m in again.modules() if isinstance(m, PackedLinear)}
+    assert len(memory) == 1
+    assert bits(again) == bits(model)
+
+
+def test_it_is_not_trained(llama):
+    model, _ = llama
+    loss = model(input_ids=torch.tensor([[1, 5, 7]]), labels=torch.tensor([[1, 5, 7]])).loss
+    with pytest.raises(KernelError, match="can be run and not trained"):
+        loss.backward()
+
+
+def test_it_is_exported(llama):
+    model, dense = llama
+    ids = torch.tensor([[1, 5, 7, 9]])
+    program = torch.export.export(model, (), {"input_ids": ids, "use_cache": False}, strict=False)
+    assert torch.allclose(
+        program.module()(input_ids=ids, use_cache=False).logits, dense(input_ids=ids).logits, atol=1e-4
+    )

@@ -1,0 +1,79 @@
+"""The library is compiled by a script of its own, and holds under sanitizers what it holds without."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
+COMPILER = os.environ.get("CXX", "c++")
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"there is no compiler here: {COMPILER}")
+
+
+@pytest.fixture(scope="module")
+def build():
+    spec = importlib.util.spec_from_file_location("build_kernels", ROOT / "kernels" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_compiler_it_says_so(build, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "nothing"))
+    with pytest.raises(build.NotBuilt, match=r"there is no compiler: .*nothing"):
+        build.build(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@needs_compiler
+def test_what_a_compiler_says_is_passed_on(build, tmp_path, monkeypatch):
+    broken = tmp_path / "broken.cpp"
+    broken.write_text("int broken( { return 1; }")
+    monkeypatch.setattr(build, "SOURCES", [broken])
+    with pytest.raises(build.NotBuilt, match=r"broken\.cpp.*\n.*expected"):
+        build.build(tmp_path / "out")
+
+
+@needs_compiler
+def test_instructions_that_the_compiler_does_not_know_are_left_out(build, tmp_path, monkeypatch):
+    """The path is then in the library, and says that it was not compiled."""
+    monkeypatch.setattr(build, "SOURCES", [path for path in build.SOURCES if path.stem == "path_avx2"])
+    monkeypatch.setitem(build.X86, "path_avx2", ("-mno-such-instructions",))
+    assert build.build(tmp_path).is_file()
+
+
+def run(library, folder, flags=SANITIZERS):
+    """Compile the program that tests a library without Python, and give what it says."""
+    include = [f"-I{ROOT / 'kernels' / name}" for name in ("include", "src")]
+    command = [COMPILER, "-std=c++17", *flags, *include, str(HERE / "sanitized.cpp"), str(library)]
+    program = folder / "sanitized"
+    subprocess.run([*command, f"-Wl,-rpath,{folder}", "-pthread", "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("0 failures\n")
+    return done.stdout.splitlines()
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_nothing_is_read_or_written_beyond_its_memory(build, tmp_path):
+    """With exact memory, damaged matrices and threads, on every path there is."""
+    assert "portable: tested" in run(build.build(tmp_path, SANITIZERS), tmp_path)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_tiles_are_used_rightly_where_there_are_none(build, tmp_path, monkeypatch):
+    """The path for AMX, with tiles in plain C++; what else it does takes AVX-512 with BF16."""
+    others = [path for path in build.SOURCES if path.stem != "path_amx"]
+    monkeypatch.setattr(build, "SOURCES", [*others, HERE / "by_hand" / "path_amx.cpp"])
+    said = run(build.build(tmp_path, ["-O0"]), tmp_path, ["-O1"])
+    if "avx512_bf16: tested" not in said:
+        pytest.skip("this CPU has no AVX-512 with BF16")
+    assert "amx: tested" in said
