@@ -67,10 +67,16 @@ def _made(processor: Any, **arguments: Any) -> dict[str, Any]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"the {type(processor).__name__} cannot read the images and texts: {reason.rstrip('.')}. Is it the one "
-            f"that belongs to the model?"
+            f"that belongs to the model?{_of_places(processor)}"
         ) from error
     finally:
         tokenizer.padding_side = before
+
+
+def _of_places(processor: Any) -> str:
+    """Say what no text of the data may hold, as a sentence to add; nothing where it may hold anything."""
+    written = placeholder(processor)
+    return f" {written!r} is put in for each image, and must not be in a text of the data too." if written else ""
 
 
 def refuse_padded_images(batch: Batch) -> None:

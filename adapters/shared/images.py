@@ -56,7 +56,7 @@ def text_to_say(number: int, sample: Sample) -> str:
     if said is None:
         raise DataError(
             f"this model learns to say something of an image: sample {number} of a batch has neither a text nor an "
-            f"answer."
+            f"answer. The datasets image_text and image_question_answer give both."
         )
     return said
 

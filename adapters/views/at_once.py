@@ -23,7 +23,7 @@ class ComputedAtOnce(TorchFunctionMode):
     A model looks in Python at the grid or the size of an image: how many vectors it makes of it, and where they stand.
     While torch makes a graph no tensor has a value in Python, not even one that is written down in the code. Two
     things that say nothing of the result are left out, as ONNX knows neither: a check whether all of a mask is true,
-    and a squeeze of an axis that is longer than 1.
+    and a squeeze of an axis that is longer than 1. A difference is written as a sum, for the same reason.
     """
 
     def __torch_function__(

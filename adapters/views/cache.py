@@ -97,10 +97,12 @@ def cache_of(output: Any) -> Any:
 
 
 def past_names(begins: str, layers: int, side: str = "") -> list[str]:
+    """Name the keys and values of each layer as Optimum does: ``past_key_values.0.key``."""
     return [f"{begins}.{layer}{side}.{kind}" for layer in range(layers) for kind in KEY_AND_VALUE]
 
 
 def past_axes(names: Sequence[str], length: str) -> dict[str, dict[int, str]]:
+    """Say which axes of keys and values vary: the batch, and the length under this name."""
     return {name: {0: BATCH, 2: length} for name in names}
 
 
@@ -111,6 +113,7 @@ def in_turn(own: Sequence[Any], other: Sequence[Any]) -> list[Any]:
 
 
 def filled(past: Sequence[Tensor]) -> Any:
+    """Make a cache of keys and values, which come in turn."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
@@ -120,6 +123,7 @@ def filled(past: Sequence[Tensor]) -> Any:
 
 
 def both_filled(own: Sequence[Tensor], other: Sequence[Tensor]) -> Any:
+    """Make the cache of a decoder that reads an encoder."""
     from transformers import EncoderDecoderCache
 
     return EncoderDecoderCache(filled(own), filled(other))

@@ -23,6 +23,8 @@ SAYS = ("language", "encoder", "decoder")
 EMBEDS, STATES, TILES = "inputs_embeds", "cross_attention_states", "cross_attention_mask"
 BESIDE_VECTORS = ("attention_mask", "token_type_ids", "position_ids", "decoder_input_ids")
 FEW = 4
+"""How many places an image has at most in the example of a text: there its vectors are like others, and a real image's
+hundreds would only make the example long."""
 BESIDE_STATES = ("input_ids", "attention_mask", TILES)
 
 

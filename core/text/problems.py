@@ -95,4 +95,5 @@ def _at(value: Any, path: KeyPath) -> Any:
 
 def _sentence(message: str) -> str:
     """Give pydantic's message as part of a sentence whose subject is the key."""
-    return message.replace("Input should be", "should be").removeprefix("Value error, ").rstrip(".")
+    said = message.replace("Input should be", "should be").replace("a valid array", "a list")  # JSON's word
+    return said.removeprefix("Value error, ").rstrip(".")

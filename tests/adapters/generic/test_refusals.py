@@ -65,6 +65,14 @@ def test_samples_without_an_image_or_without_anything_to_say(llava):
         adapter.collate(model, [ecoflap.Sample(image=asked.image, question="w1")])
 
 
+def test_a_question_that_names_its_image_by_itself(llava):
+    model, adapter = llava
+    (asked,) = questions(1)
+    sample = ecoflap.Sample(image=asked.image, question="<image> w1", answers=("w2",))
+    with pytest.raises(DataError, match=r"'<image>' is put in for each image, and must not be in"):
+        adapter.collate(model, [sample])
+
+
 def test_images_that_are_padded_to_one_shape():
     row = GENERIC_ROWS["idefics2"]
     model, adapter = row.build(), row.adapter()

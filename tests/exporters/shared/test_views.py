@@ -17,6 +17,7 @@ from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Exported, StoredTensor, View
 from ecoflap.core.errors import ModelError, RecipeError
 from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.exporters.shared.views import export_views, view_problems
 
 NONE = r"WithoutViews has no views of this model .*Use the exporter safetensors or hugging_face\."
@@ -183,3 +184,10 @@ def test_a_run_does_not_begin_for_a_view_that_is_not_there(use: str, pico_llama_
     with pytest.raises(RecipeError, match=said):
         ecoflap.run({**recipe, "export": [{"use": use, "views": ["decodr"]}]}, folder=tmp_path / "run")
     assert not (tmp_path / "run" / "plan.json").exists()
+
+
+def test_one_view_that_is_written_as_a_text_is_told_to_be_a_list():
+    recipe = {"version": 1, "model": "./m", "sparsity": 0.5, "prune": "magnitude"}
+    recipe["export"] = {"use": "onnx", "views": "vision"}
+    with pytest.raises(ecoflap.EcoflapError, match=r"views: should be a list, not 'vision'"):
+        parse_recipe(recipe, registry=ecoflap.load_registry())
