@@ -55,7 +55,7 @@ demo-llava: $(VENV)/.installed-llava
 	$(BIN)/python examples/box/llava/show_llava.py runs/demo-llava runs/demo-llava/answers.png
 	@echo
 	@echo "DINOv2-small and SmolLM2-135M-Instruct, joined here for questions on drawn shapes: examples/box/llava/README.md."
-	@echo "vqa is the share of 240 questions on images of easy-VQA's test set that are answered right. Calibrated on 64"
+	@echo "vqa is the share of 150 questions on images of easy-VQA's test set that are answered right. Calibrated on 48"
 	@echo "questions, 8 of them scored on with joint: true (the paper: 32, matrix by matrix). Scores and the dense"
 	@echo "evaluation are computed once. The page: runs/demo-llava/report.html; what is said: runs/demo-llava/answers.png."
 
