@@ -40,7 +40,8 @@ def packed_linear(
     rows = _rows(x)
     y = x.new_empty(len(rows), outputs)
     taken = route()
-    multiply = _by_library if len(rows) <= taken.batch(x.dtype) else _by_panels
+    most = taken.batch(x.dtype)  # 0 where there is no library, and there may be no rows
+    multiply = _by_library if most and len(rows) <= most else _by_panels
     multiply(taken, rows, packed, bias, y)
     return y.view(*x.shape[:-1], outputs)
 

@@ -131,6 +131,7 @@ def test_it_is_compiled_whole():
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.skipif(not usable(), reason="without the library torch multiplies, whose own threads a child waits for")
 def test_a_child_of_fork_multiplies_too():
     """Threads are not there any more in a child: it must not wait for them."""
     weight, x = pruned(2000, 300, 0.5, torch.float32), numbers(8, 300, dtype=torch.float32)
