@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ecoflap.adapters.generic.examples import ROWS, a_word, image_token
 from ecoflap.adapters.generic.taken_apart import SeenBlock, TakenApart
 from ecoflap.adapters.hubs.weightless import lent_weights
-from ecoflap.adapters.shared.members import find
 from ecoflap.adapters.views.graphs import ran_empty, why_no_graph
 from ecoflap.adapters.views.image_form import CONSTANT, ImageForm
 from ecoflap.adapters.views.images import PIXELS
@@ -38,14 +37,14 @@ def composite_views(model: nn.Module, taken_apart: TakenApart) -> tuple[list[Vie
     return [view for view in views if view.name not in refused], refused
 
 
-def composites_impossible(model: nn.Module, views: Sequence[View], exporter: str) -> dict[str, str]:
+def composites_impossible(model: nn.Module, views: Sequence[View], exporter: str, most: int | None) -> dict[str, str]:
     """Say which views no file can hold, and why: a loop of the text model is one of the whole too.
 
     :param exporter: Whose files they would be.
+    :param most: How many tokens the model reads at most; None where it does not say.
     """
-    config: Any = model.config
     says = [view for view in views if view.name == "language"]
-    found = views_impossible(says, exporter, find(config.get_text_config(), "max_position_embeddings", int))
+    found = views_impossible(says, exporter, most)
     found |= {"all": found["language"]} if found else {}
     with lent_weights(model):
         tried = {view.name: why_no_graph(view, exporter) for view in views}

@@ -82,7 +82,7 @@ class ImageTextToTextAdapter(GenericAdapter):
     def views_refused(self, model: nn.Module, exporter: str) -> Mapping[str, str]:
         """Say which views a model like this lacks, and which would look at numbers of their inputs in Python."""
         views, refused = composite_views(model, self._taken_apart(model))
-        return {**refused, **composites_impossible(model, views, exporter)}
+        return {**refused, **composites_impossible(model, views, exporter, self.max_length(model))}
 
     def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
         return images_with_texts(model)

@@ -1,7 +1,6 @@
 """Make ``language`` of models that read an image in a text: the text model alone, which reads what images became."""
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from inspect import signature
 from itertools import takewhile
@@ -15,7 +14,7 @@ from ecoflap.adapters.views.at_once import ComputedAtOnce
 from ecoflap.adapters.views.image_form import ImageForm
 from ecoflap.adapters.views.images import PIXELS
 from ecoflap.adapters.views.masks import broadcast_masks
-from ecoflap.adapters.views.view import BATCH, TEXT_AXES, Example, view
+from ecoflap.adapters.views.view import BATCH, TEXT_AXES, Example, view, without
 from ecoflap.core.contracts.records import View
 from ecoflap.core.model.anatomy import Tower
 
@@ -49,10 +48,11 @@ def language_view(form: ImageForm, towers: Sequence[Tower]) -> View:
     if STATES in form.takes:
         return _beside_states(alone)
     model, says = form.model, _paths(towers, says=True)
-    if not _takes_no_image(form):
-        model = form.model.get_submodule(says[0][0])
-    for path in _paths(towers, says=False) if model is form.model else ():
-        model = without_path(model, _apart(path, says[0]))
+    if _takes_no_image(form):
+        seen = [_apart(path, says[0]) for path in _paths(towers, says=False)]
+        model = without(model, *(".".join(path) for path in seen))
+    else:
+        model = model.get_submodule(says[0][0])
     return _of_vectors(alone, model)
 
 
@@ -90,30 +90,10 @@ def taps_of(form: ImageForm, towers: Sequence[Tower]) -> bool:
 def without_text_model(model: nn.Module, towers: Sequence[Tower]) -> nn.Module:
     """Copy a model without what says a text, and its head."""
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
-    heads = [name.split(".") for name, module in model.named_modules() if module is head and name]
+    heads = [name for name, module in model.named_modules() if module is head and name]
     seen = _paths(towers, says=False)
-    for path in _paths(towers, says=True):
-        model = without_path(model, _apart(path, seen[0]) if seen else path)
-    for path in heads:
-        model = without_path(model, path)
-    return model
-
-
-def without_path(model: nn.Module, path: Sequence[str], instead: nn.Module | None = None) -> nn.Module:
-    """Copy a module without what is at a path: other objects on the way there, of the same class, with its weights.
-
-    :param instead: What comes in its place.
-    """
-    rest: Any = copy(model)
-    rest._modules = dict(model._modules)
-    first, *others = path
-    if others and rest._modules.get(first) is not None:
-        rest._modules[first] = without_path(rest._modules[first], others, instead)
-    elif instead is not None:
-        rest._modules[first] = instead
-    else:
-        rest._modules.pop(first, None)
-    return rest  # type: ignore[no-any-return]
+    says = [_apart(path, seen[0]) if seen else path for path in _paths(towers, says=True)]
+    return without(model, *(".".join(path) for path in says), *heads)
 
 
 def _of_vectors(form: ImageForm, model: nn.Module) -> View:
@@ -136,8 +116,9 @@ def _beside_states(form: ImageForm) -> View:
     count, like = form.row["aspect_ratio_mask"].shape[-1] * seen.num_patches, next(seen.parameters())
     stub = nn.Module()
     stub.num_patches = seen.num_patches  # of the vision tower the text model asks for this number
-    rest = without_path(form.model, ["model", "vision_model"], stub)
-    rest = without_path(rest, ["model", "multi_modal_projector"])
+    rest = without(form.model, "model.vision_model", "model.multi_modal_projector")
+    inner: Any = rest.get_submodule("model")
+    inner.vision_model = stub
     axes = {**{name: form.text_axes[name] for name in BESIDE_STATES}, STATES: {0: BATCH}}
 
     def made(example: Example) -> dict[str, Tensor]:
