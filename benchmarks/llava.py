@@ -95,6 +95,24 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {budget} → {pruner} | {' | '.join(cells)} |"
 
 
+def by_type(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Write a second table: each seed's share of right answers, and the mean over seeds for each type of question."""
+    kinds = [name for name in lines[0]["pruned"] if name.startswith("vqa ") and name != "vqa ended"]
+    yield f"| budget → pruner | sparsity | right, seed by seed | {' | '.join(name[4:] for name in kinds)} |"
+    yield f"|---|---:|---|{'---:|' * len(kinds)}"
+    yield f"| dense | 0 % | {lines[0]['dense']['vqa']:.4f} | {shares([line['dense'] for line in lines[:1]], kinds)} |"
+    for pruner, share, budget in product(PRUNERS, SPARSITIES, BUDGETS):
+        found = sorted((x for x in lines if matches(x, budget, pruner, share)), key=lambda line: int(line["seed"]))
+        if found:
+            right = ", ".join(f"{line['pruned']['vqa']:.4f}" for line in found)
+            own = shares([line["pruned"] for line in found], kinds)
+            yield f"| {budget} → {pruner} | {100 * share:.0f} % | {right} | {own} |"
+
+
+def shares(found: Sequence[Mapping[str, float]], kinds: Sequence[str]) -> str:
+    return " | ".join(f"{mean(one[kind] for one in found):.3f}" for kind in kinds)
+
+
 def matches(line: Mapping[str, Any], budget: str, pruner: str, sparsity: float) -> bool:
     return bool((line["budget"], line["pruner"], line["sparsity"]) == (budget, pruner, sparsity))
 
@@ -117,7 +135,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table of what is there, and run nothing")
     asked = parser.parse_args()
     if asked.table:
-        print("\n".join(table(read_lines(asked.results))))
+        lines = read_lines(asked.results)
+        print("\n".join([*table(lines), "", *by_type(lines)]))
     else:
         run_rows(asked.work, asked.results, asked.seeds)
 
