@@ -150,6 +150,10 @@ class ClipAdapter(TransformersAdapter):
             if self._classifier is not None:
                 yield "classifier is for a vision tower alone; this model compares images with texts. Leave it out."
 
+    def read_processor(self, source: Source, model: nn.Module) -> Any:
+        """Read the processor; of a vision tower alone that of its images."""
+        return load_processor("AutoProcessor" if _has_texts(model) else "AutoImageProcessor", source)
+
     @staticmethod
     def _is_read(model_type: str, name: str | None) -> bool:
         return model_type in KINDS and name in (KINDS[model_type], None)
@@ -165,9 +169,6 @@ class ClipAdapter(TransformersAdapter):
         return load_transformers_model(
             KINDS.get(source.config.get("model_type", ""), "AutoModel"), source, dtype, device
         )
-
-    def _read_processor(self, source: Source, model: nn.Module) -> Any:
-        return load_processor("AutoProcessor" if _has_texts(model) else "AutoImageProcessor", source)
 
     def _check_classifier(self, model: nn.Module) -> None:
         if self._classifier is not None:

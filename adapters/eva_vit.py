@@ -90,8 +90,12 @@ class EvaVitAdapter:
             raise ModelError(f"{source.name} is a {timm_hub.class_name(model)}; this adapter knows {FITS}.")
         if device != "meta":
             given = self.processor if source.model is not None else None
-            self.processor = timm_hub.transform_of(model) or given
+            self.processor = self.read_processor(source, model) or given
         return model if source.model is not None else model.to(device)
+
+    def read_processor(self, source: Source, model: nn.Module) -> Any:
+        """Make timm's own transform for a model's images; None where timm did not make the model."""
+        return timm_hub.transform_of(model)
 
     def _loaded(self, source: Source, device: str) -> nn.Module:
         if source.name.startswith(timm_hub.PREFIX):

@@ -80,9 +80,13 @@ class OpenClipAdapter:
         _check_kind(model)
         describe(model, config)
         if device != "meta":
-            tokenizer = open_clip_hub.tokenizer_of(source, config["model_cfg"]["text_cfg"])
-            self.processor = Processor(open_clip_hub.transform_of(model), tokenizer)
+            self.processor = self.read_processor(source, model)
         return model.to(device, dtype)
+
+    def read_processor(self, source: Source, model: nn.Module) -> Any:
+        """Make the transform and the tokenizer that a model's configuration describes."""
+        tokenizer = open_clip_hub.tokenizer_of(source, self._config_of(model)["model_cfg"]["text_cfg"])
+        return Processor(open_clip_hub.transform_of(model), tokenizer)
 
     def towers(self, model: nn.Module) -> Sequence[Tower]:
         """Give vision and its projection, then text and its projection: the order in which the model runs them."""

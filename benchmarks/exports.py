@@ -1,9 +1,11 @@
 """What packed files cost and save against dense ones, as ratios in one process, on a real model (SmolLM2-135M).
 
-    python benchmarks/exports.py [sizes] [latency] [load] [speed]
+    python benchmarks/exports.py [sizes] [latency] [load] [speed] [sessions]
 
 All without arguments; about ten minutes on two idle cores. ``speed`` is why we claim size and no speed: each engine
-with a share of its weights zero against itself with none. Figures go into benchmarks/RESULTS.md as they are printed.
+with a share of its weights zero against itself with none. ``sessions`` is about packed products: one layer in
+onnxruntime, dense, unpacked when it is loaded, and multiplied packed. Figures go into benchmarks/RESULTS.md as they are
+printed.
 """
 
 import json
@@ -14,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +37,7 @@ ROUNDS = 20
 
 
 def main() -> None:
-    parts = {"sizes": sizes, "latency": latency, "load": load, "speed": speed}
+    parts = {"sizes": sizes, "latency": latency, "load": load, "speed": speed, "sessions": sessions}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in sys.argv[1:] or parts:
         parts[name]()
@@ -153,12 +156,53 @@ def speed(width: int = 4096) -> None:
             print(f"speed: {100 * sparsity:.0f} % zero, batch {batch}, time / dense: {ratios}", flush=True)
 
 
+def sessions(width: int = 4096) -> None:
+    """One linear layer in onnxruntime, in each form against dense: its time, the memory of loading it, and the file."""
+    import onnxruntime as ort
+
+    import ecoflap.onnx
+
+    random = np.random.default_rng(0)
+    full = random.standard_normal((width, width), dtype=np.float32)
+    for sparsity in (0.5, 0.7):
+        weight = full * (random.random((width, width)) >= sparsity)
+        with tempfile.TemporaryDirectory() as folder:
+            files = {form: layer(weight, form, Path(folder)) for form in ("dense", "bitmask", "packed_op")}
+            made = {form: ecoflap.onnx.load_session(file, options=options(ort)) for form, file in files.items()}
+            code = "import ecoflap.onnx; s = ecoflap.onnx.load_session(FILE)"
+            peaks = {form: opened(code, file)[1] for form, file in files.items()}
+            sizes = {form: file.stat().st_size for form, file in files.items()}
+        for form in ("bitmask", "packed_op"):
+            times = []
+            for batch in (1, 8, 64):
+                x = {"x": random.standard_normal((batch, width), dtype=np.float32)}
+                ours, dense = (partial(made[one].run, None, x) for one in (form, "dense"))
+                times.append(f"{by_turns(ours, dense):.2f}")
+            memory, size = (found[form] / found["dense"] for found in (peaks, sizes))
+            rest = f"peak of loading {memory:.2f}, file {size:.3f}"
+            print(f"sessions: {100 * sparsity:.0f} % zero, {form} / dense: 1, 8, 64 rows {', '.join(times)}; {rest}")
+
+
+def layer(weight: np.ndarray, form: str, folder: Path) -> Path:
+    """Write one linear layer, its weight in this form."""
+    import onnx_ir as ir
+
+    from ecoflap.exporters.onnx.encoding import pack
+    from ecoflap.exporters.onnx.settings import Storage
+
+    model = ir.serde.deserialize_model(product(weight, "rows"))
+    if form != "dense":
+        pack(model, {"w": "w"}, Storage(form))
+    ir.save(model, folder / f"{form}.onnx")
+    return folder / f"{form}.onnx"
+
+
 def by_turns(ours: Callable[[], object], theirs: Callable[[], object]) -> float:
     times: list[tuple[float, float]] = [(seconds(ours), seconds(theirs)) for _ in range(ROUNDS)]
     return statistics.median(t[0] for t in times) / statistics.median(t[1] for t in times)
 
 
-def product(weight: np.ndarray, batch: int) -> Any:
+def product(weight: np.ndarray, batch: int | str) -> Any:
     from onnx import TensorProto, helper, numpy_helper
 
     width = len(weight)

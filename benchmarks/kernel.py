@@ -1,9 +1,10 @@
 """Measure products with packed weights: python benchmarks/kernel.py [--types bfloat16] [--batches 1 4] [--threads 1 2]
 
-By turns in one process: torch's dense product, our kernel with nothing pruned, and packed at three sparsities. Each has
-several copies of its matrix, together larger than the caches. Times are medians, of the CPU with one thread and of the
-clock with more; ratios are of those. A line of JSON for each is appended to benchmarks/results/kernel.jsonl, with the
-machine and how busy it was.
+By turns in one process: torch's dense product, our kernel with nothing pruned, and packed at three sparsities; the last
+two in int8 as well, with x in 16 bits and in 8, where the base is our kernel in the same int8 with nothing pruned. Each
+has several copies of its matrix, together larger than the caches. Times are medians, of the CPU with one thread and of
+the clock with more; ratios are of those. A line of JSON for each is appended to benchmarks/results/kernel.jsonl, with
+the machine and how busy it was.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -20,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecoflap.core.kernel.library import VALUES, Values
 from ecoflap.core.kernel.matrix import pack_dense
+from ecoflap.core.kernel.order import shape_of
 from ecoflap.core.kernel.packed_linear import packed_linear
 from ecoflap.core.kernel.route import route
 
@@ -37,7 +40,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         for dtype in (getattr(torch, name) for name in asked.types):
             for size in asked.sizes:
-                matrices = held(*(int(number) for number in size.split("x")), dtype)
+                matrices = held(*(int(number) for number in size.split("x")), dtype, asked.values)
                 for batch in asked.batches:
                     for row in measured(matrices, batch, threads, asked.repeats):
                         told(row)
@@ -46,6 +49,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--types", nargs="+", default=["bfloat16", "float32", "float16"])
+    parser.add_argument("--values", nargs="+", default=list(VALUES), choices=list(VALUES))
     parser.add_argument("--sizes", nargs="+", default=["4096x4096", "11008x4096"], metavar="OUTxIN")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8, 16, 128])
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
@@ -53,18 +57,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def held(outputs: int, inputs: int, dtype: torch.dtype) -> dict[str, list[Tensor]]:
-    """Copies of a matrix: dense, and packed at each sparsity."""
+def held(outputs: int, inputs: int, dtype: torch.dtype, kinds: Sequence[Values]) -> dict[str, list[Tensor]]:
+    """Copies of a matrix: dense, and packed at each sparsity, with its values exact and in int8."""
     weight, share = torch.randn(outputs, inputs) * 0.02, torch.rand(outputs, inputs)
     copies = {"torch dense": several(weight.to(dtype))}
-    for sparsity in SPARSITIES:
-        packed = pack_dense(weight.masked_fill(share < sparsity, 0).to(dtype))
-        copies[name_of(sparsity)] = several(packed)
+    for values in kinds:
+        for sparsity in SPARSITIES:
+            packed = pack_dense(weight.masked_fill(share < sparsity, 0).to(dtype), values=values)
+            copies[name_of(sparsity, values)] = several(packed)
     return copies
 
 
-def name_of(sparsity: float) -> str:
-    return f"packed {100 * sparsity:.0f} %" if sparsity else "ours dense"
+def name_of(sparsity: float, values: Values) -> str:
+    ours, packed = ("ours", "packed") if values == "exact" else (f"our {values}", values)
+    return f"{packed} {100 * sparsity:.0f} %" if sparsity else f"{ours} dense"
 
 
 def several(tensor: Tensor) -> list[Tensor]:
@@ -88,14 +94,16 @@ def measured(matrices: Mapping[str, list[Tensor]], batch: int, threads: int, rep
                 seconds[name] += [taken] * (repeat > 0)
     middle = {name: median(times) for name, times in seconds.items()}
     for name, copies in matrices.items():
-        nbytes = copies[0].numel() * copies[0].itemsize
-        if name == "ours dense":
-            nbytes = dense.numel() * dense.itemsize  # the masks of a full matrix are not read
+        nbytes, base = copies[0].numel() * copies[0].itemsize, list(matrices)[1]
+        if name != "torch dense":
+            shape = shape_of(copies[0])
+            base = name_of(0.0, shape.values)
+            nbytes = shape.kept * shape.itemsize if shape.keeps_all else nbytes  # its masks are not read
         yield {
             "what": name,
             "ms": round(1e3 * middle[name], 4),
             "over_torch": round(middle["torch dense"] / middle[name], 3),
-            "over_ours_dense": round(middle["ours dense"] / middle[name], 3),
+            "over_ours_dense": round(middle[base] / middle[name], 3),
             "bytes": round(nbytes / (dense.numel() * dense.itemsize), 4),
             "gb_per_s": round(nbytes / middle[name] / 1e9, 2),
             "out": outputs,
@@ -134,8 +142,8 @@ def told(row: Mapping[str, Any]) -> None:
     with RESULTS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     shape = f"{row['type']} {row['out']}x{row['in']} batch {row['batch']} threads {row['threads']}"
-    ratios = f"{row['over_torch']:.2f} × torch  {row['over_ours_dense']:.2f} × ours dense"
-    print(f"{shape:44} {row['what']:12} {row['ms']:9.3f} ms {row['gb_per_s']:6.1f} GB/s  {ratios}", flush=True)
+    ratios = f"{row['over_torch']:.2f} × torch  {row['over_ours_dense']:.2f} × ours with nothing pruned"
+    print(f"{shape:44} {row['what']:16} {row['ms']:9.3f} ms {row['gb_per_s']:6.1f} GB/s  {ratios}", flush=True)
 
 
 if __name__ == "__main__":

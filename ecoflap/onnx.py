@@ -1,10 +1,12 @@
 """Run packed ONNX models: ``load_session`` in less memory than onnxruntime alone, ``densify`` for every other runtime.
 
 ``onnxruntime.InferenceSession(path)`` runs a packed model as it is, with no help from here, but needs about 30 bytes of
-memory for each packed weight while it loads it. Nothing here imports torch.
+memory for each packed weight while it loads it. Of a model that was exported with ``weights: packed_op`` matrices stay
+packed where ``library`` is registered with it, as ``load_session`` does. Nothing here imports torch.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecoflap.exporters.onnx.decode import Packed, packed_in, unpacked
+from ecoflap.core.errors import KernelError
+from ecoflap.core.kernel import place
+from ecoflap.exporters.onnx.decode import Multiplied, Packed, packed_in, unpacked
 from ecoflap.exporters.onnx.dense import without, write_dense
-from ecoflap.exporters.onnx.tensors import Opened, library, opened
+from ecoflap.exporters.onnx.tensors import Opened, opened
+from ecoflap.exporters.onnx.tensors import library as needed
 
-__all__ = ["densify", "load_session"]
+__all__ = ["densify", "library", "load_session"]
+
+_REFUSAL = "ecoflap: "
+"""What stands before the words of the library in those of onnxruntime."""
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -24,29 +32,68 @@ _FOLDER = "session.model_external_initializers_file_folder_path"
 def load_session(
     path: str | os.PathLike[str], *, providers: Sequence[Any] | None = None, options: Any | None = None
 ) -> Any:
-    """Make a session of onnxruntime for a packed model, whose weights are decoded and checked here.
+    """Make a session of onnxruntime for a packed model, whose weights are checked here.
 
-    Its outputs are those of onnxruntime's own session, bit by bit. A model without packed weights is given to
-    onnxruntime as it is.
+    Matrices that the library of kernels multiplies stay packed; it is registered here. Without it they are decoded too,
+    with a warning that says what is missing. All other weights are decoded, and outputs are those of onnxruntime's own
+    session, bit by bit. A model without packed weights is given to onnxruntime as it is.
 
     :param providers: As for ``onnxruntime.InferenceSession``.
     :param options: An ``onnxruntime.SessionOptions`` for this session alone: the weights are added to it.
     :return: An ``onnxruntime.InferenceSession``.
     :raises FormatError: Where a weight is damaged, or the file is no ONNX model.
+    :raises KernelError: Where the library is there and onnxruntime cannot use it.
     """
-    runtime = library("onnxruntime")
-    source = opened(Path(path))
+    runtime = needed("onnxruntime")
     options = runtime.SessionOptions() if options is None else options
+    # What was read of the file is let go before onnxruntime reads it; what was decoded stays until it has been copied.
+    model, _weights = _prepared(runtime, Path(path), options)
+    try:
+        return runtime.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # onnxruntime has a dozen classes of its own, with no common base
+        if said := str(error).partition(_REFUSAL)[2]:
+            raise KernelError(f"{path}: {said}") from error
+        raise
+
+
+def _prepared(runtime: Any, path: Path, options: Any) -> tuple[str | bytes, list[Any]]:
+    """Check all weights and decode those that no kernel multiplies.
+
+    :return: What onnxruntime is to read, and the decoded weights, which the options point at.
+    """
+    source = opened(path)
     found = packed_in(source)
-    if not found:
-        return runtime.InferenceSession(os.fspath(path), options, providers=providers)
+    multiplied = [one for one in found if isinstance(one, Multiplied)]
+    if multiplied and (reason := place.absent(place.FILE)):
+        text = f"{path}: its matrices are decoded, and take the memory of dense ones: {reason}."
+        warnings.warn(text, stacklevel=3)  # for who calls load_session
+    elif multiplied:
+        for matrix in multiplied:
+            matrix.check()
+        _register(options)
+        found = [one for one in found if not isinstance(one, Multiplied)]
+    return _decoded(runtime, source, found, options) if found else (str(path), [])
+
+
+def _decoded(runtime: Any, source: Opened, found: Sequence[Packed], options: Any) -> tuple[bytes, list[NDArray[Any]]]:
+    """Take weights out of a model and into the options, decoded."""
     weights = unpacked(found, np.zeros)
     without(source, found)
     for packed in found:
         _announce(source, packed)
     options.add_external_initializers(list(weights), [_value(runtime, weights[one.name], one) for one in found])
-    options.add_session_config_entry(_FOLDER, str(Path(path).parent.absolute()))
-    return runtime.InferenceSession(source.proto.SerializeToString(), options, providers=providers)
+    options.add_session_config_entry(_FOLDER, str(Path(source.where).parent.absolute()))
+    return source.proto.SerializeToString(), list(weights.values())
+
+
+def library() -> Path:
+    """Give the library of kernels, whose operators a session takes by ``SessionOptions.register_custom_ops_library``.
+
+    :raises KernelError: Where there is none.
+    """
+    if reason := place.absent(place.FILE):
+        raise KernelError(reason)
+    return place.FILE
 
 
 def densify(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
@@ -58,6 +105,13 @@ def densify(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Pat
     :raises FormatError: Where a weight is damaged, or none is packed.
     """
     return write_dense(Path(path), Path(target))
+
+
+def _register(options: Any) -> None:
+    try:
+        options.register_custom_ops_library(str(library()))
+    except Exception as error:  # onnxruntime has a dozen classes of its own, with no common base
+        raise KernelError(f"{library()} cannot be used by onnxruntime: {error}. Install ecoflap again") from error
 
 
 def _announce(source: Opened, packed: Packed) -> None:

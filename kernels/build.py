@@ -15,10 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-SOURCES = sorted((Path(__file__).resolve().parent / "src").glob("*.cpp"))
+HERE = Path(__file__).resolve().parent
+SOURCES = sorted(path for folder in ("src", "onnxruntime") for path in (HERE / folder).glob("*.cpp"))
 LIBRARY = "libecoflap_kernels.so"
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread")
-_512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi", "-mavx512vbmi2", "-mfma", "-mpopcnt")
+_512 = (
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mavx512vbmi",
+    "-mavx512vbmi2",
+    "-mavx512vnni",
+    "-mfma",
+    "-mpopcnt",
+)
 X86 = {
     "path_avx2": ("-mavx2", "-mfma", "-mf16c", "-mpopcnt"),
     "path_avx512": _512,

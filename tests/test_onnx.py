@@ -18,7 +18,7 @@ runtime = pytest.importorskip("onnxruntime")
 
 from ecoflap.exporters.onnx import dense as onnx_dense  # noqa: E402
 from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
-from ecoflap.exporters.onnx.coo import to_coo  # noqa: E402
+from ecoflap.exporters.onnx.forms.coo import to_coo  # noqa: E402
 from ecoflap.exporters.onnx.settings import Storage  # noqa: E402
 from ecoflap.onnx import densify, load_session  # noqa: E402
 

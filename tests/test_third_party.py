@@ -37,7 +37,7 @@ from pathlib import Path
 from ecoflap import load_registry
 from ecoflap.core.recipe.load import load_recipe
 
-registry = load_registry()
+registry = load_registry(allow_code=True)
 recipe = load_recipe({recipe!r}, registry=registry)
 parsed = recipe.score.plain()
 own = load_recipe({recipe!r}, registry=registry, set_=["score=ecoflap_stable_rank:StableRank"]).score.plain()
@@ -135,7 +135,7 @@ def test_a_scorer_of_a_registry_file_runs_from_a_recipe(whole_run, tmp_path):
 
 def test_a_scorer_of_an_import_path_runs_from_a_recipe(whole_run, tmp_path):
     (tmp_path / "their_mod.py").write_text(MINE)
-    report, said = whole_run("{use: 'their_mod:Mine', level: 2}", {"PYTHONPATH": str(tmp_path)})
+    report, said = whole_run("{use: 'their_mod:Mine', level: 2}", {"PYTHONPATH": str(tmp_path)}, "--allow-code")
     assert "their_mod:Mine → ecoflap → magnitude" in said
     assert {group["score"] for group in report["groups"].values()} == {7 * 2.0}
 
@@ -150,7 +150,8 @@ def test_a_registry_file_brings_a_plugin(modules):
 
 def test_an_import_path_needs_no_registration(modules):
     modules("{}", my_mod=MINE)
-    recipe = parse_recipe(RECIPE + "{use: my_mod:Mine, level: 3}", registry=load_registry(installed=False))
+    registry = load_registry(installed=False, allow_code=True)
+    recipe = parse_recipe(RECIPE + "{use: my_mod:Mine, level: 3}", registry=registry)
     assert recipe.score.scorer.build().level == 3
 
 
@@ -159,7 +160,7 @@ def test_an_unknown_parameter_is_told_with_the_nearest(modules):
     with pytest.raises(
         RecipeError, match=r"recipe:6:27: score\.levl: my_mod:Mine has no parameter 'levl'\. Did you mean"
     ):
-        parse_recipe(RECIPE + "{use: my_mod:Mine, levl: 3}", registry=load_registry(installed=False))
+        parse_recipe(RECIPE + "{use: my_mod:Mine, levl: 3}", registry=load_registry(installed=False, allow_code=True))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from ecoflap.adapters.generic.examples import Inputs
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import run_small, texts_alone
+from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.shared.losses import IGNORED, shifted
 from ecoflap.adapters.shared.text_batches import going_on, texts_gone_on_with, windows_of
 from ecoflap.adapters.views.cache import Keeping, cache_of, kept_in
@@ -33,6 +34,10 @@ class CausalLMAdapter(GenericAdapter):
     priority = -20
     _kind, _mapping = "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._keeping = Remembered(self._seen_keeping)
+
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Put windows of tokens side by side, padded on the right to the longest."""
         return windows_of(samples)
@@ -55,7 +60,7 @@ class CausalLMAdapter(GenericAdapter):
         absent = {"decoder_with_past": why_not} if why_not else {}
         return absent | views_impossible(self.export_views(model), exporter, self.max_length(model))
 
-    def _keeping(self, model: nn.Module) -> Keeping:
+    def _seen_keeping(self, model: nn.Module) -> Keeping:
         ((inputs, _),) = self._examples(model)
         made, why_not = run_small(model, inputs)
         return Keeping(why_not=why_not) if why_not else kept_in(cache_of(made))

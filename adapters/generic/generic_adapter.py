@@ -14,9 +14,10 @@ from ecoflap.adapters.generic.classes import class_named, made_for, names_in, re
 from ecoflap.adapters.generic.examples import Inputs, arguments_of, image_token, patches_of
 from ecoflap.adapters.generic.layers_seen import VISION, Texts
 from ecoflap.adapters.generic.probe import QFORMER, QUESTION, failure, taken_apart_by
-from ecoflap.adapters.generic.taken_apart import SeenBlock, TakenApart
+from ecoflap.adapters.generic.taken_apart import SeenBlock
 from ecoflap.adapters.hubs.experts import experts_one_by_one
 from ecoflap.adapters.hubs.hugging_face import load_transformers_model
+from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.shared.images import IMAGE
 from ecoflap.adapters.shared.losses import IGNORED, mean_nll_in_chunks
@@ -29,6 +30,8 @@ from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 class GenericAdapter(TransformersAdapter):
     """Is what the generic adapters share. What a model is made of is seen as it runs, on inputs of a few tokens.
 
+    That is remembered for as long as the model is the same one, because watching a large model takes seconds.
+
     :cvar _mapping: The name of transformers' table of the classes that the adapter reads.
     """
 
@@ -36,9 +39,13 @@ class GenericAdapter(TransformersAdapter):
     _has_doubles = True
     _mapping: ClassVar[str]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._taken_apart = Remembered(lambda model: taken_apart_by(model, self._examples))
+
     def towers(self, model: nn.Module) -> Sequence[Tower]:
         """Give the stacks of blocks that run and that the loss depends on, and the matrices between them."""
-        return self._taken_apart(model).towers
+        return tuple(self._taken_apart(model).towers)
 
     def layers(self, block: Block) -> Sequence[Layer]:
         """Give the layers that were seen to run in a block of :meth:`towers`."""
@@ -147,9 +154,6 @@ class GenericAdapter(TransformersAdapter):
             else value
             for name, value in batch.items()
         }
-
-    def _taken_apart(self, model: nn.Module) -> TakenApart:
-        return taken_apart_by(model, self._examples)
 
     @classmethod
     def _is_read(cls, model_type: str, name: str | None) -> bool:

@@ -8,6 +8,7 @@ from ecoflap.adapters.generic.examples import Inputs
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import run_small, text_pairs
+from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.shared.generation import check_prompts, generated, without_ends
 from ecoflap.adapters.shared.members import member
 from ecoflap.adapters.shared.text_batches import pairs_of, text_ids
@@ -34,6 +35,10 @@ class Seq2SeqLMAdapter(GenericAdapter):
 
     priority = -20
     _kind, _mapping = "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._halves = Remembered(self._seen_halves)
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Put the encoder's texts and the decoder's side by side, each padded on the right to the longest."""
@@ -62,7 +67,7 @@ class Seq2SeqLMAdapter(GenericAdapter):
         views = views_of_encoder_and_decoder(model, halves)
         return absent | views_impossible(views, exporter, self.max_length(model))
 
-    def _halves(self, model: nn.Module) -> Halves:
+    def _seen_halves(self, model: nn.Module) -> Halves:
         """Say where the encoder is, what it gives, and what the decoder keeps of that and of its own text."""
         ((inputs, _),) = self._examples(model)
         made, why_not = run_small(model, inputs)

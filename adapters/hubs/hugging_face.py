@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ecoflap.adapters.hubs.absent_tokenizer import why_unreadable, why_without_words
 from ecoflap.adapters.hubs.checked_weights import integer_problems, refuse_other_weights, refuse_quantised
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.disk.json_files import read_json
@@ -67,11 +68,14 @@ def load_processor(kind: str, source: Source) -> Any:
     try:
         with quiet():
             read = _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of a damaged file it raises whatever its reader does
         brought = not_run(_processor_config(source), "It")
-        reason = "" if brought else f" {' '.join(str(error).split())}"
+        reason = "" if brought else f" {why_unreadable(source) or ' '.join(str(error).split())}"
         raise ModelError(f"the tokenizer or processor of {source.name} cannot be read:{reason}{brought}") from error
-    _forget_place(getattr(read, "tokenizer", read))
+    tokenizer = getattr(read, "tokenizer", read)
+    if (without := why_without_words(source, tokenizer)) is not None:
+        raise ModelError(f"the tokenizer of {source.name} has no words: {without}")
+    _forget_place(tokenizer)
     return read
 
 

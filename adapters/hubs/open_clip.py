@@ -15,6 +15,7 @@ from torch import nn
 from ecoflap.adapters.shared.stored_types import take_types, types_in
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.config_limits import read_config
 from ecoflap.core.model.hub import first_on_hub
 from ecoflap.core.model.shapes import first_difference, shapes_of
 from ecoflap.core.model.source import OPEN_CLIP
@@ -60,7 +61,7 @@ def config_of(source: Source) -> dict[str, Any]:
         return _named_config(*_name_and_tag(source))
     stored = source.config.get("open_clip")
     if stored is None and source.path is not None and OPEN_CLIP in source.files:  # beside another format's config.json
-        stored = json.loads((source.path / OPEN_CLIP).read_text(encoding="utf-8"))
+        stored = read_config(source.path / OPEN_CLIP)
     if stored is None:
         raise ModelError(f"{source.name} has no {OPEN_CLIP}, so it is not in open_clip's hub format.")
     return deepcopy(dict(stored))
@@ -128,7 +129,9 @@ def load(source: Source, device: str, architecture: str | None) -> tuple[nn.Modu
             f"architecture: NAME}} with the architecture's name in open_clip, such as ViT-B-16."
         )
     if device == "meta":
-        return build(config["model_cfg"], None, device), config
+        model = build(config["model_cfg"], None, device)
+        _set_preprocessing(model, config.get("preprocess_cfg") or {})
+        return model, config
     packed = packed_in(source)
     if packed is not None:
         model = _from_packed(config["model_cfg"], packed)
@@ -220,6 +223,7 @@ def tokenizer_of(source: Source, text_cfg: Mapping[str, Any]) -> Any:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     options: dict[str, Any] = dict(text_cfg.get("tokenizer_kwargs") or {})
+    options.pop("trust_remote_code", None)  # open_clip hands these on to transformers, whoever wrote them
     options["context_length"] = text_cfg.get("context_length", 77)
     named_tokenizer = text_cfg.get("hf_tokenizer_name")
     if not named_tokenizer:
@@ -229,7 +233,7 @@ def tokenizer_of(source: Source, text_cfg: Mapping[str, Any]) -> Any:
     beside = source.path is not None and any(name in source.files for name in TOKENIZER_FILES)
     place = str(source.path) if beside else named_tokenizer
     try:
-        return HFTokenizer(place, **options)
+        return HFTokenizer(place, trust_remote_code=False, **options)
     except _CANNOT as error:
         raise ModelError(f"the tokenizer of {source.name} ({place}) cannot be read: {error}") from error
 

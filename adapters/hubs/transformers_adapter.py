@@ -54,8 +54,12 @@ class TransformersAdapter(ABC):
             return source.model.eval()
         model = self._read_model(source, dtype, device)
         if device != "meta":
-            self.processor = self._read_processor(source, model)
+            self.processor = self.read_processor(source, model)
         return model
+
+    def read_processor(self, source: Source, model: nn.Module) -> Any:
+        """Read the processor that belongs to a model, from where the model is read; None where there is none."""
+        return load_processor(self._processor_kind, source)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model as transformers does, with the processor beside it."""
@@ -101,10 +105,6 @@ class TransformersAdapter(ABC):
     def _read_model(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
         """Read the model from a folder or the hub."""
         return load_transformers_model(self._kind, source, dtype, device)
-
-    def _read_processor(self, source: Source, model: nn.Module) -> Any:
-        """Read the processor that belongs to a model, from where the model was read."""
-        return load_processor(self._processor_kind, source)
 
     def _labels(self, model: nn.Module, batch: Batch) -> Tensor | None:
         """Give the labels by which transformers computes a loss; by default those that the batch has."""

@@ -3,7 +3,8 @@
 import torch
 
 from ecoflap.core.cli.tables import Section
-from ecoflap.core.kernel.library import FILE, Library, opened, openmp
+from ecoflap.core.kernel.library import Library, opened, openmp
+from ecoflap.core.kernel.place import FILE
 from ecoflap.core.kernel.route import route
 from ecoflap.core.text.columns import left
 

@@ -10,6 +10,7 @@ import typer
 
 from ecoflap.core.cli.stopping import stoppable
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.text.printable import printable
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +28,10 @@ SetOption = Annotated[
 RegistryOption = Annotated[
     Path | None, typer.Option("--registry", help="A registry file of your own; it extends the shipped one.")
 ]
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run code that is named by an import path; say it only of what you trust."),
+]
 
 
 def main() -> None:
@@ -37,7 +42,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except EcoflapError as error:
-        print(f"ecoflap: {error}", file=sys.stderr)
+        print(f"ecoflap: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -64,6 +69,7 @@ def run(
     folder: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, deleting what the folder holds.")] = False,
     registry: RegistryOption = None,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
     with stoppable():
@@ -72,14 +78,20 @@ def run(
         from ecoflap.core.registry.registry import load_registry
         from ecoflap.core.run.pipeline import run as run_recipe
 
-        done = run_recipe(recipe, set_=set_ or (), folder=folder, fresh=fresh, registry=load_registry(registry))
+        trusting = load_registry(registry, allow_code=allow_code)
+        done = run_recipe(recipe, set_=set_ or (), folder=folder, fresh=fresh, registry=trusting)
         show(run_table(done.report))
         page = done.folder / "report.html"  # written by an observer, which may be switched off
         print(f"report: {page if page.is_file() else done.folder / 'report.json'}")
 
 
 @app.command()
-def plan(recipe: RecipeArgument, set_: SetOption = None, registry: RegistryOption = None) -> None:
+def plan(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    registry: RegistryOption = None,
+    allow_code: AllowCodeOption = False,
+) -> None:
     """Say what a run would do and need, and every problem of its recipe, without reading weights."""
     from ecoflap.core.cli.plan_report import plan_tables, prepared_tables
     from ecoflap.core.cli.tables import show
@@ -87,7 +99,7 @@ def plan(recipe: RecipeArgument, set_: SetOption = None, registry: RegistryOptio
     from ecoflap.core.registry.registry import load_registry
     from ecoflap.core.run.prepare import DataNotReady
 
-    loaded = load_registry(registry)
+    loaded = load_registry(registry, allow_code=allow_code)
     try:
         show(plan_tables(load_recipe(find_recipe(recipe), set_=set_ or (), registry=loaded), loaded))
     except DataNotReady as error:  # what a run would need is asked before the data are fetched
@@ -112,6 +124,7 @@ def sweep(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
     registry: RegistryOption = None,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Run every combination of methods, values and seeds, and compare them; go on with what was cut off."""
     with stoppable():
@@ -123,7 +136,7 @@ def sweep(
         from ecoflap.core.sweep.sweep import sweep as run_sweep
 
         loaded = load_registry(registry)
-        request = SweepRequest(what, set_ or (), seeds, folder, fresh, keep_models)
+        request = SweepRequest(what, set_ or (), seeds, folder, fresh, keep_models, allow_code)
         if dry_run:
             show(sweep_table(request, planned_sweep(request, loaded)))
             return
@@ -156,13 +169,14 @@ def inspect(
     source: Annotated[str, typer.Argument(help="A hub id, a folder, file.gguf or package:NAME.")],
     adapter: Annotated[str | None, typer.Option(help="The adapter, where more than one fits.")] = None,
     registry: RegistryOption = None,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Show a model's towers, blocks and layers, without reading its weights."""
     from ecoflap.core.cli.inspection import inspection
     from ecoflap.core.cli.tables import show
     from ecoflap.core.registry.registry import load_registry
 
-    show(inspection(source, adapter, load_registry(registry)))
+    show(inspection(source, adapter, load_registry(registry, allow_code=allow_code)))
 
 
 @app.command()
@@ -174,6 +188,7 @@ def export(
         typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the exporter: weights=coo."),
     ] = None,
     registry: RegistryOption = None,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Export the model of a finished run once more, into its exports/ folder."""
     with stoppable():
@@ -183,7 +198,8 @@ def export(
         from ecoflap.core.record.manifest import MANIFEST, read_manifest
         from ecoflap.core.registry.registry import load_registry
 
-        folder = export_run(run, to, set_=set_ or (), registry=load_registry(registry))
+        trusting = load_registry(registry, allow_code=allow_code)
+        folder = export_run(run, to, set_=set_ or (), registry=trusting)
         show(export_table({folder.name: read_manifest(folder / MANIFEST)}))
         print(f"files: {folder}")
 

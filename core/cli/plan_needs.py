@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from torch import nn
 
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.contracts.blame import blaming
@@ -88,12 +89,28 @@ def _parameters(prepared: Prepared) -> int:
 
 
 def _exported(part: PartSpec, prepared: Prepared, width: int) -> int:
-    """Give what an exporter predicts, or the dense model's size where it predicts nothing."""
-    total = _parameters(prepared)
-    kept = sum(kept_of(pool.size, pool.sparsity) for pool in prepared.pools)
+    """Add up what an exporter predicts of each file, or the size of the dense weights where it predicts nothing.
+
+    A weight that several views share is in the file of each.
+    """
     with blaming(f"the exporter {part.use}, asked for the size of its files,"):
-        predicted: int | None = part.options.predicted_bytes(total, prepared.size, kept, width)
-    return total * width if predicted is None else predicted
+        views = part.options.views_written(prepared.context)
+        modules = [prepared.model] if views is None else [prepared.views[name].module for name in views]
+        size = 0
+        for counts in (_counts(module, prepared) for module in modules):
+            predicted: int | None = part.options.predicted_bytes(*counts, width)
+            size += counts[0] * width if predicted is None else predicted
+    return size
+
+
+def _counts(module: nn.Module, prepared: Prepared) -> tuple[int, int, int]:
+    """Count the parameters of the model, or of a view, those of them that are pruned, and those that stay of these."""
+    inside = {id(parameter): parameter.numel() for parameter in module.parameters()}
+    sizes = [
+        (sum(layer.size for _, layer in pool.layers if id(layer.parameter) in inside), pool.sparsity)
+        for pool in prepared.pools
+    ]
+    return sum(inside.values()), sum(size for size, _ in sizes), sum(kept_of(*one) for one in sizes)
 
 
 def _bytes_of_weight(prepared: Prepared) -> int:

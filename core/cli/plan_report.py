@@ -16,6 +16,7 @@ from ecoflap.core.registry.named_adapter import knows
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.prepared import Prepared
+from ecoflap.core.run.trial import untried
 from ecoflap.core.text.columns import left, right
 
 
@@ -33,6 +34,7 @@ def prepared_tables(prepared: Prepared) -> list[Section]:
     total = sum(parameter.numel() for parameter in prepared.model.parameters())
     tied = [(sentence,) for sentence in prepared.also_changed]
     said = list(_said_of_exports(prepared))
+    not_tried = list(untried(prepared))
     title = f"{recipe.model.source}: {prepared.size:,} of {total:,} parameters can be pruned"
     return [
         Section(
@@ -45,6 +47,7 @@ def prepared_tables(prepared: Prepared) -> list[Section]:
         Section("work", left("stage", "what is run"), list(_work(prepared))),
         *([Section("tied", left("what else is changed"), tied)] if tied else []),
         *([Section("exports", left("exporter", "what else there is to say"), said)] if said else []),
+        *([Section("not tried before a run", left("what", "because"), not_tried)] if not_tried else []),
         *([_configured(recipe)] if recipe.model.config is not None and is_on_hub(prepared.source) else []),
         Section("needs, predicted", (*left("what"), *right("size"), *left("made of")), list(needs(prepared))),
     ]

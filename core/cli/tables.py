@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ecoflap.core.text.columns import Column
+from ecoflap.core.text.printable import printable
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ def show(sections: Sequence[Section]) -> None:
         console = Console(width=UNFOLDED)
     for section in sections:
         if section.title:
-            console.print(section.title, style="bold", highlight=False, markup=False, soft_wrap=True)
+            console.print(printable(section.title), style="bold", highlight=False, markup=False, soft_wrap=True)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in section.columns:
             table.add_column(column.title, justify=column.align, overflow="fold")
         for row in section.rows:
-            table.add_row(*(cell.replace("[", r"\[") for cell in row))
+            table.add_row(*(printable(cell).replace("[", r"\[") for cell in row))
         console.print(table, highlight=False)

@@ -1,7 +1,7 @@
 """Holds a part to its kind's contract: what it must have, how it is called, and what it may have besides."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, TypeVar, get_type_hints
@@ -52,6 +52,64 @@ def contract_problems(kind: str, part: Any, parameters: Collection[str]) -> Iter
     yield from _wrong_statistics(kind, part)
 
 
+def factory_problems(kind: str, factory: Callable[..., Any]) -> Iterator[str]:
+    """Say why what an import path gives makes no part of a kind, as far as its definition tells: nothing is called.
+
+    A class has to have the methods of the kind's contract. Of a function nothing is known but what it says that it
+    returns, which has to be such a class or the kind's protocol.
+    """
+    made = factory if isinstance(factory, type) else _returned(factory)
+    if made is None:
+        name = KINDS[kind].protocol.__name__
+        yield (
+            f"it is no class, and does not say that it makes {_with_article(kind)}. Name a class; or, if it is a "
+            f"function that makes one, write -> {name} behind its parameters. {_page(kind)}"
+        )
+        return
+    required = _required(kind)
+    missing = [name for name in required if _defined(made, name) is None]
+    if "__call__" in missing:
+        yield f"it is no {kind}: it cannot be called. {_called(kind)}"
+    elif missing:
+        yield f"it is no {kind}: it has no {', '.join(missing)}. {_page(kind)}"
+    else:
+        yield from _defined_otherwise(kind, made, required)
+
+
+def _required(kind: str) -> dict[str, Callable[..., Any]]:
+    """Give the methods that a part of a kind must have."""
+    declared = vars(KINDS[kind].protocol)
+    names = ["__call__", *_members(KINDS[kind].protocol)]
+    return {name: declared[name] for name in names if inspect.isfunction(declared.get(name))}
+
+
+def _defined(made: type[Any], name: str) -> Any:
+    """Give what a class or one that it inherits from defines under a name; a class itself can always be called."""
+    return next((vars(one)[name] for one in made.__mro__ if name in vars(one)), None)
+
+
+def _returned(factory: Callable[..., Any]) -> type[Any] | None:
+    """Give the class that a function says it returns; None where it says none."""
+    try:
+        said = get_type_hints(factory).get("return")
+    except Exception:  # an annotation is code of whoever wrote it, and may raise anything
+        return None
+    return said if isinstance(said, type) else None
+
+
+def _defined_otherwise(kind: str, made: type[Any], required: Mapping[str, Callable[..., Any]]) -> Iterator[str]:
+    """Name methods of a class that cannot be called as they are going to be."""
+    for name, declared in required.items():
+        bound = isinstance(_defined(made, name), (staticmethod, classmethod))
+        try:
+            taken = inspect.signature(getattr(made, name))
+        except (TypeError, ValueError):  # one written in C, or a property, says nothing of its parameters
+            continue
+        given = list(inspect.signature(declared).parameters)[1:]
+        if not _takes(taken, given if bound else ["self", *given]):
+            yield _taken_otherwise(kind, name, list(taken.parameters)[0 if bound else 1 :], given)
+
+
 def _members(declared: type[Any]) -> list[str]:
     """Give the public names that a class and those it inherits from declare, in their order."""
     names = (name for one in reversed(declared.__mro__) for name in (*vars(one), *vars(one).get("__annotations__", {})))
@@ -94,10 +152,14 @@ def _called_otherwise(kind: str, part: Any) -> Iterator[str]:
             continue
         given = list(inspect.signature(declared).parameters)[1:]
         if not _takes(taken, given) or (name == "problems" and len(taken.parameters) > 1):
-            yield (
-                f"its {name} takes ({', '.join(taken.parameters)}), and is called with "
-                f"({', '.join(given)}): it may be written for another version of ecoflap. {_page(kind)}"
-            )
+            yield _taken_otherwise(kind, name, list(taken.parameters), given)
+
+
+def _taken_otherwise(kind: str, name: str, taken: Sequence[str], given: Sequence[str]) -> str:
+    return (
+        f"its {name} takes ({', '.join(taken)}), and is called with ({', '.join(given)}): it may be written for "
+        f"another version of ecoflap. {_page(kind)}"
+    )
 
 
 def _takes(signature: inspect.Signature, given: list[str]) -> bool:
@@ -168,4 +230,8 @@ def _called(kind: str) -> str:
 
 
 def _page(kind: str) -> str:
-    return f"docs/hooks.md says what {'an' if kind[0] in 'aeiou' else 'a'} {kind} is."
+    return f"docs/hooks.md says what {_with_article(kind)} is."
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate, Batch, Unit, View
+from ecoflap.core.contracts.records import Aggregate, Batch, Sample, Unit, View
 from ecoflap.core.model.anatomy import Anatomy, Source
 
 
@@ -25,6 +25,14 @@ class PartOptions:
 
         It is asked before any weight is read, by ``ecoflap plan`` and by a run: whatever the part would refuse later
         for a reason that is known by then belongs here. By default there is nothing.
+        """
+        return ()
+
+    def runs_code_of(self) -> Iterable[Path]:
+        """Name the files and folders among its parameters whose code it runs, or has a library run.
+
+        A recipe with such a part is refused unless its user allows code, before the part is asked for anything else. By
+        default it runs none.
         """
         return ()
 
@@ -75,10 +83,12 @@ class DatasetOptions(PartOptions):
 
     :cvar samples: How many samples it yields at most; None where that shows only when it is read.
     :cvar fetches: Whether its samples may come over a network, so that nothing of them is read for a plan.
+    :cvar slow_to_begin: Whether its first sample takes more than seconds, so that none is tried before a run.
     """
 
     samples: int | None = None
     fetches: bool = False
+    slow_to_begin: bool = False
 
     def classes(self) -> Sequence[str] | None:
         """Read the names of the classes, by the numbers that labels are; None, the default, for data without classes.
@@ -114,6 +124,13 @@ class EvaluatorOptions(PartOptions):
     wants: type[Any] | None = None
     loss_batch_size: int | None = None
 
+    def lacks(self, sample: Sample) -> str | None:
+        """Name what a sample of its data is without that it needs, such as ``label``; None, the default, for nothing.
+
+        The first samples are looked at before a run, where they lie here.
+        """
+        return None
+
     def files(self) -> Iterable[Path] | None:
         """Name every file and folder that its result depends on; None, the default, stands for its parameters'."""
         return None
@@ -130,10 +147,16 @@ class ExporterOptions(PartOptions):
     densifies: tuple[str, ...] = ()
     densify: Callable[[Path, Path], Path] | None = None
 
-    def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int | None:
-        """Tell how large its files will be, for the plan; None, the default, stands for the dense model's size.
+    def views_written(self, context: PlanContext) -> Sequence[str] | None:
+        """Name the views that it writes a file of each, for the plan; None, the default, where it writes the model."""
+        return None
 
-        :param parameters: Of the whole model.
+    def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int | None:
+        """Tell how large its files will be, for the plan; None, the default, stands for the dense weights' size.
+
+        It is asked once for each view that it writes, or for the whole model.
+
+        :param parameters: Of the view or the whole model.
         :param prunable: Those of the layers that are pruned.
         :param kept: How many of these stay.
         :param width: Bytes of a weight.
@@ -156,10 +179,14 @@ class AdapterOptions(PartOptions):
     :cvar save_surroundings: A method ``save_surroundings(model, folder)`` that writes what ``save`` writes beside the
         weights: configuration, tokenizer or processor. None stands for what transformers' ``save_pretrained`` writes
         for a model, which of any other is nothing.
+    :cvar read_processor: A method ``read_processor(source, model)`` that gives what ``load`` would set as
+        ``processor``, None where the folder of the source holds none. It is asked on a model without weights, and for
+        a source that lies here, so that a plan can try the data on it. With None, the default, nothing is tried.
     """
 
     priority: int = 0
     save_surroundings: Callable[[nn.Module, Path], None] | None = None
+    read_processor: Callable[[Source, nn.Module], Any] | None = None
 
     def running(self, model: nn.Module) -> AbstractContextManager[None]:
         """Give a context in which the engine runs the model, backward and all; the default changes nothing.

@@ -22,6 +22,7 @@ class PlanContext:
     :param model: The model without weights (on the ``meta`` device), or the one in memory.
     :param list_views: Gives the names of :attr:`views`; asked at most once.
     :param list_refused: Gives by an exporter's name what :meth:`views_refused` does.
+    :param knows_processor: Whether the adapter's ``processor`` is the one that a run would have, or None as there.
     """
 
     recipe: Any
@@ -30,6 +31,7 @@ class PlanContext:
     model: nn.Module
     list_views: Callable[[], tuple[str, ...]] = field(default=tuple, repr=False, compare=False)
     list_refused: Callable[[str], Mapping[str, str]] = field(default=lambda exporter: {}, repr=False, compare=False)
+    knows_processor: bool = False
 
     @cached_property
     def views(self) -> tuple[str, ...]:

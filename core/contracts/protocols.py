@@ -115,8 +115,8 @@ class Pruner(Protocol):
 class Adapter(Protocol):
     """One model family: where its blocks are, what feeds them, what its loss is, how it is saved. No mathematics.
 
-    Optional members: ``AdapterOptions``. Beside ``processor`` an adapter remembers nothing of a model; whatever depends
-    on one is given it.
+    Optional members: ``AdapterOptions``. Beside ``processor`` an adapter remembers nothing of a model but what it would
+    find again in the same one; whatever depends on a model is given it.
 
     :cvar processor: The processor, or tokenizer, of the model it loaded last, or the one it was given.
     """

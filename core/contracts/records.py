@@ -202,7 +202,7 @@ class StoredTensor:
     """How an exporter stored one pruned weight.
 
     :param name: The layer's, or that of the tensor in the file where it is stored several times.
-    :param form: ``dense``, ``bitmask``, ``2:4``, ``coo``.
+    :param form: ``dense``, ``bitmask``, ``2:4``, ``packed_op``, ``coo``.
     :param dense_bytes: What it takes with every weight written out, in the type it is stored in.
     :param stored_bytes: What it takes in the file.
     """

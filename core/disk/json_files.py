@@ -1,10 +1,35 @@
-"""Read the JSON files of a run as mappings, and refuse those that are none by name."""
+"""Read JSON, which may come from anybody, within limits of size and depth; a run's as mappings, or refused by name."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from ecoflap.core.errors import RunError
+
+LARGEST = 64_000_000
+"""The most bytes of a JSON file: a plan with 18,000 experts has about three million."""
+
+
+def json_value(text: str | bytes) -> Any:
+    """Give the value of a JSON text. It may be 200 deep, which is pydantic's limit; more would exhaust Python's stack.
+
+    :raises ValueError: Where it is no JSON, or deeper.
+    """
+    return from_json(text)
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """Read a file, unless it is larger than any that is meant.
+
+    :raises OSError: Where it is not there.
+    :raises ValueError: Where it is larger.
+    """
+    with path.open("rb") as file:
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return raw
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -13,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
     :raises RunError: Where it cannot be read, is no JSON, or holds something else.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json_value(read_bytes(path))
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ecoflap.core.disk.json_files import json_value
 from ecoflap.core.disk.safetensors_header import DTYPES, NAMES, StoredAs, header_of, in_file_order
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
@@ -113,6 +114,20 @@ class Sealed:
         if missing or extra:
             raise FormatError(f"{self.path}: missing tensors: {missing}; tensors nobody announced: {extra}")
 
+    def expect_as(self, announced: Mapping[str, StoredAs]) -> None:
+        """Refuse a file whose tensors are not as they are announced; where each is has been held to the file's length.
+
+        Whoever makes room by what is announced thus makes none for what the file cannot hold.
+        """
+        self.expect(announced)
+        for name, wanted in announced.items():
+            dtype, shape, _, _ = self.places[name]
+            if DTYPES.get(dtype) != wanted.dtype or shape != wanted.shape:
+                found = f"{DTYPES.get(dtype, dtype)} {shape}"
+                raise FormatError(
+                    f"{self.path}: the tensor {name!r} is {found} where {wanted.dtype} {wanted.shape} is announced"
+                )
+
     def read(self, name: str) -> Tensor:
         """Read one tensor into memory of its own; one that is not what was written is refused.
 
@@ -173,7 +188,7 @@ def _places(stream: BinaryIO) -> dict[str, tuple[str, tuple[int, ...], int, int]
 
 def _hashes(path: Path, text: str) -> Mapping[str, str]:
     try:
-        hashes = json.loads(text)
+        hashes = json_value(text)
     except ValueError as error:
         raise FormatError(f"{path}: its list of hashes is damaged: {error}") from error
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):

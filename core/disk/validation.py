@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ecoflap.core.disk.json_files import read_bytes
 from ecoflap.core.errors import EcoflapError
 
 Contents = TypeVar("Contents", bound=BaseModel)
@@ -34,8 +35,12 @@ def read_validated(path: Path, contents: type[Contents], refusal: type[EcoflapEr
     :param way_out: Ends each of these sentences.
     """
     try:
-        return contents.model_validate_json(path.read_bytes())
+        raw = read_bytes(path)
     except OSError as error:
         raise refusal(f"{path} cannot be read: {error.strerror}. {way_out}") from error
+    except ValueError as error:
+        raise refusal(f"{path}: {error}. {way_out}") from error
+    try:
+        return contents.model_validate_json(raw)
     except ValidationError as error:
         raise refusal(*(f"{path}: {place}. {way_out}" for place in wrong_places(error))) from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import RunError
 
@@ -19,6 +20,10 @@ _PARTIAL = ".partial"
 
 _REPLACED = ".replaced"
 """Ends the name of a folder that was set aside for its successor."""
+
+
+NOT_THROUGH_LINKS: int = getattr(os, "O_NOFOLLOW", 0)  # which Windows has not
+"""A flag by which a file is not opened where a link stands in its place, which may lead to anybody's file."""
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -85,7 +90,7 @@ def append_line(path: Path, mapping: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
         as_bytes = getattr(os, "O_BINARY", 0)  # Windows would write each line's end as two bytes
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | as_bytes, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NOT_THROUGH_LINKS | as_bytes, 0o666)
         try:
             _cut_torn_line(path, descriptor)
             _append(descriptor, line)
@@ -107,7 +112,10 @@ def read_lines(path: Path, needs: Mapping[str, type] = MappingProxyType({})) -> 
     if not path.exists():
         return []
     # What follows the last newline is empty, or torn.
-    whole = path.read_bytes().split(b"\n")[:-1]
+    try:
+        whole = read_bytes(path).split(b"\n")[:-1]
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read: {error}.") from error
     return [_parsed(path, number, line, needs) for number, line in enumerate(whole, 1)]
 
 
@@ -205,7 +213,7 @@ def _append(descriptor: int, line: bytes) -> None:
 
 def _parsed(path: Path, number: int, line: bytes, needs: Mapping[str, type]) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = json_value(line)
     except ValueError as error:
         raise RunError(f"{path}:{number}: this line is not JSON ({error}). Restore the file, or delete it.") from error
     if not isinstance(value, dict):

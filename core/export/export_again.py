@@ -12,7 +12,8 @@ from ecoflap.core.export.exports import export_names
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.plan_file import read_plan
-from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.recipe.load import load_recipe
+from ecoflap.core.recipe.overrides import Assignment
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run, require_finished
 from ecoflap.core.record.readback import masks_as_planned
@@ -22,7 +23,7 @@ from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
-from ecoflap.core.text.strict_yaml import read_yaml
+from ecoflap.core.text.strict_yaml import Document, Place, read_yaml_file
 
 
 def export_run(
@@ -31,20 +32,21 @@ def export_run(
     *,
     set_: Sequence[str] = (),
     registry: Registry | None = None,
+    allow_code: bool = False,
 ) -> Path:
     """Export a finished run's model; the model it was pruned from need not be there any more.
 
     :param run: The run folder.
     :param to: An exporter's name, or ``{use: name, parameter: value}``.
     :param set_: Its parameters like ``--set``, such as ``weights=coo``.
+    :param allow_code: Follow the import paths of the run's own recipe, and that of ``to``, which are refused otherwise.
     :return: The folder with the files, in the run's ``exports/``.
     :raises EcoflapError: Where the run is not finished, the exporter or a parameter is unknown, or it cannot export the
         model.
     """
-    registry = registry or load_registry()
+    registry = (registry or load_registry()).trusting(allow_code)
     folder = require_finished(Path(run))
-    before = read_yaml(folder.recipe.read_text("utf-8"), str(folder.recipe)).value
-    recipe = _with_export(before, to, set_, registry)
+    recipe = _with_export(folder.recipe, to, set_, registry)
     name = export_names(recipe.export)[-1]
     with open_run(folder.path, fresh=False):
         log = RunLog(folder, Observers(registry.observers()))
@@ -56,21 +58,18 @@ def export_run(
     return folder.exports / name
 
 
-def _with_export(
-    recipe: Mapping[str, Any], to: str | Mapping[str, Any], set_: Sequence[str], registry: Registry
-) -> Recipe:
+def _with_export(file: Path, to: str | Mapping[str, Any], set_: Sequence[str], registry: Registry) -> Recipe:
     """Give the run's recipe with one more export, the last; one with the same parameters is taken out of it before."""
     wanted = {"use": to} if isinstance(to, str) else dict(to)
-    alone = parse_recipe(
-        {**recipe, "export": [wanted]},
-        set_=[f"export.0.{item}" for item in set_],
-        registry=registry,
-        file="export",
-        in_memory=True,
-    )
-    plain = alone.export[0].plain()
-    others = [part for part in recipe.get("export") or [] if part != plain]
-    return parse_recipe({**recipe, "export": [*others, plain]}, registry=registry, file="export", in_memory=True)
+    sets: list[str | Assignment] = [_exporting([wanted]), *(f"export.0.{item}" for item in set_)]
+    plain = load_recipe(file, set_=sets, registry=registry, in_memory=True).export[0].plain()
+    before = read_yaml_file(file).value.get("export") or []
+    others = [part for part in (before if isinstance(before, list) else [before]) if part != plain]
+    return load_recipe(file, set_=[_exporting([*others, plain])], registry=registry, in_memory=True)
+
+
+def _exporting(parts: Sequence[Any]) -> Assignment:
+    return Assignment("export", Document(parts, Place("export")))
 
 
 def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registry) -> PrunedModel:

@@ -8,16 +8,20 @@ from ctypes import c_char_p, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ecoflap.core.errors import KernelError
+from ecoflap.core.kernel.place import FILE, absent
 
-ABI = 1
-FILE = Path(__file__).with_name("libecoflap_kernels.so")
+ABI = 2
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The types of weights, as the library numbers them."""
+Values = Literal["exact", "int8", "int8a8"]
+"""How kept weights are held: bit by bit as they are; in int8, and multiplied with x in int16; or with x in int8."""
+VALUES: dict[Values, int] = {"exact": 0, "int8": 3, "int8a8": 6}
+"""What the library adds to the number of a type for each."""
 
 _MATRIX = (c_void_p, c_int64)
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -96,8 +100,8 @@ class Library:
 @cache
 def opened() -> Library | str:
     """Open the library; give the reason in words where there is none."""
-    if not FILE.is_file():
-        return f"{FILE} is not there: ecoflap found no compiler when it was installed. Install one, and ecoflap again"
+    if reason := absent(FILE):
+        return reason
     try:
         library = Library(FILE)
     except (OSError, AttributeError) as error:

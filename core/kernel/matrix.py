@@ -1,12 +1,14 @@
 """Put a matrix into the kernel's order, and decode it again: by the library where there is one, else by numpy."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import order
-from ecoflap.core.kernel.library import TYPES, opened
+from ecoflap.core.kernel.library import TYPES, Values, opened
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.kernel.route import route
 
@@ -19,7 +21,7 @@ def pack_rows(
     :param out: Where it is to lie: as many bytes as the shape says.
     :param bits: One bit for each weight in row order, the first in the lowest bit of a byte.
     :param values: The kept weights in row order.
-    :raises KernelError: Where mask and values do not fit each other.
+    :raises KernelError: Where mask and values do not fit each other, or a value that is to be int8 is not finite.
     """
     if len(bits) != -(-shape.outputs * shape.inputs // 8) or len(values) != shape.kept or values.dtype != shape.dtype:
         raise KernelError(f"a mask of {len(bits)} bytes and {len(values)} values of {values.dtype} are not of {shape}")
@@ -27,36 +29,59 @@ def pack_rows(
     if isinstance(library, str):
         order.write_rows(out, shape, bits, values)
         return
-    place = out.data_ptr(), len(out), TYPES[shape.dtype], shape.outputs, shape.inputs
+    place = out.data_ptr(), len(out), shape.number, shape.outputs, shape.inputs
     library.call("pack_rows", *place, bits.data_ptr(), values.data_ptr(), shape.kept)
 
 
-def pack_dense(weight: Float[Tensor, "out in"], out: UInt8[Tensor, "bytes"] | None = None) -> UInt8[Tensor, "bytes"]:
+def pack_dense(
+    weight: Float[Tensor, "out in"], out: UInt8[Tensor, "bytes"] | None = None, values: Values = "exact"
+) -> UInt8[Tensor, "bytes"]:
     """Put a dense matrix into the kernel's order; what is not zero is kept, and ``-0.0`` becomes ``0.0``.
 
     :param out: Where it is to lie; by default in memory of its own.
+    :raises KernelError: Where a weight that is to be int8 is not finite.
     """
     weight = weight.detach().cpu().contiguous()
-    shape = shape_for(weight)
+    shape = shape_for(weight, values)
     out = torch.empty(shape.nbytes, dtype=torch.uint8) if out is None else out
     library = opened()
-    if isinstance(library, str):
+    if values != "exact" and shape.keeps_all:
+        pack_rows(out, shape, order.all_bits(shape), weight.reshape(-1))
+    elif isinstance(library, str):
         kept = weight.ne(0)
         bits = torch.from_numpy(order.packed_bits(kept.numpy()))
         order.write_rows(out, shape, bits, weight[kept])
-        return out
-    place = out.data_ptr(), len(out), TYPES[shape.dtype], shape.outputs, shape.inputs
-    library.call("pack_dense", *place, weight.data_ptr(), shape.kept)
+    else:
+        place = out.data_ptr(), len(out), shape.number, shape.outputs, shape.inputs
+        library.call("pack_dense", *place, weight.data_ptr(), shape.kept)
     return out
 
 
-def shape_for(weight: Float[Tensor, "out in"]) -> Shape:
-    """Say what a dense matrix is when it is packed."""
-    return Shape(weight.dtype, weight.shape[0], weight.shape[1], int(weight.count_nonzero()))
+def shape_for(weight: Float[Tensor, "out in"], values: Values = "exact") -> Shape:
+    """Say what a dense matrix is when it is packed.
+
+    In int8 zeros are kept too where they are few: a product that need not read masks reads less.
+    """
+    kept, all_of_it = int(weight.count_nonzero()), weight.numel()
+    if values != "exact" and 8 * kept > 7 * all_of_it:
+        kept = all_of_it
+    return Shape(weight.dtype, weight.shape[0], weight.shape[1], kept, values)
+
+
+def cast(packed: UInt8[Tensor, "bytes"], dtype: torch.dtype) -> UInt8[Tensor, "others"]:
+    """Give a packed matrix in another type, in memory of its own; int8 stays what it is, and stands for that type."""
+    shape = order.shape_of(packed)
+    if shape.values == "exact":
+        return pack_dense(unpack(packed).to(dtype))
+    again = packed.clone()
+    order.write_header(again, replace(shape, dtype=dtype))
+    return again
 
 
 def unpack(packed: UInt8[Tensor, "bytes"], first: int = 0, rows: int | None = None) -> Float[Tensor, "rows in"]:
     """Decode a matrix, or some of its rows from one on that is a multiple of 16, bit by bit as it was.
+
+    A weight in int8 is multiplied with its row's scale in float32, and rounded to the type it stands for.
 
     :raises KernelError: Where it is no packed matrix, or a damaged one.
     """

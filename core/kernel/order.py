@@ -1,7 +1,8 @@
 """Put matrices into the kernel's order and decode them by numpy, where there is no library.
 
 Sixteen outputs are a block: a 16 bit mask for each column, and the kept values column by column; in bfloat16 by pairs
-of columns, output by output. Inputs are filled up to 32 columns. ``kernels/src/order.h`` describes it.
+of columns, output by output, and in int8 by fours. Inputs are filled up to 32 columns. ``kernels/src/order.h``
+describes it.
 """
 
 import struct
@@ -16,14 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecoflap.core.errors import KernelError
-from ecoflap.core.kernel.library import ABI, TYPES
+from ecoflap.core.kernel.library import TYPES, VALUES, Values
+from ecoflap.core.kernel.whole_numbers import rounded_rows
 
 OUTPUTS = 16
 _COLUMNS = 32
 _LINE = 64
 _MAGIC = b"ecoflapK"
+_VERSION = 1
 _HEADER = struct.Struct("<8sIIqqq24x")
-_INTEGERS: dict[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
+_INTEGERS: dict[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2"), 1: np.dtype("u1")}
+_NUMBERS = {TYPES[dtype] + more: (dtype, values) for values, more in VALUES.items() for dtype in TYPES}
 _PANEL = 1 << 22
 """Weights that are put into order at a time."""
 
@@ -32,6 +36,7 @@ _PANEL = 1 << 22
 class Shape:
     """Says of a packed matrix what its header says: from which follows where all of it lies.
 
+    :param dtype: Of the weights; where they are int8, the one that they stand for.
     :param kept: How many weights are kept.
     """
 
@@ -39,6 +44,34 @@ class Shape:
     outputs: int
     inputs: int
     kept: int
+    values: Values = "exact"
+
+    @property
+    def number(self) -> int:
+        """Give the library's number for its type."""
+        return TYPES[self.dtype] + VALUES[self.values]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value as it is packed."""
+        return self.dtype.itemsize if self.values == "exact" else 1
+
+    @property
+    def bytes_dense(self) -> int:
+        """Say how many bytes it takes dense."""
+        return self.outputs * self.inputs * self.dtype.itemsize
+
+    @property
+    def keeps_all(self) -> bool:
+        """Say whether nothing is pruned."""
+        return self.kept == self.outputs * self.inputs
+
+    @property
+    def together(self) -> int:
+        """Say how many columns lie output by output."""
+        if self.values != "exact":
+            return 4
+        return 2 if self.dtype == torch.bfloat16 else 1
 
     @property
     def blocks(self) -> int:
@@ -56,14 +89,19 @@ class Shape:
         return _LINE + _up(8 * (self.blocks + 1), _LINE)
 
     @property
+    def scales_at(self) -> int:
+        """Say behind how many bytes the scales begin, of which only int8 has any."""
+        return self.masks_at + 2 * self.blocks * self.padded
+
+    @property
     def values_at(self) -> int:
         """Say behind how many bytes the kept values begin."""
-        return self.masks_at + 2 * self.blocks * self.padded
+        return self.scales_at + (0 if self.values == "exact" else 4 * self.blocks * OUTPUTS)
 
     @property
     def nbytes(self) -> int:
         """Say how many bytes it takes."""
-        return self.values_at + _up(self.kept * self.dtype.itemsize, _LINE) + _LINE
+        return self.values_at + _up(self.kept * self.itemsize, _LINE) + _LINE
 
 
 def shape_of(packed: UInt8[Tensor, "bytes"]) -> Shape:
@@ -74,11 +112,18 @@ def shape_of(packed: UInt8[Tensor, "bytes"]) -> Shape:
     head = packed[:_LINE].numpy().tobytes()
     if len(head) == _LINE:
         magic, version, kind, outputs, inputs, kept = _HEADER.unpack(head)
-        if magic == _MAGIC and version == ABI and kind < len(TYPES) and min(outputs, inputs, kept) >= 0:
-            shape = Shape(list(TYPES)[kind], outputs, inputs, kept)
+        if magic == _MAGIC and version == _VERSION and kind in _NUMBERS and min(outputs, inputs, kept) >= 0:
+            dtype, values = _NUMBERS[kind]
+            shape = Shape(dtype, outputs, inputs, kept, values)
             if kept <= outputs * inputs and shape.nbytes == len(packed):
                 return shape
     raise KernelError("this is no packed matrix, or a damaged one: its header does not fit its length")
+
+
+def write_header(out: UInt8[Tensor, "bytes"], shape: Shape) -> None:
+    """Write what a matrix says of itself."""
+    header = _HEADER.pack(_MAGIC, _VERSION, shape.number, shape.outputs, shape.inputs, shape.kept)
+    out[:_LINE] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
 
 
 def write_rows(
@@ -90,7 +135,7 @@ def write_rows(
     if _bits(kept, shape.outputs * shape.inputs, 8 * len(kept) - shape.outputs * shape.inputs).any():
         raise KernelError("the bits after the mask's last weight are not zero")
     memory[:] = 0
-    memory[:_LINE] = np.frombuffer(_HEADER.pack(_MAGIC, ABI, TYPES[shape.dtype], *_numbers(shape)), np.uint8)
+    write_header(out, shape)
     for first, rows in _panels(shape):
         mask = _bits(kept, first * shape.inputs, rows * shape.inputs).reshape(rows, shape.inputs)
         dense = np.zeros(mask.shape, raw.dtype)
@@ -98,6 +143,8 @@ def write_rows(
         if done + count > len(raw):
             raise KernelError("the mask keeps more weights than there are values")
         dense[mask] = raw[done : done + count]
+        if shape.values != "exact":
+            dense = _rounded(memory, shape, first, torch.from_numpy(dense).view(shape.dtype))
         starts += _write_panel(memory, shape, first // OUTPUTS, mask, dense, done)
         done += count
     if done != shape.kept:
@@ -109,7 +156,7 @@ def _write_panel(
     memory: NDArray[np.uint8], shape: Shape, block: int, mask: NDArray[np.bool_], dense: NDArray[Any], done: int
 ) -> list[int]:
     """Write the masks and values of some blocks; give where the values of each end."""
-    size, ordered = shape.dtype.itemsize, _ordered(mask, shape)
+    size, ordered = shape.itemsize, _ordered(mask, shape)
     at = shape.masks_at + 2 * block * shape.padded
     packed = np.packbits(ordered.reshape(-1), bitorder="little")
     memory[at : at + len(packed)] = packed
@@ -118,6 +165,14 @@ def _write_panel(
     memory[at : at + len(values)] = values
     counts = ordered.sum(axis=(1, 2, 3))
     return [int(end) for end in done + np.cumsum(counts)]
+
+
+def _rounded(memory: NDArray[np.uint8], shape: Shape, first: int, dense: Tensor) -> NDArray[np.uint8]:
+    """Round rows to int8, and write their scales."""
+    whole, scales = rounded_rows(dense.float())
+    at = shape.scales_at + 4 * first
+    memory[at : at + 4 * len(scales)] = scales.numpy().astype("<f4").view(np.uint8)
+    return whole.view(torch.uint8).numpy()
 
 
 def read_rows(packed: UInt8[Tensor, "bytes"], first: int, rows: int) -> Shaped[Tensor, "rows in"]:
@@ -131,17 +186,20 @@ def read_rows(packed: UInt8[Tensor, "bytes"], first: int, rows: int) -> Shaped[T
     begin, end = int(starts[blocks.start]), int(starts[blocks.stop])
     if not 0 <= begin <= end <= shape.kept or int(kept.sum()) != end - begin:
         raise KernelError("this is no packed matrix, or a damaged one: its masks do not fit its kept values")
-    size = shape.dtype.itemsize
+    size = shape.itemsize
     values = memory[shape.values_at + begin * size : shape.values_at + end * size].view(_INTEGERS[size])
     dense = np.zeros(len(kept), values.dtype)
     dense[kept] = values
-    return _dense(dense, shape, len(blocks))[:rows].view(shape.dtype)
+    ordered = _dense(dense, shape, len(blocks))[:rows]
+    if shape.values == "exact":
+        return ordered.view(shape.dtype)
+    scales = memory[shape.scales_at : shape.values_at].view("<f4")[first : first + rows]
+    return (ordered.view(torch.int8).float() * torch.from_numpy(scales.copy())[:, None]).to(shape.dtype)
 
 
 def _dense(ordered: NDArray[Any], shape: Shape, blocks: int) -> Tensor:
     """Undo :func:`_ordered`, and leave columns out that only fill up."""
-    together = 2 if shape.dtype == torch.bfloat16 else 1
-    rows = ordered.reshape(blocks, shape.padded // together, OUTPUTS, together).transpose(0, 2, 1, 3)
+    rows = ordered.reshape(blocks, shape.padded // shape.together, OUTPUTS, shape.together).transpose(0, 2, 1, 3)
     flat = rows.reshape(blocks * OUTPUTS, shape.padded)[:, : shape.inputs]
     return torch.from_numpy(np.ascontiguousarray(flat))
 
@@ -151,8 +209,7 @@ def _ordered(rows: NDArray[Any], shape: Shape) -> NDArray[Any]:
     blocks = -(-len(rows) // OUTPUTS)
     filled = np.zeros((blocks * OUTPUTS, shape.padded), rows.dtype)
     filled[: len(rows), : shape.inputs] = rows
-    together = 2 if shape.dtype == torch.bfloat16 else 1
-    ordered = filled.reshape(blocks, OUTPUTS, shape.padded // together, together).transpose(0, 2, 1, 3)
+    ordered = filled.reshape(blocks, OUTPUTS, shape.padded // shape.together, shape.together).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(ordered)
 
 
@@ -168,13 +225,17 @@ def packed_bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(mask.reshape(-1), bitorder="little")
 
 
+def all_bits(shape: Shape) -> UInt8[Tensor, "masks"]:
+    """Give the mask of a matrix of which nothing is pruned."""
+    bits = torch.full((-(-shape.outputs * shape.inputs // 8),), 255, dtype=torch.uint8)
+    if left := shape.outputs * shape.inputs % 8:
+        bits[-1] = (1 << left) - 1
+    return bits
+
+
 def _bits(packed: NDArray[np.uint8], first: int, count: int) -> NDArray[np.bool_]:
     opened = np.unpackbits(packed[first // 8 : -(-(first + count) // 8)], bitorder="little")
     return opened[first % 8 : first % 8 + count].view(np.bool_)
-
-
-def _numbers(shape: Shape) -> tuple[int, int, int]:
-    return shape.outputs, shape.inputs, shape.kept
 
 
 def _up(number: int, to: int) -> int:

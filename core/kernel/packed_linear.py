@@ -33,7 +33,7 @@ def packed_linear(
     bias: Float[Tensor, "out"] | None,
     outputs: int,
 ) -> Float[Tensor, "*batch out"]:
-    """Multiply rows with a packed matrix, in its type; sums are float32.
+    """Multiply rows with a packed matrix, in its type; sums are float32, and in int8 whole numbers.
 
     :raises KernelError: Where the numbers do not fit each other, or the matrix is damaged.
     """
@@ -41,6 +41,8 @@ def packed_linear(
     y = x.new_empty(len(rows), outputs)
     taken = route()
     most = taken.batch(x.dtype)  # 0 where there is no library, and there may be no rows
+    if len(rows) > most:  # only now is it worth the time to look: int8 goes further
+        most = taken.batch(x.dtype, shape_of(packed).values)
     multiply = _by_library if most and len(rows) <= most else _by_panels
     multiply(taken, rows, packed, bias, y)
     return y.view(*x.shape[:-1], outputs)

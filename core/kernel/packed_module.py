@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers the operator
 from ecoflap.core.kernel.library import TYPES
-from ecoflap.core.kernel.matrix import pack_dense, unpack
+from ecoflap.core.kernel.matrix import cast, pack_dense, unpack
 from ecoflap.core.kernel.order import shape_of
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
@@ -29,12 +29,8 @@ class PackedLinear(nn.Linear):
     def __init__(self, packed: UInt8[Tensor, "bytes"], bias: nn.Parameter | None = None) -> None:
         nn.Module.__init__(self)
         shape = shape_of(packed)
-        self.in_features, self.out_features, self.dtype, self.kept = (
-            shape.inputs,
-            shape.outputs,
-            shape.dtype,
-            shape.kept,
-        )
+        self.in_features, self.out_features = shape.inputs, shape.outputs
+        self.dtype, self.kept, self.values = shape.dtype, shape.kept, shape.values
         self.register_buffer("packed", packed, persistent=False)
         self.register_parameter("bias", bias)
 
@@ -52,7 +48,8 @@ class PackedLinear(nn.Linear):
     def extra_repr(self) -> str:
         share = 1 - self.kept / max(1, self.in_features * self.out_features)
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        return f"{sizes}, sparsity={share:.3f}, {str(self.dtype).removeprefix('torch.')}"
+        values = "" if self.values == "exact" else f", {self.values}"
+        return f"{sizes}, sparsity={share:.3f}, {str(self.dtype).removeprefix('torch.')}{values}"
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Refuse a parameter in the place of the packed weights."""
@@ -61,7 +58,10 @@ class PackedLinear(nn.Linear):
         super().register_parameter(name, param)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
-        """Follow ``.to(dtype)``: the weights are decoded, cast and packed anew. ``.to(device)`` is refused."""
+        """Follow ``.to(dtype)``: the weights are decoded, cast and packed anew. ``.to(device)`` is refused.
+
+        Whole numbers and their scales stay as they are, and stand for the other type.
+        """
         probe = fn(torch.empty(1, dtype=self.dtype))
         if probe.device.type != "cpu":
             raise KernelError(
@@ -71,7 +71,7 @@ class PackedLinear(nn.Linear):
         if probe.dtype not in TYPES:
             raise KernelError(f"packed weights are {_listed()}, and not {probe.dtype}")
         if probe.dtype != self.dtype:
-            self.packed, self.dtype = pack_dense(unpack(self.packed).to(probe.dtype)), probe.dtype
+            self.packed, self.dtype = cast(self.packed, probe.dtype), probe.dtype
         super()._apply(fn, recurse)
         return self
 
@@ -102,7 +102,7 @@ class PackedLinear(nn.Linear):
         super()._load_from_state_dict(others, prefix, *arguments)
 
     def _pack(self, weight: Float[Tensor, "out in"]) -> None:
-        self.packed = pack_dense(weight.to(self.dtype))
+        self.packed = pack_dense(weight.to(self.dtype), values=self.values)
         self.kept = shape_of(self.packed).kept
 
 

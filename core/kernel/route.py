@@ -11,7 +11,7 @@ from functools import cache, cached_property
 import torch
 
 from ecoflap.core.errors import KernelError, unknown
-from ecoflap.core.kernel.library import TYPES, Library, opened
+from ecoflap.core.kernel.library import TYPES, VALUES, Library, Values, opened
 
 VARIABLE = "ECOFLAP_KERNEL"
 TORCH = "torch"
@@ -34,16 +34,20 @@ class Route:
     why: str
 
     @cached_property
-    def batches(self) -> Mapping[torch.dtype, int]:
+    def batches(self) -> Mapping[tuple[torch.dtype, Values], int]:
         """Give the largest batch of each type that the library multiplies itself: 0 where it is left to torch."""
         if self.library is None or self.name == TORCH:
             return {}
         largest = self.library.functions.ecoflap_path_batch
-        return {dtype: int(largest(self.number, number)) for dtype, number in TYPES.items()}
+        return {
+            (dtype, values): int(largest(self.number, number + more))
+            for dtype, number in TYPES.items()
+            for values, more in VALUES.items()
+        }
 
-    def batch(self, dtype: torch.dtype) -> int:
+    def batch(self, dtype: torch.dtype, values: Values = "exact") -> int:
         """Give the largest batch that the library multiplies itself."""
-        return self.batches.get(dtype, 0)
+        return self.batches.get((dtype, values), 0)
 
 
 def route() -> Route:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ecoflap.core.errors import ModelError
+
 
 def own_code(config: Mapping[str, Any]) -> list[str]:
     """List the files of code that a configuration asks to be run, with the classes in them.
@@ -14,6 +16,29 @@ def own_code(config: Mapping[str, Any]) -> list[str]:
         module, _, name = path.rpartition(".")
         classes.setdefault(f"{module}.py", []).append(name)
     return [f"{file} ({', '.join(dict.fromkeys(names))})" for file, names in classes.items()]
+
+
+def refuse_kernels(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a configuration that has transformers fetch code from the hub to compute attention or experts with.
+
+    :param where: What the configuration is called in the message.
+    :raises ModelError: With every such key.
+    """
+    problems = [
+        f"{where}: {key} names code of the hub, {kernel}, which is not run here. Remove the key."
+        for key, kernel in _kernels(config, "")
+    ]
+    if problems:
+        raise ModelError(*problems)
+
+
+def _kernels(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the name of each kernel of the hub, with its dotted key; one of transformers' own has no slash."""
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from _kernels(inside, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, str) and "/" in value and any("_implementation" in step for step in path.split(".")):
+        yield path, value
 
 
 def not_run(config: Mapping[str, Any], what: str = "The model") -> str:

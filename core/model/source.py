@@ -1,6 +1,5 @@
 """Find where a model comes from: a package, a folder, a GGUF file, a hub id or memory. No weight is read for it."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.config_limits import check_counts, read_config
 from ecoflap.core.model.hub import cached, first_on_hub, is_reachable, parts_of_hub_id, why_unreachable
 from ecoflap.core.model.packages import models_below, package_folder
 from ecoflap.core.model.split_ggufs import joined_gguf, split_ggufs
@@ -183,9 +183,9 @@ def _in_folder(name: str, folder: Path) -> Source:
     ggufs = [file for file in files if file.endswith(".gguf")]
     only_gguf = [file.suffix for file in weight_files(source)] == [".gguf"]
     if "config.json" in files and not only_gguf:
-        return replace(source, config=_read_json(folder / "config.json"))
+        return replace(source, config=read_config(folder / "config.json"))
     if OPEN_CLIP in files:
-        return replace(source, config={"open_clip": _read_json(folder / OPEN_CLIP)})
+        return replace(source, config={"open_clip": read_config(folder / OPEN_CLIP)})
     if len(ggufs) == 1:
         return _in_file(name, folder / ggufs[0])
     if ggufs:
@@ -199,16 +199,6 @@ def _in_file(name: str, file: Path) -> Source:
     beside = tuple(sorted(path.name for path in file.parent.iterdir() if path.is_file()))
     config = deepcopy(_gguf_config(file, file.stat().st_mtime_ns))
     return Source(name, path=file, config=config, files=beside)
-
-
-def _read_json(file: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} is not a model's configuration: it holds no object.")
-    return content
 
 
 @lru_cache(maxsize=4)
@@ -226,7 +216,9 @@ def _gguf_config(file: Path, changed: int) -> Mapping[str, Any]:
         config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise ModelError(f"{file} cannot be read as GGUF: {_first_line(error)}.") from error
-    return dict(config.to_dict())
+    read = dict(config.to_dict())
+    check_counts(read, str(file))
+    return read
 
 
 def with_config(name: str, config: Path) -> Source:
@@ -250,7 +242,7 @@ def _on_hub(name: str, path: Path) -> Source:
 
 
 def _configured(name: str, file: Path) -> Source:
-    config = _read_json(file)
+    config = read_config(file)
     return Source(name, config={"open_clip": config} if file.name == OPEN_CLIP else config)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from ecoflap.core.disk.safetensors_header import DTYPES
+from ecoflap.core.disk.safetensors_header import DTYPES, StoredAs
 from ecoflap.core.disk.sealed import Sealed
 from ecoflap.core.errors import FormatError
 
@@ -101,17 +101,18 @@ def contents_of(file: Sealed) -> Contents:
         contents = Contents.model_validate_json(file.manifest)
     except ValidationError as error:
         raise FormatError(f"{file.path}: its manifest is damaged: {error}") from error
-    expected = set()
+    expected: dict[str, StoredAs] = {}
     for name, entry in contents.tensors.items():
         if entry.same_as is not None:
             _check_alias(file, contents, name, entry)
         elif entry.packed:
-            expected |= {f"{name}.values", f"{name}.mask"}
+            expected[f"{name}.values"] = StoredAs(DTYPES[entry.dtype], (entry.kept or 0,))
+            expected[f"{name}.mask"] = StoredAs(torch.uint8, (entry.mask_bytes,))
         else:
-            expected.add(name)
+            expected[name] = StoredAs(DTYPES[entry.dtype], entry.shape)
         if (entry.kept or 0) > entry.size or (entry.packed and entry.kept is None):
             raise FormatError(f"{file.path}: {name!r} cannot keep {entry.kept} of {entry.size} weights")
-    file.expect(expected)
+    file.expect_as(expected)
     return contents
 
 

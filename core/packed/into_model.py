@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.errors import ModelError
+from ecoflap.core.kernel.library import Values
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.shapes import first_difference, shapes_of, tensors_of
 from ecoflap.core.model.source import weight_files
@@ -63,16 +64,18 @@ def without_weights() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-_stays_packed: ContextVar[bool] = ContextVar("stays_packed", default=False)
+_stays_packed: ContextVar[Values | None] = ContextVar("stays_packed", default=None)
 
 
 @contextmanager
-def staying_packed() -> Iterator[None]:
+def staying_packed(values: Values) -> Iterator[None]:
     """Have :func:`fill` leave pruned matrices packed inside, as far as they can be multiplied so.
 
     What an adapter loads is filled deep within its library's own loading, which need not know of it.
+
+    :param values: How their weights are held.
     """
-    token = _stays_packed.set(True)
+    token = _stays_packed.set(values)
     try:
         yield
     finally:
@@ -98,12 +101,13 @@ def fill(
     names: dict[str, list[str]] = {}
     for name, entry in entries.items():
         names.setdefault(entry.same_as or name, []).append(name)
-    packs = StayingPacked.of(model, entries, names, type_of) if _stays_packed.get() else None
-    for first, stored in stream_stored(path, packs.candidates if packs else ()):
-        if isinstance(stored, StoredPacked):
-            assert packs is not None
+    values = _stays_packed.get()
+    packs = StayingPacked.of(model, entries, names, type_of, values) if values else None
+    for first, stored in stream_stored(path, packs.stored if packs else ()):
+        if packs is not None and first in packs.candidates:
             packs.put(model, first, stored)
             continue
+        assert not isinstance(stored, StoredPacked)
         if stored.is_floating_point():
             stored = stored.to(type_of(first, stored.dtype))
         _put(model, names[first], stored)

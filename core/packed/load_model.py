@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import FormatError, ModelError, unknown
+from ecoflap.core.kernel.library import Values
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import open_source
 from ecoflap.core.packed.into_model import is_packed, packed_in, staying_packed
@@ -21,7 +22,8 @@ from ecoflap.core.pruning.masks import MASKS, read_masks
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.registry import load_registry
 
-_WEIGHTS = ("dense", "packed")
+_PACKED: dict[str, Values] = {"packed": "exact", "packed-int8": "int8", "packed-int8a8": "int8a8"}
+_WEIGHTS = ("dense", *_PACKED)
 
 
 def load_model(
@@ -30,7 +32,7 @@ def load_model(
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     adapter: Adapter | None = None,
-    weights: Literal["dense", "packed"] = "dense",
+    weights: Literal["dense", "packed", "packed-int8", "packed-int8a8"] = "dense",
 ) -> nn.Module:
     """Load the model that the ``safetensors`` exporter wrote, in eval mode: dense again, or run from packed weights.
 
@@ -43,18 +45,21 @@ def load_model(
         default the one that claims the folder is found.
     :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
         ``model.ecoflap_packing`` says which, and what stays dense and why. docs/kernel.md has how fast that is where.
+        ``packed-int8`` rounds weights to int8 as they are read, of each ``nn.Linear`` that takes fewer bytes so, and
+        in each product x to int16; ``packed-int8a8`` rounds x to int8.
     :raises FormatError: Where a file is truncated, changed or missing.
-    :raises ModelError: Where the folder does not say which model it is of, or says what no library here can build.
+    :raises ModelError: Where the folder does not say which model it is of, or says what no library here can build; or
+        where a weight that is to be int8 is not finite.
     """
     if weights not in _WEIGHTS:
         raise ModelError(f"weights: {unknown('way to hold weights', weights, _WEIGHTS)}")
-    if weights == "packed" and torch.device(device).type != "cpu":
+    if weights != "dense" and torch.device(device).type != "cpu":
         raise ModelError(
             f"packed weights are multiplied on the CPU, and not on {device}. Say weights='dense' for that."
         )
     source = _opened(Path(folder))
     adapter = adapter if adapter is not None else adapter_for(source, load_registry())
-    with staying_packed() if weights == "packed" else nullcontext():
+    with staying_packed(_PACKED[weights]) if weights != "dense" else nullcontext():
         return adapter.load(source, dtype, device).eval()
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.arena import Arena
-from ecoflap.core.kernel.library import TYPES
+from ecoflap.core.kernel.library import TYPES, Values
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.kernel.packed_module import PackedLinear
 
@@ -22,12 +22,14 @@ LEAST_SPARSITY = 0.35
 class Packing:
     """Says what of a model is packed.
 
+    :param values: How its weights are held: as they are, or in int8.
     :param packed: The names of the weights that are, as ``state_dict()`` has them.
     :param dense: Of prunable weights that are not, each with the reason.
     :param bytes_dense: What the packed ones took dense.
-    :param bytes_packed: What they take now, masks included.
+    :param bytes_packed: What they take now, masks and scales included.
     """
 
+    values: Values = "exact"
     packed: list[str] = field(default_factory=list)
     dense: dict[str, str] = field(default_factory=dict)
     bytes_dense: int = 0
@@ -36,13 +38,14 @@ class Packing:
     def add(self, name: str, shape: Shape) -> None:
         """Count a weight as packed."""
         self.packed.append(name)
-        self.bytes_dense += shape.outputs * shape.inputs * shape.dtype.itemsize
+        self.bytes_dense += shape.bytes_dense
         self.bytes_packed += shape.nbytes
 
     def __str__(self) -> str:
         """Tell it in sentences, a line for each reason why weights are dense."""
         share = f", {self.bytes_packed / self.bytes_dense:.3f} of its bytes" if self.bytes_dense else ""
-        lines = [f"{len(self.packed)} matrices run packed{share}."]
+        how = {"exact": "", "int8": " in int8", "int8a8": " in int8 with x in int8"}[self.values]
+        lines = [f"{len(self.packed)} matrices run packed{how}{share}."]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.dense.items():
             reasons.setdefault(reason, []).append(name)
@@ -75,8 +78,10 @@ def why_dense(module: nn.Module, attribute: str, shape: Shape | None, dtype: tor
     if dtype not in TYPES:
         return f"{str(dtype).removeprefix('torch.')} is not multiplied packed"
     sparsity = 1 - shape.kept / max(1, shape.outputs * shape.inputs)
-    if sparsity < LEAST_SPARSITY:
+    if shape.values == "exact" and sparsity < LEAST_SPARSITY:
         return f"less than {100 * LEAST_SPARSITY:.0f} % of it is zero"
+    if shape.values != "exact" and shape.nbytes >= shape.bytes_dense:
+        return "int8 with masks and scales would take no fewer bytes"
     if module._forward_hooks or module._forward_pre_hooks:
         return "its module has hooks, which would be lost"
     return ""

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
+from ecoflap.core.disk.json_files import read_bytes
 from ecoflap.core.disk.whole_files import whole_folder, write_whole
 from ecoflap.core.errors import EcoflapError, FormatError
 
@@ -184,7 +185,7 @@ def _only_in(folder: Path) -> Path:
 
 def _read(path: Path) -> Index:
     try:
-        index = Index.model_validate_json(path.read_bytes())
+        index = Index.model_validate_json(read_bytes(path))
     except (ValidationError, ValueError) as error:
         raise FormatError(f"{path} is no index of packed files, or a damaged one: {error}") from error
     if index.seal != index.expected_seal:

@@ -30,14 +30,14 @@ export: safetensors
 ```
 
 A part is written as its name, or as `{use: name, parameter: value}`. Its parameters are those of the code: `ecoflap
-list` names them. A part that is not registered is written as an import path, `{use: my_package.pruners:Mine}`. A
-parameter that is itself a part is written the same way.
+list` names them. A part that is not registered is written as an import path, `{use: my_package.pruners:Mine}`, which
+is followed with `--allow-code` alone. A parameter that is itself a part is written the same way.
 
 A path is relative to the folder of the file that writes it; on the command line, to the working directory.
 
 The file is read as YAML 1.2: `2:4`, `on` and `yes` are texts, `1e-3` is a number, a key written twice is an error, and
-tags are refused. The whole of it is checked before anything is loaded, and all problems are told at once, each with
-its file, line and column.
+tags are refused, as is a file of more than 500 kB. The whole of it is checked before anything is loaded, and all
+problems are told at once, each with its file, line and column.
 
 `--set key.path=value` changes a recipe from the command line, as in `--set sparsity=0.6 --set prune.use=sparsegpt`.
 Another `use` drops the parameters of the part that was there; `null` removes a key of the first table below;

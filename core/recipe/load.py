@@ -12,7 +12,7 @@ from ecoflap.core.recipe.read_recipe import read_recipe
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.text.problems import Problems, RecipeProblems
-from ecoflap.core.text.strict_yaml import Document, Place, described, parse_yaml
+from ecoflap.core.text.strict_yaml import Document, Place, described, parse_yaml, read_small_text
 
 
 def load_recipe(
@@ -26,8 +26,8 @@ def load_recipe(
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_small_text(path)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"recipe {path} cannot be read: {error}") from error
     return parse_recipe(text, set_=set_, registry=registry, file=path, in_memory=in_memory)
 

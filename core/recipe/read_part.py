@@ -1,12 +1,13 @@
 """Reads a part that a recipe writes and holds it to its factory's signature and its kind's contract."""
 
 import dataclasses
+import inspect
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
@@ -17,7 +18,7 @@ from ecoflap.core.contracts.conformance import contract_problems
 from ecoflap.core.errors import EcoflapError, RegistryError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
-from ecoflap.core.registry.registry import Registry
+from ecoflap.core.registry.registry import ON_TRUST, Registry
 from ecoflap.core.text.problems import Problems
 from ecoflap.core.text.strict_yaml import KeyPath, described
 
@@ -37,16 +38,17 @@ class PartReader:
     ) -> PartSpec | None:
         """Read the part written at a path; None, and problems, where something is wrong with it.
 
-        :param written: A name, ``{use: name, parameter: value}``, or from Python a part object that is a dataclass.
+        :param written: A name, ``{use: name, parameter: value}``; or from Python a part object that is a dataclass,
+            or a class or function that makes one, also as the ``use``.
         :param fill: Values for parameters of these names that are set neither here nor by the site's registry file.
         """
         before = len(self.problems)
         use, given = self._split(kind, written, path)
         use_path = (*path, "use") if isinstance(written, Mapping) else path
-        factory = self._find(kind, use, use_path) if use else None
-        if not use or factory is None:
+        factory = self._find(kind, use, use_path) if isinstance(use, str) else use
+        if use is None or factory is None:
             return None
-        use = self.registry.real_name(kind, use)
+        use = self.registry.real_name(kind, use) if isinstance(use, str) else self._name_of(kind, use)
         try:
             parameters, others = parameters_of(factory)
         except TypeError as error:
@@ -64,31 +66,31 @@ class PartReader:
         part = PartSpec(kind, use, values, factory)
         return part if self._builds(part, given, path) else None
 
-    def _split(self, kind: str, written: Any, path: KeyPath) -> tuple[str | None, dict[str, Any]]:
+    def _split(self, kind: str, written: Any, path: KeyPath) -> tuple[str | Callable[..., Any] | None, dict[str, Any]]:
         if dataclasses.is_dataclass(written) and not isinstance(written, type):
-            written = self._as_written(kind, written)
-        if isinstance(written, str) and written:
+            written = _as_written(written)
+        if (isinstance(written, str) and written) or _makes(written):
             return written, {}
-        if isinstance(written, Mapping) and isinstance(written.get("use"), str):
-            return written["use"], {str(key): value for key, value in written.items() if key != "use"}
+        use = written.get("use") if isinstance(written, Mapping) else None
+        if isinstance(use, str) or _makes(use):
+            return use, {str(key): value for key, value in written.items() if key != "use"}
         found = "this has no use: with a name" if isinstance(written, Mapping) else f"this is {described(written)}"
         known = ", ".join(self.registry.choices(kind)) or "none"
         wanted = f"should be {kind_with_article(kind)}: a name, or {{use: name, parameter: value}}"
         self.problems.add(path, f"{wanted}; {found}. Known: {known}.")
         return None, {}
 
-    def _as_written(self, kind: str, part: Any) -> dict[str, Any]:
-        """Write a part object from Python as a recipe would."""
-        factory = type(part)
+    def _name_of(self, kind: str, factory: Callable[..., Any]) -> str:
+        """Give the name under which a recipe writes what Python gave: the registered one, or its import path."""
         names = [name for name in self.registry.names(kind) if self.registry.find(kind, name) is factory]
-        values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
-        return {"use": names[0] if names else code_name(factory), **values}
+        return names[0] if names else code_name(factory)
 
     def _find(self, kind: str, use: str, path: KeyPath) -> Callable[..., Any] | None:
         try:
             return self.registry.find(kind, use)
         except RegistryError as error:
-            self.problems.add(path, str(error))
+            for problem in error.problems:
+                self.problems.add(path, problem)
             return None
 
     def _site_defaults(self, kind: str, use: str, given: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
@@ -153,12 +155,17 @@ class PartReader:
             with blaming(f"the {part.kind}"):
                 built = self._made(part, given, path)
                 broken = [] if built is None else list(contract_problems(part.kind, built, part.parameters))
+                code = [] if built is None or broken or self.registry.allow_code else list(part.options.runs_code_of())
         except EcoflapError as error:
             self.problems.add(path, f"{part.use}: {error}")
             return False
         for problem in broken:
             self.problems.add(path, f"{part.use}: {problem}")
-        return built is not None and not broken
+        for file in code:
+            name = next((name for name, value in part.parameters.items() if value == file), None)
+            at = (*path, name) if name else path
+            self.problems.add(at, f"{part.use} runs the code that it finds in {file}, and {ON_TRUST}")
+        return built is not None and not broken and not code
 
     def _made(self, part: PartSpec, given: Mapping[str, Any], path: KeyPath) -> Any:
         """Make the part; None, and a problem at the parameter it names, where its own code refuses the values."""
@@ -169,6 +176,16 @@ class PartReader:
             blamed = next((name for name in given if re.search(rf"\b{re.escape(name)}\b", text)), None)
             self.problems.add((*path, blamed) if blamed else path, f"{part.use}: {text.rstrip('.')}.")
             return None
+
+
+def _as_written(part: Any) -> dict[str, Any]:
+    """Write a part object from Python as a recipe would, with its class for its name."""
+    return {"use": type(part), **{f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}}
+
+
+def _makes(written: Any) -> TypeGuard[Callable[..., Any]]:
+    """Say whether this is a class or a function, which only a recipe from Python can hold."""
+    return isinstance(written, type) or inspect.isfunction(written)
 
 
 def _takes(parameter: Parameter | None, value: Any) -> bool:

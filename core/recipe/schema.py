@@ -189,8 +189,20 @@ class Recipe(Keys):
         return {key: value for key, value in plain.items() if key != "include" or value}
 
     def dump(self) -> str:
-        """Write the recipe as YAML, every default written out and every path absolute; it loads as an equal recipe."""
-        return write_yaml(self.plain())
+        """Write the recipe as YAML, every default written out and every path absolute; it loads as an equal recipe.
+
+        Where it takes leave to run code, a comment says so.
+        """
+        code = ", ".join(self.code())
+        needs = f"# It runs only with --allow-code, or allow_code=True from Python, for it names code: {code}\n"
+        return (needs if code else "") + write_yaml(self.plain())
+
+    def code(self) -> list[str]:
+        """Name what its parts run that no plugin brings, each with its place: import paths, and files with code."""
+        found = [
+            (where, [spec.use] if ":" in spec.use else spec.options.runs_code_of()) for where, spec in self.specs()
+        ]
+        return [f"{where}: {one}" for where, named in found for one in named]
 
 
 def may_change() -> tuple[str, ...]:

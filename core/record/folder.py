@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -13,8 +13,8 @@ from typing import Any
 from filelock import lock_descriptor
 
 from ecoflap.core.disk.json_files import read_json
-from ecoflap.core.disk.whole_files import append_line, read_lines, removed_leftovers, write_whole
-from ecoflap.core.errors import RunError
+from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, append_line, read_lines, removed_leftovers, write_whole
+from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.record.environment import peak_memory
 
 
@@ -82,6 +82,12 @@ class RunFolder:
     def is_ours(self) -> bool:
         """Say whether a run was begun here; a ``recipe.yaml`` alone may be anybody's."""
         return self.recipe.is_file() and (self.lock.exists() or self.fingerprints.is_file())
+
+    @property
+    def holds_results(self) -> bool:
+        """Say whether anything was found or made here that would have to be found again."""
+        results = (self.evaluations, self.scores, self.plan, self.masks, self.blocks, self.model, self.exports)
+        return any(path.exists() for path in (*results, self.report))
 
     @property
     def lock(self) -> Path:
@@ -176,13 +182,19 @@ def _which(what: str, before: Any, now: Any) -> str:
 def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
     """Make or take up a run folder, for this process alone.
 
+    A run that is refused before it has found anything leaves no folder where none was, and in one that was there, and
+    no run's, nothing.
+
     :param fresh: Delete what an earlier run left there.
     """
     folder = RunFolder(path)
     try:
         _refuse_strangers(folder)
+        there = _There.before(folder)
         path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR, 0o644)
+        if not fresh:
+            _refuse_links(folder)
+        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR | NOT_THROUGH_LINKS, 0o644)
     except OSError as error:
         raise RunError(
             f"the run folder {path} cannot be written: {error.strerror}. Name another one with --folder"
@@ -192,9 +204,43 @@ def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
         if fresh:
             _empty(folder)
         removed_leftovers(path)
-        yield folder
+        try:
+            yield folder
+        except EcoflapError:
+            there.restore(folder)
+            raise
     finally:
         os.close(lock)
+
+
+@dataclass(frozen=True)
+class _There:
+    """Holds what was there before a run.
+
+    :param ours: Whether a run was begun there.
+    :param entries: Names in the folder.
+    :param absent: The folder and those above it that were not there, the innermost first.
+    """
+
+    ours: bool
+    entries: frozenset[str]
+    absent: tuple[Path, ...]
+
+    @classmethod
+    def before(cls, folder: RunFolder) -> "_There":
+        path = folder.path
+        entries = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else frozenset()
+        return cls(folder.is_ours, entries, tuple(one for one in (path, *path.parents) if not one.exists()))
+
+    def restore(self, folder: RunFolder) -> None:
+        """Delete what a run has begun, unless it has found anything, or was begun before."""
+        if self.ours or folder.holds_results:
+            return
+        with suppress(OSError):  # what is said of the refusal counts for more; a folder with files of others stays
+            for entry in [entry for entry in folder.path.iterdir() if entry.name not in self.entries]:
+                _delete(entry)
+            for made in self.absent:
+                made.rmdir()
 
 
 def _refuse_strangers(folder: RunFolder) -> None:
@@ -204,6 +250,19 @@ def _refuse_strangers(folder: RunFolder) -> None:
         raise RunError(f"{path} is a file; a run needs a folder. Name another one with --folder")
     if path.is_dir() and not folder.is_ours and any(not entry.name.startswith(".") for entry in path.iterdir()):
         raise RunError(f"{path} is not empty, and no run was begun there. Name another folder with --folder")
+
+
+def _refuse_links(folder: RunFolder) -> None:
+    """Refuse a folder with links, through which a run would write into files and folders that are not its own.
+
+    ``model/`` may be one: it is read, or replaced as a whole.
+    """
+    links = [entry.name for entry in folder.path.iterdir() if entry.is_symlink() and entry != folder.model]
+    if links:
+        raise RunError(
+            f"{folder.path}: {', '.join(sorted(links))} is a link, and a run writes into its own folder alone. Put "
+            f"what it links to in its place, or name another folder with --folder"
+        )
 
 
 def _lock(folder: RunFolder, lock: int) -> None:
@@ -216,16 +275,22 @@ def _lock(folder: RunFolder, lock: int) -> None:
         raise RunError(
             f"another process is running in {folder.path}. Wait for it, or name another folder with --folder"
         )
+    if not folder.lock.exists():  # another process was refused meanwhile, and has deleted what it had begun
+        raise RunError(f"{folder.path} was deleted while it was opened. Run again")
 
 
 def _empty(folder: RunFolder) -> None:
     """Delete all that a run left. What says whose the folder is goes last: a process killed here leaves no stranger."""
     last = (folder.fingerprints, folder.recipe)
     for entry in [*(entry for entry in folder.path.iterdir() if entry not in (folder.lock, *last)), *last]:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
+        _delete(entry)
+
+
+def _delete(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def require_finished(path: Path) -> RunFolder:

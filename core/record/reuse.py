@@ -8,7 +8,7 @@ from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.recipe.schema import Recipe, scores_depend_on
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.text.strict_yaml import read_yaml
+from ecoflap.core.text.strict_yaml import read_yaml_file
 
 
 def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
@@ -42,7 +42,7 @@ def _alike(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, keys: Seq
     for folder in map(RunFolder, recipe.reuse):
         if folder.path == own or not folder.fingerprints.is_file():
             continue
-        other = _comparable(read_yaml(folder.recipe.read_text("utf-8"), str(folder.recipe)).value)
+        other = _comparable(read_yaml_file(folder.recipe).value)
         before = read_json(folder.fingerprints)
         if all(other.get(key) == wanted.get(key) for key in keys) and fingerprints.items() <= before.items():
             yield folder

@@ -1,13 +1,14 @@
 """Find parts by name: what plugins offer, under the names and with the defaults that registry files give."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pluggy
 
 from ecoflap.core.contracts.blame import sentence_of
+from ecoflap.core.contracts.conformance import factory_problems
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.errors import RegistryError, nearest, unknown
 from ecoflap.core.registry.loading import Plugin, import_target, register, wanted_plugins
@@ -38,6 +39,13 @@ class Offer:
     plugin: Plugin
 
 
+ON_TRUST = (
+    "code runs here only where it is asked for. If you trust it, say --allow-code, or allow_code=True from Python; or "
+    "install it as a plugin (docs/plugins.md)."
+)
+"""Ends the sentence that refuses code which is not the user's own: why, and what to do."""
+
+
 @dataclass(frozen=True, eq=False)
 class Registry:
     """Finds the parts that a recipe can name. It is made by :func:`load_registry`.
@@ -45,22 +53,32 @@ class Registry:
     :param offers: What plugins offer, by kind and name.
     :param aliases: The real name, by kind and other name.
     :param defaults: Site defaults by kind, name and parameter, each with the place where it is written.
+    :param allow_code: Whether import paths are followed. Whoever wrote a recipe need not be the user, so by default
+        they are refused before anything is imported.
     """
 
     offers: Mapping[str, Mapping[str, Offer]]
     aliases: Mapping[str, Mapping[str, str]]
     defaults: Mapping[str, Mapping[str, Placed]]
     _observers: tuple[tuple[str, Callable[[Any], None]], ...] = field(default=(), repr=False)
+    allow_code: bool = False
+
+    def trusting(self, allow_code: bool) -> "Registry":
+        """Give this registry, or where code is allowed one that follows import paths too."""
+        return replace(self, allow_code=True) if allow_code else self
 
     def find(self, kind: str, name: str) -> Callable[..., Any]:
         """Find the factory of a name, an alias, or an import path such as ``my_package.pruners:Mine``.
 
-        :raises RegistryError: Where there is none, or its import fails.
+        :raises RegistryError: Where there is none; for an import path where code is not allowed, its import fails, or
+            what it gives makes no part of this kind.
         """
         known = self._of_kind(kind)
         real = self.real_name(kind, name)
         if real in known:
             return known[real].factory
+        if ":" in name and not self.allow_code:
+            raise RegistryError(f"the {kind} {name!r} is an import path, and {ON_TRUST}")
         if ":" in name:
             return _imported(kind, name)
         raise RegistryError(unknown(kind, name, self.choices(kind)))
@@ -106,18 +124,23 @@ def _imported(kind: str, path: str) -> Callable[..., Any]:
         raise RegistryError(f"the {kind} {path!r} cannot be imported: {sentence_of(error)}{hint}") from error
     if not callable(found):
         raise RegistryError(f"the {kind} {path!r} is {found!r}, which makes no part; name a class or function.")
+    problems = [f"{path}: {problem}" for problem in factory_problems(kind, found)]
+    if problems:
+        raise RegistryError(*problems)
     made: Callable[..., Any] = found
     return made
 
 
-def load_registry(path: Path | str | None = None, *, installed: bool = True) -> Registry:
+def load_registry(path: Path | str | None = None, *, installed: bool = True, allow_code: bool = False) -> Registry:
     """Load all plugins: those of the registry file that ships, of a user's own, and of installed distributions.
 
     :param path: A registry file that extends the one that ships; by default the one that ``ECOFLAP_REGISTRY`` names.
+        Whoever names it has the modules run that it names.
     :param installed: Whether to load plugins of installed distributions (entry points of group ``ecoflap``).
+    :param allow_code: Whether recipes that are read with this registry may name code by import paths.
     :raises RegistryError: With every plugin that cannot be loaded, and all that is wrong with a registry file.
     """
-    return _load(read_settings(path, None), installed=installed)
+    return _load(read_settings(path, None), installed=installed).trusting(allow_code)
 
 
 def load_registry_from(base: Path, path: Path | str | None = None, *, installed: bool = False) -> Registry:

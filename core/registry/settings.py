@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.errors import RegistryError, unknown
 from ecoflap.core.text.problems import Problems
-from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, read_yaml
+from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, read_small_text, read_yaml
 
 _KEYS = ("version", "plugins", "disable", "aliases", "defaults")
 
@@ -64,8 +64,8 @@ def read_settings(path: Path | str | None, base: Path | None) -> Settings:
 
 def _read(path: Path, named_by: str) -> Document:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_small_text(path)
+    except (OSError, ValueError) as error:
         raise RegistryError(f"registry file {path}{named_by} cannot be read: {error}") from error
     return read_yaml(text, path, RegistryError)
 
@@ -115,7 +115,9 @@ def _aliases(document: Document, problems: Problems) -> Mapping[str, Placed]:
     found: dict[str, dict[str, PlacedValue]] = {}
     for kind, path, of_kind in _by_kind(document, "aliases", problems):
         for alias, name in of_kind.items():
-            if isinstance(name, str):
+            if ":" in str(alias):
+                problems.add((*path, alias), "should be a name without ':', which import paths have.", key=True)
+            elif isinstance(name, str):
                 found.setdefault(kind, {})[str(alias)] = PlacedValue(name, document.where((*path, alias)))
             else:
                 problems.add((*path, alias), f"should be the name of a {kind}, not {described(name)}.")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
 from ecoflap.core.forward.placement import batch_on
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 
 SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE = 4, 256
@@ -36,10 +38,7 @@ class Calibration:
         :param note: Takes sentences of the dataset, such as how many samples were passed over.
         :raises DataError: Where there is none.
         """
-        who = f"the dataset {keys.data.use}"
-        with blaming(who):
-            read = keys.data.built(adapter, model, note)
-        samples = tuple(blaming_each(who, read))
+        samples = read_samples(keys.data, adapter, model, note)
         if not samples:
             raise DataError("the calibration data has no samples")
         return cls(samples, keys.batch_size, adapter)
@@ -52,8 +51,7 @@ class Calibration:
         used = self.samples[:samples]
         starts = range(0, len(used), self.batch_size)
         with blaming(f"the adapter {type(self.adapter).__name__}, collating samples,"):
-            batches = [self.adapter.collate(model, used[at : at + self.batch_size]) for at in starts]
-        return [batch_on(batch, device) for batch in batches]
+            return [batch_on(self.adapter.collate(model, used[at : at + self.batch_size]), device) for at in starts]
 
     def first_batch(self, model: nn.Module, device: str) -> Batch:
         """Collate the first few samples with their windows of tokens cut, for a look at a model that costs little.
@@ -75,6 +73,19 @@ class Calibration:
                 digest.update(name.encode())
                 digest.update(_bytes(batch[name]))
         return digest.hexdigest()
+
+
+def read_samples(
+    data: PartSpec, adapter: Adapter, model: nn.Module, note: Note, most: int | None = None
+) -> tuple[Sample, ...]:
+    """Read a dataset's samples.
+
+    :param most: How many of them, from the first; None for all.
+    """
+    who = f"the dataset {data.use}"
+    with blaming(who):
+        read = data.built(adapter, model, note)
+    return tuple(islice(blaming_each(who, read), most))
 
 
 def _cut(sample: Sample, longest: int) -> Sample:

@@ -34,18 +34,19 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     if prepared.source.model is None:
         yield from _said_by(lambda: check_weights(prepared.source))
     yield from _adapter_problems(prepared)
-    yield from part_problems(prepared, ("scorer", "allocator", "pruner", "exporter"))
+    for where, problem in part_problems(prepared, ("scorer", "allocator", "pruner", "exporter")):
+        yield f"{where}: {problem}"
     yield from _length_problems(prepared)
     yield from _ability_problems(prepared, registry)
     yield from _plan_problems(prepared)
 
 
-def part_problems(prepared: Prepared, kinds: Container[str]) -> Iterator[str]:
-    """Say what the recipe's parts of these kinds have against this use, each with its place in the recipe."""
+def part_problems(prepared: Prepared, kinds: Container[str]) -> Iterator[tuple[str, str]]:
+    """Yield what the recipe's parts of these kinds have against this use, each behind its place in the recipe."""
     for where, spec in prepared.recipe.specs():
         if spec.kind in kinds:
             asked = _asked(f"the {spec.kind} {spec.use}", spec.options.problems, prepared.context)
-            yield from (f"{where}: {problem}" for problem in asked)
+            yield from ((where, problem) for problem in asked)
 
 
 def _tower_problems(prepared: Prepared) -> Iterator[str]:

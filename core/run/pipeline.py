@@ -33,7 +33,7 @@ from ecoflap.core.run.data import RunData
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.run_model import RunModel
 from ecoflap.core.run.stages import RunState
-from ecoflap.core.text.strict_yaml import read_yaml
+from ecoflap.core.text.strict_yaml import read_yaml_file
 
 _LONGEST_NAME = 120
 """Of a run folder, in characters; a file system takes 255 bytes, and a character may be several."""
@@ -63,17 +63,21 @@ def run(
     set_: Sequence[str] = (),
     registry: Registry | None = None,
     fresh: bool = False,
+    allow_code: bool = False,
 ) -> Run:
     """Do what ``ecoflap run`` does.
 
-    :param recipe: A file, the name of a shipped recipe, a mapping like a recipe's, or one that was loaded.
+    :param recipe: A file, the name of a shipped recipe, a mapping like a recipe's, which may hold parts as objects or
+        classes, or a recipe that was loaded.
     :param model: A model in memory, pruned in place instead of the recipe's source.
     :param processor: Its tokenizer or processor.
     :param folder: The run folder; ``runs/NAME`` by default. A run that was cut off there goes on.
     :param set_: Overrides like ``--set``, such as ``prune.use=sparsegpt``.
     :param fresh: Begin anew, deleting what the folder holds of an earlier run.
+    :param allow_code: Follow the import paths of the recipe, which are refused otherwise. Objects and classes that a
+        mapping holds need no leave.
     """
-    registry = registry or load_registry()
+    registry = (registry or load_registry()).trusting(allow_code)
     checked = _checked(recipe, set_, registry, model)
     target = (Path(folder) if folder is not None else Path("runs") / default_name(recipe, set_)).absolute()
     prepared = prepare(checked, registry, model, processor, own=target)
@@ -160,7 +164,7 @@ def _claim(state: RunState) -> None:
     """Refuse a folder of another recipe; keys that follow what is there already may change."""
     path = state.folder.recipe
     if path.is_file():
-        changed = changes(read_yaml(path.read_text("utf-8"), str(path)).value, state.recipe.plain())
+        changed = changes(read_yaml_file(path).value, state.recipe.plain())
         if changed:
             raise RunError(
                 f"{state.folder.path} was begun with another recipe: {'; '.join(changed)} (before vs now). "

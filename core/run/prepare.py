@@ -17,6 +17,7 @@ from ecoflap.core.registry.named_adapter import refusing_misfit
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.checks import part_problems, recipe_problems
 from ecoflap.core.run.prepared import Prepared, pools_in
+from ecoflap.core.run.trial import processor_read, trial_problems
 
 DATA = ("dataset", "evaluator")
 """Kinds of parts whose problems keep a recipe from being run, and not from being planned."""
@@ -65,16 +66,28 @@ def prepare(
         adapter.max_length(weightless)  # which is asked for again below, and shows here that an adapter does not fit
     pools = tuple(pools_in(anatomy, recipe))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
-    problems = [*strangers(recipe, own), *recipe_problems(prepared, registry)]
+    with processor_read(prepared) as unread:
+        problems = [*strangers(recipe, own), *unread, *recipe_problems(prepared, registry)]
+        of_data = list(_data_problems(prepared, trying=not unread))
     shipped = recipe.model.config
     if shipped is not None and is_on_hub(source) and not planning:
         problems += _config_problems(prepared, shipped)
-    of_data = list(part_problems(prepared, DATA))
     if problems:
         raise RecipeError(*dict.fromkeys([*problems, *of_data]))
     if of_data:
         raise DataNotReady(prepared, *of_data)
     return prepared
+
+
+def _data_problems(prepared: Prepared, *, trying: bool) -> Iterator[str]:
+    """Say what is wrong with data, and what shows when they are tried.
+
+    :param trying: Whether there is something to try them on.
+    """
+    wrong = list(part_problems(prepared, DATA))
+    yield from (f"{where}: {problem}" for where, problem in wrong)
+    if trying:
+        yield from trial_problems(prepared, {where for where, _ in wrong})
 
 
 def _config_problems(prepared: Prepared, config: Path) -> Iterator[str]:

@@ -13,6 +13,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.records import View
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
@@ -45,15 +46,32 @@ class Prepared:
     @cached_property
     def context(self) -> PlanContext:
         """Give what a part is given that looks for problems."""
-        return PlanContext(self.recipe, self.anatomy, self.adapter, self.model, self._views, cache(self._refused))
+        refused = cache(self._refused)
+        known = self.knows_processor
+        return PlanContext(self.recipe, self.anatomy, self.adapter, self.model, self._views, refused, known)
 
     @cached_property
     def adapter_options(self) -> AdapterOptions:
         """Give the adapter's optional members."""
         return options_of(AdapterOptions, self.adapter)
 
+    @property
+    def knows_processor(self) -> bool:
+        """Say whether the processor that a run would have is known before weights are read.
+
+        Of a model in memory it is the one that was given, or none; one that lies here is read by its adapter.
+        """
+        reads = self.adapter_options.read_processor is not None and self.source.path is not None
+        return self.source.model is not None or self.adapter.processor is not None or reads
+
+    @cached_property
+    def views(self) -> Mapping[str, View]:
+        """Give the views that the adapter has of the model, by name; their modules hold the model's own parameters."""
+        with blaming(f"the adapter {type(self.adapter).__name__}, asked for its views,"):
+            return {view.name: view for view in self.adapter_options.export_views(self.model)}
+
     def _views(self) -> tuple[str, ...]:
-        return tuple(view.name for view in self.adapter_options.export_views(self.model))
+        return tuple(self.views)
 
     def _refused(self, exporter: str) -> Mapping[str, str]:
         with blaming(f"the adapter {type(self.adapter).__name__}, asked which views cannot be exported,"):

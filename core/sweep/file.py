@@ -12,7 +12,7 @@ from ecoflap.core.errors import EcoflapError, RecipeError
 from ecoflap.core.recipe.load import find_recipe
 from ecoflap.core.recipe.overrides import Assignment
 from ecoflap.core.text.problems import Problems, RecipeProblems
-from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, parse_yaml
+from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, parse_yaml, read_small_text
 
 KEYS = ("version", "recipe", "seeds", "grid", "methods")
 SEED = "seed"
@@ -61,8 +61,8 @@ def read_sweep(what: Path | str, set_: Sequence[str] = (), seeds: str | int | Se
 def _document(path: Path) -> Document | None:
     """Read a file; None where it is a recipe's, which has none of a sweep's keys but ``version``."""
     try:
-        document, problems = parse_yaml(path.read_text("utf-8"), Place(str(path), 1, 1, path.parent.absolute()))
-    except (OSError, UnicodeDecodeError) as error:
+        document, problems = parse_yaml(read_small_text(path), Place(str(path), 1, 1, path.parent.absolute()))
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path} cannot be read: {error}") from error
     is_sweep = isinstance(document.value, dict) and any(key in document.value for key in KEYS[1:])
     if is_sweep and problems:
@@ -183,7 +183,9 @@ def _split(written: str, place: Place) -> tuple[list[Any], list[str]]:
     return document.value or [None], problems
 
 
-SEEDS = "should be how many seeds, counted from 0, or a list of them"
+MOST_SEEDS = 1_000
+
+SEEDS = f"should be how many seeds, counted from 0 and {MOST_SEEDS:,} at most, or a list of them"
 
 
 def _seeds_of(written: str | int | Sequence[int]) -> tuple[tuple[int, ...] | None, list[str]]:
@@ -195,7 +197,12 @@ def _seeds_of(written: str | int | Sequence[int]) -> tuple[tuple[int, ...] | Non
 
 def read_seeds(written: Any) -> tuple[int, ...] | None:
     """Return the seeds: ``3`` stands for 0, 1 and 2, a list for itself; None for anything else."""
-    seeds = list(range(written)) if type(written) is int else written
-    if not isinstance(seeds, list | tuple) or not seeds or not all(type(seed) is int for seed in seeds):
+    seeds = list(range(min(written, MOST_SEEDS + 1))) if type(written) is int else written
+    if (
+        not isinstance(seeds, list | tuple)
+        or len(seeds) > MOST_SEEDS
+        or not seeds
+        or not all(type(seed) is int for seed in seeds)
+    ):
         return None
     return tuple(dict.fromkeys(seeds))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,9 +20,12 @@ from ecoflap.core.record.reuse import what_scores_depend_on
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.sweep.file import SEED, Sweep
-from ecoflap.core.text.strict_yaml import Document, Place, read_yaml
+from ecoflap.core.text.strict_yaml import Document, Place, read_yaml_file
 
 State = Literal["done", "begun", "to do"]
+MOST_RUNS = 10_000
+"""A few keys of many values each have more combinations than could be listed, let alone run."""
+
 LONGEST_NAME = 120
 """Letters of a run folder's name. File systems take 255 bytes: two a letter, and nine of the digest behind them."""
 
@@ -91,7 +94,11 @@ def planned_runs(sweep: Sweep, folder: Path, registry: Registry, *, fresh: bool 
     :raises RecipeError: With all that is wrong with any of them, each thing once.
     """
     found = _Problems()
-    choices = list(_choices(sweep))
+    choices = list(islice(_choices(sweep), MOST_RUNS + 1))
+    if len(choices) > MOST_RUNS:
+        raise RecipeError(
+            f"{sweep.recipe}: a sweep has {MOST_RUNS:,} runs at most, and the combinations of this are more."
+        )
     runs = found.in_any(choices, lambda one: PlannedRun(one, _loaded(sweep.recipe, one, registry), RunFolder(folder)))
     runs = found.in_any([_with_seed(run) for run in runs], _Prepared(registry))
     runs = list(_in_folders(runs, folder.absolute()))
@@ -158,7 +165,7 @@ def _not_another(run: PlannedRun) -> PlannedRun:
     before = run.folder.recipe
     changed = []
     if run.folder.is_ours:
-        changed = changes(read_yaml(before.read_text("utf-8"), str(before)).value, run.recipe.plain())
+        changed = changes(read_yaml_file(before).value, run.recipe.plain())
     if changed:
         raise RecipeError(
             f"begun with another recipe: {'; '.join(changed)} (before vs now). Sweep into another folder with "

@@ -16,6 +16,7 @@ class SweepRequest:
     :param folder: The sweep's folder; ``runs/sweeps/NAME`` by default. What is done there is not done again.
     :param fresh: Delete first what these runs have left there.
     :param keep_models: Leave each run's ``model/`` where it is; otherwise it goes when the run is finished.
+    :param allow_code: Follow import paths in the sweep and its recipe, which are refused otherwise.
     """
 
     what: Path | str
@@ -24,6 +25,7 @@ class SweepRequest:
     folder: Path | str | None = None
     fresh: bool = False
     keep_models: bool = False
+    allow_code: bool = False
 
     @property
     def target(self) -> Path:

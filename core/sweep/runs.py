@@ -38,7 +38,8 @@ _WAY_OUT = "Begin the sweep anew with --fresh, or in another folder."
 
 
 def _is_entry(run: Any) -> bool:
-    return isinstance(run, dict) and all(isinstance(run.get(key), str) for key in ("folder", "method"))
+    texts = isinstance(run, dict) and all(isinstance(run.get(key), str) for key in ("folder", "method"))
+    return texts and Path(run["folder"]).name == run["folder"]  # no path that leads out of the sweep's folder
 
 
 def record_runs(folder: Path, runs: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:

@@ -59,7 +59,8 @@ def planned_sweep(request: SweepRequest, registry: Registry | None = None) -> li
     :raises EcoflapError: With every problem of every run, or for a folder that holds something else.
     """
     sweep = read_sweep(request.what, request.set_, request.seeds)
-    runs = planned_runs(sweep, request.target, registry or load_registry(), fresh=request.fresh)
+    trusting = (registry or load_registry()).trusting(request.allow_code)
+    runs = planned_runs(sweep, request.target, trusting, fresh=request.fresh)
     _refuse_strangers(request.target)
     return runs
 

@@ -17,8 +17,14 @@ from ecoflap.core.errors import EcoflapError, RecipeError
 KeyPath: TypeAlias = tuple[Any, ...]
 """Where a value is in a document: keys of mappings and indexes of lists, from the top."""
 
+LARGEST = 500_000
+"""The most bytes or characters of a text that is read: it is looked at before any of it is understood."""
+
 MOST_NODES = 20_000
 """The most values that a document may hold: aliases of aliases would fill the memory from a few lines."""
+
+MOST_DIGITS = 1_000
+"""The most digits of a whole number. Python writes none of more than 4,300 in decimal, as messages have to."""
 
 DEEPEST = 60
 """The deepest that values may lie within each other: an alias within itself has no end."""
@@ -33,6 +39,8 @@ _CORE_SCHEMA: tuple[tuple[str, str, Sequence[str]], ...] = (
 """How the scalars of each type are written, and the letters that they may begin with."""
 
 _PREFIX = "tag:yaml.org,2002:"
+
+TOO_LARGE = f"it is larger than {LARGEST:,} bytes, and nothing that is written by hand is"
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.depth = 0
+        self.depth = self.nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
@@ -94,6 +102,9 @@ class _Loader(yaml.SafeLoader):
             )
         if self.depth > DEEPEST:
             raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+        self.nodes += 1
+        if self.nodes > 2 * MOST_NODES:  # a key is a node too
+            raise yaml.MarkedYAMLError(problem=f"more than {MOST_NODES} values", problem_mark=event.start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -133,6 +144,28 @@ def read_yaml(text: str, file: str | Path, error: type[EcoflapError] = RecipeErr
     return document
 
 
+def read_yaml_file(file: str | Path, error: type[EcoflapError] = RecipeError) -> Document:
+    """Read a file that holds a mapping, as :func:`read_yaml` does, or say that it cannot be read."""
+    try:
+        text = read_small_text(file)
+    except (OSError, ValueError) as problem:
+        raise error(f"{file} cannot be read: {problem}.") from problem
+    return read_yaml(text, file, error)
+
+
+def read_small_text(file: str | Path) -> str:
+    """Read the text of a YAML file, unless it is larger than any that is meant.
+
+    :raises OSError: Where it is not there.
+    :raises ValueError: Where it is too large, or is no UTF-8.
+    """
+    with Path(file).open("rb") as opened:
+        raw = opened.read(LARGEST + 1)
+    if len(raw) > LARGEST:
+        raise ValueError(TOO_LARGE)
+    return raw.decode("utf-8")
+
+
 def _not_a_mapping(value: Any) -> str:
     if value is None:
         return "the file is empty; it should hold keys and values, beginning with 'version: 1'."
@@ -152,6 +185,8 @@ def described(value: Any) -> str:
 def parse_yaml(text: str, start: Place) -> tuple[Document, list[str]]:
     """Read any YAML value, and give all that is wrong with it instead of raising. A syntax error leaves no value."""
     empty = Document(None, start)
+    if len(text) > LARGEST:
+        return empty, [f"{start}: {TOO_LARGE}."]
     try:
         node = yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -234,6 +269,8 @@ class _Walk:
 
 
 def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(text)
     return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 

@@ -1,6 +1,7 @@
 """Compare an exported ONNX file, run in onnxruntime, with the view of the torch model that it was made from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from ecoflap.core.contracts.records import Check, StoredTensor, View
 from ecoflap.core.errors import ModelError
+from ecoflap.core.kernel.place import FILE, absent
+from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.settings import Settings
 from ecoflap.exporters.shared.comparison import Comparison, sizes_text
 
-UNPACKING = {"bitmask": 30, "2:4": 15}
+UNPACKING = {"bitmask": 30, "2:4": 15, "packed_op": 45}
 """Bytes of memory that onnxruntime takes for a weight of a form while it loads a file."""
 
 UNPACKED_AT_MOST = 4 * 10**9
@@ -25,8 +28,8 @@ def check_view(
     examples: tuple[Mapping[str, Tensor], ...],
     stored: Sequence[StoredTensor],
     settings: Settings,
-) -> Check:
-    """Hold a file to the format's rules and to the model's outputs.
+) -> tuple[Check, ...]:
+    """Hold a file to the format's rules and to the model's outputs, in each way that it can be run here.
 
     :param examples: Inputs by name, in the types that the file takes.
     :raises ModelError: Where an output is out of its tolerance, or onnxruntime cannot run the file.
@@ -35,18 +38,30 @@ def check_view(
 
     # ONNX cannot tell the shapes of a graph with sparse initializers.
     onnx.checker.check_model(str(path), full_check=settings.storage.form != "coo")
-    session = _session(path, view, stored)
-    comparison = Comparison(
-        view,
-        examples,
-        model=lambda inputs: view.module(*inputs.values()),
-        file=lambda inputs: _run(session, view, inputs),
-        runtime="onnxruntime",
-    )
     way_out = "Set a larger tolerance, if that is near enough"
     if settings.storage.values not in (None, torch.float32):
         way_out += ", or values: auto"
-    return comparison.check(path.name, settings.tolerance, f"{way_out}.")
+    return tuple(
+        Comparison(
+            view,
+            examples,
+            model=lambda inputs: view.module(*inputs.values()),
+            file=partial(_run, opened(), view),
+            runtime=runtime,
+        ).check(path.name, settings.tolerance, f"{way_out}.")
+        for runtime, opened in _runtimes(path, view, stored).items()
+    )
+
+
+def _runtimes(path: Path, view: View, stored: Sequence[StoredTensor]) -> Mapping[str, Callable[[], Any]]:
+    """Name the ways to run a file that there are here, and what opens it for each."""
+    from ecoflap.onnx import load_session
+
+    alone, ours = partial(_session, path, view, stored), partial(load_session, path)
+    if absent(FILE) or not any(tensor.form == FORM for tensor in stored):
+        return {"onnxruntime": alone}
+    with_kernels = {"onnxruntime with ecoflap's kernels": ours}
+    return with_kernels if needs_own_loader(stored) else {"onnxruntime": alone, **with_kernels}
 
 
 def unpacking_bytes(stored: Sequence[StoredTensor]) -> int:

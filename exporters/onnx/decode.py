@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.errors import FormatError
-from ecoflap.exporters.onnx.bitmask import BITMASK
-from ecoflap.exporters.onnx.form import DOMAIN, Form, bits_of
-from ecoflap.exporters.onnx.pattern import PATTERN
+from ecoflap.exporters.onnx.forms import product
+from ecoflap.exporters.onnx.forms.bitmask import BITMASK
+from ecoflap.exporters.onnx.forms.form import DOMAIN, Form, bits_of
+from ecoflap.exporters.onnx.forms.pattern import PATTERN
 from ecoflap.exporters.onnx.tensors import Opened, elements, numpy_type, read
 
 FORMS: Mapping[str, Form] = {form.function: form for form in (BITMASK, PATTERN)}
@@ -47,6 +48,18 @@ class Packed:
     nodes: tuple[int, ...]
     initializers: tuple[str, ...]
     fill: Callable[[Zeros], Array]
+
+
+@dataclass(frozen=True)
+class Multiplied(Packed):
+    """Is a matrix that is multiplied as it is: no node unpacks it.
+
+    :param products: Where in the graph's list of nodes those are that multiply with it.
+    :param check: Checks its initializers, and makes nothing.
+    """
+
+    products: tuple[int, ...]
+    check: Callable[[], None]
 
 
 def unpacked(found: Sequence[Packed], zeros: Zeros) -> dict[str, Array]:
@@ -104,11 +117,16 @@ def _in_nodes(source: Opened) -> Iterator[Packed]:
     seen = _Graph(source, {tensor.name: tensor for tensor in graph.initializer}, announced)
     _check_functions(source)
     bodies = _bodies(graph.node)
+    products: dict[str, list[int]] = {}
     for number, node in enumerate(graph.node):
-        if node.domain == DOMAIN:
+        if node.domain == DOMAIN and node.op_type == product.FUNCTION:
+            products.setdefault(_multiplied_name(seen, node), []).append(number)
+        elif node.domain == DOMAIN:
             yield _called(seen, number)
         elif node.name in bodies:
             yield _inlined(seen, tuple(bodies[node.name].values()))
+    for name, numbers in products.items():
+        yield _multiplied(seen, name, tuple(numbers))
 
 
 def _check_functions(source: Opened) -> None:
@@ -116,8 +134,9 @@ def _check_functions(source: Opened) -> None:
     for function in source.proto.functions:
         if function.domain != DOMAIN:
             continue
-        form = FORMS.get(function.name)
-        expected = form.proto(function.opset_import[0].version) if form and function.opset_import else None
+        known = {name: form.proto for name, form in FORMS.items()} | {product.FUNCTION: product.proto}
+        made = known.get(function.name)
+        expected = made(function.opset_import[0].version) if made and function.opset_import else None
         if (
             expected is None
             or list(function.input) != list(expected.input)
@@ -126,7 +145,7 @@ def _check_functions(source: Opened) -> None:
         ):
             raise FormatError(
                 f"{source.where}: the function {function.name} is not one that this version of ecoflap knows: it has "
-                f"been changed, or another version wrote it. Known: {', '.join(FORMS)}. Export the model again."
+                f"been changed, or another version wrote it. Known: {', '.join(known)}. Export the model again."
             )
 
 
@@ -140,6 +159,50 @@ def _called(graph: _Graph, number: int) -> Packed:
             f"inputs, one output and the attribute 'to'; this is something else. Export the model again."
         )
     return _packed(graph, form, node.output[0], to[0], (number,), tuple(node.input))
+
+
+def _multiplied_name(graph: _Graph, node: Any) -> str:
+    """Name the matrix that a node multiplies with, by its initializers."""
+    name = node.input[1].removesuffix(".values") if len(node.input) == 3 else ""
+    sizes = [attribute for attribute in node.attribute if attribute.name == product.SIZES and len(attribute.ints) == 2]
+    if not name or tuple(node.input[1:]) != product.initializers(name) or len(node.output) != 1 or len(sizes) != 1:
+        raise FormatError(
+            f"{graph.source.where}: {node.name or node.op_type}: this version multiplies x with values and masks, "
+            f"whose sizes are [inputs, outputs]; this is something else. Export the model again."
+        )
+    return name
+
+
+def _multiplied(graph: _Graph, name: str, nodes: tuple[int, ...]) -> Multiplied:
+    """Describe a matrix that is multiplied as it is."""
+    where, inputs = f"{graph.source.where}: {name}", product.initializers(name)
+    if missing := [tensor for tensor in inputs if tensor not in graph.tensors]:
+        raise FormatError(f"{where}: {', '.join(missing)}: no initializer has this name. Export the model again.")
+    said = {tuple(attribute.ints) for number in nodes for attribute in graph.nodes[number].attribute}
+    values, masks = (graph.tensors[tensor] for tensor in inputs)
+    dtype, shape = numpy_type(values.data_type, where), said.pop()
+    if said or dtype.name not in _FLOATS:
+        raise FormatError(f"{where}: its values are no floats of 16 or 32 bits, or it is multiplied with several sizes")
+    elements(shape, where)
+    check = partial(_check_product, graph.source, where, (values, masks), shape)
+    fill = partial(_fill_product, graph.source, where, (values, masks), shape)
+    return Multiplied(name, product.FORM, shape, masks.FLOAT, (), inputs, fill, nodes, check)
+
+
+def _check_product(source: Opened, where: str, tensors: tuple[Any, Any], shape: tuple[int, ...]) -> None:
+    values, masks = (read(source, tensor) for tensor in tensors)
+    try:
+        product.check(values, masks, product.sizes_of(values.dtype, *shape))
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
+def _fill_product(source: Opened, where: str, tensors: tuple[Any, Any], shape: tuple[int, ...], zeros: Zeros) -> Array:
+    _check_product(source, where, tensors, shape)
+    values, masks = (read(source, tensor) for tensor in tensors)
+    dense = zeros(shape, np.dtype(np.float32))
+    product.fill(dense, values, masks)
+    return dense
 
 
 def _bodies(nodes: Sequence[Any]) -> dict[str, dict[str, int]]:

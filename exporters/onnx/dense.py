@@ -11,8 +11,8 @@ import numpy as np
 
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.exporters.onnx.decode import Packed, packed_in
-from ecoflap.exporters.onnx.form import DOMAIN
+from ecoflap.exporters.onnx.decode import Multiplied, Packed, packed_in
+from ecoflap.exporters.onnx.forms.form import DOMAIN
 from ecoflap.exporters.onnx.tensors import Opened, is_external, numpy_type, opened, place_of, size_of
 
 _EMBEDDED = 1_000_000_000  # bytes: a model of more has its weights in a file beside it, for protobuf ends at 2 GB
@@ -55,11 +55,14 @@ def write_dense(path: Path, target: Path) -> Path:
 
 
 def without(source: Opened, found: Sequence[Packed]) -> None:
-    """Take packed weights out of a model: their nodes, the initializers that nothing else uses, and the functions.
+    """Take packed weights out of a model: their nodes, the initializers and functions that nothing else uses.
 
     What is left needs dense initializers of the weights' names.
     """
     proto, weights = source.proto, {packed.name for packed in found}
+    for packed in found:
+        if isinstance(packed, Multiplied):
+            _multiply_dense(proto.graph.node, packed)
     dropped = {number for packed in found for number in packed.nodes}
     kept = [node for number, node in enumerate(proto.graph.node) if number not in dropped]
     needed = {*_used(kept), *(output.name for output in proto.graph.output)}
@@ -69,8 +72,20 @@ def without(source: Opened, found: Sequence[Packed]) -> None:
     _drop(proto.graph.initializer, _numbers(proto.graph.initializer, unused))
     _drop(proto.graph.value_info, _numbers(proto.graph.value_info, weights | unused | inner))
     del proto.graph.sparse_initializer[:]
-    for field in (proto.functions, proto.opset_import):
-        _drop(field, {number for number, entry in enumerate(field) if entry.domain == DOMAIN})
+    called = {node.op_type for node in proto.graph.node if node.domain == DOMAIN}
+    functions, imports = proto.functions, proto.opset_import
+    _drop(functions, {n for n, one in enumerate(functions) if one.domain == DOMAIN and one.name not in called})
+    if not called:
+        _drop(imports, {n for n, one in enumerate(imports) if one.domain == DOMAIN})
+
+
+def _multiply_dense(nodes: Any, packed: Multiplied) -> None:
+    """Have a matrix product in the place of each one with a packed matrix."""
+    for node in (nodes[number] for number in packed.products):
+        x = node.input[0]
+        del node.input[:], node.attribute[:]
+        node.input.extend([x, packed.name])
+        node.op_type, node.domain = "MatMul", ""
 
 
 def _numbers(field: Any, names: set[str]) -> set[int]:

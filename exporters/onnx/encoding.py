@@ -1,12 +1,13 @@
 """Store pruned weights of an ONNX graph in packed form: stock onnxruntime unpacks them once, on loading the model.
 
 A packed weight keeps its name in the graph; NAME.values, NAME.mask (or NAME.positions) and NAME.shape are initializers.
-Two forms are packed here, in an ``onnx_ir.Model``; the third, sparse initializers, which onnx_ir does not have, is
-:func:`ecoflap.exporters.onnx.coo.to_coo`, on the ``ModelProto`` that ``onnx_ir.to_proto`` gives.
+That of a linear layer may be multiplied as it is instead, by one node: NAME.values and NAME.masks. These forms are
+packed here, in an ``onnx_ir.Model``; sparse initializers, which onnx_ir does not have, by
+:func:`ecoflap.exporters.onnx.forms.coo.to_coo`, on the ``ModelProto`` that ``onnx_ir.to_proto`` gives.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,15 @@ from numpy.typing import NDArray
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.records import StoredTensor
 from ecoflap.core.errors import EcoflapError, unknown
-from ecoflap.exporters.onnx import bitmask as onnx_bitmask
-from ecoflap.exporters.onnx import pattern as onnx_pattern
-from ecoflap.exporters.onnx.bitmask import BITMASK
-from ecoflap.exporters.onnx.form import DOMAIN, Form
-from ecoflap.exporters.onnx.pattern import PATTERN
+from ecoflap.core.packed.packing import LEAST_SPARSITY
+from ecoflap.exporters.onnx import products
+from ecoflap.exporters.onnx.forms import bitmask as onnx_bitmask
+from ecoflap.exporters.onnx.forms import pattern as onnx_pattern
+from ecoflap.exporters.onnx.forms import product as onnx_product
+from ecoflap.exporters.onnx.forms.bitmask import BITMASK
+from ecoflap.exporters.onnx.forms.form import DOMAIN, Form
+from ecoflap.exporters.onnx.forms.pattern import PATTERN
+from ecoflap.exporters.onnx.graph import TRANSPOSED
 from ecoflap.exporters.onnx.settings import Storage
 from ecoflap.exporters.onnx.tensors import library
 
@@ -36,13 +41,27 @@ _OPSET = 18  # the first with BitwiseAnd
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Is a weight as it will be stored; without a form it stays as it is."""
+    """Is a weight as it will be stored; without values it stays as it is.
+
+    :param form: None where it is multiplied as it is, and not unpacked.
+    """
 
     stored: StoredTensor
     weight: Any
     form: Form | None = None
     values: NDArray[Any] | None = None
     places: NDArray[Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Give the name of what is packed: [inputs, outputs] where it is multiplied as it is."""
+        turned = self.form is None and products.is_transposed(self.weight)
+        return f"{self.weight.name}{TRANSPOSED}" if turned else str(self.weight.name)
+
+    @property
+    def initializers(self) -> tuple[str, ...]:
+        """Name the initializers that take its place."""
+        return self.form.initializers(self.name) if self.form else onnx_product.initializers(self.name)
 
 
 def pack(
@@ -70,7 +89,7 @@ def pack(
             encoded.append(_encode(weight, called[name], storage, patterns.get(layer) == Pattern(2, 4)))
         except EcoflapError as error:
             problems += error.problems
-    packed = [one for one in encoded if one.form]
+    packed = [one for one in encoded if one.values is not None]
     problems += _names_in_the_way(model, packed, storage.layout)
     if problems:
         raise EcoflapError(*problems)
@@ -96,10 +115,12 @@ def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Enco
     weight = value.const_value.numpy()
     nonzeros, shape = int(np.count_nonzero(weight)), tuple(weight.shape)
     dense = _Encoded(StoredTensor(name, "dense", shape, nonzeros, weight.nbytes, weight.nbytes), value)
-    if storage.form != "bitmask" or weight.size > LARGEST or value.is_graph_input():
+    if storage.form not in ("bitmask", "packed_op") or weight.size > LARGEST or value.is_graph_input():
         return dense
     dtype = _stored_type(weight.dtype, storage.values)
     cast = partial(_cast, name=name, dtype=dtype, lossy=storage.lossy)
+    if storage.form == "packed_op" and (product := _product(dense, cast)):
+        return product
     smallest: _Encoded = dense
     for kind, values, places in _encodings(weight, has_pattern, cast):
         size = values.nbytes + places.nbytes + 8 * weight.ndim
@@ -107,6 +128,21 @@ def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Enco
             stored = StoredTensor(name, kind.name, shape, nonzeros, weight.size * dtype.itemsize, size)
             smallest = _Encoded(stored, value, kind, values, places)
     return smallest
+
+
+def _product(dense: _Encoded, cast: Callable[[NDArray[Any]], NDArray[Any]]) -> _Encoded | None:
+    """Store the weight of a linear layer as it is multiplied; None where it is none, or would gain nothing."""
+    stored, transposed = dense.stored, products.is_transposed(dense.weight)
+    weight = dense.weight.const_value.numpy()
+    sparse = stored.nonzeros <= (1 - LEAST_SPARSITY) * weight.size
+    if transposed is None or weight.ndim != 2 or weight.dtype != np.float32 or not sparse:
+        return None
+    values, masks = products.encode(cast(weight.T if transposed else weight))
+    size, width = values.nbytes + masks.nbytes, values.dtype.itemsize
+    if size + OVERHEAD >= weight.nbytes or 8 * masks.nbytes > LARGEST:  # filled up, it may be too large to unpack
+        return None
+    stored = replace(stored, form=onnx_product.FORM, dense_bytes=weight.size * width, stored_bytes=size)
+    return _Encoded(stored, dense.weight, values=values, places=masks)
 
 
 def _encodings(
@@ -160,9 +196,8 @@ def _names_in_the_way(model: Any, packed: Sequence[_Encoded], layout: str) -> Se
     taken |= {*model.graph.initializers, *(value.name for value in model.graph.inputs)}
     problems = []
     for one in packed:
-        assert one.form is not None
-        new = set(one.form.initializers(one.weight.name))
-        if layout == "inline":
+        new = set(one.initializers)
+        if layout == "inline" and one.form:
             new |= {name for node in one.form.nodes(one.weight.name, 1) for name in node.output} - {one.weight.name}
         problems += [f"{name} is in the way: {one.weight.name} is packed under this name" for name in new & taken]
     version = model.opset_imports.get("", 0)
@@ -173,14 +208,22 @@ def _names_in_the_way(model: Any, packed: Sequence[_Encoded], layout: str) -> Se
 
 def _replace_all(model: Any, packed: Sequence[_Encoded], layout: str) -> None:
     ir = library("onnx_ir")
-    nodes = [node for one in packed for node in _replace(ir, model, one, layout)]
+    multiplied = [one for one in packed if one.form is None]
+    for one in multiplied:
+        assert one.values is not None
+        assert one.places is not None
+        products.replace(model, one.weight, one.name, one.values, one.places)
+    if multiplied:
+        products.add_function(model)
+    unpacked = [one for one in packed if one.form]
+    nodes = [node for one in unpacked for node in _replace(ir, model, one, layout)]
     if nodes:
         if len(model.graph):
             model.graph.insert_before(model.graph[0], nodes)
         else:
             model.graph.extend(nodes)
-    if layout == "function" and packed:
-        for form in {one.form.function: one.form for one in packed if one.form}.values():
+    if layout == "function" and unpacked:
+        for form in {one.form.function: one.form for one in unpacked if one.form}.values():
             function = ir.serde.deserialize_function(form.proto(model.opset_imports[""]))
             model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = 1

@@ -14,12 +14,14 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Exported
 from ecoflap.core.errors import ModelError
+from ecoflap.core.kernel.place import FILE, absent
 from ecoflap.exporters.onnx.dense import write_dense
+from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.settings import Settings, Storage
 from ecoflap.exporters.onnx.view import write_view
 from ecoflap.exporters.shared.comparison import tolerance_problems
 from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros, some
-from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems
+from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems, plan_written
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 23)
@@ -30,12 +32,14 @@ TYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bflo
 class Onnx:
     """Writes ``NAME.onnx`` for each view that the family has, with all the weights it needs; run again by onnxruntime.
 
-    It buys size, not speed: the runtime unpacks weights when it loads the file. A model in 16 bits is computed in
-    float32, which loses nothing, and its weights are stored in their own 16 bits.
+    It buys size, not speed: the runtime unpacks weights when it loads the file, but for those of ``packed_op``. A model
+    in 16 bits is computed in float32, which loses nothing, and its weights are stored in their own 16 bits.
 
     :param views: Names of the views that are exported; all by default.
-    :param weights: ``bitmask`` stores (1-s) of a weight's bytes and a bit each, ``coo`` the non-zeros with their
-        indices as ONNX has it, where that is smaller, ``dense`` everything.
+    :param weights: ``bitmask`` stores (1-s) of a weight's bytes and a bit each. So does ``packed_op``, and makes a
+        linear layer one node, which is multiplied from packed weights where the library of kernels is registered, and
+        by standard operators elsewhere. ``coo`` stores the non-zeros with their indices as ONNX has it, where that is
+        smaller, ``dense`` everything.
     :param form: ``function`` unpacks by a function that the file brings along, ``inline`` by plain nodes, for runtimes
         that know no local functions (OpenVINO).
     :param values: The type that pruned weights are stored in; ``auto`` is the one each has in the model.
@@ -46,7 +50,7 @@ class Onnx:
     """
 
     views: tuple[str, ...] | None = None
-    weights: Literal["bitmask", "coo", "dense"] = "bitmask"
+    weights: Literal["bitmask", "packed_op", "coo", "dense"] = "bitmask"
     form: Literal["function", "inline"] = "function"
     values: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     opset: int = 20
@@ -56,11 +60,12 @@ class Onnx:
     densifies: ClassVar[tuple[str, ...]] = (".onnx",)
 
     def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int:
-        """Tell the size of one file with the whole model; a weight that several views share is in the file of each."""
+        """Tell the size of one view's file; a weight that several views share is in the file of each."""
         dtype = TYPES[self.values]
         stored = dtype.itemsize if dtype else width
         dense, others = prunable * stored, (parameters - prunable) * width
-        packed = {"bitmask": kept * stored + prunable // 8, "coo": kept * (stored + 3), "dense": dense}
+        bits = kept * stored + prunable // 8
+        packed = {"bitmask": bits, "packed_op": bits, "coo": kept * (stored + 3), "dense": dense}
         return others + min(dense, packed[self.weights])
 
     def problems(self, context: PlanContext) -> Iterator[str]:
@@ -78,11 +83,22 @@ class Onnx:
             yield "opset 23: torch fixes the batch size in its rotary embeddings, so a LLaMA runs on no other. Use 20."
         elif self.opset not in OPSETS:
             yield f"opset {self.opset} is not between {OPSETS[0]} and {OPSETS[-1]}. Use 20, the default."
+        if self.weights == FORM and self.form == "inline":
+            yield (
+                f"weights: {FORM} is an operator, which runs without ecoflap's library as a function of the file, and "
+                f"form: inline is for runtimes that know none. Use weights: bitmask for those."
+            )
         yield from tolerance_problems(self.tolerance)
 
+    def views_written(self, context: PlanContext) -> list[str]:
+        """Name those of its views that the model has and that can be written."""
+        return plan_written(self.views, context, "onnx")
+
     def notes(self, context: PlanContext) -> Iterator[str]:
-        """Say which views will be left out."""
-        return plan_notes(self.views, context, "onnx")
+        """Say which views will be left out, and what is missing to run files as they are meant to be."""
+        yield from plan_notes(self.views, context, "onnx")
+        if self.weights == FORM and (reason := absent(FILE)):
+            yield f"weights: {FORM}: files are checked as onnxruntime runs them alone, with dense weights: {reason}."
 
     def __call__(self, pruned: PrunedModel, folder: Path) -> Exported:
         """Write the files.

@@ -12,7 +12,8 @@ from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported, StoredTensor, View
 from ecoflap.core.forward.placement import Placement, tensors_of
 from ecoflap.exporters.onnx.check import check_view, needs_own_loader, unpacking_bytes
-from ecoflap.exporters.onnx.coo import to_coo
+from ecoflap.exporters.onnx.forms.coo import to_coo
+from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.graph import graph_of
 from ecoflap.exporters.onnx.pack_graph import GraphPacker
 from ecoflap.exporters.onnx.settings import Settings
@@ -35,7 +36,7 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
             stored = _save(packer, *files)
             lost = packer.lost
             del packer  # its graph holds the weights, which onnxruntime is about to hold too
-            check = check_view(files[0], view, examples, stored, settings)
+            checks = check_view(files[0], view, examples, stored, settings)
     except BaseException:
         for file in files:
             file.unlink(missing_ok=True)
@@ -43,7 +44,7 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
     written = tuple(file for file in files if file.exists())
     saved = sum(tensor.dense_bytes - tensor.stored_bytes for tensor in stored)
     size = sum(file.stat().st_size for file in written)
-    return Exported(written, tuple(stored), (check,), size + saved, tuple(_notes(files[0].name, stored, lost)))
+    return Exported(written, tuple(stored), checks, size + saved, tuple(_notes(files[0].name, stored, lost)))
 
 
 def _as_computed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,6 +109,11 @@ def _notes(file: str, stored: list[StoredTensor], lost: list[str]) -> Iterator[s
         yield (
             f"{file}: a plain onnxruntime takes some {unpacking_bytes(stored) / 1e9:.0f} GB of memory to load it. Load "
             f"it with ecoflap.onnx.load_session, or make an ordinary file of it with: ecoflap densify {file}"
+        )
+    if any(tensor.form == FORM for tensor in stored):
+        yield (
+            f"{file}: its linear layers are multiplied from packed weights by ecoflap's library of kernels, which "
+            f"ecoflap.onnx.load_session registers. An onnxruntime without it makes them dense when it loads the file."
         )
     if lost:
         yield f"{file}: stored dense, as parts of other constants of the graph: {', '.join(lost)}"

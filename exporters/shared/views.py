@@ -24,6 +24,12 @@ def plan_problems(wanted: Sequence[str] | None, context: PlanContext, exporter: 
     yield from view_problems(wanted, context.adapter, context.views, context.views_refused(exporter))
 
 
+def plan_written(wanted: Sequence[str] | None, context: PlanContext, exporter: str) -> list[str]:
+    """Name the views that will be written, in the adapter's order."""
+    refused = context.views_refused(exporter)
+    return [name for name in context.views if name not in refused and (wanted is None or name in wanted)]
+
+
 def plan_notes(wanted: Sequence[str] | None, context: PlanContext, exporter: str) -> Iterator[str]:
     """Say which views will be left out of an export of all, and why, before any weight is read."""
     if wanted is None:

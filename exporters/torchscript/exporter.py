@@ -21,7 +21,7 @@ from ecoflap.core.contracts.records import Exported, View
 from ecoflap.core.errors import ModelError
 from ecoflap.exporters.shared.comparison import tolerance_problems
 from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros
-from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems
+from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems, plan_written
 from ecoflap.exporters.torchscript.check import check_file
 from ecoflap.exporters.torchscript.store import stored
 from ecoflap.exporters.torchscript.trace import unchanged, write_view
@@ -45,7 +45,7 @@ class TorchScript:
     tolerance: float = 1e-5
 
     def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int:
-        """Tell the size of one file with the whole model; a weight that several views share is in the file of each."""
+        """Tell the size of one view's file; a weight that several views share is in the file of each."""
         dense = prunable * width
         pruned = min(dense, kept * width + prunable // 8) if self.weights == "bitmask" else dense
         return (parameters - prunable) * width + pruned
@@ -54,6 +54,10 @@ class TorchScript:
         """Say what of the parameters, of Python and torch here, and of the model's views keeps it from exporting."""
         yield from self._own_problems()
         yield from plan_problems(self.views, context, "torchscript")
+
+    def views_written(self, context: PlanContext) -> list[str]:
+        """Name those of its views that the model has and that can be written."""
+        return plan_written(self.views, context, "torchscript")
 
     def notes(self, context: PlanContext) -> Iterator[str]:
         """Say which views will be left out."""

@@ -18,11 +18,26 @@
 extern "C" {
 #endif
 
-#define ECOFLAP_ABI 1
+#define ECOFLAP_ABI 2
 
 enum ecoflap_code { ECOFLAP_OK = 0, ECOFLAP_BAD_ARGUMENT = 1, ECOFLAP_BAD_MATRIX = 2, ECOFLAP_NO_PATH = 3 };
-enum ecoflap_type { ECOFLAP_FLOAT32 = 0, ECOFLAP_BFLOAT16 = 1, ECOFLAP_FLOAT16 = 2 };
 enum ecoflap_state { ECOFLAP_USABLE = 0, ECOFLAP_CPU_LACKS_IT = 1, ECOFLAP_NOT_COMPILED = 2 };
+
+/* What a matrix holds. Its weights are of one of three types, or they are int8 with one float32 scale a row; then the
+   type is the sum of how and of the one that they stand for, such as ECOFLAP_INT8 + ECOFLAP_BFLOAT16: that of x, bias, y
+   and of the values that are packed and decoded.
+
+   A row's scale is its largest absolute value over 127, and a weight is the nearest whole number of scales, ties to even.
+   What is kept stays kept where that is 0. x is rounded likewise, row by row, to int16 (ECOFLAP_INT8) or to int8
+   (ECOFLAP_INT8A8); the sum of products is exact and is multiplied with both scales in float64. */
+enum ecoflap_type {
+  ECOFLAP_FLOAT32 = 0,
+  ECOFLAP_BFLOAT16 = 1,
+  ECOFLAP_FLOAT16 = 2,
+  ECOFLAP_INT8 = 3,
+  ECOFLAP_INT8A8 = 6,
+  ECOFLAP_TYPES = 9
+};
 
 /* Which version of this interface the library has: ECOFLAP_ABI when it was compiled. */
 ECOFLAP_API int ecoflap_abi(void);
@@ -43,22 +58,24 @@ ECOFLAP_API int64_t ecoflap_path_batch(int path, int type);
 ECOFLAP_API int64_t ecoflap_packed_bytes(int type, int64_t outputs, int64_t inputs, int64_t kept);
 
 /* Puts a matrix into the kernel's order: from one bit a weight and the kept values, both in row order (the packed
-   file's), or from the dense matrix, of which all but zeros are kept. `out` is aligned to 8 bytes, better to 64. */
+   file's), or from the dense matrix, of which all but zeros are kept. `out` is aligned to 8 bytes, better to 64. A value
+   that is not finite is refused where int8 is asked for. */
 ECOFLAP_API int ecoflap_pack_rows(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs,
                                   const uint8_t *mask, const void *values, int64_t kept);
 ECOFLAP_API int ecoflap_pack_dense(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs,
                                    const void *weight, int64_t kept);
 
-/* Writes rows of the dense matrix, from a row that is a multiple of 16. What the caller takes the matrix for is checked,
-   so that `out` may have the length that follows from it. */
+/* Writes rows of the dense matrix, from a row that is a multiple of 16; `type` is that of `out`, so that which int8
+   stands for. What the caller takes the matrix for is checked, so that `out` may have the length that follows from it. */
 ECOFLAP_API int ecoflap_unpack(int path, const void *packed, int64_t bytes, int type, int64_t outputs, int64_t inputs,
                                int64_t first, int64_t rows, void *out, int threads);
 
-/* Refuses a matrix whose masks, starts and sizes do not fit each other. */
+/* Refuses a matrix whose masks, starts and sizes do not fit each other, or with scales that are none. */
 ECOFLAP_API int ecoflap_check(const void *packed, int64_t bytes);
 
 /* y = x W' + bias for `batch` rows of x, which lie `x_stride` elements apart, in the matrix's type throughout; sums are
-   float32. `y` is [batch, outputs] without gaps; `bias` may be null. What the caller takes the matrix for is checked. */
+   float32, and whole numbers in int8. `type` is that of x, bias and y. `y` is [batch, outputs] without gaps; `bias` may be
+   null. What the caller takes the matrix for is checked. */
 ECOFLAP_API int ecoflap_packed_linear(int path, const void *packed, int64_t bytes, int type, int64_t outputs,
                                       int64_t inputs, const void *x, int64_t batch, int64_t x_stride, const void *bias,
                                       void *y, int threads);

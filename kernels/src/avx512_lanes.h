@@ -1,9 +1,9 @@
-// AVX-512 VBMI2: vpexpandw and vpexpandd put packed values in place, 64 bytes at a time.
+// AVX-512 VBMI2: vpexpandb, vpexpandw and vpexpandd put packed values in place, 64 bytes at a time.
 #pragma once
 
 #include <immintrin.h>
 
-#include "blocks.h"
+#include "int8_blocks.h"
 
 namespace {
 
@@ -20,6 +20,15 @@ inline __m512i words(uint32_t mask, const uint8_t *&p) {
           : "=&v"(found)
           : "v"(_mm512_loadu_si512(p)), "Yk"(__mmask32(mask)));
   p += 2 * count(mask);
+  return found;
+}
+
+inline __m512i bytes(uint64_t mask, const uint8_t *&p) {
+  __m512i found;
+  __asm__("vpxord %0, %0, %0\n\tvpexpandb %1, %0%{%2%}%{z%}"
+          : "=&v"(found)
+          : "v"(_mm512_loadu_si512(p)), "Yk"(__mmask64(mask)));
+  p += __builtin_popcountll(mask);
   return found;
 }
 
@@ -84,6 +93,46 @@ struct Bfloat16InFloat : InFloat {
   }
 };
 
+// Multiplies bytes by vpdpbusd, four columns of 16 outputs at a time: x in one plane or in two, and the weights with 1.
+template <int Planes>
+struct Int8 {
+  static constexpr int kRows = 8;
+  static constexpr int64_t kFourBytes = 4 * Planes;
+  using Taken = __m512i;
+  using Weights = __m512i;
+  struct Sums {
+    __m512i at[Planes];
+  };
+
+  static Weights no_weights() { return _mm512_setzero_si512(); }
+  static Sums none() {
+    Sums sums;
+    for (int plane = 0; plane < Planes; ++plane) sums.at[plane] = _mm512_setzero_si512();
+    return sums;
+  }
+  static Taken take(uint64_t mask, const uint8_t *&p) { return bytes(mask, p); }
+  static Taken whole(const uint8_t *&p) { return next_line(p); }
+  static void count_weights(Weights &weights, Taken taken) {
+    weights = _mm512_dpbusd_epi32(weights, _mm512_set1_epi8(1), taken);
+  }
+  static void add(Sums &sums, Taken taken, const uint8_t *x) {
+    for (int plane = 0; plane < Planes; ++plane) {
+      int four;
+      memcpy(&four, x + 4 * plane, sizeof four);
+      sums.at[plane] = _mm512_dpbusd_epi32(sums.at[plane], _mm512_set1_epi32(four), taken);
+    }
+  }
+  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums, Weights weights) {
+    alignas(64) int32_t high[kOutputs], low[kOutputs], counted[kOutputs];
+    _mm512_store_si512(high, sums.at[0]);
+    _mm512_store_si512(low, sums.at[Planes - 1]);
+    _mm512_store_si512(counted, weights);
+    for (int i = 0; i < kOutputs; ++i)
+      totals[i] += Planes == 2 ? 256 * int64_t(high[i]) + low[i] - 32768 * int64_t(counted[i])
+                               : int64_t(high[i]) - 128 * int64_t(counted[i]);
+  }
+};
+
 #if defined(__AVX512BF16__)
 // Multiplies pairs of bfloat16 by vdpbf16ps, with x in bfloat16.
 struct Bfloat16 : Sums512 {
@@ -101,7 +150,9 @@ struct Bfloat16 : Sums512 {
 
 inline const uint8_t *expand_512(int type, const uint16_t *masks, const uint8_t *values, void *tile) {
   uint8_t *out = static_cast<uint8_t *>(tile);
-  for (int64_t pair = 0; pair < kColumns / 2; ++pair) {
+  for (int64_t four = 0; size_of(type) == 1 && four < kColumns / 4; ++four)
+    _mm512_storeu_si512(out + 64 * four, bytes(mask_of_four(masks, four), values));
+  for (int64_t pair = 0; size_of(type) != 1 && pair < kColumns / 2; ++pair) {
     uint32_t mask = mask_of(masks, pair);
     if (size_of(type) == 2) {
       _mm512_storeu_si512(out + 64 * pair, words(mask, values));

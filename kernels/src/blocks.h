@@ -29,8 +29,8 @@ inline void finish(const Task &task, int64_t block, int64_t row, const float *su
   const Matrix &w = task.weight;
   int64_t first = block * kOutputs, left = w.outputs - first;
   for (int64_t i = 0; i < (left < kOutputs ? left : kOutputs); ++i) {
-    float bias = task.bias == nullptr ? 0.0f : number_at(w.type, task.bias, first + i);
-    put_number(w.type, task.y, row * w.outputs + first + i, sums[i] + bias);
+    float bias = task.bias == nullptr ? 0.0f : number_at(task.in_out, task.bias, first + i);
+    put_number(task.in_out, task.y, row * w.outputs + first + i, sums[i] + bias);
   }
 }
 
@@ -117,6 +117,7 @@ inline const uint8_t *expand_values(const uint16_t *masks, const uint8_t *values
 }
 
 inline const uint8_t *expand_by_value(int type, const uint16_t *masks, const uint8_t *values, void *tile) {
+  if (size_of(type) == 1) return expand_values<uint8_t>(masks, values, tile);
   return size_of(type) == 4 ? expand_values<uint32_t>(masks, values, tile)
                             : expand_values<uint16_t>(masks, values, tile);
 }

@@ -8,7 +8,7 @@ namespace {
 
 struct ByteTables {
   alignas(64) uint8_t words[256][16];  // of 2 bytes
-  alignas(64) uint8_t floats[256][8];  // of 4 bytes, as the number of the float
+  alignas(64) uint8_t floats[256][8];  // of 4 bytes, as the number of the float; so of single bytes too
 
   constexpr ByteTables() : words(), floats() {
     for (int mask = 0; mask < 256; ++mask)

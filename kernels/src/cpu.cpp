@@ -43,7 +43,7 @@ bool has_avx2() {
 bool has_avx512() {
   Registers seven = cpuid(7, 0);
   bool basic = bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31);
-  return has_avx2() && saves(0xe6) && basic && bit(seven.c, 6);
+  return has_avx2() && saves(0xe6) && basic && bit(seven.c, 6) && bit(seven.c, 11);
 }
 
 bool has_avx512_bf16() { return has_avx512() && bit(cpuid(7, 1).a, 5); }

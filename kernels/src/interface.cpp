@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "int8.h"
 #include "numbers.h"
 #include "reorder.h"
 
@@ -47,11 +48,11 @@ int unusable(const Path *path) {
   return ECOFLAP_NO_PATH;
 }
 
-// Opens a matrix for a path, and holds it to what the caller takes it for.
+// Opens a matrix for a path, and holds it to what the caller takes it for; `type` is that of x and y, or of what is decoded.
 int taken_for(int path, const void *packed, int64_t bytes, int type, int64_t outputs, int64_t inputs, Matrix *m) {
   if (int code = unusable(path_at(path))) return code;
   if (const char *problem = opened(packed, bytes, m)) return bad_matrix(problem);
-  if (type != m->type || outputs != m->outputs || inputs != m->inputs)
+  if (type != real_type(m->type) || outputs != m->outputs || inputs != m->inputs)
     return refused(ECOFLAP_BAD_ARGUMENT, "the matrix is of another type or of other sizes than it is taken for");
   return ECOFLAP_OK;
 }
@@ -64,7 +65,7 @@ int begun(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs, i
   if (reinterpret_cast<uintptr_t>(out) % 8 != 0) return refused(ECOFLAP_BAD_ARGUMENT, "the memory is not aligned");
   Header header = {};
   memcpy(header.magic, kMagic, sizeof kMagic);
-  header.version = ECOFLAP_ABI;
+  header.version = kVersion;
   header.type = uint32_t(type);
   header.outputs = outputs, header.inputs = inputs, header.kept = kept;
   memcpy(out, &header, sizeof header);
@@ -96,12 +97,6 @@ void *scratch(int64_t bytes) {
   return block.memory;
 }
 
-// What is asked for: x as the caller has it.
-struct Rows {
-  const void *x;
-  int64_t stride;
-};
-
 template <class T>
 void put_row(int type, const void *row, int64_t inputs, int64_t padded, T *to, int64_t step) {
   for (int64_t k = 0; k < padded; ++k) {
@@ -114,14 +109,16 @@ void put_row(int type, const void *row, int64_t inputs, int64_t padded, T *to, i
 // x as the path reads it: in its type, filled up with zeros, rows that go together side by side. One row that is so
 // already is left where it is.
 template <class T>
-const void *prepared(const Rows &rows, const Matrix &w, int64_t batch, int64_t most) {
+const void *prepared(const Task &task, int64_t most) {
+  const Matrix &w = task.weight;
+  int64_t batch = task.batch;
   bool converts = sizeof(T) != size_of(w.type);
-  if (batch == 1 && !converts && w.padded == w.inputs) return rows.x;
+  if (batch == 1 && !converts && w.padded == w.inputs) return task.given;
   T *to = static_cast<T *>(scratch(batch * w.padded * int64_t(sizeof(T))));
   int64_t together = 1;
   for (int64_t row = 0, in_group = 0; row < batch; ++row, ++in_group) {
     if (row == 0 || in_group == together) in_group = 0, together = rows_from(row, batch, most);
-    const uint8_t *from = static_cast<const uint8_t *>(rows.x) + row * rows.stride * size_of(w.type);
+    const uint8_t *from = static_cast<const uint8_t *>(task.given) + row * task.stride * size_of(w.type);
     put_row(w.type, from, w.inputs, w.padded, to + (row - in_group) * w.padded + 2 * in_group, 2 * together);
   }
   return to;
@@ -152,12 +149,16 @@ struct Multiplying {
   Task task;
   Product product;
   Shares shares;
+  bool all_finite;  // or a row of x is computed in float: that of an int8 product which cannot be rounded
   std::atomic<bool> damaged{false};
 
   static void one(void *context, int64_t share) {
     Multiplying &all = *static_cast<Multiplying *>(context);
     for (int64_t block = all.shares.first(share); block < all.shares.last(share); ++block)
-      if (!all.product(all.task, block)) all.damaged = true;
+      if (!all.product(all.task, block))
+        all.damaged = true;
+      else if (!all.all_finite)
+        put_not_finite(all.task, block);
   }
 };
 
@@ -170,20 +171,30 @@ struct Unpacking {
 
   static void one(void *context, int64_t block) {
     Unpacking &all = *static_cast<Unpacking *>(context);
-    int64_t done = block * kOutputs, left = all.rows - done, row_bytes = all.matrix.inputs * size_of(all.matrix.type);
+    int64_t done = block * kOutputs, left = all.rows - done, row_bytes = all.matrix.inputs * real_size(all.matrix.type);
     int64_t rows = left < kOutputs ? left : kOutputs;
     if (!read_block(all.matrix, *all.path, all.first / kOutputs + block, rows, all.out + done * row_bytes))
       all.damaged = true;
   }
 };
 
-int multiply(const Path &path, Task &task, const Rows &rows, int threads) {
+bool all_finite(const Task &task) {
+  for (int64_t row = 0; is_int8(task.weight.type) && row < task.batch; ++row)
+    if (task.scales[row] != task.scales[row]) return false;
+  return true;
+}
+
+int multiply(const Path &path, Task &task, int threads) {
   const Matrix &w = task.weight;
-  bool stays = w.type == ECOFLAP_BFLOAT16 && path.reads_bfloat16;
-  task.x = stays ? prepared<uint16_t>(rows, w, task.batch, path.rows[w.type])
-                 : prepared<float>(rows, w, task.batch, path.rows[w.type]);
+  int kind = kind_of(w.type);
+  if (is_int8(w.type))
+    round_rows(&task, path, scratch(rounded_bytes(w, task.batch)));
+  else if (w.type == ECOFLAP_BFLOAT16 && path.reads_bfloat16)
+    task.x = prepared<uint16_t>(task, path.rows[kind]);
+  else
+    task.x = prepared<float>(task, path.rows[kind]);
   threads = worthwhile(threads, w, task.batch);
-  Multiplying all{task, path.product[w.type], shared_out(w.blocks, threads)};
+  Multiplying all{task, path.product[kind], shared_out(w.blocks, threads), all_finite(task)};
   in_parallel(threads, all.shares.count(), Multiplying::one, &all);
   return all.damaged ? bad_matrix("its masks do not fit its kept values") : ECOFLAP_OK;
 }
@@ -202,7 +213,7 @@ int ecoflap_path_state(int path) { return path_at(path) ? state_of(*path_at(path
 void ecoflap_run_on(void *gomp_parallel) { run_on(gomp_parallel); }
 
 int64_t ecoflap_path_batch(int path, int type) {
-  return path_at(path) && type >= 0 && type < 3 ? path_at(path)->batch[type] : 0;
+  return path_at(path) && type >= 0 && type < ECOFLAP_TYPES ? path_at(path)->batch[kind_of(type)] : 0;
 }
 
 int64_t ecoflap_packed_bytes(int type, int64_t outputs, int64_t inputs, int64_t kept) {
@@ -210,10 +221,12 @@ int64_t ecoflap_packed_bytes(int type, int64_t outputs, int64_t inputs, int64_t 
 }
 
 int ecoflap_pack_rows(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs, const uint8_t *mask,
-                      const void *values, int64_t kept) {
+                      const void *values, int64_t kept) try {
   Matrix m;
   if (int code = begun(out, bytes, type, outputs, inputs, kept, &m)) return code;
   return written(write_rows(m, mask, values));
+} catch (const std::bad_alloc &) {
+  return refused(ECOFLAP_BAD_ARGUMENT, "there is not enough memory");
 }
 
 int ecoflap_pack_dense(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs, const void *weight,
@@ -249,8 +262,8 @@ int ecoflap_packed_linear(int path, const void *packed, int64_t bytes, int type,
   if (int code = taken_for(path, packed, bytes, type, outputs, inputs, &task.weight)) return code;
   if (batch < 0 || (batch > 0 && outputs > 0 && y == nullptr) || (batch > 1 && x_stride < inputs))
     return refused(ECOFLAP_BAD_ARGUMENT, "x has a negative batch or overlapping rows, or there is no place for y");
-  task.batch = batch, task.bias = bias, task.y = y;
-  return multiply(*path_at(path), task, {x, x_stride}, threads < 1 ? 1 : threads);
+  task.batch = batch, task.bias = bias, task.y = y, task.in_out = type, task.given = x, task.stride = x_stride;
+  return multiply(*path_at(path), task, threads < 1 ? 1 : threads);
 } catch (const std::bad_alloc &) {
   return refused(ECOFLAP_BAD_ARGUMENT, "there is not enough memory");
 }

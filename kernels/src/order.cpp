@@ -1,6 +1,7 @@
 // The kernel's order: sizes, and what is checked before anything is read. order.h describes it.
 #include "order.h"
 
+#include <float.h>
 #include <string.h>
 
 namespace ecoflap {
@@ -14,6 +15,10 @@ int64_t starts_bytes(int64_t outputs) { return rounded((block_count(outputs) + 1
 
 int64_t masks_bytes(int64_t outputs, int64_t inputs) {
   return block_count(outputs) * rounded(inputs, kColumns) * int64_t(sizeof(uint16_t));
+}
+
+int64_t scales_bytes(int type, int64_t outputs) {
+  return is_int8(type) ? block_count(outputs) * kOutputs * int64_t(sizeof(float)) : 0;
 }
 
 int64_t ones(const uint16_t *masks, int64_t count) {
@@ -47,20 +52,21 @@ const char *starts_problem(const Matrix &m) {
 }  // namespace
 
 int64_t packed_bytes(int type, int64_t outputs, int64_t inputs, int64_t kept) {
-  if (type < ECOFLAP_FLOAT32 || type > ECOFLAP_FLOAT16 || outputs < 0 || inputs < 0 || kept < 0) return -1;
+  if (type < ECOFLAP_FLOAT32 || type >= ECOFLAP_TYPES || outputs < 0 || inputs < 0 || kept < 0) return -1;
   if (outputs > kMost || inputs > kMost || (inputs > 0 && outputs > kMost / inputs)) return -1;
-  if (kept > outputs * inputs) return -1;
-  int64_t head = int64_t(sizeof(Header)) + starts_bytes(outputs) + masks_bytes(outputs, inputs);
+  if (kept > outputs * inputs || (is_int8(type) && inputs > kMostInt8)) return -1;
+  int64_t head = int64_t(sizeof(Header)) + starts_bytes(outputs) + masks_bytes(outputs, inputs) + scales_bytes(type, outputs);
   return head + rounded(kept * size_of(type), kLine) + kLine;
 }
 
 Matrix laid_out(const void *packed, int type, int64_t outputs, int64_t inputs, int64_t kept) {
   const uint8_t *at = static_cast<const uint8_t *>(packed) + sizeof(Header);
   const uint8_t *masks = at + starts_bytes(outputs);
-  const uint8_t *values = masks + masks_bytes(outputs, inputs);
+  const uint8_t *scales = masks + masks_bytes(outputs, inputs), *values = scales + scales_bytes(type, outputs);
   bool full = kept == outputs * inputs && outputs % kOutputs == 0 && inputs % kColumns == 0;
   return {type, outputs, inputs, kept, rounded(inputs, kColumns), block_count(outputs),
-          reinterpret_cast<const uint64_t *>(at), reinterpret_cast<const uint16_t *>(masks), values, full};
+          reinterpret_cast<const uint64_t *>(at), reinterpret_cast<const uint16_t *>(masks),
+          reinterpret_cast<const float *>(scales), values, full};
 }
 
 const char *opened(const void *packed, int64_t bytes, Matrix *found) {
@@ -69,8 +75,8 @@ const char *opened(const void *packed, int64_t bytes, Matrix *found) {
   Header header;
   memcpy(&header, packed, sizeof header);
   if (memcmp(header.magic, kMagic, sizeof kMagic) != 0) return "it does not begin as one does";
-  if (header.version != ECOFLAP_ABI) return "it is of another version";
-  if (header.type > ECOFLAP_FLOAT16) return "its values are of a type that is not known";
+  if (header.version != kVersion) return "it is of another version";
+  if (header.type >= ECOFLAP_TYPES) return "its values are of a type that is not known";
   int64_t expected = packed_bytes(int(header.type), header.outputs, header.inputs, header.kept);
   if (expected < 0 || expected != bytes) return "it has another length than its header says";
   *found = laid_out(packed, int(header.type), header.outputs, header.inputs, header.kept);
@@ -80,6 +86,8 @@ const char *opened(const void *packed, int64_t bytes, Matrix *found) {
 const char *checked(const Matrix &matrix) {
   for (int64_t block = 0; block < matrix.blocks; ++block)
     if (!fits(matrix, block)) return "its masks do not fit its kept values";
+  for (int64_t i = 0; is_int8(matrix.type) && i < matrix.blocks * kOutputs; ++i)
+    if (!(matrix.scales[i] >= 0 && matrix.scales[i] <= FLT_MAX)) return "its scales are no finite numbers from 0 on";
   return nullptr;
 }
 

@@ -7,12 +7,17 @@ namespace ecoflap {
 
 // A product that is asked for: y = x W' + bias. Rows of x are `padded` long, with zeros behind the last input. Several
 // rows that are multiplied together lie pair of columns by pair of columns: those two inputs of each row, then the next.
+// With int8 they lie by fours, in whole numbers: int8.h.
 struct Task {
   Matrix weight;
-  const void *x;  // float32, or as the weight where the path says so
+  const void *x;         // float32, or as the weight where the path says so
+  const void *given;     // x as the caller has it, its rows `stride` elements apart
+  int64_t stride;
+  const double *scales;  // of int8: one a row of x; NaN where something in the row is not finite
   int64_t batch;
   const void *bias;  // or null
   void *y;
+  int in_out;  // the type of bias and y
 };
 
 // Computes one block's outputs for the whole batch; false where the block's values do not end where they should.
@@ -24,16 +29,21 @@ using Expand = const uint8_t *(*)(int type, const uint16_t *masks, const uint8_t
 // Writes the next 32 columns of all 16 rows of a block as they are dense, rows `row_bytes` apart; returns as Expand does.
 using ToRows = const uint8_t *(*)(int type, const uint16_t *masks, const uint8_t *values, uint8_t *out, int64_t row_bytes);
 
+// What a path has one of for each: three types, and int8 with x in int16 and in int8.
+constexpr int kKinds = 5;
+inline int kind_of(int type) { return is_int8(type) ? 2 + type / ECOFLAP_INT8 : type; }
+
 struct Path {
   const char *name;
   const char *needs;
   bool (*cpu_has)();
   bool reads_bfloat16;   // whether x of a bfloat16 product stays bfloat16
-  Product product[3];    // by type; null where the path was not compiled
-  int64_t rows[3];       // how many rows of x are multiplied together at most; a power of two
+  bool reads_planes;     // whether x of an int8 product goes as bytes without sign: int8.h
+  Product product[kKinds];  // null where the path was not compiled
+  int64_t rows[kKinds];  // how many rows of x are multiplied together at most; a power of two
   Expand expand;
-  ToRows to_rows;        // or null: expanded, then put one by one
-  int64_t batch[3];      // the largest that is faster here than a decoded panel and a dense library
+  ToRows to_rows;        // or null: expanded, then put one by one; not for int8
+  int64_t batch[kKinds]; // the largest that is faster here than a decoded panel and a dense library
 };
 
 // How many rows are multiplied together from `row` on, where at most `most` are.

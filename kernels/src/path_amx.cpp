@@ -2,7 +2,7 @@
 // them (as in SparAMX: Abdelfattah et al., 2025). One row alone, and types other than bfloat16, go as on any AVX-512.
 #include "path.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512VBMI2__) && defined(__AVX512BF16__)
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__)
 #include "avx512_lanes.h"
 
 namespace ecoflap {
@@ -88,19 +88,20 @@ bool in_tiles(const Task &task, int64_t block) {
 
 const Path kAmx = {
     "amx",
-    "AMX with bfloat16, and AVX-512 with VBMI2 and BF16",
+    "AMX with bfloat16, and AVX-512 with VBMI2, VNNI and BF16",
     cpu_has_amx,
     true,
-    {product<Float32>, in_tiles, product<Half>},
-    {16, 1, 16},
+    true,
+    {product<Float32>, in_tiles, product<Half>, whole_product<Int8<2>>, whole_product<Int8<1>>},
+    {16, 1, 16, Int8<2>::kRows, Int8<1>::kRows},
     expand_512,
     to_rows_512,
-    {256, 48, 256},
+    {256, 48, 256, 64, 64},
 };
 
 }  // namespace ecoflap
 #else
 namespace ecoflap {
-const Path kAmx = {"amx", "AMX with bfloat16, and AVX-512 with VBMI2 and BF16", cpu_has_amx, true, {}, {}, nullptr, nullptr, {}};
+const Path kAmx = {"amx", "AMX with bfloat16, and AVX-512 with VBMI2, VNNI and BF16", cpu_has_amx, true, true, {}, {}, nullptr, nullptr, {}};
 }
 #endif

@@ -7,6 +7,7 @@
 
 #include "blocks.h"
 #include "byte_tables.h"
+#include "int8_blocks.h"
 
 namespace ecoflap {
 namespace {
@@ -109,6 +110,50 @@ struct Bfloat16 : InFloat {
   }
 };
 
+// In whole numbers: bytes are made int16, and vpmaddwd adds pairs of columns. vpmaddubsw would take bytes, and cuts off.
+struct Int8 : WithoutPlanes {
+  static constexpr int kRows = 2;
+  struct Taken {
+    __m256i at[4];  // four columns of four outputs each
+  };
+  using Sums = Taken;  // two sums for an output
+  static Sums none() {
+    __m256i zero = _mm256_setzero_si256();
+    return {{zero, zero, zero, zero}};
+  }
+  static __m128i eight_bytes(uint32_t mask, const uint8_t *&p) {
+    __m128i table = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(kTables.floats[mask]));
+    __m128i found = _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)), table);
+    p += count(mask);
+    return found;
+  }
+  static Taken take(uint64_t mask, const uint8_t *&p) {
+    Taken taken;
+    for (int i = 0; i < 4; ++i, mask >>= 16) {
+      __m128i low = eight_bytes(mask & 255, p);
+      taken.at[i] = _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(low, eight_bytes(mask >> 8 & 255, p)));
+    }
+    return taken;
+  }
+  static Taken whole(const uint8_t *&p) {
+    Taken taken;
+    for (int i = 0; i < 4; ++i, p += 16)
+      taken.at[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    return taken;
+  }
+  static void add(Sums &sums, const Taken &taken, const uint8_t *x) {
+    long long four;
+    memcpy(&four, x, sizeof four);
+    __m256i all = _mm256_set1_epi64x(four);
+    for (int i = 0; i < 4; ++i) sums.at[i] = _mm256_add_epi32(sums.at[i], _mm256_madd_epi16(taken.at[i], all));
+  }
+  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums, Weights) {
+    alignas(32) int32_t pairs[2 * kOutputs];
+    for (int i = 0; i < 4; ++i) _mm256_store_si256(reinterpret_cast<__m256i *>(pairs + 8 * i), sums.at[i]);
+    for (int i = 0; i < kOutputs; ++i) totals[i] += int64_t(pairs[2 * i]) + pairs[2 * i + 1];
+  }
+};
+
 }  // namespace
 
 const Path kAvx2 = {
@@ -116,16 +161,17 @@ const Path kAvx2 = {
     "AVX2, FMA and F16C",
     cpu_has_avx2,
     false,
-    {product<Float32>, product<Bfloat16>, product<Half>},
-    {4, 4, 4},
+    false,
+    {product<Float32>, product<Bfloat16>, product<Half>, whole_product<Int8>, whole_product<Int8>},
+    {4, 4, 4, Int8::kRows, Int8::kRows},
     expand_by_value,
     nullptr,
-    {32, 32, 32},
+    {32, 32, 32, 32, 32},
 };
 
 }  // namespace ecoflap
 #else
 namespace ecoflap {
-const Path kAvx2 = {"avx2", "AVX2, FMA and F16C", cpu_has_avx2, false, {}, {}, nullptr, nullptr, {}};
+const Path kAvx2 = {"avx2", "AVX2, FMA and F16C", cpu_has_avx2, false, false, {}, {}, nullptr, nullptr, {}};
 }
 #endif

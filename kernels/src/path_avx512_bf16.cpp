@@ -2,25 +2,26 @@
 // them up in float32. Other types go as on any AVX-512.
 #include "path.h"
 
-#if defined(__AVX512VBMI2__) && defined(__AVX512BF16__) && defined(__AVX512DQ__)
+#if defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__) && defined(__AVX512DQ__)
 #include "avx512_lanes.h"
 
 namespace ecoflap {
 const Path kAvx512Bf16 = {
     "avx512_bf16",
-    "AVX-512 with VBMI2 and BF16",
+    "AVX-512 with VBMI2, VNNI and BF16",
     cpu_has_avx512_bf16,
     true,
-    {product<Float32>, product<Bfloat16>, product<Half>},
-    {16, 16, 16},
+    true,
+    {product<Float32>, product<Bfloat16>, product<Half>, whole_product<Int8<2>>, whole_product<Int8<1>>},
+    {16, 16, 16, Int8<2>::kRows, Int8<1>::kRows},
     expand_512,
     to_rows_512,
-    {256, 64, 512},
+    {256, 64, 512, 128, 256},
 };
 
 }  // namespace ecoflap
 #else
 namespace ecoflap {
-const Path kAvx512Bf16 = {"avx512_bf16", "AVX-512 with VBMI2 and BF16", cpu_has_avx512_bf16, true, {}, {}, nullptr, nullptr, {}};
+const Path kAvx512Bf16 = {"avx512_bf16", "AVX-512 with VBMI2, VNNI and BF16", cpu_has_avx512_bf16, true, true, {}, {}, nullptr, nullptr, {}};
 }
 #endif

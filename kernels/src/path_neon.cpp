@@ -6,6 +6,7 @@
 
 #include "blocks.h"
 #include "byte_tables.h"
+#include "int8_blocks.h"
 
 namespace ecoflap {
 namespace {
@@ -95,6 +96,55 @@ struct Bfloat16 : InFloat {
   static Taken whole(const uint8_t *&p) { return take(0xffffffffu, p); }
 };
 
+// In whole numbers: bytes are made int16, and each column of a four has a sum of its own.
+struct Int8 : WithoutPlanes {
+  static constexpr int kRows = 1;
+  struct Taken {
+    int8x16_t at[4];  // four columns of four outputs each
+  };
+  struct Sums {
+    int32x4_t at[kOutputs];
+  };
+  static Sums none() {
+    Sums sums;
+    for (int i = 0; i < kOutputs; ++i) sums.at[i] = vdupq_n_s32(0);
+    return sums;
+  }
+  static uint8x8_t eight_bytes(uint32_t mask, const uint8_t *&p) {
+    uint8x8_t found = vqtbl1_u8(vld1q_u8(p), vld1_u8(kTables.floats[mask]));
+    p += count(mask);
+    return found;
+  }
+  static Taken take(uint64_t mask, const uint8_t *&p) {
+    Taken taken;
+    for (int i = 0; i < 4; ++i, mask >>= 16) {
+      uint8x8_t low = eight_bytes(mask & 255, p);
+      taken.at[i] = vreinterpretq_s8_u8(vcombine_u8(low, eight_bytes(mask >> 8 & 255, p)));
+    }
+    return taken;
+  }
+  static Taken whole(const uint8_t *&p) {
+    Taken taken;
+    for (int i = 0; i < 4; ++i, p += 16) taken.at[i] = vreinterpretq_s8_u8(vld1q_u8(p));
+    return taken;
+  }
+  static void add(Sums &sums, const Taken &taken, const uint8_t *x) {
+    int16_t four[4];
+    memcpy(four, x, sizeof four);
+    int16x4_t all = vld1_s16(four);
+    for (int i = 0; i < 4; ++i) {
+      int16x8_t low = vmovl_s8(vget_low_s8(taken.at[i])), high = vmovl_s8(vget_high_s8(taken.at[i]));
+      sums.at[4 * i] = vmlal_s16(sums.at[4 * i], vget_low_s16(low), all);
+      sums.at[4 * i + 1] = vmlal_s16(sums.at[4 * i + 1], vget_high_s16(low), all);
+      sums.at[4 * i + 2] = vmlal_s16(sums.at[4 * i + 2], vget_low_s16(high), all);
+      sums.at[4 * i + 3] = vmlal_s16(sums.at[4 * i + 3], vget_high_s16(high), all);
+    }
+  }
+  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums, Weights) {
+    for (int i = 0; i < kOutputs; ++i) totals[i] += vaddlvq_s32(sums.at[i]);
+  }
+};
+
 }  // namespace
 
 const Path kNeon = {
@@ -102,16 +152,17 @@ const Path kNeon = {
     "a 64 bit ARM CPU",
     cpu_has_neon,
     false,
-    {product<Float32>, product<Bfloat16>, product<Half>},
-    {4, 4, 4},
+    false,
+    {product<Float32>, product<Bfloat16>, product<Half>, whole_product<Int8>, whole_product<Int8>},
+    {4, 4, 4, Int8::kRows, Int8::kRows},
     expand_by_value,
     nullptr,
-    {32, 32, 32},
+    {32, 32, 32, 32, 32},
 };
 
 }  // namespace ecoflap
 #else
 namespace ecoflap {
-const Path kNeon = {"neon", "a 64 bit ARM CPU", cpu_has_neon, false, {}, {}, nullptr, nullptr, {}};
+const Path kNeon = {"neon", "a 64 bit ARM CPU", cpu_has_neon, false, false, {}, {}, nullptr, nullptr, {}};
 }
 #endif

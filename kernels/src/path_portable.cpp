@@ -1,5 +1,5 @@
 // The portable path: plain C++ for any CPU. It saves the memory; it is not fast.
-#include "blocks.h"
+#include "int8_blocks.h"
 
 namespace ecoflap {
 namespace {
@@ -57,6 +57,46 @@ struct Plain {
   }
 };
 
+// In whole numbers, of 64 bits from the start.
+struct Int8 : WithoutPlanes {
+  static constexpr int kRows = 4;
+  struct Taken {
+    int8_t at[kOutputs][4];
+  };
+  struct Sums {
+    int64_t at[kOutputs];
+  };
+
+  static Sums none() { return {}; }
+
+  static Taken take(uint64_t mask, const uint8_t *&p) {
+    Taken taken = {};
+    for (; mask != 0; mask &= mask - 1) {
+      int at = __builtin_ctzll(mask);
+      taken.at[at / 4][at % 4] = int8_t(*p++);
+    }
+    return taken;
+  }
+
+  static Taken whole(const uint8_t *&p) {
+    Taken taken;
+    memcpy(taken.at, p, sizeof taken.at);
+    p += sizeof taken.at;
+    return taken;
+  }
+
+  static void add(Sums &sums, const Taken &taken, const uint8_t *x) {
+    int16_t four[4];
+    memcpy(four, x, sizeof four);
+    for (int i = 0; i < kOutputs; ++i)
+      for (int c = 0; c < 4; ++c) sums.at[i] += taken.at[i][c] * four[c];
+  }
+
+  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums, Weights) {
+    for (int i = 0; i < kOutputs; ++i) totals[i] += sums.at[i];
+  }
+};
+
 bool always() { return true; }
 
 }  // namespace
@@ -66,12 +106,13 @@ const Path kPortable = {
     "nothing",
     always,
     false,
+    false,
     {product<Plain<ECOFLAP_FLOAT32, false>>, product<Plain<ECOFLAP_BFLOAT16, true>>,
-     product<Plain<ECOFLAP_FLOAT16, false>>},
-    {4, 4, 4},
+     product<Plain<ECOFLAP_FLOAT16, false>>, whole_product<Int8>, whole_product<Int8>},
+    {4, 4, 4, Int8::kRows, Int8::kRows},
     expand_by_value,
     nullptr,
-    {4, 0, 2},
+    {4, 0, 2, 4, 4},
 };
 
 }  // namespace ecoflap

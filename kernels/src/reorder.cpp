@@ -5,6 +5,8 @@
 
 #include <vector>
 
+#include "int8.h"
+
 namespace ecoflap {
 namespace {
 
@@ -27,6 +29,9 @@ int64_t ones(const uint8_t *bits, int64_t first, int64_t count) {
   return found;
 }
 
+// How many columns lie output by output.
+int together(int type) { return is_int8(type) ? 4 : type == ECOFLAP_BFLOAT16 ? 2 : 1; }
+
 // Sixteen rows of a matrix in row order: where their bits begin, and where the next value of each is.
 template <class T>
 struct Rows {
@@ -42,6 +47,11 @@ uint32_t spread(uint32_t bits) {  // bit i to bit 2 i
   return (bits | bits << 1) & 0x55555555u;
 }
 
+uint64_t spread_wide(uint64_t bits) {  // bit i to bit 4 i
+  uint64_t pairs = spread(uint32_t(bits)), low = spread(uint32_t(pairs & 0xffff)), high = spread(uint32_t(pairs >> 16));
+  return low | high << 32;
+}
+
 // The masks of 64 columns from the bits of 16 rows.
 void across(const uint64_t (&rows)[kOutputs], uint16_t *columns) {
   for (int c = 0; c < 64; ++c) {
@@ -52,14 +62,33 @@ void across(const uint64_t (&rows)[kOutputs], uint16_t *columns) {
 }
 
 template <class T>
-T *take(Rows<T> &from, uint32_t mask, int shift, T *out) {
-  for (; mask != 0; mask &= mask - 1) *out++ = *from.next[__builtin_ctz(mask) >> shift]++;
+T *take(Rows<T> &from, uint64_t mask, int shift, T *out) {
+  for (; mask != 0; mask &= mask - 1) *out++ = *from.next[__builtin_ctzll(mask) >> shift]++;
+  return out;
+}
+
+// Writes the masks of columns that go together, and their values; returns where they end.
+template <class T>
+T *write_columns(Rows<T> &from, int type, const uint16_t *columns, uint16_t *masks, T *out) {
+  if (together(type) == 4) {
+    uint64_t four = 0;
+    for (int c = 0; c < 4; ++c) four |= spread_wide(columns[c]) << c;
+    memcpy(masks, &four, sizeof four);
+    return take(from, four, 2, out);
+  }
+  for (int k = 0; k < 4; k += 2) {
+    bool pairs = together(type) == 2;
+    uint32_t two = columns[k] | uint32_t(columns[k + 1]) << 16;
+    if (pairs) two = spread(two & 0xffff) | spread(two >> 16) << 1;
+    memcpy(masks + k, &two, sizeof two);
+    out = pairs ? take(from, two, 1, out) : take(from, two >> 16, 0, take(from, two & 0xffff, 0, out));
+  }
   return out;
 }
 
 // Writes the masks of a block and its values; returns where they end.
 template <class T>
-T *write_block(Rows<T> &from, bool pairs, int64_t padded, uint16_t *masks, T *out) {
+T *write_block(Rows<T> &from, int type, int64_t padded, uint16_t *masks, T *out) {
   for (int64_t c = 0; c < padded; c += 64) {
     uint64_t bits[kOutputs] = {};
     int64_t left = from.inputs - c;
@@ -67,34 +96,62 @@ T *write_block(Rows<T> &from, bool pairs, int64_t padded, uint16_t *masks, T *ou
       bits[i] = bits_from(from.bits, from.first_bit + i * from.inputs + c, left < 64 ? left : 64);
     uint16_t columns[64];
     across(bits, columns);
-    for (int64_t k = 0; k < 64 && c + k < padded; k += 2) {
-      uint32_t two = columns[k] | uint32_t(columns[k + 1]) << 16;
-      if (pairs) two = spread(two & 0xffff) | spread(two >> 16) << 1;
-      memcpy(masks + c + k, &two, sizeof two);
-      out = pairs ? take(from, two, 1, out) : take(from, two >> 16, 0, take(from, two & 0xffff, 0, out));
-    }
+    for (int64_t k = 0; k < 64 && c + k < padded; k += 4)
+      out = write_columns(from, type, columns + k, masks + c + k, out);
   }
   return out;
 }
 
+// Writes a block in whole numbers: its scales too. `kept` values are in `from`, row by row.
+template <class T>
+const char *write_whole(const Matrix &m, int64_t block, const Rows<T> &from, int64_t kept, uint8_t *out) {
+  std::vector<int8_t> whole(size_t(kept) + 1);
+  Rows<int8_t> rounded = {from.bits, from.first_bit, from.inputs, from.rows, {}};
+  float *scales = const_cast<float *>(m.scales) + block * kOutputs;
+  for (int64_t i = from.rows; i < kOutputs; ++i) scales[i] = 0;
+  for (int64_t i = 0, done = 0; i < from.rows; ++i) {
+    int64_t count = ones(from.bits, from.first_bit + i * from.inputs, from.inputs);
+    rounded.next[i] = whole.data() + done;
+    if (const char *problem = round_weights(real_type(m.type), from.next[i], count, scales + i, whole.data() + done))
+      return problem;
+    done += count;
+  }
+  write_block(rounded, m.type, m.padded, const_cast<uint16_t *>(m.masks_of(block)), reinterpret_cast<int8_t *>(out));
+  return nullptr;
+}
+
+// Writes a block whose values begin after so many others, `done`.
+template <class T>
+const char *write(const Matrix &m, int64_t block, Rows<T> &from, int64_t kept, int64_t done) {
+  const_cast<uint64_t *>(m.starts)[block] = uint64_t(done);
+  uint8_t *out = const_cast<uint8_t *>(m.values) + done * size_of(m.type);
+  if (is_int8(m.type)) return write_whole(m, block, from, kept, out);
+  write_block(from, m.type, m.padded, const_cast<uint16_t *>(m.masks_of(block)), reinterpret_cast<T *>(out));
+  return nullptr;
+}
+
+int64_t rows_of(const Matrix &m, int64_t block) {
+  int64_t left = m.outputs - block * kOutputs;
+  return left < kOutputs ? left : kOutputs;
+}
+
 template <class T>
 const char *pack_rows(const Matrix &m, const uint8_t *mask, const T *values) {
-  uint64_t *starts = const_cast<uint64_t *>(m.starts);
-  T *begin = reinterpret_cast<T *>(const_cast<uint8_t *>(m.values)), *out = begin;
+  int64_t done = 0;
   for (int64_t block = 0; block < m.blocks; ++block) {
-    starts[block] = uint64_t(out - begin);
-    int64_t first = block * kOutputs, rows = m.outputs - first < kOutputs ? m.outputs - first : kOutputs;
-    Rows<T> from = {mask, first * m.inputs, m.inputs, rows, {}};
-    const T *next = values + (out - begin);
-    for (int64_t i = 0; i < rows; ++i) {
-      from.next[i] = next;
-      next += ones(mask, (first + i) * m.inputs, m.inputs);
+    int64_t first = block * kOutputs;
+    Rows<T> from = {mask, first * m.inputs, m.inputs, rows_of(m, block), {}};
+    int64_t kept = 0;
+    for (int64_t i = 0; i < from.rows; ++i) {
+      from.next[i] = values + done + kept;
+      kept += ones(mask, (first + i) * m.inputs, m.inputs);
     }
-    if (next - values > m.kept) return "the mask keeps more weights than there are values";
-    out = write_block(from, m.type == ECOFLAP_BFLOAT16, m.padded, const_cast<uint16_t *>(m.masks_of(block)), out);
+    if (done + kept > m.kept) return "the mask keeps more weights than there are values";
+    if (const char *problem = write(m, block, from, kept, done)) return problem;
+    done += kept;
   }
-  starts[m.blocks] = uint64_t(out - begin);
-  return out - begin == m.kept ? nullptr : "the mask keeps fewer weights than there are values";
+  const_cast<uint64_t *>(m.starts)[m.blocks] = uint64_t(done);
+  return done == m.kept ? nullptr : "the mask keeps fewer weights than there are values";
 }
 
 // Sixteen dense rows in row order with a bit a weight; returns how many are kept: a zero is none, whatever its sign.
@@ -113,22 +170,21 @@ int64_t compress(const T *dense, int64_t count, std::vector<uint8_t> &bits, std:
 
 template <class T>
 const char *pack_dense(const Matrix &m, const T *dense) {
-  uint64_t *starts = const_cast<uint64_t *>(m.starts);
-  T *begin = reinterpret_cast<T *>(const_cast<uint8_t *>(m.values)), *out = begin;
   std::vector<uint8_t> bits(size_t(kOutputs * m.inputs / 8 + 1));
   std::vector<T> values(size_t(kOutputs * m.inputs + 1));
+  int64_t done = 0;
   for (int64_t block = 0; block < m.blocks; ++block) {
-    starts[block] = uint64_t(out - begin);
-    int64_t first = block * kOutputs, rows = m.outputs - first < kOutputs ? m.outputs - first : kOutputs;
-    int64_t kept = compress(dense + first * m.inputs, rows * m.inputs, bits, values);
-    if (out - begin + kept > m.kept) return "the matrix has more weights that are not zero than was said";
-    Rows<T> from = {bits.data(), 0, m.inputs, rows, {}};
+    Rows<T> from = {bits.data(), 0, m.inputs, rows_of(m, block), {}};
+    int64_t kept = compress(dense + block * kOutputs * m.inputs, from.rows * m.inputs, bits, values);
+    if (done + kept > m.kept) return "the matrix has more weights that are not zero than was said";
     from.next[0] = values.data();
-    for (int64_t i = 1; i < rows; ++i) from.next[i] = from.next[i - 1] + ones(bits.data(), (i - 1) * m.inputs, m.inputs);
-    out = write_block(from, m.type == ECOFLAP_BFLOAT16, m.padded, const_cast<uint16_t *>(m.masks_of(block)), out);
+    for (int64_t i = 1; i < from.rows; ++i)
+      from.next[i] = from.next[i - 1] + ones(bits.data(), (i - 1) * m.inputs, m.inputs);
+    if (const char *problem = write(m, block, from, kept, done)) return problem;
+    done += kept;
   }
-  starts[m.blocks] = uint64_t(out - begin);
-  return out - begin == m.kept ? nullptr : "the matrix has fewer weights that are not zero than was said";
+  const_cast<uint64_t *>(m.starts)[m.blocks] = uint64_t(done);
+  return done == m.kept ? nullptr : "the matrix has fewer weights that are not zero than was said";
 }
 
 // Puts 32 columns of a block into its rows; `unit` is what lies together: a value, or a pair of bfloat16.
@@ -162,24 +218,27 @@ void put(int type, const uint8_t *tile, int64_t columns, int64_t rows, uint8_t *
 const char *write_rows(const Matrix &m, const uint8_t *mask, const void *values) {
   int64_t bits = m.outputs * m.inputs;
   if (bits % 8 != 0 && mask[bits / 8] >> bits % 8 != 0) return "the bits after the mask's last weight are not zero";
-  return m.type == ECOFLAP_FLOAT32 ? pack_rows(m, mask, static_cast<const uint32_t *>(values))
-                                   : pack_rows(m, mask, static_cast<const uint16_t *>(values));
+  return real_size(m.type) == 4 ? pack_rows(m, mask, static_cast<const uint32_t *>(values))
+                                : pack_rows(m, mask, static_cast<const uint16_t *>(values));
 }
 
 const char *write_dense(const Matrix &m, const void *dense) {
-  return m.type == ECOFLAP_FLOAT32 ? pack_dense(m, static_cast<const uint32_t *>(dense))
-                                   : pack_dense(m, static_cast<const uint16_t *>(dense));
+  return real_size(m.type) == 4 ? pack_dense(m, static_cast<const uint32_t *>(dense))
+                                : pack_dense(m, static_cast<const uint16_t *>(dense));
 }
 
 bool read_block(const Matrix &m, const Path &path, int64_t block, int64_t rows, void *out) {
   alignas(64) uint8_t tile[kOutputs * kColumns * 4];
   const uint8_t *p = m.values_of(block);
   const uint16_t *masks = m.masks_of(block);
-  int64_t size = size_of(m.type), row_bytes = m.inputs * size;
+  int64_t size = real_size(m.type), row_bytes = m.inputs * size;
   for (int64_t c = 0; c < m.inputs; c += kColumns) {
     uint8_t *to = static_cast<uint8_t *>(out) + c * size;
     int64_t columns = m.inputs - c < kColumns ? m.inputs - c : kColumns;
-    if (path.to_rows != nullptr && rows == kOutputs && columns == kColumns) {
+    if (is_int8(m.type)) {
+      p = path.expand(m.type, masks + c, p, tile);
+      put_rounded(m, block, tile, columns, rows, to, row_bytes);
+    } else if (path.to_rows != nullptr && rows == kOutputs && columns == kColumns) {
       p = path.to_rows(m.type, masks + c, p, to, row_bytes);
     } else {
       p = path.expand(m.type, masks + c, p, tile);

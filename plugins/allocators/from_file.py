@@ -3,7 +3,6 @@
 k_g = Σ of what the group's layers keep in that plan
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 from ecoflap.core.budget.counts import Group
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
+from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.errors import EcoflapError, FormatError, nearest
 
 
@@ -46,7 +46,7 @@ class FromFile:
         if not self._file.is_file():
             raise EcoflapError(f"{self._file}: no such file; path is a plan.json, or the folder of a run that has one")
         try:
-            plan = json.loads(self._file.read_text(encoding="utf-8"))
+            plan = json_value(read_bytes(self._file))
         except ValueError as error:
             raise FormatError(f"{self._file}: it is no plan ({error}); take one that a run has written") from None
         layers = plan.get("layers") if isinstance(plan, dict) else None

@@ -18,11 +18,19 @@ from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, nearest
 from ecoflap.plugins.datasets.shared.portions import Portion, portion_bounds, portion_problem
 from ecoflap.plugins.datasets.shared.stored_tables import Stored, library_problem
-from ecoflap.plugins.datasets.shared.text_files import json_lines, missing_path, named_problems, read_text
+from ecoflap.plugins.datasets.shared.text_files import (
+    json_lines,
+    missing_path,
+    named_problems,
+    read_text,
+    refuse_long_lines,
+)
 from ecoflap.plugins.datasets.shared.token_windows import Begin, TokenWindows
 
 PLAIN, LINES = (".txt", ".md"), (".jsonl", ".json")
 """Endings of files that are one document, and of those with one a line."""
+LONG = 64_000_000
+"""Bytes of text that are read, and in consecutive order tokenised, in about half a minute."""
 USUAL_LENGTH = 2048
 """Tokens in a window at most, where nothing else is said: as many as the pruning literature takes."""
 
@@ -87,6 +95,11 @@ class Text:
     def fetches(self) -> bool:
         """Say whether the text may come over a network."""
         return self.dataset is not None
+
+    @property
+    def slow_to_begin(self) -> bool:
+        """Say whether there is so much text that reading it takes long: the first window is drawn from all of it."""
+        return sum(file.stat().st_size for file in self.files()) > LONG
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what is wrong with the parameters, and which files are missing."""
@@ -179,11 +192,14 @@ def _problems_of(path: Path) -> Iterator[str]:
 def _read(file: Path, column: str) -> Iterator[str]:
     """Read the documents of a file."""
     if _suffix(file) in PLAIN:
-        yield read_text(file)
+        text = read_text(file)
+        refuse_long_lines(text, str(file))
+        yield text
         return
     for number, row in json_lines(file):
         if not isinstance(row.get(column), str):
             raise DataError(_no_column(column, list(row), f"{file}:{number}"))
+        refuse_long_lines(row[column], f"{file}:{number}, {column}")
         yield row[column]
 
 
@@ -193,6 +209,8 @@ def _documents_of(stored: Stored, column: str) -> list[str]:
     if column not in table.column_names:
         raise DataError(_no_column(column, table.column_names, stored.where))
     documents = [text for text in table[column] if isinstance(text, str) and text.strip()]
+    for text in documents:
+        refuse_long_lines(text, stored.where)
     if not documents:
         raise DataError(f"{stored.where} holds no text in column {column!r}.")
     return documents

@@ -66,6 +66,10 @@ class Caption:
         check_generation(self._generation)
         refuse_below_one("batch_size", self.batch_size)
 
+    def lacks(self, sample: Sample) -> str | None:
+        """Say so where a sample has no caption."""
+        return None if _references(sample) else "caption with a word in it"
+
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what is to be installed, before hours are spent."""
         return missing_for(self.metrics)
@@ -89,7 +93,7 @@ class Caption:
     def _captioned(self, model: nn.Module, adapter: Adapter, note: Note) -> "_Captioned":
         """Let the model caption every image."""
         check_ability("caption", Generates, adapter, model)
-        samples = complete("caption", self.data(adapter, model, note), self.batch_size, _lacks)
+        samples = complete("caption", self.data(adapter, model, note), self.batch_size, self.lacks)
         asked = (replace(sample, question=self.prompt or None) for sample in samples)
         made = _Captioned()
         for number, (sample, said) in enumerate(texts_said(model, adapter, asked, self._generation, self.batch_size)):
@@ -117,7 +121,3 @@ class _Captioned:
 
 def _references(sample: Sample) -> tuple[str, ...]:
     return tuple(text for text in sample.captions if words(text))
-
-
-def _lacks(sample: Sample) -> str | None:
-    return None if _references(sample) else "caption with a word in it"

@@ -48,6 +48,10 @@ class Classification:
     def __post_init__(self) -> None:
         refuse_below_one("batch_size", self.batch_size)
 
+    def lacks(self, sample: Sample) -> str | None:
+        """Say so where an image has no label."""
+        return "label" if sample.label is None else None
+
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
         reader: Any = adapter
         check_ability("classification", Classifies, reader, model)

@@ -68,9 +68,15 @@ class LmEval:
         if self.limit is not None and self.limit <= 0:
             raise EcoflapError(f"limit is {self.limit}; more than 0 is needed, or null for all documents")
 
+    def runs_code_of(self) -> tuple[Path, ...]:
+        """Name the folder of tasks: the harness runs the Python that a task of one's own names."""
+        return () if self.include_path is None else (self.include_path,)
+
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where the harness is not there or does not know a task, and where the model does not fit it."""
         yield from self._misfits(context.model, context.adapter, context.anatomy.towers)
+        if context.knows_processor:
+            yield from self._unread(context.adapter, context.anatomy.towers)
         yield from self._wrong_tasks()
 
     def _misfits(self, model: nn.Module, adapter: Any, towers: Iterable[Tower]) -> Iterator[str]:
@@ -86,6 +92,17 @@ class LmEval:
                     f"lm_eval: the harness' hf-multimodal cannot take this model that looks at images: {why}. Where "
                     f"its adapter can {Generates.does}, through: adapter takes it."
                 )
+
+    def _unread(self, adapter: Any, towers: Iterable[Tower]) -> Iterator[str]:
+        """Say so where the harness has nothing to read texts or images with."""
+        if self.through == "adapter":
+            return
+        way_out = "put it beside the model, or give ecoflap.run one."
+        if _sees(towers):
+            if getattr(adapter.processor, "tokenizer", None) is None:
+                yield f"lm_eval needs the model's processor, with its tokenizer: {way_out}"
+        elif not hasattr(adapter.processor, "convert_tokens_to_ids"):
+            yield f"lm_eval needs the model's tokenizer: {way_out}"
 
     def _wrong_tasks(self) -> Iterator[str]:
         """Say why the tasks cannot be run."""
@@ -117,19 +134,14 @@ class LmEval:
         """
         from ecoflap.plugins.evaluators.harness.lm_eval_models import Multimodal, Speaking, language
 
-        processor = adapter.processor
+        towers = adapter.towers(model)
+        unread = [*self._unread(adapter, towers)]
+        if unread:
+            raise ModelError(*unread)
         if self.through == "adapter":
             return Speaking(model, adapter, self.batch_size)
-        if _sees(adapter.towers(model)):
-            if getattr(processor, "tokenizer", None) is None:
-                raise ModelError(
-                    "lm_eval needs the model's processor, with its tokenizer: put it beside the model, or give "
-                    "ecoflap.run one."
-                )
-            return Multimodal(model, processor, self.batch_size)
-        if not hasattr(processor, "convert_tokens_to_ids"):
-            raise ModelError("lm_eval needs the model's tokenizer: put it beside the model, or give ecoflap.run one.")
-        return language(model, processor, self.batch_size)
+        wrap = Multimodal if _sees(towers) else language
+        return wrap(model, adapter.processor, self.batch_size)
 
     def _results(self, wrapped: Any) -> Mapping[str, Any]:
         """Run the harness, and give its own report."""

@@ -58,6 +58,10 @@ class LmmsEval:
         if self.limit is not None and self.limit <= 0:
             raise EcoflapError(f"limit is {self.limit}; more than 0 is needed, or null for all documents")
 
+    def runs_code_of(self) -> tuple[Path, ...]:
+        """Name the folder of tasks: the harness runs the Python that a task of one's own names."""
+        return () if self.include_path is None else (self.include_path,)
+
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where the harness is not there, or does not know a task."""
         return self._wrong_tasks()

@@ -43,6 +43,10 @@ class Perplexity:
 
     loss_batch_size: ClassVar[int] = 1
 
+    def lacks(self, sample: Sample) -> str | None:
+        """Say so where a sample has no tokens, which a dataset such as text gives."""
+        return "tokens; a dataset such as text gives them" if sample.tokens is None else None
+
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
         windows = _windows(self.data(adapter, model, note))
         found = [(one.loss, predicted(one)) for one in losses("perplexity", model, adapter, windows)]

@@ -72,6 +72,10 @@ class Retrieval:
         """Say where the model has no matching head for ``rerank``."""
         return self._unmatched(context.model, context.adapter)
 
+    def lacks(self, sample: Sample) -> str | None:
+        """Say so where an image has no caption."""
+        return None if sample.captions else "caption"
+
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
         self._check(model, adapter)
         pairs = CaptionedImages()

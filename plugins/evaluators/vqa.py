@@ -92,14 +92,15 @@ class Vqa:
     def _answers(self, model: nn.Module, adapter: Any, note: Note) -> Iterator["Answer"]:
         """Let the model answer every question."""
         check_ability("vqa", Generates, adapter, model)
-        samples = complete("vqa", self.data(adapter, model, note), self.batch_size, self._lacks)
+        samples = complete("vqa", self.data(adapter, model, note), self.batch_size, self.lacks)
         asked = (replace(one, question=self.prompt.replace(PLACE, str(one.question))) for one in samples)
         pairs = texts_said(model, adapter, asked, self._generation, self.batch_size)
         for number, (sample, said) in enumerate(pairs):
             right = self._right(model, adapter, sample, said)
             yield Answer(right, float(said.ended), not said.text, image_of(sample, number), sample.kind)
 
-    def _lacks(self, sample: Sample) -> str | None:
+    def lacks(self, sample: Sample) -> str | None:
+        """Name what a sample is without: a question, an answer, or a kind where measures are by kind."""
         if not sample.question:
             return "question"
         if not any(answer.strip() for answer in sample.answers):

@@ -85,6 +85,10 @@ class ZeroShot:
             except EcoflapError as error:  # what is wrong with the data, they say themselves
                 yield from (problem for problem in error.problems if problem.startswith("zero_shot: "))
 
+    def lacks(self, sample: Sample) -> str | None:
+        """Say so where an image has no label."""
+        return "label" if sample.label is None else None
+
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
         reader: Any = adapter
         check_ability("zero_shot", Compares, reader, model)

@@ -76,9 +76,10 @@ def test_one_pair_is_refused_by_the_loss_and_before_any_work(tmp_path: Path):
             "calibration": {"use": "table:Samples", "row": "clip", "samples": 5, "batch_size": size},
         }  # fmt: skip
         with pytest.raises(ecoflap.EcoflapError, match=f"calibration.*{told}"):
-            ecoflap.run(recipe, model=model, processor=adapter.processor, folder=tmp_path / "pair")
+            ecoflap.run(recipe, model=model, processor=adapter.processor, folder=tmp_path / "pair", allow_code=True)
         alone = tmp_path / f"alone-{size}"
-        assert ecoflap.run(recipe, model=vision(), processor=adapter.processor, folder=alone).plan.keep
+        done = ecoflap.run(recipe, model=vision(), processor=adapter.processor, folder=alone, allow_code=True)
+        assert done.plan.keep
     assert not (tmp_path / "pair").exists()
 
 
@@ -191,12 +192,12 @@ def test_a_recipe_gives_the_classifier(classifier: Path, tmp_path: Path):
         "calibration": {"use": "table:Samples", "row": "vit_classifier", "samples": 4, "batch_size": 2},
     }  # fmt: skip
     with pytest.raises(ecoflap.EcoflapError, match="classifier is for a vision tower alone"):
-        ecoflap.run(recipe, model=clip(), processor=processor(), folder=tmp_path / "pair")
+        ecoflap.run(recipe, model=clip(), processor=processor(), folder=tmp_path / "pair", allow_code=True)
     calibration = {**recipe["calibration"], "samples": 5}  # type: ignore[dict-item]
     five = {**recipe, "calibration": calibration, "score": {"use": "zeroth_order", "samples": 5}}
     with pytest.raises(ecoflap.EcoflapError, match=r"labels \[4\], and the model knows classes 0 to 3"):
-        ecoflap.run(five, model=vision(), processor=image_processor(), folder=tmp_path / "five")
-    done = ecoflap.run(recipe, model=vision(), processor=image_processor(), folder=tmp_path / "run")
+        ecoflap.run(five, model=vision(), processor=image_processor(), folder=tmp_path / "five", allow_code=True)
+    done = ecoflap.run(recipe, model=vision(), processor=image_processor(), folder=tmp_path / "run", allow_code=True)
     assert done.plan.keep * 2 == done.plan.size
 
 

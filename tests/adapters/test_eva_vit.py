@@ -375,7 +375,8 @@ def test_a_whole_run_on_the_layout_of_lavis(tmp_path: Path):
         "version": 1, "sparsity": 0.5, "prune": "wanda", "score": {"use": "zeroth_order", "samples": 2},
         "calibration": {"use": "table:Samples", "row": "timm_eva", "samples": 4, "batch_size": 2},
     }  # fmt: skip
-    done = ecoflap.run(recipe, model=model, processor=Compose([CenterCrop(16), ToTensor()]), folder=tmp_path / "run")
+    processor = Compose([CenterCrop(16), ToTensor()])
+    done = ecoflap.run(recipe, model=model, processor=processor, folder=tmp_path / "run", allow_code=True)
     assert len(done.plan.layers) == 8
     saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert list(saved) == sorted(model.state_dict())

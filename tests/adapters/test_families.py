@@ -366,7 +366,7 @@ def run(case: Case, folder: Path, model: dict[str, Any] | None = None, **keys: A
         **keys,
     }
     recipe = {key: value for key, value in recipe.items() if value is not None}
-    return ecoflap.run(recipe, model=case.model, processor=case.adapter.processor, folder=folder)
+    return ecoflap.run(recipe, model=case.model, processor=case.adapter.processor, folder=folder, allow_code=True)
 
 
 @thorough

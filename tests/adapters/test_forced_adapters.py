@@ -25,7 +25,7 @@ LONGEST = 600
 
 @cache
 def registry():
-    return load_registry(installed=False)
+    return load_registry(installed=False, allow_code=True)
 
 
 @pytest.fixture(params=sorted(ROWS))

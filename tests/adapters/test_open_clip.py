@@ -148,8 +148,9 @@ def test_batches_of_one_pair_are_a_problem_of_the_plan(tmp_path: Path):
         "version": 1, "sparsity": 0.5, "prune": "wanda", "allocate": "uniform",
         "calibration": {"use": "table:Samples", "row": "open_clip", "samples": 3, "batch_size": 1},
     }  # fmt: skip
+    processor = (None, Tokenizer())
     with pytest.raises(RecipeError, match="batch_size is 1"):
-        ecoflap.run(recipe, model=build("pico-clip"), processor=(None, Tokenizer()), folder=tmp_path / "run")
+        ecoflap.run(recipe, model=build("pico-clip"), processor=processor, folder=tmp_path / "run", allow_code=True)
 
 
 def test_tokens_end_with_the_end_of_the_text(adapter: OpenClipAdapter):
@@ -335,6 +336,30 @@ def test_a_tokenizer_beside_the_model_is_read_from_there(tmp_path: Path, pico_to
     assert adapter.collate(model, pairs(2))["text"].shape == (2, LENGTH)
     adapter.save(model, tmp_path / "again")
     assert (tmp_path / "again" / "tokenizer.json").is_file()
+
+
+OWN = """
+from pathlib import Path
+from transformers import PreTrainedTokenizerFast
+Path({mark!r}).touch()
+class Own(PreTrainedTokenizerFast): pass
+"""
+
+
+def test_a_configuration_cannot_have_the_code_of_a_tokenizer_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """open_clip hands ``tokenizer_kwargs`` on to transformers, which would take its word for being trusted."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    saved("pico-clip", tmp_path)
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    text = {"hf_tokenizer_name": "somewhere/else", "tokenizer_kwargs": {"trust_remote_code": True}}
+    config["model_cfg"]["text_cfg"] |= text
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(OWN.format(mark=str(tmp_path / "mark")))
+    written = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(written))
+    with pytest.raises(ModelError, match=r"the tokenizer of .* cannot be read"):
+        OpenClipAdapter().load(open_source(str(tmp_path), tmp_path), None, "cpu")
+    assert not (tmp_path / "mark").exists()
 
 
 def test_what_a_model_was_made_with_otherwise_is_noted(tmp_path: Path):

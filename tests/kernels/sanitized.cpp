@@ -14,7 +14,10 @@
 
 namespace {
 
-using ecoflap::size_of;
+using ecoflap::is_int8;
+using ecoflap::real_size;
+using ecoflap::real_type;
+using ecoflap::rounds_x_to_int8;
 
 std::mt19937 random_bits(7);
 int failures = 0;
@@ -37,71 +40,103 @@ struct Bytes {
   int64_t size;
 };
 
+// What a row of weights stands for once it is int8.
+void round_row(float *row, int64_t count, int real) {
+  float most = 0;
+  for (int64_t k = 0; k < count; ++k) most = fmaxf(most, fabsf(row[k]));
+  float scale = most / 127;
+  for (int64_t k = 0; k < count && scale > 0; ++k) {
+    uint32_t bits;
+    put_number(real, &bits, 0, float(rint(double(row[k]) / double(scale))) * scale);
+    row[k] = number_at(real, &bits, 0);
+  }
+}
+
 struct Matrix {
-  int type;
+  int type, real;
   int64_t outputs, inputs, kept = 0;
   std::vector<float> dense;
   std::vector<uint8_t> raw;
   std::unique_ptr<Bytes> packed;
 
   Matrix(int type, int64_t outputs, int64_t inputs, double sparsity)
-      : type(type), outputs(outputs), inputs(inputs), dense(size_t(outputs * inputs)),
-        raw(size_t(outputs * inputs * size_of(type) + 1)) {
+      : type(type), real(real_type(type)), outputs(outputs), inputs(inputs), dense(size_t(outputs * inputs)),
+        raw(size_t(outputs * inputs * real_size(type) + 1)) {
     std::uniform_real_distribution<float> value(-1, 1), share(0, 1);
     for (size_t i = 0; i < dense.size(); ++i) {
-      put_number(type, raw.data(), int64_t(i), share(random_bits) < sparsity ? 0.0f : value(random_bits));
-      dense[i] = number_at(type, raw.data(), int64_t(i));
+      put_number(real, raw.data(), int64_t(i), share(random_bits) < sparsity ? 0.0f : value(random_bits));
+      dense[i] = number_at(real, raw.data(), int64_t(i));
       kept += dense[i] != 0;
     }
     packed = std::make_unique<Bytes>(ecoflap_packed_bytes(type, outputs, inputs, kept));
     int code = ecoflap_pack_dense(packed->at(), packed->size, type, outputs, inputs, raw.data(), kept);
     check(code == ECOFLAP_OK, "pack_dense", 0, type);
+    for (int64_t i = 0; is_int8(type) && i < outputs; ++i) round_row(dense.data() + i * inputs, inputs, real);
   }
 };
 
 int multiply(int path, const Matrix &w, const Bytes &x, int64_t batch, const Bytes &y, int threads) {
-  return ecoflap_packed_linear(path, w.packed->at(), w.packed->size, w.type, w.outputs, w.inputs, x.at(), batch, w.inputs,
+  return ecoflap_packed_linear(path, w.packed->at(), w.packed->size, w.real, w.outputs, w.inputs, x.at(), batch, w.inputs,
                                nullptr, y.at(), threads);
 }
 
 int decode(int path, const Matrix &w, const Bytes &out) {
-  return ecoflap_unpack(path, w.packed->at(), w.packed->size, w.type, w.outputs, w.inputs, 0, w.outputs, out.at(), 2);
+  return ecoflap_unpack(path, w.packed->at(), w.packed->size, w.real, w.outputs, w.inputs, 0, w.outputs, out.at(), 2);
 }
 
 void test_product(int path, const Matrix &w, int64_t batch, int threads) {
-  int64_t size = size_of(w.type);
+  int64_t size = real_size(w.type);
   Bytes x(batch * w.inputs * size), y(batch * w.outputs * size);
   std::uniform_real_distribution<float> value(-1, 1);
-  for (int64_t i = 0; i < batch * w.inputs; ++i) put_number(w.type, x.at(), i, value(random_bits));
+  for (int64_t i = 0; i < batch * w.inputs; ++i) put_number(w.real, x.at(), i, value(random_bits));
   check(multiply(path, w, x, batch, y, threads) == ECOFLAP_OK, "packed_linear", path, w.type);
-  double most = w.type == ECOFLAP_FLOAT32 ? 1e-5 : w.type == ECOFLAP_FLOAT16 ? 2e-3 : 1.6e-2;
+  double most = w.real == ECOFLAP_FLOAT32 ? 1e-5 : w.real == ECOFLAP_FLOAT16 ? 2e-3 : 1.6e-2;
+  double half_scale = !is_int8(w.type) ? 0 : 0.5 / (rounds_x_to_int8(w.type) ? 127 : 32767);  // x is below 1
   for (int64_t row = 0; row < batch; ++row)
     for (int64_t i = 0; i < w.outputs; ++i) {
-      double sum = 0, sizes = 1;
+      double sum = 0, sizes = 1, rounding = 0;
       for (int64_t k = 0; k < w.inputs; ++k) {
-        double product = double(w.dense[size_t(i * w.inputs + k)]) * number_at(w.type, x.at(), row * w.inputs + k);
-        sum += product, sizes += fabs(product);
+        double weight = double(w.dense[size_t(i * w.inputs + k)]);
+        double product = weight * number_at(w.real, x.at(), row * w.inputs + k);
+        sum += product, sizes += fabs(product), rounding += half_scale * fabs(weight);
       }
-      check(fabs(number_at(w.type, y.at(), row * w.outputs + i) - sum) <= most * sizes, "product", path, w.type);
+      double error = fabs(number_at(w.real, y.at(), row * w.outputs + i) - sum);
+      check(error <= most * sizes + rounding, "product", path, w.type);
     }
 }
 
 void test_decoding(int path, const Matrix &w) {
-  Bytes out(w.outputs * w.inputs * size_of(w.type));
+  Bytes out(w.outputs * w.inputs * real_size(w.type));
   int code = decode(path, w, out);
   check(code == ECOFLAP_OK, "unpack", path, w.type);
   bool is_same = true;
-  for (size_t i = 0; i < w.dense.size(); ++i) is_same &= number_at(w.type, out.at(), int64_t(i)) == w.dense[i];
+  for (size_t i = 0; i < w.dense.size(); ++i) is_same &= number_at(w.real, out.at(), int64_t(i)) == w.dense[i];
   check(is_same, "decoded weights", path, w.type);
+}
+
+// An infinity or a NaN in x: each output is one, and other rows are as they would be without it.
+void test_not_finite(int path, const Matrix &w) {
+  int64_t size = real_size(w.type);
+  Bytes x(3 * w.inputs * size), y(3 * w.outputs * size), alone(w.outputs * size);
+  for (int64_t i = 0; i < 3 * w.inputs; ++i) put_number(w.real, x.at(), i, float(i % 7));
+  check(multiply(path, w, x, 1, alone, 1) == ECOFLAP_OK, "packed_linear", path, w.type);
+  put_number(w.real, x.at(), 2 * w.inputs - 1, INFINITY);
+  put_number(w.real, x.at(), 3 * w.inputs - 1, NAN);
+  check(multiply(path, w, x, 3, y, 1) == ECOFLAP_OK, "packed_linear", path, w.type);
+  check(memcmp(y.at(), alone.at(), size_t(alone.size)) == 0, "a row beside others", path, w.type);
+  for (int64_t i = w.outputs; i < 3 * w.outputs; ++i) {
+    float found = number_at(w.real, y.at(), i);
+    check(i < 2 * w.outputs ? !isfinite(found) : found != found, "not finite", path, w.type);
+  }
 }
 
 // The packed file's order: bits and values in memory that ends with them.
 void test_rows(const Matrix &w) {
-  int64_t count = w.outputs * w.inputs, size = size_of(w.type);
+  int64_t count = w.outputs * w.inputs, size = real_size(w.type);
   Bytes bits((count + 7) / 8), values(w.kept * size), again(w.packed->size);
   memset(bits.at(), 0, size_t(bits.size));
   for (int64_t i = 0, next = 0; i < count; ++i) {
-    if (w.dense[size_t(i)] == 0) continue;
+    if (number_at(w.real, w.raw.data(), i) == 0) continue;
     bits.at()[i / 8] |= uint8_t(1 << i % 8);
     memcpy(values.at() + size * next++, w.raw.data() + size * i, size_t(size));
   }
@@ -112,8 +147,10 @@ void test_rows(const Matrix &w) {
 
 // Whatever bytes are changed, no path may read or write beyond the memory.
 void test_damage(int path, const Matrix &w) {
-  Bytes x(3 * w.inputs * size_of(w.type)), y(3 * w.outputs * size_of(w.type)), out(w.outputs * w.inputs * size_of(w.type));
+  int64_t size = real_size(w.type);
+  Bytes x(3 * w.inputs * size), y(3 * w.outputs * size), out(w.outputs * w.inputs * size);
   memset(x.at(), 0, size_t(x.size));
+  put_number(w.real, x.at(), 0, INFINITY);
   for (int times = 0; times < 60; ++times) {
     Bytes before(w.packed->size);
     memcpy(before.at(), w.packed->at(), size_t(before.size));
@@ -130,17 +167,20 @@ void test_damage(int path, const Matrix &w) {
 void test_path(int path) {
   const int64_t sizes[][2] = {{1, 1}, {16, 32}, {17, 33}, {48, 64}, {70, 129}};
   const double sparsities[] = {0.0, 0.5, 0.9, 1.0};
-  for (int type = 0; type < 3; ++type)
+  for (int type = 0; type < ECOFLAP_TYPES; ++type)
     for (const auto &size : sizes)
       for (double sparsity : sparsities) {
         Matrix w(type, size[0], size[1], sparsity);
         for (int64_t batch : {1, 2, 7, 33}) test_product(path, w, batch, 1);
+        if (is_int8(type)) test_not_finite(path, w);
         test_decoding(path, w);
         test_rows(w);
         test_damage(path, w);
       }
-  Matrix large(ECOFLAP_BFLOAT16, 1500, 300, 0.5);
-  for (int threads : {1, 2, 4}) test_product(path, large, 9, threads);
+  for (int type : {ECOFLAP_BFLOAT16 + 0, ECOFLAP_INT8 + ECOFLAP_BFLOAT16, ECOFLAP_INT8A8 + ECOFLAP_FLOAT16}) {
+    Matrix large(type, 1500, 300, 0.5);
+    for (int threads : {1, 2, 4}) test_product(path, large, 9, threads);
+  }
 }
 
 }  // namespace

@@ -47,11 +47,11 @@ def test_instructions_that_the_compiler_does_not_know_are_left_out(build, tmp_pa
     assert build.build(tmp_path).is_file()
 
 
-def run(library, folder, flags=SANITIZERS):
-    """Compile the program that tests a library without Python, and give what it says."""
+def run(library, folder, flags=SANITIZERS, source="sanitized"):
+    """Compile a program that tests a library without Python, and give what it says."""
     include = [f"-I{ROOT / 'kernels' / name}" for name in ("include", "src")]
-    command = [COMPILER, "-std=c++17", *flags, *include, str(HERE / "sanitized.cpp"), str(library)]
-    program = folder / "sanitized"
+    command = [COMPILER, "-std=c++17", *flags, *include, str(HERE / f"{source}.cpp"), str(library)]
+    program = folder / source
     subprocess.run([*command, f"-Wl,-rpath,{folder}", "-pthread", "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     print(done.stdout)
@@ -77,3 +77,13 @@ def test_tiles_are_used_rightly_where_there_are_none(build, tmp_path, monkeypatc
     if "avx512_bf16: tested" not in said:
         pytest.skip("this CPU has no AVX-512 with BF16")
     assert "amx: tested" in said
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_the_operator_for_onnxruntime_keeps_to_its_memory(build, tmp_path, monkeypatch):
+    """With a runtime that is none and tensors that end where their memory ends, by the fastest path and by portable."""
+    library = build.build(tmp_path, SANITIZERS)
+    for path in ("", "portable"):
+        monkeypatch.setenv("ECOFLAP_KERNEL", path)
+        assert run(library, tmp_path, source="operator") == ["0 failures"]

@@ -14,6 +14,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 """Endings of the files that are taken for images in a folder without an index."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Those of Pillow's formats that are read. EPS is not among them, because Pillow starts another program for it."""
+MOST_PIXELS = 178_956_970
+"""Twice what Pillow warns of by itself. Its own limit is a setting of the process, which other libraries switch off."""
 EXIF_ORIENTATION = 0x0112  # the number of the tag that says how the camera was held
 TURNS = {
     2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
@@ -97,6 +99,9 @@ def _reason(error: Exception, source: Any) -> str:
 def _rgb(image: Any) -> Any:
     from PIL import Image
 
+    width, height = image.size  # from the header: nothing is decoded before it is known how much it would be
+    if width * height > MOST_PIXELS:
+        raise DataError(f"{width}×{height} pixels, and {MOST_PIXELS:,} are read at most")
     image.load()
     upright = _upright(image)
     if upright.mode == "F":

@@ -95,6 +95,8 @@ def read_json(file: Path) -> Any:
     text = read_text(file)
     try:
         return json.loads(text, object_hook=_answer)
+    except RecursionError as error:
+        raise DataError(f"{file} is nested too deeply.") from error
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}. Objects one a line belong in a .jsonl file.") from error
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,16 +10,25 @@ from typing import Any
 
 from ecoflap.core.errors import DataError, nearest
 
+LARGEST = 4_000_000_000
+"""Bytes of a text that is read, which is held in memory whole; a few of ``.gz`` may unpack to any number."""
+
+LONGEST_LINE = 1_000_000
+"""Characters of a line of running text. A tokenizer takes a line whole, and 14 MB of it a minute and 1 GB of memory."""
+
 
 def read_text(file: Path) -> str:
     """Read a file, which may be ``.gz``, as UTF-8 text. A byte order mark is dropped.
 
-    :raises DataError: Where it cannot be read, or is no such text.
+    :raises DataError: Where it cannot be read, is larger than what is read at all, or is no such text.
     """
     try:
-        raw = file.read_bytes()
-        return (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            raw = opened.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise DataError(f"{file} holds more than {LARGEST:,} bytes of text. Divide it into several files.")
+        return raw.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as UTF-8 text: {error}.") from error
 
 
@@ -30,6 +40,22 @@ def filled_lines(text: str) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
+def refuse_long_lines(text: str, where: str) -> None:
+    """Refuse running text with a line that no tokenizer takes in reasonable time.
+
+    :param where: The file, or the row of one, for the message.
+    :raises DataError: With the first such line.
+    """
+    if len(text) <= LONGEST_LINE:
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if len(line) > LONGEST_LINE:
+            raise DataError(
+                f"{where}: line {number} has {len(line):,} characters, and {LONGEST_LINE:,} are read at most. Break it "
+                f"into several, such as with fold -s."
+            )
+
+
 def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the JSON object of each line, with the line's number.
 
@@ -38,6 +64,8 @@ def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in filled_lines(read_text(file)):
         try:
             found = json.loads(line)
+        except RecursionError as error:
+            raise DataError(f"{file}:{number} is nested too deeply.") from error
         except ValueError as error:
             raise DataError(f"{file}:{number} is not JSON: {error}. One object a line is expected.") from error
         yield number, json_object(found, f"{file}:{number}")

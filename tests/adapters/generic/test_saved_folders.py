@@ -34,10 +34,10 @@ def test_a_saved_model_is_inspected_planned_and_run(name: str, tmp_path: Path, m
         "score": {"use": "zeroth_order", "samples": 2, "joint": True},
         "prune": "wanda",
     }
-    registry = ecoflap.load_registry()
+    registry = ecoflap.load_registry(allow_code=True)
     named, towers, *_ = inspection("saved", None, registry)
     planned = prepare(parse_recipe(recipe, registry=registry), registry, planning=True).anatomy
-    done = ecoflap.run(recipe, folder=tmp_path / "run")
+    done = ecoflap.run(recipe, folder=tmp_path / "run", registry=registry)
     assert [why.startswith("generic") for _, why in named.rows] == [True]
     assert tuple(line[0] for line in towers.rows) == row.towers
     prunable = {tower.name for tower in planned.towers if tower.prunable}

@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -338,17 +337,12 @@ def test_a_contrastive_loss_wants_pairs(tmp_path: Path):
 
 
 def run(model: nn.Module | str, folder: Path, batch_size: int = 2, **keys: Any) -> ecoflap.Run:
-    calibration = {"use": "test_lavis_data:Data", "batch_size": batch_size}
-    sys.modules["test_lavis_data"] = SimpleNamespace(Data=Data)  # type: ignore[assignment]
-    try:
-        recipe = {"version": 1, "calibration": calibration, "sparsity": 0.5, "score": None, "prune": "wanda", **keys}
-        recipe = {key: value for key, value in recipe.items() if value is not None}
-        if isinstance(model, str):
-            return ecoflap.run({**recipe, "model": {"source": model}}, folder=folder / "run")
-        processor = pico.adapter().processor
-        return ecoflap.run(recipe, model=model, processor=processor, folder=folder / "run")
-    finally:
-        del sys.modules["test_lavis_data"]
+    calibration = {"use": Data, "batch_size": batch_size}
+    recipe = {"version": 1, "calibration": calibration, "sparsity": 0.5, "score": None, "prune": "wanda", **keys}
+    recipe = {key: value for key, value in recipe.items() if value is not None}
+    if isinstance(model, str):
+        return ecoflap.run({**recipe, "model": {"source": model}}, folder=folder / "run")
+    return ecoflap.run(recipe, model=model, processor=pico.adapter().processor, folder=folder / "run")
 
 
 class Data:

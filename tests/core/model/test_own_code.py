@@ -62,3 +62,23 @@ def test_code_beside_a_model_that_transformers_knows_is_left_alone(tmp_path: Pat
     source = open_source(str(tmp_path), Path())
     adapter = adapter_for(source, load_registry())
     assert type(adapter.load(source, None, "cpu")).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"attn_implementation": "someone/attention"}, "attn_implementation"),
+        ({"text_config": {"_attn_implementation": "someone/attention@v1:f"}}, r"text_config\._attn_implementation"),
+        ({"attn_implementation": {"vision_config": "someone/attention"}}, r"attn_implementation\.vision_config"),
+        ({"experts_implementation": "someone/experts"}, "experts_implementation"),
+    ],
+)
+def test_kernels_of_the_hub_are_code_too(config: dict[str, Any], key: str, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    with pytest.raises(ModelError, match=rf"config\.json: {key} names code of the hub, someone/.*, which is not run"):
+        open_source(str(tmp_path), Path())
+
+
+def test_ways_of_transformers_itself_are_none(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"attn_implementation": "sdpa", "_name_or_path": "a/b"}))
+    assert open_source(str(tmp_path), Path()).config["attn_implementation"] == "sdpa"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from ecoflap.core.disk import sealed
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.packed import save_packed as writing
-from ecoflap.core.packed.read_packed import inspect_packed, load_packed, stream_packed
+from ecoflap.core.packed.read_packed import inspect_packed, load_packed, masks_in, stream_packed
 from ecoflap.core.packed.save_packed import save_packed
 
 BITS = {torch.float32: np.uint32, torch.float16: np.uint16, torch.bfloat16: np.uint16, torch.float64: np.uint64}
@@ -397,3 +397,25 @@ def test_a_process_killed_in_the_middle_leaves_the_old_file(tmp_path):
         process.send_signal(signal.SIGKILL)
     assert (tmp_path / ".x.partial").exists()
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "claim", "words"),
+    [
+        ("f", {"shape": [10**6, 10**6], "kept": 10**12}, r"'f' is torch\.b?float\d+ \(3, 3\) where .*1000000, 1000000"),
+        ("w", {"shape": [10**6, 10**6], "kept": 10**11}, "'w.values' is"),
+        ("bias", {"shape": [10**9], "kept": 10**9}, "'bias' is"),
+    ],
+)
+def test_nothing_is_allocated_for_what_the_file_cannot_hold(forger, name, claim, words, monkeypatch):
+    """A header may announce tensors of any size: it is held to what the file has before room is made for one."""
+    for entry in forger.manifest["tensors"].values():
+        if entry.get("same_as") == name:
+            entry.update(claim)
+    forger.manifest["tensors"][name].update(claim)
+    forger.sign()
+    monkeypatch.setattr(torch, "ones", None)
+    monkeypatch.setattr(torch, "empty", None)
+    for read in (inspect_packed, load_packed, masks_in):
+        with pytest.raises(FormatError, match=words):
+            read(forger.path)

@@ -31,8 +31,9 @@ def registry(folder):
 
 @pytest.fixture
 def parse(registry, folder):
-    def parse(text, *set_, **keywords):
-        return parse_recipe(text, set_=set_, registry=registry, file=folder / "sub" / "r.yaml", **keywords)
+    def parse(text, *set_, allow_code=False, **keywords):
+        trusting = registry.trusting(allow_code)
+        return parse_recipe(text, set_=set_, registry=trusting, file=folder / "sub" / "r.yaml", **keywords)
 
     return parse
 

@@ -44,8 +44,7 @@ def test_the_recipe_refuses_it_at_its_place(registry):
 
 def test_a_part_is_built_once_when_the_recipe_is_checked(registry):
     BUILT.clear()
-    score = {"use": f"{__name__}:Counted"}
-    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": score}
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": {"use": Counted}}
     spec = parse_recipe(recipe, registry=registry).score.scorer
     assert spec.options.samples == 3
     assert [spec.built] == BUILT
@@ -60,7 +59,7 @@ class Explodes(Scores):
 
 def test_a_part_whose_code_raises_is_named_with_the_line(registry):
     recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
-    recipe["score"] = {"use": f"{__name__}:Explodes"}
+    recipe["score"] = Explodes
     said = r"score: .*Explodes: the scorer raised KeyError: 'layers'\. It happened in test_read_part\.py:\d+, "
     with pytest.raises(EcoflapError, match=said):
         parse_recipe(recipe, registry=registry)

@@ -135,3 +135,70 @@ def test_only_a_finished_run_is_compared(folder):
         require_finished(folder.path)
     folder.report.write_text("{}")
     assert require_finished(folder.path) == folder
+
+
+def refused(path, *files):
+    """Open a run that writes some files and is then refused."""
+    with pytest.raises(RunError, match="refused"), open_run(path, fresh=False) as folder:
+        _write_and_raise(folder, files, RunError("refused"))
+
+
+def _write_and_raise(folder, files, error):
+    for name in files:
+        (folder.path / name).write_text("x")
+    raise error
+
+
+BEGUN = ("recipe.yaml", "fingerprints.json", "log.jsonl", "stages.jsonl", "warnings.jsonl")
+
+
+def test_a_run_that_is_refused_before_it_found_anything_leaves_no_folder(tmp_path):
+    refused(tmp_path / "runs" / "first", *BEGUN)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    refused(tmp_path / "runs" / "first", *BEGUN)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("found", ["scores.jsonl", "evaluations.jsonl", "plan.json"])
+def test_what_was_found_stays(tmp_path, found):
+    refused(tmp_path / "run", *BEGUN, found)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", *BEGUN, found}
+
+
+def test_nothing_is_deleted_that_was_there_before(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".gitignore").write_text("*")
+    refused(tmp_path / "empty", *BEGUN)
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == [".gitignore"]
+    with open_run(tmp_path / "begun", fresh=False) as folder:
+        folder.recipe.write_text("version: 1")
+    refused(tmp_path / "begun", *BEGUN)
+    assert {path.name for path in (tmp_path / "begun").iterdir()} == {".lock", *BEGUN}
+
+
+def test_a_run_that_is_interrupted_or_cut_off_leaves_its_folder(tmp_path):
+    with pytest.raises(KeyboardInterrupt), open_run(tmp_path / "run", fresh=False) as folder:
+        _write_and_raise(folder, ["recipe.yaml"], KeyboardInterrupt())
+    assert folder.recipe.exists()
+
+
+def test_a_folder_that_another_run_works_in_is_left_to_it(tmp_path):
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        with pytest.raises(RunError, match="another process"), open_run(folder.path, fresh=False):
+            pass
+        assert folder.lock.exists()
+
+
+def test_a_folder_that_is_deleted_while_it_is_opened_is_no_run(tmp_path, monkeypatch):
+    from ecoflap.core.record import folder as module
+
+    take = module.lock_descriptor
+
+    def late(lock, *, blocking):
+        (tmp_path / "run" / ".lock").unlink()
+        return take(lock, blocking=blocking)
+
+    monkeypatch.setattr(module, "lock_descriptor", late)
+    with pytest.raises(RunError, match="was deleted while it was opened"), open_run(tmp_path / "run", fresh=False):
+        pass

@@ -14,7 +14,7 @@ from ecoflap import hookimpl
 @dataclass(frozen=True)
 class {name}:
     level: int = 1
-    def __call__(self, weight, statistic, budget): ...
+    def __call__(self, weight, seen, budget, layer): ...
 
 @hookimpl
 def ecoflap_register_pruners():

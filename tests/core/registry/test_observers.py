@@ -59,10 +59,14 @@ def test_a_run_outlives_its_observers(plain, heard_by, lasting, tmp_path, error)
     assert RunFailed not in kinds
 
 
+class Unready:
+    def __call__(self, weight, seen, budget, layer):
+        raise LookupError("not yet")
+
+
 def test_a_failed_run_is_told(plain, heard_by, tmp_path):
     heard = []
-    recipe = plain(calibration={**plain()["calibration"], "samples": 2000, "order": "consecutive"})
     with pytest.raises(ecoflap.EcoflapError):
-        ecoflap.run(recipe, folder=tmp_path / "run", registry=heard_by(heard.append))
+        ecoflap.run(plain(prune={"use": Unready}), folder=tmp_path / "run", registry=heard_by(heard.append))
     assert isinstance(heard[-1], RunFailed)
-    assert "2000 windows of 16 tokens are asked for" in heard[-1].error
+    assert "raised LookupError: not yet" in heard[-1].error

@@ -63,16 +63,16 @@ def counting(method, calls):
 def test_a_loss_that_is_not_the_models_is_refused_before_anything_is_done(plain, pico_llama, pico_tokenizer, tmp_path):
     model = pico_llama()
     before = [parameter.clone() for parameter in model.parameters()]
-    recipe = plain(model={"adapter": f"{__name__}:Squares"})
+    recipe = plain(model={"adapter": Squares})
     with pytest.raises(ModelError, match=r"^the loss of the adapter Squares is .* on a batch, and the model's own is"):
         ecoflap.run(recipe, model=model, processor=pico_tokenizer, folder=tmp_path / "run")
-    assert [stage["stage"] for stage in stages(tmp_path / "run")] == ["check"]
+    assert not (tmp_path / "run").exists()
     assert all(map(torch.equal, model.parameters(), before))
 
 
 def test_blocks_that_are_forgotten_are_refused_with_what_is_covered(plain, tmp_path):
     with pytest.raises(ModelError) as caught:
-        ecoflap.run(plain(model={"source": plain()["model"], "adapter": f"{__name__}:Half"}), folder=tmp_path / "run")
+        ecoflap.run(plain(model={"source": plain()["model"], "adapter": Half}), folder=tmp_path / "run")
     assert str(caught.value).startswith(
         "the layers of the adapter Half hold 7,680 of the 23,040 weights in blocks that run. "
         "model.layers: 2 of its 3 blocks run and are in no tower (1, 2), with 14 matrices of 15,360 weights"
@@ -89,18 +89,19 @@ def pairs():
     def run(adapter, folder):
         recipe = {
             "version": 1,
-            "model": {"adapter": f"{__name__}:{adapter}"},
+            "model": {"adapter": adapter},
             "calibration": {"use": "table:Samples", "row": "clip", "samples": 2, "batch_size": 2},
             "sparsity": 0.5,
             "prune": "magnitude",
         }
-        return ecoflap.run(recipe, model=pico_clip.clip(), processor=pico_clip.processor(), folder=folder)
+        processor = pico_clip.processor()
+        return ecoflap.run(recipe, model=pico_clip.clip(), processor=processor, folder=folder, allow_code=True)
 
     return run
 
 
 def test_a_tower_that_an_adapter_leaves_alone_is_warned_of(pairs, tmp_path):
-    (warning,) = pairs("OnlyTexts", tmp_path / "run").report.warnings
+    (warning,) = pairs(OnlyTexts, tmp_path / "run").report.warnings
     assert warning.startswith(
         "the layers of the adapter OnlyTexts hold 14,336 of the 28,672 weights in blocks that run. "
         "vision_model.encoder.layers runs and is in no tower: 2 blocks of CLIPEncoderLayer"
@@ -109,7 +110,7 @@ def test_a_tower_that_an_adapter_leaves_alone_is_warned_of(pairs, tmp_path):
 
 def test_and_refused_where_the_adapter_was_named_for_a_model_that_it_does_not_know(pairs, tmp_path):
     with pytest.raises(ModelError) as caught:
-        pairs("Stranger", tmp_path / "run")
+        pairs(Stranger, tmp_path / "run")
     told, way_out = caught.value.problems
     assert told.startswith(
         f"model.adapter: {__name__}:Stranger does not fit this CLIPModel, which it does not know: the l"
@@ -147,7 +148,7 @@ class Unready:
 def test_a_run_that_goes_on_does_not_check_again(plain, tmp_path):
     for _ in range(2):
         with pytest.raises(ecoflap.EcoflapError, match="not yet"):
-            ecoflap.run(plain(prune=f"{__name__}:Unready"), folder=tmp_path / "run")
+            ecoflap.run(plain(prune=Unready), folder=tmp_path / "run")
     assert [stage["stage"] for stage in stages(tmp_path / "run")].count("check") == 1
 
 

@@ -89,7 +89,7 @@ def test_what_fits_is_not_talked_about(evaluator):
 
 def test_it_is_said_before_weights_are_read(pico_llama):
     recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
-    recipe["evaluate"] = [{"use": f"{__name__}:Sorts"}]
+    recipe["evaluate"] = [{"use": Sorts}]
     registry = load_registry()
     with pytest.raises(RecipeError, match=r"evaluate\.0: .*Sorts needs a model that can classify images"):
         prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, pico_llama())

@@ -27,7 +27,7 @@ def test_notes_are_told_and_reported(plain, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     data = {"use": "noted:Noted", "said": "3 rows were passed over"}
     evaluate = {"use": "perplexity", "data": {"use": "noted:Noted", "said": "5 others were"}}
-    done = ecoflap.run(plain(calibration=data, evaluate=evaluate), folder=tmp_path / "run")
+    done = ecoflap.run(plain(calibration=data, evaluate=evaluate), folder=tmp_path / "run", allow_code=True)
     told = [json.loads(line)["warning"] for line in (done.folder / "warnings.jsonl").read_text().splitlines()]
     assert told.count("noted:Noted: 3 rows were passed over") == 1
     assert told.count("perplexity: 5 others were") == 1  # noted before and after, told once

@@ -80,15 +80,15 @@ def recipe(others, plain, tmp_path):
 
 def test_a_pruner_without_needs_is_planned_and_run(recipe, ecoflap_command, tmp_path):
     file = recipe(prune="others:Plain")
-    code, out, _ = ecoflap_command("plan", file)
+    code, out, _ = ecoflap_command("plan", file, "--allow-code")
     assert code == 0
     assert "others:Plain: 3 blocks, no data needed" in out
-    code, _, error = ecoflap_command("run", file, "--folder", tmp_path / "run")
+    code, _, error = ecoflap_command("run", file, "--folder", tmp_path / "run", "--allow-code")
     assert (code, "Traceback" in error) == (0, False)
 
 
 def test_a_pruner_that_raises_ends_the_run_with_its_layer_and_its_line(recipe, ecoflap_command, tmp_path):
-    code, _, error = ecoflap_command("run", recipe(prune="others:Raises"), "--folder", tmp_path / "run")
+    code, _, error = ecoflap_command("run", recipe(prune="others:Raises"), "--folder", tmp_path / "run", "--allow-code")
     assert code == 2
     assert (
         "model.layers.1.self_attn.q_proj.weight: the pruner others:Raises raised LookupError: no such thing. "
@@ -111,13 +111,14 @@ def test_a_pruner_that_raises_ends_the_run_with_its_layer_and_its_line(recipe, e
 def test_what_a_run_would_refuse_is_refused_by_the_plan(recipe, ecoflap_command, keys, said):
     if "export" in keys:
         pytest.importorskip("onnx_ir")
-    code, _, error = ecoflap_command("plan", recipe(**keys))
+    code, _, error = ecoflap_command("plan", recipe(**keys), "--allow-code")
     assert code == 2
     assert said in error
 
 
 def test_scores_that_are_all_equal_are_warned_of(recipe, ecoflap_command, tmp_path):
-    code, _, _ = ecoflap_command("run", recipe(score="others:Flat", prune="magnitude"), "--folder", tmp_path / "run")
+    file = recipe(score="others:Flat", prune="magnitude")
+    code, _, _ = ecoflap_command("run", file, "--folder", tmp_path / "run", "--allow-code")
     assert code == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert any("the score of every layer is 1, so nothing tells them apart" in one for one in report["warnings"])

@@ -250,7 +250,7 @@ def test_a_model_no_adapter_claims(plain):
     with pytest.raises(
         EcoflapError, match=r"model\.adapter: pathlib:PurePath: it is no adapter: it has no matches, load"
     ):
-        parse_recipe(plain(model={"source": "m", "adapter": "pathlib:PurePath"}), registry=registry)
+        parse_recipe(plain(model={"source": "m", "adapter": "pathlib:PurePath"}), registry=registry.trusting(True))
 
 
 def test_an_adapter_for_the_old_signatures_is_refused_when_it_claims_a_model(two_towers):

@@ -120,7 +120,7 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_place(read, place):
     for where, what in (
         ("1:10", "version: should be 1, not 2."),
         ("2:9", "recipe: recipe.yml is no file, and there is no shipped recipe named 'recipe.yml'"),
-        ("3:8", "seeds: should be how many seeds, counted from 0, or a list of them, not 'three'."),
+        ("3:8", "seeds: should be how many seeds, counted from 0 and 1,000 at most, or a list of them, not 'three'."),
         ("4:1", "gird: unknown key 'gird'. Did you mean 'grid'?"),
         ("6:13", "grid.sparsity: should be a list of the values it takes in turn, not 0.5."),
         ("7:3", "grid.seed: seeds are written seeds: 3, or seeds: [4, 7]."),
@@ -158,3 +158,12 @@ def test_seeds(written, seeds):
 def test_a_file_keeps_what_was_written_by_the_strict_writer(read):
     text = write_yaml({"version": 1, "recipe": "recipe.yaml", "grid": {"pattern": ["2:4", "4:8"]}})
     assert plain(read(text).axes) == {"pattern": ["2:4", "4:8"]}
+
+
+@pytest.mark.parametrize("seeds", [10**12, list(range(2_000))])
+def test_more_seeds_than_anybody_takes_are_refused_at_once(read, place, seeds):
+    told = r"seeds.*: should be how many seeds, counted from 0 and 1,000 at most, or a list of them"
+    with pytest.raises(RecipeError, match=told):
+        read(f"version: 1\nrecipe: recipe.yaml\nseeds: {seeds}\n")
+    with pytest.raises(RecipeError, match=told):
+        read_sweep(place / "recipe.yaml", (), seeds)

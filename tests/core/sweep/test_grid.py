@@ -130,3 +130,9 @@ def test_no_run_is_read_from_a_model_twice_for_its_seeds(grid, monkeypatch):
 
 def test_a_value_as_it_is_written():
     assert value_text({"use": "wanda", "deep": [None, True, 0.5]}) == "{use: wanda, deep: [null, true, 0.5]}"
+
+
+def test_more_runs_than_could_be_listed_are_refused_at_once(grid):
+    axes = {f"key{number}": list(range(100)) for number in range(12)}
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: a sweep has 10,000 runs at most"):
+        grid(grid=axes)

@@ -1,13 +1,15 @@
 """YAML 1.2 scalars, what is refused, and that everything knows its place."""
 
 import math
+from itertools import pairwise
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoflap.core.errors import RecipeError, RegistryError
-from ecoflap.core.text.strict_yaml import Place, dotted, parse_yaml, read_yaml, write_yaml
+from ecoflap.core.text.strict_yaml import LARGEST, Place, dotted, parse_yaml, read_yaml, read_yaml_file, write_yaml
 
 
 def scalar(text):
@@ -133,3 +135,44 @@ values = st.recursive(
 @given(st.dictionaries(st.text() | words, values, max_size=5))
 def test_what_is_written_reads_back_equal(value):
     assert read_yaml(write_yaml(value), "r.yaml").value == value
+
+
+@pytest.mark.parametrize("size", [10_000_000, LARGEST + 1])
+def test_a_file_that_nobody_wrote_by_hand_is_refused_before_it_is_parsed(size, tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_text("k: 1\n#" + "x" * size)
+    monkeypatch.setattr(yaml, "compose", None)  # which would be called to parse it
+    for read in (read_yaml_file, lambda file: read_yaml(file.read_text(), file)):
+        with pytest.raises(RecipeError, match=r"a\.yaml.* it is larger than 500,000 bytes"):
+            read(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("".join(f"k{n}: 1\n" for n in range(45_000)), "20000:9: more than 20000 values"),
+        ("a: &a [1]\nb: [" + "*a," * 60_000 + "]", "more than 20000 values"),
+        ("[" * 100_000, "1:62: nested too deeply"),
+        ("- " * 100_000, "1:123: nested too deeply"),
+        ("? " * 100_000, "1:123: nested too deeply"),
+        ("{a: " * 100_000, "nested too deeply"),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"{two}: &{two} [{', '.join(['*' + one] * 9)}]\n" for one, two in pairwise("abcdefghi")),
+            "more than 20000 values; do aliases repeat each other?",
+        ),
+        ("a: " + "9" * 1_001, "has more digits than can be read"),
+        ("a: 0x" + "f" * 100_000, "has more digits than can be read"),
+        ("a: 0o" + "7" * 100_000, "has more digits than can be read"),
+    ],
+    ids=range(10),
+)
+def test_what_would_fill_the_memory_is_refused_early(text, told):
+    _, problems = parse_yaml(text, Place("a.yaml", 1, 1))
+    assert told in problems[0]
+
+
+def test_a_file_that_is_not_there_or_no_text_is_told(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff")
+    for name in ("a.yaml", "b.yaml"):
+        with pytest.raises(RecipeError, match=rf"{name} cannot be read: "):
+            read_yaml_file(tmp_path / name)

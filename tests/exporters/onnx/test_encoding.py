@@ -19,9 +19,9 @@ runtime = pytest.importorskip("onnxruntime")
 
 from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
 from ecoflap.exporters.onnx import tensors as onnx_tensors  # noqa: E402
-from ecoflap.exporters.onnx.coo import to_coo  # noqa: E402
 from ecoflap.exporters.onnx.decode import packed_in, unpacked  # noqa: E402
 from ecoflap.exporters.onnx.encoding import pack  # noqa: E402
+from ecoflap.exporters.onnx.forms.coo import to_coo  # noqa: E402
 from ecoflap.exporters.onnx.settings import Storage  # noqa: E402
 from ecoflap.exporters.onnx.tensors import Opened, opened  # noqa: E402
 
@@ -524,7 +524,7 @@ def test_a_sparse_initializer_that_is_larger_stays_dense():
 
 
 def test_sparse_initializers_that_no_file_holds_are_refused(monkeypatch):
-    monkeypatch.setattr("ecoflap.exporters.onnx.coo._MOST", 1000)
+    monkeypatch.setattr("ecoflap.exporters.onnx.forms.coo._MOST", 1000)
     with pytest.raises(EcoflapError, match="one file of 2 GB"):
         to_coo(ir.to_proto(chain({"w": sparse((64, 64), 0.7)})), {"w": "w"})
 

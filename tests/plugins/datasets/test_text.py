@@ -11,6 +11,7 @@ from plan_contexts import context
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import Dataset, ignore
 from ecoflap.core.errors import DataError
+from ecoflap.plugins.datasets.shared import text_files
 from ecoflap.plugins.datasets.text import Text
 
 
@@ -268,3 +269,29 @@ def test_portion_of_a_single_document(tmp_path: Path, windows: Callable[[Text], 
 def test_model_without_tokenizer(pico_llama: Callable[..., Any]):
     with pytest.raises(DataError, match="without a tokenizer"):
         next(Text(sequence_length=8)(LlamaAdapter(), pico_llama(layers=1), ignore))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_a_line_that_no_tokenizer_takes_in_time_is_refused(
+    name: str, tmp_path: Path, windows: Callable[[Text], list[list[int]]]
+):
+    text = f"short\n{'word1 ' * 200_000}\n"
+    plain = json.dumps({"text": text}) + "\n" if ".jsonl" in name else text
+    (tmp_path / name).write_bytes(gzip.compress(plain.encode()) if name.endswith(".gz") else plain.encode())
+    with pytest.raises(DataError, match=rf"{name}.*: line 2 has 1,200,000 characters, and 1,000,000 are read at most"):
+        windows(Text(path=tmp_path / name))
+
+
+def test_what_unpacks_to_any_size_is_not_held_in_memory(
+    tmp_path: Path, windows: Callable[[Text], list[list[int]]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(text_files, "LARGEST", 10_000)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"the " * 10_000))
+    with pytest.raises(DataError, match=r"a\.txt\.gz holds more than 10,000 bytes of text"):
+        windows(Text(path=tmp_path / "a.txt.gz"))
+
+
+def test_lines_that_are_nested_without_end_are_no_json(tmp_path: Path, windows: Callable[[Text], list[list[int]]]):
+    (tmp_path / "a.jsonl").write_text('{"a":' * 100_000 + "\n")
+    with pytest.raises(DataError, match=r"a\.jsonl:1 is nested too deeply"):
+        windows(Text(path=tmp_path / "a.jsonl"))

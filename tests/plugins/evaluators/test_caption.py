@@ -109,7 +109,7 @@ def test_every_metric_has_a_scorer():
     ],
 )
 def test_wrong_parameters_are_told_with_the_recipe(written: dict[str, Any], problem: str):
-    use = {"use": "ecoflap.plugins.evaluators.caption:Caption", "data": {"use": "image_text", "path": "x"}}
+    use = {"use": "caption", "data": {"use": "image_text", "path": "x"}}
     recipe = {"version": 1, "model": "./m", "sparsity": 0.5, "prune": "magnitude", "evaluate": {**use, **written}}
     with pytest.raises(EcoflapError, match=problem):
         parse_recipe(recipe, registry=ecoflap.load_registry())

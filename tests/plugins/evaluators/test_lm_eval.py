@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,15 @@ def test_of_what_it_cannot_be_asked(tasks: Path, monkeypatch: pytest.MonkeyPatch
     assert [*LmEval(("pick",)).problems(context())] == [
         "lm_eval needs EleutherAI's harness: pip install 'ecoflap[lm-eval]'."
     ]  # fmt: skip
+
+
+def test_a_plan_says_that_there_is_no_tokenizer_where_that_is_known(tasks: Path, pico_tokenizer: Any):
+    evaluator, known = LmEval(("pick",), tasks), replace(context(), knows_processor=True)
+    assert [*evaluator.problems(context())] == []
+    (told,) = evaluator.problems(known)
+    assert told.startswith("lm_eval needs the model's tokenizer: put it beside the model")
+    known.adapter.processor = pico_tokenizer
+    assert [*evaluator.problems(known)] == []
 
 
 def test_a_model_without_tokenizer_and_data_that_are_not_there(

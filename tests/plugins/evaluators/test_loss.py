@@ -88,7 +88,7 @@ def test_says_how_many_samples_the_loss_is_given():
 
 
 def test_a_contrastive_loss_is_refused_a_batch_of_one():
-    use = {"use": "ecoflap.plugins.evaluators.loss:Loss", "data": {"use": "image_text", "path": "x", "samples": 9}}
+    use = {"use": "loss", "data": {"use": "image_text", "path": "x", "samples": 9}}
     recipe = {"version": 1, "model": "./m", "sparsity": 0.5, "prune": "magnitude"}
     registry = ecoflap.load_registry()
     alone, pairs = (parse_recipe({**recipe, "evaluate": [{**use, "batch_size": size}]}, registry=registry)
@@ -109,6 +109,6 @@ def test_a_broken_model_and_no_data():
     with pytest.raises(EcoflapError, match="batch_size is 0; at least 1 is needed"):
         parse_recipe(
             {"version": 1, "model": "./m", "sparsity": 0.5, "prune": "magnitude", "evaluate": {
-                "use": "ecoflap.plugins.evaluators.loss:Loss", "data": {"use": "text"}, "batch_size": 0}},
+                "use": "loss", "data": {"use": "text"}, "batch_size": 0}},
             registry=ecoflap.load_registry(),
         )  # fmt: skip

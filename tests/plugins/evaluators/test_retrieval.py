@@ -265,8 +265,9 @@ def test_as_a_recipe_has_it_with_a_row_for_each_caption(tmp_path: Path):
     (tmp_path / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"use": "image_text", "path": str(tmp_path), "samples": None}
     recipe: dict[str, Any] = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
-    recipe["evaluate"] = {"use": "ecoflap.plugins.evaluators.retrieval:Retrieval", "data": data}
-    (part,) = prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, family.build()).recipe.evaluate
+    recipe["evaluate"] = {"use": "retrieval", "data": data}
+    read = parse_recipe(recipe, registry=registry, in_memory=True)
+    (part,) = prepare(read, registry, family.build(), pico_clip.processor()).recipe.evaluate
     evaluator = Evaluation(part)
     notes: list[str] = []
     evaluator.run(tmp_path / "evaluations.jsonl", "dense", family.build(), family.adapter(), notes.append)
@@ -312,10 +313,10 @@ def test_a_plan_says_that_a_model_has_nothing_to_rerank_by(tmp_path: Path):
         BLANK.save(tmp_path / f"{name}.png")
     data = {"use": "image_text", "path": str(tmp_path), "samples": None}
     recipe: dict[str, Any] = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
-    recipe["evaluate"] = {"use": "ecoflap.plugins.evaluators.retrieval:Retrieval", "data": data, "rerank": 128}
+    recipe["evaluate"] = {"use": "retrieval", "data": data, "rerank": 128}
     read = parse_recipe(recipe, registry=registry, in_memory=True)
     with pytest.raises(RecipeError) as error:
-        prepare(read, registry, family.build(), planning=True)
+        prepare(read, registry, family.build(), pico_clip.processor(), planning=True)
     assert error.value.problems == (
         "evaluate.0: retrieval: rerank needs a model that can match images with texts, such as BLIP-2 for retrieval: "
         "ClipAdapter has none. Leave rerank out.",

@@ -175,7 +175,7 @@ def test_no_data_and_no_texts():
     ],
 )
 def test_wrong_parameters_are_told_with_the_recipe(written: dict[str, Any], problem: str):
-    use = {"use": "ecoflap.plugins.evaluators.vqa:Vqa", "data": {"use": "image_question_answer", "path": "x"}}
+    use = {"use": "vqa", "data": {"use": "image_question_answer", "path": "x"}}
     recipe = {"version": 1, "model": "./m", "sparsity": 0.5, "prune": "magnitude", "evaluate": {**use, **written}}
     with pytest.raises(EcoflapError, match=problem):
         parse_recipe(recipe, registry=ecoflap.load_registry())

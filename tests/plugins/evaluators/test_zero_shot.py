@@ -22,16 +22,16 @@ from ecoflap.plugins.evaluators.zero_shot import ZeroShot
 
 needs_clip = pytest.mark.skipif("clip" not in ROWS, reason="transformers here is too old for it")
 
-USE = "ecoflap.plugins.evaluators.zero_shot:ZeroShot"
+USE = "zero_shot"
 NAMES = tuple(pico_clip.WORDS[10:17])
 TEMPLATES = ("a picture of {}", "{} w0 w1 of")
 
 
-def of_recipe(**keys: Any) -> None:
-    registry = load_registry()
+def of_recipe(processor: Any = None, **keys: Any) -> None:
+    registry = load_registry(allow_code=True)
     recipe: dict[str, Any] = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
     recipe["evaluate"] = [{"use": USE, "data": {"use": "labelled:Given"}, **keys}]
-    prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, pico_clip.clip())
+    prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, pico_clip.clip(), processor)
 
 
 def test_is_an_evaluator():
@@ -138,9 +138,14 @@ def test_what_is_wrong_is_said_by_the_plan(keys: dict[str, Any], told: str):
         of_recipe(**keys)
 
 
+@needs_clip
 def test_what_is_right_is_not_talked_about(tmp_path: Path):
     (tmp_path / "names.txt").write_text("cat\ndog\n")
-    of_recipe(classes=str(tmp_path / "names.txt"), templates=["{}", "a {}"])
+    for folder, sample in zip("ab", pico_clip.pictures(2), strict=True):
+        (tmp_path / "seen" / folder).mkdir(parents=True)
+        sample.image.save(tmp_path / "seen" / folder / "0.png")
+    data = {"use": "image", "path": str(tmp_path / "seen"), "samples": None}
+    of_recipe(pico_clip.processor(), data=data, classes=str(tmp_path / "names.txt"), templates=["{}", "a {}"])
 
 
 @needs_clip

@@ -1,6 +1,7 @@
 """Every way an image may be stored, as the RGB pixels a model sees; and bytes that are no image."""
 
 import struct
+import zlib
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -217,3 +218,13 @@ def test_a_truncated_file_is_refused_whatever_other_libraries_set(tmp_path, monk
     with pytest.raises(DataError, match="truncated"):
         read_image(file)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_pixels_are_limited_where_another_library_has_taken_pillows_limit_away(monkeypatch: pytest.MonkeyPatch):
+    """By the header: no pixel of it is decoded, of which there are too few."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    claims = bytearray(stored(Image.new("L", (6, 4))))
+    claims[16:24] = (20_000).to_bytes(4, "big") * 2  # width and height of a PNG, and then the checksum of both
+    claims[29:33] = zlib.crc32(claims[12:29]).to_bytes(4, "big")
+    with pytest.raises(DataError, match=r"^20000×20000 pixels, and 178,956,970 are read at most$"):
+        read_image(bytes(claims))

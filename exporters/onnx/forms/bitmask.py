@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.errors import FormatError
-from ecoflap.exporters.onnx.form import Cast, Form, bits_of, constant, converted
+from ecoflap.exporters.onnx.forms.form import Cast, Form, bits_of, constant, converted
 
 _CHUNK = 1 << 16
 """Weights that are unpacked at a time, a multiple of 8; with more, fresh memory costs as much time again."""

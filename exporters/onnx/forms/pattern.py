@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.errors import FormatError
-from ecoflap.exporters.onnx.form import Cast, Form, bits_of, constant, converted
+from ecoflap.exporters.onnx.forms.form import Cast, Form, bits_of, constant, converted
 
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 _FOUR_OF = (np.arange(256, dtype=np.uint8)[:, None] >> _SHIFTS) & 3

@@ -1,0 +1,68 @@
+"""Say which file a folder's tokenizer or processor lacks, or which is damaged: transformers names other things then.
+
+Where a class of tokenizer is named and no file with its words is there, transformers 5 makes one of no words at all.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+from ecoflap.core.disk.json_files import read_json
+from ecoflap.core.errors import RunError
+from ecoflap.core.model.anatomy import Source
+
+WHOLE = "tokenizer.json"
+"""The file that is all of a tokenizer; it needs no library beside transformers."""
+LIBRARIES = {
+    "tokenizer.model": "sentencepiece", "spiece.model": "sentencepiece", "sentencepiece.bpe.model": "sentencepiece",
+    "spm.model": "sentencepiece", "source.spm": "sentencepiece",
+}  # fmt: skip
+"""Older files that a tokenizer is made of, and what reads them."""
+OTHERS = ("vocab.json", "vocab.txt", "tekken.json")
+"""Those that transformers reads by itself, or says by which library."""
+SETTINGS = (
+    WHOLE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "processor_config.json",
+    "preprocessor_config.json",
+)  # fmt: skip
+
+
+def why_unreadable(source: Source) -> str | None:
+    """Say what of a tokenizer or processor that could not be read is damaged or missing, and how to get it.
+
+    None where nothing is, and of what lies on the hub or in a GGUF file.
+    """
+    if source.path is None or not source.path.is_dir():
+        return None
+    for name in (name for name in SETTINGS if name in source.files):
+        try:
+            read_json(source.path / name)
+        except RunError as error:
+            return f"{str(error).rstrip('.')}. Get the file anew from where the model came."
+    if WHOLE in source.files or any(name in source.files for name in OTHERS):
+        return None
+    older = {name: library for name, library in LIBRARIES.items() if name in source.files}
+    absent = sorted({library for library in older.values() if find_spec(library) is None})
+    if older and not absent:
+        return None
+    return _missing(source, [WHOLE], f"pip install {' '.join(absent)}, which reads it. Or put" if older else "Put")
+
+
+def why_without_words(source: Source, tokenizer: Any) -> str | None:
+    """Say that a folder has no file with the words of the tokenizer that was read of it; None where it has one.
+
+    :param tokenizer: Whatever was read; what names no files, such as an image processor, is made of none.
+    """
+    names = [*dict.fromkeys((getattr(tokenizer, "vocab_files_names", None) or {}).values())]
+    if source.path is None or not source.path.is_dir() or not names or any(name in source.files for name in names):
+        return None
+    return _missing(source, sorted(names, key=WHOLE.__ne__), "Put")
+
+
+def _missing(source: Source, names: list[str], begin: str) -> str:
+    """Say which files are missing where, what there is of a tokenizer, and how to get them."""
+    known = (*SETTINGS, *LIBRARIES, *OTHERS, "merges.txt", "chat_template.jinja")
+    found = ", ".join(name for name in known if name in source.files) or "nothing"
+    verb = "are" if len(names) > 1 else "is"
+    return (
+        f"{' and '.join(names)} {verb} missing in {source.path}, where there is {found}. {begin} {WHOLE} there, from "
+        f"where the model came, or by save_pretrained of its tokenizer."
+    )

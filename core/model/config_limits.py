@@ -1,0 +1,69 @@
+"""Refuse a configuration that asks for more than any model has, before a library makes a billion of a thing."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ecoflap.core.disk.json_files import json_value, read_bytes
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.own_code import refuse_kernels
+
+LARGEST = 20_000_000
+"""Bytes of a configuration; one with the names of 21,841 classes has about two million."""
+
+MOST: Mapping[str, int] = {
+    **dict.fromkeys(("layer", "block", "depth", "stage", "level", "group", "codebook", "tower"), 10_000),
+    **dict.fromkeys(("layers", "blocks", "depths", "stages", "levels", "groups", "codebooks", "towers"), 10_000),
+    **dict.fromkeys(("expert", "experts", "head", "heads", "labels", "classes"), 100_000),
+}
+"""By the last word of a key: how many of it a model is taken to have at most. Libraries make a module or a name for
+each, also without weights."""
+
+
+def read_config(file: Path) -> Mapping[str, Any]:
+    """Read a model's configuration.
+
+    :raises ModelError: Where it is none, is too large, asks for too much, or for code.
+    """
+    try:
+        content = json_value(read_bytes(file, LARGEST))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is not a model's configuration: it holds no object.")
+    check_counts(content, str(file))
+    refuse_kernels(content, str(file))
+    return content
+
+
+def check_counts(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a configuration with a count that no model has.
+
+    :param where: What it is called in the message.
+    :raises ModelError: With every such count.
+    """
+    problems = [
+        f"{where}: {key} is {_shown(value)}, and no model has more than {most:,}. The file is damaged."
+        for key, value, most in _too_many(config, "")
+    ]
+    if problems:
+        raise ModelError(*problems)
+
+
+def _too_many(value: Any, path: str) -> Iterator[tuple[str, int | float, int]]:
+    """Yield each count that is too large, with its dotted key and the limit."""
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from _too_many(inside, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _too_many(inside, path)
+    elif isinstance(value, int | float):
+        most = MOST.get(path.rpartition(".")[2].rpartition("_")[2].lower())
+        if most is not None and value > most:
+            yield path, value, most
+
+
+def _shown(value: int | float) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else f"{text[:17]}…"

@@ -1,0 +1,144 @@
+// int8 in whole numbers: weights and rows of x are rounded here, once for all paths. int8.h describes it.
+#include "int8.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "numbers.h"
+
+namespace ecoflap {
+namespace {
+
+constexpr int32_t kInfinity = 0x7f800000;  // a number's bits without its sign are below, where it is finite
+constexpr double kMostWeight = 127;
+
+double most_of(int type) { return rounds_x_to_int8(type) ? 127 : 32767; }
+
+// The nearest whole number, ties to even: beside 1.5 * 2^52 a float64 has no room for a fraction.
+inline int32_t nearest(double value) { return int32_t(value + 0x1.8p52 - 0x1.8p52); }
+
+inline int32_t size_bits(float value) { return int32_t(bits_of(value) & 0x7fffffffu); }
+
+void to_floats(int type, const void *row, int64_t count, float *out) {
+  if (type == ECOFLAP_FLOAT32)
+    memcpy(out, row, size_t(count) * sizeof(float));
+  else
+    for (int64_t k = 0; k < count; ++k) out[k] = number_at(type, row, k);
+}
+
+// The scale of a row in float64; NaN where something in it is not finite.
+double scale_of(const float *row, int64_t count, double whole) {
+  int32_t most = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    int32_t size = size_bits(row[k]);
+    most = size > most ? size : most;
+  }
+  return most < kInfinity ? double(float_of(uint32_t(most))) / whole : double(NAN);
+}
+
+void round_row(const float *row, int64_t count, double scale, int16_t *out) {
+  double times = scale > 0 ? 1 / scale : 0;
+  if (!(scale > 0)) memset(out, 0, size_t(count) * sizeof(int16_t));
+  else
+    for (int64_t k = 0; k < count; ++k) out[k] = int16_t(nearest(double(row[k]) * times));
+}
+
+// Lays a row out, `together` of which go side by side.
+void put_int16(const int16_t *row, int64_t padded, int64_t together, uint8_t *to) {
+  for (int64_t k = 0; k < padded; k += 4) memcpy(to + 2 * k * together, row + k, 4 * sizeof(int16_t));
+}
+
+void put_planes(const int16_t *row, int64_t padded, int64_t together, bool two, uint8_t *to) {
+  for (int64_t k = 0; k < padded; k += 4)
+    for (int64_t i = 0; i < 4; ++i) {
+      uint32_t value = uint32_t(int32_t(row[k + i]) + (two ? 32768 : 128));
+      uint8_t *at = to + (two ? 2 : 1) * k * together + i;
+      at[0] = uint8_t(two ? value >> 8 : value);
+      if (two) at[4] = uint8_t(value);
+    }
+}
+
+bool is_finite(float value) { return size_bits(value) < kInfinity; }
+
+}  // namespace
+
+const char *round_weights(int type, const void *values, int64_t count, float *scale, int8_t *out) {
+  int32_t most = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    int32_t size = size_bits(number_at(type, values, k));
+    most = size > most ? size : most;
+  }
+  if (most >= kInfinity) return "a weight is not finite, and no whole number stands for it";
+  *scale = float_of(uint32_t(most)) / float(kMostWeight);
+  for (int64_t k = 0; k < count; ++k) {  // of numbers so small that their scale is 0, all are 0
+    double whole = *scale > 0 ? double(number_at(type, values, k)) / double(*scale) : 0;
+    out[k] = int8_t(nearest(fmin(fmax(whole, -kMostWeight), kMostWeight)));
+  }
+  return nullptr;
+}
+
+int64_t rounded_bytes(const Matrix &w, int64_t batch) {
+  int64_t scales = rounded(batch * int64_t(sizeof(double)), kLine), row = w.padded * int64_t(sizeof(int16_t));
+  return scales + batch * row + row + w.padded * int64_t(sizeof(float));
+}
+
+void round_rows(Task *task, const Path &path, void *memory) {
+  const Matrix &w = task->weight;
+  int real = real_type(w.type);
+  int64_t most = path.rows[kind_of(w.type)], bytes = path.reads_planes && rounds_x_to_int8(w.type) ? 1 : 2;
+  double *scales = static_cast<double *>(memory);
+  uint8_t *x = static_cast<uint8_t *>(memory) + rounded(task->batch * int64_t(sizeof(double)), kLine);
+  int16_t *line = reinterpret_cast<int16_t *>(x + task->batch * w.padded * int64_t(sizeof(int16_t)));
+  float *floats = reinterpret_cast<float *>(line + w.padded);
+  memset(line, 0, size_t(w.padded) * sizeof(int16_t));
+  int64_t together = 1;
+  for (int64_t row = 0, in_group = 0; row < task->batch; ++row, ++in_group) {
+    if (row == 0 || in_group == together) in_group = 0, together = rows_from(row, task->batch, most);
+    to_floats(real, static_cast<const uint8_t *>(task->given) + row * task->stride * real_size(real), w.inputs, floats);
+    scales[row] = scale_of(floats, w.inputs, most_of(w.type));
+    round_row(floats, w.inputs, scales[row], line);
+    uint8_t *to = x + ((row - in_group) * w.padded + 4 * in_group) * bytes;
+    if (path.reads_planes)
+      put_planes(line, w.padded, together, bytes == 2, to);
+    else
+      put_int16(line, w.padded, together, to);
+  }
+  task->x = x;
+  task->scales = scales;
+}
+
+void put_not_finite(const Task &task, int64_t block) {
+  const Matrix &w = task.weight;
+  int real = real_type(w.type);
+  for (int64_t row = 0; row < task.batch; ++row) {
+    if (task.scales[row] == task.scales[row]) continue;
+    const uint8_t *x = static_cast<const uint8_t *>(task.given) + row * task.stride * real_size(real);
+    const uint16_t *masks = w.masks_of(block);
+    const int8_t *p = reinterpret_cast<const int8_t *>(w.values_of(block));
+    float sums[kOutputs] = {};
+    for (int64_t at = 0; at < kOutputs * w.padded; ++at) {
+      int64_t i = at / 4 % kOutputs, k = at / (4 * kOutputs) * 4 + at % 4;
+      float weight = masks[at / 16] >> at % 16 & 1 ? float(*p++) * w.scales[block * kOutputs + i] : 0.0f;
+      float value = k < w.inputs ? number_at(real, x, k) : 0.0f;
+      if (!is_finite(value)) sums[i] += value * weight;
+    }
+    for (int64_t i = 0; i < kOutputs && block * kOutputs + i < w.outputs; ++i) {
+      int64_t output = block * kOutputs + i;
+      float bias = task.bias == nullptr ? 0.0f : number_at(real, task.bias, output);
+      put_number(real, task.y, row * w.outputs + output, sums[i] + bias);
+    }
+  }
+}
+
+void put_rounded(const Matrix &m, int64_t block, const uint8_t *tile, int64_t columns, int64_t rows, uint8_t *out,
+                 int64_t row_bytes) {
+  int real = real_type(m.type);
+  for (int64_t i = 0; i < rows; ++i) {
+    float scale = m.scales[block * kOutputs + i];
+    int8_t line[kColumns];
+    for (int64_t four = 0; four < kColumns / 4; ++four) memcpy(line + 4 * four, tile + 64 * four + 4 * i, 4);
+    for (int64_t c = 0; c < columns; ++c) put_number(real, out + i * row_bytes, c, float(line[c]) * scale);
+  }
+}
+
+}  // namespace ecoflap

@@ -1,0 +1,39 @@
+"""The processor that an adapter reads without weights makes the batches that the one of the loaded model makes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from table import GENERIC_ROWS, ROWS
+from torch import Tensor
+
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
+from ecoflap.core.model.source import open_source
+
+FAMILIES = {**ROWS, **{name: GENERIC_ROWS[name] for name in ("llava", "qwen2_vl", "gpt2", "bart", "bert")
+                       if name in GENERIC_ROWS}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_batch_is_the_same_with_weights_and_without(name: str, tmp_path: Path):
+    row = FAMILIES[name]
+    if not row.is_whole_on_disk:
+        pytest.skip("what is saved of it is read into a model at hand")
+    row.adapter().save(row.build(), tmp_path)
+    source = open_source(str(tmp_path), tmp_path)
+    planning, running = row.adapter(), row.adapter()
+    planning.processor = running.processor = None
+    loaded, weightless = running.load(source, None, "cpu"), planning.load(source, None, "meta")
+    read = options_of(AdapterOptions, planning).read_processor
+    assert read is not None
+    planning.processor = read(source, weightless)
+    samples = row.samples(2)
+    check_same(planning.collate(weightless, samples), running.collate(loaded, samples))
+
+
+def check_same(one: Any, other: Any) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name], name

@@ -1,0 +1,73 @@
+"""The plan predicts the disk of each file that will be written: a weight that several views share counts in each."""
+
+from typing import Any
+
+import pytest
+import torch
+from table import GENERIC_ROWS, ROWS
+
+from ecoflap.core.cli.plan_report import prepared_tables
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.pipeline import run
+from ecoflap.core.run.prepare import prepare
+
+MODELS = {**ROWS, **GENERIC_ROWS}
+UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def recipe_for(name: str, folder: Any, *exports: dict[str, Any]) -> dict[str, Any]:
+    if name not in MODELS:
+        pytest.skip(f"transformers here is too old for {name}")
+    MODELS[name].adapter().save(MODELS[name].build(), folder / "model")
+    return {
+        "version": 1,
+        "model": str(folder / "model"),
+        "sparsity": 0.5,
+        "allocate": "uniform",
+        "prune": "magnitude",
+        "export": list(exports),
+    }
+
+
+def predicted(recipe: dict[str, Any]) -> dict[str, float]:
+    """Bytes by what takes them, as the plan's row about the disk says."""
+    registry = load_registry()
+    needs = prepared_tables(prepare(parse_recipe(recipe, registry=registry), registry))[-1].rows
+    made_of = next(row[2] for row in needs if row[0] == "disk")
+    parts = (part.rsplit(" ", 2) for part in made_of.split(", "))
+    return {name: float(size) * UNITS[unit] for name, size, unit in parts}
+
+
+def in_file(path: Any) -> int:
+    """Bytes of the parameters in a TorchScript file, each once."""
+    there = {one.data_ptr(): one for one in torch.jit.load(path).parameters()}
+    return sum(one.nbytes for one in there.values())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["blip2_t5", "llava", "llama"])
+def test_dense_files_are_as_large_as_predicted(name, tmp_path):
+    recipe = recipe_for(name, tmp_path, {"use": "torchscript", "weights": "dense"})
+    expected = predicted(recipe)
+    done = run(recipe, folder=tmp_path / "run")
+    files = sorted((done.folder / "exports" / "torchscript").glob("*.pt"))
+    found = sum(map(in_file, files))
+    assert len(files) > 1
+    assert found > 1.5 * expected["model/"]  # so that one file of the whole model would be too little
+    # a view of the LLaVA's language has the table of its words, and its graph is given their vectors
+    assert 0.99 * found <= expected["torchscript"] <= 1.1 * found
+
+
+def test_the_views_that_a_recipe_names_are_counted(tmp_path):
+    def disk(**keys: Any) -> float:
+        return predicted(recipe_for("clip", tmp_path, {"use": "torchscript", **keys}))["torchscript"]
+
+    vision, text, both = disk(views=["vision"]), disk(views=["text"]), disk(views=["vision", "text"])
+    assert both == pytest.approx(vision + text, rel=0.02)
+    assert disk() > disk(views=["pair"]) > max(vision, text)
+
+
+def test_an_exporter_of_the_whole_model_is_asked_once(tmp_path):
+    sizes = predicted(recipe_for("clip", tmp_path, {"use": "hugging_face"}, {"use": "safetensors"}))
+    assert sizes["hugging_face"] == sizes["model/"] > sizes["safetensors"]
