@@ -1,6 +1,7 @@
 """Pico models: real classes of transformers at toy size, built without a network. Fixtures hand out the builders."""
 
 import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -131,3 +132,23 @@ def pico_llama_folder(pico_llama: Callable[..., Any], pico_tokenizer: Any, tmp_p
     pico_llama().save_pretrained(folder, safe_serialization=True)
     pico_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def ecoflap_command(capsys, monkeypatch):
+    """Run the command in this process: its exit code, standard output and standard error."""
+    from ecoflap.core.cli.main import main
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ecoflap", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return command

@@ -53,19 +53,12 @@ def mark(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
-    """Run the command: its exit code and what it said."""
-    from ecoflap.core.cli.main import main
+def command(ecoflap_command):
+    """Run the command: its exit code and what it said, on either stream."""
 
     def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ecoflap", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        return code, said.out + said.err
+        code, out, err = ecoflap_command(*arguments)
+        return code, out + err
 
     return command
 

@@ -1,7 +1,6 @@
 """A pico model in a folder, and runs on it: by the library and by the command."""
 
 import json
-import sys
 from dataclasses import replace
 from random import Random
 
@@ -66,23 +65,3 @@ def heard_by():
         return replace(load_registry(), _observers=named)
 
     return heard_by
-
-
-@pytest.fixture
-def ecoflap_command(capsys, monkeypatch):
-    """Run the command in this process: its exit code, standard output and standard error."""
-    from ecoflap.core.cli.main import main
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ecoflap", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return command
