@@ -1,18 +1,31 @@
 # Each target makes a virtual environment and installs what it needs first: Python 3.11 or newer and make are enough.
 # make demo VENV=folder takes another environment than .venv; make PYTHON=/path/to/python3.12 builds it with another
-# Python than the one that is found. What salesforce-lavis and older versions of transformers are tested with excludes
-# the rest, so these have environments of their own: VENV_LAVIS, which is of Python 3.11 only, and VENV_COMPAT.
+# Python than the one that is found; make CONSTRAINTS=constraints.txt takes the versions that are tested with, and not
+# the newest. What salesforce-lavis and older libraries are tested with excludes the rest, so these have environments of
+# their own: VENV_LAVIS, which is of Python 3.11 only, and VENV_COMPAT. VENV_QUICK is another Python's.
 VENV ?= .venv
 VENV_LAVIS ?= .venv-lavis
 VENV_COMPAT ?= .venv-compat
+VENV_QUICK ?= .venv-quick
+CONSTRAINTS ?=
+PINS := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+PYTHON312 ?= python3.12
+PYTHON313 ?= python3.13
 CANDIDATES_LAVIS := $(or $(PYTHON),python3.11 python3)
 BIN := $(VENV)/bin
 RUN := $(BIN)/ecoflap run quickstart-llama
 RUNS := runs/demo-ecoflap-50 runs/demo-ecoflap-60 runs/demo-uniform-50 runs/demo-uniform-60
 REUSE := --set reuse=$(firstword $(RUNS))
+# What another Python may do otherwise: fields, annotations and docstrings as parts' parameters are read from them, files
+# and YAML, the command, plugins, the library by ctypes; and a run from end to end, its packed files and its notes.
+QUICK := tests/test_imports.py tests/test_third_party.py tests/plugins/test_contract.py \
+  $(addprefix tests/core/,budget cli contracts disk record recipe registry text) \
+  tests/core/kernel/test_packed_linear.py tests/core/packed/test_load_model.py tests/core/run/test_pipeline.py \
+  tests/adapters/test_llama.py tests/adapters/test_blip2.py tests/exporters/test_safetensors.py
 
-.PHONY: help demo demo-llama demo-llava test test-slow test-kernel test-lavis compat lint types docs bench clean
+.PHONY: help demo demo-llama demo-llava test test-slow test-kernel test-lavis test-wheel quick compat matrix lock audit \
+  lint types docs bench clean
 
 help:
 	@echo "make demo        prune the BLIP-2 in the box by ECoFLaP and uniformly, at 60 % and at 70 %, and compare"
@@ -22,7 +35,12 @@ help:
 	@echo "make test-slow   run those that take long: every family's every view through ONNX"
 	@echo "make test-kernel run those of the kernels, also compiled with sanitizers for addresses and undefined behaviour"
 	@echo "make test-lavis  run those of the engine, the methods and LAVIS with salesforce-lavis and transformers 4.26"
-	@echo "make compat      run those of all that transformers 4.51 has with that"
+	@echo "make test-wheel  build the sdist and the wheels, and prune with what is installed of them, away from here"
+	@echo "make quick       run two minutes' worth of tests that cover what another Python may do otherwise"
+	@echo "make compat      run those of all that transformers 4.51 has with that and torch 2.6"
+	@echo "make matrix      run quick with Python 3.12 and 3.13, compat, test-wheel, and all with the newest libraries"
+	@echo "make lock        write constraints.txt anew: the versions that are tested with"
+	@echo "make audit       ask PyPI which of these have known vulnerabilities"
 	@echo "make lint        check style, format and the import contract"
 	@echo "make types       check types"
 	@echo "make docs        write docs/recipe.md anew"
@@ -43,6 +61,9 @@ demo-llama: $(VENV)/.installed-llama
 	$(RUN) --folder runs/demo-uniform-60 $(REUSE) --set allocate=uniform --set sparsity=0.6
 	@echo
 	@$(BIN)/ecoflap compare $(RUNS)
+	@echo
+	@$(BIN)/python examples/compare_speed.py runs/demo-ecoflap-60/exports/safetensors
+	@echo
 	@echo "Small settings, not the paper's. Weights: SmolLM2-135M-Instruct, de-quantised from 4 bits. Wikipedia text."
 	@echo "Scored with joint: true on 8 × 128 tokens (the paper: matrix by matrix, 32 samples), calibrated on 16 × 512"
 	@echo "(the paper: 128 samples), evaluated on 8 × 512 tokens of other articles. Scores and the dense perplexity of"
@@ -73,6 +94,29 @@ test-lavis: $(VENV_LAVIS)/.installed
 	ECOFLAP_TESTS_NEED=lavis $(VENV_LAVIS)/bin/python -m pytest -n 2 -q tests/core tests/plugins \
 	  tests/adapters/test_families.py tests/adapters/views/test_views.py tests/adapters/lavis_blip2
 
+test-wheel: $(BIN)/python
+	.ci/wheel $(BIN)/python
+
+quick: $(VENV_QUICK)/.installed
+	$(VENV_QUICK)/bin/python -m pytest -n 2 -q -m "not slow" $(QUICK)
+
+matrix:
+	$(MAKE) VENV_QUICK=.venv-3.12 PYTHON=$(PYTHON312) CONSTRAINTS=constraints.txt quick
+	$(MAKE) VENV_QUICK=.venv-3.13 PYTHON=$(PYTHON313) CONSTRAINTS=constraints.txt quick
+	$(MAKE) compat
+	$(MAKE) test-wheel
+	$(MAKE) VENV=.venv-newest CONSTRAINTS= test
+
+# For every platform and Python at once. An upper bound comes from outside: UV_CONSTRAINT=file make lock.
+lock: $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --no-annotate \
+	  --custom-compile-command "make lock" --quiet --output-file constraints.txt
+
+audit: $(BIN)/python
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
 compat: $(VENV_COMPAT)/.installed
 	$(VENV_COMPAT)/bin/python -m pytest -n 2 -q tests/core tests/plugins tests/adapters tests/exporters
 
@@ -92,11 +136,12 @@ bench: $(VENV)/.installed-llama
 	$(BIN)/python benchmarks/engine.py
 
 clean:
-	rm -rf $(VENV) $(VENV_LAVIS) $(VENV_COMPAT) build dist ecoflap.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_LAVIS) $(VENV_COMPAT) $(VENV_QUICK) .venv-3.12 .venv-3.13 .venv-newest
+	rm -rf build dist ecoflap.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # The extras contain one another, so whoever has dev has test, and whoever has test has demo.
-$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e ".[$*]"
+$(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PINS) -e ".[$*]"
 	@case $* in dev) touch $(VENV)/.installed-test;; esac
 	@case $* in dev|test) touch $(VENV)/.installed-demo $(VENV)/.installed-llama $(VENV)/.installed-llava;; esac
 	@touch $@
@@ -107,7 +152,13 @@ $(VENV_LAVIS)/.installed: pyproject.toml | $(VENV_LAVIS)/bin/python
 	@touch $@
 
 $(VENV_COMPAT)/.installed: pyproject.toml | $(VENV_COMPAT)/bin/python
-	$(VENV_COMPAT)/bin/python -m pip install --quiet -e ".[caption,clip,gguf,images,pytest,report]" "transformers==4.51.3"
+	$(VENV_COMPAT)/bin/python -m pip install --quiet -e ".[caption,clip,gguf,images,pytest,report]" \
+	  "sentencepiece>=0.2" "torch==2.6.0" "transformers==4.51.3"
+	@touch $@
+
+$(VENV_QUICK)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV_QUICK)/bin/python
+	$(VENV_QUICK)/bin/python -m pip install --quiet $(PINS) -e ".[caption,clip,gguf,images,pytest,report]" \
+	  "sentencepiece>=0.2" "setuptools>=77"
 	@touch $@
 
 # $(call environment,FOLDER,CANDIDATES,CONDITION,WORDS) makes a virtual environment of the first Python that will do.
@@ -127,6 +178,9 @@ $(BIN)/python:
 
 $(VENV_COMPAT)/bin/python:
 	$(call environment,$(VENV_COMPAT),$(CANDIDATES),sys.version_info >= (3$(COMMA) 11),3.11 or newer)
+
+$(VENV_QUICK)/bin/python:
+	$(call environment,$(VENV_QUICK),$(CANDIDATES),sys.version_info >= (3$(COMMA) 11),3.11 or newer)
 
 # Its tokenizers have no wheel for a newer one.
 $(VENV_LAVIS)/bin/python:

@@ -10,6 +10,7 @@ likes. The rows that matter most come first. With ``--seeds 0`` and ``--seeds 1 
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import ecoflap
-from ecoflap.core.disk.whole_files import append_line, read_lines
 
 QUESTIONS = Path(__file__).parents[1] / "examples" / "box" / "llava" / "built" / "questions" / "calibration.jsonl"
 TWO_AT_ONCE = f"{{use: image_question_answer, path: '{QUESTIONS}', samples: 128, batch_size: 2}}"
@@ -61,11 +61,18 @@ def rows() -> Iterator[Row]:
 
 def run_rows(work: Path, results: Path, seeds: Sequence[int]) -> None:
     """Do what is not done, one row after another."""
-    done = {line["folder"] for line in read_lines(results)}
+    done = {line["folder"] for line in read(results)}
     for row in rows():
         if row.folder not in done and row.seed in seeds:
-            append_line(results, figures(row, work))
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(figures(row, work)) + "\n")
             print(row.folder, flush=True)
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """Give the rows that are done."""
+    lines = results.read_text("utf-8").splitlines() if results.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def figures(row: Row, work: Path) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table of what is there, and run nothing")
     asked = parser.parse_args()
     if asked.table:
-        lines = read_lines(asked.results)
+        lines = read(asked.results)
         print("\n".join([*table(lines), "", *by_type(lines)]))
     else:
         run_rows(asked.work, asked.results, asked.seeds)

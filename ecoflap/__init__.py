@@ -105,9 +105,9 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 PUBLIC = (
     "ecoflap", "ecoflap.adapting", "ecoflap.comparing", "ecoflap.events", "ecoflap.kernel", "ecoflap.onnx",
-    "ecoflap.testing",
+    "ecoflap.openvino", "ecoflap.testing", "ecoflap.torchscript",
 )  # fmt: skip
-"""The public modules: all names, pieces for adapters, comparisons, events, packed products, ONNX, tests of plugins."""
+"""The public modules: all names; adapters, comparisons, events, packed products, three runtimes, tests."""
 
 __all__ = sorted(_MODULE)
 __version__ = version("ecoflap")

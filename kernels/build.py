@@ -2,7 +2,7 @@
 
 Each file is compiled with the instructions of its CPU, and no other file is. One whose instructions the compiler does
 not know is compiled without them: the library then says of that path that it was not compiled. The compiler is
-``$CXX``, or else ``c++``. setup.py builds by this, where there is a compiler.
+``$CXX``, or else ``c++``. setup.py builds by this, where there is a compiler; for Windows there are no kernels yet.
 """
 
 import os
@@ -18,6 +18,9 @@ from tempfile import TemporaryDirectory
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted(path for folder in ("src", "onnxruntime") for path in (HERE / folder).glob("*.cpp"))
 LIBRARY = "libecoflap_kernels.so"
+# The compiler's own library goes into ours, and no name of it out: Pythons that bring an older libstdc++, as conda's,
+# load that one first. Apple's linker knows none of these, and some Linuxes keep libstdc++.a in a package of its own.
+WHOLE = ("-static-libgcc", "-static-libstdc++", "-Wl,--exclude-libs,ALL")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-pthread")
 _512 = (
     "-mavx512f",
@@ -49,11 +52,21 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     :return: The library.
     :raises NotBuilt: Where that cannot be done.
     """
+    if os.name == "nt":
+        raise NotBuilt("the kernels are written for Linux and macOS: their threads are those of POSIX")
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as objects, ThreadPoolExecutor(2) as threads:
         done = list(threads.map(lambda source: _compiled(source, Path(objects), flags), SOURCES))
-        target = folder / LIBRARY
-        _run("-shared", *flags, *map(str, done), "-o", str(target), "-pthread", "-static-libgcc")
+        return _linked(done, folder / LIBRARY, flags)
+
+
+def _linked(objects: Sequence[Path], target: Path, flags: Sequence[str]) -> Path:
+    """Link with nothing from outside but the system's own libraries, or where that cannot be, as the linker does."""
+    command = ("-shared", *flags, *map(str, objects), "-o", str(target), "-pthread")
+    try:
+        _run(*command, *(() if flags else WHOLE))  # sanitizers have to find the library that they watch
+    except NotBuilt:
+        _run(*command)
     return target
 
 

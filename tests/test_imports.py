@@ -12,7 +12,18 @@ import pytest
 
 import ecoflap
 
-HEAVY = {"transformers", "open_clip", "timm", "onnx", "onnxruntime", "datasets", "matplotlib", "pandas", "gguf"}
+HEAVY = {
+    "transformers",
+    "open_clip",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "datasets",
+    "matplotlib",
+    "pandas",
+    "gguf",
+    "openvino",
+}
 SHOWN = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
 
 

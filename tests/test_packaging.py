@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 CODE = ("adapters", "core", "exporters", "plugins")
 BOX = tuple(f"examples/box/{name}" for name in ("blip2", "clip", "data", "llava"))
 SHIPPED = (*CODE, *BOX, "ecoflap", "kernels", "recipes", "registry.yaml")
-SOURCE = (*SHIPPED, "pyproject.toml", "setup.py", "README.md", "LICENSE", "tests", "docs")
+SOURCE = (*SHIPPED, "pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE", "tests", "docs")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 OFFLINE = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
 
@@ -142,6 +144,35 @@ def test_without_a_compiler_there_is_a_wheel_without_a_library(source, tmp_path)
     assert {"ecoflap/kernels/build.py", "ecoflap/kernels/src/blocks.h", "ecoflap/core/kernel/library.py"} <= names
 
 
+def test_a_compiler_that_fails_leaves_the_library_out(source, tmp_path):
+    """Not only one that is not there: pip install never fails for want of one."""
+    building(source, "build_wheel", tmp_path, CXX="false")
+    assert [wheel.name.rpartition("-")[2] for wheel in tmp_path.glob("*.whl")] == ["any.whl"]
+
+
+@pytest.mark.slow
+def test_a_wheel_is_the_same_bytes_whenever_it_is_built(source, tmp_path):
+    """As SOURCE_DATE_EPOCH asks; the folder it is built in leaves no trace."""
+    wheels = []
+    for name in ("first", "second"):
+        copy = shutil.copytree(source, tmp_path / name / "source", symlinks=True)
+        building(copy, "build_wheel", tmp_path / name, SOURCE_DATE_EPOCH="1700000000")
+        wheels += [path.read_bytes() for path in (tmp_path / name).glob("*.whl")]
+    assert len(wheels) == 2
+    assert wheels[0] == wheels[1]
+
+
+@pytest.mark.slow
+def test_what_is_asked_of_a_wheel_holds_for_one_built_here(installed):
+    multiplies = "kernels" if has_compiler else "torch"
+    command = f"import runpy, sys, sysconfig; sys.argv = ['installed.py', {multiplies!r}]; "
+    command += f"sysconfig.get_path = lambda _: {str(installed['wheel'] / 'bin')!r}; "
+    command += f"runpy.run_path({str(ROOT / '.ci' / 'installed.py')!r}, run_name='__main__')"
+    said = away(installed["wheel"], sys.executable, "-c", command)
+    assert f"ecoflap {SETTINGS['project']['version']}" in said
+    assert "from dense" in said
+
+
 @pytest.mark.skipif(not has_compiler, reason=f"there is no compiler here: {COMPILER}")
 @pytest.mark.parametrize("how", ["wheel", "source"])
 def test_the_kernels_are_found_where_they_are_installed(installed, how):
@@ -155,6 +186,26 @@ def building(source, build, target, **environment):
     code = f"from setuptools import build_meta; build_meta.{build}({str(target)!r})"
     command = (sys.executable, "-W", "error::UserWarning", "-c", code)
     quietly(*command, cwd=source, env={**os.environ, **environment})
+
+
+LICENCE = re.compile(r"(?m)^([A-Z][\w.+-]+)\n(?=  )")
+"""A heading of NOTICE: a licence by its SPDX identifier, above what is under it."""
+
+
+def test_the_metadata_names_the_licence_of_all_that_ships(built):
+    """And ships what each of them asks to go along; NOTICE says what is under which."""
+    with zipfile.ZipFile(built[1]) as wheel:
+        metadata = next(name for name in wheel.namelist() if name.endswith("dist-info/METADATA"))
+        fields = Parser().parsestr(wheel.read(metadata).decode())
+        shipped = wheel.namelist()
+    notice = (ROOT / "NOTICE").read_text("utf-8")
+    assert fields["License-Expression"].split(" AND ") == sorted(LICENCE.findall(notice))
+    files = fields.get_all("License-File")
+    assert files == SETTINGS["project"]["license-files"]
+    assert not [name for name in files if not any(path.endswith(f"dist-info/licenses/{name}") for path in shipped)]
+    named = re.findall(r"(?m)^  ([\w./-]+): ", notice)
+    assert len(named) >= len(LICENCE.findall(notice))
+    assert not [name for name in named if not any(path.startswith(f"ecoflap/{name}") for path in shipped)]
 
 
 def test_building_for_editing_warns_of_nothing(source, tmp_path):

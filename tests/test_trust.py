@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from sealed_by_hand import read_sealed, write_sealed
 
 import ecoflap
 from ecoflap.core.errors import EcoflapError, RegistryError
@@ -214,10 +215,10 @@ def theirs(finished, tmp_path):
 def test_nothing_of_a_run_folder_is_run(place, theirs, mark, command):
     file = theirs / "recipe.yaml"
     edited = {**yaml.safe_load(file.read_text()), **PLACES[place]}
-    file.write_text(yaml.safe_dump(edited, sort_keys=False))
-    report = json.loads((theirs / "report.json").read_text())
+    write_sealed(file, yaml.safe_dump(edited, sort_keys=False))  # a seal is no signature: anybody can make one
+    report = read_sealed(theirs / "report.json")
     report["recipe"]["prune"] = {"use": "evil:Part"}
-    (theirs / "report.json").write_text(json.dumps(report))
+    write_sealed(theirs / "report.json", report)
     before = sorted(theirs.rglob("*"))
     code, said = command("export", theirs, "--to", "safetensors")
     where = "export: export.0" if place.startswith("export") else "recipe.yaml:"  # exports are listed anew
@@ -233,7 +234,8 @@ def test_nothing_of_a_run_folder_is_run(place, theirs, mark, command):
 
 def test_runs_that_are_reused_are_only_read(theirs, mark, pico_llama_folder, tmp_path):
     file = theirs / "recipe.yaml"
-    file.write_text(file.read_text().replace("use: magnitude", "use: evil:Part"))
+    unsealed = file.read_text().rpartition("# seal: ")[0]
+    write_sealed(file, unsealed.replace("use: magnitude", "use: evil:Part"))
     made = {"version": 1, "model": str(pico_llama_folder), "sparsity": 0.5, "prune": "magnitude", "reuse": str(theirs)}
     ecoflap.run(made, folder=tmp_path / "own")
     assert not mark.exists()
@@ -244,6 +246,7 @@ def test_a_packed_file_names_no_code(theirs, mark):
     ecoflap.export_run(theirs, "safetensors")
     folder = theirs / "exports" / "safetensors"
     model = ecoflap.load_model(folder)
+    (folder / "SHA256SUMS").unlink()
     save_packed(
         folder / "model.packed.safetensors",
         model.state_dict(),

@@ -1,12 +1,15 @@
 """Look up which classes of transformers are made for what, and what they read."""
 
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from typing import Any
 
 from ecoflap.core.model.anatomy import Source
 
 OTHERS = frozenset({"audio", "video", "time"})
 """What samples do not hold, as transformers names what a model reads."""
+SOUNDS = frozenset({"input_features", "audio_values"})
+"""Arguments by which a model is given sound, beside text."""
 
 
 def names_in(mapping: str) -> Mapping[str, str]:
@@ -34,12 +37,15 @@ def class_named(source: Source, otherwise: str) -> str:
 def reads_others(name: str) -> tuple[str, ...]:
     """Say what a class reads, where that is sound or videos, and no images with them; else nothing.
 
-    Versions of transformers that do not say it are taken to read images and texts.
+    Versions of transformers before 5 do not say it; there the arguments of its forward tell sound from the rest.
     """
     import transformers
 
-    found: Any = getattr(getattr(transformers, name, None), "input_modalities", ())
+    made = getattr(transformers, name, None)
+    found: Any = getattr(made, "input_modalities", ())
     read = (found,) if isinstance(found, str) else tuple(found)
+    if made is not None and not read and SOUNDS & signature(made.forward).parameters.keys():
+        read = ("audio", "text")
     return read if OTHERS & {*read} and "image" not in read else ()
 
 

@@ -136,7 +136,7 @@ class GenericAdapter(TransformersAdapter):
             logits: Tensor = model(**arguments).logits
         except EcoflapError:
             raise
-        except ValueError as error:  # as where an image has more places in the text than vectors
+        except (ValueError, IndexError) as error:  # as of more places for an image than vectors, or of unknown tokens
             raise DataError(
                 f"the {type(model).__name__} cannot read what its {type(self.processor).__name__} made: "
                 f"{str(error).rstrip('.')}. Is it the one that belongs to the model?"

@@ -7,7 +7,6 @@ from math import prod
 from torch import nn
 
 from ecoflap.adapters.generic.watch import OWN, Run, Use
-from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Layer, Layout, Part
 
 ROUTER = "router: it chooses which experts run"
@@ -43,14 +42,14 @@ class Texts:
 def layers_seen(
     model: nn.Module, block: str, runs: Sequence[Run], towers: Mapping[str, str], texts: Texts, left_out: dict[str, str]
 ) -> Iterator[Layer]:
-    """Yield every matrix that was applied in a block, in the order they run.
+    """Yield every matrix that was applied in a block, in the order they run; then those of experts that did not.
 
     :param runs: The block's calls.
     :param towers: The tower of each block.
     :param left_out: Takes the reason of each matrix that is none of the layers.
-    :raises ModelError: Where experts are modules of their own.
     """
     chosen = {name for run in runs for name in run.chosen}
+    own = _own_experts(model, block, runs) if chosen else {}
     seen: set[tuple[str, int]] = set()
     for run in runs:
         for use in run.uses:
@@ -62,20 +61,37 @@ def layers_seen(
             reason = ROUTER if use.parameter in chosen else GATE if 1 in _shape(model, use) else ""
             if reason:
                 left_out[use.parameter] = reason
-                continue
-            yield from _routed(model, use, experts) or [_layer(model, use, part, run, towers, texts)]
-    like = {_without_numbers(used) for used, _ in seen} if chosen else set()
+            elif use.parameter not in own:
+                yield from _routed(model, use, experts) or [_layer(model, use, part, run, towers, texts)]
+    for name, transposed in own.items():
+        path, _, attribute = name.rpartition(".")
+        yield Layer(name, model.get_submodule(path), attribute, layout="routed", transposed=transposed)
     for name, parameter in model.get_submodule(block).named_parameters():
         whole = f"{block}.{name}"
-        if whole not in {used for used, _ in seen} and _without_numbers(whole) in like:
-            raise ModelError(
-                f"{whole} is of an expert in a module of its own, which did not run because no token was sent to it. "
-                f"Experts are pruned where a model holds them in one parameter, as most do in transformers 5"
-            )
-        if parameter.ndim >= 2 and whole not in {used for used, _ in seen} and not _is_known(model, whole):
+        is_seen = whole in own or whole in {used for used, _ in seen}
+        if parameter.ndim >= 2 and not is_seen and not _is_known(model, whole):
             is_touched = any(whole in run.touched for run in runs)
             unused = OTHERWISE if is_touched else f"{UNSEEN} {texts.read}"
             left_out.setdefault(whole, BIAS if "bias" in name else unused)
+
+
+def _own_experts(model: nn.Module, block: str, runs: Sequence[Run]) -> dict[str, bool]:
+    """Find the matrices of experts that are modules of their own, and whether each holds ``[in, out]``.
+
+    Of several that are called alike but for a number, some are given no token, or do not run, where a router chose
+    others: nothing else tells experts from any list of modules.
+    """
+    rows: dict[str, int] = {}
+    transposed: dict[str, bool] = {}
+    for use in (use for run in runs for use in run.uses):
+        rows[use.parameter] = max(rows.get(use.parameter, 0), prod(use.shape[:-1]))
+        transposed.setdefault(_without_numbers(use.parameter), use.transposed)
+    alike: dict[str, list[str]] = {}
+    for name, parameter in model.get_submodule(block).named_parameters():
+        if parameter.ndim == 2:
+            alike.setdefault(_without_numbers(f"{block}.{name}"), []).append(f"{block}.{name}")
+    idle = (key for key in transposed.keys() & alike.keys() if not all(map(rows.get, alike[key])))
+    return {name: transposed[key] for key in sorted(idle) for name in alike[key]}
 
 
 def _without_numbers(name: str) -> str:

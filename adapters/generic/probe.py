@@ -1,5 +1,6 @@
 """Watch a model run on small inputs of its own configuration, and take it apart by that."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -35,6 +36,8 @@ QFORMER, QUESTION = "qformer", "question"
 SEEN = "an image and a text"
 COUNTS = ("image_seq_length", "latent_query_num", "num_query_tokens", "num_image_tokens", "mm_tokens_per_image")
 """Settings that say how many places an image has in a text, of models that make the features in their forward alone."""
+VECTORS = re.compile(r"(?:features:? |value tensor of shape \[)(\d+)")
+"""How transformers says how many vectors it has of all images, where a text has places for others."""
 
 
 def taken_apart_by(model: nn.Module, examples: Callable[[nn.Module], Iterable[tuple[Inputs, Texts]]]) -> TakenApart:
@@ -142,6 +145,11 @@ def _places(model: nn.Module, images: Mapping[str, Tensor]) -> Iterator[int]:
     inner = (config, getattr(config, "vision_config", None), getattr(config, "text_config", None))
     numbers = (getattr(one, name, None) for one in inner for name in COUNTS)
     yield from dict.fromkeys(number for number in numbers if isinstance(number, int) and number != counted)
+    missed = _missed(model, images)
+    if missed is not None:
+        yield missed
+        width = find(config.get_text_config(), "hidden_size", int)
+        yield from [missed // width] if width and not missed % width else []  # Mistral 3 counts their numbers
     yield 1
 
 
@@ -155,6 +163,20 @@ def _vectors(model: nn.Module, images: Mapping[str, Tensor]) -> int | None:
             pooled = getattr(made, "pooler_output", None)
             found = tensors_of(getattr(made, "last_hidden_state", made) if pooled is None else pooled)
             return sum(one.numel() // one.shape[-1] for one in found) // ROWS
+    return None
+
+
+def _missed(model: nn.Module, images: Mapping[str, Tensor]) -> int | None:
+    """Read off its complaint how many places a model misses for an image that has one; None where it says nothing.
+
+    Versions before 5 need more than an image to make vectors of it by themselves, and add to them in their forward.
+    """
+    try:
+        with Watch(model, {}, {}), experts_one_by_one(model):
+            model(**_placed(model, with_text(model, images, 1)), **_cacheless(model))
+    except Exception as error:  # whatever a model does with what is not for it
+        said = VECTORS.search(str(error))
+        return None if said is None else int(said[1]) // ROWS
     return None
 
 

@@ -1,7 +1,9 @@
 """Adapt models of transformers that read a text and say another, which no family's own adapter claims."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ecoflap.adapters.generic.examples import Inputs
@@ -9,6 +11,7 @@ from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import run_small, text_pairs
 from ecoflap.adapters.hubs.remembered import Remembered
+from ecoflap.adapters.hubs.two_languages import has_two_languages, said_from, said_ids, set_languages
 from ecoflap.adapters.shared.generation import check_prompts, generated, without_ends
 from ecoflap.adapters.shared.members import member
 from ecoflap.adapters.shared.text_batches import pairs_of, text_ids
@@ -30,30 +33,51 @@ class Seq2SeqLMAdapter(GenericAdapter):
     """Adapts BART, mBART, Pegasus and their likes, from a hub id, a folder or memory.
 
     The loss is the cross entropy of the decoder's text given the encoder's. A window of tokens is cut in the middle, as
-    for T5. The model is given the labels, because only it knows what its decoder begins with.
+    for T5; a model that says another language than it reads needs pairs of texts. The model is given the labels,
+    because only it knows what its decoder begins with.
+
+    :param source_language: For mBART, M2M-100, NLLB and PLBart: the code of the language that is read, such as
+        ``en_XX``; None for the tokenizer's own.
+    :param target_language: The code of the language that is said, likewise; needed where the tokenizer has none.
     """
 
     priority = -20
     _kind, _mapping = "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"
 
-    def __init__(self) -> None:
+    def __init__(self, source_language: str | None = None, target_language: str | None = None) -> None:
         super().__init__()
+        self._languages = source_language, target_language
         self._halves = Remembered(self._seen_halves)
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Put the encoder's texts and the decoder's side by side, each padded on the right to the longest."""
-        return pairs_of(samples, lambda text: text_ids(self.processor, text))
+        tokenizer = self._tokenizer()
+        said = (lambda text: said_ids(tokenizer, text)) if has_two_languages(tokenizer) else None
+        return pairs_of(samples, lambda text: text_ids(tokenizer, text), said)
 
     def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
         """Have the decoder answer each question, which the encoder reads."""
         check_prompts(samples)
-        ids, mask = padded_rows([text_ids(self.processor, str(sample.question)) for sample in samples])
-        inputs = self._placed(model, {"input_ids": ids, "attention_mask": mask})
-        return generated(model, self.processor, inputs, generation, 1)  # after what a decoder begins with
+        tokenizer = self._tokenizer()
+        ids, mask = padded_rows([text_ids(tokenizer, str(sample.question)) for sample in samples])
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        start: Sequence[int] = said_from(model, tokenizer) if has_two_languages(tokenizer) else ()
+        if start:
+            inputs["decoder_input_ids"] = torch.tensor([start] * len(samples))
+        begins = len(start) or 1  # what a decoder begins with comes first
+        return generated(model, tokenizer, self._placed(model, inputs), generation, begins, start=start)
 
     def tokens_of(self, model: nn.Module, text: str) -> tuple[int, ...]:
         """Give the tokens of a text without what ends it."""
-        return tuple(without_ends(text_ids(self.processor, text), [self.processor.eos_token_id]))
+        tokenizer = self._tokenizer()
+        if has_two_languages(tokenizer):
+            return tuple(said_ids(tokenizer, text, plain=True))
+        return tuple(without_ends(text_ids(tokenizer, text), [tokenizer.eos_token_id]))
+
+    def _tokenizer(self) -> Any:
+        """Give the tokenizer, with the languages that were asked for."""
+        set_languages(self.processor, *self._languages)
+        return self.processor
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
         """Give ``encoder``, ``decoder``, and ``decoder_with_past`` where what the decoder keeps is keys and values."""

@@ -76,6 +76,7 @@ def placeholder(processor: Any) -> str:
     for name in ("boi_token", "image_token") if is_written_in(processor) else ():
         for owner in (processor, tokenizer_of(processor)):
             token = getattr(owner, name, None)
+            token = getattr(token, "content", token)  # Idefics 2 had it as an AddedToken before transformers 5
             if isinstance(token, str):
                 return token
     return ""

@@ -14,7 +14,7 @@ WHOLE = "tokenizer.json"
 """The file that is all of a tokenizer; it needs no library beside transformers."""
 LIBRARIES = {
     "tokenizer.model": "sentencepiece", "spiece.model": "sentencepiece", "sentencepiece.bpe.model": "sentencepiece",
-    "spm.model": "sentencepiece", "source.spm": "sentencepiece",
+    "spm.model": "sentencepiece", "source.spm": "sentencepiece", "target.spm": "sentencepiece",
 }  # fmt: skip
 """Older files that a tokenizer is made of, and what reads them."""
 OTHERS = ("vocab.json", "vocab.txt", "tekken.json")
@@ -37,11 +37,15 @@ def why_unreadable(source: Source) -> str | None:
             read_json(source.path / name)
         except RunError as error:
             return f"{str(error).rstrip('.')}. Get the file anew from where the model came."
-    if WHOLE in source.files or any(name in source.files for name in OTHERS):
+    if WHOLE in source.files:
         return None
     older = {name: library for name, library in LIBRARIES.items() if name in source.files}
     absent = sorted({library for library in older.values() if find_spec(library) is None})
-    if older and not absent:
+    is_known = any(name in source.files for name in OTHERS)
+    if absent and is_known:  # of such a pair, as Marian has it, no tokenizer.json is made
+        wanted = " ".join(absent)
+        return f"{' and '.join(older)} in {source.path} can be read with {wanted}: pip install {wanted}."
+    if is_known or (older and not absent):
         return None
     return _missing(source, [WHOLE], f"pip install {' '.join(absent)}, which reads it. Or put" if older else "Put")
 

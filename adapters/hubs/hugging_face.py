@@ -27,6 +27,7 @@ TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "voc
               "spiece.model")  # fmt: skip
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 SHARD_SIZE = "5GB"
+CANNOT_BUILD = "this version of transformers cannot build the model"
 _REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -134,9 +135,7 @@ def _config(config: Mapping[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(**_with_floats(config))
     except Exception as error:  # a class of settings raises whatever it likes where one does not fit it
-        raise ModelError(
-            f"this version of transformers cannot build the model: {sentence_of(error)}{not_run(config)}"
-        ) from error
+        raise ModelError(f"{CANNOT_BUILD}: {sentence_of(error)}{not_run(config)}") from error
 
 
 def _with_floats(value: Any) -> Any:
@@ -160,17 +159,20 @@ def _built(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None, **ar
 
 @contextmanager
 def _refusing_other_kinds(kind: str, config: Any) -> Iterator[None]:
-    """Refuse a configuration that is none of a class, which a class may only find out when it misses something."""
+    """Refuse a configuration that is none of a class, or cannot be built, which a class may only find out on building.
+
+    Versions before 5 look at the values of a configuration first where they need them.
+    """
     wanted = getattr(_class(kind), "config_class", None)
     problem = f"no {kind} can be made of a model of type {config.model_type!r}"
     if wanted is not None and not isinstance(config, wanted):
         raise ModelError(problem)
     try:
         yield
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        raise ModelError(problem) from error
+    except Exception as error:  # a model's class raises whatever it likes
+        if "Unrecognized configuration class" in str(error):
+            raise ModelError(problem) from error
+        raise ModelError(f"{CANNOT_BUILD}: {sentence_of(error)}") from error
 
 
 def _from_packed(

@@ -26,15 +26,19 @@ def generated(
     generation: Generation,
     begins: int = 0,
     ends: Sequence[int] | None = None,
+    start: Sequence[int] = (),
 ) -> list[Said]:
     """Have a text model of transformers make a text for each row of its inputs.
 
     :param inputs: The arguments of its ``generate``, on the model's device.
     :param begins: How many tokens of each row that ``generate`` returns were given to it.
     :param ends: Tokens that end a text; None takes the model's.
+    :param start: What a decoder begins with, where the inputs have it too; else it is the model's.
     """
     ends = ends_of(model, tokenizer) if ends is None else ends
     config = _configuration(model, tokenizer, generation, ends)
+    if start:  # else transformers puts the model's own before it
+        config.decoder_start_token_id = start[0]
     model.eval()
     with torch.no_grad(), _configured(model, config):
         rows = member(model, "generate")(**inputs, generation_config=config)

@@ -26,15 +26,20 @@ def windows_of(samples: Sequence[Sample]) -> Batch:
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
-def pairs_of(samples: Sequence[Sample], ids: Callable[[str], list[int]]) -> Batch:
+Ids = Callable[[str], list[int]]
+"""Makes a text its tokens."""
+
+
+def pairs_of(samples: Sequence[Sample], ids: Ids, said_ids: Ids | None = None) -> Batch:
     """Put the encoder's texts and the decoder's side by side, each padded on the right to the longest.
 
     They come from a question and its first answer (or text), from tokens, or from text alone, which is cut in the
     middle.
 
-    :param ids: Makes a text its tokens.
+    :param ids: Of what the encoder reads.
+    :param said_ids: Of what the decoder says, where that is of another language. No text is cut then.
     """
-    pairs = [_pair(number, sample, ids) for number, sample in enumerate(samples)]
+    pairs = [_pair(number, sample, ids, said_ids) for number, sample in enumerate(samples)]
     if not pairs:
         raise DataError("a batch needs at least one sample.")
     read, said = zip(*pairs, strict=True)
@@ -43,14 +48,20 @@ def pairs_of(samples: Sequence[Sample], ids: Callable[[str], list[int]]) -> Batc
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
-def _pair(number: int, sample: Sample, ids: Callable[[str], list[int]]) -> tuple[list[int], list[int]]:
+def _pair(number: int, sample: Sample, ids: Ids, said_ids: Ids | None) -> tuple[list[int], list[int]]:
     """Give what the encoder reads and what the decoder is to say.
 
     :param number: The sample's place in its batch, for what is said of one that is wrong.
     """
     said = sample.answers[0] if sample.answers else sample.text
     if sample.question is not None and said is not None:
-        return ids(sample.question), ids(said)
+        return ids(sample.question), (said_ids or ids)(said)
+    if said_ids is not None:
+        raise DataError(
+            f"this model says another language than it reads, and sample {number} of a batch is a text of one: the "
+            f"half that is to be said would be of the wrong one. Give it texts with what is said of each, as the "
+            f"dataset text_pair does: {{use: text_pair, path: pairs.jsonl}}."
+        )
     if sample.tokens is None and sample.text is None:
         raise DataError(
             f"this model reads text: sample {number} of a batch holds neither tokens, nor text, nor a question "

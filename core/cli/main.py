@@ -28,6 +28,11 @@ SetOption = Annotated[
 RegistryOption = Annotated[
     Path | None, typer.Option("--registry", help="A registry file of your own; it extends the shipped one.")
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+AcceptChangeOption = Annotated[
+    bool,
+    typer.Option("--accept-change", help="Go on though calibration data or versions of libraries are others now."),
+]
 AllowCodeOption = Annotated[
     bool,
     typer.Option("--allow-code", help="Run code that is named by an import path; say it only of what you trust."),
@@ -70,6 +75,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, deleting what the folder holds.")] = False,
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,
+    accept_change: AcceptChangeOption = False,
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
     with stoppable():
@@ -79,7 +85,9 @@ def run(
         from ecoflap.core.run.pipeline import run as run_recipe
 
         trusting = load_registry(registry, allow_code=allow_code)
-        done = run_recipe(recipe, set_=set_ or (), folder=folder, fresh=fresh, registry=trusting)
+        done = run_recipe(
+            recipe, set_=set_ or (), folder=folder, fresh=fresh, registry=trusting, accept_change=accept_change
+        )
         show(run_table(done.report))
         page = done.folder / "report.html"  # written by an observer, which may be switched off
         print(f"report: {page if page.is_file() else done.folder / 'report.json'}")
@@ -125,6 +133,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,
+    accept_change: AcceptChangeOption = False,
 ) -> None:
     """Run every combination of methods, values and seeds, and compare them; go on with what was cut off."""
     with stoppable():
@@ -136,7 +145,7 @@ def sweep(
         from ecoflap.core.sweep.sweep import sweep as run_sweep
 
         loaded = load_registry(registry)
-        request = SweepRequest(what, set_ or (), seeds, folder, fresh, keep_models, allow_code)
+        request = SweepRequest(what, set_ or (), seeds, folder, fresh, keep_models, allow_code, accept_change)
         if dry_run:
             show(sweep_table(request, planned_sweep(request, loaded)))
             return
@@ -189,6 +198,7 @@ def export(
     ] = None,
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Export the model of a finished run once more, into its exports/ folder."""
     with stoppable():
@@ -199,7 +209,7 @@ def export(
         from ecoflap.core.registry.registry import load_registry
 
         trusting = load_registry(registry, allow_code=allow_code)
-        folder = export_run(run, to, set_=set_ or (), registry=trusting)
+        folder = export_run(run, to, set_=set_ or (), registry=trusting, overwrite=overwrite)
         show(export_table({folder.name: read_manifest(folder / MANIFEST)}))
         print(f"files: {folder}")
 
@@ -209,13 +219,26 @@ def densify(
     file: Annotated[Path, typer.Argument(help="A packed file: .onnx, or .packed.safetensors.")],
     target: Annotated[Path, typer.Argument(help="The ordinary file to write.")],
     registry: RegistryOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Turn a packed file into an ordinary one, which any library reads."""
     with stoppable():
         from ecoflap.core.export.densify import densify as write_dense
         from ecoflap.core.registry.registry import load_registry
 
-        print(f"written: {write_dense(file, target, load_registry(registry))}")
+        print(f"written: {write_dense(file, target, load_registry(registry), overwrite=overwrite)}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A run's folder, a sweep's, an export's, or a run's model/.")],
+) -> None:
+    """Check every file of a folder against what was written, and say which differ, and from what."""
+    from ecoflap.core.cli.tables import show
+    from ecoflap.core.cli.verify_table import verify_table
+    from ecoflap.core.export.verify import verify as checked
+
+    show(verify_table(checked(folder)))
 
 
 @app.command()
@@ -247,8 +270,13 @@ def compare(
         Path | None, typer.Option(help="Where the report goes; a sweep's own folder, or runs/comparison, by default.")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Put finished runs side by side, in a table and in a report: measures, sparsity, scores, time, memory, bytes."""
+    if out is not None and not overwrite:
+        from ecoflap.core.compare.page import refuse_to_replace
+
+        refuse_to_replace(out)
     _compare(runs, out, as_markdown=markdown)
 
 

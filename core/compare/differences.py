@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 
 from ecoflap.core.compare.comparison import ComparedRun, Comparison
 from ecoflap.core.compare.methods import flat, recipe_of_method, varying, without_seeds
-from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.record.folder import RunFolder
 
 Differences: TypeAlias = dict[str, dict[str, list[str]]]
@@ -58,6 +57,5 @@ def _files(comparison: Comparison) -> Differences:
 
 def _digest(run: ComparedRun, what: str) -> str | None:
     """Return eight digits of a fingerprint; None where the run has none of that."""
-    path = RunFolder(run.folder).fingerprints
-    prints = read_json(path).get(what) if path.is_file() else None
+    prints = RunFolder(run.folder).read_fingerprints().get(what)
     return None if prints is None else sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()[:8]

@@ -11,6 +11,7 @@ from ecoflap.core.compare.differences import what_differs
 from ecoflap.core.compare.drawings import chapters
 from ecoflap.core.compare.table import columns_of, markdown, notes, rows, run_rows, table_notes
 from ecoflap.core.disk.whole_files import write_whole
+from ecoflap.core.errors import RunError
 from ecoflap.core.report.drawings import drawn_or_why_not
 from ecoflap.core.report.run_page import TEMPLATES as SHARED_TEMPLATES
 from ecoflap.core.text.columns import Column
@@ -18,6 +19,19 @@ from ecoflap.core.text.strict_yaml import write_yaml
 from ecoflap.core.text.templates import render
 
 TEMPLATE = Path(__file__).with_name("templates") / "comparison.html.j2"
+
+
+FILES = ("report.json", "report.csv", "report.md", "report.html")
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Refuse a folder that has a comparison, or a run's report, already.
+
+    :raises RunError: With the files.
+    """
+    there = [name for name in FILES if (folder / name).exists()]
+    if there:
+        raise RunError(f"{folder} has {', '.join(there)} already: name another folder, or say --overwrite")
 
 
 def write_comparison(comparison: Comparison, folder: str | PathLike[str], title: str) -> Path:

@@ -183,12 +183,15 @@ class PrunedModel:
     :param masks: By the layer's name, True for every weight that is kept; each lies as its parameter does, which is
         ``[in, out]`` where the layer is transposed.
     :param provenance: The run that made it; None for a model that was pruned by hand.
+    :param calibration: Reads the batches that its pruner looked at, where the model is, for a format that looks at what
+        layers are fed. None where there are none.
     """
 
     model: nn.Module
     adapter: Adapter
     masks: Mapping[str, Bool[Tensor, "rows columns"]]
     provenance: Provenance | None = None
+    calibration: Callable[[], Sequence[Batch]] | None = None
 
     @property
     def parameter_masks(self) -> Mapping[str, Bool[Tensor, "..."]]:

@@ -202,8 +202,9 @@ class StoredTensor:
     """How an exporter stored one pruned weight.
 
     :param name: The layer's, or that of the tensor in the file where it is stored several times.
-    :param form: ``dense``, ``bitmask``, ``2:4``, ``packed_op``, ``coo``.
-    :param dense_bytes: What it takes with every weight written out, in the type it is stored in.
+    :param form: ``dense``, ``bitmask``, ``2:4``, ``packed_op``, ``coo``, ``int8``.
+    :param dense_bytes: What it takes with every weight written out, in the type it is stored in; of ``int8`` in
+        the type that it has in the model.
     :param stored_bytes: What it takes in the file.
     """
 

@@ -145,13 +145,17 @@ class Sealed:
 
 
 @contextmanager
-def open_sealed(path: Path, form: str) -> Iterator[Sealed]:
-    """Open a file of a format and check its header; a truncated, changed or foreign one is refused."""
+def open_sealed(path: Path, form: str | None) -> Iterator[Sealed]:
+    """Open a file and check its header; a truncated, changed or foreign one is refused.
+
+    :param form: The format's name; None where a file of any format will do.
+    """
     with _opened(path) as handle, path.open("rb") as stream:
         metadata: dict[str, str] = handle.metadata() or {}
-        if metadata.get("format") != form or not {"version", "manifest", "sha256", "seal"} <= set(metadata):
+        found = metadata.get("format", "nothing")
+        if found != (form or found) or not {"version", "manifest", "sha256", "seal"} <= set(metadata):
             raise FormatError(
-                f"{path} is not in the format {form!r}: its metadata says {metadata.get('format', 'nothing')!r}. "
+                f"{path} is not in the format {form or 'of a sealed file'!r}: its metadata says {found!r}. "
                 "An ordinary safetensors file is read with safetensors.torch.load_file."
             )
         if metadata["version"] != VERSION:

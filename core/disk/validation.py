@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ecoflap.core.disk.json_files import read_bytes
+from ecoflap.core.disk.sealed_text import read_sealed_text
 from ecoflap.core.errors import EcoflapError
 
 Contents = TypeVar("Contents", bound=BaseModel)
@@ -28,18 +28,13 @@ def wrong_places(error: ValidationError) -> Iterator[str]:
 
 
 def read_validated(path: Path, contents: type[Contents], refusal: type[EcoflapError], way_out: str) -> Contents:
-    """Read a JSON file.
+    """Read a sealed JSON file.
 
     :param contents: What it must hold.
     :param refusal: What is raised where it cannot be read or holds something else: a sentence for each wrong place.
     :param way_out: Ends each of these sentences.
     """
-    try:
-        raw = read_bytes(path)
-    except OSError as error:
-        raise refusal(f"{path} cannot be read: {error.strerror}. {way_out}") from error
-    except ValueError as error:
-        raise refusal(f"{path}: {error}. {way_out}") from error
+    raw = read_sealed_text(path, way_out, refusal)
     try:
         return contents.model_validate_json(raw)
     except ValidationError as error:

@@ -1,19 +1,13 @@
 """Write files that appear whole or not at all: beside their place, flushed to the disk, then renamed into it."""
 
-import errno
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.write_errors import explained
-from ecoflap.core.errors import RunError
 
 _PARTIAL = ".partial"
 """Ends the name of what is being written; a leading dot hides it."""
@@ -47,9 +41,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -78,47 +72,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
 
 
-def append_line(path: Path, mapping: Mapping[str, Any]) -> None:
-    """Add one JSON line to a .jsonl file, in one write, and flush it to the disk. What does not fit is taken back.
-
-    A last line without its newline, which is what a killed process leaves, is cut off first.
-
-    :raises RunError: Where it cannot be written.
-    """
-    line = json.dumps(mapping, ensure_ascii=False).encode() + b"\n"
-    with explained(path, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        as_bytes = getattr(os, "O_BINARY", 0)  # Windows would write each line's end as two bytes
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NOT_THROUGH_LINKS | as_bytes, 0o666)
-        try:
-            _cut_torn_line(path, descriptor)
-            _append(descriptor, line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if is_new:
-            _sync(path.parent)
-
-
-def read_lines(path: Path, needs: Mapping[str, type] = MappingProxyType({})) -> list[dict[str, Any]]:
-    """Read the lines of a .jsonl file; there are none where there is no file.
-
-    A last line without its newline is left out. The file stays as it is, for another process may be writing to it.
-
-    :param needs: What each line must hold, by key.
-    :raises RunError: Where a line holds no JSON object, or not what it must.
-    """
-    if not path.exists():
-        return []
-    # What follows the last newline is empty, or torn.
-    try:
-        whole = read_bytes(path).split(b"\n")[:-1]
-    except ValueError as error:
-        raise RunError(f"{path} cannot be read: {error}.") from error
-    return [_parsed(path, number, line, needs) for number, line in enumerate(whole, 1)]
-
-
 def sha256_of(path: Path) -> str:
     """Give the SHA-256 of a file in hexadecimal, reading it in pieces."""
     with path.open("rb") as file:
@@ -145,7 +98,7 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}{suffix}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows opens no folder, and logs renames by itself
@@ -159,8 +112,8 @@ def _sync(path: Path) -> None:
 def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_dir() or path.is_file():
-            _sync(path)
-    _sync(folder)
+            sync(path)
+    sync(folder)
 
 
 def _swap(temporary: Path, path: Path) -> None:
@@ -172,7 +125,7 @@ def _swap(temporary: Path, path: Path) -> None:
     except BaseException:
         _restore(path)
         raise
-    _sync(path.parent)
+    sync(path.parent)
     if aside.exists():
         _delete(aside)
 
@@ -191,35 +144,3 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _cut_torn_line(path: Path, descriptor: int) -> None:
-    if os.fstat(descriptor).st_size == 0:
-        return
-    os.lseek(descriptor, -1, os.SEEK_END)
-    if os.read(descriptor, 1) != b"\n":
-        os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
-
-
-def _append(descriptor: int, line: bytes) -> None:
-    before = os.fstat(descriptor).st_size
-    try:
-        if os.write(descriptor, line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError:
-        os.ftruncate(descriptor, before)
-        raise
-
-
-def _parsed(path: Path, number: int, line: bytes, needs: Mapping[str, type]) -> dict[str, Any]:
-    try:
-        value = json_value(line)
-    except ValueError as error:
-        raise RunError(f"{path}:{number}: this line is not JSON ({error}). Restore the file, or delete it.") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path}:{number}: this line is not a JSON object. Restore the file, or delete it.")
-    for key, wanted in needs.items():
-        if not isinstance(value.get(key), wanted):
-            what = f"this line has no {key}" if key not in value else f"the {key} of this line is no {wanted.__name__}"
-            raise RunError(f"{path}:{number}: {what}. Restore the file, or delete it.")
-    return value

@@ -14,16 +14,20 @@ Densify: TypeAlias = Callable[[Path, Path], Path]
 """Writes a packed file, the first, as an ordinary one, the second."""
 
 
-def densify(file: Path, target: Path, registry: Registry) -> Path:
+def densify(file: Path, target: Path, registry: Registry, *, overwrite: bool = False) -> Path:
     """Write a packed file dense, whole or not at all.
 
+    :param overwrite: Replace a target that is there already.
     :return: The target.
-    :raises EcoflapError: Where no exporter reads such files, the file is broken, or the target is the file itself.
+    :raises EcoflapError: Where no exporter reads such files, the file is broken, or the target is the file itself or
+        there already.
     """
     if not file.is_file():
         raise ModelError(f"{file} is not there")
     if target.resolve() == file.resolve():
         raise ModelError(f"{target} is the packed file itself; name another")
+    if target.exists() and not overwrite:
+        raise ModelError(f"{target} is there already; name another, or say --overwrite to have it replaced")
     known = _by_ending(registry)
     for ending in sorted(known, key=len, reverse=True):
         if file.name.endswith(ending):

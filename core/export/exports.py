@@ -1,19 +1,19 @@
 """Write the exports of a run: a folder each, and a record of what is in it that is written last."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported
-from ecoflap.core.disk.json_files import read_json
-from ecoflap.core.disk.validation import wrong_places
-from ecoflap.core.disk.whole_files import sha256_of, whole_folder, write_whole
+from ecoflap.core.disk.sealed_text import write_sealed_json
+from ecoflap.core.disk.sums import write_sums
+from ecoflap.core.disk.validation import read_validated
+from ecoflap.core.disk.whole_files import sha256_of, whole_folder
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_file, write_manifest
@@ -44,13 +44,39 @@ def export_names(parts: Sequence[PartSpec]) -> list[str]:
 
 
 def is_exported(folder: Path, name: str, part: PartSpec) -> bool:
-    """Say whether an export's files are all there, written by this exporter with these parameters."""
+    """Say whether an export's files are all there, written by this exporter with these parameters.
+
+    :raises FormatError: Where one is there and is not what was written: it may be somebody's work, and is not replaced.
+    """
     record = _record(folder, name)
     if not record.is_file():
         return False
-    written = _read_record(record)
-    there = {file: entry.bytes for file, entry in written.files.items()}
-    return written.exporter == part.plain() and there == _sizes(folder / name, list(there))
+    written = read_record(record)
+    if written.exporter != part.plain() or not all((folder / name / file).is_file() for file in written.files):
+        return False
+    changed = [file for file, entry in written.files.items() if sha256_of(folder / name / file) != entry.sha256]
+    if changed:
+        raise FormatError(
+            *(
+                f"{folder / name / file} is not what was written: its SHA-256 is another than {record.name} says. "
+                f"Restore it; or move the folder {name} away, and the run exports it again."
+                for file in changed
+            )
+        )
+    return True
+
+
+def read_record(path: Path) -> ExportRecord:
+    """Read the record of an export, which lies beside its folder.
+
+    :raises FormatError: Where it is not what was written.
+    """
+    return read_validated(path, ExportRecord, FormatError, "Restore it; or delete it, and the run exports that again.")
+
+
+def is_recorded(folder: Path, name: str) -> bool:
+    """Say whether an export of this name was finished, by whatever exporter; its files may be gone."""
+    return _record(folder, name).is_file() and (folder / name).exists()
 
 
 def export(
@@ -72,10 +98,10 @@ def export(
                 f"the exporter {part.use} returned {type(written).__name__}, not Exported: it may be written for "
                 f"another version of ecoflap. docs/hooks.md says what an exporter is."
             )
-        files = write_manifest(inside, part, pruned.model, written, origin)
-        entries = {str(file.relative_to(inside)): describe_file(file) for file in sorted(files)}
+        files = [*write_manifest(inside, part, pruned.model, written, origin), write_sums(inside)]
+        entries = {file.relative_to(inside).as_posix(): describe_file(file) for file in sorted(files)}
     record = ExportRecord(exporter=part.plain(), files=entries)
-    write_whole(_record(folder, name), json.dumps(record.model_dump(), indent=1))
+    write_sealed_json(_record(folder, name), record.model_dump())
     return written.notes
 
 
@@ -103,18 +129,3 @@ def weight_bytes(folder: Path) -> int:
 
 def _record(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
-
-
-def _read_record(path: Path) -> ExportRecord:
-    try:
-        return ExportRecord.model_validate(read_json(path))
-    except ValidationError as error:
-        places = "; ".join(wrong_places(error))
-        raise FormatError(
-            f"{path} is damaged, or is the record of an export by another version of ecoflap: {places}. Delete the "
-            f"file, and the run exports it again."
-        ) from error
-
-
-def _sizes(folder: Path, names: Sequence[str]) -> dict[str, int]:
-    return {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}

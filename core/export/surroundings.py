@@ -8,6 +8,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import PrunedModel
+from ecoflap.core.disk.sums import SUMS
 
 ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
 """Endings of files that lie beside the weights."""
@@ -15,7 +16,7 @@ ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
 
 def is_weights(name: str) -> bool:
     """Say whether a file holds weights, by its name, and not what lies beside them."""
-    return not name.endswith(ENDINGS)
+    return name != SUMS and not name.endswith(ENDINGS)
 
 
 def save_surroundings(pruned: PrunedModel, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Write the manifest of an export, ``manifest.json``, which travels with its files."""
 
-import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.records import Exported
-from ecoflap.core.disk.whole_files import sha256_of, write_whole
+from ecoflap.core.disk.sealed_text import write_sealed_json
+from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.environment import versions
@@ -47,8 +47,7 @@ def write_manifest(
         notes=written.notes,
         versions=versions(),
     )
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False)
-    write_whole(folder / MANIFEST, text)
+    write_sealed_json(folder / MANIFEST, manifest.model_dump(mode="json"))
     return [*written.files, folder / MANIFEST]
 
 

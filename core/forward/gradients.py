@@ -27,10 +27,19 @@ def stream_gradients(
 ) -> None:
     """Run one forward and backward of the loss, and call ``visit(layer, gradient)`` as each gradient is complete.
 
+    An expert that no token of the batch reached has a gradient of zeros, whether it is a part of a parameter, which has
+    one from the others, or a module of its own, of which torch knows nothing then.
+
     :param placement: How blocks are held, one at a time in the backward too.
     """
     layers = [layer for _, layer in anatomy.layers()]
-    summed = _Summed([layer for block, layer in anatomy.layers() if block.calls != 1], visit)
+    unreached = {layer.name: layer for layer in layers if layer.layout == "routed"}
+
+    def reach(layer: Layer, gradient: Tensor) -> None:
+        unreached.pop(layer.name, None)
+        visit(layer, gradient)
+
+    summed = _Summed([layer for block, layer in anatomy.layers() if block.calls != 1], reach)
     blocks, resident = anatomy.blocks, _Resident(placement)
 
     def checkpointed(_: int, block: Block) -> Callable[..., Any]:
@@ -48,6 +57,8 @@ def stream_gradients(
         resident.backward = True
         loss.backward()
         summed.finish()
+    for layer in unreached.values():
+        visit(layer, torch.zeros_like(layer.weight))
 
 
 class _Summed:

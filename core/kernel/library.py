@@ -15,7 +15,7 @@ import torch
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel.place import FILE, absent
 
-ABI = 2
+ABI = 3
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The types of weights, as the library numbers them."""
 Values = Literal["exact", "int8", "int8a8"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +24,7 @@ OUTPUTS = 16
 _COLUMNS = 32
 _LINE = 64
 _MAGIC = b"ecoflapK"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<8sIIqqq24x")
 _INTEGERS: dict[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2"), 1: np.dtype("u1")}
 _NUMBERS = {TYPES[dtype] + more: (dtype, values) for values, more in VALUES.items() for dtype in TYPES}
@@ -94,9 +94,14 @@ class Shape:
         return self.masks_at + 2 * self.blocks * self.padded
 
     @property
+    def sums_at(self) -> int:
+        """Say behind how many bytes the sums of each output's whole numbers begin, of which only int8 has any."""
+        return self.scales_at + (0 if self.values == "exact" else 4 * self.blocks * OUTPUTS)
+
+    @property
     def values_at(self) -> int:
         """Say behind how many bytes the kept values begin."""
-        return self.scales_at + (0 if self.values == "exact" else 4 * self.blocks * OUTPUTS)
+        return self.sums_at + (0 if self.values == "exact" else 8 * self.blocks * OUTPUTS)
 
     @property
     def nbytes(self) -> int:
@@ -168,10 +173,12 @@ def _write_panel(
 
 
 def _rounded(memory: NDArray[np.uint8], shape: Shape, first: int, dense: Tensor) -> NDArray[np.uint8]:
-    """Round rows to int8, and write their scales."""
+    """Round rows to int8, and write their scales and sums."""
     whole, scales = rounded_rows(dense.float())
-    at = shape.scales_at + 4 * first
-    memory[at : at + 4 * len(scales)] = scales.numpy().astype("<f4").view(np.uint8)
+    sums = whole.sum(dim=1, dtype=torch.int64)
+    for at, numbers in ((shape.scales_at, scales.numpy().astype("<f4")), (shape.sums_at, sums.numpy().astype("<i8"))):
+        at += numbers.itemsize * first
+        memory[at : at + numbers.nbytes] = numbers.view(np.uint8)
     return whole.view(torch.uint8).numpy()
 
 
@@ -193,7 +200,7 @@ def read_rows(packed: UInt8[Tensor, "bytes"], first: int, rows: int) -> Shaped[T
     ordered = _dense(dense, shape, len(blocks))[:rows]
     if shape.values == "exact":
         return ordered.view(shape.dtype)
-    scales = memory[shape.scales_at : shape.values_at].view("<f4")[first : first + rows]
+    scales = memory[shape.scales_at : shape.sums_at].view("<f4")[first : first + rows]
     return (ordered.view(torch.int8).float() * torch.from_numpy(scales.copy())[:, None]).to(shape.dtype)
 
 
@@ -231,6 +238,11 @@ def all_bits(shape: Shape) -> UInt8[Tensor, "masks"]:
     if left := shape.outputs * shape.inputs % 8:
         bits[-1] = (1 << left) - 1
     return bits
+
+
+def bits_between(bits: UInt8[Tensor, "masks"], first: int, count: int) -> Bool[Tensor, "count"]:
+    """Open some bits of a mask: True for each weight that is kept."""
+    return torch.from_numpy(_bits(bits.numpy(), first, count).copy())
 
 
 def _bits(packed: NDArray[np.uint8], first: int, count: int) -> NDArray[np.bool_]:

@@ -5,6 +5,8 @@ some rows are decoded, and torch multiplies with them; one panel at a time is in
 becomes faster than the other.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -37,61 +39,75 @@ def packed_linear(
 
     :raises KernelError: Where the numbers do not fit each other, or the matrix is damaged.
     """
-    rows = _rows(x)
-    y = x.new_empty(len(rows), outputs)
+    x = _lying_well(x.detach())
+    y = x.new_empty(*x.shape[:-1], outputs)
+    batch = math.prod(x.shape[:-1])
     taken = route()
     most = taken.batch(x.dtype)  # 0 where there is no library, and there may be no rows
-    if len(rows) > most:  # only now is it worth the time to look: int8 goes further
+    if batch > most:  # only now is it worth the time to look: int8 goes further
         most = taken.batch(x.dtype, shape_of(packed).values)
-    multiply = _by_library if most and len(rows) <= most else _by_panels
-    multiply(taken, rows, packed, bias, y)
-    return y.view(*x.shape[:-1], outputs)
+    multiply = _by_library if most and batch <= most else _by_panels
+    multiply(taken, x, batch, packed, bias, y)
+    return y
 
 
 def _by_library(
-    taken: Route, x: Float[Tensor, "rows in"], packed: Tensor, bias: Tensor | None, y: Float[Tensor, "rows out"]
+    taken: Route,
+    x: Float[Tensor, "*batch in"],
+    batch: int,
+    packed: Tensor,
+    bias: Tensor | None,
+    y: Float[Tensor, "*batch out"],
 ) -> None:
     """Multiply by the library, which checks what is given; where it refuses, what it was is looked for here."""
     assert taken.library is not None
-    packed = aligned(packed)
-    if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous() or len(bias) != y.shape[1]):
-        _check(x, packed, bias, y)
+    packed, outputs, inputs = aligned(packed), y.shape[-1], x.shape[-1]
+    if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous() or len(bias) != outputs):
+        _check(x, packed, bias, outputs)
         bias = bias.contiguous()
-    matrix = packed.data_ptr(), len(packed), TYPES[x.dtype], y.shape[1], x.shape[1]
-    rows = x.data_ptr(), len(x), x.stride(0), None if bias is None else bias.data_ptr(), y.data_ptr()
+    matrix = packed.data_ptr(), packed.numel(), TYPES[x.dtype], outputs, inputs
+    stride = inputs if x.is_contiguous() else x.stride(0)  # an axis of one has any stride
+    rows = x.data_ptr(), batch, stride, None if bias is None else bias.data_ptr(), y.data_ptr()
     if taken.library.functions.ecoflap_packed_linear(taken.number, *matrix, *rows, torch.get_num_threads()):
         said = taken.library.message
-        _check(x, packed, bias, y)
+        _check(x, packed, bias, outputs)
         raise KernelError(said)
 
 
 def _by_panels(
-    taken: Route, x: Float[Tensor, "rows in"], packed: Tensor, bias: Tensor | None, y: Float[Tensor, "rows out"]
+    taken: Route,
+    x: Float[Tensor, "*batch in"],
+    batch: int,
+    packed: Tensor,
+    bias: Tensor | None,
+    y: Float[Tensor, "*batch out"],
 ) -> None:
     """Decode some rows of the matrix at a time, and let torch multiply with them."""
-    _check(x, packed, bias, y)
-    each = max(1, PANEL // max(1, OUTPUTS * x.shape[1] * x.itemsize)) * OUTPUTS
-    for first in range(0, y.shape[1], each):
-        last = min(first + each, y.shape[1])
+    outputs, inputs = y.shape[-1], x.shape[-1]
+    _check(x, packed, bias, outputs)
+    rows, products = x.reshape(batch, inputs), y.view(batch, outputs)
+    each = max(1, PANEL // max(1, OUTPUTS * inputs * x.itemsize)) * OUTPUTS
+    for first in range(0, outputs, each):
+        last = min(first + each, outputs)
         part = None if bias is None else bias[first:last]
-        y[:, first:last] = torch.nn.functional.linear(x, unpack(packed, first, last - first), part)
+        products[:, first:last] = torch.nn.functional.linear(rows, unpack(packed, first, last - first), part)
 
 
-def _rows(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "rows in"]:
-    """Give rows that lie one behind the other, each without gaps."""
-    count = x.shape[:-1].numel()
-    rows = x.detach().reshape(count, x.shape[-1])
-    lies_well = rows.stride(1) == 1 and (count < 2 or rows.stride(0) >= rows.shape[1])
-    return rows if lies_well else rows.contiguous()
+def _lying_well(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:
+    """Give rows that lie one behind the other, each without gaps: equally far apart where they are a matrix."""
+    if x.is_contiguous():
+        return x
+    lies_well = x.ndim == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+    return x if lies_well else x.contiguous()
 
 
-def _check(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    shape = shape_of(packed)
+def _check(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> None:
+    shape, inputs = shape_of(packed), x.shape[-1]
     if x.dtype != shape.dtype or (bias is not None and bias.dtype != shape.dtype):
         other = x.dtype if x.dtype != shape.dtype else f"a bias of {bias.dtype if bias is not None else None}"
         raise KernelError(f"the packed weights are {shape.dtype} and are given {other}: convert one, by .to(dtype)")
-    if (y.shape[1], x.shape[1]) != (shape.outputs, shape.inputs) or (bias is not None and bias.shape != y.shape[1:]):
-        given = f"{x.shape[1]} inputs, {y.shape[1]} outputs and a bias of {None if bias is None else tuple(bias.shape)}"
+    if (outputs, inputs) != (shape.outputs, shape.inputs) or (bias is not None and bias.shape != (outputs,)):
+        given = f"{inputs} inputs, {outputs} outputs and a bias of {None if bias is None else tuple(bias.shape)}"
         raise KernelError(f"the packed weights are [{shape.outputs}, {shape.inputs}] and are given {given}")
 
 

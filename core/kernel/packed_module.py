@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers the operator
+from ecoflap.core.kernel import packed_rows as _rows  # noqa: F401 - registers the operator
 from ecoflap.core.kernel.library import TYPES
 from ecoflap.core.kernel.matrix import cast, pack_dense, unpack
-from ecoflap.core.kernel.order import shape_of
+from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
 
@@ -43,7 +44,8 @@ class PackedLinear(nn.Linear):
     @property
     def weight(self) -> Float[Tensor, "out in"]:  # type: ignore[override]
         """Give what stands for the dense weights, and is decoded when it is used: what is written to it is lost."""
-        return PackedWeight(self.packed)
+        known = Shape(self.dtype, self.out_features, self.in_features, self.kept, self.values)
+        return PackedWeight(self.packed, known)
 
     def extra_repr(self) -> str:
         share = 1 - self.kept / max(1, self.in_features * self.out_features)
@@ -62,16 +64,9 @@ class PackedLinear(nn.Linear):
 
         Whole numbers and their scales stay as they are, and stand for the other type.
         """
-        probe = fn(torch.empty(1, dtype=self.dtype))
-        if probe.device.type != "cpu":
-            raise KernelError(
-                f"packed weights are multiplied on the CPU, and cannot be moved to {probe.device}. Load the model with "
-                f"weights='dense' to run it there."
-            )
-        if probe.dtype not in TYPES:
-            raise KernelError(f"packed weights are {_listed()}, and not {probe.dtype}")
-        if probe.dtype != self.dtype:
-            self.packed, self.dtype = cast(self.packed, probe.dtype), probe.dtype
+        dtype = followed(fn, self.dtype)
+        if dtype != self.dtype:
+            self.packed, self.dtype = cast(self.packed, dtype), dtype
         super()._apply(fn, recurse)
         return self
 
@@ -104,6 +99,22 @@ class PackedLinear(nn.Linear):
     def _pack(self, weight: Float[Tensor, "out in"]) -> None:
         self.packed = pack_dense(weight.to(self.dtype), values=self.values)
         self.kept = shape_of(self.packed).kept
+
+
+def followed(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
+    """Give the type that packed weights are to have after what ``nn.Module`` applies to its tensors.
+
+    :raises KernelError: Where that is none that is multiplied packed, or they were to be on another device.
+    """
+    probe = fn(torch.empty(1, dtype=dtype))
+    if probe.device.type != "cpu":
+        raise KernelError(
+            f"packed weights are multiplied on the CPU, and cannot be moved to {probe.device}. Load the model with "
+            f"weights='dense' to run it there."
+        )
+    if probe.dtype not in TYPES:
+        raise KernelError(f"packed weights are {_listed()}, and not {probe.dtype}")
+    return probe.dtype
 
 
 def _listed() -> str:

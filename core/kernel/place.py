@@ -1,5 +1,6 @@
 """Say where the compiled library of kernels stands, without opening it; nothing here imports torch."""
 
+import os
 from pathlib import Path
 
 FILE = Path(__file__).with_name("libecoflap_kernels.so")
@@ -9,4 +10,6 @@ def absent(file: Path) -> str:
     """Say why there is no library; empty where there is one."""
     if file.is_file():
         return ""
-    return f"{file} is not there: ecoflap found no compiler when it was installed. Install one, and ecoflap again"
+    if os.name == "nt":
+        return "there are no kernels for Windows"
+    return f"{file} is not there: ecoflap was built without a compiler. Install one, and ecoflap again from its sources"

@@ -1,7 +1,7 @@
 """Find where a model comes from: a package, a folder, a GGUF file, a hub id or memory. No weight is read for it."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -9,12 +9,13 @@ from functools import lru_cache
 from hashlib import sha256
 from importlib.util import find_spec
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.model.anatomy import Source
@@ -34,6 +35,9 @@ OPEN_CLIP = "open_clip_config.json"
 
 CONFIGS = ("config.json", OPEN_CLIP)
 """Names under which the hub has a model's configuration; the first that is there counts."""
+
+_INDEX = (".safetensors.index.json", ".bin.index.json")
+"""Endings of files that say which weight is in which shard."""
 
 _SCHEME = re.compile(r"[a-z_]{2,}:.+")  # two letters at least: one is a drive of Windows
 
@@ -132,8 +136,29 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
         return {"commit": (snapshot(source) or _config_on_hub(source.name).parent).name}
     if source.path is None:
         return {"state_dict": _state_digest(source.model or load())}
-    beside = [] if source.path.is_file() else [source.path / name for name in source.files if _is_setting(name)]
-    return {file.name: sha256_of(file) for file in sorted({*weight_files(source), *beside})}
+    if source.path.is_file():
+        return {source.path.name: sha256_of(source.path)}
+    beside = [source.path / name for name in source.files if _is_setting(name)]
+    found = sorted({*weight_files(source), *beside, *_indexed(source.path, source.files)})
+    return {file.relative_to(source.path).as_posix(): sha256_of(file) for file in found}
+
+
+def _indexed(folder: Path, files: Sequence[str]) -> Iterator[Path]:
+    """Yield the files that the indices of a checkpoint name, wherever below its folder they are.
+
+    :raises ModelError: Where an index leads out of the folder, to what nobody would hash nor copy with it.
+    """
+    for index in (folder / name for name in files if name.endswith(_INDEX)):
+        try:
+            named = json_value(read_bytes(index)).get("weight_map", {}).values()
+            names = {name for name in named if isinstance(name, str)}
+        except (OSError, ValueError, AttributeError) as error:
+            raise ModelError(f"{index} is no index of a checkpoint: {error}.") from error
+        for name in sorted(names):
+            if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+                raise ModelError(f"{index}: it names {name}, outside its folder. Put the file in the folder.")
+            if (folder / name).is_file():
+                yield folder / name
 
 
 def _is_setting(name: str) -> bool:
@@ -180,6 +205,8 @@ def _in_package_at(name: str, package: str, root: Path, model: Path, split: Mapp
 def _in_folder(name: str, folder: Path) -> Source:
     files = tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
     source = Source(name, path=folder, files=files)
+    for _ in _indexed(folder, files):  # refuses one that leads elsewhere
+        pass
     ggufs = [file for file in files if file.endswith(".gguf")]
     only_gguf = [file.suffix for file in weight_files(source)] == [".gguf"]
     if "config.json" in files and not only_gguf:

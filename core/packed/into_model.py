@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.errors import ModelError
-from ecoflap.core.kernel.library import Values
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.shapes import first_difference, shapes_of, tensors_of
 from ecoflap.core.model.source import weight_files
 from ecoflap.core.packed.contents import Entry
-from ecoflap.core.packed.packing import ATTRIBUTE
+from ecoflap.core.packed.packing import ATTRIBUTE, Packing
 from ecoflap.core.packed.read_packed import StoredPacked, inspect_packed, stream_stored
 from ecoflap.core.packed.shards import ENDING, INDEX
 from ecoflap.core.packed.staying_packed import StayingPacked
@@ -64,18 +63,18 @@ def without_weights() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-_stays_packed: ContextVar[Values | None] = ContextVar("stays_packed", default=None)
+_stays_packed: ContextVar[Packing | None] = ContextVar("stays_packed", default=None)
 
 
 @contextmanager
-def staying_packed(values: Values) -> Iterator[None]:
+def staying_packed(packing: Packing) -> Iterator[None]:
     """Have :func:`fill` leave pruned matrices packed inside, as far as they can be multiplied so.
 
     What an adapter loads is filled deep within its library's own loading, which need not know of it.
 
-    :param values: How their weights are held.
+    :param packing: Says how their weights are held, and is told which are packed.
     """
-    token = _stays_packed.set(values)
+    token = _stays_packed.set(packing)
     try:
         yield
     finally:
@@ -101,8 +100,8 @@ def fill(
     names: dict[str, list[str]] = {}
     for name, entry in entries.items():
         names.setdefault(entry.same_as or name, []).append(name)
-    values = _stays_packed.get()
-    packs = StayingPacked.of(model, entries, names, type_of, values) if values else None
+    packing = _stays_packed.get()
+    packs = StayingPacked.of(model, entries, names, type_of, packing) if packing is not None else None
     for first, stored in stream_stored(path, packs.stored if packs else ()):
         if packs is not None and first in packs.candidates:
             packs.put(model, first, stored)

@@ -11,11 +11,14 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import FormatError, ModelError, unknown
 from ecoflap.core.kernel.library import Values
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import open_source
 from ecoflap.core.packed.into_model import is_packed, packed_in, staying_packed
+from ecoflap.core.packed.pack_model import pack_model
+from ecoflap.core.packed.packing import Packing
 from ecoflap.core.packed.read_packed import masks_in
 from ecoflap.core.packed.shards import locate
 from ecoflap.core.pruning.masks import MASKS, read_masks
@@ -33,10 +36,12 @@ def load_model(
     dtype: torch.dtype | None = None,
     adapter: Adapter | None = None,
     weights: Literal["dense", "packed", "packed-int8", "packed-int8a8"] = "dense",
+    embeddings: Literal["dense", "packed", "packed-int8", "packed-int8a8"] = "dense",
 ) -> nn.Module:
     """Load the model that the ``safetensors`` exporter wrote, in eval mode: dense again, or run from packed weights.
 
-    Every byte is checked as it is read. Beside the model one of its tensors is in memory at a time. The model's
+    Every byte is checked: the weights as they are read, and what lies beside them by the folder's ``SHA256SUMS``, which
+    an export has. Beside the model one of its tensors is in memory at a time. The model's
     tokenizer or processor lies in the folder in its own library's format, and :func:`load_masks` reads the masks.
 
     :param folder: With ``model.packed.safetensors``, or its shards and their index, and the model's configuration.
@@ -44,23 +49,37 @@ def load_model(
     :param adapter: For a model whose folder does not say what it is; afterwards its ``processor`` is the model's. By
         default the one that claims the folder is found.
     :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
+        on a GPU those that are pruned 2:4, once the model is there.
         ``model.ecoflap_packing`` says which, and what stays dense and why. docs/kernel.md has how fast that is where.
         ``packed-int8`` rounds weights to int8 as they are read, of each ``nn.Linear`` that takes fewer bytes so, and
         in each product x to int16; ``packed-int8a8`` rounds x to int8.
+    :param embeddings: How embeddings and the head are held, likewise, pruned or not: a head that is the embedding too
+        is read for each token. ``packed`` keeps every weight, and a sixteenth of memory is added for the masks.
     :raises FormatError: Where a file is truncated, changed or missing.
     :raises ModelError: Where the folder does not say which model it is of, or says what no library here can build; or
         where a weight that is to be int8 is not finite.
     """
-    if weights not in _WEIGHTS:
-        raise ModelError(f"weights: {unknown('way to hold weights', weights, _WEIGHTS)}")
-    if weights != "dense" and torch.device(device).type != "cpu":
+    for where, said in (("weights", weights), ("embeddings", embeddings)):
+        if said not in _WEIGHTS:
+            raise ModelError(f"{where}: {unknown('way to hold weights', said, _WEIGHTS)}")
+    if weights == "dense" and embeddings != "dense":
+        raise ModelError(f"embeddings: {embeddings} goes with packed weights: say weights='packed' or in int8, too")
+    elsewhere = torch.device(device).type != "cpu"
+    if elsewhere and (weights not in ("dense", "packed") or embeddings != "dense"):
         raise ModelError(
-            f"packed weights are multiplied on the CPU, and not on {device}. Say weights='dense' for that."
+            f"weights in int8 and packed embeddings are multiplied on the CPU, and not on {device}. Say "
+            f"weights='packed' for what is pruned 2:4, or weights='dense'."
         )
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"there is no GPU here for device={device}: torch finds none")
     source = _opened(Path(folder))
     adapter = adapter if adapter is not None else adapter_for(source, load_registry())
-    with staying_packed(_PACKED[weights]) if weights != "dense" else nullcontext():
-        return adapter.load(source, dtype, device).eval()
+    stays = weights != "dense" and not elsewhere
+    with staying_packed(Packing(_PACKED[weights], _PACKED.get(embeddings))) if stays else nullcontext():
+        model = adapter.load(source, dtype, device).eval()
+    if weights == "packed" and elsewhere:
+        pack_model(model)
+    return model
 
 
 def load_masks(folder: str | os.PathLike[str]) -> Mapping[str, Bool[Tensor, "..."]]:
@@ -91,6 +110,8 @@ def _opened(folder: Path) -> Source:
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder: name the one with the packed file and the model's configuration")
     locate(folder)
+    # Packed files check themselves, tensor by tensor, as they are read.
+    check_sums(folder, "Get the folder anew.", only=lambda name: not is_packed(name))
     try:
         source = open_source(str(folder), Path.cwd())
     except ModelError as error:

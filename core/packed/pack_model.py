@@ -1,52 +1,68 @@
 """Have a model in memory run from packed weights: its pruned matrices are packed where they are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from ecoflap.core.errors import ModelError, unknown
 from ecoflap.core.kernel.library import VALUES, Values
-from ecoflap.core.kernel.matrix import pack_dense, shape_for
+from ecoflap.core.kernel.matrix import shape_for
 from ecoflap.core.kernel.order import Shape
+from ecoflap.core.packed.forms import form_of, pack_into
 from ecoflap.core.packed.packing import (
     ATTRIBUTE,
     LEAST_SPARSITY,
     Candidate,
     Packing,
     arena_of,
+    is_expected,
     refuse_packed,
     replace,
+    vocabulary_weights,
     why_dense,
 )
+from ecoflap.core.packed.two_four import run_two_four
 
 
-def pack_model(model: nn.Module, values: Values = "exact") -> Packing:
-    """Replace each matrix that is pruned by one that is packed and stays so while it is multiplied, on the CPU.
+def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | None = None) -> Packing:
+    """Replace each matrix that is pruned by one that is packed and stays so while it is multiplied.
+
+    On a GPU that is each ``nn.Linear`` of which of every four weights that lie together two are zero, in 16 bits. What
+    follows is of the CPU.
 
     The model is changed in place, and takes less memory; it is run as before, and cannot be trained. Its state dict
-    holds dense weights under the names that it had. What runs packed is an ``nn.Linear`` that is at least 35 % zeros;
-    in int8 each ``nn.Linear`` that takes fewer bytes so, pruned or not.
+    holds dense weights under the names that it had. What runs packed are matrices that are at least 35 % zeros, of an
+    ``nn.Linear``, a ``Conv1D``, an attention or experts; in int8 each that takes fewer bytes so, pruned or not.
 
     :param model: A pruned one: weights that are zero are what is not stored.
     :param values: ``exact`` keeps weights bit by bit. ``int8`` rounds them to int8, with a scale for each output, and
         what they are multiplied with to int16, with a scale for each token; ``int8a8`` rounds that to int8 too.
+    :param embeddings: How embeddings and the head are held, pruned or not; None leaves embeddings, and a head that is
+        one of them, dense.
     :return: What is packed now, and what stays dense and why. It stands at ``model.ecoflap_packing``, too.
-    :raises ModelError: Where the model is not on the CPU, or is packed already.
+    :raises ModelError: Where the model is packed already, or is on a GPU that has no sparse tensor cores.
     """
-    if values not in VALUES:
-        raise ModelError(f"values: {unknown('way to hold values', values, list(VALUES))}")
+    for where, said in (("values", values), ("embeddings", embeddings)):
+        if said not in VALUES and (where, said) != ("embeddings", None):
+            raise ModelError(f"{where}: {unknown('way to hold values', str(said), list(VALUES))}")
     refuse_packed(model)
     elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
+    if elsewhere and values == "exact" and embeddings is None:
+        return run_two_four(model)
     if elsewhere:
-        raise ModelError(f"packed weights are multiplied on the CPU, and this model is on {', '.join(elsewhere)}")
-    packing = Packing(values)
+        raise ModelError(
+            f"int8 and packed embeddings are multiplied on the CPU, and this model is on {', '.join(elsewhere)}; there "
+            f"2:4 matrices run as they are: pack_model(model)"
+        )
+    packing = Packing(values, embeddings)
     candidates = list(_candidates(model, packing))
     arena = arena_of(candidates)
     for candidate in candidates:
-        weight = model.get_parameter(candidate.names[0])
-        replace(model, candidate, pack_dense(weight, arena.take(candidate.shape.nbytes), values))
-        packing.add(candidate.names[0], candidate.shape)
+        packed = arena.take(candidate.nbytes)
+        ends = pack_into(packed, candidate.form, model.get_parameter(candidate.names[0]), candidate.shape.values)
+        replace(model, candidate, packed, ends)
+        packing.add(candidate.names[0], candidate.shape, ends[-1])
     setattr(model, ATTRIBUTE, packing)
     return packing
 
@@ -56,24 +72,36 @@ def _candidates(model: nn.Module, packing: Packing) -> Iterator[Candidate]:
     shared: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         shared.setdefault(id(parameter), []).append(name)
+    of_words = vocabulary_weights(model, packing)
     for names in shared.values():
-        weight = model.get_parameter(names[0])
-        if weight.ndim < 2 or (packing.values == "exact" and not _is_pruned(weight)):
+        weight, is_vocabulary = model.get_parameter(names[0]), not of_words.isdisjoint(names)
+        values = packing.held(is_vocabulary)
+        if weight.ndim < 2 or not (is_vocabulary or _is_asked(model, names, weight, values)):
             continue
-        shape = shape_for(weight, packing.values) if weight.ndim == 2 else None
-        reason = next(filter(None, (_why_dense(model, name, shape, weight) for name in names)), "")
-        if reason or shape is None:
+        owner, _, attribute = names[0].rpartition(".")
+        form = form_of(model.get_submodule(owner), attribute)
+        shapes = [shape_for(part, values) for part in form.split(weight)] if form else []
+        shape = form.whole(shapes) if form else None
+        reasons = (_why_dense(model, name, shape, weight, is_vocabulary) for name in names)
+        reason = next(filter(None, reasons), "")
+        if reason or shape is None or form is None:
             packing.dense[names[0]] = reason
         else:
-            yield Candidate(tuple(names), shape)
+            yield Candidate(tuple(names), shape, form, sum(one.nbytes for one in shapes))
 
 
-def _why_dense(model: nn.Module, name: str, shape: Shape | None, weight: torch.Tensor) -> str:
+def _why_dense(model: nn.Module, name: str, shape: Shape | None, weight: torch.Tensor, is_vocabulary: bool) -> str:
     owner, _, attribute = name.rpartition(".")
-    reason = why_dense(model.get_submodule(owner), attribute, shape, weight.dtype)
+    reason = why_dense(model.get_submodule(owner), attribute, shape, weight.dtype, is_vocabulary)
     is_rounded = shape is not None and shape.values != "exact"
     return reason or ("a weight of it is not finite" if is_rounded and not weight.isfinite().all() else "")
 
 
-def _is_pruned(weight: torch.Tensor) -> bool:
-    return weight.numel() - int(weight.count_nonzero()) >= LEAST_SPARSITY * max(1, weight.numel())
+def _is_asked(model: nn.Module, names: Sequence[str], weight: torch.Tensor, values: Values) -> bool:
+    """Say whether a weight could be expected to run packed: of one that was not pruned int8 can be.
+
+    What is nothing but zeros and no matrix was not pruned: position embeddings begin so.
+    """
+    expected, zeros = is_expected(model, names), weight.numel() - int(weight.count_nonzero())
+    is_pruned = zeros >= LEAST_SPARSITY * max(1, weight.numel()) and (expected or zeros < weight.numel())
+    return is_pruned or (values != "exact" and expected)

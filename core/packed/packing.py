@@ -1,6 +1,6 @@
 """Say which matrices of a model run packed, and hold them together: :class:`Packing`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from ecoflap.core.kernel.arena import Arena
 from ecoflap.core.kernel.library import TYPES, Values
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.kernel.packed_module import PackedLinear
+from ecoflap.core.kernel.packed_parameters import PackedParameters, hold_packed
+from ecoflap.core.packed.forms import Form, form_of
 
 ATTRIBUTE = "ecoflap_packing"
 LEAST_SPARSITY = 0.35
@@ -22,7 +24,9 @@ LEAST_SPARSITY = 0.35
 class Packing:
     """Says what of a model is packed.
 
-    :param values: How its weights are held: as they are, or in int8.
+    :param values: How weights of layers are held: as they are, or in int8.
+    :param embeddings: How those of embeddings and of the head are, pruned or not; None leaves embeddings dense, and
+        has a head that is none be held as a layer.
     :param packed: The names of the weights that are, as ``state_dict()`` has them.
     :param dense: Of prunable weights that are not, each with the reason.
     :param bytes_dense: What the packed ones took dense.
@@ -30,22 +34,24 @@ class Packing:
     """
 
     values: Values = "exact"
+    embeddings: Values | None = None
     packed: list[str] = field(default_factory=list)
     dense: dict[str, str] = field(default_factory=dict)
     bytes_dense: int = 0
     bytes_packed: int = 0
 
-    def add(self, name: str, shape: Shape) -> None:
-        """Count a weight as packed."""
+    def add(self, name: str, shape: Shape, nbytes: int) -> None:
+        """Count a weight as packed, in so many bytes."""
         self.packed.append(name)
         self.bytes_dense += shape.bytes_dense
-        self.bytes_packed += shape.nbytes
+        self.bytes_packed += nbytes
 
     def __str__(self) -> str:
         """Tell it in sentences, a line for each reason why weights are dense."""
         share = f", {self.bytes_packed / self.bytes_dense:.3f} of its bytes" if self.bytes_dense else ""
-        how = {"exact": "", "int8": " in int8", "int8a8": " in int8 with x in int8"}[self.values]
-        lines = [f"{len(self.packed)} matrices run packed{how}{share}."]
+        lines = [f"{len(self.packed)} matrices run packed{_HOW[self.values]}{share}."]
+        if self.embeddings is not None:
+            lines.append(f"Embeddings and head are among them{_HOW[self.embeddings]}.")
         reasons: dict[str, list[str]] = {}
         for name, reason in self.dense.items():
             reasons.setdefault(reason, []).append(name)
@@ -54,58 +60,113 @@ class Packing:
             lines.append(f"dense, because {reason}: {', '.join(names[:3])}{more}")
         return "\n".join(lines)
 
+    def held(self, is_vocabulary: bool) -> Values:
+        """Say how a weight is held: one of an embedding or a head, or of a layer."""
+        return self.embeddings if is_vocabulary and self.embeddings is not None else self.values
+
+
+_HOW: dict[Values, str] = {"exact": "", "int8": " in int8", "int8a8": " in int8 with x in int8"}
+
 
 @dataclass(frozen=True)
 class Candidate:
     """Names a weight that may run packed, and what it would be then.
 
     :param names: Its names in the model; more than one where modules share it.
+    :param shape: Of all its matrices together.
+    :param nbytes: What it takes at most.
     """
 
     names: tuple[str, ...]
     shape: Shape
+    form: Form
+    nbytes: int
 
 
-def why_dense(module: nn.Module, attribute: str, shape: Shape | None, dtype: torch.dtype) -> str:
+def why_dense(
+    module: nn.Module, attribute: str, shape: Shape | None, dtype: torch.dtype, is_vocabulary: bool = False
+) -> str:
     """Say why a weight stays dense; empty where it can run packed.
 
     :param module: The one that holds it.
     :param shape: What it would be packed; None where that is not asked, because it is no matrix.
+    :param is_vocabulary: Whether it is an embedding's or a head's, and how those are held was said.
     """
-    kind = type(module).__name__
-    if type(module) is not nn.Linear or attribute != "weight" or shape is None:
-        return f"only an nn.Linear runs packed yet, and this is {attribute!r} of a {kind}"
+    form = form_of(module, attribute)
+    if form is None or shape is None:
+        return f"{type(module).__name__} is not known to multiply with {attribute!r} as a matrix"
+    if isinstance(module, nn.Embedding) and not is_vocabulary:
+        return "it is an embedding, and none was said to run packed"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "its max_norm changes it when it is used"
     if dtype not in TYPES:
         return f"{str(dtype).removeprefix('torch.')} is not multiplied packed"
     sparsity = 1 - shape.kept / max(1, shape.outputs * shape.inputs)
-    if shape.values == "exact" and sparsity < LEAST_SPARSITY:
+    if shape.values == "exact" and sparsity < LEAST_SPARSITY and not is_vocabulary:
         return f"less than {100 * LEAST_SPARSITY:.0f} % of it is zero"
-    if shape.values != "exact" and shape.nbytes >= shape.bytes_dense:
+    if shape.values != "exact" and form.most_bytes(shape) >= shape.bytes_dense:
         return "int8 with masks and scales would take no fewer bytes"
-    if module._forward_hooks or module._forward_pre_hooks:
+    if is_replaced(module) and (module._forward_hooks or module._forward_pre_hooks):
         return "its module has hooks, which would be lost"
     return ""
 
 
+def vocabulary_weights(model: nn.Module, packing: Packing) -> frozenset[str]:
+    """Name the weights of embeddings and of heads that transformers names, where it was said how they are held."""
+    if packing.embeddings is None:
+        return frozenset()
+    modules = list(model.named_modules(remove_duplicate=False))
+    heads = {id(module.get_output_embeddings()) for _, module in modules if hasattr(module, "get_output_embeddings")}
+    named = (name for name, module in modules if isinstance(module, nn.Embedding) or id(module) in heads)
+    return frozenset(f"{name}.weight" for name in named)
+
+
+def is_expected(model: nn.Module, names: Sequence[str]) -> bool:
+    """Say whether a weight could be expected to run packed that was not pruned, by what its modules are."""
+    return any(_is_expected(model, name) for name in names)
+
+
+def _is_expected(model: nn.Module, name: str) -> bool:
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    weight = getattr(module, attribute)
+    is_linear = isinstance(module, nn.Linear) and attribute == "weight"
+    is_several = weight.ndim == 3 and len(weight) > 1 and not isinstance(module, nn.modules.conv._ConvNd)
+    return is_linear or is_several or form_of(module, attribute) is not None
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Say whether another module is put into the place of one, rather than that it holds its parameters packed."""
+    return type(module) is nn.Linear or type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear
+
+
 def arena_of(candidates: Iterable[Candidate]) -> Arena:
     """Reserve memory for all that will run packed."""
-    return Arena(candidate.shape.nbytes for candidate in candidates)
+    return Arena(candidate.nbytes for candidate in candidates)
 
 
-def replace(model: nn.Module, candidate: Candidate, packed: torch.Tensor) -> None:
-    """Put modules with packed weights in the place of those that held them dense, with their biases."""
+def replace(model: nn.Module, candidate: Candidate, packed: torch.Tensor, ends: Sequence[int]) -> None:
+    """Have modules multiply with packed weights that held them dense, with their biases.
+
+    :param packed: Holds the matrices of the weight, and may be longer.
+    :param ends: Behind how many bytes each of them ends.
+    """
+    packed = packed[: ends[-1]]
     for name in candidate.names:
-        owner = name.rpartition(".")[0]
-        parent, _, child = owner.rpartition(".")
+        owner, _, attribute = name.rpartition(".")
         before: Any = model.get_submodule(owner)
-        module = PackedLinear(packed, before.bias).train(before.training)
-        setattr(model.get_submodule(parent), child, module)
+        if is_replaced(before):
+            parent, _, child = owner.rpartition(".")
+            module = PackedLinear(packed, before.bias).train(before.training)
+            setattr(model.get_submodule(parent), child, module)
+        else:
+            hold_packed(before, attribute, packed, ends, candidate.form.transposed)
 
 
-def packed_modules(model: nn.Module) -> Iterator[tuple[str, PackedLinear]]:
+def packed_modules(model: nn.Module) -> Iterator[tuple[str, PackedLinear | PackedParameters]]:
     """Find what runs packed already."""
     for name, module in model.named_modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedLinear | PackedParameters):
             yield name, module
 
 

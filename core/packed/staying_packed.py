@@ -10,10 +10,18 @@ from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.errors import FormatError, KernelError, ModelError
 from ecoflap.core.kernel.arena import Arena
 from ecoflap.core.kernel.library import Values
-from ecoflap.core.kernel.matrix import pack_rows
-from ecoflap.core.kernel.order import Shape, all_bits
+from ecoflap.core.kernel.order import Shape
 from ecoflap.core.packed.contents import Entry
-from ecoflap.core.packed.packing import Candidate, Packing, arena_of, replace, why_dense
+from ecoflap.core.packed.forms import Form, all_kept, form_of, pack_stored_into
+from ecoflap.core.packed.packing import (
+    Candidate,
+    Packing,
+    arena_of,
+    is_expected,
+    replace,
+    vocabulary_weights,
+    why_dense,
+)
 from ecoflap.core.packed.read_packed import StoredPacked
 
 
@@ -37,26 +45,33 @@ class StayingPacked:
         entries: Mapping[str, Entry],
         names: Mapping[str, Sequence[str]],
         type_of: Callable[[str, torch.dtype], torch.dtype],
-        values: Values,
+        packing: Packing,
     ) -> "StayingPacked":
         """Choose what stays packed, from what a file says that it holds.
 
         :param names: By the name that the file stores a tensor under, all that it has in the model.
         :param type_of: As for :func:`ecoflap.core.packed.into_model.fill`.
-        :param values: How they are held: in int8 what is not pruned is packed too.
+        :param packing: Says how they are held, and is told what is packed and what is not: in int8 that is what is not
+            pruned, too.
         """
         candidates: dict[str, Candidate] = {}
-        packing = Packing(values)
+        of_words = vocabulary_weights(model, packing)
         for name, entry in entries.items():
-            is_asked = entry.kept is not None if values == "exact" else _is_weight(model, name, entry)
+            is_vocabulary = not of_words.isdisjoint(names.get(name, ()))
+            values = packing.held(is_vocabulary)
+            is_any = is_vocabulary or values != "exact"
+            is_asked = entry.kept is not None or (is_any and _is_weight(model, names.get(name, ()), entry))
             if not is_asked or entry.same_as is not None:
                 continue
-            shape = _shape(entry, type_of(name, DTYPES[entry.dtype]), values)
-            reason = next(filter(None, (_why_dense(model, one, entry, shape) for one in names[name])), "")
-            if reason:
+            owner, _, attribute = name.rpartition(".")
+            form = form_of(model.get_submodule(owner), attribute)
+            shape = _shape(entry, form, type_of(name, DTYPES[entry.dtype]), values)
+            reasons = (_why_dense(model, one, entry, shape, is_vocabulary) for one in names[name])
+            reason = next(filter(None, reasons), "")
+            if reason or form is None:
                 packing.dense[name] = reason
             else:
-                candidates[name] = Candidate(tuple(names[name]), shape)
+                candidates[name] = Candidate(tuple(names[name]), shape, form, form.most_bytes(shape))
         stored = frozenset(name for name in candidates if entries[name].packed)
         return cls(candidates, stored, packing, arena_of(candidates.values()))
 
@@ -67,38 +82,42 @@ class StayingPacked:
         :raises ModelError: Where it holds what has no int8.
         """
         candidate = self.candidates[name]
-        shape, packed = candidate.shape, self.arena.take(candidate.shape.nbytes)
-        if isinstance(stored, Tensor):
-            stored = StoredPacked(all_bits(shape), stored.reshape(-1))
+        shape, packed = candidate.shape, self.arena.take(candidate.nbytes)
+        stored = all_kept(shape, stored) if isinstance(stored, Tensor) else stored
         values = stored.values.to(shape.dtype)
         if shape.values != "exact" and not values.isfinite().all():
             raise ModelError(
                 f"{name} holds a weight that is not finite, for which no int8 stands. Say weights='packed' for it."
             )
         try:
-            pack_rows(packed, shape, stored.bits, values)
+            ends = pack_stored_into(packed, candidate.form, shape, StoredPacked(stored.bits, values))
         except KernelError as error:
             raise FormatError(f"the packed weight {name} is damaged: {error}") from error
-        replace(model, candidate, packed)
-        self.packing.add(name, candidate.shape)
+        replace(model, candidate, packed, ends)
+        self.packing.add(name, shape, ends[-1])
 
 
-def _is_weight(model: nn.Module, name: str, entry: Entry) -> bool:
-    """Say whether int8 can be expected of it: real numbers with two axes or more that are no buffer."""
+def _is_weight(model: nn.Module, names: Sequence[str], entry: Entry) -> bool:
+    """Say whether int8 can be expected of it: real numbers with which a module multiplies, that are no buffer."""
+    is_matrix = len(entry.shape) > 1 and DTYPES[entry.dtype].is_floating_point
+    return is_matrix and all(_is_parameter(model, name) for name in names) and is_expected(model, names)
+
+
+def _is_parameter(model: nn.Module, name: str) -> bool:
     owner, _, attribute = name.rpartition(".")
-    is_parameter = attribute in model.get_submodule(owner)._parameters
-    return is_parameter and len(entry.shape) > 1 and DTYPES[entry.dtype].is_floating_point
+    return attribute in model.get_submodule(owner)._parameters
 
 
-def _shape(entry: Entry, dtype: torch.dtype, values: Values) -> Shape:
-    """Say what it is when it is packed: of what the file holds dense nothing is left out."""
-    outputs, inputs = entry.shape if len(entry.shape) == 2 else (0, 0)
+def _shape(entry: Entry, form: Form | None, dtype: torch.dtype, values: Values) -> Shape:
+    """Say what its matrices are together when they are packed: of what the file holds dense nothing is left out."""
+    outputs, inputs = form.sizes(entry.shape) if form else (0, 0)
+    outputs *= form.matrices if form else 0
     kept = entry.kept if entry.packed and entry.kept is not None else outputs * inputs
     return Shape(dtype, outputs, inputs, kept, values)
 
 
-def _why_dense(model: nn.Module, name: str, entry: Entry, shape: Shape) -> str:
+def _why_dense(model: nn.Module, name: str, entry: Entry, shape: Shape, is_vocabulary: bool) -> str:
     owner, _, attribute = name.rpartition(".")
-    is_matrix = len(entry.shape) == 2
-    reason = why_dense(model.get_submodule(owner), attribute, shape if is_matrix else None, shape.dtype)
-    return reason or ("" if entry.packed or shape.values != "exact" else "the file holds it dense")
+    reason = why_dense(model.get_submodule(owner), attribute, shape, shape.dtype, is_vocabulary)
+    is_taken = entry.packed or is_vocabulary or shape.values != "exact"
+    return reason or ("" if is_taken else "the file holds it dense")

@@ -1,22 +1,41 @@
-"""The file ``plan.json``, read back: whatever is wrong in it is told with its place."""
+"""The file ``plan.json``, which knows the scores that it was made by: what is wrong in it is told with its place."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ecoflap.core.disk.sealed_lines import has_seal, last_seal
+from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.errors import RunError
 from ecoflap.core.pruning.plan import Plan, PlannedGroup, PlannedLayer
+from ecoflap.core.pruning.scores import Scores, read_scores
+
+_WAY_OUT = "Restore the file, or begin the run anew with --fresh"
 
 
 class _Contents(BaseModel):
-    """What a plan is made of; the file also has sums over it, for those who read it."""
+    """What a plan is made of; the file also has sums over it, for those who read it.
+
+    :param scores: The seal of the last line of the scores that it was made by; empty where there were none.
+    """
 
     model_config = ConfigDict(strict=True)
     version: Literal[1]
     layers: dict[str, PlannedLayer]
     groups: dict[str, PlannedGroup]
+    scores: str
+
+
+def write_plan(path: Path, plan: Plan, kept_whole: Mapping[str, int], scores: Path) -> None:
+    """Write a ``plan.json``.
+
+    :param kept_whole: How many parameters no budget is about, by reason.
+    :param scores: The file of the scores, which need not be there.
+    """
+    write_sealed_json(path, {**plan.dump(), "kept_whole": dict(kept_whole), "scores": last_seal(scores)})
 
 
 def read_plan(path: Path) -> Plan:
@@ -24,5 +43,18 @@ def read_plan(path: Path) -> Plan:
 
     :raises RunError: Where it cannot be read, or is no plan that this version wrote: with each place in it.
     """
-    found = read_validated(path, _Contents, RunError, "Restore the file, or begin the run anew with --fresh")
+    found = read_validated(path, _Contents, RunError, _WAY_OUT)
     return Plan(found.layers, found.groups)
+
+
+def read_scores_of(plan: Path, scores: Path) -> Scores:
+    """Read the scores of a run, and hold them to its plan, where there is one yet.
+
+    :raises RunError: Where there are none, a line is not what was written, or the last ones are gone.
+    """
+    found = read_scores(scores)
+    if plan.is_file():
+        known = read_validated(plan, _Contents, RunError, _WAY_OUT).scores
+        if not has_seal(scores, known):
+            raise RunError(f"{scores}: its last lines are gone, which {plan.name} knows. {_WAY_OUT}")
+    return found

@@ -1,15 +1,16 @@
 """The fine step: walk the model block by block, each block seeing the already pruned ones before it."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Pattern
@@ -17,13 +18,16 @@ from ecoflap.core.budget.select import is_finite, kept_only
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.disk.whole_files import whole_file
+from ecoflap.core.disk.safetensors_header import StoredAs
+from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
 from ecoflap.core.pruning.plan import Plan, PlannedLayer
 from ecoflap.core.recipe.part_spec import PartSpec
+
+_FORMAT = "ecoflap.block"
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,12 @@ class BlockwisePruning:
     def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
         path = self._file_of(index)
         if path.is_file():
-            self._take_over(path, layers, masks)
+            self._take_over(index, layers, masks)
         else:
             changed = self._prune(index, layers, masks)
-            contents = {f"{layer.name}.mask": masks.bits[layer.name] for layer in layers}
-            contents |= {layer.name: layer.weight.data.cpu().contiguous() for layer in changed}
-            with whole_file(path) as temporary:
-                save_file(contents, temporary)
+            tensors = {f"{layer.name}.mask": _sealed(masks.bits[layer.name]) for layer in layers}
+            tensors |= {layer.name: _sealed(layer.weight.data) for layer in changed}
+            write_sealed(path, _FORMAT, self._of(index), tensors)
 
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
         """Prune one block, and return the layers that are more than their mask on the old weight."""
@@ -130,20 +133,48 @@ class BlockwisePruning:
         inside = [other.name for other in self.replay.anatomy.layers_of[block.name]]
         return LayerPlace(layer.name, block.tower, block.name, tower.index(block.name), inside.index(layer.name))
 
-    def _take_over(self, path: Path, layers: Sequence[Layer], masks: PackedMasks) -> None:
-        anew = "Delete it, or start anew with --fresh"
+    def _of(self, index: int) -> str:
+        """Say which block of which plan a file is, so that no other's is taken for it."""
+        return json.dumps({"block": self.replay.blocks[index].name, "plan": self._plan_digest})
+
+    @cached_property
+    def _plan_digest(self) -> str:
+        return sha256(json.dumps(self.plan.dump()).encode()).hexdigest()
+
+    def _take_over(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
+        """Read a finished block, every byte of it checked."""
+        path = self._file_of(index)
         try:
-            with safe_open(path, framework="pt") as file:
-                names = set(file.keys())
+            with open_sealed(path, _FORMAT) as file:
+                if file.manifest != self._of(index):
+                    raise FormatError(f"{path}: this is another block, or one of another plan")
+                changed = {layer.name: _as_stored(layer) for layer in layers if layer.name in file.hashes}
+                file.expect_as(changed | {f"{layer.name}.mask": _bits_of(layer) for layer in layers})
                 for layer in layers:
-                    bits = file.get_tensor(f"{layer.name}.mask")
-                    if popcount(bits) != self.plan.layers[layer.name].keep:
-                        raise FormatError(f"{path}: the mask of {layer.name} does not hold what the plan keeps. {anew}")
-                    masks.put(layer.name, bits, tuple(layer.as_stored(layer.weight).shape))
-                    old, mask = layer.weight.data, layer.oriented(masks[layer.name]).to(layer.weight.device)
-                    old.copy_(file.get_tensor(layer.name) if layer.name in names else kept_only(old, mask))
-        except SafetensorError as error:
-            raise FormatError(f"{path}: this finished block cannot be read: {error}. {anew}") from error
+                    self._take_over_layer(file, layer, masks)
+        except FormatError as error:
+            anew = "Delete it, and the run prunes that block again; or start anew with --fresh"
+            raise FormatError(*(f"{problem.removesuffix('.')}. {anew}" for problem in error.problems)) from error
+
+    def _take_over_layer(self, file: Sealed, layer: Layer, masks: PackedMasks) -> None:
+        bits = file.read(f"{layer.name}.mask")
+        if popcount(bits) != self.plan.layers[layer.name].keep:
+            raise FormatError(f"{file.path}: the mask of {layer.name} does not hold what the plan keeps")
+        masks.put(layer.name, bits, tuple(layer.as_stored(layer.weight).shape))
+        old, mask = layer.weight.data, layer.oriented(masks[layer.name]).to(layer.weight.device)
+        old.copy_(file.read(layer.name) if layer.name in file.hashes else kept_only(old, mask))
+
+
+def _sealed(tensor: Tensor) -> SealedTensor:
+    return SealedTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+def _as_stored(layer: Layer) -> StoredAs:
+    return StoredAs(layer.weight.dtype, tuple(layer.weight.shape))
+
+
+def _bits_of(layer: Layer) -> StoredAs:
+    return StoredAs(torch.uint8, ((layer.size + 7) // 8,))
 
 
 def _put(masks: PackedMasks, layer: Layer, mask: Bool[Tensor, "out in"]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from ecoflap.core.contracts.blame import blaming, blaming_each
 from ecoflap.core.contracts.events import Event, Progress, Warned
 from ecoflap.core.contracts.records import Aggregate, Estimate, Score, Unit
-from ecoflap.core.disk.whole_files import append_line, read_lines
+from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import ModelError, nearest
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ecoflap.core.contracts.records import Aggregate, Estimate, Score, Unit
-from ecoflap.core.disk.whole_files import read_lines
+from ecoflap.core.disk.sealed_lines import read_lines
 from ecoflap.core.errors import ModelError, RunError
 
 

@@ -3,16 +3,23 @@
 import platform
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 import torch
 
+CAN_CHANGE_NUMBERS = (
+    "ecoflap", "torch", "transformers", "safetensors", "numpy", "tokenizers", "sentencepiece", "pillow", "datasets",
+    "gguf", "timm", "open_clip_torch", "salesforce-lavis",
+)  # fmt: skip
+"""Packages that compute, or read what is computed with."""
+
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that can change a number: Python, torch, transformers, this package."""
+    """Return the versions of everything that can change a number: Python, this package, its plugins and libraries."""
     found = {"python": platform.python_version()}
-    for name in ("ecoflap", "torch", "transformers", "safetensors"):
+    plugins = {point.dist.name for point in entry_points(group="ecoflap") if point.dist is not None}
+    for name in dict.fromkeys([*CAN_CHANGE_NUMBERS, *sorted(plugins)]):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

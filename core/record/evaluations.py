@@ -13,8 +13,9 @@ from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter, Note
+from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.disk.validation import wrong_places
-from ecoflap.core.disk.whole_files import append_line, read_lines, sha256_of
+from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.report import RecordedMeasure

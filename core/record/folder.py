@@ -1,6 +1,5 @@
 """Keep a run folder: its files by name, the lock of the process that runs there, and whose model and data it is of."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,10 +11,19 @@ from typing import Any
 
 from filelock import lock_descriptor
 
-from ecoflap.core.disk.json_files import read_json
-from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, append_line, read_lines, removed_leftovers, write_whole
+from ecoflap.core.disk.sealed_lines import append_line, last_seal, read_lines
+from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, write_sealed_json
+from ecoflap.core.disk.sums import check_sums
+from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, removed_leftovers
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.record.environment import peak_memory
+from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
+
+_ANEW = "Restore it, or begin the run anew with --fresh."
+_UNDO = (
+    "Undo the change: a folder keeps the recipe that it was begun with. To run another, copy it to a place of its own "
+    "and name another folder with --folder, or begin this one anew with --fresh."
+)
 
 
 @dataclass(frozen=True)
@@ -99,20 +107,67 @@ class RunFolder:
         """By what the folder's model and data are known to be the same."""
         return self.path / "fingerprints.json"
 
-    def identify(self, found: Mapping[str, Any]) -> None:
+    def read_recipe(self) -> dict[str, Any]:
+        """Read the recipe that the folder was begun with, as plain values; an edited one is refused."""
+        text = read_sealed_text(self.recipe, _UNDO, most=LARGEST).decode(errors="replace")
+        recipe: dict[str, Any] = read_yaml(text, self.recipe, RunError).value
+        return recipe
+
+    def read_fingerprints(self) -> dict[str, Any]:
+        """Read by what the folder's model and data are known; nothing is known of a folder without the file."""
+        return read_sealed_json(self.fingerprints, _ANEW) if self.fingerprints.is_file() else {}
+
+    def check_model(self) -> None:
+        """Refuse a pruned model of which a file is not what was written."""
+        way_out = "Restore it; or delete model/ and run the recipe again, which prunes anew by the same plan."
+        check_sums(self.model, way_out, required=True)
+
+    def identify(self, found: Mapping[str, Any], *, accept: bool = False) -> list[str]:
         """Refuse to go on where the model or the data are not those the folder was begun with.
 
         :param found: A fingerprint of each, or a mapping of them by file.
+        :param accept: Go on with other data than before; nothing goes on with another model.
+        :return: What was accepted, a sentence each.
         """
-        before = read_json(self.fingerprints) if self.fingerprints.is_file() else {}
-        changed = [_which(what, before[what], now) for what, now in found.items() if before.get(what, now) != now]
-        if changed:
+        before = self.read_fingerprints()
+        changed = {what: now for what, now in found.items() if before.get(what, now) != now}
+        if changed and not (accept and changed.keys() <= MAY_CHANGE):
+            named = " and another ".join(_which(what, before[what], now) for what, now in changed.items())
+            go_on = "go on with what is there now with --accept-change, " if changed.keys() <= MAY_CHANGE else ""
             raise RunError(
-                f"{self.path} was begun with another {' and another '.join(changed)} than is there now. "
-                f"Run into another folder with --folder, or begin this one anew with --fresh"
+                f"{self.path} was begun with another {named} than is there now. "
+                f"Run into another folder with --folder, {go_on}or begin this one anew with --fresh"
             )
-        if not found.keys() <= before.keys():
-            write_whole(self.fingerprints, json.dumps({**before, **found}, indent=1))
+        if changed or not found.keys() <= before.keys():
+            write_sealed_json(self.fingerprints, {**before, **found})
+        return [_accepted(what, before[what], now) for what, now in changed.items()]
+
+    def identify_versions(self, now: Mapping[str, str], *, working: bool, accept: bool = False) -> list[str]:
+        """Refuse to go on with other versions of Python and libraries than the folder was begun with.
+
+        :param now: Those of this process.
+        :param working: Whether anything is left to do. Otherwise nothing is refused, nor recorded.
+        :param accept: Go on all the same.
+        :return: What was accepted, a sentence each.
+        """
+        before = self.read_fingerprints()
+        known: Mapping[str, str] = before.get(VERSIONS, now)
+        names = [name for name in dict.fromkeys([*known, *now]) if known.get(name) != now.get(name)]
+        changed = ", ".join(f"{name} {known.get(name, 'absent')} (now {now.get(name, 'absent')})" for name in names)
+        if changed and working and not accept:
+            raise RunError(
+                f"{self.path} was begun with {changed}: what is left would be computed by other code than what is "
+                f"there. Install the versions of before, go on all the same with --accept-change, run into another "
+                f"folder with --folder, or begin this one anew with --fresh"
+            )
+        if VERSIONS not in before or (changed and working):
+            write_sealed_json(self.fingerprints, {**before, VERSIONS: dict(now)})
+        return [f"it was begun with {changed}, which was accepted"] if changed and working else []
+
+    def last_seals(self) -> dict[str, str]:
+        """Give the seals by which it shows later whether lines are gone, by the file's name."""
+        names = (self.evaluations.name, "stages.jsonl", "warnings.jsonl", "taken_over.jsonl")
+        return {name: last_seal(self.path / name) for name in names if (self.path / name).is_file()}
 
     def record_stage(self, stage: str, seconds: float, peak_memory: int) -> None:
         """Add to what a stage took so far, which is recorded piece by piece."""
@@ -168,6 +223,17 @@ class Clock:
         """Record the time since the last record, and the most memory that this process has held."""
         seconds, self._told = perf_counter() - self._told, perf_counter()
         self._folder.record_stage(self._stage, seconds, peak_memory())
+
+
+VERSIONS = "versions"
+"""The key of the fingerprints that says by which versions of Python and libraries the run was begun."""
+
+MAY_CHANGE = frozenset(("calibration data", "scoring data"))
+"""Fingerprints that may change while a run goes on, if the user says so."""
+
+
+def _accepted(what: str, before: Any, now: Any) -> str:
+    return f"the {what} changed since it was begun, from SHA-256 {before} to {now}, which was accepted"
 
 
 def _which(what: str, before: Any, now: Any) -> str:
@@ -280,9 +346,13 @@ def _lock(folder: RunFolder, lock: int) -> None:
 
 
 def _empty(folder: RunFolder) -> None:
-    """Delete all that a run left. What says whose the folder is goes last: a process killed here leaves no stranger."""
-    last = (folder.fingerprints, folder.recipe)
-    for entry in [*(entry for entry in folder.path.iterdir() if entry not in (folder.lock, *last)), *last]:
+    """Delete all that a run left. What says whose the folder is goes last: a process killed here leaves no stranger.
+
+    The report goes first, for it says what else there is.
+    """
+    first, last = (folder.report,), (folder.fingerprints, folder.recipe)
+    others = (entry for entry in folder.path.iterdir() if entry not in (folder.lock, *first, *last))
+    for entry in [*first, *others, *last]:
         _delete(entry)
 
 

@@ -62,6 +62,7 @@ def make_report(folder: RunFolder, recipe: Recipe, plan: Plan, outcome: Outcome)
         "machine": machine(outcome.device),
         "versions": versions(),
         "exports": {name: manifest.model_dump(mode="json") for name, manifest in outcome.exports.items()},
+        "lines": folder.last_seals(),
     }
     try:
         # By way of JSON, so that a report in memory equals the one that is read back.

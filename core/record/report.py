@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from ecoflap.core.disk.sealed_lines import has_seal
+from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.disk.validation import read_validated
-from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
@@ -102,6 +103,7 @@ class Report(_Entry):
     :param towers: The same by tower.
     :param bytes: Of the weights in ``model/`` and, by name, in each export.
     :param exports: By name; without those that have no manifest.
+    :param lines: Of each file that grows by the line the seal that its last line had, by the file's name.
     """
 
     version: Literal[1]
@@ -122,6 +124,7 @@ class Report(_Entry):
     machine: Mapping[str, str | int]
     versions: Mapping[str, str]
     exports: Mapping[str, Manifest]
+    lines: Mapping[str, str]
 
     @model_validator(mode="after")
     def _counts_agree(self) -> "Report":
@@ -182,13 +185,13 @@ class Report(_Entry):
         return {name: size for name, size in self.bytes.items() if name != "model"}
 
     def dump(self) -> str:
-        """Return the text of ``report.json``."""
+        """Return the text of ``report.json``, but for its seal."""
         return json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False)
 
 
 def write_report(folder: RunFolder, report: Report) -> None:
     """Write ``report.json``. A run that has one is finished."""
-    write_whole(folder.report, report.dump())
+    write_sealed_text(folder.report, report.dump())
 
 
 def read_report(path: Path | str) -> Report:
@@ -197,4 +200,14 @@ def read_report(path: Path | str) -> Report:
     :raises RunError: Where it cannot be read or is not the report of a run that this version wrote: with the file and
         each place in it.
     """
-    return read_validated(Path(path), Report, RunError, "Run its recipe again to write the report anew.")
+    way_out = "Restore it; or delete it and run its recipe again, which writes the report anew."
+    return read_validated(Path(path), Report, RunError, way_out)
+
+
+def check_lines(folder: RunFolder, report: Report) -> None:
+    """Refuse a finished run in which lines are gone that were there when its report was written."""
+    gone = [name for name, seal in report.lines.items() if not has_seal(folder.path / name, seal)]
+    if gone:
+        way_out = f"Restore it; or delete {folder.report.name} and run the recipe again, which does anew what is gone."
+        known = f"its last lines are gone, which {folder.report.name} knows"
+        raise RunError(*(f"{folder.path / name}: {known}. {way_out}" for name in gone))

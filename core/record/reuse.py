@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.disk.json_files import read_json
+from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.recipe.schema import Recipe, scores_depend_on
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.text.strict_yaml import read_yaml_file
 
 
 def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
@@ -22,6 +21,7 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> 
     """Find the scores of a run of ``reuse:`` with the same scorer, data, model and seed."""
     for folder in _alike(recipe, fingerprints, own, scores_depend_on()):
         if folder.plan.is_file() and folder.scores.is_file():
+            read_scores_of(folder.plan, folder.scores)
             return folder.scores
     return None
 
@@ -42,8 +42,8 @@ def _alike(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, keys: Seq
     for folder in map(RunFolder, recipe.reuse):
         if folder.path == own or not folder.fingerprints.is_file():
             continue
-        other = _comparable(read_yaml_file(folder.recipe).value)
-        before = read_json(folder.fingerprints)
+        other = _comparable(folder.read_recipe())
+        before = folder.read_fingerprints()
         if all(other.get(key) == wanted.get(key) for key in keys) and fingerprints.items() <= before.items():
             yield folder
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ecoflap.core.disk.whole_files import write_whole
+from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.report import Measures, RecordedGroup, RecordedMeasure, RecordedStage, Report
 from ecoflap.core.report.charts import Line, Panel, Strip, by_block
@@ -40,7 +40,7 @@ class Bar(NamedTuple):
 def write_page(folder: Path, report: Report) -> Path:
     """Write ``report.html`` into a run's folder, and return its path."""
     path = folder / "report.html"
-    write_whole(path, page(folder.name, report))
+    write_sealed_text(path, page(folder.name, report))
     return path
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.model.source import fingerprint
+from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.record.evaluations import digests
 from ecoflap.core.record.run_log import RunLog
-from ecoflap.core.run.calibration import Calibration
 from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.run_model import RunModel
 

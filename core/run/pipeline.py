@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,19 @@ from torch import nn
 
 from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.disk.whole_files import write_whole
+from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
-from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, missing_exports, provenance_of
+from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.pruning.plan import Plan
-from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.recipe.differences import changes
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.schema import Recipe, may_change
+from ecoflap.core.record.environment import versions
 from ecoflap.core.record.evaluations import measures_of
 from ecoflap.core.record.folder import open_run
 from ecoflap.core.record.make_report import Outcome, make_report
 from ecoflap.core.record.readback import masks_as_planned
-from ecoflap.core.record.report import Report, write_report
+from ecoflap.core.record.report import Report, check_lines, read_report, write_report
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.record.weights import nonzeros
 from ecoflap.core.registry.observers import Observers
@@ -33,7 +34,6 @@ from ecoflap.core.run.data import RunData
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.run_model import RunModel
 from ecoflap.core.run.stages import RunState
-from ecoflap.core.text.strict_yaml import read_yaml_file
 
 _LONGEST_NAME = 120
 """Of a run folder, in characters; a file system takes 255 bytes, and a character may be several."""
@@ -64,6 +64,7 @@ def run(
     registry: Registry | None = None,
     fresh: bool = False,
     allow_code: bool = False,
+    accept_change: bool = False,
 ) -> Run:
     """Do what ``ecoflap run`` does.
 
@@ -76,6 +77,8 @@ def run(
     :param fresh: Begin anew, deleting what the folder holds of an earlier run.
     :param allow_code: Follow the import paths of the recipe, which are refused otherwise. Objects and classes that a
         mapping holds need no leave.
+    :param accept_change: Go on with a run although its calibration data, ecoflap, a library or Python changed since it
+        was begun, which is refused otherwise.
     """
     registry = (registry or load_registry()).trusting(allow_code)
     checked = _checked(recipe, set_, registry, model)
@@ -84,7 +87,8 @@ def run(
     with open_run(target, fresh=fresh) as run_folder:
         log = RunLog(run_folder, Observers(registry.observers()))
         run_model = RunModel(prepared, log)
-        return carry_out(RunState(prepared, run_folder, log, run_model, RunData(prepared, run_model, log)))
+        data = RunData(prepared, run_model, log)
+        return carry_out(RunState(prepared, run_folder, log, run_model, data, accept_change))
 
 
 def _checked(
@@ -111,8 +115,11 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
 def carry_out(state: RunState) -> Run:
     """Do every stage that is not done yet, and tell observers how it went."""
     _claim(state)
-    state.log.emit(RunStarted(state.folder.path, tuple(_stages_ahead(state))))
-    for warning in state.prepared.also_changed:
+    ahead = tuple(_stages_ahead(state))
+    working = any(stage not in ("load", "check") for stage in ahead)
+    accepted = state.folder.identify_versions(versions(), working=working, accept=state.accept_change)
+    state.log.emit(RunStarted(state.folder.path, ahead))
+    for warning in (*state.prepared.also_changed, *accepted):
         state.log.note(warning)
     try:
         result = _stages(state)
@@ -134,7 +141,7 @@ def _stages(state: RunState) -> Run:
     if folder.is_pruned:
         plan, model = _go_on_behind_pruning(state)
     else:
-        folder.identify(state.data.fingerprints)
+        _identify_data(state)
         check_adapter_on_data(state)
         stages.evaluate(state, "dense", state.model.get())
         plan = stages.plan(state)
@@ -142,35 +149,46 @@ def _stages(state: RunState) -> Run:
     masks = masks_as_planned(folder.masks, plan)
     stages.evaluate(state, "pruned", model)
     measures = measures_of(folder.evaluations, state.evaluations)
-    pruned = PrunedModel(model, state.prepared.adapter, masks, provenance_of(state.recipe, plan, measures))
-    export_all(folder, state.recipe, missing_exports(folder, state.recipe), pruned, state.log)
+    known, keys = provenance_of(state.recipe, plan, measures), state.recipe.calibration
+    batches = partial(state.data.batches, keys) if keys is not None else None
+    pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches)
+    export_all(folder, state.recipe, state.missing_exports, pruned, state.log)
     return Run(folder.path, state.recipe, plan, _report(state, plan, model, measures), model)
 
 
 def _go_on_behind_pruning(state: RunState) -> tuple[Plan, nn.Module]:
     """Take up what earlier processes made; the dense model is read only where it is still to be evaluated."""
     folder = state.folder
+    folder.check_model()
     folder.drop_blocks()
-    plan = read_plan(folder.plan)
+    plan = stages.planned(folder)
     if state.to_evaluate("dense"):
         stages.evaluate(state, "dense", state.model.get())
-        folder.identify(state.data.fingerprints)
+        _identify_data(state)
     model = state.model.become_pruned(folder.model, plan)
-    folder.identify(state.data.fingerprints)
+    _identify_data(state)
     return plan, model
 
 
+def _identify_data(state: RunState) -> None:
+    """Refuse other data than the folder was begun with, or note them where they are accepted."""
+    for sentence in state.folder.identify(state.data.fingerprints, accept=state.accept_change):
+        state.log.note(sentence)
+
+
 def _claim(state: RunState) -> None:
-    """Refuse a folder of another recipe; keys that follow what is there already may change."""
-    path = state.folder.recipe
-    if path.is_file():
-        changed = changes(read_yaml_file(path).value, state.recipe.plain())
+    """Refuse a folder of another recipe, or one that was edited; keys that follow what is there already may change."""
+    folder = state.folder
+    if folder.recipe.is_file():
+        changed = changes(folder.read_recipe(), state.recipe.plain())
         if changed:
             raise RunError(
-                f"{state.folder.path} was begun with another recipe: {'; '.join(changed)} (before vs now). "
+                f"{folder.path} was begun with another recipe: {'; '.join(changed)} (before vs now). "
                 f"Run into another folder with --folder, or begin this one anew with --fresh"
             )
-    write_whole(path, state.recipe.dump())
+    if folder.report.is_file():
+        check_lines(folder, read_report(folder.report))
+    write_sealed_text(folder.recipe, state.recipe.dump())
 
 
 def _stages_ahead(state: RunState) -> Iterator[str]:
@@ -187,7 +205,7 @@ def _stages_ahead(state: RunState) -> Iterator[str]:
         yield from ("prune", "save")
     if state.to_evaluate("pruned"):
         yield "evaluate pruned"
-    yield from (f"export {name}" for name in missing_exports(state.folder, state.recipe))
+    yield from (f"export {name}" for name in state.missing_exports)
 
 
 def _report(state: RunState, plan: Plan, model: nn.Module, measures: Mapping[str, Any]) -> Report:

@@ -1,6 +1,5 @@
 """The stages of a run, a function each, over what a run holds: evaluate, plan (score, allocate), prune and save."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,11 +11,14 @@ from torch import nn
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.records import Batch
-from ecoflap.core.disk.whole_files import append_line, whole_folder, write_whole
+from ecoflap.core.disk.sealed_lines import append_line
+from ecoflap.core.disk.sums import write_sums
+from ecoflap.core.disk.whole_files import whole_folder, write_whole
+from ecoflap.core.export.stage import missing_exports
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.pruning.masks import save_masks
 from ecoflap.core.pruning.plan import Plan, Pool, make_plan
-from ecoflap.core.pruning.plan_file import read_plan
+from ecoflap.core.pruning.plan_file import read_plan, read_scores_of, write_plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.pruning.score_layers import score_layers
 from ecoflap.core.pruning.scores import Scores
@@ -37,6 +39,7 @@ class RunState:
 
     :param prepared: The recipe with its model taken apart.
     :param folder: What is done is there already, and need not be done again.
+    :param accept_change: Go on although data or versions of libraries changed since the run was begun.
     """
 
     prepared: Prepared
@@ -44,6 +47,7 @@ class RunState:
     log: RunLog
     model: RunModel
     data: RunData
+    accept_change: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -54,6 +58,11 @@ class RunState:
     def evaluations(self) -> tuple[Evaluation, ...]:
         """Give the recipe's evaluators, in order."""
         return tuple(map(Evaluation, self.recipe.evaluate))
+
+    @cached_property
+    def missing_exports(self) -> list[str]:
+        """Name the exports that are not all there. All of their files are read for it, and so once."""
+        return missing_exports(self.folder, self.recipe)
 
     def to_evaluate(self, stage: str) -> list[Evaluation]:
         """Give those that have not yet looked at the dense or the pruned model."""
@@ -93,7 +102,7 @@ def _measures_to_take_over(state: RunState, evaluation: Evaluation) -> dict[str,
 def plan(state: RunState) -> Plan:
     """Score the layers where the allocator looks at scores, and allocate; or read the plan that there is."""
     if state.folder.plan.is_file():
-        return read_plan(state.folder.plan)
+        return planned(state.folder)
     pools = pools_in(state.model.anatomy, state.recipe)
     scores = score(state, pools) if state.prepared.looks_at_scores else None
     granularity = state.recipe.score.granularity if scores and state.recipe.score else "layer"
@@ -102,8 +111,15 @@ def plan(state: RunState) -> Plan:
         with blaming(f"the allocator {allocator.use}"):
             made = make_plan(pools, allocator.built, granularity, scores)
         kept = {one.reason: one.parameters for one in state.prepared.kept_whole}
-        write_whole(state.folder.plan, json.dumps({**made.dump(), "kept_whole": kept}, indent=1, allow_nan=False))
+        write_plan(state.folder.plan, made, kept, state.folder.scores)
     return made
+
+
+def planned(folder: RunFolder) -> Plan:
+    """Read the plan that there is, and hold the scores to it that it was made by, if they are still there."""
+    if folder.scores.is_file():
+        read_scores_of(folder.plan, folder.scores)
+    return read_plan(folder.plan)
 
 
 def score(state: RunState, pools: Sequence[Pool]) -> Scores:
@@ -143,5 +159,6 @@ def prune(state: RunState, made: Plan) -> nn.Module:
             with blaming(f"the adapter {type(state.prepared.adapter).__name__}, saving the model,"):
                 state.prepared.adapter.save(model, inside)
             check_saved(inside, model, masks, partial(state.model.read, inside))
+            write_sums(inside)
         folder.drop_blocks()
     return model

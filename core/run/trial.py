@@ -15,9 +15,9 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, EcoflapError
+from ecoflap.core.pruning.calibration import SAMPLES_AT_A_GLANCE, Calibration, read_samples
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.run.calibration import SAMPLES_AT_A_GLANCE, Calibration, read_samples
 from ecoflap.core.run.prepared import Prepared
 
 A_WORD = "a"

@@ -17,6 +17,7 @@ class SweepRequest:
     :param fresh: Delete first what these runs have left there.
     :param keep_models: Leave each run's ``model/`` where it is; otherwise it goes when the run is finished.
     :param allow_code: Follow import paths in the sweep and its recipe, which are refused otherwise.
+    :param accept_change: Go on with runs although their data or the versions of libraries changed meanwhile.
     """
 
     what: Path | str
@@ -26,6 +27,7 @@ class SweepRequest:
     fresh: bool = False
     keep_models: bool = False
     allow_code: bool = False
+    accept_change: bool = False
 
     @property
     def target(self) -> Path:

@@ -1,12 +1,10 @@
 """Read and write ``sweep.json``: which runs a sweep has, with the names of their methods."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.disk.json_files import read_json
-from ecoflap.core.disk.whole_files import write_whole
+from ecoflap.core.disk.sealed_text import read_sealed_json, write_sealed_json
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
 
@@ -23,7 +21,7 @@ def swept_runs(folder: Path) -> list[dict[str, Any]]:
 
     :raises RunError: For a file that this version cannot read.
     """
-    data = read_json(folder / SWEEP)
+    data = read_sealed_json(folder / SWEEP, _WAY_OUT)
     if data.get("version") != 1:
         raise RunError(
             f"{folder / SWEEP}: version is {data.get('version')!r}; this version of ecoflap reads 1. {_WAY_OUT}"
@@ -50,7 +48,7 @@ def record_runs(folder: Path, runs: Sequence[Mapping[str, Any]], *, fresh: bool 
     """
     finished = {run["folder"]: run for run in _listed(folder, fresh) if _is_finished(folder / run["folder"])}
     data = {"version": 1, "runs": list((finished | {run["folder"]: run for run in runs}).values())}
-    write_whole(folder / SWEEP, json.dumps(data, indent=1, ensure_ascii=False))
+    write_sealed_json(folder / SWEEP, data, ensure_ascii=False)
 
 
 def _listed(folder: Path, fresh: bool) -> list[dict[str, Any]]:

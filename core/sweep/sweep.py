@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -83,7 +84,8 @@ def sweep(
     swept = Swept(request.target)
     for number, planned in enumerate(runs, 1):
         head = f"[{number}/{len(runs)}] {', '.join(planned.choice.words)}"
-        failure = "" if planned.state == "done" else _tried(planned, earlier, registry, head, tell)
+        do = partial(_failure, planned, earlier, registry, accept_change=request.accept_change)
+        failure = "" if planned.state == "done" else _tried(do, head, tell)
         earlier.append(planned)
         if failure:
             swept.failed[planned.folder.path] = failure
@@ -94,21 +96,16 @@ def sweep(
     return swept
 
 
-def _tried(
-    planned: PlannedRun,
-    earlier: Sequence[PlannedRun | EarlierRun],
-    registry: Registry,
-    head: str,
-    tell: Callable[[str], None],
-) -> str:
+def _tried(do: Callable[[], str], head: str, tell: Callable[[str], None]) -> str:
     """Do one run, and tell when it begins and ends.
 
+    :param do: Does it, and returns what went wrong.
     :param head: How the run is called where it is told of.
     :return: What went wrong; empty where nothing did.
     """
     tell(head)
     began = perf_counter()
-    failure = _failure(planned, earlier, registry)
+    failure = do()
     took = time_text(perf_counter() - began)
     tell(f"{head}: failed after {took}: {failure}" if failure else f"{head}: done in {took}")
     return failure
@@ -131,12 +128,14 @@ def _earlier_runs(target: Path, runs: Sequence[PlannedRun]) -> Iterator[EarlierR
         yield EarlierRun(folder, json.dumps(recipe["model"]), scores)
 
 
-def _failure(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun], registry: Registry) -> str:
+def _failure(
+    planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun], registry: Registry, *, accept_change: bool
+) -> str:
     """Do one run, and return what went wrong as text: an exception would keep the model in memory."""
     _forget_peaks()
     recipe = planned.recipe.model_copy(update={"reuse": (*planned.recipe.reuse, *to_reuse(planned, earlier))})
     try:
-        run(recipe, folder=planned.folder.path, registry=registry)
+        run(recipe, folder=planned.folder.path, registry=registry, accept_change=accept_change)
     except EcoflapError as error:
         return str(error)
     except Exception as error:

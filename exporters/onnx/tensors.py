@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecoflap.core.disk.sums import SUMS, check_sums, read_sums
 from ecoflap.core.errors import EcoflapError, FormatError
 
 MOST = 2**31
 """Elements of one tensor at most: no weight has more, and a damaged shape soon does."""
 
+_ANEW = "Export it again."
 _INSTALL = "Install it: pip install 'ecoflap[onnx]'."
 
 
@@ -34,19 +36,27 @@ class Opened:
 
 
 def opened(path: Path) -> Opened:
-    """Read a model without its external data.
+    """Read a model without its external data. Where an export lists it, its files are checked, external data too.
 
-    :raises FormatError: Where it is not there, truncated, or no ONNX model.
+    :raises FormatError: Where it is not there, not what was written, truncated, or no ONNX model.
     """
     onnx, message = library("onnx"), library("google.protobuf.message")
     if not path.is_file():
         raise FormatError(f"{path}: there is no such file. Give the path of an .onnx file.")
+    listed = path.name in read_sums(path.parent) if (path.parent / SUMS).is_file() else False
+    if listed:
+        check_sums(path.parent, _ANEW, only=lambda name: name == path.name)
     try:
         proto = onnx.load_model(path, format="protobuf", load_external_data=False)
     except message.DecodeError as error:
         raise FormatError(f"{path}: this is no ONNX model, or it is truncated ({error}). Export it again.") from error
     if not proto.HasField("graph"):
         raise FormatError(f"{path}: this is no ONNX model: it has no graph. Export it again.")
+    beside = {
+        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    if listed and beside:
+        check_sums(path.parent, _ANEW, only=beside.__contains__)
     return Opened(proto, path)
 
 

@@ -31,7 +31,7 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
     types = {id(parameter): parameter.dtype for parameter in view.module.parameters()}
     try:
         with PLACED.held(list(tensors_of(view.module))), torch.no_grad():
-            examples = _as_computed(view.inputs), _as_computed(view.other)
+            examples = as_computed(view.inputs), as_computed(view.other)
             packer = _packed(view, examples[0], pruned, types, settings)
             stored = _save(packer, *files)
             lost = packer.lost
@@ -47,7 +47,7 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
     return Exported(written, tuple(stored), checks, size + saved, tuple(_notes(files[0].name, stored, lost)))
 
 
-def _as_computed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_computed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Bring inputs to the CPU, and narrower floats to float32, as weights are."""
     there = {name: tensor.detach().cpu() for name, tensor in inputs.items()}
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in there.items()}
@@ -64,7 +64,7 @@ def _packed(
 
     :param types: The type that each parameter has in the model, by its identity.
     """
-    names = _names(pruned.model, pruned.parameter_masks)
+    names = names_by_identity(pruned.model, pruned.parameter_masks)
     graph = graph_of(view, inputs, names, settings.opset)
     own = {names[key]: dtype for key, dtype in types.items() if key in names}
     packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage)
@@ -72,7 +72,7 @@ def _packed(
     return packer
 
 
-def _names(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[int, str]:
+def names_by_identity(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[int, str]:
     """Name each tensor of the model by its identity; a weight with several names goes by that of its mask."""
     names = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
     return names | {id(model.get_parameter(name)): name for name in masks}

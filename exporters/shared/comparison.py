@@ -60,8 +60,7 @@ class Comparison:
         :param way_out: What a user may do about a file that is farther off.
         :raises ModelError: Where an output is farther off, or has another shape or type.
         """
-        found = [difference for inputs in self.examples for difference in self._differences(inputs)]
-        worst = max(found, key=lambda difference: difference.share)
+        worst = self.worst()
         if worst.is_over(tolerance):
             raise ModelError(
                 f"{file}: output {worst.output!r} in {self.runtime} is up to {worst.largest:.3g} from the model's, "
@@ -69,6 +68,14 @@ class Comparison:
                 f"{way_out}"
             )
         return Check(file, self.view.name, self.runtime, worst.largest, tolerance * worst.scale)
+
+    def worst(self) -> Difference:
+        """Compare all outputs on all examples, and give the difference that is largest for its output's size.
+
+        :raises ModelError: Where an output has another shape or type.
+        """
+        found = [difference for inputs in self.examples for difference in self._differences(inputs)]
+        return max(found, key=lambda difference: difference.share)
 
     def _differences(self, inputs: Mapping[str, Tensor]) -> Iterator[Difference]:
         pairs = zip(self.view.outputs, self.model(inputs), self.file(inputs), strict=True)

@@ -1,6 +1,7 @@
 """Write the lines of Python by which a model card's reader loads the model in its folder."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def dense_code(pruned: PrunedModel, folder: Path) -> str:
 def _dense_model_code(model: nn.Module, folder: Path) -> str:
     library, kind = library_of(model), type(model).__name__
     if library == "transformers":
-        return f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained(".", dtype="auto").eval()\n'
+        major, minor = (int(part) for part in version("transformers").split(".")[:2])
+        dtype = "dtype" if (major, minor) >= (4, 56) else "torch_dtype"  # those before do not know its newer name
+        code = f'model = {kind}.from_pretrained(".", {dtype}="auto").eval()\n'
+        return f"from transformers import {kind}\n\n{code}"
     if library == "timm" and _says_what_it_is(folder):
         return 'import timm\n\nmodel = timm.create_model("local-dir:.", pretrained=True).eval()\n'
     if library == "open_clip" and _says_what_it_is(folder):

@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ecoflap.core.contracts.records import View
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import ModelError
+from ecoflap.exporters.torchscript.alone import named_alone
 from ecoflap.exporters.torchscript.functions import forwards_only
 from ecoflap.exporters.torchscript.store import packed, quiet
 
@@ -87,12 +88,12 @@ def write_view(path: Path, view: View, pruned: Collection[int]) -> Written:
     :raises ModelError: Where the model cannot be traced.
     """
     ids = {name: id(one) for name, one in view.module.named_parameters(remove_duplicate=False)}
-    with unchanged(view.module), torch.no_grad(), quiet():
+    with unchanged(view.module), torch.no_grad(), quiet(), named_alone() as among:
         slots = _replace(view.module.eval(), pruned)
         order = tuple(dict.fromkeys(slot.key for slot in slots))
         ids = {f"view.{name}": key for name, key in ids.items()}
         ids |= {f"weights.{at}.weight": key for at, key in enumerate(order)}
-        traced = _traced(view, slots)
+        traced = _traced(view, slots, among)
         fetched = _fetched(traced)
         _empty_others(traced, fetched)
         with whole_file(path) as temporary:
@@ -139,12 +140,12 @@ def _replace(module: nn.Module, pruned: Collection[int]) -> list[_Slot]:
     return slots
 
 
-def _traced(view: View, slots: Sequence[_Slot]) -> Any:
+def _traced(view: View, slots: Sequence[_Slot], among: Mapping[str, Any]) -> Any:
     module = EcoflapView(view.module, slots).eval()
     _name_inputs(module, list(view.inputs))
     try:
         with forwards_only():
-            return torch.jit.trace(module, tuple(view.inputs.values()), check_trace=False)
+            return torch.jit.trace(module, tuple(view.inputs.values()), check_trace=False, **among)
     except Exception as error:
         raise ModelError(
             f"view {view.name!r} cannot be traced by torch.jit: {type(error).__name__}: {error}. Name the views to "

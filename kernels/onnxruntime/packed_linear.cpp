@@ -211,7 +211,7 @@ class PackedLinear {
     refuse_if(starts_.back() != uint64_t(kept), "this is a damaged matrix: its masks do not fit its kept values");
     bool full = kept == outputs * inputs && outputs % kOutputs == 0 && inputs % kColumns == 0;
     const uint8_t *first = static_cast<const uint8_t *>(values.data);
-    weight_ = {type, outputs, inputs, kept, padded, blocks, starts_.data(), bits, nullptr, first, full};
+    weight_ = {type, outputs, inputs, kept, padded, blocks, starts_.data(), bits, nullptr, nullptr, first, full};
   }
 
   void multiply(OrtKernelContext *context, const float *x, int64_t batch, float *y) const {

@@ -93,28 +93,28 @@ struct Bfloat16InFloat : InFloat {
   }
 };
 
-// Multiplies bytes by vpdpbusd, four columns of 16 outputs at a time: x in one plane or in two, and the weights with 1.
+// Multiplies bytes by vpdpbusd, four columns of 16 outputs at a time: x in one plane or in two. A lane adds four products of
+// a byte with one below 128: 16384 times they stay below 2^31.
 template <int Planes>
 struct Int8 {
-  static constexpr int kRows = 8;
-  static constexpr int64_t kFourBytes = 4 * Planes;
+  static constexpr int kRows = 8, kChains = 4;
+  static constexpr int64_t kFourBytes = 4 * Planes, kFours = 16384, kAdded = Planes == 2 ? 32768 : 128;
   using Taken = __m512i;
-  using Weights = __m512i;
   struct Sums {
     __m512i at[Planes];
   };
 
-  static Weights no_weights() { return _mm512_setzero_si512(); }
   static Sums none() {
     Sums sums;
     for (int plane = 0; plane < Planes; ++plane) sums.at[plane] = _mm512_setzero_si512();
     return sums;
   }
+  static Sums plus(Sums a, const Sums &b) {
+    for (int plane = 0; plane < Planes; ++plane) a.at[plane] = _mm512_add_epi32(a.at[plane], b.at[plane]);
+    return a;
+  }
   static Taken take(uint64_t mask, const uint8_t *&p) { return bytes(mask, p); }
   static Taken whole(const uint8_t *&p) { return next_line(p); }
-  static void count_weights(Weights &weights, Taken taken) {
-    weights = _mm512_dpbusd_epi32(weights, _mm512_set1_epi8(1), taken);
-  }
   static void add(Sums &sums, Taken taken, const uint8_t *x) {
     for (int plane = 0; plane < Planes; ++plane) {
       int four;
@@ -122,14 +122,11 @@ struct Int8 {
       sums.at[plane] = _mm512_dpbusd_epi32(sums.at[plane], _mm512_set1_epi32(four), taken);
     }
   }
-  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums, Weights weights) {
-    alignas(64) int32_t high[kOutputs], low[kOutputs], counted[kOutputs];
+  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums) {
+    alignas(64) int32_t high[kOutputs], low[kOutputs];
     _mm512_store_si512(high, sums.at[0]);
     _mm512_store_si512(low, sums.at[Planes - 1]);
-    _mm512_store_si512(counted, weights);
-    for (int i = 0; i < kOutputs; ++i)
-      totals[i] += Planes == 2 ? 256 * int64_t(high[i]) + low[i] - 32768 * int64_t(counted[i])
-                               : int64_t(high[i]) - 128 * int64_t(counted[i]);
+    for (int i = 0; i < kOutputs; ++i) totals[i] += Planes == 2 ? 256 * int64_t(high[i]) + low[i] : int64_t(high[i]);
   }
 };
 

@@ -24,13 +24,23 @@ inline uint32_t mask_of(const uint16_t *masks, int64_t pair) {
 
 inline int64_t count(uint32_t mask) { return __builtin_popcount(mask); }
 
-// Adds the bias and writes the 16 sums of one row, or as many as the matrix has.
-inline void finish(const Task &task, int64_t block, int64_t row, const float *sums) {
+// Adds the bias to numbers of one type and writes them; the type is known when this is compiled, so that a compiler does
+// many at a time.
+template <int Type>
+inline void put_biased(const float *sums, const void *bias, int64_t first, int64_t count, void *y, int64_t at) {
+  for (int64_t i = 0; i < count; ++i)
+    put_number(Type, y, at + i, bias == nullptr ? sums[i] + 0.0f : sums[i] + number_at(Type, bias, first + i));
+}
+
+// Adds the bias and writes the 16 numbers of one row, or as many as the matrix has.
+inline void put_outputs(const Task &task, int64_t block, int64_t row, const float *sums) {
   const Matrix &w = task.weight;
-  int64_t first = block * kOutputs, left = w.outputs - first;
-  for (int64_t i = 0; i < (left < kOutputs ? left : kOutputs); ++i) {
-    float bias = task.bias == nullptr ? 0.0f : number_at(task.in_out, task.bias, first + i);
-    put_number(task.in_out, task.y, row * w.outputs + first + i, sums[i] + bias);
+  int64_t first = block * kOutputs, left = w.outputs - first, at = row * w.outputs + first;
+  int64_t count = left < kOutputs ? left : kOutputs;
+  switch (real_type(task.in_out)) {
+    case ECOFLAP_FLOAT32: return put_biased<ECOFLAP_FLOAT32>(sums, task.bias, first, count, task.y, at);
+    case ECOFLAP_BFLOAT16: return put_biased<ECOFLAP_BFLOAT16>(sums, task.bias, first, count, task.y, at);
+    default: return put_biased<ECOFLAP_FLOAT16>(sums, task.bias, first, count, task.y, at);
   }
 }
 
@@ -66,12 +76,11 @@ inline const uint8_t *add_columns(const uint16_t *masks, int64_t first, int64_t 
 }
 
 // Sums of `Rows` rows from `row` on: of a few columns at a time, then of those sums, so that a long row is no less exact
-// than a short one. Returns where the block's values end.
+// than a short one. `p` is where the block's values begin; returns where they end.
 template <class Lanes, int Rows, bool Full>
-inline const uint8_t *add_up(const Task &task, int64_t block, int64_t row) {
+inline const uint8_t *add_up(const Task &task, int64_t block, const uint8_t *p, int64_t row) {
   const Matrix &w = task.weight;
   const typename Lanes::Input *x = static_cast<const typename Lanes::Input *>(task.x) + row * w.padded;
-  const uint8_t *p = w.values_of(block);
   typename Lanes::Sums totals[Rows];
   for (int r = 0; r < Rows; ++r) totals[r] = Lanes::none();
   for (int64_t first = 0, pairs = w.padded / 2; first < pairs; first += kPairs) {
@@ -81,25 +90,54 @@ inline const uint8_t *add_up(const Task &task, int64_t block, int64_t row) {
   for (int r = 0; r < Rows; ++r) {
     float out[kOutputs];
     Lanes::store(totals[r], out);
-    finish(task, block, row + r, out);
+    put_outputs(task, block, row + r, out);
   }
   return p;
 }
 
+// Where a block's values lie.
+struct Values {
+  const uint8_t *begin, *end;
+};
+
+inline Values values_of(const Matrix &w, int64_t block) { return {w.values_of(block), w.values_of(block + 1)}; }
+
+// Puts a block's values where they would lie if none were pruned, in memory of this thread: with several groups of rows
+// that is faster than to take them out of the packed ones for each. None where there is no memory; an end before the
+// beginning where the block is damaged.
+inline Values put_in_place(const Matrix &w, int64_t block, Expand expand) {
+  int64_t bytes = kOutputs * kColumns * size_of(w.type), count = w.padded / kColumns;
+  uint8_t *begin = static_cast<uint8_t *>(scratch(kForBlock, bytes * count));
+  if (begin == nullptr) return {nullptr, nullptr};
+  const uint8_t *p = w.values_of(block);
+  const uint16_t *masks = w.masks_of(block);
+  for (int64_t i = 0; i < count; ++i) {
+    __builtin_prefetch(masks + i * kColumns + kAhead / 8);
+    p = expand(w.type, masks + i * kColumns, p, begin + bytes * i);
+  }
+  return {begin, p == w.values_of(block + 1) ? begin + bytes * count : begin - 1};
+}
+
 // As many rows at a time as there are registers for, then half as many, and so on: `rows_from` says the same.
 template <class Lanes, int Rows, bool Full>
-inline bool in_groups(const Task &task, int64_t block, int64_t row) {
-  const uint8_t *end = task.weight.values_of(block + 1);
+inline bool in_groups(const Task &task, int64_t block, Values values, int64_t row) {
   for (; task.batch - row >= Rows; row += Rows)
-    if (add_up<Lanes, Rows, Full>(task, block, row) != end) return false;
-  if constexpr (Rows > 1) return in_groups<Lanes, Rows / 2, Full>(task, block, row);
+    if (add_up<Lanes, Rows, Full>(task, block, values.begin, row) != values.end) return false;
+  if constexpr (Rows > 1) return in_groups<Lanes, Rows / 2, Full>(task, block, values, row);
   return true;
 }
 
-template <class Lanes>
+// `expand` is the path's own where that is fast, or null.
+template <class Lanes, Expand expand = nullptr>
 bool product(const Task &task, int64_t block) {
-  return task.weight.full ? in_groups<Lanes, Lanes::kRows, true>(task, block, 0)
-                          : in_groups<Lanes, Lanes::kRows, false>(task, block, 0);
+  Values values = values_of(task.weight, block);
+  if (task.weight.full) return in_groups<Lanes, Lanes::kRows, true>(task, block, values, 0);
+  if (expand != nullptr && task.batch >= 2 * Lanes::kRows) {
+    Values whole = put_in_place(task.weight, block, expand);
+    if (whole.begin != nullptr)
+      return whole.end >= whole.begin && in_groups<Lanes, Lanes::kRows, true>(task, block, whole, 0);
+  }
+  return in_groups<Lanes, Lanes::kRows, false>(task, block, values, 0);
 }
 
 // Without a vector unit: one value after the other. `T` has the bits of a value. One that is pruned is read too, and

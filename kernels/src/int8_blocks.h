@@ -1,15 +1,13 @@
 // The product of an int8 block in whole numbers, for any vector unit: take four columns of 16 outputs, multiply each
 // with its input, add. Every path gives the same sums, to the last bit. int8.h says how x lies.
 //
-// Sums are int32 over 1024 columns at most, then int64. A lane adds at most two products of int16 with int8 for each four
-// of columns, 256 times: 256 * 2 * 32767 * 128 is 2^31 - 2^16. Four products of two bytes are less.
+// Sums are int32 over as many fours of columns as a path says that they hold, then int64. What a path had added to x comes
+// off at the end, times the sum of the output's weights.
 #pragma once
 
 #include "blocks.h"
 
 namespace {
-
-constexpr int64_t kFours = 256;  // of columns that are added up in int32
 
 inline uint64_t mask_of_four(const uint16_t *masks, int64_t four) {
   uint64_t mask;
@@ -18,73 +16,86 @@ inline uint64_t mask_of_four(const uint16_t *masks, int64_t four) {
 }
 
 // Multiplies a row's sums with both scales, in float64 and in this order, adds the bias in float32 and writes them.
-inline void finish_whole(const Task &task, int64_t block, int64_t row, const int64_t *sums) {
+// `added` is what every x has too much.
+inline void finish_whole(const Task &task, int64_t block, int64_t row, const int64_t *sums, int64_t added) {
   const Matrix &w = task.weight;
-  int real = real_type(w.type);
-  int64_t first = block * kOutputs, left = w.outputs - first;
-  for (int64_t i = 0; i < (left < kOutputs ? left : kOutputs); ++i) {
-    float bias = task.bias == nullptr ? 0.0f : number_at(real, task.bias, first + i);
-    double scale = task.scales[row] * double(w.scales[first + i]);
-    put_number(real, task.y, row * w.outputs + first + i, float(double(sums[i]) * scale) + bias);
+  const float *scales = w.scales + block * kOutputs;
+  const int64_t *weights = w.sums + block * kOutputs;
+  float numbers[kOutputs];
+  for (int i = 0; i < kOutputs; ++i) {  // without signs, so that sums of a damaged matrix are wrong and no more
+    int64_t sum = int64_t(uint64_t(sums[i]) - uint64_t(added) * uint64_t(weights[i]));
+    numbers[i] = float(double(sum) * (task.scales[row] * double(scales[i])));
   }
+  put_outputs(task, block, row, numbers);
 }
 
-// Sums over some columns, added to the totals; returns where the values go on.
+// Sums over some columns, added to the totals; returns where the values go on. A path may have those of few rows kept
+// in several chains, so that an addition need not wait for the one before it.
 template <class Lanes, int Rows, bool Full>
 inline const uint8_t *add_fours(const uint16_t *masks, int64_t first, int64_t last, const uint8_t *p, const uint8_t *x,
                                 int64_t (&totals)[Rows][kOutputs]) {
-  typename Lanes::Sums sums[Rows];
-  typename Lanes::Weights weights = Lanes::no_weights();
-  for (int r = 0; r < Rows; ++r) sums[r] = Lanes::none();
-  for (int64_t four = first; four < last; ++four) {
-    __builtin_prefetch(p + kAhead);
-    if (!Full && four % 8 == 0) __builtin_prefetch(masks + 4 * four + kAhead / 8);
-    typename Lanes::Taken taken = Full ? Lanes::whole(p) : Lanes::take(mask_of_four(masks, four), p);
-    Lanes::count_weights(weights, taken);
+  constexpr int kChains = Rows < Lanes::kChains ? Lanes::kChains / Rows : 1;
+  typename Lanes::Sums sums[kChains][Rows];
+  for (auto &chain : sums)
+    for (auto &row : chain) row = Lanes::none();
+  for (int64_t eight = first; eight < last; eight += 8) {
+    if (!Full) __builtin_prefetch(masks + 4 * eight + kAhead / 8);
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) Lanes::add(sums[r], taken, x + Lanes::kFourBytes * (four * Rows + r));
+    for (int i = 0; i < 8; ++i) {
+      int64_t four = eight + i;
+      __builtin_prefetch(p + kAhead);
+      typename Lanes::Taken taken = Full ? Lanes::whole(p) : Lanes::take(mask_of_four(masks, four), p);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) Lanes::add(sums[i % kChains][r], taken, x + Lanes::kFourBytes * (four * Rows + r));
+    }
   }
-  for (int r = 0; r < Rows; ++r) Lanes::add_to(totals[r], sums[r], weights);
+  for (int r = 0; r < Rows; ++r) {
+    if constexpr (kChains > 1)
+      for (int chain = 1; chain < kChains; ++chain) sums[0][r] = Lanes::plus(sums[0][r], sums[chain][r]);
+    Lanes::add_to(totals[r], sums[0][r]);
+  }
   return p;
 }
 
-// Sums of `Rows` rows from `row` on; returns where the block's values end.
+// Sums of `Rows` rows from `row` on, of values that begin at `p`; returns where they end.
 template <class Lanes, int Rows, bool Full>
-inline const uint8_t *add_up_whole(const Task &task, int64_t block, int64_t row) {
+inline const uint8_t *add_up_whole(const Task &task, int64_t block, const uint8_t *p, int64_t row) {
   const Matrix &w = task.weight;
   const uint8_t *x = static_cast<const uint8_t *>(task.x) + row * (w.padded / 4) * Lanes::kFourBytes;
-  const uint8_t *p = w.values_of(block);
   int64_t totals[Rows][kOutputs] = {};
-  for (int64_t first = 0, fours = w.padded / 4; first < fours; first += kFours) {
-    int64_t last = first + kFours < fours ? first + kFours : fours;
+  for (int64_t first = 0, fours = w.padded / 4; first < fours; first += Lanes::kFours) {
+    int64_t last = first + Lanes::kFours < fours ? first + Lanes::kFours : fours;
     p = add_fours<Lanes, Rows, Full>(w.masks_of(block), first, last, p, x, totals);
   }
-  for (int r = 0; r < Rows; ++r) finish_whole(task, block, row + r, totals[r]);
+  for (int r = 0; r < Rows; ++r) finish_whole(task, block, row + r, totals[r], Lanes::kAdded);
   return p;
 }
 
 template <class Lanes, int Rows, bool Full>
-inline bool whole_in_groups(const Task &task, int64_t block, int64_t row) {
-  const uint8_t *end = task.weight.values_of(block + 1);
+inline bool whole_in_groups(const Task &task, int64_t block, Values values, int64_t row) {
   for (; task.batch - row >= Rows; row += Rows)
-    if (add_up_whole<Lanes, Rows, Full>(task, block, row) != end) return false;
-  if constexpr (Rows > 1) return whole_in_groups<Lanes, Rows / 2, Full>(task, block, row);
+    if (add_up_whole<Lanes, Rows, Full>(task, block, values.begin, row) != values.end) return false;
+  if constexpr (Rows > 1) return whole_in_groups<Lanes, Rows / 2, Full>(task, block, values, row);
   return true;
 }
 
-template <class Lanes>
+template <class Lanes, Expand expand = nullptr>
 bool whole_product(const Task &task, int64_t block) {
-  return task.weight.full ? whole_in_groups<Lanes, Lanes::kRows, true>(task, block, 0)
-                          : whole_in_groups<Lanes, Lanes::kRows, false>(task, block, 0);
+  Values values = values_of(task.weight, block);
+  if (task.weight.full) return whole_in_groups<Lanes, Lanes::kRows, true>(task, block, values, 0);
+  if (expand != nullptr && task.batch >= 2 * Lanes::kRows) {
+    Values whole = put_in_place(task.weight, block, expand);
+    if (whole.begin != nullptr)
+      return whole.end >= whole.begin && whole_in_groups<Lanes, Lanes::kRows, true>(task, block, whole, 0);
+  }
+  return whole_in_groups<Lanes, Lanes::kRows, false>(task, block, values, 0);
 }
 
-// Where x is int16, nothing was added to it: there is nothing to take off.
+// Where x is int16, nothing was added to it. A lane adds at most two products of int16 with int8 for each four of columns:
+// 256 times, 256 * 2 * 32767 * 128 is 2^31 - 2^16.
 struct WithoutPlanes {
-  static constexpr int64_t kFourBytes = 4 * sizeof(int16_t);
-  struct Weights {};
-  static Weights no_weights() { return {}; }
-  template <class Taken>
-  static void count_weights(Weights &, const Taken &) {}
+  static constexpr int64_t kFourBytes = 4 * sizeof(int16_t), kFours = 256, kAdded = 0;
+  static constexpr int kChains = 1;
 };
 
 }  // namespace

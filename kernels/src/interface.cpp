@@ -1,6 +1,5 @@
 // The C interface: arguments are checked here, and errors become codes with a sentence. ecoflap_kernels.h describes it.
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <atomic>
@@ -79,22 +78,10 @@ int begun(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs, i
 
 int written(const char *problem) { return problem == nullptr ? ECOFLAP_OK : refused(ECOFLAP_BAD_ARGUMENT, problem); }
 
-// Memory of this thread that is used again from call to call, aligned to lines.
-void *scratch(int64_t bytes) {
-  struct Block {
-    void *memory = nullptr;
-    int64_t bytes = 0;
-    ~Block() { free(memory); }
-  };
-  thread_local Block block;
-  if (block.bytes < bytes) {
-    free(block.memory);
-    block.bytes = 0;
-    block.memory = nullptr;
-    if (posix_memalign(&block.memory, size_t(kLine), size_t(bytes)) != 0) throw std::bad_alloc();
-    block.bytes = bytes;
-  }
-  return block.memory;
+void *memory_for_x(int64_t bytes) {
+  void *memory = scratch(kForX, bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
 }
 
 template <class T>
@@ -114,7 +101,7 @@ const void *prepared(const Task &task, int64_t most) {
   int64_t batch = task.batch;
   bool converts = sizeof(T) != size_of(w.type);
   if (batch == 1 && !converts && w.padded == w.inputs) return task.given;
-  T *to = static_cast<T *>(scratch(batch * w.padded * int64_t(sizeof(T))));
+  T *to = static_cast<T *>(memory_for_x(batch * w.padded * int64_t(sizeof(T))));
   int64_t together = 1;
   for (int64_t row = 0, in_group = 0; row < batch; ++row, ++in_group) {
     if (row == 0 || in_group == together) in_group = 0, together = rows_from(row, batch, most);
@@ -184,11 +171,11 @@ bool all_finite(const Task &task) {
   return true;
 }
 
-int multiply(const Path &path, Task &task, int threads) {
+int multiply_some(const Path &path, Task task, int threads) {
   const Matrix &w = task.weight;
   int kind = kind_of(w.type);
   if (is_int8(w.type))
-    round_rows(&task, path, scratch(rounded_bytes(w, task.batch)));
+    round_rows(&task, path, memory_for_x(rounded_bytes(w, task.batch)));
   else if (w.type == ECOFLAP_BFLOAT16 && path.reads_bfloat16)
     task.x = prepared<uint16_t>(task, path.rows[kind]);
   else
@@ -197,6 +184,27 @@ int multiply(const Path &path, Task &task, int threads) {
   Multiplying all{task, path.product[kind], shared_out(w.blocks, threads), all_finite(task)};
   in_parallel(threads, all.shares.count(), Multiplying::one, &all);
   return all.damaged ? bad_matrix("its masks do not fit its kept values") : ECOFLAP_OK;
+}
+
+// Rows of x that are read anew for every block: more of them than this would not stay in a core's cache.
+constexpr int64_t kBytesOfX = 2 << 20;
+
+int64_t rows_at_a_time(const Matrix &w) {
+  int64_t rows = kBytesOfX / (w.padded * 2 + 1);
+  return rows < 64 ? 64 : rows / 16 * 16;
+}
+
+int multiply(const Path &path, const Task &all, int threads) {
+  int64_t each = rows_at_a_time(all.weight), size = real_size(all.in_out), first = 0;
+  do {
+    Task some = all;
+    some.batch = all.batch - first < each ? all.batch - first : each;
+    some.given = static_cast<const uint8_t *>(all.given) + first * all.stride * size;
+    some.y = static_cast<uint8_t *>(all.y) + first * all.weight.outputs * size;
+    if (int code = multiply_some(path, some, threads)) return code;
+    first += each;
+  } while (first < all.batch);
+  return ECOFLAP_OK;
 }
 
 }  // namespace

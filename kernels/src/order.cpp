@@ -17,9 +17,12 @@ int64_t masks_bytes(int64_t outputs, int64_t inputs) {
   return block_count(outputs) * rounded(inputs, kColumns) * int64_t(sizeof(uint16_t));
 }
 
-int64_t scales_bytes(int type, int64_t outputs) {
-  return is_int8(type) ? block_count(outputs) * kOutputs * int64_t(sizeof(float)) : 0;
+int64_t per_output_bytes(int type, int64_t outputs, int64_t each) {
+  return is_int8(type) ? block_count(outputs) * kOutputs * each : 0;
 }
+
+int64_t scales_bytes(int type, int64_t outputs) { return per_output_bytes(type, outputs, sizeof(float)); }
+int64_t sums_bytes(int type, int64_t outputs) { return per_output_bytes(type, outputs, sizeof(int64_t)); }
 
 int64_t ones(const uint16_t *masks, int64_t count) {
   int64_t found = 0;
@@ -49,24 +52,35 @@ const char *starts_problem(const Matrix &m) {
   return nullptr;
 }
 
+// Whether the sums of a block's outputs are those of its values.
+bool adds_up(const Matrix &m, int64_t block) {
+  int64_t sums[kOutputs] = {};
+  const uint16_t *masks = m.masks_of(block);
+  const int8_t *p = reinterpret_cast<const int8_t *>(m.values_of(block));
+  for (int64_t at = 0; at < kOutputs * m.padded; ++at)
+    if (masks[at / 16] >> at % 16 & 1) sums[at / 4 % kOutputs] += *p++;
+  return memcmp(sums, m.sums + block * kOutputs, sizeof sums) == 0;
+}
+
 }  // namespace
 
 int64_t packed_bytes(int type, int64_t outputs, int64_t inputs, int64_t kept) {
   if (type < ECOFLAP_FLOAT32 || type >= ECOFLAP_TYPES || outputs < 0 || inputs < 0 || kept < 0) return -1;
   if (outputs > kMost || inputs > kMost || (inputs > 0 && outputs > kMost / inputs)) return -1;
   if (kept > outputs * inputs || (is_int8(type) && inputs > kMostInt8)) return -1;
-  int64_t head = int64_t(sizeof(Header)) + starts_bytes(outputs) + masks_bytes(outputs, inputs) + scales_bytes(type, outputs);
-  return head + rounded(kept * size_of(type), kLine) + kLine;
+  int64_t head = int64_t(sizeof(Header)) + starts_bytes(outputs) + masks_bytes(outputs, inputs);
+  return head + scales_bytes(type, outputs) + sums_bytes(type, outputs) + rounded(kept * size_of(type), kLine) + kLine;
 }
 
 Matrix laid_out(const void *packed, int type, int64_t outputs, int64_t inputs, int64_t kept) {
   const uint8_t *at = static_cast<const uint8_t *>(packed) + sizeof(Header);
   const uint8_t *masks = at + starts_bytes(outputs);
-  const uint8_t *scales = masks + masks_bytes(outputs, inputs), *values = scales + scales_bytes(type, outputs);
+  const uint8_t *scales = masks + masks_bytes(outputs, inputs), *sums = scales + scales_bytes(type, outputs);
+  const uint8_t *values = sums + sums_bytes(type, outputs);
   bool full = kept == outputs * inputs && outputs % kOutputs == 0 && inputs % kColumns == 0;
   return {type, outputs, inputs, kept, rounded(inputs, kColumns), block_count(outputs),
           reinterpret_cast<const uint64_t *>(at), reinterpret_cast<const uint16_t *>(masks),
-          reinterpret_cast<const float *>(scales), values, full};
+          reinterpret_cast<const float *>(scales), reinterpret_cast<const int64_t *>(sums), values, full};
 }
 
 const char *opened(const void *packed, int64_t bytes, Matrix *found) {
@@ -88,6 +102,8 @@ const char *checked(const Matrix &matrix) {
     if (!fits(matrix, block)) return "its masks do not fit its kept values";
   for (int64_t i = 0; is_int8(matrix.type) && i < matrix.blocks * kOutputs; ++i)
     if (!(matrix.scales[i] >= 0 && matrix.scales[i] <= FLT_MAX)) return "its scales are no finite numbers from 0 on";
+  for (int64_t block = 0; is_int8(matrix.type) && block < matrix.blocks; ++block)
+    if (!adds_up(matrix, block)) return "its sums are not those of its values";
   return nullptr;
 }
 

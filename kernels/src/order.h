@@ -6,8 +6,8 @@
 // order", as oneDNN and SparAMX (Abdelfattah et al., 2025) have it; int8 by fours (64 bits), which is what vpdpbusd wants.
 // Columns are filled up to 32 and outputs to 16 with empty masks, which cost nothing else.
 //
-//   header (64 bytes) · starts (of each block's values, and the end) · masks · scales (of int8: 16 float32 a block)
-//   · values · 64 bytes to read beyond the end
+//   header (64 bytes) · starts (of each block's values, and the end) · masks · of int8: scales (16 float32 a block) and
+//   sums (16 int64 a block) · values · 64 bytes to read beyond the end
 #pragma once
 
 #include <stdint.h>
@@ -17,7 +17,7 @@
 namespace ecoflap {
 
 constexpr int64_t kOutputs = 16;  // of a block
-constexpr uint32_t kVersion = 1;  // of the order
+constexpr uint32_t kVersion = 2;  // of the order
 constexpr int64_t kMostInt8 = int64_t(1) << 31;  // inputs with int8: float64 holds each sum of int16 times int8
 constexpr int64_t kColumns = 32;  // that inputs are filled up to
 constexpr int64_t kLine = 64;
@@ -46,6 +46,7 @@ struct Matrix {
   const uint64_t *starts;
   const uint16_t *masks;  // of a block: `padded` of them
   const float *scales;    // of int8: 16 a block
+  const int64_t *sums;    // of int8: of each output's whole numbers, 16 a block
   const uint8_t *values;
 
   bool full;              // nothing is pruned and nothing is filled up: masks need not be read

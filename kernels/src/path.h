@@ -46,6 +46,13 @@ struct Path {
   int64_t batch[kKinds]; // the largest that is faster here than a decoded panel and a dense library
 };
 
+constexpr int64_t kAnyBatch = INT64_MAX;
+
+// Memory of this thread that is used again from call to call, aligned to lines; null where there is not enough. What x is
+// made to be lies apart from a block that is put in place.
+enum Purpose { kForX, kForBlock, kPurposes };
+void *scratch(Purpose purpose, int64_t bytes);
+
 // How many rows are multiplied together from `row` on, where at most `most` are.
 inline int64_t rows_from(int64_t row, int64_t batch, int64_t most) {
   while (most > batch - row) most /= 2;

@@ -70,7 +70,7 @@ const uint8_t *multiply_rows(const Task &task, int64_t block, int64_t row, int64
   _tile_stored(0, sums[0], 64);
   if (rows > kTileRows) _tile_stored(1, sums[kTileRows], 64);
   _tile_release();
-  for (int64_t r = 0; r < rows; ++r) finish(task, block, row + r, sums[r]);
+  for (int64_t r = 0; r < rows; ++r) put_outputs(task, block, row + r, sums[r]);
   return p;
 }
 
@@ -92,7 +92,7 @@ const Path kAmx = {
     cpu_has_amx,
     true,
     true,
-    {product<Float32>, in_tiles, product<Half>, whole_product<Int8<2>>, whole_product<Int8<1>>},
+    {product<Float32, expand_512>, in_tiles, product<Half, expand_512>, whole_product<Int8<2>, expand_512>, whole_product<Int8<1>, expand_512>},
     {16, 1, 16, Int8<2>::kRows, Int8<1>::kRows},
     expand_512,
     to_rows_512,

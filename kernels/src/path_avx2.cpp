@@ -147,7 +147,7 @@ struct Int8 : WithoutPlanes {
     __m256i all = _mm256_set1_epi64x(four);
     for (int i = 0; i < 4; ++i) sums.at[i] = _mm256_add_epi32(sums.at[i], _mm256_madd_epi16(taken.at[i], all));
   }
-  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums, Weights) {
+  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums) {
     alignas(32) int32_t pairs[2 * kOutputs];
     for (int i = 0; i < 4; ++i) _mm256_store_si256(reinterpret_cast<__m256i *>(pairs + 8 * i), sums.at[i]);
     for (int i = 0; i < kOutputs; ++i) totals[i] += int64_t(pairs[2 * i]) + pairs[2 * i + 1];

@@ -12,11 +12,11 @@ const Path kAvx512 = {
     cpu_has_avx512,
     false,
     true,
-    {product<Float32>, product<Bfloat16InFloat>, product<Half>, whole_product<Int8<2>>, whole_product<Int8<1>>},
+    {product<Float32, expand_512>, product<Bfloat16InFloat, expand_512>, product<Half, expand_512>, whole_product<Int8<2>, expand_512>, whole_product<Int8<1>, expand_512>},
     {16, 16, 16, Int8<2>::kRows, Int8<1>::kRows},
     expand_512,
     to_rows_512,
-    {256, 128, 512, 128, 256},
+    {256, 128, 512, kAnyBatch, kAnyBatch},
 };
 
 }  // namespace ecoflap

@@ -12,11 +12,11 @@ const Path kAvx512Bf16 = {
     cpu_has_avx512_bf16,
     true,
     true,
-    {product<Float32>, product<Bfloat16>, product<Half>, whole_product<Int8<2>>, whole_product<Int8<1>>},
+    {product<Float32, expand_512>, product<Bfloat16, expand_512>, product<Half, expand_512>, whole_product<Int8<2>, expand_512>, whole_product<Int8<1>, expand_512>},
     {16, 16, 16, Int8<2>::kRows, Int8<1>::kRows},
     expand_512,
     to_rows_512,
-    {256, 64, 512, 128, 256},
+    {kAnyBatch, kAnyBatch, kAnyBatch, kAnyBatch, kAnyBatch},
 };
 
 }  // namespace ecoflap

@@ -140,7 +140,7 @@ struct Int8 : WithoutPlanes {
       sums.at[4 * i + 3] = vmlal_s16(sums.at[4 * i + 3], vget_high_s16(high), all);
     }
   }
-  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums, Weights) {
+  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums) {
     for (int i = 0; i < kOutputs; ++i) totals[i] += vaddlvq_s32(sums.at[i]);
   }
 };

@@ -92,7 +92,7 @@ struct Int8 : WithoutPlanes {
       for (int c = 0; c < 4; ++c) sums.at[i] += taken.at[i][c] * four[c];
   }
 
-  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums, Weights) {
+  static void add_to(int64_t (&totals)[kOutputs], const Sums &sums) {
     for (int i = 0; i < kOutputs; ++i) totals[i] += sums.at[i];
   }
 };

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include <numeric>
 #include <vector>
 
 #include "int8.h"
@@ -102,18 +103,20 @@ T *write_block(Rows<T> &from, int type, int64_t padded, uint16_t *masks, T *out)
   return out;
 }
 
-// Writes a block in whole numbers: its scales too. `kept` values are in `from`, row by row.
+// Writes a block in whole numbers: its scales and sums too. `kept` values are in `from`, row by row.
 template <class T>
 const char *write_whole(const Matrix &m, int64_t block, const Rows<T> &from, int64_t kept, uint8_t *out) {
   std::vector<int8_t> whole(size_t(kept) + 1);
   Rows<int8_t> rounded = {from.bits, from.first_bit, from.inputs, from.rows, {}};
   float *scales = const_cast<float *>(m.scales) + block * kOutputs;
-  for (int64_t i = from.rows; i < kOutputs; ++i) scales[i] = 0;
+  int64_t *sums = const_cast<int64_t *>(m.sums) + block * kOutputs;
+  for (int64_t i = from.rows; i < kOutputs; ++i) scales[i] = 0, sums[i] = 0;
   for (int64_t i = 0, done = 0; i < from.rows; ++i) {
     int64_t count = ones(from.bits, from.first_bit + i * from.inputs, from.inputs);
     rounded.next[i] = whole.data() + done;
     if (const char *problem = round_weights(real_type(m.type), from.next[i], count, scales + i, whole.data() + done))
       return problem;
+    sums[i] = std::accumulate(rounded.next[i], rounded.next[i] + count, int64_t(0));
     done += count;
   }
   write_block(rounded, m.type, m.padded, const_cast<uint16_t *>(m.masks_of(block)), reinterpret_cast<int8_t *>(out));

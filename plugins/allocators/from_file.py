@@ -12,6 +12,7 @@ from ecoflap.core.budget.counts import Group
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.disk.json_files import json_value, read_bytes
+from ecoflap.core.disk.sealed_text import read_sealed_json
 from ecoflap.core.errors import EcoflapError, FormatError, nearest
 
 
@@ -19,7 +20,8 @@ from ecoflap.core.errors import EcoflapError, FormatError, nearest
 class FromFile:
     """Let every group keep what its layers keep in a ``plan.json``.
 
-    :param path: The ``plan.json``, or the folder of the run that wrote it.
+    :param path: The ``plan.json``, or the folder of the run that wrote it. A plan with a seal is held to it; one that
+        was written by hand has none.
     """
 
     path: Path
@@ -42,13 +44,19 @@ class FromFile:
     def _file(self) -> Path:
         return self.path / "plan.json" if self.path.is_dir() else self.path
 
-    def _layers(self) -> Mapping[str, Mapping[str, Any]]:
-        if not self._file.is_file():
-            raise EcoflapError(f"{self._file}: no such file; path is a plan.json, or the folder of a run that has one")
+    def _plan(self) -> Any:
         try:
             plan = json_value(read_bytes(self._file))
         except ValueError as error:
             raise FormatError(f"{self._file}: it is no plan ({error}); take one that a run has written") from None
+        if self.path.is_dir() or (isinstance(plan, dict) and "seal" in plan):
+            return read_sealed_json(self._file, "Restore it; or copy it, take its seal out, and name the copy as path")
+        return plan
+
+    def _layers(self) -> Mapping[str, Mapping[str, Any]]:
+        if not self._file.is_file():
+            raise EcoflapError(f"{self._file}: no such file; path is a plan.json, or the folder of a run that has one")
+        plan = self._plan()
         layers = plan.get("layers") if isinstance(plan, dict) else None
         if not isinstance(layers, dict) or not all(map(_is_entry, layers.values())):
             raise FormatError(f'{self._file}: it is no plan; a plan has "layers": {{name: {{"size": …, "keep": …}}}}')

@@ -11,7 +11,8 @@ from ecoflap.core.contracts.records import Aggregate, Unit
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.pruning.scores import Scores, read_scores
+from ecoflap.core.pruning.plan_file import read_scores_of
+from ecoflap.core.pruning.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class FromRun:
             yield name, scores.values[name]
 
     def _scores(self) -> Scores:
-        return read_scores(self.run / "scores.jsonl")
+        return read_scores_of(self.run / "plan.json", self.run / "scores.jsonl")
 
 
 def _names(layers: Iterable[tuple[Block, Layer]], unit: Unit) -> list[str]:

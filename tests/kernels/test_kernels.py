@@ -1,5 +1,6 @@
 """The library is compiled by a script of its own, and holds under sanitizers what it holds without."""
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -45,6 +46,62 @@ def test_instructions_that_the_compiler_does_not_know_are_left_out(build, tmp_pa
     monkeypatch.setattr(build, "SOURCES", [path for path in build.SOURCES if path.stem == "path_avx2"])
     monkeypatch.setitem(build.X86, "path_avx2", ("-mno-such-instructions",))
     assert build.build(tmp_path).is_file()
+
+
+def test_for_windows_there_are_none(build, tmp_path, monkeypatch):
+    monkeypatch.setattr(build.os, "name", "nt")
+    with pytest.raises(build.NotBuilt, match="written for Linux and macOS"):
+        build.build(tmp_path)
+
+
+SEEN = 'extern "C" __attribute__((visibility("default"))) int '
+"""Begins a function that a library shows; all others are hidden."""
+
+
+@needs_compiler
+def test_a_linker_that_cannot_put_all_into_the_library_makes_one_without(build, tmp_path, monkeypatch):
+    """Apple's knows no -static-libgcc, and Fedora keeps libstdc++.a in a package of its own."""
+    source = tmp_path / "trivial.cpp"
+    source.write_text(SEEN + "two() { return 2; }")
+    monkeypatch.setattr(build, "SOURCES", [source])
+    monkeypatch.setattr(build, "WHOLE", ("-no-such-option-of-a-linker",))
+    assert ctypes.CDLL(str(build.build(tmp_path / "out"))).two() == 2
+
+
+THROWING = f"""
+#include <stdexcept>
+#include <string>
+{SEEN} length(int n) {{
+  try {{ throw std::runtime_error(std::to_string(n)); }}
+  catch (const std::exception &error) {{ return int(std::string(error.what()).size()); }}
+}}
+"""
+
+
+def has_static_library():
+    """A compiler that has none gives its name back, and no path."""
+    told = subprocess.run([COMPILER, "-print-file-name=libstdc++.a"], capture_output=True, text=True, check=False)
+    return Path(told.stdout.strip()).is_absolute()
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="there is no objdump here to read a library with")
+def test_a_library_needs_nothing_but_the_systems_own(build, tmp_path, monkeypatch):
+    """No libstdc++: some Pythons bring an older one, which is loaded first. And no name of it goes out."""
+    if not has_static_library():
+        pytest.skip("the compiler has no libstdc++.a here")
+    source = tmp_path / "strings.cpp"
+    source.write_text(THROWING)
+    monkeypatch.setattr(build, "SOURCES", [source])
+    library = build.build(tmp_path / "out")
+    assert ctypes.CDLL(str(library)).length(1234) == 4
+    read = subprocess.run(["objdump", "-p", "-T", str(library)], capture_output=True, text=True, check=True).stdout
+    needed = {line.split()[1].partition(".so")[0] for line in read.splitlines() if line.split()[:1] == ["NEEDED"]}
+    assert "libc" in needed
+    assert needed <= {"libc", "libm", "libpthread", "libdl", "ld-linux-x86-64", "ld-linux-aarch64"}
+    given = [line.split()[-1] for line in read.splitlines() if " .text" in line]
+    assert "length" in given
+    assert not [name for name in given if name.startswith("__cxa")]
 
 
 def run(library, folder, flags=SANITIZERS, source="sanitized"):

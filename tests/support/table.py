@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -29,6 +29,19 @@ GENERIC = (
 )  # fmt: skip
 """Modules with models of transformers that the generic adapters take."""
 
+_PROJECTOR = ("multi_modal_projector.linear_1", "multi_modal_projector.linear_2", "language_model.lm_head")
+_X_ATTN = tuple(f"x_attn.{name}" for name in ("k_proj", "v_proj", "q_proj", "out_proj"))
+OUTSIDE_BEFORE_5 = {
+    **dict.fromkeys(
+        ("aya_vision", "llava", "llava_next", "llava_onevision", "llava_two_layers", "pixtral"), _PROJECTOR
+    ),
+    "mistral3": ("multi_modal_projector.patch_merger.merging_layer", *_PROJECTOR),
+    "gemma3": ("language_model.lm_head",),
+    "gpt_neox": ("embed_out",),
+    "kosmos2": (*(f"image_to_text_projection.{name}" for name in ("dense", *_X_ATTN)), "text_model.lm_head"),
+}
+"""What transformers before 5 calls the matrices outside the blocks, or has them in another order."""
+
 
 def rows() -> dict[str, Family]:
     """LAVIS lives in an environment of its own, whose other libraries are too old for the rest."""
@@ -43,7 +56,10 @@ def generic_rows() -> dict[str, Family]:
     if find_spec("lavis") is not None:
         return {}
     rows = {name: family for module in GENERIC for name, family in import_module(module).FAMILIES.items()}
-    return rows if transformers.__version__ >= "5" else {name: row for name, row in rows.items() if _is_there(row)}
+    if transformers.__version__ >= "5":
+        return rows
+    older = {name: replace(row, outside=OUTSIDE_BEFORE_5.get(name, row.outside)) for name, row in rows.items()}
+    return {name: row for name, row in older.items() if _is_there(row)}
 
 
 def _is_there(row: Family) -> bool:

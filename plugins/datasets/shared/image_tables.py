@@ -29,7 +29,7 @@ Published = Callable[[Any, Path], Entries]
 
 @dataclass(frozen=True)
 class Row:
-    """Holds one image and what belongs to it.
+    """Holds one image and what belongs to it, or texts that belong together.
 
     :param number: The row's number in its table, from 0.
     :param where: The row's place, for messages: ``index.jsonl:7``.
@@ -151,7 +151,7 @@ def row_from(number: int, where: str, entry: Entry, column_of: Mapping[str, str]
     :param folder: The folder that images are named relative to.
     """
     values = {what: entry.get(column) for what, column in column_of.items()}
-    image = values.pop("image")
+    image = values.pop("image", None)  # of a table of texts there is none
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
         if values.get("image_id") is None:
             values["image_id"] = image.get("path")

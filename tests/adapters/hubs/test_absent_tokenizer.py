@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.adapters.hubs.absent_tokenizer import why_unreadable
 from ecoflap.adapters.hubs.hugging_face import load_processor
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.source import open_source
@@ -54,3 +55,13 @@ def test_a_folder_without_any_of_its_files_has_none(pico_llama_folder: Path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (pico_llama_folder / name).unlink()
     assert load_processor("AutoTokenizer", open_source(str(pico_llama_folder), Path.cwd())) is None
+
+
+def test_two_older_files_beside_a_list_of_words_need_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As Marian has them, whose tokenizer has no other form."""
+    monkeypatch.setattr("ecoflap.adapters.hubs.absent_tokenizer.find_spec", lambda name: None)
+    for name in ("source.spm", "target.spm", "vocab.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+    said = f"source.spm and target.spm in {tmp_path} can be read with sentencepiece: pip install sentencepiece."
+    (tmp_path / "config.json").write_text('{"model_type": "marian"}')
+    assert why_unreadable(open_source(str(tmp_path), Path.cwd())) == said

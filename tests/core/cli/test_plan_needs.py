@@ -45,7 +45,7 @@ def in_file(path: Any) -> int:
     return sum(one.nbytes for one in there.values())
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("name", ["blip2_t5", "llava", "llama"])
 def test_dense_files_are_as_large_as_predicted(name, tmp_path):
     recipe = recipe_for(name, tmp_path, {"use": "torchscript", "weights": "dense"})

@@ -8,6 +8,7 @@ import broken_matplotlib
 import pytest
 from html_page import Page
 from made_report import made_report, measure
+from sealed_by_hand import edit_sealed, read_sealed, write_sealed
 
 import ecoflap
 from ecoflap.core.compare.comparison import compared
@@ -31,9 +32,9 @@ def made(tmp_path):
         report = made_report(**keys)
         folder = tmp_path / name
         folder.mkdir(parents=True)
-        (folder / "recipe.yaml").write_text(json.dumps(report["recipe"]))
-        (folder / "report.json").write_text(json.dumps(report))
-        (folder / "fingerprints.json").write_text(json.dumps(fingerprints or {"model": "a"}))
+        write_sealed(folder / "recipe.yaml", json.dumps(report["recipe"]))
+        write_sealed(folder / "report.json", report)
+        write_sealed(folder / "fingerprints.json", fingerprints or {"model": "a"})
         for what in taken_over:
             RunFolder(folder).record_taken_over(what)
         return folder
@@ -59,17 +60,16 @@ def test_seeds_of_one_method_are_a_mean_with_its_standard_deviation(made):
 
 def test_towers_by_method_are_means_over_seeds(made):
     paths = [made("a"), made("b", seed=1)]
-    report = json.loads((paths[1] / "report.json").read_text())
+    report = read_sealed(paths[1] / "report.json")
     report["towers"] = {"vision": 0.7, "language": 0.4}
-    (paths[1] / "report.json").write_text(json.dumps(report))
+    write_sealed(paths[1] / "report.json", report)
     (row,) = tower_rows(compared(paths))
     assert row == {"method": "uniform → wanda", "sparsity": "50.00 %", "vision": "60.00 %", "language": "45.00 %"}
 
 
 def test_a_single_tower_needs_no_table(made):
     path = made("a")
-    report = json.loads((path / "report.json").read_text())
-    (path / "report.json").write_text(json.dumps({**report, "towers": {"language": 0.5}}))
+    edit_sealed(path / "report.json", lambda report: {**report, "towers": {"language": 0.5}})
     assert tower_rows(compared([path])) == []
 
 
@@ -97,9 +97,9 @@ def test_unlike_runs_are_never_one_method(made):
 
 def test_a_score_that_nothing_looked_at_makes_no_method(made):
     paths = [made("a"), made("b", seed=1)]
-    report = json.loads((paths[1] / "report.json").read_text())
+    report = read_sealed(paths[1] / "report.json")
     report["recipe"]["score"] = {"use": "zeroth_order", "samples": 4, "granularity": "block"}
-    (paths[1] / "report.json").write_text(json.dumps(report))
+    write_sealed(paths[1] / "report.json", report)
     found = compared(paths)
     assert {run.method for run in found.runs} == {"uniform → wanda"}
     assert what_differs(found) == {}
@@ -305,10 +305,10 @@ def test_a_sweep_stands_for_its_finished_runs_under_its_own_names(made, tmp_path
 
 def test_a_report_that_this_version_did_not_write_is_refused(made):
     folder = made("a")
-    report = json.loads((folder / "report.json").read_text())
+    report = read_sealed(folder / "report.json")
     del report["blocks"]
-    (folder / "report.json").write_text(json.dumps(report))
-    with pytest.raises(RunError, match=r"a/report\.json: blocks: Field required\. Run its recipe again"):
+    write_sealed(folder / "report.json", report)
+    with pytest.raises(RunError, match=r"a/report\.json: blocks: Field required\. Restore it; or delete it and run"):
         compared([folder])
 
 
@@ -326,3 +326,14 @@ def test_a_row_a_run_with_the_same_columns(plain, tmp_path):
     assert first.keys() == second.keys()
     assert second["perplexity dense"] == second["safetensors"] == first["hugging_face"] == "–"
     assert second["hugging_face"].endswith("(1.00×)")
+
+
+def test_what_is_there_already_is_replaced_only_on_demand(made, tmp_path, ecoflap_command):
+    path, out = made("a"), tmp_path / "out"
+    assert ecoflap_command("compare", path, "--out", out)[0] == 0
+    before = (out / "report.html").stat().st_mtime_ns
+    code, _, err = ecoflap_command("compare", path, "--out", out)
+    assert code == 2
+    assert "out has report.json, report.csv, report.md, report.html already: name another folder, or say --over" in err
+    assert (out / "report.html").stat().st_mtime_ns == before
+    assert ecoflap_command("compare", path, "--out", out, "--overwrite")[0] == 0

@@ -12,8 +12,6 @@ import pytest
 
 from ecoflap.core.disk import whole_files as files
 from ecoflap.core.disk.whole_files import (
-    append_line,
-    read_lines,
     removed_leftovers,
     sha256_of,
     whole_folder,
@@ -91,9 +89,6 @@ from ecoflap.core.disk.whole_files import whole_folder
 def write(path):
     with whole_folder(path) as folder:
         save_file({"w": torch.ones(9999)}, folder / "w.safetensors")""",
-    "append_line": """
-from ecoflap.core.disk.whole_files import append_line
-write = lambda path: append_line(path, {"text": "x" * 9999})""",
 }
 
 
@@ -190,56 +185,6 @@ def test_removed_leftovers_looks_below_and_spares_the_rest(tmp_path):
     assert names(tmp_path) == ["a", "done"]
     assert names(tmp_path / "a") == ["kept.partial"]
     assert removed_leftovers(tmp_path / "nowhere") == []
-
-
-def test_lines_come_back(tmp_path):
-    path = tmp_path / "runs" / "scores.jsonl"
-    assert read_lines(path) == []
-    lines = [{"layer": "é\n", "score": 0.1}, {"score": float("inf")}, {}]
-    for line in lines:
-        append_line(path, line)
-    assert read_lines(path) == lines
-
-
-@pytest.mark.parametrize("kept", range(1, 12))
-def test_a_torn_last_line_is_cut_off_and_appending_goes_on(tmp_path, kept):
-    path = tmp_path / "scores.jsonl"
-    append_line(path, {"a": 1})
-    torn = path.read_bytes() + b'{"bb": "c"}\n'[:kept]
-    path.write_bytes(torn)
-    assert read_lines(path) == [{"a": 1}]
-    assert path.read_bytes() == torn, "reading changes nothing"
-    append_line(path, {"d": 2})
-    assert read_lines(path) == [{"a": 1}, {"d": 2}]
-
-
-@pytest.mark.parametrize("line", [b'{"b"', b"[1]", b"", b"\xff"])
-def test_a_torn_line_in_the_middle_is_an_error_with_its_number(tmp_path, line):
-    path = tmp_path / "scores.jsonl"
-    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"c": 2}\n')
-    with pytest.raises(RunError, match=r"scores\.jsonl:2: this line is not JSON|:2: this line is not a JSON object"):
-        read_lines(path)
-
-
-@pytest.mark.parametrize(
-    ("line", "told"), [('{"b": 1}', "this line has no a"), ('{"a": "1"}', "the a of this line is no int")]
-)
-def test_a_line_without_what_it_must_hold_is_an_error_with_its_number(tmp_path, line, told):
-    path = tmp_path / "stages.jsonl"
-    path.write_text('{"a": 1}\n' + line + "\n")
-    assert len(read_lines(path)) == 2
-    with pytest.raises(RunError, match=rf"stages\.jsonl:2: {told}\. Restore the file"):
-        read_lines(path, {"a": int})
-
-
-def test_a_line_that_does_not_fit_is_taken_back(tmp_path, monkeypatch):
-    path = tmp_path / "scores.jsonl"
-    append_line(path, {"a": 1})
-    write = os.write
-    monkeypatch.setattr(files.os, "write", lambda descriptor, data: write(descriptor, data[:3]))
-    with pytest.raises(RunError, match="disk is full"):
-        append_line(path, {"b": 2})
-    assert path.read_bytes() == b'{"a": 1}\n'
 
 
 def test_sha256_of(tmp_path):

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from ecoflap.core.disk.whole_files import append_line, whole_file, whole_folder, write_whole
+from ecoflap.core.disk.sealed_lines import append_line
+from ecoflap.core.disk.whole_files import whole_file, whole_folder, write_whole
 from ecoflap.core.errors import RunError
 
 

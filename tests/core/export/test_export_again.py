@@ -41,6 +41,26 @@ def ecoflap_register_exporters():
 '''
 
 
+SEER = '''
+from dataclasses import dataclass
+from ecoflap import Exported, hookimpl
+
+@dataclass(frozen=True)
+class Seen:
+    """Writes the tokens that the model was pruned by."""
+    name: str = "seen"
+
+    def __call__(self, pruned, folder):
+        batches = pruned.calibration() if pruned.calibration else []
+        (folder / "seen").write_text(repr([batch["input_ids"].tolist() for batch in batches]))
+        return Exported((folder / "seen",))
+
+@hookimpl
+def ecoflap_register_exporters():
+    return {"seen": Seen}
+'''
+
+
 @pytest.fixture
 def letters(tmp_path, monkeypatch):
     """A registry with an exporter of another package."""
@@ -82,7 +102,9 @@ def test_a_finished_run_is_exported_once_more(run, letters, tmp_path, plain):
     page = (run.folder / "report.html").read_text()
     assert "needs a reader of letters" in page
     assert "1 letters" in page
-    again = ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters)
+    with pytest.raises(ecoflap.EcoflapError, match=r"letters is there already\. Say --overwrite, or overwrite=True"):
+        ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters)
+    again = ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters, overwrite=True)
     assert again == folder
     other = ecoflap.export_run(run.folder, {"use": "letters", "letter": "c"}, registry=letters)
     assert other.name == "letters-2"
@@ -91,6 +113,23 @@ def test_a_finished_run_is_exported_once_more(run, letters, tmp_path, plain):
     before = (other / "w.letters").stat().st_mtime_ns
     ecoflap.run(run.folder / "recipe.yaml", folder=run.folder, registry=letters)
     assert (other / "w.letters").stat().st_mtime_ns == before
+
+
+def test_an_exporter_may_look_at_the_data_that_the_model_was_pruned_by(plain, tmp_path, monkeypatch):
+    (tmp_path / "seen_plugin.py").write_text(SEER)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "registry.yaml").write_text("version: 1\nplugins: {seen: seen_plugin}\n")
+    registry = ecoflap.load_registry(tmp_path / "registry.yaml")
+    kept = {"allocate": "uniform", "score": None, "evaluate": None, "export": "seen"}
+    done = ecoflap.run(plain(**kept), folder=tmp_path / "run", registry=registry)
+    seen = json.loads((done.folder / "exports" / "seen" / "seen").read_text())
+    assert [len(batch) for batch in seen] == [2, 2]
+    assert all(len(tokens) == 16 for batch in seen for tokens in batch)
+    again = ecoflap.export_run(done.folder, {"use": "seen", "name": "again"}, registry=registry)
+    assert json.loads((again / "seen").read_text()) == seen
+    blind = plain(**kept, prune="magnitude", calibration=None)
+    without = ecoflap.run(blind, folder=tmp_path / "without", registry=registry)
+    assert (without.folder / "exports" / "seen" / "seen").read_text() == "[]"
 
 
 def test_a_run_of_a_model_in_memory_is_exported_too(plain, pico_llama, pico_tokenizer, letters, tmp_path):
@@ -110,6 +149,12 @@ def test_by_the_command_line(run, letters, ecoflap_command, tmp_path):
     packed = run.folder / "exports" / "letters" / "w.letters"
     code, out, err = ecoflap_command("densify", packed, tmp_path / "dense")
     assert code == 0, err
+    assert (tmp_path / "dense").read_text() == "dense"
+    (tmp_path / "dense").write_text("mine")
+    code, _, err = ecoflap_command("densify", packed, tmp_path / "dense")
+    assert (code, (tmp_path / "dense").read_text()) == (2, "mine")
+    assert "dense is there already; name another, or say --overwrite" in err
+    assert ecoflap_command("densify", packed, tmp_path / "dense", "--overwrite")[0] == 0
     assert (tmp_path / "dense").read_text() == "dense"
 
 

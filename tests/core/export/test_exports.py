@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import pytest
+from sealed_by_hand import write_sealed
 from torch import nn
 
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.export.exports import export, export_names, is_exported, weight_bytes
 from ecoflap.core.recipe.part_spec import PartSpec
 
@@ -57,28 +58,37 @@ def test_it_is_there_only_as_this_exporter_wrote_it(write, tmp_path):
     assert not is_exported(tmp_path, "writer", part("a"))
 
 
-def test_it_is_not_there_with_a_file_missing_or_cut(write, tmp_path):
+@pytest.mark.parametrize("name", ["weights.bin", "manifest.json", "SHA256SUMS"])
+def test_it_is_not_there_with_a_file_missing(write, tmp_path, name):
     write("a")
-    (tmp_path / "writer" / "weights.bin").write_text("")
+    (tmp_path / "writer" / name).unlink()
     assert not is_exported(tmp_path, "writer", part("a"))
-    (tmp_path / "writer" / "weights.bin").unlink()
-    assert not is_exported(tmp_path, "writer", part("a"))
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "config.json", "SHA256SUMS"])
+def test_one_that_was_changed_is_refused_and_not_replaced(write, tmp_path, name):
+    """At the same length, which told nothing of it once."""
+    write("a")
+    data = (tmp_path / "writer" / name).read_bytes()
+    (tmp_path / "writer" / name).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    told = rf"writer/{name} is not what was written: its SHA-256 is another than writer\.json says\. .* move the folder"
+    with pytest.raises(FormatError, match=told):
+        is_exported(tmp_path, "writer", part("a"))
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("[]", r"expected a mapping"),
-        ("{", r"cannot be read"),
-        ('{"files": {}}', r"exporter: Field required\. Delete the file"),
-        ('{"exporter": {}, "files": {"weights.bin": 3}}', r"files\.weights\.bin: Input should be .*Delete the file"),
+        ("[]", r"Invalid JSON"),
+        ('{"files": {}}', r"exporter: Field required\. Restore it; or delete it"),
+        ('{"exporter": {}, "files": {"weights.bin": 3}}', r"files\.weights\.bin: Input should be .*or delete it"),
         ('{"exporter": {}, "files": {"x": {"sha256": ""}}}', r"files\.x\.bytes: Field required"),
         ('{"exporter": {}, "files": {}, "of": 2}', r"of: no such key is known here"),
     ],
 )
 def test_a_record_that_is_damaged_or_older_is_refused_by_name(content, reason, write, tmp_path):
     write("a")
-    (tmp_path / "writer.json").write_text(content)
+    write_sealed(tmp_path / "writer.json", content)
     with pytest.raises(EcoflapError, match=rf"writer\.json.*{reason}"):
         is_exported(tmp_path, "writer", part("a"))
     write("a")
@@ -91,7 +101,7 @@ def test_the_old_record_never_speaks_of_newer_files(write, tmp_path, monkeypatch
     def cut_off(path, data):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ecoflap.core.export.exports.write_whole", cut_off)
+    monkeypatch.setattr("ecoflap.core.export.exports.write_sealed_json", cut_off)
     with pytest.raises(KeyboardInterrupt):
         write("b")
     assert (tmp_path / "writer" / "weights.bin").read_text() == "b"

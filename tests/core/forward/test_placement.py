@@ -103,7 +103,7 @@ def test_a_run_with_offload_is_the_same_run(plain, lasting, monkeypatch, tmp_pat
     assert moved
     assert set(moved) == {torch.device("cpu:0")}
     # The model card quotes the recipe, in which they differ, and its hash is told beside it.
-    quoting = {f"exports/safetensors{name}" for name in ("/README.md", "/manifest.json", ".json")}
+    quoting = {f"exports/safetensors{name}" for name in ("/README.md", "/SHA256SUMS", "/manifest.json", ".json")}
     files = set(lasting(usual.folder)) - quoting
     assert {n: lasting(usual.folder)[n] for n in files} == {n: lasting(apart.folder)[n] for n in files}
     assert usual.report.measures == apart.report.measures

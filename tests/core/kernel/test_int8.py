@@ -218,8 +218,10 @@ def test_the_order_is_what_the_page_says():
     assert (shape.kept, shape.dtype, shape.itemsize) == (6, torch.float32, 1)
     masks = packed[shape.masks_at : shape.scales_at].view("<u8")
     assert masks.tolist() == [0b0010_1101, 0b0001_0001, *[0] * 6]
-    scales = packed[shape.scales_at : shape.values_at].view("<f4")
+    scales = packed[shape.scales_at : shape.sums_at].view("<f4")
     assert scales.tolist() == [1.0, 2.0, *[0.0] * 14]
+    sums = packed[shape.sums_at : shape.values_at].view("<i8")
+    assert sums.tolist() == [127 + 0 - 3 + 5, 1 - 127, *[0] * 14]
     assert packed[shape.values_at : shape.values_at + 6].view("i1").tolist() == [127, 0, -3, 1, 5, -127]
 
 
@@ -239,7 +241,7 @@ def test_few_zeros_are_kept_so_that_masks_are_not_read():
 
 def test_bytes_are_a_bit_and_a_byte_for_what_is_kept():
     shape = Shape(torch.bfloat16, 4096, 4096, 4096 * 2048, "int8")
-    assert shape.nbytes / (4096 * 4096) == pytest.approx(0.625, abs=0.0015)
+    assert shape.nbytes / (4096 * 4096) == pytest.approx(0.625 + 12 / 4096, abs=0.001)
     assert len(all_bits(Shape(torch.bfloat16, 3, 3, 9, "int8"))) == 2
 
 
@@ -285,9 +287,21 @@ def test_damaged_scales_are_found(values):
     packed, shape = pack_dense(weight, values=values), shape_for(weight, values)
     library().call("check", packed.data_ptr(), len(packed))
     for wrong in (np.nan, np.inf, -1.0):
-        packed[shape.scales_at : shape.values_at].numpy().view("<f4")[7] = wrong
+        packed[shape.scales_at : shape.sums_at].numpy().view("<f4")[7] = wrong
         with pytest.raises(KernelError, match="its scales are no finite numbers"):
             library().call("check", packed.data_ptr(), len(packed))
+
+
+@needs_library
+@kinds
+@pytest.mark.parametrize("sparsity", [0.0, 0.6])
+def test_damaged_sums_are_found(values, sparsity):
+    weight = pruned(32, 64, sparsity, torch.float32)
+    packed, shape = pack_dense(weight, values=values), shape_for(weight, values)
+    library().call("check", packed.data_ptr(), len(packed))
+    packed[shape.sums_at : shape.values_at].numpy().view("<i8")[17] += 1
+    with pytest.raises(KernelError, match="its sums are not those of its values"):
+        library().call("check", packed.data_ptr(), len(packed))
 
 
 @needs_library

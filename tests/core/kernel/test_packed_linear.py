@@ -41,6 +41,7 @@ def test_x_and_bias_lie_as_they_like(dtype):
 
 @types
 def test_a_large_batch_goes_by_panels(dtype, monkeypatch):
+    monkeypatch.setenv("ECOFLAP_KERNEL", "torch")
     monkeypatch.setattr(packed_linear, "PANEL", 16 * 64 * dtype.itemsize * 2)
     weight, bias = pruned(100, 64, 0.5, dtype), numbers(100, dtype=dtype)
     x = numbers(1100, 64, dtype=dtype)

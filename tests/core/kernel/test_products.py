@@ -81,6 +81,15 @@ def test_it_is_as_near_as_torch_comes(path, dtype):
 
 @types
 @pytest.mark.parametrize("path", paths())
+def test_many_long_rows_are_multiplied_in_parts(path, dtype):
+    """Of so long rows 64 fit a core's cache: the rest comes after them, the last part less than a group."""
+    weight, wide = pruned(20, 20_000, 0.6, dtype), numbers(137, 20_010, dtype=dtype)
+    x, bias = wide[:, :20_000], numbers(20, dtype=dtype)
+    assert_right(multiplied(path, x, weight, bias), x, weight, bias)
+
+
+@types
+@pytest.mark.parametrize("path", paths())
 def test_rows_may_lie_apart(path, dtype):
     weight, wide = pruned(20, 40, 0.5, dtype), numbers(6, 50, dtype=dtype)
     x = wide[:, 3:43]

@@ -98,7 +98,7 @@ def opened_anew():
 
 def test_what_cannot_be_opened_is_said(monkeypatch, tmp_path, opened_anew):
     monkeypatch.setattr(libraries, "FILE", tmp_path / "missing.so")
-    assert "is not there: ecoflap found no compiler when it was installed" in opened_anew()
+    assert "is not there: ecoflap was built without a compiler" in opened_anew()
     (tmp_path / "foreign.so").write_bytes(b"of another CPU")
     monkeypatch.setattr(libraries, "FILE", tmp_path / "foreign.so")
     opened_anew.cache_clear()

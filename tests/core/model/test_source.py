@@ -237,6 +237,35 @@ def test_fingerprint_of_a_folder(tmp_path: Path):
     assert fingerprint(open_source(".", tmp_path), never) != found
 
 
+def indexed(folder: Path, file: str) -> Path:
+    model_folder(folder / "model", ("model.safetensors",))
+    index = folder / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "model.safetensors", "b": file}}))
+    return folder / "model"
+
+
+def test_what_an_index_names_below_its_folder_is_hashed(tmp_path: Path):
+    folder = indexed(tmp_path, "more/other.safetensors")
+    (folder / "more").mkdir()
+    (folder / "more" / "other.safetensors").write_bytes(b"weights")
+    found = fingerprint(open_source("model", tmp_path), never)
+    assert found["more/other.safetensors"] == hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize("file", ["../outside.safetensors", "/outside.safetensors", "a/../../outside.safetensors"])
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path, file: str):
+    indexed(tmp_path, file)
+    with pytest.raises(ModelError, match=r"safetensors\.index\.json: it names .*outside its folder\. Put the file"):
+        open_source("model", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"weight_map": []}'])
+def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str):
+    (indexed(tmp_path, "x") / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"index\.json is no index of a checkpoint"):
+        open_source("model", tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fingerprint_of_a_model_in_memory(dtype: torch.dtype, pico_llama: Callable[..., Any]):
     source = in_memory(pico_llama(dtype=dtype))

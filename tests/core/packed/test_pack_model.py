@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from exported import bits, half_pruned, outputs
+from exported import bits, half_pruned, outputs, packed_names
 from table import ALL_ROWS, THOROUGH
 from torch import nn
 
@@ -15,10 +15,6 @@ from ecoflap.core.kernel.packed_module import PackedLinear
 needs_llama = pytest.mark.skipif("llama" not in ALL_ROWS, reason="these families are not of this environment")
 
 
-def packed_names(model):
-    return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, PackedLinear)]
-
-
 @pytest.mark.parametrize("name", THOROUGH)
 def test_a_family_gives_the_same(name):
     pruned = half_pruned(name)
@@ -26,8 +22,9 @@ def test_a_family_gives_the_same(name):
     state, expected = bits(model), outputs(name, model, adapter)
     packing = ecoflap.pack_model(model)
     assert packing is model.ecoflap_packing
-    assert packing.packed or all("only an nn.Linear" in reason for reason in packing.dense.values())
-    assert set(packing.packed) <= set(packed_names(model))
+    assert packing.packed
+    assert not set(packing.dense) & set(pruned.parameter_masks)
+    assert set(packing.packed) <= packed_names(model)
     assert bits(model) == state
     for ours, theirs in zip(outputs(name, model, adapter), expected, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -46,12 +43,13 @@ def test_what_is_packed_is_counted():
 
 def small():
     model = nn.ModuleDict({name: nn.Linear(40, 20) for name in ("fifty", "third", "dense")})
-    model["attention"] = nn.MultiheadAttention(8, 2)
+    model["conv"] = nn.Conv1d(8, 8, 3)
     model["float64"] = nn.Linear(40, 20).double()
     with torch.no_grad():
         for name, share in (("fifty", 0.5), ("third", 0.3), ("float64", 0.5)):
             model[name].weight.mul_(torch.rand(20, 40) >= share)
-        model["attention"].in_proj_weight.mul_(torch.rand(24, 8) >= 0.5)
+        model["conv"].weight.mul_(torch.rand(8, 8, 3) >= 0.5)
+        model.register_parameter("position", nn.Parameter(torch.zeros(1, 8, 8)))
     return model
 
 
@@ -60,8 +58,7 @@ def test_what_stays_dense_is_named_with_the_reason():
     packing = ecoflap.pack_model(model)
     assert packing.packed == ["fifty.weight"]
     assert packing.dense == {
-        "attention.in_proj_weight": "only an nn.Linear runs packed yet, and this is 'in_proj_weight' of a "
-        "MultiheadAttention",
+        "conv.weight": "Conv1d is not known to multiply with 'weight' as a matrix",
         "float64.weight": "float64 is not multiplied packed",
     }
     assert type(model["third"]) is nn.Linear
@@ -83,7 +80,7 @@ def test_a_head_that_is_the_embedding_too_stays_dense():
     model["head"].weight = model["embedding"].weight
     packing = ecoflap.pack_model(model)
     assert not packing.packed
-    assert "this is 'weight' of a Embedding" in packing.dense["embedding.weight"]
+    assert packing.dense == {"embedding.weight": "it is an embedding, and none was said to run packed"}
 
 
 def test_hooks_are_not_lost():
@@ -97,7 +94,7 @@ def test_a_model_is_packed_once_and_on_the_cpu():
     ecoflap.pack_model(model)
     with pytest.raises(ModelError, match=r"the weights of fifty are packed already.*weights='dense'"):
         ecoflap.pack_model(model)
-    with pytest.raises(ModelError, match="this model is on meta"):
+    with pytest.raises(ModelError, match="is on GPUs whole, and this is on meta"):
         ecoflap.pack_model(small().to("meta"))
 
 

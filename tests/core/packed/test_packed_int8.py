@@ -14,7 +14,7 @@ import ecoflap
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.errors import FormatError, KernelError, ModelError
 from ecoflap.core.kernel.packed_module import PackedLinear
-from ecoflap.core.packed import read_packed, staying_packed
+from ecoflap.core.packed import forms, read_packed
 from ecoflap.exporters.safetensors import Safetensors
 
 SMALL = Safetensors(shard_bytes=30_000)
@@ -145,7 +145,6 @@ def test_what_takes_no_fewer_bytes_stays_dense(dtype):
     assert packing.packed == ["pruned.weight", "dense.weight"]
     assert packing.dense == {
         "tiny.weight": "int8 with masks and scales would take no fewer bytes",
-        "conv.weight": "only an nn.Linear runs packed yet, and this is 'weight' of a Conv1d",
         "float64.weight": "float64 is not multiplied packed",
     }
     assert (packing.bytes_dense, packing.bytes_packed) == (
@@ -194,7 +193,7 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch):
     def refuse(*_):
         raise KernelError("the mask keeps fewer weights than there are values")
 
-    monkeypatch.setattr(staying_packed, "pack_rows", refuse)
+    monkeypatch.setattr(forms, "pack_rows", refuse)
     with pytest.raises(FormatError, match=r"the packed weight \S+ is damaged: the mask keeps fewer"):
         ecoflap.load_model(tmp_path, weights="packed-int8")
 

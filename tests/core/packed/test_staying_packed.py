@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from exported import bits, half_pruned, outputs
+from exported import bits, half_pruned, outputs, packed_names
 from table import ROWS
 
 import ecoflap
 from ecoflap.core.disk.sealed import flat
-from ecoflap.core.errors import FormatError, ModelError
+from ecoflap.core.errors import FormatError, KernelError, ModelError
 from ecoflap.core.kernel.packed_module import PackedLinear
-from ecoflap.core.packed import read_packed, staying_packed
+from ecoflap.core.packed import forms, read_packed
 from ecoflap.exporters.safetensors import Safetensors
 
 WHOLE = [name for name in sorted(ROWS) if ROWS[name].is_whole_on_disk]
@@ -38,9 +38,10 @@ def test_it_is_the_model_that_was_exported(name, folder):
     again = ecoflap.load_model(folder, weights="packed")
     packing = again.ecoflap_packing
     assert len({*packing.packed, *packing.dense}) == len(pruned.parameter_masks)
-    assert {name.removesuffix(".weight") for name in packing.packed} <= set(modules(again))
+    assert set(packing.packed) <= packed_names(again)
     assert bits(again) == bits(pruned.model)
-    assert {type(module) for module in again.modules()} - {PackedLinear} <= {type(m) for m in pruned.model.modules()}
+    kinds = {getattr(module, "packs", type(module)) for module in again.modules()}
+    assert kinds - {PackedLinear} <= {type(module) for module in pruned.model.modules()}
     for ours, theirs in zip(
         outputs(name, again, pruned.adapter), outputs(name, pruned.model, pruned.adapter), strict=True
     ):
@@ -97,8 +98,17 @@ def test_what_cannot_be_is_refused(folder):
     unchecked = inspect.unwrap(ecoflap.load_model)  # as it is outside of tests, where nobody checks types
     with pytest.raises(ModelError, match=r"no way to hold weights named 'pakced'\. Did you mean 'packed'\?"):
         unchecked(folder, weights="pakced")
-    with pytest.raises(ModelError, match="are multiplied on the CPU, and not on cuda"):
-        ecoflap.load_model(folder, weights="packed", device="cuda")
+    with pytest.raises(ModelError, match="packed embeddings are multiplied on the CPU, and not on cuda"):
+        ecoflap.load_model(folder, weights="packed", embeddings="packed", device="cuda")
+
+
+@needs_llama
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_an_error_in_words(folder):
+    SMALL(half_pruned("llama"), folder)
+    for weights in ("dense", "packed"):
+        with pytest.raises(ModelError, match="there is no GPU here for device=cuda"):
+            ecoflap.load_model(folder, weights=weights, device="cuda")
 
 
 @needs_llama
@@ -119,9 +129,9 @@ def test_a_mask_that_does_not_fit_is_named(folder, monkeypatch):
     SMALL(half_pruned("llama"), folder)
 
     def refuse(*_):
-        raise staying_packed.KernelError("the mask keeps fewer weights than there are values")
+        raise KernelError("the mask keeps fewer weights than there are values")
 
-    monkeypatch.setattr(staying_packed, "pack_rows", refuse)
+    monkeypatch.setattr(forms, "pack_rows", refuse)
     with pytest.raises(FormatError, match=r"the packed weight model\.layers\.0\S+ is damaged: the mask keeps fewer"):
         ecoflap.load_model(folder, weights="packed")
 

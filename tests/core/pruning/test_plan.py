@@ -1,6 +1,5 @@
 """Budgets: pools, granularities, patterns, and what an allocator from anywhere may not do."""
 
-import json
 from fractions import Fraction
 
 import pytest
@@ -11,7 +10,7 @@ from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.pruning.plan import make_plan, pools_of
-from ecoflap.core.pruning.plan_file import read_plan
+from ecoflap.core.pruning.plan_file import read_plan, write_plan
 from ecoflap.core.pruning.scores import Scores
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
 from ecoflap.plugins.allocators.uniform import Uniform
@@ -80,7 +79,7 @@ def test_a_pattern_of_one_tower_beside_a_shared_sparsity(anatomy, tmp_path):
     assert plan.groups["vision.0.x"].score is None
     assert isinstance(plan.layers["language.0.x"].budget, Keep)
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(plan.dump()))
+    write_plan(path, plan, {}, tmp_path / "scores.jsonl")
     assert read_plan(path) == plan
 
 

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from sealed_by_hand import read_lines, write_lines, write_sealed
 
 from ecoflap.core.errors import RunError
 from ecoflap.core.pruning.plan import Plan, PlannedGroup, PlannedLayer
-from ecoflap.core.pruning.plan_file import read_plan
+from ecoflap.core.pruning.plan_file import read_plan, read_scores_of, write_plan
+from ecoflap.core.pruning.scores import header_line, score_line
 
 PLAN = Plan(
     {"a": PlannedLayer(8, 4, "vision", "vision.0", "g"), "b": PlannedLayer(8, 4, "vision", "vision.0", "b", "2:4")},
@@ -15,7 +17,7 @@ PLAN = Plan(
 
 
 def written(path, **changes):
-    path.write_text(json.dumps({**PLAN.dump(), **changes}))
+    write_sealed(path, {**PLAN.dump(), "scores": "", **changes})
     return path
 
 
@@ -31,6 +33,7 @@ def test_a_plan_is_read_back(tmp_path):
         ({"layers": {"a": {"size": 8}}}, "layers.a.keep: Field required"),
         ({"layers": {"a": {"size": 8, "keep": "4", "tower": "", "block": "", "group": ""}}}, "layers.a.keep: "),
         ({"groups": None}, "groups: "),
+        ({"scores": None}, "scores: "),
     ],
 )
 def test_what_is_no_plan_is_told_with_its_place_and_the_way_out(changes, place, tmp_path):
@@ -47,3 +50,18 @@ def test_what_holds_no_mapping_is_told_with_its_file(content, tmp_path):
     path.write_text(content)
     with pytest.raises(RunError, match=r"plan\.json: "):
         read_plan(path)
+
+
+def test_a_plan_knows_the_scores_that_it_was_made_by(tmp_path):
+    plan, scores = tmp_path / "plan.json", tmp_path / "scores.jsonl"
+    lines = [header_line("layer", "sum"), score_line("a", 1.0), score_line("b", 2.0)]
+    write_lines(scores, lines)
+    assert read_scores_of(plan, scores).values == {"a": 1.0, "b": 2.0}  # there is no plan yet
+    write_plan(plan, PLAN, {"norms": 3}, scores)
+    assert json.loads(plan.read_text())["kept_whole"] == {"norms": 3}
+    assert read_scores_of(plan, scores).values == {"a": 1.0, "b": 2.0}
+    for other in (lines[:2], [*lines[:2], score_line("b", 3.0)]):  # sealed as if a run had written them
+        write_lines(scores, other)
+        assert read_lines(scores) == other
+        with pytest.raises(RunError, match=r"scores\.jsonl: its last lines are gone, which plan\.json knows"):
+            read_scores_of(plan, scores)

@@ -60,8 +60,8 @@ def test_every_score_is_kept_as_it_is_found(score, tmp_path):
     assert dict(scores.values) == dict(GOOD)
     assert asked == ["a.x", "a.y", "b.x", "b.y"]
     lines = (tmp_path / "scores.jsonl").read_text().splitlines()
-    assert lines[0] == '{"version": 1, "unit": "layer", "aggregate": "sum"}'
-    assert lines[3] == '{"name": "b.x", "score": 2.0, "terms": [1.0, 3.0]}'
+    assert lines[0].startswith('{"version": 1, "unit": "layer", "aggregate": "sum", "seal": ')
+    assert lines[3].startswith('{"name": "b.x", "score": 2.0, "terms": [1.0, 3.0], "seal": ')
 
 
 def test_what_is_known_is_neither_asked_nor_written_again(score, tmp_path):

@@ -1,9 +1,9 @@
 """The typed manifest: what it reads back, what it refuses, and what tables take of it."""
 
-import json
 from typing import Any
 
 import pytest
+from sealed_by_hand import write_sealed
 
 from ecoflap.core.contracts.records import Check, StoredTensor
 from ecoflap.core.errors import FormatError
@@ -32,7 +32,7 @@ def written(**changed: Any) -> dict[str, Any]:
 @pytest.fixture
 def read(tmp_path):
     def read(content: Any) -> Manifest:
-        (tmp_path / "manifest.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        write_sealed(tmp_path / "manifest.json", content)
         return read_manifest(tmp_path / "manifest.json")
 
     return read
@@ -62,9 +62,9 @@ CHECK = written()["checks"][0]
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("{", "Invalid JSON"),
-        ("[]", "should be an object"),
-        ({}, "exporter: Field required"),
+        ('{"a"\n}', "Invalid JSON"),
+        ("[]", "Invalid JSON"),
+        ({"version": 1}, "exporter: Field required"),
         (written(version=2), "version: Input should be 1"),
         (written(colour="red"), "colour: no such key is known here"),
         (written(bytes={**written()["bytes"], "zipped": 1}), "bytes.zipped: no such key is known here"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from made_report import made_report
+from sealed_by_hand import read_sealed, write_sealed
 
 import ecoflap
 from ecoflap.core.errors import RunError
@@ -11,7 +12,7 @@ from ecoflap.core.record.report import Report, read_report
 
 KEYS = [
     "version", "finished", "recipe", "parameters", "prunable", "kept", "kept_zeros", "sparsity", "towers", "groups",
-    "blocks", "measures", "bytes", "stages", "warnings", "machine", "versions", "exports",
+    "blocks", "measures", "bytes", "stages", "warnings", "machine", "versions", "exports", "lines", "seal",
 ]  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def test_the_file_is_read_as_the_report_that_was_written(run):
     path = run.folder / "report.json"
     report = read_report(path)
     assert report == run.report
-    assert report.dump() == path.read_text()
+    assert json.loads(report.dump()) == read_sealed(path)
     assert report.method == "zeroth_order → ecoflap → wanda"
     assert (report.recipe.seed, report.recipe.prune.use, report.scored_unit) == (0, "wanda", "block")
     assert report.sparsities_by_tower() == {"language": [block.sparsity for block in report.blocks.values()]}
@@ -132,23 +133,25 @@ EDITS = [
 @pytest.mark.parametrize(("place", "value", "said"), EDITS)
 def test_what_was_edited_is_refused_with_its_place(tmp_path, place, value, said):
     path = tmp_path / "report.json"
-    path.write_text(json.dumps(changed(made_report(), place, value)))
+    write_sealed(path, changed(made_report(), place, value))
     with pytest.raises(RunError) as caught:
         read_report(path)
     assert said in str(caught.value)
     assert all(problem.startswith(f"{path}: ") for problem in caught.value.problems)
-    way_out = ". Run its recipe again to write the report anew."
+    way_out = ". Restore it; or delete it and run its recipe again, which writes the report anew."
     assert all(problem.endswith(way_out) for problem in caught.value.problems)
 
 
 def test_a_made_up_report_is_one(tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps(made_report(score="zeroth_order")))
+    write_sealed(tmp_path / "report.json", made_report(score="zeroth_order"))
     assert read_report(tmp_path / "report.json").method == "zeroth_order → ecoflap → wanda"
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "Invalid JSON"), ("[]", "object"), ('{"version": NaN}', "version")])
+@pytest.mark.parametrize(
+    ("text", "said"), [('{"a"\n}', "Invalid JSON"), ("[]", "Invalid JSON"), ('{"version": NaN}', "version")]
+)
 def test_a_file_that_is_no_report_is_refused(tmp_path, text, said):
-    (tmp_path / "report.json").write_text(text)
+    write_sealed(tmp_path / "report.json", text)
     with pytest.raises(RunError, match=said) as caught:
         read_report(tmp_path / "report.json")
     assert str(tmp_path / "report.json") in str(caught.value)
@@ -157,15 +160,32 @@ def test_a_file_that_is_no_report_is_refused(tmp_path, text, said):
 
 
 def test_of_a_file_of_another_kind_not_every_key_is_told(tmp_path):
-    (tmp_path / "report.json").write_text('{"version": 1, "runs": []}')
+    write_sealed(tmp_path / "report.json", {"version": 1, "runs": []})
     with pytest.raises(RunError) as caught:
         read_report(tmp_path / "report.json")
     assert len(caught.value.problems) == 6
-    assert caught.value.problems[-1].startswith(f"{tmp_path / 'report.json'}: and 13 more places are wrong")
+    assert caught.value.problems[-1].startswith(f"{tmp_path / 'report.json'}: and 14 more places are wrong")
 
 
-def test_a_run_writes_a_report_that_was_spoilt_anew(run, plain):
+def test_a_report_that_was_spoilt_is_refused_and_written_anew_where_it_is_gone(run, plain):
     path = run.folder / "report.json"
     path.write_text("spoilt")
+    with pytest.raises(RunError, match=r"report\.json: its last line should hold a seal.*delete it and run its recipe"):
+        ecoflap.run(plain(), folder=run.folder)
+    path.unlink()
     ecoflap.run(plain(), folder=run.folder)
     assert isinstance(read_report(path), Report)
+
+
+def test_lines_that_a_report_knows_cannot_go(run, plain):
+    path = run.folder / "evaluations.jsonl"
+    *lines, _ = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines))
+    for use in (
+        lambda: ecoflap.run(plain(), folder=run.folder),
+        lambda: ecoflap.export_run(run.folder, "hugging_face"),
+    ):
+        with pytest.raises(RunError, match=r"evaluations\.jsonl: its last lines are gone, which report\.json knows"):
+            use()
+    (run.folder / "report.json").unlink()
+    assert ecoflap.run(plain(), folder=run.folder).report.measures == run.report.measures

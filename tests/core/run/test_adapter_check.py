@@ -13,7 +13,7 @@ from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Tower
-from ecoflap.core.run.calibration import SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE, Calibration
+from ecoflap.core.pruning.calibration import SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE, Calibration
 
 
 class Squares(LlamaAdapter):

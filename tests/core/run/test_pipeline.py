@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from sealed_by_hand import read_sealed, write_sealed
 
 import ecoflap
 from ecoflap.core.errors import ModelError, RecipeError, RunError
@@ -190,10 +191,10 @@ def test_a_singular_gram_is_warned_of_once(plain, pico, tmp_path):
 
 def test_masks_of_another_plan_are_refused(plain, tmp_path):
     run = ecoflap.run(plain(), folder=tmp_path / "run")
-    plan = json.loads((run.folder / "plan.json").read_text())
+    plan = read_sealed(run.folder / "plan.json")
     name = next(iter(plan["layers"]))
     plan["layers"][name]["keep"] -= 1
-    (run.folder / "plan.json").write_text(json.dumps(plan))
+    write_sealed(run.folder / "plan.json", plan)
     with pytest.raises(ecoflap.EcoflapError, match=rf"masks\.safetensors: keeps \d+ weights of {name} where the plan"):
         ecoflap.run(plain(), folder=tmp_path / "run")
 

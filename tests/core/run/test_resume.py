@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 import torch
+from sealed_by_hand import write_lines, write_sealed
 
 import ecoflap
 from ecoflap.adapters.llama import LlamaAdapter
@@ -360,16 +361,16 @@ def test_a_folder_of_an_earlier_version_is_known_by_its_data(plain, tmp_path):
     before = ecoflap.run(plain(), folder=folder).plan
     written = folder / "recipe.yaml"
     assert written.read_text().count("bos: auto") == 2  # of what calibrates and of what evaluates
-    earlier = re.sub(r",? *bos: auto", "", written.read_text())
-    written.write_text(earlier)
+    earlier = re.sub(r",? *bos: auto", "", written.read_text().partition("\n# seal: ")[0])
+    write_sealed(written, earlier)
     again = ecoflap.run(plain(), folder=folder)
     assert again.plan == before
     assert written.read_text().count("bos: auto") == 2
-    written.write_text(earlier)
+    write_sealed(written, earlier)
     calibration = {**plain()["calibration"], "bos": True}
     with pytest.raises(RunError, match="was begun with another calibration data than is there now"):
         ecoflap.run(plain(calibration=calibration), folder=folder)
-    written.write_text(earlier.replace("sequence_length: ", "sequence_length: 1"))
+    write_sealed(written, earlier.replace("sequence_length: ", "sequence_length: 1"))
     with pytest.raises(RunError, match=r"another recipe: calibration\.sequence_length: 1\d+ vs \d+ \(before vs now\)"):
         ecoflap.run(plain(), folder=folder)
 
@@ -472,7 +473,8 @@ def test_a_block_file_that_was_damaged_is_named(recipe, killer, tmp_path):
     in_a_fork(killer("event:Progress prune:2"), lambda: ecoflap.run(recipe, folder=folder))
     (folder / "blocks" / "000.safetensors").write_bytes(b"nothing")
     with pytest.raises(
-        ecoflap.EcoflapError, match=r"blocks/000\.safetensors: this finished block cannot be read: .*--fresh"
+        ecoflap.EcoflapError,
+        match=r"blocks/000\.safetensors is truncated, damaged or not a safetensors .*--fresh",
     ):
         ecoflap.run(recipe, folder=folder)
 
@@ -482,12 +484,12 @@ def test_a_block_file_that_was_damaged_is_named(recipe, killer, tmp_path):
     [
         (
             "plan.json",
-            '{"version": 1, "layers": {"a": {}}, "groups": {}}',
+            '{"version": 1, "layers": {"a": {}}, "groups": {}, "scores": ""}',
             r"plan\.json: layers\.a\.size: Field required",
         ),
         ("scores.jsonl", '{"version": 1, "unit": "row"}\n', r"scores\.jsonl: not a file of scores"),
         ("stages.jsonl", '{"stage": "load", "seconds": 1.0}\n', r"stages\.jsonl:1: this line has no peak_memory"),
-        ("warnings.jsonl", "{}\n", r"warnings\.jsonl:1: this line has no warning"),
+        ("warnings.jsonl", '{"warn": 1}\n', r"warnings\.jsonl:1: this line has no warning"),
         ("evaluations.jsonl", '{"stage": "dense"}\n', r"evaluations\.jsonl:1: this line has no measures"),
     ],
 )
@@ -502,6 +504,9 @@ def test_what_was_damaged_in_a_run_folder_is_told_with_its_file(name, content, t
     else:
         ecoflap.run(plain(), folder=folder)
         (folder / "report.json").unlink()
-    (folder / name).write_text(content)
+    if name == "plan.json":
+        write_sealed(folder / name, content)
+    else:
+        write_lines(folder / name, [json.loads(content)])
     with pytest.raises(RunError, match=told):
         ecoflap.run(plain(), folder=folder)

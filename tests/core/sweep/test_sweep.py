@@ -6,6 +6,7 @@ import signal
 import warnings
 
 import pytest
+from sealed_by_hand import write_sealed
 
 from ecoflap.core.compare.comparison import compared
 from ecoflap.core.contracts.events import LayerPruned, RunStarted, StageStarted
@@ -190,13 +191,13 @@ BROKEN = {
     '{"version": 1, "runs": {"a": 1}}': "runs should list runs",
     '{"version": 1, "runs": [{"folder": "a"}]}': "runs should list runs",
     '{"version": 1, "runs": ["a"]}': "runs should list runs",
-    '{"version": 1, "ru': "cannot be read",
+    '{"version": 1, "ru': "this is not JSON",
 }
 
 
 @pytest.mark.parametrize(("text", "problem"), BROKEN.items())
 def test_a_list_of_runs_that_cannot_be_read_is_refused_by_its_name_and_written_anew_with_fresh(tmp_path, text, problem):
-    (tmp_path / "sweep.json").write_text(text)
+    write_sealed(tmp_path / "sweep.json", text)
     for use in (lambda: swept_runs(tmp_path), lambda: compared([tmp_path]), lambda: record_runs(tmp_path, [])):
         with pytest.raises(RunError, match=rf"sweep\.json: {problem}"):
             use()

@@ -586,3 +586,35 @@ def test_unchanged_puts_everything_back():
     with pytest.raises(KeyError), unchanged(model):
         change()
     assert photographed(model) == before
+
+
+def test_a_file_has_the_same_bytes_whatever_was_traced_before(tmp_path):
+    """In one process, as a sweep's runs are; classes were numbered on from one file to the next."""
+    files = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        files += [path.read_bytes() for path in TorchScript()(uses(), tmp_path / name).files]
+        with quiet():
+            torch.jit.trace(Uses().eval().twice, torch.ones(1, Uses().twice.in_features))
+    assert files[0] == files[1]
+    assert b"torch_mangle" in files[0]  # there were classes of one name to be numbered
+
+
+def test_the_loader_takes_no_byte_for_another(tmp_path):
+    from ecoflap import torchscript
+    from ecoflap.core.disk.sums import write_sums
+
+    (path,) = TorchScript()(uses(), tmp_path).files
+    with pytest.raises(FormatError, match=r"SHA256SUMS cannot be read: .* move it back beside its SHA256SUMS"):
+        torchscript.load(path)
+    write_sums(tmp_path)
+    found, wanted = torchscript.load(path).state_dict(), load(path).state_dict()
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=rf"{path.name} is not what was written: its SHA-256 is"):
+        torchscript.load(path)
+    with pytest.raises(FormatError, match="there is no such file"):
+        torchscript.load(tmp_path / "nowhere.pt")

@@ -32,7 +32,7 @@ class SetUpApart(Function):
 
 
 @pytest.mark.parametrize(("kind", "wanted"), [(Doubled, [2.0, 8.0]), (SetUpApart, [6.0, 9.0])])
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_the_forward_alone_is_run(kind: type[Function], wanted: list[float]):
     with forwards_only(), torch.no_grad():
         assert kind.apply(torch.tensor([1.0, 4.0])).tolist() == wanted  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from sealed_by_hand import write_sealed
 
 from ecoflap.core.budget.counts import Group
 from ecoflap.core.errors import EcoflapError
@@ -37,7 +38,19 @@ def test_a_group_keeps_what_its_layers_keep(plan):
 
 
 def test_a_run_folder_will_do(plan):
+    write_sealed(plan, PLAN)
     assert FromFile(plan.parent)(GROUPS, 12) == [7, 5]
+    assert FromFile(plan)(GROUPS, 12) == [7, 5]
+
+
+def test_a_plan_of_a_run_is_held_to_its_seal(plan):
+    with pytest.raises(EcoflapError, match=r"plan\.json: its last line should hold a seal, and does not"):
+        FromFile(plan.parent)(GROUPS, 12)
+    write_sealed(plan, PLAN)
+    plan.write_text(plan.read_text().replace('"keep": 3', '"keep": 4'))
+    for path in (plan, plan.parent):
+        with pytest.raises(EcoflapError, match=r"plan\.json:9: this line is not what was written .* take its seal out"):
+            FromFile(path)(GROUPS, 12)
 
 
 def test_a_group_of_one_layer_by_its_name(plan):

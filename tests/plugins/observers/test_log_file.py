@@ -35,8 +35,9 @@ def test_every_event_but_progress_is_a_line(tmp_path):
     assert [line["event"] for line in found] == ["RunStarted", "StageStarted", "LayerPruned", "Warned", "RunFailed"]
     assert found[0]["folder"] == str(tmp_path)
     assert found[0]["stages"] == ["score", "prune"]
-    assert found[2] | {"time": ""} == {
+    assert found[2] | {"time": "", "seal": ""} == {
         "time": "", "event": "LayerPruned", "name": "a.weight", "kept": 5, "size": 10, "zeros": 1, "seconds": 0.5,
+        "seal": "",
     }  # fmt: skip
     assert found == sorted(found, key=lambda line: line["time"])
 

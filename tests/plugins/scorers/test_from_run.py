@@ -1,9 +1,8 @@
 """Scores taken over from a run."""
 
-import json
-
 import pytest
 from plan_contexts import context
+from sealed_by_hand import write_lines
 
 from ecoflap import EcoflapError, Estimate
 from ecoflap.core.pruning.scores import header_line, score_line
@@ -20,7 +19,7 @@ def test_scores_of_another_run(replay, tmp_path):
         header_line("layer", "mean"),
         *(score_line(name, Estimate([float(i), i + 1.0])) for i, name in enumerate(names)),
     ]
-    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(tmp_path / "scores.jsonl", lines)
     scorer = FromRun(tmp_path)
     assert (scorer.unit, scorer.aggregate) == ("layer", "mean")
     assert [float(score) for _, score in scorer(replay, all_layers(replay)[2:4])] == [2.5, 3.5]
@@ -28,7 +27,7 @@ def test_scores_of_another_run(replay, tmp_path):
 
 
 def test_scores_of_another_run_that_lacks_some(replay, tmp_path):
-    (tmp_path / "scores.jsonl").write_text(json.dumps(header_line("layer", "sum")) + "\n")
+    write_lines(tmp_path / "scores.jsonl", [header_line("layer", "sum")])
     with pytest.raises(EcoflapError, match=r"has no score for model.layers.0.self_attn.q_proj.weight"):
         list(FromRun(tmp_path)(replay, all_layers(replay)))
     with pytest.raises(EcoflapError, match="no such file; scores are there once a run has scored"):
@@ -37,7 +36,7 @@ def test_scores_of_another_run_that_lacks_some(replay, tmp_path):
 
 def test_a_plan_hears_of_scores_that_are_not_there_or_of_another_model(replay, tmp_path):
     def said(*lines):
-        (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_lines(tmp_path / "scores.jsonl", lines)
         return list(FromRun(tmp_path).problems(context(anatomy=replay.anatomy)))
 
     blocks = [score_line(block.name, 1.0) for block in replay.blocks]

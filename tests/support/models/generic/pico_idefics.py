@@ -52,11 +52,14 @@ def idefics3(layers: int, kind: str = "Idefics3") -> Any:
 
 
 def idefics2_processor() -> Any:
-    from transformers import Idefics2Processor
+    from transformers import Idefics2Processor, __version__
 
     sizes = {"size": {"shortest_edge": 14, "longest_edge": SIZE}, "do_image_splitting": False}
+    words = tokenizer(**(TAGS if __version__ >= "5" else {}))
+    if __version__ < "5":  # it can read no names of tags, and has them in this order
+        words.add_special_tokens({"additional_special_tokens": [*dict.fromkeys(TAGS.values())]})
     return Idefics2Processor(
-        images("Idefics2ImageProcessor", **sizes), tokenizer(**TAGS), image_seq_len=4, chat_template=chat("<image>")
+        images("Idefics2ImageProcessor", **sizes), words, image_seq_len=4, chat_template=chat("<image>")
     )
 
 

@@ -12,8 +12,10 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
+from ecoflap.core.kernel.packed_module import PackedLinear
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import open_source
+from ecoflap.core.packed.packing import packed_modules
 
 
 def half_pruned(name: str, folder: Path | None = None, dtype: torch.dtype | None = None) -> PrunedModel:
@@ -74,4 +76,13 @@ def bits(model: nn.Module) -> dict[str, tuple[torch.dtype, tuple[int, ...], byte
             tensor.masked_fill(tensor == 0, 0).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
         )
         for name, tensor in model.state_dict().items()
+    }
+
+
+def packed_names(model: nn.Module) -> set[str]:
+    """Every name under which a module holds a weight packed."""
+    return {
+        f"{name}.{attribute}"
+        for name, module in packed_modules(model)
+        for attribute in (["weight"] if isinstance(module, PackedLinear) else module.held)
     }

@@ -47,5 +47,6 @@ def made_report(*, pruned=None, seconds=2.0, **recipe):
         "bytes": {"model": 1000, "safetensors": 600},
         "stages": [{"stage": name, "seconds": time, "peak_memory": peak} for name, time, peak in stages],
         "warnings": [], "machine": {"device": "cpu"}, "versions": {"torch": "2.6"}, "exports": {},
+        "lines": {},
     }  # fmt: skip
     return deepcopy(report)

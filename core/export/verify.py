@@ -1,0 +1,178 @@
+"""Do ``ecoflap verify``: hold every file of a folder to what was written, and tell all that differs at once."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from ecoflap.core.disk.sealed import open_sealed
+from ecoflap.core.disk.sealed_lines import last_seal
+from ecoflap.core.disk.sealed_text import read_sealed_text
+from ecoflap.core.disk.sums import SUMS, differing, read_sums
+from ecoflap.core.disk.whole_files import sha256_of
+from ecoflap.core.errors import EcoflapError, FormatError, RunError
+from ecoflap.core.export.exports import read_record
+from ecoflap.core.packed.into_model import is_packed
+from ecoflap.core.pruning.plan_file import read_plan, read_scores_of
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.manifest import MANIFEST, read_manifest
+from ecoflap.core.record.readback import masks_as_planned
+from ecoflap.core.record.report import check_lines, read_report
+
+_SWEEP = "sweep.json"
+_WAY_OUT = "Restore it, or begin the run anew with --fresh."
+
+
+@dataclass
+class Verified:
+    """Counts what was checked.
+
+    :param files: Those that are as they were written.
+    :param strangers: Files that hold no seal and that no list names: nothing is known of them.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    strangers: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the files that were checked."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def hold(self, check: Callable[[], object], *files: Path) -> None:
+        """Count files as checked, unless the check refuses them."""
+        try:
+            check()
+        except EcoflapError as error:
+            self.problems += error.problems
+        else:
+            self.files += [file for file in files if file not in self.files]
+
+
+def verify(folder: Path) -> Verified:
+    """Check every byte of a run's folder, a sweep's, an export's, or a run's ``model/``.
+
+    :raises FormatError: With every file that is not what was written, and in what it differs.
+    :raises RunError: Where nothing in the folder was written by ecoflap.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder: name a run's, a sweep's, or an export's")
+    found = Verified()
+    _folder(folder, found)
+    if found.problems:
+        raise FormatError(*dict.fromkeys(found.problems))
+    if not found.files:
+        raise RunError(f"{folder}: nothing in it carries a seal or is listed in a {SUMS}; ecoflap wrote none of it")
+    return found
+
+
+def _folder(folder: Path, found: Verified) -> None:
+    if (folder / SUMS).is_file():
+        _listed(folder, found)
+    elif RunFolder(folder).is_ours:
+        _run(RunFolder(folder), found)
+    elif (folder / _SWEEP).is_file():
+        found.hold(partial(read_sealed_text, folder / _SWEEP, _WAY_OUT), folder / _SWEEP)
+        _others(folder, (folder / _SWEEP,), found)
+    else:
+        _others(folder, (), found)
+
+
+def _others(folder: Path, known: tuple[Path, ...], found: Verified) -> None:
+    """Go through what a folder holds besides: folders of runs, packed files, and files of whoever put them there."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path in known:
+            continue
+        if path.is_dir():
+            _folder(path, found)
+        elif is_packed(path.name) and path.suffix == ".safetensors":
+            _tensors(path, found)
+        else:
+            found.strangers.append(path)
+
+
+def _listed(folder: Path, found: Verified) -> None:
+    problems = list(differing(folder))
+    found.problems += problems
+    if not problems:
+        found.files += [folder / SUMS, *(folder / name for name in read_sums(folder))]
+
+
+def _tensors(path: Path, found: Verified) -> None:
+    def read_all() -> None:
+        with open_sealed(path, None) as file:
+            for name in file.hashes:
+                file.read(name)
+
+    found.hold(read_all, path)
+
+
+def _run(folder: RunFolder, found: Verified) -> None:
+    found.hold(folder.read_recipe, folder.recipe)
+    for path in (folder.fingerprints, folder.path / "report.html"):
+        if path.is_file():
+            found.hold(partial(read_sealed_text, path, _WAY_OUT), path)
+    for path in sorted(folder.path.glob("*.jsonl")):
+        found.hold(partial(last_seal, path), path)
+    _plan(folder, found)
+    for path in sorted(folder.blocks.glob("*.safetensors")):
+        _tensors(path, found)
+    if (folder.model / SUMS).is_file():
+        _listed(folder.model, found)
+    elif folder.model.is_dir():
+        found.hold(folder.check_model)
+    _exports(folder, found)
+    if folder.report.is_file():
+        found.hold(lambda: check_lines(folder, read_report(folder.report)), folder.report)
+    _others(folder.path, (*_own(folder), *found.files), found)
+
+
+def _own(folder: RunFolder) -> Iterator[Path]:
+    """Yield what was looked at, whatever was found."""
+    yield from (
+        folder.recipe,
+        folder.fingerprints,
+        folder.plan,
+        folder.masks,
+        folder.report,
+        folder.blocks,
+        folder.model,
+    )
+    yield from (folder.exports, folder.path / "report.html", *folder.path.glob("*.jsonl"))
+
+
+def _plan(folder: RunFolder, found: Verified) -> None:
+    if folder.plan.is_file():
+        found.hold(lambda: read_plan(folder.plan), folder.plan)
+        if folder.scores.is_file():
+            found.hold(lambda: read_scores_of(folder.plan, folder.scores))
+    if folder.masks.is_file():
+        found.hold(lambda: masks_as_planned(folder.masks, read_plan(folder.plan)), folder.masks)
+
+
+def _exports(folder: RunFolder, found: Verified) -> None:
+    if not folder.exports.is_dir():
+        return
+    records = sorted(folder.exports.glob("*.json"))
+    for record in records:
+        found.hold(partial(_export, folder, record), record)
+    _others(folder.exports, tuple(records), found)
+
+
+def _export(folder: RunFolder, path: Path) -> None:
+    """Hold an export to its record, and to the run that it says it comes from."""
+    record = read_record(path)
+    inside = path.with_suffix("")
+    if not inside.is_dir():
+        return  # it was moved away
+    wanted = record.files.get(SUMS)
+    if wanted is None or not (inside / SUMS).is_file() or sha256_of(inside / SUMS) != wanted.sha256:
+        raise FormatError(f"{inside / SUMS} is not the list that {path.name} knows. Export it again with --overwrite.")
+    run = read_manifest(inside / MANIFEST).run
+    for file, sha256 in ((folder.plan, run.plan), (folder.masks, run.masks)) if run else ():
+        if file.is_file() and sha256_of(file) != sha256:
+            raise FormatError(
+                f"{inside / MANIFEST} says that it comes from a {file.name} of SHA-256 {sha256[:16]}…, and {file} is "
+                f"another. Export it again with --overwrite."
+            )

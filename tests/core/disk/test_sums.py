@@ -1,0 +1,101 @@
+"""The list of a folder's SHA-256: stock ``sha256sum`` reads it, and nothing can change beside it or in it."""
+
+import shutil
+import subprocess
+from hashlib import sha256
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecoflap.core.disk.sums import check_sums, differing, read_sums, write_sums
+from ecoflap.core.errors import FormatError
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "sub").mkdir()
+    for name, data in (("config.json", b"{}"), ("w.safetensors", bytes(300)), ("sub/SHA256SUMS", b"x")):
+        (folder / name).write_bytes(data)
+    (folder / ".DS_Store").write_bytes(b"of a file manager")
+    write_sums(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "model")
+
+
+def test_what_it_lists(folder):
+    assert dict(read_sums(folder)) == {
+        name: sha256(data).hexdigest()
+        for name, data in (("config.json", b"{}"), ("sub/SHA256SUMS", b"x"), ("w.safetensors", bytes(300)))
+    }
+    check_sums(folder, "Mend it.", required=True)
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="the system has no sha256sum")
+def test_sha256sum_reads_it(folder):
+    command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=folder, check=False).returncode == 0
+    (folder / "config.json").write_bytes(b"[]")
+    assert subprocess.run(command, cwd=folder, check=False, capture_output=True).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        (
+            "config.json",
+            b"[]",
+            r"config\.json is not what was written: its SHA-256 is .*…, and SHA256SUMS .* says 44136f",
+        ),
+        ("config.json", None, r"config\.json is missing: SHA256SUMS lists it"),
+        ("adapter_config.json", b"{}", r"adapter_config\.json was added: SHA256SUMS does not list it"),
+        ("sub/more", b"", r"sub/more was added"),
+    ],
+)
+def test_what_differs_is_told(folder, name, data, told):
+    (folder / name).unlink(missing_ok=True)
+    if data is not None:
+        (folder / name).write_bytes(data)
+    with pytest.raises(FormatError, match=rf"{told}.*\. Mend it\."):
+        check_sums(folder, "Mend it.")
+    check_sums(folder, "Mend it.", only=lambda other: other != name)
+
+
+def test_all_that_differs_is_told_at_once(folder):
+    (folder / "config.json").unlink()
+    (folder / "w.safetensors").write_bytes(b"")
+    assert len(list(differing(folder))) == 2
+
+
+@settings(deadline=None)
+@given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_no_bit_of_the_list_can_turn(written, tmp_path_factory, at, bit):
+    folder = shutil.copytree(written, tmp_path_factory.mktemp("turned") / "model")
+    raw = bytearray((folder / "SHA256SUMS").read_bytes())
+    raw[at % len(raw)] ^= 1 << bit
+    (folder / "SHA256SUMS").write_bytes(raw)
+    if raw == (written / "SHA256SUMS").read_bytes()[:-1] + raw[-1:]:
+        return  # the last line's end: the same list, cut off behind its last name
+    assert list(differing(folder))
+
+
+LINE = f"{'0' * 64}  "
+
+
+@pytest.mark.parametrize("line", [*(LINE + name for name in ("../x", "/etc/x", "a/../b", "config.json")), "# x", ""])
+def test_a_list_names_files_of_the_folder_once(folder, line):
+    with (folder / "SHA256SUMS").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(FormatError, match=r"SHA256SUMS:4: this line is not the SHA-256 of a file in the folder"):
+        check_sums(folder, "Mend it.")
+
+
+def test_a_folder_without_a_list(tmp_path):
+    check_sums(tmp_path, "Mend it.")
+    with pytest.raises(FormatError, match=r"SHA256SUMS cannot be read: .*No such file.*Mend it\."):
+        check_sums(tmp_path, "Mend it.", required=True)
