@@ -24,6 +24,7 @@ from statistics import median
 from typing import Any
 
 from kernel import machine  # type: ignore[import-not-found]
+from one_runtime import pack_whole, resident  # type: ignore[import-not-found]
 
 RESULTS = Path(__file__).with_name("results") / "answers.jsonl"
 SPARSITIES = (0.5, 0.6, 0.7)
@@ -85,36 +86,23 @@ def load(way: str, folder: Path) -> tuple[Any, Any]:
     settings: dict[str, Any] = {"weights": WEIGHTS[name], "embeddings": WEIGHTS[name]} if name in WEIGHTS else {}
     model = ecoflap.load_model(folder, adapter=adapter, **settings)
     if way == "ours dense":
-        pack_whole(model)
+        fill_up(model)
     return model, adapter
 
 
-def pack_whole(model: Any) -> None:
+def fill_up(model: Any) -> None:
     """Have our kernel multiply all that is packed where something is pruned, with every weight kept."""
     import torch
 
-    import ecoflap
-    from ecoflap.core.kernel.matrix import pack_dense
-    from ecoflap.core.kernel.packed_module import PackedLinear
-
     pruned = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear and is_pruned(module)]
     for name in pruned:
-        before = model.get_submodule(name)
-        before.weight.data[before.weight == 0] = 1e-8  # so that nothing is left out; what is said does not matter
-    ecoflap.pack_model(model, embeddings="exact")
-    for name in pruned:
-        before = model.get_submodule(name)
-        model.set_submodule(name, PackedLinear(pack_dense(before.weight.detach()), before.bias))
+        weight = model.get_submodule(name).weight.data
+        weight[weight == 0] = 1e-8  # so that nothing is left out; what is said does not matter
+    pack_whole(model, pruned)
 
 
 def is_pruned(module: Any) -> bool:
     return bool((module.weight == 0).float().mean() >= 0.35)
-
-
-def resident() -> float:
-    """Megabytes of memory that the process holds now."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines())
-    return int(status["VmRSS"].split()[0]) / 1024
 
 
 def measure(folder: Path, models: Sequence[str], threads: Sequence[int], rounds: int, questions: int) -> None:

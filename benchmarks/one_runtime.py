@@ -170,16 +170,21 @@ def unpruned(path: Path) -> Any:
     """The same multiplied by our kernel, with nothing pruned: what a better product alone brings."""
     import torch
 
+    model = dense(path)
+    layers = model.model.layers.named_modules(prefix="model.layers")
+    pack_whole(model, [name for name, module in layers if type(module) is torch.nn.Linear])
+    return model
+
+
+def pack_whole(model: Any, names: Sequence[str]) -> None:
+    """Have our kernel multiply these layers, embeddings and the head, with every weight kept."""
     from ecoflap.core.kernel.matrix import pack_dense
     from ecoflap.core.kernel.packed_module import PackedLinear
 
-    model = dense(path)
     ecoflap.pack_model(model, embeddings="exact")
-    linear = [name for name, module in model.model.layers.named_modules() if type(module) is torch.nn.Linear]
-    for name in linear:
-        before = model.model.layers.get_submodule(name)
-        model.model.layers.set_submodule(name, PackedLinear(pack_dense(before.weight.detach()), before.bias))
-    return model
+    for name in names:
+        before = model.get_submodule(name)
+        model.set_submodule(name, PackedLinear(pack_dense(before.weight.detach()), before.bias))
 
 
 def packed(path: Path) -> Any:
