@@ -358,7 +358,7 @@ def test_a_run_in_memory_is_taken_up_again(kind: str, tmp_path: Path):
     folder = tmp_path / "run"
     (folder / "report.json").unlink()
     second = run(pico.model(kind), tmp_path)
-    assert sorted(path.name for path in (folder / "model").iterdir()) == [CHECKPOINT]
+    assert sorted(path.name for path in (folder / "model").iterdir()) == ["SHA256SUMS", CHECKPOINT]
     torch.testing.assert_close(second.model.state_dict(), first.model.state_dict(), rtol=0, atol=0)
 
 
