@@ -91,7 +91,7 @@ test-kernel: $(VENV)/.installed-test
 
 # Fails where a test of LAVIS was skipped, too.
 test-lavis: $(VENV_LAVIS)/.installed
-	ECOFLAP_TESTS_NEED=lavis $(VENV_LAVIS)/bin/python -m pytest -n 2 -q tests/core tests/plugins \
+	ECOFLAP_TESTS_NEED=lavis $(VENV_LAVIS)/bin/python -m pytest -n 2 -q -m "not slow" tests/core tests/plugins \
 	  tests/adapters/test_families.py tests/adapters/views/test_views.py tests/adapters/lavis_blip2
 
 test-wheel: $(BIN)/python

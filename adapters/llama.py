@@ -9,7 +9,7 @@ from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.shared.losses import IGNORED, mean_nll_of_hidden
 from ecoflap.adapters.shared.matrices import matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
-from ecoflap.adapters.shared.text_batches import going_on, texts_gone_on_with, windows_of
+from ecoflap.adapters.shared.text_batches import going_on, texts_gone_on_with, windows_of, within_vocabulary
 from ecoflap.adapters.shared.texts import text_tokens
 from ecoflap.adapters.views.texts import views_of_decoder
 from ecoflap.core.contracts.abilities import Generation, Said
@@ -62,7 +62,7 @@ class LlamaAdapter(TransformersAdapter):
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Put windows of tokens side by side, padded on the right to the longest."""
-        return windows_of(samples)
+        return within_vocabulary(model, windows_of(samples))
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Compute the mean negative log-likelihood of each real token given those before it."""

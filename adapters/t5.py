@@ -15,7 +15,7 @@ from ecoflap.adapters.shared.matrices import matrix_outside
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.saved_config import say_untied
 from ecoflap.adapters.shared.t5_stack import layers_of_t5, towers_of_t5, untie
-from ecoflap.adapters.shared.text_batches import pairs_of
+from ecoflap.adapters.shared.text_batches import pairs_of, within_vocabulary
 from ecoflap.adapters.shared.texts import padded_rows, text_tokens
 from ecoflap.adapters.views.cache import Keeping, Kept, has_cache
 from ecoflap.adapters.views.encoder_decoders import Halves, views_of_encoder_and_decoder
@@ -75,7 +75,7 @@ class T5Adapter(TransformersAdapter):
         They come from a question and its first answer (or text), from tokens, or from text alone, which is cut in the
         middle.
         """
-        return pairs_of(samples, self._ids)
+        return within_vocabulary(model, pairs_of(samples, self._ids))
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Compute the mean negative log-likelihood of each token the decoder is to say, given the encoder's text."""

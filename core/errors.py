@@ -48,9 +48,18 @@ class KernelError(EcoflapError):
     """Says why a product with packed weights cannot be computed."""
 
 
+LONGEST = 200
+"""The most characters of somebody's text that a message repeats."""
+
+
+def cut(text: str) -> str:
+    """Shorten a text that a message repeats, if it is longer than any that is meant."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Ask `` Did you mean 'x'?``, with a leading space; give an empty text where no choice is near."""
-    close = get_close_matches(word, list(choices), n=1)
+    close = get_close_matches(cut(word), list(choices), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
@@ -60,4 +69,4 @@ def unknown(what: str, word: str, choices: Sequence[str]) -> str:
     :param what: What it should name: ``pruner``, ``hook``.
     """
     known = ", ".join(sorted(choices)) or "none"
-    return f"no {what} named {word!r}.{nearest(word, choices)} Known: {known}."
+    return f"no {what} named {cut(word)!r}.{nearest(word, choices)} Known: {known}."

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ecoflap.core.budget.counts import Group as Group
     from ecoflap.core.budget.counts import Keep as Keep
     from ecoflap.core.budget.counts import Pattern as Pattern
+    from ecoflap.core.budget.curves import Curve as Curve
     from ecoflap.core.budget.select import select as select
     from ecoflap.core.contracts.hookspecs import hookimpl as hookimpl
     from ecoflap.core.contracts.options import AdapterOptions as AdapterOptions
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.options import DatasetOptions as DatasetOptions
     from ecoflap.core.contracts.options import EvaluatorOptions as EvaluatorOptions
     from ecoflap.core.contracts.options import ExporterOptions as ExporterOptions
+    from ecoflap.core.contracts.options import MetricOptions as MetricOptions
     from ecoflap.core.contracts.options import PartOptions as PartOptions
     from ecoflap.core.contracts.options import PrunerOptions as PrunerOptions
+    from ecoflap.core.contracts.options import RefinerOptions as RefinerOptions
     from ecoflap.core.contracts.options import ScorerOptions as ScorerOptions
     from ecoflap.core.contracts.plan_context import PlanContext as PlanContext
     from ecoflap.core.contracts.protocols import Adapter as Adapter
@@ -28,8 +31,10 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.protocols import Dataset as Dataset
     from ecoflap.core.contracts.protocols import Evaluator as Evaluator
     from ecoflap.core.contracts.protocols import Exporter as Exporter
+    from ecoflap.core.contracts.protocols import Metric as Metric
     from ecoflap.core.contracts.protocols import PrunedModel as PrunedModel
     from ecoflap.core.contracts.protocols import Pruner as Pruner
+    from ecoflap.core.contracts.protocols import Refiner as Refiner
     from ecoflap.core.contracts.protocols import Scorer as Scorer
     from ecoflap.core.contracts.protocols import Statistic as Statistic
     from ecoflap.core.contracts.records import Check as Check
@@ -71,15 +76,19 @@ if TYPE_CHECKING:
 
 _HOME = {
     "budget.counts": ("Group", "Keep", "Pattern"),
+    "budget.curves": ("Curve",),
     "budget.select": ("select",),
     "contracts.hookspecs": ("hookimpl",),
     "contracts.options": (
-        "AdapterOptions", "AllocatorOptions", "DatasetOptions", "EvaluatorOptions", "ExporterOptions", "PartOptions",
-        "PrunerOptions", "ScorerOptions",
+        "AdapterOptions", "AllocatorOptions", "DatasetOptions", "EvaluatorOptions", "ExporterOptions",
+        "MetricOptions", "PartOptions", "PrunerOptions", "RefinerOptions",
+        "ScorerOptions",
     ),
     "contracts.plan_context": ("PlanContext",),
     "contracts.protocols": (
-        "Adapter", "Allocator", "Dataset", "Evaluator", "Exporter", "PrunedModel", "Pruner", "Scorer", "Statistic",
+        "Adapter", "Allocator", "Dataset", "Evaluator", "Exporter", "Metric", "PrunedModel", "Pruner", "Refiner",
+        "Scorer",
+        "Statistic",
     ),
     "contracts.records": (
         "Check", "Estimate", "Exported", "LayerPlace", "Measure", "Provenance", "Pruned", "Sample", "Statistics",
@@ -105,9 +114,9 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 PUBLIC = (
     "ecoflap", "ecoflap.adapting", "ecoflap.comparing", "ecoflap.events", "ecoflap.kernel", "ecoflap.onnx",
-    "ecoflap.openvino", "ecoflap.testing", "ecoflap.torchscript",
+    "ecoflap.openvino", "ecoflap.refining", "ecoflap.testing", "ecoflap.torchscript",
 )  # fmt: skip
-"""The public modules: all names; adapters, comparisons, events, packed products, three runtimes, tests."""
+"""The public modules: all names; adapters, comparisons, events, packed products, refiners, three runtimes, tests."""
 
 __all__ = sorted(_MODULE)
 __version__ = version("ecoflap")

@@ -7,6 +7,6 @@ import sys
 if not sys.flags.safe_path and sys.path and os.path.abspath(sys.path[0]) == os.getcwd():
     del sys.path[0]
 
-from ecoflap.core.cli.main import main
+from ecoflap.core.cli.main import command
 
-main()
+command()

@@ -4,6 +4,7 @@ from ecoflap.core.contracts.events import (
     Event,
     LayerPruned,
     Progress,
+    Refined,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -13,6 +14,6 @@ from ecoflap.core.contracts.events import (
 )
 
 __all__ = [
-    "Event", "LayerPruned", "Progress", "RunFailed", "RunFinished", "RunStarted", "StageFinished", "StageStarted",
-    "Warned",
+    "Event", "LayerPruned", "Progress", "Refined", "RunFailed", "RunFinished", "RunStarted", "StageFinished",
+    "StageStarted", "Warned",
 ]  # fmt: skip

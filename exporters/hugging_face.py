@@ -52,15 +52,16 @@ def _checked(pruned: PrunedModel, folder: Path) -> tuple[Check, tuple[str, ...]]
     A folder that cannot be loaded without a model at hand is compared by its files.
     """
     model, adapter = pruned.model, pruned.adapter
-    state, given = model.state_dict(), adapter.processor
+    state, given, source = model.state_dict(), adapter.processor, str(folder.absolute())
     notes: tuple[str, ...] = ()
     try:
-        again = adapter.load(open_source(str(folder.absolute()), Path.cwd()), None, "cpu")
+        again = adapter.load(open_source(source, Path.cwd()), None, "cpu")
         _compare(folder, state, again.state_dict())
         runtime = library_of(model)
     except ModelError as error:
         _compare(folder, state, dict(stored(folder, set(state))))
-        runtime, notes = "torch", (f"its files were compared, and not loaded as a model: {error}",)
+        reason = str(error).removeprefix(f"{source} cannot be loaded: ")  # from where it is gone once it is whole
+        runtime, notes = "torch", (f"its files were compared, and not loaded as a model: {reason}",)
     finally:
         adapter.processor = given
     weights = [path.name for path in sorted(folder.iterdir()) if is_weights(path.name)]

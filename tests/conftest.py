@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,19 @@ def pico_llama_folder(pico_llama: Callable[..., Any], pico_tokenizer: Any, tmp_p
     pico_llama().save_pretrained(folder, safe_serialization=True)
     pico_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def take_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Have products with packed weights computed by this path; without a name, by the fastest. A process asks once."""
+    from ecoflap.core.kernel.route import route
+
+    def take(name: str = "") -> None:
+        monkeypatch.setenv("ECOFLAP_KERNEL", name)
+        route.cache_clear()
+
+    yield take
+    route.cache_clear()
 
 
 @pytest.fixture

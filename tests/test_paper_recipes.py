@@ -23,12 +23,14 @@ class Setting(NamedTuple):
     """Of the authors' scripts.
 
     :param most: The most that a block may lose; None for a uniform sparsity.
-    :param forwards: By hand: two losses a matrix and batch, or four for the batch of a backward that recomputes.
+    :param batch_size: None where nothing looks at data.
+    :param forwards: By hand: two losses a matrix and batch, four for the batch of a backward that recomputes, or two
+        runs of all blocks.
     """
 
     sparsity: float
     most: float | None
-    batch_size: int
+    batch_size: int | None
     samples: int | None
     forwards: int
 
@@ -47,6 +49,8 @@ SETTINGS = {
     "blip2-first-wanda": Setting(0.5, 0.6, 1, 128, 4 * 128),
     "blip2-zeroth-sparsegpt": Setting(0.6, 0.7, 1, 32, 2 * BLIP2 * 32),
     "blip2-uniform-wanda": Setting(0.5, None, 1, None, 0),
+    "blip2-global-magnitude": Setting(0.5, 1.0, None, 128, 0),
+    "blip2-local-wanda": Setting(0.5, 0.6, 1, 128, 2 * 128),
     "blip2-uniform-sparsegpt": Setting(0.5, None, 1, None, 0),
     "blip2-retrieval-zeroth-wanda": Setting(0.5, 0.6, 8, 32, 2 * RETRIEVAL * 4),
     "blip2-retrieval-first-wanda": Setting(0.5, 0.6, 8, 128, 4 * 16),
@@ -139,18 +143,18 @@ def test_the_settings_are_the_papers(name, registry):
     score = recipe.score.scorer.parameters if recipe.score else {}
     most = recipe.allocate.parameters.get("max_sparsity")
     keys = recipe.calibration
-    assert (recipe.sparsity, most, keys.batch_size, score.get("samples")) == wanted[:4]
-    assert keys.data.parameters["samples"] == 128
+    assert (recipe.sparsity, most, keys and keys.batch_size, score.get("samples")) == wanted[:4]
+    assert keys is None or keys.data.parameters["samples"] == 128
     assert score.get("noises", 1) == 1
     assert score.get("eps", 1e-3) == 1e-3
-    assert recipe.score is None or recipe.score.granularity == "block"
+    assert recipe.score is None or recipe.score.granularity == ("layer" if "global" in name else "block")
     assert recipe.prune.use == name.rpartition("-")[2]
 
 
 @pytest.mark.parametrize("family", PRUNABLE)
 def test_the_papers_recipes_are_planned_from_what_ships(family, paper):
     """Without a network, a weight or data; prunable weights and forwards are those by hand."""
-    names = [name for name in PAPER if re.fullmatch(rf"{family}-(zeroth|first|uniform)-\w+", name)]
+    names = [name for name in PAPER if re.fullmatch(rf"{family}-(zeroth|first|uniform|global|local)-\w+", name)]
     assert len(names) >= 2
     for name in names:
         prepared = paper(name)

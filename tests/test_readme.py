@@ -101,5 +101,5 @@ def test_links_lead_somewhere(page):
 def test_what_ships_is_listed():
     table = dict(re.findall(r"^\| (\w+) \| (.*) \|$", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE))
     registry = ecoflap.load_registry(installed=False)
-    for kind in ("adapter", "scorer", "allocator", "pruner", "dataset", "evaluator", "exporter"):
+    for kind in ("adapter", "scorer", "allocator", "pruner", "metric", "dataset", "evaluator", "exporter"):
         assert sorted(re.findall(r"`(\w+)`", table[kind])) == registry.names(kind)

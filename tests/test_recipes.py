@@ -34,13 +34,23 @@ FEW_WORDS = [
     "calibration.samples=2", "calibration.sequence_length=16", "score.calibration.samples=2",
     "score.calibration.sequence_length=16", "evaluate.data.samples=2", "evaluate.data.sequence_length=16",
 ]  # fmt: skip
-ON_PICO = {"quickstart-llama": FEW_WORDS, "box/smollm2": FEW_WORDS, "box/gemma3": FEW_WORDS, "stable-rank": []}
+NO_SCORE = [setting for setting in FEW_WORDS if not setting.startswith("score")]
+ON_PICO = {
+    "quickstart-llama": FEW_WORDS, "box/smollm2": FEW_WORDS, "box/gemma3": FEW_WORDS, "stable-rank": [],
+    "language/fast": NO_SCORE, "language/balanced": FEW_WORDS, "language/best": FEW_WORDS,
+}  # fmt: skip
 """What makes a recipe fit a pico model."""
 
 FEW_PICTURES = ["calibration.samples=4", "score.samples=2"]
 ON_ITS_OWN = {
     "quickstart": [*FEW_PICTURES, "evaluate.data.samples=4"],
     "box/blip2": [*FEW_PICTURES, "evaluate.data.samples=4"],
+    "box/blip2-best": [
+        "calibration.samples=8",
+        "calibration.batch_size=4",
+        "score.samples=2",
+        "evaluate.data.samples=4",
+    ],
     "box/clip": [
         "calibration.samples=16",
         "score.samples=16",

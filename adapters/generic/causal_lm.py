@@ -11,7 +11,7 @@ from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import run_small, texts_alone
 from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.shared.losses import IGNORED, shifted
-from ecoflap.adapters.shared.text_batches import going_on, texts_gone_on_with, windows_of
+from ecoflap.adapters.shared.text_batches import going_on, texts_gone_on_with, windows_of, within_vocabulary
 from ecoflap.adapters.views.cache import Keeping, cache_of, kept_in
 from ecoflap.adapters.views.impossible import views_impossible
 from ecoflap.adapters.views.texts import views_of_causal_lm
@@ -40,7 +40,7 @@ class CausalLMAdapter(GenericAdapter):
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Put windows of tokens side by side, padded on the right to the longest."""
-        return windows_of(samples)
+        return within_vocabulary(model, windows_of(samples))
 
     def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
         """Have the model go on with each question."""

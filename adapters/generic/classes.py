@@ -23,6 +23,14 @@ def names_in(mapping: str) -> Mapping[str, str]:
     return {kind: name for kind, name in found.items() if isinstance(name, str)}
 
 
+def processor_for(model_type: str) -> str | None:
+    """Name the class of processor that transformers has for a type of model; None where it has none."""
+    from transformers.models.auto import processing_auto
+
+    found: Any = getattr(processing_auto, "PROCESSOR_MAPPING_NAMES", {}).get(model_type)
+    return found if isinstance(found, str) else None
+
+
 def class_named(source: Source, otherwise: str) -> str:
     """Give the name of the class that a configuration names, where transformers has it.
 

@@ -12,7 +12,7 @@ from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import texts_alone
 from ecoflap.adapters.shared.losses import IGNORED
-from ecoflap.adapters.shared.text_batches import windows_of
+from ecoflap.adapters.shared.text_batches import windows_of, within_vocabulary
 from ecoflap.adapters.views.impossible import views_impossible
 from ecoflap.adapters.views.masked_words import view_of_masked_lm
 from ecoflap.core.contracts.hookspecs import hookimpl
@@ -48,7 +48,7 @@ class EncoderAdapter(GenericAdapter):
                 "this model fills in masked words and came without a tokenizer that has a mask_token: put "
                 "tokenizer.json beside its config.json, or give ecoflap.run a processor."
             )
-        batch = windows_of(samples)
+        batch = within_vocabulary(model, windows_of(samples))
         ids, mask = batch["input_ids"], batch["attention_mask"].bool()
         is_masked = torch.stack([_masked(row, real) for row, real in zip(ids, mask, strict=True)])
         masked = ids.masked_fill(is_masked, token)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.classes import class_named, made_for, names_in, reads_others
+from ecoflap.adapters.generic.classes import class_named, made_for, names_in, processor_for, reads_others
 from ecoflap.adapters.generic.examples import Inputs, arguments_of, image_token, patches_of
 from ecoflap.adapters.generic.layers_seen import VISION, Texts
 from ecoflap.adapters.generic.probe import QFORMER, QUESTION, failure, taken_apart_by
@@ -19,6 +19,7 @@ from ecoflap.adapters.hubs.experts import experts_one_by_one
 from ecoflap.adapters.hubs.hugging_face import load_transformers_model
 from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
+from ecoflap.adapters.hubs.weightless import WithoutProducts, lent_weights
 from ecoflap.adapters.shared.images import IMAGE
 from ecoflap.adapters.shared.losses import IGNORED, mean_nll_in_chunks
 from ecoflap.adapters.shared.members import find, member
@@ -136,14 +137,26 @@ class GenericAdapter(TransformersAdapter):
             logits: Tensor = model(**arguments).logits
         except EcoflapError:
             raise
-        except (ValueError, IndexError) as error:  # as of more places for an image than vectors, or of unknown tokens
+        except (ValueError, IndexError) as error:  # as of more places for an image than vectors
             raise DataError(
                 f"the {type(model).__name__} cannot read what its {type(self.processor).__name__} made: "
-                f"{str(error).rstrip('.')}. Is it the one that belongs to the model?"
+                f"{str(error).rstrip('.')}. {_is_it_its_own(model, self.processor)}"
             ) from error
         except Exception as error:  # a model raises whatever it likes
             raise ModelError(f"the forward of {type(model).__name__} stopped with {failure(error)}.") from error
         return logits
+
+    def _tried(self, model: nn.Module, batch: Batch) -> Batch:
+        """Give a batch, which a model without weights is run on first: its processor may be another model's.
+
+        Nothing is multiplied, so that takes seconds at most. A run would find it out once it has read the weights.
+
+        :raises DataError: Where the model cannot read it.
+        """
+        if next(model.parameters()).is_meta:
+            with torch.no_grad(), lent_weights(model), self.running(model), WithoutProducts():
+                self._logits(model, self._arguments(model, batch))
+        return batch
 
     def _placed(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Put tensors where the model is, and images into its type."""
@@ -172,3 +185,12 @@ class GenericAdapter(TransformersAdapter):
 def _is_head(model: nn.Module, tower: str) -> bool:
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     return head is not None and find(model, tower, nn.Module) is head
+
+
+def _is_it_its_own(model: nn.Module, processor: Any) -> str:
+    """Ask whether a processor is the model's own, and say what transformers has for such a model."""
+    kind = str(find(model, "config.model_type", str))
+    own, is_image = processor_for(kind), hasattr(processor, "image_processor")
+    known = f" For a model of type {kind!r} transformers has {own}." if own and own != type(processor).__name__ else ""
+    sizes = " Are its patches and the size of its images those of config.json?" if is_image and not known else ""
+    return f"Is it the one that belongs to the model?{known}{sizes}"

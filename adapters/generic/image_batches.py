@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.generic.examples import arguments_of, image_token
-from ecoflap.adapters.generic.wording import is_written_in, placeholder, tokenizer_of
+from ecoflap.adapters.generic.wording import is_unknown, is_written_in, placeholder, tokenizer_of
 from ecoflap.adapters.shared.images import images_of
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.core.contracts.records import Batch, Sample
@@ -64,19 +64,33 @@ def _made(processor: Any, **arguments: Any) -> dict[str, Any]:
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             return dict(processor(**arguments, return_tensors="pt", padding=True))
     except Exception as error:  # a processor raises whatever it likes where it does not fit its images or texts
+        written = placeholder(processor)
+        if written and is_unknown(processor, written):  # of which a processor says something that misleads
+            raise DataError(f"the {type(processor).__name__} cannot be used:{_unknown(processor, written)}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"the {type(processor).__name__} cannot read the images and texts: {reason.rstrip('.')}. Is it the one "
-            f"that belongs to the model?{_of_places(processor)}"
+            f"that belongs to the model?{_of_places(processor, arguments['text'])}"
         ) from error
     finally:
         tokenizer.padding_side = before
 
 
-def _of_places(processor: Any) -> str:
-    """Say what no text of the data may hold, as a sentence to add; nothing where it may hold anything."""
+def _of_places(processor: Any, texts: Sequence[str]) -> str:
+    """Say what there is to say of the places of images in texts, as a sentence to add; nothing where they have none."""
     written = placeholder(processor)
-    return f" {written!r} is put in for each image, and must not be in a text of the data too." if written else ""
+    if not written:
+        return ""
+    if any(written not in text for text in texts):
+        return f" Its chat template writes no {written!r} for an image: take the model's own chat_template.jinja."
+    return f" {written!r} is put in for each image, and must not be in a text of the data too."
+
+
+def _unknown(processor: Any, written: str) -> str:
+    return (
+        f" {written!r} stands for an image, and its {type(tokenizer_of(processor)).__name__} has no such token: put "
+        f"the model's own tokenizer.json and tokenizer_config.json beside its config.json."
+    )
 
 
 def refuse_padded_images(batch: Batch) -> None:
@@ -113,8 +127,11 @@ def _check_places(model: nn.Module, processor: Any, input_ids: Int64[Tensor, "ro
     token = image_token(model.config)
     without = [] if token is None else (~(input_ids == token).any(1)).nonzero().flatten().tolist()
     if without:
+        written = placeholder(processor)
+        why = " They do not fit each other, or the chat template leaves images out."
+        if written and is_unknown(processor, written):
+            why = _unknown(processor, written)
         raise DataError(
             f"sample {without[0]} of a batch has no place for its image: the model looks for token {token} in its "
-            f"text, and the {type(processor).__name__} writes {placeholder(processor)!r}. They do not fit each other, "
-            f"or the chat template leaves images out."
+            f"text, and the {type(processor).__name__} writes {written!r}.{why}"
         )

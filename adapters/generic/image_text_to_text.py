@@ -41,6 +41,9 @@ class ImageTextToTextAdapter(GenericAdapter):
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Make images and texts padded on the right, with labels where something is to be said."""
+        return self._tried(model, self._collated(model, samples))
+
+    def _collated(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         wording, said = self._wording(model), [text_to_say(number, sample) for number, sample in enumerate(samples)]
         prompts = [wording.prompt(sample.question) for sample in samples]
         if takes_suffix(self.processor):

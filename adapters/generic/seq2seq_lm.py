@@ -14,7 +14,7 @@ from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.hubs.two_languages import has_two_languages, said_from, said_ids, set_languages
 from ecoflap.adapters.shared.generation import check_prompts, generated, without_ends
 from ecoflap.adapters.shared.members import member
-from ecoflap.adapters.shared.text_batches import pairs_of, text_ids
+from ecoflap.adapters.shared.text_batches import pairs_of, text_ids, within_vocabulary
 from ecoflap.adapters.shared.texts import padded_rows
 from ecoflap.adapters.views.cache import Keeping, cache_of, kept_in_both
 from ecoflap.adapters.views.encoder_decoders import Halves, views_of_encoder_and_decoder
@@ -53,7 +53,7 @@ class Seq2SeqLMAdapter(GenericAdapter):
         """Put the encoder's texts and the decoder's side by side, each padded on the right to the longest."""
         tokenizer = self._tokenizer()
         said = (lambda text: said_ids(tokenizer, text)) if has_two_languages(tokenizer) else None
-        return pairs_of(samples, lambda text: text_ids(tokenizer, text), said)
+        return within_vocabulary(model, pairs_of(samples, lambda text: text_ids(tokenizer, text), said))
 
     def generate(self, model: nn.Module, samples: Sequence[Sample], generation: Generation) -> list[Said]:
         """Have the decoder answer each question, which the encoder reads."""

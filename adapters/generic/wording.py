@@ -82,6 +82,11 @@ def placeholder(processor: Any) -> str:
     return ""
 
 
+def is_unknown(processor: Any, token: str) -> bool:
+    """Say whether a processor's tokenizer would cut a token into others."""
+    return token not in tokenizer_of(processor).get_vocab()
+
+
 def tokenizer_of(processor: Any) -> Any:
     """Give the tokenizer of a processor.
 

@@ -3,6 +3,7 @@
 Where a class of tokenizer is named and no file with its words is there, transformers 5 makes one of no words at all.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,6 +20,8 @@ LIBRARIES = {
 """Older files that a tokenizer is made of, and what reads them."""
 OTHERS = ("vocab.json", "vocab.txt", "tekken.json")
 """Those that transformers reads by itself, or says by which library."""
+MAY_BE_MISSING = ("target_vocab.json",)
+"""What a class of tokenizer names that some of its tokenizers are without: most of Marian's share one list of words."""
 SETTINGS = (
     WHOLE, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "processor_config.json",
     "preprocessor_config.json",
@@ -45,6 +48,8 @@ def why_unreadable(source: Source) -> str | None:
     if absent and is_known:  # of such a pair, as Marian has it, no tokenizer.json is made
         wanted = " ".join(absent)
         return f"{' and '.join(older)} in {source.path} can be read with {wanted}: pip install {wanted}."
+    if lacking := _lacking_of_its_kind(source):
+        return _missing(source, lacking, "Put", lacking)
     if is_known or (older and not absent):
         return None
     return _missing(source, [WHOLE], f"pip install {' '.join(absent)}, which reads it. Or put" if older else "Put")
@@ -61,12 +66,29 @@ def why_without_words(source: Source, tokenizer: Any) -> str | None:
     return _missing(source, sorted(names, key=WHOLE.__ne__), "Put")
 
 
-def _missing(source: Source, names: list[str], begin: str) -> str:
-    """Say which files are missing where, what there is of a tokenizer, and how to get them."""
+def _lacking_of_its_kind(source: Source) -> list[str]:
+    """Name what is missing of the files that a tokenizer is made of, where its class makes it of no tokenizer.json."""
+    import transformers
+
+    settings = "tokenizer_config.json"
+    kind = (
+        read_json(source.path / settings).get("tokenizer_class") if source.path and settings in source.files else None
+    )
+    named = getattr(getattr(transformers, str(kind), None), "vocab_files_names", None) or {}
+    if WHOLE in named.values():
+        return []
+    return [name for name in named.values() if name not in (*source.files, *MAY_BE_MISSING)]
+
+
+def _missing(source: Source, names: list[str], begin: str, wanted: Sequence[str] = (WHOLE,)) -> str:
+    """Say which files are missing where, what there is of a tokenizer, and how to get them.
+
+    :param wanted: Those that are to be put there.
+    """
     known = (*SETTINGS, *LIBRARIES, *OTHERS, "merges.txt", "chat_template.jinja")
     found = ", ".join(name for name in known if name in source.files) or "nothing"
-    verb = "are" if len(names) > 1 else "is"
+    verb, put = "are" if len(names) > 1 else "is", " and ".join(wanted)
     return (
-        f"{' and '.join(names)} {verb} missing in {source.path}, where there is {found}. {begin} {WHOLE} there, from "
+        f"{' and '.join(names)} {verb} missing in {source.path}, where there is {found}. {begin} {put} there, from "
         f"where the model came, or by save_pretrained of its tokenizer."
     )

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from ecoflap.adapters.hubs.absent_tokenizer import why_unreadable, why_without_w
 from ecoflap.adapters.hubs.checked_weights import integer_problems, refuse_other_weights, refuse_quantised
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.disk.json_files import read_json
-from ecoflap.core.errors import ModelError, RunError
+from ecoflap.core.errors import ModelError, RunError, nearest
 from ecoflap.core.export.surroundings import save_settings
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.hub import is_reachable
@@ -128,10 +127,15 @@ def _class(kind: str) -> Any:
 
 
 def _config(config: Mapping[str, Any]) -> Any:
-    from transformers import AutoConfig
+    import transformers
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     if "model_type" not in config:
         raise ModelError("its configuration has no model_type, so it is no model of transformers")
+    kind = str(config["model_type"])
+    if kind not in CONFIG_MAPPING:
+        known = f"transformers {transformers.__version__} knows no model of type {kind!r}"
+        raise ModelError(f"{CANNOT_BUILD}: {known}.{nearest(kind, CONFIG_MAPPING.keys())}{not_run(config)}")
     try:
         return AutoConfig.for_model(**_with_floats(config))
     except Exception as error:  # a class of settings raises whatever it likes where one does not fit it
@@ -217,8 +221,9 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
         read: Any = _class(kind).from_pretrained(
             place, **arguments, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
-        why = _integers_or(source, f"{source.name} cannot be loaded: {error}")
+    except Exception as error:  # of a damaged file it raises whatever its reader stumbles over
+        brought = not_run(source.config) if "trust_remote_code" in str(error) else ""
+        why = _integers_or(source, f"{source.name} cannot be loaded:{brought or f' {error}'}")
         raise ModelError(*why) from error
     model: nn.Module = read[0]
     missing = read[1]["missing_keys"]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ecoflap.adapters.shared.stored_types import take_types, types_in
-from ecoflap.core.errors import ModelError, nearest
+from ecoflap.core.errors import ModelError, cut, nearest
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.config_limits import read_config
 from ecoflap.core.model.hub import first_on_hub
@@ -25,7 +25,8 @@ PREFIX = "open_clip:"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "tokenizer.model")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
-_CANNOT = (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError, AttributeError, SafetensorError)
+_CANNOT = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError,
+           SafetensorError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,26 @@ def config_of(source: Source) -> dict[str, Any]:
         stored = read_config(source.path / OPEN_CLIP)
     if stored is None:
         raise ModelError(f"{source.name} has no {OPEN_CLIP}, so it is not in open_clip's hub format.")
+    _refuse_shapes(stored)
     return deepcopy(dict(stored))
+
+
+def _refuse_shapes(stored: Mapping[str, Any]) -> None:
+    """Refuse a configuration in which what holds settings is something else.
+
+    :raises ModelError: With each of these keys.
+    """
+    model = stored.get("model_cfg")
+    inside = model if isinstance(model, Mapping) else {}
+    found = {"model_cfg": model, "preprocess_cfg": stored.get("preprocess_cfg") or {}}
+    found |= {f"model_cfg.{key}": inside.get(key) for key in ("vision_cfg", "text_cfg")} if inside else {}
+    problems = [
+        f"{OPEN_CLIP}: {key} is {cut(repr(value))}, and a mapping is meant. The file is damaged."
+        for key, value in found.items()
+        if not isinstance(value, Mapping)
+    ]
+    if problems:
+        raise ModelError(*problems)
 
 
 def named(architecture: str) -> dict[str, Any]:

@@ -26,6 +26,20 @@ def windows_of(samples: Sequence[Sample]) -> Batch:
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
+def within_vocabulary(model: nn.Module, batch: Batch) -> Batch:
+    """Give a batch of texts, unless a token of theirs is none of the model's.
+
+    :raises DataError: Where one is: the tokenizer is another model's.
+    """
+    size, largest = len(member(model, "get_input_embeddings")().weight), int(batch["input_ids"].max())
+    if largest >= size:
+        raise DataError(
+            f"the tokenizer makes token {largest} of a text, and this {type(model).__name__} has embeddings for "
+            f"{size}, from 0 on: it is another model's. Put the model's own tokenizer.json beside its config.json."
+        )
+    return batch
+
+
 Ids = Callable[[str], list[int]]
 """Makes a text its tokens."""
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TypeAlias
 
+from ecoflap.core.budget.curves import Curve
 from ecoflap.core.errors import EcoflapError
 
 Number: TypeAlias = int | float | str | Fraction
@@ -73,11 +74,13 @@ class Group:
     """Describes layers that share one sparsity: a layer, a block, a tower or the whole model.
 
     :param size: How many prunable weights it has.
-    :param score: How much the loss cares about it; larger is kept longer.
+    :param score: How much the loss cares about it; larger is kept longer. 0 where nothing was scored, or by a curve.
     :param layers: Names of its layers.
     :param tower: The tower it lies in; empty where it spans several.
     :param floor: It keeps at least this many weights.
     :param cap: It keeps at most this many weights; None for all.
+    :param block: The block it lies in; empty where it spans several.
+    :param curve: How the loss rises with its sparsity, where the scorer gave curves.
     """
 
     name: str
@@ -87,6 +90,8 @@ class Group:
     tower: str = field(default="", kw_only=True)
     floor: int = field(default=0, kw_only=True)
     cap: int | None = field(default=None, kw_only=True)
+    block: str = field(default="", kw_only=True)
+    curve: Curve | None = field(default=None, kw_only=True)
 
     @property
     def most(self) -> int:

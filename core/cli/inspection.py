@@ -13,7 +13,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems, options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.errors import RegistryError
+from ecoflap.core.errors import ModelError, RegistryError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.model.never_pruned import never_pruned, tied_names
 from ecoflap.core.model.parameter_masks import parameter_and_part
@@ -37,7 +37,7 @@ def inspection(source: str, adapter: str | None, registry: Registry) -> list[Sec
     with refusing_misfit(chosen, adapter, opened):
         model, towers, anatomy, matrices = _taken_apart(chosen, opened)
     sections = [
-        Section("adapter", left("adapter", "why this one"), [_adapter(chosen, opened, registry)]),
+        Section("adapter", left("adapter", "why this one"), [_adapter(chosen, opened, registry, adapter is not None)]),
         Section(
             f"{source}: {_counted(model.parameters())}",
             (*left("tower"), *right("blocks", "layers", "prunable"), *left("by default")),
@@ -95,22 +95,37 @@ def _named(name: str, registry: Registry) -> Adapter:
     return adapter
 
 
-def _adapter(adapter: Adapter, source: Source, registry: Registry) -> tuple[str, str]:
+def _adapter(adapter: Adapter, source: Source, registry: Registry, is_named: bool) -> tuple[str, str]:
     """Write an adapter's row: its name, and how sure it is that the model is one of its own."""
+    return _name(adapter, registry), _how_sure(adapter, source, registry, is_named)
+
+
+def _name(adapter: Adapter, registry: Registry) -> str:
     known = [name for name in registry.names("adapter") if registry.find("adapter", name) is type(adapter)]
-    return (known or [code_name(adapter)])[0], _how_sure(adapter, source)
+    return (known or [code_name(adapter)])[0]
 
 
-def _how_sure(adapter: Adapter, source: Source) -> str:
+def _how_sure(adapter: Adapter, source: Source, registry: Registry, is_named: bool) -> str:
     if not knows(adapter, source):
         return "named, and it does not claim this model: hold it to the model with ecoflap.check_adapter"
     if options_of(AdapterOptions, adapter).priority < 0:
+        if is_named and (other := _otherwise(adapter, source, registry)):
+            return f"named, and generic: without that it would be {other}"
         return "generic: no family's own adapter claims it; what runs was found by watching a forward without weights"
     return "special: written for this family, which the model's configuration names"
 
 
 def _counted(parameters: Any) -> str:
     return f"{sum(parameter.numel() for parameter in parameters):,} parameters"
+
+
+def _otherwise(adapter: Adapter, source: Source, registry: Registry) -> str:
+    """Name the adapter that would be taken if none were named; nothing where it is the same."""
+    try:
+        found = adapter_for(source, registry)
+    except ModelError:
+        return "one of several that claim the model"
+    return "" if type(found) is type(adapter) else _name(found, registry)
 
 
 def _tower(anatomy: Anatomy, tower: Tower) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ecoflap.core.cli.stopping import stoppable
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.cli.stopping import end_at_once, ended, stoppable
+from ecoflap.core.disk.paths import why_unusable
+from ecoflap.core.errors import EcoflapError, cut
 from ecoflap.core.text.printable import printable
 
 app = typer.Typer(
@@ -20,13 +21,24 @@ app = typer.Typer(
     help="Make vision-language models smaller without retraining.",
 )
 
+
+def _usable(value: Path | list[Path] | None) -> Path | list[Path] | None:
+    """Refuse a path that no file can have, before anything asks the system about it."""
+    for path in value if isinstance(value, list) else [value]:
+        why = None if path is None else why_unusable(path)
+        if why is not None:
+            raise typer.BadParameter(f"{cut(str(path))!r} is no path that can be read: {why}.")
+    return value
+
+
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe's file, or the name of one that ships.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe: prune.use=sparsegpt."),
 ]
 RegistryOption = Annotated[
-    Path | None, typer.Option("--registry", help="A registry file of your own; it extends the shipped one.")
+    Path | None,
+    typer.Option("--registry", help="A registry file of your own; it extends the shipped one.", callback=_usable),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 AcceptChangeOption = Annotated[
@@ -39,16 +51,33 @@ AllowCodeOption = Annotated[
 ]
 
 
+def command() -> None:
+    """Be the process of the ``ecoflap`` command: :func:`main`, and nothing after it."""
+    try:
+        main()
+    finally:
+        end_at_once()
+
+
 def main() -> None:
     """Run the ``ecoflap`` command. A user's mistake ends it with 2 and a message, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no ± must not end a run
+    with stoppable("stopped"):
+        sys.exit(ended(_done))
+
+
+def _done() -> int:
+    """Do what the command line says, and give the code to end with."""
     try:
         app(standalone_mode=True)
     except EcoflapError as error:
         print(f"ecoflap: {printable(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
 
 
 def _show_version(asked: bool) -> bool:
@@ -71,7 +100,7 @@ def _options(
 def run(
     recipe: RecipeArgument,
     set_: SetOption = None,
-    folder: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME by default.", callback=_usable)] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, deleting what the folder holds.")] = False,
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,
@@ -125,7 +154,9 @@ def sweep(
     seeds: Annotated[
         str | None, typer.Option(metavar="N or A,B", help="How many seeds, counted from 0, or which.")
     ] = None,
-    folder: Annotated[Path | None, typer.Option(help="The sweep's folder; runs/sweeps/NAME by default.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="The sweep's folder; runs/sweeps/NAME by default.", callback=_usable)
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do all anew, deleting what these runs have left.")] = False,
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep each run's model/, not only exports.")
@@ -161,7 +192,7 @@ def sweep(
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="scorer, allocator, pruner, adapter, exporter, dataset or evaluator.")
+        str | None, typer.Argument(help="scorer, allocator, pruner, metric, adapter, exporter, dataset or evaluator.")
     ] = None,
     registry: RegistryOption = None,
 ) -> None:
@@ -190,7 +221,7 @@ def inspect(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", callback=_usable)],
     to: Annotated[str, typer.Option("--to", help="An exporter: onnx, torchscript, safetensors, hugging_face.")],
     set_: Annotated[
         list[str] | None,
@@ -216,8 +247,8 @@ def export(
 
 @app.command()
 def densify(
-    file: Annotated[Path, typer.Argument(help="A packed file: .onnx, or .packed.safetensors.")],
-    target: Annotated[Path, typer.Argument(help="The ordinary file to write.")],
+    file: Annotated[Path, typer.Argument(help="A packed file: .onnx, or .packed.safetensors.", callback=_usable)],
+    target: Annotated[Path, typer.Argument(help="The ordinary file to write.", callback=_usable)],
     registry: RegistryOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -231,7 +262,9 @@ def densify(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A run's folder, a sweep's, an export's, or a run's model/.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A run's folder, a sweep's, an export's, or a run's model/.", callback=_usable)
+    ],
 ) -> None:
     """Check every file of a folder against what was written, and say which differ, and from what."""
     from ecoflap.core.cli.tables import show
@@ -251,7 +284,7 @@ def doctor() -> None:
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.")]) -> None:
+def report(run: Annotated[Path, typer.Argument(help="The folder of a finished run.", callback=_usable)]) -> None:
     """Show what a finished run came to, and what its exports hold."""
     from ecoflap.core.cli.export_table import export_table
     from ecoflap.core.cli.run_table import run_table
@@ -265,9 +298,12 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, or of sweeps.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, or of sweeps.", callback=_usable)],
     out: Annotated[
-        Path | None, typer.Option(help="Where the report goes; a sweep's own folder, or runs/comparison, by default.")
+        Path | None,
+        typer.Option(
+            help="Where the report goes; a sweep's own folder, or runs/comparison, by default.", callback=_usable
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     overwrite: OverwriteOption = False,

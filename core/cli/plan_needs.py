@@ -59,14 +59,25 @@ def _memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
     weights = _parameters(prepared) * width
     statistics, recorded = _statistics(prepared), _recorded(prepared, width)
     outside = _parameters(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
-    widened = 4 * (outside + _largest_block(prepared.anatomy)) if width < 4 and prepared.looks_at_scores else 0
+    widened = 4 * (outside + _largest_block(prepared.anatomy)) if width < 4 and prepared.scores_in_float32 else 0
+    refining = _refining(prepared) + (recorded if prepared.looks_at_dense else 0)
     unknown = prepared.recipe.calibration and not recorded
     made_of = (
         f"weights {bytes_text(weights)}, the largest block's statistics {bytes_text(statistics)}, recorded activations "
         f"{'not known before the data are read' if unknown else bytes_text(recorded)}, "
-        f"scoring in float32 {bytes_text(widened)}, libraries {bytes_text(LIBRARIES)}"
+        f"scoring in float32 {bytes_text(widened)}, refining {bytes_text(refining)}, libraries {bytes_text(LIBRARIES)}"
     )
-    return "peak memory", bytes_text(LIBRARIES + weights + max(statistics + recorded, widened)), made_of
+    return "peak memory", bytes_text(LIBRARIES + weights + max(statistics + recorded + refining, widened)), made_of
+
+
+def _refining(prepared: Prepared) -> int:
+    """Give the bytes of what a refiner holds: four numbers a weight by Adam, of a block or of the whole model.
+
+    The activations of the batch that is trained on come on top: they depend on how the model's library computes them.
+    """
+    if prepared.model_refiners:
+        return 16 * prepared.size + 4 * (_parameters(prepared) - prepared.size)
+    return 16 * _largest_block(prepared.anatomy) if any(prepared.block_refiners.values()) else 0
 
 
 def _device_memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
@@ -75,7 +86,7 @@ def _device_memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
     What attention needs in between comes on top: it depends on how the model's library computes it.
     """
     block, statistics = _largest_block(prepared.anatomy), _statistics(prepared)
-    block *= 4 if prepared.looks_at_scores else width
+    block *= 4 if prepared.scores_in_float32 else width
     keys = prepared.recipe.calibration
     batches = -(-(samples_of(keys) or 1) // keys.batch_size) if keys else 1
     activations = 2 * _recorded(prepared, 4) // max(1, batches)

@@ -110,14 +110,27 @@ def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
         yield "score", f"{recipe.score.scorer.use}: {_scoring(prepared)}"
     else:
         yield "score", f"nothing: {recipe.allocate.use} looks at no score" if prepared.pools else "nothing"
-    yield "allocate", recipe.allocate.use
+    yield "allocate", _allocating(recipe.allocate)
     blocks = len({block.name for pool in prepared.pools for block, _ in pool.layers})
     looks_at_data = any(pruner.options.needs for pruner in prepared.pruners.values())
     data = f"each block twice on {_data(prepared, recipe.calibration)}" if looks_at_data else "no data needed"
     yield "prune", f"{_pruners(prepared)}: {blocks} blocks, {data}"
+    refiners = [*dict.fromkeys(one.use for of_tower in prepared.block_refiners.values() for one in of_tower)]
+    if refiners:
+        yield "refine", f"{', '.join(refiners)}: each block once it is pruned"
+    if prepared.model_refiners:
+        yield "refine", f"{', '.join(one.use for one in prepared.model_refiners)}: the whole model, held in float32"
     evaluators = ", ".join(part.use for part in recipe.evaluate)
     yield "evaluate", f"{evaluators}: before and after" if evaluators else "nothing"
     yield "export", ", ".join(["model/", *(part.use for part in recipe.export)])
+
+
+def _allocating(allocator: PartSpec) -> str:
+    """Name the allocator, and those that it lets the engine try."""
+    if not allocator.options.candidates:
+        return allocator.use
+    tried = [spec.use for _, spec in allocator.with_inner("") if spec is not allocator]
+    return f"{allocator.use}: the model is pruned by each of {', '.join(tried)}, to see which loses least"
 
 
 def _said_of_exports(prepared: Prepared) -> Iterator[tuple[str, str]]:

@@ -1,31 +1,91 @@
-"""End a command that is stopped from outside as its user expects."""
+"""End a command that is stopped from outside as its user expects, and with the code by which shells tell it.
 
+A process that signal n has ended has the code 128 + n: 130 after Ctrl-C, 143 after SIGTERM, by which a cluster's
+scheduler ends one, and 141 where nobody reads its output any more, as behind ``| head``.
+"""
+
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+GOES_ON = "stopped; the same command goes on from here"
+NOBODY_READS = 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-class _Terminated(KeyboardInterrupt):
-    """Says that SIGTERM was received, by which a cluster's scheduler ends a process."""
+class Stopped(BaseException):
+    """Says that a signal was received. It is no KeyboardInterrupt, which libraries catch and give codes of their own.
+
+    :param number: The signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the command with a word on how to go on, instead of a traceback.
+def stoppable(said: str = GOES_ON) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the command with a word, instead of a traceback. A second one ends it at once.
 
-    The exit code is 130 or 143, as of a process that the signal has ended.
+    :param said: The word, such as how to go on. Of two contexts within each other the inner one says it.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
+    # One that is ignored, as behind nohup, stays so.
+    taken = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _stop) for number in taken}
     try:
         yield
-    except KeyboardInterrupt as stop:
-        print("\necoflap: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(143 if isinstance(stop, _Terminated) else 130)
+    except (KeyboardInterrupt, Stopped) as stop:
+        print(f"\necoflap: {said}", file=sys.stderr)
+        sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+def ended(run: Callable[[], int]) -> int:
+    """Give the code that a command ends with; it is another where nobody reads all that it said.
+
+    :param run: The command, which gives its own code.
+    """
+    stdout = sys.stdout
+    try:
+        code = run()
+        if sys.stdout is stdout:  # typer puts something else in its place once nobody reads it
+            stdout.flush()
+            return code
+    except BrokenPipeError:
+        pass
+    sys.stdout = stdout
+    _read_by_nobody()
+    return NOBODY_READS
+
+
+def end_at_once() -> None:
+    """Let a signal from now on end the process at once, for its work is done and only Python's own is left."""
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _exit)
+
+
+def _read_by_nobody() -> None:
+    """Send what is still to be written nowhere, or Python would complain of it when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    finally:
+        os.close(nowhere)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for other in _STOPPING:
+        signal.signal(other, _exit)
+    raise Stopped(number)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(128 + number)

@@ -1,5 +1,7 @@
 """Print titled tables, which is all that the command line prints of results."""
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,11 +29,18 @@ UNFOLDED = 10_000
 """Columns where nothing has to fit a screen: each row on a line of its own, for grep and for files."""
 
 
+class _Output(Console):
+    """Is rich's console, but says that nobody reads it any more by the system's own error: rich would end with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def show(sections: Sequence[Section]) -> None:
     """Print to standard output: as wide as the terminal, or as wide as the rows where it is none."""
-    console = Console()
+    console = _Output()
     if not console.is_terminal:
-        console = Console(width=UNFOLDED)
+        console = _Output(width=UNFOLDED)
     for section in sections:
         if section.title:
             console.print(printable(section.title), style="bold", highlight=False, markup=False, soft_wrap=True)

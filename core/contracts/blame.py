@@ -25,13 +25,14 @@ def blaming(what: str) -> Iterator[None]:
         yield
     except EcoflapError:
         raise
-    except Exception as error:  # a part may come from anywhere, and raise anything
+    except (Exception, SystemExit) as error:  # a part may come from anywhere, raise anything, and end no run of others
         raise PartError(f"{what} raised {sentence_of(error)}{_place_of(error)}") from error
 
 
 def blaming_each(what: str, items: Iterable[Item]) -> Iterator[Item]:
     """Yield what a part yields, under :func:`blaming`."""
-    iterator = iter(items)
+    with blaming(what):
+        iterator = iter(items)
     while True:
         with blaming(what):
             try:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ecoflap.core.contracts.abilities import ABILITIES, offers
+from ecoflap.core.contracts.answers import LARGEST, checking, shown
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.contracts.options import PartOptions
 from ecoflap.core.contracts.protocols import GradientStatistic, Statistic
@@ -21,7 +22,7 @@ _NEAR, _NEAR_PARAMETER = 0.8, 0.9
 
 
 def options_of(declared: type[Options], part: Any) -> Options:
-    """Read a part's optional members, with the declared default for each that it lacks.
+    """Read a part's optional members, with the declared default for each that it lacks; answers are held to their type.
 
     A member that is a property and raises an :class:`EcoflapError` keeps its default: the part's own ``problems`` says
     what is wrong.
@@ -31,7 +32,7 @@ def options_of(declared: type[Options], part: Any) -> Options:
     options = declared()
     for name in _members(declared):
         try:
-            setattr(options, name, getattr(part, name))
+            setattr(options, name, checking(declared, name, part))
         except (AttributeError, EcoflapError):
             continue
     return options
@@ -49,6 +50,7 @@ def contract_problems(kind: str, part: Any, parameters: Collection[str]) -> Iter
     yield from _called_otherwise(kind, part)
     yield from _near_misses(kind, part, parameters)
     yield from _wrong_values(kind, part)
+    yield from _impossible_values(kind, part)
     yield from _wrong_statistics(kind, part)
 
 
@@ -201,12 +203,27 @@ def _wrong_values(kind: str, part: Any) -> Iterator[str]:
         except ValidationError as error:
             detail = error.errors(include_url=False)[0]
             message = detail["msg"].replace("Input should be", "should be")
-            yield f"its member {name} {message}, not {value!r}. {_page(kind)}"
+            yield f"its member {name} {message}, not {shown(value)}. {_page(kind)}"
+
+
+def _impossible_values(kind: str, part: Any) -> Iterator[str]:
+    """Say which values are of the right type, and yet of no use."""
+    options = options_of(KINDS[kind].options, part)
+    for name in ("samples", "loss_batch_size"):
+        value = getattr(options, name, None)
+        if isinstance(value, int) and not 0 <= value <= LARGEST:
+            yield f"its member {name} should be how many there are, or None, not {shown(value)}. {_page(kind)}"
+    wants = getattr(options, "wants", None)
+    if isinstance(wants, type) and not isinstance(getattr(wants, "does", None), str):
+        yield (
+            f"its member wants should be an ability of ecoflap.core.contracts.abilities, not {wants.__name__}. "
+            f"{_page(kind)}"
+        )
 
 
 def _wrong_statistics(kind: str, part: Any) -> Iterator[str]:
-    """Say which of a pruner's ``needs`` is no type of statistic, or misspells what a statistic may have."""
-    needs = getattr(part, "needs", ()) if kind == "pruner" else ()
+    """Say which of a pruner's or metric's ``needs`` is no type of statistic, or misspells what one may have."""
+    needs = getattr(part, "needs", ()) if kind in ("pruner", "metric") else ()
     for need in needs if isinstance(needs, tuple) and all(isinstance(one, type) for one in needs) else ():
         missing = [name for name in _members(Statistic) if not callable(getattr(need, name, None))]
         if missing:

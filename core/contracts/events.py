@@ -1,5 +1,6 @@
 """What observers hear of a run. Frozen facts; an observer cannot change the run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -42,6 +43,25 @@ class LayerPruned:
 
 
 @dataclass(frozen=True)
+class Refined:
+    """A refiner has trained the kept weights of a block, or of the model.
+
+    :param name: The block's name, or ``the model``.
+    :param before: Its objective before, a share of what was to be kept: on ``training`` batches, and on those that were
+        ``held_out``.
+    :param after: The same afterwards; empty where weights were NaN or infinite.
+    :param is_kept: False where it was worse on held-out batches, so that the weights are what they were before.
+    """
+
+    name: str
+    refiner: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    is_kept: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Warned:
     """There is something that the user should know."""
 
@@ -76,4 +96,6 @@ class RunFailed:
     error: str
 
 
-Event: TypeAlias = RunStarted | StageStarted | Progress | LayerPruned | Warned | StageFinished | RunFinished | RunFailed
+Event: TypeAlias = (
+    RunStarted | StageStarted | Progress | LayerPruned | Refined | Warned | StageFinished | RunFinished | RunFailed
+)

@@ -10,7 +10,17 @@ import pluggy
 
 if TYPE_CHECKING:
     from ecoflap.core.contracts.events import Event
-    from ecoflap.core.contracts.protocols import Adapter, Allocator, Dataset, Evaluator, Exporter, Pruner, Scorer
+    from ecoflap.core.contracts.protocols import (
+        Adapter,
+        Allocator,
+        Dataset,
+        Evaluator,
+        Exporter,
+        Metric,
+        Pruner,
+        Refiner,
+        Scorer,
+    )
 
 hookspec = pluggy.HookspecMarker("ecoflap")
 hookimpl = pluggy.HookimplMarker("ecoflap")
@@ -38,6 +48,22 @@ def ecoflap_register_pruners() -> "Mapping[str, Callable[..., Pruner]]":  # type
     """Offer pruners, which decide which weights of one layer go.
 
     :return: Factories by name, as written after ``prune:``.
+    """
+
+
+@hookspec
+def ecoflap_register_refiners() -> "Mapping[str, Callable[..., Refiner]]":  # type: ignore[empty-body]
+    """Offer refiners, which train the kept weights of a pruned block or model.
+
+    :return: Factories by name, as written after ``refine:``.
+    """
+
+
+@hookspec
+def ecoflap_register_metrics() -> "Mapping[str, Callable[..., Metric]]":  # type: ignore[empty-body]
+    """Offer metrics, which say how much each weight of a layer matters.
+
+    :return: Factories by name, as written after the ``metric:`` of the pruner ``by_metric``.
     """
 
 

@@ -21,6 +21,8 @@ KINDS: Mapping[str, Kind] = {
     "scorer": Kind(protocols.Scorer, options.ScorerOptions),
     "allocator": Kind(protocols.Allocator, options.AllocatorOptions),
     "pruner": Kind(protocols.Pruner, options.PrunerOptions),
+    "refiner": Kind(protocols.Refiner, options.RefinerOptions),
+    "metric": Kind(protocols.Metric, options.MetricOptions),
     "adapter": Kind(protocols.Adapter, options.AdapterOptions),
     "exporter": Kind(protocols.Exporter, options.ExporterOptions),
     "dataset": Kind(protocols.Dataset, options.DatasetOptions),

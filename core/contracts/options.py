@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate, Batch, Sample, Unit, View
+from ecoflap.core.contracts.records import Aggregate, Batch, Sample, ScoreKind, Unit, View
 from ecoflap.core.model.anatomy import Anatomy, Source
 
 
@@ -44,12 +44,20 @@ class ScorerOptions(PartOptions):
     :cvar samples: How many calibration samples its replay holds at most; None for all.
     :cvar aggregate: How the score of a group follows from those of its layers; a recipe may say otherwise.
     :cvar data: Whether it looks at data. One that does not needs no ``calibration:``.
+    :cvar gives: Whether its scores are numbers or curves (``Curve``), which an allocator has to take.
+    :cvar dtype: What its replay runs the model in: at least ``"float32"``, or the ``"model"``'s own type, which is
+        faster, and enough for differences of the loss that are larger than rounding.
+    :cvar together: Whether a layer's score depends on which others are scored. Then all are asked for again where a run
+        that was cut off has some.
     """
 
     unit: Unit = "layer"
     samples: int | None = None
     aggregate: Aggregate = "sum"
     data: bool = True
+    gives: ScoreKind = "number"
+    dtype: Literal["float32", "model"] = "float32"
+    together: bool = False
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int | None:
         """Tell how many forwards it takes, for the plan; None, the default, where it cannot say.
@@ -63,14 +71,42 @@ class ScorerOptions(PartOptions):
 class AllocatorOptions(PartOptions):
     """What an allocator may have.
 
-    :cvar takes: ``"score"`` for one that looks at scores; None for one that does not, so that none is computed.
+    :cvar takes: ``"score"`` for one that looks at scores that are numbers, ``"curve"`` for one that looks at curves;
+        None for one that looks at none, so that none is computed.
+    :cvar candidates: Other allocators, by whose plans the engine prunes the model, one after the other, to take the
+        plan with the smallest loss on batches that were held out.
+    :cvar held_out: The share of the calibration batches that is held out for that.
     """
 
-    takes: Literal["score"] | None = "score"
+    takes: Literal["score", "curve"] | None = "score"
+    candidates: tuple[Any, ...] = ()
+    held_out: float = 0.25
 
 
 class PrunerOptions(PartOptions):
     """What a pruner may have.
+
+    :cvar needs: The types of the statistics (``Statistic``) that it is given of a layer's inputs; none by default.
+    """
+
+    needs: tuple[type[Any], ...] = ()
+
+
+class RefinerOptions(PartOptions):
+    """What a refiner may have.
+
+    :cvar scope: ``"block"`` for one that is given each block as soon as it is pruned; ``"model"`` for one that is given
+        the whole model after its last block.
+    :cvar target: What a block's outputs are held against: ``"dense"``, what the dense block gives in the dense model;
+        ``"own"``, what it gives on the inputs that the pruned block has.
+    """
+
+    scope: Literal["block", "model"] = "block"
+    target: Literal["dense", "own"] = "dense"
+
+
+class MetricOptions(PartOptions):
+    """What a metric may have.
 
     :cvar needs: The types of the statistics (``Statistic``) that it is given of a layer's inputs; none by default.
     """

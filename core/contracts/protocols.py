@@ -112,6 +112,33 @@ class Pruner(Protocol):
 
 
 @runtime_checkable
+class Refiner(Protocol):
+    """Trains the kept weights of a pruned block, or of the whole pruned model. Optional members: ``RefinerOptions``."""
+
+    def __call__(self, view: Any) -> None:
+        """Change the kept weights of what is opened, by its ``parameters``. Masks stay.
+
+        The engine measures the view's objective before and after on batches that are held out, and takes back weights
+        that made it worse.
+
+        :param view: A ``BlockView``, or with ``scope = "model"`` a ``ModelView``, of ``ecoflap.refining``.
+        """
+        ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Says how much each weight of a layer matters, not how many are kept. Optional members: ``MetricOptions``."""
+
+    def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics) -> Float[Tensor, "out in"]:
+        """Give one finite number for each weight; larger is kept longer. The weight is left as it is.
+
+        :param seen: The statistics that the metric needs, by type: ``seen[ColumnNorm]``.
+        """
+        ...
+
+
+@runtime_checkable
 class Adapter(Protocol):
     """One model family: where its blocks are, what feeds them, what its loss is, how it is saved. No mathematics.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from ecoflap.core.budget.curves import Curve
 from ecoflap.core.errors import ModelError
 
 StatisticType = TypeVar("StatisticType")
@@ -16,8 +17,10 @@ Batch: TypeAlias = Mapping[str, Any]
 """Tensors by the name of the argument they are in the model's forward."""
 
 
-Score: TypeAlias = float
-"""How much the loss cares about a layer or block: larger is kept longer."""
+Score: TypeAlias = float | Curve
+"""How much the loss cares about a layer or block: a number, larger being kept longer, or how the loss rises."""
+ScoreKind = Literal["number", "curve"]
+"""What a scorer's scores are."""
 
 
 Aggregate = Literal["sum", "mean", "per_parameter"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import EcoflapError, RunError
 
 LARGEST = 64_000_000
 """The most bytes of a JSON file: a plan with 18,000 experts has about three million."""
@@ -17,6 +17,22 @@ def json_value(text: str | bytes) -> Any:
     :raises ValueError: Where it is no JSON, or deeper.
     """
     return from_json(text)
+
+
+def mapping_in(raw: bytes, where: str, way_out: str, refusal: type[EcoflapError] = RunError) -> dict[str, Any]:
+    """Give the mapping that a JSON text holds.
+
+    :param where: The text's place, for the message.
+    :param way_out: Ends the message.
+    :raises EcoflapError: As ``refusal``, where it is no JSON, or holds something else.
+    """
+    try:
+        content = json_value(raw)
+    except ValueError as error:
+        raise refusal(f"{where}: this is not JSON: {error}. {way_out}") from error
+    if not isinstance(content, dict):
+        raise refusal(f"{where}: it should hold a mapping. {way_out}")
+    return content
 
 
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:

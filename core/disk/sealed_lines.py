@@ -15,7 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ecoflap.core.disk.json_files import json_value, read_bytes
+from ecoflap.core.disk.json_files import mapping_in, read_bytes
+from ecoflap.core.disk.seals import check_seal
 from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, sync
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import RunError
@@ -98,9 +99,8 @@ def _checked(path: Path) -> list[tuple[bytes, str]]:
             what = "this line has no seal at its end: it was edited, or is of an ecoflap before there were seals"
             raise RunError(f"{path}:{number}: {what}. {_WAY_OUT}.")
         body, seal = match[1], match[2].decode()
-        if seal != _seal(previous, body):
-            what = "this line is not what was written (SHA-256), or one before it was removed, added or doubled"
-            raise RunError(f"{path}:{number}: {what}. {_WAY_OUT}.")
+        or_else = ", or one before it was removed, added or doubled"
+        check_seal(seal, _seal(previous, body), f"{path}:{number}", f"{_WAY_OUT}.", or_else=or_else)
         found.append((body + b"}", seal))
         previous = seal
     return found
@@ -136,12 +136,7 @@ def _append(descriptor: int, line: bytes) -> None:
 
 
 def _parsed(path: Path, number: int, line: bytes, needs: Mapping[str, type]) -> dict[str, Any]:
-    try:
-        value = json_value(line)
-    except ValueError as error:
-        raise RunError(f"{path}:{number}: this line is not JSON ({error}). {_WAY_OUT}.") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path}:{number}: this line is not a JSON object. {_WAY_OUT}.")
+    value = mapping_in(line, f"{path}:{number}", f"{_WAY_OUT}.")
     for key, wanted in needs.items():
         if not isinstance(value.get(key), wanted):
             what = f"this line has no {key}" if key not in value else f"the {key} of this line is no {wanted.__name__}"

@@ -14,7 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.disk.json_files import LARGEST, json_value, read_bytes
+from ecoflap.core.disk.json_files import LARGEST, mapping_in, read_bytes
+from ecoflap.core.disk.seals import check_seal
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import EcoflapError, RunError
 
@@ -79,21 +80,14 @@ def read_sealed_text(path: Path, way_out: str, refusal: type[EcoflapError] = Run
     if not rest.endswith(form.after) or not _SEAL.fullmatch(seal):
         line = body.count(b"\n") + 2
         raise refusal(f"{path}:{line}: this line should be the last one, and hold the seal of the file. {way_out}")
-    if seal != (expected := _seal(body)):
-        raise refusal(f"{path}:{_line(seal, expected)}: this line is not what was written (SHA-256). {way_out}")
+    expected = _seal(body)
+    check_seal(seal, expected, f"{path}:{_line(seal, expected)}", way_out, refusal)
     return body + form.end
 
 
 def read_sealed_json(path: Path, way_out: str, refusal: type[EcoflapError] = RunError) -> dict[str, Any]:
     """Read a JSON file that holds a mapping, and check every byte of it; see :func:`read_sealed_text`."""
-    raw = read_sealed_text(path, way_out, refusal)
-    try:
-        content = json_value(raw)
-    except ValueError as error:
-        raise refusal(f"{path}: this is not JSON: {error}. {way_out}") from error
-    if not isinstance(content, dict):
-        raise refusal(f"{path}: it should hold a mapping. {way_out}")
-    return content
+    return mapping_in(read_sealed_text(path, way_out, refusal), str(path), way_out, refusal)
 
 
 def _seal(body: bytes) -> bytes:

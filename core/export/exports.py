@@ -9,12 +9,12 @@ from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.contracts.records import Exported
 from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.disk.whole_files import sha256_of, whole_folder
-from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.errors import FormatError
+from ecoflap.core.export.exported import check_exported
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_file, write_manifest
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -92,12 +92,8 @@ def export(
     _record(folder, name).unlink(missing_ok=True)
     with whole_folder(folder / name) as inside:
         with blaming(f"the exporter {part.use}"):
-            written = part.built(pruned, inside)
-        if not isinstance(written, Exported):
-            raise EcoflapError(
-                f"the exporter {part.use} returned {type(written).__name__}, not Exported: it may be written for "
-                f"another version of ecoflap. docs/hooks.md says what an exporter is."
-            )
+            answered = part.built(pruned, inside)
+        written = check_exported(answered, inside, part.use)
         files = [*write_manifest(inside, part, pruned.model, written, origin), write_sums(inside)]
         entries = {file.relative_to(inside).as_posix(): describe_file(file) for file in sorted(files)}
     record = ExportRecord(exporter=part.plain(), files=entries)

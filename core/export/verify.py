@@ -20,6 +20,8 @@ from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.report import check_lines, read_report
 
 _SWEEP = "sweep.json"
+DEEPEST = 5
+"""So deep below a folder that is none of ours, such as a home directory, folders of runs are looked for."""
 _WAY_OUT = "Restore it, or begin the run anew with --fresh."
 
 
@@ -28,7 +30,8 @@ class Verified:
     """Counts what was checked.
 
     :param files: Those that are as they were written.
-    :param strangers: Files that hold no seal and that no list names: nothing is known of them.
+    :param strangers: Files that hold no seal and that no list names, and folders that are not looked into, because they
+        are links or lie too deep: nothing is known of them.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -67,7 +70,7 @@ def verify(folder: Path) -> Verified:
     return found
 
 
-def _folder(folder: Path, found: Verified) -> None:
+def _folder(folder: Path, found: Verified, deep: int = 0) -> None:
     if (folder / SUMS).is_file():
         _listed(folder, found)
     elif RunFolder(folder).is_ours:
@@ -76,16 +79,27 @@ def _folder(folder: Path, found: Verified) -> None:
         found.hold(partial(read_sealed_text, folder / _SWEEP, _WAY_OUT), folder / _SWEEP)
         _others(folder, (folder / _SWEEP,), found)
     else:
-        _others(folder, (), found)
+        _others(folder, (), found, deep)
 
 
-def _others(folder: Path, known: tuple[Path, ...], found: Verified) -> None:
-    """Go through what a folder holds besides: folders of runs, packed files, and files of whoever put them there."""
-    for path in sorted(folder.iterdir()):
+def _others(folder: Path, known: tuple[Path, ...], found: Verified, deep: int = 0) -> None:
+    """Go through what a folder holds besides: folders of runs, packed files, and files of whoever put them there.
+
+    :param deep: How far below the folder that was named this one lies, with none of ours between.
+    """
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError:  # one that may not be looked into
+        found.strangers.append(folder)
+        return
+    for path in inside:
         if path.name.startswith(".") or path in known:
             continue
         if path.is_dir():
-            _folder(path, found)
+            if path.is_symlink() or deep == DEEPEST:
+                found.strangers.append(path)
+            else:
+                _folder(path, found, deep + 1)
         elif is_packed(path.name) and path.suffix == ".safetensors":
             _tensors(path, found)
         else:

@@ -40,12 +40,11 @@ def add_gradients(
     :param output: What the block returned; its first tensor is f(x).
     :param real: Which tokens are no padding; None for a block whose output has one row a sample, all of them real.
     """
-    hidden = _by_sample(block, layers, output)
-    if real is not None and real.shape != hidden.shape[:2]:
-        raise ModelError(
-            f"{block.name}: its output {tuple(hidden.shape)} is not of the {tuple(real.shape)} tokens that its tower "
-            f"has, so no gradient by sample can be taken. Its adapter's layout or tokens is wrong"
-        )
+    hidden = next(tensors_in(output), None)
+    if hidden is None or not hidden.requires_grad:
+        raise ModelError(f"{block.name}: its output does not depend on its layers, so it has no gradient")
+    if real is not None:
+        hidden = by_sample(block, layers, hidden, real)
     parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
     for number, sample in enumerate(hidden):
         norm = (sample if real is None else sample[real[number].to(sample.device)]).float().norm()
@@ -58,8 +57,25 @@ def add_gradients(
                 add(layer, layer.matrix_of(gradient))
 
 
-def _by_sample(block: Block, layers: Sequence[Layer], output: Any) -> Float[Tensor, "batch ..."]:
-    hidden = next(tensors_in(output), None)
-    if hidden is None or not hidden.requires_grad:
-        raise ModelError(f"{block.name}: its output does not depend on its layers, so it has no gradient")
-    return hidden.transpose(0, 1) if layers[0].layout == "token batch" else hidden
+def by_sample(
+    block: Block, layers: Sequence[Layer], hidden: Float[Tensor, "..."], real: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch tokens ..."]:
+    """Turn what a block returned so that its first two axes are the samples and their positions; a view.
+
+    A block may return them the other way round, as those of some CLIPs do, or behind an axis of its own, as Gemma 3n's
+    several streams of hidden states.
+
+    :raises ModelError: Where none of its axes are those of the tower's tokens.
+    """
+    batch, tokens = real.shape
+    is_turned = layers[0].layout == "token batch" and hidden.shape[:2] == (tokens, batch)
+    if is_turned and (batch, tokens) != hidden.shape[:2]:
+        return hidden.transpose(0, 1)
+    if hidden.shape[:2] == (batch, tokens):
+        return hidden
+    if hidden.shape[1:3] == (batch, tokens):
+        return hidden.movedim(0, 2)
+    raise ModelError(
+        f"{block.name}: its output {tuple(hidden.shape)} is not of the {tuple(real.shape)} tokens that its tower has. "
+        f"Its adapter's layout or tokens is wrong"
+    )

@@ -31,6 +31,7 @@ class Observation(BlockWatch):
 
     def __init__(self, block: Block, layers: Sequence[Layer], needs: Sequence[type[Any]]) -> None:
         self._block, self._layers = block, layers
+        self._names = frozenset(layer.name for layer in layers)
         self._of_inputs = [need for need in needs if not issubclass(need, GradientStatistic)]
         self._of_gradients = [need for need in needs if issubclass(need, GradientStatistic)]
         self._order = tuple(needs)
@@ -64,6 +65,8 @@ class Observation(BlockWatch):
 
         :param picked: Which rows of the hidden states they were picked as, where that is known.
         """
+        if layer.name not in self._names:
+            return
         leader = self._first_fed(layer, inputs)
         known = self._leader.setdefault(layer.name, leader)
         if known != leader:

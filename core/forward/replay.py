@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int8
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.blame import blaming
@@ -79,18 +79,21 @@ class Replay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._outside.close()
 
-    def run(self, i: int, needs: Sequence[type[Any]] = ()) -> Mapping[str, Statistics]:
+    def run(
+        self, i: int, needs: Sequence[type[Any]] = (), layers: Sequence[Layer] | None = None
+    ) -> Mapping[str, Statistics]:
         """Run block ``i`` on every batch and observe its layers.
 
         :param needs: Types of the statistics to take of each layer's inputs, or of its gradient in a backward through
             this block alone (:class:`RegionalGradient`).
+        :param layers: Those of its layers to observe; None for all.
         :return: By layer name, its statistics by type: ``seen[name][Gram]``.
         """
-        layers = self.anatomy.layers_of[self.blocks[i].name]
-        observation = Observation(self.blocks[i], layers, needs)
+        inside = self.anatomy.layers_of[self.blocks[i].name]
+        observation = Observation(self.blocks[i], inside if layers is None else layers, needs)
         for number, batch in enumerate(self.batches):
             observation.begin(partial(self._tokens, batch))
-            with watching(layers, observation.see):
+            with watching(inside, observation.see):
                 self._forward(number, first=i, last=i, watch=observation)
         return observation.statistics()
 
@@ -100,9 +103,31 @@ class Replay:
         Most blocks are called once a batch. The tensors are the model's own: copy what is kept, change nothing.
         """
         for number in range(len(self.batches)):
-            listener = _Calls()
-            self._forward(number, first=i, last=i, watch=listener)
-            yield listener.seen
+            yield self.calls_of(i, number)
+
+    def calls_of(self, i: int, number: int) -> Sequence[BlockCall]:
+        """Run block ``i`` on one batch, and give its calls with their inputs and outputs, as :meth:`calls` does."""
+        listener = _Calls()
+        self._forward(number, first=i, last=i, watch=listener)
+        return listener.seen
+
+    def recorded(self, number: int) -> Sequence[Any]:
+        """Give what the block that was recorded last returned on a batch, call by call."""
+        return self._records[number].outputs(self.blocks[self._finished - 1])
+
+    def widen(self, dtype: torch.dtype) -> None:
+        """Hold what is recorded in at least this precision, for a model that is from now on held in it."""
+
+        def wider(tensor: Tensor) -> Tensor:
+            narrower = tensor.is_floating_point() and tensor.element_size() < dtype.itemsize
+            return tensor.to(dtype) if narrower else tensor
+
+        for record in self._records:
+            record.convert(wider)
+
+    def tokens(self, number: int, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
+        """Say what each position of a batch is, as the adapter's ``tokens`` does."""
+        return self._tokens(self.batches[number], tower, call)
 
     def advance(self, i: int) -> None:
         """Record block ``i`` as it is now, so that the blocks after it see its present output."""
@@ -158,6 +183,11 @@ class Replay:
     def _loss(self, batch: Batch) -> Float[Tensor, ""]:
         with blaming(f"{self._adapter_name}, computing the loss,"):
             return self.adapter.loss(self.model, batch)
+
+    @property
+    def finished(self) -> int:
+        """Say how many blocks have been recorded."""
+        return self._finished
 
     @property
     def _adapter_name(self) -> str:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.placement import Placement
+from ecoflap.core.forward.placement import Placement, map_tensors
 from ecoflap.core.model.anatomy import Block
 
 
@@ -100,12 +100,26 @@ class Record:
 
     def finish(self, block: Block, outputs: list[Any]) -> None:
         self._outputs[block.tower] = outputs
-        self._versions[block.tower] = [tensor._version for tensor in tensors_in(outputs)]
+        self._versions[block.tower] = _versions(outputs)
         if block.tapped:
             self._tapped[block.name] = outputs
 
+    def outputs(self, block: Block) -> list[Any]:
+        """Give what the last finished block of a tower returned, call by call."""
+        return self._outputs[block.tower]
+
     def output(self, block: Block, call: int) -> Any:
         return self._tapped.get(block.name, self._outputs[block.tower])[call]
+
+    def convert(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Put what ``change`` makes of each recorded tensor in its place."""
+        self._outputs = map_tensors(self._outputs, change)
+        self._tapped = map_tensors(self._tapped, change)
+        self._shared = {
+            at: [replace(one, value=map_tensors(one.value, change)) for one in shared]
+            for at, shared in self._shared.items()
+        }
+        self._versions = {tower: _versions(outputs) for tower, outputs in self._outputs.items()}
 
     def keep(self, block: Block, call: int, shared: list["_Shared"]) -> None:
         self._shared[block.name, call] = shared
@@ -118,7 +132,7 @@ class Record:
     def check(self) -> None:
         """Refuse a model that has written into a recorded tensor, which would silently spoil every later replay."""
         for tower, outputs in self._outputs.items():
-            if self._versions[tower] != [tensor._version for tensor in tensors_in(outputs)]:
+            if self._versions[tower] != _versions(outputs):
                 raise ModelError(f"the model writes in place into what the blocks of its {tower} tower return")
 
 
@@ -230,6 +244,11 @@ class Walk:
             if calls != block.calls and (calls == 0 or block.calls is not None):
                 declared = block.calls or "some"
                 raise ModelError(f"{block.name} ran {calls} times in one forward; its adapter declares {declared}")
+
+
+def _versions(outputs: list[Any]) -> list[int]:
+    """Give a number for each tensor that changes when it is written to."""
+    return [tensor._version for tensor in tensors_in(outputs)]
 
 
 def _mappings(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str | int, MutableMapping[Any, Any]]]:

@@ -1,6 +1,10 @@
-"""Stand in the place of an ``nn.Linear`` with its weights packed: :class:`PackedLinear`."""
+"""Stand in the place of an ``nn.Linear`` with its weights packed: :class:`PackedLinear`.
 
-from collections.abc import Callable
+What it has in a state dict is what any module has that holds parameters packed: :class:`DenseState`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +20,51 @@ from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
 
-class PackedLinear(nn.Linear):
+class DenseState(nn.Module):
+    """Has in its state dict, dense and under the names they had, the parameters that a module holds packed."""
+
+    @abstractmethod
+    def _dense_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Give the shape of each such parameter, by its name."""
+
+    @abstractmethod
+    def _decoded(self, name: str) -> Float[Tensor, "*shape"]:
+        """Give one as it is dense."""
+
+    @abstractmethod
+    def _pack(self, name: str, weight: Float[Tensor, "*shape"]) -> None:
+        """Hold these numbers packed in the place of those that one has."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name in self._dense_shapes():
+            destination[f"{prefix}{name}"] = self._decoded(name)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = {f"{prefix}{name}": (name, shape) for name, shape in self._dense_shapes().items()}
+        others = {key: value for key, value in state_dict.items() if key not in own}
+        for key, (name, shape) in own.items():
+            if key not in state_dict:
+                missing_keys.append(key)
+            elif tuple(state_dict[key].shape) != shape:
+                shapes = f"{tuple(state_dict[key].shape)} where it is {shape}"
+                error_msgs.append(f"size mismatch for {key}: {shapes}.")
+            else:
+                self._pack(name, state_dict[key])
+        arguments = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        super()._load_from_state_dict(others, prefix, *arguments)
+
+
+class PackedLinear(DenseState, nn.Linear):
     """Multiplies as the ``nn.Linear`` did whose weights it holds packed; they cannot be trained.
 
     It is an ``nn.Linear`` to whoever asks, as open_clip does before it calls one, but has no parameter ``weight``.
@@ -70,33 +118,13 @@ class PackedLinear(nn.Linear):
         super()._apply(fn, recurse)
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = unpack(self.packed)
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+    def _dense_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {"weight": (self.out_features, self.in_features)}
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        name = f"{prefix}weight"
-        others = {key: value for key, value in state_dict.items() if key != name}
-        if name not in state_dict:
-            missing_keys.append(name)
-        elif state_dict[name].shape != (self.out_features, self.in_features):
-            shapes = f"{tuple(state_dict[name].shape)} where it is {(self.out_features, self.in_features)}"
-            error_msgs.append(f"size mismatch for {name}: {shapes}.")
-        else:
-            self._pack(state_dict[name])
-        arguments = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        super()._load_from_state_dict(others, prefix, *arguments)
+    def _decoded(self, name: str) -> Float[Tensor, "out in"]:
+        return unpack(self.packed)
 
-    def _pack(self, weight: Float[Tensor, "out in"]) -> None:
+    def _pack(self, name: str, weight: Float[Tensor, "out in"]) -> None:
         self.packed = pack_dense(weight.to(self.dtype), values=self.values)
         self.kept = shape_of(self.packed).kept
 

@@ -5,7 +5,7 @@ multiply: an attention, or experts. Such a module becomes one of a subclass of i
 a parameter's name gives what stands for the packed matrices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -19,7 +19,7 @@ from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel.matrix import cast, pack_dense
 from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_experts import PackedExperts
-from ecoflap.core.kernel.packed_module import followed
+from ecoflap.core.kernel.packed_module import DenseState, followed
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
 
@@ -64,7 +64,7 @@ class Held:
         return [part.T if self.transposed else part for part in parts]
 
 
-class PackedParameters(nn.Module):
+class PackedParameters(DenseState):
     """Holds some parameters packed, which cannot be trained; a state dict has them dense, under their names.
 
     It is the first ancestor of a class that :func:`hold_packed` makes of another one.
@@ -120,33 +120,11 @@ class PackedParameters(nn.Module):
         ends = list(accumulate(map(len, matrices)))
         self._hold(name, memory, Held.of(memory, ends, held.shape, held.transposed))
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name, held in self.held.items():
-            destination[f"{prefix}{name}"] = held.stand_in(self.memory(name)).decoded().contiguous()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+    def _dense_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: held.shape for name, held in self.held.items()}
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        names = {f"{prefix}{name}": name for name in self.held}
-        others = {key: value for key, value in state_dict.items() if key not in names}
-        for key, name in names.items():
-            if key not in state_dict:
-                missing_keys.append(key)
-            elif tuple(state_dict[key].shape) != self.held[name].shape:
-                shapes = f"{tuple(state_dict[key].shape)} where it is {self.held[name].shape}"
-                error_msgs.append(f"size mismatch for {key}: {shapes}.")
-            else:
-                self._pack(name, state_dict[key])
-        arguments = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        super()._load_from_state_dict(others, prefix, *arguments)
+    def _decoded(self, name: str) -> Float[Tensor, "*shape"]:
+        return self.held[name].stand_in(self.memory(name)).decoded().contiguous()
 
     def _pack(self, name: str, weight: Float[Tensor, "*shape"]) -> None:
         held = self.held[name]

@@ -1,6 +1,7 @@
 """Choose how products with packed weights are computed: the library's fastest path, or torch, or what the user says.
 
 ``ECOFLAP_KERNEL`` names a path of the library (``avx2``), or ``torch``: a panel of rows is decoded and given to torch.
+It is read once, before the first product.
 """
 
 import os
@@ -50,15 +51,15 @@ class Route:
         return self.batches.get((dtype, values), 0)
 
 
+@cache
 def route() -> Route:
-    """Give the way that is taken now.
+    """Give the way that is taken. A process chooses once: it is asked for at every product.
 
     :raises KernelError: Where ``ECOFLAP_KERNEL`` names a path that is not known, or that cannot be taken here.
     """
     return _route(os.environ.get(VARIABLE, ""))
 
 
-@cache
 def _route(named: str) -> Route:
     library = opened()
     if isinstance(library, str):

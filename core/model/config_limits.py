@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.core.disk.json_files import json_value, read_bytes
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, cut
 from ecoflap.core.model.own_code import refuse_kernels
 
 LARGEST = 20_000_000
@@ -18,6 +18,15 @@ MOST: Mapping[str, int] = {
 }
 """By the last word of a key: how many of it a model is taken to have at most. Libraries make a module or a name for
 each, also without weights."""
+
+MOST_OF: Mapping[str, int] = {
+    **dict.fromkeys(("image_size", "patch_size", "num_channels", "in_channels"), 4_096),
+    **dict.fromkeys(("spatial_merge_size", "temporal_patch_size", "downsample_factor", "pooling_kernel_size"), 64),
+    **dict.fromkeys(
+        ("image_seq_length", "image_seq_len", "mm_tokens_per_image", "query_length", "num_query_tokens"), 65_536
+    ),
+}
+"""The same by the whole key, of what an example is made by that a model is watched with: that has memory of its own."""
 
 
 def read_config(file: Path) -> Mapping[str, Any]:
@@ -32,6 +41,7 @@ def read_config(file: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{file} is not a model's configuration: it holds no object.")
     check_counts(content, str(file))
+    _check_names(content, str(file))
     refuse_kernels(content, str(file))
     return content
 
@@ -50,6 +60,25 @@ def check_counts(config: Mapping[str, Any], where: str) -> None:
         raise ModelError(*problems)
 
 
+def _check_names(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a configuration whose names of the model are none, for much goes by them before a library reads it.
+
+    :raises ModelError: With each of them.
+    """
+    problems = [
+        f"{where}: {key} is {cut(repr(config[key]))}, and a text is meant. The file is damaged."
+        for key in ("model_type", "architecture")
+        if not isinstance(config.get(key), str | None)
+    ]
+    named = config.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        problems.append(
+            f"{where}: architectures is {cut(repr(named))}, and a list of names is meant. The file is damaged."
+        )
+    if problems:
+        raise ModelError(*problems)
+
+
 def _too_many(value: Any, path: str) -> Iterator[tuple[str, int | float, int]]:
     """Yield each count that is too large, with its dotted key and the limit."""
     if isinstance(value, Mapping):
@@ -59,7 +88,8 @@ def _too_many(value: Any, path: str) -> Iterator[tuple[str, int | float, int]]:
         for inside in value:
             yield from _too_many(inside, path)
     elif isinstance(value, int | float):
-        most = MOST.get(path.rpartition(".")[2].rpartition("_")[2].lower())
+        key = path.rpartition(".")[2].lower()
+        most = MOST_OF.get(key) or MOST.get(key.rpartition("_")[2])
         if most is not None and value > most:
             yield path, value, most
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.core.disk.json_files import json_value, read_bytes
+from ecoflap.core.disk.paths import PathError, absolute
 from ecoflap.core.disk.whole_files import sha256_of
-from ecoflap.core.errors import ModelError, nearest
+from ecoflap.core.errors import ModelError, cut, nearest
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.config_limits import check_counts, read_config
+from ecoflap.core.model.gguf_header import check_gguf_header
 from ecoflap.core.model.hub import cached, first_on_hub, is_reachable, parts_of_hub_id, why_unreachable
 from ecoflap.core.model.packages import models_below, package_folder
 from ecoflap.core.model.split_ggufs import joined_gguf, split_ggufs
@@ -54,7 +56,10 @@ def open_source(name: str, folder: Path, config: Path | None = None) -> Source:
     """
     if name.startswith("package:"):
         return _in_package(name)
-    path = folder / Path(name).expanduser()
+    try:
+        path = absolute(name, folder)
+    except PathError as error:
+        raise ModelError(f"model {error}.") from error
     if path.is_dir():
         return _in_folder(name, path)
     if path.is_file():
@@ -63,7 +68,7 @@ def open_source(name: str, folder: Path, config: Path | None = None) -> Source:
         return _on_hub(name, path) if config is None else with_config(name, config)
     if _SCHEME.fullmatch(name):
         return Source(name)
-    raise ModelError(f"model {name!r} is not there: {path} does not exist, and a hub id is written org/name.")
+    raise ModelError(f"model {cut(name)!r} is not there: {path} does not exist, and a hub id is written org/name.")
 
 
 def in_memory(model: nn.Module) -> Source:
@@ -237,11 +242,12 @@ def _gguf_config(file: Path, changed: int) -> Mapping[str, Any]:
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
     if missing:
         raise ModelError(f"{file.name} needs {' and '.join(missing)} to be read: pip install 'ecoflap[gguf]'.")
+    check_gguf_header(file)
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
-    except (OSError, ValueError, IndexError, KeyError) as error:
+    except Exception as error:  # of a damaged header it raises whatever its reader stumbles over
         raise ModelError(f"{file} cannot be read as GGUF: {_first_line(error)}.") from error
     read = dict(config.to_dict())
     check_counts(read, str(file))

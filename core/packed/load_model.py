@@ -15,6 +15,7 @@ from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import FormatError, ModelError, unknown
 from ecoflap.core.kernel.library import Values
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.own_code import own_code
 from ecoflap.core.model.source import open_source
 from ecoflap.core.packed.into_model import is_packed, packed_in, staying_packed
 from ecoflap.core.packed.pack_model import pack_model
@@ -73,7 +74,7 @@ def load_model(
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"there is no GPU here for device={device}: torch finds none")
     source = _opened(Path(folder))
-    adapter = adapter if adapter is not None else adapter_for(source, load_registry())
+    adapter = adapter if adapter is not None else _adapter_of(source)
     stays = weights != "dense" and not elsewhere
     with staying_packed(Packing(_PACKED[weights], _PACKED.get(embeddings))) if stays else nullcontext():
         model = adapter.load(source, dtype, device).eval()
@@ -103,6 +104,22 @@ def load_masks(folder: str | os.PathLike[str]) -> Mapping[str, Bool[Tensor, "...
             f"file, which the exporter safetensors writes. Name the folder of a run or of such an export."
         )
     return masks_in(path)
+
+
+def _adapter_of(source: Source) -> Adapter:
+    """Find the adapter of a model; of one that only its own code builds, say how its weights are read."""
+    try:
+        return adapter_for(source, load_registry())
+    except ModelError as error:
+        code = own_code(source.config)
+        if not code:
+            raise
+        raise ModelError(
+            f"{source.name} is of a model that brings code of its own, which is not run here: {', '.join(code)}. If "
+            f"you trust it, build the model from where its code is, with trust_remote_code=True, then "
+            f"model.load_state_dict(ecoflap.load_packed({source.name!r})), and ecoflap.pack_model(model) to run it "
+            f"packed."
+        ) from error
 
 
 def _opened(folder: Path) -> Source:

@@ -1,6 +1,6 @@
 """Calibration data as the batches the whole run sees, and what tells two sets of them apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming, blaming_each
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Batch, Sample
@@ -50,8 +51,10 @@ class Calibration:
         """
         used = self.samples[:samples]
         starts = range(0, len(used), self.batch_size)
-        with blaming(f"the adapter {type(self.adapter).__name__}, collating samples,"):
-            return [batch_on(self.adapter.collate(model, used[at : at + self.batch_size]), device) for at in starts]
+        who = f"the adapter {type(self.adapter).__name__}, collating samples,"
+        with blaming(who):
+            made = [_named(who, self.adapter.collate(model, used[at : at + self.batch_size])) for at in starts]
+            return [batch_on(batch, device) for batch in made]
 
     def first_batch(self, model: nn.Module, device: str) -> Batch:
         """Collate the first few samples with their windows of tokens cut, for a look at a model that costs little.
@@ -85,7 +88,21 @@ def read_samples(
     who = f"the dataset {data.use}"
     with blaming(who):
         read = data.built(adapter, model, note)
-    return tuple(islice(blaming_each(who, read), most))
+    return tuple(_each_checked(who, islice(blaming_each(who, read), most)))
+
+
+def _each_checked(who: str, samples: Iterable[Any]) -> Iterator[Sample]:
+    for sample in samples:
+        if not isinstance(sample, Sample):
+            raise DataError(f"{who} gave {shown(sample)}; a dataset yields a Sample each time")
+        yield sample
+
+
+def _named(who: str, batch: Any) -> Batch:
+    """Hold an adapter to its contract: a batch is what a model's forward is called with, by name."""
+    if not isinstance(batch, Mapping) or not all(isinstance(name, str) for name in batch):
+        raise DataError(f"{who} gave {shown(batch)}; a batch is a mapping from names to tensors")
+    return batch
 
 
 def _cut(sample: Sample, longest: int) -> Sample:

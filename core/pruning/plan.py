@@ -7,7 +7,9 @@ from math import inf, isfinite
 from typing import Any
 
 from ecoflap.core.budget.counts import Budget, Group, Keep, Pattern, keep_count
+from ecoflap.core.budget.curves import Curve
 from ecoflap.core.budget.water_fill import split
+from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.contracts.records import Estimate, Granularity
 from ecoflap.core.errors import EcoflapError, ModelError
@@ -60,8 +62,9 @@ class PlannedGroup:
     """The share of the budget that one group has.
 
     :param tower: Empty where its layers are of several towers.
-    :param score: None where nothing was scored.
+    :param score: None where nothing was scored; of a curve the rise at the level nearest the pool's sparsity.
     :param standard_error: That of the score, where the scorer gave the terms that it is a mean of.
+    :param curve: How the loss rises with the group's sparsity, where the scorer gave curves.
     """
 
     size: int
@@ -69,6 +72,7 @@ class PlannedGroup:
     tower: str
     score: float | None = None
     standard_error: float | None = None
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def _budgeted(
     members = _members(pool, granularity)
     groups = [_group(name, inside, scores) for name, inside in members.items()]
     keep = keep_count(pool.size, pool.sparsity)
-    kept = _checked_keeps(groups, keep, allocator(groups, keep))
+    kept = _checked_keeps(type(allocator).__name__, groups, keep, allocator(groups, keep))
     for group, count in zip(groups, kept, strict=True):
         inside = members[group.name]
         counts = split(count, [layer.size for _, layer in inside], [layer.name for _, layer in inside])
@@ -143,10 +147,17 @@ def _budgeted(
             layer.name: PlannedLayer(layer.size, layer_keep, block.tower, block.name, group.name)
             for (block, layer), layer_keep in zip(inside, counts, strict=True)
         }
-        error = group.score.standard_error if isinstance(group.score, Estimate) else inf
-        score = float(group.score) if scores else None
-        told = error if isfinite(error) else None  # nothing is known of a single term's, and JSON knows no infinity
-        yield group.name, planned, PlannedGroup(group.size, count, group.tower, score, told)
+        yield group.name, planned, _planned_group(group, count, pool.sparsity, is_scored=scores is not None)
+
+
+def _planned_group(group: Group, count: int, sparsity: Fraction, *, is_scored: bool) -> PlannedGroup:
+    if group.curve is not None:
+        told = group.curve.nearest(float(sparsity))
+        return PlannedGroup(group.size, count, group.tower, told, curve=group.curve)
+    score = float(group.score) if is_scored else None
+    error = group.score.standard_error if isinstance(group.score, Estimate) else inf
+    # Nothing is known of a single term's standard error, and JSON knows no infinity.
+    return PlannedGroup(group.size, count, group.tower, score, error if isfinite(error) else None)
 
 
 def _patterned(pool: Pool, pattern: Pattern) -> Iterator[tuple[str, dict[str, PlannedLayer], PlannedGroup]]:
@@ -168,10 +179,17 @@ def _members(pool: Pool, granularity: Granularity) -> dict[str, list[tuple[Block
 
 def _group(name: str, inside: Sequence[tuple[Block, Layer]], scores: Scores | None) -> Group:
     size = sum(layer.size for _, layer in inside)
-    towers = {block.tower for block, _ in inside}
-    tower = towers.pop() if len(towers) == 1 else ""
+    layers = tuple(layer.name for _, layer in inside)
+    tower, block = (_only({getattr(block, key) for block, _ in inside}) for key in ("tower", "name"))
     score = scores.of(_scored_sizes(inside, scores)) if scores else 0.0
-    return Group(name, size, score, tuple(layer.name for _, layer in inside), tower=tower)
+    if isinstance(score, Curve):
+        return Group(name, size, 0.0, layers, tower=tower, block=block, curve=score)
+    return Group(name, size, score, layers, tower=tower, block=block)
+
+
+def _only(names: set[str]) -> str:
+    """Give the one name there is; empty where there are several."""
+    return names.pop() if len(names) == 1 else ""
 
 
 def _scored_sizes(inside: Sequence[tuple[Block, Layer]], scores: Scores) -> dict[str, int]:
@@ -182,18 +200,19 @@ def _scored_sizes(inside: Sequence[tuple[Block, Layer]], scores: Scores) -> dict
     return sizes
 
 
-def _checked_keeps(groups: Sequence[Group], keep: int, kept: Sequence[Any]) -> Sequence[int]:
+def _checked_keeps(name: str, groups: Sequence[Group], keep: int, kept: Sequence[Any]) -> Sequence[int]:
     """Hold an allocator to its contract: whole numbers within each group's bounds, which sum to the budget."""
-    if not all(isinstance(count, int) for count in kept):
-        raise EcoflapError(f"the allocator's counts are {list(kept)[:5]} …; whole numbers are wanted")
+    if not isinstance(kept, Sequence) or not all(isinstance(count, int) for count in kept):
+        raise EcoflapError(f"the allocator {name} answered {shown(kept)}; a list of whole numbers is wanted")
     if len(kept) != len(groups) or sum(kept) != keep:
         raise EcoflapError(
-            f"the allocator keeps {sum(kept)} weights in {len(kept)} groups; it was asked for {keep} in {len(groups)}"
+            f"the allocator {name} keeps {shown(sum(kept))} weights in {len(kept)} groups; it was asked for {keep} in "
+            f"{len(groups)}"
         )
     for group, count in zip(groups, kept, strict=True):
         if not group.floor <= count <= group.most:
             raise EcoflapError(
-                f"the allocator keeps {count} of the {group.size} weights of {group.name}, which keeps "
+                f"the allocator {name} keeps {shown(count)} of the {group.size} weights of {group.name}, which keeps "
                 f"{group.floor} to {group.most}"
             )
     return kept

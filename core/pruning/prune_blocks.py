@@ -1,8 +1,9 @@
 """The fine step: walk the model block by block, each block seeing the already pruned ones before it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.budget.select import is_finite, kept_only
+from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
+from ecoflap.core.contracts.protocols import GradientStatistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.disk.safetensors_header import StoredAs
 from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
@@ -26,6 +29,8 @@ from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
 from ecoflap.core.pruning.plan import Plan, PlannedLayer
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.refining.block_view import BlockView, Hidden, hidden_of
+from ecoflap.core.refining.refine import refine
 
 _FORMAT = "ecoflap.block"
 
@@ -35,6 +40,10 @@ class BlockwisePruning:
     """Prunes the planned layers of a model in place, block by block.
 
     :param pruner_of: The pruner of each tower with planned layers.
+    :param refiners_of: The refiners of each tower's blocks, in their order; a tower that is not named has none.
+    :param dense: A replay of the same model in which each block is recorded before it is pruned; None where nobody asks
+        what the dense model gave.
+    :param sequential: Whether statistics are taken again before each group of a block's layers that share an input.
     :param folder: Where each finished block is kept, so that a run that was cut off goes on behind it: its masks, and
         the weights of layers where the pruner changed more than that.
     """
@@ -44,6 +53,9 @@ class BlockwisePruning:
     pruner_of: Mapping[str, PartSpec]
     folder: Path
     emit: Callable[[Event], None]
+    refiners_of: Mapping[str, Sequence[PartSpec]] = field(default_factory=dict)
+    dense: Replay | None = None
+    sequential: bool = False
 
     def __call__(self) -> PackedMasks:
         """Prune every block that is not finished yet, and return all masks."""
@@ -52,6 +64,8 @@ class BlockwisePruning:
         last = max(index for index, layers in enumerate(planned) if layers)
         total, done = sum(1 for layers in planned if layers), 0
         for index, layers in enumerate(planned[: last + 1]):
+            if self.dense is not None:
+                self.dense.advance(index)
             if layers:
                 self._finish_block(index, layers, masks)
                 done += 1
@@ -66,12 +80,18 @@ class BlockwisePruning:
     def _needs_data(self, index: int, planned: Sequence[Sequence[Layer]]) -> bool:
         """Say whether a block behind this one is still to be pruned by what it sees."""
         later = [at for at, layers in enumerate(planned) if layers and at > index]
-        return any(self._needs(at) and not self._file_of(at).is_file() for at in later)
+        return any((self._needs(at) or self._refiners(at)) and not self._file_of(at).is_file() for at in later)
 
     def _needs(self, index: int) -> tuple[type[Any], ...]:
         """Give the statistics that the pruner of a block asks for."""
         needs: tuple[type[Any], ...] = self.pruner_of[self.replay.blocks[index].tower].options.needs
         return needs
+
+    def _refiners(self, index: int) -> Sequence[PartSpec]:
+        """Give the refiners of a block. A single matrix outside the blocks has nothing that it could mend."""
+        block = self.replay.blocks[index]
+        outside = {tower.name for tower in self.replay.anatomy.towers if tower.outside}
+        return () if block.tower in outside else self.refiners_of.get(block.tower, ())
 
     def _file_of(self, index: int) -> Path:
         """Name the file of a finished block; three digits are for the eye, and a thousandth block has four."""
@@ -82,19 +102,44 @@ class BlockwisePruning:
         if path.is_file():
             self._take_over(index, layers, masks)
         else:
+            targets = self._targets(index)
             changed = self._prune(index, layers, masks)
+            changed = list(layers) if self._refine(index, layers, masks, targets) else changed
             tensors = {f"{layer.name}.mask": _sealed(masks.bits[layer.name]) for layer in layers}
             tensors |= {layer.name: _sealed(layer.weight.data) for layer in changed}
             write_sealed(path, _FORMAT, self._of(index), tensors)
 
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
         """Prune one block, and return the layers that are more than their mask on the old weight."""
-        pruner = self.pruner_of[self.replay.blocks[index].tower]
-        needs = self._needs(index)
-        with blaming(f"a statistic of the pruner {pruner.use}"):
-            seen = self.replay.run(index, needs) if needs else {}
+        seen = self._seen(index, layers)
         self._warn_of_unfed(layers, seen)
+        groups = by_input(layers, seen) if self.sequential else [layers]
         notes: set[str] = set()
+        changed = self._prune_layers(index, groups[0], seen, masks, notes)
+        for group in groups[1:]:
+            changed += self._prune_layers(index, group, self._seen(index, group), masks, notes)
+        return changed
+
+    def _seen(self, index: int, layers: Sequence[Layer]) -> Mapping[str, Statistics]:
+        """Take the statistics that a block's pruner asks for, with the block as it is now."""
+        needs = self._needs(index)
+        with blaming(f"a statistic of the pruner {self.pruner_of[self.replay.blocks[index].tower].use}"):
+            return self.replay.run(index, needs, layers) if needs else {}
+
+    def _prune_layers(
+        self,
+        index: int,
+        layers: Sequence[Layer],
+        seen: Mapping[str, Statistics],
+        masks: PackedMasks,
+        notes: set[str],
+    ) -> list[Layer]:
+        """Prune some layers of a block.
+
+        :param notes: What was noted of others of its layers. Layers that share an input share what is noted of it: it
+            is told of the first of them.
+        """
+        pruner = self.pruner_of[self.replay.blocks[index].tower]
         changed = []
         for layer in layers:
             started = perf_counter()
@@ -110,11 +155,39 @@ class BlockwisePruning:
             _put(masks, layer, pruned.mask)
             for note in [note for note in pruned.notes if note not in notes]:
                 self.emit(Warned(f"{layer.name}: {note}"))
-            # Layers that share an input share what is noted of it: it is told of the first of them.
             notes.update(pruned.notes)
             zeros = planned.keep - int(pruned.weight.ne(0).count_nonzero())
             self.emit(LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started))
         return changed
+
+    def _targets(self, index: int) -> dict[str, list[Hidden]]:
+        """Give what the block that is to be pruned returns while it is dense, for each target that a refiner asks for.
+
+        The hidden states by batch, call by call.
+        """
+        block, numbers = self.replay.blocks[index], range(len(self.replay.batches))
+        wanted = {refiner.options.target for refiner in self._refiners(index)}
+        targets = {}
+        if "own" in wanted:
+            calls = (self.replay.calls_of(index, number) for number in numbers)
+            targets["own"] = [[hidden_of(block, call.output) for call in batch] for batch in calls]
+        if "dense" in wanted:
+            assert self.dense is not None  # it is made where any refiner asks for it
+            outputs = map(self.dense.recorded, numbers)
+            targets["dense"] = [[hidden_of(block, output) for output in batch] for batch in outputs]
+        return targets
+
+    def _refine(
+        self, index: int, layers: Sequence[Layer], masks: PackedMasks, targets: Mapping[str, list[Hidden]]
+    ) -> bool:
+        """Let the refiners of a pruned block train its kept weights; say whether any of them did."""
+        oriented = {layer.name: layer.oriented(masks[layer.name]) for layer in layers}
+        done = []
+        for refiner in self._refiners(index):
+            view = BlockView(self.replay, index, layers, oriented, targets[refiner.options.target])
+            with view.opened():
+                done.append(refine(view, refiner, self.emit))
+        return any(one.is_kept for one in done)
 
     def _warn_of_unfed(self, layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> None:
         """Name the experts that no token reached: the pruner has nothing but their weights to go by."""
@@ -165,6 +238,22 @@ class BlockwisePruning:
         old.copy_(file.read(layer.name) if layer.name in file.hashes else kept_only(old, mask))
 
 
+def by_input(layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> list[list[Layer]]:
+    """Group a block's layers that share an input, in the order they run.
+
+    They are known by the statistics that they share. Of experts, whose inputs are each one's own, those are a group
+    that are the same matrix of all of them.
+    """
+    groups: dict[Any, list[Layer]] = {}
+    for layer in layers:
+        shared = tuple(
+            id(one) for kind, one in seen.get(layer.name, {}).items() if not issubclass(kind, GradientStatistic)
+        )
+        key = re.sub(r"\d+", "", layer.name) if layer.layout == "routed" else shared
+        groups.setdefault(key, []).append(layer)
+    return list(groups.values())
+
+
 def _sealed(tensor: Tensor) -> SealedTensor:
     return SealedTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
@@ -201,7 +290,9 @@ def pruned_layer(
 def _broken(pruned: Any, weight: Float[Tensor, "out in"], planned: PlannedLayer) -> str | None:
     """Say what is wrong with a pruner's answer; None where it is what the plan wants."""
     if not isinstance(pruned, Pruned):
-        return f"returned {pruned!r:.100}; a pruner returns a Pruned of a mask and a weight"
+        return f"returned {shown(pruned)}; a pruner returns a Pruned of a mask and a weight"
+    if not isinstance(pruned.notes, tuple) or not all(isinstance(note, str) for note in pruned.notes):
+        return f"noted {shown(pruned.notes)}; notes are a tuple of sentences"
     if pruned.mask.dtype != torch.bool or pruned.mask.shape != weight.shape:
         mask = f"{pruned.mask.dtype} {tuple(pruned.mask.shape)}"
         return f"returned a mask of {mask} for a weight of {tuple(weight.shape)}"

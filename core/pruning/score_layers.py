@@ -1,17 +1,20 @@
 """The coarse step: score the layers, keeping each score as soon as it is known."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ecoflap.core.budget.curves import Curve
+from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming, blaming_each
 from ecoflap.core.contracts.events import Event, Progress, Warned
 from ecoflap.core.contracts.records import Aggregate, Estimate, Score, Unit
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
-from ecoflap.core.errors import ModelError, nearest
+from ecoflap.core.errors import ModelError, cut, nearest
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.pruning.scores import Scores, checked, header_line, read_scores, score_line
+from ecoflap.core.pruning.scores import Scores, checked, header_line, read_scores, score_line, split_by_kind
 from ecoflap.core.recipe.part_spec import PartSpec
 
 
@@ -36,14 +39,15 @@ def score_layers(
     remaining = [layer for name, (_, layer) in zip(names, layers, strict=True) if name not in done]
     emit(Progress("score", len(done), total, f"{unit}s"))
     if remaining:
-        for name, score in _asked(scorer, replay, remaining):
-            _require_wanted(name, names, unit)
+        asked = [layer for _, layer in layers] if scorer.options.together else remaining
+        for name, score in _asked(scorer, replay, asked):
+            _require_wanted(scorer.use, name, names, unit)
             if name in done:  # by an earlier process; a scorer need not look at which layers it was given
                 continue
-            done[name] = _checked(name, score)
+            done[name] = _checked(scorer.use, name, score, done)
             append_line(path, score_line(name, done[name]))
             emit(Progress("score", len(done), total, f"{unit}s"))
-    scores = _complete(done, names, unit)
+    scores = _complete(scorer.use, done, names, unit)
     for sentence in _uninformative(scores, unit):
         emit(Warned(f"{scorer.use}: {sentence}"))
     return Scores(unit, aggregate, scores)
@@ -55,43 +59,66 @@ def _asked(scorer: PartSpec, replay: Replay, layers: Sequence[Layer]) -> Iterato
     with blaming(who):
         answers: Any = scorer.built(replay, layers)
     if not isinstance(answers, Iterable):
-        raise ModelError(f"{who} returned {answers!r}; it yields pairs of a name and a score")
+        raise ModelError(f"{who} returned {shown(answers)}; it yields pairs of a name and a score")
     for answer in blaming_each(who, answers):
-        if not isinstance(answer, tuple) or len(answer) != 2:
-            raise ModelError(f"{who} gave {answer!r}; it yields pairs of a name and a score")
+        if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], str):
+            raise ModelError(f"{who} gave {shown(answer)}; it yields pairs of a name and a score")
         yield answer
 
 
 def _uninformative(scores: Mapping[str, Score], unit: Unit) -> Iterator[str]:
     """Warn of scores that say nothing: an allocator can only spread the budget evenly by them."""
-    values = {float(score) for score in scores.values()}
+    curves, numbers = split_by_kind(scores.values())
+    values = {rise for curve in curves for rise in curve.rises} | set(map(float, numbers))
     if len(scores) > 1 and values == {0.0}:
         yield (
             f"the score of every {unit} is 0, so nothing tells them apart. Does the loss depend on them at all, and is "
             f"the scorer's step large enough for the loss to move?"
         )
-    elif len(scores) > 1 and len(values) == 1:
+    elif len(curves) > 1 and len(set(curves)) == 1:
+        yield f"the curve of every {unit} is the same, {curves[0]}, so nothing tells them apart."
+    elif len(numbers) > 1 and len(values) == 1:
         yield f"the score of every {unit} is {values.pop():g}, so nothing tells them apart."
 
 
-def _checked(name: str, score: Any) -> Score:
-    """Hold a scorer to its contract: what it says of a layer must be a number."""
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        raise ModelError(f"{name}: the scorer gave {score!r} as its score; a score is a float")
-    return checked(name, score if isinstance(score, Estimate) else float(score))
+def _checked(scorer: str, name: str, score: Any, done: Mapping[str, Score]) -> Score:
+    """Hold a scorer to its contract: what it says of a layer must be a number, or a curve like those before.
+
+    :param done: The scores that are there already.
+    """
+    first = next(iter(done.values()), score)
+    if isinstance(score, Curve) or isinstance(first, Curve):
+        return _checked_curve(scorer, name, score, first)
+    if isinstance(score, bool) or not isinstance(score, int | float) or abs(score) > sys.float_info.max:
+        raise ModelError(
+            f"{name}: the scorer {scorer} gave {shown(score)} as its score; a score is a finite float or a Curve"
+        )
+    return checked(f"{name}, by the scorer {scorer}", score if isinstance(score, Estimate) else float(score))
 
 
-def _require_wanted(name: str, names: Sequence[str], unit: Unit) -> None:
+def _checked_curve(scorer: str, name: str, score: Any, first: Any) -> Curve:
+    who = f"{name}: the scorer {scorer} gave"
+    if not isinstance(score, Curve) or not isinstance(first, Curve):
+        raise ModelError(f"{who} {shown(score)}, and {shown(first)} before; all of its scores are of one kind")
+    if score.levels != first.levels:
+        before, here = (list(curve.levels) for curve in (first, score))
+        raise ModelError(f"{who} a curve at {here}, and those before are at {before}; all are at the same sparsities")
+    return score
+
+
+def _require_wanted(scorer: str, name: str, names: Sequence[str], unit: Unit) -> None:
     if name not in names:
         raise ModelError(
-            f"the scorer gave a score for {name!r}, which is no {unit} to be pruned.{nearest(name, names)} "
-            f"A scorer with unit = {unit!r} yields the names of {unit}s"
+            f"the scorer {scorer} gave a score for {cut(name)!r}, which is no {unit} to be pruned."
+            f"{nearest(name, names)} A scorer with unit = {unit!r} yields the names of {unit}s"
         )
 
 
-def _complete(done: Mapping[str, Score], names: Sequence[str], unit: Unit) -> Mapping[str, Score]:
+def _complete(scorer: str, done: Mapping[str, Score], names: Sequence[str], unit: Unit) -> Mapping[str, Score]:
     missing = [name for name in dict.fromkeys(names) if name not in done]
     if missing:
         more = " …" if len(missing) > 5 else ""
-        raise ModelError(f"the scorer gave no score for {len(missing)} {unit}(s): {', '.join(missing[:5])}{more}")
+        raise ModelError(
+            f"the scorer {scorer} gave no score for {len(missing)} {unit}(s): {', '.join(missing[:5])}{more}"
+        )
     return done

@@ -1,14 +1,15 @@
 """Scores as they are kept: one line each, in the order they were found, and summed into groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
 
-from ecoflap.core.contracts.records import Aggregate, Estimate, Score, Unit
+from ecoflap.core.budget.curves import Curve
+from ecoflap.core.contracts.records import Aggregate, Estimate, Score, ScoreKind, Unit
 from ecoflap.core.disk.sealed_lines import read_lines
-from ecoflap.core.errors import ModelError, RunError
+from ecoflap.core.errors import EcoflapError, ModelError, RunError
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Scores:
     aggregate: Aggregate
     values: Mapping[str, Score]
 
+    @property
+    def kind(self) -> ScoreKind:
+        """Say whether they are numbers or curves."""
+        return "curve" if any(isinstance(score, Curve) for score in self.values.values()) else "number"
+
     def of(self, members: Mapping[str, int]) -> Score:
         """Compute a group's score from those of its members.
 
@@ -35,15 +41,35 @@ class Scores:
 
 
 def _scaled_sum(values: Sequence[Score], factor: float) -> Score:
-    """Sum scores; estimates from the same batches batch by batch, so that the standard error counts what they share."""
+    """Sum scores: curves level by level, estimates from the same batches batch by batch.
+
+    So the standard error of a sum counts what its estimates share.
+    """
+    curves, numbers = split_by_kind(values)
+    if curves:
+        return Curve.sum(curves, factor)
     estimates = [value for value in values if isinstance(value, Estimate)]
     if len(estimates) == len(values) and len({len(value.terms) for value in estimates}) == 1:
         return Estimate(factor * sum(terms) for terms in zip(*(value.terms for value in estimates), strict=True))
-    return factor * sum(values)
+    return factor * sum(numbers)
+
+
+def split_by_kind(values: Iterable[Score]) -> tuple[list[Curve], list[float]]:
+    """Tell curves and numbers apart."""
+    curves: list[Curve] = []
+    numbers: list[float] = []
+    for value in values:
+        if isinstance(value, Curve):
+            curves.append(value)
+        else:
+            numbers.append(value)
+    return curves, numbers
 
 
 def checked(name: str, score: Score) -> Score:
-    """Refuse a score that no allocator can use, naming what it is for."""
+    """Refuse a number that no allocator can use, naming what it is for; a curve was checked when it was made."""
+    if isinstance(score, Curve):
+        return score
     if not isfinite(score) or score < 0:
         raise ModelError(f"{name}: its score is {float(score)}; a score must be a finite number that is not negative")
     return score
@@ -51,6 +77,8 @@ def checked(name: str, score: Score) -> Score:
 
 def score_line(name: str, score: Score) -> dict[str, Any]:
     """Give the line of a layer or block; of an estimate with the terms that it is a mean of."""
+    if isinstance(score, Curve):
+        return {"name": name, "levels": list(score.levels), "rises": list(score.rises)}
     terms = {"terms": list(score.terms)} if isinstance(score, Estimate) else {}
     return {"name": name, "score": float(score), **terms}
 
@@ -73,8 +101,7 @@ def read_scores(path: Path) -> Scores:
     for number, line in enumerate(lines, 2):  # the header is line 1
         if not _is_score(line):
             raise RunError(f"{path}:{number}: this line is not the score of a layer or block. {_WAY_OUT}")
-    values = {line["name"]: Estimate(line["terms"]) if "terms" in line else line["score"] for line in lines}
-    return Scores(header["unit"], header["aggregate"], values)
+    return Scores(header["unit"], header["aggregate"], {line["name"]: _read(line) for line in lines})
 
 
 _WAY_OUT = "Restore the file, or delete it and score anew"
@@ -85,7 +112,25 @@ def _is_header(line: Mapping[str, Any]) -> bool:
     return known and line.get("version") == 1
 
 
+def _read(line: Mapping[str, Any]) -> Score:
+    if "rises" in line:
+        return Curve(tuple(map(float, line["levels"])), tuple(map(float, line["rises"])))
+    return Estimate(line["terms"]) if "terms" in line else float(line["score"])
+
+
+def _is_curve(line: Mapping[str, Any]) -> bool:
+    levels, rises = line.get("levels"), line["rises"]
+    if not isinstance(line.get("name"), str) or not isinstance(levels, list) or not isinstance(rises, list):
+        return False
+    try:
+        return all(type(value) in (int, float) for value in (*levels, *rises)) and bool(_read(line))
+    except EcoflapError:
+        return False
+
+
 def _is_score(line: Mapping[str, Any]) -> bool:
+    if "rises" in line:
+        return _is_curve(line)
     terms = line.get("terms", [0.0])  # a score that is no estimate has none
     named = isinstance(line.get("name"), str) and isinstance(terms, list) and bool(terms)
     return named and all(type(value) in (int, float) for value in (line.get("score"), *terms))

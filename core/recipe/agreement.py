@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ecoflap.core.errors import EcoflapError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_budget import is_patterned
 from ecoflap.core.recipe.read_keys import FAILED, KeyReader
@@ -21,8 +22,43 @@ def note_disagreements(reader: KeyReader, fields: Mapping[str, Any]) -> None:
     elif score is None and allocate is not FAILED and allocate.options.takes is not None:
         known = ", ".join(reader.parts.registry.choices("scorer"))
         reader.problems.add(("allocate",), f"{allocate.use} looks at scores; add score:. Known scorers: {known}.")
+    elif isinstance(score, dict) and score["scorer"] is not FAILED and allocate is not FAILED:
+        _note_other_kind(reader, score["scorer"], allocate)
+    _note_scopes(reader, fields)
     if fields.get("calibration") is None:
         _note_missing_calibration(reader, list(dict.fromkeys(_who_looks_at_data(fields))))
+
+
+def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -> None:
+    """Note an allocator that takes curves where the scorer gives numbers, or the other way round."""
+    takes = allocator.options.takes
+    wanted = None if takes is None else "curve" if takes == "curve" else "number"
+    gives = _gives(scorer)
+    if wanted is None or gives in (None, wanted):
+        return
+    scorers, allocators = _that_fit(reader, "scorer", "gives", wanted), _that_fit(reader, "allocator", "takes", gives)
+    reader.problems.add(
+        ("allocate",),
+        f"{allocator.use} looks at scores that are {wanted}s, and {scorer.use} gives {gives}s. "
+        f"Scorers that give {wanted}s: {scorers}. Allocators that take {gives}s: {allocators}.",
+    )
+
+
+def _gives(scorer: PartSpec) -> str | None:
+    """Say what a scorer gives; None where it cannot tell, which its own ``problems`` give the reason of."""
+    try:
+        gives: str = getattr(scorer.built, "gives", "number")
+    except EcoflapError:
+        return None
+    return gives
+
+
+def _that_fit(reader: KeyReader, kind: str, member: str, wanted: str) -> str:
+    """Name the parts of a kind whose factory has the wanted member; a property, such as that of ``from_run``, fits."""
+    registry = reader.parts.registry
+    values = {name: getattr(registry.find(kind, name), member, "number") for name in registry.names(kind)}
+    alike = {wanted, "score"} if wanted == "number" else {wanted}
+    return ", ".join(name for name, value in values.items() if isinstance(value, property) or value in alike) or "none"
 
 
 def _note_missing_calibration(reader: KeyReader, who: list[str]) -> None:
@@ -37,10 +73,27 @@ def _who_looks_at_data(fields: Mapping[str, Any]) -> Iterator[str]:
     for pruner in _pruners(fields):
         if pruner.options.needs:
             yield f"the pruner {pruner.use}"
+    yield from (f"the refiner {refiner.use}" for refiner in _refiners(fields))
     score = fields.get("score")
     own = isinstance(score, dict) and score.get("calibration") is not None
     if isinstance(score, dict) and not own and score["scorer"] is not FAILED and score["scorer"].options.data:
         yield f"the scorer {score['scorer'].use}"
+
+
+def _note_scopes(reader: KeyReader, fields: Mapping[str, Any]) -> None:
+    """Refuse a refiner of the whole model among those of one tower."""
+    for name, own in fields["towers"].items():
+        for index, refiner in enumerate(own.refine or () if isinstance(own, TowerChoice) else ()):
+            if refiner is not FAILED and refiner.options.scope == "model":
+                reader.problems.add(
+                    ("towers", name, "refine", index),
+                    f"{refiner.use} refines the whole model, so it cannot be of one tower. Put it under refine:.",
+                )
+
+
+def _refiners(fields: Mapping[str, Any]) -> list[PartSpec]:
+    towers = [one for own in fields["towers"].values() if isinstance(own, TowerChoice) for one in own.refine or ()]
+    return [refiner for refiner in [*fields.get("refine", ()), *towers] if refiner is not FAILED]
 
 
 def _pruners(fields: Mapping[str, Any]) -> list[PartSpec]:

@@ -45,7 +45,7 @@ Another `use` drops the parameters of the part that was there; `null` removes a 
 
 A number under `sparsity` is the share of weights pruned. A pattern `n:m` keeps n weights of every m consecutive inputs
 and thereby fixes each layer's budget, so that it goes with no `score` and no `allocate`. `calibration` may be missing
-where neither scorer nor pruner looks at data.
+where none of scorer, pruner and refiners looks at data.
 """
 
 _SECTIONS: tuple[tuple[str, str, type[Keys]], ...] = (
@@ -65,6 +65,7 @@ _WORDS: Mapping[Any, str] = {
     int: "whole number",
     float: "number, text",
     Path: "path",
+    bool: "`true`, `false`",
 }
 
 
@@ -95,7 +96,7 @@ def _default(model: type[Keys], name: str, field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if default is None or default in ((), {}):
         return "this or `pattern`" if (model, name) == (Recipe, "sparsity") else ""
-    return f"`{default}`"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
 def _type(annotation: Any) -> str:

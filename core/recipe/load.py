@@ -1,11 +1,12 @@
 """Loads recipes: reads the YAML, applies ``--set``, and checks the whole of it before anything else is loaded."""
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.errors import RecipeError, unknown
+from ecoflap.core.errors import RecipeError, cut, unknown
 from ecoflap.core.recipe.overrides import Assignment, override
 from ecoflap.core.recipe.read_keys import KeyReader
 from ecoflap.core.recipe.read_recipe import read_recipe
@@ -60,11 +61,11 @@ def parse_recipe(
 
 def find_recipe(name: str) -> Path:
     """Find a recipe file, or one that ships by its name: ``quickstart`` or ``quickstart.yaml``."""
-    if Path(name).is_file():
+    if os.path.isfile(name):  # which, unlike a Path, no text makes raise
         return Path(name)
     folder = Path(str(files("ecoflap").joinpath("recipes")))
     shipped = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
     found = shipped.get(name.removesuffix(".yaml"))
     if found is None:
-        raise RecipeError(f"{name} is no file, and there is {unknown('shipped recipe', name, tuple(shipped))}")
+        raise RecipeError(f"{cut(name)} is no file, and there is {unknown('shipped recipe', name, tuple(shipped))}")
     return found

@@ -10,9 +10,10 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from ecoflap.core.disk.paths import PathError, absolute
 from ecoflap.core.recipe.keys import Key, Keys, is_mapping, key_of, type_of
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.read_part import PartReader, absolute
+from ecoflap.core.recipe.read_part import PartReader
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.text.problems import Problems
@@ -73,8 +74,13 @@ class KeyReader:
         return self.parts.check(kind, written, path) or FAILED
 
     def path(self, written: str | Path, path: KeyPath) -> Path:
-        """Make a path absolute, from the folder of the file that wrote it."""
-        return absolute(written, self.document.where(path).folder)
+        """Make a path absolute, from the folder of the file that wrote it; that folder where it is no path at all."""
+        folder = self.document.where(path).folder
+        try:
+            return absolute(written, folder)
+        except PathError as error:
+            self.problems.add(path, f"{error}.")
+            return folder
 
     def _item(self, key: Key, wanted: Any, written: Any, path: KeyPath) -> Any:
         """Read one item of a list; None, and a problem, where it is of another type."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic_core import PydanticSerializationError
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems
+from ecoflap.core.disk.paths import PathError, absolute
 from ecoflap.core.errors import EcoflapError, RegistryError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
@@ -118,6 +118,8 @@ class PartReader:
             self.problems.add_invalid(inside, error)
         except (PydanticUserError, PydanticSerializationError) as error:
             self.problems.add(inside, f"cannot be given in a recipe: {str(error).splitlines()[0]}")
+        except PathError as error:
+            self.problems.add(inside, f"{error}.")
         return {}
 
     def _default(self, parameter: Parameter, path: KeyPath) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class PartReader:
             return {} if len(silent.problems) else {parameter.name: value}
         try:
             return {parameter.name: _absolute_in(Path.cwd(), parameter.read(default))}
-        except (ValidationError, PydanticUserError, PydanticSerializationError):
+        except (ValidationError, PydanticUserError, PydanticSerializationError, PathError):
             return {}
 
     def _parts(self, parameter: Parameter, value: Any, path: KeyPath) -> Any:
@@ -195,11 +197,6 @@ def _takes(parameter: Parameter | None, value: Any) -> bool:
 
 def _absolute_in(folder: Path, value: Any) -> Any:
     return absolute(value, folder) if isinstance(value, Path) else value
-
-
-def absolute(path: Path | str, folder: Path) -> Path:
-    """Make a path absolute, from a folder; ``~`` is the home directory."""
-    return Path(os.path.abspath(folder / Path(path).expanduser()))
 
 
 def kind_with_article(kind: str) -> str:

@@ -1,5 +1,6 @@
 """Reads a whole recipe: its keys, the defaults that follow from other keys, and what the keys say to each other."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,7 @@ def _source(reader: KeyReader, text: str) -> str:
     """Make a path absolute; a hub id or ``package:NAME`` stays as it is."""
     path = ("model", "source")
     is_path = text.startswith(("./", "../", "/", "~")) or text in (".", "..") or text.endswith(".gguf")
-    there = bool(text) and (reader.document.where(path).folder / text).exists()
+    there = bool(text) and os.path.exists(reader.document.where(path).folder / text)  # which no text makes raise
     return str(reader.path(text, path)) if is_path or there else text
 
 
@@ -109,11 +110,17 @@ def _fill_in(reader: KeyReader, fields: dict[str, Any]) -> None:
         scorer = score["scorer"]
         score.setdefault("aggregate", "sum" if scorer is FAILED else scorer.options.aggregate)
     if "allocate" not in fields:
-        by_default = "ecoflap" if score is not None and not is_patterned(fields) else "uniform"
+        by_default = _allocator(score) if score is not None and not is_patterned(fields) else "uniform"
         fields["allocate"] = reader.part("allocator", by_default, ("allocate",))
     for name, field in Recipe.model_fields.items():
         if name not in fields and field.is_required() and key_of(field).kind:
             fields[name] = _missing(reader, name, key_of(field))
+
+
+def _allocator(score: Any) -> str:
+    """Name the allocator that goes with what a scorer gives."""
+    scorer = score["scorer"] if isinstance(score, dict) else FAILED
+    return "marginal" if scorer is not FAILED and scorer.options.gives == "curve" else "ecoflap"
 
 
 def _missing(reader: KeyReader, name: str, key: Key) -> PartSpec:

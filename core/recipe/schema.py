@@ -89,6 +89,9 @@ class TowerChoice(Keys):
     sparsity: float | None = Field(None, description="share of its weights to prune, or a pattern")
     pattern: InstanceOf[Pattern] | None = Field(None, description="`n:m`: n weights stay of every m")
     prune: Annotated[Spec | None, Key("pruner")] = Field(None, description="pruner")
+    refine: Annotated[tuple[Spec, ...] | None, Key("refiner")] = Field(
+        None, description="refiner of blocks, or a list of them; `[]` for none"
+    )
 
     @property
     def sparsity_fraction(self) -> Fraction | None:
@@ -139,9 +142,15 @@ class Recipe(Keys):
         None, description="scorer; needed where the allocator looks at scores"
     )
     allocate: Annotated[Spec, Key("allocator")] = Field(
-        description="allocator; by default `ecoflap` with a score and `uniform` without"
+        description="allocator; by default `ecoflap` with a score, `marginal` with one of curves, `uniform` without"
     )
     prune: Annotated[Spec, Key("pruner")] = Field(description="pruner")
+    sequential: bool = Field(
+        False, description="whether a block's layers see what those before them in it give after they were pruned"
+    )
+    refine: Annotated[tuple[Spec, ...], Key("refiner")] = Field(
+        (), description="refiner of the kept weights, or a list of them, in their order"
+    )
     evaluate: Annotated[tuple[Spec, ...], Key("evaluator", may_change=True)] = Field(
         (), description="evaluator, or a list of them"
     )
@@ -186,7 +195,8 @@ class Recipe(Keys):
     def plain(self) -> dict[str, Any]:
         """Write every key as a recipe does, defaults too."""
         plain = _pattern_as_sparsity(super().plain())
-        return {key: value for key, value in plain.items() if key != "include" or value}
+        # What stands for nothing is left out of keys that are newer than folders of runs that are to go on.
+        return {key: value for key, value in plain.items() if value or key not in ("include", "refine", "sequential")}
 
     def dump(self) -> str:
         """Write the recipe as YAML, every default written out and every path absolute; it loads as an equal recipe.

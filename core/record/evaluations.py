@@ -11,8 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
+from ecoflap.core.contracts.answers import is_text, shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter, Note
+from ecoflap.core.contracts.records import Measure
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.disk.whole_files import sha256_of
@@ -49,8 +51,17 @@ class Evaluation:
         """
         with blaming(f"the evaluator {self.evaluator.use}"):
             found = self.evaluator.built(model, adapter, note)
+            self._check_names(found)
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
         append_line(path, {"stage": stage, **self._identity, "measures": measures})
+
+    def _check_names(self, found: Any) -> None:
+        """Refuse what is no mapping of measures by names that a table can show."""
+        wrong = [*found] if not isinstance(found, Mapping) else [name for name in found if not is_text(name)]
+        wrong += [] if wrong else [one for one in found.values() if not isinstance(one, Measure)]
+        if wrong or not isinstance(found, Mapping):
+            answered = f"answered with {shown(wrong[0] if wrong else found)}"
+            raise EcoflapError(f"the evaluator {self.evaluator.use} {answered}; it gives a Measure by each name")
 
     def _checked(self, name: str, measure: dict[str, Any]) -> dict[str, Any]:
         """Hold a measure to its types. JSON knows no infinity: the standard error of a single thing is null."""

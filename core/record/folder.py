@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from filelock import lock_descriptor
@@ -16,7 +15,6 @@ from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, wr
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, removed_leftovers
 from ecoflap.core.errors import EcoflapError, RunError
-from ecoflap.core.record.environment import peak_memory
 from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
 
 _ANEW = "Restore it, or begin the run anew with --fresh."
@@ -46,6 +44,11 @@ class RunFolder:
     def plan(self) -> Path:
         """Say how many weights each layer keeps."""
         return self.path / "plan.json"
+
+    @property
+    def trials(self) -> Path:
+        """Give what was found of plans that were tried, a line each."""
+        return self.path / "trials.jsonl"
 
     @property
     def blocks(self) -> Path:
@@ -78,6 +81,11 @@ class RunFolder:
         return self.path / "evaluations.jsonl"
 
     @property
+    def refinements(self) -> Path:
+        """Give what refiners did, a line for each block and for the model."""
+        return self.path / "refined.jsonl"
+
+    @property
     def is_pruned(self) -> bool:
         """Say whether the pruned model is complete: its masks are written first, and ``model/`` appears whole."""
         return self.model.is_dir() and self.masks.is_file()
@@ -94,7 +102,16 @@ class RunFolder:
     @property
     def holds_results(self) -> bool:
         """Say whether anything was found or made here that would have to be found again."""
-        results = (self.evaluations, self.scores, self.plan, self.masks, self.blocks, self.model, self.exports)
+        results = (
+            self.evaluations,
+            self.scores,
+            self.refinements,
+            self.plan,
+            self.masks,
+            self.blocks,
+            self.model,
+            self.exports,
+        )
         return any(path.exists() for path in (*results, self.report))
 
     @property
@@ -166,7 +183,7 @@ class RunFolder:
 
     def last_seals(self) -> dict[str, str]:
         """Give the seals by which it shows later whether lines are gone, by the file's name."""
-        names = (self.evaluations.name, "stages.jsonl", "warnings.jsonl", "taken_over.jsonl")
+        names = (self.evaluations.name, self.refinements.name, "stages.jsonl", "warnings.jsonl", "taken_over.jsonl")
         return {name: last_seal(self.path / name) for name in names if (self.path / name).is_file()}
 
     def record_stage(self, stage: str, seconds: float, peak_memory: int) -> None:
@@ -188,6 +205,15 @@ class RunFolder:
         if message not in self.warnings():
             append_line(self.path / "warnings.jsonl", {"warning": message})
 
+    def record_refined(self, what: Mapping[str, Any]) -> None:
+        """Keep what a refiner did to a block or to the model, unless it is known: a killed process may have done it."""
+        if _without_time(what) not in map(_without_time, self.refined()):
+            append_line(self.refinements, what)
+
+    def refined(self) -> list[dict[str, Any]]:
+        """Read what refiners did, in order, that of earlier processes too."""
+        return read_lines(self.refinements, {"name": str, "refiner": str, "before": dict, "after": dict})
+
     def record_taken_over(self, what: str) -> None:
         """Note that another run had found something already, so that no stage of this one holds the time it took.
 
@@ -205,31 +231,15 @@ class RunFolder:
         return [line["warning"] for line in read_lines(self.path / "warnings.jsonl", {"warning": str})]
 
 
-class Clock:
-    """Tells the folder what a stage takes while it goes on, so that a killed process's time counts too."""
-
-    # Seconds: a killed process loses at most this much of its time. Each record is a line that is flushed to the disk.
-    EVERY = 5.0
-
-    def __init__(self, stage: str, folder: RunFolder) -> None:
-        self._stage, self._folder, self._told = stage, folder, perf_counter()
-
-    def tick(self) -> None:
-        """Record the time since the last record, if that was more than ``EVERY`` seconds ago."""
-        if perf_counter() - self._told > self.EVERY:
-            self.stop()
-
-    def stop(self) -> None:
-        """Record the time since the last record, and the most memory that this process has held."""
-        seconds, self._told = perf_counter() - self._told, perf_counter()
-        self._folder.record_stage(self._stage, seconds, peak_memory())
-
-
 VERSIONS = "versions"
 """The key of the fingerprints that says by which versions of Python and libraries the run was begun."""
 
 MAY_CHANGE = frozenset(("calibration data", "scoring data"))
 """Fingerprints that may change while a run goes on, if the user says so."""
+
+
+def _without_time(refined: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in refined.items() if key != "seconds"}
 
 
 def _accepted(what: str, before: Any, now: Any) -> str:

@@ -48,6 +48,7 @@ class RecordedRecipe(BaseModel):
     score: RecordedScorer | None = None
     allocate: RecordedPart
     prune: RecordedPart
+    refine: tuple[RecordedPart, ...] = ()
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RecordedRecipe":

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
+from ecoflap.core.budget.curves import Curve
 from ecoflap.core.disk.sealed_lines import has_seal
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.disk.validation import read_validated
@@ -47,8 +48,9 @@ class RecordedGroup(_Entry):
     :param size: How many weights it has.
     :param keep: How many of them stay.
     :param tower: Empty where it is made of several.
-    :param score: None where nothing was scored.
+    :param score: None where nothing was scored; of a curve the rise at the level nearest the sparsity that was asked.
     :param standard_error: Of the score, where the scorer gave the terms that it is a mean of.
+    :param curve: How the loss rises with the group's sparsity, where the scorer gave curves.
     """
 
     size: PositiveInt
@@ -56,6 +58,7 @@ class RecordedGroup(_Entry):
     tower: str
     score: float | None
     standard_error: float | None
+    curve: Curve | None = None
 
     @property
     def sparsity(self) -> float:
@@ -91,6 +94,23 @@ class RecordedStage(_Entry):
     peak_memory: NonNegativeInt
 
 
+class RecordedRefinement(_Entry):
+    """Says what a refiner did to a block, or to the model.
+
+    :param name: The block's name, or ``the model``.
+    :param before: Its objective before, on batches for ``training`` and on those that were ``held_out``.
+    :param after: The same afterwards; empty where weights were NaN or infinite.
+    :param is_kept: False where it was undone.
+    """
+
+    name: str
+    refiner: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    is_kept: bool
+    seconds: float = Field(ge=0)
+
+
 class Report(_Entry):
     """Holds everything that is known of a finished run.
 
@@ -103,6 +123,7 @@ class Report(_Entry):
     :param towers: The same by tower.
     :param bytes: Of the weights in ``model/`` and, by name, in each export.
     :param exports: By name; without those that have no manifest.
+    :param refined: What refiners did, block by block and to the model; empty where there were none.
     :param lines: Of each file that grows by the line the seal that its last line had, by the file's name.
     """
 
@@ -125,6 +146,7 @@ class Report(_Entry):
     versions: Mapping[str, str]
     exports: Mapping[str, Manifest]
     lines: Mapping[str, str]
+    refined: tuple[RecordedRefinement, ...] = ()
 
     @model_validator(mode="after")
     def _counts_agree(self) -> "Report":
@@ -146,7 +168,7 @@ class Report(_Entry):
     @property
     def method(self) -> str:
         """Name the parts that the run used, such as ``zeroth_order → ecoflap → wanda``."""
-        return f"{self.allocation} → {self.recipe.prune.use}"
+        return " → ".join([self.allocation, self.recipe.prune.use, *(one.use for one in self.recipe.refine)])
 
     @property
     def allocation(self) -> str:

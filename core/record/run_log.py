@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from time import perf_counter
 
-from ecoflap.core.contracts.events import Event, Progress, StageFinished, StageStarted, Warned
+from ecoflap.core.contracts.events import Event, Progress, Refined, StageFinished, StageStarted, Warned
 from ecoflap.core.contracts.protocols import Note
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.record.folder import Clock, RunFolder
+from ecoflap.core.record.clock import Clock
+from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.registry.observers import Observers
+from ecoflap.core.text.printable import printable
 
 
 class RunLog:
@@ -24,7 +27,10 @@ class RunLog:
     def emit(self, event: Event) -> None:
         """Tell an event; a warning is recorded too, and progress counts the time of the stage."""
         if isinstance(event, Warned):
+            event = Warned(printable(event.message))
             self._folder.record_warning(event.message)
+        if isinstance(event, Refined):
+            self._folder.record_refined(asdict(event))
         if isinstance(event, Progress) and self._clock is not None:
             self._clock.tick()
         for message in self._observers(event):

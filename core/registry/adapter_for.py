@@ -9,6 +9,7 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError, RegistryError
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.own_code import not_run
+from ecoflap.core.registry.named_adapter import knows
 from ecoflap.core.registry.registry import Registry
 
 
@@ -23,7 +24,7 @@ def adapter_for(source: Source, registry: Registry) -> Adapter:
     for name in registry.names("adapter"):
         with blaming(f"the adapter {name}, asked whether it is the one for {source.name},"):
             adapters[name] = registry.find("adapter", name)()
-            if adapters[name].matches(source):
+            if knows(adapters[name], source):
                 claims[name] = options_of(AdapterOptions, adapters[name]).priority
     first = [name for name, priority in claims.items() if priority == max(claims.values())]
     if len(first) == 1:
@@ -33,7 +34,8 @@ def adapter_for(source: Source, registry: Registry) -> Adapter:
         return adapters[first[0]]
     if first:
         raise ModelError(
-            f"{source.name}: these adapters all claim it: {', '.join(first)}. Choose one with model.adapter"
+            f"{source.name}: these adapters all claim it: {', '.join(first)}. Choose one: with model.adapter in a "
+            f"recipe, with --adapter for inspect."
         )
     raise ModelError(_unclaimed(source, adapters))
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import PartError, blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError
@@ -11,8 +13,12 @@ from ecoflap.core.model.anatomy import Source
 
 def knows(adapter: Adapter, source: Source) -> bool:
     """Say whether an adapter claims a model; one that was named may not."""
-    with blaming(f"the adapter {type(adapter).__name__}, asked whether it is the one for {source.name},"):
-        return adapter.matches(source)
+    who = f"the adapter {type(adapter).__name__}, asked whether it is the one for {source.name},"
+    with blaming(who):
+        answer: Any = adapter.matches(source)
+    if not isinstance(answer, bool):
+        raise PartError(f"{who} answered {shown(answer)}; its matches answers True or False")
+    return answer
 
 
 @contextmanager

@@ -235,7 +235,7 @@ def _wrong_default(
     if parameter in parameters or others:
         return None
     known = ", ".join(sorted(parameters)) or "none"
-    return f"{name} has no parameter {parameter!r}.{nearest(parameter, parameters)} Known: {known}."
+    return f"{name} has no parameter {parameter!r}.{nearest(str(parameter), parameters)} Known: {known}."
 
 
 def _observers(manager: pluggy.PluginManager) -> Iterable[tuple[str, Callable[[Any], None]]]:

@@ -1,14 +1,19 @@
 """Write the rows of tables that pages and the command line have in common."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ecoflap.core.record.manifest import Manifest
-from ecoflap.core.record.report import Measures, RecordedMeasure
+from ecoflap.core.record.report import Measures, RecordedMeasure, RecordedRefinement
 from ecoflap.core.text.columns import left, right
 from ecoflap.core.text.numbers import NO_VALUE, bytes_text, with_error
 
 MEASURE_COLUMNS = (*left("measure"), *right("dense", "pruned", "over"))
 EXPORT_COLUMNS = (*left("export"), *right("model", "deflated", "dense file", "stored"), *left("pruned weights"))
+REFINED_COLUMNS = (
+    *left("refined", "by"),
+    *right("trained on: before", "after", "held-out: before", "after"),
+    *left("outcome"),
+)
 CHECK_COLUMNS = (*left("export", "view", "runtime"), *right("largest difference", "tolerance"))
 
 
@@ -28,6 +33,15 @@ def export_rows(manifests: Mapping[str, Manifest]) -> Iterator[tuple[str, ...]]:
     for name, manifest in manifests.items():
         sizes = (NO_VALUE if size is None else bytes_text(size) for size in manifest.sizes)
         yield name, *sizes, manifest.forms
+
+
+def refined_rows(refined: Iterable[RecordedRefinement]) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each block that a refiner trained, or for the model, with its error before and after."""
+    for one in refined:
+        before = [f"{one.before[on]:.4g}" for on in ("training", "held_out")]
+        after = [f"{one.after[on]:.4g}" if one.after else "not finite" for on in ("training", "held_out")]
+        pairs = (text for both in zip(before, after, strict=True) for text in both)
+        yield one.name, one.refiner, *pairs, "kept" if one.is_kept else "undone"
 
 
 def check_rows(manifests: Mapping[str, Manifest]) -> Iterator[tuple[str, ...]]:

@@ -13,9 +13,11 @@ from ecoflap.core.report.rows import (
     CHECK_COLUMNS,
     EXPORT_COLUMNS,
     MEASURE_COLUMNS,
+    REFINED_COLUMNS,
     check_rows,
     export_rows,
     measure_rows,
+    refined_rows,
 )
 from ecoflap.core.text.columns import Column, left, right
 from ecoflap.core.text.numbers import NO_VALUE, bytes_text, time_text
@@ -61,6 +63,8 @@ def page(name: str, report: Report) -> str:
         "without_drawings": without_drawings,
         "group_columns": GROUP_COLUMNS,
         "groups": list(_groups(report.groups)),
+        "refined_columns": REFINED_COLUMNS,
+        "refined": list(refined_rows(report.refined)),
         "sizes": list(_sizes(report.bytes)),
         "export_columns": (*EXPORT_COLUMNS, Column("notes", wraps=True)),
         "exports": list(_exports(report.exports)),
@@ -79,6 +83,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     recipe = report.recipe
     yield "model", recipe.model.source
     yield "prune", recipe.prune.use
+    if recipe.refine:
+        yield "refine", ", ".join(one.use for one in recipe.refine)
     yield "allocate", recipe.allocate.use
     if recipe.score is not None:
         yield "score", recipe.score.use
@@ -113,7 +119,7 @@ def _panels(towers: Mapping[str, Sequence[float]]) -> list[Panel]:
 
 def _groups(groups: Mapping[str, RecordedGroup]) -> Iterator[tuple[str, ...]]:
     for name, group in groups.items():
-        score = NO_VALUE if group.score is None else f"{group.score:.6g}"
+        score = str(group.curve) if group.curve else NO_VALUE if group.score is None else f"{group.score:.6g}"
         error = NO_VALUE if group.standard_error is None else f"{group.standard_error:.2g}"
         yield name, f"{100 * group.sparsity:.2f} %", score, error
 

@@ -16,6 +16,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.errors import EcoflapError, nearest
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
+from ecoflap.core.pruning.emptied import emptying_shares
 from ecoflap.core.pruning.plan import Pool, make_plan
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
@@ -34,7 +35,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     if prepared.source.model is None:
         yield from _said_by(lambda: check_weights(prepared.source))
     yield from _adapter_problems(prepared)
-    for where, problem in part_problems(prepared, ("scorer", "allocator", "pruner", "exporter")):
+    for where, problem in part_problems(prepared, ("scorer", "allocator", "pruner", "refiner", "exporter")):
         yield f"{where}: {problem}"
     yield from _length_problems(prepared)
     yield from _ability_problems(prepared, registry)
@@ -179,11 +180,15 @@ def _name(adapter: Any, registry: Registry) -> str:
 
 def _plan_problems(prepared: Prepared) -> Iterator[str]:
     """Try the whole plan where the allocator looks at no scores, so that nothing else decides about it."""
+    plan = None
     if prepared.pools and not prepared.recipe.takes_scores:
         allocator = prepared.recipe.allocate
-        attempt = partial(make_plan, prepared.pools, allocator.built, "layer", None)
-        said = _said_by(partial(_blamed, f"the allocator {allocator.use}", attempt))
-        yield from (f"allocate: {problem}" for problem in said)
+        try:
+            with blaming(f"the allocator {allocator.use}"):
+                plan = make_plan(prepared.pools, allocator.built, "layer", None)
+        except EcoflapError as error:
+            yield from (f"allocate: {problem}" for problem in error.problems)
+    yield from emptying_shares(prepared.pools, plan)
 
 
 def _asked(

@@ -202,7 +202,8 @@ def _stages_ahead(state: RunState) -> Iterator[str]:
     if not state.folder.is_pruned:
         if not state.folder.plan.is_file():
             yield from ("score", "allocate") if state.prepared.looks_at_scores else ("allocate",)
-        yield from ("prune", "save")
+        yield "prune"
+        yield from ("refine", "save") if state.prepared.model_refiners else ("save",)
     if state.to_evaluate("pruned"):
         yield "evaluate pruned"
     yield from (f"export {name}" for name in state.missing_exports)

@@ -13,7 +13,7 @@ from ecoflap.core.model.source import in_memory, is_on_hub, open_source, with_co
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.reuse import strangers
 from ecoflap.core.registry.adapter_for import adapter_for
-from ecoflap.core.registry.named_adapter import refusing_misfit
+from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.checks import part_problems, recipe_problems
 from ecoflap.core.run.prepared import Prepared, pools_in
@@ -100,7 +100,7 @@ def _config_problems(prepared: Prepared, config: Path) -> Iterator[str]:
 def _check_config(prepared: Prepared, config: Path) -> None:
     """Refuse a configuration that the plan was made by and that is of another model than the hub has."""
     source, adapter = with_config(prepared.source.name, config), prepared.adapter
-    if adapter.matches(prepared.source) and not adapter.matches(source):
+    if knows(adapter, prepared.source) and not knows(adapter, source):
         kinds = [one.config.get("model_type", "unknown") for one in (prepared.source, source)]
         raise ModelError(f"model.config: {prepared.source.name} is a {kinds[0]!r}, and {config} is of a {kinds[1]!r}.")
     with blaming(f"the adapter {type(adapter).__name__}, taking {config} apart,"):

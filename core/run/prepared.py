@@ -84,6 +84,12 @@ class Prepared:
         return self.recipe.score is not None and self.recipe.takes_scores and not patterned
 
     @property
+    def scores_in_float32(self) -> bool:
+        """Say whether the model is run in float32 to be scored, whatever type it is in."""
+        score = self.recipe.score
+        return score is not None and self.looks_at_scores and score.scorer.options.dtype == "float32"
+
+    @property
     def also_changed(self) -> list[str]:
         """Say what pruning changes besides, because it is tied to a matrix that the recipe includes."""
         tied = {
@@ -112,6 +118,28 @@ class Prepared:
         """Give the pruner of each tower, its own or the one that all others share."""
         own = {name: tower.prune for name, tower in self.recipe.towers.items() if tower != "keep"}
         return {tower.name: own.get(tower.name) or self.recipe.prune for tower in self.anatomy.towers}
+
+    @property
+    def block_refiners(self) -> Mapping[str, tuple[PartSpec, ...]]:
+        """Give the refiners of each tower's blocks, its own or those that all others share."""
+        shared = tuple(one for one in self.recipe.refine if one.options.scope == "block")
+        own = {name: tower.refine for name, tower in self.recipe.towers.items() if tower != "keep"}
+        return {tower.name: _first_said(own.get(tower.name), shared) for tower in self.anatomy.towers}
+
+    @property
+    def model_refiners(self) -> tuple[PartSpec, ...]:
+        """Give the refiners of the whole model."""
+        return tuple(one for one in self.recipe.refine if one.options.scope == "model")
+
+    @property
+    def looks_at_dense(self) -> bool:
+        """Say whether a refiner asks what the dense model gave."""
+        of_blocks = [one for refiners in self.block_refiners.values() for one in refiners]
+        return bool(self.model_refiners) or any(one.options.target == "dense" for one in of_blocks)
+
+
+def _first_said(own: tuple[PartSpec, ...] | None, shared: tuple[PartSpec, ...]) -> tuple[PartSpec, ...]:
+    return shared if own is None else own
 
 
 def pools_in(anatomy: Anatomy, recipe: Recipe) -> list[Pool]:

@@ -10,25 +10,30 @@ from torch import nn
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.records import Batch
+from ecoflap.core.contracts.records import Batch, Granularity
 from ecoflap.core.disk.sealed_lines import append_line
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.whole_files import whole_folder, write_whole
 from ecoflap.core.export.stage import missing_exports
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.pruning.masks import save_masks
+from ecoflap.core.pruning.emptied import emptied
+from ecoflap.core.pruning.masks import PackedMasks, save_masks
 from ecoflap.core.pruning.plan import Plan, Pool, make_plan
 from ecoflap.core.pruning.plan_file import read_plan, read_scores_of, write_plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.core.pruning.refine_model import refine_model
 from ecoflap.core.pruning.score_layers import score_layers
 from ecoflap.core.pruning.scores import Scores
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.readback import check_saved
 from ecoflap.core.record.reuse import found_measures, found_scores
 from ecoflap.core.record.run_log import RunLog
+from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.run.data import RunData
+from ecoflap.core.run.plan_trials import PlanTrials
 from ecoflap.core.run.prepared import Prepared, pools_in
 from ecoflap.core.run.run_model import RunModel
 
@@ -105,14 +110,42 @@ def plan(state: RunState) -> Plan:
         return planned(state.folder)
     pools = pools_in(state.model.anatomy, state.recipe)
     scores = score(state, pools) if state.prepared.looks_at_scores else None
-    granularity = state.recipe.score.granularity if scores and state.recipe.score else "layer"
+    granularity = state.recipe.score.granularity if state.recipe.score else "layer"
     allocator = state.recipe.allocate
     with state.log.stage("allocate"):
-        with blaming(f"the allocator {allocator.use}"):
-            made = make_plan(pools, allocator.built, granularity, scores)
+        plans = {
+            label: _made(candidate, pools, granularity, scores) for label, candidate in _candidates(allocator).items()
+        }
+        made = _trials(state).best(plans) if len(plans) > 1 else next(iter(plans.values()))
+        if (sentence := emptied(made)) is not None:
+            state.log.note(sentence)
         kept = {one.reason: one.parameters for one in state.prepared.kept_whole}
         write_plan(state.folder.plan, made, kept, state.folder.scores)
     return made
+
+
+def _candidates(allocator: PartSpec) -> dict[str, PartSpec]:
+    """Give the allocators that are tried, by labels that tell them apart; of most recipes that is the one they name."""
+    inner = [spec for _, spec in allocator.with_inner("") if any(spec.built is one for one in _tried(allocator))]
+    names = [spec.use for spec in inner]
+    labels = [name if names.count(name) == 1 else f"{name} {at}" for at, name in enumerate(names, 1)]
+    return dict(zip(labels, inner, strict=True)) or {allocator.use: allocator}
+
+
+def _tried(allocator: PartSpec) -> tuple[Any, ...]:
+    candidates: tuple[Any, ...] = allocator.options.candidates
+    return candidates
+
+
+def _made(allocator: PartSpec, pools: Sequence[Pool], granularity: Granularity, scores: Scores | None) -> Plan:
+    looked_at = scores if allocator.options.takes else None
+    with blaming(f"the allocator {allocator.use}"):
+        return make_plan(pools, allocator.built, granularity if looked_at else "layer", looked_at)
+
+
+def _trials(state: RunState) -> PlanTrials:
+    batches, held_out = state.data.batches(state.recipe.calibration), state.recipe.allocate.options.held_out
+    return PlanTrials(state.replay, batches, held_out, state.prepared.pruners, state.folder, state.log)
 
 
 def planned(folder: RunFolder) -> Plan:
@@ -131,8 +164,8 @@ def score(state: RunState, pools: Sequence[Pool]) -> Scores:
     layers = [pair for pair in state.model.anatomy.layers() if pair[1].name in wanted]
     data = state.recipe.score_calibration if keys.scorer.options.data else None
     batches = state.data.batches(data, keys.scorer.options.samples)
-    # Losses are taken in float32 whatever the model is in: in bfloat16 their differences are mostly rounding.
-    replay = state.replay(batches, torch.float32)
+    # In bfloat16 small differences of losses are mostly rounding, so a scorer has to ask for less than float32.
+    replay = state.replay(batches, torch.float32 if keys.scorer.options.dtype == "float32" else None)
     with state.log.stage("score"), replay:
         return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit)
 
@@ -145,13 +178,36 @@ def _take_over_scores(state: RunState) -> None:
             write_whole(state.folder.scores, found.read_bytes())
 
 
+def _pruned_and_refined(state: RunState, made: Plan) -> PackedMasks:
+    """Prune and refine the model in place; what its replays recorded is gone afterwards."""
+    prepared, batches = state.prepared, state.data.batches(state.recipe.calibration)
+    replay = state.replay(batches)
+    dense = state.replay(batches) if prepared.looks_at_dense else None
+    if prepared.model_refiners:
+        check_logits(replay)
+    with state.log.stage("prune"):
+        masks = BlockwisePruning(
+            replay,
+            made,
+            prepared.pruners,
+            state.folder.blocks,
+            state.log.emit,
+            prepared.block_refiners,
+            dense,
+            state.recipe.sequential,
+        )()
+    del replay
+    if prepared.model_refiners:
+        assert dense is not None
+        with state.log.stage("refine"):
+            refine_model(dense, made, masks, prepared.model_refiners, state.log.emit)
+    return masks
+
+
 def prune(state: RunState, made: Plan) -> nn.Module:
     """Prune the model in place by its plan, block by block, and save it with its masks."""
     model, folder = state.model.get(), state.folder
-    replay = state.replay(state.data.batches(state.recipe.calibration))
-    with state.log.stage("prune"):
-        masks = BlockwisePruning(replay, made, state.prepared.pruners, folder.blocks, state.log.emit)()
-    del replay  # and with it what it recorded
+    masks = _pruned_and_refined(state, made)
     state.data.clear()
     with state.log.stage("save"):
         save_masks(folder.masks, masks)

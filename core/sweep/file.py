@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ecoflap.core.disk.paths import absolute
 from ecoflap.core.errors import EcoflapError, RecipeError
 from ecoflap.core.recipe.load import find_recipe
 from ecoflap.core.recipe.overrides import Assignment
@@ -99,8 +100,8 @@ class _Reading:
             wanted = "required: a recipe's file, or the name of one that ships"
             self.problems.add(("recipe",), f"{wanted}, not {described(written)}.")
             return self.path
-        beside = self.path.parent / Path(written).expanduser()
         try:
+            beside = absolute(written, self.path.parent)
             return beside if beside.is_file() else find_recipe(written)
         except EcoflapError as error:
             self.problems.add(("recipe",), f"{error}")

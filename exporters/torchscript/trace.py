@@ -190,6 +190,10 @@ def _empty_others(traced: Any, fetched: Collection[str]) -> None:
                 setattr(module, name, nn.Parameter(tensor.new_empty(0), requires_grad=False))
 
 
+_LEFT_OUT = (".debug_pkl", "/.data/serialization_id")
+"""Of a TorchScript archive: stack traces, and a checksum over them too, which no reader needs."""
+
+
 def _write(path: Path, traced: Any, view: View) -> None:
     """Write what torch would, without what only helps to debug: that holds paths of this machine's files.
 
@@ -199,7 +203,7 @@ def _write(path: Path, traced: Any, view: View) -> None:
     buffer = io.BytesIO(traced.save_to_buffer(_extra_files={DESCRIPTION: json.dumps(described, indent=1)}))
     with zipfile.ZipFile(buffer) as made, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
         for entry in made.infolist():
-            if not entry.filename.endswith(".debug_pkl") and "/traced_inputs" not in entry.filename:
+            if not entry.filename.endswith(_LEFT_OUT) and "/traced_inputs" not in entry.filename:
                 inside = zipfile.ZipInfo(f"{FOLDER}/{entry.filename.partition('/')[2]}")
                 with made.open(entry) as read, file.open(inside, "w", force_zip64=True) as written:
                     shutil.copyfileobj(read, written, 1 << 20)

@@ -22,6 +22,7 @@ from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import DataError, EcoflapError, ModelError, nearest
 from ecoflap.core.model.anatomy import Tower
+from ecoflap.core.model.hub import asked_once
 from ecoflap.plugins.evaluators.harness.measures import draws_forgotten, measures_of
 from ecoflap.plugins.evaluators.shared.checks import why_unable
 
@@ -149,19 +150,20 @@ class LmEval:
         from datasets.exceptions import DatasetsError
 
         try:
-            found = lm_eval.simple_evaluate(
-                model=wrapped,
-                tasks=[*self.tasks],
-                task_manager=_manager(self.tasks, self.include_path),
-                num_fewshot=self.num_fewshot,
-                limit=self.limit,
-                log_samples=False,
-                apply_chat_template=self.chat_template,
-                random_seed=self.seed,
-                numpy_random_seed=self.seed,
-                torch_random_seed=self.seed,
-                fewshot_random_seed=self.seed,
-            )
+            with asked_once():  # or it asks a hub that does not answer again and again, for half a minute
+                found = lm_eval.simple_evaluate(
+                    model=wrapped,
+                    tasks=[*self.tasks],
+                    task_manager=_manager(self.tasks, self.include_path),
+                    num_fewshot=self.num_fewshot,
+                    limit=self.limit,
+                    log_samples=False,
+                    apply_chat_template=self.chat_template,
+                    random_seed=self.seed,
+                    numpy_random_seed=self.seed,
+                    torch_random_seed=self.seed,
+                    fewshot_random_seed=self.seed,
+                )
         except (OSError, ValueError, NotImplementedError, DatasetsError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise DataError(

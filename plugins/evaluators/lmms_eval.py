@@ -20,6 +20,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import DataError, EcoflapError, nearest
+from ecoflap.core.model.hub import asked_once
 from ecoflap.plugins.evaluators.harness.measures import draws_forgotten, measures_of
 from ecoflap.plugins.evaluators.shared.checks import check_ability, refuse_below_one
 
@@ -96,17 +97,18 @@ class LmmsEval:
         from ecoflap.plugins.evaluators.harness.lmms_eval_models import Speaking
 
         try:
-            found = simple_evaluate(
-                model=Speaking(model, adapter, self.batch_size),
-                tasks=[*self.tasks],
-                task_manager=_manager(self.tasks, self.include_path),
-                limit=self.limit,
-                log_samples=False,
-                random_seed=self.seed,
-                numpy_random_seed=self.seed,
-                torch_random_seed=self.seed,
-                fewshot_random_seed=self.seed,
-            )
+            with asked_once():
+                found = simple_evaluate(
+                    model=Speaking(model, adapter, self.batch_size),
+                    tasks=[*self.tasks],
+                    task_manager=_manager(self.tasks, self.include_path),
+                    limit=self.limit,
+                    log_samples=False,
+                    random_seed=self.seed,
+                    numpy_random_seed=self.seed,
+                    torch_random_seed=self.seed,
+                    fewshot_random_seed=self.seed,
+                )
         except (OSError, ValueError, NotImplementedError, DatasetsError, RetryError) as error:
             reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")  # what it tried five times, and why
             raise DataError(

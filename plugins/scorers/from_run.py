@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate, Unit
+from ecoflap.core.contracts.records import Aggregate, Score, ScoreKind, Unit
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
@@ -36,6 +36,11 @@ class FromRun:
         """Say what that run's scores are of."""
         return self._scores().unit
 
+    @property
+    def gives(self) -> ScoreKind:
+        """Say whether that run's scores are numbers or curves."""
+        return self._scores().kind
+
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where that run has no scores, or none of this model."""
         try:
@@ -46,7 +51,7 @@ class FromRun:
         if not any(name in scores.values for name in _names(context.anatomy.layers(), scores.unit)):
             yield f"{self.run}: its scores are of another model; none is for a {scores.unit} of this one"
 
-    def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
+    def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Score]]:
         scores, wanted = self._scores(), {layer.name for layer in layers}
         names = _names((pair for pair in replay.anatomy.layers() if pair[1].name in wanted), scores.unit)
         missing = [name for name in names if name not in scores.values]

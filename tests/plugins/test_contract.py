@@ -9,11 +9,21 @@ from speaking import Given
 from ecoflap import load_registry
 from ecoflap.core.contracts.conformance import contract_problems
 from ecoflap.core.registry.parameters import parameters_of
+from ecoflap.plugins.allocators.uniform import Uniform
 
 REGISTRY = load_registry(installed=False)
-KINDS = ("scorer", "allocator", "pruner", "dataset", "evaluator")
+KINDS = ("scorer", "allocator", "pruner", "refiner", "metric", "dataset", "evaluator")
 PARTS = [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)]
-GIVEN: dict[str, Any] = {"data": Given([]), "path": Path("plan.json"), "run": Path("run"), "tasks": ("arc_easy",)}
+GIVEN: dict[str, Any] = {
+    "beta": 0.002,
+    "data": Given([]),
+    "metric": REGISTRY.find("metric", "magnitude")(),
+    "of": (Uniform(), Uniform()),
+    "path": Path("plan.json"),
+    "run": Path("run"),
+    "sparsity": 0.5,
+    "tasks": ("arc_easy",),
+}
 """Parameters that some parts need."""
 
 

@@ -11,6 +11,12 @@ from ecoflap.core.contracts.options import AdapterOptions, DatasetOptions
 from ecoflap.core.contracts.protocols import Dataset
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 
+MOST_BEAMS = 1_000
+"""The most beams: each is a row of every batch, and so takes the memory of one."""
+
+MOST_TOKENS = 100_000
+"""The most tokens of an answer or a caption; more would keep a run busy for days before anybody notices the slip."""
+
 
 def refuse_below_one(name: str, value: int) -> None:
     """Refuse a parameter that is to be at least 1.
@@ -26,8 +32,13 @@ def check_generation(generation: Generation) -> None:
 
     :raises EcoflapError: A recipe's error then names the place where the value is written.
     """
-    refuse_below_one("num_beams", generation.num_beams)
-    refuse_below_one("max_new_tokens", generation.max_new_tokens)
+    for name, value, most in (
+        ("num_beams", generation.num_beams, MOST_BEAMS),
+        ("max_new_tokens", generation.max_new_tokens, MOST_TOKENS),
+    ):
+        refuse_below_one(name, value)
+        if value > most:
+            raise EcoflapError(f"{name} is {value}; at most {most:,} is possible")
     if not 0 <= generation.min_new_tokens <= generation.max_new_tokens:
         raise EcoflapError(
             f"min_new_tokens is {generation.min_new_tokens}; from 0 to max_new_tokens, {generation.max_new_tokens}, is "

@@ -14,9 +14,11 @@ from table import GENERIC_ROWS
 
 import ecoflap
 from ecoflap.adapters.generic.seq2seq_lm import Seq2SeqLMAdapter
+from ecoflap.adapters.hubs.hugging_face import load_processor
 from ecoflap.adapters.hubs.two_languages import has_two_languages, said_from, said_ids, set_languages
 from ecoflap.core.contracts.abilities import Generation
-from ecoflap.core.errors import DataError, EcoflapError
+from ecoflap.core.errors import DataError, EcoflapError, ModelError
+from ecoflap.core.model.source import open_source
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.run.prepare import prepare
 
@@ -120,6 +122,16 @@ def test_a_text_of_one_language_is_refused_by_the_plan(build: Callable[..., Any]
     asked = recipe(tmp_path / "model", {"use": "text", "samples": 2, "sequence_length": 16})
     with pytest.raises(EcoflapError, match=r"says another language than it reads, and sample 0 .* \{use: text_pair, "):
         prepare(parse_recipe(asked, registry=registry), registry, planning=True)
+
+
+@pytest.mark.parametrize("name", ["target.spm", "source.spm", "vocab.json"])
+def test_a_file_that_its_tokenizer_is_made_of_is_missing(name: str, tmp_path: Path):
+    marian(tmp_path)
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(ModelError) as error:
+        load_processor("AutoTokenizer", open_source(str(tmp_path / "model"), Path()))
+    assert f"cannot be read: {name} is missing in {tmp_path / 'model'}, where there is " in str(error.value)
+    assert f"Put {name} there, from where the model came" in str(error.value)
 
 
 def test_a_language_that_is_not_told_or_not_known(tmp_path: Path, written_pairs: dict[str, Any]):

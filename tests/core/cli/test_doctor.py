@@ -19,8 +19,8 @@ def told(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(not usable(), reason="there is no library of kernels here")
-def test_it_names_the_path_and_all_others(capsys, monkeypatch):
-    monkeypatch.delenv("ECOFLAP_KERNEL", raising=False)
+def test_it_names_the_path_and_all_others(capsys, monkeypatch, take_path):
+    take_path()
     code, out, _ = told(capsys, monkeypatch)
     assert code == 0
     rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in out.splitlines()]
@@ -30,27 +30,25 @@ def test_it_names_the_path_and_all_others(capsys, monkeypatch):
     assert ["portable", "nothing", "usable"] in rows
 
 
-def test_it_says_why_nothing_is_fast(capsys, monkeypatch):
-    monkeypatch.delenv("ECOFLAP_KERNEL", raising=False)
+def test_it_says_why_nothing_is_fast(capsys, monkeypatch, take_path):
+    take_path()
     for module in (route, doctor):
         monkeypatch.setattr(module, "opened", lambda: "the library is not there")
-    route._route.cache_clear()
     _, out, _ = told(capsys, monkeypatch)
-    route._route.cache_clear()
     rows = {line.split()[0]: line for line in out.splitlines() if line.split()}
     assert "the library is not there. Until then each panel of rows is decoded" in rows["because"]
     assert rows["library"].split() == ["library", "none"]
 
 
-def test_a_path_that_is_not_known_is_named(capsys, monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", "avx513")
+def test_a_path_that_is_not_known_is_named(capsys, monkeypatch, take_path):
+    take_path("avx513")
     code, _, err = told(capsys, monkeypatch)
     assert code == 2
     assert "ecoflap: ECOFLAP_KERNEL=avx513: " in err
 
 
-def test_threads_are_said_to_be_whose_they_are(monkeypatch):
-    monkeypatch.delenv("ECOFLAP_KERNEL", raising=False)
+def test_threads_are_said_to_be_whose_they_are(monkeypatch, take_path):
+    take_path()
     monkeypatch.setattr(doctor, "openmp", lambda: None)
     (rows, *_) = [section.rows for section in doctor.doctor_tables()]
     assert "its own: torch has no OpenMP here" in rows[-1][1]

@@ -86,6 +86,11 @@ def test_an_adapter_may_be_named(shown, tmp_path):
         inspection(str(tmp_path / "nowhere"), None, load_registry())
 
 
+def test_a_generic_adapter_that_is_named_says_which_one_is_written_for_the_family(shown):
+    pytest.importorskip("transformers", minversion="5.0", reason="generic adapters are tested with what they are for")
+    assert shown("causal_lm")["adapter"] == [("causal_lm", "named, and generic: without that it would be llama")]
+
+
 def test_what_is_named_and_is_no_adapter_is_refused(shown):
     with pytest.raises(RegistryError, match=r"^json:loads: it is no class, and does not say that it makes an adapter"):
         shown("json:loads")

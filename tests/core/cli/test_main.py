@@ -194,7 +194,7 @@ def test_a_folder_that_may_not_be_written_is_told(recipe_file, ecoflap_command, 
 def test_a_folder_that_cannot_be_made_is_told(recipe_file, ecoflap_command, tmp_path):
     code, _, err = ecoflap_command("run", recipe_file(), "--folder", tmp_path / ("long" * 90))
     assert code == 2
-    assert "cannot be written: File name too long. Name another one with --folder" in err
+    assert "is no path that can be read: file name too long" in " ".join(err.split())
 
 
 def test_a_missing_recipe_is_told_with_those_that_ship(ecoflap_command):

@@ -103,7 +103,7 @@ class UnsurePruner:
     ("keys", "problem"),
     [
         ({"score": UnsureScorer}, "the scorer .*UnsureScorer, asked for its forwards, raised KeyError"),
-        ({"export": [UnsureExporter]}, "the exporter .*UnsureExporter, asked for the size .* raised Key"),
+        ({"export": [UnsureExporter]}, "the exporter .*UnsureExporter, asked for its predicted_bytes, raised Key"),
         ({"prune": UnsurePruner}, "the statistic Unmade, made without memory, raised KeyError"),
     ],
 )

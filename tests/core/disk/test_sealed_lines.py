@@ -109,7 +109,7 @@ def test_a_torn_last_line_is_cut_off_and_appending_goes_on(path, kept):
 def test_a_sealed_line_may_still_be_wrong(path, line, told):
     path.parent.mkdir()
     path.write_bytes(by_hand({"a": 1}, line, {"c": 2}))
-    with pytest.raises(RunError, match=rf"scores\.jsonl:2: this line is {told}"):
+    with pytest.raises(RunError, match=rf"scores\.jsonl:2: this is {told}"):
         read_lines(path)
 
 

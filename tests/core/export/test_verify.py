@@ -93,6 +93,18 @@ def test_what_is_not_ours_is_said_and_not_refused(folder, ecoflap_command):
     assert "notes.txt: it has no seal and is on no list" in out
 
 
+def test_links_are_not_followed_nor_is_a_disk_walked_through(finished, tmp_path):
+    """One that leads back, as there are below /proc, would have no end."""
+    there = tmp_path / "work"
+    shutil.copytree(finished, there / "run")
+    (there / "back").symlink_to(tmp_path)
+    deep = there.joinpath(*"abcdefgh")
+    shutil.copytree(finished, deep / "run")
+    found = verify(tmp_path)
+    assert {file.parts[len(there.parts)] for file in found.files} == {"run"}
+    assert found.strangers == [there.joinpath(*"abcde"), there / "back"]
+
+
 def test_by_the_command_line(folder, ecoflap_command):
     (folder / "model" / "generation_config.json").write_text("{}\n")
     (folder / "plan.json").write_text((folder / "plan.json").read_text().replace('"keep"', '"kept"', 1))

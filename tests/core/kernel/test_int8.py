@@ -200,8 +200,8 @@ def test_weights_are_rounded_and_decoded(outputs, inputs, sparsity, dtype, value
 
 @every_path
 @types
-def test_a_path_decodes(path, dtype, monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", path)
+def test_a_path_decodes(path, dtype, take_path):
+    take_path(path)
     weight = pruned(70, 129, 0.5, dtype)
     packed = pack_dense(weight, values="int8")
     all_of_it = read_rows(packed, 0, 70)

@@ -44,21 +44,21 @@ def test_x_has_any_number_of_axes_and_lies_as_it_likes(dtype, values, shape):
 
 @types
 @kinds
-def test_a_large_batch_goes_by_panels_and_gives_nearly_the_same(dtype, values, monkeypatch):
+def test_a_large_batch_goes_by_panels_and_gives_nearly_the_same(dtype, values, monkeypatch, take_path):
     monkeypatch.setattr(packed_linear, "PANEL", 16 * 64 * dtype.itemsize * 2)
     packed, bias = pack_dense(pruned(100, 64, 0.5, dtype), values=values), numbers(100, dtype=dtype)
     x = numbers(1100, 64, dtype=dtype)
-    monkeypatch.setenv("ECOFLAP_KERNEL", "torch")
+    take_path("torch")
     large = torch.ops.ecoflap.packed_linear(x, packed, bias, 100)
     assert near(large, x, packed, 2.0**-20, bias)
-    monkeypatch.delenv("ECOFLAP_KERNEL")
+    take_path()
     small = torch.cat([torch.ops.ecoflap.packed_linear(row, packed, bias, 100) for row in x.split(50)])
     assert near(small, x, packed, MOST[values] + 2.0**-8 * (dtype == torch.bfloat16), bias)
 
 
 @needs_library
-def test_int8_goes_further_by_the_library_than_its_type(monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", "portable")
+def test_int8_goes_further_by_the_library_than_its_type(monkeypatch, take_path):
+    take_path("portable")
     packed = pack_dense(pruned(16, 32, 0.5, torch.bfloat16), values="int8a8")
     most = route().batch(torch.bfloat16, "int8a8")
     assert most > route().batch(torch.bfloat16)
@@ -71,8 +71,8 @@ def test_int8_goes_further_by_the_library_than_its_type(monkeypatch):
 
 
 @pytest.mark.parametrize("path", [*usable(), "torch"])
-def test_what_does_not_fit_is_refused(path, monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", path if usable() else "")
+def test_what_does_not_fit_is_refused(path, take_path):
+    take_path(path if usable() else "")
     packed, x = pack_dense(pruned(20, 30, 0.5, torch.bfloat16), values="int8"), torch.zeros(2, 30).bfloat16()
     multiply = torch.ops.ecoflap.packed_linear
     with pytest.raises(KernelError, match=r"are torch.bfloat16 and are given torch.float32: convert one, by \.to"):

@@ -47,10 +47,10 @@ def packed(embedding, values="exact"):
 @every_kind
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("by", ["library", "numpy"])
-def test_rows_are_those_of_the_dense_matrix(values, dtype, by, monkeypatch):
+def test_rows_are_those_of_the_dense_matrix(values, dtype, by, take_path):
     matrix = pack_dense(pruned(37, 30, 0.4, dtype), values=values)
     if by == "numpy":
-        monkeypatch.setenv("ECOFLAP_KERNEL", "torch")
+        take_path("torch")
     ids = torch.tensor([[36, 0, 16], [15, 36, 5]])
     rows = torch.ops.ecoflap.packed_rows(matrix, ids, 30, dtype)
     assert torch.equal(rows, unpack(matrix)[ids])

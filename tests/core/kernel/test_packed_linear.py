@@ -40,8 +40,8 @@ def test_x_and_bias_lie_as_they_like(dtype):
 
 
 @types
-def test_a_large_batch_goes_by_panels(dtype, monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", "torch")
+def test_a_large_batch_goes_by_panels(dtype, monkeypatch, take_path):
+    take_path("torch")
     monkeypatch.setattr(packed_linear, "PANEL", 16 * 64 * dtype.itemsize * 2)
     weight, bias = pruned(100, 64, 0.5, dtype), numbers(100, dtype=dtype)
     x = numbers(1100, 64, dtype=dtype)
@@ -58,8 +58,8 @@ def test_memory_that_begins_anywhere_is_read(dtype):
 
 
 @pytest.mark.parametrize("path", [*usable(), "torch"])
-def test_what_does_not_fit_is_refused(path, monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", path if usable() else "")
+def test_what_does_not_fit_is_refused(path, take_path):
+    take_path(path if usable() else "")
     packed, x = pack_dense(pruned(20, 30, 0.5, torch.float32)), torch.zeros(2, 30)
     multiply = torch.ops.ecoflap.packed_linear
     with pytest.raises(KernelError, match=r"are torch.float32 and are given torch.bfloat16: convert one, by \.to"):

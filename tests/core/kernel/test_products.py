@@ -134,8 +134,8 @@ def test_any_number_of_threads_gives_the_same(dtype):
 
 @types
 @pytest.mark.parametrize("path", paths())
-def test_a_path_decodes_every_bit(path, dtype, monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", path)
+def test_a_path_decodes_every_bit(path, dtype, take_path):
+    take_path(path)
     weight = pruned(70, 129, 0.5, dtype)
     weight[0, :4] = torch.tensor([-torch.inf, torch.nan, torch.inf, 1e-7])
     integers = {4: torch.int32, 2: torch.int16}[dtype.itemsize]

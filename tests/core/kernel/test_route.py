@@ -13,19 +13,16 @@ needs_library = pytest.mark.skipif(not usable(), reason="there is no library of 
 
 
 @pytest.fixture
-def no_library(monkeypatch):
+def no_library(monkeypatch, take_path):
     """As where ecoflap was installed without a compiler."""
-    monkeypatch.delenv("ECOFLAP_KERNEL", raising=False)
+    take_path()
     for module in (route, matrix):
         monkeypatch.setattr(module, "opened", lambda: "there is no library here")
-    route._route.cache_clear()
-    yield
-    route._route.cache_clear()
 
 
 @needs_library
-def test_the_fastest_path_is_taken(monkeypatch):
-    monkeypatch.delenv("ECOFLAP_KERNEL", raising=False)
+def test_the_fastest_path_is_taken(take_path):
+    take_path()
     assert route.route().name == usable()[0]
     assert route.route().batch(torch.float32) > 0
     assert route.route().batch(torch.float64) == 0
@@ -33,33 +30,33 @@ def test_the_fastest_path_is_taken(monkeypatch):
 
 @needs_library
 @pytest.mark.parametrize("name", usable())
-def test_a_path_is_forced(name, monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", name)
+def test_a_path_is_forced(name, take_path):
+    take_path(name)
     assert route.route().name == name
     assert route.route().why == "ECOFLAP_KERNEL says so"
 
 
 @needs_library
-def test_torch_is_forced(monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", "torch")
+def test_torch_is_forced(take_path):
+    take_path("torch")
     taken = route.route()
     assert (taken.name, taken.batch(torch.bfloat16)) == ("torch", 0)
     assert "not fast" in taken.why
 
 
 @needs_library
-def test_a_path_that_is_not_known_is_refused(monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", "avx521")
+def test_a_path_that_is_not_known_is_refused(take_path):
+    take_path("avx521")
     with pytest.raises(KernelError, match=r"no path named 'avx521'\. Did you mean 'avx512'\? Known: amx, avx2"):
         route.route()
 
 
 @needs_library
-def test_a_path_that_this_cpu_lacks_is_refused(monkeypatch):
+def test_a_path_that_this_cpu_lacks_is_refused(take_path):
     lacking = [path for path in library().paths() if path.lacks]
     if not lacking:
         pytest.skip("this CPU has every path")
-    monkeypatch.setenv("ECOFLAP_KERNEL", lacking[0].name)
+    take_path(lacking[0].name)
     with pytest.raises(KernelError, match=rf"{lacking[0].name}: .*lacks it|without it.*Here it may be .*portable"):
         route.route()
 
@@ -70,8 +67,8 @@ def test_without_a_library_torch_multiplies(no_library):
     assert taken.why.startswith("there is no library here. Until then each panel of rows is decoded")
 
 
-def test_without_a_library_no_path_can_be_forced(no_library, monkeypatch):
-    monkeypatch.setenv("ECOFLAP_KERNEL", "avx2")
+def test_without_a_library_no_path_can_be_forced(no_library, take_path):
+    take_path("avx2")
     with pytest.raises(KernelError, match=r"ECOFLAP_KERNEL=avx2: there is no library here\. Unset it"):
         route.route()
 

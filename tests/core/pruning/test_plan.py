@@ -7,6 +7,7 @@ from torch import nn
 
 from ecoflap import Anatomy, Block, Layer, Tower
 from ecoflap.core.budget.counts import Keep, Pattern
+from ecoflap.core.budget.curves import Curve
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.pruning.plan import make_plan, pools_of
@@ -100,13 +101,34 @@ def test_scores_of_blocks_count_once_and_errors_are_finite_or_none(anatomy):
     assert {group.standard_error for group in plan.groups.values()} == {None}
 
 
+def test_a_group_has_the_curve_of_its_layers_and_its_plan_is_read_back(anatomy, tmp_path):
+    seen = []
+
+    class Uniformly:
+        def __call__(self, groups, keep):
+            seen.extend(groups)
+            return Uniform()(groups, keep)
+
+    names = [layer.name for block, layer in anatomy.layers() if block.tower != "qformer"]
+    curves = {name: Curve((0.4, 0.75), (float(at), 2.0 * at)) for at, name in enumerate(names)}
+    pools = pools_of(anatomy, Fraction(7, 10), {}, [])
+    plan = make_plan(pools, Uniformly(), "block", Scores("layer", "sum", curves))
+    assert [(group.block, group.score) for group in seen] == [(name, 0.0) for name in plan.groups]
+    for name, group in plan.groups.items():
+        first = names.index(f"{name}.x")
+        assert group.curve == Curve((0.4, 0.75), (2.0 * first + 1, 4.0 * first + 2))
+        assert (group.score, group.standard_error) == (4.0 * first + 2, None)
+    write_plan(tmp_path / "plan.json", plan, {}, tmp_path / "none")
+    assert read_plan(tmp_path / "plan.json") == plan
+
+
 @pytest.mark.parametrize(
     ("counts", "told"),
     [
         (lambda groups, keep: [group.size for group in groups], "keeps 332 weights in 2 groups; it was asked for 166"),
         (lambda groups, keep: [keep], "keeps 166 weights in 1 groups; it was asked for 166 in 2"),
         (lambda groups, keep: [keep + 1, -1], "keeps -1 of the 140 weights of language, which keeps 0 to 140"),
-        (lambda groups, keep: [keep / 2] * 2, r"the allocator's counts are \[83.0, 83.0\] …; whole numbers are wanted"),
+        (lambda groups, keep: [keep / 2] * 2, r"Wrong answered \[83.0, 83.0\]; a list of whole numbers is wanted"),
     ],
 )  # fmt: skip
 def test_an_allocator_that_breaks_the_budget_is_refused(anatomy, counts, told):

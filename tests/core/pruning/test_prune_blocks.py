@@ -1,5 +1,6 @@
 """The fine step on a pico model: order, resuming, and what a pruner from anywhere may not do."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -234,3 +235,25 @@ def test_a_finished_block_of_which_a_byte_changed_is_refused(step, tmp_path, dou
     path.unlink()
     assert list(step(pruner)[0]())
     assert path.read_bytes() == written
+
+
+def test_with_sequential_a_layer_sees_what_pruned_ones_before_it_give(step):
+    """o is pruned by what attention gives with q, k and v pruned, down by what pruned gate and up give."""
+    plain, _ = step(Wanda())
+    expected = plain()
+    one, _ = step(Wanda())
+    one = replace(one, sequential=True, folder=one.folder.parent / "sequential")
+    masks = one()
+    order = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    by_hand, _ = step(Wanda())
+    layers = {layer.name.split(".")[-2]: layer for layer in by_hand.replay.anatomy.layers_of["model.layers.0"]}
+    for group in order:
+        seen = by_hand.replay.run(0, Wanda.needs)
+        for name in group:
+            layer = layers[name]
+            budget = by_hand.plan.layers[layer.name].budget
+            pruned = Wanda()(layer.weight.data, seen[layer.name], budget, place(layer.name))
+            layer.weight.data.copy_(pruned.weight)
+            assert torch.equal(masks[layer.name], pruned.mask)
+    assert torch.equal(masks[layers["q_proj"].name], expected[layers["q_proj"].name])
+    assert not torch.equal(masks[layers["down_proj"].name], expected[layers["down_proj"].name])

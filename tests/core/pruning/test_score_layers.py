@@ -6,6 +6,7 @@ from torch import nn
 
 from ecoflap import Block, EcoflapError, Layer, Replay
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.budget.curves import Curve
 from ecoflap.core.contracts.events import Warned
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import ModelError
@@ -74,16 +75,38 @@ def test_what_is_known_is_neither_asked_nor_written_again(score, tmp_path):
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1 + 4
 
 
+def test_a_scorer_whose_scores_depend_on_each_other_is_asked_for_all_of_them(layers, replay, tmp_path):
+    asked = []
+
+    class Together:
+        together = True
+
+        def __call__(self, replay, wanted):
+            asked.append([layer.name for layer in wanted])
+            yield from GOOD[: 4 if len(asked) > 1 else 2]
+
+    def score():
+        return score_layers(spec("scorer", Together()), "sum", replay, layers, tmp_path / "s.jsonl", lambda event: None)
+
+    with pytest.raises(ModelError, match="no score for 2"):
+        score()
+    assert dict(score().values) == dict(GOOD)
+    assert asked == [["a.x", "a.y", "b.x", "b.y"]] * 2
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (float("nan"), "a.x: its score is nan; a score must be a finite number that is not negative"),
-        (float("inf"), "a.x: its score is inf"),
-        (-1.0, "a.x: its score is -1.0"),
-        (Estimate([-1.0, -2.0]), "a.x: its score is -1.5"),
-        ("high", "a.x: the scorer gave 'high' as its score; a score is a float"),
-        (None, "a.x: the scorer gave None"),
-        (True, "a.x: the scorer gave True"),
+        (
+            float("nan"),
+            "a.x, by the scorer Scorer: its score is nan; a score must be a finite number that is not negative",
+        ),
+        (float("inf"), "a.x: the scorer Scorer gave inf"),
+        (-1.0, "a.x, by the scorer Scorer: its score is -1.0"),
+        (Estimate([-1.0, -2.0]), "a.x, by the scorer Scorer: its score is -1.5"),
+        ("high", "a.x: the scorer Scorer gave 'high' as its score; a score is a finite float or a Curve"),
+        (None, "a.x: the scorer Scorer gave None"),
+        (True, "a.x: the scorer Scorer gave True"),
     ],
 )
 def test_a_score_that_is_none_is_refused_by_name_and_not_kept(score, tmp_path, value, told):
@@ -118,6 +141,44 @@ def test_scores_that_tell_nothing_apart_are_warned_of(score, events, value, said
 def test_scores_that_differ_are_not_warned_of(score, events):
     score(GOOD)
     assert not [event for event in events if isinstance(event, Warned)]
+
+
+CURVES = [(name, Curve((0.4, 0.8), (0.1, float(at)))) for at, (name, _) in enumerate(GOOD)]
+
+
+def test_curves_are_kept_as_they_are_found(score, tmp_path):
+    with pytest.raises(ModelError, match=r"no score for 3 layer\(s\)"):
+        score(CURVES[:1])
+    scores, asked = score(CURVES)
+    assert (scores.kind, dict(scores.values), asked) == ("curve", dict(CURVES), ["a.y", "b.x", "b.y"])
+    line = (tmp_path / "scores.jsonl").read_text().splitlines()[2]
+    assert line.startswith('{"name": "a.y", "levels": [0.4, 0.8], "rises": [0.1, 1.0], "seal": ')
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (1.0, r"a\.y: the scorer Scorer gave 1\.0, and Curve.* before; all of its scores are of one kind"),
+        (
+            Curve((0.4, 0.7), (1.0, 2.0)),
+            r"a\.y: the scorer Scorer gave a curve at \[0\.4, 0\.7\], and those before are at \[0\.4, 0\.8\]",
+        ),
+    ],
+)
+def test_scores_are_all_of_one_kind_and_one_ladder(score, second, told):
+    with pytest.raises(ModelError, match=told):
+        score([CURVES[0], ("a.y", second)])
+    with pytest.raises(ModelError, match=r"a\.y: the scorer Scorer gave"):  # the first is read back
+        score([("a.y", 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("rises", "said"), [((0.0, 0.0), "the score of every layer is 0"), ((0.1, 0.3), "the curve of")]
+)
+def test_curves_that_tell_nothing_apart_are_warned_of(score, events, rises, said):
+    score([(name, Curve((0.4, 0.8), rises)) for name, _ in GOOD])
+    (warned,) = [event.message for event in events if isinstance(event, Warned)]
+    assert warned.startswith(f"Scorer: {said}")
 
 
 def test_a_scorer_that_raises_is_named(layers, replay, tmp_path):

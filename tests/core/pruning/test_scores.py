@@ -1,11 +1,14 @@
 """Scores are read back as they were written; a line that is none is told with its number."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sealed_by_hand import write_lines
 
+from ecoflap.core.budget.curves import Curve
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import RunError
-from ecoflap.core.pruning.scores import header_line, read_scores, score_line
+from ecoflap.core.pruning.scores import Scores, header_line, read_scores, score_line
 
 
 def written(path, *lines):
@@ -24,12 +27,30 @@ def test_scores_are_read_back_with_the_terms_of_estimates(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [{"name": "a"}, {"name": 1, "score": 1.0}, {"name": "a", "score": "1"}, {"name": "a", "score": True}]
-    + [{"name": "a", "score": 1.0, "terms": terms} for terms in (1.0, [], ["1"])],
+    + [{"name": "a", "score": 1.0, "terms": terms} for terms in (1.0, [], ["1"])]
+    + [{"name": "a", "levels": levels, "rises": [1.0, 2.0]} for levels in (None, [0.4], [0.6, 0.4], ["0.4", 0.6])]
+    + [{"name": name, "levels": [0.4, 0.6], "rises": rises} for name, rises in ((1, [1.0, 2.0]), ("a", 1.0))],
 )
 def test_a_line_that_is_no_score_is_told_with_its_number(line, tmp_path):
     path = written(tmp_path / "scores.jsonl", header_line("layer", "sum"), score_line("a", 1.0), line)
     with pytest.raises(RunError, match=r"scores\.jsonl:3: this line is not the score of a layer or block"):
         read_scores(path)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3, max_size=3))
+def test_curves_are_read_back_bit_for_bit(tmp_path_factory, rises):
+    curve = Curve((0.1, 1 / 3, 0.7), tuple(rises))
+    path = tmp_path_factory.mktemp("scores") / "scores.jsonl"
+    found = read_scores(written(path, header_line("block", "sum"), score_line("a", curve)))
+    assert (found.kind, found.values["a"].levels) == ("curve", curve.levels)
+    assert [rise.hex() for rise in found.values["a"].rises] == [rise.hex() for rise in rises]
+
+
+@pytest.mark.parametrize(("aggregate", "factor"), [("sum", 1), ("mean", 1 / 2), ("per_parameter", 1 / 8)])
+def test_a_groups_curve_is_that_of_its_members(aggregate, factor):
+    curves = {"a": Curve((0.4, 0.8), (1.0, 2.0)), "b": Curve((0.4, 0.8), (3.0, 6.0))}
+    scores = Scores("layer", aggregate, curves)
+    assert scores.of({"a": 6, "b": 2}) == Curve((0.4, 0.8), (4.0 * factor, 8.0 * factor))
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"unit": "row"}, {"aggregate": None}])

@@ -7,8 +7,9 @@ import os
 import pytest
 
 from ecoflap.core.errors import RunError
+from ecoflap.core.record.clock import Clock
 from ecoflap.core.record.environment import peak_memory
-from ecoflap.core.record.folder import Clock, RunFolder, open_run, require_finished
+from ecoflap.core.record.folder import RunFolder, open_run, require_finished
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_stage_told_in_pieces_is_summed(folder):
 
 def test_the_clock_tells_what_passed_since_it_last_told(folder, monkeypatch):
     now = iter([10.0, 11.0, 16.0, 16.0, 16.0, 18.0, 18.0])
-    monkeypatch.setattr("ecoflap.core.record.folder.perf_counter", lambda: next(now))
+    monkeypatch.setattr("ecoflap.core.record.clock.perf_counter", lambda: next(now))
     clock = Clock("score", folder)
     clock.tick()  # too early
     clock.tick()

@@ -12,7 +12,8 @@ from ecoflap.core.record.report import Report, read_report
 
 KEYS = [
     "version", "finished", "recipe", "parameters", "prunable", "kept", "kept_zeros", "sparsity", "towers", "groups",
-    "blocks", "measures", "bytes", "stages", "warnings", "machine", "versions", "exports", "lines", "seal",
+    "blocks", "measures", "bytes", "stages", "warnings", "machine", "versions", "exports", "lines", "refined",
+    "seal",
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from killing import killer_in
 
 
 @pytest.fixture
@@ -14,3 +15,9 @@ def command_code():
         support = str(Path(__file__).parents[2] / "support" / "models")
         return f"import sys; sys.path.append({support!r}); from old_llama import register; register(); {code}"
     return code
+
+
+@pytest.fixture
+def killer(tmp_path):
+    """An environment for a process that is to kill itself."""
+    return killer_in(tmp_path)

@@ -1,8 +1,10 @@
 """Whole runs on a pico model: the plan holds on the files, read back."""
 
 import json
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
+from typing import ClassVar
 
 import pytest
 import torch
@@ -73,6 +75,67 @@ def test_the_plan_holds_on_the_files(plain, pico, tmp_path, score, allocator, pr
     assert (run.folder / "scores.jsonl").exists() == (allocator != "uniform")
     assert not (run.folder / "blocks").exists()
     assert read_report(run.folder / "report.json") == run.report
+
+
+@pytest.mark.parametrize(
+    ("score", "allocator"),
+    [
+        ({"use": "sensitivity", "samples": 2}, "marginal"),
+        (
+            {"use": "sensitivity", "samples": 2, "joint": False, "granularity": "layer", "prune": "magnitude"},
+            "marginal",
+        ),
+        ("hill", "alpha"),
+        (None, {"use": "atp", "beta": 0.05}),
+    ],
+)
+def test_the_plan_holds_with_other_budgets(plain, pico, tmp_path, score, allocator):
+    recipe = plain(score=score, allocate=allocator, prune="sparsegpt", sparsity=0.61)
+    run = ecoflap.run(recipe, folder=tmp_path / "run")
+    check(run, pico / "model", 0.61)
+    assert read_report(run.folder / "report.json") == run.report
+    counts = {name: [layer.keep / layer.size for layer in run.plan.layers.values() if layer.block == name]
+              for name in run.report.blocks}  # fmt: skip
+    assert len({round(sum(shares) / len(shares), 4) for shares in counts.values()}) > 1
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    curves = [group.curve for group in run.report.groups.values()]
+    assert all((str(curve) in page) == (curve is not None) for curve in curves)
+    assert all(curve is not None for curve in curves) == (allocator == "marginal")
+
+
+def test_a_global_threshold_keeps_the_largest_weights_of_the_whole_model(plain, pico, tmp_path):
+    """Although its layers are pruned one by one: masks against a sort of all magnitudes."""
+    score = {"use": "global_threshold", "sparsity": 0.6, "granularity": "layer"}
+    allocate = {"use": "ecoflap", "max_sparsity": 1.0}
+    recipe = plain(score=score, allocate=allocate, prune="magnitude", sparsity=0.6, calibration=None)
+    masks = ecoflap.load_masks(ecoflap.run(recipe, folder=tmp_path / "run").folder)
+    dense = load_file(pico / "model" / "model.safetensors")
+    values = torch.cat([dense[name].abs().flatten() for name in masks]).sort(descending=True).values
+    threshold = values[len(values) * 2 // 5 - 1]
+    for name, mask in masks.items():  # of those that equal it, some go
+        magnitudes = dense[name].abs()
+        assert torch.equal(mask & (magnitudes != threshold), magnitudes > threshold), name
+    assert sum(int(mask.sum()) for mask in masks.values()) == len(values) * 2 // 5
+
+
+def test_a_model_is_scored_in_the_type_that_the_scorer_asks_for(plain, tmp_path):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Sees:
+        dtype: ClassVar[str] = "model"
+
+        def __call__(self, replay, layers):
+            seen.append(replay.dtype)
+            yield from ((layer.name, 1.0 + at) for at, layer in enumerate(layers))
+
+    @dataclass(frozen=True)
+    class SeesWide(Sees):
+        dtype: ClassVar[str] = "float32"
+
+    for number, scorer in enumerate((Sees, SeesWide)):
+        ecoflap.run(plain(score=scorer, allocate="ecoflap"), folder=tmp_path / str(number))
+    assert seen == [None, torch.float32]
 
 
 @pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])

@@ -225,7 +225,14 @@ def test_the_work_is_told_in_forwards_and_tokens(plain):
     assert told["prune"] == "wanda: 3 blocks, each block twice on 4 samples of 16 tokens, 2 a batch"
     assert told["evaluate"] == "perplexity: before and after"
     assert work(allocate="uniform")["score"] == "nothing: uniform looks at no score"
+    best = {"use": "best_of", "of": ["uniform", "ecoflap"]}
+    assert work(allocate=best)["allocate"] == (
+        "best_of: the model is pruned by each of uniform, ecoflap, to see which loses least"
+    )
     assert work(score="magnitude")["score"] == "magnitude: no data needed"
+    assert work(score={"use": "sensitivity", "samples": 3})["score"] == (
+        "sensitivity: 20 forwards from the block in question on, over 3 samples of 16 tokens, 2 a batch"
+    )
     assert work(prune="magnitude")["prune"] == "magnitude: 3 blocks, no data needed"
     calibration = {key: value for key, value in plain()["calibration"].items() if key != "sequence_length"}
     assert "4 samples of 128 tokens" in work(calibration=calibration)["prune"]
@@ -285,7 +292,7 @@ def test_a_model_two_adapters_claim(two_towers):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(registry), "find", lambda self, kind, name: Greedy)
         with pytest.raises(
-            ModelError, match=r"these adapters all claim it: .*llama, .*towers.*\. Choose one with model\.adapter"
+            ModelError, match=r"these adapters all claim it: .*llama, .*towers.*\. Choose one: with model\.adapter"
         ):
             adapter_for(Source("x"), registry)
 

@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 import torch
+from killing import in_a_fork
 from sealed_by_hand import write_lines, write_sealed
 
 import ecoflap
@@ -21,49 +22,6 @@ from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
 
-KILLER = '''
-"""An observer that kills its process: at the n-th event of a kind, or about the rename of a file."""
-
-import os
-import signal
-from pathlib import Path
-
-from ecoflap import hookimpl
-
-KIND, _, REST = os.environ["KILL_AT"].partition(":")
-seen = 0
-
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@hookimpl
-def ecoflap_on_event(event):
-    global seen
-    what, _, count = REST.rpartition(":")
-    if KIND == "event" and what in f"{type(event).__name__} {getattr(event, 'stage', '')}":
-        seen += 1
-        if seen == int(count):
-            die()
-
-
-def dangerous(rename):
-    def renamed(source, target, **keywords):
-        name, _, when = REST.rpartition(":")
-        hit = str(target).endswith(name)
-        if hit and when == "before":
-            die()
-        rename(source, target, **keywords)
-        if hit and when == "after":
-            die()
-
-    return renamed
-
-
-if KIND == "rename":
-    os.replace, os.rename = dangerous(os.replace), dangerous(os.rename)
-'''
 POINTS = [
     "event:RunStarted:1",
     "event:StageFinished load:1",
@@ -103,34 +61,6 @@ def unbroken(recipe, tmp_path, lasting):
     return lasting(ecoflap.run(recipe, folder=tmp_path / "unbroken").folder)
 
 
-@pytest.fixture
-def killer(tmp_path):
-    """An environment for a process that is to kill itself."""
-    (tmp_path / "killer.py").write_text(KILLER)
-    (tmp_path / "killer.yaml").write_text("version: 1\nplugins: {killer: killer}\n")
-
-    def killer(point):
-        return {"KILL_AT": point, "PYTHONPATH": str(tmp_path), "ECOFLAP_REGISTRY": str(tmp_path / "killer.yaml")}
-
-    return killer
-
-
-def in_a_fork(environment, call):
-    """Call it in a process of its own, which is quicker than starting Python anew; its exit status."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which do nothing here
-        child = os.fork()
-    if child == 0:
-        try:
-            os.environ.update(environment)
-            sys.path[:0] = [environment.get("PYTHONPATH", "")]
-            call()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, killer, tmp_path, point):
     folder = tmp_path / "run"
@@ -141,6 +71,19 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, kille
     assert not (folder / "blocks").exists()
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
     assert list(run.report.bytes) == ["model", "safetensors", "hugging_face"]
+
+
+@pytest.mark.parametrize("point", ["event:Progress score:2", "event:Progress score:3", "rename:plan.json:before"])
+def test_curves_last_like_any_score(plain, lasting, killer, tmp_path, point):
+    recipe = plain(score={"use": "sensitivity", "samples": 2})
+    whole = lasting(ecoflap.run(recipe, folder=tmp_path / "unbroken").folder)
+    folder = tmp_path / "run"
+    assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
+    found = (folder / "scores.jsonl").read_bytes()
+    assert found.count(b'"rises"') == {"event:Progress score:2": 1, "event:Progress score:3": 2}.get(point, 3)
+    ecoflap.run(recipe, folder=folder)
+    assert lasting(folder) == whole
+    assert whole["scores.jsonl"].startswith(found)
 
 
 @pytest.mark.parametrize("point", FINISHED)
@@ -183,7 +126,7 @@ def test_what_is_finished_is_not_done_again(recipe, killer, heard_by, tmp_path):
 
 def test_the_time_of_killed_processes_counts_from_their_last_sign_of_life(recipe, killer, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    monkeypatch.setattr("ecoflap.core.record.folder.Clock.EVERY", 0.0)
+    monkeypatch.setattr("ecoflap.core.record.clock.Clock.EVERY", 0.0)
     in_a_fork(killer("event:StageFinished score:1"), lambda: ecoflap.run(recipe, folder=folder))
     lines = [json.loads(line) for line in (folder / "stages.jsonl").read_text().splitlines()]
     assert len([line for line in lines if line["stage"] == "score"]) == 23

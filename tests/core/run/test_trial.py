@@ -110,6 +110,39 @@ def whole(folder: Path) -> None:
     return
 
 
+def changed(**settings: Any) -> Callable[[Path], None]:
+    """Change the processor's settings, those of its images too."""
+
+    def spoil(folder: Path) -> None:
+        content = json.loads((folder / "processor_config.json").read_text())
+        content["image_processor"].update(settings.pop("image_processor", {}))
+        (folder / "processor_config.json").write_text(json.dumps({**content, **settings}))
+
+    return spoil
+
+
+def of_another_family(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        delete("processor_config.json", "tokenizer.json", "tokenizer_config.json")(folder)
+        GENERIC_ROWS[name].adapter().processor.save_pretrained(folder)
+
+    return spoil
+
+
+def without_the_image_token(folder: Path) -> None:
+    without_key("tokenizer_config.json", "image_token", "extra_special_tokens")(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] != "<image>"]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+LARGER = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+TOO_LARGE = (
+    r"calibration: the LlavaForConditionalGeneration cannot read what its LlavaProcessor made: Input image size "
+    r"\(56\*56\) doesn't match model \(28\*28\)\. .* Are its patches and the size of its images those of config.json\?"
+)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -119,15 +152,37 @@ def whole(folder: Path) -> None:
         (with_token, "calibration: sample 0 of a batch has no place for its image: the model looks for token 9"),
         (
             lambda folder: (folder / "chat_template.jinja").write_text(TEMPLATE),
-            "calibration: the LlavaProcessor cannot read the images and texts: .* 0 <image> tokens",
+            "calibration: the LlavaProcessor cannot read the images and texts: .* chat template writes no '<image>'",
         ),
         (
             lambda folder: (folder / "chat_template.jinja").write_text("{{ messages.nope.nope }}"),
             "calibration: the chat template of the LlavaProcessor failed",
         ),
         (without_key("tokenizer_config.json", "pad_token"), "calibration: the .* has no padding token"),
+        (
+            without_the_image_token,
+            r"calibration: the LlavaProcessor cannot be used: '<image>' stands for an image, and its \w+ has no such",
+        ),
+        (changed(image_processor=LARGER), TOO_LARGE),
+        (changed(patch_size=7), "calibration: .* what its LlavaProcessor made: Image features .* do not match"),
+        (
+            of_another_family("idefics3"),
+            "calibration: .* what its Idefics3Processor made: .* For a model of type 'llava' transformers has LlavaPro",
+        ),
     ],
-    ids=["no processor", "no tokenizer", "damaged", "other image token", "no image", "bad template", "no padding"],
+    ids=[
+        "no processor",
+        "no tokenizer",
+        "damaged",
+        "other image token",
+        "no image",
+        "bad template",
+        "no padding",
+        "no image token",
+        "other size",
+        "other patches",
+        "other family",
+    ],
 )
 def test_a_processor_that_does_not_serve(of_llava, tmp_path, spoil, said):
     pytest.importorskip("transformers", minversion="5")

@@ -100,9 +100,21 @@ def test_what_is_wrong_with_parameters(pairs, tmp_path: Path):
     assert "pairs.jsonl" in said
     (said,) = told(TextPair(path=pairs, samples=9))
     assert said == (
-        f"text_pair: 9 samples are asked for, and portion [0.0, 1.0] of {pairs} has 6. Set samples: 6, or null for all "
-        f"there are; or give more."
+        f"text_pair: 9 samples are asked for, and {pairs} has 6. Set samples: 6, or null for all there are; or give "
+        f"more."
     )
+    (said,) = told(TextPair(path=pairs, samples=4, portion=(0.0, 0.5)))
+    assert f"and portion [0.0, 0.5] of {pairs} has 3. Set samples: 3, or" in said
+
+
+def test_a_folder_with_an_index_or_without_one(index, tmp_path: Path):
+    index(ROWS, "index.jsonl")
+    data = TextPair(path=tmp_path, samples=1, order="first")
+    assert [one.question for one in read(data)] == ["say 0"]
+    assert list(data.files()) == [tmp_path / "index.jsonl"]
+    (tmp_path / "index.jsonl").unlink()
+    (said,) = told(data)
+    assert said.startswith(f"text_pair: the folder {tmp_path} holds no index. Known: index.jsonl, ")
 
 
 def test_a_published_file_is_another_datasets(tmp_path: Path):

@@ -180,6 +180,26 @@ def test_a_model_without_tokenizer_and_data_that_are_not_there(
         LmEval(("none",), tasks)(pico_llama(), LlamaAdapter(), ignore)
 
 
+def test_a_hub_that_does_not_answer_is_not_asked_again_and_again(
+    tasks: Path, pico_llama: Callable[..., Any], pico_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    from huggingface_hub import constants
+
+    seen: list[bool] = []
+
+    def evaluate(**_: Any) -> None:
+        seen.append(constants.HF_HUB_OFFLINE)
+        raise OSError("no hub")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("ecoflap.core.model.hub.is_reachable", lambda: False)
+    monkeypatch.setattr(lm_eval, "simple_evaluate", evaluate)
+    with pytest.raises(DataError, match="lm_eval: no hub"):
+        LmEval(("pick",), tasks)(pico_llama(), adapted(LlamaAdapter(), pico_tokenizer), ignore)
+    assert seen == [True]
+    assert not constants.HF_HUB_OFFLINE
+
+
 @pytest.mark.parametrize("wrong", [{"tasks": ()}, {"limit": 0}, {"num_fewshot": -1}, {"batch_size": 0}])
 def test_settings_that_cannot_be(wrong: dict[str, Any]):
     with pytest.raises(EcoflapError, match=next(iter(wrong))):

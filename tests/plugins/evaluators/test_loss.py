@@ -32,6 +32,13 @@ class Counted(LlamaAdapter):
         return batch["input_ids"][:, 0].double().mean()
 
 
+class Words(nn.Module):
+    """A model of which nothing is asked but how many tokens it knows."""
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return nn.Embedding(100, 1)
+
+
 def numbers(*values: int) -> Given:
     return Given([Sample(tokens=torch.tensor([value])) for value in values])
 
@@ -43,7 +50,7 @@ def test_is_an_evaluator():
 def test_by_hand():
     """Batches of 2, 2 and 1 + 2: the last sample, alone, joins those before."""
     adapter = Counted()
-    found = Loss(numbers(1, 3, 2, 2, 9), 2)(nn.Identity(), adapter, ignore)["loss"]
+    found = Loss(numbers(1, 3, 2, 2, 9), 2)(Words(), adapter, ignore)["loss"]
     assert adapter.batches == [[1, 3], [2, 2, 9]]
     assert found.value == pytest.approx(17 / 5)
     assert (found.n, found.unit, found.larger_is_better) == (5, "samples", False)
@@ -57,16 +64,16 @@ def test_by_hand():
 )
 def test_no_sample_is_alone_in_a_larger_batch(count: int, size: int, wanted: list[int]):
     adapter = Counted()
-    Loss(numbers(*range(count)), size)(nn.Identity(), adapter, ignore)
+    Loss(numbers(*range(count)), size)(Words(), adapter, ignore)
     assert [len(batch) for batch in adapter.batches] == wanted
     assert [value for batch in adapter.batches for value in batch] == list(range(count))
 
 
 def test_of_single_samples_the_error_is_that_of_a_mean():
-    found = Loss(numbers(1, 2, 3, 6), 1)(nn.Identity(), Counted(), ignore)["loss"]
+    found = Loss(numbers(1, 2, 3, 6), 1)(Words(), Counted(), ignore)["loss"]
     assert found.value == 3
     assert found.standard_error == pytest.approx(stdev([1, 2, 3, 6]) / 2)
-    assert Loss(numbers(5))(nn.Identity(), Counted(), ignore)["loss"].standard_error == math.inf
+    assert Loss(numbers(5))(Words(), Counted(), ignore)["loss"].standard_error == math.inf
 
 
 SOME = ("t5_untied_gated", "blip2_opt", "clip", "vit_classifier", "lavis BLIP-2 T5", "lavis BLIP-2 retrieval")
@@ -101,7 +108,7 @@ def test_a_contrastive_loss_is_refused_a_batch_of_one():
 
 def test_a_broken_model_and_no_data():
     with pytest.raises(DataError, match="loss: its data holds no sample"):
-        Loss(Given([]))(nn.Identity(), Counted(), ignore)
+        Loss(Given([]))(Words(), Counted(), ignore)
     model = pico_t5.build()
     model.lm_head.weight.data[:] = math.nan
     with pytest.raises(ModelError, match="loss: the loss of batch 0 is nan; the model is broken"):

@@ -1,0 +1,191 @@
+"""Every method and the sensible chains of them, on the models in the box, each beside its seconds and its memory.
+
+    python benchmarks/methods.py smollm2 runs/methods benchmarks/results/methods.jsonl [--seeds 0 1 2] [--only admm]
+    python benchmarks/methods.py --table benchmarks/results/methods.jsonl
+
+Each row is a run of a shipped recipe in a process of its own, on one thread: what it took is that process's CPU time
+and the most memory it held. A row that is there is not done again, so this may be stopped and started as one likes.
+``jitter`` is the first seed with one weight less for each layer: what that moves is noise, and so is any smaller
+difference. The second perplexity is of a text that is in every Python, the documentation of its language, so that
+nothing is tuned to one text.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from math import log
+from pathlib import Path
+from pydoc_data.topics import topics
+from statistics import mean, stdev
+from typing import Any
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+RECONSTRUCT, DISTILL = "{use: reconstruct}", "{use: distill}"
+SWAPPED = "{use: refit, inner: {use: swap, inner: wanda}}"
+UNIFORM = ("score=null", "allocate=uniform")
+PRUNERS = {
+    "magnitude": ("prune={use: magnitude, compare: row}",),
+    "wanda": ("prune=wanda",),
+    "ria": ("prune={use: by_metric, metric: ria}",),
+    "sparsegpt": ("prune=sparsegpt",),
+    "wanda → refit": ("prune={use: refit, inner: wanda}",),
+    "wanda → swap → refit": (f"prune={SWAPPED}",),
+    "admm": ("prune=admm",),
+    "wanda → reconstruct": ("prune=wanda", f"refine=[{RECONSTRUCT}]"),
+    "admm → reconstruct": ("prune=admm", f"refine=[{RECONSTRUCT}]"),
+    "admm → distill": ("prune=admm", f"refine=[{DISTILL}]"),
+    "admm → reconstruct → distill": ("prune=admm", f"refine=[{RECONSTRUCT}, {DISTILL}]"),
+}
+MODELS = {"smollm2": "box/smollm2", "gemma3": "box/gemma3", "blip2": "box/blip2", "clip": "box/clip"}
+SPARSITIES = (0.6, 0.7, 0.5, "2:4")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    :param jitter: Whether each layer keeps one weight less than the sparsity says.
+    """
+
+    model: str
+    method: str
+    sparsity: float | str
+    seed: int
+    jitter: bool = False
+
+    @property
+    def name(self) -> str:
+        plain = f"{self.model}-{self.method}-{self.sparsity}-{self.seed}{'-jitter' if self.jitter else ''}"
+        return plain.replace(" → ", "+").replace(":", "of")
+
+    def settings(self, folder: Path) -> list[str]:
+        """Give what is to be set in the model's recipe."""
+        shift = _one_a_layer(folder, self) if self.jitter else 0.0
+        asked = self.sparsity if isinstance(self.sparsity, str) else self.sparsity + shift
+        own = (f"sparsity={asked}", f"seed={self.seed}", "export=null")
+        return [*UNIFORM, *PRUNERS[self.method], *own, *_evaluation(self.model)]
+
+
+def _evaluation(model: str) -> list[str]:
+    """Ask for 32 windows of each of two texts from a language model, for all questions from the others."""
+    if model not in ("smollm2", "gemma3"):
+        return []
+    wikipedia = f"{{use: text, path: '{RECIPES / 'data' / 'wikipedia.jsonl'}', portion: [0.7, 1], order: spread, %s}}"
+    python = f"{{use: text, path: '{_topics()}', order: spread, %s}}"
+    windows = "samples: 32, sequence_length: 512"
+    return [f"evaluate=[{', '.join(f'{{use: perplexity, data: {text % windows}}}' for text in (wikipedia, python))}]"]
+
+
+def _topics() -> Path:
+    """Write the documentation of Python's language, as ``help()`` has it, into a text file."""
+    path = Path("runs") / "python-topics.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n\n".join(topics[name] for name in sorted(topics)), "utf-8")
+    return path.absolute()
+
+
+def _one_a_layer(folder: Path, row: Row) -> float:
+    """Give what more of sparsity one weight for each layer is, from the plan of the row without jitter."""
+    plan = json.loads((folder / Row(row.model, row.method, row.sparsity, row.seed).name / "plan.json").read_text())
+    return len(plan["layers"]) / plan["size"]
+
+
+def rows(model: str, seeds: Sequence[int], methods: Sequence[str]) -> Iterator[Row]:
+    """Give the rows in the order they are done: the first seed's, its jitter, then the other seeds'."""
+    for number, sparsity in product(range(len(seeds)), SPARSITIES):
+        for method in methods:
+            yield Row(model, method, sparsity, seeds[number])
+            if number == 0 and not isinstance(sparsity, str):
+                yield Row(model, method, sparsity, seeds[0], jitter=True)
+
+
+def run_rows(model: str, work: Path, results: Path, seeds: Sequence[int], methods: Sequence[str]) -> None:
+    """Do what is not done, one row after another."""
+    done = {line["name"] for line in read(results)}
+    work.mkdir(parents=True, exist_ok=True)
+    for row in rows(model, seeds, methods):
+        if row.name not in done:
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(figures(row, work)) + "\n")
+            print(row.name, flush=True)
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """Give the rows that are done."""
+    lines = results.read_text("utf-8").splitlines() if results.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def figures(row: Row, work: Path) -> dict[str, Any]:
+    """Do one row, and give what came out."""
+    folder = work / row.name
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    settings = [part for setting in row.settings(work) for part in ("--set", setting)]
+    command = [sys.executable, "-m", "ecoflap", "run", MODELS[row.model], "--folder", str(folder), *settings]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    return {
+        "name": row.name, **asdict(row),
+        **{when: {name: one["value"] for name, one in found.items()} for when, found in report["measures"].items()},
+        "cpu_seconds": round(after.ru_utime - before.ru_utime, 1),
+        "stages": {stage["stage"]: round(stage["seconds"], 1) for stage in report["stages"]},
+        "peak_megabytes": max(stage["peak_memory"] for stage in report["stages"]) >> 20,
+        "undone": sum(not one["is_kept"] for one in report.get("refined", ())),
+        "machine": report["machine"],
+    }  # fmt: skip
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Write a Markdown table for each model and sparsity: each measure, and what it took."""
+    for model, sparsity in dict.fromkeys((line["model"], line["sparsity"]) for line in lines):
+        mine = [line for line in lines if (line["model"], line["sparsity"]) == (model, sparsity)]
+        measures = list(mine[0]["pruned"])
+        dense = ", ".join(f"{name} {mine[0]['dense'][name]:.4g}" for name in measures)
+        yield f"\n{model}, {sparsity}; dense: {dense}\n"
+        yield f"| method | {' | '.join(f'{name} | one weight a layer less' for name in measures)} | CPU s | MB |"
+        yield f"|---|{'---:|---:|' * len(measures)}---:|---:|"
+        for method in dict.fromkeys(line["method"] for line in mine):
+            own = [line for line in mine if line["method"] == method]
+            yield f"| {method} | {' | '.join(_cells(own, name) for name in measures)} | {_cost(own)} |"
+
+
+def _cells(lines: Sequence[Mapping[str, Any]], measure: str) -> str:
+    """Write the mean over seeds, and of perplexity the excess of its logarithm; beside it what the jitter gave."""
+    values = [line["pruned"][measure] for line in lines if not line["jitter"]]
+    jittered = [line["pruned"][measure] for line in lines if line["jitter"]]
+    spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
+    excess = f" ({log(mean(values) / lines[0]['dense'][measure]):.3f})" if measure.startswith("perplexity") else ""
+    return f"{mean(values):.4g}{spread}{excess} | {f'{jittered[0]:.4g}' if jittered else '–'}"
+
+
+def _cost(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Write the mean of the CPU seconds, both evaluations among them, and the most memory."""
+    return f"{mean(line['cpu_seconds'] for line in lines):.0f} | {max(line['peak_megabytes'] for line in lines)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Prune the models in the box by every method.")
+    parser.add_argument("model", nargs="?", choices=MODELS)
+    parser.add_argument("work", type=Path, nargs="?", help="a folder for the runs")
+    parser.add_argument("results", type=Path, help="the file with a line for each row")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=PRUNERS, default=list(PRUNERS))
+    parser.add_argument("--table", action="store_true", help="write the tables of what is done")
+    asked = parser.parse_args()
+    if asked.table:
+        print("\n".join(table(read(asked.results))))
+    else:
+        run_rows(asked.model, asked.work, asked.results, asked.seeds, asked.only)
+
+
+if __name__ == "__main__":
+    main()

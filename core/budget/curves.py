@@ -1,0 +1,66 @@
+"""The curve of a layer, block or group: how much the loss rises at a ladder of sparsities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
+
+from ecoflap.core.errors import EcoflapError
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A score that is a curve: by how much the loss rises where this part of the model alone loses so much.
+
+    The curve of a group is that of its members, added level by level.
+
+    :param levels: Sparsities, each larger than the one before, between 0 and 1.
+    :param rises: How much the loss rises at each; a measured one may be below 0 where little is lost.
+    """
+
+    levels: tuple[float, ...]
+    rises: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_levels(self.levels)
+        if len(self.rises) != len(self.levels):
+            raise EcoflapError(f"a curve has {len(self.levels)} levels and {len(self.rises)} rises; each level has one")
+        wrong = [
+            f"the rise at {level:g} is {rise}; a rise is finite"
+            for level, rise in zip(self.levels, self.rises, strict=True)
+            if not isfinite(rise)
+        ]
+        if wrong:
+            raise EcoflapError(*wrong)
+
+    @classmethod
+    def sum(cls, curves: Sequence["Curve"], factor: float = 1.0) -> "Curve":
+        """Add curves level by level, and scale the sum.
+
+        :raises EcoflapError: Where there is none, or they are of different levels.
+        """
+        ladders = {curve.levels for curve in curves}
+        if len(ladders) != 1:
+            raise EcoflapError(f"curves of {len(ladders)} different ladders of sparsities cannot be added")
+        sums = (factor * sum(rises) for rises in zip(*(curve.rises for curve in curves), strict=True))
+        return cls(ladders.pop(), tuple(sums))
+
+    def nearest(self, sparsity: float) -> float:
+        """Give the rise at the level that is nearest to a sparsity; of two equally near ones at the lower."""
+        at = min(range(len(self.levels)), key=lambda i: abs(self.levels[i] - sparsity))
+        return self.rises[at]
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{rise:.4g} at {100 * level:g} %" for level, rise in zip(self.levels, self.rises, strict=True)
+        )
+
+
+def check_levels(levels: Sequence[float]) -> None:
+    """Refuse levels that are no ladder of sparsities: fewer than two, none between 0 and 1, or not rising."""
+    ordered = all(a < b for a, b in pairwise(levels))
+    if len(levels) < 2 or not ordered or not all(0 < level < 1 for level in levels):
+        raise EcoflapError(
+            f"levels are {list(levels)}; a ladder is two sparsities or more between 0 and 1, each larger than the one "
+            f"before, such as [0.4, 0.6, 0.8]"
+        )

@@ -1,0 +1,38 @@
+"""Turn a path as somebody wrote it into one that the system can be asked about, or say why no file can have it."""
+
+import os
+from pathlib import Path
+
+from ecoflap.core.errors import EcoflapError, cut
+
+
+class PathError(EcoflapError):
+    """Says why a path is none that a file can have here, or why one may not look there."""
+
+
+def absolute(path: Path | str, folder: Path) -> Path:
+    """Make a path absolute, from a folder; ``~`` is the home directory.
+
+    :raises PathError: Where no file can have that path, or the system lets nobody look whether one has.
+    """
+    try:
+        found = Path(os.path.abspath(folder / Path(path).expanduser()))
+    except RuntimeError as error:  # of ~name
+        raise PathError(f"{cut(str(path))!r} begins with a user's home, and there is no such user") from error
+    why = why_unusable(found)
+    if why is not None:
+        raise PathError(f"{cut(str(path))!r} is no path that can be read: {why}")
+    return found
+
+
+def why_unusable(path: Path | str) -> str | None:
+    """Say why a path cannot even be asked for; None where it can, whether or not something is there."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return (error.strerror or type(error).__name__).lower()
+    except ValueError:
+        return "it holds a character that names of files have not"
+    return None

@@ -1,0 +1,73 @@
+"""Hold what an exporter says that it wrote to its types and to its folder: an exporter may come from anywhere."""
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from ecoflap.core.contracts.answers import is_count, is_text, shown
+from ecoflap.core.contracts.records import Check, Exported, StoredTensor
+from ecoflap.core.errors import EcoflapError
+
+
+def check_exported(written: Any, folder: Path, exporter: str) -> Exported:
+    """Give what an exporter answered.
+
+    :param folder: The one that it was given.
+    :param exporter: Its name, for messages.
+    :raises EcoflapError: Where it is something else than a contract says, or names files that are not there.
+    """
+    if not isinstance(written, Exported):
+        raise EcoflapError(
+            f"the exporter {exporter} returned {type(written).__name__}, not Exported: it may be written for "
+            f"another version of ecoflap. docs/hooks.md says what an exporter is."
+        )
+    problems = [
+        f"the exporter {exporter} returned {name} with {shown(item)}: {_WANTED[name][0]}. docs/hooks.md says what an "
+        f"exporter is."
+        for name in _WANTED
+        for item in _items(getattr(written, name))
+        if not _WANTED[name][1](item)
+    ]
+    problems += [
+        f"the exporter {exporter} names {shown(str(file))}, which is no file of the folder that it was given."
+        for file in (written.files if not problems else ())
+        if not (file.is_relative_to(folder) and file.is_file())
+    ]
+    if problems:
+        raise EcoflapError(*problems)
+    return written
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    """Give what a tuple holds; what should be one and is none is wrong itself."""
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _is_stored(one: Any) -> bool:
+    counts = ("nonzeros", "dense_bytes", "stored_bytes")
+    return (
+        isinstance(one, StoredTensor)
+        and is_text(one.name)
+        and is_text(one.form)
+        and isinstance(one.shape, tuple)
+        and all(map(is_count, (*one.shape, *(getattr(one, name) for name in counts))))
+    )
+
+
+def _is_check(one: Any) -> bool:
+    return (
+        isinstance(one, Check)
+        and all(map(is_text, (one.file, one.view, one.runtime)))
+        and all(isinstance(number, int | float) and isfinite(number) for number in (one.difference, one.tolerance))
+    )
+
+
+_WANTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "files": ("files is a tuple of paths", lambda one: isinstance(one, Path)),
+    "tensors": ("tensors is a tuple of StoredTensor, whose sizes are whole numbers", _is_stored),
+    "checks": ("checks is a tuple of Check, whose differences are finite numbers", _is_check),
+    "notes": ("notes is a tuple of sentences", is_text),
+    "dense_bytes": ("dense_bytes is a number of bytes, or None", lambda one: one is None or is_count(one)),
+}
+"""By member of what an exporter answers: what it is to be, and whether an item of it is that."""

@@ -1,0 +1,26 @@
+"""Tell a run's folder what a stage takes, while it goes on."""
+
+from time import perf_counter
+
+from ecoflap.core.record.environment import peak_memory
+from ecoflap.core.record.folder import RunFolder
+
+
+class Clock:
+    """Tells the folder what a stage takes while it goes on, so that a killed process's time counts too."""
+
+    # Seconds: a killed process loses at most this much of its time. Each record is a line that is flushed to the disk.
+    EVERY = 5.0
+
+    def __init__(self, stage: str, folder: RunFolder) -> None:
+        self._stage, self._folder, self._told = stage, folder, perf_counter()
+
+    def tick(self) -> None:
+        """Record the time since the last record, if that was more than ``EVERY`` seconds ago."""
+        if perf_counter() - self._told > self.EVERY:
+            self.stop()
+
+    def stop(self) -> None:
+        """Record the time since the last record, and the most memory that this process has held."""
+        seconds, self._told = perf_counter() - self._told, perf_counter()
+        self._folder.record_stage(self._stage, seconds, peak_memory())

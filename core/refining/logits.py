@@ -1,0 +1,92 @@
+"""Logits as a model's loss sees them: every loss of an adapter's comes to ``F.cross_entropy`` in the end.
+
+Watching that one function gives the logits of any family at the positions that its loss is about, without padding and
+chunk by chunk, and lets the divergence from other logits stand in the place of the loss.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Float, Float32
+from torch import Tensor
+from torch.nn import functional
+
+from ecoflap.core.errors import ModelError
+
+CrossEntropy = Callable[..., Tensor]
+
+
+class DenseLogits:
+    """The logits of one batch of the dense model, chunk by chunk as its loss made them."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[tuple[int, int], list[Float32[Tensor, "rows classes"]]] = {}
+        self._asked: dict[tuple[int, int], int] = {}
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep what every cross entropy is given."""
+
+        def keep(original: CrossEntropy, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+            self._chunks.setdefault(_place(targets), []).append(logits.detach().float())
+            return original(logits, targets, **options)
+
+        with _in_place_of_cross_entropy(keep):
+            yield
+
+    @contextmanager
+    def compared(self) -> Iterator[None]:
+        """Let KL(dense ‖ model) be what every cross entropy gives, in the backward too."""
+        self._asked.clear()
+
+        def diverge(original: CrossEntropy, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+            return _kl(self._next(targets), logits.float())
+
+        with _in_place_of_cross_entropy(diverge):
+            yield
+
+    @property
+    def is_empty(self) -> bool:
+        """Say whether no cross entropy was computed: the loss is none of logits."""
+        return not self._chunks
+
+    def _next(self, targets: Tensor) -> Float32[Tensor, "rows classes"]:
+        """Give the dense logits for a chunk of targets.
+
+        A chunk is known by where its targets lie among all: in a backward a loss may compute its chunks again, in
+        another order. Of two cross entropies with the same targets, such as that of images and that of texts, the
+        first asked is the first that was kept.
+        """
+        chunks = self._chunks.get(_place(targets))
+        if chunks is None:
+            raise ModelError("the loss of the pruned model is of other targets than that of the dense model was")
+        asked = self._asked.get(_place(targets), 0)
+        self._asked[_place(targets)] = asked + 1
+        return chunks[asked % len(chunks)].to(targets.device)
+
+
+def _kl(dense: Float[Tensor, "rows classes"], logits: Float[Tensor, "rows classes"]) -> Float[Tensor, " rows"]:
+    """Compute Σ_c p(c) · (log p(c) − log q(c)) of each row, p being the dense model's probabilities."""
+    return functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+
+def _place(targets: Tensor) -> tuple[int, int]:
+    return int(targets.storage_offset()), targets.numel()
+
+
+@contextmanager
+def _in_place_of_cross_entropy(other: Callable[..., Tensor]) -> Iterator[None]:
+    original = functional.cross_entropy
+
+    def cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        # Who asks for one number of all rows does not compute a loss of ours, and would take a row's for the whole.
+        if options.get("reduction") != "none":
+            return original(input, target, **options)
+        return other(original, input, target, **options)
+
+    functional.cross_entropy = cross_entropy  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.cross_entropy = original

@@ -1,0 +1,80 @@
+"""The pruned model as a refiner sees it: its loss on each batch, and how far its logits are from the dense model's."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
+from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.capture import without_fast_path
+from ecoflap.core.forward.noise import seed_for, seeded
+from ecoflap.core.forward.placement import Placement
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.refining.logits import DenseLogits
+from ecoflap.core.refining.views import RefinedView, Split, computing_in
+
+
+class ModelView(RefinedView):
+    """The whole pruned model, for as long as :meth:`opened` lasts: all of it in float32.
+
+    There is no second model. What the dense one would say is computed from what its last block returned, which was
+    recorded before that block was pruned: what comes behind the blocks is the same in both.
+
+    :param dense: A replay in which every block with layers was recorded while it was dense.
+    """
+
+    name = "the model"
+
+    def __init__(self, dense: Replay, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> None:
+        super().__init__(layers, masks, Split.of(len(dense.batches)))
+        self._dense = dense
+
+    @contextmanager
+    def opened(self) -> Iterator["ModelView"]:
+        """Hold the model in float32 where it is, and round its weights into place at the end."""
+        self._dense.widen(torch.float32)
+        running = options_of(AdapterOptions, self._dense.adapter).running(self._dense.model)
+        with self.weights.held(self._dense.model, Placement(torch.float32)), without_fast_path(), running:
+            yield self
+
+    def loss(self, number: int) -> Float[Tensor, ""]:
+        """Compute the adapter's loss of a batch; differentiable."""
+        adapter, device = self._dense.adapter, self.parameters[0].device.type
+        who = f"the adapter {type(adapter).__name__}, computing the loss,"
+        with seeded(seed_for(self._dense.seed, number)), computing_in(self.dtype, device), blaming(who):
+            return adapter.loss(self._dense.model, self._dense.batches[number])
+
+    @contextmanager
+    def objective(self, number: int) -> Iterator[Float[Tensor, ""]]:
+        """Give KL(dense ‖ pruned) of a batch in nats, a mean over the positions that its loss is about."""
+        # A loss may make its logits anew in the backward, which therefore has to happen in here too.
+        with self._dense_logits(number).compared():
+            yield self.loss(number)
+
+    def _dense_logits(self, number: int) -> DenseLogits:
+        logits = DenseLogits()
+        with logits.recorded():
+            self._dense.loss(self._dense.finished, [number])
+        return logits
+
+
+def check_logits(replay: Replay) -> None:
+    """Refuse a model whose loss is no cross entropy, before hours are spent on pruning it.
+
+    :param replay: In which no block is recorded yet.
+    """
+    logits = DenseLogits()
+    with logits.recorded():
+        replay.loss(0, [0])
+    if logits.is_empty:
+        raise ModelError(
+            f"the loss of {type(replay.adapter).__name__} is no cross entropy of logits here, so the pruned model "
+            f"cannot be held against the dense one by what both say. Refine its blocks, by reconstruct; a vision model "
+            f"has logits where the calibration data are labelled"
+        )

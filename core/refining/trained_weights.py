@@ -1,0 +1,133 @@
+"""Hold layers' weights in float32 for as long as they are trained, pruned ones at zero and without a gradient."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ecoflap.core.forward.placement import Placement, tensors_of
+from ecoflap.core.model.anatomy import Layer
+
+
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A parameter that layers are, or are parts of.
+
+    :param kept: What is trained of it. A part that is no layer here is neither kept nor pruned: it stays.
+    """
+
+    parameter: nn.Parameter
+    dtype: torch.dtype
+    kept: Bool[Tensor, "..."]
+    pruned: Bool[Tensor, "..."]
+
+    def mask_gradient(self, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return gradient * self.kept.to(gradient.device)
+
+    def round(self, before: Tensor) -> None:
+        """Round to the precision that the model has, with +0.0 for every pruned weight.
+
+        :param before: What a part that is no layer comes back to: an optimiser's weight decay knows no mask.
+        """
+        data = self.parameter.data
+        rounded = data.to(self.dtype).to(data.dtype).masked_fill_(self.pruned.to(data.device), 0.0)
+        is_layer = (self.kept | self.pruned).to(data.device)
+        data.copy_(rounded if bool(is_layer.all()) else torch.where(is_layer, rounded, before.to(rounded)))
+
+
+class TrainedWeights:
+    """The weights of some layers as an optimiser is given them.
+
+    A gradient is masked before anybody sees it, so that a pruned weight stays, whatever an optimiser does with it.
+
+    :param masks: By the layer's name, ``[out, in]``, True for what is kept.
+    """
+
+    def __init__(self, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> None:
+        parts: dict[int, list[Layer]] = {}
+        for layer in layers:
+            parts.setdefault(id(layer.parameter), []).append(layer)
+        self._trained = [_trained(inside, masks) for inside in parts.values()]
+        self._before: list[Tensor] = []
+        self._remembered: list[Tensor] = []
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Give the parameters to be optimised."""
+        return [one.parameter for one in self._trained]
+
+    @contextmanager
+    def held(self, module: nn.Module, placement: Placement) -> Iterator[None]:
+        """Hold a module as a placement says, with these weights of it alone to be trained; then round them into place.
+
+        What the module's other weights are afterwards is what they were, bit for bit; where it ends with an error, all.
+
+        :param placement: In float32.
+        """
+        flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+        homes = [one.parameter.data for one in self._trained]
+        self._before = [home.clone() for home in homes]
+        with ExitStack() as stack:
+            stack.callback(_put_back, flags)
+            try:
+                with placement.held(tensors_of(module)):
+                    stack.enter_context(self._with_masked_gradients(module))
+                    yield
+                    self.round()
+                    trained = [one.parameter.data for one in self._trained]
+            except BaseException:
+                trained = self._before
+                raise
+            finally:
+                for home, values in zip(homes, trained, strict=True):
+                    home.copy_(values)
+
+    @contextmanager
+    def _with_masked_gradients(self, module: nn.Module) -> Iterator[None]:
+        module.requires_grad_(False)
+        for one in self._trained:
+            one.parameter.requires_grad_(True)
+        handles = [one.parameter.register_hook(one.mask_gradient) for one in self._trained]
+        try:
+            yield
+        finally:
+            for one, handle in zip(self._trained, handles, strict=True):
+                handle.remove()
+                one.parameter.grad = None
+
+    def remember(self) -> None:
+        """Keep the weights as they are now, for :meth:`restore`."""
+        self._remembered = [one.parameter.data.clone() for one in self._trained]
+
+    def restore(self) -> None:
+        """Take back the weights that were remembered last."""
+        for one, values in zip(self._trained, self._remembered, strict=True):
+            one.parameter.data.copy_(values)
+
+    def round(self) -> None:
+        """Round the weights to the precision that the model keeps them in, pruned ones to +0.0."""
+        for one, before in zip(self._trained, self._before, strict=True):
+            one.round(before)
+
+    def are_finite(self) -> bool:
+        """Say whether no weight is NaN or infinite."""
+        return all(bool(parameter.data.isfinite().all()) for parameter in self.parameters)
+
+
+def _trained(layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> _Trained:
+    parameter = layers[0].parameter
+    kept = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+    pruned = kept.clone()
+    for layer in layers:
+        mask = masks[layer.name].to(parameter.device)
+        layer.matrix_of(kept).copy_(mask)
+        layer.matrix_of(pruned).copy_(~mask)
+    return _Trained(parameter, parameter.dtype, kept, pruned)
+
+
+def _put_back(flags: Sequence[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)

@@ -1,0 +1,86 @@
+"""What a refiner is given: a pruned block or the pruned whole model, opened for its kept weights to be trained."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.refining.trained_weights import TrainedWeights
+
+_HELD_OUT = 8
+"""One batch in so many is held out: enough to tell a gain from an overfit, and few enough to be spared."""
+
+
+class Split(NamedTuple):
+    """Which calibration batches a refiner trains on, and which it is judged by. A single batch is both."""
+
+    training: tuple[int, ...]
+    held_out: tuple[int, ...]
+
+    @classmethod
+    def of(cls, batches: int) -> "Split":
+        """Hold out the last of every eight batches, or the last of fewer."""
+        numbers = range(batches)
+        held_out = tuple(numbers[_HELD_OUT - 1 :: _HELD_OUT] or numbers[-1:])
+        return cls(tuple(number for number in numbers if number not in held_out) or held_out, held_out)
+
+
+def computing_in(dtype: torch.dtype, device: str) -> AbstractContextManager[None]:
+    """Let products be computed in bfloat16 where the model is in it, while its weights are held in float32.
+
+    On a CPU that has instructions for it this is twice as fast, and the model's own products are no more precise. In
+    float16, whose gradients underflow, everything is computed in float32.
+    """
+    return torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+class RefinedView:
+    """A part of the model whose kept weights may be trained while it is open.
+
+    While it is open, weights are held in float32; a pruned weight has no gradient, and is zero again when it closes.
+
+    :param layers: Those that were pruned.
+    :param masks: By the layer's name, ``[out, in]``, True for what is kept; they stay.
+    :param training: Numbers of the calibration batches to train on.
+    :param held_out: Numbers of those by which the outcome is judged, and which a refiner leaves alone.
+    """
+
+    name: str
+    dtype: torch.dtype  # of the weights where the view is not open
+
+    def __init__(self, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]], split: Split) -> None:
+        self.layers, self.masks = tuple(layers), masks
+        self.training, self.held_out = split
+        self.weights = TrainedWeights(layers, masks)
+        self.dtype = layers[0].parameter.dtype
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Give the parameters to be trained, which layers are, or are parts of."""
+        return self.weights.parameters
+
+    def objective(self, number: int) -> AbstractContextManager[Float[Tensor, ""]]:
+        """Give how far a batch's outcome is from the dense model's, differentiable for as long as the context lasts.
+
+        It is at least 0, and 0 where nothing was lost.
+        """
+        raise NotImplementedError
+
+    def add_gradient(self, number: int, share: float = 1.0) -> float:
+        """Add a batch's share of the objective to the gradients, and return the objective."""
+        with self.objective(number) as error:
+            (error * share).backward()
+            return float(error.detach())
+
+    @torch.no_grad()
+    def measure(self, numbers: Sequence[int]) -> float:
+        """Compute the mean of the objective over batches."""
+        total = 0.0
+        for number in numbers:
+            with self.objective(number) as error:
+                total += float(error.detach())
+        return total / len(numbers)

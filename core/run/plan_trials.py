@@ -1,0 +1,104 @@
+"""Tries plans on the model: prunes it by each, and looks at the loss of batches that were held out."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from ecoflap.core.contracts.events import Progress
+from ecoflap.core.contracts.records import Batch
+from ecoflap.core.disk.sealed_lines import append_line, read_lines
+from ecoflap.core.errors import RecipeError
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.pruning.plan import Plan
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.run_log import RunLog
+
+_LINE = {"candidate": str, "plan": str, "loss": float}
+
+
+@dataclass(frozen=True)
+class PlanTrials:
+    """Prunes a model by several plans, one after the other; afterwards its weights are what they were, bit for bit.
+
+    What a trial found is kept as a line in the run folder, and its finished blocks until then, so that a run that was
+    cut off goes on where it was.
+
+    :param replay: Makes a replay of the model on some batches.
+    :param batches: Those that the run prunes by; the last of them are held out here.
+    :param held_out: The share of them that is held out; one at least.
+    """
+
+    replay: Callable[[Sequence[Batch]], Replay]
+    batches: Sequence[Batch]
+    held_out: float
+    pruners: Mapping[str, PartSpec]
+    folder: RunFolder
+    log: RunLog
+
+    def best(self, plans: Mapping[str, Plan]) -> Plan:
+        """Give the plan with the smallest loss; of equal ones the first.
+
+        :param plans: By the candidates' labels.
+        """
+        losses: dict[str, float] = {}
+        for number, (label, plan) in enumerate(plans.items()):
+            self.log.emit(Progress("allocate", number, len(plans), "candidates"))
+            known = self._known(plan)
+            losses[label] = self._tried(label, plan) if known is None else known
+        self.log.emit(Progress("allocate", len(plans), len(plans), "candidates"))
+        taken = min(losses, key=lambda label: losses[label])
+        shutil.rmtree(self._blocks, ignore_errors=True)
+        told = ", ".join(f"{label} {loss:.6g}" for label, loss in losses.items())
+        self.log.note(f"allocate: losses on {len(self._held_out)} held-out batches are {told}; {taken} was taken")
+        return plans[taken]
+
+    @property
+    def _held_out(self) -> Sequence[Batch]:
+        count = max(1, int(self.held_out * len(self.batches)))
+        if count >= len(self.batches):
+            raise RecipeError(
+                f"allocate: candidates are tried on calibration batches that are held out, and there are only "
+                f"{len(self.batches)}. Set calibration.samples higher, or calibration.batch_size lower"
+            )
+        return self.batches[-count:]
+
+    @property
+    def _blocks(self) -> Path:
+        return self.folder.blocks / "trials"
+
+    def _known(self, plan: Plan) -> float | None:
+        """Give the loss that an earlier process, or another candidate with the same plan, has found."""
+        lines = read_lines(self.folder.trials, _LINE) if self.folder.trials.is_file() else []
+        return next((line["loss"] for line in lines if line["plan"] == _digest(plan)), None)
+
+    def _tried(self, label: str, plan: Plan) -> float:
+        replay = self.replay(self.batches[: -len(self._held_out)])
+        with _restored(replay, plan):
+            blocks = self._blocks / _digest(plan)[:16]
+            BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None)()
+            loss = float(self.replay(self._held_out).loss(0).mean())
+        append_line(self.folder.trials, {"candidate": label, "plan": _digest(plan), "loss": loss})
+        return loss
+
+
+def _digest(plan: Plan) -> str:
+    """Tell plans apart by what layers keep; that two candidates call groups otherwise changes nothing."""
+    return sha256(json.dumps({name: layer.keep for name, layer in plan.layers.items()}).encode()).hexdigest()
+
+
+@contextmanager
+def _restored(replay: Replay, plan: Plan) -> Iterator[None]:
+    """Keep a copy of the planned layers' weights, and put it back."""
+    layers = [layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]
+    before = [layer.weight.data.clone() for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.weight.data.copy_(weight)

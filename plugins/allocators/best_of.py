@@ -1,0 +1,75 @@
+"""The allocator ``best_of`` tries several allocators, and takes the one whose pruned model loses least.
+
+    g* = argmin over candidates g of L(model pruned by the plan of g, held-out calibration batches)
+
+The model is pruned by each candidate's plan, with the recipe's own pruner, on all calibration batches but the last
+ones, on which the loss is then looked at. Budgets by scores of single blocks can be worse than none; this finds out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ecoflap.core.budget.counts import Group
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.options import AllocatorOptions
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import Allocator
+from ecoflap.core.errors import EcoflapError
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """Try candidates by pruning, and take the first of those with the smallest loss. It holds a copy of the weights.
+
+    :param of: The candidates. One that needs no score, such as ``uniform``, is what others have to be better than.
+    :param held_out: The share of the calibration batches that is held out, at least one of them.
+    """
+
+    of: tuple[Allocator, ...]
+    held_out: float = 0.25
+
+    def __post_init__(self) -> None:
+        if len(self.of) < 2:
+            raise EcoflapError(f"of has {len(self.of)} candidates; name two or more, as in of: [uniform, ecoflap]")
+        if not 0 < self.held_out < 1:
+            raise EcoflapError(f"held_out is {self.held_out}; it is a share between 0 and 1")
+        if any(isinstance(allocator, BestOf) for allocator in self.of):
+            raise EcoflapError("of has a best_of among its candidates: name that one's candidates here")
+        if len(self._kinds()) > 1:
+            raise EcoflapError("of has some that take numbers and some that take curves; a recipe has one score")
+
+    @property
+    def candidates(self) -> tuple[Any, ...]:
+        """Give those that the engine tries."""
+        return self.of
+
+    @property
+    def takes(self) -> Literal["score", "curve"] | None:
+        """Say what those of the candidates look at that look at scores."""
+        return next(iter(self._kinds()), None)
+
+    def problems(self, context: PlanContext) -> Iterator[str]:
+        """Say where there is no calibration data to hold some of out, or too few."""
+        keys = context.recipe.calibration
+        if keys is None:
+            yield "it looks at the loss of calibration data, and the recipe has none: add calibration:"
+        elif keys.data.options.samples is not None and keys.data.options.samples <= keys.batch_size:
+            yield (
+                f"it holds calibration batches out, and {keys.data.options.samples} samples in batches of "
+                f"{keys.batch_size} are one: set calibration.samples higher, or calibration.batch_size lower"
+            )
+
+    def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
+        """Give the counts of the first candidate, which is what nothing is known against without a model."""
+        return self.of[0](groups, keep)
+
+    def _kinds(self) -> set[Literal["score", "curve"]]:
+        found = (options_of(AllocatorOptions, allocator).takes for allocator in self.of)
+        return {takes for takes in found if takes is not None}
+
+
+@hookimpl
+def ecoflap_register_allocators() -> Mapping[str, Callable[..., Allocator]]:
+    return {"best_of": BestOf}

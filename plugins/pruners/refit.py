@@ -1,0 +1,140 @@
+"""The pruner ``refit`` gives the weights that another pruner keeps the values that serve the layer's outputs best.
+
+    X = argmin ‖(X − W)·inputs‖² + λ·Σ_j ‖inputs_j‖²·‖X_j − W_j‖²   over all X that are zero where the mask is False
+
+It is least squares, row by row on each row's own kept inputs. ``conjugate_gradient`` is the finish of ALPS: Meng,
+Behdin, Wang & Mazumder, ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models,
+NeurIPS 2024, Algorithm 2: all rows at once, from the values that are there. ALPS adds .01 of the mean diagonal to that
+of every input; here λ is relative to each input's own, as in Boža's ADMM, so that to normalize is to precondition.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from ecoflap.core.budget.counts import Budget
+from ecoflap.core.budget.select import kept_only
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.protocols import Pruner
+from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
+from ecoflap.core.errors import EcoflapError
+from ecoflap.core.forward.statistics import Gram
+from ecoflap.plugins.pruners.shared.better import better_of
+from ecoflap.plugins.pruners.shared.few_tokens import few_tokens
+from ecoflap.plugins.pruners.shared.inner import needs_with, prune_by
+from ecoflap.plugins.pruners.shared.normalized_gram import normalized
+from ecoflap.plugins.pruners.wanda import Wanda
+
+_AT_ONCE = 1 << 24  # elements of the rows' own matrices that are solved together: 64 MB
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Keep what the inner pruner keeps, and move its weights to the least squared output error.
+
+    Where the error would not fall, and where there are fewer tokens than inputs, so that weights would fit them alone,
+    the inner pruner's weights stay, and ``Pruned.notes`` says so.
+
+    :param inner: Chooses the mask.
+    :param solver: ``conjugate_gradient``, a few steps for all rows at once, or ``exact``, one factorisation a row.
+    :param steps: How many steps ``conjugate_gradient`` takes.
+    :param damping: λ, how much a weight is held to its dense value.
+    """
+
+    inner: Pruner = field(default_factory=Wanda)
+    solver: Literal["conjugate_gradient", "exact"] = "conjugate_gradient"
+    steps: int = 10
+    damping: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise EcoflapError(f"steps is {self.steps}; it is a number of steps, 1 or more")
+        if not 0 <= self.damping < float("inf"):
+            raise EcoflapError(f"damping is {self.damping}; it is a share of each input's norm, 0 or more")
+
+    @property
+    def needs(self) -> tuple[type[Any], ...]:
+        return needs_with(self.inner, Gram)
+
+    def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
+        weight = weight.detach()
+        before = prune_by(self.inner, weight, seen, budget, layer)
+        if few := few_tokens(seen[Gram]):
+            return before._replace(notes=(*before.notes, f"{few} are too few to refit by, so the inner result is kept"))
+        gram = normalized(seen[Gram])
+        dense, start, mask = gram.scaled(weight), gram.scaled(before.weight), before.mask
+        if self.solver == "exact":
+            found = exactly(gram.matrix, dense, mask, self.damping)
+        else:
+            found = by_conjugate_gradient(gram.matrix, dense, start, mask, self.damping, self.steps)
+        after = Pruned(mask, kept_only(gram.unscaled(found, weight), mask))
+        return better_of(weight, before, after, gram, "refit")
+
+
+def by_conjugate_gradient(
+    matrix: Float32[Tensor, "in in"],
+    dense: Float32[Tensor, "out in"],
+    start: Float32[Tensor, "out in"],
+    mask: Bool[Tensor, "out in"],
+    damping: float,
+    steps: int,
+) -> Float32[Tensor, "out in"]:
+    """Go toward argmin tr((X − dense)(A + λI)(X − dense)ᵀ) on the mask; A's diagonal is one, so none preconditions."""
+
+    def product(x: Float32[Tensor, "out in"]) -> Float32[Tensor, "out in"]:
+        return (x @ matrix).add_(x, alpha=damping).mul_(mask)
+
+    found = start.clone()
+    residual = product(dense - found)
+    direction = residual.clone()
+    square = residual.square().sum(1, keepdim=True)
+    for _ in range(steps):
+        image = product(direction)
+        # A row that is solved has a residual and a direction of zero, and stays where it is.
+        length = square / (direction * image).sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        found.addcmul_(length, direction)
+        residual.addcmul_(length, image, value=-1)
+        before, square = square, residual.square().sum(1, keepdim=True)
+        direction = direction.mul_(square / before.clamp_min(torch.finfo(torch.float32).tiny)).add_(residual)
+    return found
+
+
+def exactly(
+    matrix: Float32[Tensor, "in in"],
+    dense: Float32[Tensor, "out in"],
+    mask: Bool[Tensor, "out in"],
+    damping: float,
+) -> Float32[Tensor, "out in"]:
+    """Solve for each row on its own kept inputs; NaN for a row whose matrix is singular."""
+    target = (dense @ matrix).add_(dense, alpha=damping)
+    found = torch.zeros_like(dense)
+    counts = mask.sum(1)
+    order = counts.argsort()  # rows of about one count are solved together: the shorter ones are filled up
+    most = max(int(counts.max()), 1) if len(counts) else 1
+    for rows in order.split(max(1, _AT_ONCE // most**2)):
+        width = int(counts[rows].max())
+        if width:
+            inputs = mask[rows].byte().argsort(dim=1, descending=True, stable=True)[:, :width]
+            real = torch.arange(width, device=mask.device) < counts[rows, None]
+            own = matrix[inputs[:, :, None], inputs[:, None, :]] * (real[:, :, None] & real[:, None, :])
+            own.diagonal(dim1=1, dim2=2).fill_(1 + damping)
+            solved = _solved(own, target[rows].gather(1, inputs) * real)
+            found[rows] = torch.zeros_like(found[rows]).scatter_(1, inputs, solved)
+    return found
+
+
+def _solved(
+    matrices: Float32[Tensor, "rows kept kept"], targets: Float32[Tensor, "rows kept"]
+) -> Float32[Tensor, "rows kept"]:
+    lower, failed = torch.linalg.cholesky_ex(matrices)
+    solved = torch.cholesky_solve(targets[:, :, None], lower)[:, :, 0]
+    return solved.masked_fill((failed != 0)[:, None], float("nan"))
+
+
+@hookimpl
+def ecoflap_register_pruners() -> Mapping[str, Callable[..., Pruner]]:
+    return {"refit": Refit}

@@ -1,0 +1,1 @@
+"""Holds what several pruners need."""

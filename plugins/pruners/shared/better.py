@@ -1,0 +1,36 @@
+"""Takes new weights only where they are better by the layer's own inputs, and says so where they are not."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ecoflap.core.budget.select import is_finite
+from ecoflap.core.contracts.records import Pruned
+from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram
+
+_NOISE = 1e-10  # of the squared output: so much is nothing but float32's rounding, of which there is nothing to say
+
+
+def better_of(weight: Float[Tensor, "out in"], before: Pruned, after: Pruned, gram: NormalizedGram, who: str) -> Pruned:
+    """Give ``after`` where its squared output error on the calibration data is no larger than that of ``before``.
+
+    Both are compared as they are stored, rounded to the weight's dtype. The notes of ``before`` are always carried on.
+
+    :param weight: The dense weight.
+    :param who: Whose result ``after`` is, for the note.
+    """
+    dense = gram.scaled(weight)
+    if not is_finite(after.weight):
+        return _noted(before, f"{who} gave weights that do not fit {weight.dtype}, or are not finite")
+    old, new = (gram.error(gram.scaled(pruned.weight) - dense) for pruned in (before, after))
+    if new <= old:
+        return after._replace(notes=(*before.notes, *after.notes))
+    output = gram.error(dense)
+    if new - old <= _NOISE * output:  # as where nothing was pruned
+        return before
+    return _noted(
+        before, f"{who} would raise the output error from {old / output:.4g} to {new / output:.4g} of the output"
+    )
+
+
+def _noted(before: Pruned, what: str) -> Pruned:
+    return before._replace(notes=(*before.notes, f"{what}, so what was there before it is kept"))

@@ -1,0 +1,41 @@
+"""Asks the pruner whose choice another one mends, and holds its answer to the budget."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ecoflap.core.budget.counts import Budget, Keep
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import PrunerOptions
+from ecoflap.core.contracts.protocols import Pruner
+from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
+from ecoflap.core.errors import ModelError
+
+
+def needs_with(inner: Pruner, own: type[Any]) -> tuple[type[Any], ...]:
+    """Give the statistics that the inner pruner needs, and one more."""
+    return tuple(dict.fromkeys((*options_of(PrunerOptions, inner).needs, own)))
+
+
+def prune_by(
+    inner: Pruner, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace
+) -> Pruned:
+    """Ask the inner pruner.
+
+    :raises ModelError: Where it returns something else than a mask and a weight that hold the budget.
+    """
+    name = type(inner).__name__
+    with blaming(f"the inner pruner {name}"):
+        pruned: Any = inner(weight, seen, budget, layer)
+    if not isinstance(pruned, Pruned):
+        raise ModelError(f"the inner pruner {name} returned {pruned!r:.100}; a pruner returns a Pruned")
+    if pruned.mask.shape != weight.shape or pruned.weight.shape != weight.shape:
+        shapes = f"{tuple(pruned.mask.shape)} and {tuple(pruned.weight.shape)}"
+        raise ModelError(f"the inner pruner {name} returned shapes {shapes} for a weight of {tuple(weight.shape)}")
+    kept = int(pruned.mask.count_nonzero())
+    wanted = budget.count if isinstance(budget, Keep) else budget.keep_of(weight.numel())
+    if kept != wanted:
+        raise ModelError(f"the inner pruner {name} kept {kept} weights where the plan keeps {wanted}")
+    return pruned

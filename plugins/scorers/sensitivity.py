@@ -1,0 +1,88 @@
+"""The scorer ``sensitivity`` measures how much the loss rises where one block alone is pruned, at several sparsities.
+
+    ΔL_b(s) = mean over batches of L(W_b pruned to s) − L(W),   s on a ladder of levels
+
+All other blocks are dense. The curves of blocks do not add up to the loss of a model in which all are pruned; they tell
+blocks apart, and ``allocate: marginal`` divides a budget by them.
+
+Han, Pool, Tran & Dally, Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, section 3.3,
+measured layers so, one at a time and by magnitude, and chose each layer's threshold by it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from ecoflap.core.budget.curves import Curve, check_levels
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.options import PrunerOptions
+from ecoflap.core.contracts.protocols import Pruner
+from ecoflap.core.contracts.records import Aggregate, ScoreKind, Statistics
+from ecoflap.core.errors import EcoflapError
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.plugins.pruners.wanda import Wanda
+from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
+from ecoflap.plugins.scorers.shared.pruned_alone import pruned_alone
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Score blocks by curves: the rise of the loss with the sparsity of this block alone, by forwards alone.
+
+    The model runs in its own type, since what pruning does to a loss is larger than what bfloat16 rounds away.
+
+    :param levels: The sparsities that are tried, from the lowest to the highest.
+    :param samples: How many calibration samples it looks at. Few and short ones are enough.
+    :param prune: The pruner that is tried. It need not be the recipe's: a cheap one tells blocks apart as well.
+    :param joint: True prunes all matrices of a block at once, False one matrix at a time, which takes as many times
+        more forwards as a block has matrices.
+    """
+
+    levels: tuple[float, ...] = (0.4, 0.6, 0.8)
+    samples: int = 32
+    prune: Pruner = field(default_factory=Wanda)
+    joint: bool = True
+
+    aggregate: ClassVar[Aggregate] = "sum"
+    gives: ClassVar[ScoreKind] = "curve"
+    dtype: ClassVar[Literal["model"]] = "model"
+
+    def __post_init__(self) -> None:
+        check_levels(self.levels)
+        if self.samples < 1:
+            raise EcoflapError(f"samples is {self.samples}; at least 1 is needed")
+
+    @property
+    def unit(self) -> Literal["layer", "block"]:
+        """Say what the yielded names stand for: a block where all of its matrices are pruned together."""
+        return "block" if self.joint else "layer"
+
+    def forwards(self, anatomy: Anatomy, batches: int) -> int:
+        """Count the forwards, each of which runs from the pruned block on, and one of the dense model a batch."""
+        units = len(anatomy.blocks) if self.joint else sum(1 for _ in anatomy.layers())
+        return batches * (1 + units * len(self.levels))
+
+    def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Curve]]:
+        needs = options_of(PrunerOptions, self.prune).needs
+        dense = None
+        for index, block, mine in block_by_block(replay, layers):
+            if dense is None:  # the same from every block on: all before it are answered from the record
+                dense = float(replay.loss(index).mean())
+            seen = replay.run(index, needs) if needs else {}
+            units = {block.name: mine} if self.joint else {layer.name: [layer] for layer in mine}
+            for name, pruned in units.items():
+                losses = [self._loss(replay, index, pruned, seen, level) for level in self.levels]
+                yield name, Curve(self.levels, tuple(loss - dense for loss in losses))
+
+    def _loss(
+        self, replay: Replay, index: int, layers: Sequence[Layer], seen: Mapping[str, Statistics], level: float
+    ) -> float:
+        with pruned_alone(replay, index, layers, self.prune, seen, level):
+            return float(replay.loss(index).mean())
+
+
+@hookimpl
+def ecoflap_register_scorers() -> Mapping[str, type[Sensitivity]]:
+    return {"sensitivity": Sensitivity}

@@ -1,0 +1,107 @@
+"""Exit codes after a signal, and behind a pipe that nobody reads, of the command as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ecoflap
+
+pytest.importorskip("transformers.models.llama", reason="a process of its own knows no LLaMA here")
+
+COMMAND = [sys.executable, "-m", "ecoflap"]
+PARTS = """
+import atexit, os
+from ecoflap.plugins.pruners.magnitude import Magnitude
+
+def stop():
+    os.kill(os.getpid(), {number})
+
+class Stops(Magnitude):
+    def __call__(self, weight, seen, budget, layer):
+        if layer.block_index == 1:
+            stop()
+        return super().__call__(weight, seen, budget, layer)
+
+class StopsPlan(Magnitude):
+    def problems(self, context):
+        stop()
+        return ()
+
+class StopsAtTheEnd(Magnitude):
+    def problems(self, context):
+        atexit.register(stop)
+        return ()
+"""
+
+
+@pytest.fixture
+def stopping(pico_llama_folder, tmp_path):
+    """``stopping(part, number, *arguments)``: run the command, in which a pruner sends itself a signal."""
+
+    def stopping(part, number, *arguments, **popen):
+        (tmp_path / "stops.py").write_text(PARTS.format(number=int(number)))
+        recipe = {"version": 1, "model": str(pico_llama_folder), "sparsity": 0.5, "prune": f"stops:{part}"}
+        (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+        paths = f"{Path(ecoflap.__file__).parents[1]}{os.pathsep}{tmp_path}"
+        environment = {**os.environ, "PYTHONPATH": paths}
+        whole = [*COMMAND, arguments[0], "r.yaml", "--allow-code", *arguments[1:]]
+        # A shell has what it runs in the background ignore Ctrl-C, these tests included.
+        popen.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        return subprocess.run(
+            whole, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240, **popen
+        )
+
+    return stopping
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_says_so_and_goes_on(stopping, number, code, tmp_path):
+    ended = stopping("Stops", number, "run", "--folder", "run")
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.endswith("ecoflap: stopped; the same command goes on from here\n")
+    assert "Traceback" not in ended.stderr
+    assert sorted(path.name for path in (tmp_path / "run" / "blocks").iterdir()) == ["000.safetensors"]
+
+
+def test_a_plan_that_is_stopped_has_nothing_to_go_on_from(stopping):
+    ended = stopping("StopsPlan", signal.SIGTERM, "plan")
+    assert (ended.returncode, ended.stderr) == (143, "\necoflap: stopped\n")
+
+
+def test_a_signal_after_the_report_ends_it_as_a_signal_does(stopping, tmp_path):
+    ended = stopping("StopsAtTheEnd", signal.SIGTERM, "run", "--folder", "run")
+    assert (ended.returncode, "Traceback" in ended.stderr) == (143, False), ended.stderr
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
+def test_a_signal_that_is_ignored_stays_so(stopping, tmp_path):
+    def as_behind_nohup():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    ended = stopping("Stops", signal.SIGINT, "run", "--folder", "run", preexec_fn=as_behind_nohup)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_pipe_that_nobody_reads_ends_the_command_as_sigpipe_does(buffered):
+    read, write = os.pipe()
+    os.close(read)  # as head has once it has its lines
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    try:
+        ended = subprocess.run(
+            [*COMMAND, "list", "pruner"],
+            env=environment,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=240,
+        )
+    finally:
+        os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")

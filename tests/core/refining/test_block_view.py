@@ -1,0 +1,100 @@
+"""A pruned block beside the dense one, held against two whole models and plain autograd."""
+
+import pytest
+import torch
+from hidden_states import hidden_states
+
+from ecoflap.core.errors import ModelError
+
+
+def real(batch):
+    return batch["attention_mask"] > 0
+
+
+def assert_close_where_real(found, expected, batch):
+    torch.testing.assert_close(found[real(batch)].detach(), expected[real(batch)].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_its_outputs_are_those_of_the_pruned_model(case):
+    one = case()
+    states = [hidden_states(one.model, batch)[2].detach() for batch in one.batches]
+    with one.view.opened():
+        for number, state in enumerate(states):
+            (found,) = one.view.outputs(number)
+            assert_close_where_real(found, state, one.batches[number])
+
+
+def test_its_targets_are_those_of_the_dense_model(case):
+    one = case()
+    with one.view.opened():
+        for number, batch in enumerate(one.batches):
+            assert_close_where_real(one.view.targets(number)[0], hidden_states(one.dense, batch)[2], batch)
+
+
+def test_its_own_target_is_the_dense_block_on_the_inputs_it_has(case):
+    one = case("own")
+    mixed = one.model  # block 0 pruned, block 1 dense
+    pruned = {layer.name: layer.weight.data.clone() for layer in one.layers}
+    for layer in one.layers:
+        layer.weight.data.copy_(dict(one.dense.named_parameters())[layer.name])
+    states = [hidden_states(mixed, batch)[2].detach() for batch in one.batches]
+    for layer in one.layers:
+        layer.weight.data.copy_(pruned[layer.name])
+    with one.view.opened():
+        for number, state in enumerate(states):
+            assert_close_where_real(one.view.targets(number)[0], state, one.batches[number])
+
+
+@pytest.mark.parametrize("target", ["dense", "own"])
+def test_its_objective_is_the_share_of_squares_over_real_tokens(case, target):
+    one = case(target)
+    outputs = [hidden_states(one.model, batch)[2].detach().double() for batch in one.batches]
+    with one.view.opened():
+        targets = [one.view.targets(number)[0].double() for number in range(3)]
+        scale = sum(float(t[real(b)].square().sum()) for t, b in zip(targets, one.batches, strict=True)) / 3
+        for number, batch in enumerate(one.batches):
+            with one.view.objective(number) as error:
+                expected = (outputs[number] - targets[number])[real(batch)].square().sum() / scale
+                assert float(error.detach()) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_its_gradient_is_autograds_under_the_mask(case):
+    one = case()
+    with one.view.opened():
+        one.view.add_gradient(0, 0.5)
+        found = {layer.name: layer.parameter.grad.clone() for layer in one.layers}
+        scale = float(one.view._scale)
+        target = one.view.targets(0)[0]
+    model = one.model.requires_grad_(True)
+    output = hidden_states(model, one.batches[0])[2]
+    loss = 0.5 * (output - target)[real(one.batches[0])].square().sum() / scale
+    parameters = dict(model.named_parameters())
+    for name, gradient in found.items():
+        (expected,) = torch.autograd.grad(loss, parameters[name], retain_graph=True)
+        torch.testing.assert_close(gradient, expected * one.masks[name], rtol=1e-4, atol=1e-8)
+
+
+def test_nothing_but_its_layers_changes(case):
+    one = case(dtype=torch.bfloat16)
+    before = {name: value.data.clone() for name, value in one.model.named_parameters()}
+    names = {layer.name for layer in one.layers}
+    with one.view.opened():
+        optimiser = torch.optim.SGD(one.view.parameters, lr=1.0)
+        one.view.add_gradient(0)
+        optimiser.step()
+    changed = {name for name, value in one.model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == names
+    for name in names:
+        assert torch.equal(dict(one.model.named_parameters())[name] != 0, before[name] != 0)
+
+
+def test_a_model_in_bfloat16_is_close_to_one_in_float32(case):
+    with case(dtype=torch.bfloat16).view.opened() as narrow, case().view.opened() as wide:
+        assert narrow.measure((0, 1)) == pytest.approx(wide.measure((0, 1)), rel=0.05)
+
+
+def test_an_output_of_another_length_than_its_tower_is_refused(case, monkeypatch):
+    one = case()
+    monkeypatch.setattr(one.replay, "tokens", lambda number, tower, call: torch.ones(2, 4))
+    with one.view.opened(), pytest.raises(ModelError, match=r"model\.layers\.1: its output \(2, 10, 32\) is not of"):
+        one.view.measure((0,))

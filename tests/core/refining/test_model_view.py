@@ -1,0 +1,95 @@
+"""The pruned model beside the dense one, held against two whole models."""
+
+import copy
+
+import pytest
+import torch
+
+from ecoflap import Anatomy, Replay
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import ModelError
+from ecoflap.core.refining.model_view import ModelView, check_logits
+
+ADAPTER = LlamaAdapter()
+
+
+@pytest.fixture
+def case(pico_llama):
+    def make(dtype=torch.float32, pruned=(0, 1)):
+        model = pico_llama(dtype=dtype)
+        dense_model = copy.deepcopy(model)
+        batches = [
+            {"input_ids": torch.arange(3, 23).reshape(2, 10) + n, "attention_mask": torch.ones(2, 10).long()}
+            for n in range(2)
+        ]
+        batches[1]["attention_mask"][1, 6:] = 0
+        anatomy = Anatomy.of(ADAPTER.towers(model), ADAPTER.layers)
+        dense = Replay(model, ADAPTER, batches, anatomy=anatomy)
+        masks, layers = {}, []
+        for index in pruned:
+            dense.advance(index)
+            for layer in anatomy.layers_of[anatomy.blocks[index].name]:
+                masks[layer.name] = layer.weight.abs() > layer.weight.abs().float().median()
+                layer.weight.data.mul_(masks[layer.name])
+                layers.append(layer)
+        return ModelView(dense, layers, masks), dense_model, model, batches
+
+    return make
+
+
+def expected_kl(dense, model, batch):
+    """KL(dense ‖ model), a mean over the positions whose next token is real, in float64."""
+    with torch.no_grad():
+        p = dense(**batch, use_cache=False).logits[:, :-1].double().softmax(-1)
+    q = model(**batch, use_cache=False).logits[:, :-1].double().softmax(-1)
+    real = batch["attention_mask"][:, 1:] > 0
+    return (p * (p / q).log()).sum(-1)[real].mean()
+
+
+# Blocks behind the last pruned one are run, not recorded: they are the dense model's.
+@pytest.mark.parametrize("pruned", [(0, 1), (0, 1, 2)])
+def test_its_objective_and_gradient_are_those_of_two_models(case, pruned):
+    view, dense, model, batches = case(pruned=pruned)
+    with view.opened():
+        for number, batch in enumerate(batches):
+            expected = expected_kl(dense, model, batch)
+            wanted = torch.autograd.grad(expected, view.parameters)
+            for parameter in view.parameters:
+                parameter.grad = None
+            found = view.add_gradient(number)
+            assert found == pytest.approx(float(expected.detach()), rel=1e-4)
+            for parameter, gradient in zip(view.parameters, wanted, strict=True):
+                torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-7)
+                assert (parameter.grad[parameter.data == 0] == 0).all()
+
+
+def test_its_loss_is_the_models(case):
+    view, _, model, batches = case()
+    with view.opened():
+        for number, batch in enumerate(batches):
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            expected = model(**batch, labels=labels, use_cache=False).loss
+            assert float(view.loss(number).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_a_model_in_bfloat16_comes_back_in_it(case):
+    view, _, model, _ = case(dtype=torch.bfloat16)
+    names = {layer.name for layer in view.layers}
+    before = {name: value.data.clone() for name, value in model.named_parameters()}
+    with view.opened():
+        assert view.measure((0, 1)) > 0
+        optimiser = torch.optim.SGD(view.parameters, lr=1.0)
+        view.add_gradient(0)
+        optimiser.step()
+    for name, value in model.named_parameters():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, before[name]) == (name not in names)
+        assert name not in names or torch.equal(value != 0, before[name] != 0)
+
+
+def test_a_loss_without_logits_is_refused(case, monkeypatch):
+    view, _, _, batches = case()
+    monkeypatch.setattr(LlamaAdapter, "loss", lambda self, model, batch: model(**batch).logits.square().mean())
+    replay = Replay(view._dense.model, ADAPTER, batches, anatomy=view._dense.anatomy)
+    with pytest.raises(ModelError, match="the loss of LlamaAdapter is no cross entropy of logits here"):
+        check_logits(replay)

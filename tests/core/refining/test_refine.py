@@ -1,0 +1,78 @@
+"""What a refiner made worse is taken back, and said."""
+
+import re
+
+import pytest
+import torch
+from spec import spec
+
+from ecoflap.core.contracts.blame import PartError
+from ecoflap.core.contracts.events import Refined, Warned
+from ecoflap.core.refining.refine import refine
+
+
+class Step:
+    """One step of plain gradient descent; with a negative rate, up."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, view):
+        view.add_gradient(view.training[0])
+        for parameter in view.parameters:
+            parameter.data.sub_(self.rate * parameter.grad)
+
+
+def weights(one):
+    return {layer.name: layer.weight.data.clone() for layer in one.layers}
+
+
+def refined(one, refiner):
+    events = []
+    with one.view.opened():
+        done = refine(one.view, spec("refiner", refiner), events.append)
+    return done, events
+
+
+def test_what_is_better_is_kept(case):
+    one = case()
+    before = weights(one)
+    done, events = refined(one, Step(0.05))
+    assert done.is_kept
+    assert done.after["held_out"] < done.before["held_out"]
+    assert done.after["training"] < done.before["training"]
+    assert events == [done]
+    assert isinstance(done, Refined)
+    assert (done.name, done.refiner) == ("model.layers.1", "Step")
+    assert all(not torch.equal(layer.weight, before[layer.name]) for layer in one.layers)
+    with one.view.opened():
+        assert one.view.measure(one.view.held_out) == pytest.approx(done.after["held_out"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [
+        (-0.05, r"did not lower the error on held-out calibration data \(0\.\d+, then \d+\.?\d*\), and was undone"),
+        (float("nan"), "gave NaN or infinite weights, and was undone"),
+    ],
+)
+def test_what_is_worse_is_undone(case, rate, told):
+    one = case()
+    before = weights(one)
+    done, events = refined(one, Step(rate))
+    assert not done.is_kept
+    assert all(torch.equal(layer.weight, before[layer.name]) for layer in one.layers)
+    (warning,) = [event for event in events if isinstance(event, Warned)]
+    assert re.search(rf"^the refiner Step at model\.layers\.1 {told}", warning.message)
+
+
+def test_one_that_raises_is_named_with_its_block(case):
+    class Raises:
+        def __call__(self, view):
+            raise ValueError("no")
+
+    one = case()
+    before = weights(one)
+    with pytest.raises(PartError, match=r"the refiner Raises, at model\.layers\.1, raised ValueError: no\."):
+        refined(one, Raises())
+    assert all(torch.equal(layer.weight, before[layer.name]) for layer in one.layers)

@@ -1,0 +1,106 @@
+"""Weights that are trained: their masks hold whatever an optimiser does, and all else is as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.core.forward.placement import Placement
+from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.refining.trained_weights import TrainedWeights
+
+FLOAT32 = Placement(torch.float32)
+
+
+class Two(nn.Module):
+    """A matrix in bfloat16, a stack of two of which one is a layer, and a bias that is none."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(4, 6, generator=generator).bfloat16())
+        self.stack = nn.Parameter(torch.randn(2, 6, 4, generator=generator).bfloat16(), requires_grad=False)
+        self.bias = nn.Parameter(torch.randn(4, generator=generator).bfloat16())
+
+    def forward(self, x):
+        return (x @ self.weight.T + self.bias) @ self.stack[1].T @ self.stack[0]
+
+
+@pytest.fixture
+def module():
+    return Two()
+
+
+@pytest.fixture
+def trained(module):
+    layers = [Layer("weight", module), Layer("stack[1]", module, "stack", part=1, transposed=True)]
+    masks = {"weight": torch.arange(24).reshape(4, 6) % 3 > 0, "stack[1]": torch.arange(24).reshape(4, 6) % 2 > 0}
+    module.weight.data.mul_(masks["weight"])
+    module.stack.data[1].mul_(masks["stack[1]"].T)
+    return TrainedWeights(layers, masks), masks
+
+
+def test_adam_moves_every_kept_weight_and_no_other(module, trained):
+    weights, masks = trained
+    before = {name: value.data.clone() for name, value in module.named_parameters()}
+    flags = {name: value.requires_grad for name, value in module.named_parameters()}
+    with weights.held(module, FLOAT32):
+        assert all(parameter.dtype == torch.float32 for parameter in weights.parameters)
+        optimiser = torch.optim.AdamW(weights.parameters, lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            module(torch.ones(5, 6) * torch.arange(1, 7)).square().sum().backward()
+            optimiser.step()
+    assert torch.equal(module.weight != 0, masks["weight"])
+    assert (module.weight != before["weight"])[masks["weight"]].all()
+    assert torch.equal(module.stack[1].T != 0, masks["stack[1]"])
+    assert module.weight.dtype == torch.bfloat16
+    assert torch.equal(module.stack[0], before["stack"][0])
+    assert torch.equal(module.bias, before["bias"])
+    assert {name: value.requires_grad for name, value in module.named_parameters()} == flags
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_an_optimiser_that_writes_everywhere_leaves_pruned_weights_zero(module, trained):
+    weights, masks = trained
+    other = module.stack.data[0].clone()
+    with weights.held(module, FLOAT32):
+        for parameter in weights.parameters:
+            parameter.data.sub_(7)
+    assert torch.equal(module.weight == 0, ~masks["weight"])
+    assert torch.equal(module.stack[0], other)
+    assert not torch.signbit(module.weight[~masks["weight"]]).any()
+
+
+def test_what_is_remembered_comes_back(module, trained):
+    weights, _ = trained
+    before = module.weight.data.clone()
+    with weights.held(module, FLOAT32):
+        weights.remember()
+        module.weight.data.fill_(torch.nan)
+        assert not weights.are_finite()
+        weights.restore()
+        assert weights.are_finite()
+    assert torch.equal(module.weight, before)
+
+
+def test_an_error_leaves_the_weights_as_they_were(module, trained):
+    weights, _ = trained
+    before = {name: value.data.clone() for name, value in module.named_parameters()}
+
+    def spoil():
+        with weights.held(module, FLOAT32):
+            module.weight.data.fill_(3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spoil()
+    assert all(torch.equal(value, before[name]) for name, value in module.named_parameters())
+
+
+def test_a_float32_module_is_trained_in_place(module, trained):
+    module.float()
+    weights = TrainedWeights([Layer("weight", module)], trained[1])
+    where = module.weight.data_ptr()
+    with weights.held(module, FLOAT32):
+        module.weight.data.mul_(2)
+    assert module.weight.data_ptr() == where

@@ -1,0 +1,143 @@
+"""Plans that are tried on a model: losses against pruning by hand, and what a killed trial leaves."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from sealed_by_hand import read_lines
+from spec import spec
+
+import ecoflap
+from ecoflap import Replay
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import RecipeError
+from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.run_log import RunLog
+from ecoflap.core.registry.observers import Observers
+from ecoflap.core.run.plan_trials import PlanTrials
+from ecoflap.plugins.allocators.uniform import Uniform
+from ecoflap.plugins.pruners.magnitude import Magnitude
+
+
+@pytest.fixture
+def model(pico_llama):
+    return pico_llama()
+
+
+@pytest.fixture
+def replay_of(model):
+    return lambda batches: Replay(model, LlamaAdapter(), batches)
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(4)
+    ids = [torch.randint(3, 60, (2, 16), generator=generator) for _ in range(5)]
+    return [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
+
+
+@pytest.fixture
+def plans(replay_of):
+    anatomy = replay_of([]).anatomy
+    shares = {"none": Fraction(0), "half": Fraction(1, 2), "most": Fraction(9, 10)}
+    return {
+        name: make_plan(pools_of(anatomy, share, {}, []), Uniform(), "layer", None) for name, share in shares.items()
+    }
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def trials(replay_of, batches, told, tmp_path):
+    class Log(RunLog):
+        def emit(self, event):
+            told.append(event)
+
+    def trials(batches=batches, held_out=0.4):
+        pruners, folder = {"language": spec("pruner", Magnitude())}, RunFolder(tmp_path)
+        return PlanTrials(replay_of, batches, held_out, pruners, folder, Log(folder, Observers([])))
+
+    return trials
+
+
+def loss_by_hand(model, plan, batches):
+    """The mean loss with each matrix' smallest magnitudes set to zero."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, layer in plan.layers.items():
+        weight = model.get_parameter(name).data
+        weight.flatten()[weight.abs().flatten().argsort(stable=True)[: layer.size - layer.keep]] = 0
+    with torch.no_grad():
+        losses = [float(LlamaAdapter().loss(model, batch)) for batch in batches]
+    model.load_state_dict(state)
+    return sum(losses) / len(losses)
+
+
+def test_the_plan_with_the_smallest_loss_on_what_was_held_out(model, plans, batches, trials, told, tmp_path):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = {name: loss_by_hand(model, plan, batches[3:]) for name, plan in plans.items()}
+    best = min(expected, key=expected.get)
+    assert trials().best(plans) is plans[best]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    lines = read_lines(tmp_path / "trials.jsonl")
+    assert {line["candidate"]: line["loss"] for line in lines} == pytest.approx(expected, rel=1e-5)
+    *progress, warned = told
+    assert warned.message.startswith("allocate: losses on 2 held-out batches are none ")
+    assert warned.message.endswith(f"; {best} was taken")
+    assert [(event.stage, event.done, event.total) for event in progress] == [("allocate", at, 3) for at in range(4)]
+    assert not (tmp_path / "blocks" / "trials").exists()
+
+
+def test_what_was_tried_is_not_tried_again(plans, trials, told, tmp_path, monkeypatch):
+    first = trials().best(dict(list(plans.items())[:2]))
+    lines = (tmp_path / "trials.jsonl").read_bytes()
+    monkeypatch.setattr("ecoflap.core.run.plan_trials.BlockwisePruning", None)
+    assert trials().best({**dict(list(plans.items())[:2]), "again": plans["half"]}) is first
+    assert (tmp_path / "trials.jsonl").read_bytes() == lines
+
+
+def test_of_equal_plans_the_first_is_taken(plans, trials):
+    copy = make_plan_like(plans["half"])
+    assert trials().best({"first": plans["half"], "second": copy}) is plans["half"]
+
+
+def make_plan_like(plan):
+    return type(plan)(dict(plan.layers), {})
+
+
+def test_weights_come_back_where_a_trial_fails(model, plans, trials, monkeypatch):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def fails(self, *rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Replay, "loss", fails)
+    with pytest.raises(KeyboardInterrupt):
+        trials().best({"most": plans["most"], "half": plans["half"]})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_one_batch_is_too_few(plans, trials, batches):
+    with pytest.raises(RecipeError, match=r"there are only 1\. Set calibration\.samples higher"):
+        trials(batches[:1]).best(plans)
+
+
+@pytest.mark.parametrize("score", [{"use": "sensitivity", "samples": 2}, None])
+def test_a_run_prunes_by_the_plan_that_was_taken(plain, lasting, tmp_path, score):
+    """The run is that of its candidate alone, whichever it is."""
+    other = {"use": "marginal", "above": 0.3} if score else {"use": "atp", "beta": 0.1}
+    run = ecoflap.run(
+        plain(score=score, allocate={"use": "best_of", "of": ["uniform", other]}), folder=tmp_path / "run"
+    )
+    losses = {line["candidate"]: line["loss"] for line in read_lines(run.folder / "trials.jsonl")}
+    assert list(losses) == ["uniform", other["use"]]
+    taken = "uniform" if losses["uniform"] <= losses[other["use"]] else other
+    alone = ecoflap.run(plain(score=score, allocate=taken), folder=tmp_path / "alone")
+    kept = {name: layer.keep for name, layer in alone.plan.layers.items()}
+    assert {name: layer.keep for name, layer in run.plan.layers.items()} == kept
+    model = "model/model.safetensors"
+    assert lasting(run.folder)[model] == lasting(alone.folder)[model]
+    assert any("held-out batches are uniform" in warning for warning in run.report.warnings)

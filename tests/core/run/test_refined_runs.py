@@ -1,0 +1,98 @@
+"""Runs with refiners: what a recipe may write, what is kept of them, and that a killed one ends the same."""
+
+import json
+import signal
+
+import pytest
+import torch
+from killing import in_a_fork
+
+import ecoflap
+from ecoflap.core.contracts.events import Refined, StageStarted
+from ecoflap.core.errors import RecipeError
+from ecoflap.core.report.run_page import write_page
+
+REFINERS = [{"use": "reconstruct", "steps": 3, "learning_rate": 1e-3}, {"use": "distill", "steps": 4}]
+
+
+@pytest.fixture
+def recipe(plain):
+    return plain(score=None, allocate="uniform", refine=REFINERS, export=None)
+
+
+@pytest.fixture
+def unbroken(recipe, tmp_path, lasting):
+    return lasting(ecoflap.run(recipe, folder=tmp_path / "unbroken").folder)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "event:Refined :2",
+        "rename:blocks/001.safetensors:before",
+        "rename:blocks/001.safetensors:after",
+        "event:StageStarted refine:1",
+        "event:Refined :4",
+        "rename:masks.safetensors:after",
+    ],
+)
+def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, killer, tmp_path, point):
+    folder = tmp_path / "run"
+    assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
+    report = ecoflap.run(recipe, folder=folder).report
+    assert lasting(folder) == unbroken
+    assert [one.name for one in report.refined] == [*(f"model.layers.{n}" for n in range(3)), "the model"]
+
+
+def test_what_refiners_did_is_told_and_kept(recipe, heard_by, tmp_path):
+    heard = []
+    run = ecoflap.run(recipe, folder=tmp_path / "run", registry=heard_by(heard.append))
+    told = [event for event in heard if isinstance(event, Refined)]
+    assert [(one.refiner, one.name) for one in run.report.refined] == [(one.refiner, one.name) for one in told]
+    assert all(
+        one.before["held_out"] == kept.before["held_out"] for one, kept in zip(told, run.report.refined, strict=True)
+    )
+    assert "refine" in [event.stage for event in heard if isinstance(event, StageStarted)]
+    assert run.report.method == "uniform → wanda → reconstruct → distill"
+    page = write_page(tmp_path / "run", run.report).read_text()
+    assert "What refiners did" in page
+    assert "reconstruct" in page
+
+
+def test_masks_are_those_without_refiners_in_the_first_block(recipe, plain, tmp_path):
+    refined = ecoflap.run(recipe, folder=tmp_path / "run")
+    alone = ecoflap.run(plain(score=None, allocate="uniform", export=None), folder=tmp_path / "alone")
+    one, other = (ecoflap.load_masks(run.folder) for run in (refined, alone))
+    for name in one:
+        assert int(one[name].sum()) == int(other[name].sum())
+        weight = refined.model.get_parameter(name)
+        assert not bool((weight != 0)[~one[name]].any())
+        if "layers.0." in name:
+            assert torch.equal(one[name], other[name])
+            assert not torch.equal(weight, alone.model.get_parameter(name))
+
+
+def test_a_tower_may_have_its_own_or_none(plain, tmp_path):
+    recipe = plain(score=None, export=None, refine=REFINERS[:1], towers={"language": {"refine": []}})
+    assert ecoflap.run(recipe, folder=tmp_path / "run").report.refined == ()
+    recipe = plain(score=None, export=None, towers={"language": {"refine": REFINERS[:1]}})
+    assert len(ecoflap.run(recipe, folder=tmp_path / "other").report.refined) == 3
+
+
+def test_a_refiner_of_the_model_is_of_no_tower(plain, tmp_path):
+    recipe = plain(score=None, export=None, towers={"language": {"refine": ["distill"]}})
+    with pytest.raises(RecipeError, match=r"towers\.language\.refine\.0: distill refines the whole model"):
+        ecoflap.run(recipe, folder=tmp_path / "run")
+
+
+def test_a_refiner_needs_data(plain, tmp_path):
+    recipe = plain(score=None, export=None, prune="magnitude", refine=REFINERS, calibration=None)
+    with pytest.raises(RecipeError, match="the refiner reconstruct and the refiner distill look at data"):
+        ecoflap.run(recipe, folder=tmp_path / "run")
+
+
+def test_a_run_without_refiners_is_as_before(plain, tmp_path):
+    run = ecoflap.run(plain(score=None, export=None), folder=tmp_path / "run")
+    assert "refine" not in json.loads((run.folder / "report.json").read_text())["recipe"]
+    assert run.report.refined == ()
+    assert not (run.folder / "refined.jsonl").exists()

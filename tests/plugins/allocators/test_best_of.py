@@ -1,0 +1,72 @@
+"""What best_of refuses before anything is tried; the trials themselves are the engine's."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from plan_contexts import context
+from spec import spec
+
+from ecoflap.core.budget.counts import Group
+from ecoflap.core.errors import EcoflapError
+from ecoflap.core.recipe.schema import Calibration
+from ecoflap.plugins.allocators.best_of import BestOf, ecoflap_register_allocators
+from ecoflap.plugins.allocators.ecoflap import Ecoflap
+from ecoflap.plugins.allocators.marginal import Marginal
+from ecoflap.plugins.allocators.owl import Owl
+from ecoflap.plugins.allocators.uniform import Uniform
+
+
+def test_is_offered():
+    assert ecoflap_register_allocators() == {"best_of": BestOf}
+
+
+@pytest.mark.parametrize(
+    ("of", "takes"),
+    [((Uniform(), Ecoflap(), Owl()), "score"), ((Uniform(), Marginal()), "curve"), ((Uniform(),) * 2, None)],
+)
+def test_it_takes_what_its_candidates_take(of, takes):
+    best = BestOf(of)
+    assert (best.takes, best.candidates) == (takes, of)
+    groups = [Group("a", 10, 1.0), Group("b", 30, 2.0)]
+    assert best(groups, 20) == [5, 15]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"of": (Uniform(),)}, "of has 1 candidates; name two or more"),
+        ({"of": (Ecoflap(), Marginal())}, "of has some that take numbers and some that take curves"),
+        ({"of": (Uniform(), BestOf((Uniform(), Owl())))}, "of has a best_of among its candidates"),
+        ({"of": (Uniform(), Owl()), "held_out": 1.0}, r"held_out is 1\.0; it is a share"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(wrong, told):
+    with pytest.raises(EcoflapError, match=told):
+        BestOf(**wrong)
+
+
+@dataclass
+class Asks:
+    """A recipe of which only the calibration data are looked at."""
+
+    calibration: Any
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset that nobody reads."""
+
+    samples: int | None
+
+    def __call__(self, adapter, model, note):
+        yield from ()
+
+
+@pytest.mark.parametrize(("samples", "size", "told"), [(8, 8, "8 samples in batches of 8 are one"), (9, 8, None)])
+def test_a_plan_hears_of_too_few_batches(samples, size, told):
+    data = Calibration(data=spec("dataset", Data(samples)), batch_size=size)
+    problems = list(BestOf((Uniform(), Owl())).problems(context(recipe=Asks(data))))
+    assert [told in problem for problem in problems] == ([True] if told else [])
+    (problem,) = BestOf((Uniform(), Owl())).problems(context(recipe=Asks(None)))
+    assert "the recipe has none: add calibration:" in problem

@@ -1,0 +1,107 @@
+"""Each metric against its formula, one weight at a time in float64."""
+
+import math
+
+import pytest
+import torch
+from gram_layers import correlated, drawn
+
+from ecoflap.core.contracts.records import Statistics
+from ecoflap.core.errors import EcoflapError
+from ecoflap.core.forward.statistics import ColumnNorm, RegionalGradient
+from ecoflap.plugins.metrics import magnitude, ria, wanda, wanda_plus_plus
+
+
+@pytest.fixture
+def weight():
+    return drawn(5, 7)
+
+
+@pytest.fixture
+def x():
+    return correlated(7, tokens=20)
+
+
+@pytest.fixture
+def gradients():
+    return [drawn(5, 7, seed=seed) for seed in (3, 4, 5)]
+
+
+@pytest.fixture
+def found(x, gradients):
+    statistics = Statistics({ColumnNorm: ColumnNorm(7), RegionalGradient: RegionalGradient(7)})
+    statistics[ColumnNorm].add(x)
+    for gradient in gradients:
+        statistics[RegionalGradient].add_gradient(gradient)
+    return statistics
+
+
+def holds(values, formula):
+    expected = [[formula(i, j) for j in range(7)] for i in range(5)]
+    torch.testing.assert_close(values.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-7)
+
+
+def norm(x, j):
+    return math.sqrt(sum(float(value) ** 2 for value in x[:, j]))
+
+
+def test_are_offered():
+    assert magnitude.ecoflap_register_metrics() == {"magnitude": magnitude.Magnitude}
+    assert wanda.ecoflap_register_metrics() == {"wanda": wanda.Wanda}
+    assert ria.ecoflap_register_metrics() == {"ria": ria.Ria}
+    assert wanda_plus_plus.ecoflap_register_metrics() == {"wanda_plus_plus": wanda_plus_plus.WandaPlusPlus}
+    assert (wanda.Wanda().alpha, ria.Ria().alpha, wanda_plus_plus.WandaPlusPlus().alpha) == (1.0, 0.5, 100.0)
+
+
+def test_magnitude(weight):
+    assert torch.equal(magnitude.Magnitude()(weight, Statistics()), weight.abs())
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 0.0, 2.0])
+def test_wanda(weight, x, found, alpha):
+    holds(wanda.Wanda(alpha)(weight, found), lambda i, j: abs(float(weight[i, j])) * norm(x, j) ** alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_ria(weight, x, found, alpha):
+    def formula(i, j):
+        size = abs(float(weight[i, j]))
+        row = sum(abs(float(value)) for value in weight[i])
+        column = sum(abs(float(value)) for value in weight[:, j])
+        return (size / row + size / column) * norm(x, j) ** alpha
+
+    holds(ria.Ria(alpha)(weight, found), formula)
+
+
+def test_ria_of_rows_and_columns_of_zeros(weight, found):
+    weight[2], weight[:, 4] = 0, 0
+    values = ria.Ria()(weight, found)
+    assert values.isfinite().all()
+    assert not values[2].any()
+    assert not values[:, 4].any()
+    assert values[0, 0] > 0
+
+
+@pytest.mark.parametrize("alpha", [100.0, 0.0])
+def test_wanda_plus_plus(weight, x, gradients, found, alpha):
+    def formula(i, j):
+        mean = math.sqrt(sum(float(one[i, j]) ** 2 for one in gradients) / 3)
+        return (alpha * mean + norm(x, j)) * abs(float(weight[i, j]))
+
+    holds(wanda_plus_plus.WandaPlusPlus(alpha)(weight, found), formula)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_of_other_dtypes_and_the_weight_is_left_alone(weight, found, dtype):
+    weight = weight.to(dtype)
+    before = weight.clone()
+    for metric in (magnitude.Magnitude(), wanda.Wanda(), ria.Ria(), wanda_plus_plus.WandaPlusPlus()):
+        assert metric(weight, found).isfinite().all()
+        assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("metric", [wanda.Wanda, ria.Ria, wanda_plus_plus.WandaPlusPlus])
+@pytest.mark.parametrize("alpha", [-0.5, float("nan"), float("inf")])
+def test_powers_that_cannot_be(metric, alpha):
+    with pytest.raises(EcoflapError, match=f"alpha is {alpha}"):
+        metric(alpha)

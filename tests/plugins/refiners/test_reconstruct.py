@@ -1,0 +1,95 @@
+"""``reconstruct`` on a run of a pico LLaMA, held against the same training written out over two whole models."""
+
+import copy
+from fractions import Fraction
+from math import cos, pi
+
+import pytest
+import torch
+from hidden_states import hidden_states
+from spec import spec
+
+from ecoflap import Anatomy, Replay
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import EcoflapError
+from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.plugins.allocators.uniform import Uniform
+from ecoflap.plugins.pruners.magnitude import Magnitude
+from ecoflap.plugins.refiners.reconstruct import Reconstruct, ecoflap_register_refiners
+
+ADAPTER = LlamaAdapter()
+
+
+def batches():
+    return [
+        {"input_ids": torch.arange(3, 23).reshape(2, 10) + n, "attention_mask": torch.ones(2, 10).long()}
+        for n in range(4)
+    ]
+
+
+def pruned_by_the_engine(model, folder, refiner):
+    anatomy = Anatomy.of(ADAPTER.towers(model), ADAPTER.layers)
+    plan = make_plan(pools_of(anatomy, Fraction(1, 2), {}, []), Uniform(), "layer", None)
+    replays = [Replay(model, ADAPTER, batches(), anatomy=anatomy) for _ in range(2)]
+    refiners = {"language": [spec("refiner", refiner)]}
+    fine = BlockwisePruning(
+        replays[0], plan, {"language": spec("pruner", Magnitude())}, folder, lambda event: None, refiners, replays[1]
+    )
+    return fine()
+
+
+def trained_by_hand(dense, masks, refiner):
+    """Block after block of a whole model: prune, then Adam on the squared difference of hidden states."""
+    model = copy.deepcopy(dense)
+    named = dict(model.named_parameters())
+    *training, _ = batches()  # the last is held out
+    for index in range(len(model.model.layers)):
+        source = copy.deepcopy(model) if refiner.target == "own" else dense  # this block still dense, those before not
+        targets = [hidden_states(source, batch)[index + 1].detach() for batch in batches()]
+        scale = sum(float(target.square().sum()) for target in targets) / 4
+        mine = {name: named[name] for name in masks if name.startswith(f"model.layers.{index}.")}
+        assert mine
+        for name, parameter in mine.items():
+            parameter.data.mul_(masks[name])
+        optimiser = torch.optim.Adam(mine.values(), betas=(0.9, 0.95))
+        for step in range(refiner.steps):
+            optimiser.param_groups[0]["lr"] = refiner.learning_rate * (1 + cos(pi * step / refiner.steps)) / 2
+            optimiser.zero_grad()
+            for place in range(step * refiner.batches, (step + 1) * refiner.batches):
+                number = place % len(training)
+                output = hidden_states(model, training[number])[index + 1]
+                ((output - targets[number]).square().sum() / scale / refiner.batches).backward()
+            for name, parameter in mine.items():
+                parameter.grad.mul_(masks[name])
+            optimiser.step()
+    return named
+
+
+def test_is_offered():
+    assert ecoflap_register_refiners() == {"reconstruct": Reconstruct}
+    assert Reconstruct() == Reconstruct(steps=32, batches=2, learning_rate=5e-4, target="dense")
+
+
+@pytest.mark.parametrize("target", ["dense", "own"])
+def test_is_the_training_written_out(pico_llama, tmp_path, target):
+    refiner = Reconstruct(steps=5, batches=2, learning_rate=1e-3, target=target)
+    model = pico_llama(layers=2)
+    dense = copy.deepcopy(model)
+    masks = pruned_by_the_engine(model, tmp_path / "blocks", refiner)
+    expected = trained_by_hand(dense, dict(masks), refiner)
+    moved = 0.0
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name].detach(), rtol=1e-3, atol=2e-5)
+        if name in masks:
+            assert torch.equal(parameter != 0, masks[name])
+            before = dict(dense.named_parameters())[name] * masks[name]
+            moved = max(moved, float((parameter - before).detach().abs().max()))
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batches": -1}, {"learning_rate": 0.0}])
+def test_parameters_below_zero_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(EcoflapError, match=f"{name} should be above 0"):
+        Reconstruct(**wrong)

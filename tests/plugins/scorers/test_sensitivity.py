@@ -1,0 +1,127 @@
+"""Sensitivity curves against a model whose blocks are pruned one after the other by hand."""
+
+import pytest
+import torch
+
+from ecoflap import ColumnNorm, EcoflapError, Keep, Pruned, Replay
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.budget.counts import keep_count
+from ecoflap.plugins.pruners.magnitude import Magnitude
+from ecoflap.plugins.pruners.wanda import Wanda
+from ecoflap.plugins.scorers.sensitivity import Sensitivity
+
+LEVELS = (0.3, 0.5, 0.8)
+
+
+def all_layers(replay):
+    return [layer for _, layer in replay.anatomy.layers()]
+
+
+def norms_of(replay):
+    """Each layer's Σx² over all batches, read with hooks on the dense model's plain forward."""
+    norms: dict[str, torch.Tensor] = {}
+
+    def hook(name):
+        return lambda _, inputs, __: norms.__setitem__(name, norms.get(name, 0) + inputs[0].square().sum((0, 1)))
+
+    handles = [layer.module.register_forward_hook(hook(layer.name)) for layer in all_layers(replay)]
+    loss(replay)
+    for handle in handles:
+        handle.remove()
+    return norms
+
+
+def loss(replay):
+    with torch.no_grad():
+        losses = [replay.adapter.loss(replay.model, batch).double() for batch in replay.batches]
+    return float(torch.stack(losses).mean())
+
+
+def pruned_by_hand(weight, norms, level, *, by_row):
+    """The smallest |W|·‖X‖ of each row, or of the whole matrix, set to zero by sorting."""
+    keep = keep_count(weight.numel(), level)
+    metric = weight.abs() * norms.sqrt() if norms is not None else weight.abs()
+    out = weight.clone()
+    if not by_row:
+        out.flatten()[metric.flatten().argsort(stable=True)[: weight.numel() - keep]] = 0
+        return out
+    rows = len(weight)
+    for i in range(rows):
+        count = (i + 1) * keep // rows - i * keep // rows
+        out[i, metric[i].argsort(stable=True)[: weight.shape[1] - count]] = 0
+    return out
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("pruner", [Wanda(), Magnitude()])
+def test_each_rise_is_that_of_the_loss_with_this_part_alone_pruned(replay, joint, pruner):
+    before = {name: tensor.clone() for name, tensor in replay.model.state_dict().items()}
+    norms = norms_of(replay) if isinstance(pruner, Wanda) else {}
+    dense = loss(replay)
+    curves = dict(Sensitivity(levels=LEVELS, prune=pruner, joint=joint)(replay, all_layers(replay)))
+    parts = {block.name: replay.anatomy.layers_of[block.name] for block in replay.blocks}
+    if not joint:
+        parts = {layer.name: [layer] for layer in all_layers(replay)}
+    assert list(curves) == list(parts)
+    for name, layers in parts.items():
+        rises = []
+        for level in LEVELS:
+            for layer in layers:
+                weight = before[layer.name]
+                by_hand = pruned_by_hand(weight, norms.get(layer.name), level, by_row=isinstance(pruner, Wanda))
+                layer.weight.data.copy_(by_hand)
+            rises.append(loss(replay) - dense)
+            for layer in layers:
+                layer.weight.data.copy_(before[layer.name])
+        assert curves[name].levels == LEVELS
+        assert curves[name].rises == pytest.approx(rises, abs=2e-6)
+    assert len({curve.rises for curve in curves.values()}) == len(parts)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in replay.model.state_dict().items())
+
+
+def test_a_scorer_that_goes_on_finds_the_same_curves(replay):
+    layers = all_layers(replay)
+    whole = dict(Sensitivity(samples=4)(replay, layers))
+    anew = Replay(replay.model, LlamaAdapter(), replay.batches)
+    last = replay.anatomy.layers_of[replay.blocks[-1].name]
+    name = replay.blocks[-1].name
+    assert dict(Sensitivity(samples=4)(anew, last)) == {name: whole[name]}
+
+
+def test_weights_come_back_where_the_pruner_fails_or_a_reader_stops(replay):
+    class Fails:
+        needs = (ColumnNorm,)
+
+        def __call__(self, weight, seen, budget, layer):
+            weight.zero_()
+            raise EcoflapError("not today")
+
+    class Infinite:
+        def __call__(self, weight, seen, budget, layer):
+            assert isinstance(budget, Keep)
+            return Pruned(torch.ones_like(weight, dtype=torch.bool), weight / 0)
+
+    before = {name: tensor.clone() for name, tensor in replay.model.state_dict().items()}
+    first = all_layers(replay)[0].name
+    with pytest.raises(EcoflapError, match=f"{first}: not today"):
+        list(Sensitivity(prune=Fails())(replay, all_layers(replay)))
+    with pytest.raises(EcoflapError, match=rf"{first}: at a sparsity of 0\.4 the pruner gave no finite weight"):
+        list(Sensitivity(prune=Infinite())(replay, all_layers(replay)))
+    scores = Sensitivity()(replay, all_layers(replay))
+    next(scores)
+    scores.close()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in replay.model.state_dict().items())
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_forwards_are_counted(replay, joint):
+    assert len(all_layers(replay)) == 7 * len(replay.blocks)
+    scorer = Sensitivity(levels=(0.4, 0.6), joint=joint)
+    expected = 5 * (1 + (len(replay.blocks) if joint else len(all_layers(replay))) * 2)
+    assert scorer.forwards(replay.anatomy, 5) == expected
+
+
+@pytest.mark.parametrize("wrong", [{"levels": (0.4,)}, {"levels": (0.6, 0.4)}, {"samples": 0}])
+def test_parameters_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(EcoflapError, match=next(iter(wrong))):
+        Sensitivity(**wrong)
