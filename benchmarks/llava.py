@@ -10,7 +10,6 @@ likes. The rows that matter most come first. With ``--seeds 0`` and ``--seeds 1 
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,8 @@ from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from result_rows import do, read  # type: ignore[import-not-found]
 
 import ecoflap
 
@@ -61,18 +62,8 @@ def rows() -> Iterator[Row]:
 
 def run_rows(work: Path, results: Path, seeds: Sequence[int]) -> None:
     """Do what is not done, one row after another."""
-    done = {line["folder"] for line in read(results)}
-    for row in rows():
-        if row.folder not in done and row.seed in seeds:
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(figures(row, work)) + "\n")
-            print(row.folder, flush=True)
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    """Give the rows that are done."""
-    lines = results.read_text("utf-8").splitlines() if results.is_file() else []
-    return [json.loads(line) for line in lines]
+    mine = (row for row in rows() if row.seed in seeds)
+    do(mine, results, "folder", lambda row: row.folder, lambda row: figures(row, work))
 
 
 def figures(row: Row, work: Path) -> dict[str, Any]:

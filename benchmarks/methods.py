@@ -26,6 +26,8 @@ from pydoc_data.topics import topics
 from statistics import mean, stdev
 from typing import Any
 
+from result_rows import do, read  # type: ignore[import-not-found]
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 RECONSTRUCT, DISTILL = "{use: reconstruct}", "{use: distill}"
 SWAPPED = "{use: refit, inner: {use: swap, inner: wanda}}"
@@ -108,19 +110,8 @@ def rows(model: str, seeds: Sequence[int], methods: Sequence[str]) -> Iterator[R
 
 def run_rows(model: str, work: Path, results: Path, seeds: Sequence[int], methods: Sequence[str]) -> None:
     """Do what is not done, one row after another."""
-    done = {line["name"] for line in read(results)}
     work.mkdir(parents=True, exist_ok=True)
-    for row in rows(model, seeds, methods):
-        if row.name not in done:
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(figures(row, work)) + "\n")
-            print(row.name, flush=True)
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    """Give the rows that are done."""
-    lines = results.read_text("utf-8").splitlines() if results.is_file() else []
-    return [json.loads(line) for line in lines]
+    do(rows(model, seeds, methods), results, "name", lambda row: row.name, lambda row: figures(row, work))
 
 
 def figures(row: Row, work: Path) -> dict[str, Any]:

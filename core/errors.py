@@ -57,6 +57,20 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """Name the first of several, at most so many, for a message; ``…`` stands for the others."""
+    return f"{', '.join(names[:most])}{' …' if len(names) > most else ''}"
+
+
+def refuse_below_one(name: str, value: int) -> None:
+    """Refuse a parameter that is to be at least 1.
+
+    :raises EcoflapError: A recipe's error then names the place where the value is written.
+    """
+    if value < 1:
+        raise EcoflapError(f"{name} is {value}; at least 1 is needed")
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Ask `` Did you mean 'x'?``, with a leading space; give an empty text where no choice is near."""
     close = get_close_matches(cut(word), list(choices), n=1)

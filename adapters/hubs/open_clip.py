@@ -74,7 +74,7 @@ def _refuse_shapes(stored: Mapping[str, Any]) -> None:
 
     :raises ModelError: With each of these keys.
     """
-    model = stored.get("model_cfg")
+    model = stored.get("model_cfg", {})  # that it lacks one is said where an architecture can be asked for
     inside = model if isinstance(model, Mapping) else {}
     found = {"model_cfg": model, "preprocess_cfg": stored.get("preprocess_cfg") or {}}
     found |= {f"model_cfg.{key}": inside.get(key) for key in ("vision_cfg", "text_cfg")} if inside else {}

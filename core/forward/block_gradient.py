@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.placement import requiring_grad
 from ecoflap.core.forward.walk import tensors_in
 from ecoflap.core.model.anatomy import Block, Layer
 
@@ -16,16 +17,8 @@ from ecoflap.core.model.anatomy import Block, Layer
 @contextmanager
 def with_gradients(block: Block, layers: Sequence[Layer]) -> Iterator[None]:
     """Run a block so that its output has a graph down to these layers' weights and no further."""
-    flags = [(parameter, parameter.requires_grad) for parameter in block.module.parameters()]
-    block.module.requires_grad_(False)
-    for layer in layers:
-        layer.parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+    with requiring_grad(block.module, layers), torch.enable_grad():
+        yield
 
 
 def add_gradients(

@@ -12,7 +12,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch
-from ecoflap.core.forward.placement import Placement, device_of, tensors_of
+from ecoflap.core.forward.placement import Placement, device_of, requiring_grad, tensors_of
 from ecoflap.core.forward.walk import replaced_forwards
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
@@ -46,7 +46,7 @@ def stream_gradients(
         return _recomputed(block, resident, is_last=block is blocks[-1] and block.calls in (1, None))
 
     with (
-        _only_these_require_grad(model, layers),
+        requiring_grad(model, layers),
         _visited(layers, summed.see),
         replaced_forwards(blocks, checkpointed),
         options_of(AdapterOptions, adapter).running(model),
@@ -121,19 +121,6 @@ def _recomputed(block: Block, resident: _Resident, *, is_last: bool) -> Callable
         return checkpoint(held, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
     return forward
-
-
-@contextmanager
-def _only_these_require_grad(model: nn.Module, layers: list[Layer]) -> Iterator[None]:
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.requires_grad_(False)
-    for layer in layers:
-        layer.parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @contextmanager

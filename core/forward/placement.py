@@ -1,6 +1,6 @@
 """Where weights are while they are used, and how precisely; afterwards they are the very same tensors again."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ecoflap.core.contracts.records import Batch
+from ecoflap.core.model.anatomy import Layer
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,31 @@ class Placement:
 
     def _is_elsewhere(self, tensor: Tensor) -> bool:
         return self.device is not None and tensor.device != self.device
+
+
+@contextmanager
+def restored(layers: Sequence[Layer]) -> Iterator[None]:
+    """Keep a copy of layers' weights, and put it back at the end, whatever was written to them."""
+    before = [layer.weight.data.clone() for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.weight.data.copy_(weight)
+
+
+@contextmanager
+def requiring_grad(module: nn.Module, layers: Iterable[Layer]) -> Iterator[None]:
+    """Let the parameters of these layers require a gradient, and no other of a module's."""
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    module.requires_grad_(False)
+    for layer in layers:
+        layer.parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def device_of(module: nn.Module) -> torch.device:

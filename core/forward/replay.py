@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.contracts.records import Batch, Statistics
+from ecoflap.core.contracts.records import Batch, LayerPlace, Statistics
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.gradients import stream_gradients
@@ -183,6 +183,13 @@ class Replay:
     def _loss(self, batch: Batch) -> Float[Tensor, ""]:
         with blaming(f"{self._adapter_name}, computing the loss,"):
             return self.adapter.loss(self.model, batch)
+
+    def place(self, i: int, layer: Layer) -> LayerPlace:
+        """Say which layer of block ``i`` it is, as a pruner is told."""
+        block = self.blocks[i]
+        tower = [other.name for other in self.blocks if other.tower == block.tower]
+        inside = [other.name for other in self.anatomy.layers_of[block.name]]
+        return LayerPlace(layer.name, block.tower, block.name, tower.index(block.name), inside.index(layer.name))
 
     @property
     def finished(self) -> int:

@@ -1,9 +1,10 @@
 """Find layers that a budget leaves without a weight: they answer zeros whatever they are fed, which is seldom meant."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from ecoflap.core.budget.counts import Pattern, keep_count
+from ecoflap.core.errors import listed
 from ecoflap.core.pruning.plan import Plan, Pool
 
 FEW = 5
@@ -29,7 +30,7 @@ def emptying_shares(pools: Iterable[Pool], plan: Plan | None) -> Iterator[str]:
             smallest = min(layer.size for layer in by_share)
             yield (
                 f"{where}: {_share(pool.sparsity)} leaves no weight in {len(by_share)} of {len(pool.layers)} layers, "
-                f"of which the smallest has {smallest:,}: {_listed([layer.name for layer in by_share])}. "
+                f"of which the smallest has {smallest:,}: {listed([layer.name for layer in by_share], FEW)}. "
                 f"{_at_most(smallest)}, or keep what is so small, such as its tower, by keep under towers:."
             )
 
@@ -40,8 +41,9 @@ def emptied(plan: Plan) -> str | None:
     if not names:
         return None
     return (
-        f"{len(names)} of {len(plan.layers)} layers keep none of their weights, and answer zeros: {_listed(names)}. If "
-        f"that is not meant, lower the sparsity or the most that a group may lose, such as allocate.max_sparsity"
+        f"{len(names)} of {len(plan.layers)} layers keep none of their weights, and answer zeros: "
+        f"{listed(names, FEW)}. If that is not meant, lower the sparsity or the most that a group may lose, such as "
+        f"allocate.max_sparsity"
     )
 
 
@@ -53,7 +55,3 @@ def _at_most(size: int) -> str:
     """Name a share that leaves one of so many weights; it is rounded down, so that it still does."""
     digits = len(str(size))
     return f"Prune at most {(size - 1) * 10**digits // size / 10**digits:.{digits}g}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:FEW])}{' …' if len(names) > FEW else ''}"

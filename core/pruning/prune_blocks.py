@@ -23,7 +23,7 @@ from ecoflap.core.contracts.protocols import GradientStatistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.disk.safetensors_header import StoredAs
 from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
-from ecoflap.core.errors import EcoflapError, FormatError, ModelError
+from ecoflap.core.errors import EcoflapError, FormatError, ModelError, listed
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
@@ -146,7 +146,7 @@ class BlockwisePruning:
             planned = self.plan.layers[layer.name]
             with self.replay.placement.held([layer.parameter]):
                 weight = layer.weight.data.contiguous()
-                place = self._place(index, layer)
+                place = self.replay.place(index, layer)
                 pruned = pruned_layer(weight, planned, pruner, seen.get(layer.name, Statistics()), place)
                 more = not _same_bits(pruned.weight, kept_only(weight, pruned.mask))
             if more:
@@ -193,18 +193,11 @@ class BlockwisePruning:
         """Name the experts that no token reached: the pruner has nothing but their weights to go by."""
         unfed = [layer.name for layer in layers if layer.name in seen and not seen[layer.name].is_fed]
         if unfed:
-            some = f"{', '.join(unfed[:6])}{' …' if len(unfed) > 6 else ''}"
             sentence = (
                 f"the router sent no calibration token to {len(unfed)} matrices of experts, which are pruned by their "
-                f"weights alone: {some}. More or other calibration data may reach them"
+                f"weights alone: {listed(unfed, 6)}. More or other calibration data may reach them"
             )
             self.emit(Warned(sentence))
-
-    def _place(self, index: int, layer: Layer) -> LayerPlace:
-        block = self.replay.blocks[index]
-        tower = [other.name for other in self.replay.blocks if other.tower == block.tower]
-        inside = [other.name for other in self.replay.anatomy.layers_of[block.name]]
-        return LayerPlace(layer.name, block.tower, block.name, tower.index(block.name), inside.index(layer.name))
 
     def _of(self, index: int) -> str:
         """Say which block of which plan a file is, so that no other's is taken for it."""

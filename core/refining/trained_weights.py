@@ -1,14 +1,14 @@
 """Hold layers' weights in float32 for as long as they are trained, pruned ones at zero and without a gradient."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ecoflap.core.forward.placement import Placement, tensors_of
+from ecoflap.core.forward.placement import Placement, requiring_grad, tensors_of
 from ecoflap.core.model.anatomy import Layer
 
 
@@ -50,6 +50,7 @@ class TrainedWeights:
         parts: dict[int, list[Layer]] = {}
         for layer in layers:
             parts.setdefault(id(layer.parameter), []).append(layer)
+        self._layers = tuple(layers)
         self._trained = [_trained(inside, masks) for inside in parts.values()]
         self._before: list[Tensor] = []
         self._remembered: list[Tensor] = []
@@ -67,14 +68,11 @@ class TrainedWeights:
 
         :param placement: In float32.
         """
-        flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         homes = [one.parameter.data for one in self._trained]
         self._before = [home.clone() for home in homes]
-        with ExitStack() as stack:
-            stack.callback(_put_back, flags)
+        with requiring_grad(module, self._layers):
             try:
-                with placement.held(tensors_of(module)):
-                    stack.enter_context(self._with_masked_gradients(module))
+                with placement.held(tensors_of(module)), self._masked_gradients():
                     yield
                     self.round()
                     trained = [one.parameter.data for one in self._trained]
@@ -86,10 +84,7 @@ class TrainedWeights:
                     home.copy_(values)
 
     @contextmanager
-    def _with_masked_gradients(self, module: nn.Module) -> Iterator[None]:
-        module.requires_grad_(False)
-        for one in self._trained:
-            one.parameter.requires_grad_(True)
+    def _masked_gradients(self) -> Iterator[None]:
         handles = [one.parameter.register_hook(one.mask_gradient) for one in self._trained]
         try:
             yield
@@ -126,8 +121,3 @@ def _trained(layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]
         layer.matrix_of(kept).copy_(mask)
         layer.matrix_of(pruned).copy_(~mask)
     return _Trained(parameter, parameter.dtype, kept, pruned)
-
-
-def _put_back(flags: Sequence[tuple[nn.Parameter, bool]]) -> None:
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)

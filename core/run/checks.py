@@ -13,7 +13,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions, EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.errors import EcoflapError, nearest
+from ecoflap.core.errors import EcoflapError, listed, nearest
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
 from ecoflap.core.pruning.emptied import emptying_shares
@@ -102,7 +102,7 @@ def _pattern_problems(pools: Iterable[Pool]) -> Iterator[str]:
             if uneven:
                 yield (
                     f"pattern {pool.sparsity.n}:{m}: the inputs of {len(uneven)} layers cannot be divided into runs of "
-                    f"{m}: {', '.join(uneven[:5])}{' …' if len(uneven) > 5 else ''}"
+                    f"{m}: {listed(uneven, 5)}"
                 )
 
 

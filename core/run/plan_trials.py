@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +11,7 @@ from ecoflap.core.contracts.events import Progress
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import RecipeError
+from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
@@ -79,7 +79,7 @@ class PlanTrials:
 
     def _tried(self, label: str, plan: Plan) -> float:
         replay = self.replay(self.batches[: -len(self._held_out)])
-        with _restored(replay, plan):
+        with restored([layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]):
             blocks = self._blocks / _digest(plan)[:16]
             BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None)()
             loss = float(self.replay(self._held_out).loss(0).mean())
@@ -90,15 +90,3 @@ class PlanTrials:
 def _digest(plan: Plan) -> str:
     """Tell plans apart by what layers keep; that two candidates call groups otherwise changes nothing."""
     return sha256(json.dumps({name: layer.keep for name, layer in plan.layers.items()}).encode()).hexdigest()
-
-
-@contextmanager
-def _restored(replay: Replay, plan: Plan) -> Iterator[None]:
-    """Keep a copy of the planned layers' weights, and put it back."""
-    layers = [layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]
-    before = [layer.weight.data.clone() for layer in layers]
-    try:
-        yield
-    finally:
-        for layer, weight in zip(layers, before, strict=True):
-            layer.weight.data.copy_(weight)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.errors import EcoflapError, ModelError, listed
 
 NAMED = 5
 """How many layers a message names."""
@@ -38,7 +38,7 @@ def names_once(pruned: PrunedModel) -> list[str]:
 
 def some(names: list[str]) -> str:
     """Name some layers for a message."""
-    return f"{', '.join(names[:NAMED])}{' …' if len(names) > NAMED else ''}"
+    return listed(names, NAMED)
 
 
 def _has_moved(weight: Tensor, mask: Tensor) -> bool:

@@ -119,25 +119,39 @@ inline Values put_in_place(const Matrix &w, int64_t block, Expand expand) {
 }
 
 // As many rows at a time as there are registers for, then half as many, and so on: `rows_from` says the same.
-template <class Lanes, int Rows, bool Full>
+template <class Sums, int Rows, bool Full>
 inline bool in_groups(const Task &task, int64_t block, Values values, int64_t row) {
   for (; task.batch - row >= Rows; row += Rows)
-    if (add_up<Lanes, Rows, Full>(task, block, values.begin, row) != values.end) return false;
-  if constexpr (Rows > 1) return in_groups<Lanes, Rows / 2, Full>(task, block, values, row);
+    if (Sums::template add<Rows, Full>(task, block, values.begin, row) != values.end) return false;
+  if constexpr (Rows > 1) return in_groups<Sums, Rows / 2, Full>(task, block, values, row);
   return true;
 }
 
-// `expand` is the path's own where that is fast, or null.
-template <class Lanes, Expand expand = nullptr>
-bool product(const Task &task, int64_t block) {
+// `Sums` adds up a few rows; `expand` is the path's own where that is fast, or null.
+template <class Sums, Expand expand>
+bool product_by(const Task &task, int64_t block) {
   Values values = values_of(task.weight, block);
-  if (task.weight.full) return in_groups<Lanes, Lanes::kRows, true>(task, block, values, 0);
-  if (expand != nullptr && task.batch >= 2 * Lanes::kRows) {
+  if (task.weight.full) return in_groups<Sums, Sums::kRows, true>(task, block, values, 0);
+  if (expand != nullptr && task.batch >= 2 * Sums::kRows) {
     Values whole = put_in_place(task.weight, block, expand);
     if (whole.begin != nullptr)
-      return whole.end >= whole.begin && in_groups<Lanes, Lanes::kRows, true>(task, block, whole, 0);
+      return whole.end >= whole.begin && in_groups<Sums, Sums::kRows, true>(task, block, whole, 0);
   }
-  return in_groups<Lanes, Lanes::kRows, false>(task, block, values, 0);
+  return in_groups<Sums, Sums::kRows, false>(task, block, values, 0);
+}
+
+template <class Lanes>
+struct RealSums {
+  static constexpr int kRows = Lanes::kRows;
+  template <int Rows, bool Full>
+  static inline const uint8_t *add(const Task &task, int64_t block, const uint8_t *p, int64_t row) {
+    return add_up<Lanes, Rows, Full>(task, block, p, row);
+  }
+};
+
+template <class Lanes, Expand expand = nullptr>
+bool product(const Task &task, int64_t block) {
+  return product_by<RealSums<Lanes>, expand>(task, block);
 }
 
 // Without a vector unit: one value after the other. `T` has the bits of a value. One that is pruned is read too, and

@@ -71,24 +71,18 @@ inline const uint8_t *add_up_whole(const Task &task, int64_t block, const uint8_
   return p;
 }
 
-template <class Lanes, int Rows, bool Full>
-inline bool whole_in_groups(const Task &task, int64_t block, Values values, int64_t row) {
-  for (; task.batch - row >= Rows; row += Rows)
-    if (add_up_whole<Lanes, Rows, Full>(task, block, values.begin, row) != values.end) return false;
-  if constexpr (Rows > 1) return whole_in_groups<Lanes, Rows / 2, Full>(task, block, values, row);
-  return true;
-}
+template <class Lanes>
+struct WholeSums {
+  static constexpr int kRows = Lanes::kRows;
+  template <int Rows, bool Full>
+  static inline const uint8_t *add(const Task &task, int64_t block, const uint8_t *p, int64_t row) {
+    return add_up_whole<Lanes, Rows, Full>(task, block, p, row);
+  }
+};
 
 template <class Lanes, Expand expand = nullptr>
 bool whole_product(const Task &task, int64_t block) {
-  Values values = values_of(task.weight, block);
-  if (task.weight.full) return whole_in_groups<Lanes, Lanes::kRows, true>(task, block, values, 0);
-  if (expand != nullptr && task.batch >= 2 * Lanes::kRows) {
-    Values whole = put_in_place(task.weight, block, expand);
-    if (whole.begin != nullptr)
-      return whole.end >= whole.begin && whole_in_groups<Lanes, Lanes::kRows, true>(task, block, whole, 0);
-  }
-  return whole_in_groups<Lanes, Lanes::kRows, false>(task, block, values, 0);
+  return product_by<WholeSums<Lanes>, expand>(task, block);
 }
 
 // Where x is int16, nothing was added to it. A lane adds at most two products of int16 with int8 for each four of columns:

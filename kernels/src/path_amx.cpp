@@ -57,18 +57,19 @@ const uint8_t *multiply_rows(const Task &task, int64_t block, int64_t row, int64
   const Matrix &w = task.weight;
   const uint8_t *p = w.values_of(block), *before = nullptr;
   const uint16_t *x = static_cast<const uint16_t *>(task.x) + row * w.padded;
+  bool two = rows > kTileRows;
   set_shapes(rows);
   _tile_zero(0);
-  _tile_zero(1);
+  if (two) _tile_zero(1);  // of a tile without a shape no instruction is valid
   for (int64_t c = 0; c < w.padded; c += kColumns) {
     const uint8_t *tile = next_tile(w, w.masks_of(block) + c, p, buffers[c / kColumns & 1]);
-    if (before != nullptr) multiply_tile(before, x + c - kColumns, 2 * w.padded, rows > kTileRows);
+    if (before != nullptr) multiply_tile(before, x + c - kColumns, 2 * w.padded, two);
     before = tile;
   }
-  if (before != nullptr) multiply_tile(before, x + w.padded - kColumns, 2 * w.padded, rows > kTileRows);
+  if (before != nullptr) multiply_tile(before, x + w.padded - kColumns, 2 * w.padded, two);
   alignas(64) float sums[2 * kTileRows][kOutputs];
   _tile_stored(0, sums[0], 64);
-  if (rows > kTileRows) _tile_stored(1, sums[kTileRows], 64);
+  if (two) _tile_stored(1, sums[kTileRows], 64);
   _tile_release();
   for (int64_t r = 0; r < rows; ++r) put_outputs(task, block, row + r, sums[r]);
   return p;

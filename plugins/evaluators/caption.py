@@ -15,11 +15,11 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
-from ecoflap.core.errors import DataError, EcoflapError
+from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
 from ecoflap.plugins.evaluators.shared.batches import complete
 from ecoflap.plugins.evaluators.shared.caption_scores import SCORERS, Metric, missing_for
 from ecoflap.plugins.evaluators.shared.caption_words import words
-from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation, refuse_below_one
+from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
 from ecoflap.plugins.evaluators.shared.model_calls import texts_said
 

@@ -15,11 +15,11 @@ from ecoflap.core.contracts.abilities import Classifies
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
+from ecoflap.core.errors import refuse_below_one
 from ecoflap.plugins.evaluators.shared.checks import (
     check_ability,
     check_same_classes,
     classes_of,
-    refuse_below_one,
 )
 from ecoflap.plugins.evaluators.shared.top_k import class_accuracies
 

@@ -19,10 +19,10 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.errors import DataError, EcoflapError, nearest
+from ecoflap.core.errors import DataError, EcoflapError, nearest, refuse_below_one
 from ecoflap.core.model.hub import asked_once
 from ecoflap.plugins.evaluators.harness.measures import draws_forgotten, measures_of
-from ecoflap.plugins.evaluators.shared.checks import check_ability, refuse_below_one
+from ecoflap.plugins.evaluators.shared.checks import check_ability
 
 
 @hookimpl

@@ -11,9 +11,8 @@ from torch import nn
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
-from ecoflap.core.errors import DataError
+from ecoflap.core.errors import DataError, refuse_below_one
 from ecoflap.plugins.evaluators.shared.batches import batches
-from ecoflap.plugins.evaluators.shared.checks import refuse_below_one
 from ecoflap.plugins.evaluators.shared.means import mean_of_means
 from ecoflap.plugins.evaluators.shared.model_calls import losses
 

@@ -20,10 +20,10 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note, ignore
 from ecoflap.core.contracts.records import Measure, Sample
-from ecoflap.core.errors import DataError, EcoflapError, ModelError
+from ecoflap.core.errors import DataError, EcoflapError, ModelError, refuse_below_one
 from ecoflap.plugins.evaluators.shared.batches import batches
 from ecoflap.plugins.evaluators.shared.captioned_images import CaptionedImages
-from ecoflap.plugins.evaluators.shared.checks import check_ability, refuse_below_one, why_unable
+from ecoflap.plugins.evaluators.shared.checks import check_ability, why_unable
 from ecoflap.plugins.evaluators.shared.means import mean_over_images
 from ecoflap.plugins.evaluators.shared.model_calls import embedded_images, embedded_texts
 from ecoflap.plugins.evaluators.shared.retrieval_rows import Compared, Match, Nearest, match_nearest

@@ -15,9 +15,9 @@ from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.plugins.evaluators.shared.batches import complete
-from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation, refuse_below_one
+from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
 from ecoflap.plugins.evaluators.shared.model_calls import texts_said
 from ecoflap.plugins.evaluators.shared.vqa_answers import ANNOTATORS, accuracy, consensus

@@ -22,12 +22,11 @@ from ecoflap.core.contracts.options import DatasetOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
-from ecoflap.core.errors import DataError, EcoflapError
+from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
 from ecoflap.plugins.evaluators.shared.checks import (
     check_ability,
     check_same_classes,
     classes_of,
-    refuse_below_one,
 )
 from ecoflap.plugins.evaluators.shared.class_prompts import (
     BLANK,

@@ -23,10 +23,9 @@ from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.statistics import Gram
-from ecoflap.plugins.pruners.shared.better import better_of
-from ecoflap.plugins.pruners.shared.few_tokens import few_tokens
-from ecoflap.plugins.pruners.shared.inner import needs_with, prune_by
-from ecoflap.plugins.pruners.shared.normalized_gram import normalized
+from ecoflap.plugins.pruners.shared.inner import needs_with
+from ecoflap.plugins.pruners.shared.mended import mended
+from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram
 from ecoflap.plugins.pruners.wanda import Wanda
 
 _AT_ONCE = 1 << 24  # elements of the rows' own matrices that are solved together: 64 MB
@@ -61,18 +60,15 @@ class Refit:
         return needs_with(self.inner, Gram)
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
-        weight = weight.detach()
-        before = prune_by(self.inner, weight, seen, budget, layer)
-        if few := few_tokens(seen[Gram]):
-            return before._replace(notes=(*before.notes, f"{few} are too few to refit by, so the inner result is kept"))
-        gram = normalized(seen[Gram])
+        return mended(self.inner, weight, seen, budget, layer, self._refit, "refit")
+
+    def _refit(self, weight: Float[Tensor, "out in"], before: Pruned, gram: NormalizedGram) -> Pruned:
         dense, start, mask = gram.scaled(weight), gram.scaled(before.weight), before.mask
         if self.solver == "exact":
             found = exactly(gram.matrix, dense, mask, self.damping)
         else:
             found = by_conjugate_gradient(gram.matrix, dense, start, mask, self.damping, self.steps)
-        after = Pruned(mask, kept_only(gram.unscaled(found, weight), mask))
-        return better_of(weight, before, after, gram, "refit")
+        return Pruned(mask, kept_only(gram.unscaled(found, weight), mask))
 
 
 def by_conjugate_gradient(

@@ -11,6 +11,7 @@ and v is the value that the inner pruner gave a kept weight, or the dense one.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +25,9 @@ from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.statistics import Gram
-from ecoflap.plugins.pruners.shared.better import better_of
-from ecoflap.plugins.pruners.shared.few_tokens import few_tokens
-from ecoflap.plugins.pruners.shared.inner import needs_with, prune_by
-from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized
+from ecoflap.plugins.pruners.shared.inner import needs_with
+from ecoflap.plugins.pruners.shared.mended import mended
+from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram
 from ecoflap.plugins.pruners.wanda import Wanda
 
 _AT_ONCE = 1 << 20  # pairs that are looked at together: 4 MB, about what stays in a cache
@@ -61,19 +61,17 @@ class Swap:
         return needs_with(self.inner, Gram)
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
-        weight = weight.detach()
-        before = prune_by(self.inner, weight, seen, budget, layer)
-        if few := few_tokens(seen[Gram]):
-            return before._replace(notes=(*before.notes, f"{few} are too few to swap by, so the inner result is kept"))
-        gram = normalized(seen[Gram])
+        mend = partial(self._swapped, budget)
+        return mended(self.inner, weight, seen, budget, layer, mend, "swap")
+
+    def _swapped(self, budget: Budget, weight: Float[Tensor, "out in"], before: Pruned, gram: NormalizedGram) -> Pruned:
         rows = _Rows(gram, weight, before)
         active = torch.arange(len(weight), device=weight.device)
         for _ in range(self.swaps):
             pairs = [self._best(rows, some, budget) for some in active.split(self._rows_at_once(weight, budget))]
             if pairs:
                 active = rows.swap(active, *(torch.cat(found) for found in zip(*pairs, strict=True)))
-        after = Pruned(rows.mask, kept_only(torch.where(rows.untouched, before.weight, weight), rows.mask))
-        return better_of(weight, before, after, gram, "swap")
+        return Pruned(rows.mask, kept_only(torch.where(rows.untouched, before.weight, weight), rows.mask))
 
     def _rows_at_once(self, weight: Float[Tensor, "out in"], budget: Budget) -> int:
         inputs = weight.shape[1]

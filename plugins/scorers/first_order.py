@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate, Estimate
-from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.errors import ModelError, refuse_below_one
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Layer
 
@@ -43,8 +43,7 @@ class FirstOrder:
     aggregate: ClassVar[Aggregate] = "sum"
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise EcoflapError(f"samples is {self.samples}; at least 1 is needed")
+        refuse_below_one("samples", self.samples)
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
         """Count a forward, a recomputed one, and a backward, which costs two, for each batch."""

@@ -24,7 +24,7 @@ from ecoflap.core.budget.select import kept_only, select
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate
-from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.errors import EcoflapError, ModelError, refuse_below_one
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.plugins.scorers.shared.threshold import counts_above
@@ -58,8 +58,7 @@ class GlobalThreshold:
         if not 0 <= self.sparsity < 1:
             raise EcoflapError(f"sparsity is {self.sparsity}; it is a share from 0 to below 1")
         for name in ("steps", "samples"):
-            if getattr(self, name) < 1:
-                raise EcoflapError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+            refuse_below_one(name, getattr(self, name))
 
     @property
     def data(self) -> bool:

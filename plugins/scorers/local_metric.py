@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import refuse_below_one
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy, Layer
@@ -32,8 +32,7 @@ class LocalMetric:
     aggregate: ClassVar[Aggregate] = "sum"
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise EcoflapError(f"samples is {self.samples}; at least 1 is needed")
+        refuse_below_one("samples", self.samples)
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
         """Count two runs of every block for each batch: in one it is observed, in the other its output is recorded."""

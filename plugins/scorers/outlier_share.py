@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy, Layer
@@ -41,8 +41,7 @@ class OutlierShare:
     def __post_init__(self) -> None:
         if not self.threshold > 0:
             raise EcoflapError(f"threshold is {self.threshold}; more than 0 is needed")
-        if self.samples < 1:
-            raise EcoflapError(f"samples is {self.samples}; at least 1 is needed")
+        refuse_below_one("samples", self.samples)
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
         """Count two runs of every block for each batch: in one it is observed, in the other its output is recorded."""

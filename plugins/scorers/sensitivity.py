@@ -19,7 +19,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import PrunerOptions
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import Aggregate, ScoreKind, Statistics
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import refuse_below_one
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.plugins.pruners.wanda import Wanda
@@ -51,8 +51,7 @@ class Sensitivity:
 
     def __post_init__(self) -> None:
         check_levels(self.levels)
-        if self.samples < 1:
-            raise EcoflapError(f"samples is {self.samples}; at least 1 is needed")
+        refuse_below_one("samples", self.samples)
 
     @property
     def unit(self) -> Literal["layer", "block"]:

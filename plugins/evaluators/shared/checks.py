@@ -9,22 +9,13 @@ from ecoflap.core.contracts.abilities import Generation, offers
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions, DatasetOptions
 from ecoflap.core.contracts.protocols import Dataset
-from ecoflap.core.errors import DataError, EcoflapError, ModelError
+from ecoflap.core.errors import DataError, EcoflapError, ModelError, refuse_below_one
 
 MOST_BEAMS = 1_000
 """The most beams: each is a row of every batch, and so takes the memory of one."""
 
 MOST_TOKENS = 100_000
 """The most tokens of an answer or a caption; more would keep a run busy for days before anybody notices the slip."""
-
-
-def refuse_below_one(name: str, value: int) -> None:
-    """Refuse a parameter that is to be at least 1.
-
-    :raises EcoflapError: A recipe's error then names the place where the value is written.
-    """
-    if value < 1:
-        raise EcoflapError(f"{name} is {value}; at least 1 is needed")
 
 
 def check_generation(generation: Generation) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ecoflap.core.budget.counts import Keep, keep_count
 from ecoflap.core.contracts.protocols import Pruner
-from ecoflap.core.contracts.records import LayerPlace, Statistics
+from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Layer
 
@@ -24,20 +25,16 @@ def pruned_alone(
     :param index: The block's number.
     :param seen: The statistics that the pruner needs, by the layer's name.
     """
-    before = [layer.weight.data.clone() for layer in layers]
-    try:
+    with restored(layers):
         for layer in layers:
             layer.weight.data.copy_(_pruned(replay, index, layer, pruner, seen, level))
         yield
-    finally:
-        for layer, weight in zip(layers, before, strict=True):
-            layer.weight.data.copy_(weight)
 
 
 def _pruned(
     replay: Replay, index: int, layer: Layer, pruner: Pruner, seen: Mapping[str, Statistics], level: float
 ) -> Float[Tensor, "out in"]:
-    statistics, place = seen.get(layer.name, Statistics()), place_of(replay, index, layer)
+    statistics, place = seen.get(layer.name, Statistics()), replay.place(index, layer)
     with replay.placement.held([layer.parameter]):
         weight = layer.weight.data.contiguous()
         try:
@@ -49,11 +46,3 @@ def _pruned(
             f"{layer.name}: at a sparsity of {level:g} the pruner gave no finite weight of shape {tuple(weight.shape)}"
         )
     return answer.weight
-
-
-def place_of(replay: Replay, index: int, layer: Layer) -> LayerPlace:
-    """Say which layer it is, as a pruner is told."""
-    block = replay.blocks[index]
-    tower = [other.name for other in replay.blocks if other.tower == block.tower]
-    inside = [other.name for other in replay.anatomy.layers_of[block.name]]
-    return LayerPlace(layer.name, block.tower, block.name, tower.index(block.name), inside.index(layer.name))

@@ -25,7 +25,10 @@ void by_hand_config(const void *shapes) {
   }
 }
 
-void by_hand_zero(int t) { memset(tiles[t].at, 0, sizeof tiles[t].at); }
+void by_hand_zero(int t) {
+  if (tiles[t].rows == 0) abort();
+  memset(tiles[t].at, 0, sizeof tiles[t].at);
+}
 
 void by_hand_load(int t, const void *from, int64_t stride) {
   if (tiles[t].rows == 0) abort();
