@@ -9,6 +9,7 @@ namespace ecoflap {
 namespace {
 
 constexpr int64_t kTileRows = 16;
+constexpr int64_t kRowsAtOnce = 2 * kTileRows;
 constexpr int64_t kTileBytes = 1024;
 
 struct TileShapes {
@@ -31,10 +32,11 @@ void set_shapes(int64_t rows) {
   _tile_loadconfig(&shapes);
 }
 
-// A block's next 32 columns: where they are put in place, or where they lie if none are pruned.
-const uint8_t *next_tile(const Matrix &w, const uint16_t *masks, const uint8_t *&p, uint8_t *buffer) {
+// A block's next 32 columns: where they are put in place, or where they lie already.
+template <bool Full>
+const uint8_t *next_tile(const uint16_t *masks, const uint8_t *&p, uint8_t *buffer) {
+  if (Full) return (p += kTileBytes) - kTileBytes;
   __builtin_prefetch(masks + kAhead / 8);
-  if (w.full) return (p += kTileBytes) - kTileBytes;
   for (int64_t pair = 0; pair < kColumns / 2; ++pair) {
     __builtin_prefetch(p + kAhead);
     _mm512_store_si512(buffer + 64 * pair, words(mask_of(masks, pair), p));
@@ -51,23 +53,25 @@ void multiply_tile(const uint8_t *weights, const uint16_t *x, int64_t x_bytes, b
   _tile_dpbf16ps(1, 5, 7);
 }
 
-// A tile is multiplied when the one after it has been put in place: what was just written is slow to load.
-const uint8_t *multiply_rows(const Task &task, int64_t block, int64_t row, int64_t rows) {
+// A tile is multiplied when the one after it has been put in place: what was just written is slow to load. `p` is where
+// the block's values begin; returns where they end.
+template <bool Full>
+const uint8_t *multiply_rows(const Task &task, int64_t block, const uint8_t *p, int64_t row, int64_t rows) {
   alignas(64) uint8_t buffers[2][kTileBytes];
   const Matrix &w = task.weight;
-  const uint8_t *p = w.values_of(block), *before = nullptr;
+  const uint8_t *before = nullptr;
   const uint16_t *x = static_cast<const uint16_t *>(task.x) + row * w.padded;
   bool two = rows > kTileRows;
   set_shapes(rows);
   _tile_zero(0);
   if (two) _tile_zero(1);  // of a tile without a shape no instruction is valid
   for (int64_t c = 0; c < w.padded; c += kColumns) {
-    const uint8_t *tile = next_tile(w, w.masks_of(block) + c, p, buffers[c / kColumns & 1]);
+    const uint8_t *tile = next_tile<Full>(w.masks_of(block) + c, p, buffers[c / kColumns & 1]);
     if (before != nullptr) multiply_tile(before, x + c - kColumns, 2 * w.padded, two);
     before = tile;
   }
   if (before != nullptr) multiply_tile(before, x + w.padded - kColumns, 2 * w.padded, two);
-  alignas(64) float sums[2 * kTileRows][kOutputs];
+  alignas(64) float sums[kRowsAtOnce][kOutputs];
   _tile_stored(0, sums[0], 64);
   if (two) _tile_stored(1, sums[kTileRows], 64);
   _tile_release();
@@ -75,14 +79,24 @@ const uint8_t *multiply_rows(const Task &task, int64_t block, int64_t row, int64
   return p;
 }
 
-bool in_tiles(const Task &task, int64_t block) {
-  if (task.batch == 1) return product<Bfloat16>(task, block);
-  const uint8_t *end = task.weight.values_of(block + 1);
-  for (int64_t row = 0; row < task.batch; row += 2 * kTileRows) {
-    int64_t left = task.batch - row;
-    if (multiply_rows(task, block, row, left < 2 * kTileRows ? left : 2 * kTileRows) != end) return false;
+template <bool Full>
+bool in_tiles_of(const Task &task, int64_t block, Values values) {
+  for (int64_t row = 0; row < task.batch; row += kRowsAtOnce) {
+    int64_t left = task.batch - row, rows = left < kRowsAtOnce ? left : kRowsAtOnce;
+    if (multiply_rows<Full>(task, block, values.begin, row, rows) != values.end) return false;
   }
   return true;
+}
+
+bool in_tiles(const Task &task, int64_t block) {
+  if (task.batch == 1) return product<Bfloat16>(task, block);
+  const Matrix &w = task.weight;
+  if (w.full) return in_tiles_of<true>(task, block, values_of(w, block));
+  if (task.batch > kRowsAtOnce) {
+    Values whole = put_in_place(w, block, expand_512);
+    if (whole.begin != nullptr) return whole.end >= whole.begin && in_tiles_of<true>(task, block, whole);
+  }
+  return in_tiles_of<false>(task, block, values_of(w, block));
 }
 
 }  // namespace
@@ -97,7 +111,7 @@ const Path kAmx = {
     {16, 1, 16, Int8<2>::kRows, Int8<1>::kRows},
     expand_512,
     to_rows_512,
-    {256, 48, 256, 64, 64},
+    {256, 192, 256, 512, 512},
 };
 
 }  // namespace ecoflap
