@@ -17,6 +17,7 @@ from ecoflap.core.disk.sealed import flat
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.export.surroundings import is_weights, save_surroundings
+from ecoflap.core.packed.bits import are_equal_but_for_signs_of_zeros, nonzeros_of
 from ecoflap.core.packed.contents import Contents
 from ecoflap.core.packed.read_packed import inspect_packed, stream_packed
 from ecoflap.core.packed.save_packed import prunable_problems, save_packed, type_problems
@@ -86,7 +87,7 @@ class Safetensors:
 def _tensors(contents: Contents, state: Mapping[str, Tensor]) -> Iterable[StoredTensor]:
     for name, entry in contents.tensors.items():
         if entry.kept is not None and entry.same_as is None:
-            form, nonzeros = "bitmask" if entry.packed else "dense", int(state[name].count_nonzero())
+            form, nonzeros = "bitmask" if entry.packed else "dense", nonzeros_of(state[name])
             yield StoredTensor(name, form, entry.shape, nonzeros, entry.bytes_dense, entry.bytes_packed)
 
 
@@ -105,12 +106,14 @@ def _check(path: Path, state: Mapping[str, Tensor]) -> Contents:
     """Read the file again and compare it with the model, bit by bit but for the sign of zeros in a pruned weight."""
     contents = inspect_packed(path)
     for name, tensor in stream_packed(path):
-        expected = state[name].detach().cpu()
-        if contents.tensors[name].kept is not None:
-            tensor, expected = tensor.masked_fill(tensor == 0, 0), expected.masked_fill(expected == 0, 0)
-        if not torch.equal(flat(tensor).view(torch.uint8), flat(expected).view(torch.uint8)):
+        is_pruned = contents.tensors[name].kept is not None
+        if not (are_equal_but_for_signs_of_zeros if is_pruned else _are_equal)(tensor, state[name]):
             raise FormatError(f"{path}: {name} reads back other than it was written")
     return contents
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(flat(one).view(torch.uint8), flat(other).view(torch.uint8))
 
 
 @hookimpl

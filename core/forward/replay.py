@@ -24,7 +24,7 @@ from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.gradients import stream_gradients
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation
-from ecoflap.core.forward.placement import Placement, tensors_of
+from ecoflap.core.forward.placement import Placement, device_of, tensors_of
 from ecoflap.core.forward.walk import BlockCall, BlockWatch, Record, Walk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
@@ -91,10 +91,11 @@ class Replay:
         """
         inside = self.anatomy.layers_of[self.blocks[i].name]
         observation = Observation(self.blocks[i], inside if layers is None else layers, needs)
-        for number, batch in enumerate(self.batches):
-            observation.begin(partial(self._tokens, batch))
-            with watching(inside, observation.see):
-                self._forward(number, first=i, last=i, watch=observation)
+        with self._holding(i) as home:
+            for number, batch in enumerate(self.batches):
+                observation.begin(partial(self._tokens, batch))
+                with watching(inside, observation.see):
+                    self._forward(number, first=i, last=i, watch=observation, home=home)
         return observation.statistics()
 
     def calls(self, i: int) -> Iterator[Sequence[BlockCall]]:
@@ -132,8 +133,9 @@ class Replay:
     def advance(self, i: int) -> None:
         """Record block ``i`` as it is now, so that the blocks after it see its present output."""
         self._require(i)
-        for number, record in enumerate(self._records):
-            record.finish(self.blocks[i], self._forward(number, first=i, last=i))
+        with self._holding(i) as home:
+            for number, record in enumerate(self._records):
+                record.finish(self.blocks[i], self._forward(number, first=i, last=i, home=home))
         self._finished = i + 1
 
     def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, "batches"]:
@@ -209,11 +211,29 @@ class Replay:
                 f"it, beginning with advance(0)"
             )
 
+    @contextmanager
+    def _holding(self, i: int) -> Iterator[torch.device]:
+        """Hold a block's weights over several forwards that end with it, and say where they were."""
+        module = self.blocks[i].module
+        home = device_of(module)
+        with self.placement.held(tensors_of(module)):
+            yield home
+
     @torch.no_grad()
-    def _forward(self, number: int, first: int, last: int | None, watch: BlockWatch | None = None) -> Any:
-        """Compute the loss of one batch, or with ``last``, the outputs of all calls of that block."""
+    def _forward(
+        self,
+        number: int,
+        first: int,
+        last: int | None,
+        watch: BlockWatch | None = None,
+        home: torch.device | None = None,
+    ) -> Any:
+        """Compute the loss of one batch, or with ``last``, the outputs of all calls of that block.
+
+        :param home: Where the weights of block ``last`` were, where they are held already.
+        """
         self._require(first)
-        walk = Walk(self.blocks, self._records[number], first, last, self.placement, watch or BlockWatch())
+        walk = Walk(self.blocks, self._records[number], first, last, self.placement, watch or BlockWatch(), home)
         with without_fast_path(), self._prepared(number) as batch:
             return walk.take(lambda: self._loss(batch))
 

@@ -144,6 +144,7 @@ class Walk:
 
     :param placement: How real blocks are held while they run.
     :param watch: Stands around each call of block ``last``.
+    :param home: Where the weights of block ``last`` were, where they are held already; None where a call brings them.
     """
 
     def __init__(
@@ -154,9 +155,10 @@ class Walk:
         last: int | None,
         placement: Placement,
         watch: BlockWatch,
+        home: torch.device | None = None,
     ) -> None:
         self._blocks, self._record, self._first, self._last = blocks, record, first, last
-        self._placement, self._watch = placement, watch
+        self._placement, self._watch, self._home = placement, watch, home
         self._calls = [0] * len(blocks)
         self._outputs: list[Any] = []
 
@@ -216,7 +218,10 @@ class Walk:
                 return self._watch.around(number, args, kwargs, lambda: original(*args, **kwargs))
 
             before = {argument: dict(mapping) for argument, mapping in _mappings(args, kwargs)}
-            output = self._placement.run(block.module, watched, args, kwargs)
+            if self._home is not None:
+                output = self._placement.call(self._home, watched, args, kwargs)
+            else:
+                output = self._placement.run(block.module, watched, args, kwargs)
             self._record.keep(block, number, [*_shared(before, args, kwargs)])
             self._outputs.append(output)
             return output

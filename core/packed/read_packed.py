@@ -5,7 +5,6 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
@@ -13,7 +12,8 @@ from torch import Tensor
 from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.disk.sealed import Sealed, open_sealed
 from ecoflap.core.errors import FormatError
-from ecoflap.core.packed.contents import FORMAT, INTEGERS, Contents, Entry, contents_of
+from ecoflap.core.packed.bits import bits_of, nonzeros_of, spread
+from ecoflap.core.packed.contents import FORMAT, Contents, Entry, contents_of
 from ecoflap.core.packed.shards import SHARD, Located, locate
 from ecoflap.core.pruning.masks import PackedMasks, pack, popcount, unpack
 
@@ -123,7 +123,7 @@ def _dense(file: Sealed, name: str, entry: Entry) -> Tensor:
 
 def _read_dense(file: Sealed, name: str, entry: Entry) -> Tensor:
     tensor = _read(file, name, DTYPES[entry.dtype], entry.shape)
-    if entry.kept is not None and int(tensor.count_nonzero()) > entry.kept:
+    if entry.kept is not None and nonzeros_of(tensor) > entry.kept:
         raise FormatError(f"{file.path}: {name!r} has more weights than the {entry.kept} it keeps")
     return tensor
 
@@ -144,10 +144,7 @@ def _read_packed(file: Sealed, name: str, entry: Entry) -> Tensor:
         mask = unpack(stored.bits, entry.shape)
     except FormatError as error:
         raise FormatError(f"{file.path}: {name}: {error}") from error
-    integers = values.view(INTEGERS[values.dtype.itemsize]).numpy()
-    dense = np.zeros(entry.size, integers.dtype)
-    dense[np.flatnonzero(mask.numpy())] = integers
-    return torch.from_numpy(dense).view(values.dtype).reshape(entry.shape)
+    return spread(bits_of(values), mask.reshape(-1).numpy()).view(values.dtype).reshape(entry.shape)
 
 
 def _read_mask(file: Sealed, name: str, entry: Entry) -> Tensor:

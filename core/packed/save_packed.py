@@ -11,11 +11,12 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from ecoflap.core.disk.safetensors_header import NAMES
-from ecoflap.core.disk.sealed import VERSION, SealedTensor, flat, write_sealed
+from ecoflap.core.disk.sealed import VERSION, SealedTensor, write_sealed
 from ecoflap.core.errors import EcoflapError, unknown
-from ecoflap.core.packed.contents import FORMAT, INTEGERS, Contents, Entry
+from ecoflap.core.packed.bits import bits_of, nonzeros_of
+from ecoflap.core.packed.contents import FORMAT, Contents, Entry
 from ecoflap.core.packed.shards import SHARD, About, divide, forget_shards, refuse_reserved, write_shards
-from ecoflap.core.pruning.masks import pack
+from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
 
 _PRUNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -43,15 +44,15 @@ def save_packed(
     """
     refuse_reserved(metadata)
     first = _first_names(state)
-    if problems := [*_tensor_problems(state), *_mask_problems(state, masks, first)]:
+    packed, found = _packed(state, masks, first)
+    if problems := [*_tensor_problems(state), *found]:
         raise EcoflapError(*problems)
-    masks = {first[name]: mask for name, mask in masks.items()}
-    entries = _entries(state, masks, first)
+    entries = _entries(state, packed, first)
     shards = _divided(entries, shard_bytes)
 
     def write(file: Path, number: int) -> str:
         which = {SHARD: f"{number + 1} of {len(shards)}"} if len(shards) > 1 else {}
-        return _write(file, state, masks, Contents(metadata={**metadata, **which}, tensors=shards[number]))
+        return _write(file, state, packed, Contents(metadata={**metadata, **which}, tensors=shards[number]))
 
     if len(shards) > 1:
         about = About(format=FORMAT, version=VERSION, total_size=sum(e.bytes_packed for e in entries.values()))
@@ -94,28 +95,40 @@ def _tensor_problems(state: Mapping[str, Tensor]) -> Iterator[str]:
     yield from type_problems(state)
 
 
-def _mask_problems(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]) -> Iterator[str]:
-    seen: dict[str, Tensor] = {}
+def _packed(
+    state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]
+) -> tuple[PackedMasks, list[str]]:
+    """Hold each mask by the first name of its tensor, as bits, and say what is wrong with masks."""
+    packed, problems = PackedMasks(), []
     for name, mask in masks.items():
-        if name not in state:
-            yield f"a mask has {unknown('tensor', name, list(state))}"
+        problems += _mask_problems(state, name, mask, first)
+        if problems:
             continue
-        if mask.shape != state[name].shape:
-            yield f"the mask of {name} has the shape {tuple(mask.shape)}, its weight {tuple(state[name].shape)}"
-        yield from prunable_problems({name: state[name]})
-        if not torch.equal(mask, seen.setdefault(first[name], mask)):
-            yield f"{name} and {first[name]} are one tensor with two masks that differ"
-        for taken in {f"{first[name]}.values", f"{first[name]}.mask"} & set(state):
-            yield f"{taken} is in the way: the pruned weight {name} is stored under this name"
+        bits = pack(mask)
+        if first[name] in packed and not torch.equal(bits, packed.bits[first[name]]):
+            problems.append(f"{name} and {first[name]} are one tensor with two masks that differ")
+        packed.put(first[name], bits, tuple(mask.shape))
+    return packed, problems
 
 
-def _entries(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]) -> dict[str, Entry]:
+def _mask_problems(state: Mapping[str, Tensor], name: str, mask: Tensor, first: Mapping[str, str]) -> Iterator[str]:
+    if name not in state:
+        yield f"a mask has {unknown('tensor', name, list(state))}"
+        return
+    if mask.shape != state[name].shape:
+        yield f"the mask of {name} has the shape {tuple(mask.shape)}, its weight {tuple(state[name].shape)}"
+    yield from prunable_problems({name: state[name]})
+    for taken in {f"{first[name]}.values", f"{first[name]}.mask"} & set(state):
+        yield f"{taken} is in the way: the pruned weight {name} is stored under this name"
+
+
+def _entries(state: Mapping[str, Tensor], masks: PackedMasks, first: Mapping[str, str]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name, tensor in state.items():
         if first[name] != name:
             entries[name] = entries[first[name]].model_copy(update={"same_as": first[name]})
         else:
-            entries[name] = _entry(tensor, masks.get(name))
+            entries[name] = _entry(tensor, masks.bits.get(name))
     return entries
 
 
@@ -123,7 +136,7 @@ def _entry(tensor: Tensor, mask: Tensor | None) -> Entry:
     entry = Entry(shape=tuple(tensor.shape), dtype=NAMES[tensor.dtype])
     if mask is None:
         return entry
-    as_packed = entry.model_copy(update={"kept": int(mask.count_nonzero()), "packed": True})
+    as_packed = entry.model_copy(update={"kept": popcount(mask), "packed": True})
     return as_packed.model_copy(update={"packed": as_packed.bytes_packed < as_packed.bytes_dense})
 
 
@@ -137,38 +150,37 @@ def _divided(entries: Mapping[str, Entry], shard_bytes: int | None) -> list[dict
     return shards
 
 
-def _write(path: Path, state: Mapping[str, Tensor], masks: Mapping[str, Tensor], contents: Contents) -> str:
+def _write(path: Path, state: Mapping[str, Tensor], masks: PackedMasks, contents: Contents) -> str:
     """Write one file, and return its seal."""
     tensors: dict[str, SealedTensor] = {}
     for name, entry in contents.tensors.items():
         if entry.same_as is None:
-            tensors |= _stored(name, state[name], masks.get(name), entry)
+            tensors |= _stored(name, state[name], masks, entry)
     return write_sealed(path, FORMAT, contents.model_dump_json(), tensors)
 
 
-def _stored(name: str, tensor: Tensor, mask: Tensor | None, entry: Entry) -> dict[str, SealedTensor]:
+def _stored(name: str, tensor: Tensor, masks: PackedMasks, entry: Entry) -> dict[str, SealedTensor]:
     """Give what the file holds of one tensor of the state dict, by the names in the file."""
-    if mask is None:
+    if name not in masks:
         return {name: SealedTensor(tensor.dtype, entry.shape, lambda: tensor)}
     if not entry.packed:
-        return {name: SealedTensor(tensor.dtype, entry.shape, partial(_checked, name, tensor, mask))}
+        return {name: SealedTensor(tensor.dtype, entry.shape, partial(_checked, name, tensor, masks))}
     return {
-        f"{name}.values": SealedTensor(tensor.dtype, (entry.kept or 0,), partial(_kept_values, name, tensor, mask)),
-        f"{name}.mask": SealedTensor(torch.uint8, (entry.mask_bytes,), partial(pack, mask)),
+        f"{name}.values": SealedTensor(tensor.dtype, (entry.kept or 0,), partial(_kept_values, name, tensor, masks)),
+        f"{name}.mask": SealedTensor(torch.uint8, (entry.mask_bytes,), lambda: masks.bits[name]),
     }
 
 
-def _checked(name: str, weight: Tensor, mask: Tensor) -> Tensor:
-    _kept_values(name, weight, mask)
-    return weight.detach().cpu().masked_fill(~mask.cpu(), 0)
+def _checked(name: str, weight: Tensor, masks: PackedMasks) -> Tensor:
+    _kept_values(name, weight, masks)
+    return weight.detach().cpu().masked_fill(~masks[name], 0)
 
 
-def _kept_values(name: str, weight: Tensor, mask: Tensor) -> Tensor:
+def _kept_values(name: str, weight: Tensor, masks: PackedMasks) -> Tensor:
     """Take the kept weights out; an error if one that is not kept is anything but zero."""
-    weight = flat(weight)
-    bits = weight.view(INTEGERS[weight.dtype.itemsize]).numpy()
-    values = torch.from_numpy(np.compress(mask.cpu().reshape(-1).numpy(), bits)).view(weight.dtype)
-    wrong = int(weight.count_nonzero() - values.count_nonzero())
+    kept = np.compress(masks[name].reshape(-1).numpy(), bits_of(weight))
+    values = torch.from_numpy(kept).view(weight.dtype)
+    wrong = nonzeros_of(weight) - nonzeros_of(values)
     if wrong:
         raise EcoflapError(f"{name}: {wrong} weights that its mask prunes are not zero. Multiply it by its mask first.")
     return values

@@ -18,7 +18,7 @@ MASKS = "masks.safetensors"
 """The file of a run folder that holds the masks."""
 
 _FORMAT = "ecoflap.masks"
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 """How many bits each byte has."""
 
 
@@ -65,7 +65,7 @@ def unpack(bits: UInt8[Tensor, "bytes"], shape: tuple[int, ...]) -> Bool[Tensor,
 
 def popcount(bits: UInt8[Tensor, "bytes"]) -> int:
     """Count the weights that packed bits keep."""
-    return int(_ONES[bits.cpu().numpy()].sum())
+    return int(_ONES[bits.cpu().numpy()].sum(dtype=np.int64))
 
 
 class _Mask(BaseModel):

@@ -92,6 +92,26 @@ def test_the_fine_step_with_idle_blocks_gone(pico_llama, pruner, tmp_path: Path)
         assert torch.equal(weight, apart[name]), name
 
 
+def test_a_block_is_brought_once_for_all_batches(pico_llama, monkeypatch):
+    """Once to be observed and once to be recorded, however many batches there are."""
+    brought, held = [], Placement.held
+    replay = Replay(pico_llama(), LlamaAdapter(), batches(3), dtype=torch.float64)
+    blocks = {id(block.module.self_attn.q_proj.weight): block.name for block in replay.blocks}
+
+    def counted(self, tensors):
+        tensors = list(tensors)
+        brought.extend(blocks[id(tensor)] for tensor in tensors if id(tensor) in blocks)
+        return held(self, tensors)
+
+    monkeypatch.setattr(Placement, "held", counted)
+    for i, block in enumerate(replay.blocks):
+        replay.run(i, [Gram])
+        replay.advance(i)
+        assert brought == [block.name] * 2
+        brought.clear()
+    assert all(block.module.self_attn.q_proj.weight.dtype == torch.float32 for block in replay.blocks)
+
+
 def test_a_run_with_offload_is_the_same_run(plain, lasting, monkeypatch, tmp_path: Path):
     usual = ecoflap.run(plain(), folder=tmp_path / "usual")
     monkeypatch.setattr(RunModel, "device", "cpu:0")  # another device than cpu, by name

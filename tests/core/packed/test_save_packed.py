@@ -367,7 +367,7 @@ def test_an_edited_manifest_breaks_the_seal(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x"
     state = small(path)
-    monkeypatch.setattr(writing, "pack", lambda mask: 1 / 0)
+    monkeypatch.setattr(writing, "nonzeros_of", lambda weight: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         small(path, seed=1)
     assert os.listdir(tmp_path) == ["x"]
@@ -378,10 +378,10 @@ KILLED = """
 import sys, time
 import torch
 from ecoflap.core.packed import save_packed as writing
-def pack(mask):
+def nonzeros_of(weight):
     print("half", flush=True)
     time.sleep(60)
-writing.pack = pack
+writing.nonzeros_of = nonzeros_of
 weight = torch.zeros(1000, 1000)
 writing.save_packed(sys.argv[1], {"w": weight}, {"w": weight > 0})
 """

@@ -1,0 +1,50 @@
+"""Floats counted, compared and moved by their bits, held against what torch says of the numbers."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecoflap.core.packed import bits
+from ecoflap.core.packed.bits import are_equal_but_for_signs_of_zeros, bits_of, nonzeros_of, spread
+
+NUMBERS = [0.0, -0.0, 1.0, -1.0, 2.0**-24, float("inf"), float("-inf"), float("nan"), -float("nan")]
+TYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+types = pytest.mark.parametrize("dtype", TYPES, ids=str)
+several = st.lists(st.sampled_from(NUMBERS), max_size=20)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(bits, "_PIECE", 3)
+
+
+@types
+@given(numbers=several)
+def test_nonzeros_are_those_that_torch_counts(dtype, numbers):
+    assert nonzeros_of(torch.tensor(numbers, dtype=dtype)) == torch.tensor(numbers, dtype=dtype).count_nonzero()
+
+
+@types
+@given(numbers=several, at=st.integers(0, 19), other=st.sampled_from(NUMBERS))
+def test_only_signs_of_zeros_may_differ(dtype, numbers, at, other):
+    one = torch.tensor(numbers, dtype=dtype)
+    changed = [other if number == at else value for number, value in enumerate(numbers)]
+    same = all(np.isnan(a) == np.isnan(b) and (a == b or np.isnan(a)) for a, b in zip(numbers, changed, strict=True))
+    signs = [np.signbit(a) == np.signbit(b) for a, b in zip(numbers, changed, strict=True) if np.isnan(a)]
+    assert are_equal_but_for_signs_of_zeros(one, torch.tensor(changed, dtype=dtype)) == (same and all(signs))
+
+
+@types
+@given(mask=st.lists(st.booleans(), max_size=20))
+def test_what_is_kept_is_put_where_it_was(dtype, mask):
+    keep = torch.tensor(mask, dtype=torch.bool)
+    weight = torch.arange(1, len(mask) + 1).to(dtype).masked_fill(~keep, 0)
+    again = spread(bits_of(weight[keep]), keep.numpy())
+    assert torch.equal(again.view(dtype) if len(again) else weight, weight)
+
+
+def test_a_transposed_matrix_is_read_in_its_own_order():
+    weight = torch.tensor([[1.0, 0.0], [2.0, 3.0]]).T
+    assert bits_of(weight).view(np.float32).tolist() == [1.0, 2.0, 0.0, 3.0]
