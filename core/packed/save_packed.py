@@ -99,7 +99,8 @@ def _packed(
     state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]
 ) -> tuple[PackedMasks, list[str]]:
     """Hold each mask by the first name of its tensor, as bits, and say what is wrong with masks."""
-    packed, problems = PackedMasks(), []
+    packed = PackedMasks()
+    problems: list[str] = []
     for name, mask in masks.items():
         problems += _mask_problems(state, name, mask, first)
         if problems:
