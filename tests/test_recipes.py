@@ -51,6 +51,12 @@ ON_ITS_OWN = {
         "score.samples=2",
         "evaluate.data.samples=4",
     ],
+    "box/clip-best": [
+        "calibration.samples=32",
+        "score.samples=16",
+        "evaluate.0.data.samples=4",
+        "evaluate.1.data.samples=4",
+    ],
     "box/clip": [
         "calibration.samples=16",
         "score.samples=16",
