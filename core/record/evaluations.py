@@ -26,6 +26,8 @@ from ecoflap.core.record.remembered import DENSE, open_remembered, take_over_rem
 from ecoflap.core.record.report import RecordedMeasure
 
 STAGES = ("dense", "pruned")
+_LONGEST_NAME = 100
+"""Characters of an evaluator's name in that of a file; an import path may be longer than a file system takes."""
 _NEEDS: Mapping[str, type] = {"measures": dict}
 
 
@@ -50,7 +52,8 @@ class Evaluation:
     def remembered(self, path: Path) -> Path:
         """Name the file of what it remembers of the dense model, beside that of the lines."""
         known = sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:16]
-        return path.parent / DENSE / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.evaluator.use)}-{known}.safetensors"
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.evaluator.use)[-_LONGEST_NAME:].lstrip(".-")
+        return path.parent / DENSE / f"{name}-{known}.safetensors"
 
     def line(self, path: Path, stage: str) -> dict[str, Any] | None:
         """Give the last of what it found of the dense or the pruned model; None where it did not run."""

@@ -93,7 +93,7 @@ def take_over_remembered(source: Path, seal: str, target: Path) -> None:
     check_remembered(source, seal)
     with whole_file(target) as temporary:
         try:
-            os.link(source, temporary)
+            os.link(source.resolve(), temporary)
         except OSError:
             shutil.copyfile(source, temporary)
 
