@@ -38,7 +38,9 @@ from ecoflap.core.pruning.plan_file import read_plan, read_scores_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.recipe.load import find_recipe
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.record.evaluations import remembered_seals
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.remembered import open_remembered
 from ecoflap.core.record.report import check_lines, read_report
 from ecoflap.plugins.pruners.magnitude import Magnitude
 
@@ -125,7 +127,7 @@ def small_run(work: Path) -> RunFolder:
         "sparsity": 0.5,
         "score": {"use": "zeroth_order", "samples": 2},
         "prune": "wanda",
-        "evaluate": {"use": "perplexity", "data": text},
+        "evaluate": [{"use": "perplexity", "data": text}, {"use": "kl", "data": text}],
         "export": ["safetensors", "onnx", "torchscript"],
     }
     return RunFolder(ecoflap.run(recipe, folder=work / "run").folder)
@@ -146,6 +148,7 @@ def formats(run: RunFolder, work: Path) -> Iterator[Format]:
     yield Format("plan", (run.plan,), lambda: read_plan(run.plan).dump())
     yield Format("scores", (run.scores,), lambda: _scores(run))
     yield Format("evaluations, stages", (run.evaluations, run.path / "stages.jsonl"), lambda: _lines(run))
+    yield Format("dense/", tuple(run.dense.iterdir()), lambda: _remembered(run))
     yield Format("report", (run.report,), lambda: read_report(run.report).dump())
     packed = exports / "safetensors"
     beside = ("model.packed.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "SHA256SUMS")
@@ -213,6 +216,12 @@ def _scores(run: RunFolder) -> object:
 def _lines(run: RunFolder) -> object:
     check_lines(run, read_report(run.report))
     return read_lines(run.evaluations), run.stages()
+
+
+def _remembered(run: RunFolder) -> object:
+    ((name, seal),) = remembered_seals(run.evaluations).items()
+    with open_remembered(run.dense / name, seal) as found:
+        return dict(found)
 
 
 def flips(count: int, seed: int) -> None:

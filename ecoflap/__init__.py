@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.plan_context import PlanContext as PlanContext
     from ecoflap.core.contracts.protocols import Adapter as Adapter
     from ecoflap.core.contracts.protocols import Allocator as Allocator
+    from ecoflap.core.contracts.protocols import ComparingEvaluator as ComparingEvaluator
     from ecoflap.core.contracts.protocols import Dataset as Dataset
     from ecoflap.core.contracts.protocols import Evaluator as Evaluator
     from ecoflap.core.contracts.protocols import Exporter as Exporter
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.protocols import Refiner as Refiner
     from ecoflap.core.contracts.protocols import Scorer as Scorer
     from ecoflap.core.contracts.protocols import Statistic as Statistic
+    from ecoflap.core.contracts.records import Answered as Answered
     from ecoflap.core.contracts.records import Check as Check
     from ecoflap.core.contracts.records import Estimate as Estimate
     from ecoflap.core.contracts.records import Exported as Exported
@@ -86,13 +88,12 @@ _HOME = {
     ),
     "contracts.plan_context": ("PlanContext",),
     "contracts.protocols": (
-        "Adapter", "Allocator", "Dataset", "Evaluator", "Exporter", "Metric", "PrunedModel", "Pruner", "Refiner",
-        "Scorer",
-        "Statistic",
+        "Adapter", "Allocator", "ComparingEvaluator", "Dataset", "Evaluator", "Exporter", "Metric", "PrunedModel",
+        "Pruner", "Refiner", "Scorer", "Statistic",
     ),
     "contracts.records": (
-        "Check", "Estimate", "Exported", "LayerPlace", "Measure", "Provenance", "Pruned", "Sample", "Statistics",
-        "StoredTensor", "View",
+        "Answered", "Check", "Estimate", "Exported", "LayerPlace", "Measure", "Provenance", "Pruned", "Sample",
+        "Statistics", "StoredTensor", "View",
     ),
     "errors": ("EcoflapError",),
     "export.export_again": ("export_run",),

@@ -26,8 +26,9 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     if prepared.recipe.model.offload is not None:
         yield _device_memory(prepared, width)
     weights, masks = _parameters(prepared) * width, prepared.size // 8
+    remembered = sum(_remembered_each(prepared))
     exports = [(part.use, _exported(part, prepared, width)) for part in prepared.recipe.export]
-    files = [("model/", weights), ("masks", masks), *exports]
+    files = [("model/", weights), ("masks", masks), *([("dense/", remembered)] if remembered else []), *exports]
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in files)
     yield "disk", bytes_text(sum(size for _, size in files)), made_of
     meanwhile = prepared.size * width + masks
@@ -67,7 +68,21 @@ def _memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
         f"{'not known before the data are read' if unknown else bytes_text(recorded)}, "
         f"scoring in float32 {bytes_text(widened)}, refining {bytes_text(refining)}, libraries {bytes_text(LIBRARIES)}"
     )
-    return "peak memory", bytes_text(LIBRARIES + weights + max(statistics + recorded + refining, widened)), made_of
+    # What one evaluator remembers of the dense model is in memory before anything is scored or recorded.
+    remembered = max(_remembered_each(prepared), default=0)
+    if remembered:
+        made_of += f", remembered of the dense model {bytes_text(remembered)}"
+    largest = max(statistics + recorded + refining, widened, remembered)
+    return "peak memory", bytes_text(LIBRARIES + weights + largest), made_of
+
+
+def _remembered_each(prepared: Prepared) -> list[int]:
+    """Give the bytes that each evaluator remembers of the dense model, as far as that is known before data are read."""
+    found = []
+    for part in prepared.recipe.evaluate:
+        with blaming(f"the evaluator {part.use}, asked how much it remembers,"):
+            found.append(part.options.remembered_bytes(prepared.context))
+    return [size for size in found if size is not None]
 
 
 def _refining(prepared: Prepared) -> int:

@@ -12,7 +12,7 @@ from ecoflap.core.contracts.abilities import ABILITIES, offers
 from ecoflap.core.contracts.answers import LARGEST, checking, shown
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.contracts.options import PartOptions
-from ecoflap.core.contracts.protocols import GradientStatistic, Statistic
+from ecoflap.core.contracts.protocols import ComparingEvaluator, GradientStatistic, Statistic
 from ecoflap.core.errors import EcoflapError, RegistryError, nearest, unknown
 
 Options = TypeVar("Options", bound=PartOptions)
@@ -68,7 +68,7 @@ def factory_problems(kind: str, factory: Callable[..., Any]) -> Iterator[str]:
             f"function that makes one, write -> {name} behind its parameters. {_page(kind)}"
         )
         return
-    required = _required(kind)
+    required = _required(_protocol(kind, made))
     missing = [name for name in required if _defined(made, name) is None]
     if "__call__" in missing:
         yield f"it is no {kind}: it cannot be called. {_called(kind)}"
@@ -78,10 +78,16 @@ def factory_problems(kind: str, factory: Callable[..., Any]) -> Iterator[str]:
         yield from _defined_otherwise(kind, made, required)
 
 
-def _required(kind: str) -> dict[str, Callable[..., Any]]:
+def _protocol(kind: str, part: Any) -> type[Any]:
+    """Give the protocol that a part, or the class of one, is held to: an evaluator that remembers has its own."""
+    compares = kind == "evaluator" and getattr(part, "remember", None) is not None
+    return ComparingEvaluator if compares else KINDS[kind].protocol
+
+
+def _required(protocol: type[Any]) -> dict[str, Callable[..., Any]]:
     """Give the methods that a part of a kind must have."""
-    declared = vars(KINDS[kind].protocol)
-    names = ["__call__", *_members(KINDS[kind].protocol)]
+    declared = vars(protocol)
+    names = ["__call__", *_members(protocol)]
     return {name: declared[name] for name in names if inspect.isfunction(declared.get(name))}
 
 
@@ -120,8 +126,8 @@ def _members(declared: type[Any]) -> list[str]:
 
 def _methods(kind: str, part: Any) -> dict[str, Callable[..., Any]]:
     """Give each method of a part's contract as it is declared; of an adapter those of its abilities too."""
-    protocol, options = KINDS[kind]
-    sources = [protocol, options]
+    protocol, options = _protocol(kind, part), KINDS[kind].options
+    sources = [options, protocol]
     if kind == "adapter":
         sources += [ability for ability in ABILITIES if offers(part, ability)]
     declared = {"__call__": vars(protocol).get("__call__")}

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate, Batch, Sample, ScoreKind, Unit, View
+from ecoflap.core.contracts.records import Aggregate, Answered, Batch, Sample, ScoreKind, Unit, View
 from ecoflap.core.model.anatomy import Anatomy, Source
 
 
@@ -155,10 +155,17 @@ class EvaluatorOptions(PartOptions):
         says where the adapter has none.
     :cvar loss_batch_size: How many samples it gives at a time to the adapter's loss; None where it asks for no loss. An
         adapter whose loss compares samples with each other refuses a batch of one.
+    :cvar remember: A method ``remember(model, adapter, note)`` that makes it a ``ComparingEvaluator``: it gives tensors
+        of the dense model, and the evaluator is called with them, as ``dense``, on the pruned one alone. None, the
+        default, stands for an evaluator that is called on both models alike.
+    :cvar answers: A method ``answers(model, adapter, note)`` that gives an ``Answered`` for each sample, the samples in
+        one order, for the evaluator ``agreement``. None, the default, for one whose results are no single answers.
     """
 
     wants: type[Any] | None = None
     loss_batch_size: int | None = None
+    remember: Callable[[nn.Module, Any, Callable[[str], None]], Mapping[str, Tensor]] | None = None
+    answers: Callable[[nn.Module, Any, Callable[[str], None]], Iterable[Answered]] | None = None
 
     def lacks(self, sample: Sample) -> str | None:
         """Name what a sample of its data is without that it needs, such as ``label``; None, the default, for nothing.
@@ -169,6 +176,10 @@ class EvaluatorOptions(PartOptions):
 
     def files(self) -> Iterable[Path] | None:
         """Name every file and folder that its result depends on; None, the default, stands for its parameters'."""
+        return None
+
+    def remembered_bytes(self, context: PlanContext) -> int | None:
+        """Tell how much it remembers of the dense model, for the plan; None, the default, where it cannot say."""
         return None
 
 

@@ -248,6 +248,28 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
+class ComparingEvaluator(Protocol):
+    """Measures how far a pruned model is from the dense one: an evaluator with ``remember``.
+
+    No two models are there at once. The dense one is asked first, maybe in an earlier process; a run keeps what is
+    remembered of it on the disk, and checks that it is what was written. Optional members: ``EvaluatorOptions``.
+    """
+
+    def remember(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Tensor]:
+        """Give what is to be known of the dense model, as tensors by any names; they may be on any device."""
+        ...
+
+    def __call__(
+        self, model: nn.Module, adapter: Adapter, note: Note, dense: Mapping[str, Tensor]
+    ) -> Mapping[str, Measure]:
+        """Give measures of the pruned model by the names that they have in tables and reports.
+
+        :param dense: What :meth:`remember` gave, on the CPU; a tensor is read when it is asked for.
+        """
+        ...
+
+
+@runtime_checkable
 class Dataset(Protocol):
     """Yields samples. Optional members: ``DatasetOptions``."""
 

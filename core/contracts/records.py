@@ -1,6 +1,6 @@
 """What parts give and take: samples, scores, measures, pruned weights, and what an export is made of."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -100,6 +100,17 @@ class Measure:
     standard_error: float
     unit: str = ""
     larger_is_better: bool = True
+
+
+class Answered(NamedTuple):
+    """What a model answered to one sample.
+
+    :param answer: Its answer, such that the same answer is the same text or number.
+    :param image: What samples of one image have in common; their answers may depend on each other.
+    """
+
+    answer: str | int
+    image: Hashable
 
 
 class Pruned(NamedTuple):

@@ -14,9 +14,11 @@ from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.export.exports import read_record
 from ecoflap.core.packed.into_model import is_packed
 from ecoflap.core.pruning.plan_file import read_plan, read_scores_of
+from ecoflap.core.record.evaluations import remembered_seals
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, read_manifest
 from ecoflap.core.record.readback import masks_as_planned
+from ecoflap.core.record.remembered import check_remembered
 from ecoflap.core.record.report import check_lines, read_report
 
 _SWEEP = "sweep.json"
@@ -130,6 +132,7 @@ def _run(folder: RunFolder, found: Verified) -> None:
     for path in sorted(folder.path.glob("*.jsonl")):
         found.hold(partial(last_seal, path), path)
     _plan(folder, found)
+    _dense(folder, found)
     for path in sorted(folder.blocks.glob("*.safetensors")):
         _tensors(path, found)
     if (folder.model / SUMS).is_file():
@@ -151,9 +154,25 @@ def _own(folder: RunFolder) -> Iterator[Path]:
         folder.masks,
         folder.report,
         folder.blocks,
+        folder.dense,
         folder.model,
     )
     yield from (folder.exports, folder.path / "report.html", *folder.path.glob("*.jsonl"))
+
+
+def _dense(folder: RunFolder, found: Verified) -> None:
+    """Hold each file of what is remembered of the dense model to the line that knows it; one may have been deleted."""
+    if not folder.dense.is_dir():
+        return
+    seals: dict[str, str] = {}
+    found.hold(lambda: seals.update(remembered_seals(folder.evaluations)))  # lines that differ were named above
+    files = sorted(folder.dense.glob("*.safetensors"))
+    for path in files:
+        if path.name in seals:
+            found.hold(partial(check_remembered, path, seals[path.name]), path)
+        else:
+            _tensors(path, found)
+    _others(folder.dense, tuple(files), found)
 
 
 def _plan(folder: RunFolder, found: Verified) -> None:

@@ -1,5 +1,7 @@
 """Keep what evaluators found, a line each, so that each evaluator runs once before and once after the pruning."""
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -18,11 +20,15 @@ from ecoflap.core.contracts.records import Measure
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.disk.whole_files import sha256_of
-from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.errors import EcoflapError, ModelError, RunError
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.record.remembered import DENSE, open_remembered, take_over_remembered, write_remembered
 from ecoflap.core.record.report import RecordedMeasure
 
 STAGES = ("dense", "pruned")
+_LONGEST_NAME = 100
+"""Characters of an evaluator's name in that of a file; an import path may be longer than a file system takes."""
+_NEEDS: Mapping[str, type] = {"measures": dict}
 
 
 class Evaluation:
@@ -38,22 +44,83 @@ class Evaluation:
     def _identity(self) -> dict[str, Any]:
         return {"evaluator": self.evaluator.plain(), "files": digests(self.evaluator)}
 
+    @property
+    def compares(self) -> bool:
+        """Say whether it measures nothing of the dense model but remembers it, to measure the pruned one by."""
+        return self.evaluator.options.remember is not None
+
+    def remembered(self, path: Path) -> Path:
+        """Name the file of what it remembers of the dense model, beside that of the lines."""
+        known = sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:16]
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.evaluator.use)[-_LONGEST_NAME:].lstrip(".-")
+        return path.parent / DENSE / f"{name}-{known}.safetensors"
+
     def line(self, path: Path, stage: str) -> dict[str, Any] | None:
-        """Give what it found of the dense or the pruned model; None where it did not run."""
+        """Give the last of what it found of the dense or the pruned model; None where it did not run."""
         wanted = {"stage": stage, **self._identity}
-        lines = read_lines(path, {"measures": dict})
-        return next((line for line in lines if all(line.get(key) == wanted[key] for key in wanted)), None)
+        lines = [line for line in read_lines(path, _NEEDS) if all(line.get(key) == wanted[key] for key in wanted)]
+        if stage == "dense" and self.compares:
+            lines = [line for line in lines if self.remembered(path).name in line.get("remembered", {})]
+        return lines[-1] if lines else None
+
+    def is_done(self, path: Path, stage: str) -> bool:
+        """Say whether it need not look at the dense or the pruned model any more.
+
+        What was remembered of the dense model may be deleted; it is asked for again where the pruned one is yet to be
+        held against it.
+        """
+        if self.line(path, stage) is None:
+            return False
+        return stage == "pruned" or self.can_be_taken_over(path) or self.line(path, "pruned") is not None
+
+    def can_be_taken_over(self, path: Path) -> bool:
+        """Say whether there is all that another run would find of the dense model."""
+        return self.line(path, "dense") is not None and (not self.compares or self.remembered(path).is_file())
 
     def run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter, note: Note) -> None:
-        """Evaluate a model, and add the line.
+        """Evaluate a model, and add the line; with the seal of what is remembered of the dense one, where that is.
 
         :param note: Takes sentences of the evaluator, such as how many answers were empty.
         """
+        is_remembered = self.compares and stage == "dense"
         with blaming(f"the evaluator {self.evaluator.use}"):
-            found = self.evaluator.built(model, adapter, note)
+            found = {} if is_remembered else self._found(path, model, adapter, note)
             self._check_names(found)
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
-        append_line(path, {"stage": stage, **self._identity, "measures": measures})
+            seals = {"remembered": self._remember(path, model, adapter, note)} if is_remembered else {}
+        append_line(path, {"stage": stage, **self._identity, "measures": measures, **seals})
+
+    def take_over(self, source: Path, target: Path) -> None:
+        """Add the line of what another run found of the dense model, and take what it remembered of it along.
+
+        :param source: The other run's lines.
+        :raises FormatError: Where the other run's file is not what was written.
+        """
+        line = self._dense_line(source)
+        if self.compares:
+            there, here = self.remembered(source), self.remembered(target)
+            take_over_remembered(there, line["remembered"][there.name], here)
+        append_line(target, line)
+
+    def _found(self, path: Path, model: nn.Module, adapter: Adapter, note: Note) -> Any:
+        if not self.compares:
+            return self.evaluator.built(model, adapter, note)
+        file = self.remembered(path)
+        with open_remembered(file, self._dense_line(path)["remembered"][file.name]) as dense:
+            return self.evaluator.built(model, adapter, note, dense)
+
+    def _remember(self, path: Path, model: nn.Module, adapter: Adapter, note: Note) -> dict[str, str]:
+        """Ask what is to be remembered of the dense model, and write it; its seal by the file's name."""
+        file, found = self.remembered(path), self.evaluator.built.remember(model, adapter, note)
+        return {file.name: write_remembered(file, self.evaluator.use, found)}
+
+    def _dense_line(self, path: Path) -> dict[str, Any]:
+        line = self.line(path, "dense")
+        if line is None:
+            raise RunError(
+                f"{path} has no line of what {self.evaluator.use} found of the dense model. Evaluate it first."
+            )
+        return line
 
     def _check_names(self, found: Any) -> None:
         """Refuse what is no mapping of measures by names that a table can show."""
@@ -75,6 +142,11 @@ class Evaluation:
         except ValidationError as wrong:
             places = "; ".join(wrong_places(wrong))
             raise EcoflapError(f"the evaluator {self.evaluator.use} gave the measure {name}: {places}") from wrong
+
+
+def remembered_seals(path: Path) -> dict[str, str]:
+    """Give the seals of the files of what is remembered of the dense model, by name, as the last lines know them."""
+    return {name: seal for line in read_lines(path, _NEEDS) for name, seal in line.get("remembered", {}).items()}
 
 
 def measures_of(path: Path, evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:

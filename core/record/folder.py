@@ -15,6 +15,7 @@ from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, wr
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, removed_leftovers
 from ecoflap.core.errors import EcoflapError, RunError
+from ecoflap.core.record.remembered import DENSE
 from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
 
 _ANEW = "Restore it, or begin the run anew with --fresh."
@@ -81,6 +82,11 @@ class RunFolder:
         return self.path / "evaluations.jsonl"
 
     @property
+    def dense(self) -> Path:
+        """Give the folder of what evaluators remember of the dense model, a file for each that compares with it."""
+        return self.path / DENSE
+
+    @property
     def refinements(self) -> Path:
         """Give what refiners did, a line for each block and for the model."""
         return self.path / "refined.jsonl"
@@ -104,6 +110,7 @@ class RunFolder:
         """Say whether anything was found or made here that would have to be found again."""
         results = (
             self.evaluations,
+            self.dense,
             self.scores,
             self.refinements,
             self.plan,

@@ -26,14 +26,14 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> 
     return None
 
 
-def found_measures(
-    recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, evaluation: Evaluation
-) -> dict[str, Any] | None:
-    """Find the line of a run of ``reuse:`` that evaluated the same dense model with the same evaluator."""
+def found_evaluation(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, evaluation: Evaluation) -> Path | None:
+    """Find the lines of a run of ``reuse:`` that evaluated the same dense model with the same evaluator.
+
+    One whose file of what is remembered of the dense model was deleted is passed over.
+    """
     for folder in _alike(recipe, fingerprints, own, ("model",)):
-        line = evaluation.line(folder.evaluations, "dense")
-        if line is not None:
-            return line
+        if evaluation.can_be_taken_over(folder.evaluations):
+            return folder.evaluations
     return None
 
 

@@ -28,11 +28,10 @@ class DenseLogits:
     def recorded(self) -> Iterator[None]:
         """Keep what every cross entropy is given."""
 
-        def keep(original: CrossEntropy, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-            self._chunks.setdefault(_place(targets), []).append(logits.detach().float())
-            return original(logits, targets, **options)
+        def keep(logits: Tensor, targets: Tensor) -> None:
+            self._chunks.setdefault(_place(targets), []).append(logits)
 
-        with _in_place_of_cross_entropy(keep):
+        with seen_by_losses(keep):
             yield
 
     @contextmanager
@@ -41,7 +40,7 @@ class DenseLogits:
         self._asked.clear()
 
         def diverge(original: CrossEntropy, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-            return _kl(self._next(targets), logits.float())
+            return kl_of_rows(self._next(targets), logits.float())
 
         with _in_place_of_cross_entropy(diverge):
             yield
@@ -66,8 +65,26 @@ class DenseLogits:
         return chunks[asked % len(chunks)].to(targets.device)
 
 
-def _kl(dense: Float[Tensor, "rows classes"], logits: Float[Tensor, "rows classes"]) -> Float[Tensor, " rows"]:
-    """Compute Σ_c p(c) · (log p(c) − log q(c)) of each row, p being the dense model's probabilities."""
+@contextmanager
+def seen_by_losses(see: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Give what every loss is made of: logits ``[rows, classes]`` in float32, without a graph, and each row's target.
+
+    The rows are those that the loss is about, in the batch's order; a long loss gives them piece by piece.
+    """
+
+    def pass_on(original: CrossEntropy, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        see(logits.detach().float(), targets.detach())
+        return original(logits, targets, **options)
+
+    with _in_place_of_cross_entropy(pass_on):
+        yield
+
+
+def kl_of_rows(dense: Float[Tensor, "rows classes"], logits: Float[Tensor, "rows classes"]) -> Float[Tensor, " rows"]:
+    """Compute Σ_c p(c) · (log p(c) − log q(c)) of each row, in nats, p being the dense model's probabilities.
+
+    :param dense: Logits, or the logarithms of p, which are logits too.
+    """
     return functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="none", log_target=True).sum(-1)
 
 

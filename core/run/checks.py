@@ -141,9 +141,15 @@ def _length_problems(prepared: Prepared) -> Iterator[str]:
 
 
 def _ability_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
-    for index, spec in enumerate(prepared.recipe.evaluate):
+    for place, spec in evaluators_of(prepared.recipe):
         for problem in ability_problems(spec, prepared.adapter, prepared.model, registry):
-            yield f"evaluate.{index}: {problem}"
+            yield f"{place}: {problem}"
+
+
+def evaluators_of(recipe: Recipe) -> Iterator[tuple[str, PartSpec]]:
+    """Yield each evaluator of a recipe with its place in it, those among the parameters of others too."""
+    for number, evaluator in enumerate(recipe.evaluate):
+        yield from ((at, one) for at, one in evaluator.with_inner(f"evaluate.{number}") if one.kind == "evaluator")
 
 
 def ability_problems(evaluator: PartSpec, adapter: Any, model: nn.Module, registry: Registry) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import nn
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.records import Batch, Granularity
-from ecoflap.core.disk.sealed_lines import append_line
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.whole_files import whole_folder, write_whole
 from ecoflap.core.export.stage import missing_exports
@@ -29,7 +29,7 @@ from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.readback import check_saved
-from ecoflap.core.record.reuse import found_measures, found_scores
+from ecoflap.core.record.reuse import found_evaluation, found_scores
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.run.data import RunData
@@ -71,7 +71,7 @@ class RunState:
 
     def to_evaluate(self, stage: str) -> list[Evaluation]:
         """Give those that have not yet looked at the dense or the pruned model."""
-        return [one for one in self.evaluations if one.line(self.folder.evaluations, stage) is None]
+        return [one for one in self.evaluations if not one.is_done(self.folder.evaluations, stage)]
 
     def replay(self, batches: Sequence[Batch], dtype: torch.dtype | None = None) -> Replay:
         """Make a replay of the model on these batches, in at least this precision."""
@@ -88,20 +88,20 @@ def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
     """
     folder = state.folder
     for evaluation in state.to_evaluate(stage):
-        line = _measures_to_take_over(state, evaluation) if stage == "dense" else None
-        if line is not None:
+        found = _evaluation_to_take_over(state, evaluation) if stage == "dense" else None
+        if found is not None:
             folder.record_taken_over("dense evaluation")
-            append_line(folder.evaluations, line)
+            evaluation.take_over(found, folder.evaluations)
             continue
         with state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.on_device():
             note = state.log.note_of(evaluation.evaluator.use)
             evaluation.run(folder.evaluations, stage, model, state.prepared.adapter, note)
 
 
-def _measures_to_take_over(state: RunState, evaluation: Evaluation) -> dict[str, Any] | None:
+def _evaluation_to_take_over(state: RunState, evaluation: Evaluation) -> Path | None:
     if not state.recipe.reuse:
         return None
-    return found_measures(state.recipe, state.data.model_fingerprint, state.folder.path, evaluation)
+    return found_evaluation(state.recipe, state.data.model_fingerprint, state.folder.path, evaluation)
 
 
 def plan(state: RunState) -> Plan:

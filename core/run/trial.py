@@ -18,6 +18,7 @@ from ecoflap.core.errors import DataError, EcoflapError
 from ecoflap.core.pruning.calibration import SAMPLES_AT_A_GLANCE, Calibration, read_samples
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.run.checks import evaluators_of
 from ecoflap.core.run.prepared import Prepared
 
 A_WORD = "a"
@@ -44,11 +45,11 @@ def data_uses(recipe: Recipe) -> Iterator[DataUse]:
     for where, keys in (("calibration", recipe.calibration), ("score.calibration", own)):
         if keys is not None:
             yield DataUse(where, keys.data, keys.batch_size)
-    for number, evaluator in enumerate(recipe.evaluate):
+    for place, evaluator in evaluators_of(recipe):
         count = evaluator.options.loss_batch_size or 1
         for name, data in evaluator.parameters.items():
             if isinstance(data, PartSpec) and data.kind == "dataset":
-                yield DataUse(f"evaluate.{number}.{name}", data, count, evaluator)
+                yield DataUse(f"{place}.{name}", data, count, evaluator)
 
 
 def untried(prepared: Prepared) -> Iterator[tuple[str, str]]:
@@ -105,12 +106,12 @@ def trial_problems(prepared: Prepared, passed_over: Container[str]) -> Iterator[
 def _wordless(prepared: Prepared) -> Iterator[str]:
     """Say where a model has no words for an evaluator that has texts made and brings its own data, as a harness."""
     reading = {id(use.evaluator) for use in data_uses(prepared.recipe)}
-    for number, evaluator in enumerate(prepared.recipe.evaluate):
+    for place, evaluator in evaluators_of(prepared.recipe):
         if evaluator.options.wants is Generates and id(evaluator) not in reading and _is_served(evaluator, prepared):
             try:
                 _try_words(prepared)
             except EcoflapError as error:
-                yield from (f"evaluate.{number}: {problem}" for problem in error.problems)
+                yield from (f"{place}: {problem}" for problem in error.problems)
 
 
 def _why_untried(use: DataUse) -> str | None:

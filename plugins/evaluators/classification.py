@@ -3,7 +3,7 @@
 top-k = the share of images whose class is among the k with the largest logits
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ecoflap.core.contracts.abilities import Classifies
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
-from ecoflap.core.contracts.records import Measure, Sample
+from ecoflap.core.contracts.records import Answered, Measure, Sample
 from ecoflap.core.errors import refuse_below_one
 from ecoflap.plugins.evaluators.shared.checks import (
     check_ability,
     check_same_classes,
     classes_of,
 )
-from ecoflap.plugins.evaluators.shared.top_k import class_accuracies
+from ecoflap.plugins.evaluators.shared.top_k import class_accuracies, likeliest_classes
 
 
 @hookimpl
@@ -53,14 +53,22 @@ class Classification:
         return "label" if sample.label is None else None
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
-        reader: Any = adapter
-        check_ability("classification", Classifies, reader, model)
+        scores_of = self._scores(model, adapter)
+        return class_accuracies("classification", self.data(adapter, model, note), self.batch_size, scores_of)
+
+    def answers(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[Answered]:
+        """Give the class that the model finds each image's likeliest."""
+        return likeliest_classes(self.data(adapter, model, note), self.batch_size, self._scores(model, adapter))
+
+    def _scores(self, model: nn.Module, adapter: Any) -> Callable[[list[Sample]], Float[Tensor, "images classes"]]:
+        """Give what scores how well each class fits each image."""
+        check_ability("classification", Classifies, adapter, model)
         names = classes_of(self.data)
 
         def scores_of(batch: list[Sample]) -> Float[Tensor, "images classes"]:
             with torch.no_grad():
-                logits: Tensor = reader.logits(model, batch)
+                logits: Tensor = adapter.logits(model, batch)
             check_same_classes("classification", names, logits.shape[1], "the model's head has")
             return logits
 
-        return class_accuracies("classification", self.data(adapter, model, note), self.batch_size, scores_of)
+        return scores_of

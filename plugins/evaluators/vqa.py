@@ -14,13 +14,13 @@ from torch import nn
 from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
-from ecoflap.core.contracts.records import Measure, Sample
+from ecoflap.core.contracts.records import Answered, Measure, Sample
 from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.plugins.evaluators.shared.batches import complete
 from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
 from ecoflap.plugins.evaluators.shared.model_calls import texts_said
-from ecoflap.plugins.evaluators.shared.vqa_answers import ANNOTATORS, accuracy, consensus
+from ecoflap.plugins.evaluators.shared.vqa_answers import ANNOTATORS, accuracy, consensus, normalised
 
 PLACE = "{}"
 """Where the question goes in the prompt."""
@@ -85,6 +85,10 @@ class Vqa:
             found[f"vqa {kind}"] = _accuracy([answer for answer in answers if answer.kind == kind])
         return found
 
+    def answers(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[Answered]:
+        """Give what the model answers to each question, in the official scorer's wording, right or not."""
+        return (Answered(answer.said, answer.image) for answer in self._answers(model, adapter, note))
+
     @property
     def _generation(self) -> Generation:
         return Generation(self.max_new_tokens, self.min_new_tokens, self.num_beams, self.length_penalty)
@@ -97,7 +101,8 @@ class Vqa:
         pairs = texts_said(model, adapter, asked, self._generation, self.batch_size)
         for number, (sample, said) in enumerate(pairs):
             right = self._right(model, adapter, sample, said)
-            yield Answer(right, float(said.ended), not said.text, image_of(sample, number), sample.kind)
+            wording = normalised(said.text)
+            yield Answer(wording, right, float(said.ended), not said.text, image_of(sample, number), sample.kind)
 
     def lacks(self, sample: Sample) -> str | None:
         """Name what a sample is without: a question, an answer, or a kind where measures are by kind."""
@@ -120,13 +125,15 @@ class Vqa:
 class Answer:
     """Holds what is remembered of one question.
 
-    :param right: How right the model's text was, from 0 to 1.
+    :param said: The model's text in the scorer's wording.
+    :param right: How right it was, from 0 to 1.
     :param ended: 1 where the model ended its text itself, else 0.
     :param is_empty: Whether it said nothing.
     :param image: What questions on one image have in common.
     :param kind: What the data sort the question under.
     """
 
+    said: str
     right: float
     ended: float
     is_empty: bool

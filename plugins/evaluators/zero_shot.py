@@ -5,7 +5,7 @@
 Radford et al., Learning transferable visual models from natural language supervision (CLIP), ICML 2021, section 3.1.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,7 +21,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import DatasetOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
-from ecoflap.core.contracts.records import Measure, Sample
+from ecoflap.core.contracts.records import Answered, Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
 from ecoflap.plugins.evaluators.shared.checks import (
     check_ability,
@@ -37,7 +37,7 @@ from ecoflap.plugins.evaluators.shared.class_prompts import (
     templates_named,
 )
 from ecoflap.plugins.evaluators.shared.model_calls import embedded_texts
-from ecoflap.plugins.evaluators.shared.top_k import class_accuracies
+from ecoflap.plugins.evaluators.shared.top_k import class_accuracies, likeliest_classes
 
 
 @hookimpl
@@ -89,17 +89,12 @@ class ZeroShot:
         return "label" if sample.label is None else None
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
-        reader: Any = adapter
-        check_ability("zero_shot", Compares, reader, model)
-        classifier = self.classifier(model, adapter)
-
-        def scores_of(batch: list[Sample]) -> Float[Tensor, "images classes"]:
-            with torch.no_grad():
-                scores: Tensor = reader.similarity(model, reader.embed_images(model, batch), classifier)
-            return scores
-
-        samples = self.data(adapter, model, note)
+        scores_of, samples = self._scores(model, adapter), self.data(adapter, model, note)
         return class_accuracies("zero_shot", samples, self.batch_size, scores_of, "zero-shot ")
+
+    def answers(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[Answered]:
+        """Give the class whose sentences the model finds most similar to each image."""
+        return likeliest_classes(self.data(adapter, model, note), self.batch_size, self._scores(model, adapter))
 
     def classifier(self, model: nn.Module, adapter: Adapter) -> Float[Tensor, "classes features"]:
         """Embed the classes, as a vision tower alone takes them in a file for its ``classifier:``."""
@@ -108,6 +103,18 @@ class ZeroShot:
         vectors = embedded_texts("zero_shot", model, adapter, texts, self.batch_size)
         means = F.normalize(vectors, dim=-1).unflatten(0, (len(names), len(templates))).mean(1)
         return F.normalize(means, dim=-1)
+
+    def _scores(self, model: nn.Module, adapter: Any) -> Callable[[list[Sample]], Float[Tensor, "images classes"]]:
+        """Give what scores how well each class fits each image."""
+        check_ability("zero_shot", Compares, adapter, model)
+        classifier = self.classifier(model, adapter)
+
+        def scores_of(batch: list[Sample]) -> Float[Tensor, "images classes"]:
+            with torch.no_grad():
+                scores: Tensor = adapter.similarity(model, adapter.embed_images(model, batch), classifier)
+            return scores
+
+        return scores_of
 
     def _names(self) -> Sequence[str]:
         """Give the classes' names, those of the parameter before the data's own.

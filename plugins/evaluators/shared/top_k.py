@@ -1,13 +1,13 @@
 """Top-k measures tell whether the right one of several candidates is among the k that a model scores highest."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ecoflap.core.contracts.records import Measure, Sample
+from ecoflap.core.contracts.records import Answered, Measure, Sample
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.plugins.evaluators.shared.batches import batches
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
@@ -84,6 +84,21 @@ def class_accuracies(
     if not images:
         raise DataError(f"{name}: its data holds no image.")
     return {f"{prefix}top-{k}": mean_over_images(values, images, "images") for k, values in found.items()}
+
+
+def likeliest_classes(
+    samples: Iterable[Sample], size: int, scores_of: Callable[[list[Sample]], Float[Tensor, "images classes"]]
+) -> Iterator[Answered]:
+    """Yield for each image the number of the class that fits it best, of several the first.
+
+    :param size: How many images are a batch.
+    :param scores_of: Scores how well each class fits each image.
+    """
+    number = 0
+    for batch in batches(samples, size):
+        for sample, best in zip(batch, scores_of(batch).argmax(1).tolist(), strict=True):
+            yield Answered(best, image_of(sample, number))
+            number += 1
 
 
 def _labelled(name: str, scores: Float[Tensor, "images classes"], labels: Sequence[int | None]) -> Ranked:

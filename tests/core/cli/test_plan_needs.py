@@ -7,6 +7,7 @@ import torch
 from table import GENERIC_ROWS, ROWS
 
 from ecoflap.core.cli.plan_report import prepared_tables
+from ecoflap.core.disk.sealed import open_sealed
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.pipeline import run
@@ -71,3 +72,22 @@ def test_the_views_that_a_recipe_names_are_counted(tmp_path):
 def test_an_exporter_of_the_whole_model_is_asked_once(tmp_path):
     sizes = predicted(recipe_for("clip", tmp_path, {"use": "hugging_face"}, {"use": "safetensors"}))
     assert sizes["hugging_face"] == sizes["model/"] > sizes["safetensors"]
+
+
+def test_what_is_remembered_of_the_dense_model_takes_what_was_predicted(pico_llama_folder, tmp_path):
+    (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
+    text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
+    recipe = {
+        "version": 1,
+        "model": str(pico_llama_folder),
+        "sparsity": 0.5,
+        "allocate": "uniform",
+        "prune": "magnitude",
+        "evaluate": [{"use": "kl", "data": text, "positions": 4}, {"use": "agreement", "data": text}],
+    }
+    assert predicted(recipe)["dense/"] == pytest.approx(3 * 4 * 64 * 4, rel=0.02)
+    (file,) = (run(recipe, folder=tmp_path / "run").folder / "dense").glob("kl-*")
+    with open_sealed(file, None) as inside:
+        tensors = [inside.read(name) for name in inside.hashes]
+    assert sum(tensor.nbytes for tensor in tensors if tensor.is_floating_point()) == 3 * 4 * 64 * 4
+    assert "dense/" not in predicted({**recipe, "evaluate": recipe["evaluate"][1:]})

@@ -6,9 +6,9 @@ import pytest
 
 from ecoflap import Anatomy, Gram, Pruned, load_registry
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.contracts.conformance import contract_problems, options_of
+from ecoflap.core.contracts.conformance import contract_problems, factory_problems, options_of
 from ecoflap.core.contracts.kinds import KINDS
-from ecoflap.core.contracts.options import PrunerOptions, ScorerOptions
+from ecoflap.core.contracts.options import EvaluatorOptions, PrunerOptions, ScorerOptions
 from ecoflap.core.errors import EcoflapError
 
 
@@ -111,6 +111,44 @@ def test_a_part_for_the_old_signatures_is_refused_with_both(kind, old, said):
     assert "another version of ecoflap. docs/hooks.md says what" in problem
 
 
+def _found(self, model, adapter, note, dense):
+    return {}
+
+
+def _remembered(self, model, adapter, note):
+    return {}
+
+
+def test_an_evaluator_that_remembers_is_called_with_what_it_remembered():
+    members = {"__call__": _found, "remember": _remembered}
+    assert problems("evaluator", type("Compares", (), members)()) == []
+    assert list(factory_problems("evaluator", type("Compares", (), members))) == []
+    inherits = type("Inherits", (EvaluatorOptions,), members)
+    assert problems("evaluator", inherits()) == list(factory_problems("evaluator", inherits)) == []
+    assert options_of(EvaluatorOptions, inherits()).remember is not None
+    plain = type("Plain", (EvaluatorOptions,), {"__call__": _remembered})  # which has the default, None
+    assert problems("evaluator", plain()) == list(factory_problems("evaluator", plain)) == []
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"__call__": _remembered, "remember": _remembered},
+         "its __call__ takes (model, adapter, note), and is called with (model, adapter, note, dense)"),
+        ({"__call__": _found},
+         "its __call__ takes (model, adapter, note, dense), and is called with (model, adapter, note)"),
+        ({"__call__": _found, "remember": _found},
+         "its remember takes (model, adapter, note, dense), and is called with (model, adapter, note)"),
+        ({"__call__": _remembered, "remembers": _remembered},
+         "it has a member 'remembers', which nothing reads. Did you mean 'remember'?"),
+    ],
+)  # fmt: skip
+def test_an_evaluator_that_compares_is_held_to_its_own_contract(members, said):
+    assert problems("evaluator", type("Odd", (), members)())[0].startswith(said)
+    if "remembers" not in members:
+        assert next(factory_problems("evaluator", type("Odd", (), members))).startswith(said)
+
+
 @pytest.mark.parametrize("defaults", [(), (None, None)])
 def test_problems_of_the_old_signature_are_refused(defaults):
     def ask(self, anatomy, recipe):
@@ -163,7 +201,7 @@ def test_the_built_ins_keep_the_contract(kind):
         factory = registry.find(kind, name)
         try:
             part = factory()
-        except TypeError:  # one that needs a parameter
+        except (TypeError, EcoflapError):  # one that needs a parameter
             continue
         assert problems(kind, part, getattr(factory, "__dataclass_fields__", ())) == [], name
 

@@ -1,12 +1,15 @@
 """Whether a model can be asked for what an evaluator wants of it is said before its weights are read."""
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
+from table import ROWS
 
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.abilities import Classifies, Compares, Generates, offers
+from ecoflap.core.contracts.protocols import Evaluator
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -93,6 +96,37 @@ def test_it_is_said_before_weights_are_read(pico_llama):
     registry = load_registry()
     with pytest.raises(RecipeError, match=r"evaluate\.0: .*Sorts needs a model that can classify images"):
         prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, pico_llama())
+
+
+@dataclass(frozen=True)
+class Asks:
+    """An evaluator that asks another one."""
+
+    other: Evaluator
+
+    def __call__(self, model, adapter, note):
+        return self.other(model, adapter, note)
+
+
+def test_it_is_said_of_an_evaluator_inside_another_too(pico_llama):
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
+    recipe["evaluate"] = [{"use": Anything}, {"use": Asks, "other": {"use": Asks, "other": {"use": Sorts}}}]
+    registry = load_registry()
+    with pytest.raises(RecipeError, match=r"evaluate\.1\.other\.other: .*Sorts needs a model that can classify images"):
+        prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, pico_llama())
+
+
+@pytest.mark.skipif("clip" not in ROWS, reason="this environment has no CLIP")
+def test_words_and_classes_of_a_model_that_has_none_are_refused_before_a_run():
+    data, registry = {"use": "text"}, load_registry()
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude"}
+    recipe["evaluate"] = [{"use": "kl", "data": data}, {"use": "agreement", "data": data}]
+    parsed = parse_recipe(recipe, registry=registry, in_memory=True)
+    with pytest.raises(RecipeError) as refused:
+        prepare(parsed, registry, ROWS["clip"].build())
+    told = "\n".join(refused.value.problems)
+    for place, name in (("evaluate.0", "kl"), ("evaluate.1", "agreement")):
+        assert f"{place}: {name} looks at logits over words or classes, and ClipAdapter compares images with" in told
 
 
 def test_a_quantised_model_in_memory_is_refused_by_its_layers(pico_llama, pico_tokenizer):

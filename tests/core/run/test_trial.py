@@ -209,6 +209,12 @@ def test_data_that_an_evaluator_cannot_look_at(of_llava, llava, tmp_path, evalua
     assert f"evaluate.0.data: {said}" in refused_by_both(of_llava(whole, evaluate=evaluator), tmp_path)
 
 
+def test_data_of_an_evaluator_that_another_one_asks(of_llava, llava, tmp_path):
+    inner = {"use": "vqa", "data": dataset(llava, "image_text")}
+    said = refused_by_both(of_llava(whole, evaluate={"use": "agreement", "of": inner}), tmp_path)
+    assert said.startswith("evaluate.0.of.data: vqa: a sample of its data has no question.")
+
+
 def test_a_processor_that_an_evaluator_alone_needs(of_llava, llava, tmp_path):
     evaluator = {"use": "vqa", "data": dataset(llava, "image_question_answer")}
     recipe = of_llava(delete("processor_config.json"), calibration=None, prune="magnitude", evaluate=evaluator)
@@ -253,11 +259,15 @@ def test_what_serves_is_planned_and_run(of_llava, llava, tmp_path):
     evaluators = [
         {"use": "vqa", "data": dataset(llava, "image_question_answer"), "prompt": "{}", "num_beams": 1},
         {"use": "loss", "data": dataset(llava, "image_text")},
+        {"use": "kl", "data": dataset(llava, "image_text"), "batch_size": 2},
     ]
+    evaluators.append({"use": "agreement", "of": evaluators[0]})
     recipe = of_llava(whole, evaluate=evaluators)
     titles = [section.title for section in plan_tables(parse_recipe(recipe, registry=REGISTRY), REGISTRY)]
     assert "not tried before a run" not in titles
-    assert ecoflap.run(recipe, folder=tmp_path / "run").report.sparsity == 0.5
+    report = ecoflap.run(recipe, folder=tmp_path / "run").report
+    assert report.sparsity == 0.5
+    assert {"vqa", "loss", "kl", "agreement of answers"} <= set(report.measures.pruned)
 
 
 @pytest.mark.parametrize("where", ["calibration", "evaluate.0.data"])
