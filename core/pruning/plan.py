@@ -16,6 +16,9 @@ from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.pruning.scores import Scores
 
+SHARED = "model"
+"""The name of the pool of all layers that have no sparsity of their own."""
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -239,4 +242,4 @@ def pools_of(
             shared += layers
         else:
             pools.append(Pool(tower.name, tower_sparsity, tuple(layers)))
-    return [Pool("model", sparsity, tuple(shared)), *pools] if shared else pools
+    return [Pool(SHARED, sparsity, tuple(shared)), *pools] if shared else pools

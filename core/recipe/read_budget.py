@@ -14,17 +14,13 @@ MISSING = "required, and missing: a share such as 0.5, or a pattern such as 2:4.
 SHARE = "should be a number from 0 to below 1, the share of weights to prune, or a pattern such as 2:4"
 
 
-def read_budget(
-    reader: KeyReader, written: Mapping[str, Any], path: KeyPath, *, required: bool
-) -> dict[str, float | Pattern | None]:
+def read_budget(reader: KeyReader, written: Mapping[str, Any], path: KeyPath) -> dict[str, float | Pattern | None]:
     """Read ``sparsity`` and ``pattern`` of a recipe or of one of its towers; at most one of them is set.
 
     :param path: Of the mapping that has them.
     """
     sparsity, pattern = written.get("sparsity"), written.get("pattern")
     if sparsity is None and pattern is None:
-        if required:
-            reader.problems.add((*path, "sparsity"), MISSING)
         return {"sparsity": None, "pattern": None}
     of_pattern = _pattern(reader, (*path, "pattern"), pattern)
     if isinstance(sparsity, str) and ":" in sparsity:
