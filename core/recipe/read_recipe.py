@@ -10,7 +10,7 @@ from ecoflap.core.model.hub import parts_of_hub_id
 from ecoflap.core.recipe.agreement import note_disagreements
 from ecoflap.core.recipe.keys import Key, key_of
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.read_budget import MISSING, is_patterned, read_budget
+from ecoflap.core.recipe.read_budget import MISSING, is_patterned, read_budget, read_rounds
 from ecoflap.core.recipe.read_keys import FAILED, KeyReader
 from ecoflap.core.recipe.schema import Model, Recipe, TowerChoice
 from ecoflap.core.text.strict_yaml import KeyPath, described
@@ -29,6 +29,7 @@ def read_recipe(reader: KeyReader, *, in_memory: bool) -> Recipe:
     special = {"model": _model(reader, written.get("model"), in_memory), "towers": _towers(reader, written)}
     rest = {key: value for key, value in reader.document.value.items() if key not in special}
     fields = {**reader.mapping(Recipe, rest, ()), **special, **read_budget(reader, written, ())}
+    fields["rounds"] = read_rounds(reader, written.get("rounds"))
     _fill_in(reader, fields)
     if written.get("sparsity") is None and written.get("pattern") is None and _needs_sparsity(fields["allocate"]):
         reader.problems.add(("sparsity",), MISSING)

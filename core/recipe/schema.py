@@ -147,6 +147,11 @@ class Recipe(Keys):
         description="allocator; by default `ecoflap` with a score, `marginal` with one of curves, `uniform` without"
     )
     prune: Annotated[Spec, Key("pruner")] = Field(description="pruner")
+    rounds: Annotated[int | tuple[float, ...] | None, Key(scores=True)] = Field(
+        None,
+        description="how often the model is scored, allocated and pruned: of n rounds the i-th leaves "
+        "(1 - sparsity)^(i/n) of the weights; or the sparsity after each round, up to the recipe's",
+    )
     sequential: bool = Field(
         False, description="whether a block's layers see what those before them in it give after they were pruned"
     )
@@ -167,6 +172,11 @@ class Recipe(Keys):
     def sparsity_fraction(self) -> Fraction | None:
         """Give the share of pruned weights without rounding; None where the allocator says how many are kept."""
         return None if self.sparsity is None and self.pattern is None else _fraction(self.sparsity, self.pattern)
+
+    @property
+    def round_count(self) -> int:
+        """Say how often the model is scored, allocated and pruned."""
+        return len(self.rounds) if isinstance(self.rounds, tuple) else self.rounds or 1
 
     @property
     def included(self) -> frozenset[str]:

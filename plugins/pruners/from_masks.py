@@ -54,6 +54,8 @@ class FromMasks:
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where masks cannot be read, are of another model, or are not what the recipe allocates by."""
+        if context.recipe.round_count > 1:
+            yield "masks are pruned at once: remove rounds:"
         allocator = context.recipe.allocate
         is_own = allocator.use == "from_masks" and allocator.plain() == {**allocator.plain(), **self.allocate}
         if not is_own and context.recipe.pattern is None:

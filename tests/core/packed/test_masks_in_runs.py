@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from killing import in_a_fork
+from killing import in_a_fork, killer_in
 from safetensors.torch import load_file, save_file
 
 import ecoflap
@@ -22,6 +22,12 @@ def first(pico, tmp_path_factory):
         "export": "safetensors",
     }
     return ecoflap.run(recipe, folder=tmp_path_factory.mktemp("first") / "run")
+
+
+@pytest.fixture
+def killer(tmp_path):
+    """An environment for a process that is to kill itself."""
+    return killer_in(tmp_path)
 
 
 @pytest.fixture
