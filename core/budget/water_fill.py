@@ -86,13 +86,16 @@ def _whole(shares: Sequence[Fraction], total: int, names: Sequence[str]) -> list
     return counts
 
 
-def split(count: int, sizes: Sequence[int], names: Sequence[str]) -> list[int]:
+def split(count: int, sizes: Sequence[int], names: Sequence[str], most: Sequence[int] | None = None) -> list[int]:
     """Split a group's count over its layers, in proportion to their sizes.
 
-    The largest remainders are rounded up; where they are equal, the first names in alphabetical order.
+    The largest remainders are rounded up; where they are equal, the first names in alphabetical order. A layer that is
+    full takes no more, and the others make up for that alike.
 
-    :raises EcoflapError: Where the layers have fewer weights than that.
+    :param most: The most that each layer may keep; all of it by default.
+    :raises EcoflapError: Where the layers may not keep as many weights.
     """
-    if not 0 <= count <= sum(sizes):
-        raise EcoflapError(f"{count} weights cannot be kept of the {sum(sizes)} in {', '.join(names) or 'no layer'}")
-    return _whole([Fraction(count * size, sum(sizes) or 1) for size in sizes], count, names)
+    most = sizes if most is None else most
+    if not 0 <= count <= sum(most):
+        raise EcoflapError(f"{count} weights cannot be kept of the {sum(most)} in {', '.join(names) or 'no layer'}")
+    return water_fill([0] * len(sizes), sizes, [0] * len(sizes), most, count, names)

@@ -31,8 +31,10 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     files = [("model/", weights), ("masks", masks), *([("dense/", remembered)] if remembered else []), *exports]
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in files)
     yield "disk", bytes_text(sum(size for _, size in files)), made_of
-    meanwhile = prepared.size * width + masks
-    yield "disk meanwhile", bytes_text(meanwhile), "finished blocks, until model/ is complete"
+    rounds = prepared.recipe.round_count
+    meanwhile = rounds * (prepared.size * width + masks)
+    of_rounds = f" of {rounds} rounds" if rounds > 1 else ""
+    yield "disk meanwhile", bytes_text(meanwhile), f"finished blocks{of_rounds}, until model/ is complete"
 
 
 def kept_of(size: int, sparsity: Fraction | Pattern) -> int:
@@ -62,6 +64,8 @@ def _memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
     outside = _parameters(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
     widened = 4 * (outside + _largest_block(prepared.anatomy)) if width < 4 and prepared.scores_in_float32 else 0
     refining = _refining(prepared) + (recorded if prepared.looks_at_dense else 0)
+    if refining and prepared.recipe.round_count > 1:
+        refining += prepared.size * width  # the dense weights, for what the dense model gave
     unknown = prepared.recipe.calibration and not recorded
     made_of = (
         f"weights {bytes_text(weights)}, the largest block's statistics {bytes_text(statistics)}, recorded activations "

@@ -11,6 +11,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.recipe.rounds import shares_of_rounds
 from ecoflap.core.recipe.schema import Calibration, Recipe
 from ecoflap.core.registry.named_adapter import knows
 from ecoflap.core.registry.registry import Registry
@@ -106,6 +107,8 @@ def _asked(sparsity: Fraction | Pattern) -> str:
 def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
     """Yield each stage of the run with what is run in it."""
     recipe = prepared.recipe
+    if recipe.round_count > 1:
+        yield "rounds", _rounds(recipe)
     if recipe.score and prepared.looks_at_scores:
         yield "score", f"{recipe.score.scorer.use}: {_scoring(prepared)}"
     else:
@@ -123,6 +126,18 @@ def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
     evaluators = ", ".join(part.use for part in recipe.evaluate)
     yield "evaluate", f"{evaluators}: before and after" if evaluators else "nothing"
     yield "export", ", ".join(["model/", *(part.use for part in recipe.export)])
+
+
+def _rounds(recipe: Recipe) -> str:
+    """Say how far each round prunes, and what is done in it."""
+    assert recipe.sparsity is not None  # a pattern has no rounds
+    shares = [f"{100 * share:g} %" for share in shares_of_rounds(recipe.rounds, recipe.sparsity)]
+    refined = ", and is refined after the last" if _refiners(recipe) else ""
+    return f"{', '.join(shares)} pruned: the model is scored, allocated and pruned {len(shares)} times{refined}"
+
+
+def _refiners(recipe: Recipe) -> list[PartSpec]:
+    return [spec for _, spec in recipe.specs() if spec.kind == "refiner"]
 
 
 def _allocating(allocator: PartSpec) -> str:

@@ -76,20 +76,31 @@ class AllocatorOptions(PartOptions):
     :cvar candidates: Other allocators, by whose plans the engine prunes the model, one after the other, to take the
         plan with the smallest loss on batches that were held out.
     :cvar held_out: The share of the calibration batches that is held out for that.
+    :cvar keeps: A method ``keeps(layers)`` that says how many weights of the layers of these names it keeps in all,
+        where that is its own to say: a recipe with such an allocator may leave ``sparsity`` out. It gives None where it
+        cannot tell, for reasons that its call gives. None, the default, stands for what a sparsity leaves.
     """
 
     takes: Literal["score", "curve"] | None = "score"
     candidates: tuple[Any, ...] = ()
     held_out: float = 0.25
+    keeps: Callable[[Sequence[str]], int | None] | None = None
 
 
 class PrunerOptions(PartOptions):
     """What a pruner may have.
 
     :cvar needs: The types of the statistics (``Statistic``) that it is given of a layer's inputs; none by default.
+    :cvar allocate: The allocator, written as in a recipe, that a recipe has by default with this pruner, where it alone
+        keeps what the pruner will; None, the default, for a pruner that prunes by any plan.
     """
 
     needs: tuple[type[Any], ...] = ()
+    allocate: Mapping[str, Any] | None = None
+
+    def files(self) -> Iterable[Path] | None:
+        """Name every file and folder that its result depends on; None, the default, stands for its parameters'."""
+        return None
 
 
 class RefinerOptions(PartOptions):

@@ -163,6 +163,7 @@ class LayerPlace:
     :param block: The block's name: ``model.layers.3``.
     :param block_index: The block's number among the blocks of its tower, from 0.
     :param index: The layer's number among the layers of its block, from 0.
+    :param transposed: Whether the model holds it as ``[in, out]``, as a mask by its name then does too.
     """
 
     name: str
@@ -170,6 +171,7 @@ class LayerPlace:
     block: str
     block_index: int
     index: int
+    transposed: bool = False
 
 
 @dataclass(frozen=True)

@@ -129,12 +129,9 @@ def _run(folder: RunFolder, found: Verified) -> None:
     for path in (folder.fingerprints, folder.path / "report.html"):
         if path.is_file():
             found.hold(partial(read_sealed_text, path, _WAY_OUT), path)
-    for path in sorted(folder.path.glob("*.jsonl")):
-        found.hold(partial(last_seal, path), path)
-    _plan(folder, found)
+    for one in (folder, *map(RunFolder, sorted(folder.rounds.glob("*/")))):
+        _decided(one, found)
     _dense(folder, found)
-    for path in sorted(folder.blocks.glob("*.safetensors")):
-        _tensors(path, found)
     if (folder.model / SUMS).is_file():
         _listed(folder.model, found)
     elif folder.model.is_dir():
@@ -143,6 +140,15 @@ def _run(folder: RunFolder, found: Verified) -> None:
     if folder.report.is_file():
         found.hold(lambda: check_lines(folder, read_report(folder.report)), folder.report)
     _others(folder.path, (*_own(folder), *found.files), found)
+
+
+def _decided(folder: RunFolder, found: Verified) -> None:
+    """Hold what was scored, planned and pruned in a run's last round, or in one before."""
+    for path in sorted(folder.path.glob("*.jsonl")):
+        found.hold(partial(last_seal, path), path)
+    _plan(folder, found)
+    for path in sorted(folder.blocks.glob("*.safetensors")):
+        _tensors(path, found)
 
 
 def _own(folder: RunFolder) -> Iterator[Path]:
@@ -155,6 +161,7 @@ def _own(folder: RunFolder) -> Iterator[Path]:
         folder.report,
         folder.blocks,
         folder.dense,
+        folder.rounds,
         folder.model,
     )
     yield from (folder.exports, folder.path / "report.html", *folder.path.glob("*.jsonl"))

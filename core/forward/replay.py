@@ -191,7 +191,8 @@ class Replay:
         block = self.blocks[i]
         tower = [other.name for other in self.blocks if other.tower == block.tower]
         inside = [other.name for other in self.anatomy.layers_of[block.name]]
-        return LayerPlace(layer.name, block.tower, block.name, tower.index(block.name), inside.index(layer.name))
+        numbers = tower.index(block.name), inside.index(layer.name)
+        return LayerPlace(layer.name, block.tower, block.name, *numbers, layer.transposed)
 
     @property
     def finished(self) -> int:

@@ -1,14 +1,12 @@
 """Load what is in a folder in one call: a packed export's model, and its masks or those of a run."""
 
 import os
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.disk.sums import check_sums
@@ -22,7 +20,7 @@ from ecoflap.core.packed.pack_model import pack_model
 from ecoflap.core.packed.packing import Packing
 from ecoflap.core.packed.read_packed import masks_in
 from ecoflap.core.packed.shards import locate
-from ecoflap.core.pruning.masks import MASKS, read_masks
+from ecoflap.core.pruning.masks import MASKS, PackedMasks, read_masks
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.registry import load_registry
 
@@ -83,7 +81,7 @@ def load_model(
     return model
 
 
-def load_masks(folder: str | os.PathLike[str]) -> Mapping[str, Bool[Tensor, "..."]]:
+def load_masks(folder: str | os.PathLike[str]) -> PackedMasks:
     """Read which weights of a pruned model are kept, from a run's folder or a packed export's.
 
     Every byte that is read is checked. In memory the masks take one bit for each weight: a mask is unpacked each time

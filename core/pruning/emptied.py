@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.errors import listed
-from ecoflap.core.pruning.plan import Plan, Pool
+from ecoflap.core.pruning.plan import SHARED, Plan, Pool
 
 FEW = 5
 """So many names a sentence has at most."""
@@ -19,7 +19,7 @@ def emptying_shares(pools: Iterable[Pool], plan: Plan | None) -> Iterator[str]:
     for pool in pools:
         if isinstance(pool.sparsity, Pattern):
             continue
-        where = "sparsity" if pool.name == "model" else f"towers.{pool.name}.sparsity"
+        where = "sparsity" if pool.name == SHARED else f"towers.{pool.name}.sparsity"
         if keep_count(pool.size, pool.sparsity) == 0:
             share = f"{_share(pool.sparsity)} of {pool.size:,} weights"
             yield f"{where}: {share} leaves none of them. {_at_most(pool.size)}."

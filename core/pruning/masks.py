@@ -33,6 +33,14 @@ class PackedMasks(Mapping[str, Tensor]):
         """Add what :func:`pack` made of a mask."""
         self.bits[name], self._shapes[name] = bits, shape
 
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Give the shape of a mask without unpacking it."""
+        return self._shapes[name]
+
+    def size_of(self, name: str) -> int:
+        """Count the weights that a mask is about."""
+        return prod(self._shapes[name])
+
     def __getitem__(self, name: str) -> Bool[Tensor, "..."]:
         return unpack(self.bits[name], self._shapes[name])
 

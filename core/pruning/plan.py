@@ -1,7 +1,7 @@
 """The plan: how many weights each layer keeps, and why. It sums exactly to what the recipe asks."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from math import inf, isfinite
 from typing import Any
@@ -15,6 +15,9 @@ from ecoflap.core.contracts.records import Estimate, Granularity
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.pruning.scores import Scores
+
+SHARED = "model"
+"""The name of the pool of all layers that have no sparsity of their own."""
 
 
 @dataclass(frozen=True)
@@ -119,30 +122,44 @@ class Plan:
         }
 
 
-def make_plan(pools: Sequence[Pool], allocator: Allocator, granularity: Granularity, scores: Scores | None) -> Plan:
-    """Make the plan of each pool on its own; ``scores`` is None for an allocator that looks at none."""
+def make_plan(
+    pools: Sequence[Pool],
+    allocator: Allocator,
+    granularity: Granularity,
+    scores: Scores | None,
+    before: Plan | None = None,
+) -> Plan:
+    """Make the plan of each pool on its own.
+
+    :param scores: None for an allocator that looks at none.
+    :param before: The plan of the round before, of which no layer keeps more: that is the cap of each group.
+    """
     layers: dict[str, PlannedLayer] = {}
     groups: dict[str, PlannedGroup] = {}
     for pool in pools:
-        for name, members, group in _budgeted(pool, allocator, granularity, scores):
+        for name, members, group in _budgeted(pool, allocator, granularity, scores, before):
             groups[name] = group
             layers |= members
     return Plan(layers, groups)
 
 
 def _budgeted(
-    pool: Pool, allocator: Allocator, granularity: Granularity, scores: Scores | None
+    pool: Pool, allocator: Allocator, granularity: Granularity, scores: Scores | None, before: Plan | None
 ) -> Iterator[tuple[str, dict[str, PlannedLayer], PlannedGroup]]:
     if isinstance(pool.sparsity, Pattern):
         yield from _patterned(pool, pool.sparsity)
         return
     members = _members(pool, granularity)
     groups = [_group(name, inside, scores) for name, inside in members.items()]
+    if before is not None:
+        groups = [replace(group, cap=sum(before.layers[name].keep for name in group.layers)) for group in groups]
     keep = keep_count(pool.size, pool.sparsity)
     kept = _checked_keeps(type(allocator).__name__, groups, keep, allocator(groups, keep))
     for group, count in zip(groups, kept, strict=True):
         inside = members[group.name]
-        counts = split(count, [layer.size for _, layer in inside], [layer.name for _, layer in inside])
+        sizes, names = [layer.size for _, layer in inside], [layer.name for _, layer in inside]
+        most = sizes if before is None else [before.layers[name].keep for name in names]
+        counts = split(count, sizes, names, most)
         planned = {
             layer.name: PlannedLayer(layer.size, layer_keep, block.tower, block.name, group.name)
             for (block, layer), layer_keep in zip(inside, counts, strict=True)
@@ -239,4 +256,4 @@ def pools_of(
             shared += layers
         else:
             pools.append(Pool(tower.name, tower_sparsity, tuple(layers)))
-    return [Pool("model", sparsity, tuple(shared)), *pools] if shared else pools
+    return [Pool(SHARED, sparsity, tuple(shared)), *pools] if shared else pools

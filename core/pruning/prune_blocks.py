@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -24,8 +25,10 @@ from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.disk.safetensors_header import StoredAs
 from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError, listed
+from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.pruning.cumulative import held_within
 from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
 from ecoflap.core.pruning.plan import Plan, PlannedLayer
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -44,6 +47,9 @@ class BlockwisePruning:
     :param dense: A replay of the same model in which each block is recorded before it is pruned; None where nobody asks
         what the dense model gave.
     :param sequential: Whether statistics are taken again before each group of a block's layers that share an input.
+    :param left: The masks of the round before, within which this one's are; empty in the first.
+    :param dense_weights: The weights that layers had before the first round, for refiners that ask what the dense model
+        gave; empty where the model is dense.
     :param folder: Where each finished block is kept, so that a run that was cut off goes on behind it: its masks, and
         the weights of layers where the pruner changed more than that.
     """
@@ -56,6 +62,8 @@ class BlockwisePruning:
     refiners_of: Mapping[str, Sequence[PartSpec]] = field(default_factory=dict)
     dense: Replay | None = None
     sequential: bool = False
+    left: Mapping[str, Tensor] = field(default_factory=dict)
+    dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __call__(self) -> PackedMasks:
         """Prune every block that is not finished yet, and return all masks."""
@@ -65,7 +73,8 @@ class BlockwisePruning:
         total, done = sum(1 for layers in planned if layers), 0
         for index, layers in enumerate(planned[: last + 1]):
             if self.dense is not None:
-                self.dense.advance(index)
+                with self._as_dense(index):
+                    self.dense.advance(index)
             if layers:
                 self._finish_block(index, layers, masks)
                 done += 1
@@ -96,6 +105,16 @@ class BlockwisePruning:
     def _file_of(self, index: int) -> Path:
         """Name the file of a finished block; three digits are for the eye, and a thousandth block has four."""
         return self.folder / f"{index:03d}.safetensors"
+
+    @contextmanager
+    def _as_dense(self, index: int) -> Iterator[None]:
+        """Give a block the weights that it had before the first round, for a while."""
+        inside = self.replay.anatomy.layers_of[self.replay.blocks[index].name]
+        layers = [layer for layer in inside if layer.name in self.dense_weights]
+        with restored(layers):
+            for layer in layers:
+                layer.weight.data.copy_(self.dense_weights[layer.name])
+            yield
 
     def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
         path = self._file_of(index)
@@ -148,6 +167,9 @@ class BlockwisePruning:
                 weight = layer.weight.data.contiguous()
                 place = self.replay.place(index, layer)
                 pruned = pruned_layer(weight, planned, pruner, seen.get(layer.name, Statistics()), place)
+                if layer.name in self.left:
+                    left = layer.oriented(self.left[layer.name]).to(weight.device)
+                    pruned = held_within(pruned, weight, left, pruner.use)
                 more = not _same_bits(pruned.weight, kept_only(weight, pruned.mask))
             if more:
                 changed.append(layer)
@@ -169,8 +191,9 @@ class BlockwisePruning:
         wanted = {refiner.options.target for refiner in self._refiners(index)}
         targets = {}
         if "own" in wanted:
-            calls = (self.replay.calls_of(index, number) for number in numbers)
-            targets["own"] = [[hidden_of(block, call.output) for call in batch] for batch in calls]
+            with self._as_dense(index):
+                calls = (self.replay.calls_of(index, number) for number in numbers)
+                targets["own"] = [[hidden_of(block, call.output) for call in batch] for batch in calls]
         if "dense" in wanted:
             assert self.dense is not None  # it is made where any refiner asks for it
             outputs = map(self.dense.recorded, numbers)

@@ -25,8 +25,33 @@ def note_disagreements(reader: KeyReader, fields: Mapping[str, Any]) -> None:
     elif isinstance(score, dict) and score["scorer"] is not FAILED and allocate is not FAILED:
         _note_other_kind(reader, score["scorer"], allocate)
     _note_scopes(reader, fields)
+    if fields.get("rounds") is not None:
+        _note_rounds(reader, fields)
     if fields.get("calibration") is None:
         _note_missing_calibration(reader, list(dict.fromkeys(_who_looks_at_data(fields))))
+
+
+def _note_rounds(reader: KeyReader, fields: Mapping[str, Any]) -> None:
+    """Note what leaves rounds nothing to do, or what a list of them says nothing of."""
+    rounds, sparsity = fields["rounds"], fields.get("sparsity")
+    own = {name: tower for name, tower in fields["towers"].items() if isinstance(tower, TowerChoice)}
+    patterns = [fields["pattern"], *(tower.pattern for tower in own.values())]
+    pattern = next((one for one in patterns if one is not None), None)
+    if pattern is not None:
+        reader.problems.add(("rounds",), f"the pattern {pattern} is pruned at once. Remove rounds:, or write a share.")
+    if not isinstance(rounds, tuple):
+        return
+    if sparsity is not None and rounds[-1] != sparsity:
+        reader.problems.add(
+            ("rounds",), f"the last round prunes {rounds[-1]:g}, and sparsity is {sparsity:g}. Make them the same."
+        )
+    named = [name for name, tower in own.items() if tower.sparsity is not None]
+    if named:
+        reader.problems.add(
+            ("rounds",),
+            f"a list says nothing of {' and '.join(named)}, with a sparsity of its own. Write how many rounds there "
+            f"are: {len(rounds)}.",
+        )
 
 
 def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -> None:

@@ -108,7 +108,7 @@ def _type(annotation: Any) -> str:
     if origin is Annotated:
         return _type(inside[0])
     if origin is tuple:
-        return f"list of {_type(inside[0])}s"
+        return f"list of {'number' if inside[0] is float else _type(inside[0])}s"
     return "mapping" if origin is Mapping else _WORDS[annotation]
 
 

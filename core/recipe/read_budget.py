@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from ecoflap.core.budget.counts import Pattern
@@ -11,20 +12,17 @@ from ecoflap.core.recipe.read_keys import KeyReader
 from ecoflap.core.text.strict_yaml import KeyPath, described
 
 MISSING = "required, and missing: a share such as 0.5, or a pattern such as 2:4."
+MOST_ROUNDS = 100
 SHARE = "should be a number from 0 to below 1, the share of weights to prune, or a pattern such as 2:4"
 
 
-def read_budget(
-    reader: KeyReader, written: Mapping[str, Any], path: KeyPath, *, required: bool
-) -> dict[str, float | Pattern | None]:
+def read_budget(reader: KeyReader, written: Mapping[str, Any], path: KeyPath) -> dict[str, float | Pattern | None]:
     """Read ``sparsity`` and ``pattern`` of a recipe or of one of its towers; at most one of them is set.
 
     :param path: Of the mapping that has them.
     """
     sparsity, pattern = written.get("sparsity"), written.get("pattern")
     if sparsity is None and pattern is None:
-        if required:
-            reader.problems.add((*path, "sparsity"), MISSING)
         return {"sparsity": None, "pattern": None}
     of_pattern = _pattern(reader, (*path, "pattern"), pattern)
     if isinstance(sparsity, str) and ":" in sparsity:
@@ -40,6 +38,28 @@ def read_budget(
     return {"sparsity": None if of_pattern else share, "pattern": of_pattern}
 
 
+def read_rounds(reader: KeyReader, written: Any) -> int | tuple[float, ...] | None:
+    """Read ``rounds``: how many there are, or the share that has gone after each."""
+    if written is None:
+        return None
+    if _is_number(written) and isinstance(written, int) and 1 <= written <= MOST_ROUNDS:
+        return int(written)
+    if isinstance(written, (list, tuple)) and written and all(_is_number(one) and 0 < one < 1 for one in written):
+        shares = tuple(map(float, written))
+        if len(shares) <= MOST_ROUNDS and all(one < other for one, other in pairwise(shares)):
+            return shares
+    reader.problems.add(
+        ("rounds",),
+        f"should be a number of rounds from 1 to {MOST_ROUNDS}, or a list of rising shares such as [0.3, 0.45, 0.6], "
+        f"not {described(written)}.",
+    )
+    return None
+
+
+def _is_number(written: Any) -> bool:
+    return isinstance(written, (int, float)) and not isinstance(written, bool)
+
+
 def is_patterned(fields: Mapping[str, Any]) -> bool:
     """Say whether a recipe as a whole asks for a pattern, which leaves nothing to score or to allocate."""
     return fields.get("pattern") is not None
@@ -48,7 +68,7 @@ def is_patterned(fields: Mapping[str, Any]) -> bool:
 def _share(reader: KeyReader, path: KeyPath, written: Any) -> float | None:
     if written is None:
         return None
-    if isinstance(written, (int, float)) and not isinstance(written, bool) and 0 <= written < 1:
+    if _is_number(written) and 0 <= written < 1:
         return float(written)
     reader.problems.add(path, f"{SHARE}, not {described(written)}.{_meant_share(written)}")
     return None

@@ -10,7 +10,7 @@ from ecoflap.core.model.hub import parts_of_hub_id
 from ecoflap.core.recipe.agreement import note_disagreements
 from ecoflap.core.recipe.keys import Key, key_of
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.read_budget import is_patterned, read_budget
+from ecoflap.core.recipe.read_budget import MISSING, is_patterned, read_budget, read_rounds
 from ecoflap.core.recipe.read_keys import FAILED, KeyReader
 from ecoflap.core.recipe.schema import Model, Recipe, TowerChoice
 from ecoflap.core.text.strict_yaml import KeyPath, described
@@ -28,8 +28,11 @@ def read_recipe(reader: KeyReader, *, in_memory: bool) -> Recipe:
     written = {key: value for key, value in reader.document.value.items() if value is not None}
     special = {"model": _model(reader, written.get("model"), in_memory), "towers": _towers(reader, written)}
     rest = {key: value for key, value in reader.document.value.items() if key not in special}
-    fields = {**reader.mapping(Recipe, rest, ()), **special, **read_budget(reader, written, (), required=True)}
+    fields = {**reader.mapping(Recipe, rest, ()), **special, **read_budget(reader, written, ())}
+    fields["rounds"] = read_rounds(reader, written.get("rounds"))
     _fill_in(reader, fields)
+    if written.get("sparsity") is None and written.get("pattern") is None and _needs_sparsity(fields["allocate"]):
+        reader.problems.add(("sparsity",), MISSING)
     note_disagreements(reader, fields)
     return _validated(reader, fields)
 
@@ -99,7 +102,7 @@ def _tower(reader: KeyReader, path: KeyPath, own: Any) -> Any:
     if not isinstance(own, dict) or all(value is None for value in own.values()):
         reader.problems.add(path, f"should be keep, or {{sparsity: …, prune: …}}, not {described(own or None)}.")
         return "keep"
-    fields = {**reader.mapping(TowerChoice, own, path), **read_budget(reader, own, path, required=False)}
+    fields = {**reader.mapping(TowerChoice, own, path), **read_budget(reader, own, path)}
     return TowerChoice(**fields)
 
 
@@ -110,17 +113,34 @@ def _fill_in(reader: KeyReader, fields: dict[str, Any]) -> None:
         scorer = score["scorer"]
         score.setdefault("aggregate", "sum" if scorer is FAILED else scorer.options.aggregate)
     if "allocate" not in fields:
-        by_default = _allocator(score) if score is not None and not is_patterned(fields) else "uniform"
-        fields["allocate"] = reader.part("allocator", by_default, ("allocate",))
+        fields["allocate"] = reader.part("allocator", _allocator(fields), ("allocate",))
     for name, field in Recipe.model_fields.items():
         if name not in fields and field.is_required() and key_of(field).kind:
             fields[name] = _missing(reader, name, key_of(field))
 
 
-def _allocator(score: Any) -> str:
-    """Name the allocator that goes with what a scorer gives."""
+def _allocator(fields: Mapping[str, Any]) -> Any:
+    """Give the allocator of a recipe that names none: the pruner's own, or the one for what the scorer gives."""
+    score, pruner = fields.get("score"), fields.get("prune", FAILED)
+    if is_patterned(fields):
+        return "uniform"
+    if pruner is not FAILED and (own := _allocator_of(pruner)) is not None:
+        return own
+    if score is None:
+        return "uniform"
     scorer = score["scorer"] if isinstance(score, dict) else FAILED
     return "marginal" if scorer is not FAILED and scorer.options.gives == "curve" else "ecoflap"
+
+
+def _allocator_of(pruner: PartSpec) -> Any:
+    """Give the allocator that goes with a pruner, or with one that it mends, as a recipe writes it."""
+    pruners = (spec for _, spec in pruner.with_inner("") if spec.kind == "pruner")
+    return next((spec.options.allocate for spec in pruners if spec.options.allocate is not None), None)
+
+
+def _needs_sparsity(allocator: PartSpec) -> bool:
+    """Say whether a recipe has to say how much is pruned, because its allocator does not."""
+    return allocator is FAILED or allocator.options.keeps is None
 
 
 def _missing(reader: KeyReader, name: str, key: Key) -> PartSpec:

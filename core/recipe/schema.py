@@ -127,7 +127,9 @@ class Recipe(Keys):
         None, description="dataset that scorer and pruner look at"
     )
     sparsity: Annotated[float | None, Key(method=False)] = Field(
-        None, description="share of the weights to prune, from 0 to below 1, or a pattern such as `2:4`"
+        None,
+        description="share of the weights to prune, from 0 to below 1, or a pattern such as `2:4`; masks of elsewhere "
+        "(`from_masks`) say it themselves",
     )
     pattern: InstanceOf[Pattern] | None = Field(
         None, description="`n:m`, another way to write a pattern: n weights stay of every m"
@@ -145,6 +147,11 @@ class Recipe(Keys):
         description="allocator; by default `ecoflap` with a score, `marginal` with one of curves, `uniform` without"
     )
     prune: Annotated[Spec, Key("pruner")] = Field(description="pruner")
+    rounds: Annotated[int | tuple[float, ...] | None, Key(scores=True)] = Field(
+        None,
+        description="how often the model is scored, allocated and pruned: of n rounds the i-th leaves "
+        "(1 - sparsity)^(i/n) of the weights; or the sparsity after each round, up to the recipe's",
+    )
     sequential: bool = Field(
         False, description="whether a block's layers see what those before them in it give after they were pruned"
     )
@@ -162,9 +169,14 @@ class Recipe(Keys):
     )
 
     @property
-    def sparsity_fraction(self) -> Fraction:
-        """Give the share of pruned weights without rounding, as it was written; a pattern's is 1 - n/m."""
-        return _fraction(self.sparsity, self.pattern)
+    def sparsity_fraction(self) -> Fraction | None:
+        """Give the share of pruned weights without rounding; None where the allocator says how many are kept."""
+        return None if self.sparsity is None and self.pattern is None else _fraction(self.sparsity, self.pattern)
+
+    @property
+    def round_count(self) -> int:
+        """Say how often the model is scored, allocated and pruned."""
+        return len(self.rounds) if isinstance(self.rounds, tuple) else self.rounds or 1
 
     @property
     def included(self) -> frozenset[str]:

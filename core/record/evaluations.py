@@ -170,7 +170,7 @@ def digests(part: PartSpec, inside: tuple[str, ...] = ()) -> dict[str, str]:
 
     :param inside: Parameters that lead to the part.
     """
-    named = part.options.files() if part.kind in ("dataset", "evaluator") else None
+    named = part.options.files() if part.kind in ("dataset", "evaluator", "pruner") else None
     if named is not None:
         return {".".join((*inside, part.use)): _digest(named)}
     found: dict[str, str] = {}

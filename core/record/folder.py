@@ -57,6 +57,18 @@ class RunFolder:
         return self.path / "blocks"
 
     @property
+    def rounds(self) -> Path:
+        """Give the folder of all rounds but the last, whose files are the run's own."""
+        return self.path / "rounds"
+
+    def round(self, number: int) -> "RunFolder":
+        """Give the folder of a round before the last: its scores, plan and masks by the same names.
+
+        :param number: From 1.
+        """
+        return RunFolder(self.rounds / str(number))
+
+    @property
     def masks(self) -> Path:
         """Say which weights are kept."""
         return self.path / "masks.safetensors"
@@ -97,8 +109,9 @@ class RunFolder:
         return self.model.is_dir() and self.masks.is_file()
 
     def drop_blocks(self) -> None:
-        """Delete the finished blocks, which have served once the model is complete."""
-        shutil.rmtree(self.blocks, ignore_errors=True)
+        """Delete the finished blocks, those of all rounds, which have served once the model is complete."""
+        for blocks in (self.blocks, *self.rounds.glob("*/blocks")):
+            shutil.rmtree(blocks, ignore_errors=True)
 
     @property
     def is_ours(self) -> bool:
@@ -116,6 +129,7 @@ class RunFolder:
             self.plan,
             self.masks,
             self.blocks,
+            self.rounds,
             self.model,
             self.exports,
         )

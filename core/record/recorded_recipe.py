@@ -49,6 +49,7 @@ class RecordedRecipe(BaseModel):
     allocate: RecordedPart
     prune: RecordedPart
     refine: tuple[RecordedPart, ...] = ()
+    rounds: int | tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RecordedRecipe":

@@ -167,8 +167,11 @@ class Report(_Entry):
 
     @property
     def method(self) -> str:
-        """Name the parts that the run used, such as ``zeroth_order → ecoflap → wanda``."""
-        return " → ".join([self.allocation, self.recipe.prune.use, *(one.use for one in self.recipe.refine)])
+        """Name the parts that the run used, such as ``zeroth_order → ecoflap → wanda``, and how many rounds it took."""
+        parts = " → ".join([self.allocation, self.recipe.prune.use, *(one.use for one in self.recipe.refine)])
+        rounds = self.recipe.rounds
+        count = len(rounds) if isinstance(rounds, tuple) else rounds or 1
+        return f"{parts}, {count} rounds" if count > 1 else parts
 
     @property
     def allocation(self) -> str:

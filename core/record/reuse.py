@@ -18,7 +18,12 @@ def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
 
 
 def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> Path | None:
-    """Find the scores of a run of ``reuse:`` with the same scorer, data, model and seed."""
+    """Find the scores of a run of ``reuse:`` with the same scorer, data, model and seed.
+
+    There are none for a recipe of rounds, of which each scores the model as it is then.
+    """
+    if recipe.rounds is not None:
+        return None
     for folder in _alike(recipe, fingerprints, own, scores_depend_on()):
         if folder.plan.is_file() and folder.scores.is_file():
             read_scores_of(folder.plan, folder.scores)

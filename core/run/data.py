@@ -39,7 +39,10 @@ class RunData:
         for what, keys in (("calibration data", recipe.calibration), ("scoring data", own)):
             if keys is not None:
                 found[what] = self._calibration(keys).fingerprint(self._model.get())
-        return found
+        pruned_by: dict[str, str] = {}
+        for pruner in self._prepared.pruners.values():
+            pruned_by |= digests(pruner)
+        return {**found, "file that it is pruned by": pruned_by} if pruned_by else found
 
     def batches(self, keys: CalibrationKeys | None, samples: int | None = None) -> list[Batch]:
         """Give the batches of a calibration, where the model is.

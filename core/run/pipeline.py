@@ -32,6 +32,7 @@ from ecoflap.core.run import stages
 from ecoflap.core.run.adapter_check import check_adapter_on_data, is_to_be_checked
 from ecoflap.core.run.data import RunData
 from ecoflap.core.run.prepare import prepare
+from ecoflap.core.run.rounds import after_rounds
 from ecoflap.core.run.run_model import RunModel
 from ecoflap.core.run.stages import RunState
 
@@ -144,8 +145,9 @@ def _stages(state: RunState) -> Run:
         _identify_data(state)
         check_adapter_on_data(state)
         stages.evaluate(state, "dense", state.model.get())
-        plan = stages.plan(state)
-        model = stages.prune(state, plan)
+        last = after_rounds(state)
+        plan = stages.plan(last)
+        model = stages.prune(last, plan)
     masks = masks_as_planned(folder.masks, plan)
     stages.evaluate(state, "pruned", model)
     measures = measures_of(folder.evaluations, state.evaluations)
@@ -200,9 +202,11 @@ def _stages_ahead(state: RunState) -> Iterator[str]:
     if state.to_evaluate("dense"):
         yield "evaluate dense"
     if not state.folder.is_pruned:
-        if not state.folder.plan.is_file():
-            yield from ("score", "allocate") if state.prepared.looks_at_scores else ("allocate",)
-        yield "prune"
+        for number in (*range(1, state.recipe.round_count), None):
+            folder = state.folder if number is None else state.folder.round(number)
+            planning = ("score", "allocate") if state.prepared.looks_at_scores else ("allocate",)
+            names = ("prune",) if folder.plan.is_file() else (*planning, "prune")
+            yield from (stages.stage_of_round(name, number) for name in names)
         yield from ("refine", "save") if state.prepared.model_refiners else ("save",)
     if state.to_evaluate("pruned"):
         yield "evaluate pruned"

@@ -3,9 +3,11 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+
+from torch import Tensor
 
 from ecoflap.core.contracts.events import Progress
 from ecoflap.core.contracts.records import Batch
@@ -32,6 +34,7 @@ class PlanTrials:
     :param replay: Makes a replay of the model on some batches.
     :param batches: Those that the run prunes by; the last of them are held out here.
     :param held_out: The share of them that is held out; one at least.
+    :param left: The masks of the round before, within which trials prune.
     """
 
     replay: Callable[[Sequence[Batch]], Replay]
@@ -40,6 +43,7 @@ class PlanTrials:
     pruners: Mapping[str, PartSpec]
     folder: RunFolder
     log: RunLog
+    left: Mapping[str, Tensor] = field(default_factory=dict)
 
     def best(self, plans: Mapping[str, Plan]) -> Plan:
         """Give the plan with the smallest loss; of equal ones the first.
@@ -81,7 +85,7 @@ class PlanTrials:
         replay = self.replay(self.batches[: -len(self._held_out)])
         with restored([layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]):
             blocks = self._blocks / _digest(plan)[:16]
-            BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None)()
+            BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None, left=self.left)()
             loss = float(self.replay(self._held_out).loss(0).mean())
         append_line(self.folder.trials, {"candidate": label, "plan": _digest(plan), "loss": loss})
         return loss

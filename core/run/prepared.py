@@ -1,7 +1,7 @@
 """A recipe with its model found and taken apart, still without weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
 
@@ -17,7 +17,7 @@ from ecoflap.core.contracts.records import View
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
-from ecoflap.core.pruning.plan import Pool, pools_of
+from ecoflap.core.pruning.plan import SHARED, Pool, pools_of
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 
@@ -144,7 +144,21 @@ def _first_said(own: tuple[PartSpec, ...] | None, shared: tuple[PartSpec, ...]) 
 
 def pools_in(anatomy: Anatomy, recipe: Recipe) -> list[Pool]:
     """Give the layers of a model that share a budget, as a recipe has it."""
-    return pools_of(anatomy, *_choices(recipe))
+    pools = pools_of(anatomy, *_choices(recipe))
+    if recipe.sparsity_fraction is not None:
+        return pools
+    return [replace(pool, sparsity=_own_share(pool, recipe)) if pool.name == SHARED else pool for pool in pools]
+
+
+def _own_share(pool: Pool, recipe: Recipe) -> Fraction:
+    """Give the share that goes where the allocator says how many weights stay; 0 where it cannot tell.
+
+    Why it cannot is told by its call, which is held to this.
+    """
+    who = f"the allocator {recipe.allocate.use}, asked how many weights it keeps,"
+    with blaming(who):
+        kept: int | None = recipe.allocate.options.keeps([layer.name for _, layer in pool.layers])
+    return Fraction(0) if kept is None else max(1 - Fraction(kept, pool.size), Fraction(0))
 
 
 def _choices(recipe: Recipe) -> tuple[Fraction | Pattern, dict[str, Fraction | Pattern | None], list[str]]:
@@ -152,4 +166,4 @@ def _choices(recipe: Recipe) -> tuple[Fraction | Pattern, dict[str, Fraction | P
     budgets: dict[str, Fraction | Pattern | None] = dict.fromkeys(recipe.included)
     budgets |= {name: tower.pattern or tower.sparsity_fraction for name, tower in own.items()}
     kept = [name for name, tower in recipe.towers.items() if tower == "keep"]
-    return recipe.pattern or recipe.sparsity_fraction, budgets, kept
+    return recipe.pattern or recipe.sparsity_fraction or Fraction(0), budgets, kept

@@ -1,13 +1,13 @@
 """The stages of a run, a function each, over what a run holds: evaluate, plan (score, allocate), prune and save."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
@@ -39,12 +39,28 @@ from ecoflap.core.run.run_model import RunModel
 
 
 @dataclass(frozen=True)
+class RoundDone:
+    """Holds what a round leaves to the next one.
+
+    :param plan: Of which no layer keeps more afterwards.
+    :param masks: What they prune does not come back.
+    :param dense_weights: Those of the model before the first round, where refiners of the last ask for them.
+    """
+
+    plan: Plan
+    masks: PackedMasks
+    dense_weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class RunState:
     """All that the stages of one run share.
 
     :param prepared: The recipe with its model taken apart.
     :param folder: What is done is there already, and need not be done again.
     :param accept_change: Go on although data or versions of libraries changed since the run was begun.
+    :param before: The round before; None in the first, which most runs have alone.
+    :param number: Which round it is; None in the last, whose stages are the run's own.
     """
 
     prepared: Prepared
@@ -53,11 +69,17 @@ class RunState:
     model: RunModel
     data: RunData
     accept_change: bool = False
+    before: RoundDone | None = None
+    number: int | None = None
 
     @property
     def recipe(self) -> Recipe:
         """Give what is to be run."""
         return self.prepared.recipe
+
+    def stage(self, name: str) -> str:
+        """Name a stage of this round."""
+        return stage_of_round(name, self.number)
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
@@ -78,6 +100,11 @@ class RunState:
         model, adapter = self.model.get(), self.prepared.adapter
         anatomy, device = self.model.anatomy, self.model.visits
         return Replay(model, adapter, batches, anatomy=anatomy, seed=self.recipe.seed, dtype=dtype, device=device)
+
+
+def stage_of_round(name: str, number: int | None) -> str:
+    """Name a stage of a round; that of the last as it is called."""
+    return name if number is None else f"{name}, round {number}"
 
 
 def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
@@ -112,9 +139,10 @@ def plan(state: RunState) -> Plan:
     scores = score(state, pools) if state.prepared.looks_at_scores else None
     granularity = state.recipe.score.granularity if state.recipe.score else "layer"
     allocator = state.recipe.allocate
-    with state.log.stage("allocate"):
+    with state.log.stage(state.stage("allocate")):
         plans = {
-            label: _made(candidate, pools, granularity, scores) for label, candidate in _candidates(allocator).items()
+            label: _made(state, candidate, pools, granularity, scores)
+            for label, candidate in _candidates(allocator).items()
         }
         made = _trials(state).best(plans) if len(plans) > 1 else next(iter(plans.values()))
         if (sentence := emptied(made)) is not None:
@@ -137,15 +165,18 @@ def _tried(allocator: PartSpec) -> tuple[Any, ...]:
     return candidates
 
 
-def _made(allocator: PartSpec, pools: Sequence[Pool], granularity: Granularity, scores: Scores | None) -> Plan:
-    looked_at = scores if allocator.options.takes else None
+def _made(
+    state: RunState, allocator: PartSpec, pools: Sequence[Pool], granularity: Granularity, scores: Scores | None
+) -> Plan:
+    looked_at, before = scores if allocator.options.takes else None, state.before.plan if state.before else None
     with blaming(f"the allocator {allocator.use}"):
-        return make_plan(pools, allocator.built, granularity if looked_at else "layer", looked_at)
+        return make_plan(pools, allocator.built, granularity if looked_at else "layer", looked_at, before)
 
 
 def _trials(state: RunState) -> PlanTrials:
     batches, held_out = state.data.batches(state.recipe.calibration), state.recipe.allocate.options.held_out
-    return PlanTrials(state.replay, batches, held_out, state.prepared.pruners, state.folder, state.log)
+    left = state.before.masks if state.before else PackedMasks()
+    return PlanTrials(state.replay, batches, held_out, state.prepared.pruners, state.folder, state.log, left)
 
 
 def planned(folder: RunFolder) -> Plan:
@@ -166,7 +197,7 @@ def score(state: RunState, pools: Sequence[Pool]) -> Scores:
     batches = state.data.batches(data, keys.scorer.options.samples)
     # In bfloat16 small differences of losses are mostly rounding, so a scorer has to ask for less than float32.
     replay = state.replay(batches, torch.float32 if keys.scorer.options.dtype == "float32" else None)
-    with state.log.stage("score"), replay:
+    with state.log.stage(state.stage("score")), replay:
         return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit)
 
 
@@ -178,14 +209,14 @@ def _take_over_scores(state: RunState) -> None:
             write_whole(state.folder.scores, found.read_bytes())
 
 
-def _pruned_and_refined(state: RunState, made: Plan) -> PackedMasks:
+def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
     """Prune and refine the model in place; what its replays recorded is gone afterwards."""
     prepared, batches = state.prepared, state.data.batches(state.recipe.calibration)
     replay = state.replay(batches)
     dense = state.replay(batches) if prepared.looks_at_dense else None
     if prepared.model_refiners:
         check_logits(replay)
-    with state.log.stage("prune"):
+    with state.log.stage(state.stage("prune")):
         masks = BlockwisePruning(
             replay,
             made,
@@ -195,6 +226,8 @@ def _pruned_and_refined(state: RunState, made: Plan) -> PackedMasks:
             prepared.block_refiners,
             dense,
             state.recipe.sequential,
+            state.before.masks if state.before else PackedMasks(),
+            state.before.dense_weights if state.before else {},
         )()
     del replay
     if prepared.model_refiners:
@@ -207,7 +240,7 @@ def _pruned_and_refined(state: RunState, made: Plan) -> PackedMasks:
 def prune(state: RunState, made: Plan) -> nn.Module:
     """Prune the model in place by its plan, block by block, and save it with its masks."""
     model, folder = state.model.get(), state.folder
-    masks = _pruned_and_refined(state, made)
+    masks = prune_and_refine(state, made)
     state.data.clear()
     with state.log.stage("save"):
         save_masks(folder.masks, masks)

@@ -3,13 +3,14 @@
 k_g = Σ of what the group's layers keep in that plan
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ecoflap.core.budget.counts import Group
 from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.sealed_text import read_sealed_json
@@ -26,6 +27,11 @@ class FromFile:
 
     path: Path
     takes: ClassVar[None] = None
+
+    def problems(self, context: PlanContext) -> Iterator[str]:
+        """Say where the recipe prunes in rounds."""
+        if context.recipe.round_count > 1:
+            yield "a plan of another run is for one sparsity, and each round has its own: remove rounds:"
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         layers = self._layers()

@@ -38,8 +38,9 @@ _NOISE = 1e-6  # of a row's Σ v²: a smaller gain may be nothing but float32's 
 class Swap:
     """Keep as many weights in each row as the inner pruner, others where that lowers the output error.
 
-    No weight gets a new value: one that comes back has its dense one. With a pattern, both are of one run. With fewer
-    tokens than inputs the inner pruner's mask stays, and ``Pruned.notes`` says so.
+    No weight gets a new value: one that comes back has its dense one, and one that is zero by then does not come back.
+    With a pattern, both are of one run. With fewer tokens than inputs the inner pruner's mask stays, and
+    ``Pruned.notes`` says so.
 
     :param inner: Chooses the mask to begin with.
     :param swaps: How many are made at most in each row.
@@ -89,11 +90,12 @@ class _Rows:
     """Holds the rows of a layer while weights are swapped, scaled so that G has a unit diagonal.
 
     :ivar untouched: True for weights that have been kept from the beginning.
+    :ivar zero: True for weights that have nothing to come back with.
     """
 
     def __init__(self, gram: NormalizedGram, weight: Float[Tensor, "out in"], before: Pruned) -> None:
         self.matrix = gram.matrix
-        self.dense = gram.scaled(weight)
+        self.dense, self.zero = gram.scaled(weight), weight == 0
         self.mask, self.untouched = before.mask.clone(), before.mask.clone()
         kept = gram.scaled(before.weight)
         self.values = torch.where(self.mask, kept, self.dense)
@@ -104,7 +106,8 @@ class _Rows:
         """Give the change of the error as each weight alone comes back, and as each goes; infinite where it cannot."""
         values, mask = self.values[some], self.mask[some]
         squares, linear = values.square(), 2 * values * self.pull[some]
-        return (squares + linear).masked_fill_(mask, torch.inf), (squares - linear).masked_fill_(~mask, torch.inf)
+        back = mask | self.zero[some]
+        return (squares + linear).masked_fill_(back, torch.inf), (squares - linear).masked_fill_(~mask, torch.inf)
 
     def best(
         self, some: Int64[Tensor, " some"], candidates: int | None

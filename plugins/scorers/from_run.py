@@ -42,7 +42,9 @@ class FromRun:
         return self._scores().kind
 
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say where that run has no scores, or none of this model."""
+        """Say where that run has no scores, or none of this model, and where the recipe prunes in rounds."""
+        if context.recipe.round_count > 1:
+            yield "another run's scores are of one model, and each round scores the model as it is then: remove rounds:"
         try:
             scores = self._scores()
         except EcoflapError as error:

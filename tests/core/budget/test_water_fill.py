@@ -90,9 +90,28 @@ class TestSplit:
         if sum(sizes):
             assert all(abs(k - count * n / sum(sizes)) < 1 for k, n in zip(counts, sizes, strict=True))
 
+    @quick
+    @given(st.lists(st.tuples(st.integers(0, 40), st.floats(0, 1)), min_size=1, max_size=6), st.floats(0, 1))
+    def test_full_layers_take_no_more_and_the_others_share_alike(self, layers, share):
+        sizes = [size for size, _ in layers]
+        most = [int(size * left) for size, left in layers]
+        count = int(sum(most) * share)
+        counts = split(count, sizes, [f"l{i}" for i in range(len(sizes))], most)
+        assert sum(counts) == count
+        assert all(0 <= k <= n for k, n in zip(counts, most, strict=True))
+        # by bisection: the one share of their sizes at which layers, cut to what they may keep, sum to the count
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            enough = sum(min(middle * n, m) for n, m in zip(sizes, most, strict=True)) >= count
+            low, high = (low, middle) if enough else (middle, high)
+        assert all(abs(k - min(high * n, m)) < 1 + 1e-6 for k, n, m in zip(counts, sizes, most, strict=True))
+
     def test_ties_go_by_name(self):
         assert split(3, [4, 4], ["b", "a"]) == [1, 2]
 
     def test_more_than_there_are(self):
         with pytest.raises(EcoflapError, match=r"9 weights .* 8 in a, b"):
             split(9, [4, 4], ["a", "b"])
+        with pytest.raises(EcoflapError, match=r"6 weights .* 5 in a, b"):
+            split(6, [4, 4], ["a", "b"], [1, 4])

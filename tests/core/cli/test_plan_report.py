@@ -245,6 +245,25 @@ def test_what_is_kept_whole_is_told_with_its_share(plain, pico, tmp_path):
     assert ecoflap.run(done.recipe, folder=done.folder).plan == done.plan
 
 
+@pytest.mark.parametrize("rounds", [3, [0.2, 0.4, 0.6]])
+def test_rounds_are_told_with_what_they_cost(plain, rounds):
+    def told(**keys):
+        recipe = parse_recipe(plain(sparsity=0.6, **keys), registry=load_registry())
+        sections = by_title(plan_tables(recipe, load_registry()))
+        needs = {what: (size, of) for what, size, of in sections["needs, predicted"]}
+        return dict(sections["work"]), needs
+
+    work, needs = told(rounds=rounds)
+    shares = "20 %, 40 %, 60 %" if isinstance(rounds, list) else "26.3194 %, 45.7116 %, 60 %"
+    assert work["rounds"] == f"{shares} pruned: the model is scored, allocated and pruned 3 times"
+    # three times 23,040 weights in bfloat16 with a bit each
+    assert needs["disk meanwhile"] == ("146.9 kB", "finished blocks of 3 rounds, until model/ is complete")
+    assert "rounds" not in told()[0]
+    refined, more = told(rounds=rounds, refine="reconstruct")
+    assert refined["rounds"].endswith("pruned 3 times, and is refined after the last")
+    assert more["peak memory"] != told(refine="reconstruct")[1]["peak memory"]
+
+
 def test_what_a_recipe_includes_or_keeps_moves(plain):
     sections = plan_tables(parse_recipe(plain(include=["lm_head"]), registry=load_registry()), load_registry())
     assert "kept whole: 2,272 parameters, 8.3 % of the model" in by_title(sections)

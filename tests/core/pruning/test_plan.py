@@ -3,6 +3,8 @@
 from fractions import Fraction
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from ecoflap import Anatomy, Block, Layer, Tower
@@ -14,6 +16,7 @@ from ecoflap.core.pruning.plan import make_plan, pools_of
 from ecoflap.core.pruning.plan_file import read_plan, write_plan
 from ecoflap.core.pruning.scores import Scores
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
+from ecoflap.plugins.allocators.owl import Owl
 from ecoflap.plugins.allocators.uniform import Uniform
 
 
@@ -61,6 +64,26 @@ def test_every_pool_sums_exactly(anatomy, granularity, sparsity):
         inside = [layer for layer in plan.layers.values() if layer.group == name]
         assert (sum(layer.keep for layer in inside), sum(layer.size for layer in inside)) == (group.keep, group.size)
     assert len(plan.groups) == {"layer": 8, "block": 4, "tower": 2, "model": 2}[granularity]
+
+
+@given(
+    shares=st.lists(st.integers(1, 99), min_size=2, max_size=4, unique=True).map(sorted),
+    granularity=st.sampled_from(["layer", "block", "tower", "model"]),
+    scores=st.lists(st.lists(st.integers(0, 99), min_size=8, max_size=8), min_size=4, max_size=4),
+    allocator=st.sampled_from([Uniform(), Ecoflap(), Ecoflap(1.0), Owl(0.2)]),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_round_keeps_no_more_of_any_layer_than_the_one_before(anatomy, shares, granularity, scores, allocator):
+    """Whatever the scores of each round are, counts are exact, and no layer gets back what it lost."""
+    before, names = None, [layer.name for _, layer in anatomy.layers()]
+    for share, values in zip(shares, scores, strict=False):
+        pools = pools_of(anatomy, Fraction(share, 100), {}, [])
+        found = Scores("layer", "sum", dict(zip(names, map(float, [*values, *values]), strict=False)))
+        plan = make_plan(pools, allocator, granularity, None if allocator == Uniform() else found, before)
+        assert plan.keep == plan.size * (100 - share) // 100
+        if before is not None:
+            assert all(layer.keep <= before.layers[name].keep for name, layer in plan.layers.items())
+        before = plan
 
 
 def test_more_score_keeps_more_within_a_shared_budget(anatomy):

@@ -47,6 +47,18 @@ def test_is_offered():
     assert Swap(Magnitude()).needs == Swap(SparseGPT()).needs == (Gram,)
 
 
+@pytest.mark.parametrize("candidates", [2, None])
+@pytest.mark.parametrize("budget", [Keep(6 * 4), Pattern(1, 4)], ids=str)
+def test_what_was_zero_does_not_come_back(budget, candidates):
+    weight, x = drawn(6, 12), correlated(12)
+    left = drawn(6, 12, seed=1) > -0.4
+    first = Magnitude("row")(weight * left, both_of(x), budget, PLACE)
+    swapped = Swap(Magnitude("row"), candidates=candidates)(weight * left, both_of(x), budget, PLACE)
+    came = swapped.mask & ~first.mask
+    assert bool(came.any())
+    assert not bool((came & ~left).any())
+
+
 @pytest.mark.parametrize("swaps", [1, 2, 30])
 @pytest.mark.parametrize(("budget", "m"), [(Keep(6 * 5 + 2), None), (Pattern(2, 4), 4), (Pattern(3, 6), 6)], ids=str)
 def test_each_swap_is_the_best_of_all_pairs(budget, m, swaps):

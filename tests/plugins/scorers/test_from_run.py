@@ -1,5 +1,7 @@
 """Scores taken over from a run."""
 
+from types import SimpleNamespace
+
 import pytest
 from plan_contexts import context
 from sealed_by_hand import write_lines
@@ -37,7 +39,7 @@ def test_scores_of_another_run_that_lacks_some(replay, tmp_path):
 def test_a_plan_hears_of_scores_that_are_not_there_or_of_another_model(replay, tmp_path):
     def said(*lines):
         write_lines(tmp_path / "scores.jsonl", lines)
-        return list(FromRun(tmp_path).problems(context(anatomy=replay.anatomy)))
+        return list(FromRun(tmp_path).problems(context(SimpleNamespace(round_count=1), replay.anatomy)))
 
     blocks = [score_line(block.name, 1.0) for block in replay.blocks]
     assert said(header_line("block", "mean"), *blocks) == []
@@ -45,5 +47,5 @@ def test_a_plan_hears_of_scores_that_are_not_there_or_of_another_model(replay, t
         f"{tmp_path}: its scores are of another model; none is for a layer of this one"
     ]
     (tmp_path / "scores.jsonl").unlink()
-    (problem,) = FromRun(tmp_path).problems(context(anatomy=replay.anatomy))
+    (problem,) = FromRun(tmp_path).problems(context(SimpleNamespace(round_count=1), replay.anatomy))
     assert "no such file; scores are there once a run has scored" in problem
