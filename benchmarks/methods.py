@@ -40,6 +40,7 @@ PRUNERS = {
     "wanda → refit": ("prune={use: refit, inner: wanda}",),
     "wanda → swap → refit": (f"prune={SWAPPED}",),
     "admm": ("prune=admm",),
+    "alps": ("prune=alps",),
     "wanda → reconstruct": ("prune=wanda", f"refine=[{RECONSTRUCT}]"),
     "admm → reconstruct": ("prune=admm", f"refine=[{RECONSTRUCT}]"),
     "admm → distill": ("prune=admm", f"refine=[{DISTILL}]"),

@@ -9,6 +9,7 @@ from ecoflap.core.pruning.masks import read_masks
 
 PRUNERS = {
     "admm": "admm",
+    "alps": "alps",
     "metric": {"use": "by_metric", "metric": {"use": "wanda_plus_plus"}},
     "nested": {"use": "refit", "inner": {"use": "swap", "inner": {"use": "by_metric", "metric": "ria"}}},
     "exact": {"use": "refit", "solver": "exact", "inner": "sparsegpt"},
