@@ -38,6 +38,7 @@ PRUNERS = {
     "ria": ("prune={use: by_metric, metric: ria}",),
     "sparsegpt": ("prune=sparsegpt",),
     "wanda → refit": ("prune={use: refit, inner: wanda}",),
+    "wanda → dsnot": ("prune={use: dsnot, inner: wanda}",),
     "wanda → swap → refit": (f"prune={SWAPPED}",),
     "admm": ("prune=admm",),
     "alps": ("prune=alps",),

@@ -12,6 +12,7 @@ PRUNERS = {
     "alps": "alps",
     "metric": {"use": "by_metric", "metric": {"use": "wanda_plus_plus"}},
     "nested": {"use": "refit", "inner": {"use": "swap", "inner": {"use": "by_metric", "metric": "ria"}}},
+    "dsnot": {"use": "dsnot", "inner": {"use": "by_metric", "metric": "wanda"}},
     "exact": {"use": "refit", "solver": "exact", "inner": "sparsegpt"},
 }
 
