@@ -19,7 +19,7 @@ from ecoflap.core.budget.select import is_finite, kept_only
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
-from ecoflap.core.contracts.protocols import GradientStatistic
+from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.disk.safetensors_header import StoredAs
 from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
@@ -61,6 +61,7 @@ class BlockwisePruning:
         """Prune every block that is not finished yet, and return all masks."""
         masks = PackedMasks()
         planned = [self._planned(block) for block in self.replay.blocks]
+        self._keep_loss_gradients(planned)
         last = max(index for index, layers in enumerate(planned) if layers)
         total, done = sum(1 for layers in planned if layers), 0
         for index, layers in enumerate(planned[: last + 1]):
@@ -73,6 +74,21 @@ class BlockwisePruning:
             if self._needs_data(index, planned):
                 self.replay.advance(index)
         return masks
+
+    def _keep_loss_gradients(self, planned: Sequence[Sequence[Layer]]) -> None:
+        """Take the loss' gradient of the dense model, before any block is pruned or taken over, where pruners want it.
+
+        A run that goes on takes it anew: it is the same.
+        """
+        wanted: dict[type[Any], list[Layer]] = {}
+        for index, layers in enumerate(planned):
+            if layers and not self._file_of(index).is_file():
+                for need in self._needs(index):
+                    if issubclass(need, LossStatistic):
+                        wanted.setdefault(need, []).extend(layers)
+        if wanted:
+            union = list({layer.name: layer for layers in wanted.values() for layer in layers}.values())
+            self.replay.keep_loss_gradients(union, tuple(wanted), self.folder)
 
     def _planned(self, block: Block) -> list[Layer]:
         return [layer for layer in self.replay.anatomy.layers_of[block.name] if layer.name in self.plan.layers]
@@ -240,7 +256,9 @@ def by_input(layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> list[li
     groups: dict[Any, list[Layer]] = {}
     for layer in layers:
         shared = tuple(
-            id(one) for kind, one in seen.get(layer.name, {}).items() if not issubclass(kind, GradientStatistic)
+            id(one)
+            for kind, one in seen.get(layer.name, {}).items()
+            if not issubclass(kind, (GradientStatistic, LossStatistic))
         )
         key = re.sub(r"\d+", "", layer.name) if layer.layout == "routed" else shared
         groups.setdefault(key, []).append(layer)

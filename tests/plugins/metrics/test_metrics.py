@@ -8,8 +8,8 @@ from gram_layers import correlated, drawn
 
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.statistics import ColumnNorm, RegionalGradient
-from ecoflap.plugins.metrics import magnitude, ria, wanda, wanda_plus_plus
+from ecoflap.core.forward.statistics import ColumnNorm, LossGradient, RegionalGradient
+from ecoflap.plugins.metrics import magnitude, magnitude_gradient, ria, wanda, wanda_plus_plus
 
 
 @pytest.fixture
@@ -29,10 +29,11 @@ def gradients():
 
 @pytest.fixture
 def found(x, gradients):
-    statistics = Statistics({ColumnNorm: ColumnNorm(7), RegionalGradient: RegionalGradient(7)})
+    statistics = Statistics({kind: kind(7) for kind in (ColumnNorm, RegionalGradient, LossGradient)})
     statistics[ColumnNorm].add(x)
     for gradient in gradients:
         statistics[RegionalGradient].add_gradient(gradient)
+        statistics[LossGradient].add_loss_gradient(gradient)
     return statistics
 
 
@@ -47,6 +48,7 @@ def norm(x, j):
 
 def test_are_offered():
     assert magnitude.ecoflap_register_metrics() == {"magnitude": magnitude.Magnitude}
+    assert magnitude_gradient.ecoflap_register_metrics() == {"magnitude_gradient": magnitude_gradient.MagnitudeGradient}
     assert wanda.ecoflap_register_metrics() == {"wanda": wanda.Wanda}
     assert ria.ecoflap_register_metrics() == {"ria": ria.Ria}
     assert wanda_plus_plus.ecoflap_register_metrics() == {"wanda_plus_plus": wanda_plus_plus.WandaPlusPlus}
@@ -91,11 +93,19 @@ def test_wanda_plus_plus(weight, x, gradients, found, alpha):
     holds(wanda_plus_plus.WandaPlusPlus(alpha)(weight, found), formula)
 
 
+def test_magnitude_gradient(weight, gradients, found):
+    def formula(i, j):
+        return abs(float(weight[i, j])) * sum(abs(float(one[i, j])) for one in gradients) / 3
+
+    holds(magnitude_gradient.MagnitudeGradient()(weight, found), formula)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_of_other_dtypes_and_the_weight_is_left_alone(weight, found, dtype):
     weight = weight.to(dtype)
     before = weight.clone()
-    for metric in (magnitude.Magnitude(), wanda.Wanda(), ria.Ria(), wanda_plus_plus.WandaPlusPlus()):
+    metrics = (magnitude.Magnitude(), wanda.Wanda(), ria.Ria(), wanda_plus_plus.WandaPlusPlus())
+    for metric in (*metrics, magnitude_gradient.MagnitudeGradient()):
         assert metric(weight, found).isfinite().all()
         assert torch.equal(weight, before)
 
