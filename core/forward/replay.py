@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter, LossStatistic
-from ecoflap.core.contracts.records import Batch, LayerPlace, Statistics
+from ecoflap.core.contracts.records import Batch, LayerPlace, Statistics, TokenChoice
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.gradients import kept_gradients, stream_gradients
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation
 from ecoflap.core.forward.placement import Placement, tensors_of
+from ecoflap.core.forward.statistics import TokenWeights
 from ecoflap.core.forward.walk import BlockCall, BlockWatch, Record, Walk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
@@ -82,7 +84,11 @@ class Replay:
         self._outside.close()
 
     def run(
-        self, i: int, needs: Sequence[type[Any]] = (), layers: Sequence[Layer] | None = None
+        self,
+        i: int,
+        needs: Sequence[type[Any]] = (),
+        layers: Sequence[Layer] | None = None,
+        tokens: TokenChoice = "real",
     ) -> Mapping[str, Statistics]:
         """Run block ``i`` on every batch and observe its layers.
 
@@ -90,17 +96,18 @@ class Replay:
             this block alone (:class:`RegionalGradient`). One of the whole loss' gradient (:class:`LossGradient`) is
             taken of all layers as the model is now, unless :meth:`keep_loss_gradients` has taken it before.
         :param layers: Those of its layers to observe; None for all.
+        :param tokens: Which tokens count in the statistics of inputs.
         :return: By layer name, its statistics by type: ``seen[name][Gram]``.
         """
         inside = self.anatomy.layers_of[self.blocks[i].name]
         asked = inside if layers is None else layers
         of_loss = [need for need in needs if issubclass(need, LossStatistic)]
         if not of_loss:
-            return self._observed(i, needs, asked)
+            return self._observed(i, needs, asked, tokens)
         if any(need not in self._of_loss.get(layer.name, {}) for layer in asked for need in of_loss):
             self.keep_loss_gradients([layer for _, layer in self.anatomy.layers()], of_loss)
         others = [need for need in needs if need not in of_loss]
-        seen = self._observed(i, others, asked) if others else {}
+        seen = self._observed(i, others, asked, tokens) if others else {}
         return {layer.name: _joined(needs, seen.get(layer.name), self._of_loss[layer.name]) for layer in asked}
 
     def keep_loss_gradients(
@@ -125,14 +132,30 @@ class Replay:
         with wide:
             self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder)
 
-    def _observed(self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer]) -> Mapping[str, Statistics]:
+    def _observed(
+        self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice
+    ) -> Mapping[str, Statistics]:
         inside = self.anatomy.layers_of[self.blocks[i].name]
         observation = Observation(self.blocks[i], layers, needs)
+        # It takes forwards of its own, so they come before the one in which the weights are asked for.
+        drifts = self._drifts(i) if tokens == "drifting" else {}
+        weights = TokenWeights(tokens, self.tokens, len(self.batches), drifts)
         for number, batch in enumerate(self.batches):
-            observation.begin(partial(self._tokens, batch))
+            observation.begin(partial(self._tokens, batch), partial(weights.of, number))
             with watching(inside, observation.see):
                 self._forward(number, first=i, last=i, watch=observation)
         return observation.statistics()
+
+    def _drifts(self, i: int) -> dict[str, list[list[Tensor]]]:
+        """Say by its tower how far block ``i`` turns each position, batch by batch and call by call."""
+        block, layers = self.blocks[i], self.anatomy.layers_of[self.blocks[i].name]
+        if layers[0].layout == "selected":
+            return {}
+        found = [
+            [turned(block, layers, call, self.tokens(number, block.tower, call.number) > 0) for call in calls]
+            for number, calls in enumerate(self.calls(i))
+        ]
+        return {block.tower: found}
 
     def calls(self, i: int) -> Iterator[Sequence[BlockCall]]:
         """Run block ``i`` on one batch after the other, and yield its calls with their inputs and outputs.

@@ -20,7 +20,7 @@ from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
 from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
-from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
+from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, TokenChoice
 from ecoflap.core.disk.safetensors_header import StoredAs
 from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError, listed
@@ -43,6 +43,7 @@ class BlockwisePruning:
     :param refiners_of: The refiners of each tower's blocks, in their order; a tower that is not named has none.
     :param dense: A replay of the same model in which each block is recorded before it is pruned; None where nobody asks
         what the dense model gave.
+    :param tokens_of: Which tokens count in statistics, by tower; all real ones in a tower that is not named.
     :param sequential: Whether statistics are taken again before each group of a block's layers that share an input.
     :param folder: Where each finished block is kept, so that a run that was cut off goes on behind it: its masks, and
         the weights of layers where the pruner changed more than that.
@@ -56,6 +57,7 @@ class BlockwisePruning:
     refiners_of: Mapping[str, Sequence[PartSpec]] = field(default_factory=dict)
     dense: Replay | None = None
     sequential: bool = False
+    tokens_of: Mapping[str, TokenChoice] = field(default_factory=dict)
 
     def __call__(self) -> PackedMasks:
         """Prune every block that is not finished yet, and return all masks."""
@@ -138,9 +140,9 @@ class BlockwisePruning:
 
     def _seen(self, index: int, layers: Sequence[Layer]) -> Mapping[str, Statistics]:
         """Take the statistics that a block's pruner asks for, with the block as it is now."""
-        needs = self._needs(index)
-        with blaming(f"a statistic of the pruner {self.pruner_of[self.replay.blocks[index].tower].use}"):
-            return self.replay.run(index, needs, layers) if needs else {}
+        needs, tower = self._needs(index), self.replay.blocks[index].tower
+        with blaming(f"a statistic of the pruner {self.pruner_of[tower].use}"):
+            return self.replay.run(index, needs, layers, self.tokens_of.get(tower, "real")) if needs else {}
 
     def _prune_layers(
         self,

@@ -3,12 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 from ecoflap.core.contracts.events import Progress
-from ecoflap.core.contracts.records import Batch
+from ecoflap.core.contracts.records import Batch, TokenChoice
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.forward.placement import restored
@@ -40,6 +40,7 @@ class PlanTrials:
     pruners: Mapping[str, PartSpec]
     folder: RunFolder
     log: RunLog
+    tokens: Mapping[str, TokenChoice] = field(default_factory=dict)
 
     def best(self, plans: Mapping[str, Plan]) -> Plan:
         """Give the plan with the smallest loss; of equal ones the first.
@@ -81,7 +82,7 @@ class PlanTrials:
         replay = self.replay(self.batches[: -len(self._held_out)])
         with restored([layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]):
             blocks = self._blocks / _digest(plan)[:16]
-            BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None)()
+            BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None, tokens_of=self.tokens)()
             loss = float(self.replay(self._held_out).loss(0).mean())
         append_line(self.folder.trials, {"candidate": label, "plan": _digest(plan), "loss": loss})
         return loss

@@ -145,7 +145,8 @@ def _made(allocator: PartSpec, pools: Sequence[Pool], granularity: Granularity, 
 
 def _trials(state: RunState) -> PlanTrials:
     batches, held_out = state.data.batches(state.recipe.calibration), state.recipe.allocate.options.held_out
-    return PlanTrials(state.replay, batches, held_out, state.prepared.pruners, state.folder, state.log)
+    prepared = state.prepared
+    return PlanTrials(state.replay, batches, held_out, prepared.pruners, state.folder, state.log, prepared.tokens)
 
 
 def planned(folder: RunFolder) -> Plan:
@@ -195,6 +196,7 @@ def _pruned_and_refined(state: RunState, made: Plan) -> PackedMasks:
             prepared.block_refiners,
             dense,
             state.recipe.sequential,
+            prepared.tokens,
         )()
     del replay
     if prepared.model_refiners:

@@ -17,7 +17,7 @@ counts with that one.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
@@ -42,7 +42,10 @@ class ColumnMoments:
     """Sums x and x² of each input over all tokens, in float64: its mean, its variance, and Wanda's ‖X_j‖₂.
 
     :param in_features: The length of one input.
+    :cvar takes_weights: A mean is no sum of squares, so that a token cannot count more than another one in it.
     """
+
+    takes_weights: ClassVar[bool] = False
 
     def __init__(self, in_features: int) -> None:
         self.in_features = in_features
