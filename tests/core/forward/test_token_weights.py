@@ -47,7 +47,7 @@ def plain(model, batches, index):
             )
         )
         with torch.no_grad():
-            model(**batch, use_cache=False)
+            Looking().loss(model, batch)
         for handle in handles:
             handle.remove()
         found.append((Looking().tokens(model, batch, "language"), *states, inputs))

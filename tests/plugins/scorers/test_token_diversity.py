@@ -45,7 +45,7 @@ def slowly(model, adapter, batches, name):
         outputs = []
         handle = module.register_forward_hook(lambda _, args, output, seen=outputs: seen.append(output))
         with torch.no_grad():
-            model(**batch, use_cache=False)
+            adapter.loss(model, batch)
         handle.remove()
         for given, kinds in zip(outputs[0], adapter.tokens(model, batch, "language"), strict=True):
             images, text = ([y for y, kind in zip(given, kinds.tolist(), strict=True) if kind == one] for one in (2, 1))
