@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from ecoflap.core.forward.replay import Replay as Replay
     from ecoflap.core.forward.statistics import ColumnNorm as ColumnNorm
     from ecoflap.core.forward.statistics import Gram as Gram
+    from ecoflap.core.forward.statistics import LossGradient as LossGradient
     from ecoflap.core.forward.statistics import RegionalGradient as RegionalGradient
     from ecoflap.core.model.anatomy import Anatomy as Anatomy
     from ecoflap.core.model.anatomy import Block as Block
@@ -99,7 +100,7 @@ _HOME = {
     "export.export_again": ("export_run",),
     "forward.check_adapter": ("check_adapter",),
     "forward.replay": ("Replay",),
-    "forward.statistics": ("ColumnNorm", "Gram", "RegionalGradient"),
+    "forward.statistics": ("ColumnNorm", "Gram", "LossGradient", "RegionalGradient"),
     "model.anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
     "packed.load_model": ("load_masks", "load_model"),
     "packed.pack_model": ("pack_model",),

@@ -50,6 +50,7 @@ SETTINGS = {
     "blip2-zeroth-sparsegpt": Setting(0.6, 0.7, 1, 32, 2 * BLIP2 * 32),
     "blip2-uniform-wanda": Setting(0.5, None, 1, None, 0),
     "blip2-global-magnitude": Setting(0.5, 1.0, None, 128, 0),
+    "blip2-global-gradient": Setting(0.5, 1.0, 1, 128, 3 * 4 * 128),
     "blip2-local-wanda": Setting(0.5, 0.6, 1, 128, 2 * 128),
     "blip2-uniform-sparsegpt": Setting(0.5, None, 1, None, 0),
     "blip2-retrieval-zeroth-wanda": Setting(0.5, 0.6, 8, 32, 2 * RETRIEVAL * 4),
@@ -148,7 +149,8 @@ def test_the_settings_are_the_papers(name, registry):
     assert score.get("noises", 1) == 1
     assert score.get("eps", 1e-3) == 1e-3
     assert recipe.score is None or recipe.score.granularity == ("layer" if "global" in name else "block")
-    assert recipe.prune.use == name.rpartition("-")[2]
+    by = recipe.prune.parameters.get("metric", recipe.prune.use)
+    assert getattr(by, "use", by).endswith(name.rpartition("-")[2])
 
 
 @pytest.mark.parametrize("family", PRUNABLE)

@@ -9,6 +9,7 @@ from torch import nn
 
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration
@@ -31,10 +32,11 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     files = [("model/", weights), ("masks", masks), *([("dense/", remembered)] if remembered else []), *exports]
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in files)
     yield "disk", bytes_text(sum(size for _, size in files)), made_of
-    rounds = prepared.recipe.round_count
-    meanwhile = rounds * (prepared.size * width + masks)
+    rounds, gradients = prepared.recipe.round_count, _gradients(prepared)
+    meanwhile = rounds * (prepared.size * width + masks) + gradients
     of_rounds = f" of {rounds} rounds" if rounds > 1 else ""
-    yield "disk meanwhile", bytes_text(meanwhile), f"finished blocks{of_rounds}, until model/ is complete"
+    beside = f"; gradients of the loss {bytes_text(gradients)}" if gradients else ""
+    yield "disk meanwhile", bytes_text(meanwhile), f"finished blocks{of_rounds}, until model/ is complete{beside}"
 
 
 def kept_of(size: int, sparsity: Fraction | Pattern) -> int:
@@ -168,6 +170,16 @@ def _statistics(prepared: Prepared) -> int:
             for statistic in pruners[block.tower].options.needs
         )
         for block in prepared.anatomy.blocks
+    )
+
+
+def _gradients(prepared: Prepared) -> int:
+    """Give the bytes of what pruners ask of the loss' gradient: a number for each weight, in a file."""
+    return sum(
+        4 * layer.size
+        for block, layer in prepared.anatomy.layers()
+        for statistic in prepared.pruners[block.tower].options.needs
+        if issubclass(statistic, LossStatistic)
     )
 
 

@@ -8,6 +8,7 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.cli.plan_needs import kept_of, needs, samples_of, tokens_of_sample
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -115,8 +116,10 @@ def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
         yield "score", f"nothing: {recipe.allocate.use} looks at no score" if prepared.pools else "nothing"
     yield "allocate", _allocating(recipe.allocate)
     blocks = len({block.name for pool in prepared.pools for block, _ in pool.layers})
-    looks_at_data = any(pruner.options.needs for pruner in prepared.pruners.values())
-    data = f"each block twice on {_data(prepared, recipe.calibration)}" if looks_at_data else "no data needed"
+    needs = [need for pruner in prepared.pruners.values() for need in pruner.options.needs]
+    data = f"each block twice on {_data(prepared, recipe.calibration)}" if needs else "no data needed"
+    if any(issubclass(need, LossStatistic) for need in needs):
+        data += ", after a backward of the whole model"
     yield "prune", f"{_pruners(prepared)}: {blocks} blocks, {data}"
     refiners = [*dict.fromkeys(one.use for of_tower in prepared.block_refiners.values() for one in of_tower)]
     if refiners:

@@ -12,7 +12,7 @@ from ecoflap.core.contracts.abilities import ABILITIES, offers
 from ecoflap.core.contracts.answers import LARGEST, checking, shown
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.contracts.options import PartOptions
-from ecoflap.core.contracts.protocols import ComparingEvaluator, GradientStatistic, Statistic
+from ecoflap.core.contracts.protocols import ComparingEvaluator, GradientStatistic, LossStatistic, Statistic
 from ecoflap.core.errors import EcoflapError, RegistryError, nearest, unknown
 
 Options = TypeVar("Options", bound=PartOptions)
@@ -235,7 +235,7 @@ def _wrong_statistics(kind: str, part: Any) -> Iterator[str]:
         if missing:
             lacks = ", ".join(missing)
             yield f"its member needs has {need.__name__}, which is no statistic: it has no {lacks}. {_page(kind)}"
-        known = _members(GradientStatistic)
+        known = {*_members(GradientStatistic), *_members(LossStatistic)}
         for name in dir(need):
             close = [] if name.startswith("_") or name in known else get_close_matches(name, known, 1, _NEAR)
             if close and not hasattr(need, close[0]):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Float32, Int8
 from torch import Tensor, nn
 
 from ecoflap.core.budget.counts import Budget, Group
@@ -70,6 +70,22 @@ class GradientStatistic(Statistic, Protocol):
 
         It comes of a backward through the block alone, as the regional gradient of Wanda++ does.
         """
+        ...
+
+
+@runtime_checkable
+class LossStatistic(Statistic, Protocol):
+    """Is a statistic of the gradient of the whole model's loss, which is taken before anything is pruned.
+
+    It is each layer's own, and sums a number a weight.
+    """
+
+    def sum_into(self, total: Float32[Tensor, "out in"]) -> None:
+        """Take a tensor of zeros to sum into, which may lie in a file. It is called once, before any gradient."""
+        ...
+
+    def add_loss_gradient(self, gradient: Float[Tensor, "out in"]) -> None:
+        """Add, once for each batch, the gradient of the batch's loss with respect to the weight."""
         ...
 
 

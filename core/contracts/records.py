@@ -27,6 +27,12 @@ Aggregate = Literal["sum", "mean", "per_parameter"]
 """How the score of a group follows from those of its members."""
 Granularity = Literal["layer", "block", "tower", "model"]
 """What shares one sparsity."""
+TokenChoice = Literal["real", "text", "balanced", "drifting"]
+"""Which tokens count in statistics of layers' inputs, in a tower that has text and images.
+
+They are all that are no padding, text alone, both kinds with half of the weight each, or text and of each sample those
+of its images that the block turns most.
+"""
 Unit = Literal["layer", "block"]
 """What a scorer's scores are of."""
 

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import requiring_grad
-from ecoflap.core.forward.walk import tensors_in
+from ecoflap.core.forward.walk import BlockCall, tensors_in
 from ecoflap.core.model.anatomy import Block, Layer
 
 
@@ -48,6 +48,17 @@ def add_gradients(
             gradient = of[id(layer.parameter)]
             if gradient is not None:
                 add(layer, layer.matrix_of(gradient))
+
+
+def turned(
+    block: Block, layers: Sequence[Layer], call: BlockCall, real: Bool[Tensor, "batch tokens"]
+) -> Float32[Tensor, "batch tokens"]:
+    """Give 1 − cos of each position's hidden state before and after one call of a block."""
+    before, after = (next(tensors_in(given), None) for given in ((*call.args, dict(call.kwargs)), call.output))
+    if before is None or after is None:
+        raise ModelError(f"{block.name}: it is given no hidden states, or returns none, so they cannot drift")
+    old, new = (by_sample(block, layers, hidden, real).float().flatten(2) for hidden in (before, after))
+    return 1 - torch.cosine_similarity(old, new, dim=2)
 
 
 def by_sample(

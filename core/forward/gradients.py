@@ -1,17 +1,23 @@
 """The whole model's gradient, one layer at a time: never more than one layer's gradient and one block's activations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ecoflap.core.budget.select import is_finite
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.contracts.records import Batch
+from ecoflap.core.contracts.records import Batch, Statistics
+from ecoflap.core.errors import ModelError, listed
 from ecoflap.core.forward.placement import Placement, device_of, requiring_grad, tensors_of
 from ecoflap.core.forward.walk import replaced_forwards
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
@@ -59,6 +65,77 @@ def stream_gradients(
         summed.finish()
     for layer in unreached.values():
         visit(layer, torch.zeros_like(layer.weight))
+
+
+def kept_gradients(
+    stream: Callable[[Callable[[Layer, Tensor], None]], None],
+    layers: Sequence[Layer],
+    needs: Sequence[type[Any]],
+    folder: Path | None,
+) -> dict[str, Statistics]:
+    """Take statistics of the loss' gradient at some layers, by the layer's name: a number a weight for each of them.
+
+    An expert that no token reached has them as though its gradient were one everywhere, and ``is_fed`` is False.
+
+    :param stream: Visits all layers' gradients, batch by batch, as ``Replay.gradients`` does.
+    :param folder: Where the numbers lie, in a file that is gone when they are; None for main memory.
+    :raises ModelError: Where a layer has no gradient, or one that is not finite.
+    """
+    totals = {need: _zeros(layers, folder) for need in needs}
+    kept = {layer.name: _Kept(layer, {need: totals[need][layer.name] for need in needs}) for layer in layers}
+
+    def visit(layer: Layer, gradient: Tensor) -> None:
+        if layer.name in kept:
+            kept[layer.name].add(gradient)
+
+    stream(visit)
+    missing = [name for name, one in kept.items() if not one.is_seen]
+    if missing:
+        raise ModelError(f"the loss does not depend on {listed(missing, 6)}, so there is no gradient. Keep them whole")
+    return {name: one.statistics() for name, one in kept.items()}
+
+
+class _Kept:
+    """Holds the statistics of one layer's gradients while they come.
+
+    :param totals: By the statistic's type, the zeros that it sums into.
+    """
+
+    def __init__(self, layer: Layer, totals: Mapping[type[Any], Float32[Tensor, "out in"]]) -> None:
+        self.is_seen, self._is_fed = False, layer.layout != "routed"
+        self._layer = layer
+        self._found = {need: need(layer.shape[1]) for need in totals}
+        for need, statistic in self._found.items():
+            statistic.sum_into(totals[need])
+
+    def add(self, gradient: Float[Tensor, "out in"]) -> None:
+        """Add one batch's gradient."""
+        if not is_finite(gradient):
+            raise ModelError(f"{self._layer.name}: the gradient of the loss is NaN or infinite on the calibration data")
+        self.is_seen = True
+        self._is_fed = self._is_fed or bool(gradient.any())
+        for statistic in self._found.values():
+            statistic.add_loss_gradient(gradient)
+
+    def statistics(self) -> Statistics:
+        """Give the statistics when all batches were seen."""
+        is_fed = self._is_fed
+        if not is_fed:
+            self.add(torch.ones(self._layer.shape))
+        return Statistics(self._found, is_fed=is_fed)
+
+
+def _zeros(layers: Sequence[Layer], folder: Path | None) -> dict[str, Float32[Tensor, "out in"]]:
+    """Give a matrix of zeros of each layer's shape. All lie in one file of the folder, where there is one."""
+    sizes = [layer.size for layer in layers]
+    if folder is None:
+        flat = torch.zeros(sum(sizes))
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:  # what is mapped stays until nobody holds it any more
+            flat = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(sum(sizes),)))
+    pieces = flat.split(sizes)
+    return {layer.name: piece.view(layer.shape) for layer, piece in zip(layers, pieces, strict=True)}
 
 
 class _Summed:

@@ -5,7 +5,7 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Int8, Shaped
 from torch import Tensor
 
 from ecoflap.core.contracts.protocols import GradientStatistic
@@ -18,6 +18,7 @@ from ecoflap.core.forward.walk import BlockWatch
 from ecoflap.core.model.anatomy import Block, Layer
 
 TokensOf = Callable[[str, int], Int8[Tensor, "batch tokens"]]
+WeightsOf = Callable[[str, int], Shaped[Tensor, "batch tokens"]]
 
 
 class Observation(BlockWatch):
@@ -42,11 +43,15 @@ class Observation(BlockWatch):
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._fed: set[str] = set()  # layers with a real token among their inputs
         self._tokens_of: TokensOf
+        self._weights_of: WeightsOf
         self._call = 0  # which call of the block in one forward is being seen
 
-    def begin(self, tokens_of: TokensOf) -> None:
-        """Begin a new batch, of whose positions ``tokens_of(tower, call)`` says what they are."""
-        self._tokens_of = tokens_of
+    def begin(self, tokens_of: TokensOf, weights_of: WeightsOf) -> None:
+        """Begin a new batch, of whose positions functions of tower and call say what they are and how much they count.
+
+        One that counts w adds √w times its input, so that it counts w in a sum of squares.
+        """
+        self._tokens_of, self._weights_of = tokens_of, weights_of
         self._inputs.clear()
         self._rows.clear()
 
@@ -76,7 +81,7 @@ class Observation(BlockWatch):
         mine = self._made(self._own, self._of_gradients, layer, inputs.device)
         theirs = self._made(self._shared, self._of_inputs, layer, inputs.device) if leader == layer.name else {}
         if mine or theirs or layer.layout == "routed":
-            tokens = self._real_tokens(layer, inputs, picked)
+            tokens = self._counted_tokens(layer, inputs, picked)
             self._fed.update([layer.name] if len(tokens) else [])
             for statistic in (*mine.values(), *theirs.values()):
                 statistic.add(tokens)
@@ -112,17 +117,17 @@ class Observation(BlockWatch):
             of[layer.name] = {need: need(in_features).to(device) for need in needs}
         return of[layer.name]
 
-    def _real_tokens(self, layer: Layer, inputs: Tensor, picked: Picked | None) -> Tensor:
-        """Give the inputs without padding, as ``[tokens, in]``."""
+    def _counted_tokens(self, layer: Layer, inputs: Tensor, picked: Picked | None) -> Tensor:
+        """Give the inputs of positions that count, as ``[tokens, in]``."""
         flat = inputs.detach().reshape(-1, inputs.shape[-1])
         if layer.layout == "selected":
             return flat
-        rows = self._real_rows(layer).to(inputs.device)
+        rows = self._row_weights(layer).to(inputs.device)
         if layer.layout == "routed":
             if picked is not None and picked.of == len(rows):
-                return flat[rows[picked.rows]]
+                return _weighted(flat, rows[picked.rows])
             # An expert that is given every position has zeros where the router gave it none.
-            rows = rows & flat.ne(0).any(1) if len(flat) == len(rows) else rows
+            rows = rows * flat.ne(0).any(1) if len(flat) == len(rows) else rows
         if len(flat) != len(rows) and layer.layout == "routed":
             raise ModelError(
                 f"{layer.name}: a router gives it {len(flat)} rows, and which of the {len(rows)} positions they are "
@@ -134,13 +139,13 @@ class Observation(BlockWatch):
                 f"{layer.name}: its input {tuple(inputs.shape)} holds {len(flat)} tokens, but the tower it reads, "
                 f"{layer.reads or self._block.tower!r}, has {len(rows)}. Its adapter's reads, layout or tokens is wrong"
             )
-        return flat if bool(rows.all()) else flat[rows]
+        return _weighted(flat, rows)
 
-    def _real_rows(self, layer: Layer) -> Tensor:
+    def _row_weights(self, layer: Layer) -> Tensor:
         tower = layer.reads or self._block.tower
         call = 0 if layer.reads else self._call
         if (tower, call) not in self._rows:
-            self._rows[tower, call] = self._tokens_of(tower, call) > 0
+            self._rows[tower, call] = self._weights_of(tower, call)
         rows = self._rows[tower, call]
         return (rows.T if layer.layout == "token batch" else rows).reshape(-1)
 
@@ -178,6 +183,13 @@ class Observation(BlockWatch):
             if isinstance(statistic, GradientStatistic):
                 statistic.add_gradient(torch.ones_like(layer.weight))
         return found
+
+
+def _weighted(flat: Float[Tensor, "tokens in"], weights: Shaped[Tensor, " tokens"]) -> Float[Tensor, "some in"]:
+    """Give the rows that count, each times the root of its weight."""
+    counts = weights != 0
+    some = flat if bool(counts.all()) else flat[counts]
+    return some * weights[counts].sqrt()[:, None] if weights.is_floating_point() else some
 
 
 def _is_finite(statistic: Any) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from math import isfinite
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,14 +18,16 @@ from jaxtyping import Float, Float64, Int8
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.contracts.records import Batch, LayerPlace, Statistics
+from ecoflap.core.contracts.protocols import Adapter, LossStatistic
+from ecoflap.core.contracts.records import Batch, LayerPlace, Statistics, TokenChoice
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
-from ecoflap.core.forward.gradients import stream_gradients
+from ecoflap.core.forward.gradients import kept_gradients, stream_gradients
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation
 from ecoflap.core.forward.placement import Placement, device_of, tensors_of
+from ecoflap.core.forward.statistics import TokenWeights
 from ecoflap.core.forward.walk import BlockCall, BlockWatch, Record, Walk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
@@ -70,6 +73,7 @@ class Replay:
         self._records = [Record() for _ in batches]
         self._finished = 0
         self._moved: list[str] = []
+        self._of_loss: dict[str, Statistics] = {}
         self._outside = ExitStack()
 
     def __enter__(self) -> "Replay":
@@ -80,23 +84,79 @@ class Replay:
         self._outside.close()
 
     def run(
-        self, i: int, needs: Sequence[type[Any]] = (), layers: Sequence[Layer] | None = None
+        self,
+        i: int,
+        needs: Sequence[type[Any]] = (),
+        layers: Sequence[Layer] | None = None,
+        tokens: TokenChoice = "real",
     ) -> Mapping[str, Statistics]:
         """Run block ``i`` on every batch and observe its layers.
 
         :param needs: Types of the statistics to take of each layer's inputs, or of its gradient in a backward through
-            this block alone (:class:`RegionalGradient`).
+            this block alone (:class:`RegionalGradient`). One of the whole loss' gradient (:class:`LossGradient`) is
+            taken of all layers as the model is now, unless :meth:`keep_loss_gradients` has taken it before.
         :param layers: Those of its layers to observe; None for all.
+        :param tokens: Which tokens count in the statistics of inputs.
         :return: By layer name, its statistics by type: ``seen[name][Gram]``.
         """
         inside = self.anatomy.layers_of[self.blocks[i].name]
-        observation = Observation(self.blocks[i], inside if layers is None else layers, needs)
+        asked = inside if layers is None else layers
+        of_loss = [need for need in needs if issubclass(need, LossStatistic)]
+        if not of_loss:
+            return self._observed(i, needs, asked, tokens)
+        if any(need not in self._of_loss.get(layer.name, {}) for layer in asked for need in of_loss):
+            self.keep_loss_gradients([layer for _, layer in self.anatomy.layers()], of_loss)
+        others = [need for need in needs if need not in of_loss]
+        seen = self._observed(i, others, asked, tokens) if others else {}
+        return {layer.name: _joined(needs, seen.get(layer.name), self._of_loss[layer.name]) for layer in asked}
+
+    def keep_loss_gradients(
+        self, layers: Sequence[Layer], needs: Sequence[type[Any]], folder: Path | None = None
+    ) -> None:
+        """Take statistics of the loss' gradient at some layers, in float32 and with the model as it is now.
+
+        :meth:`run` gives them from then on, also after blocks were pruned. It takes one backward a batch.
+
+        :param needs: Their types, such as :class:`LossGradient`.
+        :param folder: Where their numbers, one for each weight, lie in a file meanwhile; None for main memory.
+        """
+        wide = Replay(
+            self.model,
+            self.adapter,
+            self.batches,
+            anatomy=self.anatomy,
+            seed=self.seed,
+            dtype=torch.float32,
+            device=self.placement.device,
+        )
+        with wide:
+            self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder)
+
+    def _observed(
+        self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice
+    ) -> Mapping[str, Statistics]:
+        inside = self.anatomy.layers_of[self.blocks[i].name]
+        observation = Observation(self.blocks[i], layers, needs)
+        # It takes forwards of its own, so they come before the one in which the weights are asked for.
+        drifts = self._drifts(i) if tokens == "drifting" else {}
+        weights = TokenWeights(tokens, self.tokens, len(self.batches), drifts)
         with self._holding(i) as home:
             for number, batch in enumerate(self.batches):
-                observation.begin(partial(self._tokens, batch))
+                observation.begin(partial(self._tokens, batch), partial(weights.of, number))
                 with watching(inside, observation.see):
                     self._forward(number, first=i, last=i, watch=observation, home=home)
         return observation.statistics()
+
+    def _drifts(self, i: int) -> dict[str, list[list[Tensor]]]:
+        """Say by its tower how far block ``i`` turns each position, batch by batch and call by call."""
+        block, layers = self.blocks[i], self.anatomy.layers_of[self.blocks[i].name]
+        if layers[0].layout == "selected":
+            return {}
+        found = [
+            [turned(block, layers, call, self.tokens(number, block.tower, call.number) > 0) for call in calls]
+            for number, calls in enumerate(self.calls(i))
+        ]
+        return {block.tower: found}
 
     def calls(self, i: int) -> Iterator[Sequence[BlockCall]]:
         """Run block ``i`` on one batch after the other, and yield its calls with their inputs and outputs.
@@ -277,6 +337,13 @@ def _added(layer: Layer, parameter: nn.Parameter, wide: Tensor, delta: Float[Ten
         yield
     finally:
         matrix.copy_(before)
+
+
+def _joined(needs: Sequence[type[Any]], seen: Statistics | None, of_loss: Statistics) -> Statistics:
+    """Put the statistics of a layer's inputs and of the loss' gradient together, in the order of ``needs``."""
+    found = {**(seen or {}), **of_loss}
+    is_fed = of_loss.is_fed if seen is None else seen.is_fed
+    return Statistics({need: found[need] for need in needs}, is_fed=is_fed)
 
 
 class _Calls(BlockWatch):

@@ -3,17 +3,91 @@
 Both sums come out the same, within float32's rounding, however the tokens are cut into calls.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32, Int8, Shaped
 from torch import Tensor
 
+from ecoflap.core.contracts.records import TokenChoice
 from ecoflap.core.errors import ModelError
 
 _CACHED = 1 << 16  # elements: 256 kB of float32, so that a square is summed while it is still in the core's cache
+_TEXT, _IMAGE = 1, 2  # what a position is, as adapters say it
 _ROWS = 512  # enough for a matrix product at full speed
+
+
+class TokenWeights:
+    """Says how much each token counts in the statistics of a block's layers.
+
+        text       1 for text, 0 for images
+        balanced   N/2N_t for text, N/2N_v for images; N = N_t + N_v are the tokens of all batches
+        drifting   1 for text, and for the k tokens of a sample's images with the largest drift 1 − cos(x, f(x)), f
+                   being the block:  k = min(n_v, round(min(1, mean drift)·n_t)), of n_t and n_v tokens in the sample
+
+    The last is Li, Qian & Han, Mostly Text, Smart Visuals: Asymmetric Text-Visual Pruning for Large Vision-Language
+    Models, CVPR 2026, with α = 1, as in its script. A tower in which one of the kinds never occurs has all its real
+    tokens count alike, and so has one whose drift is not known.
+
+    :param choice: Which of them count.
+    :param kinds: What each position of a batch is, by the batch's number, the tower and the call.
+    :param batches: How many batches there are.
+    :param drifts: By tower, how far the block turned each position, batch by batch and call by call.
+    """
+
+    def __init__(
+        self,
+        choice: TokenChoice,
+        kinds: Callable[[int, str, int], Int8[Tensor, "batch tokens"]],
+        batches: int,
+        drifts: Mapping[str, Sequence[Sequence[Float32[Tensor, "batch tokens"]]]],
+    ) -> None:
+        self._choice, self._kinds, self._batches, self._drifts = choice, kinds, batches, drifts
+        self._counts, self._mean_drift = cache(self._counted), cache(self._averaged)
+
+    def of(self, number: int, tower: str, call: int) -> Shaped[Tensor, "batch tokens"]:
+        """Give the weight of each position of a batch; 0 for one that does not count."""
+        kinds = self._kinds(number, tower, call)
+        text, images = (0, 0) if self._choice == "real" else self._counts(tower, call)
+        if not text or not images:
+            return kinds > 0
+        if self._choice == "balanced":
+            half = (text + images) / 2
+            return (kinds == _TEXT) * (half / text) + (kinds == _IMAGE) * (half / images)
+        if self._choice == "text":
+            return kinds == _TEXT
+        if tower not in self._drifts:
+            return kinds > 0
+        drift, mean = self._drifts[tower][number][call], self._mean_drift(tower, call)
+        return (kinds == _TEXT) | _drifting_most(kinds, drift, mean)
+
+    def _counted(self, tower: str, call: int) -> tuple[int, int]:
+        """Count the tokens of text and of images in all batches."""
+        kinds = [self._kinds(number, tower, call) for number in range(self._batches)]
+        text, images = (sum(int((one == kind).sum()) for one in kinds) for kind in (_TEXT, _IMAGE))
+        return text, images
+
+    def _averaged(self, tower: str, call: int) -> float:
+        """Give the mean drift of all images' tokens."""
+        found = [
+            drifts[call][self._kinds(number, tower, call).to(drifts[call].device) == _IMAGE]
+            for number, drifts in enumerate(self._drifts[tower])
+        ]
+        return float(torch.cat(found).mean())
+
+
+def _drifting_most(
+    kinds: Int8[Tensor, "batch tokens"], drift: Float32[Tensor, "batch tokens"], mean: float
+) -> Bool[Tensor, "batch tokens"]:
+    """Choose the images' tokens of each sample that drift most."""
+    chosen = torch.zeros_like(kinds, dtype=torch.bool)
+    for sample, kind, own in zip(chosen, kinds, drift.to(kinds.device), strict=True):
+        text, images = (int((kind == one).sum()) for one in (_TEXT, _IMAGE))
+        most = min(images, round(min(1.0, mean) * text))
+        sample[own.masked_fill(kind != _IMAGE, -torch.inf).topk(most).indices] = True
+    return chosen
 
 
 class ColumnNorm:
@@ -86,6 +160,49 @@ class RegionalGradient:
         self.samples += other.samples
 
     def to(self, device: torch.device | str) -> "RegionalGradient":
+        """Move the sum."""
+        self._sum = None if self._sum is None else self._sum.to(device)
+        return self
+
+
+class LossGradient:
+    """Takes 1/N Σ_n |∂L_n/∂W|: how far the loss of the whole dense model moves with each weight, over N batches.
+
+    :param in_features: The length of one input; the gradient has the weight's shape.
+    """
+
+    def __init__(self, in_features: int) -> None:
+        self.in_features = in_features
+        self.batches = 0
+        self._sum: Tensor | None = None
+
+    @property
+    def magnitude(self) -> Float32[Tensor, "out in"]:
+        """Give the mean of the batches' absolute gradients, in main memory."""
+        if self._sum is None:
+            raise ModelError("no gradient has reached this layer: the model's loss does not depend on it")
+        return self._sum / self.batches
+
+    def add(self, inputs: Float[Tensor, "... in"]) -> None:
+        """Leave the inputs alone: the gradient knows of them."""
+
+    def sum_into(self, total: Float32[Tensor, "out in"]) -> None:
+        """Take a tensor of zeros to sum into."""
+        self._sum = total
+
+    def add_loss_gradient(self, gradient: Float[Tensor, "out in"]) -> None:
+        """Add one batch's gradient."""
+        size = gradient.detach().float().abs()
+        self._sum = size if self._sum is None else self._sum.add_(size.to(self._sum.device))
+        self.batches += 1
+
+    def merge(self, other: "LossGradient") -> None:
+        """Add the batches of another."""
+        if other._sum is not None:
+            self._sum = other._sum.clone() if self._sum is None else self._sum.add_(other._sum.to(self._sum.device))
+        self.batches += other.batches
+
+    def to(self, device: torch.device | str) -> "LossGradient":
         """Move the sum."""
         self._sum = None if self._sum is None else self._sum.to(device)
         return self

@@ -20,8 +20,8 @@ from ecoflap.core.budget.select import is_finite, kept_only
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
-from ecoflap.core.contracts.protocols import GradientStatistic
-from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
+from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
+from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, TokenChoice
 from ecoflap.core.disk.safetensors_header import StoredAs
 from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError, listed
@@ -46,6 +46,7 @@ class BlockwisePruning:
     :param refiners_of: The refiners of each tower's blocks, in their order; a tower that is not named has none.
     :param dense: A replay of the same model in which each block is recorded before it is pruned; None where nobody asks
         what the dense model gave.
+    :param tokens_of: Which tokens count in statistics, by tower; all real ones in a tower that is not named.
     :param sequential: Whether statistics are taken again before each group of a block's layers that share an input.
     :param left: The masks of the round before, within which this one's are; empty in the first.
     :param dense_weights: The weights that layers had before the first round, for refiners that ask what the dense model
@@ -62,6 +63,7 @@ class BlockwisePruning:
     refiners_of: Mapping[str, Sequence[PartSpec]] = field(default_factory=dict)
     dense: Replay | None = None
     sequential: bool = False
+    tokens_of: Mapping[str, TokenChoice] = field(default_factory=dict)
     left: Mapping[str, Tensor] = field(default_factory=dict)
     dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -69,6 +71,7 @@ class BlockwisePruning:
         """Prune every block that is not finished yet, and return all masks."""
         masks = PackedMasks()
         planned = [self._planned(block) for block in self.replay.blocks]
+        self._keep_loss_gradients(planned)
         last = max(index for index, layers in enumerate(planned) if layers)
         total, done = sum(1 for layers in planned if layers), 0
         for index, layers in enumerate(planned[: last + 1]):
@@ -82,6 +85,21 @@ class BlockwisePruning:
             if self._needs_data(index, planned):
                 self.replay.advance(index)
         return masks
+
+    def _keep_loss_gradients(self, planned: Sequence[Sequence[Layer]]) -> None:
+        """Take the loss' gradient of the dense model, before any block is pruned or taken over, where pruners want it.
+
+        A run that goes on takes it anew: it is the same.
+        """
+        wanted: dict[type[Any], list[Layer]] = {}
+        for index, layers in enumerate(planned):
+            if layers and not self._file_of(index).is_file():
+                for need in self._needs(index):
+                    if issubclass(need, LossStatistic):
+                        wanted.setdefault(need, []).extend(layers)
+        if wanted:
+            union = list({layer.name: layer for layers in wanted.values() for layer in layers}.values())
+            self.replay.keep_loss_gradients(union, tuple(wanted), self.folder)
 
     def _planned(self, block: Block) -> list[Layer]:
         return [layer for layer in self.replay.anatomy.layers_of[block.name] if layer.name in self.plan.layers]
@@ -141,9 +159,9 @@ class BlockwisePruning:
 
     def _seen(self, index: int, layers: Sequence[Layer]) -> Mapping[str, Statistics]:
         """Take the statistics that a block's pruner asks for, with the block as it is now."""
-        needs = self._needs(index)
-        with blaming(f"a statistic of the pruner {self.pruner_of[self.replay.blocks[index].tower].use}"):
-            return self.replay.run(index, needs, layers) if needs else {}
+        needs, tower = self._needs(index), self.replay.blocks[index].tower
+        with blaming(f"a statistic of the pruner {self.pruner_of[tower].use}"):
+            return self.replay.run(index, needs, layers, self.tokens_of.get(tower, "real")) if needs else {}
 
     def _prune_layers(
         self,
@@ -263,7 +281,9 @@ def by_input(layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> list[li
     groups: dict[Any, list[Layer]] = {}
     for layer in layers:
         shared = tuple(
-            id(one) for kind, one in seen.get(layer.name, {}).items() if not issubclass(kind, GradientStatistic)
+            id(one)
+            for kind, one in seen.get(layer.name, {}).items()
+            if not issubclass(kind, (GradientStatistic, LossStatistic))
         )
         key = re.sub(r"\d+", "", layer.name) if layer.layout == "routed" else shared
         groups.setdefault(key, []).append(layer)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, InstanceOf
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.contracts.records import Aggregate, Granularity
+from ecoflap.core.contracts.records import Aggregate, Granularity, TokenChoice
 from ecoflap.core.recipe.keys import Key, Keys, is_mapping, key_of, type_of
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.text.strict_yaml import write_yaml
@@ -89,6 +89,7 @@ class TowerChoice(Keys):
     sparsity: float | None = Field(None, description="share of its weights to prune, or a pattern")
     pattern: InstanceOf[Pattern] | None = Field(None, description="`n:m`: n weights stay of every m")
     prune: Annotated[Spec | None, Key("pruner")] = Field(None, description="pruner")
+    tokens: TokenChoice | None = Field(None, description="which tokens count in statistics of its layers' inputs")
     refine: Annotated[tuple[Spec, ...] | None, Key("refiner")] = Field(
         None, description="refiner of blocks, or a list of them; `[]` for none"
     )
@@ -152,6 +153,9 @@ class Recipe(Keys):
         description="how often the model is scored, allocated and pruned: of n rounds the i-th leaves "
         "(1 - sparsity)^(i/n) of the weights; or the sparsity after each round, up to the recipe's",
     )
+    tokens: TokenChoice = Field(
+        "real", description="which tokens count in statistics of layers' inputs, in towers with text and images"
+    )
     sequential: bool = Field(
         False, description="whether a block's layers see what those before them in it give after they were pruned"
     )
@@ -208,7 +212,8 @@ class Recipe(Keys):
         """Write every key as a recipe does, defaults too."""
         plain = _pattern_as_sparsity(super().plain())
         # What stands for nothing is left out of keys that are newer than folders of runs that are to go on.
-        return {key: value for key, value in plain.items() if value or key not in ("include", "refine", "sequential")}
+        newer = {"include": [], "refine": [], "sequential": False, "tokens": "real"}
+        return {key: value for key, value in plain.items() if key not in newer or value != newer[key]}
 
     def dump(self) -> str:
         """Write the recipe as YAML, every default written out and every path absolute; it loads as an equal recipe.

@@ -28,6 +28,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     """Say everything that keeps a recipe from being run on its model, data aside."""
     yield from _tower_problems(prepared)
     yield from _include_problems(prepared)
+    yield from _token_problems(prepared)
     yield from _device_problems(prepared)
     yield from _integer_problems(prepared)
     yield from _pattern_problems(prepared.pools)
@@ -71,6 +72,19 @@ def _include_problems(prepared: Prepared) -> Iterator[str]:
             yield f"include: {why_not_included(name, prepared.model, prepared.anatomy, towers, left_out)}"
         elif prepared.recipe.towers.get(meant) == "keep":
             yield f"include: {name} is to be pruned here and kept under towers. Remove one."
+
+
+def _token_problems(prepared: Prepared) -> Iterator[str]:
+    """Yield towers whose tokens are weighted for a statistic that cannot weigh them."""
+    for tower, choice in prepared.tokens.items():
+        pruner = prepared.pruners[tower]
+        wrong = [need.__name__ for need in pruner.options.needs if not getattr(need, "takes_weights", True)]
+        if choice == "balanced" and wrong:
+            yield (
+                f"tokens: balanced weighs tokens in sums of squares, and {pruner.use}, which prunes the {tower} tower, "
+                f"asks for {', '.join(wrong)}, which cannot weigh them. Set tokens: real, text or drifting, for this "
+                f"tower alone by towers.{tower}.tokens"
+            )
 
 
 def _device_problems(prepared: Prepared) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ecoflap.core.contracts.events import Progress
-from ecoflap.core.contracts.records import Batch
+from ecoflap.core.contracts.records import Batch, TokenChoice
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.forward.placement import restored
@@ -43,6 +43,7 @@ class PlanTrials:
     pruners: Mapping[str, PartSpec]
     folder: RunFolder
     log: RunLog
+    tokens: Mapping[str, TokenChoice] = field(default_factory=dict)
     left: Mapping[str, Tensor] = field(default_factory=dict)
 
     def best(self, plans: Mapping[str, Plan]) -> Plan:
@@ -85,7 +86,8 @@ class PlanTrials:
         replay = self.replay(self.batches[: -len(self._held_out)])
         with restored([layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]):
             blocks = self._blocks / _digest(plan)[:16]
-            BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None, left=self.left)()
+            tokens, left = self.tokens, self.left
+            BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None, tokens_of=tokens, left=left)()
             loss = float(self.replay(self._held_out).loss(0).mean())
         append_line(self.folder.trials, {"candidate": label, "plan": _digest(plan), "loss": loss})
         return loss

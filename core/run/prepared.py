@@ -13,7 +13,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.contracts.records import View
+from ecoflap.core.contracts.records import TokenChoice, View
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
@@ -118,6 +118,12 @@ class Prepared:
         """Give the pruner of each tower, its own or the one that all others share."""
         own = {name: tower.prune for name, tower in self.recipe.towers.items() if tower != "keep"}
         return {tower.name: own.get(tower.name) or self.recipe.prune for tower in self.anatomy.towers}
+
+    @property
+    def tokens(self) -> Mapping[str, TokenChoice]:
+        """Give which tokens count in the statistics of each tower, its own choice or the one that all others share."""
+        own = {name: tower.tokens for name, tower in self.recipe.towers.items() if tower != "keep"}
+        return {tower.name: own.get(tower.name) or self.recipe.tokens for tower in self.anatomy.towers}
 
     @property
     def block_refiners(self) -> Mapping[str, tuple[PartSpec, ...]]:

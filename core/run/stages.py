@@ -175,8 +175,8 @@ def _made(
 
 def _trials(state: RunState) -> PlanTrials:
     batches, held_out = state.data.batches(state.recipe.calibration), state.recipe.allocate.options.held_out
-    left = state.before.masks if state.before else PackedMasks()
-    return PlanTrials(state.replay, batches, held_out, state.prepared.pruners, state.folder, state.log, left)
+    prepared, left = state.prepared, state.before.masks if state.before else PackedMasks()
+    return PlanTrials(state.replay, batches, held_out, prepared.pruners, state.folder, state.log, prepared.tokens, left)
 
 
 def planned(folder: RunFolder) -> Plan:
@@ -226,6 +226,7 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
             prepared.block_refiners,
             dense,
             state.recipe.sequential,
+            prepared.tokens,
             state.before.masks if state.before else PackedMasks(),
             state.before.dense_weights if state.before else {},
         )()

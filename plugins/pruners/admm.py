@@ -18,14 +18,13 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Budget, Keep, Pattern
-from ecoflap.core.budget.select import Compare, check_fits, kept_only, select, zeros_first
+from ecoflap.core.budget.select import Compare, check_fits, select, zeros_first
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner, Statistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.statistics import Gram
-from ecoflap.plugins.pruners.shared.better import better_of
-from ecoflap.plugins.pruners.shared.few_tokens import few_tokens
+from ecoflap.plugins.pruners.shared.better import solved_or_dense
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized
 
 
@@ -82,10 +81,7 @@ class Admm:
         dense = gram.scaled(weight)
         target = (dense @ gram.matrix).add_(dense, alpha=self.damping)
         mask, values = self._solve(_Problem(weight, budget, dense, target, self._inverse(seen[Gram], gram)))
-        few = few_tokens(seen[Gram])
-        notes = (f"{few} are few: ADMM's weights may fit the calibration data alone",) if few else ()
-        after = Pruned(mask, kept_only(gram.unscaled(values, weight), mask))
-        return better_of(weight, Pruned(mask, kept_only(weight, mask), notes), after, gram, "ADMM")
+        return solved_or_dense(weight, mask, gram.unscaled(values, weight), seen[Gram], "ADMM")
 
     def _inverse(self, statistic: Gram, gram: NormalizedGram) -> Float32[Tensor, "in in"]:
         found: Tensor = statistic.cached(

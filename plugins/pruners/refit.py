@@ -23,6 +23,7 @@ from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.statistics import Gram
+from ecoflap.plugins.pruners.shared.conjugate_gradient import by_conjugate_gradient
 from ecoflap.plugins.pruners.shared.inner import needs_with
 from ecoflap.plugins.pruners.shared.mended import mended
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram
@@ -69,34 +70,6 @@ class Refit:
         else:
             found = by_conjugate_gradient(gram.matrix, dense, start, mask, self.damping, self.steps)
         return Pruned(mask, kept_only(gram.unscaled(found, weight), mask))
-
-
-def by_conjugate_gradient(
-    matrix: Float32[Tensor, "in in"],
-    dense: Float32[Tensor, "out in"],
-    start: Float32[Tensor, "out in"],
-    mask: Bool[Tensor, "out in"],
-    damping: float,
-    steps: int,
-) -> Float32[Tensor, "out in"]:
-    """Go toward argmin tr((X − dense)(A + λI)(X − dense)ᵀ) on the mask; A's diagonal is one, so none preconditions."""
-
-    def product(x: Float32[Tensor, "out in"]) -> Float32[Tensor, "out in"]:
-        return (x @ matrix).add_(x, alpha=damping).mul_(mask)
-
-    found = start.clone()
-    residual = product(dense - found)
-    direction = residual.clone()
-    square = residual.square().sum(1, keepdim=True)
-    for _ in range(steps):
-        image = product(direction)
-        # A row that is solved has a residual and a direction of zero, and stays where it is.
-        length = square / (direction * image).sum(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        found.addcmul_(length, direction)
-        residual.addcmul_(length, image, value=-1)
-        before, square = square, residual.square().sum(1, keepdim=True)
-        direction = direction.mul_(square / before.clamp_min(torch.finfo(torch.float32).tiny)).add_(residual)
-    return found
 
 
 def exactly(

@@ -1,11 +1,13 @@
 """Takes new weights only where they are better by the layer's own inputs, and says so where they are not."""
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ecoflap.core.budget.select import is_finite
+from ecoflap.core.budget.select import is_finite, kept_only
 from ecoflap.core.contracts.records import Pruned
-from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram
+from ecoflap.core.forward.statistics import Gram
+from ecoflap.plugins.pruners.shared.few_tokens import few_tokens
+from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized
 
 _NOISE = 1e-10  # of the squared output: so much is nothing but float32's rounding, of which there is nothing to say
 
@@ -30,6 +32,25 @@ def better_of(weight: Float[Tensor, "out in"], before: Pruned, after: Pruned, gr
     return _noted(
         before, f"{who} would raise the output error from {old / output:.4g} to {new / output:.4g} of the output"
     )
+
+
+def solved_or_dense(
+    weight: Float[Tensor, "out in"],
+    mask: Bool[Tensor, "out in"],
+    solved: Float[Tensor, "out in"],
+    gram: Gram,
+    who: str,
+) -> Pruned:
+    """Give what a pruner solved for on its mask where that is better, and the dense weights there where it is not.
+
+    With fewer tokens than inputs it is taken too, and the notes say so.
+
+    :param who: The pruner's name, for notes.
+    """
+    few = few_tokens(gram)
+    notes = (f"{few} are few: {who}'s weights may fit the calibration data alone",) if few else ()
+    before = Pruned(mask, kept_only(weight, mask), notes)
+    return better_of(weight, before, Pruned(mask, kept_only(solved, mask)), normalized(gram), who)
 
 
 def _noted(before: Pruned, what: str) -> Pruned:

@@ -39,15 +39,20 @@ class NormalizedGram(NamedTuple):
         return float((change @ self.matrix).mul_(change).sum(dtype=torch.float64))
 
 
-def normalized(gram: Gram) -> NormalizedGram:
-    """Give a statistic's normalized matrix, which is kept with it."""
-    found: NormalizedGram = gram.cached("normalized", lambda: _normalize(gram.matrix))
+def normalized(gram: Gram, ridge: float = 0.0) -> NormalizedGram:
+    """Give a statistic's normalized matrix, which is kept with it.
+
+    :param ridge: What share of G's mean diagonal is added to that of each input before anything is divided; nothing is
+        to that of an input that was always zero.
+    """
+    found: NormalizedGram = gram.cached(("normalized", ridge), lambda: _normalize(gram.matrix, ridge))
     return found
 
 
-def _normalize(matrix: Float32[Tensor, "in in"]) -> NormalizedGram:
-    norms = matrix.diagonal().clamp_min(0).sqrt()
-    dead = norms == 0
+def _normalize(matrix: Float32[Tensor, "in in"], ridge: float) -> NormalizedGram:
+    diagonal = matrix.diagonal().clamp_min(0)
+    dead = diagonal == 0
+    norms = (diagonal + ridge * diagonal.mean()).masked_fill_(dead, 0).sqrt()
     inverse = 1 / norms.masked_fill(dead, 1)
     matrix = matrix.mul_(inverse).mul_(inverse[:, None])
     matrix.diagonal().fill_(1)

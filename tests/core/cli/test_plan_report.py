@@ -14,11 +14,12 @@ from ecoflap.core.cli.plan_report import plan_tables, prepared_tables
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import ModelError, RecipeError
 from ecoflap.core.forward.statistics import Gram
-from ecoflap.core.model.anatomy import Block, Layer, Tower
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
+from ecoflap.core.text.numbers import bytes_text
 
 HUB = "somebody/some-llama"
 
@@ -119,6 +120,17 @@ def test_what_an_exporter_says_stands_in_the_plan(plain, pico_llama):
     (said,) = (table for table in tables if table.title == "exports")
     views = 2 if has_cache(pico_llama()) else 1
     assert said.rows == [(use, f"it leaves out {views} views")]
+
+
+def test_a_pruner_by_the_losss_gradient_is_told_with_its_backward_and_its_file(plain, pico_llama):
+    """A number in float32 for each prunable weight, beside the finished blocks."""
+    recipe = parse_recipe(plain(prune={"use": "by_metric", "metric": "magnitude_gradient"}), registry=load_registry())
+    sections = by_title(plan_tables(recipe, load_registry()))
+    assert dict(sections["work"])["prune"].endswith(", after a backward of the whole model")
+    made_of = {row[0]: row[2] for row in sections["needs, predicted"]}["disk meanwhile"]
+    adapter = LlamaAdapter()
+    size = sum(layer.size for _, layer in Anatomy.of(adapter.towers(pico_llama()), adapter.layers).layers())
+    assert made_of == f"finished blocks, until model/ is complete; gradients of the loss {bytes_text(4 * size)}"
 
 
 def test_a_plan_needs_no_hub_where_a_configuration_is_named(named, plain, tmp_path):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ecoflap import Anatomy, ColumnNorm, Gram, Layer, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import Warned
-from ecoflap.core.forward.statistics import RegionalGradient
+from ecoflap.core.forward.statistics import LossGradient, RegionalGradient
 from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.pruning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
@@ -193,6 +193,24 @@ def test_a_regional_gradient_is_taken_of_each_expert(model):
         magnitude = found[RegionalGradient].magnitude
         assert bool(magnitude.isfinite().all()), name
         assert bool(magnitude.any()), name
+
+
+def test_the_loss_gradient_of_each_expert_is_autograds_and_of_one_without_a_token_ones(model):
+    replay = replay_of(model)
+    model.requires_grad_(True)
+    replay.adapter.loss(model, batch()).backward()
+    expected = {
+        layer.name: layer.matrix_of(layer.parameter.grad).abs()
+        for _, layer in replay.anatomy.layers()
+        if layer.parameter.grad is not None
+    }
+    model.zero_grad()
+    for name, found in replay.run(0, (LossGradient,)).items():
+        is_fed = name in expected and bool(expected[name].any())
+        ones = torch.ones_like(found[LossGradient].magnitude)
+        wanted = expected[name] if is_fed else ones
+        torch.testing.assert_close(found[LossGradient].magnitude, wanted, rtol=1e-4, atol=1e-7)
+        assert found.is_fed == is_fed
 
 
 @pytest.mark.parametrize("pruner", [Wanda(), SparseGPT(), Magnitude()], ids=["wanda", "sparsegpt", "magnitude"])

@@ -16,6 +16,8 @@ from ecoflap.core.errors import ModelError
 from ecoflap.core.pruning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.plugins.allocators.uniform import Uniform
+from ecoflap.plugins.metrics.magnitude_gradient import MagnitudeGradient
+from ecoflap.plugins.pruners.by_metric import ByMetric
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.wanda import Wanda
 
@@ -120,6 +122,26 @@ def test_kept_weights_that_are_zero_are_counted(step, pico_llama):
     nonzero = 18 * 32
     assert zeros.pop(name) == fine.plan.layers[name].keep - nonzero > 0
     assert set(zeros.values()) == {0}
+
+
+def test_gradients_of_the_loss_are_the_dense_models_in_all_blocks_and_after_a_break(step, pico_llama):
+    """By |W|·|g| of the dense model no mask depends on what was pruned before it."""
+    whole, _ = step(ByMetric(MagnitudeGradient(), "layer"))
+    model = whole.replay.model
+    whole.replay.adapter.loss(model, whole.replay.batches[0]).backward()
+    metric = {name: one.detach().abs() * one.grad.abs() for name, one in model.named_parameters()}
+    model.zero_grad()
+    expected = whole()
+    for name, mask in expected.items():
+        keep = whole.plan.layers[name].keep
+        order = metric[name].flatten().argsort(stable=True, descending=True)
+        assert mask.flatten()[order[: keep - 2]].all(), name
+        assert not mask.flatten()[order[keep + 2 :]].any(), name
+    (whole.folder / "001.safetensors").unlink()
+    again, _ = step(ByMetric(MagnitudeGradient(), "layer"), model=pico_llama())
+    masks = again()
+    assert all(torch.equal(masks[name], mask) for name, mask in expected.items())
+    assert sorted(path.name for path in whole.folder.iterdir()) == [f"00{at}.safetensors" for at in range(3)]
 
 
 def test_later_blocks_see_the_pruned_ones_and_blocks_on_disk_are_taken_over(step, pico_llama):

@@ -9,8 +9,11 @@ from ecoflap.core.pruning.masks import read_masks
 
 PRUNERS = {
     "admm": "admm",
+    "alps": "alps",
     "metric": {"use": "by_metric", "metric": {"use": "wanda_plus_plus"}},
+    "gradient": {"use": "by_metric", "metric": "magnitude_gradient"},
     "nested": {"use": "refit", "inner": {"use": "swap", "inner": {"use": "by_metric", "metric": "ria"}}},
+    "dsnot": {"use": "dsnot", "inner": {"use": "by_metric", "metric": "wanda"}},
     "exact": {"use": "refit", "solver": "exact", "inner": "sparsegpt"},
 }
 

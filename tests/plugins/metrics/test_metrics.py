@@ -8,8 +8,8 @@ from gram_layers import correlated, drawn
 
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.statistics import ColumnNorm, RegionalGradient
-from ecoflap.plugins.metrics import magnitude, ria, wanda, wanda_plus_plus
+from ecoflap.core.forward.statistics import ColumnNorm, LossGradient, RegionalGradient
+from ecoflap.plugins.metrics import magnitude, magnitude_gradient, multiflow, ria, wanda, wanda_plus_plus
 
 
 @pytest.fixture
@@ -29,10 +29,11 @@ def gradients():
 
 @pytest.fixture
 def found(x, gradients):
-    statistics = Statistics({ColumnNorm: ColumnNorm(7), RegionalGradient: RegionalGradient(7)})
+    statistics = Statistics({kind: kind(7) for kind in (ColumnNorm, RegionalGradient, LossGradient)})
     statistics[ColumnNorm].add(x)
     for gradient in gradients:
         statistics[RegionalGradient].add_gradient(gradient)
+        statistics[LossGradient].add_loss_gradient(gradient)
     return statistics
 
 
@@ -47,6 +48,8 @@ def norm(x, j):
 
 def test_are_offered():
     assert magnitude.ecoflap_register_metrics() == {"magnitude": magnitude.Magnitude}
+    assert magnitude_gradient.ecoflap_register_metrics() == {"magnitude_gradient": magnitude_gradient.MagnitudeGradient}
+    assert multiflow.ecoflap_register_metrics() == {"multiflow": multiflow.Multiflow}
     assert wanda.ecoflap_register_metrics() == {"wanda": wanda.Wanda}
     assert ria.ecoflap_register_metrics() == {"ria": ria.Ria}
     assert wanda_plus_plus.ecoflap_register_metrics() == {"wanda_plus_plus": wanda_plus_plus.WandaPlusPlus}
@@ -91,11 +94,42 @@ def test_wanda_plus_plus(weight, x, gradients, found, alpha):
     holds(wanda_plus_plus.WandaPlusPlus(alpha)(weight, found), formula)
 
 
+def test_multiflow(weight, x, found):
+    """Its weights are those of the formula but for one factor, which is the same for the whole layer."""
+
+    def flow(i, j):
+        return abs(float(weight[i, j])) * norm(x, j)
+
+    def formula(i, j):
+        output, given = sum(flow(i, k) for k in range(7)) / 7, sum(flow(k, j) for k in range(5)) / 5
+        return abs(float(weight[i, j])) * output * given
+
+    values = multiflow.Multiflow()(weight, found)
+    holds(values * (formula(2, 3) / float(values[2, 3])), formula)
+
+
+def test_multiflow_of_large_numbers_and_of_none(weight, x):
+    statistics = Statistics({ColumnNorm: ColumnNorm(7)})
+    assert not multiflow.Multiflow()(weight, statistics).any()
+    statistics[ColumnNorm].add(1e15 * x)
+    large = multiflow.Multiflow()(1e4 * weight, statistics)
+    assert large.isfinite().all()
+    assert large.amax() > 0
+
+
+def test_magnitude_gradient(weight, gradients, found):
+    def formula(i, j):
+        return abs(float(weight[i, j])) * sum(abs(float(one[i, j])) for one in gradients) / 3
+
+    holds(magnitude_gradient.MagnitudeGradient()(weight, found), formula)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_of_other_dtypes_and_the_weight_is_left_alone(weight, found, dtype):
     weight = weight.to(dtype)
     before = weight.clone()
-    for metric in (magnitude.Magnitude(), wanda.Wanda(), ria.Ria(), wanda_plus_plus.WandaPlusPlus()):
+    metrics = (magnitude.Magnitude(), wanda.Wanda(), ria.Ria(), wanda_plus_plus.WandaPlusPlus())
+    for metric in (*metrics, magnitude_gradient.MagnitudeGradient(), multiflow.Multiflow()):
         assert metric(weight, found).isfinite().all()
         assert torch.equal(weight, before)
 

@@ -11,6 +11,8 @@ from plan_contexts import context
 import ecoflap
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
+from ecoflap.plugins.metrics.magnitude_gradient import MagnitudeGradient
+from ecoflap.plugins.pruners.by_metric import ByMetric
 from ecoflap.plugins.scorers.global_threshold import GlobalThreshold
 
 
@@ -60,6 +62,21 @@ def test_gradients_are_taken_anew_of_what_each_step_leaves(replay, steps):
     for name, mask in masks.items():
         assert abs(found[name] - mask.sum()) <= 2  # two ways to add gradients may put one weight on the other side
     assert sum(found.values()) == sum(mask.size for mask in masks.values()) // 2
+
+
+def test_with_the_metric_of_its_name_masks_are_those_of_one_sort_over_all_weights(replay):
+    """Global pruning by |W|·|g|, its counts by the scorer and its masks by the metric, against autograd and a sort."""
+    expected = kept_by_sorting(by_autograd(replay), 0.5)
+    counts = dict(GlobalThreshold(0.5, "magnitude_gradient", steps=1)(replay, all_layers(replay)))
+    pruner, wrong = ByMetric(MagnitudeGradient(), "layer"), 0
+    for index, block in enumerate(replay.blocks):
+        seen = replay.run(index, pruner.needs)
+        for layer in replay.anatomy.layers_of[block.name]:
+            place = replay.place(index, layer)
+            mask = pruner(layer.weight.data, seen[layer.name], ecoflap.Keep(int(counts[layer.name])), place).mask
+            wrong += int((mask.numpy() != expected[layer.name]).sum())
+        replay.advance(index)
+    assert wrong <= 4  # two ways to add gradients may put a weight at the threshold on the other side
 
 
 def test_each_tower_may_have_a_threshold_of_its_own(replay):

@@ -1,0 +1,80 @@
+"""The recipe's choice of tokens, from the file to the masks."""
+
+import pytest
+import torch
+
+import ecoflap
+from ecoflap import ColumnNorm, Replay
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import RecipeError
+from ecoflap.core.pruning.masks import read_masks
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.prepare import prepare
+
+
+class Looking(LlamaAdapter):
+    """Takes tokens with an even number for those of images."""
+
+    def tokens(self, model, batch, tower, call=0):
+        kinds = 2 - (batch["input_ids"] % 2).to(torch.int8)
+        return kinds * batch["attention_mask"].to(torch.int8)
+
+
+def run(plain, pico, folder, **keys):
+    model = {"source": str(pico / "model"), "adapter": Looking}
+    recipe = plain(model=model, score=None, allocate="uniform", export=None, evaluate=None, **keys)
+    return ecoflap.run(recipe, folder=folder)
+
+
+def test_masks_are_those_by_the_chosen_tokens(plain, pico, tmp_path, monkeypatch):
+    seen = []
+    real_run = Replay.run
+
+    def noting(self, i, needs=(), layers=None, tokens="real"):
+        found = real_run(self, i, needs, layers, tokens)
+        seen.append((tokens, {name: one[ColumnNorm].squared.clone() for name, one in found.items()}))
+        return found
+
+    monkeypatch.setattr(Replay, "run", noting)
+    done = {choice: run(plain, pico, tmp_path / choice, tokens=choice) for choice in ("real", "text", "balanced")}
+    masks = {choice: read_masks(one.folder / "masks.safetensors") for choice, one in done.items()}
+    first = "model.layers.0.self_attn.q_proj.weight"
+    assert [choice for choice, norms in seen if first in norms] == ["real", "text", "balanced"]
+    assert all(int((masks["text"][name] ^ mask).sum()) for name, mask in masks["real"].items() if ".v_proj" in name)
+    assert any(int((masks["text"][name] ^ mask).sum()) for name, mask in masks["balanced"].items())
+    assert done["text"].report.sparsity == done["real"].report.sparsity
+
+
+def test_a_tower_has_its_own_choice_or_the_recipes(plain):
+    registry = load_registry()
+
+    def chosen(**keys):
+        return prepare(parse_recipe(plain(**keys), registry=registry), registry).tokens
+
+    assert chosen() == {"language": "real"}
+    assert chosen(tokens="text") == {"language": "text"}
+    assert chosen(tokens="text", towers={"language": {"tokens": "drifting"}}) == {"language": "drifting"}
+
+
+def test_a_recipe_that_chooses_nothing_is_written_as_before_there_was_a_choice(plain):
+    registry = load_registry()
+    assert "tokens" not in parse_recipe(plain(), registry=registry).plain()
+    chosen = parse_recipe(plain(tokens="text", towers={"language": {"tokens": "balanced"}}), registry=registry)
+    assert chosen.plain()["tokens"] == "text"
+    assert chosen.plain()["towers"] == {"language": {"tokens": "balanced"}}
+
+
+def test_another_word_is_refused_with_the_choices(plain):
+    with pytest.raises(RecipeError, match=r"tokens: .*'real', 'text', 'balanced' or 'drifting'"):
+        parse_recipe(plain(tokens="image"), registry=load_registry())
+
+
+def test_a_statistic_that_cannot_weigh_tokens_is_refused_by_the_plan(plain):
+    registry = load_registry()
+    recipe = parse_recipe(plain(prune="dsnot", tokens="balanced"), registry=registry)
+    with pytest.raises(RecipeError, match=r"dsnot, which prunes the language tower, asks for ColumnMom.*towers\."):
+        prepare(recipe, registry)
+    prepare(parse_recipe(plain(prune="dsnot", tokens="text"), registry=registry), registry)
+    own = plain(prune="dsnot", tokens="balanced", towers={"language": {"tokens": "real"}})
+    prepare(parse_recipe(own, registry=registry), registry)
