@@ -50,7 +50,7 @@ SETTINGS = {
     "blip2-zeroth-sparsegpt": Setting(0.6, 0.7, 1, 32, 2 * BLIP2 * 32),
     "blip2-uniform-wanda": Setting(0.5, None, 1, None, 0),
     "blip2-global-magnitude": Setting(0.5, 1.0, None, 128, 0),
-    "blip2-global-gradient": Setting(0.5, 1.0, 1, 128, 3 * 4 * 128),
+    "blip2-global-gradient": Setting(0.5, 1.0, 1, 128, 4 * 128),
     "blip2-local-wanda": Setting(0.5, 0.6, 1, 128, 2 * 128),
     "blip2-uniform-sparsegpt": Setting(0.5, None, 1, None, 0),
     "blip2-retrieval-zeroth-wanda": Setting(0.5, 0.6, 8, 32, 2 * RETRIEVAL * 4),
@@ -149,8 +149,13 @@ def test_the_settings_are_the_papers(name, registry):
     assert score.get("noises", 1) == 1
     assert score.get("eps", 1e-3) == 1e-3
     assert recipe.score is None or recipe.score.granularity == ("layer" if "global" in name else "block")
-    by = recipe.prune.parameters.get("metric", recipe.prune.use)
-    assert getattr(by, "use", by).endswith(name.rpartition("-")[2])
+    pruner = name.rpartition("-")[2]
+    if pruner == "gradient":
+        assert recipe.prune.plain() == {"use": "by_metric", "metric": {"use": "magnitude_gradient"}, "compare": "layer"}
+        assert recipe.rounds == tuple(round(0.5 ** (3 / number), 6) for number in (1, 2, 3))
+    else:
+        assert recipe.prune.use == pruner
+        assert recipe.rounds is None
 
 
 @pytest.mark.parametrize("family", PRUNABLE)

@@ -121,19 +121,9 @@ class RunFolder:
     @property
     def holds_results(self) -> bool:
         """Say whether anything was found or made here that would have to be found again."""
-        results = (
-            self.evaluations,
-            self.dense,
-            self.scores,
-            self.refinements,
-            self.plan,
-            self.masks,
-            self.blocks,
-            self.rounds,
-            self.model,
-            self.exports,
-        )
-        return any(path.exists() for path in (*results, self.report))
+        found = (self.evaluations, self.dense, self.scores, self.refinements, self.plan, self.report)
+        made = (self.masks, self.blocks, self.rounds, self.model, self.exports)
+        return any(path.exists() for path in (*found, *made))
 
     @property
     def lock(self) -> Path:

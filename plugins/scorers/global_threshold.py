@@ -5,7 +5,7 @@
 
 Its scores are whole numbers that sum to the budget, so that ``allocate: {use: ecoflap, max_sparsity: 1.0}`` with
 ``granularity: layer`` keeps just these. With ``prune: magnitude`` the first is global magnitude pruning, mask and all;
-with the metric ``magnitude_gradient``, compared by layer, so is the second at I = 1, and later rounds give the budgets.
+with the metric ``magnitude_gradient`` compared by layer, so is the second at I = 1, in each of the recipe's ``rounds``.
 
 Both are baselines of Sung, Yoon & Bansal, ECoFLaP: Efficient Coarse-to-Fine Layer-Wise Pruning for Vision-Language
 Models, ICLR 2024, with I = 3 and a budget for each tower. Their code compares W and not |W|.

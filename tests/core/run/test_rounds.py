@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from killing import in_a_fork
 
 import ecoflap
+from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import RunStarted, StageStarted
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.pruning.plan_file import read_plan
@@ -132,6 +134,54 @@ def test_each_round_scores_the_model_as_the_one_before_left_it(recipe, pico, tmp
     assert run.plan == second.plan
 
 
+GLOBAL_GRADIENT = {
+    "score": {
+        "use": "global_threshold", "sparsity": 0.6, "measure": "magnitude_gradient", "steps": 1, "granularity": "layer",
+    },
+    "allocate": {"use": "ecoflap", "max_sparsity": 1.0},
+    "prune": {"use": "by_metric", "metric": "magnitude_gradient", "compare": "layer"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Six windows of tokens, the same whenever they are asked for."""
+
+    def __call__(self, adapter, model, note):
+        yield from windows()
+
+
+def windows():
+    generator = torch.Generator().manual_seed(8)
+    return [ecoflap.Sample(tokens=torch.randint(3, 60, (16,), generator=generator)) for _ in range(6)]
+
+
+def test_global_gradient_pruning_is_that_of_a_sort_over_all_weights(pico_llama, tmp_path):
+    """Three rounds by plain backwards and one sort: |W|·mean |g| of all layers, largest first."""
+    recipe = {
+        "version": 1, "sparsity": 0.6, "rounds": [0.216, 0.46, 0.6], "calibration": {"use": Windows, "batch_size": 2},
+        **GLOBAL_GRADIENT,
+    }  # fmt: skip
+    run = ecoflap.run(recipe, model=pico_llama(), folder=tmp_path / "run")
+    model, adapter = pico_llama(), LlamaAdapter()
+    batches = [adapter.collate(model, windows()[at : at + 2]) for at in (0, 2, 4)]
+    weights = {name: model.get_parameter(name) for name in run.plan.layers}
+    for share, masks in zip((0.216, 0.46, 0.6), masks_of_rounds(run.folder), strict=True):
+        sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        for batch in batches:
+            model.zero_grad()
+            adapter.loss(model, batch).backward()
+            sums = {name: total + weights[name].grad.abs() for name, total in sums.items()}
+        metrics = {name: (total * weights[name].abs()).detach() for name, total in sums.items()}
+        every = torch.cat([metric.flatten() for metric in metrics.values()])
+        threshold = every.sort(descending=True).values[int(len(every) * (1 - share)) - 1]
+        off = sum(int((masks[name] != (metric >= threshold)).sum()) for name, metric in metrics.items())
+        assert off <= 4  # two ways to add gradients may exchange weights at the threshold
+        assert len({float(masks[name].float().mean()) for name in masks}) > 5
+        for name, weight in weights.items():
+            weight.data.mul_(masks[name])
+
+
 POINTS = [
     "event:Progress score:3",
     "rename:rounds/1/plan.json:after",
@@ -169,10 +219,16 @@ def unbroken_of(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("pruner", "point"), [*(("wanda", point) for point in POINTS), *(("admm", point) for point in POINTS[2:7:2])]
+    ("pruner", "point"),
+    [
+        *(("wanda", point) for point in POINTS),
+        *(("admm", point) for point in POINTS[2:7:2]),
+        ("global gradient", "rename:rounds/2/blocks/000.safetensors:after"),
+    ],
 )
 def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken_of, all_lasting, killer, tmp_path, point, pruner):
-    recipe, folder = {**recipe, "prune": pruner}, tmp_path / "run"
+    recipe = {**recipe, **(GLOBAL_GRADIENT if pruner == "global gradient" else {"prune": pruner})}
+    folder = tmp_path / "run"
     unbroken = unbroken_of(pruner, recipe)
     assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
     ecoflap.run(recipe, folder=folder)
