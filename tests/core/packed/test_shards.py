@@ -279,15 +279,15 @@ def test_a_name_that_is_taken(tmp_path):
 def test_a_failed_write_leaves_what_was_there(shards, monkeypatch):
     folder, state, _ = shards
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    packs = []
+    counted, nonzeros_of = [], writing.nonzeros_of
 
-    def pack(mask):
-        packs.append(mask)
-        if len(packs) == 3:
+    def full(weight):
+        counted.append(weight)
+        if len(counted) == 5:  # of each tensor all weights are counted, then those that are kept
             raise OSError(28, "No space left on device")
-        return torch.zeros((mask.numel() + 7) // 8, dtype=torch.uint8)
+        return nonzeros_of(weight)
 
-    monkeypatch.setattr(writing, "pack", pack)
+    monkeypatch.setattr(writing, "nonzeros_of", full)
     other, masks = weights(seed=1)
     with pytest.raises(EcoflapError, match="the disk is full"):
         save_packed(folder / NAME, other, masks, shard_bytes=500)
