@@ -144,12 +144,14 @@ def test_without_a_compiler_there_is_a_wheel_without_a_library(source, tmp_path)
     assert {"ecoflap/kernels/build.py", "ecoflap/kernels/src/blocks.h", "ecoflap/core/kernel/library.py"} <= names
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_leaves_the_library_out(source, tmp_path):
     """Not only one that is not there: pip install never fails for want of one."""
     building(source, "build_wheel", tmp_path, CXX="false")
     assert [wheel.name.rpartition("-")[2] for wheel in tmp_path.glob("*.whl")] == ["any.whl"]
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_wheel_is_the_same_bytes_whenever_it_is_built(source, tmp_path):
     """As SOURCE_DATE_EPOCH asks; the folder it is built in leaves no trace."""
@@ -208,6 +210,7 @@ def test_the_metadata_names_the_licence_of_all_that_ships(built):
     assert not [name for name in named if not any(path.startswith(f"ecoflap/{name}") for path in shipped)]
 
 
+@pytest.mark.slow
 def test_building_for_editing_warns_of_nothing(source, tmp_path):
     building(source, "build_editable", tmp_path)
 

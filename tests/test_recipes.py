@@ -115,7 +115,9 @@ def test_the_recipe_is_valid(name, registry):
     assert recipe.sparsity is not None or recipe.pattern is not None
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize(
+    "name", [name if name.startswith("quickstart") else pytest.param(name, marks=pytest.mark.slow) for name in SWEEPS]
+)
 def test_every_run_of_a_sweep_is_valid_with_its_model(name, registry, pico_llama_folder, tmp_path, on_pico_llava):
     """At one of its sparsities, the others being alike; on a pico model where its own is not among what tests need."""
     sweep = read_sweep(SWEEPS[name])

@@ -273,9 +273,16 @@ class Replay:
             )
 
     @contextmanager
-    def _holding(self, i: int) -> Iterator[torch.device]:
-        """Hold a block's weights over several forwards that end with it, and say where they were."""
+    def _holding(self, i: int) -> Iterator[torch.device | None]:
+        """Hold a block's weights over several forwards that end with it, and say where they were.
+
+        A block that is called more than once is not held, and None is given: between two calls others run, and no more
+        than one block is to be there.
+        """
         module = self.blocks[i].module
+        if self.blocks[i].calls != 1:
+            yield None
+            return
         home = device_of(module)
         with self.placement.held(tensors_of(module)):
             yield home

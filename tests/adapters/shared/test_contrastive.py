@@ -14,7 +14,7 @@ def recipe(samples: int | None, size: int, score: str = "") -> Recipe:
     order = "random" if samples else "consecutive"
     data = TEXT % (samples or "null", order, size)
     text = f"version: 1\nmodel: m\ncalibration: {data}\nsparsity: 0.5\nprune: wanda\n{score}"
-    return parse_recipe(text, registry=load_registry(), file=Path("r.yaml"))
+    return parse_recipe(text, registry=load_registry(), file=Path(__file__).with_name("r.yaml"))
 
 
 @pytest.mark.parametrize(("samples", "size"), [(8, 2), (8, 8), (9, 9), (8, 3), (5, 9), (None, 3)])
@@ -53,4 +53,4 @@ def test_the_same_is_not_told_twice():
 
 def test_without_data_nothing_is_compared():
     text = "version: 1\nmodel: m\nsparsity: 0.5\nprune: magnitude\n"
-    assert not [*pair_problems(parse_recipe(text, registry=load_registry(), file=Path("r.yaml")))]
+    assert not [*pair_problems(parse_recipe(text, registry=load_registry(), file=Path(__file__).with_name("r.yaml")))]
