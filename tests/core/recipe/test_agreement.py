@@ -38,7 +38,8 @@ def read(score, allocate=None):
             "sensitivity",
             "owl",
             "owl looks at scores that are numbers, and sensitivity gives curves. Scorers that give numbers: "
-            "first_order, from_run, global_threshold, hill, local_metric, magnitude, outlier_share, token_diversity, zeroth_order. "
+            "first_order, from_run, global_threshold, hill, local_metric, magnitude, outlier_share, token_diversity, "
+            "zeroth_order. "
             "Allocators that take curves: best_of, marginal.",
         ),
     ],
