@@ -420,7 +420,7 @@ REFINERS = {
     "distill": [{"use": "distill", "steps": 2, "learning_rate": 1e-5}],
 }
 NO_LOGITS = {
-    "clip_vision", "dinov2", "dinov3", "open_clip_siglip", "siglip", "timm_eva", "timm_eva02", "vit",
+    "clip_vision", "dinov2", "dinov3", "lavis EVA-ViT", "open_clip_siglip", "siglip", "timm_eva", "timm_eva02", "vit",
 }  # fmt: skip
 """Families whose loss is no cross entropy: a sigmoid of pairs, or a projection where images have no label."""
 
