@@ -24,6 +24,10 @@ class Keep:
         if self.count < 0:
             raise EcoflapError(f"a layer cannot keep {self.count} weights: the count is 0 or more")
 
+    def keep_of(self, size: int) -> int:
+        """Give how many it keeps of ``size`` weights, however many these are; a pattern is asked the same."""
+        return self.count
+
 
 @dataclass(frozen=True)
 class Pattern:

@@ -107,11 +107,11 @@ class Admm:
         if step >= self.gradual:
             return select(metric, problem.budget, self.compare)
         share = 1 - (1 - step / self.gradual) ** 3
+        count = Keep(_grown(metric.numel(), problem.budget.keep_of(metric.numel()), share))
         if isinstance(problem.budget, Pattern):
             safe = select(metric, problem.budget)
-            count = _grown(metric.numel(), problem.budget.keep_of(metric.numel()), share)
-            return select(metric.masked_fill(safe, torch.finfo(metric.dtype).max), Keep(count), "layer")
-        return select(metric, Keep(_grown(metric.numel(), problem.budget.count, share)), self.compare)
+            return select(metric.masked_fill(safe, torch.finfo(metric.dtype).max), count, "layer")
+        return select(metric, count, self.compare)
 
 
 def _grown(size: int, keep: int, share: float) -> int:

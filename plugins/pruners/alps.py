@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from ecoflap.core.budget.counts import Budget, Keep
+from ecoflap.core.budget.counts import Budget
 from ecoflap.core.budget.select import Compare, check_fits, is_finite, select, zeros_first
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner, Statistic
@@ -99,8 +99,7 @@ class Alps:
         check_fits(budget, *weight.shape)
         gram = normalized(seen[Gram], self.damping)
         dense = gram.scaled(weight)
-        keep = budget.count if isinstance(budget, Keep) else budget.keep_of(weight.numel())
-        problem = _Problem(weight, dense, dense @ gram.matrix, budget, keep)
+        problem = _Problem(weight, dense, dense @ gram.matrix, budget, budget.keep_of(weight.numel()))
         eigen: _Eigen = seen[Gram].cached(("alps", self.damping), lambda: _decomposed(gram.matrix))
         mask, kept = self._search(problem, eigen)
         found = by_conjugate_gradient(gram.matrix, dense, kept, mask, 0.0, self.steps)

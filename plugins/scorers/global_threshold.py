@@ -25,6 +25,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate
 from ecoflap.core.errors import EcoflapError, ModelError, refuse_below_one
+from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.plugins.scorers.shared.threshold import counts_above
@@ -90,15 +91,11 @@ class GlobalThreshold:
     def _counts(self, replay: Replay, pairs: Sequence[tuple[Block, Layer]]) -> dict[str, int]:
         if self.measure == "magnitude":
             return self._above(pairs, {}, exact(self.sparsity))
-        before = [layer.weight.data.clone() for _, layer in pairs] if self.steps > 1 else []
-        try:
+        with restored([layer for _, layer in pairs] if self.steps > 1 else []):
             for step in range(1, self.steps):
                 share = self.sparsity ** (self.steps / step)
                 _prune(_gradients(replay, pairs), self._groups(pairs), share)
             return self._above(pairs, _gradients(replay, pairs), exact(self.sparsity))
-        finally:
-            for (_, layer), weight in zip(pairs, before, strict=False):
-                layer.weight.data.copy_(weight)
 
     def _above(
         self, pairs: Sequence[tuple[Block, Layer]], gradients: Mapping[str, Tensor], sparsity: Fraction

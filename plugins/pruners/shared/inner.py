@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ecoflap.core.budget.counts import Budget, Keep
+from ecoflap.core.budget.counts import Budget
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import PrunerOptions
@@ -35,7 +35,7 @@ def prune_by(
         shapes = f"{tuple(pruned.mask.shape)} and {tuple(pruned.weight.shape)}"
         raise ModelError(f"the inner pruner {name} returned shapes {shapes} for a weight of {tuple(weight.shape)}")
     kept = int(pruned.mask.count_nonzero())
-    wanted = budget.count if isinstance(budget, Keep) else budget.keep_of(weight.numel())
+    wanted = budget.keep_of(weight.numel())
     if kept != wanted:
         raise ModelError(f"the inner pruner {name} kept {kept} weights where the plan keeps {wanted}")
     return pruned
