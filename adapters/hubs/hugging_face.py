@@ -1,9 +1,10 @@
 """Read and write models of transformers, with tokenizer or processor: from a hub id, a folder or a GGUF file."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.absent_tokenizer import why_unreadable, why_without_words
 from ecoflap.adapters.hubs.checked_weights import integer_problems, refuse_other_weights, refuse_quantised
+from ecoflap.adapters.hubs.left_on_disk import arguments_for, map_weights, places_told
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.errors import ModelError, RunError, nearest
@@ -92,6 +94,17 @@ def save_model(model: Any, processor: Any, folder: Path) -> None:
             model.save_pretrained(folder, state_dict=_without_aliases(model.state_dict()), **how)
         if processor is not None:
             processor.save_pretrained(folder)
+
+
+def save_weights(model: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write some of a model's weights under the names that they have in its files, such as experts one by one.
+
+    :param weights: By their names in the model.
+    """
+    with quiet(), TemporaryDirectory(dir=folder.parent) as beside:
+        model.save_pretrained(beside, state_dict=dict(weights), safe_serialization=True, max_shard_size=SHARD_SIZE)
+        for file in Path(beside).glob("*.safetensors"):
+            file.rename(folder / file.name)
 
 
 def save_surroundings(model: nn.Module, processor: Any, folder: Path) -> None:
@@ -217,10 +230,13 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     if is_gguf:
         arguments["config"] = _config(source.config)  # reading a GGUF's header takes seconds, and was done
     arguments |= _dtype_argument(wanted)
+    if source.mapped is not None:
+        arguments |= arguments_for(source.mapped)
     try:
-        read: Any = _class(kind).from_pretrained(
-            place, **arguments, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with places_told() if source.mapped is not None else nullcontext({}) as places:
+            read: Any = _class(kind).from_pretrained(
+                place, **arguments, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except Exception as error:  # of a damaged file it raises whatever its reader stumbles over
         brought = not_run(source.config) if "trust_remote_code" in str(error) else ""
         why = _integers_or(source, f"{source.name} cannot be loaded:{brought or f' {error}'}")
@@ -231,6 +247,8 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
         return _with_weights(kind, source, dtype, has_pooler=False)
     # of other shapes are refused here, by name
     refuse_other_weights(source, model, read[1], _of_other_classes(source.config))
+    if source.mapped is not None:
+        map_weights(model, places, source.mapped)
     if is_gguf:
         _forget_quantization(model)
     _forget_loading(model)

@@ -9,7 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ecoflap.adapters.hubs.hugging_face import load_processor, load_transformers_model, save_model, save_surroundings
+from ecoflap.adapters.hubs.hugging_face import (
+    load_processor,
+    load_transformers_model,
+    save_model,
+    save_surroundings,
+    save_weights,
+)
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.model.anatomy import Source
 
@@ -65,6 +71,10 @@ class TransformersAdapter(ABC):
         """Write the model as transformers does, with the processor beside it."""
         save_model(model, self.processor, folder)
         self._correct(model, folder)
+
+    def save_weights(self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+        """Write some of the weights as :meth:`save` does, and nothing beside them."""
+        save_weights(model, weights, folder)
 
     def save_surroundings(self, model: nn.Module, folder: Path) -> None:
         """Write what :meth:`save` writes beside the weights."""

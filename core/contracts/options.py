@@ -237,6 +237,10 @@ class AdapterOptions(PartOptions):
     :cvar save_surroundings: A method ``save_surroundings(model, folder)`` that writes what ``save`` writes beside the
         weights: configuration, tokenizer or processor. None stands for what transformers' ``save_pretrained`` writes
         for a model, which of any other is nothing.
+    :cvar save_weights: A method ``save_weights(model, weights, folder)`` that writes some of a model's weights, given
+        by their names in it, as ``save`` does. An adapter that has it, and ``save_surroundings``, can do with a model
+        that is larger than memory: where ``source.mapped`` is given, its ``load`` maps the weights, and tells it where
+        they are. None, the default, stands for an adapter that reads all weights into memory.
     :cvar read_processor: A method ``read_processor(source, model)`` that gives what ``load`` would set as
         ``processor``, None where the folder of the source holds none. It is asked on a model without weights, and for
         a source that lies here, so that a plan can try the data on it. With None, the default, nothing is tried.
@@ -244,6 +248,7 @@ class AdapterOptions(PartOptions):
 
     priority: int = 0
     save_surroundings: Callable[[nn.Module, Path], None] | None = None
+    save_weights: Callable[[nn.Module, Mapping[str, Tensor], Path], None] | None = None
     read_processor: Callable[[Source, nn.Module], Any] | None = None
 
     def running(self, model: nn.Module) -> AbstractContextManager[None]:

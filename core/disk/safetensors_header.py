@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,3 +76,12 @@ def header_of(tensors: Mapping[str, StoredAs], metadata: Mapping[str, str]) -> b
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def extents_in(file: Path) -> dict[str, tuple[int, int]]:
+    """Read where in a file the bytes of each tensor begin and end."""
+    with file.open("rb") as stream:
+        start = 8 + (size := int.from_bytes(stream.read(8), "little"))
+        header = json.loads(stream.read(size))
+    offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: (start + begin, start + end) for name, (begin, end) in offsets.items()}

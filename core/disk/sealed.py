@@ -35,6 +35,11 @@ class SealedTensor(StoredAs):
     read: Callable[[], Tensor]
 
 
+def sealed(tensor: Tensor) -> SealedTensor:
+    """Describe a tensor that there is."""
+    return SealedTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
 def write_sealed(path: Path, form: str, manifest: str, tensors: Mapping[str, SealedTensor]) -> str:
     """Write a file whole or not at all, with one tensor in memory at a time.
 
@@ -53,6 +58,21 @@ def write_sealed(path: Path, form: str, manifest: str, tensors: Mapping[str, Sea
         file.seek(0)
         file.write(header_of(tensors, _metadata(form, manifest, hashes)))
     return _seal(manifest, json.dumps(hashes))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, SealedTensor]) -> dict[str, str]:
+    """Write a file as every library reads it, whole or not at all, with one tensor in memory at a time.
+
+    :return: The SHA-256 of each tensor, as :func:`hash_of` gives it.
+    """
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(header_of(tensors, {"format": "pt"}))
+        return {name: _write(file, name, tensors[name]) for name in in_file_order(tensors)}
+
+
+def hash_of(name: str, tensor: Tensor) -> str:
+    """Give the SHA-256 of a tensor with its name, type and shape."""
+    return _hash(name, tensor, _bytes(tensor))
 
 
 def _metadata(form: str, manifest: str, hashes: Mapping[str, str]) -> dict[str, str]:

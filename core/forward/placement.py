@@ -67,13 +67,19 @@ class Placement:
 
 @contextmanager
 def restored(layers: Sequence[Layer]) -> Iterator[None]:
-    """Keep a copy of layers' weights, and put it back at the end, whatever was written to them."""
-    before = [layer.weight.data.clone() for layer in layers]
+    """Let layers' weights be written to for a while; afterwards they are the very same tensors as before.
+
+    What is written to is a copy, so that of a weight that is mapped from a file nothing but its file is needed again.
+    """
+    parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
+    before = [parameter.data for parameter in parameters]
+    for parameter, data in zip(parameters, before, strict=True):
+        parameter.data = data.clone()
     try:
         yield
     finally:
-        for layer, weight in zip(layers, before, strict=True):
-            layer.weight.data.copy_(weight)
+        for parameter, data in zip(parameters, before, strict=True):
+            parameter.data = data
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from ecoflap.core.errors import ModelError
+from ecoflap.core.model.mapped_weights import MappedWeights
 
 Layout = Literal["batch token", "token batch", "selected", "routed"]
 """How a layer's input is laid out before its last axis.
@@ -35,6 +36,8 @@ class Source:
     :param loaded: Takes what an adapter had to load with its weights although none were asked for, because the model's
         library builds it no other way. The adapter's next ``load`` of this same object takes it out, so that a run that
         planned by it does not load it twice. It is empty for every library that can do without.
+    :param mapped: Takes the places of the weights where they are to stay in files, because the model is larger than
+        memory. None reads them into memory, as far as the model's library does.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Source:
     files: tuple[str, ...] = ()
     model: nn.Module | None = None
     loaded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    mapped: MappedWeights | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
 from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, TokenChoice
 from ecoflap.core.disk.safetensors_header import StoredAs
-from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
+from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, write_sealed
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError, listed
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
@@ -31,11 +31,14 @@ from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.cumulative import held_within
 from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
 from ecoflap.core.pruning.plan import Plan, PlannedLayer
+from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView, Hidden, hidden_of
 from ecoflap.core.refining.refine import refine
 
 _FORMAT = "ecoflap.block"
+_WEIGHTS = "weights"
+"""The key of a file's manifest with the SHA-256 of each weight of the block, where these are in files of their own."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class BlockwisePruning:
         gave; empty where the model is dense.
     :param folder: Where each finished block is kept, so that a run that was cut off goes on behind it: its masks, and
         the weights of layers where the pruner changed more than that.
+    :param shards: Takes all weights of a finished block out of memory; None where the model is in memory.
     """
 
     replay: Replay
@@ -66,6 +70,7 @@ class BlockwisePruning:
     tokens_of: Mapping[str, TokenChoice] = field(default_factory=dict)
     left: Mapping[str, Tensor] = field(default_factory=dict)
     dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    shards: Shards | None = None
 
     def __call__(self) -> PackedMasks:
         """Prune every block that is not finished yet, and return all masks."""
@@ -75,6 +80,8 @@ class BlockwisePruning:
         last = max(index for index, layers in enumerate(planned) if layers)
         total, done = sum(1 for layers in planned if layers), 0
         for index, layers in enumerate(planned[: last + 1]):
+            if self.shards is not None and index < last:
+                self.shards.read_ahead(self.replay.blocks[index + 1])
             if self.dense is not None:
                 with self._as_dense(index):
                     self.dense.advance(index)
@@ -142,9 +149,13 @@ class BlockwisePruning:
             targets = self._targets(index)
             changed = self._prune(index, layers, masks)
             changed = list(layers) if self._refine(index, layers, masks, targets) else changed
-            tensors = {f"{layer.name}.mask": _sealed(masks.bits[layer.name]) for layer in layers}
-            tensors |= {layer.name: _sealed(layer.weight.data) for layer in changed}
-            write_sealed(path, _FORMAT, self._of(index), tensors)
+            tensors = {f"{layer.name}.mask": sealed(masks.bits[layer.name]) for layer in layers}
+            manifest = self._of(index)
+            if self.shards is None:
+                tensors |= {layer.name: sealed(layer.weight.data) for layer in changed}
+            else:
+                manifest[_WEIGHTS] = self.shards.put_away(index, self.replay.blocks[index])
+            write_sealed(path, _FORMAT, json.dumps(manifest), tensors)
 
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
         """Prune one block, and return the layers that are more than their mask on the old weight."""
@@ -240,9 +251,9 @@ class BlockwisePruning:
             )
             self.emit(Warned(sentence))
 
-    def _of(self, index: int) -> str:
+    def _of(self, index: int) -> dict[str, Any]:
         """Say which block of which plan a file is, so that no other's is taken for it."""
-        return json.dumps({"block": self.replay.blocks[index].name, "plan": self._plan_digest})
+        return {"block": self.replay.blocks[index].name, "plan": self._plan_digest}
 
     @cached_property
     def _plan_digest(self) -> str:
@@ -253,10 +264,14 @@ class BlockwisePruning:
         path = self._file_of(index)
         try:
             with open_sealed(path, _FORMAT) as file:
-                if file.manifest != self._of(index):
+                manifest = json.loads(file.manifest)
+                hashes = manifest.pop(_WEIGHTS, None)
+                if manifest != self._of(index) or (hashes is None) != (self.shards is None):
                     raise FormatError(f"{path}: this is another block, or one of another plan")
                 changed = {layer.name: _as_stored(layer) for layer in layers if layer.name in file.hashes}
                 file.expect_as(changed | {f"{layer.name}.mask": _bits_of(layer) for layer in layers})
+                if self.shards is not None:
+                    self.shards.take_up(index, self.replay.blocks[index], hashes)
                 for layer in layers:
                     self._take_over_layer(file, layer, masks)
         except FormatError as error:
@@ -268,6 +283,8 @@ class BlockwisePruning:
         if popcount(bits) != self.plan.layers[layer.name].keep:
             raise FormatError(f"{file.path}: the mask of {layer.name} does not hold what the plan keeps")
         masks.put(layer.name, bits, tuple(layer.as_stored(layer.weight).shape))
+        if self.shards is not None:
+            return
         old, mask = layer.weight.data, layer.oriented(masks[layer.name]).to(layer.weight.device)
         old.copy_(file.read(layer.name) if layer.name in file.hashes else kept_only(old, mask))
 
@@ -288,10 +305,6 @@ def by_input(layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> list[li
         key = re.sub(r"\d+", "", layer.name) if layer.layout == "routed" else shared
         groups.setdefault(key, []).append(layer)
     return list(groups.values())
-
-
-def _sealed(tensor: Tensor) -> SealedTensor:
-    return SealedTensor(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
 def _as_stored(layer: Layer) -> StoredAs:

@@ -2,8 +2,8 @@
 
 from time import perf_counter
 
-from ecoflap.core.record.environment import peak_memory
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.memory import MemoryWatch
 
 
 class Clock:
@@ -14,13 +14,18 @@ class Clock:
 
     def __init__(self, stage: str, folder: RunFolder) -> None:
         self._stage, self._folder, self._told = stage, folder, perf_counter()
+        self._memory = MemoryWatch()
 
     def tick(self) -> None:
         """Record the time since the last record, if that was more than ``EVERY`` seconds ago."""
         if perf_counter() - self._told > self.EVERY:
-            self.stop()
+            self._tell()
 
     def stop(self) -> None:
-        """Record the time since the last record, and the most memory that this process has held."""
+        """Record the time since the last record, and the most memory that this process has held in the stage."""
+        self._memory.stop()
+        self._tell()
+
+    def _tell(self) -> None:
         seconds, self._told = perf_counter() - self._told, perf_counter()
-        self._folder.record_stage(self._stage, seconds, peak_memory())
+        self._folder.record_stage(self._stage, seconds, self._memory.most())

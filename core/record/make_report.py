@@ -14,6 +14,7 @@ from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.environment import machine, versions
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.memory import MEASURED
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.report import Report
 
@@ -59,7 +60,7 @@ def make_report(folder: RunFolder, recipe: Recipe, plan: Plan, outcome: Outcome)
         "bytes": outcome.bytes,
         "stages": folder.stages(),
         "warnings": folder.warnings(),
-        "machine": machine(outcome.device),
+        "machine": {**machine(outcome.device), "memory": MEASURED},
         "versions": versions(),
         "exports": {name: manifest.model_dump(mode="json") for name, manifest in outcome.exports.items()},
         "lines": folder.last_seals(),

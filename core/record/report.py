@@ -86,7 +86,7 @@ class RecordedBlock(_Entry):
 class RecordedStage(_Entry):
     """Says what a stage took over all the processes that worked on it.
 
-    :param peak_memory: The most bytes that one of them had held by its end.
+    :param peak_memory: The most bytes that one of them held in it; the report's ``machine`` says of what.
     """
 
     stage: str

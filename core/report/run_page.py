@@ -72,6 +72,7 @@ def page(name: str, report: Report) -> str:
         "checks": list(check_rows(report.exports)),
         "seconds": list(_seconds(report.stages)),
         "memory": list(_memory(report.stages)),
+        "measured": report.machine.get("memory", "resident, of files too"),
         "warnings": report.warnings,
         "recipe": write_yaml(report.recipe.plain()),
     }

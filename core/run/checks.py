@@ -21,6 +21,7 @@ from ecoflap.core.pruning.plan import Pool, make_plan
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.registry.registry import Registry
+from ecoflap.core.run.offload_problems import offload_problems
 from ecoflap.core.run.prepared import Prepared
 
 
@@ -30,6 +31,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     yield from _include_problems(prepared)
     yield from _token_problems(prepared)
     yield from _device_problems(prepared)
+    yield from offload_problems(prepared)
     yield from _integer_problems(prepared)
     yield from _pattern_problems(prepared.pools)
     yield from _granularity_problems(prepared.recipe)

@@ -87,7 +87,7 @@ def run(
     prepared = prepare(checked, registry, model, processor, own=target)
     with open_run(target, fresh=fresh) as run_folder:
         log = RunLog(run_folder, Observers(registry.observers()))
-        run_model = RunModel(prepared, log)
+        run_model = RunModel(prepared, log, target)
         data = RunData(prepared, run_model, log)
         return carry_out(RunState(prepared, run_folder, log, run_model, data, accept_change))
 

@@ -3,8 +3,10 @@
 import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -12,8 +14,10 @@ from torch import nn
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.forward.walk import blocks_on
 from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.mapped_weights import MappedWeights
 from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.plan import Plan
+from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.record.readback import copy_saved
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.record.weights import refuse_broken
@@ -23,13 +27,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class RunModel:
-    """The one model that a run holds: dense until it is pruned, or the pruned one of an earlier process."""
+    """The one model that a run holds: dense until it is pruned, or the pruned one of an earlier process.
 
-    def __init__(self, prepared: Prepared, log: RunLog) -> None:
-        self._prepared, self._log = prepared, log
+    :param folder: The run's. For a while files lie there with weights that cannot be mapped as the model has them.
+    """
+
+    def __init__(self, prepared: Prepared, log: RunLog, folder: Path) -> None:
+        self._prepared, self._log, self._folder = prepared, log, folder
         self._keys = prepared.recipe.model
         self._model: nn.Module | None = None
         self._anatomy: Anatomy | None = None
+        self._mapped: MappedWeights | None = None
 
     @cached_property
     def device(self) -> str:
@@ -44,7 +52,7 @@ class RunModel:
     @property
     def home(self) -> str:
         """Say where the model is: on the device, unless the recipe offloads it."""
-        return self._keys.offload or self.device
+        return "cpu" if self._keys.offload else self.device
 
     @property
     def visits(self) -> str | None:
@@ -68,7 +76,18 @@ class RunModel:
 
     def read(self, folder: Path) -> nn.Module:
         """Load a model that was saved, to where the run has its model."""
-        return self._load(open_source(str(folder), Path.cwd()), None)
+        return self._load(open_source(str(folder), Path.cwd()), None)[0]
+
+    def shards(self, folder: Path) -> Shards | None:
+        """Give what takes finished blocks out of memory; None where the model is in memory.
+
+        :param folder: Where finished blocks are kept.
+        """
+        if self._keys.offload != "disk":
+            return None
+        model = self.get()
+        assert self._mapped is not None  # it was loaded by this very process
+        return Shards(model, self._mapped, folder)
 
     def become_pruned(self, folder: Path, plan: Plan) -> nn.Module:
         """Take the pruned model of an earlier process in the place of the dense one."""
@@ -94,12 +113,31 @@ class RunModel:
         if source.model is not None:
             return source.model.to(self.home).eval()
         with self._log.stage("load"):
-            return self._load(source, DTYPES.get(self._keys.dtype))
+            model, self._mapped = self._load(source, DTYPES.get(self._keys.dtype))
+            return model
 
-    def _load(self, source: Source, dtype: torch.dtype | None) -> nn.Module:
+    def _load(self, source: Source, dtype: torch.dtype | None) -> tuple[nn.Module, MappedWeights | None]:
+        """Load a model, and say where its weights are, if they stay in their files.
+
+        What is mapped from the scratch folder needs no name there any more, and is gone from the disk with its mapping.
+        """
         adapter = self._prepared.adapter
-        with self._given_processor(), blaming(f"the adapter {type(adapter).__name__}, loading {source.name},"):
-            return adapter.load(source, dtype, self.home)
+        with (
+            self._given_processor(),
+            blaming(f"the adapter {type(adapter).__name__}, loading {source.name},"),
+            self._scratch() as scratch,
+        ):
+            mapped = MappedWeights(scratch) if scratch is not None else None
+            return adapter.load(replace(source, mapped=mapped), dtype, self.home), mapped
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path | None]:
+        if self._keys.offload != "disk":
+            yield None
+            return
+        # By this name a later process deletes what a killed one has left.
+        with TemporaryDirectory(prefix=".weights-", suffix=".partial", dir=self._folder) as scratch:
+            yield Path(scratch)
 
     @contextmanager
     def _given_processor(self) -> Iterator[None]:

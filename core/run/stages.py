@@ -229,6 +229,7 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
             prepared.tokens,
             state.before.masks if state.before else PackedMasks(),
             state.before.dense_weights if state.before else {},
+            state.model.shards(state.folder.blocks),
         )()
     del replay
     if prepared.model_refiners:
@@ -246,9 +247,21 @@ def prune(state: RunState, made: Plan) -> nn.Module:
     with state.log.stage("save"):
         save_masks(folder.masks, masks)
         with whole_folder(folder.model) as inside:
-            with blaming(f"the adapter {type(state.prepared.adapter).__name__}, saving the model,"):
-                state.prepared.adapter.save(model, inside)
+            _save(state, model, inside)
             check_saved(inside, model, masks, partial(state.model.read, inside))
             write_sums(inside)
         folder.drop_blocks()
     return model
+
+
+def _save(state: RunState, model: nn.Module, folder: Path) -> None:
+    """Write the model and what lies beside it; where its blocks are in files already, these become its own."""
+    adapter, shards = state.prepared.adapter, state.model.shards(state.folder.blocks)
+    with blaming(f"the adapter {type(adapter).__name__}, saving the model,"):
+        if shards is None:
+            adapter.save(model, folder)
+            return
+        options = state.prepared.adapter_options
+        assert options.save_weights is not None and options.save_surroundings is not None  # checked with the recipe
+        shards.save(folder, partial(options.save_weights, model))
+        options.save_surroundings(model, folder)

@@ -6,7 +6,6 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -155,9 +154,7 @@ def to_reuse(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) ->
 
 
 def _forget_peaks() -> None:
-    """Let the peak memory that a run reports be its own. Elsewhere than on Linux it is the process's so far."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    """Let the GPU's peak memory that a run reports be its own."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 

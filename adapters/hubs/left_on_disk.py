@@ -1,0 +1,78 @@
+"""Have transformers leave weights in files, and map them from there.
+
+Its own way to a model that is larger than memory is accelerate's, which moves weights in and out around each module's
+forward. Of it only the list is taken that says where each weight is: which file, under which name, and for what
+transformers makes of several weights, such as the experts of a layer, a file that it writes while it loads.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from torch import nn
+
+from ecoflap.core.errors import ModelError
+from ecoflap.core.model.mapped_weights import MappedWeights, Place
+
+
+def arguments_for(mapped: MappedWeights) -> dict[str, Any]:
+    """Give the arguments of ``from_pretrained`` by which all weights stay in files.
+
+    :raises ModelError: Where this version cannot, or accelerate is not installed, without which it refuses.
+    """
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:
+        raise ModelError(f"model.offload: disk needs transformers 5; this is {transformers.__version__}")
+    if find_spec("accelerate") is None:
+        raise ModelError("model.offload: disk needs accelerate: pip install 'ecoflap[offload]'")
+    mapped.scratch.mkdir(parents=True, exist_ok=True)
+    return {"device_map": {"": "disk"}, "offload_folder": str(mapped.scratch)}
+
+
+@contextmanager
+def places_told() -> Iterator[dict[str, Any]]:
+    """Take the list of places while a model is loaded inside, in place of moving its weights around forwards."""
+    places: dict[str, Any] = {}
+
+    def take(model: Any, quantizer: Any, device_map: Any, folder: Any, index: Mapping[str, Any], *_: Any) -> None:
+        places.update(index)
+
+    with patch("transformers.modeling_utils.accelerate_dispatch", take):
+        yield places
+
+
+def map_weights(model: Any, places: Mapping[str, Any], mapped: MappedWeights) -> None:
+    """Put mapped weights in the place of those that were left out; tied ones stay one parameter.
+
+    :param places: By the name of a parameter its ``safetensors_file``, and ``weight_name`` in it.
+    """
+    vars(model).pop("hf_device_map", None)  # saving would look for weights around forwards
+    names: dict[int, list[str]] = {}
+    absent = {name: one for name, one in model.named_parameters(remove_duplicate=False) if one.is_meta}
+    for name, parameter in absent.items():
+        names.setdefault(id(parameter), []).append(name)
+    for tied in names.values():
+        name = next((one for one in tied if one in places), None)
+        if name is None:
+            raise ModelError(f"{tied[0]} is in no file of the model")
+        parameter = absent[name]
+        weight = mapped.map(name, _place(places[name], mapped), parameter.dtype)
+        _put(model, tied, nn.Parameter(weight, requires_grad=parameter.requires_grad))
+    for name, _ in model.named_buffers():
+        if name in places:
+            mapped.keep_in_memory(name, _place(places[name], mapped))
+
+
+def _place(told: Mapping[str, str], mapped: MappedWeights) -> Place:
+    file, stored = Path(told["safetensors_file"]), told["weight_name"]
+    return Place(file, stored, None if file.parent == mapped.scratch else stored)
+
+
+def _put(model: nn.Module, names: list[str], parameter: nn.Parameter) -> None:
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        model.get_submodule(owner).register_parameter(attribute, parameter)

@@ -1,0 +1,120 @@
+"""Hold weights where a model's files have them: mapped, read as they are looked at, and free to leave memory again."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Shaped
+from safetensors import safe_open
+from torch import Tensor
+
+from ecoflap.core.disk.safetensors_header import extents_in
+from ecoflap.core.disk.sealed import SealedTensor, write_safetensors
+from ecoflap.core.errors import RunError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Says where the bytes of a weight are.
+
+    :param file: A safetensors file.
+    :param name: The name that the weight has there.
+    :param name_on_disk: The name that it has in the files of the model; None where the model's library makes it of
+        several weights, such as all experts of one.
+    """
+
+    file: Path
+    name: str
+    name_on_disk: str | None
+
+
+class MappedWeights:
+    """Knows where the weights of a model are that is larger than memory.
+
+    The system reads a page of a mapped weight when it is looked at, and takes it out of memory where that is short. A
+    weight that is written in place is copied, page by page, and its file stays as it is. Each weight has a mapping of
+    its own: the copies are gone as soon as another one takes its place.
+
+    :param scratch: A folder on a disk with room for what cannot be mapped as the model's files have it: weights of
+        another type than is wanted, and those that the library makes of several.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.places: dict[str, Place] = {}
+        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._extents: dict[Path, Mapping[str, tuple[int, int]]] = {}
+
+    def map(self, weight: str, place: Place, dtype: torch.dtype) -> Shaped[Tensor, "..."]:
+        """Map a weight, and know its place from then on.
+
+        :param weight: Its name in the model's state dict.
+        :param dtype: What it is to be. One that is stored otherwise is written into the scratch folder as that first.
+        """
+        tensor = mapped(place)
+        if tensor.dtype != dtype:
+            place = replace(place, file=self.scratch / f"{weight}.{dtype}".replace("/", "-"), name=weight)
+            wide = SealedTensor(dtype, tuple(tensor.shape), lambda: tensor.to(dtype))
+            write_safetensors(place.file, {weight: wide})
+            tensor = mapped(place)
+        self._know(weight, place)
+        return tensor
+
+    def moved(self, weight: str, place: Place) -> Shaped[Tensor, "..."]:
+        """Map a weight from another place, where it was written as it is now."""
+        self._know(weight, place)
+        return mapped(place)
+
+    def keep_in_memory(self, buffer: str, place: Place) -> None:
+        """Know where a buffer lies that the model holds in memory, so that it is saved under its name there."""
+        self._know(buffer, place)
+
+    def refuse_changed(self) -> None:
+        """Refuse to go on where a file that weights are mapped from was written, exchanged or deleted since."""
+        changed = [file for file, stamp in self._stamps.items() if not self._is_scratch(file) and _stamp(file) != stamp]
+        if changed:
+            names = ", ".join(map(str, changed))
+            raise RunError(
+                f"{names} changed while the model was read from there, as model.offload: disk does until the run is "
+                f"done. Finished blocks are kept. Put back what was there and run again, or begin anew with --fresh"
+            )
+
+    def read_ahead(self, weights: Iterable[str]) -> None:
+        """Ask the system to read weights that are looked at next, while something else is computed."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for place in [self.places[name] for name in weights if name in self.places]:
+            if place.file.is_file():  # of the scratch folder nothing is left but what is mapped
+                begin, end = self._extents_in(place.file)[place.name]
+                with place.file.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+    def _know(self, weight: str, place: Place) -> None:
+        self.places[weight] = place
+        self._stamps.setdefault(place.file, _stamp(place.file))
+
+    def _extents_in(self, file: Path) -> Mapping[str, tuple[int, int]]:
+        if file not in self._extents:
+            self._extents[file] = extents_in(file)
+        return self._extents[file]
+
+    def _is_scratch(self, file: Path) -> bool:
+        return file.is_relative_to(self.scratch)
+
+
+def mapped(place: Place) -> Shaped[Tensor, "..."]:
+    """Map a weight."""
+    with safe_open(place.file, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(place.name)
+    return tensor
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Give what a file's change shows by; its length is -1 where it is gone."""
+    try:
+        status = file.stat()
+    except OSError:
+        return -1, 0
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,156 @@
+"""Keep the finished blocks of a model that is larger than memory in the files that the saved model will consist of.
+
+Nothing of a finished block stays in memory but what is being looked at: its weights are mapped from its file. When all
+blocks are finished, the saved model gets links to their files, so that no weight is written twice.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ecoflap.core.disk.sealed import hash_of, sealed, write_safetensors
+from ecoflap.core.errors import FormatError
+from ecoflap.core.model.anatomy import Block
+from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped
+
+INDEX = "model.safetensors.index.json"
+"""The file in which transformers looks up which weight is in which file."""
+
+_STORED, _MADE = "shards", "made"
+"""Folders: of files that become the model's, and of weights that the library makes of several when it loads them."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Writes finished blocks of a model away, and puts the saved model together of them.
+
+    :param weights: Where the model's weights are.
+    :param folder: Where the files of finished blocks are until the model is complete.
+    """
+
+    model: nn.Module
+    weights: MappedWeights
+    folder: Path
+
+    def put_away(self, number: int, block: Block) -> dict[str, str]:
+        """Write a block's weights into files, and hold them from then on where these have them.
+
+        :return: The SHA-256 of each, by its name in the model.
+        """
+        self.weights.refuse_changed()
+        hashes: dict[str, str] = {}
+        for kind, inside in self._inside(block).items():
+            file = self._file(kind, number)
+            names = {name: self._name_on_disk(name) or name for name in inside}
+            written = write_safetensors(file, {names[name]: sealed(one.data) for name, one in inside.items()})
+            hashes |= {name: written[names[name]] for name in inside}
+            for name, weight in inside.items():
+                weight.data = self._moved(name, file)
+        return hashes
+
+    def take_up(self, number: int, block: Block, hashes: Mapping[str, str]) -> None:
+        """Hold a block's weights where an earlier process has put them, every byte of them checked.
+
+        :param hashes: What :meth:`put_away` gave.
+        :raises FormatError: Where a file is missing, or is not what was written.
+        """
+        inside = self._inside(block)
+        if {name for own in inside.values() for name in own} != set(hashes):
+            raise FormatError(f"{self.folder}: block {number} was finished with other weights than {block.name} has")
+        for kind, own in inside.items():
+            file = self._file(kind, number)
+            for name, weight in own.items():
+                stored = self._name_on_disk(name) or name
+                if hash_of(stored, _weight_in(file, stored)) != hashes[name]:
+                    raise FormatError(f"{file}: the weight {name} is not what was written (SHA-256)")
+                weight.data = self._moved(name, file)
+
+    def read_ahead(self, block: Block) -> None:
+        """Ask the system for a block that comes next, while this one is computed."""
+        self.weights.read_ahead([name for own in self._inside(block).values() for name in own])
+
+    def save(self, folder: Path, write: Callable[[Mapping[str, Tensor], Path], None]) -> None:
+        """Put the weights of the whole model together in a folder, with the index that says which is where.
+
+        :param write: Writes weights that the library has made of several into a folder, as the model's files have them.
+        """
+        self.weights.refuse_changed()
+        parts = folder / "parts"
+        parts.mkdir()
+        finished = sorted((self.folder / _STORED).glob("*.safetensors"))
+        for file in finished:
+            _link(file, parts / file.name)
+        left = {name: one for name, one in self._weights.items() if self.weights.places[name].file not in finished}
+        others = {stored: sealed(one.data) for name, one in left.items() if (stored := self._name_on_disk(name))}
+        if others:
+            write_safetensors(parts / "others.safetensors", others)
+        for name, one in left.items():
+            if self._name_on_disk(name) is None:
+                made = parts / name
+                made.mkdir()
+                write({name: one.data}, made)
+        _number(folder, sorted(parts.rglob("*.safetensors")))
+        shutil.rmtree(parts)
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        """Give every weight whose place is known, tied ones once; a parameter stays the same when its data move."""
+        state = self.model.state_dict(keep_vars=True)
+        return {name: state[name] for name in self.weights.places}
+
+    def _name_on_disk(self, name: str) -> str | None:
+        return self.weights.places[name].name_on_disk
+
+    def _inside(self, block: Block) -> dict[str, dict[str, Tensor]]:
+        """Give a block's weights by their names, apart by the folder that they belong in."""
+        own = {id(parameter) for parameter in block.module.parameters()}
+        inside: dict[str, dict[str, Tensor]] = {_STORED: {}, _MADE: {}}
+        for name, weight in self._weights.items():
+            if id(weight) in own:
+                inside[_MADE if self._name_on_disk(name) is None else _STORED][name] = weight
+        return {kind: weights for kind, weights in inside.items() if weights}
+
+    def _file(self, kind: str, number: int) -> Path:
+        return self.folder / kind / f"{number:03d}.safetensors"
+
+    def _moved(self, name: str, file: Path) -> Tensor:
+        stored = self._name_on_disk(name)
+        return self.weights.moved(name, Place(file, stored or name, stored))
+
+
+def _weight_in(file: Path, name: str) -> Tensor:
+    try:
+        return mapped(Place(file, name, name))
+    except (OSError, SafetensorError) as error:
+        raise FormatError(f"{file} is missing or damaged: {error}") from error
+
+
+def _link(file: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system knows no links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
+def _number(folder: Path, files: Sequence[Path]) -> None:
+    """Give files the names by which transformers finds them, and write its index where they are several."""
+    if len(files) == 1:
+        files[0].rename(folder / "model.safetensors")
+        return
+    weight_map, size = {}, 0
+    for number, file in enumerate(files, 1):
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        with safe_open(file, framework="pt") as opened:
+            weight_map |= dict.fromkeys(opened.keys(), name)
+        size += file.stat().st_size
+        file.rename(folder / name)
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
