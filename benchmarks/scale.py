@@ -3,8 +3,8 @@
     python benchmarks/scale.py runs/scale benchmarks/results/scale.jsonl [--models llama-7b mixtral ...] [--keep]
 
 Each checkpoint has the shapes of a model that people use, in bfloat16 and several files, and is made a block at a time.
-It is pruned with ``model.offload: disk``, exported, and the export is loaded again, each in a process of its own. What a
-stage held is what the report says of it: bytes that are in no file, so that the system cannot take them away. Random
+It is pruned with ``model.offload: disk``, exported, and the export is loaded again, each in a process of its own. What
+a stage held is what the report says of it: bytes that are in no file, so that the system cannot take them away. Random
 weights say nothing about quality; time, memory and disk do not depend on what they are.
 """
 

@@ -1,7 +1,7 @@
 """Read and write models of transformers, with tokenizer or processor: from a hub id, a folder or a GGUF file."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -233,7 +233,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     if source.mapped is not None:
         arguments |= arguments_for(source.mapped)
     try:
-        with places_told() if source.mapped is not None else nullcontext({}) as places:
+        with places_told(source.mapped) as places:
             read: Any = _class(kind).from_pretrained(
                 place, **arguments, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
             )

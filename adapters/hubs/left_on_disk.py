@@ -34,9 +34,15 @@ def arguments_for(mapped: MappedWeights) -> dict[str, Any]:
 
 
 @contextmanager
-def places_told() -> Iterator[dict[str, Any]]:
-    """Take the list of places while a model is loaded inside, in place of moving its weights around forwards."""
+def places_told(mapped: MappedWeights | None) -> Iterator[dict[str, Any]]:
+    """Take the list of places while a model is loaded inside, in place of moving its weights around forwards.
+
+    :param mapped: None where weights are read into memory, and nothing is told.
+    """
     places: dict[str, Any] = {}
+    if mapped is None:
+        yield places
+        return
 
     def take(model: Any, quantizer: Any, device_map: Any, folder: Any, index: Mapping[str, Any], *_: Any) -> None:
         places.update(index)

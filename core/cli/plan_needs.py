@@ -1,7 +1,9 @@
 """Predict what a run needs, in memory and on disk, from the shapes of the model and from what its parts say."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.schema import Calibration
+from ecoflap.core.recipe.schema import Calibration, Recipe
+from ecoflap.core.record.memory import available_memory
+from ecoflap.core.run.offload_problems import offload_problems
 from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.text.numbers import bytes_text
 
@@ -24,7 +28,8 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     """Yield what a run needs: of what, how much, and what that is made of."""
     width = _bytes_of_weight(prepared)
     yield _memory(prepared, width)
-    if prepared.recipe.model.offload is not None:
+    yield from _other_choices(prepared, width)
+    if prepared.recipe.model.offload == "cpu" or prepared.recipe.model.device.startswith("cuda"):
         yield _device_memory(prepared, width)
     weights, masks = _parameters(prepared) * width, prepared.size // 8
     remembered = sum(_remembered_each(prepared))
@@ -33,9 +38,15 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in files)
     yield "disk", bytes_text(sum(size for _, size in files)), made_of
     rounds, gradients = prepared.recipe.round_count, _gradients(prepared)
-    meanwhile = rounds * (prepared.size * width + masks) + gradients
+    spilled = _recorded(prepared, width) if _keeps_on_disk(prepared) else 0
+    meanwhile = rounds * (prepared.size * width + masks) + gradients + spilled
     of_rounds = f" of {rounds} rounds" if rounds > 1 else ""
     beside = f"; gradients of the loss {bytes_text(gradients)}" if gradients else ""
+    beside += f"; recorded activations {bytes_text(spilled)}" if spilled else ""
+    if prepared.recipe.model.offload == "disk":  # finished blocks are model/ itself
+        meanwhile -= prepared.size * width
+        yield "disk meanwhile", bytes_text(meanwhile), f"masks of finished blocks, until model/ is complete{beside}"
+        return
     yield "disk meanwhile", bytes_text(meanwhile), f"finished blocks{of_rounds}, until model/ is complete{beside}"
 
 
@@ -61,25 +72,90 @@ def tokens_of_sample(prepared: Prepared, keys: Calibration) -> int:
 
 def _memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
     """Add up the model and whatever is largest beside it: what pruning records, or weights that scoring widens."""
-    weights = _parameters(prepared) * width
-    statistics, recorded = _statistics(prepared), _recorded(prepared, width)
+    held = _held(prepared, width, prepared.recipe.model.offload == "disk", _keeps_on_disk(prepared))
+    unknown = prepared.recipe.calibration and not _recorded(prepared, width)
+    made_of = (
+        f"weights {bytes_text(held.weights)}, the largest block's statistics {bytes_text(held.statistics)}, recorded "
+        f"activations {'not known before the data are read' if unknown else bytes_text(held.recorded)}, "
+        f"scoring in float32 {bytes_text(held.widened)}, refining {bytes_text(held.refining)}, "
+        f"libraries {bytes_text(LIBRARIES)}"
+    )
+    if held.remembered:
+        made_of += f", remembered of the dense model {bytes_text(held.remembered)}"
+    return "peak memory", bytes_text(held.peak), made_of
+
+
+def _other_choices(prepared: Prepared, width: int) -> Iterator[tuple[str, str, str]]:
+    """Say what memory the run would need with the model or the record kept elsewhere, and what there is."""
+    own = prepared.recipe.model.offload == "disk", _keeps_on_disk(prepared)
+    on_disk = replace(prepared, recipe=_offloaded(prepared.recipe))
+    may_offload = own[0] or not any(offload_problems(on_disk))
+    others = {
+        " and ".join(name for name, chosen in zip(_PLACES, choice, strict=True) if chosen) or "all in memory": choice
+        for choice in product((False, True), (False, True))
+        if choice != own and (may_offload or not choice[0]) and (prepared.recipe.calibration or not choice[1])
+    }
+    if not others:
+        return
+    there = available_memory()
+    said = [_said(name, _held(prepared, width, *choice).peak, there) for name, choice in others.items()]
+    yield "memory free here", "not known" if there is None else bytes_text(there), "; ".join(said)
+
+
+def _said(choice: str, size: int, there: int | None) -> str:
+    fits = "" if there is None or size <= there else ", which does not fit"
+    return f"{choice} takes {bytes_text(size)}{fits}"
+
+
+_PLACES = ("model.offload: disk", "calibration.keep: disk")
+
+
+def _offloaded(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"offload": "disk"})})
+
+
+def _keeps_on_disk(prepared: Prepared) -> bool:
+    keys = prepared.recipe.calibration
+    return keys is not None and keys.keep == "disk"
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a run holds in memory, in bytes.
+
+    :param remembered: What one evaluator remembers of the dense model: before anything is scored or recorded.
+    """
+
+    weights: int
+    statistics: int
+    recorded: int
+    widened: int
+    refining: int
+    remembered: int
+
+    @property
+    def peak(self) -> int:
+        """Give what is held at the most, with the libraries."""
+        largest = max(self.statistics + self.recorded + self.refining, self.widened, self.remembered)
+        return LIBRARIES + self.weights + largest
+
+
+def _held(prepared: Prepared, width: int, offloaded: bool, spilled: bool) -> _Held:
+    """Add up what is held.
+
+    :param offloaded: Whether the weights stay in files but for the block that is being pruned.
+    :param spilled: Whether what blocks gave is kept on the disk.
+    """
+    block = _largest_block(prepared.anatomy)
     outside = _parameters(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
-    widened = 4 * (outside + _largest_block(prepared.anatomy)) if width < 4 and prepared.scores_in_float32 else 0
+    recorded = 0 if spilled else _recorded(prepared, width)
+    widened = 4 * (outside + block) if width < 4 and prepared.scores_in_float32 else 0
     refining = _refining(prepared) + (recorded if prepared.looks_at_dense else 0)
     if refining and prepared.recipe.round_count > 1:
         refining += prepared.size * width  # the dense weights, for what the dense model gave
-    unknown = prepared.recipe.calibration and not recorded
-    made_of = (
-        f"weights {bytes_text(weights)}, the largest block's statistics {bytes_text(statistics)}, recorded activations "
-        f"{'not known before the data are read' if unknown else bytes_text(recorded)}, "
-        f"scoring in float32 {bytes_text(widened)}, refining {bytes_text(refining)}, libraries {bytes_text(LIBRARIES)}"
-    )
-    # What one evaluator remembers of the dense model is in memory before anything is scored or recorded.
+    weights = (block if offloaded else _parameters(prepared)) * width
     remembered = max(_remembered_each(prepared), default=0)
-    if remembered:
-        made_of += f", remembered of the dense model {bytes_text(remembered)}"
-    largest = max(statistics + recorded + refining, widened, remembered)
-    return "peak memory", bytes_text(LIBRARIES + weights + largest), made_of
+    return _Held(weights, _statistics(prepared), recorded, widened, refining, remembered)
 
 
 def _remembered_each(prepared: Prepared) -> list[int]:

@@ -52,6 +52,7 @@ class Replay:
         bit for bit. None runs the model as it is.
     :param device: Where blocks run, brought there one at a time, while the rest of the model, the batches and what is
         recorded stay where they are. None runs blocks where they are.
+    :param keep_in: A folder on whose disk the record is kept; None keeps it in memory.
     """
 
     def __init__(
@@ -64,13 +65,14 @@ class Replay:
         seed: int = 0,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        keep_in: Path | None = None,
     ) -> None:
         self.model, self.adapter, self.batches = model, adapter, batches
         self.anatomy = anatomy or Anatomy.of(adapter.towers(model), adapter.layers)
         self.blocks: tuple[Block, ...] = self.anatomy.blocks
         self.seed, self.dtype = seed, dtype
         self.placement = Placement(dtype, None if device is None else torch.device(device))
-        self._records = [Record() for _ in batches]
+        self._records = [Record(keep_in) for _ in batches]
         self._finished = 0
         self._moved: list[str] = []
         self._of_loss: dict[str, Statistics] = {}

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ecoflap.core.disk.on_disk import on_disk
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import Placement, map_tensors
 from ecoflap.core.model.anatomy import Block
@@ -90,15 +92,19 @@ class Record:
 
     Some models hand all blocks one mapping, into which a block puts what a later one reads, such as keys and values
     that layers share. What a block put there is kept too, and put there again in its place.
+
+    :param folder: On whose disk it is kept; None for memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._outputs: dict[str, list[Any]] = {}
         self._tapped: dict[str, list[Any]] = {}
         self._versions: dict[str, list[int]] = {}
         self._shared: dict[tuple[str, int], list[_Shared]] = {}
 
     def finish(self, block: Block, outputs: list[Any]) -> None:
+        outputs = self._kept(outputs)
         self._outputs[block.tower] = outputs
         self._versions[block.tower] = _versions(outputs)
         if block.tapped:
@@ -122,7 +128,11 @@ class Record:
         self._versions = {tower: _versions(outputs) for tower, outputs in self._outputs.items()}
 
     def keep(self, block: Block, call: int, shared: list["_Shared"]) -> None:
-        self._shared[block.name, call] = shared
+        self._shared[block.name, call] = [replace(one, value=self._kept(one.value)) for one in shared]
+
+    def _kept(self, values: Any) -> Any:
+        folder = self._folder
+        return values if folder is None else map_tensors(values, lambda tensor: on_disk(tensor, folder))
 
     def share_again(self, block: Block, call: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         given = dict(_mappings(args, kwargs))

@@ -145,7 +145,8 @@ def _number(folder: Path, files: Sequence[Path]) -> None:
     if len(files) == 1:
         files[0].rename(folder / "model.safetensors")
         return
-    weight_map, size = {}, 0
+    weight_map: dict[str, str] = {}
+    size = 0
     for number, file in enumerate(files, 1):
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         with safe_open(file, framework="pt") as opened:

@@ -71,6 +71,9 @@ class Calibration(Keys):
     fills = ("seed",)  # what calibrates is drawn by the recipe's seed; what evaluates is not
     data: Annotated[Spec, Key("dataset")] = Field(description="dataset")
     batch_size: int = Field(1, description="samples in one forward", ge=1)
+    keep: Annotated[Literal["memory", "disk"], Key(may_change=True, method=False)] = Field(
+        "memory", description="where what each finished block gave is kept: `disk` for more samples than memory holds"
+    )
 
 
 class Score(Keys):

@@ -14,8 +14,8 @@ from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.environment import machine, versions
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.memory import MEASURED
 from ecoflap.core.record.manifest import Manifest
+from ecoflap.core.record.memory import MEASURED
 from ecoflap.core.record.report import Report
 
 

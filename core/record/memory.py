@@ -1,6 +1,7 @@
 """Watch how much memory this process holds that cannot be taken from it, while something is computed."""
 
 import os
+import re
 from pathlib import Path
 from threading import Event, Thread
 
@@ -48,3 +49,10 @@ def held() -> int:
         return peak_memory()
     _, resident, in_files, *_ = map(int, _STATM.read_text().split())
     return (resident - in_files) * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory() -> int | None:
+    """Give the bytes that the system could give to a new process; None where it does not tell."""
+    told = Path("/proc/meminfo")
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", told.read_text(), re.MULTILINE) if told.is_file() else None
+    return 1024 * int(found[1]) if found else None

@@ -59,6 +59,18 @@ def what_scores_depend_on(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the granularity: what shares a sparsity says nothing about what was scored."""
-    score = recipe.get("score") or {}
-    return {**recipe, "score": {key: value for key, value in score.items() if key != "granularity"}}
+    """Leave out what says nothing about what was found: what shares a sparsity, and where things were kept."""
+    model, calibration = (recipe.get(key) or {} for key in ("model", "calibration"))
+    score = _without(recipe.get("score") or {}, "granularity")
+    if "calibration" in score:
+        score["calibration"] = _without(score["calibration"], "keep")
+    return {
+        **recipe,
+        "model": _without(model, "offload"),
+        "calibration": _without(calibration, "keep"),
+        "score": score,
+    }
+
+
+def _without(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if key != name}

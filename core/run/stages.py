@@ -25,7 +25,7 @@ from ecoflap.core.pruning.refine_model import refine_model
 from ecoflap.core.pruning.score_layers import score_layers
 from ecoflap.core.pruning.scores import Scores
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.recipe.schema import Calibration, Recipe
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.readback import check_saved
@@ -95,11 +95,22 @@ class RunState:
         """Give those that have not yet looked at the dense or the pruned model."""
         return [one for one in self.evaluations if not one.is_done(self.folder.evaluations, stage)]
 
-    def replay(self, batches: Sequence[Batch], dtype: torch.dtype | None = None) -> Replay:
-        """Make a replay of the model on these batches, in at least this precision."""
+    def replay(self, batches: Sequence[Batch], keys: Calibration | None, dtype: torch.dtype | None = None) -> Replay:
+        """Make a replay of the model on these batches, in at least this precision.
+
+        :param keys: Of the calibration that they are of.
+        """
         model, adapter = self.model.get(), self.prepared.adapter
-        anatomy, device = self.model.anatomy, self.model.visits
-        return Replay(model, adapter, batches, anatomy=anatomy, seed=self.recipe.seed, dtype=dtype, device=device)
+        return Replay(
+            model,
+            adapter,
+            batches,
+            anatomy=self.model.anatomy,
+            seed=self.recipe.seed,
+            dtype=dtype,
+            device=self.model.visits,
+            keep_in=self.folder.path if keys is not None and keys.keep == "disk" else None,
+        )
 
 
 def stage_of_round(name: str, number: int | None) -> str:
@@ -176,7 +187,16 @@ def _made(
 def _trials(state: RunState) -> PlanTrials:
     batches, held_out = state.data.batches(state.recipe.calibration), state.recipe.allocate.options.held_out
     prepared, left = state.prepared, state.before.masks if state.before else PackedMasks()
-    return PlanTrials(state.replay, batches, held_out, prepared.pruners, state.folder, state.log, prepared.tokens, left)
+    return PlanTrials(
+        partial(state.replay, keys=state.recipe.calibration),
+        batches,
+        held_out,
+        prepared.pruners,
+        state.folder,
+        state.log,
+        prepared.tokens,
+        left,
+    )
 
 
 def planned(folder: RunFolder) -> Plan:
@@ -196,7 +216,7 @@ def score(state: RunState, pools: Sequence[Pool]) -> Scores:
     data = state.recipe.score_calibration if keys.scorer.options.data else None
     batches = state.data.batches(data, keys.scorer.options.samples)
     # In bfloat16 small differences of losses are mostly rounding, so a scorer has to ask for less than float32.
-    replay = state.replay(batches, torch.float32 if keys.scorer.options.dtype == "float32" else None)
+    replay = state.replay(batches, data, torch.float32 if keys.scorer.options.dtype == "float32" else None)
     with state.log.stage(state.stage("score")), replay:
         return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit)
 
@@ -211,9 +231,10 @@ def _take_over_scores(state: RunState) -> None:
 
 def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
     """Prune and refine the model in place; what its replays recorded is gone afterwards."""
-    prepared, batches = state.prepared, state.data.batches(state.recipe.calibration)
-    replay = state.replay(batches)
-    dense = state.replay(batches) if prepared.looks_at_dense else None
+    prepared, keys = state.prepared, state.recipe.calibration
+    batches = state.data.batches(keys)
+    replay = state.replay(batches, keys)
+    dense = state.replay(batches, keys) if prepared.looks_at_dense else None
     if prepared.model_refiners:
         check_logits(replay)
     with state.log.stage(state.stage("prune")):
@@ -262,6 +283,7 @@ def _save(state: RunState, model: nn.Module, folder: Path) -> None:
             adapter.save(model, folder)
             return
         options = state.prepared.adapter_options
-        assert options.save_weights is not None and options.save_surroundings is not None  # checked with the recipe
+        assert options.save_weights is not None  # both are checked with the recipe
+        assert options.save_surroundings is not None
         shards.save(folder, partial(options.save_weights, model))
         options.save_surroundings(model, folder)

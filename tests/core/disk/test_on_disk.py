@@ -1,0 +1,42 @@
+"""Tensors that are kept on a disk: the same bits, no file that stays, and a full disk that is said."""
+
+import errno
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecoflap.core.disk.on_disk import on_disk
+from ecoflap.core.errors import RunError
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=4), st.sampled_from(TYPES), st.booleans())
+def test_a_tensor_comes_back_as_it_was(tmp_path_factory, shape, dtype, turned):
+    folder = tmp_path_factory.mktemp("kept")
+    tensor = torch.randint(-9, 9, shape).to(dtype)
+    tensor = tensor.T if turned and tensor.ndim == 2 else tensor
+    kept = on_disk(tensor, folder)
+    assert kept.dtype == tensor.dtype
+    assert torch.equal(kept, tensor)
+    assert list(folder.iterdir()) == []
+    assert kept.data_ptr() != tensor.data_ptr() or not tensor.numel()
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(RunError, match=r"could not be written: the disk is full .* what is finished is kept"):
+        on_disk(torch.ones(4), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_system_without_that_call_makes_room_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    assert torch.equal(on_disk(torch.arange(5), tmp_path), torch.arange(5))

@@ -1,0 +1,239 @@
+"""Models that stay in their files while they are pruned: the same bits as in memory, by the names on disk, resumed."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import ecoflap
+from ecoflap.core.contracts.events import LayerPruned
+from ecoflap.core.errors import EcoflapError, FormatError, RecipeError, RunError
+
+pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
+pytest.importorskip("accelerate")
+
+
+def _model(kind: str) -> Any:
+    """Build a pico model: with a matrix a weight, with tied ones, or with experts in one of two layouts."""
+    import pico_causal
+    import pico_decoder
+
+    return {**pico_causal.FAMILIES, **pico_decoder.FAMILIES}[kind].build()
+
+
+@pytest.fixture(params=["llama", "llama-tied", "mixtral", "gpt_oss"])
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """A recipe of a model in several files."""
+    from pico_words import tokenizer
+
+    _model(request.param).save_pretrained(tmp_path / "dense", max_shard_size="20KB")
+    tokenizer().save_pretrained(tmp_path / "dense")
+    lines = (" ".join(f"w{(7 * line + word) % 40}" for word in range(30)) for line in range(20))
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    text = {"use": "text", "path": str(tmp_path / "text.txt"), "samples": 4, "sequence_length": 16}
+    return {
+        "version": 1, "model": {"source": str(tmp_path / "dense"), "offload": "disk"}, "calibration": text,
+        "sparsity": 0.5, "score": {"use": "zeroth_order", "samples": 2}, "allocate": "ecoflap", "prune": "sparsegpt",
+        "evaluate": {"use": "perplexity", "data": text}, "export": "safetensors",
+    }  # fmt: skip
+
+
+def in_memory(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {**recipe, "model": recipe["model"]["source"]}
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def stopping_behind(name: str) -> Any:
+    def stop(event: Any) -> None:
+        if isinstance(event, LayerPruned) and name in event.name:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def assert_alike(a: Path, b: Path) -> None:
+    """Hold two runs to the same masks, the same weights under the same names, and the same figures."""
+    assert (a / "masks.safetensors").read_bytes() == (b / "masks.safetensors").read_bytes()
+    there, here = weights_in(a / "model"), weights_in(b / "model")
+    assert there.keys() == here.keys()
+    assert [name for name, one in there.items() if not torch.equal(one, here[name])] == []
+    reports = [ecoflap.read_report(folder / "report.json") for folder in (a, b)]
+    assert reports[0].measures == reports[1].measures
+
+
+@pytest.mark.parametrize("prune", ["wanda", "sparsegpt"])
+def test_what_stays_on_the_disk_is_pruned_to_the_same_bits(recipe, prune, tmp_path):
+    before = bytes_in(tmp_path / "dense")
+    recipe = {**recipe, "prune": prune}
+    ecoflap.run(recipe, folder=tmp_path / "disk")
+    ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
+    assert_alike(tmp_path / "disk", tmp_path / "memory")
+    assert weights_in(tmp_path / "disk" / "model").keys() == weights_in(tmp_path / "dense").keys()
+    assert bytes_in(tmp_path / "dense") == before
+    left = {path.name for path in (tmp_path / "disk").iterdir()}
+    assert not {name for name in left if name.endswith(".partial") or name == "blocks"}
+
+
+def test_refined_blocks_and_kept_records_are_the_same(recipe, tmp_path):
+    recipe = {**recipe, "prune": "wanda", "refine": {"use": "reconstruct", "steps": 2}}
+    on_disk = {**recipe, "calibration": {**recipe["calibration"], "keep": "disk"}}
+    ecoflap.run(on_disk, folder=tmp_path / "disk")
+    ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
+    assert_alike(tmp_path / "disk", tmp_path / "memory")
+    assert not list((tmp_path / "disk").glob(".kept*"))
+
+
+def test_another_type_than_the_files_have(recipe, tmp_path):
+    as_asked = {**recipe, "model": {**recipe["model"], "dtype": "bfloat16"}, "score": None, "allocate": "uniform"}
+    ecoflap.run(as_asked, folder=tmp_path / "disk")
+    asked = {**as_asked, "model": {"source": recipe["model"]["source"], "dtype": "bfloat16"}}
+    ecoflap.run(asked, folder=tmp_path / "memory")
+    assert_alike(tmp_path / "disk", tmp_path / "memory")
+
+
+def test_a_run_that_was_cut_off_goes_on_behind_its_finished_blocks(recipe, heard_by, tmp_path):
+    ecoflap.run(recipe, folder=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        ecoflap.run(recipe, folder=tmp_path / "cut", registry=heard_by(stopping_behind("layers.1.self_attn.o_proj")))
+    assert [path.name for path in (tmp_path / "cut" / "blocks").glob("*.safetensors")] == ["000.safetensors"]
+    ecoflap.run(recipe, folder=tmp_path / "cut")
+    assert_alike(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.fixture
+def cut(recipe, heard_by, tmp_path):
+    """A run of which one block is finished."""
+    with pytest.raises(KeyboardInterrupt):
+        ecoflap.run(recipe, folder=tmp_path / "cut", registry=heard_by(stopping_behind("layers.1.self_attn.o_proj")))
+    return tmp_path / "cut"
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+def test_a_finished_block_that_was_damaged_is_refused_and_can_be_pruned_again(recipe, cut, tmp_path):
+    ecoflap.run(recipe, folder=tmp_path / "whole")
+    shard = cut / "blocks" / "shards" / "000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(FormatError, match=r"000\.safetensors: the weight .* is not what was written .* Delete it"):
+        ecoflap.run(recipe, folder=cut)
+    shard.unlink()
+    with pytest.raises(FormatError, match=r"000\.safetensors is missing or damaged"):
+        ecoflap.run(recipe, folder=cut)
+    (cut / "blocks" / "000.safetensors").unlink()
+    ecoflap.run(recipe, folder=cut)
+    assert_alike(cut, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+def test_a_checkpoint_that_changes_meanwhile_is_named_and_nothing_is_lost(recipe, heard_by, tmp_path):
+    file = tmp_path / "dense" / "model-00001-of-00005.safetensors"
+    assert file.is_file()
+    stamp = file.stat()
+
+    def change(event: Any) -> None:
+        if isinstance(event, LayerPruned) and "layers.1.self_attn.o_proj" in event.name:
+            os.utime(file, ns=(0, 0))
+
+    with pytest.raises(RunError, match=r"model-00001-of-00005\.safetensors changed while the model was read"):
+        ecoflap.run(recipe, folder=tmp_path / "changed", registry=heard_by(change))
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert (tmp_path / "changed" / "blocks" / "000.safetensors").is_file()
+    ecoflap.run(recipe, folder=tmp_path / "changed")
+    ecoflap.run(recipe, folder=tmp_path / "whole")
+    assert_alike(tmp_path / "changed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+def test_a_disk_that_fills_while_blocks_are_written_is_said_and_the_run_goes_on_later(recipe, monkeypatch, tmp_path):
+    from ecoflap.core.pruning import shards
+
+    write, written = shards.write_safetensors, []
+
+    def full(path: Path, tensors: Any) -> dict[str, str]:
+        written.append(path)
+        if len(written) == 2:
+            raise RunError(f"{path} could not be written: {os.strerror(errno.ENOSPC)}")
+        return write(path, tensors)
+
+    monkeypatch.setattr(shards, "write_safetensors", full)
+    with pytest.raises(RunError, match="could not be written"):
+        ecoflap.run(recipe, folder=tmp_path / "full")
+    monkeypatch.undo()
+    assert (tmp_path / "full" / "blocks" / "000.safetensors").is_file()
+    ecoflap.run(recipe, folder=tmp_path / "full")
+    ecoflap.run(recipe, folder=tmp_path / "whole")
+    assert_alike(tmp_path / "full", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+def test_a_shard_that_is_missing_is_named(recipe, tmp_path):
+    (tmp_path / "dense" / "model-00002-of-00005.safetensors").unlink()
+    with pytest.raises(EcoflapError, match=r"model-00002-of-00005\.safetensors"):
+        ecoflap.run(recipe, folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"refine": "distill"}, r"the refiner distill trains all weights of the model at once"),
+        ({"rounds": 2}, r"this recipe has rounds"),
+        ({"allocate": {"use": "best_of", "of": ["uniform", "ecoflap"]}}, r"the allocator best_of prunes"),
+    ],
+)
+def test_what_asks_for_the_whole_model_in_memory_is_refused(recipe, keys, said, tmp_path):
+    with pytest.raises(RecipeError, match=f"model.offload: disk .*{said}"):
+        ecoflap.run({**recipe, **keys}, folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+def test_other_files_than_safetensors_are_refused(recipe, tmp_path):
+    torch.save(weights_in(tmp_path / "dense"), tmp_path / "pytorch_model.bin")
+    for file in (tmp_path / "dense").glob("model*"):
+        file.unlink()
+    shutil.move(tmp_path / "pytorch_model.bin", tmp_path / "dense")
+    with pytest.raises(RecipeError, match=r"has its weights in pytorch_model\.bin"):
+        ecoflap.run(recipe, folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+def test_a_model_in_memory_is_refused(recipe, tmp_path):
+    with pytest.raises(RecipeError, match=r"model\.offload: disk is for a model that is read from its files"):
+        ecoflap.run(recipe, model=_model("llama"), folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", ["llama", "mixtral"], indirect=True)
+def test_what_was_begun_elsewhere_is_taken_over(recipe, tmp_path):
+    ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
+    kept = {**recipe["calibration"], "keep": "disk"}
+    ecoflap.run({**recipe, "calibration": kept, "reuse": [str(tmp_path / "memory")]}, folder=tmp_path / "disk")
+    report = ecoflap.read_report(tmp_path / "disk" / "report.json")
+    assert [one.stage for one in report.stages if one.stage in ("score", "evaluate dense")] == []
+    assert_alike(tmp_path / "disk", tmp_path / "memory")
+
+
+def test_the_names_in_an_index_are_those_in_the_files(recipe, tmp_path):
+    import json
+
+    ecoflap.run({**recipe, "score": None, "allocate": "uniform"}, folder=tmp_path / "run")
+    folder = tmp_path / "run" / "model"
+    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            found |= dict.fromkeys(opened.keys(), file.name)
+    assert found == weight_map

@@ -1,0 +1,44 @@
+"""The memory that a stage holds: what is gone again counts, and what lies in a file does not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ecoflap.core.record import memory
+from ecoflap.core.record.memory import MemoryWatch, available_memory, held
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="only Linux tells")
+SIZE = 64 << 20
+
+
+@on_linux
+def test_what_was_held_for_a_while_is_the_most():
+    watch = MemoryWatch()
+    before = watch.most()
+    tensor = torch.ones(SIZE, dtype=torch.uint8)
+    while watch._most < before + SIZE // 2:
+        assert tensor.sum() == SIZE
+    del tensor
+    watch.stop()
+    assert watch.most() > before + SIZE // 2
+
+
+@on_linux
+def test_a_mapped_file_is_not_held(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(SIZE))
+    before = held()
+    mapped = torch.from_file(str(tmp_path / "file"), shared=False, size=SIZE, dtype=torch.uint8)
+    assert int(mapped.sum()) == 0
+    assert held() - before < SIZE / 4
+
+
+@on_linux
+def test_a_system_has_more_memory_than_this_needs():
+    assert (available_memory() or 0) > 1 << 20
+
+
+def test_elsewhere_the_peak_is_what_was_resident(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_STATM", tmp_path / "nowhere")
+    monkeypatch.setattr(memory, "peak_memory", lambda: 17)
+    assert held() == 17
