@@ -123,8 +123,11 @@ def _largest(metric: Float[Tensor, "rows columns"], counts: Int64[Tensor, " rows
     surplus = kept.sum(1) - counts
     tied = surplus.nonzero()[:, 0]
     if len(tied):
-        equal = metric[tied] == threshold[tied, None]
-        kept[tied] &= ~(equal & (equal.cumsum(1) <= surplus[tied, None]))
+        some = metric if len(tied) == len(metric) else metric[tied]
+        row, column = (some == threshold[tied, None]).nonzero(as_tuple=True)  # in the order of rows, then of columns
+        first = torch.searchsorted(row, torch.arange(len(tied), device=row.device))
+        dropped = torch.arange(len(row), device=row.device) - first[row] < surplus[tied][row]
+        kept[tied[row[dropped]], column[dropped]] = False
     return kept
 
 
