@@ -154,9 +154,7 @@ class Replay:
         with wide:
             self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder)
 
-    def _observed(
-        self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice
-    ) -> Observed:
+    def _observed(self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice) -> Observed:
         inside = self.anatomy.layers_of[self.blocks[i].name]
         observation = Observation(self.blocks[i], layers, needs)
         # It takes forwards of its own, so they come before the one in which the weights are asked for.
@@ -270,7 +268,7 @@ class Replay:
             self._moved.remove(layer.name)
 
     def gradients(self, visit: Callable[[Layer, Tensor], None]) -> None:
-        """Run one backward an own batch, and call ``visit(layer, gradient)`` as each gradient is ready; then it is gone.
+        """Run one backward an own batch, and call ``visit(layer, gradient)`` as each gradient is ready.
 
         Blocks are checkpointed, so one block's activations and one layer's gradient are held at a time.
         """

@@ -7,19 +7,16 @@ from datetime import timedelta
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from ecoflap.core.errors import EcoflapError, RankError, SaidElsewhereError
+from ecoflap.core.ranks.launch import are_several
 from ecoflap.core.ranks.processes import Processes
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.ranks.watch import Watch
 
 _WAITS = timedelta(days=7)
 """How long one process waits for another: the first may export for hours. Whoever is gone is found out otherwise."""
-
-
-def are_several() -> bool:
-    """Say whether this is one of several processes: torchrun says so in the environment."""
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
 
 
 @contextmanager
@@ -42,7 +39,10 @@ def joined() -> Iterator[Ranks]:
         yield Processes(watch, group, by_device=by_device)
         distributed.barrier(group=group)
     except BaseException as error:
-        raise _told(error, watch) from error
+        told = _told(error, watch)
+        if told is error:
+            raise
+        raise told from error
     finally:
         watch.stop()
     distributed.destroy_process_group()
@@ -51,7 +51,7 @@ def joined() -> Iterator[Ranks]:
 def _told(error: BaseException, watch: Watch) -> BaseException:
     """Tell the others why this process ends, and give what it is to raise."""
     if watch.lost is not None:
-        return RankError(watch.lost)
+        return RankError(watch.lost) if watch.speaks else SaidElsewhereError(watch.lost)
     if isinstance(error, RankError):
         return error
     problems = error.problems if isinstance(error, EcoflapError) else (str(error) or repr(error),)
@@ -72,9 +72,9 @@ def _own_device() -> bool:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or there) <= there
 
 
-def _store(size: int) -> distributed.Store:
+def _store(size: int) -> Store:
     """Connect to the store by which the processes found each other; a connection serves one thread at a time."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(host, port, size, is_master=False, timeout=timedelta(seconds=30))
+    store = TCPStore(host, port, size, is_master=False, timeout=timedelta(seconds=30))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return distributed.PrefixStore(f"ecoflap {attempt}", store)
+    return PrefixStore(f"ecoflap {attempt}", store)

@@ -13,7 +13,7 @@ import time
 from threading import Event, Thread
 from typing import Any
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 EVERY = 0.5
 """Seconds between two signs of life."""
@@ -33,6 +33,7 @@ class Watch:
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self.lost: str | None = None  # why this process ends, where that is another's doing
+        self.speaks = True  # whether it is this process that says so to the user
         self._store, self._ended = store, Event()
         self._thread = Thread(target=self._watch, name="ecoflap watch", daemon=True)
 
@@ -85,12 +86,14 @@ class Watch:
 
     def _end(self, told: dict[str, Any]) -> None:
         """End this process because another has ended, from wherever it is."""
+        self.speaks = self.rank == (1 if told["rank"] == 0 else 0)
         self.lost = said_of(told, self.size)
         taken = signal.getsignal(signal.SIGTERM)
         if not self._ended.is_set():
             _thread.interrupt_main(signal.SIGTERM if callable(taken) else signal.SIGINT)
         if not self._ended.wait(_GRACE):
-            print(f"ecoflap: {self.lost}", file=sys.stderr, flush=True)
+            if self.speaks:
+                print(f"ecoflap: {self.lost}", file=sys.stderr, flush=True)
             os._exit(2)
 
 

@@ -71,7 +71,7 @@ def check_logits(replay: Replay) -> None:
     """
     logits = DenseLogits()
     with logits.recorded():
-        replay.loss(0, [0])
+        replay.loss(0, replay.own[:1])
     if logits.is_empty:
         raise ModelError(
             f"the loss of {type(replay.adapter).__name__} is no cross entropy of logits here, so the pruned model "
