@@ -224,17 +224,19 @@ class BlockwisePruning:
 
         The hidden states by batch, call by call.
         """
-        block, numbers = self.replay.blocks[index], range(len(self.replay.batches))
+        block, numbers = self.replay.blocks[index], self.replay.own
         wanted = {refiner.options.target for refiner in self._refiners(index)}
         targets = {}
         if "own" in wanted:
             with self._as_dense(index):
                 calls = (self.replay.calls_of(index, number) for number in numbers)
-                targets["own"] = [[hidden_of(block, call.output) for call in batch] for batch in calls]
+                hidden = [[hidden_of(block, call.output) for call in batch] for batch in calls]
+            targets["own"] = self.replay.gathered(hidden)
         if "dense" in wanted:
             assert self.dense is not None  # it is made where any refiner asks for it
             outputs = map(self.dense.recorded, numbers)
-            targets["dense"] = [[hidden_of(block, output) for output in batch] for batch in outputs]
+            hidden = [[hidden_of(block, output) for output in batch] for batch in outputs]
+            targets["dense"] = self.replay.gathered(hidden)
         return targets
 
     def _refine(
@@ -242,9 +244,10 @@ class BlockwisePruning:
     ) -> bool:
         """Let the refiners of a pruned block train its kept weights; say whether any of them did."""
         oriented = {layer.name: layer.oriented(masks[layer.name]) for layer in layers}
-        done = []
-        for refiner in self._refiners(index):
-            view = BlockView(self.replay, index, layers, oriented, targets[refiner.options.target])
+        done, refiners = [], self._refiners(index)
+        replay = self.replay.with_all_batches() if refiners else self.replay
+        for refiner in refiners:
+            view = BlockView(replay, index, layers, oriented, targets[refiner.options.target], self.replay.ranks)
             with view.opened():
                 done.append(refine(view, refiner, self.emit))
         return any(one.is_kept for one in done)
