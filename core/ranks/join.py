@@ -50,12 +50,14 @@ def joined() -> Iterator[Ranks]:
 
 def _told(error: BaseException, watch: Watch) -> BaseException:
     """Tell the others why this process ends, and give what it is to raise."""
-    if watch.lost is not None:
+    watch.is_ending = True
+    was_stopped = not isinstance(error, Exception) and not watch.has_interrupted  # by a signal from outside
+    if watch.lost is not None and not was_stopped:
         return RankError(watch.lost) if watch.speaks else SaidElsewhereError(watch.lost)
     if isinstance(error, RankError):
         return error
     problems = error.problems if isinstance(error, EcoflapError) else (str(error) or repr(error),)
-    first = watch.tell("; ".join(problems) if isinstance(error, Exception) else "it was stopped")
+    first = watch.tell("it was stopped" if was_stopped else "; ".join(problems))
     if not isinstance(error, EcoflapError) or watch.rank == 0:
         return error
     if first["text"] == "; ".join(problems) and first["rank"] != watch.rank:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-_PATIENCE = 30.0
+_PATIENCE = 12.0
 """Seconds that the others have to end by themselves when one has failed."""
 _LOOKS = 0.1
 """Seconds between two looks at the processes."""

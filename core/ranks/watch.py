@@ -17,9 +17,9 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 EVERY = 0.5
 """Seconds between two signs of life."""
-SILENT = 40.0
+SILENT = 30.0
 """Seconds without one after which a process is taken for gone."""
-_GRACE = 15.0
+_GRACE = 10.0
 """Seconds that a process has to end by itself when another has failed; it may be waiting in a device's library."""
 _FAILED = "failed"
 
@@ -34,6 +34,8 @@ class Watch:
         self.rank, self.size = rank, size
         self.lost: str | None = None  # why this process ends, where that is another's doing
         self.speaks = True  # whether it is this process that says so to the user
+        self.is_ending = False  # whether this process ends of itself, and is not to be interrupted
+        self.has_interrupted = False
         self._store, self._ended = store, Event()
         self._thread = Thread(target=self._watch, name="ecoflap watch", daemon=True)
 
@@ -55,7 +57,7 @@ class Watch:
             until = time.monotonic() + 2
             while time.monotonic() < until and self._told() is None:
                 time.sleep(EVERY / 5)
-        return tell(self._store, self.rank, text)
+        return tell(self._store, self.rank, text, by_itself=True)
 
     def who_is_gone(self, error: RuntimeError) -> str:
         """Find out which process a broken connection was to."""
@@ -71,7 +73,7 @@ class Watch:
                 self._store.add(f"alive {self.rank}", 1)
                 now, told = self._store.add(f"alive {watched}", 0), self._told()
             except Exception:  # of several kinds, by backend and version: whoever holds the store is gone
-                told = {"rank": 0, "text": "it does not answer any more"}
+                told = {"rank": 0, "text": "it does not answer any more", "by_itself": False}
             else:
                 if now != seen:
                     seen, at = now, time.monotonic()
@@ -86,10 +88,13 @@ class Watch:
 
     def _end(self, told: dict[str, Any]) -> None:
         """End this process because another has ended, from wherever it is."""
-        self.speaks = self.rank == (1 if told["rank"] == 0 else 0)
+        speaker = 0 if told["rank"] else None if told["by_itself"] else 1
+        self.speaks = self.rank == speaker
         self.lost = said_of(told, self.size)
         taken = signal.getsignal(signal.SIGTERM)
-        if not self._ended.is_set():
+        # Who waits for a process that is gone learns it from a broken connection, and who was sent a signal from that.
+        if not self._ended.wait(_GRACE / 4) and not self.is_ending:
+            self.has_interrupted = True
             _thread.interrupt_main(signal.SIGTERM if callable(taken) else signal.SIGINT)
         if not self._ended.wait(_GRACE):
             if self.speaks:
@@ -97,9 +102,13 @@ class Watch:
             os._exit(2)
 
 
-def tell(store: Store, rank: int, text: str) -> dict[str, Any]:
-    """Tell all processes that one has failed, unless that was told of another before; give what was told first."""
-    told: dict[str, Any] = json.loads(store.compare_set(_FAILED, "", json.dumps({"rank": rank, "text": text})))
+def tell(store: Store, rank: int, text: str, *, by_itself: bool = False) -> dict[str, Any]:
+    """Tell all processes that one has failed, unless that was told of another before; give what was told first.
+
+    :param by_itself: Whether it is that process that tells it, and its user too.
+    """
+    line = json.dumps({"rank": rank, "text": text, "by_itself": by_itself})
+    told: dict[str, Any] = json.loads(store.compare_set(_FAILED, "", line))
     return told
 
 
