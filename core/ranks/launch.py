@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,8 @@ def is_first() -> bool:
     return not are_several() or os.environ["RANK"] == "0"
 
 
-def launch(size: int, arguments: Sequence[str]) -> int:
-    """Run ``ecoflap`` with the same arguments in several processes, and give the code to end with.
+def launch(size: int, command: Sequence[str]) -> int:
+    """Run a command in several processes, which :func:`ecoflap.ranks.joined` joins, and give the code to end with.
 
     It is that of the process that has failed. A signal that this process gets goes to all of them.
 
@@ -38,7 +37,6 @@ def launch(size: int, arguments: Sequence[str]) -> int:
 
     # This process holds the store by which they find each other, and stays when one of them is gone.
     store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    command = [sys.executable, "-m", "ecoflap", *arguments]
     with _passing_on() as children:
         for rank in range(size):
             children.append(subprocess.Popen(command, env=_environment(rank, size, store.port), start_new_session=True))
