@@ -178,6 +178,7 @@ def sweep(
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep each run's model/, not only exports.")
     ] = False,
+    processes: Annotated[int, typer.Option(min=1, metavar="N", help="Do N runs at once, each in a process.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,
@@ -193,7 +194,9 @@ def sweep(
         from ecoflap.core.sweep.sweep import sweep as run_sweep
 
         loaded = load_registry(registry)
-        request = SweepRequest(what, set_ or (), seeds, folder, fresh, keep_models, allow_code, accept_change)
+        request = SweepRequest(
+            what, set_ or (), seeds, folder, fresh, keep_models, allow_code, accept_change, processes, registry
+        )
         if dry_run:
             show(sweep_table(request, planned_sweep(request, loaded)))
             return

@@ -1,6 +1,7 @@
 """What pruners need to know of a layer's inputs, in as little memory as it can be known.
 
-Both sums come out the same, within float32's rounding, however the tokens are cut into calls.
+Both sums come out the same, within float32's rounding, however the tokens are cut into calls. The engine has one for
+each of four spans of the batches and merges them in order, so that their bits do not depend on which process saw which.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
