@@ -48,6 +48,14 @@ class KernelError(EcoflapError):
     """Says why a product with packed weights cannot be computed."""
 
 
+class RankError(EcoflapError):
+    """Says which of the processes of one run has ended it, and why."""
+
+
+class SaidElsewhereError(EcoflapError):
+    """Stands for an error that another process of the run has said already."""
+
+
 LONGEST = 200
 """The most characters of somebody's text that a message repeats."""
 

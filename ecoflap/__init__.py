@@ -116,9 +116,9 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 PUBLIC = (
     "ecoflap", "ecoflap.adapting", "ecoflap.comparing", "ecoflap.events", "ecoflap.kernel", "ecoflap.onnx",
-    "ecoflap.openvino", "ecoflap.refining", "ecoflap.testing", "ecoflap.torchscript",
+    "ecoflap.openvino", "ecoflap.ranks", "ecoflap.refining", "ecoflap.testing", "ecoflap.torchscript",
 )  # fmt: skip
-"""The public modules: all names; adapters, comparisons, events, packed products, refiners, three runtimes, tests."""
+"""The public modules: all names; adapters, comparisons, events, products, processes, refiners, runtimes, tests."""
 
 __all__ = sorted(_MODULE)
 __version__ = version("ecoflap")

@@ -28,6 +28,7 @@ PAGES = (
     "docs/packed.md",
     "docs/plugins.md",
     "docs/run.md",
+    "docs/scale.md",
 )
 
 

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ecoflap.core.cli.stopping import end_at_once, ended, stoppable
+from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, stoppable
 from ecoflap.core.disk.paths import why_unusable
-from ecoflap.core.errors import EcoflapError, cut
+from ecoflap.core.errors import EcoflapError, SaidElsewhereError, cut
+from ecoflap.core.ranks.launch import are_several, is_first, launch
 from ecoflap.core.text.printable import printable
 
 app = typer.Typer(
@@ -72,6 +73,8 @@ def _done() -> int:
     """Do what the command line says, and give the code to end with."""
     try:
         app(standalone_mode=True)
+    except SaidElsewhereError:
+        return 2
     except EcoflapError as error:
         print(f"ecoflap: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -105,18 +108,32 @@ def run(
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,
     accept_change: AcceptChangeOption = False,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Do it in N processes on this machine; torchrun does on several.")
+    ] = 1,
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
-    with stoppable():
+    if processes > 1 and not are_several():
+        sys.exit(launch(processes, [sys.executable, "-m", "ecoflap", *sys.argv[1:]]))
+    with stoppable(GOES_ON if is_first() else ""):
         from ecoflap.core.cli.run_table import run_table
         from ecoflap.core.cli.tables import show
+        from ecoflap.core.ranks.join import joined
         from ecoflap.core.registry.registry import load_registry
         from ecoflap.core.run.pipeline import run as run_recipe
 
-        trusting = load_registry(registry, allow_code=allow_code)
-        done = run_recipe(
-            recipe, set_=set_ or (), folder=folder, fresh=fresh, registry=trusting, accept_change=accept_change
-        )
+        with joined() as ranks:
+            done = run_recipe(
+                recipe,
+                set_=set_ or (),
+                folder=folder,
+                fresh=fresh,
+                registry=load_registry(registry, allow_code=allow_code),
+                accept_change=accept_change,
+                ranks=ranks,
+            )
+        if not is_first():
+            return
         show(run_table(done.report))
         page = done.folder / "report.html"  # written by an observer, which may be switched off
         print(f"report: {page if page.is_file() else done.folder / 'report.json'}")
@@ -161,6 +178,7 @@ def sweep(
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep each run's model/, not only exports.")
     ] = False,
+    processes: Annotated[int, typer.Option(min=1, metavar="N", help="Do N runs at once, each in a process.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,
@@ -176,7 +194,9 @@ def sweep(
         from ecoflap.core.sweep.sweep import sweep as run_sweep
 
         loaded = load_registry(registry)
-        request = SweepRequest(what, set_ or (), seeds, folder, fresh, keep_models, allow_code, accept_change)
+        request = SweepRequest(
+            what, set_ or (), seeds, folder, fresh, keep_models, allow_code, accept_change, processes, registry
+        )
         if dry_run:
             show(sweep_table(request, planned_sweep(request, loaded)))
             return

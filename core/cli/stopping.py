@@ -33,6 +33,7 @@ def stoppable(said: str = GOES_ON) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the command with a word, instead of a traceback. A second one ends it at once.
 
     :param said: The word, such as how to go on. Of two contexts within each other the inner one says it.
+        Empty where another process says it.
     """
     # One that is ignored, as behind nohup, stays so.
     taken = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
@@ -40,7 +41,8 @@ def stoppable(said: str = GOES_ON) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Stopped) as stop:
-        print(f"\necoflap: {said}", file=sys.stderr)
+        if said:
+            print(f"\necoflap: {said}", file=sys.stderr)
         sys.exit(128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT))
     finally:
         for number, handler in before.items():

@@ -13,8 +13,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate, Answered, Batch, Sample, ScoreKind, Unit, View
+from ecoflap.core.contracts.records import Aggregate, Answered, Batch, Measure, Sample, ScoreKind, Unit, View
 from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.ranks.ranks import Ranks
 
 
 class PartOptions:
@@ -49,6 +50,9 @@ class ScorerOptions(PartOptions):
         faster, and enough for differences of the loss that are larger than rounding.
     :cvar together: Whether a layer's score depends on which others are scored. Then all are asked for again where a run
         that was cut off has some.
+    :cvar shares: Whether it comes to the same scores with a replay whose batches several processes share. It does where
+        it looks at data by ``loss(i)`` of all batches, ``run`` and ``advance``, and at single batches by ``each`` or
+        ``gathered``. Otherwise one process asks it while the others wait.
     """
 
     unit: Unit = "layer"
@@ -58,6 +62,7 @@ class ScorerOptions(PartOptions):
     gives: ScoreKind = "number"
     dtype: Literal["float32", "model"] = "float32"
     together: bool = False
+    shares: bool = False
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int | None:
         """Tell how many forwards it takes, for the plan; None, the default, where it cannot say.
@@ -171,12 +176,16 @@ class EvaluatorOptions(PartOptions):
         default, stands for an evaluator that is called on both models alike.
     :cvar answers: A method ``answers(model, adapter, note)`` that gives an ``Answered`` for each sample, the samples in
         one order, for the evaluator ``agreement``. None, the default, for one whose results are no single answers.
+    :cvar shared: A method ``shared(model, adapter, note, ranks)`` that gives in every process what the call gives in
+        one, each of them having looked at a share of the data: ``ranks.deal`` deals them. None, the default, for an
+        evaluator that one process calls while the others wait. It is not asked of one with ``remember``.
     """
 
     wants: type[Any] | None = None
     loss_batch_size: int | None = None
     remember: Callable[[nn.Module, Any, Callable[[str], None]], Mapping[str, Tensor]] | None = None
     answers: Callable[[nn.Module, Any, Callable[[str], None]], Iterable[Answered]] | None = None
+    shared: Callable[[nn.Module, Any, Callable[[str], None], Ranks], Mapping[str, Measure]] | None = None
 
     def lacks(self, sample: Sample) -> str | None:
         """Name what a sample of its data is without that it needs, such as ``label``; None, the default, for nothing.

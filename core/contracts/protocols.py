@@ -44,7 +44,11 @@ def ignore(sentence: str) -> None:
 
 
 class Statistic(Protocol):
-    """Sums up over real tokens, in at least float32, what a pruner or scorer needs to know of a layer's inputs."""
+    """Sums up over real tokens, in at least float32, what a pruner or scorer needs to know of a layer's inputs.
+
+    One is made for each span of batches, and they are merged in the spans' order. Where several processes do a run, it
+    is pickled to be sent to another; its tensors go by themselves.
+    """
 
     def __init__(self, in_features: int) -> None: ...
 

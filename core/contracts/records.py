@@ -82,6 +82,9 @@ class Estimate(float):
         self.terms = values
         return self
 
+    def __getnewargs__(self) -> Any:
+        return (self.terms,)
+
     @property
     def standard_error(self) -> float:
         """Compute the sample standard deviation over √n; infinite from a single term."""

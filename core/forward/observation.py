@@ -1,6 +1,7 @@
 """What is learnt of a block's layers while it runs: statistics over their real tokens, shared where inputs are."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -16,16 +17,57 @@ from ecoflap.core.forward.capture import Picked
 from ecoflap.core.forward.placement import map_tensors
 from ecoflap.core.forward.walk import BlockWatch
 from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.ranks.ranks import Ranks
+from ecoflap.core.ranks.shares import owners
 
 TokensOf = Callable[[str, int], Int8[Tensor, "batch tokens"]]
 WeightsOf = Callable[[str, int], Shaped[Tensor, "batch tokens"]]
+_Sums = dict[type[Any], Any]
+"""Statistics by their type."""
+_Key = tuple[str, str]
+"""Of sums: a layer's name, and what they are of: ``inputs``, or the ``gradient``."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Tells what was learnt of some layers of a block, each by one of the processes.
+
+    :param owners: By the layer's name, the process that has its statistics.
+    :param seen: By the layer's name, its statistics; those of another process' layers are empty.
+    :param inputs: By the layer's name, the first layer that is fed the same; empty where nothing is known of inputs.
+    """
+
+    owners: Mapping[str, int]
+    seen: Mapping[str, Statistics]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, seen: Mapping[str, Statistics], layers: Sequence[Layer], size: int) -> "Observed":
+        """Deal layers of which every process knows all to so many of them."""
+        return cls(_dealt([[layer] for layer in layers], size), seen)
+
+    def everywhere(self, ranks: Ranks) -> Mapping[str, Statistics]:
+        """Give all statistics to all processes."""
+        mine = {name: one for name, one in self.seen.items() if self.owners[name] == ranks.rank}
+        found = {name: one for some in ranks.gather(mine) for name, one in some.items()}
+        return {name: found[name] for name in self.seen}
+
+    def joined(self, needs: Sequence[type[Any]], others: Mapping[str, Statistics]) -> "Observed":
+        """Put these statistics and others of the same layers together, in the order of ``needs``."""
+        both = {name: {**others[name], **one} for name, one in self.seen.items()}
+        seen = {
+            name: Statistics({need: both[name][need] for need in needs if need in both[name]}, is_fed=one.is_fed)
+            for name, one in self.seen.items()
+        }
+        return replace(self, seen=seen)
 
 
 class Observation(BlockWatch):
-    """Sums statistics over all batches of one block.
+    """Sums statistics over all batches of one block, span by span.
 
     Layers that are fed the same tensor object share one statistic, so q, k and v cost one Gram matrix, not three. A
-    statistic that takes gradients is each layer's own.
+    statistic that takes gradients is each layer's own. A span's sums are added to those of the spans before it, so that
+    what is summed has the same bits whichever process has seen which span.
 
     :param needs: The statistics' types; each layer gets one of each.
     """
@@ -37,13 +79,14 @@ class Observation(BlockWatch):
         self._of_gradients = [need for need in needs if issubclass(need, GradientStatistic)]
         self._order = tuple(needs)
         self._leader: dict[str, str] = {}
-        self._shared: dict[str, dict[type[Any], Any]] = {}
-        self._own: dict[str, dict[type[Any], Any]] = {}
+        self._sums: dict[_Key, _Sums] = {}  # of the span that is being seen
+        self._parts: dict[_Key, list[_Sums]] = {}  # of the spans before it
         self._inputs: dict[int, tuple[ReferenceType[Tensor], str]] = {}
         self._rows: dict[tuple[str, int], Tensor] = {}
         self._fed: set[str] = set()  # layers with a real token among their inputs
         self._tokens_of: TokensOf
         self._weights_of: WeightsOf
+        self._device = torch.device("cpu")  # where inputs are seen
         self._call = 0  # which call of the block in one forward is being seen
 
     def begin(self, tokens_of: TokensOf, weights_of: WeightsOf) -> None:
@@ -78,8 +121,9 @@ class Observation(BlockWatch):
             if known != layer.name:
                 raise ModelError(f"{layer.name} shares its input with {known} in some batches and not in others")
             leader = known
-        mine = self._made(self._own, self._of_gradients, layer, inputs.device)
-        theirs = self._made(self._shared, self._of_inputs, layer, inputs.device) if leader == layer.name else {}
+        self._device = inputs.device
+        mine = self._made((layer.name, "gradient"), self._of_gradients)
+        theirs = self._made((layer.name, "inputs"), self._of_inputs) if leader == layer.name else {}
         if mine or theirs or layer.layout == "routed":
             tokens = self._counted_tokens(layer, inputs, picked)
             self._fed.update([layer.name] if len(tokens) else [])
@@ -87,7 +131,7 @@ class Observation(BlockWatch):
                 statistic.add(tokens)
 
     def _add_gradient(self, layer: Layer, gradient: Float[Tensor, "out in"]) -> None:
-        for statistic in self._own.get(layer.name, {}).values():  # an expert without a token has none
+        for statistic in self._sums.get((layer.name, "gradient"), {}).values():  # an expert without a token has none
             statistic.add_gradient(gradient)
 
     def _real_positions(self) -> Bool[Tensor, "batch tokens"] | None:
@@ -104,18 +148,11 @@ class Observation(BlockWatch):
             self._inputs[id(inputs)] = ref(inputs), leader
         return leader
 
-    def _made(
-        self,
-        of: dict[str, dict[type[Any], Any]],
-        needs: Sequence[type[Any]],
-        layer: Layer,
-        device: torch.device,
-    ) -> dict[type[Any], Any]:
-        """Give the layer's statistics of these types, made when it is first seen."""
-        if layer.name not in of:
-            in_features = layer.shape[1]
-            of[layer.name] = {need: need(in_features).to(device) for need in needs}
-        return of[layer.name]
+    def _made(self, key: _Key, needs: Sequence[type[Any]]) -> _Sums:
+        """Give the statistics of these types of a layer, made when it is first seen."""
+        if key not in self._sums:
+            self._sums[key] = self._new(key, needs)
+        return self._sums[key]
 
     def _counted_tokens(self, layer: Layer, inputs: Tensor, picked: Picked | None) -> Tensor:
         """Give the inputs of positions that count, as ``[tokens, in]``."""
@@ -149,11 +186,22 @@ class Observation(BlockWatch):
         rows = self._rows[tower, call]
         return (rows.T if layer.layout == "token batch" else rows).reshape(-1)
 
-    def statistics(self) -> Mapping[str, Statistics]:
-        """Give each layer's statistics by its name.
+    def end_span(self, *, first: bool = True) -> None:
+        """Keep what was summed over a span, and begin to sum anew.
+
+        :param first: Whether the spans before it were all seen here, so that sums can be added to theirs at once.
+        """
+        for key, sums in self._sums.items():
+            parts = self._parts.setdefault(key, [])
+            parts[:] = [self._added(key, parts, sums)] if first else [*parts, sums]
+        self._sums = {}
+
+    def observed(self, ranks: Ranks) -> Observed:
+        """Give each layer's statistics over the batches of all processes to the one that is to work with them.
 
         :raises ModelError: Where a layer was not seen, or its inputs are not finite.
         """
+        self._hear_of_others(ranks)
         unseen = [layer for layer in self._layers if layer.name not in self._leader]
         unused = [layer.name for layer in unseen if layer.layout != "routed"]
         if unused:
@@ -161,12 +209,54 @@ class Observation(BlockWatch):
                 f"{self._block.name} ran without these matrices being multiplied with anything, so nothing is known of "
                 f"their inputs: {', '.join(unused)}. A method that needs inputs cannot prune them"
             )
-        return {layer.name: self._answer(layer) for layer in self._layers}
+        fed_alike: dict[str, list[Layer]] = {}
+        for layer in self._layers:
+            fed_alike.setdefault(self._leader.get(layer.name, layer.name), []).append(layer)
+        owner_of = _dealt(list(fed_alike.values()), ranks.size)
+        keys = [*((name, "inputs") for name in fed_alike), *((layer.name, "gradient") for layer in self._layers)]
+        summed = {key: self._summed(key, owner_of[key[0]], ranks) for key in keys}
+        seen = {layer.name: self._answer(layer, summed, owner_of[layer.name] == ranks.rank) for layer in self._layers}
+        inputs = {layer.name: name for name, layers in fed_alike.items() for layer in layers if self._of_inputs}
+        return Observed(owner_of, seen, inputs)
 
-    def _answer(self, layer: Layer) -> Statistics:
-        if layer.layout == "routed" and layer.name not in self._fed:
+    def _hear_of_others(self, ranks: Ranks) -> None:
+        """Learn which layers others have seen, and which of them share an input."""
+        for leader, fed in ranks.gather((self._leader, self._fed)):
+            self._fed = self._fed | fed
+            for name, first in leader.items():
+                if self._leader.setdefault(name, first) != first:
+                    raise ModelError(f"{name} shares its input with {first} in some batches and not in others")
+
+    def _summed(self, key: _Key, owner: int, ranks: Ranks) -> _Sums:
+        """Add what each process has summed, in the order of the spans; nothing where another is the owner."""
+        of_ranks = ranks.collect(self._parts.pop(key, []), owner)
+        if not any(of_ranks):
+            return {}
+        (begun, *others) = of_ranks
+        total = begun[:1]
+        for sums in [*begun[1:], *(sums for parts in others for sums in parts)]:
+            total = [self._added(key, total, sums)]
+        return total[0]
+
+    def _added(self, key: _Key, before: Sequence[_Sums], sums: _Sums) -> _Sums:
+        """Add the sums of a span to those of the spans before it, of which there may be none."""
+        total = before[0] if before else self._new(key, list(sums))
+        for need, statistic in sums.items():
+            total[need].merge(statistic)
+        return total
+
+    def _new(self, key: _Key, needs: Sequence[type[Any]]) -> _Sums:
+        """Make statistics of some types that have seen nothing yet."""
+        (in_features,) = (layer.shape[1] for layer in self._layers if layer.name == key[0])
+        return {need: need(in_features).to(self._device) for need in needs}
+
+    def _answer(self, layer: Layer, summed: Mapping[_Key, _Sums], is_mine: bool) -> Statistics:
+        is_fed = layer.layout != "routed" or layer.name in self._fed
+        if not is_mine:
+            return Statistics(is_fed=is_fed)
+        if not is_fed:
             return self._by_weight_alone(layer)
-        found = {**self._shared[self._leader[layer.name]], **self._own[layer.name]}
+        found = {**summed[self._leader[layer.name], "inputs"], **summed[layer.name, "gradient"]}
         for statistic in found.values():
             if not _is_finite(statistic):
                 raise ModelError(f"{layer.name}: its inputs hold NaN or infinite values on the calibration data")
@@ -183,6 +273,18 @@ class Observation(BlockWatch):
             if isinstance(statistic, GradientStatistic):
                 statistic.add_gradient(torch.ones_like(layer.weight))
         return found
+
+
+def _dealt(fed_alike: Sequence[Sequence[Layer]], size: int) -> dict[str, int]:
+    """Choose an owner for each layer, the same for those that share an input and with it what is derived from it.
+
+    A solver's costs are about those of a factor of [in, in] and of a pass over it for each row of a weight.
+    """
+    costs = [
+        float(layers[0].shape[1] ** 3 + sum(layer.size * layer.shape[1] for layer in layers)) for layers in fed_alike
+    ]
+    dealt = zip(fed_alike, owners(costs, size), strict=True)
+    return {layer.name: owner for layers, owner in dealt for layer in layers}
 
 
 def _weighted(flat: Float[Tensor, "tokens in"], weights: Shaped[Tensor, " tokens"]) -> Float[Tensor, "some in"]:

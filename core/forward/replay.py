@@ -7,11 +7,12 @@ costs anything, whatever the blocks' signatures are.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Float64, Int8
@@ -25,11 +26,15 @@ from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.gradients import kept_gradients, stream_gradients
 from ecoflap.core.forward.noise import seed_for, seeded
-from ecoflap.core.forward.observation import Observation
+from ecoflap.core.forward.observation import Observation, Observed
 from ecoflap.core.forward.placement import Placement, device_of, tensors_of
 from ecoflap.core.forward.statistics import TokenWeights
 from ecoflap.core.forward.walk import BlockCall, BlockWatch, Record, Walk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
+from ecoflap.core.ranks.ranks import ALONE, Ranks
+from ecoflap.core.ranks.shares import spans_dealt, spans_of
+
+Value = TypeVar("Value")
 
 
 class Replay:
@@ -52,6 +57,9 @@ class Replay:
         bit for bit. None runs the model as it is.
     :param device: Where blocks run, brought there one at a time, while the rest of the model, the batches and what is
         recorded stay where they are. None runs blocks where they are.
+    :param ranks: The processes that share the batches. Each runs those of its numbers in ``own`` and records these;
+        ``loss``, ``run`` and ``each`` give what all batches come to, the same in every process and whatever their
+        number, and all processes have to call them in the same order.
     :param keep_in: A folder on whose disk the record is kept; None keeps it in memory.
     """
 
@@ -65,6 +73,7 @@ class Replay:
         seed: int = 0,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        ranks: Ranks = ALONE,
         keep_in: Path | None = None,
     ) -> None:
         self.model, self.adapter, self.batches = model, adapter, batches
@@ -72,7 +81,10 @@ class Replay:
         self.blocks: tuple[Block, ...] = self.anatomy.blocks
         self.seed, self.dtype = seed, dtype
         self.placement = Placement(dtype, None if device is None else torch.device(device))
-        self._records = [Record(keep_in) for _ in batches]
+        self.ranks = ranks
+        self._spans = spans_dealt(spans_of(len(batches), ranks.size), ranks.size)[ranks.rank]
+        self.own: Sequence[int] = [number for span in self._spans for number in span]
+        self._records = {number: Record(keep_in) for number in self.own}
         self._finished = 0
         self._moved: list[str] = []
         self._of_loss: dict[str, Statistics] = {}
@@ -101,16 +113,26 @@ class Replay:
         :param tokens: Which tokens count in the statistics of inputs.
         :return: By layer name, its statistics by type: ``seen[name][Gram]``.
         """
-        inside = self.anatomy.layers_of[self.blocks[i].name]
-        asked = inside if layers is None else layers
+        return self.observed(i, needs, layers, tokens).everywhere(self.ranks)
+
+    def observed(
+        self,
+        i: int,
+        needs: Sequence[type[Any]] = (),
+        layers: Sequence[Layer] | None = None,
+        tokens: TokenChoice = "real",
+    ) -> Observed:
+        """Run block ``i`` as :meth:`run` does, and give each layer's statistics to one process, its owner."""
+        asked = self.anatomy.layers_of[self.blocks[i].name] if layers is None else layers
         of_loss = [need for need in needs if issubclass(need, LossStatistic)]
-        if not of_loss:
-            return self._observed(i, needs, asked, tokens)
         if any(need not in self._of_loss.get(layer.name, {}) for layer in asked for need in of_loss):
             self.keep_loss_gradients([layer for _, layer in self.anatomy.layers()], of_loss)
         others = [need for need in needs if need not in of_loss]
-        seen = self._observed(i, others, asked, tokens) if others else {}
-        return {layer.name: _joined(needs, seen.get(layer.name), self._of_loss[layer.name]) for layer in asked}
+        if of_loss and not others:
+            seen = Observed.of({layer.name: self._of_loss[layer.name] for layer in asked}, asked, self.ranks.size)
+        else:
+            seen = self._observed(i, others, asked, tokens)
+        return seen.joined(needs, self._of_loss) if of_loss else seen
 
     def keep_loss_gradients(
         self, layers: Sequence[Layer], needs: Sequence[type[Any]], folder: Path | None = None
@@ -134,20 +156,20 @@ class Replay:
         with wide:
             self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder)
 
-    def _observed(
-        self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice
-    ) -> Mapping[str, Statistics]:
+    def _observed(self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice) -> Observed:
         inside = self.anatomy.layers_of[self.blocks[i].name]
         observation = Observation(self.blocks[i], layers, needs)
         # It takes forwards of its own, so they come before the one in which the weights are asked for.
         drifts = self._drifts(i) if tokens == "drifting" else {}
         weights = TokenWeights(tokens, self.tokens, len(self.batches), drifts)
         with self._holding(i) as home:
-            for number, batch in enumerate(self.batches):
-                observation.begin(partial(self._tokens, batch), partial(weights.of, number))
-                with watching(inside, observation.see):
-                    self._forward(number, first=i, last=i, watch=observation, home=home)
-        return observation.statistics()
+            for span in self._spans:
+                for number in span:
+                    observation.begin(partial(self._tokens, self.batches[number]), partial(weights.of, number))
+                    with watching(inside, observation.see):
+                        self._forward(number, first=i, last=i, watch=observation, home=home)
+                observation.end_span(first=self.ranks.rank == 0)
+        return observation.observed(self.ranks)
 
     def _drifts(self, i: int) -> dict[str, list[list[Tensor]]]:
         """Say by its tower how far block ``i`` turns each position, batch by batch and call by call."""
@@ -156,16 +178,16 @@ class Replay:
             return {}
         found = [
             [turned(block, layers, call, self.tokens(number, block.tower, call.number) > 0) for call in calls]
-            for number, calls in enumerate(self.calls(i))
+            for number, calls in zip(self.own, self.calls(i), strict=True)
         ]
-        return {block.tower: found}
+        return {block.tower: self.gathered(found)}
 
     def calls(self, i: int) -> Iterator[Sequence[BlockCall]]:
-        """Run block ``i`` on one batch after the other, and yield its calls with their inputs and outputs.
+        """Run block ``i`` on one own batch after the other, and yield its calls with their inputs and outputs.
 
         Most blocks are called once a batch. The tensors are the model's own: copy what is kept, change nothing.
         """
-        for number in range(len(self.batches)):
+        for number in self.own:
             yield self.calls_of(i, number)
 
     def calls_of(self, i: int, number: int) -> Sequence[BlockCall]:
@@ -173,6 +195,21 @@ class Replay:
         listener = _Calls()
         self._forward(number, first=i, last=i, watch=listener)
         return listener.seen
+
+    def each(self, compute: Callable[[int], Value]) -> list[Value]:
+        """Compute something of each batch by its number, here of the own ones, and give that of all, in their order."""
+        return self.gathered([compute(number) for number in self.own])
+
+    def gathered(self, mine: Sequence[Value]) -> list[Value]:
+        """Give what there is of each batch, in their order, from what each process has of its own."""
+        return [value for some in self.ranks.gather(list(mine)) for value in some]
+
+    def with_all_batches(self) -> "Replay":
+        """Give a replay for this process alone, in which what others have recorded of their batches is recorded too."""
+        whole = copy(self)
+        whole.ranks, whole.own, whole._spans = ALONE, range(len(self.batches)), spans_of(len(self.batches), 1)
+        whole._records = dict(enumerate(self.gathered([self._records[number] for number in self.own])))
+        return whole
 
     def recorded(self, number: int) -> Sequence[Any]:
         """Give what the block that was recorded last returned on a batch, call by call."""
@@ -185,7 +222,7 @@ class Replay:
             narrower = tensor.is_floating_point() and tensor.element_size() < dtype.itemsize
             return tensor.to(dtype) if narrower else tensor
 
-        for record in self._records:
+        for record in self._records.values():
             record.convert(wider)
 
     def tokens(self, number: int, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
@@ -196,18 +233,20 @@ class Replay:
         """Record block ``i`` as it is now, so that the blocks after it see its present output."""
         self._require(i)
         with self._holding(i) as home:
-            for number, record in enumerate(self._records):
+            for number, record in self._records.items():
                 record.finish(self.blocks[i], self._forward(number, first=i, last=i, home=home))
         self._finished = i + 1
 
     def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, "batches"]:
         """Compute the loss of each batch, with the blocks before ``i`` as recorded and the real rest of the model.
 
-        :param batches: Numbers of the batches; None for all.
+        :param batches: Numbers of own batches; None for all batches.
         """
-        numbers = range(len(self.batches)) if batches is None else batches
-        losses = [self._forward(number, first=i, last=None) for number in numbers]
-        values = torch.stack([loss.detach().to("cpu", torch.float64) for loss in losses])
+        numbers = self.own if batches is None else batches
+        losses = [self._forward(number, first=i, last=None).detach().to("cpu", torch.float64) for number in numbers]
+        if batches is None:
+            numbers, losses = range(len(self.batches)), self.gathered(losses)
+        values = torch.stack(losses)
         for number, value in zip(numbers, values.tolist(), strict=True):
             if not isfinite(value):
                 what = f" with {', '.join(self._moved)} perturbed" if self._moved else ""
@@ -231,12 +270,12 @@ class Replay:
             self._moved.remove(layer.name)
 
     def gradients(self, visit: Callable[[Layer, Tensor], None]) -> None:
-        """Run one backward a batch, and call ``visit(layer, gradient)`` as each gradient is ready; then it is gone.
+        """Run one backward an own batch, and call ``visit(layer, gradient)`` as each gradient is ready.
 
         Blocks are checkpointed, so one block's activations and one layer's gradient are held at a time.
         """
         with without_fast_path():
-            for number in range(len(self.batches)):
+            for number in self.own:
                 with self._prepared(number) as batch:
                     stream_gradients(self.model, self.adapter, batch, self.anatomy, self.placement, visit)
 
@@ -346,13 +385,6 @@ def _added(layer: Layer, parameter: nn.Parameter, wide: Tensor, delta: Float[Ten
         yield
     finally:
         matrix.copy_(before)
-
-
-def _joined(needs: Sequence[type[Any]], seen: Statistics | None, of_loss: Statistics) -> Statistics:
-    """Put the statistics of a layer's inputs and of the loss' gradient together, in the order of ``needs``."""
-    found = {**(seen or {}), **of_loss}
-    is_fed = of_loss.is_fed if seen is None else seen.is_fed
-    return Statistics({need: found[need] for need in needs}, is_fed=is_fed)
 
 
 class _Calls(BlockWatch):

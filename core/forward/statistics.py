@@ -1,6 +1,7 @@
 """What pruners need to know of a layer's inputs, in as little memory as it can be known.
 
-Both sums come out the same, within float32's rounding, however the tokens are cut into calls.
+Both sums come out the same, within float32's rounding, however the tokens are cut into calls. The engine has one for
+each of four spans of the batches and merges them in order, so that their bits do not depend on which process saw which.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -229,6 +230,15 @@ class Gram:
         waiting = self._waiting[: self._waits]
         return torch.addmm(self._sum, waiting.T, waiting)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what another process is sent: the sum, and neither rows that wait nor what was derived."""
+        return {"in_features": self.in_features, "tokens": self.tokens, "sum": self.matrix}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["in_features"])  # type: ignore[misc]
+        self.tokens, self._sum = state["tokens"], state["sum"]
+        self._waiting = self._waiting.to(self._sum.device)
+
     def add(self, inputs: Float[Tensor, "... in"]) -> None:
         rows = inputs.detach().reshape(-1, self.in_features)
         self._changed(len(rows))
@@ -254,13 +264,19 @@ class Gram:
 
     def merge(self, other: "Gram") -> None:
         self._changed(other.tokens)
-        self._sum += other.matrix.to(self._sum.device)
+        other._add_waiting()  # in place, so that there is no third matrix
+        self._sum += other._sum.to(self._sum.device)
 
     def to(self, device: torch.device | str) -> "Gram":
         if torch.device(device) != self._sum.device:
             self._sum, self._waiting = self._sum.to(device), self._waiting.to(device)
             self._factors.clear()
         return self
+
+    def _add_waiting(self) -> None:
+        """Add the rows that wait for more of them."""
+        waiting, self._waits = self._waiting[: self._waits], 0
+        self._sum.addmm_(waiting.T, waiting)
 
     def _changed(self, tokens: int) -> None:
         self.tokens += tokens

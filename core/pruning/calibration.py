@@ -44,6 +44,10 @@ class Calibration:
             raise DataError("the calibration data has no samples")
         return cls(samples, keys.batch_size, adapter)
 
+    def count(self, samples: int | None = None) -> int:
+        """Count the batches that :meth:`batches` gives of so many samples."""
+        return -(-len(self.samples[:samples]) // self.batch_size)
+
     def batches(self, model: nn.Module, samples: int | None = None, device: str = "cpu") -> list[Batch]:
         """Collate the samples for a model.
 

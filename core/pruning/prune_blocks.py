@@ -1,15 +1,13 @@
 """The fine step: walk the model block by block, each block seeing the already pruned ones before it."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,30 +18,36 @@ from ecoflap.core.budget.select import is_finite, kept_only
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
-from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
+from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, TokenChoice
-from ecoflap.core.disk.safetensors_header import StoredAs
-from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, write_sealed
-from ecoflap.core.errors import EcoflapError, FormatError, ModelError, listed
+from ecoflap.core.errors import EcoflapError, ModelError, listed
+from ecoflap.core.forward.observation import Observed
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within
-from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
+from ecoflap.core.pruning.masks import PackedMasks, pack
 from ecoflap.core.pruning.plan import Plan, PlannedLayer
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView, Hidden, hidden_of
 from ecoflap.core.refining.refine import refine
 
-_FORMAT = "ecoflap.block"
-_WEIGHTS = "weights"
-"""The key of a file's manifest with the SHA-256 of each weight of the block, where these are in files of their own."""
+
+class _Outcome(NamedTuple):
+    """Holds what became of a layer that was pruned, for the processes that did not prune it."""
+
+    layer: FinishedLayer
+    notes: tuple[str, ...]
+    done: LayerPruned
 
 
 @dataclass(frozen=True)
 class BlockwisePruning:
     """Prunes the planned layers of a model in place, block by block.
+
+    Each layer is pruned by one of the processes that share the replay's batches, and taken over by the others.
 
     :param pruner_of: The pruner of each tower with planned layers.
     :param refiners_of: The refiners of each tower's blocks, in their order; a tower that is not named has none.
@@ -100,7 +104,7 @@ class BlockwisePruning:
         """
         wanted: dict[type[Any], list[Layer]] = {}
         for index, layers in enumerate(planned):
-            if layers and not self._file_of(index).is_file():
+            if layers and not self._files.is_there(index):
                 for need in self._needs(index):
                     if issubclass(need, LossStatistic):
                         wanted.setdefault(need, []).extend(layers)
@@ -114,7 +118,7 @@ class BlockwisePruning:
     def _needs_data(self, index: int, planned: Sequence[Sequence[Layer]]) -> bool:
         """Say whether a block behind this one is still to be pruned by what it sees."""
         later = [at for at, layers in enumerate(planned) if layers and at > index]
-        return any((self._needs(at) or self._refiners(at)) and not self._file_of(at).is_file() for at in later)
+        return any((self._needs(at) or self._refiners(at)) and not self._files.is_there(at) for at in later)
 
     def _needs(self, index: int) -> tuple[type[Any], ...]:
         """Give the statistics that the pruner of a block asks for."""
@@ -127,9 +131,9 @@ class BlockwisePruning:
         outside = {tower.name for tower in self.replay.anatomy.towers if tower.outside}
         return () if block.tower in outside else self.refiners_of.get(block.tower, ())
 
-    def _file_of(self, index: int) -> Path:
-        """Name the file of a finished block; three digits are for the eye, and a thousandth block has four."""
-        return self.folder / f"{index:03d}.safetensors"
+    @cached_property
+    def _files(self) -> BlockFiles:
+        return BlockFiles(self.folder, self.plan, self.replay.ranks, self.shards)
 
     @contextmanager
     def _as_dense(self, index: int) -> Iterator[None]:
@@ -142,20 +146,16 @@ class BlockwisePruning:
             yield
 
     def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
-        path = self._file_of(index)
-        if path.is_file():
-            self._take_over(index, layers, masks)
+        block = self.replay.blocks[index]
+        if self._files.is_there(index):
+            finished = self._files.read(index, block, layers)
+            for layer in layers:
+                _take_over(layer, finished[layer.name], masks, is_held=self.shards is not None)
         else:
             targets = self._targets(index)
             changed = self._prune(index, layers, masks)
             changed = list(layers) if self._refine(index, layers, masks, targets) else changed
-            tensors = {f"{layer.name}.mask": sealed(masks.bits[layer.name]) for layer in layers}
-            manifest = self._of(index)
-            if self.shards is None:
-                tensors |= {layer.name: sealed(layer.weight.data) for layer in changed}
-            else:
-                manifest[_WEIGHTS] = self.shards.put_away(index, self.replay.blocks[index])
-            write_sealed(path, _FORMAT, json.dumps(manifest), tensors)
+            self._files.write(index, block, masks, layers, changed)
 
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
         """Prune one block, and return the layers that are more than their mask on the old weight."""
@@ -168,65 +168,80 @@ class BlockwisePruning:
             changed += self._prune_layers(index, group, self._seen(index, group), masks, notes)
         return changed
 
-    def _seen(self, index: int, layers: Sequence[Layer]) -> Mapping[str, Statistics]:
+    def _seen(self, index: int, layers: Sequence[Layer]) -> Observed:
         """Take the statistics that a block's pruner asks for, with the block as it is now."""
         needs, tower = self._needs(index), self.replay.blocks[index].tower
+        if not needs:
+            return Observed.of({}, layers, self.replay.ranks.size)
         with blaming(f"a statistic of the pruner {self.pruner_of[tower].use}"):
-            return self.replay.run(index, needs, layers, self.tokens_of.get(tower, "real")) if needs else {}
+            return self.replay.observed(index, needs, layers, self.tokens_of.get(tower, "real"))
 
     def _prune_layers(
-        self,
-        index: int,
-        layers: Sequence[Layer],
-        seen: Mapping[str, Statistics],
-        masks: PackedMasks,
-        notes: set[str],
+        self, index: int, layers: Sequence[Layer], seen: Observed, masks: PackedMasks, notes: set[str]
     ) -> list[Layer]:
-        """Prune some layers of a block.
+        """Prune some layers of a block, each by its owner, and return those that are more than their mask.
 
         :param notes: What was noted of others of its layers. Layers that share an input share what is noted of it: it
             is told of the first of them.
         """
-        pruner = self.pruner_of[self.replay.blocks[index].tower]
-        changed = []
+        ranks = self.replay.ranks
+        mine = [layer for layer in layers if seen.owners[layer.name] == ranks.rank]
+        pruned = {layer.name: self._prune_layer(index, layer, seen, notes) for layer in mine}
+        outcomes = {name: one for some in ranks.gather(pruned) for name, one in some.items()}
         for layer in layers:
-            started = perf_counter()
-            planned = self.plan.layers[layer.name]
-            with self.replay.placement.held([layer.parameter]):
-                weight = layer.weight.data.contiguous()
-                place = self.replay.place(index, layer)
-                pruned = pruned_layer(weight, planned, pruner, seen.get(layer.name, Statistics()), place)
-                if layer.name in self.left:
-                    left = layer.oriented(self.left[layer.name]).to(weight.device)
-                    pruned = held_within(pruned, weight, left, pruner.use)
-                more = not _same_bits(pruned.weight, kept_only(weight, pruned.mask))
-            if more:
-                changed.append(layer)
-            layer.weight.data.copy_(pruned.weight)
-            _put(masks, layer, pruned.mask)
-            for note in [note for note in pruned.notes if note not in notes]:
-                self.emit(Warned(f"{layer.name}: {note}"))
-            notes.update(pruned.notes)
-            zeros = planned.keep - int(pruned.weight.ne(0).count_nonzero())
-            self.emit(LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started))
-        return changed
+            outcome = outcomes[layer.name]
+            if layer.name in pruned:
+                masks.put(layer.name, outcome.layer.bits, tuple(layer.as_stored(layer.weight).shape))
+            else:
+                _take_over(layer, outcome.layer, masks, is_held=False)
+                self._tell(layer, outcome, notes)
+        return [layer for layer in layers if outcomes[layer.name].layer.weight is not None]
+
+    def _prune_layer(self, index: int, layer: Layer, seen: Observed, notes: set[str]) -> _Outcome:
+        """Prune one layer in place."""
+        pruner = self.pruner_of[self.replay.blocks[index].tower]
+        started = perf_counter()
+        planned = self.plan.layers[layer.name]
+        with self.replay.placement.held([layer.parameter]):
+            weight = layer.weight.data.contiguous()
+            place = self.replay.place(index, layer)
+            pruned = pruned_layer(weight, planned, pruner, seen.seen.get(layer.name, Statistics()), place)
+            if layer.name in self.left:
+                left = layer.oriented(self.left[layer.name]).to(weight.device)
+                pruned = held_within(pruned, weight, left, pruner.use)
+            more = not _same_bits(pruned.weight, kept_only(weight, pruned.mask))
+        layer.weight.data.copy_(pruned.weight)
+        zeros = planned.keep - int(pruned.weight.ne(0).count_nonzero())
+        finished = FinishedLayer(pack(layer.as_stored(pruned.mask)), layer.weight.data if more else None)
+        done = LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started)
+        outcome = _Outcome(finished, pruned.notes, done)
+        self._tell(layer, outcome, notes)
+        return outcome
+
+    def _tell(self, layer: Layer, outcome: _Outcome, notes: set[str]) -> None:
+        for note in [note for note in outcome.notes if note not in notes]:
+            self.emit(Warned(f"{layer.name}: {note}"))
+        notes.update(outcome.notes)
+        self.emit(outcome.done)
 
     def _targets(self, index: int) -> dict[str, list[Hidden]]:
         """Give what the block that is to be pruned returns while it is dense, for each target that a refiner asks for.
 
         The hidden states by batch, call by call.
         """
-        block, numbers = self.replay.blocks[index], range(len(self.replay.batches))
+        block, numbers = self.replay.blocks[index], self.replay.own
         wanted = {refiner.options.target for refiner in self._refiners(index)}
         targets = {}
         if "own" in wanted:
             with self._as_dense(index):
                 calls = (self.replay.calls_of(index, number) for number in numbers)
-                targets["own"] = [[hidden_of(block, call.output) for call in batch] for batch in calls]
+                hidden = [[hidden_of(block, call.output) for call in batch] for batch in calls]
+            targets["own"] = self.replay.gathered(hidden)
         if "dense" in wanted:
             assert self.dense is not None  # it is made where any refiner asks for it
             outputs = map(self.dense.recorded, numbers)
-            targets["dense"] = [[hidden_of(block, output) for output in batch] for batch in outputs]
+            hidden = [[hidden_of(block, output) for output in batch] for batch in outputs]
+            targets["dense"] = self.replay.gathered(hidden)
         return targets
 
     def _refine(
@@ -234,16 +249,17 @@ class BlockwisePruning:
     ) -> bool:
         """Let the refiners of a pruned block train its kept weights; say whether any of them did."""
         oriented = {layer.name: layer.oriented(masks[layer.name]) for layer in layers}
-        done = []
-        for refiner in self._refiners(index):
-            view = BlockView(self.replay, index, layers, oriented, targets[refiner.options.target])
+        done, refiners = [], self._refiners(index)
+        replay = self.replay.with_all_batches() if refiners else self.replay
+        for refiner in refiners:
+            view = BlockView(replay, index, layers, oriented, targets[refiner.options.target], self.replay.ranks)
             with view.opened():
                 done.append(refine(view, refiner, self.emit))
         return any(one.is_kept for one in done)
 
-    def _warn_of_unfed(self, layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> None:
+    def _warn_of_unfed(self, layers: Sequence[Layer], seen: Observed) -> None:
         """Name the experts that no token reached: the pruner has nothing but their weights to go by."""
-        unfed = [layer.name for layer in layers if layer.name in seen and not seen[layer.name].is_fed]
+        unfed = [layer.name for layer in layers if layer.name in seen.seen and not seen.seen[layer.name].is_fed]
         if unfed:
             sentence = (
                 f"the router sent no calibration token to {len(unfed)} matrices of experts, which are pruned by their "
@@ -251,74 +267,31 @@ class BlockwisePruning:
             )
             self.emit(Warned(sentence))
 
-    def _of(self, index: int) -> dict[str, Any]:
-        """Say which block of which plan a file is, so that no other's is taken for it."""
-        return {"block": self.replay.blocks[index].name, "plan": self._plan_digest}
 
-    @cached_property
-    def _plan_digest(self) -> str:
-        return sha256(json.dumps(self.plan.dump()).encode()).hexdigest()
-
-    def _take_over(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
-        """Read a finished block, every byte of it checked."""
-        path = self._file_of(index)
-        try:
-            with open_sealed(path, _FORMAT) as file:
-                manifest = json.loads(file.manifest)
-                hashes = manifest.pop(_WEIGHTS, None)
-                if manifest != self._of(index) or (hashes is None) != (self.shards is None):
-                    raise FormatError(f"{path}: this is another block, or one of another plan")
-                changed = {layer.name: _as_stored(layer) for layer in layers if layer.name in file.hashes}
-                file.expect_as(changed | {f"{layer.name}.mask": _bits_of(layer) for layer in layers})
-                if self.shards is not None:
-                    self.shards.take_up(index, self.replay.blocks[index], hashes)
-                for layer in layers:
-                    self._take_over_layer(file, layer, masks)
-        except FormatError as error:
-            anew = "Delete it, and the run prunes that block again; or start anew with --fresh"
-            raise FormatError(*(f"{problem.removesuffix('.')}. {anew}" for problem in error.problems)) from error
-
-    def _take_over_layer(self, file: Sealed, layer: Layer, masks: PackedMasks) -> None:
-        bits = file.read(f"{layer.name}.mask")
-        if popcount(bits) != self.plan.layers[layer.name].keep:
-            raise FormatError(f"{file.path}: the mask of {layer.name} does not hold what the plan keeps")
-        masks.put(layer.name, bits, tuple(layer.as_stored(layer.weight).shape))
-        if self.shards is not None:
-            return
-        old, mask = layer.weight.data, layer.oriented(masks[layer.name]).to(layer.weight.device)
-        old.copy_(file.read(layer.name) if layer.name in file.hashes else kept_only(old, mask))
-
-
-def by_input(layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> list[list[Layer]]:
+def by_input(layers: Sequence[Layer], seen: Observed) -> list[list[Layer]]:
     """Group a block's layers that share an input, in the order they run.
 
-    They are known by the statistics that they share. Of experts, whose inputs are each one's own, those are a group
-    that are the same matrix of all of them.
+    Of experts, whose inputs are each one's own, those are a group that are the same matrix of all of them. Of inputs
+    that nothing is known of all are one group.
     """
-    groups: dict[Any, list[Layer]] = {}
+    groups: dict[str, list[Layer]] = {}
     for layer in layers:
-        shared = tuple(
-            id(one)
-            for kind, one in seen.get(layer.name, {}).items()
-            if not issubclass(kind, (GradientStatistic, LossStatistic))
-        )
-        key = re.sub(r"\d+", "", layer.name) if layer.layout == "routed" else shared
+        routed = layer.layout == "routed"
+        key = re.sub(r"\d+", "", layer.name) if routed else seen.inputs.get(layer.name, "")
         groups.setdefault(key, []).append(layer)
     return list(groups.values())
 
 
-def _as_stored(layer: Layer) -> StoredAs:
-    return StoredAs(layer.weight.dtype, tuple(layer.weight.shape))
+def _take_over(layer: Layer, finished: FinishedLayer, masks: PackedMasks, *, is_held: bool) -> None:
+    """Give a layer the mask and the weight that another process has found.
 
-
-def _bits_of(layer: Layer) -> StoredAs:
-    return StoredAs(torch.uint8, ((layer.size + 7) // 8,))
-
-
-def _put(masks: PackedMasks, layer: Layer, mask: Bool[Tensor, "out in"]) -> None:
-    """Add a layer's mask, which is kept as its parameter lies."""
-    stored = layer.as_stored(mask)
-    masks.put(layer.name, pack(stored), tuple(stored.shape))
+    :param is_held: Whether it has the weight already.
+    """
+    masks.put(layer.name, finished.bits, tuple(layer.as_stored(layer.weight).shape))
+    if is_held:
+        return
+    old, mask = layer.weight.data, layer.oriented(masks[layer.name]).to(layer.weight.device)
+    old.copy_(kept_only(old, mask) if finished.weight is None else finished.weight)
 
 
 def pruned_layer(

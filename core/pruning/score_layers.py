@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ def score_layers(
 ) -> Scores:
     """Score every layer, or every block; what ``path`` holds already is not asked again.
 
+    :param replay: Of the batches of one process or of several; the first of them keeps the scores.
     :param path: The file that grows by a line a score.
     """
     unit: Unit = scorer.options.unit
-    if not (path.is_file() and read_lines(path)):
-        append_line(path, header_line(unit, aggregate))
-    done = dict(read_scores(path).values)
+    ranks = replay.ranks
+    done = dict(ranks.first(lambda: _begun(path, unit, aggregate)))
     names = [layer.name if unit == "layer" else block.name for block, layer in layers]
     total = len(dict.fromkeys(names))
     remaining = [layer for name, (_, layer) in zip(names, layers, strict=True) if name not in done]
@@ -45,12 +46,19 @@ def score_layers(
             if name in done:  # by an earlier process; a scorer need not look at which layers it was given
                 continue
             done[name] = _checked(scorer.use, name, score, done)
-            append_line(path, score_line(name, done[name]))
+            ranks.at_first(partial(append_line, path, score_line(name, done[name])))
             emit(Progress("score", len(done), total, f"{unit}s"))
     scores = _complete(scorer.use, done, names, unit)
     for sentence in _uninformative(scores, unit):
         emit(Warned(f"{scorer.use}: {sentence}"))
     return Scores(unit, aggregate, scores)
+
+
+def _begun(path: Path, unit: Unit, aggregate: Aggregate) -> Mapping[str, Score]:
+    """Give the scores that there are, in a file that is begun where there is none."""
+    if not (path.is_file() and read_lines(path)):
+        append_line(path, header_line(unit, aggregate))
+    return read_scores(path).values
 
 
 def _asked(scorer: PartSpec, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Score]]:

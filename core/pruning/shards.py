@@ -51,9 +51,20 @@ class Shards:
             names = {name: self._name_on_disk(name) or name for name in inside}
             written = write_safetensors(file, {names[name]: sealed(one.data) for name, one in inside.items()})
             hashes |= {name: written[names[name]] for name in inside}
+        self.hold(number, block)
+        return hashes
+
+    def hold(self, number: int, block: Block) -> None:
+        """Hold a block's weights where they were put away.
+
+        :raises FormatError: Where no such file is here, as on a machine that sees another disk.
+        """
+        for kind, inside in self._inside(block).items():
+            file = self._file(kind, number)
+            if not file.is_file():
+                raise FormatError(f"{file} is not here: all processes of a run have to see the disk of its folder")
             for name, weight in inside.items():
                 weight.data = self._moved(name, file)
-        return hashes
 
     def take_up(self, number: int, block: Block, hashes: Mapping[str, str]) -> None:
         """Hold a block's weights where an earlier process has put them, every byte of them checked.
@@ -66,11 +77,11 @@ class Shards:
             raise FormatError(f"{self.folder}: block {number} was finished with other weights than {block.name} has")
         for kind, own in inside.items():
             file = self._file(kind, number)
-            for name, weight in own.items():
+            for name in own:
                 stored = self._name_on_disk(name) or name
                 if hash_of(stored, _weight_in(file, stored)) != hashes[name]:
                     raise FormatError(f"{file}: the weight {name} is not what was written (SHA-256)")
-                weight.data = self._moved(name, file)
+        self.hold(number, block)
 
     def read_ahead(self, block: Block) -> None:
         """Ask the system for a block that comes next, while this one is computed."""

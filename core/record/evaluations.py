@@ -21,6 +21,7 @@ from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, ModelError, RunError
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.remembered import DENSE, open_remembered, take_over_remembered, write_remembered
 from ecoflap.core.record.report import RecordedMeasure
@@ -77,18 +78,27 @@ class Evaluation:
         """Say whether there is all that another run would find of the dense model."""
         return self.line(path, "dense") is not None and (not self.compares or self.remembered(path).is_file())
 
-    def run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter, note: Note) -> None:
+    def run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks = ALONE) -> None:
         """Evaluate a model, and add the line; with the seal of what is remembered of the dense one, where that is.
 
         :param note: Takes sentences of the evaluator, such as how many answers were empty.
+        :param ranks: The processes that do it together, where the evaluator shares its data; otherwise the first does
+            it alone.
         """
+        if self.evaluator.options.shared is not None:
+            self._run(path, stage, model, adapter, note, ranks)
+        else:
+            ranks.first(lambda: self._run(path, stage, model, adapter, note, ALONE))
+
+    def _run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> None:
         is_remembered = self.compares and stage == "dense"
         with blaming(f"the evaluator {self.evaluator.use}"):
-            found = {} if is_remembered else self._found(path, model, adapter, note)
+            found = {} if is_remembered else self._found(path, model, adapter, note, ranks)
             self._check_names(found)
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
             seals = {"remembered": self._remember(path, model, adapter, note)} if is_remembered else {}
-        append_line(path, {"stage": stage, **self._identity, "measures": measures, **seals})
+        line = {"stage": stage, **self._identity, "measures": measures, **seals}
+        ranks.at_first(lambda: append_line(path, line))
 
     def take_over(self, source: Path, target: Path) -> None:
         """Add the line of what another run found of the dense model, and take what it remembered of it along.
@@ -102,7 +112,9 @@ class Evaluation:
             take_over_remembered(there, line["remembered"][there.name], here)
         append_line(target, line)
 
-    def _found(self, path: Path, model: nn.Module, adapter: Adapter, note: Note) -> Any:
+    def _found(self, path: Path, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Any:
+        if self.evaluator.options.shared is not None:
+            return self.evaluator.options.shared(model, adapter, note, ranks)
         if not self.compares:
             return self.evaluator.built(model, adapter, note)
         file = self.remembered(path)

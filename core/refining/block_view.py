@@ -20,6 +20,7 @@ from ecoflap.core.forward.placement import Placement, device_of, map_tensors
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.walk import BlockCall, tensors_in
 from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.views import RefinedView, Split, computing_in
 
 Hidden = list[Float[Tensor, "..."]]
@@ -29,8 +30,9 @@ Hidden = list[Float[Tensor, "..."]]
 class BlockView(RefinedView):
     """One pruned block, for as long as :meth:`opened` lasts.
 
-    :param block: The block.
+    :param replay: Of all batches, for this process alone.
     :param targets: By batch, what the dense block returned, call by call.
+    :param ranks: The processes that refine the block together.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class BlockView(RefinedView):
         layers: Sequence[Layer],
         masks: Mapping[str, Bool[Tensor, "out in"]],
         targets: Sequence[Hidden],
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(layers, masks, Split.of(len(replay.batches)))
+        super().__init__(layers, masks, Split.of(len(replay.batches)), ranks)
         self.block: Block = replay.blocks[index]
         self.name = self.block.name
         self._replay, self._targets = replay, targets

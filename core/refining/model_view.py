@@ -26,14 +26,15 @@ class ModelView(RefinedView):
     There is no second model. What the dense one would say is computed from what its last block returned, which was
     recorded before that block was pruned: what comes behind the blocks is the same in both.
 
-    :param dense: A replay in which every block with layers was recorded while it was dense.
+    :param dense: A replay in which every block with layers was recorded while it was dense. The processes that share
+        its batches refine the model together.
     """
 
     name = "the model"
 
     def __init__(self, dense: Replay, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> None:
-        super().__init__(layers, masks, Split.of(len(dense.batches)))
-        self._dense = dense
+        super().__init__(layers, masks, Split.of(len(dense.batches)), dense.ranks)
+        self._dense = dense.with_all_batches()
 
     @contextmanager
     def opened(self) -> Iterator["ModelView"]:
@@ -71,7 +72,7 @@ def check_logits(replay: Replay) -> None:
     """
     logits = DenseLogits()
     with logits.recorded():
-        replay.loss(0, [0])
+        replay.loss(0, replay.own[:1])
     if logits.is_empty:
         raise ModelError(
             f"the loss of {type(replay.adapter).__name__} is no cross entropy of logits here, so the pruned model "

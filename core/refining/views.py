@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.trained_weights import TrainedWeights
 
 _HELD_OUT = 8
@@ -47,12 +48,20 @@ class RefinedView:
     :param masks: By the layer's name, ``[out, in]``, True for what is kept; they stay.
     :param training: Numbers of the calibration batches to train on.
     :param held_out: Numbers of those by which the outcome is judged, and which a refiner leaves alone.
+    :param ranks: The processes that have the same view, each with all batches, and come to the same weights.
     """
 
     name: str
     dtype: torch.dtype  # of the weights where the view is not open
 
-    def __init__(self, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]], split: Split) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        masks: Mapping[str, Bool[Tensor, "out in"]],
+        split: Split,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.ranks = ranks
         self.layers, self.masks = tuple(layers), masks
         self.training, self.held_out = split
         self.weights = TrainedWeights(layers, masks)
@@ -76,11 +85,38 @@ class RefinedView:
             (error * share).backward()
             return float(error.detach())
 
+    def add_gradients(self, numbers: Sequence[int], share: float = 1.0) -> None:
+        """Add some batches' shares of the objective to the gradients, each of them computed by one of the processes.
+
+        They are added in the batches' order, so that the sums have the same bits as those of one process.
+        """
+        if self.ranks.size == 1:  # which need not hold a gradient of each batch at the same time
+            for number in numbers:
+                self.add_gradient(number, share)
+            return
+        before = [parameter.grad for parameter in self.parameters]
+        for found in [before, *self.ranks.deal(numbers, lambda number: self._gradients(number, share))]:
+            for parameter, gradient in zip(self.parameters, found, strict=True):
+                if parameter.grad is None:
+                    parameter.grad = gradient
+                elif gradient is not None:
+                    parameter.grad += gradient
+
+    def _gradients(self, number: int, share: float) -> list[Tensor | None]:
+        """Give a batch's share of the objective's gradients; afterwards there are none."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.add_gradient(number, share)
+        found = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return found
+
     @torch.no_grad()
     def measure(self, numbers: Sequence[int]) -> float:
         """Compute the mean of the objective over batches."""
-        total = 0.0
-        for number in numbers:
-            with self.objective(number) as error:
-                total += float(error.detach())
-        return total / len(numbers)
+        return sum(self.ranks.deal(numbers, self._measured)) / len(numbers)
+
+    def _measured(self, number: int) -> float:
+        with self.objective(number) as error:
+            return float(error.detach())

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.against_model import AgainstModel, hold_against_model
+from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.recipe.schema import Calibration
 from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.run.stages import RunState
@@ -15,7 +16,9 @@ CHECKED = ("stack", "blocks", "matrix", "no matrix")
 
 def is_to_be_checked(state: RunState) -> bool:
     """Say whether a run has data to check its adapter on, and has not come past that before it was cut off."""
-    return _data(state) is not None and not state.folder.plan.is_file() and not state.folder.is_pruned
+    return _data(state) is not None and state.ranks.first(
+        lambda: not state.folder.plan.is_file() and not state.folder.is_pruned
+    )
 
 
 def check_adapter_on_data(state: RunState) -> None:
@@ -31,7 +34,7 @@ def check_adapter_on_data(state: RunState) -> None:
         return
     adapter, source, named = state.prepared.adapter, state.prepared.source, state.recipe.model.adapter_name
     with state.log.stage("check"), refusing_misfit(adapter, named, source):
-        found = hold_against_model(state.replay([state.data.first_batch(keys)], keys))
+        found = hold_against_model(state.replay([state.data.first_batch(keys)], keys, ranks=ALONE))
         refused = [] if found.wrong_loss is None else [found.wrong_loss]
         is_strict = named is not None and not knows(adapter, source)
         for kind, sentence in _forgotten(found):

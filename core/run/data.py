@@ -57,6 +57,21 @@ class RunData:
             self._log.note(f"score: samples is {samples} and the calibration data has {there}; all of those were used")
         return calibration.batches(self._model.get(), samples, self._model.home)
 
+    def batch_counts(self) -> dict[str, int]:
+        """Count the batches that are shared, by what they are for."""
+        recipe, counts = self._prepared.recipe, dict[str, int]()
+        if recipe.calibration is not None:
+            count = self._calibration(recipe.calibration).count()
+            options = recipe.allocate.options
+            held_out = max(1, int(options.held_out * count)) if options.candidates else 0
+            counts["calibration data"] = count - held_out
+        keys = recipe.score_calibration
+        if keys is not None and self._prepared.looks_at_scores and recipe.score is not None:
+            options = recipe.score.scorer.options
+            if options.data and options.shares:
+                counts["data to score by"] = self._calibration(keys).count(options.samples)
+        return counts
+
     def first_batch(self, keys: CalibrationKeys) -> Batch:
         """Give the first few samples of a calibration where the model is, their windows of tokens cut short."""
         return self._calibration(keys).first_batch(self._model.get(), self._model.home)

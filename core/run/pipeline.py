@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,16 +16,17 @@ from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.pruning.plan import Plan
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.differences import changes
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.schema import Recipe, may_change
 from ecoflap.core.record.environment import versions
 from ecoflap.core.record.evaluations import measures_of
-from ecoflap.core.record.folder import open_run
+from ecoflap.core.record.folder import RunFolder, open_run
 from ecoflap.core.record.make_report import Outcome, make_report
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
-from ecoflap.core.record.run_log import RunLog
+from ecoflap.core.record.run_log import RunLog, SilentLog
 from ecoflap.core.record.weights import nonzeros
 from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
@@ -34,6 +36,7 @@ from ecoflap.core.run.data import RunData
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.rounds import after_rounds
 from ecoflap.core.run.run_model import RunModel
+from ecoflap.core.run.same_ranks import check_enough_batches, check_same, check_same_found
 from ecoflap.core.run.stages import RunState
 
 _LONGEST_NAME = 120
@@ -66,6 +69,7 @@ def run(
     fresh: bool = False,
     allow_code: bool = False,
     accept_change: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Do what ``ecoflap run`` does.
 
@@ -80,16 +84,19 @@ def run(
         mapping holds need no leave.
     :param accept_change: Go on with a run although its calibration data, ecoflap, a library or Python changed since it
         was begun, which is refused otherwise.
+    :param ranks: The processes that do it together, from ``ecoflap.ranks.joined``; each calls this with the same
+        arguments, and has the pruned model afterwards.
     """
     registry = (registry or load_registry()).trusting(allow_code)
     checked = _checked(recipe, set_, registry, model)
     target = (Path(folder) if folder is not None else Path("runs") / default_name(recipe, set_)).absolute()
     prepared = prepare(checked, registry, model, processor, own=target)
-    with open_run(target, fresh=fresh) as run_folder:
-        log = RunLog(run_folder, Observers(registry.observers()))
+    with ExitStack() as stack:
+        run_folder = ranks.first(lambda: stack.enter_context(open_run(target, fresh=fresh)))
+        log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
         run_model = RunModel(prepared, log, target)
         data = RunData(prepared, run_model, log)
-        return carry_out(RunState(prepared, run_folder, log, run_model, data, accept_change))
+        return carry_out(RunState(prepared, run_folder, log, run_model, data, accept_change, ranks=ranks))
 
 
 def _checked(
@@ -115,17 +122,20 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
 
 def carry_out(state: RunState) -> Run:
     """Do every stage that is not done yet, and tell observers how it went."""
-    _claim(state)
+    check_same(state.ranks, state.recipe)
+    state.ranks.first(partial(_claim, state))
     ahead = tuple(_stages_ahead(state))
     working = any(stage not in ("load", "check") for stage in ahead)
-    accepted = state.folder.identify_versions(versions(), working=working, accept=state.accept_change)
+    accepted = state.ranks.first(
+        lambda: state.folder.identify_versions(versions(), working=working, accept=state.accept_change)
+    )
     state.log.emit(RunStarted(state.folder.path, ahead))
     for warning in (*state.prepared.also_changed, *accepted):
         state.log.note(warning)
     try:
         result = _stages(state)
     except BaseException as error:
-        state.log.tell_only(RunFailed(str(error) or repr(error)))
+        state.log.tell_only(RunFailed(state.ranks.why(error)))
         raise
     state.log.emit(RunFinished(state.folder.path, result.report))
     return result
@@ -138,8 +148,9 @@ def _stages(state: RunState) -> Run:
     before scoring.
     """
     folder = state.folder
-    folder.identify(state.data.model_fingerprint)
-    if folder.is_pruned:
+    check_same_found(state.ranks, state.data.model_fingerprint)
+    state.ranks.first(lambda: folder.identify(state.data.model_fingerprint))
+    if state.is_pruned:
         plan, model = _go_on_behind_pruning(state)
     else:
         _identify_data(state)
@@ -148,22 +159,27 @@ def _stages(state: RunState) -> Run:
         last = after_rounds(state)
         plan = stages.plan(last)
         model = stages.prune(last, plan)
-    masks = masks_as_planned(folder.masks, plan)
     stages.evaluate(state, "pruned", model)
+    report = state.ranks.first(partial(_finish, state, plan, model))
+    return Run(folder.path, state.recipe, plan, report, model)
+
+
+def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
+    """Export the pruned model, and write the report."""
+    folder = state.folder
+    masks = masks_as_planned(folder.masks, plan)
     measures = measures_of(folder.evaluations, state.evaluations)
     known, keys = provenance_of(state.recipe, plan, measures), state.recipe.calibration
     batches = partial(state.data.batches, keys) if keys is not None else None
     pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches)
     export_all(folder, state.recipe, state.missing_exports, pruned, state.log)
-    return Run(folder.path, state.recipe, plan, _report(state, plan, model, measures), model)
+    return _report(state, plan, model, measures)
 
 
 def _go_on_behind_pruning(state: RunState) -> tuple[Plan, nn.Module]:
     """Take up what earlier processes made; the dense model is read only where it is still to be evaluated."""
     folder = state.folder
-    folder.check_model()
-    folder.drop_blocks()
-    plan = stages.planned(folder)
+    plan = state.ranks.first(partial(_taken_up, folder))
     if state.to_evaluate("dense"):
         stages.evaluate(state, "dense", state.model.get())
         _identify_data(state)
@@ -172,9 +188,18 @@ def _go_on_behind_pruning(state: RunState) -> tuple[Plan, nn.Module]:
     return plan, model
 
 
+def _taken_up(folder: RunFolder) -> Plan:
+    folder.check_model()
+    folder.drop_blocks()
+    return stages.planned(folder)
+
+
 def _identify_data(state: RunState) -> None:
     """Refuse other data than the folder was begun with, or note them where they are accepted."""
-    for sentence in state.folder.identify(state.data.fingerprints, accept=state.accept_change):
+    check_same_found(state.ranks, state.data.fingerprints)
+    check_enough_batches(state.ranks, state.data)
+    found = state.ranks.first(lambda: state.folder.identify(state.data.fingerprints, accept=state.accept_change))
+    for sentence in found:
         state.log.note(sentence)
 
 
@@ -201,11 +226,11 @@ def _stages_ahead(state: RunState) -> Iterator[str]:
         yield "check"
     if state.to_evaluate("dense"):
         yield "evaluate dense"
-    if not state.folder.is_pruned:
+    if not state.is_pruned:
         for number in (*range(1, state.recipe.round_count), None):
             folder = state.folder if number is None else state.folder.round(number)
             planning = ("score", "allocate") if state.prepared.looks_at_scores else ("allocate",)
-            names = ("prune",) if folder.plan.is_file() else (*planning, "prune")
+            names = ("prune",) if state.ranks.first(folder.plan.is_file) else (*planning, "prune")
             yield from (stages.stage_of_round(name, number) for name in names)
         yield from ("refine", "save") if state.prepared.model_refiners else ("save",)
     if state.to_evaluate("pruned"):

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.run_log import RunLog
@@ -31,13 +33,14 @@ class PlanTrials:
     What a trial found is kept as a line in the run folder, and its finished blocks until then, so that a run that was
     cut off goes on where it was.
 
-    :param replay: Makes a replay of the model on some batches.
+    :param replay: Makes a replay of the model on some batches, shared by all processes or by those it is given.
     :param batches: Those that the run prunes by; the last of them are held out here.
     :param held_out: The share of them that is held out; one at least.
     :param left: The masks of the round before, within which trials prune.
+    :param ranks: The processes of the run.
     """
 
-    replay: Callable[[Sequence[Batch]], Replay]
+    replay: Callable[..., Replay]
     batches: Sequence[Batch]
     held_out: float
     pruners: Mapping[str, PartSpec]
@@ -45,6 +48,7 @@ class PlanTrials:
     log: RunLog
     tokens: Mapping[str, TokenChoice] = field(default_factory=dict)
     left: Mapping[str, Tensor] = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
     def best(self, plans: Mapping[str, Plan]) -> Plan:
         """Give the plan with the smallest loss; of equal ones the first.
@@ -54,11 +58,11 @@ class PlanTrials:
         losses: dict[str, float] = {}
         for number, (label, plan) in enumerate(plans.items()):
             self.log.emit(Progress("allocate", number, len(plans), "candidates"))
-            known = self._known(plan)
+            known = self.ranks.first(partial(self._known, plan))
             losses[label] = self._tried(label, plan) if known is None else known
         self.log.emit(Progress("allocate", len(plans), len(plans), "candidates"))
         taken = min(losses, key=lambda label: losses[label])
-        shutil.rmtree(self._blocks, ignore_errors=True)
+        self.ranks.at_first(lambda: shutil.rmtree(self._blocks, ignore_errors=True))
         told = ", ".join(f"{label} {loss:.6g}" for label, loss in losses.items())
         self.log.note(f"allocate: losses on {len(self._held_out)} held-out batches are {told}; {taken} was taken")
         return plans[taken]
@@ -88,8 +92,10 @@ class PlanTrials:
             blocks = self._blocks / _digest(plan)[:16]
             tokens, left = self.tokens, self.left
             BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None, tokens_of=tokens, left=left)()
-            loss = float(self.replay(self._held_out).loss(0).mean())
-        append_line(self.folder.trials, {"candidate": label, "plan": _digest(plan), "loss": loss})
+            # They may be fewer than the processes are.
+            loss = self.ranks.first(lambda: float(self.replay(self._held_out, ranks=ALONE).loss(0).mean()))
+        line = {"candidate": label, "plan": _digest(plan), "loss": loss}
+        self.ranks.at_first(lambda: append_line(self.folder.trials, line))
         return loss
 
 

@@ -5,10 +5,12 @@ there until the model is complete, so that a run that was cut off comes to the s
 """
 
 from dataclasses import replace
+from functools import partial
 
 from ecoflap.core.model.anatomy import Layer
-from ecoflap.core.pruning.masks import save_masks
+from ecoflap.core.pruning.masks import PackedMasks, save_masks
 from ecoflap.core.recipe.rounds import recipe_of_round
+from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.run import stages
 from ecoflap.core.run.prepared import Prepared, pools_in
 from ecoflap.core.run.stages import RoundDone, RunState
@@ -20,14 +22,18 @@ def after_rounds(state: RunState) -> RunState:
     before: RoundDone | None = None
     for number in range(1, state.recipe.round_count):
         folder = state.folder.round(number)
-        folder.path.mkdir(parents=True, exist_ok=True)
+        state.ranks.at_first(partial(folder.path.mkdir, parents=True, exist_ok=True))
         one = replace(state, prepared=_in_round(state.prepared, number), folder=folder, before=before, number=number)
         plan = stages.plan(one)
         masks = stages.prune_and_refine(one, plan)
-        if not folder.masks.is_file():
-            save_masks(folder.masks, masks)
+        state.ranks.at_first(partial(_keep_masks, folder, masks))
         before = RoundDone(plan, masks, dense)
     return replace(state, before=before)
+
+
+def _keep_masks(folder: RunFolder, masks: PackedMasks) -> None:
+    if not folder.masks.is_file():
+        save_masks(folder.masks, masks)
 
 
 def _in_round(prepared: Prepared, number: int) -> Prepared:

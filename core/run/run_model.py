@@ -135,6 +135,7 @@ class RunModel:
         if self._keys.offload != "disk":
             yield None
             return
+        self._folder.mkdir(parents=True, exist_ok=True)  # another machine may not have it
         # By this name a later process deletes what a killed one has left.
         with TemporaryDirectory(prefix=".weights-", suffix=".partial", dir=self._folder) as scratch:
             yield Path(scratch)

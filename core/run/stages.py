@@ -16,6 +16,7 @@ from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.whole_files import whole_folder, write_whole
 from ecoflap.core.export.stage import missing_exports
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.emptied import emptied
 from ecoflap.core.pruning.masks import PackedMasks, save_masks
 from ecoflap.core.pruning.plan import Plan, Pool, make_plan
@@ -24,6 +25,7 @@ from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.pruning.refine_model import refine_model
 from ecoflap.core.pruning.score_layers import score_layers
 from ecoflap.core.pruning.scores import Scores
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration, Recipe
 from ecoflap.core.record.evaluations import Evaluation
@@ -61,6 +63,7 @@ class RunState:
     :param accept_change: Go on although data or versions of libraries changed since the run was begun.
     :param before: The round before; None in the first, which most runs have alone.
     :param number: Which round it is; None in the last, whose stages are the run's own.
+    :param ranks: The processes that do the run. The first decides what is to be done, and writes.
     """
 
     prepared: Prepared
@@ -71,6 +74,7 @@ class RunState:
     accept_change: bool = False
     before: RoundDone | None = None
     number: int | None = None
+    ranks: Ranks = ALONE
 
     @property
     def recipe(self) -> Recipe:
@@ -89,16 +93,29 @@ class RunState:
     @cached_property
     def missing_exports(self) -> list[str]:
         """Name the exports that are not all there. All of their files are read for it, and so once."""
-        return missing_exports(self.folder, self.recipe)
+        return self.ranks.first(lambda: missing_exports(self.folder, self.recipe))
+
+    @property
+    def is_pruned(self) -> bool:
+        """Say whether the pruned model is complete."""
+        return self.ranks.first(lambda: self.folder.is_pruned)
 
     def to_evaluate(self, stage: str) -> list[Evaluation]:
         """Give those that have not yet looked at the dense or the pruned model."""
-        return [one for one in self.evaluations if not one.is_done(self.folder.evaluations, stage)]
+        done = self.ranks.first(lambda: [one.is_done(self.folder.evaluations, stage) for one in self.evaluations])
+        return [one for one, is_done in zip(self.evaluations, done, strict=True) if not is_done]
 
-    def replay(self, batches: Sequence[Batch], keys: Calibration | None, dtype: torch.dtype | None = None) -> Replay:
+    def replay(
+        self,
+        batches: Sequence[Batch],
+        keys: Calibration | None,
+        dtype: torch.dtype | None = None,
+        ranks: Ranks | None = None,
+    ) -> Replay:
         """Make a replay of the model on these batches, in at least this precision.
 
         :param keys: Of the calibration that they are of.
+        :param ranks: The processes that share the batches; None for those of the run.
         """
         model, adapter = self.model.get(), self.prepared.adapter
         return Replay(
@@ -110,6 +127,7 @@ class RunState:
             dtype=dtype,
             device=self.model.visits,
             keep_in=self.folder.path if keys is not None and keys.keep == "disk" else None,
+            ranks=ranks or self.ranks,
         )
 
 
@@ -126,14 +144,20 @@ def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
     """
     folder = state.folder
     for evaluation in state.to_evaluate(stage):
-        found = _evaluation_to_take_over(state, evaluation) if stage == "dense" else None
-        if found is not None:
-            folder.record_taken_over("dense evaluation")
-            evaluation.take_over(found, folder.evaluations)
+        if stage == "dense" and state.ranks.first(partial(_take_over_evaluation, state, evaluation)):
             continue
         with state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.on_device():
             note = state.log.note_of(evaluation.evaluator.use)
-            evaluation.run(folder.evaluations, stage, model, state.prepared.adapter, note)
+            evaluation.run(folder.evaluations, stage, model, state.prepared.adapter, note, state.ranks)
+
+
+def _take_over_evaluation(state: RunState, evaluation: Evaluation) -> bool:
+    """Take over what another run found of the dense model; say whether there was any."""
+    found = _evaluation_to_take_over(state, evaluation)
+    if found is not None:
+        state.folder.record_taken_over("dense evaluation")
+        evaluation.take_over(found, state.folder.evaluations)
+    return found is not None
 
 
 def _evaluation_to_take_over(state: RunState, evaluation: Evaluation) -> Path | None:
@@ -144,8 +168,9 @@ def _evaluation_to_take_over(state: RunState, evaluation: Evaluation) -> Path | 
 
 def plan(state: RunState) -> Plan:
     """Score the layers where the allocator looks at scores, and allocate; or read the plan that there is."""
-    if state.folder.plan.is_file():
-        return planned(state.folder)
+    there = state.ranks.first(lambda: planned(state.folder) if state.folder.plan.is_file() else None)
+    if there is not None:
+        return there
     pools = pools_in(state.model.anatomy, state.recipe)
     scores = score(state, pools) if state.prepared.looks_at_scores else None
     granularity = state.recipe.score.granularity if state.recipe.score else "layer"
@@ -159,7 +184,7 @@ def plan(state: RunState) -> Plan:
         if (sentence := emptied(made)) is not None:
             state.log.note(sentence)
         kept = {one.reason: one.parameters for one in state.prepared.kept_whole}
-        write_plan(state.folder.plan, made, kept, state.folder.scores)
+        state.ranks.first(partial(write_plan, state.folder.plan, made, kept, state.folder.scores))
     return made
 
 
@@ -196,6 +221,7 @@ def _trials(state: RunState) -> PlanTrials:
         state.log,
         prepared.tokens,
         left,
+        state.ranks,
     )
 
 
@@ -210,14 +236,24 @@ def score(state: RunState, pools: Sequence[Pool]) -> Scores:
     """Score the layers of all pools that have no pattern, or read the scores that there are."""
     keys = state.recipe.score
     assert keys is not None  # checked with the recipe
-    _take_over_scores(state)
+    state.ranks.first(partial(_take_over_scores, state))
     wanted = {layer.name for pool in pools if not isinstance(pool.sparsity, Pattern) for _, layer in pool.layers}
     layers = [pair for pair in state.model.anatomy.layers() if pair[1].name in wanted]
     data = state.recipe.score_calibration if keys.scorer.options.data else None
     batches = state.data.batches(data, keys.scorer.options.samples)
+    with state.log.stage(state.stage("score")):
+        if keys.scorer.options.shares:
+            return _scored(state, batches, layers, state.ranks)
+        return state.ranks.first(lambda: _scored(state, batches, layers, ALONE))
+
+
+def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Block, Layer]], ranks: Ranks) -> Scores:
+    keys = state.recipe.score
+    assert keys is not None
     # In bfloat16 small differences of losses are mostly rounding, so a scorer has to ask for less than float32.
-    replay = state.replay(batches, data, torch.float32 if keys.scorer.options.dtype == "float32" else None)
-    with state.log.stage(state.stage("score")), replay:
+    dtype = torch.float32 if keys.scorer.options.dtype == "float32" else None
+    data = state.recipe.score_calibration if keys.scorer.options.data else None
+    with state.replay(batches, data, dtype, ranks) as replay:
         return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit)
 
 
@@ -262,28 +298,34 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
 
 def prune(state: RunState, made: Plan) -> nn.Module:
     """Prune the model in place by its plan, block by block, and save it with its masks."""
-    model, folder = state.model.get(), state.folder
+    model = state.model.get()
     masks = prune_and_refine(state, made)
     state.data.clear()
     with state.log.stage("save"):
-        save_masks(folder.masks, masks)
-        with whole_folder(folder.model) as inside:
-            _save(state, model, inside)
-            check_saved(inside, model, masks, partial(state.model.read, inside))
-            write_sums(inside)
-        folder.drop_blocks()
+        state.ranks.first(partial(_save, state, model, masks))
     return model
 
 
-def _save(state: RunState, model: nn.Module, folder: Path) -> None:
+def _save(state: RunState, model: nn.Module, masks: PackedMasks) -> None:
+    """Write masks and model, and read them back."""
+    folder = state.folder
+    save_masks(folder.masks, masks)
+    with whole_folder(folder.model) as inside:
+        with blaming(f"the adapter {type(state.prepared.adapter).__name__}, saving the model,"):
+            _write_model(state, model, inside)
+        check_saved(inside, model, masks, partial(state.model.read, inside))
+        write_sums(inside)
+    folder.drop_blocks()
+
+
+def _write_model(state: RunState, model: nn.Module, folder: Path) -> None:
     """Write the model and what lies beside it; where its blocks are in files already, these become its own."""
     adapter, shards = state.prepared.adapter, state.model.shards(state.folder.blocks)
-    with blaming(f"the adapter {type(adapter).__name__}, saving the model,"):
-        if shards is None:
-            adapter.save(model, folder)
-            return
-        options = state.prepared.adapter_options
-        assert options.save_weights is not None  # both are checked with the recipe
-        assert options.save_surroundings is not None
-        shards.save(folder, partial(options.save_weights, model))
-        options.save_surroundings(model, folder)
+    if shards is None:
+        adapter.save(model, folder)
+        return
+    options = state.prepared.adapter_options
+    assert options.save_weights is not None  # both are checked with the recipe
+    assert options.save_surroundings is not None
+    shards.save(folder, partial(options.save_weights, model))
+    options.save_surroundings(model, folder)

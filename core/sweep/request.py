@@ -18,6 +18,8 @@ class SweepRequest:
     :param keep_models: Leave each run's ``model/`` where it is; otherwise it goes when the run is finished.
     :param allow_code: Follow import paths in the sweep and its recipe, which are refused otherwise.
     :param accept_change: Go on with runs although their data or the versions of libraries changed meanwhile.
+    :param processes: How many runs are done at once, each in a process of its own.
+    :param registry: The registry file that these processes read; None for the shipped one alone.
     """
 
     what: Path | str
@@ -28,6 +30,8 @@ class SweepRequest:
     keep_models: bool = False
     allow_code: bool = False
     accept_change: bool = False
+    processes: int = 1
+    registry: Path | None = None
 
     @property
     def target(self) -> Path:

@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ecoflap.core.errors import EcoflapError, RunError
+from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import what_scores_depend_on
@@ -24,6 +25,7 @@ from ecoflap.core.sweep.file import read_sweep
 from ecoflap.core.sweep.grid import PlannedRun, planned_runs
 from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.runs import is_sweep, record_runs, swept_runs
+from ecoflap.core.sweep.several import Runners, at_once
 from ecoflap.core.text.numbers import time_text
 
 
@@ -80,19 +82,68 @@ def sweep(
     record_runs(request.target, list(map(_entry, runs)), fresh=request.fresh)
     earlier: list[PlannedRun | EarlierRun] = list(_earlier_runs(request.target, runs))
     tell(f"sweep folder {request.target}: {states_text(runs)}")
-    swept = Swept(request.target)
-    for number, planned in enumerate(runs, 1):
-        head = f"[{number}/{len(runs)}] {', '.join(planned.choice.words)}"
-        do = partial(_failure, planned, earlier, registry, accept_change=request.accept_change)
-        failure = "" if planned.state == "done" else _tried(do, head, tell)
-        earlier.append(planned)
+    heads = {run.folder.path: f"[{n}/{len(runs)}] {', '.join(run.choice.words)}" for n, run in enumerate(runs, 1)}
+    failed: dict[Path, str] = {}
+    for planned, failure in _ended(request, runs, earlier, registry, heads, tell):
         if failure:
-            swept.failed[planned.folder.path] = failure
-            continue
-        swept.finished.append(planned.folder.path)
-        if not request.keep_models and planned.folder.model.is_dir():
+            failed[planned.folder.path] = failure
+        elif not request.keep_models and planned.folder.model.is_dir():
             delete_model(planned.folder)
-    return swept
+    paths = [run.folder.path for run in runs]
+    return Swept(
+        request.target,
+        [path for path in paths if path not in failed],
+        {path: failed[path] for path in paths if path in failed},
+    )
+
+
+def _ended(
+    request: SweepRequest,
+    runs: Sequence[PlannedRun],
+    earlier: list[PlannedRun | EarlierRun],
+    registry: Registry,
+    heads: Mapping[Path, str],
+    tell: Callable[[str], None],
+) -> Iterator[tuple[PlannedRun, str]]:
+    """Do the runs that are not done, and yield each as it ends, with what went wrong."""
+    if request.processes > 1:
+        yield from _at_once(request, runs, earlier, heads, tell)
+        return
+    for planned in runs:
+        do = partial(_failure, planned, earlier, registry, accept_change=request.accept_change)
+        failure = "" if planned.state == "done" else _tried(do, heads[planned.folder.path], tell)
+        earlier.append(planned)
+        yield planned, failure
+
+
+def _at_once(
+    request: SweepRequest,
+    runs: Sequence[PlannedRun],
+    earlier: list[PlannedRun | EarlierRun],
+    heads: Mapping[Path, str],
+    tell: Callable[[str], None],
+) -> Iterator[tuple[PlannedRun, str]]:
+    done = [planned for planned in runs if planned.state == "done"]
+    earlier += done
+    yield from ((planned, "") for planned in done)
+    runners = Runners(request)
+
+    def do(planned: PlannedRun) -> str:
+        recipe = _reusing(planned, earlier)
+        return _tried(partial(runners.run, recipe, planned.folder.path), heads[planned.folder.path], tell)
+
+    def waits(planned: PlannedRun, running: Sequence[PlannedRun]) -> bool:
+        """Wait for a run that is finding what this one could take over, and that nobody has found yet."""
+        scoring = any(one.scores == planned.scores for one in running) and _scored(planned, earlier) is None
+        evaluating = any(one.model == planned.model for one in running) and _evaluated(planned, earlier) is None
+        return (planned.scored and scoring) or (bool(planned.recipe.evaluate) and evaluating)
+
+    try:
+        for planned, failure in at_once([one for one in runs if one not in done], request.processes, do, waits):
+            earlier.append(planned)
+            yield planned, failure
+    finally:
+        runners.stop()
 
 
 def _tried(do: Callable[[], str], head: str, tell: Callable[[str], None]) -> str:
@@ -132,9 +183,8 @@ def _failure(
 ) -> str:
     """Do one run, and return what went wrong as text: an exception would keep the model in memory."""
     _forget_peaks()
-    recipe = planned.recipe.model_copy(update={"reuse": (*planned.recipe.reuse, *to_reuse(planned, earlier))})
     try:
-        run(recipe, folder=planned.folder.path, registry=registry, accept_change=accept_change)
+        run(_reusing(planned, earlier), folder=planned.folder.path, registry=registry, accept_change=accept_change)
     except EcoflapError as error:
         return str(error)
     except Exception as error:
@@ -145,12 +195,25 @@ def _failure(
     return ""
 
 
+def _reusing(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) -> Recipe:
+    """Give the recipe of a run, which takes over what earlier ones have found."""
+    return planned.recipe.model_copy(update={"reuse": (*planned.recipe.reuse, *to_reuse(planned, earlier))})
+
+
 def to_reuse(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) -> list[Path]:
     """Return the first earlier runs whose scores and whose dense evaluation this one can take over."""
-    scored = (one for one in earlier if planned.scored and one.scores == planned.scores and one.folder.plan.is_file())
-    evaluated = (one for one in earlier if one.model == planned.model and one.folder.evaluations.is_file())
-    found = [next(scored, None), next(evaluated, None)]
+    found = [_scored(planned, earlier), _evaluated(planned, earlier)]
     return list(dict.fromkeys(one.folder.path for one in found if one is not None))
+
+
+def _scored(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) -> PlannedRun | EarlierRun | None:
+    same = (one for one in earlier if planned.scored and one.scores == planned.scores and one.folder.plan.is_file())
+    return next(same, None)
+
+
+def _evaluated(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) -> PlannedRun | EarlierRun | None:
+    same = (one for one in earlier if one.model == planned.model and one.folder.evaluations.is_file())
+    return next(same, None)
 
 
 def _forget_peaks() -> None:

@@ -12,9 +12,10 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, refuse_below_one
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
 from ecoflap.plugins.evaluators.shared.means import mean_of_means
-from ecoflap.plugins.evaluators.shared.model_calls import losses
+from ecoflap.plugins.evaluators.shared.model_calls import shared_losses
 
 
 @hookimpl
@@ -46,8 +47,12 @@ class Loss:
         return self.batch_size
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
+        return self.shared(model, adapter, note, ALONE)
+
+    def shared(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
+        """Measure as the call does, each process some of the batches."""
         batched = _none_alone(self.data(adapter, model, note), self.batch_size)
-        found = [(one.loss, len(one.samples)) for one in losses("loss", model, adapter, batched)]
+        found = shared_losses("loss", model, adapter, batched, lambda one: len(one.samples), ranks)
         if not found:
             raise DataError("loss: its data holds no sample.")
         values, sizes = zip(*found, strict=True)

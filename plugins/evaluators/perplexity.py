@@ -16,8 +16,9 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.means import mean_of_means
-from ecoflap.plugins.evaluators.shared.model_calls import BatchLoss, losses
+from ecoflap.plugins.evaluators.shared.model_calls import BatchLoss, shared_losses
 
 IGNORED = -100  # the mark of a label that is padding, in transformers
 
@@ -48,8 +49,12 @@ class Perplexity:
         return "tokens; a dataset such as text gives them" if sample.tokens is None else None
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
+        return self.shared(model, adapter, note, ALONE)
+
+    def shared(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
+        """Measure as the call does, each process some of the windows."""
         windows = _windows(self.data(adapter, model, note))
-        found = [(one.loss, predicted(one)) for one in losses("perplexity", model, adapter, windows)]
+        found = shared_losses("perplexity", model, adapter, windows, predicted, ranks)
         if not found:
             raise DataError("perplexity: its data holds no window.")
         means, counts = zip(*found, strict=True)

@@ -41,6 +41,7 @@ class FirstOrder:
     samples: int = 128
 
     aggregate: ClassVar[Aggregate] = "sum"
+    shares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         refuse_below_one("samples", self.samples)
@@ -59,12 +60,13 @@ class FirstOrder:
 
         replay.gradients(visit)
         for layer in layers:
-            if len(terms[layer.name]) != len(replay.batches):
+            found = replay.gathered(terms[layer.name])
+            if len(found) != len(replay.batches):
                 raise ModelError(
                     f"{layer.name}: the loss does not depend on it in every batch, so it has no gradient. Keep its "
                     "tower whole, or score with zeroth_order."
                 )
-            yield layer.name, Estimate(terms[layer.name])
+            yield layer.name, Estimate(found)
 
 
 def reduced(weight: Float[Tensor, "out in"], gradient: Float[Tensor, "out in"], measure: Summand) -> float:

@@ -30,6 +30,7 @@ class LocalMetric:
     samples: int = 128
 
     aggregate: ClassVar[Aggregate] = "sum"
+    shares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         refuse_below_one("samples", self.samples)

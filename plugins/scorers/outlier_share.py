@@ -37,6 +37,7 @@ class OutlierShare:
 
     aggregate: ClassVar[Aggregate] = "mean"
     unit: ClassVar[Literal["block"]] = "block"
+    shares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.threshold > 0:

@@ -48,6 +48,7 @@ class Sensitivity:
     aggregate: ClassVar[Aggregate] = "sum"
     gives: ClassVar[ScoreKind] = "curve"
     dtype: ClassVar[Literal["model"]] = "model"
+    shares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_levels(self.levels)

@@ -27,7 +27,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate
 from ecoflap.core.errors import ModelError, listed, refuse_below_one
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
 
 _TEXT, _IMAGE = 1, 2
@@ -43,6 +43,7 @@ class TokenDiversity:
     samples: int = 128
 
     aggregate: ClassVar[Aggregate] = "sum"
+    shares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         refuse_below_one("samples", self.samples)
@@ -64,14 +65,13 @@ class TokenDiversity:
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
         for index, block, mine in block_by_block(replay, layers):
-            found = {layer.name: _Terms() for layer in mine}
-            for number in range(len(replay.batches)):
-                outputs = _outputs(replay, index, number, mine)
-                for layer in mine:
-                    kinds = replay.tokens(number, layer.reads or block.tower)
-                    _add(found[layer.name], layer, outputs[layer.name], kinds)
+            found = replay.each(partial(_terms, replay, index, block, mine))
             for layer in mine:
-                yield layer.name, found[layer.name].mean(layer)
+                total = _Terms()
+                for of_batch in found:
+                    for kind, terms in of_batch[layer.name].items():
+                        total[kind] += terms
+                yield layer.name, total.mean(layer)
 
 
 class _Terms(defaultdict[str, list[float]]):
@@ -85,6 +85,18 @@ class _Terms(defaultdict[str, list[float]]):
         if not self:
             raise ModelError(f"{layer.name}: no calibration sample has two tokens, so that nothing is unlike another")
         return sum(sum(term) / len(term) for term in self.values()) / len(self)
+
+
+def _terms(
+    replay: Replay, index: int, block: Block, layers: Sequence[Layer], number: int
+) -> dict[str, dict[str, list[float]]]:
+    """Give the terms of each layer on one batch, by its name."""
+    outputs, found = _outputs(replay, index, number, layers), {}
+    for layer in layers:
+        terms = _Terms()
+        _add(terms, layer, outputs[layer.name], replay.tokens(number, layer.reads or block.tower))
+        found[layer.name] = dict(terms)
+    return found
 
 
 def _is_seen(layer: Layer) -> bool:

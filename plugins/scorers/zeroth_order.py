@@ -45,6 +45,7 @@ class ZerothOrder:
     joint: bool = False
 
     aggregate: ClassVar[Aggregate] = "sum"
+    shares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("samples", "noises", "eps"):
@@ -69,11 +70,12 @@ class ZerothOrder:
 
     def _estimate(self, replay: Replay, index: int, moved: Sequence[Layer]) -> Estimate:
         """Estimate the score of what is moved. Each batch gives one term, which is the mean over its noises."""
-        batches = range(len(replay.batches))
-        return Estimate(
-            sum(self._slope(replay, index, moved, batch, noise) for noise in range(self.noises)) / self.noises
-            for batch in batches
-        )
+
+        def term(batch: int) -> float:
+            slopes = (self._slope(replay, index, moved, batch, noise) for noise in range(self.noises))
+            return sum(slopes) / self.noises
+
+        return Estimate(replay.each(term))
 
     def _slope(self, replay: Replay, index: int, moved: Sequence[Layer], batch: int, noise: int) -> float:
         """Compute |L₊ − L₋| / 2ε of one batch along one direction."""

@@ -1,7 +1,7 @@
 """A model is asked for texts, embeddings and losses in batches, and without a graph."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.forward.placement import batch_on, device_of
+from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
 
 
@@ -35,14 +36,40 @@ def losses(name: str, model: nn.Module, adapter: Adapter, batched: Iterable[list
     :param batched: The samples of each batch.
     :raises ModelError: Where a loss is not finite.
     """
-    device = str(device_of(model))
     for number, samples in enumerate(batched):
-        batch = batch_on(adapter.collate(model, samples), device)
-        with torch.no_grad():
-            loss = float(adapter.loss(model, batch))
-        if not math.isfinite(loss):
-            raise ModelError(f"{name}: the loss of batch {number} is {loss}; the model is broken.")
-        yield BatchLoss(samples, batch, loss)
+        yield _loss_of(name, number, model, adapter, samples)
+
+
+def shared_losses(
+    name: str,
+    model: nn.Module,
+    adapter: Adapter,
+    batched: Iterable[list[Sample]],
+    counted: Callable[[BatchLoss], int],
+    ranks: Ranks,
+) -> list[tuple[float, int]]:
+    """Give the adapter's loss of each batch with how many things it is over, each computed by one of the processes.
+
+    :param name: The evaluator's name, for messages.
+    :param batched: The samples of each batch.
+    :param counted: Counts the things that a loss is over.
+    :raises ModelError: Where a loss is not finite.
+    """
+
+    def compute(numbered: tuple[int, list[Sample]]) -> tuple[float, int]:
+        one = _loss_of(name, numbered[0], model, adapter, numbered[1])
+        return one.loss, counted(one)
+
+    return ranks.deal(enumerate(batched), compute)
+
+
+def _loss_of(name: str, number: int, model: nn.Module, adapter: Adapter, samples: list[Sample]) -> BatchLoss:
+    batch = batch_on(adapter.collate(model, samples), str(device_of(model)))
+    with torch.no_grad():
+        loss = float(adapter.loss(model, batch))
+    if not math.isfinite(loss):
+        raise ModelError(f"{name}: the loss of batch {number} is {loss}; the model is broken.")
+    return BatchLoss(samples, batch, loss)
 
 
 def texts_said(

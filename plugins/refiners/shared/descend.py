@@ -21,8 +21,8 @@ def descend(view: RefinedView, steps: int, batches: int, learning_rate: float) -
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = learning_rate * (1 + cos(pi * step / steps)) / 2
         optimiser.zero_grad(set_to_none=True)
-        for place in range(step * batches, (step + 1) * batches):
-            view.add_gradient(numbers[place % len(numbers)], 1 / batches)
+        places = range(step * batches, (step + 1) * batches)
+        view.add_gradients([numbers[place % len(numbers)] for place in places], 1 / batches)
         optimiser.step()
 
 

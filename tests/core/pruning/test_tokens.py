@@ -29,14 +29,14 @@ def run(plain, pico, folder, **keys):
 
 def test_masks_are_those_by_the_chosen_tokens(plain, pico, tmp_path, monkeypatch):
     seen = []
-    real_run = Replay.run
+    real = Replay.observed
 
     def noting(self, i, needs=(), layers=None, tokens="real"):
-        found = real_run(self, i, needs, layers, tokens)
-        seen.append((tokens, {name: one[ColumnNorm].squared.clone() for name, one in found.items()}))
+        found = real(self, i, needs, layers, tokens)
+        seen.append((tokens, {name: one[ColumnNorm].squared.clone() for name, one in found.seen.items()}))
         return found
 
-    monkeypatch.setattr(Replay, "run", noting)
+    monkeypatch.setattr(Replay, "observed", noting)
     done = {choice: run(plain, pico, tmp_path / choice, tokens=choice) for choice in ("real", "text", "balanced")}
     masks = {choice: read_masks(one.folder / "masks.safetensors") for choice, one in done.items()}
     first = "model.layers.0.self_attn.q_proj.weight"

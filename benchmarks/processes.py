@@ -1,0 +1,130 @@
+"""One run in one process and in several of one thread each: seconds, CPU seconds and memory of each, and equal bits.
+
+    python benchmarks/processes.py smollm2 blip2 [--processes 2] [--repeats 3] [--set KEY=VALUE ...]
+
+Runs alternate, so that what else a machine does falls on both. Beside the ratio of seconds stands that of CPU seconds:
+those of the one process over the most of any of several, which is what the first comes to on an idle machine with a
+core for each. CPU seconds of waiting for others are none.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter, process_time
+from typing import Any
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SAME = ("plan.json", "scores.jsonl", "masks.safetensors", "model/model.safetensors")
+MODELS = {
+    "smollm2": (
+        "box/smollm2.yaml",
+        "calibration.samples=16",
+        "calibration.batch_size=1",
+        "score.calibration.batch_size=1",
+        "prune=sparsegpt",
+    ),
+    "blip2": ("box/blip2.yaml", "score.calibration.samples=32", "prune=sparsegpt"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=MODELS)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], dest="set_")
+    asked = parser.parse_args()
+    for model in asked.models:
+        with TemporaryDirectory() as folder:
+            report(model, asked.processes, list(measured(model, asked, Path(folder))))
+
+
+def measured(model: str, asked: argparse.Namespace, folder: Path) -> Iterator[dict[int, list[dict[str, Any]]]]:
+    """Give what each process of a run measured, by how many there were, for each repeat."""
+    for _ in range(asked.repeats):
+        yield {size: one_run(model, size, asked.set_, folder / str(size)) for size in (1, asked.processes)}
+        same = [
+            (folder / "1" / name).read_bytes() == (folder / str(asked.processes) / name).read_bytes() for name in SAME
+        ]
+        print(
+            f"{model}: the same in 1 and {asked.processes} processes: {dict(zip(SAME, same, strict=True))}", flush=True
+        )
+
+
+def one_run(model: str, size: int, set_: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, "--several", str(size), model, str(folder), *set_]
+    subprocess.run(command, env=environment, check=True)
+    return [json.loads(folder.with_name(f"{folder.name}-{rank}.json").read_text("utf-8")) for rank in range(size)]
+
+
+def report(model: str, several: int, repeats: Sequence[Mapping[int, Sequence[Mapping[str, Any]]]]) -> None:
+    print(f"\n{model}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, medians of {len(repeats)}")
+    for stage in ("coarse", "fine"):
+        alone, together = ([_worst(one[size], stage) for one in repeats] for size in (1, several))
+        (wall, cpu), (walls, cpus) = (
+            [median(column) for column in zip(*found, strict=True)] for found in (alone, together)
+        )
+        ratios = [[a[n] / b[n] for a, b in zip(alone, together, strict=True)] for n in (0, 1)]
+        by_wall, by_cpu = (median(one) for one in ratios)
+        print(f"  {stage:7} {wall:7.1f} s → {walls:7.1f} s: {by_wall:.2f}×", end="")
+        print(f";  CPU {cpu:7.1f} s → {cpus:7.1f} s: {by_cpu:.2f}×")
+    for size in (1, several):
+        peaks = [max(one["peak"] for one in repeat[size]) for repeat in repeats]
+        print(f"  memory of a process, of {size}: {median(peaks) / 1e9:.2f} GB")
+
+
+def _worst(ranks: Sequence[Mapping[str, Any]], stage: str) -> tuple[float, float]:
+    return max(one[stage]["wall"] for one in ranks), max(one[stage]["cpu"] for one in ranks)
+
+
+def work(model: str, folder: Path, set_: Sequence[str]) -> None:
+    """Be one process of a run, and write what it measured."""
+    from ecoflap.core.ranks.join import joined
+    from ecoflap.core.run import stages
+    from ecoflap.core.run.pipeline import run
+
+    found: dict[str, Any] = {}
+    for stage, name in (("coarse", "score"), ("fine", "prune_and_refine")):
+        setattr(stages, name, _timed(getattr(stages, name), found, stage))
+    recipe, *own = MODELS[model]
+    with joined() as ranks:
+        run(
+            RECIPES / recipe, set_=[*own, "evaluate=null", "export=null", *set_], folder=folder, fresh=True, ranks=ranks
+        )
+    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    folder.with_name(f"{folder.name}-{ranks.rank}.json").write_text(json.dumps(found), "utf-8")
+
+
+def _timed(function: Callable[..., Any], found: dict[str, Any], stage: str) -> Callable[..., Any]:
+    def timed(*args: Any, **keys: Any) -> Any:
+        with _clock(found, stage):
+            return function(*args, **keys)
+
+    return timed
+
+
+@contextmanager
+def _clock(found: dict[str, Any], stage: str) -> Iterator[None]:
+    wall, cpu = perf_counter(), process_time()
+    yield
+    found[stage] = {"wall": perf_counter() - wall, "cpu": process_time() - cpu}
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--several" and sys.argv[2] != "1":
+        from ecoflap.core.ranks.launch import launch
+
+        sys.exit(launch(int(sys.argv[2]), [sys.executable, __file__, "--several", "1", *sys.argv[3:]]))
+    if sys.argv[1] == "--several":
+        work(sys.argv[3], Path(sys.argv[4]), sys.argv[5:])
+    else:
+        main()

@@ -1,0 +1,102 @@
+"""Start a command several times on this machine, as torchrun does, and end with all of them as they end."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+_PATIENCE = 12.0
+"""Seconds that the others have to end by themselves when one has failed."""
+_LOOKS = 0.1
+"""Seconds between two looks at the processes."""
+
+
+def are_several() -> bool:
+    """Say whether this is one of several processes: torchrun says so in the environment, and so does this."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
+
+
+def is_first() -> bool:
+    """Say whether this is the first of the processes, or the only one."""
+    return not are_several() or os.environ["RANK"] == "0"
+
+
+def launch(size: int, command: Sequence[str]) -> int:
+    """Run a command in several processes, which :func:`ecoflap.ranks.joined` joins, and give the code to end with.
+
+    It is that of the process that has failed. A signal that this process gets goes to all of them.
+
+    :param size: How many processes.
+    """
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    from ecoflap.core.ranks.watch import tell
+
+    # This process holds the store by which they find each other, and stays when one of them is gone.
+    store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+    with _passing_on() as children:
+        for rank in range(size):
+            children.append(subprocess.Popen(command, env=_environment(rank, size, store.port), start_new_session=True))
+        failed: int | None = None
+        until = None
+        while any(child.poll() is None for child in children):
+            time.sleep(_LOOKS)
+            codes = [child.poll() for child in children]
+            if until is None and any(codes):
+                ended = next(rank for rank, code in enumerate(codes) if code)
+                failed = tell(PrefixStore("ecoflap 0", store), ended, _how(codes[ended] or 0))["rank"]
+                until = time.monotonic() + _PATIENCE
+            if until is not None and time.monotonic() > until:
+                for child in children:
+                    child.kill()
+    ended_with = [int(child.returncode) for child in children]
+    code = ended_with[failed] if failed is not None else 0
+    code = code or next(filter(None, ended_with), 0)
+    return 128 - code if code < 0 else code
+
+
+def _how(code: int) -> str:
+    """Say how a process ended that has not said so itself."""
+    return f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with code {code}"
+
+
+def _environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """Give what torchrun would put into the environment of a process."""
+    number, there = str(rank), str(size)
+    threads = str(max(1, (os.cpu_count() or 1) // size))
+    return {
+        "OMP_NUM_THREADS": threads,
+        **os.environ,
+        "RANK": number,
+        "LOCAL_RANK": number,
+        "WORLD_SIZE": there,
+        "LOCAL_WORLD_SIZE": there,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+
+@contextmanager
+def _passing_on() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Pass signals on to processes that are added to the list, which are in sessions of their own; end with them."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    taken = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in taken}
+    try:
+        yield children
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,109 @@
+"""Several processes of one run, which tell each other things by torch.distributed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from ecoflap.core.errors import RankError
+from ecoflap.core.ranks.parcels import Parcel, Tag, packed, unpacked
+from ecoflap.core.ranks.ranks import Ranks
+from ecoflap.core.ranks.watch import Watch
+
+Value = TypeVar("Value")
+
+
+class Processes(Ranks):
+    """One of several processes.
+
+    :param watch: Knows which of them has failed.
+    :param group: In which tensors in main memory are sent, and everything that is no tensor.
+    :param by_device: Whether tensors on a device go from device to device, by nccl.
+    """
+
+    def __init__(self, watch: Watch, group: Any, *, by_device: bool) -> None:
+        self.rank, self.size = watch.rank, watch.size
+        self._watch, self._group, self._by_device = watch, group, by_device
+
+    def gather(self, mine: Value) -> list[Value]:
+        parcel, tensors = packed(mine)
+        with self._hearing():
+            parcels: list[Any] = [None] * self.size
+            distributed.all_gather_object(parcels, parcel, group=self._group)
+            found = [self._broadcast(rank, one, tensors) for rank, one in enumerate(parcels)]
+        return [
+            mine if rank == self.rank else unpacked(one, there)
+            for rank, (one, there) in enumerate(zip(parcels, found, strict=True))
+        ]
+
+    def collect(self, mine: Value, owner: int) -> list[Value]:
+        parcel, tensors = packed(mine) if self.rank != owner else (Parcel(b"", ()), [])
+        with self._hearing():
+            parcels: list[Any] | None = [None] * self.size if self.rank == owner else None
+            distributed.gather_object(parcel, parcels, dst=owner, group=self._group)
+            if parcels is None:
+                for tensor in tensors:
+                    self._send(tensor, owner)
+                return []
+            return [
+                mine if rank == owner else unpacked(one, [self._received(tag, rank) for tag in one.tags])
+                for rank, one in enumerate(parcels)
+            ]
+
+    def first(self, make: Callable[[], Value]) -> Value:
+        made = make() if self.rank == 0 else None
+        parcel, tensors = packed(made) if self.rank == 0 else (Parcel(b"", ()), [])
+        with self._hearing():
+            parcels = [parcel]
+            distributed.broadcast_object_list(parcels, src=0, group=self._group)
+            there = self._broadcast(0, parcels[0], tensors)
+        return made if self.rank == 0 else unpacked(parcels[0], there)  # type: ignore[return-value]
+
+    def why(self, error: BaseException) -> str:
+        return self._watch.lost or super().why(error)
+
+    def _broadcast(self, source: int, parcel: Parcel, mine: list[Tensor]) -> list[Tensor]:
+        """Send what one process has to all, and give it.
+
+        :param mine: The tensors, where this is that process.
+        """
+        found = []
+        for number, tag in enumerate(parcel.tags):
+            data = self._bytes(mine[number]) if source == self.rank else self._room(tag)
+            distributed.broadcast(data, source, group=self._group_of(data))
+            found.append(mine[number] if source == self.rank else _as_tagged(data, tag))
+        return found
+
+    def _send(self, tensor: Tensor, to: int) -> None:
+        data = self._bytes(tensor)
+        distributed.send(data, to, group=self._group_of(data))
+
+    def _received(self, tag: Tag, source: int) -> Tensor:
+        data = self._room(tag)
+        distributed.recv(data, source, group=self._group_of(data))
+        return _as_tagged(data, tag)
+
+    def _bytes(self, tensor: Tensor) -> Tensor:
+        """Give a tensor as bytes, of which every backend knows how to send them, where its backend reads them."""
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        return flat if self._by_device else flat.cpu()
+
+    def _room(self, tag: Tag) -> Tensor:
+        return torch.empty(tag.bytes, dtype=torch.uint8, device=tag.device if self._by_device else "cpu")
+
+    def _group_of(self, data: Tensor) -> Any:
+        return self._group if data.device.type == "cpu" else None  # None is nccl's, of all processes
+
+    @contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """Say who is gone, where a connection breaks."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RankError(self._watch.who_is_gone(error)) from error
+
+
+def _as_tagged(data: Tensor, tag: Tag) -> Tensor:
+    return data.view(tag.dtype).reshape(tag.shape).to(tag.device)

@@ -1,0 +1,55 @@
+"""The processes that do one run together, as one of them sees them; by itself it is the only one."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+class Ranks:
+    """One process that does a whole run, and what several ask of each other answered by it alone.
+
+    Code that is given ranks says who does what, and not whether there are several. All of them come to the same calls
+    in the same order.
+
+    :cvar rank: Which of the processes this is, from 0. The first writes the run folder.
+    :cvar size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, mine: Value) -> list[Value]:
+        """Give what each of them has, in their order, to all. Values may hold tensors."""
+        return [mine]
+
+    def collect(self, mine: Value, owner: int) -> list[Value]:
+        """Give what each of them has, in their order, to one of them; the others get nothing."""
+        return [mine]
+
+    def first(self, make: Callable[[], Value]) -> Value:
+        """Let the first of them make something, and give it to all. Where that raises, the run ends for all."""
+        return make()
+
+    def at_first(self, do: Callable[[], object]) -> None:
+        """Let the first of them do something, and nobody wait for it."""
+        if self.rank == 0:
+            do()
+
+    def deal(self, items: Iterable[Item], compute: Callable[[Item], Value]) -> list[Value]:
+        """Compute something of each item, in turn by one of them, and give all of it in the items' order to all.
+
+        :param items: The same everywhere; all are read.
+        """
+        mine = [compute(item) for number, item in enumerate(items) if number % self.size == self.rank]
+        dealt = self.gather(mine)
+        return [dealt[number % self.size][number // self.size] for number in range(sum(map(len, dealt)))]
+
+    def why(self, error: BaseException) -> str:
+        """Say why a run ends with an error, which may be that of another process."""
+        return str(error) or repr(error)
+
+
+ALONE = Ranks()
+"""The one process of most runs."""

@@ -1,0 +1,66 @@
+"""The processes of one run have to do the same, on the same model and data and by the same code."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ecoflap.core.errors import RunError
+from ecoflap.core.ranks.ranks import Ranks
+from ecoflap.core.recipe.differences import changes
+from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.record.environment import versions
+from ecoflap.core.run.data import RunData
+
+
+def check_same(ranks: Ranks, recipe: Recipe) -> None:
+    """Refuse processes that were given different recipes, or that have other versions of libraries.
+
+    :raises RunError: With the ranks and what differs.
+    """
+    (recipe_of_first, versions_of_first), *others = ranks.gather((recipe.plain(), versions()))
+    problems = []
+    for rank, (own_recipe, own_versions) in enumerate(others, 1):
+        problems += [f"rank {rank} has another recipe: {one}" for one in changes(recipe_of_first, own_recipe)]
+        problems += [f"rank {rank} has {one}" for one in _other_versions(versions_of_first, own_versions)]
+    _refuse(problems, "rank 0's vs its own")
+
+
+def check_same_found(ranks: Ranks, fingerprints: Mapping[str, Any]) -> None:
+    """Refuse processes that have found different models or data.
+
+    :param fingerprints: By what they are of.
+    :raises RunError: With the ranks and what differs.
+    """
+    of_first, *others = ranks.gather(dict(fingerprints))
+    problems = [
+        f"rank {rank} has found another {what} than rank 0"
+        for rank, own in enumerate(others, 1)
+        for what in of_first
+        if own.get(what) != of_first[what]
+    ]
+    _refuse(problems, "their files differ from machine to machine, or were changed just now")
+
+
+def check_enough_batches(ranks: Ranks, data: RunData) -> None:
+    """Refuse more processes than there are batches to share.
+
+    :raises RunError: With both numbers, and what to do.
+    """
+    problems = [
+        f"there are {ranks.size} processes and {count} batches of {what}, of which each takes one at least: start "
+        f"fewer, or set batch_size lower, or samples higher"
+        for what, count in data.batch_counts().items()
+        if count < ranks.size
+    ]
+    if problems:
+        raise RunError(*problems)
+
+
+def _other_versions(first: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]:
+    for name in dict.fromkeys([*first, *own]):
+        if first.get(name) != own.get(name):
+            yield f"{name} {own.get(name, 'absent')}, and rank 0 {first.get(name, 'absent')}"
+
+
+def _refuse(problems: list[str], why: str) -> None:
+    if problems:
+        raise RunError(*(f"{problem} ({why})" for problem in problems))

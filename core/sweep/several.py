@@ -1,0 +1,101 @@
+"""Do the runs of a sweep in several processes at once, each run in a process of its own as the command does it."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.sweep.request import SweepRequest
+
+Job = TypeVar("Job")
+
+
+class Runners:
+    """Starts runs as processes of their own, of which so many are under way at a time, each on a GPU if there are some.
+
+    :param request: Says how many, and what each of them is allowed.
+    """
+
+    def __init__(self, request: SweepRequest) -> None:
+        self._request = request
+        self._places: SimpleQueue[int] = SimpleQueue()
+        for place in range(request.processes):
+            self._places.put(place)
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+
+    def run(self, recipe: Recipe, folder: Path) -> str:
+        """Do one run, and return what went wrong; empty where nothing did."""
+        place = self._places.get()
+        try:
+            with TemporaryDirectory() as own:
+                file = Path(own) / "recipe.yaml"
+                file.write_text(recipe.dump(), encoding="utf-8")
+                return self._ended(self._started(file, folder, place))
+        finally:
+            self._places.put(place)
+
+    def stop(self) -> None:
+        """End what is under way; it goes on with the next sweep."""
+        with self._lock:
+            for process in self._running:
+                process.terminate()
+
+    def _started(self, file: Path, folder: Path, place: int) -> subprocess.Popen[str]:
+        request = self._request
+        registry = [] if request.registry is None else ["--registry", str(request.registry)]
+        options = [*["--allow-code"] * request.allow_code, *["--accept-change"] * request.accept_change, *registry]
+        command = [sys.executable, "-m", "ecoflap", "run", str(file), "--folder", str(folder), *options]
+        environment = _environment(place, request.processes)
+        with self._lock:
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+            )
+            self._running.add(process)
+        return process
+
+    def _ended(self, process: subprocess.Popen[str]) -> str:
+        _, said = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        if process.returncode == 0:
+            return ""
+        _, _, last = said.rpartition("ecoflap: ")
+        return last.strip() or f"it ended with code {process.returncode}"
+
+
+def at_once(
+    jobs: Sequence[Job], count: int, do: Callable[[Job], str], waits: Callable[[Job, Sequence[Job]], bool]
+) -> Iterator[tuple[Job, str]]:
+    """Do jobs, so many at a time, and yield each as it ends, with what went wrong.
+
+    :param do: Is called in a thread of its own.
+    :param waits: Says whether a job is to wait for one of those that are under way, whose results it can take over.
+    """
+    left, running = list(jobs), dict[Future[str], Job]()
+    with ThreadPoolExecutor(count) as pool:
+        while left or running:
+            for job in list(left):
+                if len(running) < count and not waits(job, list(running.values())):
+                    left.remove(job)
+                    running[pool.submit(do, job)] = job
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield running.pop(future), future.result()
+
+
+def _environment(place: int, count: int) -> dict[str, str]:
+    """Give each process at a time its share of the cores, and a GPU of its own where there are some."""
+    from torch.cuda import device_count
+
+    found = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ}
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    devices = named or [str(number) for number in range(device_count())]
+    return found | ({"CUDA_VISIBLE_DEVICES": devices[place % len(devices)]} if devices else {})

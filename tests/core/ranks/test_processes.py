@@ -1,0 +1,110 @@
+"""What several processes tell each other is what each of them has, in their order and bit by bit."""
+
+import pytest
+import torch
+from several import several
+
+from ecoflap import Gram
+from ecoflap.core.errors import RunError
+from ecoflap.core.ranks.parcels import packed, unpacked
+from ecoflap.core.ranks.ranks import ALONE
+
+TENSORS = (
+    torch.tensor([1.5, float("nan"), -0.0], dtype=torch.bfloat16),
+    torch.tensor([[True, False], [False, True]]),
+    torch.tensor(7),
+    torch.zeros(0, 3),
+    torch.arange(12.0, dtype=torch.float64).reshape(3, 4).T,
+)
+
+
+def same(one, other):
+    assert (one.dtype, one.shape) == (other.dtype, other.shape)
+    assert torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)))
+
+
+def test_a_parcel_holds_everything_and_each_tensor_once():
+    parcel, tensors = packed({"a": [TENSORS[0], 1], "b": (TENSORS[0], TENSORS[1])})
+    assert len(tensors) == 2
+    found = unpacked(parcel, tensors)
+    assert found["a"][0] is found["b"][0]
+    assert found["a"][1] == 1
+
+
+def test_one_process_answers_itself():
+    assert [ALONE.gather(3), ALONE.collect(3, 0), ALONE.first(lambda: 3)] == [[3], [3], 3]
+    assert ALONE.deal(iter("abc"), str.upper) == ["A", "B", "C"]
+    done = []
+    ALONE.at_first(lambda: done.append(1))
+    assert done == [1]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_all_hear_all_and_an_owner_everything(size, tmp_path):
+    def talk(ranks):
+        mine = {"rank": ranks.rank, "tensors": TENSORS, "own": torch.full((2,), float(ranks.rank))}
+        for found in (ranks.gather(mine), ranks.collect(mine, 1)):
+            assert [one["rank"] for one in found] == ([] if found == [] else list(range(size)))
+            for rank, one in enumerate(found):
+                assert one["own"].tolist() == [rank, rank]
+                for given, there in zip(TENSORS, one["tensors"], strict=True):
+                    same(there, given)
+        assert (ranks.collect(mine, 1) == []) == (ranks.rank != 1)
+        same(ranks.first(lambda: TENSORS[0] if ranks.rank == 0 else None), TENSORS[0])
+        assert ranks.deal(range(7), lambda number: (number, ranks.rank)) == [(n, n % size) for n in range(7)]
+        ranks.at_first(lambda: (tmp_path / f"written by {ranks.rank}").touch())
+
+    assert several(size, talk, tmp_path) == [(0, "")] * size
+    assert [path.name for path in tmp_path.glob("written*")] == ["written by 0"]
+
+
+def test_a_gram_arrives_with_its_bits_and_without_what_was_derived(tmp_path):
+    inputs = torch.randn(700, 8, generator=torch.Generator().manual_seed(0))
+
+    def send(ranks):
+        gram = Gram(8)
+        gram.add(inputs)
+        gram.cached("factor", lambda: lambda: None)  # which no pickle holds
+        for other in ranks.gather(gram):
+            assert torch.equal(other.matrix, gram.matrix)
+            assert other.tokens == 700
+            assert other is gram or other.cached("factor", lambda: 3) == 3
+
+    assert several(2, send, tmp_path) == [(0, "")] * 2
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_mistake_of_one_ends_all_and_is_said_by_rank(rank, tmp_path):
+    def fail(ranks):
+        if ranks.rank == rank:
+            raise RunError("this cannot be done")
+        ranks.gather(1)
+
+    ended = several(3, fail, tmp_path)
+    assert [one.code for one in ended] == [2, 2, 2]
+    if rank == 0:
+        assert ended[0].said == "RunError: this cannot be done"
+    else:
+        assert ended[rank].said == f"RankError: rank {rank} of 3: this cannot be done"
+        assert ended[0].said.startswith(f"RankError: rank {rank} of 3 has ended this run: this cannot be done. ")
+    silent = [one for number, one in enumerate(ended) if number not in (0, rank)]
+    assert all(one.said.startswith("SaidElsewhereError") for one in silent)
+
+
+def test_what_all_find_is_said_once(tmp_path):
+    def fail(ranks):
+        raise RunError("this cannot be done")
+
+    said = [one.said.split(":")[0] for one in several(3, fail, tmp_path)]
+    assert said == ["RunError", "SaidElsewhereError", "SaidElsewhereError"]
+
+
+def test_a_broken_process_ends_the_others(tmp_path):
+    def fail(ranks):
+        if ranks.rank == 1:
+            raise ZeroDivisionError("1 / 0")
+        ranks.gather(1)
+
+    ended = several(2, fail, tmp_path)
+    assert [one.code for one in ended] == [2, 1]
+    assert ended[0].said.startswith("RankError: rank 1 of 2 has ended this run: 1 / 0.")

@@ -1,0 +1,194 @@
+"""A run on several processes comes to what it comes to on one, bit by bit, however it is cut off."""
+
+import signal
+from functools import partial
+
+import pytest
+from killing import killer_in
+from several import several
+
+import ecoflap
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.ranks.ranks import ALONE
+from ecoflap.core.record.report import read_report
+from ecoflap.plugins.pruners.wanda import Wanda
+from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
+
+
+class Counting(LlamaAdapter):
+    """Counts the losses that a process computes."""
+
+    _losses = 0
+
+    def loss(self, model, batch):
+        Counting._losses += 1
+        return super().loss(model, batch)
+
+
+class OfItsOwn(ZerothOrder):
+    """A scorer of somebody who has never heard of several processes."""
+
+    shares = False
+
+
+class OfItsOwnRows(Wanda):
+    """A pruner whose statistic is nobody else's."""
+
+
+@pytest.fixture
+def data(pico):
+    def data(samples, **keys):
+        text = {"use": "text", "path": str(pico / "text.jsonl"), "sequence_length": 16, "samples": samples}
+        return {**text, "portion": [0, 0.7], **keys}
+
+    return data
+
+
+@pytest.fixture
+def recipes(plain, data):
+    held = data(3, portion=[0.7, 1], order="spread")
+    sums = plain(
+        calibration=data(5, batch_size=1),
+        score={"use": "zeroth_order", "samples": 5, "joint": True},
+        prune="sparsegpt",
+    )
+    trained = plain(
+        calibration=data(5, batch_size=1),
+        score={"use": "sensitivity", "samples": 4, "levels": [0.5, 0.7]},
+        allocate={"use": "best_of", "of": ["uniform", "marginal"]},
+        prune="admm",
+        refine=[{"use": "reconstruct", "steps": 2}, {"use": "distill", "steps": 2, "batches": 2}],
+        evaluate=[{"use": "loss", "batch_size": 1, "data": held}, {"use": "kl", "data": held}],
+    )
+    gradients = plain(
+        calibration=data(4, batch_size=1),
+        score={"use": "first_order", "samples": 4},
+        prune={"use": "by_metric", "metric": "wanda_plus_plus"},
+        rounds=2,
+        sequential=True,
+    )
+    few = plain(calibration=data(3, batch_size=1), evaluate=None)
+    return {
+        "sums": sums,
+        "trained": trained,
+        "gradients": gradients,
+        "loss gradients": {
+            **few,
+            "score": "local_metric",
+            "prune": {"use": "by_metric", "metric": "magnitude_gradient"},
+        },
+        "of others": {**few, "score": {"use": OfItsOwn, "samples": 1}, "prune": OfItsOwnRows},
+        "no data": plain(calibration=None, score=None, allocate="uniform", prune="magnitude", evaluate=None),
+    }
+
+
+@pytest.fixture
+def everything(lasting):
+    """All that is to be the same, however many processes there were."""
+
+    def everything(folder):
+        evaluations = folder / "evaluations.jsonl"
+        return lasting(folder) | {"evaluations": evaluations.read_bytes() if evaluations.is_file() else b""}
+
+    return everything
+
+
+CASES = [
+    ("sums", 2),
+    ("sums", 4),
+    ("trained", 2),
+    ("gradients", 3),
+    ("loss gradients", 2),
+    ("of others", 2),
+    ("no data", 2),
+]
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_several_processes_come_to_the_bits_of_one(recipes, name, size, everything, tmp_path):
+    alone = ecoflap.run(recipes[name], folder=tmp_path / "alone")
+
+    def together(ranks):
+        done = ecoflap.run(recipes[name], folder=tmp_path / "together", ranks=ranks)
+        assert done.report.sparsity == alone.report.sparsity
+        for ours, theirs in zip(done.model.parameters(), alone.model.parameters(), strict=True):
+            assert bool((ours == theirs).all())
+
+    assert several(size, together, tmp_path) == [(0, "")] * size
+    assert everything(tmp_path / "together") == everything(tmp_path / "alone")
+    assert read_report(tmp_path / "together" / "report.json").measures == alone.report.measures
+
+
+def test_each_of_two_computes_half_of_the_losses(plain, data, pico, tmp_path):
+    model = {"source": str(pico / "model"), "adapter": Counting}
+    recipe = plain(model=model, calibration=data(8, batch_size=1), score={"use": "zeroth_order", "samples": 8},
+                   evaluate=None)  # fmt: skip
+
+    def count(ranks):
+        Counting._losses = 0
+        ecoflap.run(recipe, folder=tmp_path / f"of {ranks.size}", ranks=ranks)
+        (tmp_path / f"count {ranks.size} {ranks.rank}").write_text(str(Counting._losses))
+
+    count(ALONE)
+    assert several(2, count, tmp_path) == [(0, "")] * 2
+    (alone,) = (int(path.read_text()) for path in tmp_path.glob("count 1 *"))
+    assert all(0.5 * alone <= int(path.read_text()) < 0.55 * alone for path in tmp_path.glob("count 2 *"))
+
+
+@pytest.mark.parametrize(("point", "then"), [("event:LayerPruned:10", 4), ("event:Progress score:2", 1)])
+def test_a_killed_run_goes_on_with_another_number_of_processes(recipes, everything, point, then, tmp_path, monkeypatch):
+    ecoflap.run(recipes["sums"], folder=tmp_path / "alone")
+    folder = tmp_path / "run"
+    with monkeypatch.context() as environment:
+        for name, value in killer_in(tmp_path)(point).items():
+            environment.setenv(name, value)
+        environment.syspath_prepend(tmp_path)
+        ended = several(2, lambda ranks: ecoflap.run(recipes["sums"], folder=folder, ranks=ranks), tmp_path)
+    assert [one.code for one in ended] == [-signal.SIGKILL, 2]
+    assert ended[1].said.startswith("RankError: rank 0 of 2 has ended this run: it ended with -9. The same command")
+    assert not (folder / "report.json").exists()
+    again = partial(ecoflap.run, recipes["sums"], folder=folder)
+    assert several(then, lambda ranks: again(ranks=ranks), tmp_path) == [(0, "")] * then
+    assert everything(folder) == everything(tmp_path / "alone")
+
+
+def refused(tmp_path, recipe_of, size=2):
+    """Give what is said first where several processes are refused; nothing is left of the run."""
+    folder = tmp_path / "run"
+    ended = several(size, lambda ranks: ecoflap.run(recipe_of(ranks.rank), folder=folder, ranks=ranks), tmp_path)
+    assert [one.code for one in ended] == [2] * size
+    assert not folder.exists()
+    assert all(one.said.startswith("SaidElsewhereError") for one in ended[1:])
+    return ended[0].said
+
+
+def test_another_recipe_is_named_with_its_rank(recipes, tmp_path):
+    said = refused(tmp_path, lambda rank: {**recipes["sums"], "sparsity": 0.5 + 0.1 * rank})
+    assert "rank 1 has another recipe: sparsity: 0.5 vs 0.6 (rank 0's vs its own)" in said
+
+
+def test_other_versions_are_named_with_their_rank(recipes, tmp_path, monkeypatch):
+    def run(rank):
+        if rank:
+            monkeypatch.setattr("ecoflap.core.run.same_ranks.versions", lambda: {"torch": "0.1"})
+        return recipes["sums"]
+
+    said = refused(tmp_path, run)
+    assert "rank 1 has torch 0.1, and rank 0 " in said
+    assert "rank 1 has python absent" in said.lower()
+
+
+def test_other_data_are_named_with_their_rank(recipes, tmp_path, monkeypatch):
+    def run(rank):
+        if rank:
+            monkeypatch.setattr("ecoflap.core.pruning.calibration.Calibration.fingerprint", lambda *_: "another")
+        return recipes["sums"]
+
+    said = refused(tmp_path, run)
+    assert "rank 1 has found another calibration data than rank 0" in said
+
+
+def test_more_processes_than_batches_are_refused(plain, data, tmp_path):
+    said = refused(tmp_path, lambda rank: plain(calibration=data(4, batch_size=2)), size=3)
+    assert "there are 3 processes and 2 batches of calibration data, of which each takes one at least" in said
+    assert "there are 3 processes and 1 batches of data to score by" in said
