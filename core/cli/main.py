@@ -111,6 +111,7 @@ def run(
     processes: Annotated[
         int, typer.Option(min=1, metavar="N", help="Do it in N processes on this machine; torchrun does on several.")
     ] = 1,
+    profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into profile.txt.")] = False,
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
     if processes > 1 and not are_several():
@@ -122,13 +123,18 @@ def run(
         from ecoflap.core.registry.registry import load_registry
         from ecoflap.core.run.pipeline import run as run_recipe
 
+        parts = load_registry(registry, allow_code=allow_code)
+        if profile:
+            from ecoflap.core.cli.profiling import StageProfiles
+
+            parts = parts.heard_by("profile", StageProfiles())
         with joined() as ranks:
             done = run_recipe(
                 recipe,
                 set_=set_ or (),
                 folder=folder,
                 fresh=fresh,
-                registry=load_registry(registry, allow_code=allow_code),
+                registry=parts,
                 accept_change=accept_change,
                 ranks=ranks,
             )

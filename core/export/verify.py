@@ -13,6 +13,7 @@ from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.export.exports import read_record
 from ecoflap.core.packed.into_model import is_packed
+from ecoflap.core.pruning.block_files import check_block_file
 from ecoflap.core.pruning.plan_file import read_plan, read_scores_of
 from ecoflap.core.record.evaluations import remembered_seals
 from ecoflap.core.record.folder import RunFolder
@@ -148,7 +149,7 @@ def _decided(folder: RunFolder, found: Verified) -> None:
         found.hold(partial(last_seal, path), path)
     _plan(folder, found)
     for path in sorted(folder.blocks.glob("*.safetensors")):
-        _tensors(path, found)
+        found.hold(partial(check_block_file, path), path)
 
 
 def _own(folder: RunFolder) -> Iterator[Path]:

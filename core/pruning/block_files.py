@@ -18,7 +18,7 @@ from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.masks import PackedMasks, popcount
 from ecoflap.core.pruning.plan import Plan
-from ecoflap.core.pruning.shards import Shards
+from ecoflap.core.pruning.shards import Shards, check_put_away
 from ecoflap.core.ranks.ranks import Ranks
 
 _FORMAT = "ecoflap.block"
@@ -121,6 +121,14 @@ class BlockFiles:
         if popcount(bits) != self.plan.layers[layer.name].keep:
             raise FormatError(f"{file.path}: the mask of {layer.name} does not hold what the plan keeps")
         return FinishedLayer(bits, file.read(layer.name) if layer.name in file.hashes else None)
+
+
+def check_block_file(path: Path) -> None:
+    """Refuse the file of a finished block, and the files of its weights, where one is not what was written."""
+    with open_sealed(path, _FORMAT) as file:
+        for name in file.hashes:
+            file.read(name)
+        check_put_away(path.parent, int(path.stem), json.loads(file.manifest).get(_WEIGHTS) or {})
 
 
 def _as_stored(layer: Layer) -> StoredAs:

@@ -39,18 +39,16 @@ class Shards:
     weights: MappedWeights
     folder: Path
 
-    def put_away(self, number: int, block: Block) -> dict[str, str]:
+    def put_away(self, number: int, block: Block) -> dict[str, dict[str, str]]:
         """Write a block's weights into files, and hold them from then on where these have them.
 
-        :return: The SHA-256 of each, by its name in the model.
+        :return: The SHA-256 of each, by the folder of its file and its name in it.
         """
         self.weights.refuse_changed()
-        hashes: dict[str, str] = {}
+        hashes = {}
         for kind, inside in self._inside(block).items():
-            file = self._file(kind, number)
-            names = {name: self._name_on_disk(name) or name for name in inside}
-            written = write_safetensors(file, {names[name]: sealed(one.data) for name, one in inside.items()})
-            hashes |= {name: written[names[name]] for name in inside}
+            tensors = {self._name_on_disk(name) or name: sealed(one.data) for name, one in inside.items()}
+            hashes[kind] = write_safetensors(file_in(self.folder, kind, number), tensors)
         self.hold(number, block)
         return hashes
 
@@ -60,27 +58,23 @@ class Shards:
         :raises FormatError: Where no such file is here, as on a machine that sees another disk.
         """
         for kind, inside in self._inside(block).items():
-            file = self._file(kind, number)
+            file = file_in(self.folder, kind, number)
             if not file.is_file():
                 raise FormatError(f"{file} is not here: all processes of a run have to see the disk of its folder")
             for name, weight in inside.items():
                 weight.data = self._moved(name, file)
 
-    def take_up(self, number: int, block: Block, hashes: Mapping[str, str]) -> None:
+    def take_up(self, number: int, block: Block, hashes: Mapping[str, Mapping[str, str]]) -> None:
         """Hold a block's weights where an earlier process has put them, every byte of them checked.
 
         :param hashes: What :meth:`put_away` gave.
         :raises FormatError: Where a file is missing, or is not what was written.
         """
         inside = self._inside(block)
-        if {name for own in inside.values() for name in own} != set(hashes):
+        wanted = {kind: {self._name_on_disk(name) or name for name in own} for kind, own in inside.items()}
+        if wanted != {kind: set(own) for kind, own in hashes.items()}:
             raise FormatError(f"{self.folder}: block {number} was finished with other weights than {block.name} has")
-        for kind, own in inside.items():
-            file = self._file(kind, number)
-            for name in own:
-                stored = self._name_on_disk(name) or name
-                if hash_of(stored, _weight_in(file, stored)) != hashes[name]:
-                    raise FormatError(f"{file}: the weight {name} is not what was written (SHA-256)")
+        check_put_away(self.folder, number, hashes)
         self.hold(number, block)
 
     def read_ahead(self, block: Block) -> None:
@@ -128,12 +122,28 @@ class Shards:
                 inside[_MADE if self._name_on_disk(name) is None else _STORED][name] = weight
         return {kind: weights for kind, weights in inside.items() if weights}
 
-    def _file(self, kind: str, number: int) -> Path:
-        return self.folder / kind / f"{number:03d}.safetensors"
-
     def _moved(self, name: str, file: Path) -> Tensor:
         stored = self._name_on_disk(name)
         return self.weights.moved(name, Place(file, stored or name, stored))
+
+
+def file_in(folder: Path, kind: str, number: int) -> Path:
+    """Name a file with weights of a finished block."""
+    return folder / kind / f"{number:03d}.safetensors"
+
+
+def check_put_away(folder: Path, number: int, hashes: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse files of a finished block that are not what was written.
+
+    :param folder: The blocks' folder of a run.
+    :param hashes: What :meth:`Shards.put_away` gave.
+    :raises FormatError: With what differs first.
+    """
+    for kind, names in hashes.items():
+        file = file_in(folder, kind, number)
+        for name, sha256 in names.items():
+            if hash_of(name, _weight_in(file, name)) != sha256:
+                raise FormatError(f"{file}: the weight {name} is not what was written (SHA-256)")
 
 
 def _weight_in(file: Path, name: str) -> Tensor:

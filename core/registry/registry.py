@@ -110,6 +110,13 @@ class Registry:
         """List each plugin that hears events, with what to call. To switch one off that raises is the caller's part."""
         return list(self._observers)
 
+    def heard_by(self, name: str, hear: Callable[[Any], None]) -> "Registry":
+        """Give the same registry with one more observer.
+
+        :param name: What it is called where it raises.
+        """
+        return replace(self, _observers=(*self._observers, (name, hear)))
+
     def _of_kind(self, kind: str) -> Mapping[str, Offer]:
         if kind not in KINDS:
             raise RegistryError(unknown("kind of part", kind, tuple(KINDS)))

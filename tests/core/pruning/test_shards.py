@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 import ecoflap
 from ecoflap.core.contracts.events import LayerPruned
 from ecoflap.core.errors import EcoflapError, FormatError, RecipeError, RunError
+from ecoflap.core.export.verify import verify
+from ecoflap.core.record.folder import RunFolder
 
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
 pytest.importorskip("accelerate")
@@ -128,6 +130,8 @@ def test_a_finished_block_that_was_damaged_is_refused_and_can_be_pruned_again(re
     data = bytearray(shard.read_bytes())
     data[-5] ^= 1
     shard.write_bytes(data)
+    with pytest.raises(FormatError, match=r"shards/000\.safetensors: the weight .* is not what was written"):
+        verify(cut)
     with pytest.raises(FormatError, match=r"000\.safetensors: the weight .* is not what was written .* Delete it"):
         ecoflap.run(recipe, folder=cut)
     shard.unlink()
@@ -221,8 +225,7 @@ def test_what_was_begun_elsewhere_is_taken_over(recipe, tmp_path):
     ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
     kept = {**recipe["calibration"], "keep": "disk"}
     ecoflap.run({**recipe, "calibration": kept, "reuse": [str(tmp_path / "memory")]}, folder=tmp_path / "disk")
-    report = ecoflap.read_report(tmp_path / "disk" / "report.json")
-    assert [one.stage for one in report.stages if one.stage in ("score", "evaluate dense")] == []
+    assert sorted(RunFolder(tmp_path / "disk").taken_over()) == ["dense evaluation", "scores"]
     assert_alike(tmp_path / "disk", tmp_path / "memory")
 
 

@@ -1,0 +1,106 @@
+"""Write where the time of a run went, stage by stage: by file of ecoflap or by library, and by function."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from cProfile import Profile
+from pathlib import Path
+from pstats import Stats
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import ecoflap
+from ecoflap.core.contracts.events import Event, RunFailed, RunFinished, RunStarted, StageFinished, StageStarted
+from ecoflap.core.disk.whole_files import write_whole
+
+FILE = "profile.txt"
+FOLDER = "profile"
+"""In the run folder: the page that is read, and the folder with a file for each stage that pstats reads."""
+
+_ROWS = 15
+"""How many files and functions a stage is told by: the rest is a few hundredths of it."""
+
+_HOME = Path(ecoflap.__file__).resolve().parents[1]
+
+
+class _Called(NamedTuple):
+    """Holds what a profile knows of a function.
+
+    :param own: Seconds in it.
+    :param whole: Seconds in it and in all that it called.
+    """
+
+    file: str
+    name: str
+    calls: int
+    own: float
+    whole: float
+
+
+class StageProfiles:
+    """Hears the events of a run, and profiles each of its stages. Only the thread that the run is in is looked at."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._running: Profile | None = None
+        self._began = 0.0
+        self._pages: list[str] = []
+
+    def __call__(self, event: Event) -> None:
+        """Begin with a stage, and write what is known when it is done, or when the run fails in it."""
+        if isinstance(event, RunStarted):
+            self._folder = event.folder
+        elif isinstance(event, StageStarted):
+            self._stop("")
+            self._running, self._began = Profile(), perf_counter()
+            self._running.enable()
+        elif isinstance(event, StageFinished):
+            self._stop(event.stage)
+        elif isinstance(event, RunFailed | RunFinished):
+            self._stop("the stage that failed")
+
+    def _stop(self, stage: str) -> None:
+        profile, self._running = self._running, None
+        if profile is None:
+            return
+        profile.disable()
+        seconds = perf_counter() - self._began
+        if self._folder is None or not stage:
+            return
+        folder = self._folder / FOLDER
+        folder.mkdir(exist_ok=True)
+        profile.dump_stats(folder / f"{len(self._pages):02d}-{stage.replace(' ', '-')}.prof")
+        self._pages.append("\n".join(page(stage, seconds, Stats(profile))))
+        write_whole(self._folder / FILE, "\n\n".join(self._pages) + "\n")
+
+
+def page(stage: str, seconds: float, stats: Any) -> Iterator[str]:
+    """Tell a stage's time by file and by function, a line each.
+
+    What torch does for a watcher of its own dispatch, as while the adapter is checked, is told of that watcher alone.
+    """
+    called = [_called(*one) for one in stats.stats.items()]
+    yield f"{stage}: {seconds:.2f} s"
+    by_file: Counter[str] = Counter()
+    for one in called:
+        by_file[one.file] += one.own  # type: ignore[assignment] # a Counter takes any number
+    yield "     own s"
+    yield from (f"{own:10.2f}  {file}" for file, own in by_file.most_common(_ROWS) if own >= 0.005)
+    ours = sorted((one for one in called if one.file.startswith("ecoflap/")), key=lambda one: -one.whole)
+    yield "   whole s      own s      calls"
+    yield from (f"{one.whole:10.2f} {one.own:10.2f} {one.calls:10}  {one.file} {one.name}" for one in ours[:_ROWS])
+
+
+def _called(place: tuple[str, int, str], figures: tuple[int, int, float, float, Mapping[Any, Any]]) -> _Called:
+    path, _, name = place
+    return _Called(_home_of(path, name), name, figures[1], figures[2], figures[3])
+
+
+def _home_of(path: str, name: str) -> str:
+    """Name a file of ecoflap by its path in it, and of anything else the library."""
+    if path == "~":  # a function that is not Python's
+        return "torch, compiled" if "torch" in name else "Python, compiled"
+    file = Path(path).resolve()
+    if file.is_relative_to(_HOME):
+        return "ecoflap/" + file.relative_to(_HOME).as_posix().removeprefix("ecoflap/")
+    parts = file.parts
+    return parts[parts.index("site-packages") + 1] if "site-packages" in parts else "Python"
