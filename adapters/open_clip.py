@@ -247,7 +247,7 @@ def _ids(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Int64[Tensor
     """
     ids: Tensor = tokenizer(list(texts))
     count = len(member(_text(model), "token_embedding", nn.Embedding).weight)
-    check_tokens(model, ids, count, tokenizer, OWN_TOKENIZER)
+    check_tokens(model, ids, count, getattr(tokenizer, "tokenizer", tokenizer), OWN_TOKENIZER)
     return ids
 
 
