@@ -32,7 +32,7 @@ help:
 	@echo "make demo-llama  the same with a LLaMA of 135 million weights, at 50 % and at 60 %"
 	@echo "make demo-llava  the same with a LLaVA of real parts, 157 million weights, at 50 % and at 60 %"
 	@echo "make test        run the tests"
-	@echo "make test-slow   run those that take long: every family's every view through ONNX"
+	@echo "make test-slow   run those that take long: every family's every view through ONNX, and more of what is alike"
 	@echo "make test-kernel run those of the kernels, also compiled with sanitizers for addresses and undefined behaviour"
 	@echo "make test-lavis  run those of the engine, the methods and LAVIS with salesforce-lavis and transformers 4.26"
 	@echo "make test-wheel  build the sdist and the wheels, and prune with what is installed of them, away from here"
