@@ -32,7 +32,7 @@ help:
 	@echo "make demo-llama  the same with a LLaMA of 135 million weights, at 50 % and at 60 %"
 	@echo "make demo-llava  the same with a LLaVA of real parts, 157 million weights, at 50 % and at 60 %"
 	@echo "make test        run the tests"
-	@echo "make test-slow   run those that take long: every family's every view through ONNX"
+	@echo "make test-slow   run those that take long: every family's every view through ONNX, and more of what is alike"
 	@echo "make test-kernel run those of the kernels, also compiled with sanitizers for addresses and undefined behaviour"
 	@echo "make test-lavis  run those of the engine, the methods and LAVIS with salesforce-lavis and transformers 4.26"
 	@echo "make test-wheel  build the sdist and the wheels, and prune with what is installed of them, away from here"
@@ -80,26 +80,31 @@ demo-llava: $(VENV)/.installed-llava
 	@echo "questions, 8 of them scored on with joint: true (the paper: 32, matrix by matrix). Scores and the dense"
 	@echo "evaluation are computed once. The page: runs/demo-llava/report.html; what is said: runs/demo-llava/answers.png."
 
+# Each of two processes has half of the files, one after another, so that what a file's tests share is made once; who is
+# done first takes of the other's rest.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not slow"
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 -q -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m slow
 
 test-kernel: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 -q -rs tests/kernels tests/core/kernel
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -rs tests/kernels tests/core/kernel
 
-# Fails where a test of LAVIS was skipped, too. Of the engine only what runs models: the rest asks nothing of transformers.
+# Fails where a test of LAVIS was skipped, too. Besides LAVIS' own only what runs models, reads them or their tokenizers:
+# files, resuming and arithmetic ask nothing of transformers, and are the same in either environment.
 test-lavis: $(VENV_LAVIS)/.installed
-	ECOFLAP_TESTS_NEED=lavis $(VENV_LAVIS)/bin/python -m pytest -n 2 -q -m "not slow" \
-	  $(addprefix tests/core/,forward model packed/test_load_model.py pruning refining run) tests/plugins \
+	ECOFLAP_TESTS_NEED=lavis $(VENV_LAVIS)/bin/python -m pytest -n 2 --dist worksteal -q -m "not slow" \
+	  $(addprefix tests/core/,forward model packed/test_load_model.py pruning refining) \
+	  $(addprefix tests/core/run/,test_adapter_check.py test_pipeline.py test_refined_runs.py) \
+	  $(addprefix tests/plugins/,datasets evaluators scorers test_contract.py) \
 	  $(addprefix tests/adapters/,test_families.py views/test_views.py lavis_blip2)
 
 test-wheel: $(BIN)/python
 	.ci/wheel $(BIN)/python
 
 quick: $(VENV_QUICK)/.installed
-	$(VENV_QUICK)/bin/python -m pytest -n 2 -q -m "not slow" $(QUICK)
+	$(VENV_QUICK)/bin/python -m pytest -n 2 --dist worksteal -q -m "not slow" $(QUICK)
 
 matrix:
 	$(MAKE) VENV_QUICK=.venv-3.12 PYTHON=$(PYTHON312) CONSTRAINTS=constraints.txt quick
@@ -119,7 +124,7 @@ audit: $(BIN)/python
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 compat: $(VENV_COMPAT)/.installed
-	$(VENV_COMPAT)/bin/python -m pytest -n 2 -q tests/core tests/plugins tests/adapters tests/exporters
+	$(VENV_COMPAT)/bin/python -m pytest -n 2 --dist worksteal -q tests/core tests/plugins tests/adapters tests/exporters
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.saved_config import say_type, say_untied
 from ecoflap.adapters.shared.t5_stack import layers_of_t5, towers_of_t5, untie
-from ecoflap.adapters.shared.texts import padded_rows
+from ecoflap.adapters.shared.texts import check_tokens, padded_rows
 from ecoflap.adapters.views.blip2 import Queries, views_of_blip2
 from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
@@ -140,6 +140,7 @@ class Blip2Adapter(TransformersAdapter):
         read, said = zip(*pairs, strict=True)
         input_ids, mask = padded_rows(read)
         labels, _ = padded_rows(said, IGNORED)
+        self._check_tokens(model, input_ids, labels)
         return {"pixel_values": pixels, "input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
@@ -169,6 +170,7 @@ class Blip2Adapter(TransformersAdapter):
         check_length(prompts, generation, prompting.longest)
         ids, mask = padded_left(prompts) if prompting.is_decoder_only else padded_rows(prompts)
         _refuse_blind(prompting, {"input_ids": ids})
+        self._check_tokens(model, ids)
         device = _device(model)
         ids, mask = ids.to(device), mask.to(device)
         model.eval()
@@ -267,6 +269,13 @@ class Blip2Adapter(TransformersAdapter):
                 "ecoflap.run a Blip2Processor."
             )
         return tokenizer
+
+    def _check_tokens(self, model: nn.Module, *read: Int64[Tensor, "batch _"]) -> None:
+        """Refuse tokens that are none of the text model's, but for that of an image, which the configuration names."""
+        text, image = member(model, TEXT), Prompting.of(model).image_token
+        for ids in read:
+            words = ids if image is None else ids.masked_fill(ids == image, 0)
+            check_tokens(text, words, len(text.get_input_embeddings().weight), self._tokenizer)
 
     def _ids(self, text: str) -> list[int]:
         """Give a text's tokens, with those that the tokenizer adds."""

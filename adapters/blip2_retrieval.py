@@ -19,7 +19,7 @@ from ecoflap.adapters.shared.losses import info_nce
 from ecoflap.adapters.shared.matrices import matrix_outside
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.saved_config import say_type
-from ecoflap.adapters.shared.texts import text_tokens, texts_of
+from ecoflap.adapters.shared.texts import check_tokens, text_tokens, texts_of
 from ecoflap.adapters.views.blip2 import views_of_blip2_retrieval
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -70,7 +70,7 @@ class Blip2RetrievalAdapter(TransformersAdapter):
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Make images, and their texts padded on the right."""
-        return {"pixel_values": pixels_of(self.processor, samples), **self._texts(samples)}
+        return {"pixel_values": pixels_of(self.processor, samples), **self._texts(model, samples)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Compute symmetric InfoNCE over the batch, each of whose pairs is compared with all others."""
@@ -153,16 +153,18 @@ class Blip2RetrievalAdapter(TransformersAdapter):
     ) -> tuple[Int64[Tensor, "texts tokens"], Int64[Tensor, "texts tokens"]]:
         """Give the tokens of texts and their mask, where the model is."""
         device = _query_tokens(model).device
-        batch = self._texts([Sample(text=text) for text in texts])
+        batch = self._texts(model, [Sample(text=text) for text in texts])
         return batch["input_ids"].to(device), batch["attention_mask"].to(device)
 
-    def _texts(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def _texts(self, model: nn.Module, samples: Sequence[Sample]) -> dict[str, Tensor]:
         texts = texts_of(self.processor, samples)
         if not texts:
             raise DataError(
                 "this model compares images with texts, and there are none: calibrate it on images with their texts, "
                 "and with a processor that has a tokenizer."
             )
+        count = member(model, "embeddings.word_embeddings", nn.Embedding).num_embeddings
+        check_tokens(model, texts["input_ids"], count, self.processor.tokenizer)
         return texts
 
 

@@ -17,7 +17,7 @@ from ecoflap.adapters.shared.images import as_large_as_wanted, cast_for_vision, 
 from ecoflap.adapters.shared.losses import info_nce, vision_loss
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
-from ecoflap.adapters.shared.texts import text_tokens, texts_of
+from ecoflap.adapters.shared.texts import check_tokens, text_tokens, texts_of
 from ecoflap.adapters.views.images import views_of_clip
 from ecoflap.core.contracts.abilities import Classifies, Compares
 from ecoflap.core.contracts.hookspecs import hookimpl
@@ -27,6 +27,7 @@ from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 
 KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
+EMBEDDING = "text_model.embeddings.token_embedding"
 PROJECTIONS = {"vision": "visual_projection", "text": "text_projection"}
 
 
@@ -81,7 +82,7 @@ class ClipAdapter(TransformersAdapter):
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Make images and texts by the model's own processor; texts are padded on the right to the longest."""
-        return {**labelled_images(self.processor, samples), **texts_of(self.processor, samples)}
+        return {**labelled_images(self.processor, samples), **self._texts_of(model, samples)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Compute InfoNCE over the batch's pairs; of a vision tower alone, cross entropy or the random projection."""
@@ -104,9 +105,9 @@ class ClipAdapter(TransformersAdapter):
 
     def embed_texts(self, model: nn.Module, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
         """Give each text's vector, of length one."""
-        batch = texts_of(self.processor, [Sample(text=text) for text in texts])
+        batch = self._texts_of(model, [Sample(text=text) for text in texts])
         input_ids, mask = _texts(model, batch, self.max_length(model))
-        device = member(model, "text_model.embeddings.token_embedding", nn.Embedding).weight.device
+        device = member(model, EMBEDDING, nn.Embedding).weight.device
         read = {"input_ids": input_ids.to(device), "attention_mask": mask.to(device)}
         return unit_vectors(member(model, "get_text_features")(**read))
 
@@ -169,6 +170,16 @@ class ClipAdapter(TransformersAdapter):
         return load_transformers_model(
             KINDS.get(source.config.get("model_type", ""), "AutoModel"), source, dtype, device
         )
+
+    def _texts_of(self, model: nn.Module, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Tokenise the samples' texts for a model that reads some.
+
+        :raises DataError: Where a token is none of the model's, too.
+        """
+        texts, embedding = texts_of(self.processor, samples), find(model, EMBEDDING, nn.Embedding)
+        if texts and embedding is not None:
+            check_tokens(model, texts["input_ids"], embedding.num_embeddings, self.processor.tokenizer)
+        return texts
 
     def _check_classifier(self, model: nn.Module) -> None:
         if self._classifier is not None:

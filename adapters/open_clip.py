@@ -19,6 +19,7 @@ from ecoflap.adapters.shared.images import IMAGE
 from ecoflap.adapters.shared.losses import info_nce, sigmoid_pairs
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
+from ecoflap.adapters.shared.texts import check_tokens
 from ecoflap.adapters.shared.transforms import transformed
 from ecoflap.adapters.views.images import views_of_open_clip
 from ecoflap.core.contracts.hookspecs import hookimpl
@@ -27,6 +28,10 @@ from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Layout, Source, Tower
 
+OWN_TOKENIZER = (
+    "Take the one of its architecture, open_clip.get_tokenizer(NAME): give it to ecoflap.run as processor=(transform, "
+    "tokenizer), or put its files beside open_clip_config.json."
+)
 CLASSES = ("open_clip.model.CLIP", "open_clip.model.CustomTextCLIP", "open_clip.coca_model.CoCa")
 VISION = ("visual.transformer.resblocks", "visual.trunk.blocks")
 TEXT = ("transformer.resblocks", "text.transformer.resblocks")
@@ -125,7 +130,7 @@ class OpenClipAdapter:
                 f"{len(texts) - len(known)} of {len(texts)} samples have no text: this model compares images with "
                 f"texts, so each sample needs both."
             )
-        return {"image": transformed(transform, samples), "text": tokenizer(known)}
+        return {"image": transformed(transform, samples), "text": _ids(model, tokenizer, known)}
 
     def _pair(self) -> tuple[Any, Any]:
         """Give the transform and the tokenizer."""
@@ -156,7 +161,7 @@ class OpenClipAdapter:
 
     def embed_texts(self, model: nn.Module, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
         """Give each text's vector, of length one."""
-        stem, ids = _stem(model), self._pair()[1](list(texts))
+        stem, ids = _stem(model), _ids(model, self._pair()[1], texts)
         with _embedding_text_as(model, stem.dtype):
             return unit_vectors(member(model, "encode_text")(ids.to(stem.device)))
 
@@ -233,6 +238,17 @@ def _check_kind(model: nn.Module) -> None:
             f"{', '.join(found)} of open_clip is not covered: only its own transformers, and timm's Eva and "
             f"VisionTransformer as vision towers, are."
         )
+
+
+def _ids(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> Int64[Tensor, "texts tokens"]:
+    """Give the tokens of texts.
+
+    :raises DataError: Where one is none of the model's.
+    """
+    ids: Tensor = tokenizer(list(texts))
+    count = len(member(_text(model), "token_embedding", nn.Embedding).weight)
+    check_tokens(model, ids, count, getattr(tokenizer, "tokenizer", tokenizer), OWN_TOKENIZER)
+    return ids
 
 
 def _text(model: nn.Module) -> Any:

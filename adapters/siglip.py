@@ -14,7 +14,7 @@ from ecoflap.adapters.shared.images import cast_for_vision, image_tokens, pixels
 from ecoflap.adapters.shared.losses import sigmoid_pairs
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
-from ecoflap.adapters.shared.texts import padding_token, texts_of
+from ecoflap.adapters.shared.texts import check_tokens, padding_token, texts_of
 from ecoflap.adapters.views.images import views_of_siglip
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -22,6 +22,7 @@ from ecoflap.core.contracts.records import Batch, Sample, View
 from ecoflap.core.errors import DataError
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 
+EMBEDDING = "text_model.embeddings.token_embedding"
 HEADS = {"vision": ("vision_model.head.mlp.fc1", "vision_model.head.mlp.fc2"), "text": ("text_model.head",)}
 
 
@@ -72,7 +73,7 @@ class SiglipAdapter(TransformersAdapter):
 
     def embed_texts(self, model: nn.Module, texts: Sequence[str]) -> Float[Tensor, "texts features"]:
         """Give each text's vector, of length one; texts are padded as in :meth:`collate`."""
-        device = member(model, "text_model.embeddings.token_embedding", nn.Embedding).weight.device
+        device = member(model, EMBEDDING, nn.Embedding).weight.device
         ids = self._ids(model, [Sample(text=text) for text in texts]).to(device)
         return unit_vectors(member(model, "get_text_features")(input_ids=ids))
 
@@ -115,6 +116,8 @@ class SiglipAdapter(TransformersAdapter):
                 "this model compares images with texts: each sample needs an image and a text, and the model a "
                 "processor with a tokenizer."
             )
+        count = member(model, EMBEDDING, nn.Embedding).num_embeddings
+        check_tokens(model, texts["input_ids"], count, self.processor.tokenizer)
         missing = length - texts["input_ids"].shape[1]
         return F.pad(texts["input_ids"], (0, missing), value=padding_token(self.processor.tokenizer))
 

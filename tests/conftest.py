@@ -1,12 +1,17 @@
 """Pico models: real classes of transformers at toy size, built without a network. Fixtures hand out the builders."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from functools import partial
 from importlib.util import find_spec
+from inspect import isclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -20,6 +25,34 @@ NEEDED = [name for name in os.environ.get("ECOFLAP_TESTS_NEED", "").split(",") i
 """Libraries whose tests must run: without one, with one of its tests skipped or with none of them, the tests fail."""
 RUN: set[str] = set()
 SKIPPED: list[str] = []
+
+
+def has_shapes(hint: Any) -> bool:
+    """Say whether an annotation holds the shape of a tensor, at any depth."""
+    if isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(has_shapes, hint if isinstance(hint, list) else get_args(hint)))
+
+
+def checked(given: Any, *, typechecker: Callable[..., Any], jaxtyped: Callable[..., Any] = jaxtyping.jaxtyped) -> Any:
+    """Check types as jaxtyping's hook has it, and the sizes of axes against one another only where axes are named.
+
+    The hook wraps each function of the package so that a call first binds its arguments twice, which takes longer than
+    most of the functions do. Without a named axis there is nothing that this adds to the check of the types.
+    """
+    if isclass(given):
+        if is_dataclass(given) and "__init__" in vars(given):
+            given.__init__ = checked(given.__init__, typechecker=typechecker)
+        return given
+    try:
+        shaped = any(map(has_shapes, get_type_hints(given).values()))
+    except NameError:  # of what is imported for type checkers alone
+        shaped = True
+    return jaxtyped(given, typechecker=typechecker) if shaped else typechecker(given)
+
+
+# What ``--jaxtyping-packages`` puts before every function, from the first import of the package on.
+jaxtyping.jaxtyped = lambda *, typechecker: partial(checked, typechecker=typechecker)
 
 
 def pytest_configure() -> None:
@@ -60,6 +93,33 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def _one_thread() -> None:
     """With more, the order of a sum depends on the machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Files of tests need not outlast a power cut: a run waits for the disk a hundred times, half of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _draw() -> Iterator[Callable[[], str | None]]:
+    """Nothing is drawn on a run's page, which takes longer than the run of a pico model; what says why not."""
+    from ecoflap.core.report import drawings
+
+    usual = drawings.obstacle
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawings, "obstacle", lambda: "Tests draw nothing unless they ask for it.")
+        yield usual
+
+
+@pytest.fixture
+def drawing(_draw: Callable[[], str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages have their drawings, as a user's have."""
+    from ecoflap.core.report import drawings
+
+    monkeypatch.setattr(drawings, "obstacle", _draw)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -125,13 +185,20 @@ def pico_llama(redraw: Callable[[nn.Module, int], None]) -> Callable[..., Any]:
     return build
 
 
-@pytest.fixture
-def pico_llama_folder(pico_llama: Callable[..., Any], pico_tokenizer: Any, tmp_path: Path) -> Path:
-    """A pico LLaMA with its tokenizer, saved as transformers saves it."""
-    folder = tmp_path / "pico-llama"
+@pytest.fixture(scope="session")
+def _saved_pico_llama(
+    pico_llama: Callable[..., Any], pico_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "pico-llama"
     pico_llama().save_pretrained(folder, safe_serialization=True)
     pico_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def pico_llama_folder(_saved_pico_llama: Path, tmp_path: Path) -> Path:
+    """A pico LLaMA with its tokenizer, saved as transformers saves it; a copy, which a test may change."""
+    return shutil.copytree(_saved_pico_llama, tmp_path / "pico-llama")
 
 
 @pytest.fixture

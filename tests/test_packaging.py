@@ -14,6 +14,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 CODE = ("adapters", "core", "exporters", "plugins")
@@ -57,24 +58,55 @@ def away(path, *command):
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory):
-    """A copy: building leaves files behind."""
-    folder = tmp_path_factory.mktemp("packaging") / "source"
-    folder.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "built")
-    for name in SOURCE:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
-        else:
-            shutil.copy(ROOT / name, folder / name)
-    return folder
+def made(tmp_path_factory):
+    """``made("dist", make)``: the folder of this name, which the first of several processes that run tests makes."""
+    base = tmp_path_factory.getbasetemp()
+    place = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name, make):
+        folder = place / f"packaging-{name}"
+        with FileLock(place / f"packaging-{name}.lock"):
+            if not folder.exists():
+                unfinished = folder.with_name(f"{folder.name}.unfinished")
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def built(source, tmp_path_factory):
+def source(made):
+    """A copy: building leaves files behind."""
+
+    def copy(folder):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "built")
+        for name in SOURCE:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+            else:
+                shutil.copy(ROOT / name, folder / name)
+
+    return made("source", copy)
+
+
+@pytest.fixture(scope="session")
+def compiling(made):
+    """An environment whose compiler takes no time to make the kernels fast, of which nothing here is the subject."""
+
+    def write(folder):
+        (folder / "c++").write_text(f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} "$@" -O0\n')
+        (folder / "c++").chmod(0o755)
+
+    return {**os.environ, "CXX": str(made("compiler", write) / "c++")} if has_compiler else dict(os.environ)
+
+
+@pytest.fixture(scope="session")
+def built(source, made, compiling):
     """The sdist, and the wheel made of what is in the sdist."""
-    out = tmp_path_factory.mktemp("dist")
-    quietly(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source)
+    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir")
+    out = made("dist", lambda folder: quietly(*command, folder, source, env=compiling))
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return sdist, wheel
 
@@ -91,13 +123,21 @@ def in_wheel(built):
 
 
 @pytest.fixture(scope="session")
-def installed(built, source, tmp_path_factory):
-    """By how it was installed: the folder it is in."""
+def installed(built, source, made, compiling):
+    """``installed("wheel")``: the folder it is in; None for the environment that the tests run in."""
     pip = (sys.executable, "-m", "pip", "install", *OFFLINE, "--no-build-isolation", "--target")
-    folders = {"wheel": tmp_path_factory.mktemp("wheel"), "source": tmp_path_factory.mktemp("source")}
-    quietly(*pip, folders["wheel"], built[1])
-    quietly(*pip, folders["source"], source)
-    return {**folders, "here": None}
+    given = {"wheel": built[1], "source": source}
+
+    def installed(how):
+        if how not in given:
+            return None
+        return made(f"by-{how}", lambda folder: quietly(*pip, folder, given[how], env=compiling))
+
+    return installed
+
+
+FROM_SOURCE = pytest.param("source", marks=pytest.mark.slow)
+"""Builds once more what the wheel was built of."""
 
 
 def in_git():
@@ -152,7 +192,6 @@ def test_a_compiler_that_fails_leaves_the_library_out(source, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_wheel_is_the_same_bytes_whenever_it_is_built(source, tmp_path):
     """As SOURCE_DATE_EPOCH asks; the folder it is built in leaves no trace."""
     wheels = []
@@ -168,18 +207,18 @@ def test_a_wheel_is_the_same_bytes_whenever_it_is_built(source, tmp_path):
 def test_what_is_asked_of_a_wheel_holds_for_one_built_here(installed):
     multiplies = "kernels" if has_compiler else "torch"
     command = f"import runpy, sys, sysconfig; sys.argv = ['installed.py', {multiplies!r}]; "
-    command += f"sysconfig.get_path = lambda _: {str(installed['wheel'] / 'bin')!r}; "
+    command += f"sysconfig.get_path = lambda _: {str(installed('wheel') / 'bin')!r}; "
     command += f"runpy.run_path({str(ROOT / '.ci' / 'installed.py')!r}, run_name='__main__')"
-    said = away(installed["wheel"], sys.executable, "-c", command)
+    said = away(installed("wheel"), sys.executable, "-c", command)
     assert f"ecoflap {SETTINGS['project']['version']}" in said
     assert "from dense" in said
 
 
 @pytest.mark.skipif(not has_compiler, reason=f"there is no compiler here: {COMPILER}")
-@pytest.mark.parametrize("how", ["wheel", "source"])
+@pytest.mark.parametrize("how", ["wheel", FROM_SOURCE])
 def test_the_kernels_are_found_where_they_are_installed(installed, how):
-    shown = away(installed[how], installed[how] / "bin" / "ecoflap", "doctor")
-    assert str(installed[how] / LIBRARY) in shown
+    shown = away(installed(how), installed(how) / "bin" / "ecoflap", "doctor")
+    assert str(installed(how) / LIBRARY) in shown
     assert "portable" in shown
 
 
@@ -222,22 +261,22 @@ def test_the_sdist_holds_what_building_takes(built):
     assert {"ecoflap/kernels/build.py", "ecoflap/kernels/include/ecoflap_kernels.h"} <= names
 
 
-@pytest.mark.parametrize("how", ["wheel", "source", "here"])
+@pytest.mark.parametrize("how", ["wheel", FROM_SOURCE, "here"])
 def test_recipes_registry_and_text_are_found_from_any_folder(installed, how):
-    used = json.loads(away(installed[how], sys.executable, "-c", USED))
+    used = json.loads(away(installed(how), sys.executable, "-c", USED))
     file, module, pruner, problems, *paths = used
     assert (module, pruner, problems) == ("ecoflap.plugins.pruners.wanda", "wanda", [])
     home = Path(file).parent
-    if installed[how]:
-        assert home == installed[how] / "ecoflap"
+    if installed(how):
+        assert home == installed(how) / "ecoflap"
     quickstart, *texts = [Path(path).resolve() for path in paths]
     assert quickstart == (home / "recipes" / "quickstart-llama.yaml").resolve()
     assert texts == [(home / "recipes" / "data" / "wikipedia.jsonl").resolve()] * 2
 
 
-@pytest.mark.parametrize("how", ["wheel", "source"])
+@pytest.mark.parametrize("how", ["wheel", FROM_SOURCE])
 def test_the_command_runs_from_any_folder(installed, how):
-    script = installed[how] / "bin" / "ecoflap"
-    assert away(installed[how], script, "--version").strip() == SETTINGS["project"]["version"]
-    assert "wanda" in away(installed[how], script, "list", "pruner")
-    assert away(installed[how], sys.executable, "-m", "ecoflap.core.recipe.docs").startswith("# The recipe")
+    script = installed(how) / "bin" / "ecoflap"
+    assert away(installed(how), script, "--version").strip() == SETTINGS["project"]["version"]
+    assert "wanda" in away(installed(how), script, "list", "pruner")
+    assert away(installed(how), sys.executable, "-m", "ecoflap.core.recipe.docs").startswith("# The recipe")

@@ -39,11 +39,12 @@ def blocks(page, *languages):
 
 
 @pytest.fixture
-def place(pico_llama_folder, monkeypatch):
-    """The folder a reader is in."""
+def place(pico_llama, pico_tokenizer, monkeypatch, tmp_path):
+    """The folder a reader is in; its model has a block alone, because pages export it many times."""
     monkeypatch.delenv("ECOFLAP_REGISTRY", raising=False)
-    pico_llama_folder.rename(pico_llama_folder.with_name("my-model"))
-    place = pico_llama_folder.parent
+    place = tmp_path / "place"
+    pico_llama(layers=1).save_pretrained(place / "my-model", safe_serialization=True)
+    pico_tokenizer.save_pretrained(place / "my-model")
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
     (place / "corpus.txt").write_text("the sense of an article is in that which it is of . " * 200)

@@ -138,7 +138,13 @@ def test_the_recipe_runs_on_a_pico_model(name, registry, pico_llama_folder, tmp_
     run(name, registry, tmp_path / "run", [f"model.source={pico_llama_folder}", *ON_PICO[name]])
 
 
-@pytest.mark.parametrize("name", ON_ITS_OWN)
+LONGEST = ("box/blip2", "box/blip2-best")
+"""Whose model ``quickstart`` runs on, and whose method ``box/clip-best`` goes by, too."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONGEST else ()) for name in ON_ITS_OWN]
+)
 def test_the_recipe_runs_on_the_model_in_the_box(name, registry, tmp_path):
     run(name, registry, tmp_path / "run", ON_ITS_OWN[name])
 

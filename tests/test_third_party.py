@@ -125,17 +125,36 @@ def test_an_installed_scorer_runs_from_a_recipe(installed, whole_run):
     assert kept[max(scores, key=scores.get)] == max(kept.values())  # all that the allocator went by
 
 
-def test_a_scorer_of_a_registry_file_runs_from_a_recipe(whole_run, tmp_path):
+@pytest.fixture
+def run_here(pico_llama_folder, tmp_path, monkeypatch, ecoflap_command):
+    """The same in this process, which finds their module in the folder of the test."""
+    monkeypatch.delenv("ECOFLAP_REGISTRY", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def run_here(scorer, *arguments):
+        recipe = RECIPE.replace("model: m", f"model: {pico_llama_folder}") + scorer + "\n"
+        (tmp_path / "recipe.yaml").write_text(recipe)
+        code, said, err = ecoflap_command("run", "../recipe.yaml", *arguments)
+        assert code == 0, err
+        return json.loads((tmp_path / "elsewhere" / "runs" / "recipe" / "report.json").read_text()), said
+
+    yield run_here
+    sys.modules.pop("their_mod", None)
+
+
+def test_a_scorer_of_a_registry_file_runs_from_a_recipe(run_here, tmp_path):
     (tmp_path / "their_mod.py").write_text(MINE + HOOK.format(hook="ecoflap_register_scorers", name="mine"))
     (tmp_path / "registry.yaml").write_text("version: 1\nplugins: {mine: their_mod}\n")
-    report, said = whole_run("{use: mine, level: 3}", {"PYTHONPATH": str(tmp_path)}, "--registry", "../registry.yaml")
+    report, said = run_here("{use: mine, level: 3}", "--registry", "../registry.yaml")
     assert "mine → ecoflap → magnitude" in said
     assert {group["score"] for group in report["groups"].values()} == {7 * 3.0}
 
 
-def test_a_scorer_of_an_import_path_runs_from_a_recipe(whole_run, tmp_path):
+def test_a_scorer_of_an_import_path_runs_from_a_recipe(run_here, tmp_path):
     (tmp_path / "their_mod.py").write_text(MINE)
-    report, said = whole_run("{use: 'their_mod:Mine', level: 2}", {"PYTHONPATH": str(tmp_path)}, "--allow-code")
+    report, said = run_here("{use: 'their_mod:Mine', level: 2}", "--allow-code")
     assert "their_mod:Mine → ecoflap → magnitude" in said
     assert {group["score"] for group in report["groups"].values()} == {7 * 2.0}
 

@@ -31,6 +31,17 @@ def processor_for(model_type: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def types_of_processor(name: str) -> frozenset[str]:
+    """Give the types of models that transformers has a class of processor for; none for a class that it does not know.
+
+    :param name: The class's.
+    """
+    from transformers.models.auto import processing_auto
+
+    known: Any = getattr(processing_auto, "PROCESSOR_MAPPING_NAMES", {})
+    return frozenset(kind for kind, found in known.items() if found == name)
+
+
 def class_named(source: Source, otherwise: str) -> str:
     """Give the name of the class that a configuration names, where transformers has it.
 

@@ -12,7 +12,7 @@ from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.image_batches import labelled, processed, refuse_padded_images
 from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import images_with_texts
-from ecoflap.adapters.generic.wording import Wording, ids_of, takes_suffix, tokenizer_of
+from ecoflap.adapters.generic.wording import Wording, ids_of, refuse_foreign, takes_suffix, tokenizer_of
 from ecoflap.adapters.shared.generation import ends_of, generated, without_ends
 from ecoflap.adapters.shared.images import text_to_say
 from ecoflap.adapters.shared.losses import IGNORED, shifted
@@ -112,6 +112,7 @@ class ImageTextToTextAdapter(GenericAdapter):
 
     def _wording(self, model: nn.Module) -> Wording:
         tokenizer = tokenizer_of(self.processor)
+        refuse_foreign(model, self.processor)
         ends = ends_of(model, tokenizer)
         return Wording(self.processor, tokenizer.convert_ids_to_tokens(ends[0]) if ends else "")
 

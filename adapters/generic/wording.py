@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from ecoflap.adapters.generic.classes import types_of_processor
 from ecoflap.adapters.shared.generation import shared
+from ecoflap.adapters.shared.members import find
 from ecoflap.core.errors import DataError
 
 WRITING = frozenset({
@@ -12,6 +16,10 @@ WRITING = frozenset({
 """Processors that put the places of an image into a text themselves."""
 SUFFIXING = frozenset({"PaliGemmaProcessor"})
 """Processors that are given what is said apart from what is read, and end it themselves."""
+
+
+BLIPS = frozenset({"blip", "blip-2", "instructblip", "instructblipvideo"})
+"""Types of models whose processors have stood for one another's."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,26 @@ class Wording:
         except Exception as error:  # a template is code of the checkpoint's
             raise DataError(f"the chat template of the {type(self.processor).__name__} failed: {error}") from error
         return str(made)
+
+
+def refuse_foreign(model: nn.Module, processor: Any) -> None:
+    """Refuse a processor that words texts in a way of its own, and is not made for models of this type.
+
+    Its tensors may fit all the same, where images have as many places and as many pixels. Of other processors a family
+    may use another's, as Pixtral's is that of some LLaVAs, so that nothing is said of them.
+
+    :raises DataError: Where it is another family's.
+    """
+    name, kind = type(processor).__name__, find(model, "config.model_type", str)
+    types = types_of_processor(name) if name in WRITING | SUFFIXING else frozenset()
+    types |= BLIPS if types & BLIPS else frozenset()
+    if types and kind is not None and kind not in types:
+        raise DataError(
+            f"the {name} is that of models of type {' or '.join(sorted(types))}, and this {type(model).__name__} is of "
+            f"type {kind}: texts would be put to it in words that it was not trained on. Put the model's own "
+            f"processor_config.json, preprocessor_config.json and the tokenizer's files beside its config.json, or "
+            f"give ecoflap.run its own processor."
+        )
 
 
 def is_written_in(processor: Any) -> bool:

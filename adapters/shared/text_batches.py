@@ -8,7 +8,7 @@ from torch import nn
 from ecoflap.adapters.shared.generation import check_length, check_prompts, generated, gone_on, opening, padded_left
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.members import member
-from ecoflap.adapters.shared.texts import padded_rows
+from ecoflap.adapters.shared.texts import check_tokens, padded_rows
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
@@ -31,12 +31,7 @@ def within_vocabulary(model: nn.Module, batch: Batch) -> Batch:
 
     :raises DataError: Where one is: the tokenizer is another model's.
     """
-    size, largest = len(member(model, "get_input_embeddings")().weight), int(batch["input_ids"].max())
-    if largest >= size:
-        raise DataError(
-            f"the tokenizer makes token {largest} of a text, and this {type(model).__name__} has embeddings for "
-            f"{size}, from 0 on: it is another model's. Put the model's own tokenizer.json beside its config.json."
-        )
+    check_tokens(model, batch["input_ids"], len(member(model, "get_input_embeddings")().weight), None)
     return batch
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Int8, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
 
+OWN_TOKENIZER = "Put the model's own tokenizer.json beside its config.json."
 NO_LIMIT = 10**6  # transformers writes a number far above this where a tokenizer has none
 
 
@@ -48,6 +49,25 @@ def texts_of(processor: Any, samples: Sequence[Sample], limit: int | None = None
         raise DataError("a text has no tokens: its tokenizer must put one at its beginning or end.")
     input_ids, mask = padded_rows(windows, padding_token(tokenizer))
     return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def check_tokens(
+    model: nn.Module, ids: Int64[Tensor, "rows tokens"], size: int, tokenizer: Any, way_out: str = OWN_TOKENIZER
+) -> None:
+    """Refuse tokens for which a model has no embedding.
+
+    :param size: How many embeddings it has.
+    :param tokenizer: What made the tokens; None where that is not known.
+    :raises DataError: Where there is such a token: the tokenizer is another model's.
+    """
+    largest = int(ids.max()) if ids.numel() else 0
+    if largest >= size:
+        known = getattr(tokenizer, "__len__", lambda: getattr(tokenizer, "vocab_size", None))()
+        knows = f", which knows {known}," if known else ""
+        raise DataError(
+            f"the tokenizer{knows} makes token {largest} of a text, and this {type(model).__name__} has embeddings for "
+            f"{size}, from 0 on: it is another model's. {way_out}"
+        )
 
 
 def _tokenised(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:

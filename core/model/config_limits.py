@@ -25,8 +25,12 @@ MOST_OF: Mapping[str, int] = {
     **dict.fromkeys(
         ("image_seq_length", "image_seq_len", "mm_tokens_per_image", "query_length", "num_query_tokens"), 65_536
     ),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim"), 131_072),
+    **dict.fromkeys(("head_dim", "d_kv", "v_head_dim", "qk_rope_head_dim", "qk_nope_head_dim"), 16_384),
+    **dict.fromkeys(("intermediate_size", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim"), 524_288),
 }
-"""The same by the whole key, of what an example is made by that a model is watched with: that has memory of its own."""
+"""The same by the whole key, of what an example is made by that a model is watched with, and of how wide it is then
+inside: that takes memory and time without any weight."""
 
 
 def read_config(file: Path) -> Mapping[str, Any]:

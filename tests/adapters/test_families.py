@@ -425,7 +425,7 @@ NO_LOGITS = {
 """Families whose loss is no cross entropy: a sigmoid of pairs, or a projection where images have no label."""
 
 
-@thorough
+@pytest.mark.parametrize("name", sorted({"blip2_t5", "clip", "llama", "llava", "vit"} & set(THOROUGH)))
 @pytest.mark.parametrize("refiner", REFINERS)
 def test_kept_weights_are_refined_and_no_other(case: Case, refiner: str, tmp_path: Path):
     check_refined(case, refiner, tmp_path)
@@ -536,7 +536,7 @@ def test_a_tower_with_a_budget_of_its_own_and_all_that_can_be_included(case: Cas
 
 
 @thorough
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_a_16_bit_model_comes_out_as_it_came_in(case: Case, dtype: torch.dtype, tmp_path: Path):
     if dtype in case.row.cannot:
         pytest.skip(case.row.cannot[dtype])

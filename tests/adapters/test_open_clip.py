@@ -319,10 +319,15 @@ def test_a_loaded_model_reads_images_and_texts_as_open_clip_does(tmp_path: Path)
     source = saved("pico-clip", tmp_path)
     adapter = OpenClipAdapter()
     model = adapter.load(source, None, "cpu")
-    batch = adapter.collate(model, pairs(2))
-    assert batch["image"].shape == (2, 3, 16, 16)
-    assert batch["text"].shape == (2, LENGTH)
-    assert batch["text"].max() == 49407  # the end of a text in open_clip's own tokenizer
+    transform, tokenizer = adapter.processor.transform, adapter.processor.tokenizer
+    assert transform(pairs(1)[0].image).shape == (3, 16, 16)
+    ids = tokenizer([pair.text for pair in pairs(2)])
+    assert ids.shape == (2, LENGTH)
+    assert ids.max() == 49407  # the end of a text in open_clip's own tokenizer
+    with pytest.raises(
+        DataError, match=r"tokenizer, which knows 49408, makes token 49407 of a text, and this CLIP has .* for 40"
+    ):
+        adapter.collate(model, pairs(2))  # its configuration names the tokenizer, and has a smaller vocabulary
 
 
 def test_a_tokenizer_beside_the_model_is_read_from_there(tmp_path: Path, pico_tokenizer: Any):
@@ -333,7 +338,9 @@ def test_a_tokenizer_beside_the_model_is_read_from_there(tmp_path: Path, pico_to
     pico_tokenizer.save_pretrained(tmp_path)
     adapter = OpenClipAdapter()
     model = adapter.load(open_source(str(tmp_path), tmp_path), None, "cpu")
-    assert adapter.collate(model, pairs(2))["text"].shape == (2, LENGTH)
+    ids = adapter.processor.tokenizer(["the of word9"])
+    assert ids.shape == (1, LENGTH)
+    assert ids[0, :3].tolist() == pico_tokenizer("the of word9")["input_ids"]
     adapter.save(model, tmp_path / "again")
     assert (tmp_path / "again" / "tokenizer.json").is_file()
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from table import GENERIC_ROWS, ROWS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
@@ -29,6 +29,9 @@ def test_a_batch_is_the_same_with_weights_and_without(name: str, tmp_path: Path)
     read = options_of(AdapterOptions, planning).read_processor
     assert read is not None
     planning.processor = read(source, weightless)
+    if name.startswith("open_clip"):  # whose own tokenizer is named there, for which a pico model is too small
+        for model in (loaded, weightless):
+            getattr(model, "text", model).token_embedding = nn.Embedding(49408, 1)
     samples = row.samples(2)
     check_same(planning.collate(weightless, samples), running.collate(loaded, samples))
 

@@ -22,7 +22,7 @@ def pico(pico_llama, pico_tokenizer, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plain(pico):
     """A recipe as a mapping, small enough to run in a moment; keywords replace its keys, None removes one."""
 
@@ -44,7 +44,7 @@ def plain(pico):
     return plain
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def lasting():
     """Of a run folder: the bytes of all that must be the same however often the run was cut off."""
 

@@ -48,6 +48,17 @@ def test_a_processor_that_does_not_fit_the_model(llava):
         adapter.loss(model, batch)
 
 
+@pytest.mark.skipif("paligemma" not in GENERIC_ROWS, reason="this transformers has no PaliGemma")
+def test_a_processor_of_another_family_whose_tensors_fit(llava):
+    """Images have as many places in the text, by the same token, and as many pixels."""
+    model, adapter = llava
+    adapter.processor = GENERIC_ROWS["paligemma"].adapter().processor
+    with pytest.raises(
+        DataError, match=r"the PaliGemmaProcessor is that of models of type paligemma, and this \w+ is of type llava"
+    ):
+        adapter.collate(model, questions(2))
+
+
 def test_a_chat_template_that_leaves_images_out_or_fails(llava):
     model, adapter = llava
     adapter.processor.chat_template = chat("w1")

@@ -15,8 +15,11 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.run.prepare import prepare
 
+OF_EACH_KIND = {"bart", "bert", "florence2", "gpt2", "idefics3", "llava", "mixtral", "mllama", "paligemma", "qwen2_vl"}
+EVERY = [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow) for name in sorted(GENERIC_ROWS)]
 
-@pytest.mark.parametrize("name", sorted(GENERIC_ROWS))
+
+@pytest.mark.parametrize("name", EVERY)
 def test_a_saved_model_is_inspected_planned_and_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     row = GENERIC_ROWS[name]

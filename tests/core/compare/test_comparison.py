@@ -23,6 +23,8 @@ from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.report.drawings import NO_MATPLOTLIB, can_draw
 from ecoflap.core.sweep.runs import record_runs
 
+pytestmark = pytest.mark.usefixtures("drawing")
+
 
 @pytest.fixture
 def made(tmp_path):

@@ -11,6 +11,7 @@ from ecoflap.core.record.report import Report
 from ecoflap.core.report.drawings import NO_MATPLOTLIB, can_draw
 from ecoflap.core.report.run_page import page, write_page
 
+pytestmark = pytest.mark.usefixtures("drawing")
 needs_matplotlib = pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
 
 

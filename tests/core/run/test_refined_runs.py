@@ -20,9 +20,10 @@ def recipe(plain):
     return plain(score=None, allocate="uniform", refine=REFINERS, export=None)
 
 
-@pytest.fixture
-def unbroken(recipe, tmp_path, lasting):
-    return lasting(ecoflap.run(recipe, folder=tmp_path / "unbroken").folder)
+@pytest.fixture(scope="module")
+def unbroken(plain, tmp_path_factory, lasting):
+    recipe = plain(score=None, allocate="uniform", refine=REFINERS, export=None)
+    return lasting(ecoflap.run(recipe, folder=tmp_path_factory.mktemp("unbroken") / "run").folder)
 
 
 @pytest.mark.parametrize(

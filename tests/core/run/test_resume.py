@@ -51,17 +51,25 @@ POINTS = [
 FINISHED = ["rename:report.json:after", "event:RunFinished:1", "rename:report.html:before", "rename:report.html:after"]
 
 
+EXPORTED = ["safetensors", "hugging_face"]
+
+
 @pytest.fixture
 def recipe(plain):
-    return plain(export=["safetensors", "hugging_face"])
+    return plain(export=EXPORTED)
 
 
-@pytest.fixture
-def unbroken(recipe, tmp_path, lasting):
-    return lasting(ecoflap.run(recipe, folder=tmp_path / "unbroken").folder)
+@pytest.fixture(scope="module")
+def unbroken(plain, tmp_path_factory, lasting):
+    return lasting(ecoflap.run(plain(export=EXPORTED), folder=tmp_path_factory.mktemp("unbroken") / "run").folder)
 
 
-@pytest.mark.parametrize("point", POINTS)
+EVERY_SECOND = [
+    pytest.param(point, marks=pytest.mark.slow if number % 2 else ()) for number, point in enumerate(POINTS)
+]
+
+
+@pytest.mark.parametrize("point", EVERY_SECOND)
 def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, killer, tmp_path, point):
     folder = tmp_path / "run"
     assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL

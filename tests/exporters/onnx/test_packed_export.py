@@ -70,9 +70,9 @@ def test_a_model_is_as_in_torch_and_as_from_a_plain_file(row, name, tmp_path):
 def test_weights_of_16_bits_are_stored_in_them(tmp_path):
     import torch
 
-    model = half_pruned("llama")
+    model = half_pruned("vit")
     model.model.to(torch.bfloat16)
-    written = Onnx(views=("decoder",), weights="packed_op")(model, tmp_path)
+    written = Onnx(views=("vision",), weights="packed_op")(model, tmp_path)
     values = [one for one in onnx.load(written.files[0]).graph.initializer if one.name.endswith(".values")]
     assert {one.data_type for one in values} == {onnx.TensorProto.BFLOAT16}
     assert [check.runtime for check in written.checks] == [ALONE, KERNELS]
@@ -82,8 +82,8 @@ def test_weights_of_16_bits_are_stored_in_them(tmp_path):
 def test_without_the_library_it_is_checked_as_it_is_run_then(tmp_path, monkeypatch):
     for module in (place, onnx_check, onnx_exporter):
         monkeypatch.setattr(module, "FILE", tmp_path / "none.so")
-    model = half_pruned("llama")
-    exporter = Onnx(views=("decoder",), weights="packed_op")
+    model = half_pruned("vit")
+    exporter = Onnx(views=("vision",), weights="packed_op")
     (note,) = exporter.notes(planned(model.model, model.adapter))
     assert note.startswith("weights: packed_op: files are checked as onnxruntime runs them alone")
     assert "none.so is not there" in note
@@ -93,7 +93,7 @@ def test_without_the_library_it_is_checked_as_it_is_run_then(tmp_path, monkeypat
 
 
 def test_a_form_without_functions_is_refused():
-    model = half_pruned("llama")
+    model = half_pruned("vit")
     exporter = Onnx(weights="packed_op", form="inline")
     (problem,) = exporter.problems(planned(model.model, model.adapter))
     assert "form: inline is for runtimes that know none. Use weights: bitmask" in problem
@@ -107,5 +107,5 @@ def test_a_file_that_the_kernels_compute_otherwise_is_not_kept(tmp_path, monkeyp
 
     monkeypatch.setattr("ecoflap.onnx.load_session", wrong)
     with pytest.raises(ModelError, match="in onnxruntime with ecoflap's kernels is up to"):
-        Onnx(views=("decoder",), weights="packed_op")(half_pruned("llama"), tmp_path)
+        Onnx(views=("vision",), weights="packed_op")(half_pruned("vit"), tmp_path)
     assert not list(tmp_path.iterdir())

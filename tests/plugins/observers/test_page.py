@@ -32,6 +32,7 @@ def stages():
     return replace(registry, _observers=(*registry.observers(), ("ear", hear))), heard
 
 
+pytestmark = pytest.mark.usefixtures("drawing")
 needs_matplotlib = pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
 BREAKAGES = [
     pytest.param(lambda patch, folder: broken_matplotlib.absent(patch), "pip install", id="absent"),
