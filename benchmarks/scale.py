@@ -50,7 +50,7 @@ TEXT = (
     f"evaluate={{use: perplexity, data: {{use: text, path: '{WIKIPEDIA}', samples: 1, sequence_length: 32}}}}",
 )
 ECOFLAP = (
-    "score={use: zeroth_order, samples: 1, noises: 2, joint: true, "
+    "score={use: zeroth_order, samples: 1, noises: 1, joint: true, "
     f"calibration: {{use: text, path: '{WIKIPEDIA}', samples: 1, sequence_length: 16}}}}",
     "allocate={use: ecoflap}",
 )
