@@ -63,8 +63,8 @@ def command() -> None:
 
 def main() -> None:
     """Run the ``ecoflap`` command. A user's mistake ends it with 2 and a message, without a traceback."""
-    # torch reads it when it is imported: memory in pages of 2 MB, so that a matrix that is widened anew for each forward
-    # does not cost more for its pages than for its numbers (2.3 ns a weight from bfloat16 to float32, and 1.3 with it).
+    # torch reads it when it is imported: memory in pages of 2 MB, so that a matrix that is widened anew for each
+    # forward costs no more for its pages than for its numbers (2.3 ns a weight from bfloat16 to float32, 1.3 with it).
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
