@@ -59,6 +59,7 @@ def recipes(plain, data):
         prune="admm",
         refine=[{"use": "reconstruct", "steps": 2}, {"use": "distill", "steps": 2, "batches": 2}],
         evaluate=[{"use": "loss", "batch_size": 1, "data": held}, {"use": "kl", "data": held}],
+        export=None,
     )
     gradients = plain(
         calibration=data(4, batch_size=1),
@@ -66,8 +67,9 @@ def recipes(plain, data):
         prune={"use": "by_metric", "metric": "wanda_plus_plus"},
         rounds=2,
         sequential=True,
+        export=None,
     )
-    few = plain(calibration=data(3, batch_size=1), evaluate=None)
+    few = plain(calibration=data(3, batch_size=1), evaluate=None, export=None)
     return {
         "sums": sums,
         "trained": trained,
@@ -78,7 +80,9 @@ def recipes(plain, data):
             "prune": {"use": "by_metric", "metric": "magnitude_gradient"},
         },
         "of others": {**few, "score": {"use": OfItsOwn, "samples": 1}, "prune": OfItsOwnRows},
-        "no data": plain(calibration=None, score=None, allocate="uniform", prune="magnitude", evaluate=None),
+        "no data": plain(
+            calibration=None, score=None, allocate="uniform", prune="magnitude", evaluate=None, export=None
+        ),
     }
 
 
@@ -93,11 +97,12 @@ def everything(lasting):
     return everything
 
 
+SLOW = pytest.mark.slow
 CASES = [
     ("sums", 2),
-    ("sums", 4),
-    ("trained", 2),
-    ("gradients", 3),
+    pytest.param("sums", 4, marks=SLOW),
+    pytest.param("trained", 2, marks=SLOW),
+    pytest.param("gradients", 3, marks=SLOW),
     ("loss gradients", 2),
     ("of others", 2),
     ("no data", 2),
@@ -121,8 +126,8 @@ def test_several_processes_come_to_the_bits_of_one(recipes, name, size, everythi
 
 def test_each_of_two_computes_half_of_the_losses(plain, data, pico, tmp_path):
     model = {"source": str(pico / "model"), "adapter": Counting}
-    recipe = plain(model=model, calibration=data(8, batch_size=1), score={"use": "zeroth_order", "samples": 8},
-                   evaluate=None)  # fmt: skip
+    score = {"use": "zeroth_order", "samples": 4, "joint": True}
+    recipe = plain(model=model, calibration=data(4, batch_size=1), score=score, evaluate=None, export=None)
 
     def count(ranks):
         Counting._losses = 0
@@ -132,10 +137,12 @@ def test_each_of_two_computes_half_of_the_losses(plain, data, pico, tmp_path):
     count(ALONE)
     assert several(2, count, tmp_path) == [(0, "")] * 2
     (alone,) = (int(path.read_text()) for path in tmp_path.glob("count 1 *"))
-    assert all(0.5 * alone <= int(path.read_text()) < 0.55 * alone for path in tmp_path.glob("count 2 *"))
+    assert all(0.5 * alone <= int(path.read_text()) < 0.6 * alone for path in tmp_path.glob("count 2 *"))
 
 
-@pytest.mark.parametrize(("point", "then"), [("event:LayerPruned:10", 4), ("event:Progress score:2", 1)])
+@pytest.mark.parametrize(
+    ("point", "then"), [("event:LayerPruned:10", 1), pytest.param("event:Progress score:2", 4, marks=SLOW)]
+)
 def test_a_killed_run_goes_on_with_another_number_of_processes(recipes, everything, point, then, tmp_path, monkeypatch):
     ecoflap.run(recipes["sums"], folder=tmp_path / "alone")
     folder = tmp_path / "run"
