@@ -4,11 +4,14 @@ import signal
 from functools import partial
 
 import pytest
+import torch
 from killing import killer_in
 from several import several
 
 import ecoflap
+from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import ModelError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.record.report import read_report
 from ecoflap.plugins.pruners.wanda import Wanda
@@ -167,6 +170,40 @@ def refused(tmp_path, recipe_of, size=2):
     assert not folder.exists()
     assert all(one.said.startswith("SaidElsewhereError") for one in ended[1:])
     return ended[0].said
+
+
+class Unsendable(ColumnNorm):
+    """A statistic that holds what no pickle does."""
+
+    def __init__(self, in_features):
+        super().__init__(in_features)
+        self.told = lambda: None
+
+
+class OfTheUnsendable(Wanda):
+    """A pruner that asks for it."""
+
+    needs = (Unsendable,)
+
+
+def test_a_statistic_that_cannot_be_sent_is_refused_by_name(plain, tmp_path):
+    said = refused(tmp_path, lambda rank: plain(prune=OfTheUnsendable))
+    assert "the statistic Unsendable of the pruner " in said
+    assert "cannot be sent from process to process" in said
+
+
+def test_a_batch_of_another_process_is_refused_with_ones_own(pico_llama, tmp_path):
+    ids = [torch.full((1, 4), number) for number in range(4)]
+
+    def ask(ranks):
+        batches = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
+        replay = Replay(pico_llama(layers=1), LlamaAdapter(), batches, ranks=ranks)
+        assert list(replay.own) == [2 * ranks.rank, 2 * ranks.rank + 1]
+        assert torch.equal(replay.loss(0)[replay.own], replay.loss(0, replay.own))
+        with pytest.raises(ModelError, match=r"batch \d is another process', and this one has \d, \d: each\(\)"):
+            replay.loss(0, [3 - 3 * ranks.rank])
+
+    assert several(2, ask, tmp_path) == [(0, "")] * 2
 
 
 def test_another_recipe_is_named_with_its_rank(recipes, tmp_path):
