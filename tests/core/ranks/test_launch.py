@@ -76,4 +76,4 @@ def test_the_command_starts_itself_in_several_processes(ecoflap_command, monkeyp
     monkeypatch.setattr(sys, "argv", ["ecoflap", "run", "any.yaml", "--processes", "2"])
     code, _, _ = ecoflap_command("run", "any.yaml", "--processes", "2")
     assert code == 7
-    assert asked == [(2, [sys.executable, "-m", "ecoflap", "run", "any.yaml", "--processes", "2"])]
+    assert asked == [(2, [sys.executable, "-P", "-m", "ecoflap", "run", "any.yaml", "--processes", "2"])]
