@@ -51,12 +51,13 @@ def measured(model: str, asked: argparse.Namespace, folder: Path) -> Iterator[di
     """Give what each process of a run measured, by how many there were, for each repeat."""
     for _ in range(asked.repeats):
         yield {size: one_run(model, size, asked.set_, folder / str(size)) for size in (1, asked.processes)}
-        same = [
-            (folder / "1" / name).read_bytes() == (folder / str(asked.processes) / name).read_bytes() for name in SAME
-        ]
-        print(
-            f"{model}: the same in 1 and {asked.processes} processes: {dict(zip(SAME, same, strict=True))}", flush=True
-        )
+        same = {name: _bytes(folder / "1" / name) == _bytes(folder / str(asked.processes) / name) for name in SAME}
+        print(f"{model}: the same in 1 and {asked.processes} processes: {same}", flush=True)
+
+
+def _bytes(file: Path) -> bytes:
+    """Give what a file holds; nothing where there is none, as there are no scores with ``--set score=null``."""
+    return file.read_bytes() if file.is_file() else b""
 
 
 def one_run(model: str, size: int, set_: Sequence[str], folder: Path) -> list[dict[str, Any]]:
@@ -68,7 +69,7 @@ def one_run(model: str, size: int, set_: Sequence[str], folder: Path) -> list[di
 
 def report(model: str, several: int, repeats: Sequence[Mapping[int, Sequence[Mapping[str, Any]]]]) -> None:
     print(f"\n{model}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, medians of {len(repeats)}")
-    for stage in ("coarse", "fine"):
+    for stage in [stage for stage in ("coarse", "fine") if stage in repeats[0][1][0]]:
         alone, together = ([_worst(one[size], stage) for one in repeats] for size in (1, several))
         (wall, cpu), (walls, cpus) = (
             [median(column) for column in zip(*found, strict=True)] for found in (alone, together)

@@ -119,7 +119,7 @@ def run(
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
     if processes > 1 and not are_several():
-        sys.exit(launch(processes, [sys.executable, "-m", "ecoflap", *sys.argv[1:]]))
+        sys.exit(launch(processes, [sys.executable, "-P", "-m", "ecoflap", *sys.argv[1:]]))
     with stoppable(GOES_ON if is_first() else ""):
         from ecoflap.core.cli.run_table import run_table
         from ecoflap.core.cli.tables import show

@@ -29,7 +29,7 @@ from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation, Observed
 from ecoflap.core.forward.placement import Placement, device_of, tensors_of
 from ecoflap.core.forward.statistics import TokenWeights
-from ecoflap.core.forward.walk import BlockCall, BlockWatch, Record, Walk
+from ecoflap.core.forward.walk import BlockCall, BlockWatch, Record, Records, Walk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.ranks.shares import spans_dealt, spans_of
@@ -84,7 +84,7 @@ class Replay:
         self.ranks = ranks
         self._spans = spans_dealt(spans_of(len(batches), ranks.size), ranks.size)[ranks.rank]
         self.own: Sequence[int] = [number for span in self._spans for number in span]
-        self._records = {number: Record(keep_in) for number in self.own}
+        self._records = Records((number, Record(keep_in)) for number in self.own)
         self._finished = 0
         self._moved: list[str] = []
         self._of_loss: dict[str, Statistics] = {}
@@ -208,7 +208,7 @@ class Replay:
         """Give a replay for this process alone, in which what others have recorded of their batches is recorded too."""
         whole = copy(self)
         whole.ranks, whole.own, whole._spans = ALONE, range(len(self.batches)), spans_of(len(self.batches), 1)
-        whole._records = dict(enumerate(self.gathered([self._records[number] for number in self.own])))
+        whole._records = Records(enumerate(self.gathered(list(self._records.values()))))
         return whole
 
     def recorded(self, number: int) -> Sequence[Any]:

@@ -146,6 +146,16 @@ class Record:
                 raise ModelError(f"the model writes in place into what the blocks of its {tower} tower return")
 
 
+class Records(dict[int, Record]):
+    """The records of a process' own batches, by their numbers."""
+
+    def __missing__(self, number: int) -> Record:
+        own = ", ".join(map(str, self)) or "none"
+        raise ModelError(
+            f"batch {number} is another process', and this one has {own}: each() computes something of every batch"
+        )
+
+
 class Walk:
     """One forward in which blocks before ``first`` are stubs, and which ends with the last call of block ``last``.
 

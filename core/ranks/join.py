@@ -29,11 +29,16 @@ def joined() -> Iterator[Ranks]:
     if not are_several():
         yield ALONE
         return
-    rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     by_device = _own_device()
-    distributed.init_process_group("nccl" if by_device else "gloo", timeout=_WAITS)
-    group = distributed.new_group(backend="gloo", timeout=_WAITS) if by_device else None
-    watch = Watch(_store(size), rank, size)
+    try:
+        distributed.init_process_group("nccl" if by_device else "gloo", timeout=_WAITS)
+        group = distributed.new_group(backend="gloo", timeout=_WAITS) if by_device else None
+        watch = Watch(_store(), distributed.get_rank(), distributed.get_world_size())
+    except (RuntimeError, ValueError) as error:
+        raise RankError(
+            f"the processes of this run cannot find each other by what the environment says, as torchrun sets RANK, "
+            f"WORLD_SIZE, MASTER_ADDR and MASTER_PORT: {error}"
+        ) from error
     watch.start()
     try:
         yield Processes(watch, group, by_device=by_device)
@@ -74,9 +79,9 @@ def _own_device() -> bool:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or there) <= there
 
 
-def _store(size: int) -> Store:
+def _store() -> Store:
     """Connect to the store by which the processes found each other; a connection serves one thread at a time."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, size, is_master=False, timeout=timedelta(seconds=30))
+    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore(f"ecoflap {attempt}", store)

@@ -53,6 +53,7 @@ class RefinedView:
 
     name: str
     dtype: torch.dtype  # of the weights where the view is not open
+    ranks: Ranks = ALONE
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ from ecoflap.core.run.data import RunData
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.rounds import after_rounds
 from ecoflap.core.run.run_model import RunModel
-from ecoflap.core.run.same_ranks import check_enough_batches, check_same, check_same_found
+from ecoflap.core.run.same_ranks import check_enough_batches, check_same, check_same_found, check_sendable
 from ecoflap.core.run.stages import RunState
 
 _LONGEST_NAME = 120
@@ -123,6 +123,7 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
 def carry_out(state: RunState) -> Run:
     """Do every stage that is not done yet, and tell observers how it went."""
     check_same(state.ranks, state.recipe)
+    check_sendable(state.ranks, state.prepared.pruners)
     state.ranks.first(partial(_claim, state))
     ahead = tuple(_stages_ahead(state))
     working = any(stage not in ("load", "check") for stage in ahead)

@@ -1,11 +1,14 @@
 """The processes of one run have to do the same, on the same model and data and by the same code."""
 
 from collections.abc import Iterator, Mapping
+from pickle import PicklingError
 from typing import Any
 
 from ecoflap.core.errors import RunError
+from ecoflap.core.ranks.parcels import packed
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.differences import changes
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.environment import versions
 from ecoflap.core.run.data import RunData
@@ -38,6 +41,26 @@ def check_same_found(ranks: Ranks, fingerprints: Mapping[str, Any]) -> None:
         if own.get(what) != of_first[what]
     ]
     _refuse(problems, "their files differ from machine to machine, or were changed just now")
+
+
+def check_sendable(ranks: Ranks, pruners: Mapping[str, PartSpec]) -> None:
+    """Refuse statistics that cannot be sent to another process, before hours are spent on taking them.
+
+    :param pruners: By the tower, which counts for nothing here.
+    :raises RunError: With their names.
+    """
+    needs = {need: pruner.use for pruner in pruners.values() for need in pruner.options.needs} if ranks.size > 1 else {}
+    problems = []
+    for need, pruner in needs.items():
+        try:
+            packed(need(8))
+        except (AttributeError, TypeError, PicklingError) as error:
+            problems.append(
+                f"the statistic {need.__name__} of the pruner {pruner} cannot be sent from process to process: "
+                f"{error}. Give it __getstate__ and __setstate__, or run in one process"
+            )
+    if problems:
+        raise RunError(*problems)
 
 
 def check_enough_batches(ranks: Ranks, data: RunData) -> None:

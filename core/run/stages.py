@@ -244,6 +244,10 @@ def score(state: RunState, pools: Sequence[Pool]) -> Scores:
     with state.log.stage(state.stage("score")):
         if keys.scorer.options.shares:
             return _scored(state, batches, layers, state.ranks)
+        if state.ranks.size > 1 and batches:
+            state.log.note(
+                f"{keys.scorer.use}: it knows nothing of several processes, so one scores and the others wait"
+            )
         return state.ranks.first(lambda: _scored(state, batches, layers, ALONE))
 
 

@@ -52,7 +52,7 @@ class Runners:
         request = self._request
         registry = [] if request.registry is None else ["--registry", str(request.registry)]
         options = [*["--allow-code"] * request.allow_code, *["--accept-change"] * request.accept_change, *registry]
-        command = [sys.executable, "-m", "ecoflap", "run", str(file), "--folder", str(folder), *options]
+        command = [sys.executable, "-P", "-m", "ecoflap", "run", str(file), "--folder", str(folder), *options]
         environment = _environment(place, request.processes)
         with self._lock:
             process = subprocess.Popen(

@@ -4,11 +4,14 @@ import signal
 from functools import partial
 
 import pytest
+import torch
 from killing import killer_in
 from several import several
 
 import ecoflap
+from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import ModelError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.record.report import read_report
 from ecoflap.plugins.pruners.wanda import Wanda
@@ -59,6 +62,7 @@ def recipes(plain, data):
         prune="admm",
         refine=[{"use": "reconstruct", "steps": 2}, {"use": "distill", "steps": 2, "batches": 2}],
         evaluate=[{"use": "loss", "batch_size": 1, "data": held}, {"use": "kl", "data": held}],
+        export=None,
     )
     gradients = plain(
         calibration=data(4, batch_size=1),
@@ -66,8 +70,9 @@ def recipes(plain, data):
         prune={"use": "by_metric", "metric": "wanda_plus_plus"},
         rounds=2,
         sequential=True,
+        export=None,
     )
-    few = plain(calibration=data(3, batch_size=1), evaluate=None)
+    few = plain(calibration=data(3, batch_size=1), evaluate=None, export=None)
     return {
         "sums": sums,
         "trained": trained,
@@ -78,7 +83,9 @@ def recipes(plain, data):
             "prune": {"use": "by_metric", "metric": "magnitude_gradient"},
         },
         "of others": {**few, "score": {"use": OfItsOwn, "samples": 1}, "prune": OfItsOwnRows},
-        "no data": plain(calibration=None, score=None, allocate="uniform", prune="magnitude", evaluate=None),
+        "no data": plain(
+            calibration=None, score=None, allocate="uniform", prune="magnitude", evaluate=None, export=None
+        ),
     }
 
 
@@ -93,11 +100,12 @@ def everything(lasting):
     return everything
 
 
+SLOW = pytest.mark.slow
 CASES = [
     ("sums", 2),
-    ("sums", 4),
-    ("trained", 2),
-    ("gradients", 3),
+    pytest.param("sums", 4, marks=SLOW),
+    pytest.param("trained", 2, marks=SLOW),
+    pytest.param("gradients", 3, marks=SLOW),
     ("loss gradients", 2),
     ("of others", 2),
     ("no data", 2),
@@ -121,8 +129,8 @@ def test_several_processes_come_to_the_bits_of_one(recipes, name, size, everythi
 
 def test_each_of_two_computes_half_of_the_losses(plain, data, pico, tmp_path):
     model = {"source": str(pico / "model"), "adapter": Counting}
-    recipe = plain(model=model, calibration=data(8, batch_size=1), score={"use": "zeroth_order", "samples": 8},
-                   evaluate=None)  # fmt: skip
+    score = {"use": "zeroth_order", "samples": 4, "joint": True}
+    recipe = plain(model=model, calibration=data(4, batch_size=1), score=score, evaluate=None, export=None)
 
     def count(ranks):
         Counting._losses = 0
@@ -132,10 +140,12 @@ def test_each_of_two_computes_half_of_the_losses(plain, data, pico, tmp_path):
     count(ALONE)
     assert several(2, count, tmp_path) == [(0, "")] * 2
     (alone,) = (int(path.read_text()) for path in tmp_path.glob("count 1 *"))
-    assert all(0.5 * alone <= int(path.read_text()) < 0.55 * alone for path in tmp_path.glob("count 2 *"))
+    assert all(0.5 * alone <= int(path.read_text()) < 0.6 * alone for path in tmp_path.glob("count 2 *"))
 
 
-@pytest.mark.parametrize(("point", "then"), [("event:LayerPruned:10", 4), ("event:Progress score:2", 1)])
+@pytest.mark.parametrize(
+    ("point", "then"), [("event:LayerPruned:10", 1), pytest.param("event:Progress score:2", 4, marks=SLOW)]
+)
 def test_a_killed_run_goes_on_with_another_number_of_processes(recipes, everything, point, then, tmp_path, monkeypatch):
     ecoflap.run(recipes["sums"], folder=tmp_path / "alone")
     folder = tmp_path / "run"
@@ -160,6 +170,40 @@ def refused(tmp_path, recipe_of, size=2):
     assert not folder.exists()
     assert all(one.said.startswith("SaidElsewhereError") for one in ended[1:])
     return ended[0].said
+
+
+class Unsendable(ColumnNorm):
+    """A statistic that holds what no pickle does."""
+
+    def __init__(self, in_features):
+        super().__init__(in_features)
+        self.told = lambda: None
+
+
+class OfTheUnsendable(Wanda):
+    """A pruner that asks for it."""
+
+    needs = (Unsendable,)
+
+
+def test_a_statistic_that_cannot_be_sent_is_refused_by_name(plain, tmp_path):
+    said = refused(tmp_path, lambda rank: plain(prune=OfTheUnsendable))
+    assert "the statistic Unsendable of the pruner " in said
+    assert "cannot be sent from process to process" in said
+
+
+def test_a_batch_of_another_process_is_refused_with_ones_own(pico_llama, tmp_path):
+    ids = [torch.full((1, 4), number) for number in range(4)]
+
+    def ask(ranks):
+        batches = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
+        replay = Replay(pico_llama(layers=1), LlamaAdapter(), batches, ranks=ranks)
+        assert list(replay.own) == [2 * ranks.rank, 2 * ranks.rank + 1]
+        assert torch.equal(replay.loss(0)[replay.own], replay.loss(0, replay.own))
+        with pytest.raises(ModelError, match=r"batch \d is another process', and this one has \d, \d: each\(\)"):
+            replay.loss(0, [3 - 3 * ranks.rank])
+
+    assert several(2, ask, tmp_path) == [(0, "")] * 2
 
 
 def test_another_recipe_is_named_with_its_rank(recipes, tmp_path):

@@ -12,6 +12,7 @@ from ecoflap import Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.registry.observers import Observers
@@ -27,7 +28,7 @@ def model(pico_llama):
 
 @pytest.fixture
 def replay_of(model):
-    return lambda batches: Replay(model, LlamaAdapter(), batches)
+    return lambda batches, ranks=ALONE: Replay(model, LlamaAdapter(), batches, ranks=ranks)
 
 
 @pytest.fixture

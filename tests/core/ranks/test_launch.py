@@ -1,0 +1,79 @@
+"""Starting a command several times: the environment, the codes and the signals are those that torchrun would have."""
+
+import json
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from ecoflap.core.ranks import launch as launching
+from ecoflap.core.ranks.launch import are_several, is_first, launch
+
+
+def python(code):
+    return [sys.executable, "-c", f"import json, os, signal, sys, time\nrank = os.environ['RANK']\n{code}"]
+
+
+def test_each_process_is_told_who_it_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    code = f"open({str(tmp_path)!r} + '/' + rank, 'w').write(json.dumps(dict(os.environ)))"
+    assert launch(2, python(code)) == 0
+    for rank in ("0", "1"):
+        found = json.loads((tmp_path / rank).read_text())
+        wanted = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        assert wanted.items() <= found.items()
+        assert found["OMP_NUM_THREADS"] == str(max(1, (os.cpu_count() or 1) // 2))
+
+
+@pytest.mark.parametrize(
+    ("code", "ends_with"),
+    [
+        ("sys.exit(3 if rank == '1' else 0)", 3),
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else time.sleep(60)", 128 + signal.SIGKILL),
+        ("sys.exit(3) if rank == '0' else time.sleep(60)", 3),
+    ],
+)
+def test_the_code_is_that_of_the_process_that_failed(code, ends_with, monkeypatch):
+    monkeypatch.setattr(launching, "_PATIENCE", 0.2)
+    assert launch(2, python(code)) == ends_with
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on_and_told_by_the_code(number, tmp_path):
+    handler = signal.getsignal(number)
+    code = f"""
+signal.signal({int(number)}, lambda *_: sys.exit({128 + number}))
+open({str(tmp_path)!r} + "/" + rank, "w").close()
+time.sleep(60)
+"""
+
+    def stop():
+        while len(list(tmp_path.iterdir())) < 2:
+            threading.Event().wait(0.05)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert launch(2, python(code)) == 128 + number
+    thread.join()
+    assert signal.getsignal(number) is handler
+
+
+def test_who_is_one_of_several_knows_it(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert (are_several(), is_first()) == (False, True)
+    for rank, first in (("0", True), ("1", False)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        assert (are_several(), is_first()) == (True, first)
+
+
+def test_the_command_starts_itself_in_several_processes(ecoflap_command, monkeypatch):
+    asked = []
+    monkeypatch.setattr("ecoflap.core.cli.main.launch", lambda *arguments: asked.append(arguments) or 7)
+    monkeypatch.setattr(sys, "argv", ["ecoflap", "run", "any.yaml", "--processes", "2"])
+    code, _, _ = ecoflap_command("run", "any.yaml", "--processes", "2")
+    assert code == 7
+    assert asked == [(2, [sys.executable, "-P", "-m", "ecoflap", "run", "any.yaml", "--processes", "2"])]

@@ -1,0 +1,72 @@
+"""Runs of a sweep that are done several at a time."""
+
+import json
+import threading
+
+import pytest
+
+import ecoflap
+from ecoflap import SweepRequest
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.sweep.several import Runners, at_once
+from ecoflap.core.text.strict_yaml import write_yaml
+
+
+def test_so_many_are_under_way_at_a_time_and_all_are_done():
+    under_way, most, lock = set(), [], threading.Lock()
+
+    def do(job):
+        with lock:
+            under_way.add(job)
+            most.append(len(under_way))
+        threading.Event().wait(0.05)
+        with lock:
+            under_way.remove(job)
+        return "odd" if job % 2 else ""
+
+    found = dict(at_once(range(7), 3, do, lambda job, running: False))
+    assert found == {number: "odd" if number % 2 else "" for number in range(7)}
+    assert max(most) == 3
+
+
+def test_one_that_can_take_over_what_another_finds_waits_for_it():
+    begun, ended = [], []
+
+    def do(job):
+        begun.append((job, list(ended)))
+        threading.Event().wait(0.05)
+        return ""
+
+    for job, _ in at_once(
+        ["first", "second", "other"], 2, do, lambda job, running: job == "second" and "first" in running
+    ):
+        ended.append(job)
+    assert "first" in dict(begun)["second"]
+    assert sorted(ended) == ["first", "other", "second"]
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_processes_comes_to_what_it_comes_to_on_one(plain, lasting, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(write_yaml(plain()))
+    asked = {"what": tmp_path / "recipe.yaml", "set_": ["prune=wanda,magnitude"], "keep_models": True}
+    alone = ecoflap.sweep(SweepRequest(**asked, folder=tmp_path / "alone"))
+    told = []
+    both = ecoflap.sweep(SweepRequest(**asked, folder=tmp_path / "both", processes=2), tell=told.append)
+    assert not both.failed
+    assert [path.name for path in both.finished] == [path.name for path in alone.finished]
+    for one, other in zip(alone.finished, both.finished, strict=True):
+        assert lasting(other) == lasting(one)
+    taken = (both.finished[1] / "taken_over.jsonl").read_text().splitlines()
+    assert [json.loads(line)["what"] for line in taken] == ["dense evaluation", "scores"]
+    assert told[-1].startswith("[2/2] ")
+
+
+@pytest.mark.slow
+def test_what_a_run_fails_of_is_told_in_its_words(plain, tmp_path):
+    from ecoflap.core.recipe.load import parse_recipe
+    from ecoflap.core.registry.registry import load_registry
+
+    recipe = parse_recipe(plain(), registry=load_registry())
+    (tmp_path / "run").write_text("a file")
+    said = Runners(SweepRequest("any", processes=1)).run(recipe, RunFolder(tmp_path / "run").path)
+    assert said == f"{tmp_path / 'run'} is a file; a run needs a folder. Name another one with --folder"
