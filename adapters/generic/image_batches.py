@@ -13,6 +13,8 @@ from ecoflap.adapters.generic.examples import arguments_of, image_token
 from ecoflap.adapters.generic.wording import is_unknown, is_written_in, placeholder, tokenizer_of
 from ecoflap.adapters.shared.images import images_of
 from ecoflap.adapters.shared.losses import IGNORED
+from ecoflap.adapters.shared.members import member
+from ecoflap.adapters.shared.texts import check_tokens
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
 
@@ -33,6 +35,7 @@ def processed(
     """
     made = _with_images(processor, images_of(samples), text=list(texts), padding_side=side, **beside)
     _check_places(model, processor, made["input_ids"])
+    _check_words(model, processor, made["input_ids"])
     known = arguments_of(model.forward)
     return {name: value for name, value in made.items() if name in known}
 
@@ -135,3 +138,9 @@ def _check_places(model: nn.Module, processor: Any, input_ids: Int64[Tensor, "ro
             f"sample {without[0]} of a batch has no place for its image: the model looks for token {token} in its "
             f"text, and the {type(processor).__name__} writes {written!r}.{why}"
         )
+
+
+def _check_words(model: nn.Module, processor: Any, input_ids: Int64[Tensor, "rows tokens"]) -> None:
+    """Refuse words that the model has no embedding for; its places for images may lie behind them."""
+    words = input_ids[input_ids != (image_token(model.config) or 0)]
+    check_tokens(model, words[None], len(member(model, "get_input_embeddings")().weight), tokenizer_of(processor))

@@ -17,6 +17,8 @@ EMBEDDINGS = {
     "blip2_llama": "language_model.model.embed_tokens",
     "blip2_t5": "language_model.shared",
     "blip2_retrieval": "embeddings.word_embeddings",
+    "llava": "model.language_model.embed_tokens",
+    "qwen2_vl": "model.language_model.embed_tokens",
 }
 FEW = 3
 

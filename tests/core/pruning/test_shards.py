@@ -240,3 +240,15 @@ def test_the_names_in_an_index_are_those_in_the_files(recipe, tmp_path):
         with safe_open(file, framework="pt") as opened:
             found |= dict.fromkeys(opened.keys(), file.name)
     assert found == weight_map
+
+
+@pytest.mark.parametrize("recipe", ["mixtral"], indirect=True)
+def test_several_processes_hold_the_same_files(recipe, heard_by, tmp_path):
+    from several import several
+
+    ecoflap.run(recipe, folder=tmp_path / "alone")
+    with pytest.raises(KeyboardInterrupt):
+        ecoflap.run(recipe, folder=tmp_path / "run", registry=heard_by(stopping_behind("layers.1.self_attn.o_proj")))
+    ended = several(2, lambda ranks: ecoflap.run(recipe, folder=tmp_path / "run", ranks=ranks), tmp_path)
+    assert ended == [(0, "")] * 2
+    assert_alike(tmp_path / "run", tmp_path / "alone")
