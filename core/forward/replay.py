@@ -258,12 +258,13 @@ class Replay:
     @contextmanager
     def perturbed(self, layer: Layer, delta: Float[Tensor, "out in"]) -> Iterator[None]:
         """Hold ``weight + delta`` in ``dtype``'s precision; afterwards the weight is the same tensor, bit for bit."""
-        parameter = layer.parameter
-        original = parameter.data
-        wide = original if self.dtype is None else original.to(torch.promote_types(original.dtype, self.dtype))
+        parameter, original = layer.parameter, layer.parameter.data
+        wide = original.dtype if self.dtype is None else torch.promote_types(original.dtype, self.dtype)
         self._moved.append(layer.name)
         try:
-            with _added(layer, parameter, wide, delta.to(wide)):
+            added = _added(layer, parameter, wide, delta.to(original.device, wide))
+            del delta  # of a block moved at once these are as large as all its weights
+            with added:
                 yield
         finally:
             parameter.data = original
@@ -367,18 +368,18 @@ class Replay:
 
 
 @contextmanager
-def _added(layer: Layer, parameter: nn.Parameter, wide: Tensor, delta: Float[Tensor, "out in"]) -> Iterator[None]:
-    """Give a parameter the data ``wide`` with ``delta`` on the layer's matrix of it.
+def _added(layer: Layer, parameter: nn.Parameter, dtype: torch.dtype, delta: Float[Tensor, "out in"]) -> Iterator[None]:
+    """Give a parameter its data in ``dtype`` with ``delta`` on the layer's matrix of it.
 
-    A layer that is a part is written in place, and put back bit for bit: its parameter may be that of a hundred
-    experts, all of them perturbed at once.
+    A part is written in place and put back: its parameter may be that of a hundred experts, all perturbed at once.
     """
     if layer.part is None:
-        parameter.data = wide + layer.as_stored(delta)
+        parameter.data = parameter.data.to(dtype, copy=True).add_(layer.as_stored(delta))
+        del delta
         yield
         return
-    parameter.data = wide
-    matrix = layer.matrix_of(wide)
+    parameter.data = parameter.data.to(dtype)
+    matrix = layer.matrix_of(parameter.data)
     before = matrix.clone()
     matrix.add_(delta)
     try:
