@@ -176,7 +176,7 @@ class EvaluatorOptions(PartOptions):
         default, stands for an evaluator that is called on both models alike.
     :cvar answers: A method ``answers(model, adapter, note)`` that gives an ``Answered`` for each sample, the samples in
         one order, for the evaluator ``agreement``. None, the default, for one whose results are no single answers.
-    :cvar shared: A method ``shared(model, adapter, note, ranks)`` that gives in every process what the call gives in
+    :cvar dealt: A method ``dealt(model, adapter, note, ranks)`` that gives in every process what the call gives in
         one, each of them having looked at a share of the data: ``ranks.deal`` deals them. None, the default, for an
         evaluator that one process calls while the others wait. It is not asked of one with ``remember``.
     """
@@ -185,7 +185,7 @@ class EvaluatorOptions(PartOptions):
     loss_batch_size: int | None = None
     remember: Callable[[nn.Module, Any, Callable[[str], None]], Mapping[str, Tensor]] | None = None
     answers: Callable[[nn.Module, Any, Callable[[str], None]], Iterable[Answered]] | None = None
-    shared: Callable[[nn.Module, Any, Callable[[str], None], Ranks], Mapping[str, Measure]] | None = None
+    dealt: Callable[[nn.Module, Any, Callable[[str], None], Ranks], Mapping[str, Measure]] | None = None
 
     def lacks(self, sample: Sample) -> str | None:
         """Name what a sample of its data is without that it needs, such as ``label``; None, the default, for nothing.

@@ -85,7 +85,7 @@ class Evaluation:
         :param ranks: The processes that do it together, where the evaluator shares its data; otherwise the first does
             it alone.
         """
-        if self.evaluator.options.shared is not None:
+        if self.evaluator.options.dealt is not None or ranks.size == 1:
             self._run(path, stage, model, adapter, note, ranks)
         else:
             ranks.first(lambda: self._run(path, stage, model, adapter, note, ALONE))
@@ -113,8 +113,8 @@ class Evaluation:
         append_line(target, line)
 
     def _found(self, path: Path, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Any:
-        if self.evaluator.options.shared is not None:
-            return self.evaluator.options.shared(model, adapter, note, ranks)
+        if self.evaluator.options.dealt is not None and ranks.size > 1:
+            return self.evaluator.options.dealt(model, adapter, note, ranks)
         if not self.compares:
             return self.evaluator.built(model, adapter, note)
         file = self.remembered(path)

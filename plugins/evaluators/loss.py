@@ -47,9 +47,9 @@ class Loss:
         return self.batch_size
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
-        return self.shared(model, adapter, note, ALONE)
+        return self.dealt(model, adapter, note, ALONE)
 
-    def shared(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
+    def dealt(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
         """Measure as the call does, each process some of the batches."""
         batched = _none_alone(self.data(adapter, model, note), self.batch_size)
         found = shared_losses("loss", model, adapter, batched, lambda one: len(one.samples), ranks)

@@ -49,9 +49,9 @@ class Perplexity:
         return "tokens; a dataset such as text gives them" if sample.tokens is None else None
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
-        return self.shared(model, adapter, note, ALONE)
+        return self.dealt(model, adapter, note, ALONE)
 
-    def shared(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
+    def dealt(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
         """Measure as the call does, each process some of the windows."""
         windows = _windows(self.data(adapter, model, note))
         found = shared_losses("perplexity", model, adapter, windows, predicted, ranks)

@@ -3,8 +3,9 @@
 import json
 import os
 import signal
+import subprocess
 import sys
-import threading
+import time
 
 import pytest
 
@@ -40,25 +41,33 @@ def test_the_code_is_that_of_the_process_that_failed(code, ends_with, monkeypatc
     assert launch(2, python(code)) == ends_with
 
 
+STARTER = """
+import signal, sys
+from ecoflap.core.ranks.launch import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in what a shell starts in the background
+sys.exit(launch(2, {command!r}))
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_and_told_by_the_code(number, tmp_path):
-    handler = signal.getsignal(number)
     code = f"""
 signal.signal({int(number)}, lambda *_: sys.exit({128 + number}))
 open({str(tmp_path)!r} + "/" + rank, "w").close()
 time.sleep(60)
 """
-
-    def stop():
+    with subprocess.Popen([sys.executable, "-c", STARTER.format(command=python(code))]) as starter:
         while len(list(tmp_path.iterdir())) < 2:
-            threading.Event().wait(0.05)
-        os.kill(os.getpid(), number)
+            assert starter.poll() is None
+            time.sleep(0.05)
+        starter.send_signal(number)
+        assert starter.wait(50) == 128 + number
 
-    thread = threading.Thread(target=stop)
-    thread.start()
-    assert launch(2, python(code)) == 128 + number
-    thread.join()
-    assert signal.getsignal(number) is handler
+
+def test_handlers_of_signals_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert launch(1, python("")) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_who_is_one_of_several_knows_it(monkeypatch):

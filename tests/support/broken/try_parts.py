@@ -89,4 +89,4 @@ def told(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, Ended]]:
         kind, _, name = one.partition(": ")
         recipe = recipe_with(kind, dict(broken_parts(kind))[name])
         outcomes = (ended(asked, recipe, registry, folder) for asked in (planned, ran))
-        yield one, next(outcome for outcome in outcomes if outcome.code)
+        yield one, next((outcome for outcome in outcomes if outcome.code), Ended(0, "refused by neither", ""))
