@@ -123,11 +123,21 @@ CHANGES = (
 
 def changed(document: Any, draw: Random, changes: int = 0) -> Any:
     """Give a copy with some values and keys broken, most often one."""
-    copy = deepcopy(document)
+    copy = _apart(document)
     for _ in range(changes or draw.choice([1, 1, 1, 1, 2, 3])):
         if found := list(places(copy)):
             draw.choice(CHANGES)(draw, copy, draw.choice(found))
     return copy
+
+
+def _apart(value: Any) -> Any:
+    """Copy a value that two places of a document may share, so that it is one of its own at each.
+
+    Exchanged for something in itself, a shared one would hold itself.
+    """
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else deepcopy(value)
 
 
 def broken_bytes(raw: bytes, draw: Random) -> bytes:
