@@ -4,8 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -78,10 +77,16 @@ def header_of(tensors: Mapping[str, StoredAs], metadata: Mapping[str, str]) -> b
     return len(text).to_bytes(8, "little") + text
 
 
-def extents_in(file: Path) -> dict[str, tuple[int, int]]:
-    """Read where in a file the bytes of each tensor begin and end."""
-    with file.open("rb") as stream:
-        start = 8 + (size := int.from_bytes(stream.read(8), "little"))
-        header = json.loads(stream.read(size))
-    offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
-    return {name: (start + begin, start + end) for name, (begin, end) in offsets.items()}
+def places_in(stream: BinaryIO) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Read each tensor's dtype, as safetensors names it, its shape, and where in the file it begins and ends.
+
+    The header is taken to be sound, as the library has found it where a file was opened by it.
+    """
+    size = int.from_bytes(stream.read(8), "little")
+    header = json.loads(stream.read(size))
+    header.pop("__metadata__", None)
+    places = {}
+    for name, entry in header.items():
+        begin, end = (8 + size + offset for offset in entry["data_offsets"])
+        places[name] = entry["dtype"], tuple(entry["shape"]), begin, end
+    return places

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ecoflap.core.disk.json_files import json_value
-from ecoflap.core.disk.safetensors_header import DTYPES, NAMES, StoredAs, header_of, in_file_order
+from ecoflap.core.disk.safetensors_header import DTYPES, NAMES, StoredAs, header_of, in_file_order, places_in
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
 
@@ -184,7 +184,7 @@ def open_sealed(path: Path, form: str | None) -> Iterator[Sealed]:
         if metadata["seal"] != _seal(metadata["manifest"], metadata["sha256"]):
             raise FormatError(f"{path}: its header is damaged: it is not what was written (SHA-256)")
         hashes = _hashes(path, metadata["sha256"])
-        sealed = Sealed(path, metadata["manifest"], hashes, metadata["seal"], stream, _places(stream))
+        sealed = Sealed(path, metadata["manifest"], hashes, metadata["seal"], stream, places_in(stream))
         sealed.expect(sealed.places)
         yield sealed
 
@@ -196,18 +196,6 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, ValueError, OSError) as error:
         raise FormatError(f"{path} is truncated, damaged or not a safetensors file: {error}") from error
-
-
-def _places(stream: BinaryIO) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """Read where each tensor is. The library found the header sound: none is outside the file or overlaps another."""
-    size = int.from_bytes(stream.read(8), "little")
-    header = json.loads(stream.read(size))
-    header.pop("__metadata__")
-    places = {}
-    for name, entry in header.items():
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        places[name] = entry["dtype"], tuple(entry["shape"]), begin, end
-    return places
 
 
 def _hashes(path: Path, text: str) -> Mapping[str, str]:

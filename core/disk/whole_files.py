@@ -72,6 +72,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where that cannot be, as on another disk."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def sha256_of(path: Path) -> str:
     """Give the SHA-256 of a file in hexadecimal, reading it in pieces."""
     with path.open("rb") as file:

@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 from safetensors import safe_open
 from torch import Tensor
 
-from ecoflap.core.disk.safetensors_header import extents_in
+from ecoflap.core.disk.safetensors_header import places_in
 from ecoflap.core.disk.sealed import SealedTensor, write_safetensors
 from ecoflap.core.errors import RunError
 
@@ -45,7 +45,7 @@ class MappedWeights:
         self.scratch = scratch
         self.places: dict[str, Place] = {}
         self._stamps: dict[Path, tuple[int, int]] = {}
-        self._extents: dict[Path, Mapping[str, tuple[int, int]]] = {}
+        self._headers: dict[Path, Mapping[str, tuple[str, tuple[int, ...], int, int]]] = {}
 
     def map(self, weight: str, place: Place, dtype: torch.dtype) -> Shaped[Tensor, "..."]:
         """Map a weight, and know its place from then on.
@@ -87,7 +87,7 @@ class MappedWeights:
             return
         for place in [self.places[name] for name in weights if name in self.places]:
             if place.file.is_file():  # of the scratch folder nothing is left but what is mapped
-                begin, end = self._extents_in(place.file)[place.name]
+                *_, begin, end = self._places_in(place.file)[place.name]
                 with place.file.open("rb") as file:
                     os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
@@ -95,10 +95,11 @@ class MappedWeights:
         self.places[weight] = place
         self._stamps.setdefault(place.file, _stamp(place.file))
 
-    def _extents_in(self, file: Path) -> Mapping[str, tuple[int, int]]:
-        if file not in self._extents:
-            self._extents[file] = extents_in(file)
-        return self._extents[file]
+    def _places_in(self, file: Path) -> Mapping[str, tuple[str, tuple[int, ...], int, int]]:
+        if file not in self._headers:
+            with file.open("rb") as stream:
+                self._headers[file] = places_in(stream)
+        return self._headers[file]
 
     def _is_scratch(self, file: Path) -> bool:
         return file.is_relative_to(self.scratch)

@@ -5,7 +5,6 @@ blocks are finished, the saved model gets links to their files, so that no weigh
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ecoflap.core.disk.sealed import hash_of, sealed, write_safetensors
+from ecoflap.core.disk.whole_files import link_or_copy
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import Block
 from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped
@@ -91,7 +91,7 @@ class Shards:
         parts.mkdir()
         finished = sorted((self.folder / _STORED).glob("*.safetensors"))
         for file in finished:
-            _link(file, parts / file.name)
+            link_or_copy(file, parts / file.name)
         left = {name: one for name, one in self._weights.items() if self.weights.places[name].file not in finished}
         others = {stored: sealed(one.data) for name, one in left.items() if (stored := self._name_on_disk(name))}
         if others:
@@ -151,14 +151,6 @@ def _weight_in(file: Path, name: str) -> Tensor:
         return mapped(Place(file, name, name))
     except (OSError, SafetensorError) as error:
         raise FormatError(f"{file} is missing or damaged: {error}") from error
-
-
-def _link(file: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system knows no links."""
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copyfile(file, target)
 
 
 def _number(folder: Path, files: Sequence[Path]) -> None:

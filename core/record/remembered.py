@@ -4,8 +4,6 @@ The file is written before the line in ``evaluations.jsonl`` that knows its seal
 without a line is of a process that was killed in between, and is written anew by the next.
 """
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from torch import Tensor
 from ecoflap.core.contracts.answers import is_text, shown
 from ecoflap.core.disk.safetensors_header import NAMES
 from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
-from ecoflap.core.disk.whole_files import whole_file
+from ecoflap.core.disk.whole_files import link_or_copy, whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
 
 DENSE = "dense"
@@ -92,10 +90,7 @@ def take_over_remembered(source: Path, seal: str, target: Path) -> None:
     """
     check_remembered(source, seal)
     with whole_file(target) as temporary:
-        try:
-            os.link(source.resolve(), temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
+        link_or_copy(source, temporary)
 
 
 @contextmanager

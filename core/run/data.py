@@ -10,6 +10,7 @@ from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.record.evaluations import digests
 from ecoflap.core.record.run_log import RunLog
+from ecoflap.core.run.plan_trials import held_out_of
 from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.run_model import RunModel
 
@@ -63,7 +64,7 @@ class RunData:
         if recipe.calibration is not None:
             count = self._calibration(recipe.calibration).count()
             options = recipe.allocate.options
-            held_out = max(1, int(options.held_out * count)) if options.candidates else 0
+            held_out = held_out_of(count, options.held_out) if options.candidates else 0
             counts["calibration data"] = count - held_out
         keys = recipe.score_calibration
         if keys is not None and self._prepared.looks_at_scores and recipe.score is not None:

@@ -69,7 +69,7 @@ class PlanTrials:
 
     @property
     def _held_out(self) -> Sequence[Batch]:
-        count = max(1, int(self.held_out * len(self.batches)))
+        count = held_out_of(len(self.batches), self.held_out)
         if count >= len(self.batches):
             raise RecipeError(
                 f"allocate: candidates are tried on calibration batches that are held out, and there are only "
@@ -102,3 +102,8 @@ class PlanTrials:
 def _digest(plan: Plan) -> str:
     """Tell plans apart by what layers keep; that two candidates call groups otherwise changes nothing."""
     return sha256(json.dumps({name: layer.keep for name, layer in plan.layers.items()}).encode()).hexdigest()
+
+
+def held_out_of(batches: int, share: float) -> int:
+    """Count the batches that candidates are tried on."""
+    return max(1, int(share * batches))
