@@ -35,9 +35,7 @@ def stoppable(said: str = GOES_ON) -> Iterator[None]:
     :param said: The word, such as how to go on. Of two contexts within each other the inner one says it.
         Empty where another process says it.
     """
-    # One that is ignored, as behind nohup, stays so.
-    taken = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _stop) for number in taken}
+    before = {number: signal.signal(number, _stop) for number in _heeded()}
     try:
         yield
     except (KeyboardInterrupt, Stopped) as stop:
@@ -69,9 +67,13 @@ def ended(run: Callable[[], int]) -> int:
 
 def end_at_once() -> None:
     """Let a signal from now on end the process at once, for its work is done and only Python's own is left."""
-    for number in _STOPPING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _exit)
+    for number in _heeded():
+        signal.signal(number, _exit)
+
+
+def _heeded() -> list[signal.Signals]:
+    """List the signals that stop this process. One that is ignored, as behind nohup, stays so."""
+    return [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _read_by_nobody() -> None:
@@ -84,7 +86,7 @@ def _read_by_nobody() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    for other in _STOPPING:
+    for other in _heeded():
         signal.signal(other, _exit)
     raise Stopped(number)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ecoflap
+from ecoflap.core.cli.stopping import stoppable
 
 pytest.importorskip("transformers.models.llama", reason="a process of its own knows no LLaMA here")
 
@@ -105,3 +106,15 @@ def test_a_pipe_that_nobody_reads_ends_the_command_as_sigpipe_does(buffered):
     finally:
         os.close(write)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_signal_that_is_ignored_stays_so_when_another_stops_the_command():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as stop, stoppable():
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.value.code == 143
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -180,16 +180,18 @@ def test_a_signal_ends_it_with_how_to_go_on(recipe, unbroken, lasting, ecoflap_c
     )
     (tmp_path / "signals.yaml").write_text("version: 1\nplugins: {signals: signals}\n")
     arguments = ["run", tmp_path / "recipe.yaml", "--folder", tmp_path / "run"]
-    # a shell has what it runs in the background ignore the one of Ctrl-C, these tests included
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(tmp_path)
+
+    def stopped():
+        # a shell has what it runs in the background ignore the one of Ctrl-C, these tests included
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         ended, _, said = ecoflap_command(*arguments, "--registry", tmp_path / "signals.yaml")
-    signal.signal(signal.SIGINT, before)
-    sys.modules.pop("signals")
+        (tmp_path / "ended.json").write_text(json.dumps([ended, said, signal.getsignal(signal.SIGTERM)]))
+
+    assert in_a_fork({"PYTHONPATH": str(tmp_path)}, stopped) == 0
+    ended, said, handler = json.loads((tmp_path / "ended.json").read_text())
     assert ended == code
     assert said.endswith("\necoflap: stopped; the same command goes on from here\n")
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert handler == signal.SIG_DFL
     assert '"RunFailed"' in (tmp_path / "run" / "log.jsonl").read_text()
     assert ecoflap_command(*arguments)[0] == 0
     assert lasting(tmp_path / "run") == unbroken
