@@ -1,4 +1,4 @@
-"""What one sparsity and ECoFLaP's budgets cost the LLaVA in the box: two pruners, three sparsities, three seeds.
+"""What one sparsity and ECoFLaP's budgets cost the LLaVA in the box: pruners and chains, by sparsity, in three seeds.
 
     python examples/box/llava/build_llava.py
     python benchmarks/llava.py runs/llava benchmarks/results/llava.jsonl
@@ -6,7 +6,8 @@
 
 Each row is a run of ``quickstart-llava`` with 128 samples, 32 to score on, and all 2,000 questions of the test set. Its
 figures are appended when it ends, and a row that is there is not done again, so this may be stopped and started as one
-likes. The rows that matter most come first. With ``--seeds 0`` and ``--seeds 1 2`` two processes share the work.
+likes. First the table of two pruners and three sparsities is filled, then the chains' rows are done. With ``--seeds 0``
+and ``--seeds 1 2`` two processes share the work.
 """
 
 import argparse
@@ -29,8 +30,35 @@ BUDGETS = {
     "zeroth order": ("score.samples=32",),
     "first order": (f"score={{use: first_order, samples: 32, calibration: {TWO_AT_ONCE}}}",),
 }
-PRUNERS = ("wanda", "sparsegpt")
-SPARSITIES, SEEDS = (0.5, 0.6, 0.7), (0, 1, 2)
+TEXT, TRAINED = "tokens=text", "refine=[reconstruct]"
+PRUNERS = {
+    "wanda": ("prune=wanda",),
+    "sparsegpt": ("prune=sparsegpt",),
+    "wanda on text tokens": ("prune=wanda", TEXT),
+    "admm": ("prune=admm",),
+    "admm on text tokens": ("prune=admm", TEXT),
+    "admm → reconstruct": ("prune=admm", TRAINED),
+    "admm on text tokens → reconstruct": ("prune=admm", TEXT, TRAINED),
+}
+"""Statistics of text tokens alone, in the language tower, leave out the 64 of 79 positions that an image takes."""
+SPARSITIES, SEEDS = (0.5, 0.6, 0.7, 0.8), (0, 1, 2)
+TABLE = list(product(BUDGETS, SPARSITIES[:3], ("wanda", "sparsegpt")))
+CHAINS = [
+    ("first order", 0.7, "admm → reconstruct"),
+    ("first order", 0.8, "admm → reconstruct"),
+    ("first order", 0.8, "admm on text tokens → reconstruct"),
+    ("first order", 0.7, "admm"),
+    ("first order", 0.6, "admm"),
+    ("first order", 0.5, "wanda on text tokens"),
+    ("first order", 0.8, "admm"),
+    ("first order", 0.8, "admm on text tokens"),
+    ("zeroth order", 0.7, "admm"),
+    ("zeroth order", 0.8, "admm on text tokens"),
+    ("zeroth order", 0.5, "wanda on text tokens"),
+    ("uniform", 0.7, "admm"),
+    ("uniform", 0.7, "admm → reconstruct"),
+    ("uniform", 0.8, "admm → reconstruct"),
+]
 WHOLE = ("calibration.samples=128", "evaluate.data.samples=null", "export=null")
 
 
@@ -45,18 +73,19 @@ class Row:
 
     @property
     def folder(self) -> str:
-        return f"{self.budget.replace(' ', '-')}-{self.pruner}-{self.sparsity}-{self.seed}"
+        plain = f"{self.budget}-{self.pruner}-{self.sparsity}-{self.seed}"
+        return plain.replace(" → ", "+").replace(" ", "-")
 
     @property
     def settings(self) -> list[str]:
-        own = (f"prune={self.pruner}", f"sparsity={self.sparsity}", f"seed={self.seed}")
+        own = (*PRUNERS[self.pruner], f"sparsity={self.sparsity}", f"seed={self.seed}")
         return [*WHOLE, *BUDGETS[self.budget], *own]
 
 
 def rows() -> Iterator[Row]:
-    """Give the rows in the order they are done: the first seed's, then the others', 60 % before 70 and 50 %."""
-    for sparsities, seeds in ((SPARSITIES, SEEDS[:1]), *(((share,), SEEDS[1:]) for share in (0.6, 0.7, 0.5))):
-        for seed, budget, sparsity, pruner in product(seeds, BUDGETS, sparsities, PRUNERS):
+    """Give the rows in the order they are done, the first seed's before the others'."""
+    for cells, seeds in product((TABLE, CHAINS), (SEEDS[:1], SEEDS[1:])):
+        for (budget, sparsity, pruner), seed in product(cells, seeds):
             yield Row(budget, pruner, sparsity, seed)
 
 
@@ -90,7 +119,8 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"|---|{'---:|' * len(SPARSITIES)}"
     for pruner, budget in product(PRUNERS, BUDGETS):
         cells = [cell([x for x in lines if matches(x, budget, pruner, share)]) for share in SPARSITIES]
-        yield f"| {budget} → {pruner} | {' | '.join(cells)} |"
+        if set(cells) != {"–"}:
+            yield f"| {budget} → {pruner} | {' | '.join(cells)} |"
 
 
 def by_type(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
