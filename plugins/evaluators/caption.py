@@ -5,23 +5,24 @@ al., CIDEr, CVPR 2015; Papineni et al., BLEU, ACL 2002; Lin, ROUGE, 2004; Anders
 """
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
-from ecoflap.core.contracts.abilities import Generates, Generation
+from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import complete
 from ecoflap.plugins.evaluators.shared.caption_scores import SCORERS, Metric, missing_for
 from ecoflap.plugins.evaluators.shared.caption_words import words
 from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
-from ecoflap.plugins.evaluators.shared.model_calls import texts_said
+from ecoflap.plugins.evaluators.shared.model_calls import shared_texts
 
 
 @hookimpl
@@ -75,33 +76,38 @@ class Caption:
         return missing_for(self.metrics)
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
+        return self.dealt(model, adapter, note, ALONE)
+
+    def dealt(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
+        """Measure as the call does, each process having some of the images captioned."""
         missing = [*missing_for(self.metrics)]
         if missing:
             raise DataError(*(f"caption: {problem}" for problem in missing))
-        made = self._captioned(model, adapter, note)
-        silent = made.said.count("")
+        captioned = self._captioned(model, adapter, note, ranks)
+        said, references, ended, images = map(list, zip(*captioned, strict=True))
+        silent = said.count("")
         if silent:
-            note(f"{silent} of {len(made.said)} captions are empty.")
-        scored = [SCORERS[metric](made.said, made.references, made.images) for metric in dict.fromkeys(self.metrics)]
+            note(f"{silent} of {len(said)} captions are empty.")
+        scored = [SCORERS[metric](said, references, images) for metric in dict.fromkeys(self.metrics)]
         found = {name: measure for measures in scored for name, measure in measures.items()}
-        return {**found, "caption ended": mean_over_images(made.ended, made.images, "captions")}
+        return {**found, "caption ended": mean_over_images(ended, images, "captions")}
 
     @property
     def _generation(self) -> Generation:
         return Generation(self.max_new_tokens, self.min_new_tokens, self.num_beams, self.length_penalty)
 
-    def _captioned(self, model: nn.Module, adapter: Adapter, note: Note) -> "_Captioned":
+    def _captioned(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> list["_Captioned"]:
         """Let the model caption every image."""
         check_ability("caption", Generates, adapter, model)
         samples = complete("caption", self.data(adapter, model, note), self.batch_size, self.lacks)
         asked = (replace(sample, question=self.prompt or None) for sample in samples)
-        made = _Captioned()
-        for number, (sample, said) in enumerate(texts_said(model, adapter, asked, self._generation, self.batch_size)):
-            made.said.append(words(self._without_prompt(said.text)))
-            made.references.append([words(text) for text in _references(sample)])
-            made.ended.append(float(said.ended))
-            made.images.append(image_of(sample, number))
-        return made
+
+        def cut(number: int, sample: Sample, said: Said) -> _Captioned:
+            references = [words(text) for text in _references(sample)]
+            made = words(self._without_prompt(said.text))
+            return _Captioned(made, references, float(said.ended), image_of(sample, number))
+
+        return shared_texts(model, adapter, asked, self._generation, self.batch_size, cut, ranks)
 
     def _without_prompt(self, text: str) -> str:
         """Take the prompt off, which a model with an encoder may say itself."""
@@ -109,14 +115,17 @@ class Caption:
         return text[len(self.prompt) :] if begins else text
 
 
-@dataclass
-class _Captioned:
-    """Holds what a model said of each image, cut into words, with the words of its references."""
+class _Captioned(NamedTuple):
+    """Holds what a model said of an image, cut into words, with the words of its references.
 
-    said: list[str] = field(default_factory=list)
-    references: list[list[str]] = field(default_factory=list)
-    ended: list[float] = field(default_factory=list)
-    images: list[Hashable] = field(default_factory=list)
+    :param ended: 1 where the model ended its caption itself, else 0.
+    :param image: What captions of one image have in common.
+    """
+
+    said: str
+    references: list[str]
+    ended: float
+    image: Hashable
 
 
 def _references(sample: Sample) -> tuple[str, ...]:

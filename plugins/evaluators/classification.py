@@ -16,6 +16,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Answered, Measure, Sample
 from ecoflap.core.errors import refuse_below_one
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.checks import (
     check_ability,
     check_same_classes,
@@ -53,8 +54,12 @@ class Classification:
         return "label" if sample.label is None else None
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
-        scores_of = self._scores(model, adapter)
-        return class_accuracies("classification", self.data(adapter, model, note), self.batch_size, scores_of)
+        return self.dealt(model, adapter, note, ALONE)
+
+    def dealt(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
+        """Measure as the call does, each process having some of the images classified."""
+        scores_of, samples = self._scores(model, adapter), self.data(adapter, model, note)
+        return class_accuracies("classification", samples, self.batch_size, scores_of, ranks)
 
     def answers(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[Answered]:
         """Give the class that the model finds each image's likeliest."""

@@ -21,6 +21,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note, ignore
 from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError, refuse_below_one
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
 from ecoflap.plugins.evaluators.shared.captioned_images import CaptionedImages
 from ecoflap.plugins.evaluators.shared.checks import check_ability, why_unable
@@ -77,14 +78,18 @@ class Retrieval:
         return None if sample.captions else "caption"
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
+        return self.dealt(model, adapter, note, ALONE)
+
+    def dealt(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
+        """Measure as the call does, each process embedding and matching some of the images and texts."""
         self._check(model, adapter)
         pairs = CaptionedImages()
-        compared = self._compared(model, adapter, pairs, note)
+        compared = self._compared(model, adapter, pairs, note, ranks)
         sides: tuple[Iterator[Ranked], Iterator[Ranked]] = compared.texts_of_images(), compared.images_of_texts()
         if self.rerank is not None:
             near_texts, near_images = (Nearest.among(side, self.rerank) for side in sides)
             again = pairs.again(self.data(adapter, model, ignore))  # its notes were told at the first reading
-            match_nearest(near_texts, near_images, again, pairs.captions(), self._matching(model, adapter))
+            match_nearest(near_texts, near_images, again, pairs.captions(), self._matching(model, adapter), ranks)
             sides = near_texts.by_both(), near_images.by_both()
         owners, count = pairs.captions().owners.tolist(), len(compared.images)
         return {
@@ -92,20 +97,20 @@ class Retrieval:
             **_measures("IR", sides[1], count, "captions", owners),
         }
 
-    def _compared(self, model: nn.Module, adapter: Any, pairs: CaptionedImages, note: Note) -> Compared:
+    def _compared(self, model: nn.Module, adapter: Any, pairs: CaptionedImages, note: Note, ranks: Ranks) -> Compared:
         """Read and embed all images and captions.
 
         :param pairs: Is filled while the data are read.
         """
         samples = pairs.first_of_each(self.data(adapter, model, note))
-        images = embedded_images("retrieval", model, adapter, samples, self.batch_size)
+        images = embedded_images("retrieval", model, adapter, samples, self.batch_size, ranks)
         repeated = pairs.note()
         if repeated:
             note(repeated)
         if len(images) < 2:
             raise DataError("retrieval: its data holds one image, and nothing to tell it from.")
         captions = pairs.captions()
-        texts = embedded_texts("retrieval", model, adapter, captions.texts, self.batch_size)
+        texts = embedded_texts("retrieval", model, adapter, captions.texts, self.batch_size, ranks)
         there = captions._replace(places=captions.places.to(images.device), owners=captions.owners.to(images.device))
         return Compared(partial(adapter.similarity, model), images, texts, there, self.shared)
 

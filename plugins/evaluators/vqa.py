@@ -16,10 +16,11 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Answered, Measure, Sample
 from ecoflap.core.errors import EcoflapError, refuse_below_one
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import complete
 from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
-from ecoflap.plugins.evaluators.shared.model_calls import texts_said
+from ecoflap.plugins.evaluators.shared.model_calls import shared_texts
 from ecoflap.plugins.evaluators.shared.vqa_answers import ANNOTATORS, accuracy, consensus, normalised
 
 PLACE = "{}"
@@ -74,7 +75,11 @@ class Vqa:
         refuse_below_one("batch_size", self.batch_size)
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
-        answers = [*self._answers(model, adapter, note)]
+        return self.dealt(model, adapter, note, ALONE)
+
+    def dealt(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
+        """Measure as the call does, each process having some of the questions answered."""
+        answers = self._answers(model, adapter, note, ranks)
         silent = sum(answer.is_empty for answer in answers)
         if silent:
             note(f"{silent} of {len(answers)} answers are empty, and count as wrong.")
@@ -87,22 +92,23 @@ class Vqa:
 
     def answers(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[Answered]:
         """Give what the model answers to each question, in the official scorer's wording, right or not."""
-        return (Answered(answer.said, answer.image) for answer in self._answers(model, adapter, note))
+        return (Answered(answer.said, answer.image) for answer in self._answers(model, adapter, note, ALONE))
 
     @property
     def _generation(self) -> Generation:
         return Generation(self.max_new_tokens, self.min_new_tokens, self.num_beams, self.length_penalty)
 
-    def _answers(self, model: nn.Module, adapter: Any, note: Note) -> Iterator["Answer"]:
+    def _answers(self, model: nn.Module, adapter: Any, note: Note, ranks: Ranks) -> list["Answer"]:
         """Let the model answer every question."""
         check_ability("vqa", Generates, adapter, model)
         samples = complete("vqa", self.data(adapter, model, note), self.batch_size, self.lacks)
         asked = (replace(one, question=self.prompt.replace(PLACE, str(one.question))) for one in samples)
-        pairs = texts_said(model, adapter, asked, self._generation, self.batch_size)
-        for number, (sample, said) in enumerate(pairs):
-            right = self._right(model, adapter, sample, said)
-            wording = normalised(said.text)
-            yield Answer(wording, right, float(said.ended), not said.text, image_of(sample, number), sample.kind)
+
+        def judged(number: int, sample: Sample, said: Said) -> Answer:
+            right, wording = self._right(model, adapter, sample, said), normalised(said.text)
+            return Answer(wording, right, float(said.ended), not said.text, image_of(sample, number), sample.kind)
+
+        return shared_texts(model, adapter, asked, self._generation, self.batch_size, judged, ranks)
 
     def lacks(self, sample: Sample) -> str | None:
         """Name what a sample is without: a question, an answer, or a kind where measures are by kind."""

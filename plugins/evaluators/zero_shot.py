@@ -23,6 +23,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Answered, Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.checks import (
     check_ability,
     check_same_classes,
@@ -89,8 +90,12 @@ class ZeroShot:
         return "label" if sample.label is None else None
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
+        return self.dealt(model, adapter, note, ALONE)
+
+    def dealt(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
+        """Measure as the call does, each process having some of the images classified."""
         scores_of, samples = self._scores(model, adapter), self.data(adapter, model, note)
-        return class_accuracies("zero_shot", samples, self.batch_size, scores_of, "zero-shot ")
+        return class_accuracies("zero_shot", samples, self.batch_size, scores_of, ranks, "zero-shot ")
 
     def answers(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[Answered]:
         """Give the class whose sentences the model finds most similar to each image."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,8 +13,10 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.forward.placement import batch_on, device_of
-from ecoflap.core.ranks.ranks import Ranks
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
+
+Value = TypeVar("Value")
 
 
 class BatchLoss(NamedTuple):
@@ -86,26 +88,52 @@ def texts_said(
             yield from zip(batch, adapter.generate(model, batch, generation), strict=True)
 
 
+def shared_texts(
+    model: nn.Module,
+    adapter: Any,
+    samples: Iterable[Sample],
+    generation: Generation,
+    size: int,
+    kept: Callable[[int, Sample, Said], Value],
+    ranks: Ranks,
+) -> list[Value]:
+    """Give something of each sample and of the text that the model makes of it, each batch made by one process.
+
+    :param adapter: One that ``Generates``.
+    :param samples: They are read as they are needed.
+    :param size: How many samples are a batch.
+    :param kept: Gives what is kept of a sample's number, the sample and its text.
+    """
+
+    def compute(numbered: tuple[int, list[Sample]]) -> list[Value]:
+        number, batch = numbered
+        pairs = texts_said(model, adapter, batch, generation, size)
+        return [kept(size * number + place, *pair) for place, pair in enumerate(pairs)]
+
+    return [one for found in ranks.deal(enumerate(batches(samples, size)), compute) for one in found]
+
+
 def embedded_images(
-    name: str, model: nn.Module, adapter: Any, samples: Iterable[Sample], size: int
+    name: str, model: nn.Module, adapter: Any, samples: Iterable[Sample], size: int, ranks: Ranks = ALONE
 ) -> Float[Tensor, "images ..."]:
     """Embed the images of samples, which are read as they are needed.
 
     :param name: The evaluator's name, for messages.
     :param adapter: One that ``Compares``.
     :param size: How many images are a batch.
+    :param ranks: The processes that embed a share of the batches each.
     :raises DataError: Where there is no sample.
     :raises ModelError: Where an embedding is not finite.
     """
     with torch.no_grad():
-        found = [adapter.embed_images(model, batch) for batch in batches(samples, size)]
+        found = ranks.deal(batches(samples, size), lambda batch: adapter.embed_images(model, batch))
     if not found:
         raise DataError(f"{name}: its data holds no image.")
     return _finite(name, torch.cat(found))
 
 
 def embedded_texts(
-    name: str, model: nn.Module, adapter: Any, texts: Sequence[str], size: int
+    name: str, model: nn.Module, adapter: Any, texts: Sequence[str], size: int, ranks: Ranks = ALONE
 ) -> Float[Tensor, "texts features"]:
     """Embed texts, and give the embeddings in the texts' order.
 
@@ -114,11 +142,12 @@ def embedded_texts(
     :param name: The evaluator's name, for messages.
     :param adapter: One that ``Compares``.
     :param size: How many texts are a batch.
+    :param ranks: The processes that embed a share of the batches each.
     :raises ModelError: Where an embedding is not finite.
     """
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     with torch.no_grad():
-        found = [adapter.embed_texts(model, [texts[n] for n in batch]) for batch in batches(order, size)]
+        found = ranks.deal(batches(order, size), lambda batch: adapter.embed_texts(model, [texts[n] for n in batch]))
     place = torch.tensor(order).argsort()
     made = torch.cat(found)
     return _finite(name, made[place.to(made.device)])

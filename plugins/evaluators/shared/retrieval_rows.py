@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ecoflap.core.contracts.records import Sample
+from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.plugins.evaluators.shared.captioned_images import Captions
 from ecoflap.plugins.evaluators.shared.top_k import Ranked
 
@@ -117,18 +118,25 @@ def match_nearest(
     images: Iterable[tuple[int, Sample]],
     captions: Captions,
     match: Match,
+    ranks: Ranks,
 ) -> None:
     """Fill in what the matching head says, for an image and all texts that it is a candidate of or for at a time.
 
     :param images: Each image once more, with its number.
     :param captions: All captions, with tensors on the CPU.
+    :param ranks: The processes that look at a share of the images each.
     """
     texts, places, _ = captions
-    for number, sample in images:
+
+    def matched(numbered: tuple[int, Sample]) -> tuple[int, Float[Tensor, " near"], Float[Tensor, " rows"]]:
+        number, sample = numbered
         near = places[texts_of_images.numbers[number]]
-        rows, columns = (images_of_texts.numbers == number).nonzero(as_tuple=True)
+        rows, _ = (images_of_texts.numbers == number).nonzero(as_tuple=True)
         wanted = torch.cat([near, places[rows]]).unique()
         found = torch.full((len(texts),), torch.nan)
         found[wanted] = match(sample, [texts[place] for place in wanted.tolist()]).to(found)
-        texts_of_images.matched[number] = found[near]
-        images_of_texts.matched[rows, columns] = found[places[rows]]
+        return number, found[near], found[places[rows]]
+
+    for number, of_image, of_texts in ranks.deal(images, matched):
+        texts_of_images.matched[number] = of_image
+        images_of_texts.matched[images_of_texts.numbers == number] = of_texts

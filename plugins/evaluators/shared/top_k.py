@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.records import Answered, Measure, Sample
 from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
 
@@ -63,6 +64,7 @@ def class_accuracies(
     samples: Iterable[Sample],
     size: int,
     scores_of: Callable[[list[Sample]], Float[Tensor, "images classes"]],
+    ranks: Ranks,
     prefix: str = "",
 ) -> Mapping[str, Measure]:
     """Measure top-1 and top-5 accuracy, from 0 to 1, each where there are more classes than that.
@@ -70,20 +72,27 @@ def class_accuracies(
     :param name: The evaluator's name, for messages.
     :param size: How many images are a batch.
     :param scores_of: Scores how well each class fits each image.
+    :param ranks: The processes that score a share of the batches each.
     :param prefix: What the measures' names begin with.
     :raises DataError: Where there is no image, or one without a label that is a class's number.
     """
-    found: dict[int, list[float]] = {}
-    images: list[Hashable] = []
-    for batch in batches(samples, size):
+
+    def compute(numbered: tuple[int, list[Sample]]) -> list[tuple[Hashable, dict[int, float]]]:
+        number, batch = numbered
         scores, right = _labelled(name, scores_of(batch), [sample.label for sample in batch])
         cutoffs = cutoffs_below(scores.shape[1], CLASS_CUTOFFS)
-        for k, column in zip(cutoffs, found_within(scores, right, cutoffs).T, strict=True):
-            found.setdefault(k, []).extend(column.tolist())
-        images += [image_of(sample, len(images) + number) for number, sample in enumerate(batch)]
-    if not images:
+        images = [image_of(sample, size * number + place) for place, sample in enumerate(batch)]
+        rows = found_within(scores, right, cutoffs).tolist()
+        return [(image, dict(zip(cutoffs, row, strict=True))) for image, row in zip(images, rows, strict=True)]
+
+    found = [one for part in ranks.deal(enumerate(batches(samples, size)), compute) for one in part]
+    if not found:
         raise DataError(f"{name}: its data holds no image.")
-    return {f"{prefix}top-{k}": mean_over_images(values, images, "images") for k, values in found.items()}
+    images, chances = [image for image, _ in found], [of_image for _, of_image in found]
+    return {
+        f"{prefix}top-{k}": mean_over_images([of_image[k] for of_image in chances], images, "images")
+        for k in chances[0]
+    }
 
 
 def likeliest_classes(
