@@ -52,7 +52,7 @@ MODELS = {"smollm2": "box/smollm2", "gemma3": "box/gemma3", "blip2": "box/blip2"
 SHIPPED = {
     "smollm2": ("language/fast", "language/balanced", "language/best"),
     "gemma3": ("language/fast", "language/balanced", "language/best"),
-    "blip2": ("box/blip2-best",),
+    "blip2": ("box/blip2-best", "vision-language/fast", "vision-language/balanced", "vision-language/best"),
     "clip": ("box/clip-best",),
 }
 """Recipes that are rows of their own, with their own budgets and calibration data."""

@@ -51,6 +51,9 @@ ON_ITS_OWN = {
         "score.samples=2",
         "evaluate.data.samples=4",
     ],
+    "vision-language/fast": [*FEW_PICTURES, "evaluate.data.samples=4"],
+    "vision-language/balanced": [*FEW_PICTURES, "evaluate.data.samples=4"],
+    "vision-language/best": ["calibration.samples=16", "score.samples=2", "evaluate.data.samples=4"],
     "box/clip-best": [
         "calibration.samples=32",
         "score.samples=16",
@@ -138,8 +141,8 @@ def test_the_recipe_runs_on_a_pico_model(name, registry, pico_llama_folder, tmp_
     run(name, registry, tmp_path / "run", [f"model.source={pico_llama_folder}", *ON_PICO[name]])
 
 
-LONGEST = ("box/blip2", "box/blip2-best")
-"""Whose model ``quickstart`` runs on, and whose method ``box/clip-best`` goes by, too."""
+LONGEST = ("box/blip2", "box/blip2-best", "vision-language/balanced", "vision-language/best")
+"""Whose model ``quickstart`` runs on, and whose methods ``box/clip-best`` goes by, too."""
 
 
 @pytest.mark.parametrize(
