@@ -39,10 +39,12 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     yield "disk", bytes_text(sum(size for _, size in files)), made_of
     rounds, gradients = prepared.recipe.round_count, _gradients(prepared)
     spilled = _recorded(prepared, width) if _keeps_on_disk(prepared) else 0
-    meanwhile = rounds * (prepared.size * width + masks) + gradients + spilled
+    steps = 12 * prepared.size if prepared.model_refiners else 0  # weights and two moments, in float32
+    meanwhile = rounds * (prepared.size * width + masks) + gradients + spilled + steps
     of_rounds = f" of {rounds} rounds" if rounds > 1 else ""
     beside = f"; gradients of the loss {bytes_text(gradients)}" if gradients else ""
     beside += f"; recorded activations {bytes_text(spilled)}" if spilled else ""
+    beside += f"; the refiner's steps {bytes_text(steps)}" if steps else ""
     if prepared.recipe.model.offload == "disk":  # finished blocks are model/ itself
         meanwhile -= prepared.size * width
         yield "disk meanwhile", bytes_text(meanwhile), f"masks of finished blocks, until model/ is complete{beside}"

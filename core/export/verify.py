@@ -21,6 +21,8 @@ from ecoflap.core.record.manifest import MANIFEST, read_manifest
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.remembered import check_remembered
 from ecoflap.core.record.report import check_lines, read_report
+from ecoflap.core.refining.kept_steps import FILE as KEPT_STEPS
+from ecoflap.core.refining.kept_steps import check_kept_steps
 
 _SWEEP = "sweep.json"
 DEEPEST = 5
@@ -149,7 +151,8 @@ def _decided(folder: RunFolder, found: Verified) -> None:
         found.hold(partial(last_seal, path), path)
     _plan(folder, found)
     for path in sorted(folder.blocks.glob("*.safetensors")):
-        found.hold(partial(check_block_file, path), path)
+        check = check_kept_steps if path.name == KEPT_STEPS else check_block_file
+        found.hold(partial(check, path), path)
 
 
 def _own(folder: RunFolder) -> Iterator[Path]:

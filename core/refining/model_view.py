@@ -16,6 +16,7 @@ from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import Placement
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.refining.logits import DenseLogits
 from ecoflap.core.refining.views import RefinedView, Split, computing_in
 
@@ -31,6 +32,8 @@ class ModelView(RefinedView):
     """
 
     name = "the model"
+    kept: KeptSteps | None = None
+    """Where the steps of the refiner at work are kept; None for one that begins anew."""
 
     def __init__(self, dense: Replay, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> None:
         super().__init__(layers, masks, Split.of(len(dense.batches)), dense.ranks)
@@ -43,6 +46,11 @@ class ModelView(RefinedView):
         running = options_of(AdapterOptions, self._dense.adapter).running(self._dense.model)
         with self.weights.held(self._dense.model, Placement(torch.float32)), without_fast_path(), running:
             yield self
+
+    def steps(self, count: int, optimiser: torch.optim.Optimizer) -> Iterator[int]:
+        if self.kept is None:
+            return super().steps(count, optimiser)
+        return self.kept.steps(count, self.parameters, optimiser)
 
     def loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the adapter's loss of a batch; differentiable."""

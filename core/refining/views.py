@@ -1,6 +1,6 @@
 """What a refiner is given: a pruned block or the pruned whole model, opened for its kept weights to be trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -72,6 +72,17 @@ class RefinedView:
     def parameters(self) -> list[nn.Parameter]:
         """Give the parameters to be trained, which layers are, or are parts of."""
         return self.weights.parameters
+
+    def steps(self, count: int, optimiser: torch.optim.Optimizer) -> Iterator[int]:
+        """Yield the numbers of so many steps of training, without those that an earlier process has done.
+
+        Of the whole model, a run that was cut off takes them up with the weights as they were, and what the optimiser
+        knew of them; a block is done again from its first.
+
+        :param optimiser: Of :attr:`parameters`, with nothing but tensors in its state, as Adam and SGD have. Its rates
+            are the refiner's to set before each step.
+        """
+        yield from range(count)
 
     def objective(self, number: int) -> AbstractContextManager[Float[Tensor, ""]]:
         """Give how far a batch's outcome is from the dense model's, differentiable for as long as the context lasts.

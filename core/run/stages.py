@@ -33,6 +33,7 @@ from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.readback import check_saved
 from ecoflap.core.record.reuse import found_evaluation, found_scores
 from ecoflap.core.record.run_log import RunLog
+from ecoflap.core.refining.kept_steps import FILE as KEPT_STEPS
 from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.run.data import RunData
 from ecoflap.core.run.plan_trials import PlanTrials
@@ -296,7 +297,8 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
     if prepared.model_refiners:
         assert dense is not None
         with state.log.stage("refine"):
-            refine_model(dense, made, masks, prepared.model_refiners, state.log.emit)
+            kept = state.folder.blocks / KEPT_STEPS
+            refine_model(dense, made, masks, prepared.model_refiners, state.log.emit, kept)
     return masks
 
 

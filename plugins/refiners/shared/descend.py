@@ -18,7 +18,7 @@ def descend(view: RefinedView, steps: int, batches: int, learning_rate: float) -
     # β₂ of .95 forgets within twenty steps: there are a few dozen, and .999 would still look at the first one's.
     optimiser = torch.optim.Adam(view.parameters, lr=learning_rate, betas=(0.9, 0.95))
     numbers = view.training
-    for step in range(steps):
+    for step in view.steps(steps, optimiser):
         optimiser.param_groups[0]["lr"] = learning_rate * (1 + cos(pi * step / steps)) / 2
         optimiser.zero_grad(set_to_none=True)
         places = range(step * batches, (step + 1) * batches)

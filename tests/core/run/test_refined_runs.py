@@ -8,8 +8,10 @@ import torch
 from killing import in_a_fork
 
 import ecoflap
-from ecoflap.core.contracts.events import Refined, StageStarted
+from ecoflap.core.contracts.events import Progress, Refined, StageStarted
 from ecoflap.core.errors import RecipeError
+from ecoflap.core.export.verify import verify
+from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.report.run_page import write_page
 
 REFINERS = [{"use": "reconstruct", "steps": 3, "learning_rate": 1e-3}, {"use": "distill", "steps": 4}]
@@ -43,6 +45,23 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, kille
     report = ecoflap.run(recipe, folder=folder).report
     assert lasting(folder) == unbroken
     assert [one.name for one in report.refined] == [*(f"model.layers.{n}" for n in range(3)), "the model"]
+
+
+def test_the_steps_of_a_killed_refiner_are_not_done_again(
+    recipe, unbroken, lasting, killer, heard_by, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(KeptSteps, "EVERY", 0.0)
+    folder = tmp_path / "run"
+    point = "event:Progress refine:4"  # the first tells that none is done, and the fourth comes before what it is of
+    assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
+    assert (folder / "blocks" / "refining.safetensors").is_file()
+    assert not verify(folder).problems
+    heard = []
+    report = ecoflap.run(recipe, folder=folder, registry=heard_by(heard.append)).report
+    steps = [event.done for event in heard if isinstance(event, Progress) and event.stage == "refine"]
+    assert steps == [2, 3, 4]
+    assert lasting(folder) == unbroken
+    assert [one.refiner for one in report.refined] == ["reconstruct"] * 3 + ["distill"]
 
 
 def test_what_refiners_did_is_told_and_kept(recipe, heard_by, tmp_path):

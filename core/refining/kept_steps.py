@@ -1,0 +1,107 @@
+"""Keep how far a refiner of the whole model is, so that a run that was cut off goes on from there to the same bits.
+
+The weights in training and what the optimiser knows of them, three numbers a weight by Adam, are written every two
+minutes. That takes seconds; the last two minutes are done again, from the numbers that they were done from before.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.core.disk.sealed import open_sealed, sealed, write_sealed
+from ecoflap.core.errors import FormatError
+from ecoflap.core.ranks.ranks import Ranks
+
+FILE = "refining.safetensors"
+"""Its name, among the finished blocks, with which it is deleted."""
+
+_FORMAT = "ecoflap.refining"
+_WEIGHT = "weight"
+_WAY_OUT = "Delete it, and the refiner begins anew; or start anew with --fresh"
+
+
+@dataclass(frozen=True)
+class KeptSteps:
+    """Writes and reads the file of one refiner; the first of several processes does so for all.
+
+    :param refiner: What tells it from any other, of which nothing is taken up.
+    :param tell: Is called with how many steps are done, of how many.
+    """
+
+    file: Path
+    refiner: Mapping[str, object]
+    ranks: Ranks
+    tell: Callable[[int, int], None]
+
+    EVERY: ClassVar[float] = 120.0
+    """Seconds between two writes."""
+
+    def steps(self, count: int, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> Iterator[int]:
+        """Yield the numbers of the steps that are still to be done, once weights and optimiser are as at the first.
+
+        :raises FormatError: Where the file is damaged.
+        """
+        first, tensors = self.ranks.first(lambda: self._read(count))
+        _put(tensors, parameters, optimiser)
+        self.tell(first, count)
+        written = monotonic()
+        for step in range(first, count):
+            yield step
+            self.tell(step + 1, count)
+            if step + 1 < count and self.ranks.rank == 0 and monotonic() - written >= self.EVERY:
+                self._write(step + 1, count, _taken(parameters, optimiser))
+                written = monotonic()
+
+    def _of(self, count: int) -> dict[str, object]:
+        return {**self.refiner, "of": count}
+
+    def _write(self, done: int, count: int, tensors: Mapping[str, Tensor]) -> None:
+        manifest = json.dumps({**self._of(count), "done": done})
+        write_sealed(self.file, _FORMAT, manifest, {name: sealed(tensor) for name, tensor in tensors.items()})
+
+    def _read(self, count: int) -> tuple[int, dict[str, Tensor]]:
+        """Give how many steps are done, with what was kept of them: none where there is no file of this refiner."""
+        if not self.file.is_file():
+            return 0, {}
+        try:
+            with open_sealed(self.file, _FORMAT) as file:
+                manifest = json.loads(file.manifest)
+                done = manifest.pop("done", None)
+                if manifest != self._of(count) or not isinstance(done, int) or not 0 < done < count:
+                    return 0, {}
+                return done, {name: file.read(name) for name in file.hashes}
+        except FormatError as error:
+            raise FormatError(*(f"{problem.removesuffix('.')}. {_WAY_OUT}" for problem in error.problems)) from error
+
+
+def check_kept_steps(path: Path) -> None:
+    """Refuse a file that is not what was written."""
+    with open_sealed(path, _FORMAT) as file:
+        for name in file.hashes:
+            file.read(name)
+
+
+def _taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Give the weights, and every tensor that the optimiser has of one, by the weight's number."""
+    found = {f"{number} {_WEIGHT}": parameter.data for number, parameter in enumerate(parameters)}
+    for number, parameter in enumerate(parameters):
+        state = optimiser.state.get(parameter, {})
+        found |= {f"{number} {key}": value for key, value in state.items() if isinstance(value, Tensor)}
+    return found
+
+
+def _put(tensors: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
+    """Put what :func:`_taken` gave where it was taken from."""
+    for name, tensor in tensors.items():
+        number, _, key = name.partition(" ")
+        parameter = parameters[int(number)]
+        if key == _WEIGHT:
+            parameter.data.copy_(tensor)
+        else:  # Adam counts its steps on the CPU, wherever the weight is
+            optimiser.state[parameter][key] = tensor.to(parameter.device) if tensor.dim() else tensor

@@ -1,0 +1,93 @@
+"""Steps of a refiner that is cut off go on with the bits of one that is not."""
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.core.disk.sealed import sealed, write_sealed
+from ecoflap.core.errors import FormatError
+from ecoflap.core.ranks.ranks import ALONE
+from ecoflap.core.refining.kept_steps import KeptSteps, check_kept_steps
+
+GOALS = (torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(2, 3, 5))
+
+
+@pytest.fixture(autouse=True)
+def at_every_step(monkeypatch):
+    monkeypatch.setattr(KeptSteps, "EVERY", 0.0)
+
+
+def kept_in(folder, refiner="distill"):
+    told = []
+    return KeptSteps(folder / "steps.safetensors", {"refiner": refiner}, ALONE, lambda *now: told.append(now)), told
+
+
+def trained(kept, count, make, stop=None):
+    """Weights after so many steps towards the goals, or as they are when the process ends before step ``stop``."""
+    parameters = [nn.Parameter(torch.zeros_like(goal)) for goal in GOALS]
+    optimiser = make(parameters)
+    for step in kept.steps(count, parameters, optimiser):
+        if step == stop:
+            break
+        optimiser.param_groups[0]["lr"] = 0.1 / (step + 1)
+        optimiser.zero_grad()
+        sum((a - b).pow(2).sum() * (step + 1) for a, b in zip(parameters, GOALS, strict=True)).backward()
+        optimiser.step()
+    return [parameter.data for parameter in parameters]
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, betas=(0.9, 0.95))
+
+
+def momentum(parameters):
+    return torch.optim.SGD(parameters, momentum=0.9)
+
+
+@pytest.mark.parametrize("make", [adam, momentum])
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_it_goes_on_with_the_same_bits(tmp_path, make, stop):
+    (tmp_path / "whole").mkdir()
+    whole = trained(kept_in(tmp_path / "whole")[0], 7, make)
+    trained(kept_in(tmp_path)[0], 7, make, stop)
+    kept, told = kept_in(tmp_path)
+    for ours, theirs in zip(trained(kept, 7, make), whole, strict=True):
+        assert torch.equal(ours, theirs)
+    assert told == [(done, 7) for done in range(stop, 8)]
+    check_kept_steps(kept.file)
+
+
+@pytest.mark.parametrize(("refiner", "count"), [("another", 7), ("distill", 8), ("distill", 2)])
+def test_steps_of_another_refiner_are_not_taken_up(tmp_path, refiner, count):
+    trained(kept_in(tmp_path)[0], 7, adam, 5)
+    kept, told = kept_in(tmp_path, refiner)
+    (tmp_path / "new").mkdir()
+    fresh = trained(kept_in(tmp_path / "new")[0], count, adam)
+    assert all(map(torch.equal, trained(kept, count, adam), fresh))
+    assert told[0] == (0, count)
+
+
+def test_a_damaged_file_is_refused_with_the_way_out(tmp_path):
+    kept, _ = kept_in(tmp_path)
+    trained(kept, 7, adam, 3)
+    content = bytearray(kept.file.read_bytes())
+    content[-3] ^= 4
+    kept.file.write_bytes(content)
+    with pytest.raises(FormatError, match=r"steps\.safetensors.*is damaged.*Delete it, and the refiner begins anew"):
+        trained(kept_in(tmp_path)[0], 7, adam)
+    with pytest.raises(FormatError, match="is damaged"):
+        check_kept_steps(kept.file)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    kept, _ = kept_in(tmp_path)
+    write_sealed(kept.file, "ecoflap.block", "{}", {"a": sealed(torch.zeros(1))})
+    with pytest.raises(FormatError, match="Delete it, and the refiner begins anew"):
+        trained(kept, 7, adam)
+
+
+def test_nothing_is_written_before_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(KeptSteps, "EVERY", 1e9)
+    kept, _ = kept_in(tmp_path)
+    trained(kept, 7, adam)
+    assert not kept.file.exists()
