@@ -120,6 +120,12 @@ class RefinerOptions(PartOptions):
     scope: Literal["block", "model"] = "block"
     target: Literal["dense", "own"] = "dense"
 
+    def gentler(self) -> Any:
+        """Give a refiner of smaller steps, which is tried where this one made it worse; None, the default, for
+        one that is undone at once.
+        """
+        return None
+
 
 class MetricOptions(PartOptions):
     """What a metric may have.

@@ -2,15 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from time import perf_counter
+from typing import Any
 
 from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.events import Event, Refined, Warned
+from ecoflap.core.contracts.options import RefinerOptions
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.views import RefinedView
+
+_TRIES = 3
+"""How often a refiner is tried: steps that are right for one model's weights are too large for another's."""
 
 
 def refine(view: RefinedView, refiner: PartSpec, emit: Callable[[Event], None]) -> Refined:
     """Let a refiner train a view, and take back what made it worse.
+
+    One that knows a ``gentler`` one is tried again by that, from where it began.
 
     :param view: Opened.
     """
@@ -18,18 +26,26 @@ def refine(view: RefinedView, refiner: PartSpec, emit: Callable[[Event], None]) 
     weights = view.weights
     weights.remember()
     before = _errors(view)
-    with blaming(f"the refiner {refiner.use}, at {view.name},"):
-        refiner.built(view)
-    weights.round()
-    after = _errors(view) if weights.are_finite() else {}
-    is_better = bool(after) and after["held_out"] < before["held_out"]
-    if not is_better:
-        weights.restore()
-    for sentence in _doubts(view, refiner, before, after):
+    one, tries, is_better = refiner.built, 0, False
+    while one is not None and not is_better:
+        with blaming(f"the refiner {refiner.use}, at {view.name},"):
+            one(view)
+        weights.round()
+        after, tries = (_errors(view) if weights.are_finite() else {}), tries + 1
+        is_better = bool(after) and after["held_out"] < before["held_out"]
+        if not is_better:
+            weights.restore()
+            one = _gentler(one, refiner.use) if tries < _TRIES else None
+    for sentence in _doubts(view, refiner, before, after, tries):
         emit(Warned(sentence))
     done = Refined(view.name, refiner.use, before, after, is_better, perf_counter() - started)
     emit(done)
     return done
+
+
+def _gentler(one: Any, name: str) -> Any:
+    with blaming(f"the refiner {name}, asked for a gentler one,"):
+        return options_of(RefinerOptions, one).gentler()
 
 
 def _errors(view: RefinedView) -> dict[str, float]:
@@ -40,15 +56,18 @@ def _errors(view: RefinedView) -> dict[str, float]:
     }
 
 
-def _doubts(view: RefinedView, refiner: PartSpec, before: dict[str, float], after: dict[str, float]) -> Iterator[str]:
+def _doubts(
+    view: RefinedView, refiner: PartSpec, before: dict[str, float], after: dict[str, float], tries: int
+) -> Iterator[str]:
     """Say what the user should know of an outcome: that it was taken back, or what it could not be judged by."""
+    undone = f"was undone{f', also by smaller steps, {tries} times in all' if tries > 1 else ''}"
     where = f"the refiner {refiner.use} at {view.name}"
     if not after:
-        yield f"{where} gave NaN or infinite weights, and was undone: a smaller learning rate may help"
+        yield f"{where} gave NaN or infinite weights, and {undone}: a smaller learning rate may help"
     elif not after["held_out"] < before["held_out"]:
         yield (
             f"{where} did not lower the error on held-out calibration data ({before['held_out']:.4g}, then "
-            f"{after['held_out']:.4g}), and was undone"
+            f"{after['held_out']:.4g}), and {undone}"
         )
     if view.training == view.held_out:
         yield (

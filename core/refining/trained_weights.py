@@ -98,9 +98,10 @@ class TrainedWeights:
         self._remembered = [one.parameter.data.clone() for one in self._trained]
 
     def restore(self) -> None:
-        """Take back the weights that were remembered last."""
+        """Take back the weights that were remembered last, and drop gradients."""
         for one, values in zip(self._trained, self._remembered, strict=True):
             one.parameter.data.copy_(values)
+            one.parameter.grad = None
 
     def round(self) -> None:
         """Round the weights to the precision that the model keeps them in, pruned ones to +0.0."""

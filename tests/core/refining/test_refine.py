@@ -1,6 +1,8 @@
 """What a refiner made worse is taken back, and said."""
 
+import math
 import re
+from typing import ClassVar
 
 import pytest
 import torch
@@ -64,6 +66,39 @@ def test_what_is_worse_is_undone(case, rate, told):
     assert all(torch.equal(layer.weight, before[layer.name]) for layer in one.layers)
     (warning,) = [event for event in events if isinstance(event, Warned)]
     assert re.search(rf"^the refiner Step at model\.layers\.1 {told}", warning.message)
+
+
+class Gentler(Step):
+    """A step that knows a smaller one; ``rates`` are those that were taken."""
+
+    rates: ClassVar[list[float]] = []
+
+    def __call__(self, view):
+        self.rates.append(self.rate)
+        super().__call__(view)
+
+    def gentler(self):
+        return Gentler(self.rate / 100)
+
+
+@pytest.mark.parametrize(
+    ("rate", "rates"), [(0.05, [0.05]), (5.0, [5.0, 0.05]), (-5.0, [-5.0, -0.05, -0.0005]), (math.nan, [math.nan] * 3)]
+)
+def test_a_gentler_one_begins_where_the_first_did(case, rate, rates, monkeypatch):
+    monkeypatch.setattr(Gentler, "rates", [])
+    one, alone = case(), case()
+    before = weights(one)
+    done, events = refined(one, Gentler(rate))
+    assert [str(taken) for taken in Gentler.rates] == [str(taken) for taken in rates]
+    assert done.is_kept == (rates[-1] == 0.05)
+    if done.is_kept:
+        assert events == [done]
+        refined(alone, Step(0.05))
+        expected = weights(alone)
+    else:
+        assert "was undone, also by smaller steps, 3 times in all" in events[0].message
+        expected = before
+    assert all(torch.equal(layer.weight, expected[layer.name]) for layer in one.layers)
 
 
 def test_one_that_raises_is_named_with_its_block(case):
