@@ -3,6 +3,7 @@
     python benchmarks/methods.py smollm2 runs/methods benchmarks/results/methods.jsonl [--seeds 0 1 2] [--only admm]
         [--sparsities 0.6 2:4] [--no-jitter]
     python benchmarks/methods.py --table benchmarks/results/methods.jsonl
+    python benchmarks/methods.py --curve benchmarks/results/methods.jsonl
 
 Each row is a run of a shipped recipe in a process of its own, on one thread: what it took is that process's CPU time
 and the most memory it held. A row that is there is not done again, so this may be stopped and started as one likes.
@@ -161,6 +162,26 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"| {method} | {' | '.join(_cells(own, name) for name in measures)} | {_cost(own)} |"
 
 
+def curve(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Write for each model and sparsity what quality costs: methods by their CPU seconds, the better ones in bold.
+
+    Better is what nothing cheaper is as good as. Of several measures it is the first.
+    """
+    for model, sparsity in dict.fromkeys((line["model"], line["sparsity"]) for line in lines):
+        mine = [line for line in lines if (line["model"], line["sparsity"]) == (model, sparsity) and not line["jitter"]]
+        measure = next(iter(mine[0]["pruned"]))
+        yield f"\n{model}, {sparsity}\n\n| CPU s | method | {measure} |\n|---:|---|---:|"
+        points = []
+        for method in dict.fromkeys(line["method"] for line in mine):
+            own = [line for line in mine if line["method"] == method]
+            points.append((mean(x["cpu_seconds"] for x in own), method, mean(x["pruned"][measure] for x in own)))
+        sign, best = (-1 if measure.startswith("perplexity") else 1), float("-inf")
+        for seconds, method, value in sorted(points):
+            mark = "**" if sign * value > best else ""
+            best = max(best, sign * value)
+            yield f"| {seconds:.0f} | {mark}{method}{mark} | {value:.4g} |"
+
+
 def _cells(lines: Sequence[Mapping[str, Any]], measure: str) -> str:
     """Write the mean over seeds, and of perplexity the excess of its logarithm; beside it what the jitter gave."""
     values = [line["pruned"][measure] for line in lines if not line["jitter"]]
@@ -185,9 +206,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--no-jitter", action="store_true", help="leave out the rows with one weight a layer less")
     parser.add_argument("--table", action="store_true", help="write the tables of what is done")
+    parser.add_argument("--curve", action="store_true", help="write what quality costs, of what is done")
     asked = parser.parse_args()
-    if asked.table:
-        print("\n".join(table(read(asked.results))))
+    if asked.table or asked.curve:
+        print("\n".join((curve if asked.curve else table)(read(asked.results))))
         return
     asked.work.mkdir(parents=True, exist_ok=True)
     wanted = rows(asked.model, asked.sparsities, asked.seeds, asked.only)
