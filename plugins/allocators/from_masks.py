@@ -16,6 +16,9 @@ from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError, FormatError, nearest
 from ecoflap.core.packed.masks_from import NamedMasks, masks_from
 
+NAMED = 3
+"""How many layers without a mask a message names one by one."""
+
 
 @dataclass(frozen=True)
 class FromMasks:
@@ -40,7 +43,8 @@ class FromMasks:
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         masks = masks_from(self.path, zeros=self.zeros)
-        problems = [problem for group in groups for problem in self._problems(group, masks)]
+        missing = [layer for group in groups for layer in _names(group) if masks.name_of(layer) is None]
+        problems = [*self._missing(missing, masks), *(one for group in groups for one in self._sizes(group, masks))]
         if problems:
             raise EcoflapError(*problems)
         counts = [sum(_kept(masks, layer)[0] for layer in _names(group)) for group in groups]
@@ -53,11 +57,19 @@ class FromMasks:
             )
         return counts
 
-    def _problems(self, group: Group, masks: NamedMasks) -> Iterator[str]:
-        """Say which layers of a group have no mask, or one of another size."""
-        for layer in _names(group):
-            if masks.name_of(layer) is None:
-                yield f"{self.path}: it has no mask of {layer}.{nearest(layer, masks.masks)}"
+    def _missing(self, missing: Sequence[str], masks: NamedMasks) -> Iterator[str]:
+        """Say which layers have no mask; of many, as there are with masks of another model, the first few."""
+        if len(missing) > NAMED:
+            some = ", ".join(missing[:NAMED])
+            yield (
+                f"{self.path}: it has no mask of {len(missing)} layers: {some}, … It has masks of "
+                f"{', '.join([*masks.masks][:NAMED])}, …"
+            )
+            return
+        yield from (f"{self.path}: it has no mask of {layer}.{nearest(layer, masks.masks)}" for layer in missing)
+
+    def _sizes(self, group: Group, masks: NamedMasks) -> Iterator[str]:
+        """Say where the masks of a group are of another size."""
         there = [_kept(masks, layer) for layer in _names(group) if masks.name_of(layer) is not None]
         size = sum(size for _, size in there)
         if len(there) == len(_names(group)) and size != group.size:

@@ -56,7 +56,14 @@ def test_every_missing_layer_and_every_other_size_is_told(path):
     groups = [Group("0", 15, 0.0, ("0.q.weights", "0.k.weight")), Group("1.q.weight", 5, 0.0), Group("9", 5, 0.0)]
     with pytest.raises(EcoflapError) as caught:
         FromMasks(path)(groups, 9)
-    missing, size, other = caught.value.problems
+    missing, other, size = caught.value.problems
     assert missing == f"{path}: it has no mask of 0.q.weights. Did you mean '0.q.weight'?"
     assert size == f"{path}: its masks of 1.q.weight are of 4 weights, and this model has 5"
     assert "no mask of 9" in other
+
+
+def test_masks_of_another_model_are_told_in_one_sentence(path):
+    with pytest.raises(EcoflapError) as caught:
+        FromMasks(path)([Group(f"layer.{number}", 5, 0.0) for number in range(50)], 9)
+    (told,) = caught.value.problems
+    assert told.startswith(f"{path}: it has no mask of 50 layers: layer.0, layer.1, layer.2, … It has masks of 0.")
