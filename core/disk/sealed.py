@@ -128,6 +128,16 @@ class Sealed:
     places: Mapping[str, tuple[str, tuple[int, ...], int, int]]
     """Each tensor's dtype, its shape, and where in the file it begins and ends, by its name."""
 
+    def mapping(self) -> dict[str, Any]:
+        """Give the mapping that the manifest is, of a format where it is JSON."""
+        try:
+            content = json_value(self.manifest)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise FormatError(f"{self.path}: its manifest holds no mapping")
+        return content
+
     def expect(self, names: Sequence[str] | Mapping[str, Any] | set[str]) -> None:
         """Refuse a file that lacks one of these tensors or has another."""
         missing, extra = sorted(set(names) - set(self.hashes)), sorted(set(self.hashes) - set(names))

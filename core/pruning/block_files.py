@@ -103,7 +103,7 @@ class BlockFiles:
         path = self._path(index)
         try:
             with open_sealed(path, _FORMAT) as file:
-                manifest = json.loads(file.manifest)
+                manifest = file.mapping()
                 hashes = manifest.pop(_WEIGHTS, None)
                 if manifest != self._of(block) or (hashes is None) != (self.shards is None):
                     raise FormatError(f"{path}: this is another block, or one of another plan")
@@ -128,7 +128,7 @@ def check_block_file(path: Path) -> None:
     with open_sealed(path, _FORMAT) as file:
         for name in file.hashes:
             file.read(name)
-        check_put_away(path.parent, int(path.stem), json.loads(file.manifest).get(_WEIGHTS) or {})
+        check_put_away(path.parent, int(path.stem), file.mapping().get(_WEIGHTS) or {})
 
 
 def _as_stored(layer: Layer) -> StoredAs:

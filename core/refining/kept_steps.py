@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ecoflap.core.disk.sealed import open_sealed, sealed, write_sealed
+from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import Ranks
 
@@ -47,7 +47,7 @@ class KeptSteps:
 
         :raises FormatError: Where the file is damaged.
         """
-        first, tensors = self.ranks.first(lambda: self._read(count))
+        first, tensors = self.ranks.first(lambda: self._read(count, parameters))
         _put(tensors, parameters, optimiser)
         self.tell(first, count)
         written = monotonic()
@@ -65,16 +65,17 @@ class KeptSteps:
         manifest = json.dumps({**self._of(count), "done": done})
         write_sealed(self.file, _FORMAT, manifest, {name: sealed(tensor) for name, tensor in tensors.items()})
 
-    def _read(self, count: int) -> tuple[int, dict[str, Tensor]]:
+    def _read(self, count: int, parameters: Sequence[nn.Parameter]) -> tuple[int, dict[str, Tensor]]:
         """Give how many steps are done, with what was kept of them: none where there is no file of this refiner."""
         if not self.file.is_file():
             return 0, {}
         try:
             with open_sealed(self.file, _FORMAT) as file:
-                manifest = json.loads(file.manifest)
+                manifest = file.mapping()
                 done = manifest.pop("done", None)
                 if manifest != self._of(count) or not isinstance(done, int) or not 0 < done < count:
                     return 0, {}
+                _check_names(file, parameters)
                 return done, {name: file.read(name) for name in file.hashes}
         except FormatError as error:
             raise FormatError(*(f"{problem.removesuffix('.')}. {_WAY_OUT}" for problem in error.problems)) from error
@@ -85,6 +86,15 @@ def check_kept_steps(path: Path) -> None:
     with open_sealed(path, _FORMAT) as file:
         for name in file.hashes:
             file.read(name)
+
+
+def _check_names(file: Sealed, parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse a file with a tensor that is of no weight here, or not of its shape; a number is of any weight."""
+    shapes = {str(number): tuple(parameter.shape) for number, parameter in enumerate(parameters)}
+    for name, (_, shape, _, _) in file.places.items():
+        wanted = shapes.get(name.partition(" ")[0])
+        if wanted is None or shape not in (wanted, ()):
+            raise FormatError(f"{file.path}: the tensor {name!r} is {shape}, and of the weight there is {wanted}")
 
 
 def _taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.refining.kept_steps import KeptSteps, check_kept_steps
 
+OWN = '{"refiner": "distill", "of": 7, "done": 3}'
 GOALS = (torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(2, 3, 5))
 
 
@@ -84,6 +85,28 @@ def test_a_file_of_another_format_is_refused(tmp_path):
     write_sealed(kept.file, "ecoflap.block", "{}", {"a": sealed(torch.zeros(1))})
     with pytest.raises(FormatError, match="Delete it, and the refiner begins anew"):
         trained(kept, 7, adam)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "tensors", "told"),
+    [
+        ("[1]", {}, r"its manifest .*Delete it, and the refiner begins anew"),
+        ("{", {}, r"its manifest .*Delete it, and the refiner begins anew"),
+        (
+            '{"refiner": "distill", "of": 7, "done": 3}',
+            {"9 weight": 1},
+            r"'9 weight' is \(1,\), .* there is None\. Del",
+        ),
+        ('{"refiner": "distill", "of": 7, "done": 3}', {"0 weight": 2}, r"'0 weight' is \(2,\), .* is \(3, 4\)\. Del"),
+    ],
+)
+def test_a_sealed_file_of_somebody_elses_making_is_refused(tmp_path, manifest, tensors, told):
+    kept, _ = kept_in(tmp_path)
+    content = {name: sealed(torch.zeros(size)) for name, size in {"1 weight": 5, **tensors}.items()}
+    write_sealed(kept.file, "ecoflap.refining", manifest, content)
+    with pytest.raises(FormatError, match=told) as caught:
+        trained(kept, 7, adam)
+    assert str(caught.value).count("Delete it") == 1
 
 
 def test_nothing_is_written_before_its_time(tmp_path, monkeypatch):
