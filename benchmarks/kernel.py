@@ -2,9 +2,10 @@
 
 By turns in one process: torch's dense product, our kernel with nothing pruned, and packed at three sparsities; the last
 two in int8 as well, with x in 16 bits and in 8, where the base is our kernel in the same int8 with nothing pruned. Each
-has several copies of its matrix, together larger than the caches. Times are medians, of the CPU with one thread and of
-the clock with more; ratios are of those. A line of JSON for each is appended to benchmarks/results/kernel.jsonl, with
-the machine and how busy it was.
+has several copies of its matrix, together larger than the caches. What memory gives is measured among them, by a sum of
+whole numbers as large as the dense matrix, and ``of_read`` is the share of it that a product reads. Times are medians,
+of the CPU with one thread and of the clock with more; ratios are of those. A line of JSON for each is appended to
+benchmarks/results/kernel.jsonl, with the machine and how busy it was.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from ecoflap.core.kernel.route import route
 
 RESULTS = Path(__file__).with_name("results") / "kernel.jsonl"
 SPARSITIES = (0.0, 0.5, 0.6, 0.7)
+READ = "read"
+"""The name of what only reads."""
 MEMORY = 256 << 20
 """Bytes of copies of one matrix."""
 
@@ -85,14 +88,17 @@ def measured(matrices: Mapping[str, list[Tensor]], batch: int, threads: int, rep
         name: (lambda w: packed_linear(x, w, None, outputs)) for name in matrices
     }
     products["torch dense"] = lambda w: torch.nn.functional.linear(x, w)
-    seconds: dict[str, list[float]] = {name: [] for name in matrices}
+    products[READ] = lambda w: w.sum()
+    read = {READ: several(torch.ones(dense.numel() * dense.itemsize // 8, dtype=torch.int64))}
+    seconds: dict[str, list[float]] = {name: [] for name in products}
     load = os.getloadavg()[0]
     with torch.inference_mode():
         for repeat in range(repeats + 1):
-            for name, copies in matrices.items():
+            for name, copies in (matrices | read).items():
                 taken = timed(lambda n=name, c=copies, r=repeat: products[n](c[r % len(c)]), threads)
                 seconds[name] += [taken] * (repeat > 0)
     middle = {name: median(times) for name, times in seconds.items()}
+    bandwidth = dense.numel() * dense.itemsize / middle[READ]
     for name, copies in matrices.items():
         nbytes, base = copies[0].numel() * copies[0].itemsize, list(matrices)[1]
         if name != "torch dense":
@@ -106,6 +112,7 @@ def measured(matrices: Mapping[str, list[Tensor]], batch: int, threads: int, rep
             "over_ours_dense": round(middle[base] / middle[name], 3),
             "bytes": round(nbytes / (dense.numel() * dense.itemsize), 4),
             "gb_per_s": round(nbytes / middle[name] / 1e9, 2),
+            "of_read": round(nbytes / middle[name] / bandwidth, 3),
             "out": outputs,
             "in": dense.shape[1],
             "type": str(dense.dtype).removeprefix("torch."),
