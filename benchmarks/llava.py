@@ -30,7 +30,7 @@ BUDGETS = {
     "zeroth order": ("score.samples=32",),
     "first order": (f"score={{use: first_order, samples: 32, calibration: {TWO_AT_ONCE}}}",),
 }
-TEXT, TRAINED = "tokens=text", "refine=[reconstruct]"
+TEXT, TRAINED, MORE = "tokens=text", "refine=[reconstruct]", "calibration.samples=512"
 PRUNERS = {
     "wanda": ("prune=wanda",),
     "sparsegpt": ("prune=sparsegpt",),
@@ -39,15 +39,18 @@ PRUNERS = {
     "admm on text tokens": ("prune=admm", TEXT),
     "admm → reconstruct": ("prune=admm", TRAINED),
     "admm on text tokens → reconstruct": ("prune=admm", TEXT, TRAINED),
+    "admm on 512 questions → reconstruct": ("prune=admm", MORE, TRAINED),
 }
 """Statistics of text tokens alone, in the language tower, leave out the 64 of 79 positions that an image takes."""
 SPARSITIES, SEEDS = (0.5, 0.6, 0.7, 0.8), (0, 1, 2)
 TABLE = list(product(BUDGETS, SPARSITIES[:3], ("wanda", "sparsegpt")))
 CHAINS = [
     ("first order", 0.7, "admm → reconstruct"),
+    ("first order", 0.8, "admm on 512 questions → reconstruct"),
+    ("first order", 0.7, "admm on 512 questions → reconstruct"),
+    ("first order", 0.7, "admm"),
     ("first order", 0.8, "admm → reconstruct"),
     ("first order", 0.8, "admm on text tokens → reconstruct"),
-    ("first order", 0.7, "admm"),
     ("first order", 0.6, "admm"),
     ("first order", 0.5, "wanda on text tokens"),
     ("first order", 0.8, "admm"),
