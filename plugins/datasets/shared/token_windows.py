@@ -1,5 +1,6 @@
 """Documents are cut into windows of tokens, each of which begins as the model's tokenizer begins a text."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -53,15 +54,22 @@ class TokenWindows:
         return self.length - len(self.begin)
 
     def random(self, documents: Sequence[str], samples: int, seed: int) -> Iterator[Int64[Tensor, " tokens"]]:
-        """Draw windows as Wanda and SparseGPT do from C4; but a document that is too short is not drawn again."""
+        """Draw windows as Wanda and SparseGPT do from C4; but a document that is too short is not drawn again.
+
+        The tokens of one that is long enough are kept, for a few long documents are drawn again and again.
+        """
         random, candidates, drawn = Random(seed), list(range(len(documents))), 0
+        known: dict[int, array[int]] = {}
         while candidates and drawn < samples:
             place = random.randrange(len(candidates))
-            tokens = plain_tokens(self.tokenizer, documents[candidates[place]])
-            if len(tokens) < self.text_length:
-                del candidates[place]
-                continue
-            yield self._drawn(tokens, random)
+            number = candidates[place]
+            if number not in known:
+                tokens = plain_tokens(self.tokenizer, documents[number])
+                if len(tokens) < self.text_length:
+                    del candidates[place]
+                    continue
+                known[number] = array("i", tokens)  # four bytes a token, which is about the size of the text
+            yield self._drawn(known[number], random)
             drawn += 1
         if drawn == samples:
             return

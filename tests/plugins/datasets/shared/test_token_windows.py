@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +91,31 @@ def test_too_little_text_counts_what_begins_it():
     windows = TokenWindows.of(reading(tokenizer("<s> $A")), "auto", 16)
     with pytest.raises(DataError, match=r"all of it is 3 tokens, and one window needs 15.*sequence_length: 4 or less"):
         list(windows.consecutive(["a b c"], None, spread=False))
+
+
+def test_a_document_that_is_drawn_again_is_not_tokenised_again():
+    """One long document took as many times as there are samples, which made minutes of seconds."""
+    letters, asked = tokenizer(), list[str]()
+
+    def listening(text: str, **how: Any) -> Any:
+        asked.append(text)
+        return letters(text, **how)
+
+    documents = ["a b c d e f g h", "a b", "i j k l a b c d e"]
+    cut = TokenWindows(listening, (), 4)
+    windows = [window.tolist() for window in cut.random(documents, 40, seed=3)]
+    assert sorted(asked) == sorted(documents)
+    # as it was written before: each drawn document is tokenised when it is drawn
+    random, candidates, expected = Random(3), [0, 1, 2], list[list[int]]()
+    while len(expected) < 40:
+        place = random.randrange(len(candidates))
+        tokens = list(letters(documents[candidates[place]])["input_ids"])
+        if len(tokens) < 4:
+            del candidates[place]
+            continue
+        start = random.randrange(len(tokens) - 3)
+        expected.append(tokens[start : start + 4])
+    assert windows == expected
 
 
 def test_the_tokenizer_inside_a_processor_is_asked():
