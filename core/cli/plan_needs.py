@@ -18,6 +18,7 @@ from ecoflap.core.recipe.schema import Calibration, Recipe
 from ecoflap.core.record.memory import available_memory
 from ecoflap.core.run.offload_problems import offload_problems
 from ecoflap.core.run.prepared import Prepared
+from ecoflap.core.run.spare_memory import spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text
 
 LIBRARIES = 500_000_000
@@ -28,6 +29,7 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     """Yield what a run needs: of what, how much, and what that is made of."""
     width = _bytes_of_weight(prepared)
     yield _memory(prepared, width)
+    yield from _spent_on_speed(prepared, width)
     yield from _other_choices(prepared, width)
     if prepared.recipe.model.offload == "cpu" or prepared.recipe.model.device.startswith("cuda"):
         yield _device_memory(prepared, width)
@@ -85,6 +87,18 @@ def _memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
     if held.remembered:
         made_of += f", remembered of the dense model {bytes_text(held.remembered)}"
     return "peak memory", bytes_text(held.peak), made_of
+
+
+def _spent_on_speed(prepared: Prepared, width: int) -> Iterator[tuple[str, str, str]]:
+    """Say what scoring may hold beside what it needs."""
+    if spare_for_scoring(prepared):
+        at_once = prepared.scores_in_float32 and width < 4 and _is_widened_at_once(prepared)
+        whole = "the model in float32 at once, which is counted above, and " if at_once else ""
+        yield "for speed", "up to half of what is free", f"scoring keeps {whole}activations of a backward, if they fit"
+
+
+def _is_widened_at_once(prepared: Prepared) -> bool:
+    return 4 * _parameters(prepared) <= spare_for_scoring(prepared)
 
 
 def _other_choices(prepared: Prepared, width: int) -> Iterator[tuple[str, str, str]]:
@@ -152,6 +166,8 @@ def _held(prepared: Prepared, width: int, offloaded: bool, spilled: bool) -> _He
     outside = _parameters(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
     recorded = 0 if spilled else _recorded(prepared, width)
     widened = 4 * (outside + block) if width < 4 and prepared.scores_in_float32 else 0
+    if widened and not offloaded and _is_widened_at_once(prepared):
+        widened = 4 * _parameters(prepared)
     refining = _refining(prepared) + (recorded if prepared.looks_at_dense else 0)
     if refining and prepared.recipe.round_count > 1:
         refining += prepared.size * width  # the dense weights, for what the dense model gave

@@ -50,6 +50,8 @@ class ScorerOptions(PartOptions):
         faster, and enough for differences of the loss that are larger than rounding.
     :cvar together: Whether a layer's score depends on which others are scored. Then all are asked for again where a run
         that was cut off has some.
+    :cvar only_reads: Whether it changes no weight but by ``Replay.perturbed``, and gives the same scores of weights
+        that are held in a wider type. Its replay may hold the whole model in float32 then, where memory is free.
     :cvar shares: Whether it comes to the same scores with a replay whose batches several processes share. It does where
         it looks at data by ``loss(i)`` of all batches, ``run`` and ``advance``, and at single batches by ``each`` or
         ``gathered``. Otherwise one process asks it while the others wait.
@@ -62,6 +64,7 @@ class ScorerOptions(PartOptions):
     gives: ScoreKind = "number"
     dtype: Literal["float32", "model"] = "float32"
     together: bool = False
+    only_reads: bool = False
     shares: bool = False
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int | None:

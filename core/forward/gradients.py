@@ -30,6 +30,8 @@ def stream_gradients(
     anatomy: Anatomy,
     placement: Placement,
     visit: Callable[[Layer, Tensor], None],
+    *,
+    keep: bool = False,
 ) -> None:
     """Run one forward and backward of the loss, and call ``visit(layer, gradient)`` as each gradient is complete.
 
@@ -37,6 +39,9 @@ def stream_gradients(
     one from the others, or a module of its own, of which torch knows nothing then.
 
     :param placement: How blocks are held, one at a time in the backward too.
+    :param keep: Whether the activations of all blocks are kept, for which all have to be held already; else those of
+        one at a time are, and each block but the last is run again in the backward. The gradients are the same, bit
+        for bit, where no block is called twice.
     """
     layers = [layer for _, layer in anatomy.layers()]
     unreached = {layer.name: layer for layer in layers if layer.layout == "routed"}
@@ -49,7 +54,7 @@ def stream_gradients(
     blocks, resident = anatomy.blocks, _Resident(placement)
 
     def checkpointed(_: int, block: Block) -> Callable[..., Any]:
-        return _recomputed(block, resident, is_last=block is blocks[-1] and block.calls in (1, None))
+        return _recomputed(block, resident, is_kept=keep or (block is blocks[-1] and block.calls in (1, None)))
 
     with (
         requiring_grad(model, layers),
@@ -65,6 +70,28 @@ def stream_gradients(
         summed.finish()
     for layer in unreached.values():
         visit(layer, torch.zeros_like(layer.weight))
+
+
+def saved_bytes(model: nn.Module, adapter: Adapter, batch: Batch, anatomy: Anatomy) -> int:
+    """Count at the most what a backward of the loss needs of its forward, by one in which nothing of it is kept.
+
+    A tensor that several steps need is counted for each of them; a weight, which is there anyway, is not.
+    """
+    weights = {one.untyped_storage().data_ptr() for one in tensors_of(model)}
+    found = 0
+
+    def count(saved: Tensor) -> None:
+        nonlocal found
+        found += 0 if saved.untyped_storage().data_ptr() in weights else saved.nbytes
+
+    with (
+        requiring_grad(model, (layer for _, layer in anatomy.layers())),
+        options_of(AdapterOptions, adapter).running(model),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing),
+    ):
+        adapter.loss(model, batch)
+    return found
 
 
 def kept_gradients(
@@ -181,19 +208,22 @@ class _Resident:
             self._held.close()
 
 
-def _recomputed(block: Block, resident: _Resident, *, is_last: bool) -> Callable[..., Any]:
-    """Make a block's forward keep its inputs only. The last one's backward comes first, so it keeps its activations."""
+def _recomputed(block: Block, resident: _Resident, *, is_kept: bool) -> Callable[..., Any]:
+    """Make a block's forward keep its inputs only. The last one's backward comes first, so it keeps its activations.
+
+    :param is_kept: Whether it does, as all do where there is room.
+    """
     original, home = block.module.forward, device_of(block.module)
 
     def held(*args: Any, **kwargs: Any) -> Any:
         resident.hold(block)
         output = resident.placement.call(home, original, args, kwargs)
-        if not is_last:
+        if not is_kept:
             resident.release()
         return output
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if is_last:
+        if is_kept:
             return held(*args, **kwargs)
         return checkpoint(held, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 

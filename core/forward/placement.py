@@ -1,16 +1,17 @@
 """Where weights are while they are used, and how precisely; afterwards they are the very same tensors again."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ecoflap.core.contracts.records import Batch
-from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.model.anatomy import Block, Layer
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Placement:
         with self.held(tensors_of(module)):
             return self.call(home, forward, args, kwargs)
 
+    def widened_bytes(self, tensors: Iterable[Tensor]) -> int:
+        """Count the bytes of what holding these tensors makes anew, each of them once."""
+        narrower = {id(tensor): tensor.numel() for tensor in tensors if self._is_narrower(tensor)}
+        return sum(narrower.values()) * (self.dtype or torch.float32).itemsize
+
     def in_place(self) -> "Placement":
         """Return a placement of the same precision for what is in no block and stays where it is."""
         return Placement(self.dtype)
@@ -63,6 +69,29 @@ class Placement:
 
     def _is_elsewhere(self, tensor: Tensor) -> bool:
         return self.device is not None and tensor.device != self.device
+
+
+class HeldBlocks:
+    """Blocks that are held as a placement says all at once, each until it is let go."""
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+        self._held: dict[str, ExitStack] = {}
+
+    def hold(self, blocks: Iterable[Block]) -> None:
+        """Hold some blocks."""
+        for block in blocks:
+            held = self._held[block.name] = ExitStack()
+            held.enter_context(self._placement.held(tensors_of(block.module)))
+
+    def let_go(self, blocks: Iterable[Block]) -> None:
+        """Let go of those of some blocks that are held."""
+        for block in blocks:
+            self._held.pop(block.name, ExitStack()).close()
+
+    def has(self, blocks: Iterable[Block]) -> bool:
+        """Say whether all of some blocks are held."""
+        return all(block.name in self._held for block in blocks)
 
 
 @contextmanager
@@ -80,6 +109,28 @@ def restored(layers: Sequence[Layer]) -> Iterator[None]:
     finally:
         for parameter, data in zip(parameters, before, strict=True):
             parameter.data = data
+
+
+@contextmanager
+def added(layer: Layer, dtype: torch.dtype, delta: Float[Tensor, "out in"]) -> Iterator[None]:
+    """Give a layer's parameter its data in ``dtype`` with ``delta`` on the layer's matrix of it.
+
+    A part is written in place and put back: its parameter may be that of a hundred experts, all perturbed at once.
+    """
+    parameter = layer.parameter
+    if layer.part is None:
+        parameter.data = parameter.data.to(dtype, copy=True).add_(layer.as_stored(delta))
+        del delta
+        yield
+        return
+    parameter.data = parameter.data.to(dtype)
+    matrix = layer.matrix_of(parameter.data)
+    before = matrix.clone()
+    matrix.add_(delta)
+    try:
+        yield
+    finally:
+        matrix.copy_(before)
 
 
 @contextmanager
@@ -110,6 +161,11 @@ def tensors_of(module: nn.Module, *, recurse: bool = True) -> Iterator[Tensor]:
 def batch_on(batch: Batch, device: str) -> Batch:
     """Bring the tensors of a batch to a device."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def numbers_in(batch: Batch) -> int:
+    """Count the numbers in the tensors of a batch."""
+    return sum(value.numel() for value in batch.values() if isinstance(value, Tensor))
 
 
 def map_tensors(values: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -24,12 +24,12 @@ from ecoflap.core.contracts.records import Batch, LayerPlace, Statistics, TokenC
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
-from ecoflap.core.forward.gradients import kept_gradients, stream_gradients
+from ecoflap.core.forward.gradients import kept_gradients, saved_bytes, stream_gradients
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation, Observed
-from ecoflap.core.forward.placement import Placement, device_of, tensors_of
+from ecoflap.core.forward.placement import HeldBlocks, Placement, added, device_of, numbers_in, tensors_of
 from ecoflap.core.forward.statistics import TokenWeights
-from ecoflap.core.forward.walk import BlockCall, BlockWatch, Record, Records, Walk
+from ecoflap.core.forward.walk import BlockCall, BlockWatch, CallsSeen, Record, Records, Walk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.ranks.shares import spans_dealt, spans_of
@@ -61,6 +61,9 @@ class Replay:
         ``loss``, ``run`` and ``each`` give what all batches come to, the same in every process and whatever their
         number, and all processes have to call them in the same order.
     :param keep_in: A folder on whose disk the record is kept; None keeps it in memory.
+    :param spare: Bytes of memory that may be spent on being quicker, which changes no bit of a loss or gradient. As a
+        context manager it then holds all blocks in ``dtype``, each until it is recorded, where they take no more than
+        that, so that none is converted at each forward; and ``gradients`` keeps activations that fit into the rest.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Replay:
         device: torch.device | str | None = None,
         ranks: Ranks = ALONE,
         keep_in: Path | None = None,
+        spare: int = 0,
     ) -> None:
         self.model, self.adapter, self.batches = model, adapter, batches
         self.anatomy = anatomy or Anatomy.of(adapter.towers(model), adapter.layers)
@@ -89,12 +93,18 @@ class Replay:
         self._moved: list[str] = []
         self._of_loss: dict[str, Statistics] = {}
         self._outside = ExitStack()
+        self._spare, self._held = spare, HeldBlocks(self.placement)
 
     def __enter__(self) -> "Replay":
         self._outside.enter_context(self.placement.in_place().held(self._tensors_outside_blocks))
+        wide = self.placement.widened_bytes(one for block in self.blocks for one in tensors_of(block.module))
+        if wide <= self._spare and self.placement.device is None:
+            self._spare -= wide
+            self._held.hold(self.blocks)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._held.let_go(self.blocks)
         self._outside.close()
 
     def run(
@@ -192,7 +202,7 @@ class Replay:
 
     def calls_of(self, i: int, number: int) -> Sequence[BlockCall]:
         """Run block ``i`` on one batch, and give its calls with their inputs and outputs, as :meth:`calls` does."""
-        listener = _Calls()
+        listener = CallsSeen()
         self._forward(number, first=i, last=i, watch=listener)
         return listener.seen
 
@@ -235,6 +245,7 @@ class Replay:
         with self._holding(i) as home:
             for number, record in self._records.items():
                 record.finish(self.blocks[i], self._forward(number, first=i, last=i, home=home))
+        self._held.let_go([self.blocks[i]])
         self._finished = i + 1
 
     def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, "batches"]:
@@ -262,9 +273,9 @@ class Replay:
         wide = original.dtype if self.dtype is None else torch.promote_types(original.dtype, self.dtype)
         self._moved.append(layer.name)
         try:
-            added = _added(layer, parameter, wide, delta.to(original.device, wide))
+            moved = added(layer, wide, delta.to(original.device, wide))
             del delta  # of a block moved at once these are as large as all its weights
-            with added:
+            with moved:
                 yield
         finally:
             parameter.data = original
@@ -273,12 +284,23 @@ class Replay:
     def gradients(self, visit: Callable[[Layer, Tensor], None]) -> None:
         """Run one backward an own batch, and call ``visit(layer, gradient)`` as each gradient is ready.
 
-        Blocks are checkpointed, so one block's activations and one layer's gradient are held at a time.
+        One layer's gradient is held at a time. Blocks are checkpointed, so that one block's activations are, unless all
+        of them fit into the memory that may be spent.
         """
         with without_fast_path():
+            keep = self._has_room_for_activations()
             for number in self.own:
                 with self._prepared(number) as batch:
-                    stream_gradients(self.model, self.adapter, batch, self.anatomy, self.placement, visit)
+                    stream_gradients(self.model, self.adapter, batch, self.anatomy, self.placement, visit, keep=keep)
+
+    def _has_room_for_activations(self) -> bool:
+        """Count them in a forward of the largest own batch, which pays from two batches on."""
+        is_once = all(block.calls == 1 for block in self.blocks)  # sums over calls are in one order then
+        if len(self.own) < 2 or not is_once or not self._held.has(self.blocks):
+            return False
+        largest = max(self.own, key=lambda number: numbers_in(self.batches[number]))
+        with self._prepared(largest) as batch:
+            return saved_bytes(self.model, self.adapter, batch, self.anatomy) <= self._spare
 
     def _tokens(self, batch: Batch, tower: str, call: int) -> Tensor:
         with blaming(self._adapter_name):
@@ -365,36 +387,3 @@ class Replay:
         outside = (module for module in self.model.modules() if id(module) not in inside)
         found = (tensor for module in outside for tensor in tensors_of(module, recurse=False))
         return list({id(tensor): tensor for tensor in found}.values())
-
-
-@contextmanager
-def _added(layer: Layer, parameter: nn.Parameter, dtype: torch.dtype, delta: Float[Tensor, "out in"]) -> Iterator[None]:
-    """Give a parameter its data in ``dtype`` with ``delta`` on the layer's matrix of it.
-
-    A part is written in place and put back: its parameter may be that of a hundred experts, all perturbed at once.
-    """
-    if layer.part is None:
-        parameter.data = parameter.data.to(dtype, copy=True).add_(layer.as_stored(delta))
-        del delta
-        yield
-        return
-    parameter.data = parameter.data.to(dtype)
-    matrix = layer.matrix_of(parameter.data)
-    before = matrix.clone()
-    matrix.add_(delta)
-    try:
-        yield
-    finally:
-        matrix.copy_(before)
-
-
-class _Calls(BlockWatch):
-    """Keeps what a block is given and what it returns."""
-
-    def __init__(self) -> None:
-        self.seen: list[BlockCall] = []
-
-    def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
-        output = run()
-        self.seen.append(BlockCall(number, args, kwargs, output))
-        return output

@@ -87,6 +87,18 @@ class BlockWatch:
         return run()
 
 
+class CallsSeen(BlockWatch):
+    """Keeps what a block is given and what it returns."""
+
+    def __init__(self) -> None:
+        self.seen: list[BlockCall] = []
+
+    def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
+        output = run()
+        self.seen.append(BlockCall(number, args, kwargs, output))
+        return output
+
+
 class Record:
     """What each tower's last finished block returned on one batch, call by call, and what each tapped one did.
 

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -14,6 +16,14 @@ _STATM = Path("/proc/self/statm")
 
 MEASURED = "what cannot be evicted" if _STATM.is_file() else "resident, of files too"
 """What the figures are: pages of files can be read again, and the system takes them out of memory where it is short."""
+
+
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""The files of a control group, of version 2 and of 1, with its limit, what it holds, and the count of the latter that
+can be taken away."""
 
 
 class MemoryWatch:
@@ -52,7 +62,34 @@ def held() -> int:
 
 
 def available_memory() -> int | None:
-    """Give the bytes that the system could give to a new process; None where it does not tell."""
+    """Give the bytes that the system could give to a new process here; None where it does not tell.
+
+    Where a control group holds the process to less than the machine has, as in a container, that is what counts.
+    """
     told = Path("/proc/meminfo")
     found = re.search(r"^MemAvailable:\s*(\d+) kB", told.read_text(), re.MULTILINE) if told.is_file() else None
-    return 1024 * int(found[1]) if found else None
+    return min([1024 * int(found[1]), *left_in_groups()]) if found else None
+
+
+def left_in_groups(told: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Yield what each control group around this process still lets it have.
+
+    :param told: Says which groups those are.
+    :param mounted: Where their files are, of either version.
+    """
+    for line in told.read_text().splitlines() if told.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root, inner = mounted / controllers, Path(path.lstrip("/"))
+            yield from filter(None, (_left_in(root / group) for group in (inner, *inner.parents)))
+
+
+def _left_in(group: Path) -> int | None:
+    """Give what a group's limit leaves; files that the system would take out of memory do not count as held."""
+    for limit, usage, reclaimable in _GROUP_FILES:
+        with suppress(OSError):  # of a group without a limit there may be no such files
+            if (most := (group / limit).read_text().strip()).isdigit():
+                files = re.search(rf"^{reclaimable} (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+                held_now = int((group / usage).read_text()) - (int(files[1]) if files else 0)
+                return max(1, int(most) - held_now)
+    return None

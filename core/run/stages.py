@@ -39,6 +39,7 @@ from ecoflap.core.run.data import RunData
 from ecoflap.core.run.plan_trials import PlanTrials
 from ecoflap.core.run.prepared import Prepared, pools_in
 from ecoflap.core.run.run_model import RunModel
+from ecoflap.core.run.spare_memory import spare_for_scoring
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,13 @@ class RunState:
         keys: Calibration | None,
         dtype: torch.dtype | None = None,
         ranks: Ranks | None = None,
+        spare: int = 0,
     ) -> Replay:
         """Make a replay of the model on these batches, in at least this precision.
 
         :param keys: Of the calibration that they are of.
         :param ranks: The processes that share the batches; None for those of the run.
+        :param spare: Bytes of memory that it may spend on being quicker.
         """
         model, adapter = self.model.get(), self.prepared.adapter
         return Replay(
@@ -129,6 +132,7 @@ class RunState:
             device=self.model.visits,
             keep_in=self.folder.path if keys is not None and keys.keep == "disk" else None,
             ranks=ranks or self.ranks,
+            spare=spare,
         )
 
 
@@ -258,7 +262,8 @@ def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Bl
     # In bfloat16 small differences of losses are mostly rounding, so a scorer has to ask for less than float32.
     dtype = torch.float32 if keys.scorer.options.dtype == "float32" else None
     data = state.recipe.score_calibration if keys.scorer.options.data else None
-    with state.replay(batches, data, dtype, ranks) as replay:
+    spare = spare_for_scoring(state.prepared)
+    with state.replay(batches, data, dtype, ranks, spare) as replay:
         return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit)
 
 

@@ -23,7 +23,6 @@ from ecoflap.plugins.datasets.shared.text_files import (
     missing_path,
     named_problems,
     read_text,
-    refuse_long_lines,
 )
 from ecoflap.plugins.datasets.shared.token_windows import Begin, TokenWindows
 
@@ -192,14 +191,11 @@ def _problems_of(path: Path) -> Iterator[str]:
 def _read(file: Path, column: str) -> Iterator[str]:
     """Read the documents of a file."""
     if _suffix(file) in PLAIN:
-        text = read_text(file)
-        refuse_long_lines(text, str(file))
-        yield text
+        yield read_text(file)
         return
     for number, row in json_lines(file):
         if not isinstance(row.get(column), str):
             raise DataError(_no_column(column, list(row), f"{file}:{number}"))
-        refuse_long_lines(row[column], f"{file}:{number}, {column}")
         yield row[column]
 
 
@@ -209,8 +205,6 @@ def _documents_of(stored: Stored, column: str) -> list[str]:
     if column not in table.column_names:
         raise DataError(_no_column(column, table.column_names, stored.where))
     documents = [text for text in table[column] if isinstance(text, str) and text.strip()]
-    for text in documents:
-        refuse_long_lines(text, stored.where)
     if not documents:
         raise DataError(f"{stored.where} holds no text in column {column!r}.")
     return documents

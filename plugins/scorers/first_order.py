@@ -33,6 +33,8 @@ Summand = Literal["gradient", "magnitude_gradient", "magnitude_gradient_squared"
 class FirstOrder:
     """Score layers by the loss' gradient: one backward for each batch, with one layer's gradient in memory at a time.
 
+    Activations of all blocks are kept where memory is free, and else each block but the last is run twice.
+
     :param measure: What is summed over a layer's weights.
     :param samples: How many calibration samples it looks at.
     """
@@ -41,13 +43,14 @@ class FirstOrder:
     samples: int = 128
 
     aggregate: ClassVar[Aggregate] = "sum"
+    only_reads: ClassVar[bool] = True
     shares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         refuse_below_one("samples", self.samples)
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
-        """Count a forward, a recomputed one, and a backward, which costs two, for each batch."""
+        """Count a forward, one for what is not kept, and a backward, which costs two, for each batch."""
         return 4 * batches
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Estimate]]:

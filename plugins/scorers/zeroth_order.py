@@ -45,6 +45,7 @@ class ZerothOrder:
     joint: bool = False
 
     aggregate: ClassVar[Aggregate] = "sum"
+    only_reads: ClassVar[bool] = True
     shares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -13,9 +13,6 @@ from ecoflap.core.errors import DataError, nearest
 LARGEST = 4_000_000_000
 """Bytes of a text that is read, which is held in memory whole; a few of ``.gz`` may unpack to any number."""
 
-LONGEST_LINE = 1_000_000
-"""Characters of a line of running text. A tokenizer takes a line whole, and 14 MB of it a minute and 1 GB of memory."""
-
 
 def read_text(file: Path) -> str:
     """Read a file, which may be ``.gz``, as UTF-8 text. A byte order mark is dropped.
@@ -38,22 +35,6 @@ def filled_lines(text: str) -> Iterator[tuple[int, str]]:
     A line ends at a line feed alone. ``splitlines`` would also split inside a string of JSON, at U+2028.
     """
     return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
-
-
-def refuse_long_lines(text: str, where: str) -> None:
-    """Refuse running text with a line that no tokenizer takes in reasonable time.
-
-    :param where: The file, or the row of one, for the message.
-    :raises DataError: With the first such line.
-    """
-    if len(text) <= LONGEST_LINE:
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if len(line) > LONGEST_LINE:
-            raise DataError(
-                f"{where}: line {number} has {len(line):,} characters, and {LONGEST_LINE:,} are read at most. Break it "
-                f"into several, such as with fold -s."
-            )
 
 
 def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,5 +1,6 @@
 """Documents are cut into windows of tokens, each of which begins as the model's tokenizer begins a text."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -14,6 +15,10 @@ from ecoflap.core.errors import DataError
 
 BETWEEN = "\n\n"
 """What stands between documents that are joined."""
+
+PIECE, OVERLAP, AGREED = 500_000, 6_000, 64
+"""Characters of a text that are tokenised at a time, how many of them the next time has again, and how many tokens of
+theirs have to be the same. A tokenizer takes some 180 bytes for a character while it reads; 4 are kept for a token."""
 
 Begin: TypeAlias = Literal["auto"] | bool
 """What every window begins with: ``auto`` is what the tokenizer itself puts there, True its begin token."""
@@ -53,15 +58,22 @@ class TokenWindows:
         return self.length - len(self.begin)
 
     def random(self, documents: Sequence[str], samples: int, seed: int) -> Iterator[Int64[Tensor, " tokens"]]:
-        """Draw windows as Wanda and SparseGPT do from C4; but a document that is too short is not drawn again."""
+        """Draw windows as Wanda and SparseGPT do from C4; but a document that is too short is not drawn again.
+
+        The tokens of one that is long enough are kept, for a few long documents are drawn again and again.
+        """
         random, candidates, drawn = Random(seed), list(range(len(documents))), 0
+        known: dict[int, array[int]] = {}
         while candidates and drawn < samples:
             place = random.randrange(len(candidates))
-            tokens = plain_tokens(self.tokenizer, documents[candidates[place]])
-            if len(tokens) < self.text_length:
-                del candidates[place]
-                continue
-            yield self._drawn(tokens, random)
+            number = candidates[place]
+            if number not in known:
+                tokens = plain_tokens(self.tokenizer, documents[number])
+                if len(tokens) < self.text_length:
+                    del candidates[place]
+                    continue
+                known[number] = array("i", tokens)  # four bytes a token, which is about the size of the text
+            yield self._drawn(known[number], random)
             drawn += 1
         if drawn == samples:
             return
@@ -87,7 +99,7 @@ class TokenWindows:
         among = available if spread else wanted
         yield from (self._window(tokens, index * among // wanted * self.text_length) for index in range(wanted))
 
-    def _joined(self, documents: Sequence[str]) -> list[int]:
+    def _joined(self, documents: Sequence[str]) -> Sequence[int]:
         """Give the tokens of all documents together, which have to fill a window."""
         tokens = plain_tokens(self.tokenizer, BETWEEN.join(documents))
         if len(tokens) < self.text_length:
@@ -116,10 +128,57 @@ def tokenizer_of(adapter: Adapter) -> Any:
     return tokenizer
 
 
-def plain_tokens(tokenizer: Any, text: str) -> list[int]:
-    """Give the tokens of a text and nothing that the tokenizer adds to it."""
+def plain_tokens(tokenizer: Any, text: str) -> Sequence[int]:
+    """Give the tokens of a text and nothing that the tokenizer adds to it.
+
+    A long text is tokenised in pieces that overlap, which takes a tenth of the memory. One piece is taken up to where
+    it and the next have agreed for ``AGREED`` tokens, and the next from there on, so that the tokens are those of the
+    whole text: where it was cut is seen no further than a word, or, by a tokenizer that knows no words, than its merges
+    reach. Where two pieces never agree, and where a tokenizer does not tell where its tokens are, the text is
+    tokenised whole.
+    """
+    is_told = len(text) > PIECE and getattr(tokenizer, "is_fast", False)
+    in_pieces = _tokens_of_pieces(tokenizer, text) if is_told else None
     # verbose would warn that the text is longer than the model reads; it is cut afterwards
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return in_pieces or list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _tokens_of_pieces(tokenizer: Any, text: str) -> Sequence[int] | None:
+    """Tokenise a text in pieces; None where two neighbours do not agree on what both of them hold."""
+    found = array("i")
+    before: list[tuple[int, int, int]] = []
+    for start in range(0, len(text), PIECE - OVERLAP):
+        piece = _placed_tokens(tokenizer, text, start)
+        if start:
+            agreed = _agreement(before, piece, start + OVERLAP // 3)
+            if agreed is None:
+                return None
+            found.extend(token for token, _, _ in before[: agreed[0]])
+            piece = piece[agreed[1] :]
+        before = piece
+        if start + PIECE >= len(text):
+            break
+    found.extend(token for token, _, _ in before)
+    return found
+
+
+def _placed_tokens(tokenizer: Any, text: str, start: int) -> list[tuple[int, int, int]]:
+    """Give the tokens of a piece, each with the places in the text where it begins and ends."""
+    read = tokenizer(text[start : start + PIECE], add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    places = ((start + first, start + last) for first, last in read["offset_mapping"])
+    return [(token, *place) for token, place in zip(read["input_ids"], places, strict=True)]
+
+
+def _agreement(
+    before: Sequence[tuple[int, int, int]], after: Sequence[tuple[int, int, int]], start: int
+) -> tuple[int, int] | None:
+    """Find where two pieces begin to have the same tokens at the same places, from a place in the text on."""
+    numbers = {token: number for number, token in enumerate(before) if token[1] >= start}
+    for number, token in enumerate(after):
+        other = numbers.get(token)
+        if other is not None and before[other : other + AGREED] == after[number : number + AGREED]:
+            return (other, number) if len(before) >= other + AGREED else None
+    return None
 
 
 def begin_tokens(tokenizer: Any, bos: Begin) -> tuple[int, ...]:
@@ -142,7 +201,7 @@ def begin_tokens(tokenizer: Any, bos: Begin) -> tuple[int, ...]:
 
 def _added_before(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Give what a tokenizer puts before the tokens of a text."""
-    whole, plain = list(tokenizer(text)["input_ids"]), plain_tokens(tokenizer, text)
+    whole, plain = list(tokenizer(text)["input_ids"]), list(plain_tokens(tokenizer, text))
     places = range(len(whole) - len(plain) + 1)
     at = next((place for place in places if plain and whole[place : place + len(plain)] == plain), None)
     if at is None:

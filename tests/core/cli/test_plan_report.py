@@ -18,6 +18,7 @@ from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run import spare_memory
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.text.numbers import bytes_text
 
@@ -342,3 +343,27 @@ def two_stacks(plain, pico_tokenizer, monkeypatch):
         return prepare(recipe, load_registry(), model=Stacks(), processor=pico_tokenizer)
 
     return two_stacks
+
+
+def test_memory_that_is_spent_on_speed_is_told(plain, monkeypatch):
+    """Scores take float32; the whole model is held in it where half of the free memory takes that."""
+
+    def needs(free, **keys):
+        monkeypatch.setattr(spare_memory, "available_memory", lambda: free)
+        recipe = parse_recipe(plain(**keys), registry=load_registry())
+        sections = by_title(plan_tables(recipe, load_registry()))
+        return {what: of for what, _, of in sections["needs, predicted"]}
+
+    def widened(told):
+        return re.search(r"scoring in float32 ([^,]+),", told["peak memory"])[1]
+
+    much, little = needs(1 << 40), needs(1 << 12)
+    assert "the model in float32 at once" in much["for speed"]
+    assert "at once" not in little["for speed"]
+    model = re.search(r"weights ([^,]+),", much["peak memory"])[1]
+    assert widened(much) == bytes_text(2 * 1000 * float(model.removesuffix(" kB")))
+    assert widened(little) != widened(much)
+    for keys in ({"model": {"source": plain()["model"], "offload": "cpu"}}, {"score": None}):
+        kept = needs(1 << 40, **keys)
+        assert "for speed" not in kept
+    assert "for speed" not in needs(None)

@@ -271,17 +271,6 @@ def test_model_without_tokenizer(pico_llama: Callable[..., Any]):
         next(Text(sequence_length=8)(LlamaAdapter(), pico_llama(layers=1), ignore))
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
-def test_a_line_that_no_tokenizer_takes_in_time_is_refused(
-    name: str, tmp_path: Path, windows: Callable[[Text], list[list[int]]]
-):
-    text = f"short\n{'word1 ' * 200_000}\n"
-    plain = json.dumps({"text": text}) + "\n" if ".jsonl" in name else text
-    (tmp_path / name).write_bytes(gzip.compress(plain.encode()) if name.endswith(".gz") else plain.encode())
-    with pytest.raises(DataError, match=rf"{name}.*: line 2 has 1,200,000 characters, and 1,000,000 are read at most"):
-        windows(Text(path=tmp_path / name))
-
-
 def test_what_unpacks_to_any_size_is_not_held_in_memory(
     tmp_path: Path, windows: Callable[[Text], list[list[int]]], monkeypatch: pytest.MonkeyPatch
 ):

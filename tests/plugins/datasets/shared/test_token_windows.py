@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.errors import DataError
-from ecoflap.plugins.datasets.shared.token_windows import TokenWindows, begin_tokens
+from ecoflap.plugins.datasets.shared import token_windows
+from ecoflap.plugins.datasets.shared.token_windows import TokenWindows, begin_tokens, plain_tokens
 from ecoflap.plugins.datasets.text import Text
 from ecoflap.plugins.evaluators.perplexity import Perplexity
 
@@ -90,6 +92,92 @@ def test_too_little_text_counts_what_begins_it():
     windows = TokenWindows.of(reading(tokenizer("<s> $A")), "auto", 16)
     with pytest.raises(DataError, match=r"all of it is 3 tokens, and one window needs 15.*sequence_length: 4 or less"):
         list(windows.consecutive(["a b c"], None, spread=False))
+
+
+def test_a_document_that_is_drawn_again_is_not_tokenised_again():
+    """One long document took as many times as there are samples, which made minutes of seconds."""
+    letters, asked = tokenizer(), list[str]()
+
+    def listening(text: str, **how: Any) -> Any:
+        asked.append(text)
+        return letters(text, **how)
+
+    documents = ["a b c d e f g h", "a b", "i j k l a b c d e"]
+    cut = TokenWindows(listening, (), 4)
+    windows = [window.tolist() for window in cut.random(documents, 40, seed=3)]
+    assert sorted(asked) == sorted(documents)
+    # as it was written before: each drawn document is tokenised when it is drawn
+    random, candidates, expected = Random(3), [0, 1, 2], list[list[int]]()
+    while len(expected) < 40:
+        place = random.randrange(len(candidates))
+        tokens = list(letters(documents[candidates[place]])["input_ids"])
+        if len(tokens) < 4:
+            del candidates[place]
+            continue
+        start = random.randrange(len(tokens) - 3)
+        expected.append(tokens[start : start + 4])
+    assert windows == expected
+
+
+def running_text(letters: int) -> str:
+    """Words of one to nine letters on a single line, always the same."""
+    random = Random(1)
+    made = "".join(random.choices("etaoinshrdlu", k=letters))
+    return " ".join(made[at : at + random.randint(1, 9)] for at in range(0, letters, 5))
+
+
+def trained(kind: str) -> Any:
+    """A tokenizer that was trained on such text, and splits it in one way or not at all."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = Tokenizer(models.BPE())
+    if kind == "bytes":
+        pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    elif kind == "words":
+        pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        pieces.normalizer = normalizers.Replace(" ", "_")
+    text = running_text(4000)
+    sentences = [text[at : at + 50] for at in range(0, len(text), 50)]
+    pieces.train_from_iterator(sentences, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=pieces)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "unsplit"])
+@pytest.mark.parametrize("piece", [3000, 3001])
+def test_tokens_of_pieces_are_those_of_the_whole_text(kind: str, piece: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(token_windows, "PIECE", piece)
+    monkeypatch.setattr(token_windows, "OVERLAP", 900)
+    reader, asked = trained(kind), list[int]()
+
+    class Listening:
+        is_fast = True
+
+        def __call__(self, text: str, **how: Any) -> Any:
+            asked.append(len(text))
+            return reader(text, **how)
+
+    text = running_text(20_000)
+    for one in (text, text.replace(" ", "")):
+        asked.clear()
+        assert list(plain_tokens(Listening(), one)) == reader(one, add_special_tokens=False)["input_ids"]
+        assert len(asked) > 5
+        assert max(asked) == piece
+
+
+def test_a_text_whose_pieces_never_agree_is_tokenised_whole(monkeypatch: pytest.MonkeyPatch):
+    """In a row of one letter where a token begins depends on how many came before it."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    pairs = Tokenizer(models.BPE({"a": 0, "aa": 1, "aaa": 2}, [("a", "a"), ("aa", "a")]))
+    reader = PreTrainedTokenizerFast(tokenizer_object=pairs)
+    monkeypatch.setattr(token_windows, "PIECE", 1000)
+    monkeypatch.setattr(token_windows, "OVERLAP", 301)
+    for length in (2500, 3333):
+        found = plain_tokens(reader, "a" * length)
+        assert list(found) == reader("a" * length, add_special_tokens=False)["input_ids"]
 
 
 def test_the_tokenizer_inside_a_processor_is_asked():
