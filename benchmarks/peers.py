@@ -9,7 +9,7 @@ environment with llm-compressor; what is not given is left out. one_peer.py does
 one thread, and says what of the published codes has to be changed. They take turns, and a ratio is of two in the same
 round. A row that is there is not done again, so this may be stopped and started as one likes.
 
-The model is SmolLM2-135M-Instruct in bfloat16; 16 windows of 512 tokens calibrate, and perplexity is of 32 others, of
+The model is SmolLM2-135M-Instruct in bfloat16; 16 windows of 512 tokens calibrate, and perplexity is of 16 others, of
 articles that calibrate nothing. It is measured in the first round; later ones are held to the same bits.
 """
 
@@ -45,7 +45,7 @@ NAMES = {
     "ours": "ours", "wanda": "locuslab/wanda", "sparsegpt": "IST-DASLab/sparsegpt", "llmcompressor": "llm-compressor",
 }  # fmt: skip
 CALIBRATION = Text(samples=16, sequence_length=512, portion=(0, 0.7))
-HELD_OUT = Text(samples=32, sequence_length=512, portion=(0.7, 1), order="spread")
+HELD_OUT = Text(samples=16, sequence_length=512, portion=(0.7, 1), order="spread")
 ROWS = "| setting | who | CPU s | ours / theirs | MB | ours / theirs | zeros | masks as ours | perplexity |"
 
 
