@@ -18,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -46,7 +46,10 @@ NAMES = {
 }  # fmt: skip
 CALIBRATION = Text(samples=16, sequence_length=512, portion=(0, 0.7))
 HELD_OUT = Text(samples=16, sequence_length=512, portion=(0.7, 1), order="spread")
-ROWS = "| setting | who | CPU s | ours / theirs | MB | ours / theirs | zeros | masks as ours | perplexity |"
+ROWS = (
+    "| setting | who | CPU s | ours / theirs | MB | ours / theirs | of it by pruning | zeros | masks as ours "
+    "| perplexity |"
+)
 
 
 @dataclass(frozen=True)
@@ -139,16 +142,17 @@ class Bench:
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Write a Markdown table: medians over rounds, and in brackets the least and the most."""
     yield ROWS
-    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     for setting in dict.fromkeys(line["setting"] for line in lines):
         mine = [line for line in lines if line["setting"] == setting]
-        for who in dict.fromkeys(line["who"] for line in mine):
+        for who in [name for name in NAMES if any(line["who"] == name for line in mine)]:
             own = [line for line in mine if line["who"] == who]
-            first = own[0]
+            (first,) = (line for line in own if line["round"] == 0)
             yield " | ".join((
                 f"| {setting}", NAMES[who],
                 spread([line["cpu_seconds"] for line in own], 1), ratio(mine, who, seconds),
                 spread([memory(line) for line in own], 0), ratio(mine, who, memory),
+                spread([memory(line) - line["megabytes"]["before"] for line in own], 0),
                 f"{first['zeros']:,}", f"{100 * first['masks_as_ours']:.2f} %", f"{first['perplexity']:.2f} |",
             ))  # fmt: skip
 
@@ -161,11 +165,11 @@ def memory(line: Mapping[str, Any]) -> float:
     return float(line["megabytes"]["unevictable"])
 
 
-def ratio(lines: Sequence[Mapping[str, Any]], who: str, what: Any) -> str:
+def ratio(lines: Sequence[Mapping[str, Any]], who: str, what: Callable[[Mapping[str, Any]], float]) -> str:
     """Write ours over theirs, each of two in the same round; nothing beside ourselves."""
     of = {name: {line["round"]: what(line) for line in lines if line["who"] == name} for name in ("ours", who)}
     both = of["ours"].keys() & of[who].keys()
-    return "" if who == "ours" else spread([of["ours"][number] / of[who][number] for number in both], 2)
+    return "" if who == "ours" or not both else spread([of["ours"][number] / of[who][number] for number in both], 2)
 
 
 def spread(values: Sequence[float], digits: int) -> str:
