@@ -113,7 +113,7 @@ class ColumnNorm:
         # On a GPU every piece is a kernel launch; there is no cache to stay in.
         step = max(1, len(rows) if rows.is_cuda else _CACHED // self.in_features)
         for some in rows.split(step):
-            self._sum += some.float().square().sum(0)
+            self._sum += some.to(torch.float32, copy=True).square_().sum(0)  # another tensor would be other memory
 
     def merge(self, other: "ColumnNorm") -> None:
         self.tokens += other.tokens
