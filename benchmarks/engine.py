@@ -1,6 +1,6 @@
 """The engine against what it is measured by, as ratios in one process, on a real model (SmolLM2-135M).
 
-    python benchmarks/engine.py [fine] [score] [sparsegpt] [gradients] [memory]
+    python benchmarks/engine.py [fine] [score] [types] [sparsegpt] [gradients] [memory]
 
 All without arguments; about fifteen minutes on two idle cores. The other side of each ratio is written out here, as
 plainly as the published code does it. Figures go into benchmarks/RESULTS.md as they are printed.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
 
 
 def main() -> None:
-    parts = {"fine": fine, "score": score, "sparsegpt": sparsegpt, "gradients": gradients, "memory": memory}
+    every = (fine, score, types, sparsegpt, gradients, memory)
+    parts = {part.__name__: part for part in every}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in sys.argv[1:] or parts:
         parts[name]()
@@ -107,6 +109,21 @@ def score() -> None:
         ours += seconds(lambda: replay.advance(index))
         theirs += seconds(lambda: [naive_score(adapter, model, batch, layer.weight) for layer in layers])
     told("zeroth-order score per matrix / loop of full forwards, float32, 512 tokens", ours, theirs, "0.68")
+
+
+def types() -> None:
+    """A loss in the type of the model, as the published code scores, beside one in float32, by turns; CPU time."""
+    took: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
+    models = {dtype: loaded(dtype) for dtype in took}
+    (batch,) = text(*models[torch.float32], 1, 512)
+    for _ in range(8):
+        for dtype, (adapter, model) in models.items():
+            started = time.process_time()
+            with torch.no_grad():
+                adapter.loss(model, batch)
+            took[dtype].append(time.process_time() - started)
+    narrow, wide = (median(times[1:]) for times in took.values())  # the first warms up
+    print(f"a loss of 512 tokens, bfloat16 / float32: {narrow:.3f} s / {wide:.3f} s = {narrow / wide:.3f}", flush=True)
 
 
 @torch.no_grad()

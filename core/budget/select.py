@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Budget, Keep, Pattern
@@ -74,16 +74,35 @@ def is_finite(values: Float[Tensor, "..."]) -> bool:
 
 def zeros_first(metric: Float[Tensor, "out in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     """Lower the metric of weights that are already zero below all others, even below those of an input that is dead."""
-    zero = weight == 0
-    # As a rule there are none, and nothing need be copied.
-    return metric.masked_fill(zero, torch.finfo(metric.dtype).min) if bool(zero.any()) else metric
+    nonzero = is_nonzero(weight)
+    # As a rule there are no others, and nothing need be copied.
+    if int(nonzero.count_nonzero()) == nonzero.numel():
+        return metric
+    return metric.masked_fill(~nonzero, torch.finfo(metric.dtype).min)
 
 
 def kept_only(weight: Float[Tensor, "out in"], mask: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     """Set a weight to +0.0 wherever the mask is False, whatever was there: -0.0, NaN and infinity too."""
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
     # Every bit of a kept weight is multiplied by 1, of a pruned one by 0: several times faster than masked_fill.
-    return (weight.contiguous().view(bits) * mask).view(weight.dtype)
+    return (_bits(weight) * mask).view(weight.dtype)
+
+
+def is_nonzero(weight: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    """Say of each weight whether it is something else than 0.0 or -0.0: NaN is.
+
+    It is what has a bit beside its sign, which takes a fraction of the time of comparing numbers.
+    """
+    return (_bits(weight) << 1).bool()
+
+
+def same_bits(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> bool:
+    """Say whether two tensors of one type are equal bit by bit; 0.0 and -0.0 are not."""
+    return torch.equal(_bits(a), _bits(b))
+
+
+def _bits(weight: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return weight.contiguous().view(integers[weight.element_size()])
 
 
 def _best(runs: Float[Tensor, "runs m"], n: int) -> Bool[Tensor, "runs m"]:

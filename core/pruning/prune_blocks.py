@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Pattern
-from ecoflap.core.budget.select import is_finite, kept_only
+from ecoflap.core.budget.select import is_finite, is_nonzero, kept_only, same_bits
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
@@ -209,9 +209,9 @@ class BlockwisePruning:
             if layer.name in self.left:
                 left = layer.oriented(self.left[layer.name]).to(weight.device)
                 pruned = held_within(pruned, weight, left, pruner.use)
-            more = not _same_bits(pruned.weight, kept_only(weight, pruned.mask))
+            more = not same_bits(pruned.weight, kept_only(weight, pruned.mask))
         layer.weight.data.copy_(pruned.weight)
-        zeros = planned.keep - int(pruned.weight.ne(0).count_nonzero())
+        zeros = planned.keep - int(is_nonzero(pruned.weight).count_nonzero())
         finished = FinishedLayer(pack(layer.as_stored(pruned.mask)), layer.weight.data if more else None)
         done = LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started)
         outcome = _Outcome(finished, pruned.notes, done)
@@ -326,14 +326,9 @@ def _broken(pruned: Any, weight: Float[Tensor, "out in"], planned: PlannedLayer)
     found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (pruned.weight, weight))
     if found != wanted:
         return f"returned a weight of {found} for one of {wanted}"
-    if bool((pruned.weight.ne(0) > pruned.mask).any()):
+    if bool((is_nonzero(pruned.weight) > pruned.mask).any()):
         return "left a weight that its mask prunes"
     return None if is_finite(pruned.weight) else "returned NaN or infinite weights"
-
-
-def _same_bits(a: Float[Tensor, "out in"], b: Float[Tensor, "out in"]) -> bool:
-    """Say whether two tensors are equal byte for byte; 0.0 and -0.0 are not."""
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 def _holds(pattern: Pattern, mask: Bool[Tensor, "out in"]) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Container
 
 from torch import nn
 
-from ecoflap.core.budget.select import is_finite
+from ecoflap.core.budget.select import is_finite, is_nonzero
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Anatomy
 
@@ -20,4 +20,4 @@ def refuse_broken(model: nn.Module, source: str) -> None:
 def nonzeros(anatomy: Anatomy, names: Container[str]) -> int:
     """Count the weights of these layers that are not zero."""
     weights = (layer.weight.data for _, layer in anatomy.layers() if layer.name in names)
-    return sum(int(weight.ne(0).count_nonzero()) for weight in weights)
+    return sum(int(is_nonzero(weight).count_nonzero()) for weight in weights)

@@ -164,9 +164,10 @@ def _factorise(matrix: Float32[Tensor, "in in"], damping: float) -> Factor:
     for tried in (damping, *(max(damping, 1e-3) * 10**i for i in range(1, 6))):
         # A dead input gets an ordinary diagonal; its row and column are zero, so nothing else changes.
         damped = torch.where(dead, mean, diagonal) + tried * mean
-        flipped = matrix.clone()
-        flipped.diagonal().copy_(damped)
-        lower, failed = torch.linalg.cholesky_ex(flipped.flip(0, 1))
+        flipped = matrix.flip(0, 1)
+        flipped.diagonal().copy_(damped.flip(0))
+        lower, failed = torch.linalg.cholesky_ex(flipped)
+        del flipped  # each matrix that is not held is memory that pruning does without
         pivots = lower.diagonal().flip(0)
         # A pivot that is zero but for rounding is a failure too, which LAPACK does not report.
         if not failed and bool((pivots.square() > torch.finfo(pivots.dtype).eps * damped).all()):
@@ -182,7 +183,7 @@ def _follow(lower: Float32[Tensor, "in in"]) -> Float32[Tensor, "in in"]:
 
     Flipped along both axes, that factor is V.
     """
-    lower = lower / lower.diagonal()
+    lower.div_(lower.diagonal().clone())
     inverse = torch.zeros_like(lower)
     for start in range(0, len(lower), _ROWS):  # by blocks of rows, which takes half the time of all at once
         rows = slice(start, start + _ROWS)

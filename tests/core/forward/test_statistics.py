@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -65,6 +67,18 @@ class TestSplits:
 def test_the_same_tokens_in_one_order_give_the_same_gram_to_the_bit():
     x = inputs()
     assert torch.equal(fed(Gram, [x]).matrix, fed(Gram, list(x.split(7))).matrix)
+
+
+@pytest.mark.parametrize("features", [383, 384, 385, 1000])
+def test_a_gram_of_several_strips_is_whole(features):
+    x = torch.randn(700, features, generator=torch.Generator().manual_seed(0))
+    gram, other = Gram(features), Gram(features)
+    gram.add(x[:600])
+    other.add(x[600:])
+    gram.merge(pickle.loads(pickle.dumps(other)))
+    truth = x.double().T @ x.double()
+    assert torch.equal(gram.matrix, gram.matrix.T)
+    assert (gram.matrix - truth).abs().max() < 2e-6 * len(x)
 
 
 @pytest.mark.parametrize("kind", [ColumnNorm, Gram])
