@@ -131,7 +131,7 @@ def tokenizer_of(adapter: Adapter) -> Any:
 def plain_tokens(tokenizer: Any, text: str) -> Sequence[int]:
     """Give the tokens of a text and nothing that the tokenizer adds to it.
 
-    A long text is tokenised in pieces that overlap, which takes a tenth of the memory. One piece is taken up to where
+    A long text is tokenised in pieces that overlap, which takes less memory. One piece is taken up to where
     it and the next have agreed for ``AGREED`` tokens, and the next from there on, so that the tokens are those of the
     whole text: where it was cut is seen no further than a word, or, by a tokenizer that knows no words, than its merges
     reach. Where two pieces never agree, and where a tokenizer does not tell where its tokens are, the text is
