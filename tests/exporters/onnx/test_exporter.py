@@ -30,7 +30,7 @@ pytest.importorskip("onnxscript")
 
 from ecoflap.onnx import densify  # noqa: E402
 
-SOME = {"llama": "decoder_with_past", "clip": "pair", "blip2_t5": "language", "timm_eva": "vision", "vit": "vision"}
+SOME = {"llama": "decoder_with_past", "clip": "pair", "timm_eva": "vision", "vit": "vision"}
 EVERY = [
     pytest.param(
         row, SOME.get(row), id=f"{row}-{SOME.get(row, 'all views')}", marks=() if row in SOME else pytest.mark.slow
