@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,11 +92,7 @@ class BlockFiles:
 
     def _of(self, block: Block) -> dict[str, Any]:
         """Say which block of which plan a file is, so that no other's is taken for it."""
-        return {"block": block.name, "plan": self._plan_digest}
-
-    @cached_property
-    def _plan_digest(self) -> str:
-        return sha256(json.dumps(self.plan.dump()).encode()).hexdigest()
+        return {"block": block.name, "plan": self.plan.digest}
 
     def _read(self, index: int, block: Block, layers: Sequence[Layer]) -> dict[str, FinishedLayer]:
         path = self._path(index)

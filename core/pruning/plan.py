@@ -1,8 +1,11 @@
 """The plan: how many weights each layer keeps, and why. It sums exactly to what the recipe asks."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import cached_property
+from hashlib import sha256
 from math import inf, isfinite
 from typing import Any
 
@@ -108,6 +111,11 @@ class Plan:
     @staticmethod
     def _sparsity(layers: Sequence[PlannedLayer]) -> float:
         return 1 - sum(layer.keep for layer in layers) / sum(layer.size for layer in layers)
+
+    @cached_property
+    def digest(self) -> str:
+        """Tell the plan from any other: a SHA-256 of all that it says."""
+        return sha256(json.dumps(self.dump()).encode()).hexdigest()
 
     def dump(self) -> dict[str, Any]:
         """Give what ``plan.json`` holds; ``read_plan`` makes a plan of it again."""

@@ -1,8 +1,6 @@
 """The last of pruning: refiners of the whole model, once all of its blocks are pruned."""
 
-import json
 from collections.abc import Callable, Sequence
-from hashlib import sha256
 from pathlib import Path
 
 from ecoflap.core.contracts.events import Event, Progress
@@ -31,7 +29,6 @@ def refine_model(
     :param dense: What each block returned while it was dense.
     :param file: Where steps are kept.
     """
-    digest = sha256(json.dumps(plan.dump()).encode()).hexdigest()
 
     def tell(done: int, total: int) -> None:
         emit(Progress("refine", done, total, "steps"))
@@ -41,6 +38,6 @@ def refine_model(
     view = ModelView(dense, layers, oriented)
     with view.opened():
         for number, refiner in enumerate(refiners):
-            own = {"refiner": refiner.plain(), "plan": digest}
+            own = {"refiner": refiner.plain(), "plan": plan.digest}
             view.kept = KeptSteps(file, own, dense.ranks, tell) if number == 0 else None
             refine(view, refiner, emit)

@@ -33,7 +33,7 @@ class ModelView(RefinedView):
 
     name = "the model"
     kept: KeptSteps | None = None
-    """Where the steps of the refiner at work are kept; None for one that begins anew."""
+    """Where the steps of the next loop are kept; None for one that begins anew."""
 
     def __init__(self, dense: Replay, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> None:
         super().__init__(layers, masks, Split.of(len(dense.batches)), dense.ranks)
@@ -48,9 +48,9 @@ class ModelView(RefinedView):
             yield self
 
     def steps(self, count: int, optimiser: torch.optim.Optimizer) -> Iterator[int]:
-        if self.kept is None:
-            return super().steps(count, optimiser)
-        return self.kept.steps(count, self.parameters, optimiser)
+        # One loop alone: in the file a second one, as of a gentler try, would find the first one's steps for its own.
+        kept, self.kept = self.kept, None
+        return kept.steps(count, self.parameters, optimiser) if kept else super().steps(count, optimiser)
 
     def loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the adapter's loss of a batch; differentiable."""

@@ -8,6 +8,8 @@ import torch
 from ecoflap import Anatomy, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError
+from ecoflap.core.ranks.ranks import ALONE
+from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.refining.model_view import ModelView, check_logits
 
 ADAPTER = LlamaAdapter()
@@ -93,3 +95,14 @@ def test_a_loss_without_logits_is_refused(case, monkeypatch):
     replay = Replay(view._dense.model, ADAPTER, batches, anatomy=view._dense.anatomy)
     with pytest.raises(ModelError, match="the loss of LlamaAdapter is no cross entropy of logits here"):
         check_logits(replay)
+
+
+def test_only_its_first_loop_takes_up_the_steps_that_were_kept(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(KeptSteps, "EVERY", 0.0)
+    view = case()[0]
+    view.kept = KeptSteps(tmp_path / "steps.safetensors", {}, ALONE, lambda done, count: None)
+    with view.opened():
+        optimiser = torch.optim.SGD(view.parameters, lr=0.1)
+        assert list(view.steps(4, optimiser)) == [0, 1, 2, 3]
+        assert (tmp_path / "steps.safetensors").is_file()
+        assert list(view.steps(4, optimiser)) == [0, 1, 2, 3]
