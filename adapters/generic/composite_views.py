@@ -14,7 +14,7 @@ from ecoflap.adapters.views.image_form import CONSTANT, ImageForm
 from ecoflap.adapters.views.images import PIXELS
 from ecoflap.adapters.views.impossible import views_impossible
 from ecoflap.adapters.views.language import language_view, why_no_language, without_text_model
-from ecoflap.adapters.views.seeing import vision_and_all, why_no_vision
+from ecoflap.adapters.views.seeing import settings_asked, vision_and_all, why_no_vision
 from ecoflap.core.contracts.records import View
 
 OF_TEXT = frozenset({
@@ -81,7 +81,7 @@ class _Looking(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> int:
         get: Any = self.model.get_image_features
-        made = get(pixel_values=pixel_values)
+        made = get(pixel_values=pixel_values, **settings_asked(self.model))
         return len(getattr(made, "pooler_output", made))
 
 

@@ -20,6 +20,7 @@ from ecoflap.core.contracts.records import View
 from ecoflap.core.model.anatomy import Tower
 
 LOOKS = "get_image_features"
+PACKS = "pack_image_features"
 
 
 class Vectors(nn.Module):
@@ -33,7 +34,8 @@ class Vectors(nn.Module):
         get: Any = member(self.model, LOOKS)
         rows = inputs[0].shape[0] if self.form.any_number else 1
         with looking(self.form):
-            made = get(**dict(zip(self.names, inputs, strict=True)), **_constants(get, self.form, inputs[0]))
+            named = dict(zip(self.names, inputs, strict=True))
+            made = get(**named, **settings_asked(self.model), **_constants(get, self.form, inputs[0]))
         made = getattr(made, "pooler_output", made)
         vectors = torch.cat(list(made)) if isinstance(made, list | tuple) else made
         return (vectors.reshape(rows, -1, vectors.shape[-1]),)
@@ -90,10 +92,19 @@ def vision_and_all(form: ImageForm, sees: nn.Module) -> Iterator[View]:
     ), axes_of_all)  # fmt: skip
 
 
+def settings_asked(model: nn.Module) -> dict[str, Any]:
+    """Give of a configuration what a model asks for when it looks: with transformers before 4.52 the layer it reads."""
+    asked = [one.name for one in signature(member(model, LOOKS)).parameters.values() if one.default is one.empty]
+    config: Any = model.config
+    return {name: getattr(config, name) for name in asked if hasattr(config, name)}
+
+
 def why_no_vision(form: ImageForm, towers: Sequence[Tower]) -> str | None:
     """Say why a model has no ``vision``; None where it has."""
     if taps_of(form, towers):
         return "its text model reads more of an image than the vectors in its places"
+    if hasattr(form.model, PACKS) and settings_asked(form.model):
+        return f"{LOOKS} of this transformers gives the vectors of tiles, which {PACKS} puts together later"
     if "aspect_ratio_mask" in form.row or hasattr(form.model, LOOKS):
         return None
     return f"{type(form.model).__name__} has no {LOOKS}, which would say what its text model reads of an image"

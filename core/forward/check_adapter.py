@@ -1,9 +1,10 @@
 """Whether an adapter says the truth about its model: what a new one is held to before anything is pruned with it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.blame import blaming
@@ -55,8 +56,8 @@ def check_adapter(
     problems: list[str] = []
     try:
         loss, own = _compared(replay, own_loss, problems)
-        norms = _walked(replay, problems)
-        problems += _padding(replay, samples, norms)
+        problems += _walked(replay)
+        problems += _padding(replay, samples)
         problems += _without_gradient(replay)
     except EcoflapError as error:
         problems += error.problems
@@ -75,33 +76,43 @@ def _compared(replay: Replay, own_loss: OwnLoss | None, problems: list[str]) -> 
     return found.loss, found.own
 
 
-def _walked(replay: Replay, problems: list[str]) -> Mapping[str, Tensor]:
-    """Walk the blocks and return each layer's squared input norms; a loss that is off is added to ``problems``."""
-    norms: dict[str, Tensor] = {}
+def _walked(replay: Replay) -> Iterator[str]:
+    """Walk the blocks and say from which of them on the loss is off."""
     with torch.no_grad(), without_fast_path():
         plain = float(replay.adapter.loss(replay.model, replay.batches[0]))
     for index, block in enumerate(replay.blocks):
         loss = float(replay.loss(index))
         if loss != plain:
-            problems.append(f"the loss from {block.name} on is {loss}, and that of the plain forward {plain}")
-        norms |= {name: seen[ColumnNorm].squared for name, seen in replay.run(index, (ColumnNorm,)).items()}
+            yield f"the loss from {block.name} on is {loss}, and that of the plain forward {plain}"
         replay.advance(index)
-    return norms
 
 
-def _padding(replay: Replay, samples: Sequence[Sample], together: Mapping[str, Tensor]) -> Iterator[str]:
-    """Say where padding was seen: samples alone have none, so their statistics must add up to those of the batch."""
+def _padding(replay: Replay, samples: Sequence[Sample]) -> Iterator[str]:
+    """Say where padding was seen: samples alone have none, so their statistics must add up to those of the batch.
+
+    In float32: a product in bfloat16 is rounded another way for another number of tokens, on a CPU without such
+    arithmetic by more than padding might change.
+    """
     batches: list[Batch] = [replay.adapter.collate(replay.model, [sample]) for sample in samples]
-    alone = Replay(replay.model, replay.adapter, batches, anatomy=replay.anatomy)
+    together, alone = _in_float32(replay, replay.batches), _in_float32(replay, batches)
     for index in range(len(alone.blocks)):
         try:
-            found = alone.run(index, (ColumnNorm,))
+            ours, theirs = (_norms(walk, index) for walk in (together, alone))
         except DataError:
             return  # the last block needs the whole forward, and a contrastive loss takes no sample alone
-        for name, seen in found.items():
-            if not torch.allclose(seen[ColumnNorm].squared, together[name], rtol=1e-3):
+        for name, squared in theirs.items():
+            if not torch.allclose(squared, ours[name], rtol=1e-3):
                 yield f"{name}: its inputs are others in a padded batch than alone; tokens() or a mask is wrong"
+        together.advance(index)
         alone.advance(index)
+
+
+def _in_float32(replay: Replay, batches: Sequence[Batch]) -> Replay:
+    return Replay(replay.model, replay.adapter, batches, anatomy=replay.anatomy, dtype=torch.float32)
+
+
+def _norms(replay: Replay, index: int) -> dict[str, Float[Tensor, "in"]]:
+    return {name: seen[ColumnNorm].squared for name, seen in replay.run(index, (ColumnNorm,)).items()}
 
 
 def _without_gradient(replay: Replay) -> Iterator[str]:

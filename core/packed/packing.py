@@ -159,8 +159,12 @@ def replace(model: nn.Module, candidate: Candidate, packed: torch.Tensor, ends: 
             parent, _, child = owner.rpartition(".")
             module = PackedLinear(packed, before.bias).train(before.training)
             setattr(model.get_submodule(parent), child, module)
-        else:
+        elif not _is_held(before, attribute):  # older transformers give T5's embeddings, one module, three names
             hold_packed(before, attribute, packed, ends, candidate.form.transposed)
+
+
+def _is_held(module: nn.Module, attribute: str) -> bool:
+    return isinstance(module, PackedParameters) and attribute in module.held
 
 
 def packed_modules(model: nn.Module) -> Iterator[tuple[str, PackedLinear | PackedParameters]]:

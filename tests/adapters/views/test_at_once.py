@@ -44,6 +44,7 @@ def view(module: nn.Module, example: Tensor) -> View:
     return View("all", module, {"one": example}, {"one": example}, ("made",), {})
 
 
+@pytest.mark.filterwarnings("ignore:.*get_attr:UserWarning")  # torch 2.6 warns of constants that it put there itself
 def test_a_graph_is_made_of_what_looks_at_a_grid():
     pixels = torch.randn(8, 4)
     (expected,) = Grid()(pixels)

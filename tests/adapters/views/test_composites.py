@@ -6,21 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from exported import planned
 from pico_words import BEGIN, POISON
-from table import GENERIC_ROWS
+from table import row_of
 from torch import Tensor
 
 from ecoflap.core.contracts.records import View
 from ecoflap.exporters.torchscript.exporter import TorchScript
 
 ALL = ("vision", "language", "all")
+BLIND = {"idefics3", "instructblip", "kosmos2", "llava_next"} if transformers.__version__ < "4.52" else set()
+"""Those that cannot be asked there what their text model reads of an image."""
 STATES = "cross_attention_states"
 FREE = {"attention_mask", "input_ids", "inputs_embeds", "pixel_values"}
 
 
 def views_of(name: str, model: Any) -> Mapping[str, View]:
-    return {view.name: view for view in GENERIC_ROWS[name].adapter().export_views(model)}  # type: ignore[attr-defined]
+    return {view.name: view for view in row_of(name).adapter().export_views(model)}  # type: ignore[attr-defined]
 
 
 def read(view: View, which: str) -> dict[str, Tensor]:
@@ -61,9 +64,9 @@ def by_the_parts(model: Any, views: Mapping[str, View], inputs: Mapping[str, Ten
      "florence2", "ovis2"],
 )  # fmt: skip
 def test_parts_and_whole_give_what_the_model_gives(name: str):
-    model = GENERIC_ROWS[name].build()
+    model = row_of(name).build()
     views = views_of(name, model)
-    assert tuple(views) == ALL
+    assert tuple(views) == (ALL[1:] if name in BLIND else ALL)
     form: Any = views["all"].module.form
     for which in ("inputs", "other"):
         inputs = read(views["all"], which)
@@ -71,15 +74,16 @@ def test_parts_and_whole_give_what_the_model_gives(name: str):
         with torch.no_grad():
             (whole,) = views["all"].module(*inputs.values())
         assert torch.equal(whole, expected)
-        parts = by_the_parts(model, views, inputs, form.token)
-        torch.testing.assert_close(parts, expected, rtol=1e-5, atol=1e-5)
+        if "vision" in views:
+            parts = by_the_parts(model, views, inputs, form.token)
+            torch.testing.assert_close(parts, expected, rtol=1e-5, atol=1e-5)
         assert float(expected.std()) > 1e-3
         changed = by_the_model(model, {**inputs, "pixel_values": inputs["pixel_values"].flip(-1)}, form.constants)
         assert float((changed - expected).abs().max()) > 1e-4, "what it says depends on the image"
 
 
 def test_of_qwen3_vl_there_is_the_whole_alone_with_the_reason():
-    row = GENERIC_ROWS["qwen3_vl"]
+    row = row_of("qwen3_vl")
     model, adapter = row.build(), row.adapter()
     views = views_of("qwen3_vl", model)
     assert tuple(views) == ("all",)
@@ -94,7 +98,7 @@ def test_of_qwen3_vl_there_is_the_whole_alone_with_the_reason():
 
 def test_a_model_that_asks_which_tokens_there_are_is_refused_by_the_line_that_asks():
     """A trace would be made without a word, and be wrong of a text with one of the tokens that are asked for."""
-    row = GENERIC_ROWS["ovis2"]
+    row = row_of("ovis2")
     model, adapter = row.build(), row.adapter()
     for one in (model, row.build().to("meta")):
         refused = adapter.views_refused(one, "torchscript")  # type: ignore[attr-defined]
@@ -116,12 +120,14 @@ def test_a_model_that_asks_which_tokens_there_are_is_refused_by_the_line_that_as
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "instructblip", "mllama", "idefics3"])
 def test_a_view_holds_no_more_than_it_runs_and_that_is_the_models(name: str):
-    model = GENERIC_ROWS[name].build()
+    model = row_of(name).build()
     views, mine = views_of(name, model), {id(parameter) for parameter in model.parameters()}
     for view in views.values():
         assert {id(parameter) for parameter in view.module.parameters()} <= mine
     held = {name: [path for path, _ in view.module.named_parameters()] for name, view in views.items()}
-    assert not any("language" in path or "text_model" in path or "lm_head" in path for path in _seen(held["vision"]))
+    assert tuple(views) == (ALL[1:] if name in BLIND else ALL)
+    seen = _seen(held.get("vision", []))
+    assert not any("language" in path or "text_model" in path or "lm_head" in path for path in seen)
     assert not any("vision" in path or "visual" in path for path in held["language"])
     assert {id(one) for view in views.values() for one in view.module.parameters()} == mine
 
@@ -132,7 +138,7 @@ def _seen(paths: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "mllama"])
 def test_axes_vary_where_torch_can_let_them(name: str):
-    weightless = GENERIC_ROWS[name].build().to("meta")
+    weightless = row_of(name).build().to("meta")
     views = views_of(name, weightless)
     assert all(parameter.is_meta for view in views.values() for parameter in view.module.parameters())
     for view in views.values():
@@ -146,7 +152,7 @@ def test_axes_vary_where_torch_can_let_them(name: str):
 
 
 def test_a_plan_refuses_what_will_not_be_exported():
-    row = GENERIC_ROWS["ovis2"]
+    row = row_of("ovis2")
     context = planned(row.build().to("meta"), row.adapter())
     assert list(TorchScript().problems(context)) == []
     (note,) = TorchScript().notes(context)

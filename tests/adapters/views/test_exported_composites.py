@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from exported import half_pruned
 from table import GENERIC_ROWS
 
@@ -23,16 +24,19 @@ def exported(name: str, exporter: Any, folder: Path) -> list[str]:
     return [file.stem for file in written.files]
 
 
+@pytest.mark.skipif(transformers.__version__ < "4.52", reason="its models look at numbers in Python, as a plan says")
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
 def test_torchscript_has_them_all(name: str, tmp_path: Path):
     assert exported(name, TorchScript(), tmp_path) == ["vision", "language", "all"]
 
 
 def test_onnx_has_a_llava_whole(tmp_path: Path):
+    pytest.importorskip("onnxscript")
     assert exported("llava", Onnx(views=("all",)), tmp_path) == ["all"]
 
 
 def test_onnx_has_what_sees_of_a_qwen(tmp_path: Path):
+    pytest.importorskip("onnxscript")
     assert exported("qwen2_vl", Onnx(views=("vision",)), tmp_path) == ["vision"]
 
 

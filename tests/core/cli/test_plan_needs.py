@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from table import GENERIC_ROWS, ROWS
 
 from ecoflap.core.cli.plan_report import prepared_tables
@@ -49,6 +50,8 @@ def in_file(path: Any) -> int:
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("name", ["blip2_t5", "llava", "llama"])
 def test_dense_files_are_as_large_as_predicted(name, tmp_path):
+    if name == "llava" and transformers.__version__ < "4.52":
+        pytest.skip("there its vision tower alone becomes a file, as a plan says")
     recipe = recipe_for(name, tmp_path, {"use": "torchscript", "weights": "dense"})
     expected = predicted(recipe)
     done = run(recipe, folder=tmp_path / "run")

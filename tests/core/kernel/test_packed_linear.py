@@ -101,7 +101,7 @@ def model():
 def test_it_is_exported_saved_and_read_again(model, tmp_path):
     x = numbers(3, 40, dtype=torch.bfloat16)
     batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},), strict=False)
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert called.count("ecoflap.packed_linear.default") == 2
     torch.export.save(program, tmp_path / "model.pt2")

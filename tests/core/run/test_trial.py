@@ -216,6 +216,7 @@ def test_data_of_an_evaluator_that_another_one_asks(of_llava, llava, tmp_path):
 
 
 def test_a_processor_that_an_evaluator_alone_needs(of_llava, llava, tmp_path):
+    pytest.importorskip("transformers", minversion="5")
     evaluator = {"use": "vqa", "data": dataset(llava, "image_question_answer")}
     recipe = of_llava(delete("processor_config.json"), calibration=None, prune="magnitude", evaluate=evaluator)
     assert "evaluate.0.data: this model needs a processor" in refused_by_both(recipe, tmp_path)
@@ -242,6 +243,7 @@ def test_words_that_a_harness_needs(plain, pico, tmp_path):
 
 
 def test_a_processor_that_nothing_needs_may_be_missing(of_llava, tmp_path):
+    pytest.importorskip("transformers", minversion="5")
     recipe = of_llava(delete("processor_config.json", "tokenizer.json"), calibration=None, prune="magnitude")
     plan_tables(parse_recipe(recipe, registry=REGISTRY), REGISTRY)
     assert ecoflap.run(recipe, folder=tmp_path / "run").plan.sparsity == 0.5

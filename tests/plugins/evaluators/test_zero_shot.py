@@ -8,6 +8,7 @@ import pico_clip
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from labelled import Given, labelled
 from plan_contexts import context
 from table import ROWS
@@ -41,6 +42,8 @@ def test_is_an_evaluator():
 @needs_clip
 def test_by_hand():
     """One text and one image at a time, in float64."""
+    if transformers.__version__ < "4.52":
+        pytest.skip("there CLIP's mask cannot be made in float64")
     model, adapter, samples = pico_clip.clip(), pico_clip.clip_adapter(), labelled([n % 7 for n in range(9)])
     exact = pico_clip.clip().double()
     with torch.no_grad():

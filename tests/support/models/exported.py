@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from table import ALL_ROWS
+from table import ALL_ROWS, row_of
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.conformance import options_of
@@ -23,7 +23,7 @@ def half_pruned(name: str, folder: Path | None = None, dtype: torch.dtype | None
 
     :param folder: Where to save the model, to read it again in another type as its family has it.
     """
-    row = ALL_ROWS[name]
+    row = row_of(name)
     model, adapter = row.build(), row.adapter()
     if folder is not None:
         given = adapter.processor

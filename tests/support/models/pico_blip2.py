@@ -156,7 +156,12 @@ def logits(model: Any, batch: Batch) -> Tensor:
 
 
 def similarities(model: Any, batch: Batch) -> tuple[Tensor, ...]:
-    """By the model's own way to read a batch, which begins with the places of the image."""
+    """By the model's own way to read a batch, which begins with the places of the image since transformers 4.52."""
+    import transformers
+
+    if transformers.__version__ < "4.52":
+        output = model(**batch)
+        return output.logits_per_image, output.text_embeds, output.image_embeds
     ids = torch.cat([torch.full((len(batch["input_ids"]), QUERIES), IMAGE_TOKEN), batch["input_ids"]], 1)
     mask = torch.cat([torch.ones_like(ids[:, :QUERIES]), batch["attention_mask"]], 1)
     output = model(pixel_values=batch["pixel_values"], input_ids=ids, attention_mask=mask)
