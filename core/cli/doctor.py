@@ -6,6 +6,7 @@ from ecoflap.core.cli.tables import Section
 from ecoflap.core.kernel.library import Library, opened, openmp
 from ecoflap.core.kernel.place import FILE
 from ecoflap.core.kernel.route import route
+from ecoflap.core.model.arithmetic import slow_types
 from ecoflap.core.text.columns import left
 
 
@@ -15,10 +16,13 @@ def doctor_tables() -> list[Section]:
     :raises KernelError: Where ``ECOFLAP_KERNEL`` names a path that cannot be taken here, with those that can.
     """
     taken, library = route(), opened()
+    slow = " and ".join(slow_types())
+    lacking = [["torch", f"multiplies {slow} several times as slowly as float32: this CPU lacks it"]] if slow else []
     rows = [
         ["runs", taken.name],
         ["because", taken.why],
         ["library", str(FILE) if isinstance(library, Library) else "none"],
+        *lacking,
         ["threads", f"{torch.get_num_threads()}, {_whose()}"],
     ]
     section = Section("Products with packed weights", left("what", "here"), rows)

@@ -13,12 +13,13 @@ from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.model.arithmetic import is_slow
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration, Recipe
 from ecoflap.core.record.memory import available_memory
 from ecoflap.core.run.offload_problems import offload_problems
 from ecoflap.core.run.prepared import Prepared
-from ecoflap.core.run.spare_memory import spare_for_scoring
+from ecoflap.core.run.spare_memory import is_in_memory, spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text
 
 LIBRARIES = 500_000_000
@@ -30,6 +31,7 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     width = _bytes_of_weight(prepared)
     yield _memory(prepared, width)
     yield from _spent_on_speed(prepared, width)
+    yield from _slow_type(prepared)
     yield from _other_choices(prepared, width)
     if prepared.recipe.model.offload == "cpu" or prepared.recipe.model.device.startswith("cuda"):
         yield _device_memory(prepared, width)
@@ -95,6 +97,15 @@ def _spent_on_speed(prepared: Prepared, width: int) -> Iterator[tuple[str, str, 
         at_once = prepared.scores_in_float32 and width < 4 and _is_widened_at_once(prepared)
         whole = "the model in float32 at once, which is counted above, and " if at_once else ""
         yield "for speed", "up to half of what is free", f"scoring keeps {whole}activations of a backward, if they fit"
+
+
+def _slow_type(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
+    """Say of a model in a type that this CPU lacks what would be quicker."""
+    dtype = _dtype(prepared)
+    if is_in_memory(prepared) and is_slow(dtype):
+        named, wide = str(dtype).removeprefix("torch."), bytes_text(4 * _parameters(prepared))
+        instead = f"model.dtype: float32 (weights {wide}) is quicker, and prunes nearly the same"
+        yield "slow", f"products in {named}", f"torch does them several times as slowly on this CPU: {instead}"
 
 
 def _is_widened_at_once(prepared: Prepared) -> bool:
@@ -240,11 +251,15 @@ def _counts(module: nn.Module, prepared: Prepared) -> tuple[int, int, int]:
 
 
 def _bytes_of_weight(prepared: Prepared) -> int:
-    """Give the bytes of a weight in the type that the recipe asks for, or that the configuration names."""
+    return int(_dtype(prepared).itemsize)
+
+
+def _dtype(prepared: Prepared) -> torch.dtype:
+    """Give the type that the recipe asks for, or that the configuration names."""
     asked = prepared.recipe.model.dtype
     stored = prepared.source.config.get("dtype") or prepared.source.config.get("torch_dtype") or "float32"
-    dtype = getattr(torch, str(stored if asked == "auto" else asked).removeprefix("torch."), torch.float32)
-    return int(dtype.itemsize)
+    dtype: torch.dtype = getattr(torch, str(stored if asked == "auto" else asked).removeprefix("torch."), torch.float32)
+    return dtype
 
 
 def _largest_block(anatomy: Anatomy) -> int:

@@ -18,13 +18,13 @@ def spare_for_scoring(prepared: Prepared) -> int:
     """
     recipe = prepared.recipe
     is_allowed = recipe.score is not None and prepared.looks_at_scores and recipe.score.scorer.options.only_reads
-    if not is_allowed or recipe.model.offload is not None or not _is_in_memory(prepared):
+    if not is_allowed or recipe.model.offload is not None or not is_in_memory(prepared):
         return 0
     cores = max(os.cpu_count() or 1, torch.get_num_threads())
     return (available_memory() or 0) // 2 * torch.get_num_threads() // cores
 
 
-def _is_in_memory(prepared: Prepared) -> bool:
+def is_in_memory(prepared: Prepared) -> bool:
     """Say whether the model will be in main memory; of one that is in memory already that shows."""
     device, model = prepared.recipe.model.device, prepared.source.model
     if device == "auto" and model is not None:
