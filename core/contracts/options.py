@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate, Answered, Batch, Measure, Sample, ScoreKind, Unit, View
 from ecoflap.core.model.anatomy import Anatomy, Source
-from ecoflap.core.ranks.ranks import Ranks
 
 
 class PartOptions:
@@ -187,14 +186,15 @@ class EvaluatorOptions(PartOptions):
         one order, for the evaluator ``agreement``. None, the default, for one whose results are no single answers.
     :cvar dealt: A method ``dealt(model, adapter, note, ranks)`` that gives in every process what the call gives in
         one, each of them having looked at a share of the data: ``ranks.deal`` deals them. None, the default, for an
-        evaluator that one process calls while the others wait. It is not asked of one with ``remember``.
+        evaluator that one process calls while the others wait. One with ``remember`` is given ``dense`` besides, last;
+        the dense model one process looks at.
     """
 
     wants: type[Any] | None = None
     loss_batch_size: int | None = None
     remember: Callable[[nn.Module, Any, Callable[[str], None]], Mapping[str, Tensor]] | None = None
     answers: Callable[[nn.Module, Any, Callable[[str], None]], Iterable[Answered]] | None = None
-    dealt: Callable[[nn.Module, Any, Callable[[str], None], Ranks], Mapping[str, Measure]] | None = None
+    dealt: Callable[..., Mapping[str, Measure]] | None = None
 
     def lacks(self, sample: Sample) -> str | None:
         """Name what a sample of its data is without that it needs, such as ``label``; None, the default, for nothing.

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from math import isfinite
 from pathlib import Path
@@ -85,7 +85,8 @@ class Evaluation:
         :param ranks: The processes that do it together, where the evaluator shares its data; otherwise the first does
             it alone.
         """
-        if self.evaluator.options.dealt is not None or ranks.size == 1:
+        is_remembered = self.compares and stage == "dense"
+        if ranks.size == 1 or (self.evaluator.options.dealt is not None and not is_remembered):
             self._run(path, stage, model, adapter, note, ranks)
         else:
             ranks.first(lambda: self._run(path, stage, model, adapter, note, ALONE))
@@ -113,13 +114,14 @@ class Evaluation:
         append_line(target, line)
 
     def _found(self, path: Path, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Any:
-        if self.evaluator.options.dealt is not None and ranks.size > 1:
-            return self.evaluator.options.dealt(model, adapter, note, ranks)
+        dealt = None if ranks.size == 1 else self.evaluator.options.dealt
+        alone = partial(self.evaluator.built, model, adapter, note)
+        measure = alone if dealt is None else partial(dealt, model, adapter, note, ranks)
         if not self.compares:
-            return self.evaluator.built(model, adapter, note)
+            return measure()
         file = self.remembered(path)
         with open_remembered(file, self._dense_line(path)["remembered"][file.name]) as dense:
-            return self.evaluator.built(model, adapter, note, dense)
+            return measure(dense)
 
     def _remember(self, path: Path, model: nn.Module, adapter: Adapter, note: Note) -> dict[str, str]:
         """Ask what is to be remembered of the dense model, and write it; its seal by the file's name."""

@@ -23,8 +23,9 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Evaluator, Note
-from ecoflap.core.contracts.records import Answered, Measure
+from ecoflap.core.contracts.records import Answered, Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
 from ecoflap.plugins.evaluators.shared.means import mean_of_means, mean_over_images
 from ecoflap.plugins.evaluators.shared.said_logits import (
@@ -34,7 +35,7 @@ from ecoflap.plugins.evaluators.shared.said_logits import (
     check_same_targets,
     given_dense,
     no_logits,
-    said_logits,
+    shared_logits,
 )
 
 LIKELIEST = "likeliest"
@@ -96,29 +97,40 @@ class Agreement:
         """Give the dense model's likeliest words and the targets, batch by batch; or a SHA-256 of each answer."""
         if self.of is not None:
             return {ANSWERS: _digests(self._answers(model, adapter, note))}
-        found: dict[str, Tensor] = {}
-        for number, said in enumerate(self._said(model, adapter, note)):
-            found[f"{TARGETS} {number}"], found[f"{LIKELIEST} {number}"] = said.targets, said.likeliest
-        return found
+
+        def kept(number: int, said: SaidLogits) -> Mapping[str, Tensor]:
+            return {f"{TARGETS} {number}": said.targets, f"{LIKELIEST} {number}": said.likeliest}
+
+        found = shared_logits("agreement", model, adapter, self._batches(model, adapter, note), kept)
+        return {name: tensor for one in found for name, tensor in one.items()}
 
     def __call__(
         self, model: nn.Module, adapter: Adapter, note: Note, dense: Mapping[str, Tensor] | None = None
     ) -> Mapping[str, Measure]:
-        dense = given_dense("agreement", dense)
+        return self.dealt(model, adapter, note, ALONE, dense)
+
+    def dealt(
+        self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks, dense: Mapping[str, Tensor] | None = None
+    ) -> Mapping[str, Measure]:
+        """Measure as the call does, each process some of the batches; answers are asked for by the first alone."""
+        there = given_dense("agreement", dense)
         if self.of is not None:
-            return {"agreement of answers": _of_answers(self._answers(model, adapter, note), dense[ANSWERS])}
-        shares, sizes = [], []
-        for number, said in enumerate(self._said(model, adapter, note)):
-            check_same_targets("agreement", number, said, dense)
-            shares.append(float((said.likeliest == dense[f"{LIKELIEST} {number}"]).double().mean()))
-            sizes.append(len(said.targets))
-        check_all_compared("agreement", len(sizes), dense)
+            of_answers = ranks.first(lambda: _of_answers(self._answers(model, adapter, note), there[ANSWERS]))
+            return {"agreement of answers": of_answers}
+
+        def compare(number: int, said: SaidLogits) -> tuple[float, int]:
+            check_same_targets("agreement", number, said, there)
+            return float((said.likeliest == there[f"{LIKELIEST} {number}"]).double().mean()), len(said.targets)
+
+        found = shared_logits("agreement", model, adapter, self._batches(model, adapter, note), compare, ranks)
+        check_all_compared("agreement", len(found), there)
+        shares, sizes = zip(*found, strict=True)
         value, error = mean_of_means(shares, sizes)
         return {"agreement": Measure(value, sum(sizes), error, "positions")}
 
-    def _said(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[SaidLogits]:
+    def _batches(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[list[Sample]]:
         assert self.data is not None  # __post_init__ has seen to it
-        return said_logits("agreement", model, adapter, batches(self.data(adapter, model, note), self.batch_size))
+        return batches(self.data(adapter, model, note), self.batch_size)
 
     def _answers(self, model: nn.Module, adapter: Adapter, note: Note) -> list[Answered]:
         answering: Any = self.of

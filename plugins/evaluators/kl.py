@@ -19,8 +19,9 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import DatasetOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
-from ecoflap.core.contracts.records import Measure
+from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import ModelError, refuse_below_one
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.logits import kl_of_rows
 from ecoflap.plugins.evaluators.shared.batches import batches
 from ecoflap.plugins.evaluators.shared.means import mean_of_means
@@ -31,7 +32,7 @@ from ecoflap.plugins.evaluators.shared.said_logits import (
     check_same_targets,
     given_dense,
     no_logits,
-    said_logits,
+    shared_logits,
 )
 
 LOG_PROBABILITIES = "log-probabilities"
@@ -85,32 +86,41 @@ class Kl:
 
     def remember(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Tensor]:
         """Give the dense model's log-probabilities and the targets, batch by batch."""
-        found: dict[str, Tensor] = {}
-        for number, said in enumerate(self._said(model, adapter, note)):
-            found[f"{TARGETS} {number}"] = said.targets
-            found[f"{LOG_PROBABILITIES} {number}"] = said.at(self._places(said)).log_softmax(-1).cpu()
-        return found
+
+        def kept(number: int, said: SaidLogits) -> Mapping[str, Tensor]:
+            logarithms = said.at(self._places(said)).log_softmax(-1).cpu()
+            return {f"{TARGETS} {number}": said.targets, f"{LOG_PROBABILITIES} {number}": logarithms}
+
+        found = shared_logits("kl", model, adapter, self._batches(model, adapter, note), kept)
+        return {name: tensor for one in found for name, tensor in one.items()}
 
     def __call__(
         self, model: nn.Module, adapter: Adapter, note: Note, dense: Mapping[str, Tensor] | None = None
     ) -> Mapping[str, Measure]:
-        dense = given_dense("kl", dense)
-        means, sizes, looked_at = [], [], 0
-        for number, said in enumerate(self._said(model, adapter, note)):
-            check_same_targets("kl", number, said, dense)
+        return self.dealt(model, adapter, note, ALONE, dense)
+
+    def dealt(
+        self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks, dense: Mapping[str, Tensor] | None = None
+    ) -> Mapping[str, Measure]:
+        """Measure as the call does, each process some of the batches."""
+        there = given_dense("kl", dense)
+
+        def compare(number: int, said: SaidLogits) -> tuple[float, int, int]:
+            check_same_targets("kl", number, said, there)
             logits = said.at(self._places(said))
-            rows = kl_of_rows(dense[f"{LOG_PROBABILITIES} {number}"].to(logits.device), logits).double()
+            rows = kl_of_rows(there[f"{LOG_PROBABILITIES} {number}"].to(logits.device), logits).double()
             if not rows.isfinite().all():
                 raise ModelError(f"kl: the divergence of batch {number} is not finite; the model is broken.")
-            means.append(float(rows.mean()))
-            sizes.append(len(said.targets))
-            looked_at += len(rows)
-        check_all_compared("kl", len(means), dense)
-        value, error = mean_of_means(means, sizes)
-        return {"kl": Measure(value, looked_at, error, "positions", larger_is_better=False)}
+            return float(rows.mean()), len(said.targets), len(rows)
 
-    def _said(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[SaidLogits]:
-        return said_logits("kl", model, adapter, batches(self.data(adapter, model, note), self.batch_size))
+        found = shared_logits("kl", model, adapter, self._batches(model, adapter, note), compare, ranks)
+        check_all_compared("kl", len(found), there)
+        means, sizes, looked_at = zip(*found, strict=True)
+        value, error = mean_of_means(means, sizes)
+        return {"kl": Measure(value, sum(looked_at), error, "positions", larger_is_better=False)}
+
+    def _batches(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[list[Sample]]:
+        return batches(self.data(adapter, model, note), self.batch_size)
 
     def _places(self, said: SaidLogits) -> Int64[Tensor, " places"]:
         """Choose positions of a batch, each the middle one of a run of about the same length."""

@@ -31,17 +31,6 @@ class BatchLoss(NamedTuple):
     loss: float
 
 
-def losses(name: str, model: nn.Module, adapter: Adapter, batched: Iterable[list[Sample]]) -> Iterator[BatchLoss]:
-    """Yield the adapter's loss of each batch.
-
-    :param name: The evaluator's name, for messages.
-    :param batched: The samples of each batch.
-    :raises ModelError: Where a loss is not finite.
-    """
-    for number, samples in enumerate(batched):
-        yield _loss_of(name, number, model, adapter, samples)
-
-
 def shared_losses(
     name: str,
     model: nn.Module,
@@ -59,13 +48,19 @@ def shared_losses(
     """
 
     def compute(numbered: tuple[int, list[Sample]]) -> tuple[float, int]:
-        one = _loss_of(name, numbered[0], model, adapter, numbered[1])
+        one = loss_of(name, numbered[0], model, adapter, numbered[1])
         return one.loss, counted(one)
 
     return ranks.deal(enumerate(batched), compute)
 
 
-def _loss_of(name: str, number: int, model: nn.Module, adapter: Adapter, samples: list[Sample]) -> BatchLoss:
+def loss_of(name: str, number: int, model: nn.Module, adapter: Adapter, samples: list[Sample]) -> BatchLoss:
+    """Give the adapter's loss of one batch.
+
+    :param name: The evaluator's name, for messages.
+    :param number: The batch's number, for messages.
+    :raises ModelError: Where it is not finite.
+    """
     batch = batch_on(adapter.collate(model, samples), str(device_of(model)))
     with torch.no_grad():
         loss = float(adapter.loss(model, batch))

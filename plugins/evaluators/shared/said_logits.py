@@ -1,9 +1,9 @@
 """What a model says where its loss looks at it: the logits of each batch, whichever family the model is of."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count, pairwise
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float32, Int64
@@ -13,9 +13,12 @@ from ecoflap.core.contracts.abilities import Classifies, Compares, Generates, of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.logits import seen_by_losses
 from ecoflap.plugins.evaluators.shared.checks import why_unable
-from ecoflap.plugins.evaluators.shared.model_calls import losses
+from ecoflap.plugins.evaluators.shared.model_calls import loss_of
+
+Value = TypeVar("Value")
 
 TARGETS = "targets"
 """Begins the name under which a batch's targets are remembered, by which it is known to be the same batch."""
@@ -46,33 +49,41 @@ class SaidLogits:
         return torch.cat([piece.argmax(-1) for piece in self.pieces]).cpu()
 
 
-def said_logits(name: str, model: nn.Module, adapter: Adapter, batched: Iterable[list[Sample]]) -> Iterator[SaidLogits]:
-    """Yield the logits of each batch.
+def shared_logits(
+    name: str,
+    model: nn.Module,
+    adapter: Adapter,
+    batched: Iterable[list[Sample]],
+    kept: Callable[[int, SaidLogits], Value],
+    ranks: Ranks = ALONE,
+) -> list[Value]:
+    """Give something of the logits of each batch, which one of the processes computes.
 
     :param name: The evaluator's name, for messages.
     :param batched: The samples of each batch.
+    :param kept: Gives what is kept of a batch, by its number and its logits.
     :raises DataError: Where there is no batch.
     :raises ModelError: Where the loss is of no logits over words or classes, or is not finite.
     """
     for problem in no_logits(name, model, adapter):
         raise ModelError(problem)
+    found = ranks.deal(enumerate(batched), lambda one: kept(one[0], _said(name, one[0], model, adapter, one[1])))
+    if not found:
+        raise DataError(f"{name}: its data holds no sample.")
+    return found
+
+
+def _said(name: str, number: int, model: nn.Module, adapter: Adapter, samples: list[Sample]) -> SaidLogits:
     seen: list[tuple[Tensor, Tensor]] = []
-    found = losses(name, model, adapter, batched)
-    for number in count():
-        with seen_by_losses(lambda logits, targets: seen.append((logits, targets))):
-            one = next(found, None)
-        if one is None and not number:
-            raise DataError(f"{name}: its data holds no sample.")
-        if one is None:
-            return
-        if len({logits.shape[-1] for logits, _ in seen}) != 1:
-            raise ModelError(
-                f"{name}: the loss of {type(adapter).__name__} is no cross entropy of logits here, so there is nothing "
-                f"to compare. A vision model has logits where the data are labelled."
-            )
-        pieces, targets = zip(*seen, strict=True)
-        seen.clear()
-        yield SaidLogits(pieces, torch.cat(targets).cpu(), len(one.samples))
+    with seen_by_losses(lambda logits, targets: seen.append((logits, targets))):
+        loss_of(name, number, model, adapter, samples)
+    if len({logits.shape[-1] for logits, _ in seen}) != 1:
+        raise ModelError(
+            f"{name}: the loss of {type(adapter).__name__} is no cross entropy of logits here, so there is nothing "
+            f"to compare. A vision model has logits where the data are labelled."
+        )
+    pieces, targets = zip(*seen, strict=True)
+    return SaidLogits(pieces, torch.cat(targets).cpu(), len(samples))
 
 
 def no_logits(name: str, model: nn.Module, adapter: Any) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Evaluators that share their data among processes: each measures what one process does, to the last bit."""
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +20,10 @@ from torch import nn
 from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.ranks.ranks import Ranks
+from ecoflap.plugins.evaluators.agreement import Agreement
 from ecoflap.plugins.evaluators.caption import Caption
 from ecoflap.plugins.evaluators.classification import Classification
+from ecoflap.plugins.evaluators.kl import Kl
 from ecoflap.plugins.evaluators.retrieval import Retrieval
 from ecoflap.plugins.evaluators.vqa import Vqa
 from ecoflap.plugins.evaluators.zero_shot import ZeroShot
@@ -95,3 +98,37 @@ def test_two_processes_measure_what_one_does_and_share_the_work(make: Any, asked
     assert first == second == json.loads(json.dumps(alone))
     assert of_first == asked
     assert all(0 < of_second[name] <= count for name, count in asked.items())
+
+
+def kl() -> Any:
+    return Kl(GivenLabels(labelled([n % 8 for n in range(9)])), batch_size=2)
+
+
+def agreement() -> Any:
+    return Agreement(GivenLabels(labelled([n % 8 for n in range(9)])), batch_size=2)
+
+
+@needs_clip
+@pytest.mark.parametrize("make", [kl, agreement])
+def test_two_processes_hold_a_model_against_the_dense_one(make: Any, tmp_path: Path):
+    """Each looks at its batches of the pruned model; what is remembered of the dense one both read."""
+    adapter, dense = pico_vit.adapter(), pico_vit.build("vit", pico_vit.CLASSIFIER, num_labels=8)
+    remembered = make().remember(dense, adapter, ignore)
+    pruned = copy.deepcopy(dense)
+    for weight in pruned.parameters():
+        weight.data[weight.abs() < weight.abs().median()] = 0
+    alone = {name: asdict(measure) for name, measure in make()(pruned, adapter, ignore, remembered).items()}
+
+    def together(ranks: Ranks) -> None:
+        adapter, losses = pico_vit.adapter(), []
+        loss = adapter.loss
+        object.__setattr__(adapter, "loss", lambda *given: losses.append(None) or loss(*given))
+        measures = make().dealt(pruned, adapter, ignore, ranks, remembered)
+        found = {name: asdict(measure) for name, measure in measures.items()}
+        (tmp_path / f"{ranks.rank}.json").write_text(json.dumps([found, len(losses)]))
+
+    assert several(2, together, tmp_path) == [(0, "")] * 2
+    (first, of_first), (second, of_second) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second == json.loads(json.dumps(alone))
+    assert all(measure["value"] > 0 for measure in alone.values())
+    assert (of_first, of_second) == (3, 2)
