@@ -152,7 +152,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Write a Markdown table for each model and sparsity: each measure, and what it took."""
     for model, sparsity in dict.fromkeys((line["model"], line["sparsity"]) for line in lines):
         mine = [line for line in lines if (line["model"], line["sparsity"]) == (model, sparsity)]
-        measures = list(mine[0]["pruned"])
+        measures = [name for name in mine[0]["pruned"] if all(name in line["pruned"] for line in mine)]
         dense = ", ".join(f"{name} {mine[0]['dense'][name]:.4g}" for name in measures)
         yield f"\n{model}, {sparsity}; dense: {dense}\n"
         yield f"| method | {' | '.join(f'{name} | one weight a layer less' for name in measures)} | CPU s | MB |"

@@ -27,6 +27,10 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """Safetensors' own names of dtypes."""
 
+_ALIGNED = 64
+"""Tensors begin at a multiple of so many bytes where a file is mapped, as torch's own memory does: with AVX2, MKL adds up
+a row otherwise where a matrix begins elsewhere. Safetensors asks for 8."""
+
 NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -73,7 +77,7 @@ def header_of(tensors: Mapping[str, StoredAs], metadata: Mapping[str, str]) -> b
         offsets = [start, start + stored.nbytes]
         header[name] = {"dtype": NAMES[stored.dtype], "shape": list(stored.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % _ALIGNED)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -1,5 +1,6 @@
-"""Say which types torch multiplies in by a program of its own here, which takes several times as long as float32."""
+"""Say which types this CPU cannot multiply in by itself, so that a library is slow in them, or not exact."""
 
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -16,6 +17,18 @@ def is_slow(dtype: torch.dtype) -> bool:
     """
     asked = getattr(torch.ops.mkldnn, _ASKED[dtype], None) if dtype in _ASKED else None
     return asked is not None and not asked()
+
+
+def lacks_eight_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Say whether this is an x86 that is known to have no sums of products of eight bits (VNNI).
+
+    Libraries add such products in sixteen bits there, and cut off what is larger.
+
+    :param cpuinfo: Where Linux tells what a CPU has; elsewhere it is not known.
+    """
+    text = cpuinfo.read_text("utf-8", "replace") if cpuinfo.is_file() else ""
+    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
+    return bool(flags) and not {"avx512_vnni", "avx_vnni"} & set(flags)
 
 
 def slow_types() -> list[str]:

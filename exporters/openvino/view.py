@@ -14,6 +14,7 @@ from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor, View
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import tensors_of
+from ecoflap.core.model.arithmetic import lacks_eight_bits
 from ecoflap.exporters.onnx.view import PLACED, as_computed
 from ecoflap.exporters.openvino.check import comparison, with_inputs_in_floats
 from ecoflap.exporters.openvino.convert import Converted, converted
@@ -26,6 +27,9 @@ SPARSITY = ("ecoflap", "sparsity")
 
 UNROUNDED, IN_FLOATS = "OpenVINO before rounding", "OpenVINO with inputs in floats"
 """What a manifest calls the comparisons that show whether a view was converted right, and rounded right."""
+
+SATURATES = " This CPU has no VNNI, without which OpenVINO cuts off large sums: with it, less may be off."
+"""What its own pages call saturation."""
 
 WAY_OUT = "Set a larger tolerance, if that is near enough."
 
@@ -111,7 +115,7 @@ def _inputs_note(file: Path, view: View, examples: Examples, settings: Settings)
     yield (
         f"{file.name}: with inputs in eight bits too, output {worst.output!r} is up to {worst.share:.2g} of its "
         f"largest magnitude from the model's, on made-up examples. Measure what that costs on data of yours; "
-        f"activations: float costs less."
+        f"activations: float costs less.{SATURATES if lacks_eight_bits() else ''}"
     )
 
 

@@ -40,7 +40,7 @@ def test_the_data_lies_aligned(tmp_path):
     write_sealed(tmp_path / "x", "f", "", parts(a=torch.ones(3, dtype=torch.uint8), b=torch.ones(3)))
     data = (tmp_path / "x").read_bytes()
     length = int.from_bytes(data[:8], "little")
-    assert length % 8 == 0
+    assert (8 + length) % 64 == 0
     assert json.loads(data[8 : 8 + length])["b"]["data_offsets"] == [0, 12]
 
 

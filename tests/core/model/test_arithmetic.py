@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ecoflap.core.model.arithmetic import is_slow, slow_types
+from ecoflap.core.model.arithmetic import is_slow, lacks_eight_bits, slow_types
 
 
 def test_it_is_what_onednn_says(monkeypatch):
@@ -23,3 +23,19 @@ def test_a_build_without_onednn_is_not_called_slow(monkeypatch):
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX2", reason="this CPU has more or less than AVX2")
 def test_avx2_alone_has_no_products_in_bfloat16():
     assert is_slow(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("told", "lacks"),
+    [
+        ("model name\t: A\nflags\t\t: fma avx2\n", True),
+        ("flags\t\t: avx2 avx_vnni\n", False),
+        ("flags\t\t: avx512f avx512_vnni\n", False),
+        ("Features\t: fp asimd\n", False),
+        (None, False),
+    ],
+)
+def test_what_lacks_sums_of_eight_bits_is_told_by_linux(told, lacks, tmp_path):
+    if told is not None:
+        (tmp_path / "cpuinfo").write_text(told)
+    assert lacks_eight_bits(tmp_path / "cpuinfo") == lacks
