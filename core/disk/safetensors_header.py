@@ -28,8 +28,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 """Safetensors' own names of dtypes."""
 
 _ALIGNED = 64
-"""Tensors begin at a multiple of so many bytes where a file is mapped, as torch's own memory does: with AVX2, MKL adds up
-a row otherwise where a matrix begins elsewhere. Safetensors asks for 8."""
+"""Where a file is mapped tensors begin at a multiple of so many bytes, as torch's own memory does: with AVX2, MKL adds
+up a row otherwise where a matrix begins elsewhere. Safetensors asks for 8."""
 
 NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
