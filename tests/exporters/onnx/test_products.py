@@ -1,6 +1,5 @@
 """Products with packed matrices in ONNX: what lies where, which layers they take the place of, and what is refused."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,7 @@ from tiny_onnx import chain, outputs, sparse
 
 from ecoflap.core.errors import EcoflapError, FormatError
 
+ml_dtypes = pytest.importorskip("ml_dtypes")
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 runtime = pytest.importorskip("onnxruntime")
