@@ -60,7 +60,7 @@ class Evaluation:
         """Give the last of what it found of the dense or the pruned model; None where it did not run."""
         wanted = {"stage": stage, **self._identity}
         lines = [line for line in read_lines(path, _NEEDS) if all(line.get(key) == wanted[key] for key in wanted)]
-        if stage == "dense" and self.compares:
+        if self._is_remembered(stage):
             lines = [line for line in lines if self.remembered(path).name in line.get("remembered", {})]
         return lines[-1] if lines else None
 
@@ -85,14 +85,17 @@ class Evaluation:
         :param ranks: The processes that do it together, where the evaluator shares its data; otherwise the first does
             it alone.
         """
-        is_remembered = self.compares and stage == "dense"
-        if ranks.size == 1 or (self.evaluator.options.dealt is not None and not is_remembered):
+        if ranks.size == 1 or (self.evaluator.options.dealt is not None and not self._is_remembered(stage)):
             self._run(path, stage, model, adapter, note, ranks)
         else:
             ranks.first(lambda: self._run(path, stage, model, adapter, note, ALONE))
 
+    def _is_remembered(self, stage: str) -> bool:
+        """Say whether nothing is measured at a stage, but the model remembered."""
+        return self.compares and stage == "dense"
+
     def _run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> None:
-        is_remembered = self.compares and stage == "dense"
+        is_remembered = self._is_remembered(stage)
         with blaming(f"the evaluator {self.evaluator.use}"):
             found = {} if is_remembered else self._found(path, model, adapter, note, ranks)
             self._check_names(found)
