@@ -58,7 +58,11 @@ def cached(name: str, files: Sequence[str]) -> Path | None:
 
 def is_reachable() -> bool:
     """Say whether the hub answers, whatever it answers. That takes seconds at most, and is remembered for a minute."""
-    return _answers(int(monotonic()) // _REMEMBERED)
+    answers, when = _answer()
+    if monotonic() - when > _REMEMBERED:
+        _answer.cache_clear()
+        answers, _ = _answer()
+    return answers
 
 
 @contextmanager
@@ -84,21 +88,17 @@ def why_unreachable() -> str:
 
 
 @lru_cache(maxsize=1)
-def _answers(when: int) -> bool:
-    """Ask the hub for nothing.
-
-    :param when: The minute for which the answer is remembered.
-    """
+def _answer() -> tuple[bool, float]:
+    """Ask the hub for nothing; whether it answered, and when that was known."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        return False
     answers: list[bool] = []
-    # A name server may take longer than any timeout of a connection, so it is waited for from outside.
-    asking = Thread(target=_ask, args=(constants.ENDPOINT, answers), daemon=True)
-    asking.start()
-    asking.join(LONGEST)
-    return bool(answers)
+    if not constants.HF_HUB_OFFLINE:
+        # A name server may take longer than any timeout of a connection, so it is waited for from outside.
+        asking = Thread(target=_ask, args=(constants.ENDPOINT, answers), daemon=True)
+        asking.start()
+        asking.join(LONGEST)
+    return bool(answers), monotonic()
 
 
 def _ask(endpoint: str, answers: list[bool]) -> None:

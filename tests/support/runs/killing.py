@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,5 +79,6 @@ def in_a_fork(environment: Mapping[str, str], call: Callable[[], Any]) -> int:
             call()
             os._exit(0)
         finally:
+            traceback.print_exc()
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,6 +1,7 @@
 """Several processes that do something together, as torchrun would start them."""
 
 import os
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -56,4 +57,5 @@ def _forked(rank: int, size: int, port: int, call: Callable[[Ranks], Any], said:
         said.write_text(f"{type(error).__name__}: {error}")
         os._exit(2)
     finally:
+        traceback.print_exc()
         os._exit(1)
