@@ -18,9 +18,7 @@ from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.means import mean_of_means
-from ecoflap.plugins.evaluators.shared.model_calls import BatchLoss, shared_losses
-
-IGNORED = -100  # the mark of a label that is padding, in transformers
+from ecoflap.plugins.evaluators.shared.model_calls import predicted, shared_losses
 
 
 @hookimpl
@@ -67,16 +65,6 @@ def _windows(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         if sample.tokens is None:
             raise DataError(f"perplexity: sample {number} of its data holds no tokens; a dataset such as text does.")
         yield [sample]
-
-
-def predicted(window: BatchLoss) -> int:
-    """Count the tokens of a window that the loss is the mean over.
-
-    Where an encoder reads part of the window, the decoder's labels say which. Otherwise it is all tokens but the first.
-    """
-    labels, tokens = window.batch.get("labels"), window.samples[0].tokens
-    assert tokens is not None  # _windows() has seen to it
-    return len(tokens) - 1 if labels is None else int((labels != IGNORED).sum())
 
 
 def measure(means: Sequence[float], counts: Sequence[int]) -> Measure:

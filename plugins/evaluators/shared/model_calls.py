@@ -17,6 +17,8 @@ from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
 
 Value = TypeVar("Value")
+IGNORED = -100
+"""The mark of a label that is padding, in transformers."""
 
 
 class BatchLoss(NamedTuple):
@@ -52,6 +54,16 @@ def shared_losses(
         return one.loss, counted(one)
 
     return ranks.deal(enumerate(batched), compute)
+
+
+def predicted(window: BatchLoss) -> int:
+    """Count the tokens of a window, which is the batch's one sample, that the loss is the mean over.
+
+    Where an encoder reads part of the window, the decoder's labels say which. Otherwise it is all tokens but the first.
+    """
+    labels, tokens = window.batch.get("labels"), window.samples[0].tokens
+    assert tokens is not None  # who calls has seen to it
+    return len(tokens) - 1 if labels is None else int((labels != IGNORED).sum())
 
 
 def loss_of(name: str, number: int, model: nn.Module, adapter: Adapter, samples: list[Sample]) -> BatchLoss:
