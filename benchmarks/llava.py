@@ -7,7 +7,8 @@
 Each row is a run of ``quickstart-llava`` with 128 samples, 32 to score on, and all 2,000 questions of the test set. Its
 figures are appended when it ends, and a row that is there is not done again, so this may be stopped and started as one
 likes. First the table of two pruners and three sparsities is filled, then the best rows and the chains' are done. With
-``--seeds 0`` and ``--seeds 1 2`` two processes share the work.
+``--seeds 0`` and ``--seeds 1 2`` two processes share the work. ``--dtype float32`` is for a CPU without products in
+bfloat16, which is what the model has; its rows say so.
 """
 
 import argparse
@@ -97,21 +98,20 @@ def rows() -> Iterator[Row]:
             yield Row(budget, pruner, sparsity, seed)
 
 
-def run_rows(work: Path, results: Path, seeds: Sequence[int]) -> None:
+def run_rows(wanted: Sequence[Row], work: Path, results: Path, dtype: str) -> None:
     """Do what is not done, one row after another."""
-    mine = (row for row in rows() if row.seed in seeds)
-    do(mine, results, "folder", lambda row: row.folder, lambda row: figures(row, work))
+    do(wanted, results, "folder", lambda row: row.folder, lambda row: figures(row, work, dtype))
 
 
-def figures(row: Row, work: Path) -> dict[str, Any]:
+def figures(row: Row, work: Path, dtype: str) -> dict[str, Any]:
     """Prune and ask, and give what came out."""
     reuse = [str(folder) for folder in sorted(work.glob("*")) if (folder / "report.json").is_file()]
-    settings = [*row.settings, *([f"reuse=[{', '.join(reuse)}]"] if reuse else [])]
+    settings = [*row.settings, f"model.dtype={dtype}", *([f"reuse=[{', '.join(reuse)}]"] if reuse else [])]
     report = ecoflap.run("quickstart-llava", folder=work / row.folder, set_=settings).report
     shutil.rmtree(work / row.folder / "model", ignore_errors=True)
     measures = {"dense": report.measures.dense, "pruned": report.measures.pruned}
     return {
-        "folder": row.folder, **asdict(row), "sparsity_of": dict(report.towers),
+        "folder": row.folder, **asdict(row), "dtype": dtype, "sparsity_of": dict(report.towers),
         **{when: {name: round(one.value, 5) for name, one in found.items()} for when, found in measures.items()},
         "standard_error": round(report.measures.pruned["vqa"].standard_error or 0, 5),
         "questions": report.measures.pruned["vqa"].n,
@@ -168,13 +168,16 @@ def main() -> None:
     parser.add_argument("work", type=Path, nargs="?", help="a folder for the runs")
     parser.add_argument("results", type=Path, help="the file with a line for each row")
     parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS, help="do the rows of these alone")
+    parser.add_argument("--only", nargs="+", help="do these rows alone, by their folders' names")
+    parser.add_argument("--dtype", default="bfloat16", help="what the model is computed in")
     parser.add_argument("--table", action="store_true", help="write the table of what is there, and run nothing")
     asked = parser.parse_args()
     if asked.table:
         lines = read(asked.results)
         print("\n".join([*table(lines), "", *by_type(lines)]))
     else:
-        run_rows(asked.work, asked.results, asked.seeds)
+        wanted = [row for row in rows() if row.seed in asked.seeds and (not asked.only or row.folder in asked.only)]
+        run_rows(wanted, asked.work, asked.results, asked.dtype)
 
 
 if __name__ == "__main__":
