@@ -96,6 +96,16 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _first_backward() -> None:
+    """Torch starts the threads of its backward at the first one.
+
+    Where a fake tensor was made before, as by an export, torch 2.15 takes every kind of device to be there and starts
+    threads for them too, and then refuses a backward in each fork that a test makes.
+    """
+    torch.ones(1, requires_grad=True).sum().backward()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
     """Files of tests need not outlast a power cut: a run waits for the disk a hundred times, half of its time."""
     with pytest.MonkeyPatch.context() as patch:
