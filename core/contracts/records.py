@@ -1,7 +1,7 @@
 """What parts give and take: samples, scores, measures, pruned weights, and what an export is made of."""
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -192,6 +192,7 @@ class Provenance:
     :param towers: By tower, the share of its prunable weights that went.
     :param sparsity: The same of all towers together.
     :param measures: By stage (``dense``, ``pruned``) and name; empty where nothing was evaluated.
+    :param fingerprint: What tells the dense model apart from others: the SHA-256 of each of its files, or its commit.
     """
 
     source: str
@@ -199,6 +200,7 @@ class Provenance:
     towers: Mapping[str, float]
     sparsity: float
     measures: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ class StoredTensor:
     """How an exporter stored one pruned weight.
 
     :param name: The layer's, or that of the tensor in the file where it is stored several times.
-    :param form: ``dense``, ``bitmask``, ``2:4``, ``packed_op``, ``coo``, ``int8``.
+    :param form: ``dense``, ``bitmask``, ``2:4``, ``packed_op``, ``coo``, ``int8``, ``low rank``.
     :param dense_bytes: What it takes with every weight written out, in the type it is stored in; of ``int8`` in
         the type that it has in the model.
     :param stored_bytes: What it takes in the file.

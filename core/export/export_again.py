@@ -93,7 +93,7 @@ def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registr
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     model = adapter.load(source, None, "cpu")
     plan, measures = read_plan(folder.plan), report.measures.model_dump()
-    masks, known = masks_as_planned(folder.masks, plan), provenance_of(recipe, plan, measures)
+    masks, known = masks_as_planned(folder.masks, plan), provenance_of(folder, recipe, plan, measures)
     return PrunedModel(model, adapter, masks, known, _batches(recipe, adapter, model, log))
 
 

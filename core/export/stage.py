@@ -13,12 +13,13 @@ from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.run_log import RunLog
 
 
-def provenance_of(recipe: Recipe, plan: Plan, measures: Mapping[str, Any]) -> Provenance:
+def provenance_of(folder: RunFolder, recipe: Recipe, plan: Plan, measures: Mapping[str, Any]) -> Provenance:
     """Say what a run knows of the model that it exports.
 
     :param measures: By stage and name.
     """
-    return Provenance(recipe.model.source, recipe.plain(), plan.sparsity_by_tower(), plan.sparsity, measures)
+    source, towers, dense = recipe.model.source, plan.sparsity_by_tower(), folder.read_fingerprints().get("model", {})
+    return Provenance(source, recipe.plain(), towers, plan.sparsity, measures, dense)
 
 
 def missing_exports(folder: RunFolder, recipe: Recipe) -> list[str]:

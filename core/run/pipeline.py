@@ -170,7 +170,7 @@ def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
     folder = state.folder
     masks = masks_as_planned(folder.masks, plan)
     measures = measures_of(folder.evaluations, state.evaluations)
-    known, keys = provenance_of(state.recipe, plan, measures), state.recipe.calibration
+    known, keys = provenance_of(folder, state.recipe, plan, measures), state.recipe.calibration
     batches = partial(state.data.batches, keys) if keys is not None else None
     pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches)
     export_all(folder, state.recipe, state.missing_exports, pruned, state.log)

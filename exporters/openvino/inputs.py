@@ -1,6 +1,6 @@
 """See how large the inputs of each pruned matrix get, on the data that the model was pruned by."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Batch
-from ecoflap.core.forward.replay import Replay
-from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.core.model.parameter_masks import parameter_and_part
+from ecoflap.exporters.shared.seen_inputs import seen_inputs
 
 
 class LargestInput:
@@ -66,7 +65,7 @@ def fed_to(pruned: PrunedModel, batches: Sequence[Batch]) -> dict[str, Fed]:
     by_parameter: dict[str, Fed] = {}
     by_statistic: dict[int, Fed] = {}
     statistics = []  # held, because an id may be used again
-    for layer, statistic in _seen(pruned, batches):
+    for layer, statistic in seen_inputs(pruned, batches, LargestInput):
         parameter, part = parameter_and_part(layer.name)
         if isinstance(part, int) or not statistic.largest.any():
             continue
@@ -75,25 +74,3 @@ def fed_to(pruned: PrunedModel, batches: Sequence[Batch]) -> dict[str, Fed]:
         same = by_statistic.setdefault(id(statistic), Fed(nothing, nothing))
         by_parameter.setdefault(parameter, same).add(statistic.largest, layer.weight)
     return by_parameter
-
-
-def _seen(pruned: PrunedModel, batches: Sequence[Batch]) -> Iterator[tuple[Layer, LargestInput]]:
-    anatomy = _anatomy(pruned)
-    with Replay(pruned.model, pruned.adapter, batches, anatomy=anatomy) as replay:
-        for number, block in enumerate(replay.blocks):
-            layers = [layer for layer in anatomy.layers_of[block.name] if layer.name in pruned.masks]
-            seen = replay.run(number, (LargestInput,)) if layers else {}
-            yield from ((layer, seen[layer.name][LargestInput]) for layer in layers if seen[layer.name].is_fed)
-            if number + 1 < len(replay.blocks):
-                replay.advance(number)
-
-
-def _anatomy(pruned: PrunedModel) -> Anatomy:
-    """Take the model apart, with those matrices outside its blocks that were pruned."""
-    towers, layers = pruned.adapter.towers(pruned.model), pruned.adapter.layers
-    outside = [
-        tower.name
-        for tower in towers
-        if tower.outside and any(layer.name in pruned.masks for block in tower.blocks for layer in layers(block))
-    ]
-    return Anatomy.of(towers, layers, outside)

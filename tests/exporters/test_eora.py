@@ -1,0 +1,158 @@
+"""What a matrix of low rank gives back: the least error that any has, and the adapter that PEFT reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exported import half_pruned
+from safetensors.torch import load_file
+
+import ecoflap
+from ecoflap.core.contracts.protocols import Exporter
+from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
+from ecoflap.exporters.eora import CONFIG, WEIGHTS, Eora, correction, ecoflap_register_exporters
+
+IDS = torch.tensor([[1, 5, 7, 9, 30, 2, 8], [3, 3, 60, 12, 9, 9, 40]])
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(9, 14), (14, 9)])
+def test_it_is_the_papers_matrix(outputs: int, inputs: int):
+    """Theirs has an inverse of the eigenvalues: B' A' = U_r Σ_r V_rᵀ Λ^-½ Qᵀ."""
+    lost, x = numbers(outputs, inputs), numbers(inputs, 40, seed=1)
+    gram = x @ x.T
+    scales, vectors = torch.linalg.eigh(gram)
+    space = vectors @ scales.sqrt().diag()
+    u, s, v = torch.linalg.svd(lost @ space, full_matrices=False)
+    theirs = u[:, :3] @ s[:3].diag() @ v[:3] @ torch.linalg.inv(space)
+    found = correction(lost, gram, 3)
+    assert torch.allclose(found.b @ found.a, theirs, atol=1e-10)
+    squared = ((lost - theirs) @ x).square().sum() / (lost @ x).square().sum()
+    assert found.left == pytest.approx(float(squared), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_matrix_of_its_rank_leaves_less(seed: int):
+    """Held against one that is trained for it, and comes to no less."""
+    lost, x = numbers(6, 8), numbers(8, 30, seed=1)
+    best = correction(lost, x @ x.T, 2)
+    b, a = numbers(6, 2, seed=seed).requires_grad_(), numbers(2, 8, seed=seed + 9).requires_grad_()
+    optimiser = torch.optim.LBFGS([a, b], lr=1, max_iter=2000, line_search_fn="strong_wolfe", tolerance_change=1e-14)
+
+    def error() -> torch.Tensor:
+        optimiser.zero_grad()
+        found = ((lost - b @ a) @ x).square().sum()
+        found.backward()
+        return found
+
+    optimiser.step(error)  # type: ignore[arg-type]  # it is called for the number
+    least = float(((lost - best.b @ best.a) @ x).square().sum())
+    trained = float(error().detach())
+    assert trained == pytest.approx(least, rel=1e-4)
+    assert trained >= least * (1 - 1e-9)
+
+
+def test_of_fewer_tokens_than_inputs_and_of_nothing_lost():
+    lost, x = numbers(6, 8), numbers(8, 3, seed=1)
+    found = correction(lost, x @ x.T, 3)
+    assert found.left < 1e-12
+    assert torch.allclose(found.b @ (found.a @ x), lost @ x, atol=1e-8)
+    assert correction(lost * 0, x @ x.T, 3).left == 0
+
+
+def test_it_is_an_exporter():
+    assert isinstance(Eora(), Exporter)
+    assert ecoflap_register_exporters() == {"eora": Eora}
+
+
+@pytest.fixture
+def recipe(pico_llama: Any, pico_tokenizer: Any, tmp_path: Path) -> dict[str, Any]:
+    pico_llama().save_pretrained(tmp_path / "model", safe_serialization=True)
+    pico_tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(" ".join(f"word{(7 * n) % 30}" for n in range(300)))
+    text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 4}
+    return {
+        "version": 1,
+        "model": str(tmp_path / "model"),
+        "calibration": text,
+        "sparsity": "2:4",
+        "prune": "wanda",
+        "allocate": "uniform",
+        "export": [{"use": "eora", "rank": 8}, "hugging_face"],
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks it
+def test_peft_puts_it_on_what_was_exported(recipe: dict[str, Any], tmp_path: Path):
+    run = ecoflap.run(recipe, folder=tmp_path / "run")
+    folder = run.folder / "exports" / "eora"
+    assert {path.name for path in folder.iterdir()} >= {WEIGHTS, CONFIG}
+    found, pruned = load_file(folder / WEIGHTS), run.model.state_dict()
+    dense = load_file(tmp_path / "model" / "model.safetensors")
+    expected = {name: tensor.clone() for name, tensor in pruned.items()}
+    before = after = 0.0
+    for name in ecoflap.load_masks(run.folder):
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        expected[name] += found[f"{module}.lora_B.weight"] @ found[f"{module}.lora_A.weight"]
+        before += float((dense[name] - pruned[name]).square().sum())
+        after += float((dense[name] - expected[name]).square().sum())
+    assert len(found) == 2 * len(ecoflap.load_masks(run.folder))
+    assert after < before / 2  # 8 of 32 dimensions, of which few tokens need few
+    run.model.load_state_dict(expected)
+    with torch.no_grad():
+        wanted = run.model(input_ids=IDS).logits
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(run.folder / "exports" / "hugging_face").eval()
+    corrected = peft.PeftModel.from_pretrained(base, folder).eval()
+    with torch.no_grad():
+        assert torch.allclose(corrected(input_ids=IDS).logits, wanted, atol=1e-5)
+
+
+def test_it_is_written_again_of_a_finished_run_where_the_dense_model_is_there(recipe: dict[str, Any], tmp_path: Path):
+    run = ecoflap.run(recipe, folder=tmp_path / "run")
+    before = (run.folder / "exports" / "eora" / WEIGHTS).read_bytes()
+    again = ecoflap.export_run(run.folder, {"use": "eora", "rank": 8}, overwrite=True)
+    assert (again / WEIGHTS).read_bytes() == before
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 0.5}))
+    with pytest.raises(ModelError, match=r"is not the model any more that was pruned: config\.json differs\. Put it"):
+        ecoflap.export_run(run.folder, {"use": "eora", "rank": 8}, overwrite=True)
+    assert (again / WEIGHTS).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"calibration": None, "prune": "magnitude"}, r"there is no calibration data\. Add calibration: to the recipe"),
+        (
+            {"export": {"use": "eora", "rank": 32}},
+            r"of rank 32 is no smaller than .*: rank has to be below 16",
+        ),
+        ({"export": {"use": "eora", "rank": 0}}, "rank is 0"),
+    ],
+)
+def test_what_the_plan_refuses(recipe: dict[str, Any], keys: dict[str, Any], problem: str, tmp_path: Path):
+    asked = {key: value for key, value in {**recipe, **keys}.items() if value is not None}
+    with pytest.raises(RecipeError, match=problem):
+        ecoflap.run(asked, folder=tmp_path / "run")
+
+
+def test_a_model_in_memory_has_no_dense_weights_left(
+    recipe: dict[str, Any], pico_llama: Any, pico_tokenizer: Any, tmp_path: Path
+):
+    asked = {key: value for key, value in recipe.items() if key != "model"}
+    with pytest.raises(EcoflapError, match=r"a model in memory was pruned in place\. Give its folder instead"):
+        ecoflap.run(asked, model=pico_llama(), processor=pico_tokenizer, folder=tmp_path / "run")
+
+
+def test_without_a_run_or_data_it_says_so(tmp_path: Path):
+    pruned = half_pruned("llama")
+    with pytest.raises(ModelError, match="there is no calibration data"):
+        Eora(rank=4)(pruned, tmp_path)
