@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import EcoflapError, FormatError
 
 __all__ = ["compile_model"]
@@ -29,10 +30,11 @@ def compile_model(path: str | os.PathLike[str], *, config: Mapping[str, Any] | N
     it is known that the CPU lacks AMX a warning says that nothing is gained in time: OpenVINO multiplies dense then.
     Any other model is compiled as it is.
 
-    :param path: The ``.xml``, beside its ``.bin``.
+    :param path: The ``.xml``, beside its ``.bin``. Both are held to the ``SHA256SUMS`` that lies with them, if there is
+        one.
     :param config: OpenVINO's properties, such as ``{"INFERENCE_PRECISION_HINT": "f32"}``; they go before those here.
     :return: An ``openvino.CompiledModel``.
-    :raises FormatError: Where the file is not there, or OpenVINO cannot read it.
+    :raises FormatError: Where the file is not there, is not what was written, or OpenVINO cannot read it.
     """
     openvino = _library()
     core = openvino.Core()
@@ -69,9 +71,11 @@ def _library() -> Any:
 
 
 def _model(core: Any, path: Path) -> Any:
-    for file in (path, path.with_suffix(".bin")):
+    files = (path, path.with_suffix(".bin"))
+    for file in files:
         if not file.is_file():
             raise FormatError(f"{file}: there is no such file. Give the path of an .xml with its .bin beside it.")
+    check_sums(path.parent, "Export it again.", only={file.name for file in files}.__contains__)
     try:
         return core.read_model(path)
     except RuntimeError as error:

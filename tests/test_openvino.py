@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import EcoflapError, FormatError
 
 ov = pytest.importorskip("openvino")
@@ -88,6 +89,21 @@ def test_amx_is_seen_by_the_flags_of_the_cpu(tmp_path, monkeypatch, flags, machi
 def test_a_share_that_is_none_is_refused(tmp_path, said):
     path, _ = saved(tmp_path, said)
     with pytest.raises(FormatError, match=rf"view\.xml: it says that '{said}' of its weights are zero"):
+        compile_model(path)
+
+
+def test_files_are_held_to_the_list_that_lies_with_them(tmp_path, monkeypatch):
+    amx(monkeypatch, True)
+    path, weight = saved(tmp_path, "0.5")
+    write_sums(tmp_path)
+    (tmp_path / "mine.txt").write_text("what else is there is not looked at")
+    compiled = compile_model(path)
+    x = np.ones((1, 64), np.float32)
+    assert np.allclose(compiled({"x": x})[0], x @ weight.T, atol=0.5)
+    data = bytearray((tmp_path / "view.bin").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "view.bin").write_bytes(data)
+    with pytest.raises(FormatError, match=r"view\.bin is not what was written: its SHA-256 is .* Export it again\."):
         compile_model(path)
 
 

@@ -1,5 +1,6 @@
 """Read and write models of transformers, with tokenizer or processor: from a hub id, a folder or a GGUF file."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
 from io import StringIO
@@ -16,7 +17,7 @@ from ecoflap.adapters.hubs.checked_weights import integer_problems, refuse_other
 from ecoflap.adapters.hubs.left_on_disk import arguments_for, map_weights, places_told
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.disk.json_files import read_json
-from ecoflap.core.errors import ModelError, RunError, nearest
+from ecoflap.core.errors import ModelError, RunError, cut, nearest
 from ecoflap.core.export.surroundings import save_settings
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.hub import is_reachable
@@ -28,7 +29,7 @@ TEXT_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "voc
               "spiece.model")  # fmt: skip
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 SHARD_SIZE = "5GB"
-CANNOT_BUILD = "this version of transformers cannot build the model"
+_FILE_NAME = re.compile(r"\w[\w .-]*")
 _REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -48,7 +49,7 @@ def load_transformers_model(
     with quiet():
         if device == "meta":
             with torch.device("meta"):
-                return _built(kind, source.config, dtype)
+                return _built(kind, source, dtype)
         packed = packed_in(source)
         if packed is not None:
             return _from_packed(kind, source, packed, dtype, has_pooler).to(device)
@@ -77,8 +78,20 @@ def load_processor(kind: str, source: Source) -> Any:
     tokenizer = getattr(read, "tokenizer", read)
     if (without := why_without_words(source, tokenizer)) is not None:
         raise ModelError(f"the tokenizer of {source.name} has no words: {without}")
+    _refuse_template_names(source, tokenizer)
     _forget_place(tokenizer)
     return read
+
+
+def _refuse_template_names(source: Source, tokenizer: Any) -> None:
+    """Refuse chat templates whose names lead elsewhere: each is saved in a file of its name."""
+    templates = getattr(tokenizer, "chat_template", None)
+    wrong = [name for name in templates if not _FILE_NAME.fullmatch(name)] if isinstance(templates, dict) else []
+    if wrong:
+        raise ModelError(
+            f"the tokenizer of {source.name} names a chat template {cut(wrong[0])!r}, which is no name of a file. "
+            f"Write it in letters, digits, - and _"
+        )
 
 
 def save_model(model: Any, processor: Any, folder: Path) -> None:
@@ -139,20 +152,37 @@ def _class(kind: str) -> Any:
         raise ModelError(f"transformers {transformers.__version__} has no {kind}; a newer one is needed") from error
 
 
-def _config(config: Mapping[str, Any]) -> Any:
+def _config(source: Source) -> Any:
     import transformers
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    config = source.config
     if "model_type" not in config:
         raise ModelError("its configuration has no model_type, so it is no model of transformers")
     kind = str(config["model_type"])
     if kind not in CONFIG_MAPPING:
         known = f"transformers {transformers.__version__} knows no model of type {kind!r}"
-        raise ModelError(f"{CANNOT_BUILD}: {known}.{nearest(kind, CONFIG_MAPPING.keys())}{not_run(config)}")
+        raise ModelError(f"{_where(source)}: {known}.{nearest(kind, CONFIG_MAPPING.keys())}{not_run(config)}")
     try:
         return AutoConfig.for_model(**_with_floats(config))
     except Exception as error:  # a class of settings raises whatever it likes where one does not fit it
-        raise ModelError(f"{CANNOT_BUILD}: {sentence_of(error)}{not_run(config)}") from error
+        raise _cannot_build(source, error) from error
+
+
+def _where(source: Source) -> str:
+    """Say where the settings of a model are."""
+    is_folder = source.path is not None and "config.json" in source.files and source.path.is_dir()
+    return f"{source.path}/config.json" if is_folder else source.name
+
+
+def _cannot_build(source: Source, error: Exception) -> ModelError:
+    import transformers
+
+    return ModelError(
+        f"{_where(source)}: transformers {transformers.__version__} cannot build the model: {sentence_of(error)}. Mend "
+        f"the setting that this is about; where all are as their author wrote them, another version of transformers "
+        f"is needed.{not_run(source.config)}"
+    )
 
 
 def _with_floats(value: Any) -> Any:
@@ -166,16 +196,16 @@ def _with_floats(value: Any) -> Any:
     return {name: _with_floats(one) for name, one in value.items()}
 
 
-def _built(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None, **arguments: Any) -> nn.Module:
-    known = _config(config)
-    with _refusing_other_kinds(kind, known):
+def _built(kind: str, source: Source, dtype: torch.dtype | None, **arguments: Any) -> nn.Module:
+    known = _config(source)
+    with _refusing_other_kinds(kind, known, source):
         made = _class(kind)
         build: Callable[..., nn.Module] = made.from_config if kind.startswith("Auto") else made._from_config
         return build(known, **_dtype_argument(dtype or _own_dtype(known)), **arguments).eval()
 
 
 @contextmanager
-def _refusing_other_kinds(kind: str, config: Any) -> Iterator[None]:
+def _refusing_other_kinds(kind: str, config: Any, source: Source) -> Iterator[None]:
     """Refuse a configuration that is none of a class, or cannot be built, which a class may only find out on building.
 
     Versions before 5 look at the values of a configuration first where they need them.
@@ -189,16 +219,16 @@ def _refusing_other_kinds(kind: str, config: Any) -> Iterator[None]:
     except Exception as error:  # a model's class raises whatever it likes
         if "Unrecognized configuration class" in str(error):
             raise ModelError(problem) from error
-        raise ModelError(f"{CANNOT_BUILD}: {sentence_of(error)}") from error
+        raise _cannot_build(source, error) from error
 
 
 def _from_packed(
     kind: str, source: Source, packed: Path, dtype: torch.dtype | None, has_pooler: bool | None
 ) -> nn.Module:
     with without_weights():
-        model = _built(kind, source.config, dtype)
+        model = _built(kind, source, dtype)
         if has_pooler is None and _has_pooler(model.state_dict()) and not _has_pooler(packed_types(packed)):
-            model = _built(kind, source.config, dtype, add_pooling_layer=False)
+            model = _built(kind, source, dtype, add_pooling_layer=False)
     fill(model, packed, lambda name, stored: _wanted_type(model, name, stored, dtype))
     if "generation_config.json" in source.files:
         model.generation_config = _class("GenerationConfig").from_pretrained(str(packed))
@@ -228,7 +258,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     is_gguf = "gguf_file" in arguments
     wanted = dtype or (torch.float32 if is_gguf else "auto")
     if is_gguf:
-        arguments["config"] = _config(source.config)  # reading a GGUF's header takes seconds, and was done
+        arguments["config"] = _config(source)  # reading a GGUF's header takes seconds, and was done
     arguments |= _dtype_argument(wanted)
     if source.mapped is not None:
         arguments |= arguments_for(source.mapped)
@@ -246,7 +276,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     if missing and has_pooler is None and all(name.startswith("pooler.") for name in missing):
         return _with_weights(kind, source, dtype, has_pooler=False)
     # of other shapes are refused here, by name
-    refuse_other_weights(source, model, read[1], _of_other_classes(source.config))
+    refuse_other_weights(source, model, read[1], _of_other_classes(source))
     if source.mapped is not None:
         map_weights(model, places, source.mapped)
     if is_gguf:
@@ -274,15 +304,15 @@ def _integers_or(source: Source, problem: str) -> list[str]:
         return [problem]
 
 
-def _of_other_classes(config: Mapping[str, Any]) -> Iterator[nn.Module]:
+def _of_other_classes(source: Source) -> Iterator[nn.Module]:
     """Build what else the configuration describes, without weights: the body, pre-training's model, and its own class.
 
     A checkpoint may hold a head or a pooler that the class which is read has no place for.
     """
-    for kind in dict.fromkeys(("AutoModel", "AutoModelForPreTraining", *(config.get("architectures") or ()))):
+    for kind in dict.fromkeys(("AutoModel", "AutoModelForPreTraining", *(source.config.get("architectures") or ()))):
         try:
             with torch.device("meta"):
-                other = _built(kind, config, None)
+                other = _built(kind, source, None)
         except (ModelError, ValueError, AttributeError, TypeError):  # it has no such class
             continue
         yield other

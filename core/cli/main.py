@@ -259,6 +259,7 @@ def export(
     ] = None,
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,
+    accept_change: AcceptChangeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Export the model of a finished run once more, into its exports/ folder."""
@@ -270,7 +271,9 @@ def export(
         from ecoflap.core.registry.registry import load_registry
 
         trusting = load_registry(registry, allow_code=allow_code)
-        folder = export_run(run, to, set_=set_ or (), registry=trusting, overwrite=overwrite)
+        folder = export_run(
+            run, to, set_=set_ or (), registry=trusting, accept_change=accept_change, overwrite=overwrite
+        )
         show(export_table({folder.name: read_manifest(folder / MANIFEST)}))
         print(f"files: {folder}")
 

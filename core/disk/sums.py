@@ -43,6 +43,26 @@ def check_sums(
         raise FormatError(*problems)
 
 
+def check_listed(folder: Path, found: Callable[[], Mapping[str, str]]) -> None:
+    """Refuse files that somebody takes a model from, and that are other than a list beside them says.
+
+    What the list does not name is passed over, and so is a folder without one: the model is the user's own.
+
+    :param found: Computes the SHA-256 of the files that are taken, by their paths in the folder.
+    :raises FormatError: With everything that differs.
+    """
+    if not (folder / SUMS).is_file():
+        return
+    listed, way_out = read_sums(folder), f"Restore it; or, if it was changed on purpose, delete {SUMS}."
+    problems = [
+        f"{_is_another(folder / name, sha256, listed[name])} {way_out}"
+        for name, sha256 in found().items()
+        if listed.get(name, sha256) != sha256
+    ]
+    if problems:
+        raise FormatError(*problems)
+
+
 def differing(folder: Path, only: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
     """Say in a sentence what each file that differs from the list is, and what the list says."""
     try:
@@ -57,10 +77,7 @@ def differing(folder: Path, only: Callable[[str], bool] = lambda _: True) -> Ite
         if name not in there:
             yield f"{folder / name} is missing: {SUMS} lists it."
         elif (found := sha256_of(folder / name)) != sha256:
-            yield (
-                f"{folder / name} is not what was written: its SHA-256 is {found[:16]}…, and {SUMS} beside it says "
-                f"{sha256[:16]}…."
-            )
+            yield _is_another(folder / name, found, sha256)
     added = sorted(name for name in there - set(listed) if only(name))
     yield from (f"{folder / name} was added: {SUMS} does not list it." for name in added)
 
@@ -84,6 +101,10 @@ def read_sums(folder: Path) -> Mapping[str, str]:
             raise FormatError(f"{path}:{number}: this line is not the SHA-256 of a file in the folder, listed once.")
         found[match[2]] = match[1]
     return found
+
+
+def _is_another(file: Path, found: str, listed: str) -> str:
+    return f"{file} is not what was written: its SHA-256 is {found[:16]}…, and {SUMS} beside it says {listed[:16]}…."
 
 
 def _names(folder: Path) -> list[str]:

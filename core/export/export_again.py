@@ -1,6 +1,8 @@
 """Do ``ecoflap export``: write another file of a run that is finished, from what it left."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
+from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run, require_finished
 from ecoflap.core.record.readback import masks_as_planned
@@ -37,6 +40,7 @@ def export_run(
     set_: Sequence[str] = (),
     registry: Registry | None = None,
     allow_code: bool = False,
+    accept_change: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Export a finished run's model; the model it was pruned from need not be there any more.
@@ -45,6 +49,8 @@ def export_run(
     :param to: An exporter's name, or ``{use: name, parameter: value}``.
     :param set_: Its parameters like ``--set``, such as ``weights=coo``.
     :param allow_code: Follow the import paths of the run's own recipe, and that of ``to``, which are refused otherwise.
+    :param accept_change: Export although the calibration data, where the exporter looks at them, are others now, which
+        is refused otherwise.
     :param overwrite: Replace an export that is there already.
     :return: The folder with the files, in the run's ``exports/``.
     :raises EcoflapError: Where the run is not finished, the exporter or a parameter is unknown, or it cannot export the
@@ -63,7 +69,8 @@ def export_run(
         log = RunLog(folder, Observers(registry.observers()))
         report = read_report(folder.report)
         check_lines(folder, report)
-        export_all(folder, recipe, [name], _pruned(folder, recipe, report, registry, log), log)
+        pruned = _pruned(folder, recipe, report, registry, Reading(folder, log, accept_change))
+        export_all(folder, recipe, [name], pruned, log)
         report = _written_anew(report, folder, recipe)
         write_sealed_text(folder.recipe, recipe.dump())
         log.emit(RunFinished(folder.path, report))
@@ -84,7 +91,36 @@ def _exporting(parts: Sequence[Any]) -> Assignment:
     return Assignment("export", Document(parts, Place("export")))
 
 
-def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registry, log: RunLog) -> PrunedModel:
+@dataclass(frozen=True)
+class Reading:
+    """Reads the calibration data of a finished run once more.
+
+    :param accept: Take them although they are others now.
+    """
+
+    folder: RunFolder
+    log: RunLog
+    accept: bool
+
+    def batches(self, keys: CalibrationKeys, adapter: Adapter, model: nn.Module) -> Sequence[Batch]:
+        """Give the batches, from where the run's recipe says they are.
+
+        :raises RunError: Where they are not those that the model was pruned by.
+        """
+        data, what = Calibration.read(keys, adapter, model, self.log.note_of(keys.data.use)), "calibration data"
+        now = data.fingerprint(model)
+        before = self.folder.read_fingerprints().get(what, now)
+        if before != now and not self.accept:
+            raise RunError(
+                f"{self.folder.path} was pruned by another {what} than is there now ({keys.data.use}). Put it back, or "
+                f"export by what is there now with --accept-change"
+            )
+        if before != now:
+            self.log.note(f"the {what} of this export are others than it was pruned by, which was accepted")
+        return data.batches(model)
+
+
+def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registry, reading: Reading) -> PrunedModel:
     """Load the pruned model of a run, with its masks and what its report knows of it."""
     if not folder.is_pruned:
         raise RunError(f"{folder.path}: its model is gone. Run its recipe again")
@@ -94,16 +130,9 @@ def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registr
     model = adapter.load(source, None, "cpu")
     plan, measures = read_plan(folder.plan), report.measures.model_dump()
     masks, known = masks_as_planned(folder.masks, plan), provenance_of(folder, recipe, plan, measures)
-    return PrunedModel(model, adapter, masks, known, _batches(recipe, adapter, model, log))
-
-
-def _batches(recipe: Recipe, adapter: Adapter, model: nn.Module, log: RunLog) -> Callable[[], Sequence[Batch]] | None:
-    """Give what reads the run's calibration data once more, from where its recipe says they are."""
     keys = recipe.calibration
-    if keys is None:
-        return None
-    note = log.note_of(keys.data.use)
-    return lambda: Calibration.read(keys, adapter, model, note).batches(model)
+    batches = None if keys is None else partial(reading.batches, keys, adapter, model)
+    return PrunedModel(model, adapter, masks, known, batches)
 
 
 def _written_anew(before: Report, folder: RunFolder, recipe: Recipe) -> Report:

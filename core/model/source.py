@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.paths import PathError, absolute
+from ecoflap.core.disk.sums import check_listed
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import ModelError, cut, nearest
 from ecoflap.core.model.anatomy import Source
@@ -136,6 +137,7 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
     library knows, as behind ``timm:``.
 
     :param load: Reads the model.
+    :raises FormatError: Where a file is other than a ``SHA256SUMS`` beside it says, as beside what a run wrote.
     """
     if is_on_hub(source):
         return {"commit": (snapshot(source) or _config_on_hub(source.name).parent).name}
@@ -144,8 +146,10 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
     if source.path.is_file():
         return {source.path.name: sha256_of(source.path)}
     beside = [source.path / name for name in source.files if _is_setting(name)]
-    found = sorted({*weight_files(source), *beside, *_indexed(source.path, source.files)})
-    return {file.relative_to(source.path).as_posix(): sha256_of(file) for file in found}
+    files = sorted({*weight_files(source), *beside, *_indexed(source.path, source.files)})
+    found = {file.relative_to(source.path).as_posix(): sha256_of(file) for file in files}
+    check_listed(source.path, lambda: found)
+    return found
 
 
 def _indexed(folder: Path, files: Sequence[str]) -> Iterator[Path]:
@@ -212,6 +216,7 @@ def _in_folder(name: str, folder: Path) -> Source:
     source = Source(name, path=folder, files=files)
     for _ in _indexed(folder, files):  # refuses one that leads elsewhere
         pass
+    check_listed(folder, lambda: {name: sha256_of(folder / name) for name in files if _is_setting(name)})
     ggufs = [file for file in files if file.endswith(".gguf")]
     only_gguf = [file.suffix for file in weight_files(source)] == [".gguf"]
     if "config.json" in files and not only_gguf:

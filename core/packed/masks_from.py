@@ -10,6 +10,8 @@ from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ecoflap.core.disk.sums import check_listed
+from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import part_of
 from ecoflap.core.model.parameter_masks import parameter_and_part
@@ -103,6 +105,8 @@ def _read(path: Path, stamps: tuple[tuple[Path, int, int], ...], zeros: bool) ->
     files = [file for file, *_ in stamps]
     if not zeros and (files[0].name == MASKS or is_packed(files[0].name)):
         return NamedMasks(load_masks(path))
+    if path.is_dir():
+        check_listed(path, lambda: {file.name: sha256_of(file) for file in files})
     masks = PackedMasks()
     problems: list[str] = []
     for file in files:

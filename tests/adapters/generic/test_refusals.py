@@ -1,5 +1,7 @@
 """What the generic adapters refuse, and in which words."""
 
+import re
+
 import pytest
 import torch
 import transformers
@@ -173,10 +175,14 @@ def test_experts_whose_tokens_cannot_be_followed():
         ecoflap.check_adapter(adapter, JetMoeForCausalLM(config).eval(), windows)
 
 
-def test_settings_that_do_not_fit_their_class():
+def test_settings_that_do_not_fit_their_class(tmp_path):
     config = {"model_type": "gemma2", "num_hidden_layers": "two", "architectures": ["Gemma2ForCausalLM"]}
-    with pytest.raises(ModelError, match=r"cannot build the model: .*(num_hidden_layers|'str' object)"):
+    said = r"^{}: transformers .* cannot build the model: .*(num_hidden_layers|'str' object).*\. Mend the setting that"
+    with pytest.raises(ModelError, match=said.format("x")):
         CausalLMAdapter().load(Source("x", config=config), None, "meta")
+    here = Source("x", tmp_path, config, ("config.json",))
+    with pytest.raises(ModelError, match=said.format(re.escape(f"{tmp_path}/config.json"))):
+        CausalLMAdapter().load(here, None, "meta")
 
 
 def test_images_are_given_in_one_list_to_a_processor_that_takes_no_list_for_each_text(llava, monkeypatch):

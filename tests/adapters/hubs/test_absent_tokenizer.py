@@ -1,6 +1,7 @@
 """A folder that lacks a tokenizer's words, or has a damaged file, is told with the file's name and the way out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,15 @@ def test_two_older_files_beside_a_list_of_words_need_a_library(tmp_path: Path, m
     said = f"source.spm and target.spm in {tmp_path} can be read with sentencepiece: pip install sentencepiece."
     (tmp_path / "config.json").write_text('{"model_type": "marian"}')
     assert why_unreadable(open_source(str(tmp_path), Path.cwd())) == said
+
+
+def test_a_chat_template_whose_name_leads_elsewhere_is_refused(pico_llama_folder: Path, pico_tokenizer, tmp_path: Path):
+    """It would be written to a file of that name when the pruned model is saved."""
+    folder = shutil.copytree(pico_llama_folder, tmp_path / "model")
+    pico_tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    templates = [{"name": name, "template": "{{ messages }}"} for name in ("default", "../../x")]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": templates}))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=r"names a chat template '\.\./\.\./x', which is no name of a file\. Write"):
+        load_processor("AutoTokenizer", open_source(str(folder), Path.cwd()))

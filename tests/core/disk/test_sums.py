@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoflap.core.disk.sums import check_sums, differing, read_sums, write_sums
+from ecoflap.core.disk.sums import check_listed, check_sums, differing, read_sums, write_sums
 from ecoflap.core.errors import FormatError
 
 
@@ -99,3 +99,18 @@ def test_a_folder_without_a_list(tmp_path):
     check_sums(tmp_path, "Mend it.")
     with pytest.raises(FormatError, match=r"SHA256SUMS cannot be read: .*No such file.*Mend it\."):
         check_sums(tmp_path, "Mend it.", required=True)
+
+
+def test_what_somebody_takes_from_a_folder_is_held_to_what_the_list_knows_of_it(folder):
+    def found():
+        return {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+    (folder / "mine.json").write_text("added, as a user may")
+    check_listed(folder, found)
+    (folder / "config.json").write_bytes(b"[]")
+    with pytest.raises(
+        FormatError, match=r"config\.json is not what was written: .* changed on purpose, delete SHA256"
+    ):
+        check_listed(folder, found)
+    (folder / "SHA256SUMS").unlink()
+    check_listed(folder, lambda: pytest.fail("there is no list to hold it to"))

@@ -9,8 +9,11 @@ import torch
 
 import ecoflap
 from ecoflap.core.disk.whole_files import sha256_of
+from ecoflap.core.errors import RunError
 from ecoflap.core.export.densify import densify
+from ecoflap.core.export.verify import verify
 from ecoflap.core.export.write_manifest import deflated_share
+from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import read_manifest
 
 WRITER = '''
@@ -127,6 +130,19 @@ def test_an_exporter_may_look_at_the_data_that_the_model_was_pruned_by(plain, tm
     assert all(len(tokens) == 16 for batch in seen for tokens in batch)
     again = ecoflap.export_run(done.folder, {"use": "seen", "name": "again"}, registry=registry)
     assert json.loads((again / "seen").read_text()) == seen
+    changed = tmp_path / "text.jsonl"
+    text = {"use": "text", "path": str(changed), "sequence_length": 16, "samples": 4, "batch_size": 2}
+    changed.write_text(json.dumps({"text": "word1 word2 " * 40}) + "\n")
+    other = ecoflap.run(plain(**kept, calibration=text), folder=tmp_path / "other", registry=registry)
+    changed.write_text(json.dumps({"text": "word3 word4 " * 40}) + "\n")
+    anew = {"to": {"use": "seen", "name": "anew"}, "registry": registry}
+    with pytest.raises(RunError, match=r"was pruned by another calibration data than is there now \(text\)\. Put it"):
+        ecoflap.export_run(other.folder, **anew)
+    assert not (other.folder / "exports" / "anew").exists()
+    assert not verify(other.folder).problems
+    ecoflap.export_run(other.folder, **anew, accept_change=True)
+    assert any("calibration data of this export are others" in one for one in RunFolder(other.folder).warnings())
+    assert not verify(other.folder).problems
     blind = plain(**kept, prune="magnitude", calibration=None)
     without = ecoflap.run(blind, folder=tmp_path / "without", registry=registry)
     assert (without.folder / "exports" / "seen" / "seen").read_text() == "[]"

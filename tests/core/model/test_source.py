@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.core.errors import ModelError
+from ecoflap.core.disk.sums import write_sums
+from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import (
     fingerprint,
@@ -276,3 +278,23 @@ def test_fingerprint_of_a_model_in_memory(dtype: torch.dtype, pico_llama: Callab
     assert source.model is not None
     next(source.model.parameters()).data[0, 0] += 1
     assert fingerprint(source, never) != found
+
+
+def test_what_a_run_wrote_is_taken_as_it_was_written(pico_llama_folder: Path, tmp_path: Path):
+    """As the source of another run, too: its settings when it is opened, and its weights by the run's fingerprint."""
+    folder = Path(shutil.copytree(pico_llama_folder, tmp_path / "model"))
+    write_sums(folder)
+    assert fingerprint(open_source(str(folder), tmp_path), never)
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    source = open_source(str(folder), tmp_path)
+    with pytest.raises(
+        FormatError, match=r"model\.safetensors is not what was written: .* on purpose, delete SHA256SUMS"
+    ):
+        fingerprint(source, never)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('rms_norm_eps": 1e-06', 'rms_norm_eps": 0.1'))
+    with pytest.raises(FormatError, match=r"config\.json is not what was written: "):
+        open_source(str(folder), tmp_path)

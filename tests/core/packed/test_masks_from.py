@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import FormatError
 from ecoflap.core.packed.masks_from import mask_files, masks_from
 from ecoflap.core.packed.save_packed import save_packed
@@ -116,3 +117,15 @@ def test_a_checkpoint_without_a_matrix_has_no_zeros_to_take(tmp_path):
     save_file({"norm": torch.ones(4)}, tmp_path / "m.safetensors")
     with pytest.raises(FormatError, match="no tensor in it is a matrix of weights"):
         masks_from(tmp_path, zeros=True)
+
+
+def test_zeros_of_what_a_run_wrote_are_held_to_its_list(masks, tmp_path):
+    folder = written("zeros", masks, tmp_path)
+    write_sums(folder)
+    masks_from(folder, zeros=True)
+    (file,) = folder.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 64
+    file.write_bytes(data)
+    with pytest.raises(FormatError, match=r"safetensors is not what was written: .* on purpose, delete SHA256SUMS"):
+        masks_from(folder, zeros=True)
