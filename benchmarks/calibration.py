@@ -34,10 +34,10 @@ TEXTS = ("wikipedia", "python", "packages")
 DOCUMENTS = 16
 """Of each text the longest ones, as many as the Wikipedia articles that calibrate: ``mixed`` has a third of each."""
 WINDOW = 512
-MEASURED = 32
+MEASURED = "samples: 32, sequence_length: 256"
 """Windows of each held-out text."""
-ENDINGS = 128
-"""Questions which ending a text has, each of 64 tokens."""
+ENDINGS = "samples: 64, sequence_length: 32"
+"""Questions which ending a text has, and its last eight tokens are."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,11 @@ class Row:
 
 
 SETTINGS = (
-    *(("admm", "wikipedia", samples) for samples in (64, 16, 256)),
-    *(("admm", text, 64) for text in ("mixed", "python", "packages")),
-    ("admm", "mixed", 256),
+    *(("admm", text, 64) for text in ("wikipedia", "mixed")),
+    ("admm", "wikipedia", 16),
     *(("wanda", text, 64) for text in ("wikipedia", "mixed")),
+    *(("admm", text, 64) for text in ("python", "packages")),
+    *(("admm", text, 256) for text in ("wikipedia", "mixed")),
 )
 
 
@@ -99,9 +100,8 @@ def settings(row: Row, folder: Path) -> list[str]:
     paths = [str(folder / f"{text}.jsonl") for text in (TEXTS if row.text == "mixed" else (row.text,))]
     calibration = f"{{use: text, path: {json.dumps(paths)}, samples: {row.samples}, sequence_length: {WINDOW}}}"
     held = [f"{{use: text, path: '{folder / text}-held.jsonl', order: spread, %s}}" for text in TEXTS]
-    windows, short = f"samples: {MEASURED}, sequence_length: {WINDOW}", f"samples: {ENDINGS}, sequence_length: 64"
-    measures = [f"{{use: perplexity, data: {one % windows}}}" for one in held]
-    measures += [f"{{use: continuation, data: {one % short}}}" for one in held]
+    measures = [f"{{use: perplexity, data: {one % MEASURED}}}" for one in held]
+    measures += [f"{{use: continuation, ending: 8, data: {one % ENDINGS}}}" for one in held]
     return [
         "model.dtype=float32", "sparsity=0.6", "score=null", "allocate=uniform", "export=null", f"seed={row.seed}",
         f"prune={row.pruner}", f"calibration={calibration}", f"evaluate=[{', '.join(measures)}]",

@@ -121,18 +121,16 @@ struct Int8 : WithoutPlanes {
     __m256i zero = _mm256_setzero_si256();
     return {{zero, zero, zero, zero}};
   }
-  static __m128i eight_bytes(uint32_t mask, const uint8_t *&p) {
-    __m128i table = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(kTables.floats[mask]));
-    __m128i found = _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)), table);
+  static __m128i sixteen_bytes(uint32_t mask, const uint8_t *&p) {
+    __m128i lower = _mm_load_si128(reinterpret_cast<const __m128i *>(kTables.lower[mask & 255]));
+    __m128i table = _mm_add_epi8(lower, *reinterpret_cast<const __m128i *>(kTables.upper[mask >> 8]));
+    __m128i found = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)), table);
     p += count(mask);
     return found;
   }
   static Taken take(uint64_t mask, const uint8_t *&p) {
     Taken taken;
-    for (int i = 0; i < 4; ++i, mask >>= 16) {
-      __m128i low = eight_bytes(mask & 255, p);
-      taken.at[i] = _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(low, eight_bytes(mask >> 8 & 255, p)));
-    }
+    for (int i = 0; i < 4; ++i, mask >>= 16) taken.at[i] = _mm256_cvtepi8_epi16(sixteen_bytes(mask & 0xffff, p));
     return taken;
   }
   static Taken whole(const uint8_t *&p) {
