@@ -11,13 +11,18 @@ class EcoflapError(Exception):
     """
 
     def __init__(self, *problems: str) -> None:
-        self.problems: tuple[str, ...] = problems
+        self.problems: tuple[str, ...] = tuple(map(_on_one_line, problems))
         super().__init__(self._text())
 
     def _text(self) -> str:
         if len(self.problems) == 1:
             return self.problems[0]
         return "\n".join([f"{len(self.problems)} problems", *(f"  {p}" for p in self.problems)])
+
+
+def _on_one_line(problem: str) -> str:
+    """Write line breaks as escapes: what stands behind one in somebody's name would read as a message of ours."""
+    return problem.replace("\r", r"\r").replace("\n", r"\n")
 
 
 class RecipeError(EcoflapError):
@@ -81,7 +86,7 @@ def refuse_below_one(name: str, value: int) -> None:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Ask `` Did you mean 'x'?``, with a leading space; give an empty text where no choice is near."""
-    close = get_close_matches(cut(word), list(choices), n=1)
+    close = get_close_matches(cut(word), [one for one in choices if one != word], n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

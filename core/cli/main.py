@@ -198,6 +198,8 @@ def sweep(
     with stoppable():
         from ecoflap.core.cli.sweep_table import sweep_table
         from ecoflap.core.cli.tables import show
+        from ecoflap.core.compare.page import refuse_strangers
+        from ecoflap.core.record.sweep_list import is_sweep
         from ecoflap.core.registry.registry import load_registry
         from ecoflap.core.sweep.request import SweepRequest
         from ecoflap.core.sweep.sweep import planned_sweep
@@ -210,12 +212,15 @@ def sweep(
         if dry_run:
             show(sweep_table(request, planned_sweep(request, loaded)))
             return
+        if is_sweep(request.target):
+            refuse_strangers(request.target, "The sweep's own comparison goes there: move them away.")
         done = run_sweep(request, registry=loaded)
         if done.finished:
-            _compare([done.folder], None, as_markdown=False)
+            _compare([done.folder], done.folder, as_markdown=False)
     if done.failed:
         failures = "".join(f"\n  {path.name}: {message}" for path, message in done.failed.items())
-        print(f"ecoflap: {len(done.failed)} failed; the same command tries again{failures}", file=sys.stderr)
+        said = f"{len(done.failed)} failed; the same command tries again{failures}"
+        print(f"ecoflap: {printable(said)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -342,20 +347,23 @@ def compare(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Put finished runs side by side, in a table and in a report: measures, sparsity, scores, time, memory, bytes."""
+    from ecoflap.core.compare.page import refuse_strangers, refuse_to_replace
+    from ecoflap.core.record.sweep_list import is_sweep
+
+    target = out or (runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path("runs") / "comparison")
     if out is not None and not overwrite:
-        from ecoflap.core.compare.page import refuse_to_replace
-
         refuse_to_replace(out)
-    _compare(runs, out, as_markdown=markdown)
+    elif not overwrite:
+        refuse_strangers(target, "Name another folder with --out, or say --overwrite.")
+    _compare(runs, target, as_markdown=markdown)
 
 
-def _compare(runs: list[Path], out: Path | None, *, as_markdown: bool) -> None:
+def _compare(runs: list[Path], target: Path, *, as_markdown: bool) -> None:
     from ecoflap.core.cli.comparison_table import comparison_table
     from ecoflap.core.cli.tables import show
     from ecoflap.core.compare.comparison import compared
     from ecoflap.core.compare.page import write_comparison
     from ecoflap.core.compare.table import markdown, notes, rows
-    from ecoflap.core.sweep.runs import is_sweep
 
     found = compared(runs)
     if as_markdown:
@@ -363,6 +371,5 @@ def _compare(runs: list[Path], out: Path | None, *, as_markdown: bool) -> None:
     else:
         show(comparison_table(found))
         print("\n".join(notes(found)))
-    target = out or (runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path("runs") / "comparison")
     page = write_comparison(found, target, target.resolve().name)
     print(f"report: {page}", file=sys.stderr)

@@ -9,7 +9,7 @@ from statistics import stdev
 from ecoflap.core.compare.methods import method_names
 from ecoflap.core.record.folder import RunFolder, require_finished
 from ecoflap.core.record.report import RecordedMeasure, Report, read_report
-from ecoflap.core.sweep.runs import is_sweep, swept_runs
+from ecoflap.core.record.sweep_list import is_sweep, swept_runs
 from ecoflap.core.text.numbers import mean
 
 LEVEL_DIGITS = 6

@@ -1,7 +1,8 @@
 """Write the files of a comparison: its data, a table as CSV and one as Markdown, and a page."""
 
-import json
+import os
 from collections.abc import Iterator
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from ecoflap.core.compare.data import as_csv, as_data
 from ecoflap.core.compare.differences import what_differs
 from ecoflap.core.compare.drawings import chapters
 from ecoflap.core.compare.table import columns_of, markdown, notes, rows, run_rows, table_notes
-from ecoflap.core.disk.whole_files import write_whole
-from ecoflap.core.errors import RunError
+from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, write_sealed_json, write_sealed_text
+from ecoflap.core.disk.whole_files import sha256_of, write_whole
+from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.report.drawings import drawn_or_why_not
 from ecoflap.core.report.run_page import TEMPLATES as SHARED_TEMPLATES
 from ecoflap.core.text.columns import Column
@@ -21,7 +23,10 @@ from ecoflap.core.text.templates import render
 TEMPLATE = Path(__file__).with_name("templates") / "comparison.html.j2"
 
 
-FILES = ("report.json", "report.csv", "report.md", "report.html")
+DATA, PAGE = "report.json", "report.html"
+"""Files that hold a seal. The data know the other two, whose forms have no place for one."""
+UNSEALED = ("report.csv", "report.md")
+FILES = (DATA, *UNSEALED, PAGE)
 
 
 def refuse_to_replace(folder: Path) -> None:
@@ -29,20 +34,53 @@ def refuse_to_replace(folder: Path) -> None:
 
     :raises RunError: With the files.
     """
-    there = [name for name in FILES if (folder / name).exists()]
+    there = [name for name in FILES if os.path.lexists(folder / name)]
     if there:
         raise RunError(f"{folder} has {', '.join(there)} already: name another folder, or say --overwrite")
+
+
+def refuse_strangers(folder: Path, way_out: str) -> None:
+    """Refuse a folder where a comparison would replace a file of somebody's, or one of its own that was edited since.
+
+    :param way_out: Ends the message.
+    :raises RunError: With the files.
+    """
+    strangers = [name for name in FILES if os.path.lexists(folder / name) and not _is_ours(folder, name)]
+    if strangers:
+        raise RunError(
+            f"{folder}: a comparison would replace {', '.join(strangers)}, which none has written, or which changed "
+            f"since. {way_out}"
+        )
+
+
+def _is_ours(folder: Path, name: str) -> bool:
+    """Say whether a file is as a comparison wrote it; what cannot be read is not."""
+    try:
+        if name == PAGE:
+            read_sealed_text(folder / PAGE, "")
+            return True
+        files = read_sealed_json(folder / DATA, "").get("files")
+        return isinstance(files, dict) and (name == DATA or files.get(name) == sha256_of(folder / name))
+    except (EcoflapError, OSError):
+        return False
 
 
 def write_comparison(comparison: Comparison, folder: str | PathLike[str], title: str) -> Path:
     """Write ``report.json``, ``report.csv``, ``report.md``, and then ``report.html``, whose path is returned."""
     folder = Path(folder)
-    write_whole(folder / "report.json", json.dumps(as_data(comparison), indent=1, allow_nan=False, ensure_ascii=False))
-    write_whole(folder / "report.csv", as_csv(comparison))
     lines = [*markdown(rows(comparison)), "", *(f"{note}\n" for note in notes(comparison))]
-    write_whole(folder / "report.md", "\n".join(lines))
-    write_whole(folder / "report.html", comparison_page(comparison, title))
-    return folder / "report.html"
+    texts = dict(zip(UNSEALED, (as_csv(comparison).encode(), "\n".join(lines).encode()), strict=True))
+    for (
+        name
+    ) in UNSEALED:  # a process killed below leaves none that the data do not know, and that would pass for edited
+        if (folder / name).is_file():
+            (folder / name).unlink()
+    files = {name: sha256(text).hexdigest() for name, text in texts.items()}
+    write_sealed_json(folder / DATA, {**as_data(comparison), "files": files}, ensure_ascii=False)
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    write_sealed_text(folder / PAGE, comparison_page(comparison, title))
+    return folder / PAGE
 
 
 def comparison_page(comparison: Comparison, title: str) -> str:

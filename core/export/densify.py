@@ -1,5 +1,6 @@
 """Do ``ecoflap densify``: write a packed file as an ordinary one, by whichever exporter packs files of its kind."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -26,7 +27,7 @@ def densify(file: Path, target: Path, registry: Registry, *, overwrite: bool = F
         raise ModelError(f"{file} is not there")
     if target.resolve() == file.resolve():
         raise ModelError(f"{target} is the packed file itself; name another")
-    if target.exists() and not overwrite:
+    if os.path.lexists(target) and not overwrite:  # also a link to a file that is gone, which would be lost
         raise ModelError(f"{target} is there already; name another, or say --overwrite to have it replaced")
     known = _by_ending(registry)
     for ending in sorted(known, key=len, reverse=True):

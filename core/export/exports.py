@@ -13,7 +13,7 @@ from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.disk.whole_files import sha256_of, whole_folder
-from ecoflap.core.errors import FormatError
+from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.export.exported import check_exported
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_file, write_manifest
@@ -47,8 +47,10 @@ def is_exported(folder: Path, name: str, part: PartSpec) -> bool:
     """Say whether an export's files are all there, written by this exporter with these parameters.
 
     :raises FormatError: Where one is there and is not what was written: it may be somebody's work, and is not replaced.
+    :raises RunError: Where a folder stands in the place of the record.
     """
     record = _record(folder, name)
+    _refuse_folder(record)
     if not record.is_file():
         return False
     written = read_record(record)
@@ -88,7 +90,9 @@ def export(
     :param name: The name of this one's folder in it.
     :param origin: The run it comes from, for the manifest.
     :return: Sentences of the exporter for the user.
+    :raises RunError: Where a folder stands in the place of the record, which would have to be deleted for it.
     """
+    _refuse_folder(_record(folder, name))
     _record(folder, name).unlink(missing_ok=True)
     with whole_folder(folder / name) as inside:
         with blaming(f"the exporter {part.use}"):
@@ -121,6 +125,14 @@ def weight_bytes(folder: Path) -> int:
     """Count the bytes of a folder's files that hold weights."""
     files = (file for file in folder.rglob("*") if file.is_file() and is_weights(file.name))
     return sum(file.stat().st_size for file in files)
+
+
+def _refuse_folder(record: Path) -> None:
+    if record.is_dir() and not record.is_symlink():
+        raise RunError(
+            f"{record} is a folder, and what is known of the export {record.stem} is written there. Move it away, and "
+            f"run again"
+        )
 
 
 def _record(folder: Path, name: str) -> Path:

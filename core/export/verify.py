@@ -21,10 +21,10 @@ from ecoflap.core.record.manifest import MANIFEST, read_manifest
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.remembered import check_remembered
 from ecoflap.core.record.report import check_lines, read_report
+from ecoflap.core.record.sweep_list import SWEEP, is_sweep, swept_runs
 from ecoflap.core.refining.kept_steps import FILE as KEPT_STEPS
 from ecoflap.core.refining.kept_steps import check_kept_steps
 
-_SWEEP = "sweep.json"
 DEEPEST = 5
 """So deep below a folder that is none of ours, such as a home directory, folders of runs are looked for."""
 _WAY_OUT = "Restore it, or begin the run anew with --fresh."
@@ -80,9 +80,9 @@ def _folder(folder: Path, found: Verified, deep: int = 0) -> None:
         _listed(folder, found)
     elif RunFolder(folder).is_ours:
         _run(RunFolder(folder), found)
-    elif (folder / _SWEEP).is_file():
-        found.hold(partial(read_sealed_text, folder / _SWEEP, _WAY_OUT), folder / _SWEEP)
-        _others(folder, (folder / _SWEEP,), found)
+    elif is_sweep(folder):
+        found.hold(partial(swept_runs, folder), folder / SWEEP)
+        _others(folder, (folder / SWEEP,), found)
     else:
         _others(folder, (), found, deep)
 

@@ -1,6 +1,7 @@
 """Refuse a configuration that asks for more than any model has, before a library makes a billion of a thing."""
 
 from collections.abc import Iterator, Mapping
+from math import isinf, isnan
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,14 @@ MOST_OF: Mapping[str, int] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim"), 131_072),
     **dict.fromkeys(("head_dim", "d_kv", "v_head_dim", "qk_rope_head_dim", "qk_nope_head_dim"), 16_384),
     **dict.fromkeys(("intermediate_size", "d_ff", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim"), 524_288),
+    "vocab_size": 10_000_000,
 }
 """The same by the whole key, of what an example is made by that a model is watched with, and of how wide it is then
 inside: that takes memory and time without any weight."""
+
+
+_UNLIMITED = "_limit"
+"""Ends keys whose numbers may be infinite: Mamba-2 is published with ``"time_step_limit": [0.0, Infinity]``."""
 
 
 def read_config(file: Path) -> Mapping[str, Any]:
@@ -45,6 +51,7 @@ def read_config(file: Path) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{file} is not a model's configuration: it holds no object.")
     check_counts(content, str(file))
+    _check_numbers(content, str(file))
     _check_names(content, str(file))
     refuse_kernels(content, str(file))
     return content
@@ -62,6 +69,38 @@ def check_counts(config: Mapping[str, Any], where: str) -> None:
     ]
     if problems:
         raise ModelError(*problems)
+
+
+def _check_numbers(config: Mapping[str, Any], where: str) -> None:
+    """Refuse numbers by which a model would be built, and would answer nothing but NaN.
+
+    :raises ModelError: With each of them.
+    """
+    problems = [f"{where}: {problem}. The file is damaged." for problem in _impossible(config, "")]
+    if problems:
+        raise ModelError(*problems)
+
+
+def _impossible(value: Any, path: str) -> Iterator[str]:
+    """Say of each number that none can be, by its dotted key, what is meant there."""
+    if isinstance(value, Mapping):
+        window = value.get("sliding_window")
+        if isinstance(window, int | float) and window < 0 and value.get("use_sliding_window") is not False:
+            where = _below(path, "sliding_window")
+            yield f"{where} is {_shown(window)}, and a window has no tokens then; null is for none"
+        for key, inside in value.items():
+            yield from _impossible(inside, _below(path, key))
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _impossible(inside, path)
+    elif isinstance(value, float) and isnan(value):
+        yield f"{path} is NaN, and a number is meant"
+    elif isinstance(value, float) and isinf(value) and not path.endswith(_UNLIMITED):
+        yield f"{path} is {value}, and a finite number is meant"
+
+
+def _below(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
 
 
 def _check_names(config: Mapping[str, Any], where: str) -> None:
@@ -87,7 +126,7 @@ def _too_many(value: Any, path: str) -> Iterator[tuple[str, int | float, int]]:
     """Yield each count that is too large, with its dotted key and the limit."""
     if isinstance(value, Mapping):
         for key, inside in value.items():
-            yield from _too_many(inside, f"{path}.{key}" if path else str(key))
+            yield from _too_many(inside, _below(path, key))
     elif isinstance(value, list):
         for inside in value:
             yield from _too_many(inside, path)

@@ -11,6 +11,18 @@ FEW = 5
 """So many names a sentence has at most."""
 
 
+def weightless(pools: Iterable[Pool]) -> Iterator[str]:
+    """Say which layers have no weights to begin with: nothing can be kept of them, and no share be taken."""
+    layers = [layer for pool in pools for _, layer in pool.layers]
+    empty = [layer.name for layer in layers if not layer.size]
+    if empty:
+        yield (
+            f"model: {len(empty)} of {len(layers)} layers have no weights: {listed(empty, FEW)}. A size in the model's "
+            f"configuration is 0, such as hidden_size or intermediate_size: correct it, or keep their tower by keep "
+            f"under towers:."
+        )
+
+
 def emptying_shares(pools: Iterable[Pool], plan: Plan | None) -> Iterator[str]:
     """Say which sparsity leaves a pool, or by itself a layer, without a weight.
 

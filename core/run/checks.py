@@ -16,7 +16,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.errors import EcoflapError, listed, nearest
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
-from ecoflap.core.pruning.emptied import emptying_shares
+from ecoflap.core.pruning.emptied import emptying_shares, weightless
 from ecoflap.core.pruning.plan import Pool, make_plan
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
@@ -203,6 +203,10 @@ def _name(adapter: Any, registry: Registry) -> str:
 def _plan_problems(prepared: Prepared) -> Iterator[str]:
     """Try the whole plan where the allocator looks at no scores, so that nothing else decides about it."""
     plan = None
+    without = list(weightless(prepared.pools))
+    if without:  # which no budget can be made for
+        yield from without
+        return
     if prepared.pools and not prepared.recipe.takes_scores:
         allocator = prepared.recipe.allocate
         try:

@@ -1,43 +1,13 @@
-"""Read and write ``sweep.json``: which runs a sweep has, with the names of their methods."""
+"""Write ``sweep.json``, the list of a sweep's runs with the names of their methods."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.disk.sealed_text import read_sealed_json, write_sealed_json
+from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
-
-SWEEP = "sweep.json"
-
-
-def is_sweep(folder: Path) -> bool:
-    """Return whether a sweep was begun in a folder."""
-    return (folder / SWEEP).is_file()
-
-
-def swept_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return for each run its ``folder`` in the sweep's, ``method`` (empty where it has no name), ``seed``, ``grid``.
-
-    :raises RunError: For a file that this version cannot read.
-    """
-    data = read_sealed_json(folder / SWEEP, _WAY_OUT)
-    if data.get("version") != 1:
-        raise RunError(
-            f"{folder / SWEEP}: version is {data.get('version')!r}; this version of ecoflap reads 1. {_WAY_OUT}"
-        )
-    runs: Any = data.get("runs")
-    if not isinstance(runs, list) or not all(map(_is_entry, runs)):
-        raise RunError(f"{folder / SWEEP}: runs should list runs, each with a folder and a method. {_WAY_OUT}")
-    return runs
-
-
-_WAY_OUT = "Begin the sweep anew with --fresh, or in another folder."
-
-
-def _is_entry(run: Any) -> bool:
-    texts = isinstance(run, dict) and all(isinstance(run.get(key), str) for key in ("folder", "method"))
-    return texts and Path(run["folder"]).name == run["folder"]  # no path that leads out of the sweep's folder
+from ecoflap.core.record.sweep_list import SWEEP, is_sweep, swept_runs
 
 
 def record_runs(folder: Path, runs: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:

@@ -19,14 +19,16 @@ from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import what_scores_depend_on
+from ecoflap.core.record.sweep_list import is_sweep, swept_runs
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run.pipeline import run
 from ecoflap.core.sweep.file import read_sweep
 from ecoflap.core.sweep.grid import PlannedRun, planned_runs
 from ecoflap.core.sweep.request import SweepRequest
-from ecoflap.core.sweep.runs import is_sweep, record_runs, swept_runs
+from ecoflap.core.sweep.runs import record_runs
 from ecoflap.core.sweep.several import Runners, at_once
 from ecoflap.core.text.numbers import time_text
+from ecoflap.core.text.printable import printable
 
 
 @dataclass
@@ -52,7 +54,7 @@ class EarlierRun:
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def planned_sweep(request: SweepRequest, registry: Registry | None = None) -> list[PlannedRun]:
@@ -223,8 +225,14 @@ def _forget_peaks() -> None:
 
 
 def delete_model(folder: RunFolder) -> None:
-    """Delete ``model/`` of a finished run. Half of one is never taken for a whole: it is renamed first."""
+    """Delete ``model/`` of a finished run. Half of one is never taken for a whole: it is renamed first.
+
+    Of a link the link alone goes: what it leads to is somebody's.
+    """
     with open_run(folder.path, fresh=False):
+        if folder.model.is_symlink():
+            folder.model.unlink()
+            return
         aside = folder.model.with_name(".model.partial")  # what a killed process leaves under such a name is removed
         folder.model.rename(aside)
         shutil.rmtree(aside)

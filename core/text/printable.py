@@ -13,5 +13,5 @@ def printable(text: str) -> str:
 
 def _steers(character: str) -> bool:
     # Cc: controls, among them ESC; Cf: such as the marks that turn the direction of writing
-    # and Cs: halves of characters, which no file in UTF-8 can hold
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs")
+    # and Cs: halves of characters, which no file in UTF-8 can hold; Zl and Zp: breaks of lines and of paragraphs
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")

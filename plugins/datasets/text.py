@@ -16,6 +16,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, nearest
+from ecoflap.core.text.strict_yaml import described
 from ecoflap.plugins.datasets.shared.portions import Portion, portion_bounds, portion_problem
 from ecoflap.plugins.datasets.shared.stored_tables import Stored, library_problem
 from ecoflap.plugins.datasets.shared.text_files import (
@@ -194,8 +195,14 @@ def _read(file: Path, column: str) -> Iterator[str]:
         yield read_text(file)
         return
     for number, row in json_lines(file):
-        if not isinstance(row.get(column), str):
-            raise DataError(_no_column(column, list(row), f"{file}:{number}"))
+        where = f"{file}:{number}"
+        if column not in row:
+            raise DataError(_no_column(column, list(row), where))
+        if not isinstance(row[column], str):
+            raise DataError(
+                f"{where} has no text in column {column!r}: it holds {described(row[column])}. Mend the line, or name "
+                f"the right one by column. Known: {', '.join(row)}."
+            )
         yield row[column]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -302,6 +303,28 @@ def test_compare_refuses_what_is_not_finished(finished, ecoflap_command, tmp_pat
     assert err == f"ecoflap: {tmp_path / 'none'}: no run folder: it has no recipe.yaml\n"
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("key", ["hidden_size", "intermediate_size"])
+@pytest.mark.parametrize("allocate", ["uniform", "ecoflap"])
+def test_a_size_of_nothing_is_told_with_the_layers_that_have_no_weights(
+    pico, recipe_file, ecoflap_command, tmp_path, key, allocate
+):
+    shutil.copytree(pico / "model", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: 0}))
+    code, _, err = ecoflap_command("plan", recipe_file(model=str(tmp_path / "model"), allocate=allocate))
+    assert code == 2
+    assert "layers have no weights: model.layers.0." in err
+    assert "correct it, or keep the tower" in err
+
+
+def test_a_name_with_a_line_break_makes_no_line_of_its_own(recipe_file, ecoflap_command, tmp_path):
+    code, _, err = ecoflap_command("plan", recipe_file(model=f"{tmp_path}/a\necoflap: all is well"))
+    assert code == 2
+    assert r"a\necoflap: all is well" in err
+    assert not any(line.startswith("ecoflap: all") for line in err.splitlines())
+
+
 def test_a_sweep_is_listed_run_compared_and_found_again(recipe_file, ecoflap_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = recipe_file(export=None)
@@ -331,6 +354,13 @@ def test_a_sweep_is_listed_run_compared_and_found_again(recipe_file, ecoflap_com
     code, out, _ = ecoflap_command("compare", folder)
     assert code == 0
     assert "mean ± standard deviation over seeds" in out
+
+    (folder / "report.md").write_text("my own notes")
+    for again in (grid, ["compare", folder]):
+        code, _, err = ecoflap_command(*again)
+        assert code == 2
+        assert f"{folder}: a comparison would replace report.md, which none has written, or which changed since" in err
+    assert (folder / "report.md").read_text() == "my own notes"
 
 
 def test_a_sweep_with_problems_is_2_and_begins_nothing(recipe_file, ecoflap_command, tmp_path, monkeypatch):

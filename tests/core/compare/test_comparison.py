@@ -16,7 +16,7 @@ from ecoflap.core.compare.data import as_csv, as_data
 from ecoflap.core.compare.differences import what_differs
 from ecoflap.core.compare.drawings import chapters
 from ecoflap.core.compare.methods import distinct_names, flat, varying
-from ecoflap.core.compare.page import comparison_page, write_comparison
+from ecoflap.core.compare.page import comparison_page, refuse_strangers, write_comparison
 from ecoflap.core.compare.table import markdown, notes, rows, tower_rows
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
@@ -339,3 +339,47 @@ def test_what_is_there_already_is_replaced_only_on_demand(made, tmp_path, ecofla
     assert "out has report.json, report.csv, report.md, report.html already: name another folder, or say --over" in err
     assert (out / "report.html").stat().st_mtime_ns == before
     assert ecoflap_command("compare", path, "--out", out, "--overwrite")[0] == 0
+
+
+def test_without_a_place_that_was_named_only_what_a_comparison_wrote_is_replaced(
+    made, tmp_path, ecoflap_command, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path, out = made("a"), tmp_path / "runs" / "comparison"
+    for _ in range(2):
+        assert ecoflap_command("compare", path)[0] == 0
+    for name in ("report.json", "report.csv", "report.md", "report.html"):
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(b"mine " + whole)
+        code, _, err = ecoflap_command("compare", path)
+        assert code == 2
+        assert "comparison: a comparison would replace report." in err
+        assert name in err
+        assert "which changed since. Name another folder with --out, or say --overwrite." in err
+        assert (out / name).read_bytes() == b"mine " + whole
+        (out / name).write_bytes(whole)
+    (out / "report.md").unlink()
+    (out / "report.md").symlink_to(tmp_path / "nowhere")
+    assert ecoflap_command("compare", path)[0] == 2
+    assert ecoflap_command("compare", path, "--overwrite")[0] == 0
+    assert ecoflap_command("compare", path)[0] == 0
+
+
+def test_a_comparison_that_was_cut_off_is_none_of_a_strangers(made, monkeypatch, tmp_path):
+    write_comparison(compared([made("a")]), tmp_path / "out", "t")
+    other = compared([made("b", sparsity=0.7)])
+    for stopped in ("report.csv", "report.md"):
+        with monkeypatch.context() as cut_off:
+            cut_off.setattr("ecoflap.core.compare.page.write_whole", stopping_at(stopped))
+            with pytest.raises(KeyboardInterrupt):
+                write_comparison(other, tmp_path / "out", "t")
+        refuse_strangers(tmp_path / "out", "")
+
+
+def stopping_at(name):
+    def write(path, data):
+        if path.name == name:
+            raise KeyboardInterrupt
+        path.write_bytes(data)
+
+    return write

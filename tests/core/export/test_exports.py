@@ -9,7 +9,7 @@ from torch import nn
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported
-from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.export.exports import export, export_names, is_exported, weight_bytes
 from ecoflap.core.recipe.part_spec import PartSpec
 
@@ -45,6 +45,15 @@ def test_exports_of_one_kind_are_numbered():
     names = export_names(parts)
     assert names[:3] == ["onnx", "a.B", "onnx-2"]
     assert len(set(names)) == len(names)
+
+
+def test_a_folder_in_the_place_of_the_record_is_refused_and_left_alone(write, tmp_path):
+    (tmp_path / "writer.json").mkdir()
+    (tmp_path / "writer.json" / "notes.txt").touch()
+    for use in (lambda: write("a"), lambda: is_exported(tmp_path, "writer", part("a"))):
+        with pytest.raises(RunError, match=r"writer\.json is a folder, and what is known of the export writer is writ"):
+            use()
+    assert [path.name for path in tmp_path.rglob("*")] == ["writer.json", "notes.txt"]
 
 
 def test_it_is_there_only_as_this_exporter_wrote_it(write, tmp_path):

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from sealed_by_hand import edit_sealed, read_lines, write_lines
+from sealed_by_hand import edit_sealed, read_lines, write_lines, write_sealed
 
 import ecoflap
 from ecoflap.core.errors import FormatError, RunError
@@ -126,6 +126,12 @@ def test_a_packed_file_without_a_list(folder, tmp_path):
     (tmp_path / "alone").mkdir()
     shutil.copy(folder / "exports/safetensors/model.packed.safetensors", tmp_path / "alone")
     assert verify(tmp_path / "alone").files == [tmp_path / "alone" / "model.packed.safetensors"]
+
+
+def test_a_sweep_whose_list_leads_out_of_it_is_told(tmp_path):
+    write_sealed(tmp_path / "sweep.json", {"version": 1, "runs": [{"folder": "..", "method": ""}]})
+    with pytest.raises(FormatError, match=r"sweep\.json: runs\.0\.folder is '\.\.', and the name of a folder"):
+        verify(tmp_path)
 
 
 def test_a_sweep_is_its_list_and_its_runs(folder):

@@ -26,6 +26,11 @@ def opened(folder, config, name="config.json"):
         ({"vision_config": {"intermediate_size": 10**6}}, r"intermediate_size is 1000000, .* more than 524,288"),
         ({"head_dim": 10**6}, "head_dim is 1000000, and no model has more than 16,384"),
         ({"num_layers": 10**2000}, r"num_layers is 10000000000000000…, and"),
+        ({"text_config": {"vocab_size": 10**11}}, r"vocab_size is 100000000000, and no model has more than 10,000,0"),
+        ('{"rms_norm_eps": NaN}', r"config\.json: rms_norm_eps is NaN, and a number is meant\. The file is"),
+        ('{"text_config": {"rms_norm_eps": 1e999}}', r"text_config\.rms_norm_eps is inf, and a finite number is meant"),
+        ('{"a": [{"time_step_limit": NaN}]}', r"a\.time_step_limit is NaN"),
+        ({"text_config": {"sliding_window": -1}}, r"text_config\.sliding_window is -1, .* no tokens then; null is for"),
         ('{"num_layers": 1' + "0" * 5000 + "}", "is not JSON: number out of range"),
         ("[" * 100_000, "is not JSON: recursion limit exceeded"),
         ('{"a":' * 100_000, "is not JSON: recursion limit exceeded"),
@@ -50,6 +55,18 @@ def test_every_count_is_told(tmp_path):
 
 def test_what_models_have_is_read(tmp_path):
     config = {"num_layers": 200, "num_experts": 16384, "num_labels": 50257, "rope_theta": 10**9, "is_layers": True}
+    assert opened(tmp_path, config).config == config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"time_step_limit": [0.0, float("inf")]},  # as those of Mamba-2 are published
+        {"sliding_window": -1, "use_sliding_window": False},
+        {"sliding_window": None, "vocab_size": 10**6},
+    ],
+)
+def test_numbers_that_are_odd_and_meant_are_read(config, tmp_path):
     assert opened(tmp_path, config).config == config
 
 

@@ -3,13 +3,14 @@
 import re
 from fractions import Fraction
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.pruning.emptied import emptied, emptying_shares
+from ecoflap.core.pruning.emptied import emptied, emptying_shares, weightless
 from ecoflap.core.pruning.plan import Pool, make_plan
 from ecoflap.plugins.allocators.uniform import Uniform
 
@@ -55,6 +56,14 @@ def test_what_a_plan_leaves_nothing_though_its_share_would_not_is_told_of_the_pl
 def test_patterns_leave_every_layer_something():
     one = pool(Pattern(1, 4), (4, 4))
     assert list(emptying_shares([one], planned(one))) == []
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_that_have_no_weights_to_begin_with_are_named():
+    found = list(weightless([pool(Fraction(1, 2), (10, 10), (0, 10)), pool(Pattern(2, 4), (4, 0), name="vision")]))
+    assert len(found) == 1
+    assert "2 of 3 layers have no weights: b.1, b.0. A size in the model's configuration is 0, such as" in found[0]
+    assert list(weightless([pool(Fraction(1, 2), (10, 10))])) == []
 
 
 @given(st.integers(1, 10**7))

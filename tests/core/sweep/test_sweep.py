@@ -12,8 +12,9 @@ from ecoflap.core.compare.comparison import compared
 from ecoflap.core.contracts.events import LayerPruned, RunStarted, StageStarted
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.record.report import read_report
+from ecoflap.core.record.sweep_list import swept_runs
 from ecoflap.core.sweep.request import SweepRequest
-from ecoflap.core.sweep.runs import record_runs, swept_runs
+from ecoflap.core.sweep.runs import record_runs
 from ecoflap.core.sweep.sweep import planned_sweep, sweep
 
 METHODS = {"plain": {"score": None}, "scored": {}}
@@ -192,7 +193,9 @@ BROKEN = {
     '{"version": 1, "runs": [{"folder": "a"}]}': "runs should list runs",
     '{"version": 1, "runs": ["a"]}': "runs should list runs",
     '{"version": 1, "ru': "this is not JSON",
+    '{"version": 1, "runs": []}': "runs lists none, and a sweep has one at least. Begin the sweep anew with --fresh",
 }
+NOT_INSIDE = ("", ".", "..", "../a", "/a", "a/b", "a\\b", "a\0b")
 
 
 @pytest.mark.parametrize(("text", "problem"), BROKEN.items())
@@ -204,3 +207,31 @@ def test_a_list_of_runs_that_cannot_be_read_is_refused_by_its_name_and_written_a
     entry = {"folder": "a", "method": "", "seed": 0, "grid": {}}
     record_runs(tmp_path, [entry], fresh=True)
     assert swept_runs(tmp_path) == [entry]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        *((name, f"{name!r}, and the name of a folder in the sweep's is meant") for name in NOT_INSIDE),
+        ("ä" * 128, "which is longer than 255 bytes, as no name is"),
+        ("a" * 300, "…', which is longer than 255 bytes, as no name is"),
+    ],
+)
+def test_a_run_whose_folder_is_none_of_the_sweeps_is_refused_by_its_number(tmp_path, name, told):
+    write_sealed(tmp_path / "sweep.json", {"version": 1, "runs": [{"folder": f, "method": ""} for f in ("a", name)]})
+    for use in (lambda: compared([tmp_path]), lambda: record_runs(tmp_path, [])):
+        with pytest.raises(
+            RunError, match=r"sweep\.json: runs\.1\.folder is .* --fresh, or in another folder"
+        ) as refused:
+            use()
+        assert told in str(refused.value)
+
+
+def test_a_link_for_a_model_goes_and_what_it_leads_to_stays(file, tmp_path):
+    done = sweep(SweepRequest(file(grid={}, methods={}), folder=tmp_path / "s", keep_models=True))
+    (model,) = (path / "model" for path in done.finished)
+    model.rename(tmp_path / "mine")
+    model.symlink_to(tmp_path / "mine")
+    assert sweep(SweepRequest(file(grid={}, methods={}), folder=tmp_path / "s")).failed == {}
+    assert not model.is_symlink()
+    assert (tmp_path / "mine" / "config.json").is_file()

@@ -12,6 +12,7 @@ from ecoflap.core.text.printable import printable
 
 def test_controls_are_written_out():
     assert printable("a\x1b]0;mine\x07\tb\n\u202ec\x9b") == "a\\x1b]0;mine\\x07\tb\n\\u202ec\\x9b"
+    assert printable("a\u2028b\u2029c") == "a\\u2028b\\u2029c"
     assert printable("größer ± 8 % → 漢字") == "größer ± 8 % → 漢字"
 
 

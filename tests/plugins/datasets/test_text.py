@@ -227,7 +227,9 @@ def test_plan_hears_of_missing_files(tmp_path: Path):
         (b'{"text": "the"}\nnonsense\n', r"a\.jsonl:2 is not JSON"),
         (b"[1]\n", r"a\.jsonl:1 is not a JSON object"),
         (b'{"texts": "the"}\n', r"a\.jsonl:1 has no text in column 'text'\. Did you mean 'texts'\? Known: texts"),
-        (b'{"text": null}\n', "has no text in column 'text'"),
+        (b'{"text": null, "name": "a"}\n', "has no text in column 'text': it holds nothing.* Known: text, name"),
+        (b'{"text": 5}\n', r"a\.jsonl:1 has no text in column 'text': it holds 5\. Mend the line, or name the right"),
+        (b'{"text": ["a"]}\n', "has no text in column 'text': it holds a list"),
     ],
 )
 def test_files_that_cannot_be_read(
