@@ -70,11 +70,9 @@ def write_comparison(comparison: Comparison, folder: str | PathLike[str], title:
     folder = Path(folder)
     lines = [*markdown(rows(comparison)), "", *(f"{note}\n" for note in notes(comparison))]
     texts = dict(zip(UNSEALED, (as_csv(comparison).encode(), "\n".join(lines).encode()), strict=True))
-    for (
-        name
-    ) in UNSEALED:  # a process killed below leaves none that the data do not know, and that would pass for edited
-        if (folder / name).is_file():
-            (folder / name).unlink()
+    # A process that is killed below leaves none that the data do not know, and that would pass for edited.
+    for name in UNSEALED:
+        (folder / name).unlink(missing_ok=True)
     files = {name: sha256(text).hexdigest() for name, text in texts.items()}
     write_sealed_json(folder / DATA, {**as_data(comparison), "files": files}, ensure_ascii=False)
     for name, text in texts.items():
