@@ -86,7 +86,7 @@ def refuse_below_one(name: str, value: int) -> None:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Ask `` Did you mean 'x'?``, with a leading space; give an empty text where no choice is near."""
-    close = get_close_matches(cut(word), [one for one in choices if one != word], n=1)
+    close = get_close_matches(cut(word), list(choices), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -1,6 +1,6 @@
-"""What all messages have in common: a problem is a line, and a suggestion is something else than what was asked."""
+"""What all messages have in common: a problem is a line."""
 
-from ecoflap.core.errors import EcoflapError, nearest
+from ecoflap.core.errors import EcoflapError
 from ecoflap.core.text.problems import RecipeProblems
 
 
@@ -10,8 +10,3 @@ def test_a_name_with_a_line_break_begins_no_message_of_its_own():
     assert str(RecipeProblems("r.yaml", "a\nb", "c")) == "2 problems in r.yaml\na\\nb\nc"
     again = EcoflapError(*EcoflapError("a\nb").problems)
     assert again.problems == (r"a\nb",)
-
-
-def test_what_was_asked_is_not_suggested():
-    assert nearest("text", ["text"]) == ""
-    assert nearest("text", ["text", "texts"]) == " Did you mean 'texts'?"

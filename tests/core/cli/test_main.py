@@ -315,7 +315,7 @@ def test_a_size_of_nothing_is_told_with_the_layers_that_have_no_weights(
     code, _, err = ecoflap_command("plan", recipe_file(model=str(tmp_path / "model"), allocate=allocate))
     assert code == 2
     assert "layers have no weights: model.layers.0." in err
-    assert "correct it, or keep the tower" in err
+    assert "correct it, or keep their tower" in err
 
 
 def test_a_name_with_a_line_break_makes_no_line_of_its_own(recipe_file, ecoflap_command, tmp_path):
