@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from ecoflap.core.disk.reading import ReadError
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import (
@@ -276,3 +277,18 @@ def test_fingerprint_of_a_model_in_memory(dtype: torch.dtype, pico_llama: Callab
     assert source.model is not None
     next(source.model.parameters()).data[0, 0] += 1
     assert fingerprint(source, never) != found
+
+
+@pytest.mark.parametrize("name", [".", "config.json"])
+def test_what_may_not_be_read_is_told(tmp_path: Path, unreadable: Callable[[Path], None], name: str) -> None:
+    folder = model_folder(tmp_path / "model")
+    unreadable(folder / name)
+    with pytest.raises(ModelError, match=r"cannot be read: Permission denied\. Change its permissions"):
+        open_source(str(folder), tmp_path)
+
+
+def test_weights_that_may_not_be_read_are_told(tmp_path: Path, unreadable: Callable[[Path], None]) -> None:
+    folder = model_folder(tmp_path / "model")
+    unreadable(folder / "model.safetensors")
+    with pytest.raises(ReadError, match=r"model\.safetensors cannot be read: Permission denied"):
+        fingerprint(open_source(str(folder), tmp_path), never)
