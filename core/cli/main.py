@@ -11,6 +11,7 @@ import typer
 
 from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, stoppable
 from ecoflap.core.disk.paths import why_unusable
+from ecoflap.core.disk.reading import file_of, refused
 from ecoflap.core.errors import EcoflapError, SaidElsewhereError, cut
 from ecoflap.core.ranks.launch import are_several, is_first, launch
 from ecoflap.core.text.printable import printable
@@ -81,6 +82,12 @@ def _done() -> int:
         return 2
     except EcoflapError as error:
         print(f"ecoflap: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        file = file_of(error)
+        if file is None:  # as of a pipe that nobody reads
+            raise
+        print(f"ecoflap: {printable(refused(error, file))}", file=sys.stderr)
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -1,6 +1,5 @@
 """Write the files of a comparison: its data, a table as CSV and one as Markdown, and a page."""
 
-import os
 from collections.abc import Iterator
 from hashlib import sha256
 from os import PathLike
@@ -11,9 +10,10 @@ from ecoflap.core.compare.data import as_csv, as_data
 from ecoflap.core.compare.differences import what_differs
 from ecoflap.core.compare.drawings import chapters
 from ecoflap.core.compare.table import columns_of, markdown, notes, rows, run_rows, table_notes
-from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, write_sealed_json, write_sealed_text
-from ecoflap.core.disk.whole_files import sha256_of, write_whole
-from ecoflap.core.errors import EcoflapError, RunError
+from ecoflap.core.disk.sealed_text import write_sealed_json, write_sealed_text
+from ecoflap.core.disk.whole_files import write_whole
+from ecoflap.core.errors import RunError
+from ecoflap.core.record.comparison_files import DATA, PAGE, UNSEALED, is_as_written, there
 from ecoflap.core.report.drawings import drawn_or_why_not
 from ecoflap.core.report.run_page import TEMPLATES as SHARED_TEMPLATES
 from ecoflap.core.text.columns import Column
@@ -23,20 +23,14 @@ from ecoflap.core.text.templates import render
 TEMPLATE = Path(__file__).with_name("templates") / "comparison.html.j2"
 
 
-DATA, PAGE = "report.json", "report.html"
-"""Files that hold a seal. The data know the other two, whose forms have no place for one."""
-UNSEALED = ("report.csv", "report.md")
-FILES = (DATA, *UNSEALED, PAGE)
-
-
 def refuse_to_replace(folder: Path) -> None:
     """Refuse a folder that has a comparison, or a run's report, already.
 
     :raises RunError: With the files.
     """
-    there = [name for name in FILES if os.path.lexists(folder / name)]
-    if there:
-        raise RunError(f"{folder} has {', '.join(there)} already: name another folder, or say --overwrite")
+    names = there(folder)
+    if names:
+        raise RunError(f"{folder} has {', '.join(names)} already: name another folder, or say --overwrite")
 
 
 def refuse_strangers(folder: Path, way_out: str) -> None:
@@ -45,24 +39,12 @@ def refuse_strangers(folder: Path, way_out: str) -> None:
     :param way_out: Ends the message.
     :raises RunError: With the files.
     """
-    strangers = [name for name in FILES if os.path.lexists(folder / name) and not _is_ours(folder, name)]
+    strangers = [name for name in there(folder) if not is_as_written(folder, name)]
     if strangers:
         raise RunError(
             f"{folder}: a comparison would replace {', '.join(strangers)}, which none has written, or which changed "
             f"since. {way_out}"
         )
-
-
-def _is_ours(folder: Path, name: str) -> bool:
-    """Say whether a file is as a comparison wrote it; what cannot be read is not."""
-    try:
-        if name == PAGE:
-            read_sealed_text(folder / PAGE, "")
-            return True
-        files = read_sealed_json(folder / DATA, "").get("files")
-        return isinstance(files, dict) and (name == DATA or files.get(name) == sha256_of(folder / name))
-    except (EcoflapError, OSError):
-        return False
 
 
 def write_comparison(comparison: Comparison, folder: str | PathLike[str], title: str) -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from ecoflap.core.disk.reading import open_file
 from ecoflap.core.errors import EcoflapError, RunError
 
 LARGEST = 64_000_000
@@ -38,10 +39,10 @@ def mapping_in(raw: bytes, where: str, way_out: str, refusal: type[EcoflapError]
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     """Read a file, unless it is larger than any that is meant.
 
-    :raises OSError: Where it is not there.
+    :raises OSError: Where it is not there, may not be read, or is no file.
     :raises ValueError: Where it is larger.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         raw = file.read(most + 1)
     if len(raw) > most:
         raise ValueError(f"it is larger than {most:,} bytes")

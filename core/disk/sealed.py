@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ecoflap.core.disk.json_files import json_value
+from ecoflap.core.disk.reading import open_file, unread
 from ecoflap.core.disk.safetensors_header import DTYPES, NAMES, StoredAs, header_of, in_file_order, places_in
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
@@ -165,8 +166,12 @@ class Sealed:
         """
         dtype, shape, begin, end = self.places[name]
         raw = torch.empty(end - begin, dtype=torch.uint8)
-        self.stream.seek(begin)
-        if dtype not in DTYPES or self.stream.readinto(raw.numpy().data) < len(raw):
+        try:
+            self.stream.seek(begin)
+            read = self.stream.readinto(raw.numpy().data)
+        except OSError as error:  # of a disk, which names no file
+            raise FormatError(unread(error, self.path)) from error
+        if dtype not in DTYPES or read < len(raw):
             raise FormatError(f"{self.path}: the tensor {name!r} cannot be read: it is cut off, or of the type {dtype}")
         tensor = raw.view(DTYPES[dtype]).reshape(shape)
         if _hash(name, tensor, _bytes(tensor)) != self.hashes[name]:
@@ -180,7 +185,7 @@ def open_sealed(path: Path, form: str | None) -> Iterator[Sealed]:
 
     :param form: The format's name; None where a file of any format will do.
     """
-    with _opened(path) as handle, path.open("rb") as stream:
+    with _stream(path) as stream, _opened(path) as handle:
         metadata: dict[str, str] = handle.metadata() or {}
         found = metadata.get("format", "nothing")
         if found != (form or found) or not {"version", "manifest", "sha256", "seal"} <= set(metadata):
@@ -199,9 +204,16 @@ def open_sealed(path: Path, form: str | None) -> Iterator[Sealed]:
         yield sealed
 
 
+def _stream(path: Path) -> BufferedReader:
+    try:
+        return open_file(path)
+    except FileNotFoundError as error:
+        raise FormatError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise FormatError(unread(error, path)) from error
+
+
 def _opened(path: Path) -> Any:
-    if not path.is_file():
-        raise FormatError(f"{path}: there is no such file")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, ValueError, OSError) as error:

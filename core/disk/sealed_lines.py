@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ecoflap.core.disk.json_files import mapping_in, read_bytes
+from ecoflap.core.disk.reading import refuse_irregular, unread
 from ecoflap.core.disk.seals import check_seal
 from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, sync
 from ecoflap.core.disk.write_errors import explained
@@ -42,6 +43,7 @@ def append_line(path: Path, mapping: Mapping[str, Any]) -> None:
         as_bytes = getattr(os, "O_BINARY", 0)  # Windows would write each line's end as two bytes
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NOT_THROUGH_LINKS | as_bytes, 0o666)
         try:
+            refuse_irregular(path, descriptor)
             _cut_torn_line(path, descriptor)
             _append(descriptor, _sealed(_seal_at_end(path, descriptor), mapping))
             os.fsync(descriptor)
@@ -84,12 +86,14 @@ def _seal(previous: str, body: bytes) -> str:
 
 def _checked(path: Path) -> list[tuple[bytes, str]]:
     """Give each whole line without its seal, and its seal."""
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is no file without lines
         return []
     try:
         raw = read_bytes(path)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise RunError(unread(error, path, f"{_WAY_OUT}.")) from error
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read: {error}. {_WAY_OUT}.") from error
     found: list[tuple[bytes, str]] = []
     previous = ""
     # What follows the last newline is empty, or torn.

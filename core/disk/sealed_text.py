@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.core.disk.json_files import LARGEST, mapping_in, read_bytes
+from ecoflap.core.disk.reading import unread
 from ecoflap.core.disk.seals import check_seal
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import EcoflapError, RunError
@@ -66,7 +67,7 @@ def read_sealed_text(path: Path, way_out: str, refusal: type[EcoflapError] = Run
     try:
         raw = read_bytes(path, most)
     except OSError as error:
-        raise refusal(f"{path} cannot be read: {error.strerror}. {way_out}") from error
+        raise refusal(unread(error, path, way_out)) from error
     except ValueError as error:
         raise refusal(f"{path}: {error}. {way_out}") from error
     form = _FORMS[path.suffix]

@@ -1,20 +1,25 @@
 """List the SHA-256 of every file of a folder in its ``SHA256SUMS``, and hold the folder to it.
 
-It is for files that stock runtimes read, which can hold no seal of ours. ``sha256sum --check SHA256SUMS`` reads it too.
+It is for files that stock runtimes read, which can hold no seal of ours. ``sha256sum --check SHA256SUMS`` reads it too:
+as there, a line begins with a backslash where the name holds one or a line feed, and these are escaped.
 Any change of the list itself makes it differ from the folder. Nothing here imports torch.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from ecoflap.core.disk.json_files import read_bytes
+from ecoflap.core.disk.reading import ReadError, unread
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import FormatError
 
 SUMS = "SHA256SUMS"
 
-_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_LINE = re.compile(r"(\\?)([0-9a-f]{64})  (.+)")
+_ESCAPES: Mapping[str, str] = {"\\\\": "\\", "\\n": "\n"}
+"""What stands in an escaped name for one of its characters."""
 
 
 def write_sums(folder: Path) -> Path:
@@ -22,8 +27,8 @@ def write_sums(folder: Path) -> Path:
 
     :return: The list.
     """
-    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in _names(folder)]
-    (folder / SUMS).write_bytes("".join(lines).encode())
+    lines = [_line(sha256_of(folder / name), name) for name in _names(folder)]
+    (folder / SUMS).write_bytes("".join(lines).encode(errors="surrogateescape"))
     return folder / SUMS
 
 
@@ -66,20 +71,32 @@ def check_listed(folder: Path, found: Callable[[], Mapping[str, str]]) -> None:
 def differing(folder: Path, only: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
     """Say in a sentence what each file that differs from the list is, and what the list says."""
     try:
-        listed = read_sums(folder)
+        listed, there = read_sums(folder), set(_names(folder))
     except FormatError as error:
         yield from error.problems
         return
-    there = set(_names(folder))
+    except OSError as error:
+        yield unread(error, folder)
+        return
     for name, sha256 in listed.items():
         if not only(name):
             continue
         if name not in there:
             yield f"{folder / name} is missing: {SUMS} lists it."
-        elif (found := sha256_of(folder / name)) != sha256:
-            yield _is_another(folder / name, found, sha256)
+        else:
+            yield from _difference(folder / name, sha256)
     added = sorted(name for name in there - set(listed) if only(name))
     yield from (f"{folder / name} was added: {SUMS} does not list it." for name in added)
+
+
+def _difference(path: Path, sha256: str) -> Iterator[str]:
+    try:
+        found = sha256_of(path)
+    except ReadError as error:
+        yield from error.problems
+        return
+    if found != sha256:
+        yield _is_another(path, found, sha256)
 
 
 def read_sums(folder: Path) -> Mapping[str, str]:
@@ -89,17 +106,20 @@ def read_sums(folder: Path) -> Mapping[str, str]:
     """
     path = folder / SUMS
     try:
-        text = read_bytes(path).decode()
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path} cannot be read: {error}.") from error
+        text = read_bytes(path).decode(errors="surrogateescape")
+    except OSError as error:
+        raise FormatError(unread(error, path, "A list is meant there.")) from error
+    except ValueError as error:
+        raise FormatError(f"{path} cannot be read: {error}. A list is meant there.") from error
     found: dict[str, str] = {}
     *lines, rest = text.split("\n")
     for number, line in enumerate([*lines, *([rest] if rest else [])], 1):
         match = _LINE.fullmatch(line)
+        name = None if match is None else _unescaped(match[3]) if match[1] else match[3]
         # A name leads nowhere else, and is listed once.
-        if match is None or not _is_inside(match[2]) or match[2] in found:
+        if match is None or name is None or not _is_inside(name) or name in found:
             raise FormatError(f"{path}:{number}: this line is not the SHA-256 of a file in the folder, listed once.")
-        found[match[2]] = match[1]
+        found[name] = match[2]
     return found
 
 
@@ -107,10 +127,34 @@ def _is_another(file: Path, found: str, listed: str) -> str:
     return f"{file} is not what was written: its SHA-256 is {found[:16]}…, and {SUMS} beside it says {listed[:16]}…."
 
 
+def _line(sha256: str, name: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
+    mark = "" if escaped == name else "\\"
+    return f"{mark}{sha256}  {escaped}\n"
+
+
+def _unescaped(text: str) -> str | None:
+    """Give the name that an escaped one stands for; None where it is the text of no name, or needs no escape."""
+    if re.fullmatch(r"(?:[^\\]|\\[\\n])+", text) is None or "\\" not in text:
+        return None
+    return re.sub(r"\\[\\n]", lambda escape: _ESCAPES[escape[0]], text)
+
+
 def _names(folder: Path) -> list[str]:
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    ours = (path for path in found if not any(part.startswith(".") for part in path.parts))
-    return sorted(path.as_posix() for path in ours if path != Path(SUMS))
+    """Name the files of a folder; one that a dot hides, or in a folder that one hides, is left out.
+
+    :raises OSError: Where a folder may not be looked into, which would otherwise pass for an empty one.
+    """
+    found: list[str] = []
+    for where, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        ours = [Path(where, name) for name in files if not name.startswith(".")]
+        found += [path.relative_to(folder).as_posix() for path in ours if path.is_file()]
+    return sorted(name for name in found if name != SUMS)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_inside(name: str) -> bool:

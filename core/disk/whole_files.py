@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ecoflap.core.disk.reading import ReadError, open_file, unread
 from ecoflap.core.disk.write_errors import explained
 
 _PARTIAL = ".partial"
@@ -81,9 +82,15 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Give the SHA-256 of a file in hexadecimal, reading it in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Give the SHA-256 of a file in hexadecimal, reading it in pieces.
+
+    :raises ReadError: Where it cannot be read, or is no file.
+    """
+    try:
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ReadError(unread(error, path)) from error
 
 
 def removed_leftovers(folder: Path) -> list[Path]:

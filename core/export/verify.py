@@ -3,31 +3,37 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from os.path import lexists
 from pathlib import Path
 
+from ecoflap.core.disk.reading import unread
 from ecoflap.core.disk.sealed import open_sealed
 from ecoflap.core.disk.sealed_lines import last_seal
 from ecoflap.core.disk.sealed_text import read_sealed_text
-from ecoflap.core.disk.sums import SUMS, differing, read_sums
+from ecoflap.core.disk.sums import SUMS, check_sums, read_sums
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.export.exports import read_record
+from ecoflap.core.export.missing import PAGE, check_nothing_missing, check_plan, check_records, is_run
 from ecoflap.core.packed.into_model import is_packed
-from ecoflap.core.pruning.block_files import check_block_file
-from ecoflap.core.pruning.plan_file import read_plan, read_scores_of
+from ecoflap.core.pruning.block_files import check_block_file, is_block_file
+from ecoflap.core.pruning.masks import read_masks
+from ecoflap.core.pruning.plan_file import check_scores_of, read_plan
+from ecoflap.core.record.comparison_files import check_comparison_file, there
 from ecoflap.core.record.evaluations import remembered_seals
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, read_manifest
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.remembered import check_remembered
 from ecoflap.core.record.report import check_lines, read_report
-from ecoflap.core.record.sweep_list import SWEEP, is_sweep, swept_runs
+from ecoflap.core.record.sweep_list import SWEEP, swept_runs
 from ecoflap.core.refining.kept_steps import FILE as KEPT_STEPS
 from ecoflap.core.refining.kept_steps import check_kept_steps
 
 DEEPEST = 5
 """So deep below a folder that is none of ours, such as a home directory, folders of runs are looked for."""
 _WAY_OUT = "Restore it, or begin the run anew with --fresh."
+_ANEW = "Restore it, or make the folder anew."
 
 
 @dataclass
@@ -37,25 +43,41 @@ class Verified:
     :param files: Those that are as they were written.
     :param strangers: Files that hold no seal and that no list names, and folders that are not looked into, because they
         are links or lie too deep: nothing is known of them.
+    :param unfinished: Runs without a report. Of those nobody knows what there should be besides.
     """
 
     files: list[Path] = field(default_factory=list)
     strangers: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
         """Bytes of the files that were checked."""
         return sum(path.stat().st_size for path in self.files)
 
-    def hold(self, check: Callable[[], object], *files: Path) -> None:
-        """Count files as checked, unless the check refuses them."""
+    def hold(self, check: Callable[[], object], *files: Path) -> bool:
+        """Count files as checked, unless the check refuses them, or the system to have them read.
+
+        :return: Whether they are as they were written.
+        """
         try:
             check()
         except EcoflapError as error:
             self.problems += error.problems
-        else:
-            self.files += [file for file in files if file not in self.files]
+            return False
+        except OSError as error:
+            self.problems.append(unread(error, files[0] if files else None))
+            return False
+        self.files += [file for file in files if file not in self.files]
+        return True
+
+    def inside(self, folder: Path) -> list[Path]:
+        """List a folder of ours, if it is there. One that may not be looked into is a problem, and no empty folder."""
+        found: list[Path] = []
+        if lexists(folder):
+            self.hold(lambda: found.extend(sorted(folder.iterdir())))
+        return [path for path in found if not path.name.startswith(".")]
 
 
 def verify(folder: Path) -> Verified:
@@ -67,7 +89,8 @@ def verify(folder: Path) -> Verified:
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder: name a run's, a sweep's, or an export's")
     found = Verified()
-    _folder(folder, found)
+    if found.hold(lambda: list(folder.iterdir())):
+        found.hold(partial(_folder, folder, found))
     if found.problems:
         raise FormatError(*dict.fromkeys(found.problems))
     if not found.files:
@@ -76,15 +99,25 @@ def verify(folder: Path) -> Verified:
 
 
 def _folder(folder: Path, found: Verified, deep: int = 0) -> None:
-    if (folder / SUMS).is_file():
-        _listed(folder, found)
-    elif RunFolder(folder).is_ours:
-        _run(RunFolder(folder), found)
-    elif is_sweep(folder):
-        found.hold(partial(swept_runs, folder), folder / SWEEP)
-        _others(folder, (folder / SWEEP,), found)
+    if lexists(folder / SUMS):
+        _listed(folder, found, partial(check_sums, folder, _ANEW, required=True))
+    elif is_run(RunFolder(folder)):
+        found.hold(partial(_run, RunFolder(folder), found))
+    elif lexists(folder / SWEEP):
+        _sweep(folder, found)
     else:
         _others(folder, (), found, deep)
+
+
+def _sweep(folder: Path, found: Verified) -> None:
+    found.hold(partial(swept_runs, folder), folder / SWEEP)
+    compared = there(folder)
+    for name in compared:
+        found.hold(partial(check_comparison_file, folder, name), folder / name)
+    runs = [path for path in found.inside(folder) if path.is_dir() and not path.is_symlink()]
+    for path in runs:
+        found.hold(partial(_folder, path, found, 1))
+    _others(folder, (folder / SWEEP, *(folder / name for name in compared), *runs), found)
 
 
 def _others(folder: Path, known: tuple[Path, ...], found: Verified, deep: int = 0) -> None:
@@ -100,21 +133,23 @@ def _others(folder: Path, known: tuple[Path, ...], found: Verified, deep: int = 
     for path in inside:
         if path.name.startswith(".") or path in known:
             continue
-        if path.is_dir():
-            if path.is_symlink() or deep == DEEPEST:
-                found.strangers.append(path)
-            else:
-                _folder(path, found, deep + 1)
-        elif is_packed(path.name) and path.suffix == ".safetensors":
-            _tensors(path, found)
-        else:
+        try:
+            _other(path, found, deep)
+        except OSError:  # a folder whose files may not be asked for
             found.strangers.append(path)
 
 
-def _listed(folder: Path, found: Verified) -> None:
-    problems = list(differing(folder))
-    found.problems += problems
-    if not problems:
+def _other(path: Path, found: Verified, deep: int) -> None:
+    if path.is_dir() and not path.is_symlink() and deep < DEEPEST:
+        _folder(path, found, deep + 1)
+    elif is_packed(path.name) and path.suffix == ".safetensors" and not path.is_dir():
+        _tensors(path, found)
+    else:
+        found.strangers.append(path)
+
+
+def _listed(folder: Path, found: Verified, check: Callable[[], object]) -> None:
+    if found.hold(check):
         found.files += [folder / SUMS, *(folder / name for name in read_sums(folder))]
 
 
@@ -128,31 +163,45 @@ def _tensors(path: Path, found: Verified) -> None:
 
 
 def _run(folder: RunFolder, found: Verified) -> None:
-    found.hold(folder.read_recipe, folder.recipe)
-    for path in (folder.fingerprints, folder.path / "report.html"):
-        if path.is_file():
+    found.hold(partial(check_nothing_missing, folder))
+    if lexists(folder.recipe):
+        found.hold(folder.read_recipe, folder.recipe)
+    for path in (folder.fingerprints, folder.path / PAGE):
+        if lexists(path):
             found.hold(partial(read_sealed_text, path, _WAY_OUT), path)
-    for one in (folder, *map(RunFolder, sorted(folder.rounds.glob("*/")))):
+    rounds = [path for path in found.inside(folder.rounds) if path.is_dir()]
+    for one in (folder, *map(RunFolder, rounds)):
         _decided(one, found)
     _dense(folder, found)
-    if (folder.model / SUMS).is_file():
-        _listed(folder.model, found)
-    elif folder.model.is_dir():
-        found.hold(folder.check_model)
+    if lexists(folder.model):
+        _listed(folder.model, found, folder.check_model)
     _exports(folder, found)
-    if folder.report.is_file():
-        found.hold(lambda: check_lines(folder, read_report(folder.report)), folder.report)
+    if lexists(folder.report):
+        found.hold(partial(_reported, folder), folder.report)
+    else:
+        found.unfinished.append(folder.path)
     _others(folder.path, (*_own(folder), *found.files), found)
+
+
+def _reported(folder: RunFolder) -> None:
+    report = read_report(folder.report)
+    check_lines(folder, report)
+    check_records(folder, report)
 
 
 def _decided(folder: RunFolder, found: Verified) -> None:
     """Hold what was scored, planned and pruned in a run's last round, or in one before."""
-    for path in sorted(folder.path.glob("*.jsonl")):
-        found.hold(partial(last_seal, path), path)
+    for path in found.inside(folder.path):
+        if path.suffix == ".jsonl":
+            found.hold(partial(last_seal, path), path)
     _plan(folder, found)
-    for path in sorted(folder.blocks.glob("*.safetensors")):
-        check = check_kept_steps if path.name == KEPT_STEPS else check_block_file
-        found.hold(partial(check, path), path)
+    for path in found.inside(folder.blocks):
+        if path.name == KEPT_STEPS:
+            found.hold(partial(check_kept_steps, path), path)
+        elif is_block_file(path):
+            found.hold(partial(check_block_file, path), path)
+        elif not path.is_dir():  # folders in it have weights of blocks, whose files know them, or are trials' own
+            found.strangers.append(path)
 
 
 def _own(folder: RunFolder) -> Iterator[Path]:
@@ -168,16 +217,16 @@ def _own(folder: RunFolder) -> Iterator[Path]:
         folder.rounds,
         folder.model,
     )
-    yield from (folder.exports, folder.path / "report.html", *folder.path.glob("*.jsonl"))
+    yield from (folder.exports, folder.path / PAGE, *folder.path.glob("*.jsonl"))
 
 
 def _dense(folder: RunFolder, found: Verified) -> None:
     """Hold each file of what is remembered of the dense model to the line that knows it; one may have been deleted."""
-    if not folder.dense.is_dir():
+    if not lexists(folder.dense):
         return
     seals: dict[str, str] = {}
     found.hold(lambda: seals.update(remembered_seals(folder.evaluations)))  # lines that differ were named above
-    files = sorted(folder.dense.glob("*.safetensors"))
+    files = [path for path in found.inside(folder.dense) if path.suffix == ".safetensors"]
     for path in files:
         if path.name in seals:
             found.hold(partial(check_remembered, path, seals[path.name]), path)
@@ -187,18 +236,25 @@ def _dense(folder: RunFolder, found: Verified) -> None:
 
 
 def _plan(folder: RunFolder, found: Verified) -> None:
-    if folder.plan.is_file():
+    found.hold(partial(check_plan, folder))
+    if lexists(folder.plan):
         found.hold(lambda: read_plan(folder.plan), folder.plan)
-        if folder.scores.is_file():
-            found.hold(lambda: read_scores_of(folder.plan, folder.scores))
-    if folder.masks.is_file():
-        found.hold(lambda: masks_as_planned(folder.masks, read_plan(folder.plan)), folder.masks)
+        found.hold(partial(check_scores_of, folder.plan, folder.scores))
+    if lexists(folder.masks):
+        found.hold(partial(_masks, folder), folder.masks)
+
+
+def _masks(folder: RunFolder) -> None:
+    if lexists(folder.plan):
+        masks_as_planned(folder.masks, read_plan(folder.plan))
+    else:
+        read_masks(folder.masks)
 
 
 def _exports(folder: RunFolder, found: Verified) -> None:
-    if not folder.exports.is_dir():
+    if not lexists(folder.exports):
         return
-    records = sorted(folder.exports.glob("*.json"))
+    records = [path for path in found.inside(folder.exports) if path.suffix == ".json"]
     for record in records:
         found.hold(partial(_export, folder, record), record)
     _others(folder.exports, tuple(records), found)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.core.disk.json_files import json_value, read_bytes
+from ecoflap.core.disk.reading import unread
 from ecoflap.core.errors import ModelError, cut
 from ecoflap.core.model.own_code import refuse_kernels
 
@@ -42,10 +43,12 @@ _UNLIMITED = "_limit"
 def read_config(file: Path) -> Mapping[str, Any]:
     """Read a model's configuration.
 
-    :raises ModelError: Where it is none, is too large, asks for too much, or for code.
+    :raises ModelError: Where it cannot be read, is none, is too large, asks for too much, or for code.
     """
     try:
         content = json_value(read_bytes(file, LARGEST))
+    except OSError as error:
+        raise ModelError(unread(error, file)) from error
     except ValueError as error:
         raise ModelError(f"{file} is not JSON: {error}.") from error
     if not isinstance(content, dict):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.paths import PathError, absolute
+from ecoflap.core.disk.reading import unread
 from ecoflap.core.disk.sums import check_listed
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import ModelError, cut, nearest
@@ -212,7 +213,7 @@ def _in_package_at(name: str, package: str, root: Path, model: Path, split: Mapp
 
 
 def _in_folder(name: str, folder: Path) -> Source:
-    files = tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    files = _files_in(folder)
     source = Source(name, path=folder, files=files)
     for _ in _indexed(folder, files):  # refuses one that leads elsewhere
         pass
@@ -233,9 +234,16 @@ def _in_folder(name: str, folder: Path) -> Source:
 def _in_file(name: str, file: Path) -> Source:
     if file.suffix != ".gguf":
         raise ModelError(f"{file} is not a GGUF file; for other formats name the folder that holds config.json.")
-    beside = tuple(sorted(path.name for path in file.parent.iterdir() if path.is_file()))
+    beside = _files_in(file.parent)
     config = deepcopy(_gguf_config(file, file.stat().st_mtime_ns))
     return Source(name, path=file, config=config, files=beside)
+
+
+def _files_in(folder: Path) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    except OSError as error:
+        raise ModelError(unread(error, folder)) from error
 
 
 @lru_cache(maxsize=4)

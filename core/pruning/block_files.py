@@ -1,6 +1,7 @@
 """The finished blocks of a run that is under way: their masks, and the weights of which more than the mask changed."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,6 +117,11 @@ class BlockFiles:
         if popcount(bits) != self.plan.layers[layer.name].keep:
             raise FormatError(f"{file.path}: the mask of {layer.name} does not hold what the plan keeps")
         return FinishedLayer(bits, file.read(layer.name) if layer.name in file.hashes else None)
+
+
+def is_block_file(path: Path) -> bool:
+    """Say by its name whether a file is that of a finished block; ``000 (copy).safetensors`` is somebody's own."""
+    return re.fullmatch(r"[0-9]{3,}\.safetensors", path.name) is not None
 
 
 def check_block_file(path: Path) -> None:

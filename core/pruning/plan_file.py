@@ -1,5 +1,6 @@
 """The file ``plan.json``, which knows the scores that it was made by: what is wrong in it is told with its place."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -43,7 +44,7 @@ def read_plan(path: Path) -> Plan:
 
     :raises RunError: Where it cannot be read, or is no plan that this version wrote: with each place in it.
     """
-    found = read_validated(path, _Contents, RunError, _WAY_OUT)
+    found = _read(path)
     return Plan(found.layers, found.groups)
 
 
@@ -53,8 +54,21 @@ def read_scores_of(plan: Path, scores: Path) -> Scores:
     :raises RunError: Where there are none, a line is not what was written, or the last ones are gone.
     """
     found = read_scores(scores)
-    if plan.is_file():
-        known = read_validated(plan, _Contents, RunError, _WAY_OUT).scores
-        if not has_seal(scores, known):
-            raise RunError(f"{scores}: its last lines are gone, which {plan.name} knows. {_WAY_OUT}")
+    if plan.is_file() and not has_seal(scores, _read(plan).scores):
+        raise RunError(f"{scores}: its last lines are gone, which {plan.name} knows. {_WAY_OUT}")
     return found
+
+
+def check_scores_of(plan: Path, scores: Path) -> None:
+    """Refuse scores that are not those which a plan was made by; one that looked at none has none.
+
+    :raises RunError: Where they are gone too: going on needs them no more, and yet they are not what was written.
+    """
+    if os.path.lexists(scores):
+        read_scores_of(plan, scores)
+    elif _read(plan).scores:
+        raise RunError(f"{scores} is missing, which {plan.name} knows. {_WAY_OUT}")
+
+
+def _read(path: Path) -> _Contents:
+    return read_validated(path, _Contents, RunError, _WAY_OUT)

@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ecoflap.core.disk.reading import open_file
 from ecoflap.core.disk.sealed import hash_of, sealed, write_safetensors
 from ecoflap.core.disk.whole_files import link_or_copy
 from ecoflap.core.errors import FormatError
@@ -148,6 +149,7 @@ def check_put_away(folder: Path, number: int, hashes: Mapping[str, Mapping[str, 
 
 def _weight_in(file: Path, name: str) -> Tensor:
     try:
+        open_file(file).close()  # what is no file could be waited on for ever
         return mapped(Place(file, name, name))
     except (OSError, SafetensorError) as error:
         raise FormatError(f"{file} is missing or damaged: {error}") from error

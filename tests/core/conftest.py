@@ -1,6 +1,8 @@
 """A pico model in a folder, and runs on it: by the library and by the command."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from random import Random
 
@@ -65,3 +67,30 @@ def heard_by():
         return replace(load_registry(), _observers=named)
 
     return heard_by
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Let the system refuse a file or folder to whoever would read it: root, as which tests may run, reads all."""
+    locked = set()
+
+    def refusing(call):
+        def refuse_or_call(path=".", *arguments, **keywords):
+            if not isinstance(path, int) and str(path) in locked:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *arguments, **keywords)
+
+        return refuse_or_call
+
+    for name in ("open", "listdir", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    return lambda path: locked.add(str(path))
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A pipe with a name, which nobody writes into: whoever opens it to read waits."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("the system has no pipes with names")
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"

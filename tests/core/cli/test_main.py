@@ -1,10 +1,12 @@
 """The command as a user meets it: what it prints, what it refuses, and with which exit code."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -407,3 +409,21 @@ def test_a_terminal_without_these_letters_does_not_end_a_run(finished, tmp_path)
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "zeroth_order ? ecoflap ? wanda" in ended.stdout
+
+
+def test_what_the_system_refuses_ends_with_2_and_no_traceback(finished, recipe_file, ecoflap_command, monkeypatch):
+    folder, *_ = finished
+    record, is_file = folder / "exports" / "safetensors.json", Path.is_file
+
+    def refused(path):
+        if path == record:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    code, _, err = ecoflap_command("run", recipe_file(), "--folder", folder)
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        f"ecoflap: {record} cannot be read or written: Permission denied. Change its permissions, or ask whom it "
+        f"belongs to."
+    )

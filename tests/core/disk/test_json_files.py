@@ -56,3 +56,8 @@ def test_no_more_is_read_than_is_meant(tmp_path):
     assert read_bytes(tmp_path / "a.json", 11) == b"x" * 11
     with pytest.raises(ValueError, match="larger than 10 bytes"):
         read_bytes(tmp_path / "a.json", 10)
+
+
+def test_a_pipe_is_not_waited_on(pipe):
+    with pytest.raises(RunError, match=r"pipe: cannot be read: .*it is no file, but a pipe"):
+        read_json(pipe)

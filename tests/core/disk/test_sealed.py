@@ -76,8 +76,22 @@ def test_a_part_that_is_not_what_was_announced_is_refused(tmp_path, tensor):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(FormatError, match="no such file"):
+    with pytest.raises(FormatError, match=r"cannot be read: Is a directory\. A file is meant there\."):
         opened(tmp_path)
+    with pytest.raises(FormatError, match="no such file"):
+        opened(tmp_path / "nowhere")
+
+
+def test_a_pipe_is_no_file_and_is_not_waited_on(pipe):
+    with pytest.raises(FormatError, match=r"pipe cannot be read: it is no file, but a pipe, a device or the like"):
+        opened(pipe)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, unreadable):
+    write_sealed(tmp_path / "locked", "f", "", {})
+    unreadable(tmp_path / "locked")
+    with pytest.raises(FormatError, match=r"locked cannot be read: Permission denied\. Change its permissions"):
+        opened(tmp_path / "locked")
 
 
 @pytest.mark.parametrize("tensor", [torch.ones(9)[::9], torch.ones(1).expand(5), torch.ones(3, 4).T, torch.ones(0)])

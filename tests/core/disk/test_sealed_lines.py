@@ -139,3 +139,19 @@ def test_a_line_that_does_not_fit_is_taken_back(path, monkeypatch):
     with pytest.raises(RunError, match="disk is full"):
         append_line(path, {"b": 2})
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("to", ["nowhere", "a.jsonl"])
+def test_a_link_that_leads_nowhere_is_no_file_without_lines(tmp_path, to):
+    (tmp_path / "a.jsonl").symlink_to(to)
+    for read in (read_lines, last_seal):
+        with pytest.raises(RunError, match=r"a\.jsonl cannot be read: .*link.*\. Restore the file, or delete it\."):
+            read(tmp_path / "a.jsonl")
+
+
+def test_what_is_no_file_is_refused_with_a_cure(tmp_path, pipe):
+    for path, why in ((tmp_path, "Is a directory"), (pipe, "it is no file, but a pipe")):
+        with pytest.raises(RunError, match=rf"{path.name} cannot be read: {why}.*\. Restore the file, or delete it\."):
+            read_lines(path)
+    with pytest.raises(RunError, match="pipe could not be written: it is no file"):
+        append_line(pipe, {"a": 1})

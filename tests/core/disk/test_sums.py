@@ -1,5 +1,6 @@
 """The list of a folder's SHA-256: stock ``sha256sum`` reads it, and nothing can change beside it or in it."""
 
+import os
 import shutil
 import subprocess
 from hashlib import sha256
@@ -87,7 +88,12 @@ def test_no_bit_of_the_list_can_turn(written, tmp_path_factory, at, bit):
 LINE = f"{'0' * 64}  "
 
 
-@pytest.mark.parametrize("line", [*(LINE + name for name in ("../x", "/etc/x", "a/../b", "config.json")), "# x", ""])
+ESCAPED = [f"\\{LINE}{name}" for name in ("plain", "a\\b", "a\\", "\\n\\x", "..\\n/../x", "/\\n")]
+
+
+@pytest.mark.parametrize(
+    "line", [*ESCAPED, *(LINE + name for name in ("../x", "/etc/x", "a/../b", "config.json")), "# x", ""]
+)
 def test_a_list_names_files_of_the_folder_once(folder, line):
     with (folder / "SHA256SUMS").open("a") as file:
         file.write(f"{line}\n")
@@ -114,3 +120,47 @@ def test_what_somebody_takes_from_a_folder_is_held_to_what_the_list_knows_of_it(
         check_listed(folder, found)
     (folder / "SHA256SUMS").unlink()
     check_listed(folder, lambda: pytest.fail("there is no list to hold it to"))
+
+
+NAMES = ("a\nb.jinja", "a\\nb.jinja", "\\", "sub/\n", "plain\r", "caf\udce9.jinja")
+
+
+@pytest.fixture
+def oddly_named(tmp_path):
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode(errors="surrogateescape"))
+    return write_sums(tmp_path).parent
+
+
+def test_a_name_may_hold_a_line_feed_or_a_backslash(oddly_named):
+    assert set(read_sums(oddly_named)) == set(NAMES)
+    check_sums(oddly_named, "Mend it.", required=True)
+    (oddly_named / NAMES[0]).write_bytes(b"")
+    (oddly_named / NAMES[2]).unlink()
+    assert [told.partition(" is ")[2][:12] for told in differing(oddly_named)] == ["missing: SHA", "not what was"]
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="the system has no sha256sum")
+def test_sha256sum_reads_and_writes_such_names_so_too(oddly_named):
+    (oddly_named / "plain\r").unlink()  # of which its versions think otherwise
+    listed = write_sums(oddly_named).read_bytes()
+    names = [os.fsencode(name) for name in read_sums(oddly_named)]
+    assert subprocess.run(["sha256sum", *names], cwd=oddly_named, check=True, capture_output=True).stdout == listed
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=oddly_named, check=True)
+
+
+def test_a_file_or_folder_that_may_not_be_read_is_told(folder, unreadable):
+    unreadable(folder / "config.json")
+    assert list(differing(folder)) == [
+        f"{folder}/config.json cannot be read: Permission denied. Change its permissions, or ask whom it belongs to."
+    ]
+    unreadable(folder / "sub")
+    assert [told.partition(":")[0] for told in differing(folder)] == [f"{folder}/sub cannot be read"]
+
+
+def test_a_list_that_is_a_pipe_is_not_waited_on(folder, pipe):
+    (folder / "SHA256SUMS").unlink()
+    pipe.rename(folder / "SHA256SUMS")
+    with pytest.raises(FormatError, match=r"SHA256SUMS cannot be read: it is no file, .* Mend it\."):
+        check_sums(folder, "Mend it.", required=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ecoflap.core.disk import whole_files as files
+from ecoflap.core.disk.reading import ReadError
 from ecoflap.core.disk.whole_files import (
     removed_leftovers,
     sha256_of,
@@ -191,3 +192,15 @@ def test_sha256_of(tmp_path):
     data = os.urandom(300_000)
     (tmp_path / "x").write_bytes(data)
     assert sha256_of(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_what_cannot_be_hashed_is_told(tmp_path, pipe, unreadable):
+    (tmp_path / "locked").touch()
+    unreadable(tmp_path / "locked")
+    for path, why in (
+        (tmp_path, "Is a directory"),
+        (pipe, "it is no file"),
+        (tmp_path / "locked", "Permission denied"),
+    ):
+        with pytest.raises(ReadError, match=f"{path.name} cannot be read: {why}"):
+            sha256_of(path)

@@ -1,13 +1,17 @@
 """``ecoflap verify``: nothing in a finished run's folder can change without being named."""
 
+import os
 import shutil
 
 import pytest
 from sealed_by_hand import edit_sealed, read_lines, write_lines, write_sealed
 
 import ecoflap
+from ecoflap.core.compare.comparison import compared
+from ecoflap.core.compare.page import write_comparison
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.export.verify import verify
+from ecoflap.core.record.comparison_files import FILES, PAGE
 from ecoflap.core.sweep.runs import record_runs
 
 NAMES = (
@@ -231,3 +235,81 @@ def test_reports_and_what_is_reused_are_checked(recipe, folder, ecoflap_command)
     (folder / "evaluations.jsonl").write_text("\n".join([*lines, last.replace('"value": ', '"value": 1'), ""]))
     with pytest.raises(RunError, match=r"run/evaluations\.jsonl:2: this line is not what was written"):
         ecoflap.run({**recipe, "reuse": str(folder), "sparsity": 0.6}, folder=folder.parent / "other")
+
+
+UNREADABLE = [*NAMES, "model", "exports", "exports/safetensors", "dense", "blocks", "rounds", "."]
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_the_system_does_not_let_be_read_is_told(folder, unreadable, ecoflap_command, name):
+    if name in ("dense", "blocks", "rounds"):
+        (folder / name).mkdir()
+    unreadable(folder / name)
+    code, _, err = ecoflap_command("verify", folder)
+    assert code == 2
+    assert f"{folder / name} cannot be read: Permission denied." in err
+    assert "damaged" not in err
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("model/", "exports/safetensors/"))])
+def test_a_pipe_is_told_and_not_waited_on(folder, name):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("the system has no pipes with names")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(FormatError, match=rf"{name} cannot be read: it is no file, but a pipe"):
+        verify(folder)
+
+
+def test_a_pipe_among_listed_files(folder):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("the system has no pipes with names")
+    for name in ("model/SHA256SUMS", "exports/safetensors/manifest.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    with pytest.raises(FormatError) as caught:
+        verify(folder)
+    told = "\n".join(caught.value.problems)
+    assert "model/SHA256SUMS cannot be read: it is no file, but a pipe, a device or the like. A list is meant" in told
+    assert "manifest.json is missing: SHA256SUMS lists it. Restore it, or make the folder anew." in told
+
+
+def test_an_unreadable_folder_of_somebody_else_is_not_looked_into(folder, unreadable):
+    (folder.parent / "lost+found").mkdir()
+    unreadable(folder.parent / "lost+found")
+    assert verify(folder.parent).strangers == [folder.parent / "lost+found"]
+    record_runs(folder.parent, [{"folder": "run", "method": "", "seed": 0, "grid": {}}])
+    unreadable(folder / "model")
+    with pytest.raises(FormatError, match="model cannot be read: Permission denied"):
+        verify(folder.parent)
+
+
+def test_what_lies_among_blocks_and_is_no_block(folder):
+    (folder / "blocks" / "trials").mkdir(parents=True)
+    mine = [folder / "blocks" / name for name in ("000 (copy).safetensors", "notes.txt", "٠٠٠.safetensors")]
+    for path in mine:
+        path.write_bytes(b"")
+    assert sorted(verify(folder).strangers) == sorted(mine)
+    (folder / "blocks" / "000.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match=r"blocks/000\.safetensors is truncated"):
+        verify(folder)
+
+
+def test_the_comparison_of_a_sweep_is_held_to_its_data(folder):
+    sweep = folder.parent
+    record_runs(sweep, [{"folder": "run", "method": "", "seed": 0, "grid": {}}])
+    write_comparison(compared([folder]), sweep, "a sweep")
+    (sweep / "report.txt").write_text("mine")
+    found = verify(sweep)
+    assert {path.name for path in found.files} >= {"sweep.json", *FILES}
+    assert found.strangers == [sweep / "report.txt"]
+    edited = (("report.csv", "is not what report.json beside it knows"), (PAGE, r"html:\d+: this line is not what was"))
+    for name, said in edited:
+        file = sweep / name
+        before = file.read_bytes()
+        file.write_bytes(before.replace(b"e", b"a", 1))
+        with pytest.raises(FormatError, match=said):
+            verify(sweep)
+        file.write_bytes(before)
+    (sweep / "report.csv").unlink()  # which may be deleted
+    assert verify(sweep).strangers == [sweep / "report.txt"]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from ecoflap.core.disk.reading import ReadError
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.model.anatomy import Source
@@ -298,3 +299,18 @@ def test_what_a_run_wrote_is_taken_as_it_was_written(pico_llama_folder: Path, tm
     config.write_text(config.read_text().replace('rms_norm_eps": 1e-06', 'rms_norm_eps": 0.1'))
     with pytest.raises(FormatError, match=r"config\.json is not what was written: "):
         open_source(str(folder), tmp_path)
+
+
+@pytest.mark.parametrize("name", [".", "config.json"])
+def test_what_may_not_be_read_is_told(tmp_path: Path, unreadable: Callable[[Path], None], name: str) -> None:
+    folder = model_folder(tmp_path / "model")
+    unreadable(folder / name)
+    with pytest.raises(ModelError, match=r"cannot be read: Permission denied\. Change its permissions"):
+        open_source(str(folder), tmp_path)
+
+
+def test_weights_that_may_not_be_read_are_told(tmp_path: Path, unreadable: Callable[[Path], None]) -> None:
+    folder = model_folder(tmp_path / "model")
+    unreadable(folder / "model.safetensors")
+    with pytest.raises(ReadError, match=r"model\.safetensors cannot be read: Permission denied"):
+        fingerprint(open_source(str(folder), tmp_path), never)

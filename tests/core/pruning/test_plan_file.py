@@ -7,7 +7,7 @@ from sealed_by_hand import read_lines, write_lines, write_sealed
 
 from ecoflap.core.errors import RunError
 from ecoflap.core.pruning.plan import Plan, PlannedGroup, PlannedLayer
-from ecoflap.core.pruning.plan_file import read_plan, read_scores_of, write_plan
+from ecoflap.core.pruning.plan_file import check_scores_of, read_plan, read_scores_of, write_plan
 from ecoflap.core.pruning.scores import header_line, score_line
 
 PLAN = Plan(
@@ -65,3 +65,17 @@ def test_a_plan_knows_the_scores_that_it_was_made_by(tmp_path):
         assert read_lines(scores) == other
         with pytest.raises(RunError, match=r"scores\.jsonl: its last lines are gone, which plan\.json knows"):
             read_scores_of(plan, scores)
+
+
+def test_scores_that_are_gone_are_missed_by_a_plan_that_was_made_by_them(tmp_path):
+    plan, scores = tmp_path / "plan.json", tmp_path / "scores.jsonl"
+    write_plan(plan, PLAN, {}, scores)
+    check_scores_of(plan, scores)
+    write_lines(scores, [header_line("layer", "sum"), score_line("a", 1.0)])
+    write_plan(plan, PLAN, {}, scores)
+    check_scores_of(plan, scores)
+    scores.unlink()
+    with pytest.raises(
+        RunError, match=r"scores\.jsonl is missing, which plan\.json knows\. Restore the file, or begin"
+    ):
+        check_scores_of(plan, scores)

@@ -19,6 +19,7 @@ import ecoflap
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
 from ecoflap.core.errors import RunError
+from ecoflap.core.export.verify import verify
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
 
@@ -74,6 +75,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, kille
     folder = tmp_path / "run"
     assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
     assert not (folder / "report.json").exists()
+    assert verify(folder).unfinished == [folder]  # what it has not come to is not missed
     run = ecoflap.run(recipe, folder=folder)
     assert lasting(folder) == unbroken
     assert not (folder / "blocks").exists()
