@@ -27,7 +27,7 @@ MOST_RUNS = 10_000
 """A few keys of many values each have more combinations than could be listed, let alone run."""
 
 LONGEST_NAME = 120
-"""Letters of a run folder's name. File systems take 255 bytes: two a letter, and nine of the digest behind them."""
+"""Bytes of a run folder's name, of which some scripts take three or four a letter; a digest stands behind them."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +220,12 @@ def value_text(value: Any) -> str:
 
 
 def _in_folders(runs: Sequence[PlannedRun], folder: Path) -> Iterator[PlannedRun]:
-    """Give each run a folder named after its words, with their digest where the name is too long or not its own."""
+    """Give each run a folder named after its words, with their digest where that is no name, too long, or another's."""
     names = [re.sub(r"[^\w.+-]+", "-", "-".join(run.choice.words)).strip("-.") for run in runs]
     for name, run in zip(names, runs, strict=True):
-        if names.count(name) > 1 or len(name) > LONGEST_NAME:
+        if not name or names.count(name) > 1 or len(name.encode()) > LONGEST_NAME:
             digest = sha256(json.dumps(run.choice.words).encode()).hexdigest()[:8]
-            name = f"{name[:LONGEST_NAME]}-{digest}"
+            name = f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}".lstrip("-")
         yield replace(run, folder=RunFolder(folder / name))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ecoflap.core.disk.reading import file_of, refused
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run
@@ -190,6 +191,8 @@ def _failure(
     except EcoflapError as error:
         return str(error)
     except Exception as error:
+        if isinstance(error, OSError) and (file := file_of(error)) is not None:
+            return refused(error, file)
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
     finally:

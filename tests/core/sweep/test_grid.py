@@ -136,3 +136,10 @@ def test_more_runs_than_could_be_listed_are_refused_at_once(grid):
     axes = {f"key{number}": list(range(100)) for number in range(12)}
     with pytest.raises(RecipeError, match=r"recipe\.yaml: a sweep has 10,000 runs at most"):
         grid(grid=axes)
+
+
+def test_a_folders_name_is_a_name_whatever_letters_a_method_has(grid):
+    runs = grid(methods={"剪" * 100: {}, "!!!": {}, "???": {}}, grid={"sparsity": [0.5]}, seeds=[0])
+    names = [run.folder.path.name for run in runs]
+    assert len(set(names)) == 3
+    assert all(0 < len(name.encode()) < 140 and name[0] not in "-." for name in names)

@@ -121,18 +121,21 @@ def test_a_run_that_fails_does_not_take_the_others_with_it(file, heard_by, tmp_p
 
     def sometimes(recipe, **keywords):
         if recipe.sparsity == 0.5:
-            raise EcoflapError("no such luck") if recipe.score is None else ValueError("a bug")
+            unread = PermissionError(13, "Permission denied", str(tmp_path / "text"))
+            raise unread if recipe.score is None else ValueError("a bug")
         return run(recipe, **keywords)
 
     monkeypatch.setattr(module, "run", sometimes)
     told = []
     done = sweep(SweepRequest(file(), folder=tmp_path / "s"), tell=told.append)
     assert [path.name for path in done.finished] == ["plain-sparsity-0.75-seed-0", "scored-sparsity-0.75-seed-0"]
+    said = f"{tmp_path / 'text'} cannot be read or written: Permission denied. Change its permissions, or ask whom it"
+    said += " belongs to."
     assert {path.name: message for path, message in done.failed.items()} == {
-        "plain-sparsity-0.5-seed-0": "no such luck",
+        "plain-sparsity-0.5-seed-0": said,
         "scored-sparsity-0.5-seed-0": "ValueError: a bug",
     }
-    assert any("failed after" in line and line.endswith("no such luck") for line in told)
+    assert any("failed after" in line and line.endswith(said) for line in told)
     found = compared([tmp_path / "s"])
     assert [path.name for path in found.unfinished] == ["plain-sparsity-0.5-seed-0", "scored-sparsity-0.5-seed-0"]
     monkeypatch.undo()
