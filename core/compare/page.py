@@ -13,7 +13,7 @@ from ecoflap.core.compare.table import columns_of, markdown, notes, rows, run_ro
 from ecoflap.core.disk.sealed_text import write_sealed_json, write_sealed_text
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
-from ecoflap.core.record.comparison_files import DATA, PAGE, UNSEALED, is_as_written, there
+from ecoflap.core.export.comparison_files import DATA, PAGE, UNSEALED, is_as_written, there
 from ecoflap.core.report.drawings import drawn_or_why_not
 from ecoflap.core.report.run_page import TEMPLATES as SHARED_TEMPLATES
 from ecoflap.core.text.columns import Column

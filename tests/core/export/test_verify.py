@@ -10,8 +10,8 @@ import ecoflap
 from ecoflap.core.compare.comparison import compared
 from ecoflap.core.compare.page import write_comparison
 from ecoflap.core.errors import FormatError, RunError
+from ecoflap.core.export.comparison_files import FILES, PAGE
 from ecoflap.core.export.verify import verify
-from ecoflap.core.record.comparison_files import FILES, PAGE
 from ecoflap.core.sweep.runs import record_runs
 
 NAMES = (
