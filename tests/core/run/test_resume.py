@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import pytest
 import torch
-from killing import in_a_fork
+from killing import fork, in_a_fork
 from sealed_by_hand import write_lines, write_sealed
 
 import ecoflap
@@ -209,9 +208,7 @@ def test_two_processes_in_one_folder(recipe, tmp_path):
             os.write(go, b"!")
             time.sleep(60)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+    child = fork()
     if child == 0:
         try:
             hold()

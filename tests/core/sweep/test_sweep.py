@@ -3,9 +3,9 @@
 import json
 import os
 import signal
-import warnings
 
 import pytest
+from killing import fork
 from sealed_by_hand import write_sealed
 
 from ecoflap.core.compare.comparison import compared
@@ -99,9 +99,7 @@ def test_a_sweep_that_is_killed_goes_on_with_the_same_bits(file, heard_by, lasti
         if seen[0] == 30:  # of 21 a run: in the second
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which do nothing here
-        child = os.fork()
+    child = fork()
     if child == 0:
         try:
             sweep(SweepRequest(file(grid={}), folder=tmp_path / "cut"), registry=heard_by(dies))

@@ -2,11 +2,11 @@
 
 import os
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from killing import fork
 from torch.distributed import PrefixStore, TCPStore
 
 from ecoflap.core.errors import EcoflapError
@@ -28,9 +28,7 @@ def several(size: int, call: Callable[[Ranks], Any], folder: Path) -> list[Ended
     :param folder: Where the processes leave what they say.
     """
     store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which do nothing here
-        children = {_forked(rank, size, store.port, call, folder / f"said by {rank}"): rank for rank in range(size)}
+    children = {_forked(rank, size, store.port, call, folder / f"said by {rank}"): rank for rank in range(size)}
     ended = [Ended(0, "")] * size
     for _ in range(size):
         child, status = os.waitpid(-1, 0)
@@ -43,7 +41,7 @@ def several(size: int, call: Callable[[Ranks], Any], folder: Path) -> list[Ended
 
 def _forked(rank: int, size: int, port: int, call: Callable[[Ranks], Any], said: Path) -> int:
     said.write_text("")
-    child = os.fork()
+    child = fork()
     if child:
         return child
     try:
