@@ -32,7 +32,7 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.disk.sealed_lines import read_lines
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.export.verify import verify
-from ecoflap.core.model.source import open_source
+from ecoflap.core.model.source import fingerprint, open_source
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.plan_file import read_plan, read_scores_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
@@ -128,7 +128,7 @@ def small_run(work: Path) -> RunFolder:
         "score": {"use": "zeroth_order", "samples": 2},
         "prune": "wanda",
         "evaluate": [{"use": "perplexity", "data": text}, {"use": "kl", "data": text}],
-        "export": ["safetensors", "onnx", "torchscript"],
+        "export": ["safetensors", "onnx", "torchscript", "openvino"],
     }
     return RunFolder(ecoflap.run(recipe, folder=work / "run").folder)
 
@@ -145,6 +145,7 @@ def formats(run: RunFolder, work: Path) -> Iterator[Format]:
     yield Format("finished block", tuple(sorted((work / "blocks").iterdir())), blocks)
     yield Format("masks", (run.masks,), lambda: dict(ecoflap.load_masks(run.path)))
     yield Format("model/", tuple(run.model.iterdir()), lambda: _checked_model(run))
+    yield Format("model/, as another's source", tuple(run.model.iterdir()), lambda: _as_source(run))
     yield Format("plan", (run.plan,), lambda: read_plan(run.plan).dump())
     yield Format("scores", (run.scores,), lambda: _scores(run))
     yield Format("evaluations, stages", (run.evaluations, run.path / "stages.jsonl"), lambda: _lines(run))
@@ -164,6 +165,7 @@ def _graphs(exports: Path, work: Path) -> Iterator[Format]:
 
     from ecoflap import torchscript
     from ecoflap.onnx import load_session
+    from ecoflap.openvino import compile_model
 
     ids = np.arange(8, dtype=np.int64)[None]
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
@@ -183,6 +185,14 @@ def _graphs(exports: Path, work: Path) -> Iterator[Format]:
     script = exports / "torchscript" / "decoder.pt"
     given = [torch.from_numpy(value) for value in inputs.values()]
     yield Format("TorchScript", (script, script.with_name("SHA256SUMS")), lambda: torchscript.load(script)(*given))
+    files = tuple(exports / "openvino" / name for name in ("decoder.xml", "decoder.bin", "SHA256SUMS"))
+
+    def compiled() -> object:
+        model = compile_model(files[0])
+        asked = {one.get_any_name() for one in model.inputs}
+        return list(model({name: value for name, value in inputs.items() if name in asked}).values())
+
+    yield Format("OpenVINO", files, compiled)
 
 
 def _fresh(folder: Path) -> nn.Module:
@@ -206,6 +216,13 @@ def _pruning(model: nn.Module, plan: Plan, folder: Path) -> BlockwisePruning:
 def _checked_model(run: RunFolder) -> object:
     run.check_model()
     return _fresh(run.model).state_dict()
+
+
+def _as_source(run: RunFolder) -> object:
+    """Take the pruned model as another recipe does: its settings, then its fingerprint, then its weights."""
+    source = open_source(str(run.model), Path.cwd())
+    fingerprint(source, lambda: _fresh(run.model))
+    return LlamaAdapter().load(source, None, "cpu").state_dict()
 
 
 def _scores(run: RunFolder) -> object:
