@@ -9,7 +9,6 @@ of them). Of each every third document is held out. ``mixed`` draws as many docu
 is in float32. A row that is there is not done again, so this may be stopped and started as one likes.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -27,7 +26,7 @@ from pydoc_data.topics import topics
 from statistics import mean, stdev
 from typing import Any
 
-from result_rows import do, read  # type: ignore[import-not-found]
+from result_rows import do, parser, read  # type: ignore[import-not-found]
 
 WIKIPEDIA = Path(__file__).parents[1] / "recipes" / "data" / "wikipedia.jsonl"
 TEXTS = ("wikipedia", "python", "packages")
@@ -147,13 +146,10 @@ def _cell(values: Sequence[float], name: str, dense: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, nargs="?", help="a folder for the runs")
-    parser.add_argument("results", type=Path, help="the file with a line for each row")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--only", nargs="+", help="rows by their names")
-    parser.add_argument("--table", action="store_true", help="write the table of what is done")
-    asked = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    arguments.add_argument("--only", nargs="+", help="rows by their names")
+    asked = arguments.parse_args()
     if asked.table:
         print("\n".join(table(read(asked.results))))
         return

@@ -8,7 +8,6 @@ in memory, B A as PEFT adds it, so that nothing but perplexity is measured of it
 is not done again, so this may be stopped and started as one likes.
 """
 
-import argparse
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from result_rows import do, read
+from result_rows import do, parser, read
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -111,12 +110,9 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path, nargs="?", help="a folder for the runs")
-    parser.add_argument("results", type=Path, help="the file with a line for each row")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--table", action="store_true", help="write the table of what is done")
-    asked = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    asked = arguments.parse_args()
     if asked.table:
         print("\n".join(table(read(asked.results))))
         return

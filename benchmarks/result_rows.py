@@ -1,11 +1,21 @@
 """Rows of a benchmark in a file, a line of JSON each: what is there is not done again, so that it may be stopped."""
 
 import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 Row = TypeVar("Row")
+
+
+def parser(description: str | None) -> ArgumentParser:
+    """Make a parser of what every benchmark of rows is asked: where it works, its results, or their table alone."""
+    made = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    made.add_argument("work", type=Path, nargs="?", help="a folder for the runs")
+    made.add_argument("results", type=Path, help="the file with a line for each row")
+    made.add_argument("--table", action="store_true", help="write the table of what is done, and run nothing")
+    return made
 
 
 def read(results: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ as B = U_r Σ_r, A = V_rᵀ Λ^{-½} Qᵀ with G = Q Λ Qᵀ; this form needs no
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,14 @@ def _dense(pruned: PrunedModel) -> nn.Module:
     if known is None:
         raise ModelError("eora needs the run that pruned the model, which knows where its dense weights are.")
     source = open_source(known.source, Path.cwd())
-    model = _loaded(adapter, source)
-    found, before = fingerprint(source, lambda: model), known.fingerprint
+    load = cache(partial(_loaded, adapter, source))  # a fingerprint may have to read it too
+    found, before = fingerprint(source, load), known.fingerprint
     differs = sorted(name for name in {*found, *before} if found.get(name) != before.get(name))
     if differs:
         raise ModelError(
             f"eora: {known.source} is not the model any more that was pruned: {some(differs)} differs. Put it back."
         )
-    return model
+    return load()
 
 
 def _loaded(adapter: Adapter, source: Any) -> nn.Module:

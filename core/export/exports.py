@@ -49,7 +49,7 @@ def is_exported(folder: Path, name: str, part: PartSpec) -> bool:
     :raises FormatError: Where one is there and is not what was written: it may be somebody's work, and is not replaced.
     :raises RunError: Where a folder stands in the place of the record.
     """
-    record = _record(folder, name)
+    record = record_of(folder, name)
     _refuse_folder(record)
     if not record.is_file():
         return False
@@ -78,7 +78,7 @@ def read_record(path: Path) -> ExportRecord:
 
 def is_recorded(folder: Path, name: str) -> bool:
     """Say whether an export of this name was finished, by whatever exporter; its files may be gone."""
-    return _record(folder, name).is_file() and (folder / name).exists()
+    return record_of(folder, name).is_file() and (folder / name).exists()
 
 
 def export(
@@ -92,8 +92,8 @@ def export(
     :return: Sentences of the exporter for the user.
     :raises RunError: Where a folder stands in the place of the record, which would have to be deleted for it.
     """
-    _refuse_folder(_record(folder, name))
-    _record(folder, name).unlink(missing_ok=True)
+    _refuse_folder(record_of(folder, name))
+    record_of(folder, name).unlink(missing_ok=True)
     with whole_folder(folder / name) as inside:
         with blaming(f"the exporter {part.use}"):
             answered = part.built(pruned, inside)
@@ -101,7 +101,7 @@ def export(
         files = [*write_manifest(inside, part, pruned.model, written, origin), write_sums(inside)]
         entries = {file.relative_to(inside).as_posix(): describe_file(file) for file in sorted(files)}
     record = ExportRecord(exporter=part.plain(), files=entries)
-    write_sealed_json(_record(folder, name), record.model_dump())
+    write_sealed_json(record_of(folder, name), record.model_dump())
     return written.notes
 
 
@@ -135,5 +135,6 @@ def _refuse_folder(record: Path) -> None:
         )
 
 
-def _record(folder: Path, name: str) -> Path:
+def record_of(folder: Path, name: str) -> Path:
+    """Give the file that says that an export is complete, and what is in it."""
     return folder / f"{name}.json"

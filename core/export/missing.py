@@ -9,6 +9,7 @@ from os.path import lexists
 from pathlib import Path
 
 from ecoflap.core.errors import RunError
+from ecoflap.core.export.exports import record_of
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST
 from ecoflap.core.record.report import Report
@@ -50,14 +51,11 @@ def check_plan(folder: RunFolder) -> None:
 
 def check_records(folder: RunFolder, report: Report) -> None:
     """Refuse an export that a report knows and whose record is gone, which alone knows the export's list."""
-    gone = [name for name in report.exports if (folder.exports / name).is_dir() and not lexists(_record(folder, name))]
+    records = [record_of(folder.exports, name) for name in report.exports if (folder.exports / name).is_dir()]
+    gone = [record for record in records if not lexists(record)]
     if gone:
         known = f"{folder.report.name} knows the export. Restore it, or run the recipe again, which exports it anew."
-        raise RunError(*(f"{_record(folder, name)} is missing: {known}" for name in gone))
-
-
-def _record(folder: RunFolder, name: str) -> Path:
-    return folder.exports / f"{name}.json"
+        raise RunError(*(f"{record} is missing: {known}" for record in gone))
 
 
 def _gone(folder: RunFolder) -> Iterator[tuple[Path, str]]:

@@ -1,5 +1,4 @@
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
@@ -7,6 +6,7 @@ import pico_t5
 import pytest
 import torch
 from several import several
+from speaking import Given
 
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.t5 import T5Adapter
@@ -14,16 +14,6 @@ from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.plugins.evaluators.continuation import Continuation
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Hands out what it was given."""
-
-    samples: tuple[Sample, ...]
-
-    def __call__(self, adapter: Any, model: Any, note: Any) -> Iterator[Sample]:
-        yield from self.samples
 
 
 def window(length: int, seed: int) -> Sample:
@@ -41,7 +31,7 @@ def ending_likelihood(model: Any, beginning: torch.Tensor, ending: torch.Tensor)
 
 def test_by_the_likelihood_of_each_ending(pico_llama: Callable[..., Any]):
     model, samples = pico_llama(), tuple(window(12 + n % 3, n) for n in range(24))
-    found = Continuation(Windows(samples), ending=5, choices=3)(model, LlamaAdapter(), ignore)["continuation"]
+    found = Continuation(Given(samples), ending=5, choices=3)(model, LlamaAdapter(), ignore)["continuation"]
     right = 0
     for number, sample in enumerate(samples):
         endings = [samples[(number + step) % 24].tokens[-5:] for step in range(3)]  # type: ignore[index]
@@ -62,24 +52,24 @@ def test_a_model_that_knows_the_text_is_right(pico_llama: Callable[..., Any]):
         model.model.embed_tokens.weight.copy_(torch.randn(64, model.config.hidden_size))
         model.lm_head.weight.copy_(model.model.embed_tokens.weight.roll(1, 0) * 9)
     samples = tuple(Sample(tokens=(torch.arange(10) + 7 * n) % 64) for n in range(6))
-    assert Continuation(Windows(samples), ending=3)(model, LlamaAdapter(), ignore)["continuation"].value == 1
+    assert Continuation(Given(samples), ending=3)(model, LlamaAdapter(), ignore)["continuation"].value == 1
 
 
 def test_an_ending_that_is_the_right_one_is_passed_over(pico_llama: Callable[..., Any]):
     same = torch.cat([window(4, 9).tokens, window(4, 0).tokens[:3]])  # type: ignore[list-item,index]
     samples = (Sample(tokens=torch.arange(4, 11)), Sample(tokens=same), Sample(tokens=same + 0))
-    question = next(iter(Continuation(Windows(()), ending=3, choices=2)._questions(list(samples[1:] + samples[:1]))))
+    question = next(iter(Continuation(Given(()), ending=3, choices=2)._questions(list(samples[1:] + samples[:1]))))
     assert [one.tokens.tolist() for one in question if one.tokens is not None] == [
         same.tolist(),
         [*same[:4].tolist(), 8, 9, 10],
     ]
     with pytest.raises(DataError, match=r"only 1 window\(s\) end otherwise than window 1, and 2 are needed"):
-        Continuation(Windows(samples), ending=3, choices=3)(pico_llama(), LlamaAdapter(), ignore)
+        Continuation(Given(samples), ending=3, choices=3)(pico_llama(), LlamaAdapter(), ignore)
 
 
 def test_an_encoder_reads_the_beginning_and_the_decoder_chooses():
     model, samples = pico_t5.build(), tuple(window(20, n) for n in range(5))
-    found = Continuation(Windows(samples), ending=6, choices=2)(model, T5Adapter(), ignore)["continuation"]
+    found = Continuation(Given(samples), ending=6, choices=2)(model, T5Adapter(), ignore)["continuation"]
     right = 0
     for number, sample in enumerate(samples):
         scores = []
@@ -93,12 +83,12 @@ def test_an_encoder_reads_the_beginning_and_the_decoder_chooses():
         right += scores[0] > scores[1]
     assert found.value == right / 5
     with pytest.raises(DataError, match="of window 0 the model predicts 10 tokens and reads the others, so that an"):
-        Continuation(Windows(samples), ending=11, choices=2)(model, T5Adapter(), ignore)
+        Continuation(Given(samples), ending=11, choices=2)(model, T5Adapter(), ignore)
 
 
 def test_two_processes_measure_what_one_does(pico_llama: Callable[..., Any], tmp_path: Any):
     samples = tuple(window(12, n) for n in range(7))
-    evaluator, model = Continuation(Windows(samples), ending=5, choices=2), pico_llama()
+    evaluator, model = Continuation(Given(samples), ending=5, choices=2), pico_llama()
     alone = evaluator(model, LlamaAdapter(), ignore)
 
     def together(ranks: Any) -> None:
@@ -108,7 +98,7 @@ def test_two_processes_measure_what_one_does(pico_llama: Callable[..., Any], tmp
 
 
 def test_is_an_evaluator():
-    assert isinstance(Continuation(Windows(())), Evaluator)
+    assert isinstance(Continuation(Given(())), Evaluator)
 
 
 @pytest.mark.parametrize(
@@ -121,17 +111,17 @@ def test_is_an_evaluator():
 )
 def test_data_it_cannot_use(samples: tuple[Sample, ...], problem: str, pico_llama: Callable[..., Any]):
     with pytest.raises(DataError, match=problem):
-        Continuation(Windows(samples))(pico_llama(), LlamaAdapter(), ignore)
+        Continuation(Given(samples))(pico_llama(), LlamaAdapter(), ignore)
 
 
 @pytest.mark.parametrize(("keys", "problem"), [({"choices": 1}, "choices is 1; at least 2"), ({"ending": 0}, "ending")])
 def test_parameters_it_refuses(keys: dict[str, int], problem: str):
     with pytest.raises(EcoflapError, match=problem):
-        Continuation(Windows(()), **keys)
+        Continuation(Given(()), **keys)
 
 
 def test_a_broken_model_is_named(pico_llama: Callable[..., Any]):
     model = pico_llama()
     model.lm_head.weight.data[:, 0] = torch.nan
     with pytest.raises(ModelError, match="continuation: the loss of batch 0 is nan"):
-        Continuation(Windows(tuple(window(20, n) for n in range(4))))(model, LlamaAdapter(), ignore)
+        Continuation(Given(tuple(window(20, n) for n in range(4))))(model, LlamaAdapter(), ignore)
