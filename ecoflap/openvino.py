@@ -7,12 +7,12 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.export.openvino_core import openvino_core
 
 __all__ = ["compile_model"]
 
@@ -36,8 +36,7 @@ def compile_model(path: str | os.PathLike[str], *, config: Mapping[str, Any] | N
     :return: An ``openvino.CompiledModel``.
     :raises FormatError: Where the file is not there, is not what was written, or OpenVINO cannot read it.
     """
-    openvino = _library()
-    core = openvino.Core()
+    core = _core()
     model = _model(core, Path(path))
     settings: dict[str, Any] = {}
     if model.has_rt_info(_SPARSITY):
@@ -61,9 +60,9 @@ def has_amx() -> bool | None:
         return None
 
 
-def _library() -> Any:
+def _core() -> Any:
     try:
-        return import_module("openvino")
+        return openvino_core()
     except ImportError as error:
         raise EcoflapError(
             f"openvino cannot be imported ({error}). Install it: pip install 'ecoflap[openvino]'."

@@ -11,6 +11,7 @@ from tiny_onnx import chain, outputs, sparse, two_of_four
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
+from ecoflap.core.export.openvino_core import openvino_core
 
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
@@ -293,11 +294,11 @@ def test_a_target_whose_folder_is_a_file(tmp_path):
 
 
 def test_other_runtimes_read_the_ordinary_file(tmp_path):
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     packed, dense = saved(tmp_path)
     x = np.random.default_rng(7).standard_normal((3, 13)).astype(np.float32)
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     found = [
-        openvino.Core().compile_model(path, "CPU", hint)(x)[0] for path in (densify(packed, tmp_path / "d.onnx"), dense)
+        openvino_core().compile_model(path, "CPU", hint)(x)[0] for path in (densify(packed, tmp_path / "d.onnx"), dense)
     ]
     assert same(*found)

@@ -32,6 +32,10 @@ PAGES = (
 )
 
 
+SLOW = pytest.mark.slow
+LONGEST = ("docs/exports.md",)
+
+
 def blocks(page, *languages):
     text = (ROOT / page).read_text("utf-8")
     found = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
@@ -51,7 +55,7 @@ def place(pico_llama, pico_tokenizer, monkeypatch, tmp_path):
     return place
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=SLOW if page in LONGEST else ()) for page in PAGES])
 def test_the_examples_of_a_page_work(page, place):
     namespace = {"__name__": "page"}
     for language, code in blocks(page, "python", "yaml"):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import ModelError
+from ecoflap.core.export.openvino_core import openvino_core
 from ecoflap.exporters.shared.comparison import Comparison, sizes_text
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -34,9 +35,7 @@ def comparison(model: Any, view: View, examples: tuple[Mapping[str, Tensor], ...
 
 def with_inputs_in_floats(file: Path) -> Any:
     """Read a model whose matrices are in eight bits, and leave out what rounds their inputs."""
-    import openvino
-
-    model = openvino.Core().read_model(file)
+    model = openvino_core().read_model(file)
     for node in model.get_ordered_ops():
         if node.get_type_name() == "FakeQuantize":
             for target in node.output(0).get_target_inputs():
@@ -53,7 +52,7 @@ class _Run:
 
         self._view = view
         try:
-            self._compiled = openvino.Core().compile_model(model, "CPU", EXACT)
+            self._compiled = openvino_core().compile_model(model, "CPU", EXACT)
         except RuntimeError as error:
             raise ModelError(
                 f"view {view.name!r}: OpenVINO {openvino.__version__} cannot compile it: {last_line(error)}. Export "

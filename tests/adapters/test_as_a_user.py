@@ -24,6 +24,9 @@ RUNS = {
     "vit_classifier": ("image", ["vision"], ["classifier"]),
     "timm_eva02": ("image", ["vision"], []),
 }
+SLOW = pytest.mark.slow
+ALIKE = ("blip2_opt", "blip_retrieval", "blip_vqa")
+"""Models of two towers or three that others have too."""
 
 
 @pytest.fixture
@@ -49,7 +52,9 @@ def command(capsys: Any, *arguments: str | Path) -> str:
     return said.out
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name in ROWS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW if name in ALIKE else ()) for name in RUNS if name in ROWS]
+)
 def test_inspect_plan_and_run(
     name: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ):

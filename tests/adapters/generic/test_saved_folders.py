@@ -15,7 +15,7 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.run.prepare import prepare
 
-OF_EACH_KIND = {"bart", "bert", "florence2", "gpt2", "idefics3", "llava", "mixtral", "mllama", "paligemma", "qwen2_vl"}
+OF_EACH_KIND = {"bart", "bert", "gpt2", "idefics3", "llava", "mixtral", "mllama", "qwen2_vl"}
 EVERY = [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow) for name in sorted(GENERIC_ROWS)]
 
 

@@ -87,7 +87,7 @@ def test_models_are_told_apart_and_let_go():
     assert [one() for one in gone] == [None, None]
 
 
-@pytest.mark.parametrize("name", ["llava", "gpt2", "bart", "bert"])
+@pytest.mark.parametrize("name", [pytest.param("llava", marks=pytest.mark.slow), "gpt2", "bart", "bert"])
 def test_an_adapter_watches_a_model_once_and_holds_none_that_is_gone(name: str, probes: Counter[str]):
     row = GENERIC_ROWS[name]
     adapter, model = row.adapter(), row.build()

@@ -30,6 +30,7 @@ def test_torchscript_has_them_all(name: str, tmp_path: Path):
     assert exported(name, TorchScript(), tmp_path) == ["vision", "language", "all"]
 
 
+@pytest.mark.slow
 def test_onnx_has_a_llava_whole(tmp_path: Path):
     pytest.importorskip("onnxscript")
     assert exported("llava", Onnx(views=("all",)), tmp_path) == ["all"]

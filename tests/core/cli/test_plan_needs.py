@@ -48,7 +48,7 @@ def in_file(path: Any) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-@pytest.mark.parametrize("name", ["blip2_t5", "llava", "llama"])
+@pytest.mark.parametrize("name", [pytest.param("blip2_t5", marks=pytest.mark.slow), "llava", "llama"])
 def test_dense_files_are_as_large_as_predicted(name, tmp_path):
     if name == "llava" and transformers.__version__ < "4.52":
         pytest.skip("there its vision tower alone becomes a file, as a plan says")

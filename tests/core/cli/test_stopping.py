@@ -60,7 +60,9 @@ def stopping(pico_llama_folder, tmp_path):
     return stopping
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_stopped_says_so_and_goes_on(stopping, number, code, tmp_path):
     ended = stopping("Stops", number, "run", "--folder", "run")
     assert ended.returncode == code, ended.stderr
@@ -89,7 +91,7 @@ def test_a_signal_that_is_ignored_stays_so(stopping, tmp_path):
     assert (tmp_path / "run" / "report.json").is_file()
 
 
-@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("buffered", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_pipe_that_nobody_reads_ends_the_command_as_sigpipe_does(buffered):
     read, write = os.pipe()
     os.close(read)  # as head has once it has its lines

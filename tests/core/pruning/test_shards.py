@@ -29,7 +29,7 @@ def _model(kind: str) -> Any:
     return {**pico_causal.FAMILIES, **pico_decoder.FAMILIES}[kind].build()
 
 
-@pytest.fixture(params=["llama", "llama-tied", "mixtral", "gpt_oss"])
+@pytest.fixture(params=["llama", "llama-tied", pytest.param("mixtral", marks=pytest.mark.slow), "gpt_oss"])
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """A recipe of a model in several files."""
     from pico_words import tokenizer
@@ -220,7 +220,7 @@ def test_a_model_in_memory_is_refused(recipe, tmp_path):
         ecoflap.run(recipe, model=_model("llama"), folder=tmp_path / "run")
 
 
-@pytest.mark.parametrize("recipe", ["llama", "mixtral"], indirect=True)
+@pytest.mark.parametrize("recipe", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)], indirect=True)
 def test_what_was_begun_elsewhere_is_taken_over(recipe, tmp_path):
     ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
     kept = {**recipe["calibration"], "keep": "disk"}

@@ -14,8 +14,8 @@ from ecoflap.core.record.report import read_report
 
 pytest.importorskip("transformers", minversion="5.0", reason="experts are packed from transformers 5 on")
 
-ALIKE = ("qwen3_moe", "llama4_text")
-KINDS = ["mixtral", "deepseek_v3", "gpt_oss", *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)]
+ALIKE = ("deepseek_v3", "qwen3_moe", "llama4_text")
+KINDS = ["mixtral", "gpt_oss", *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)]
 
 
 @pytest.fixture(params=KINDS, scope="module")

@@ -12,6 +12,7 @@ from tiny_onnx import chain, outputs, sparse, two_of_four
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.export.openvino_core import openvino_core
 
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
@@ -125,7 +126,7 @@ def test_onnxruntime_unpacks_when_it_loads(tmp_path, layout):
 
 @pytest.mark.parametrize("store", [torch.float16, torch.bfloat16])
 def test_openvino_runs_inlined_nodes(store):
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     dense = {"a": sparse((13, 24)), "b": two_of_four((24, 32), 0, seed=1), "c": two_of_four((32, 16), 1, seed=2)}
     patterns = {"b": Pattern(2, 4), "c": Pattern(2, 4)}
     inline, stored = packed(dense, layout="inline", values=store, patterns=patterns)
@@ -133,7 +134,7 @@ def test_openvino_runs_inlined_nodes(store):
     x = np.random.default_rng(0).standard_normal((3, 13)).astype(np.float32)
     found = []
     for proto in (inline, ir.to_proto(chain(dense))):
-        core = openvino.Core()
+        core = openvino_core()
         compiled = core.compile_model(
             core.read_model(proto.SerializeToString(), b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
         )

@@ -30,7 +30,7 @@ pytest.importorskip("onnxscript")
 
 from ecoflap.onnx import densify  # noqa: E402
 
-SOME = {"llama": "decoder_with_past", "clip": "pair", "timm_eva": "vision", "vit": "vision"}
+SOME = {"llama": "decoder_with_past", "clip": "vision", "timm_eva": "vision"}
 EVERY = [
     pytest.param(
         row, SOME.get(row), id=f"{row}-{SOME.get(row, 'all views')}", marks=() if row in SOME else pytest.mark.slow
@@ -263,7 +263,7 @@ def test_a_file_holds_what_its_view_reads(tmp_path):
     assert written.dense_bytes > sum(file.stat().st_size for file in written.files)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("weights", ["bitmask", "dense"])
 def test_sixteen_bits_are_computed_in_float32_and_stored_in_16(tmp_path, dtype, weights):
     model, masks = toy(dtype=dtype)
@@ -350,7 +350,7 @@ def test_a_weight_that_is_folded_away_is_said(tmp_path):
     assert written.notes == ("text.onnx: stored dense, as parts of other constants of the graph: more.weight",)
 
 
-@pytest.mark.parametrize("values", ["float16", "bfloat16"])
+@pytest.mark.parametrize("values", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 def test_narrower_values_need_a_larger_tolerance(tmp_path, values):
     model, masks = toy()
     with pytest.raises(ModelError, match="or values: auto"):

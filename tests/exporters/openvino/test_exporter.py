@@ -16,6 +16,7 @@ from torch import nn
 from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.export.openvino_core import openvino_core
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 from ecoflap.core.model.arithmetic import lacks_eight_bits
 from ecoflap.core.recipe.load import parse_recipe
@@ -110,7 +111,7 @@ def pruned(sparsity=0.5, dtype=torch.float32, tied=False, names=NAMES, data=True
 
 
 def read(folder, name="rows"):
-    return ov.Core().read_model(folder / f"{name}.xml")
+    return openvino_core().read_model(folder / f"{name}.xml")
 
 
 def constants(model):
@@ -118,7 +119,7 @@ def constants(model):
 
 
 def run(model, x):
-    found = ov.Core().compile_model(model, "CPU", EXACT)({"x": x.float().numpy()})
+    found = openvino_core().compile_model(model, "CPU", EXACT)({"x": x.float().numpy()})
     return [found[number] for number in range(2)]
 
 
@@ -182,7 +183,7 @@ def test_matrices_are_of_eight_bits_and_what_was_pruned_is_zero(tmp_path):
 
 def test_openvino_multiplies_in_eight_bits(tmp_path):
     OpenVino()(pruned(), tmp_path)
-    compiled = ov.Core().compile_model(read(tmp_path), "CPU", EXACT)
+    compiled = openvino_core().compile_model(read(tmp_path), "CPU", EXACT)
     compiled({"x": rows(1, 2, 5).numpy()})
     kinds = {node.get_friendly_name(): node.get_rt_info() for node in compiled.get_runtime_model().get_ops()}
     layers = [kind for kind in kinds.values() if kind["layerType"].astype(str) == "FullyConnected"]

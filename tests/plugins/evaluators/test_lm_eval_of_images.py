@@ -116,7 +116,9 @@ def said(model: Any, processor: Any, image: Any, text: str) -> str:
     return processor.tokenizer.decode(made[: made.index(ends)] if ends in made else made).strip()
 
 
-@pytest.mark.parametrize(("by_template", "before"), [(False, "<image>"), (True, "<image> w1 ")])
+@pytest.mark.parametrize(
+    ("by_template", "before"), [pytest.param(False, "<image>", marks=pytest.mark.slow), (True, "<image> w1 ")]
+)
 def test_a_llava_is_run_by_the_harness_own_class(
     by_template: bool, before: str, llava: Any, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
