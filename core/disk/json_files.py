@@ -1,5 +1,7 @@
 """Read JSON, which may come from anybody, within limits of size and depth; a run's as mappings, or refused by name."""
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,21 @@ def json_value(text: str | bytes) -> Any:
     :raises ValueError: Where it is no JSON, or deeper.
     """
     return from_json(text)
+
+
+def doubled_keys(text: str | bytes) -> list[str]:
+    """List the keys that a mapping in a JSON text has more than once; readers take the last of them without a word.
+
+    :param text: JSON no deeper than :func:`json_value` takes.
+    """
+    found: dict[str, None] = {}
+
+    def seen(pairs: list[tuple[str, Any]]) -> None:
+        counts = Counter(key for key, _ in pairs)
+        found.update(dict.fromkeys(key for key, count in counts.items() if count > 1))
+
+    json.loads(text, object_pairs_hook=seen, parse_int=str)  # of any length
+    return list(found)
 
 
 def mapping_in(raw: bytes, where: str, way_out: str, refusal: type[EcoflapError] = RunError) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from math import isinf, isnan
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.disk.json_files import json_value, read_bytes
+from ecoflap.core.disk.json_files import doubled_keys, json_value, read_bytes
 from ecoflap.core.disk.reading import unread
 from ecoflap.core.errors import ModelError, cut
 from ecoflap.core.model.own_code import refuse_kernels
@@ -46,13 +46,17 @@ def read_config(file: Path) -> Mapping[str, Any]:
     :raises ModelError: Where it cannot be read, is none, is too large, asks for too much, or for code.
     """
     try:
-        content = json_value(read_bytes(file, LARGEST))
+        raw = read_bytes(file, LARGEST)
+        content = json_value(raw)
+        twice = doubled_keys(raw)
     except OSError as error:
         raise ModelError(unread(error, file)) from error
     except ValueError as error:
         raise ModelError(f"{file} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} is not a model's configuration: it holds no object.")
+    if twice:
+        raise ModelError(f"{file} has {', '.join(map(repr, twice))} twice, and says nowhere which counts. Remove one.")
     check_counts(content, str(file))
     _check_numbers(content, str(file))
     _check_names(content, str(file))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoflap.core.disk.json_files import json_value, read_bytes, read_json
+from ecoflap.core.disk.json_files import doubled_keys, json_value, read_bytes, read_json
 from ecoflap.core.disk.sealed_lines import read_lines
 from ecoflap.core.errors import RunError
 
@@ -14,6 +14,12 @@ from ecoflap.core.errors import RunError
 def test_a_mapping_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"ä": [1]}', "utf-8")
     assert read_json(tmp_path / "a.json") == {"ä": [1]}
+
+
+def test_keys_that_are_there_twice_are_found_at_any_depth():
+    text = '{"a": 1, "b": {"c": 1, "c": 2}, "a": [{"d": 1, "d": 1}], "e": {"f": 1}, "f": 1' + "0" * 5000 + "}"
+    assert sorted(doubled_keys(text)) == ["a", "c", "d"]
+    assert doubled_keys("[1]") == []
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def opened(folder, config, name="config.json"):
         ('{"text_config": {"rms_norm_eps": 1e999}}', r"text_config\.rms_norm_eps is inf, and a finite number is meant"),
         ('{"a": [{"time_step_limit": NaN}]}', r"a\.time_step_limit is NaN"),
         ({"text_config": {"sliding_window": -1}}, r"text_config\.sliding_window is -1, .* no tokens then; null is for"),
+        ('{"a": {"eps": 1, "b": 2, "eps": 3}, "b": 4}', r"config\.json has 'eps' twice, .* counts\. Remove one\."),
         ('{"num_layers": 1' + "0" * 5000 + "}", "is not JSON: number out of range"),
         ("[" * 100_000, "is not JSON: recursion limit exceeded"),
         ('{"a":' * 100_000, "is not JSON: recursion limit exceeded"),
