@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from table import ROWS
+from table import ROWS, marked
 
 import ecoflap
 from ecoflap.core.cli.main import main
@@ -24,9 +24,6 @@ RUNS = {
     "vit_classifier": ("image", ["vision"], ["classifier"]),
     "timm_eva02": ("image", ["vision"], []),
 }
-SLOW = pytest.mark.slow
-ALIKE = ("blip2_opt", "blip_retrieval", "blip_vqa")
-"""Models of two towers or three that others have too."""
 
 
 @pytest.fixture
@@ -52,9 +49,7 @@ def command(capsys: Any, *arguments: str | Path) -> str:
     return said.out
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SLOW if name in ALIKE else ()) for name in RUNS if name in ROWS]
-)
+@pytest.mark.parametrize("name", marked(name for name in RUNS if name in ROWS))
 def test_inspect_plan_and_run(
     name: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ):

@@ -13,7 +13,7 @@ from column_norms import column_norms
 from family import Family
 from idle import Idle
 from pico_clip import tokenizer
-from table import ALL_ROWS, THOROUGH
+from table import ALL_ROWS, THOROUGH, marked
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,12 +35,12 @@ from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.parameters import parameters_of
 
 
-@pytest.fixture(params=sorted(ALL_ROWS))
+@pytest.fixture(params=marked(sorted(ALL_ROWS)))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-thorough = pytest.mark.parametrize("name", THOROUGH)
+thorough = pytest.mark.parametrize("name", marked(THOROUGH))
 
 
 @dataclass
@@ -212,6 +212,7 @@ def files_beside(model: nn.Module, adapter: Adapter, folder: Path) -> dict[str, 
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.parametrize("name", sorted(ALL_ROWS))
 def test_the_adapter_passes_its_check(case: Case):
     """Its loss is the model's own, and all that runs is in a tower; where a loss is made up, the check says so."""
     samples = case.row.samples(2 * case.row.batch_size)

@@ -1,10 +1,11 @@
 """The tables of families, and their samples as a dataset that a recipe can name."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import transformers
@@ -80,6 +81,20 @@ GENERIC_ROWS = generic_rows()
 ALL_ROWS = ROWS | GENERIC_ROWS
 THOROUGH = sorted([*ROWS, *(name for name in ("llava", "mixtral", "gpt2") if name in GENERIC_ROWS)])
 """Rows that the longer tests are run on: every family of its own, and of the generic ones one of each kind."""
+VARIANTS = {
+    "blip2_llama", "blip_retrieval", "blip_vqa", "clip_vision", "deit_teacher", "dinov2_classifier", "dinov3",
+    "llama-tied", "mt5", "open_clip_custom", "open_clip_eva", "open_clip_siglip", "t5_untied_gated", "timm_eva",
+    "timm_vit",
+}  # fmt: skip
+"""Rows of families that have another, by which they are tested each time."""
+OF_EACH_KIND = {"bart", "bert", "gpt2", "idefics3", "llava", "mixtral", "mllama", "qwen2_vl"}
+"""Rows of the generic adapters that are tested each time."""
+ALIKE = VARIANTS | (GENERIC_ROWS.keys() - OF_EACH_KIND)
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    """Give rows to parametrize a test with: those that are like others are for the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in names]
 
 
 def row_of(name: str) -> Family:

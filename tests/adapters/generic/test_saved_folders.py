@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from table import GENERIC_ROWS
+from table import GENERIC_ROWS, marked
 
 import ecoflap
 from ecoflap.core.cli.inspection import inspection
@@ -15,11 +15,8 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.run.prepare import prepare
 
-OF_EACH_KIND = {"bart", "bert", "gpt2", "idefics3", "llava", "mixtral", "mllama", "qwen2_vl"}
-EVERY = [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow) for name in sorted(GENERIC_ROWS)]
 
-
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", marked(sorted(GENERIC_ROWS)))
 def test_a_saved_model_is_inspected_planned_and_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     row = GENERIC_ROWS[name]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from exported import bits, half_pruned, outputs
-from table import ROWS
+from table import ROWS, marked
 from torch import nn
 
 import ecoflap
@@ -41,7 +41,7 @@ def kinds(model: nn.Module) -> dict[str, torch.dtype]:
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", marked(WHOLE))
 def test_it_is_the_model_that_was_exported(name: str, dtype: torch.dtype | None, folder: Path, tmp_path: Path):
     if name == "blip2_retrieval" and dtype is torch.float16 and transformers.__version__ < "4.52":
         pytest.skip("there its queries stay float32, and it fails by itself")
@@ -65,7 +65,7 @@ def test_it_is_the_model_that_was_exported(name: str, dtype: torch.dtype | None,
     assert all(torch.equal(masks[layer], mask) for layer, mask in pruned.masks.items())
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", marked(WHOLE))
 def test_it_is_what_the_family_reads_of_the_dense_checkpoint(name: str, folder: Path, tmp_path: Path):
     """Configuration, buffers that no file holds, and the type of each: as after the family's own loading."""
     pruned = half_pruned(name)

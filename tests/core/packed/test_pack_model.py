@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from exported import bits, half_pruned, outputs, packed_names
-from table import ALL_ROWS, THOROUGH
+from table import ALL_ROWS, THOROUGH, marked
 from torch import nn
 
 import ecoflap
@@ -15,7 +15,7 @@ from ecoflap.core.kernel.packed_module import PackedLinear
 needs_llama = pytest.mark.skipif("llama" not in ALL_ROWS, reason="these families are not of this environment")
 
 
-@pytest.mark.parametrize("name", THOROUGH)
+@pytest.mark.parametrize("name", marked(THOROUGH))
 def test_a_family_gives_the_same(name):
     pruned = half_pruned(name)
     model, adapter = pruned.model, pruned.adapter

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from table import ROWS
+from table import ROWS, marked
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -29,7 +29,6 @@ from ecoflap.exporters.torchscript.exporter import TorchScript
 from ecoflap.exporters.torchscript.store import packed, quiet
 from ecoflap.exporters.torchscript.trace import unchanged
 
-SLOW = pytest.mark.slow
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 CHILD = """
 import sys
@@ -177,20 +176,7 @@ def test_it_is_an_exporter():
     assert torchscript.ecoflap_register_exporters() == {"torchscript": TorchScript}
 
 
-ALIKE = (
-    "blip2_llama",
-    "blip2_opt",
-    "blip2_retrieval",
-    "blip_retrieval",
-    "blip_vqa",
-    "mt5",
-    "siglip",
-    "t5_untied_gated",
-)
-"""Families whose parts others have too."""
-
-
-@pytest.mark.parametrize("name", [pytest.param(row, marks=SLOW if row in ALIKE else ()) for row in sorted(ROWS)])
+@pytest.mark.parametrize("name", marked(sorted(ROWS)))
 def test_every_family(name, tmp_path):
     given = pruned_row(name)
     model, adapter = given.model, given.adapter
