@@ -20,6 +20,7 @@ from ecoflap.core.disk.json_files import read_json
 from ecoflap.core.errors import ModelError, RunError, cut, nearest
 from ecoflap.core.export.surroundings import save_settings
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.gguf_header import header_read_once
 from ecoflap.core.model.hub import is_reachable
 from ecoflap.core.model.own_code import not_run
 from ecoflap.core.model.source import check_weights, hub_id, snapshot
@@ -69,7 +70,7 @@ def load_processor(kind: str, source: Source) -> Any:
     if is_folder and not any(name in source.files for name in files):
         return None
     try:
-        with quiet():
+        with quiet(), header_read_once():
             read = _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
     except Exception as error:  # of a damaged file it raises whatever its reader does
         brought = not_run(_processor_config(source), "It")
@@ -258,12 +259,12 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     is_gguf = "gguf_file" in arguments
     wanted = dtype or (torch.float32 if is_gguf else "auto")
     if is_gguf:
-        arguments["config"] = _config(source)  # reading a GGUF's header takes seconds, and was done
+        arguments["config"] = _config(source)
     arguments |= _dtype_argument(wanted)
     if source.mapped is not None:
         arguments |= arguments_for(source.mapped)
     try:
-        with places_told(source.mapped) as places:
+        with places_told(source.mapped) as places, header_read_once():
             read: Any = _class(kind).from_pretrained(
                 place, **arguments, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
             )

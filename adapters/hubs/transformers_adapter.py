@@ -18,6 +18,7 @@ from ecoflap.adapters.hubs.hugging_face import (
 )
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.model.anatomy import Source
+from ecoflap.core.model.gguf_header import forget_header
 
 
 class TransformersAdapter(ABC):
@@ -61,6 +62,7 @@ class TransformersAdapter(ABC):
         model = self._read_model(source, dtype, device)
         if device != "meta":
             self.processor = self.read_processor(source, model)
+            forget_header()
         return model
 
     def read_processor(self, source: Source, model: nn.Module) -> Any:

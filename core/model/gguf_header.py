@@ -1,11 +1,16 @@
-"""Hold what the header of a GGUF file announces to the file's length, before a library makes a value of each item.
+"""Hold what the header of a GGUF file announces to the file's length, and have a library read it once.
 
-Its reader takes an array of 2⁶⁰ numbers at its word, and fills the memory with what lies behind the end of the file.
+Its reader takes an array of 2⁶⁰ numbers at its word, and fills the memory with what lies behind the end of the file. It
+makes an array of each token besides, which takes seconds each time.
 """
 
 import mmap
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +39,46 @@ def check_gguf_header(file: Path) -> None:
             _Header(mapped).walk()
     except (_Damaged, ValueError) as error:  # an empty file cannot be mapped
         raise ModelError(f"{file} cannot be read as GGUF: {error}. The file is damaged or cut off.") from error
+
+
+@contextmanager
+def header_read_once() -> Iterator[None]:
+    """Let transformers read the header of one file once: it does so for a configuration, a tokenizer and weights alike.
+
+    What it read, some 150 MB with 49,152 tokens, is kept until it reads another file's, or :func:`forget_header`.
+    """
+    if find_spec("gguf") is None:
+        yield
+        return
+    import gguf
+
+    usual = gguf.GGUFReader
+    gguf.GGUFReader = _kept  # where transformers takes it from whenever it reads
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = usual
+
+
+def forget_header() -> None:
+    """Let what was read of the last header go."""
+    _reader.cache_clear()
+
+
+def _kept(path: str | os.PathLike[str]) -> Any:
+    found = os.stat(path)
+    return _reader(os.fspath(path), found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=1)
+def _reader(path: str, changed: int, size: int) -> Any:
+    """Read a header.
+
+    :param changed: When the file was last written: one that has changed since, or has another size, is read again.
+    """
+    from gguf.gguf_reader import GGUFReader
+
+    return GGUFReader(path)
 
 
 class _Header:

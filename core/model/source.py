@@ -23,7 +23,7 @@ from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import ModelError, cut, nearest
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.config_limits import check_counts, read_config
-from ecoflap.core.model.gguf_header import check_gguf_header
+from ecoflap.core.model.gguf_header import check_gguf_header, header_read_once
 from ecoflap.core.model.hub import cached, first_on_hub, is_reachable, parts_of_hub_id, why_unreachable
 from ecoflap.core.model.packages import models_below, package_folder
 from ecoflap.core.model.split_ggufs import joined_gguf, split_ggufs
@@ -259,7 +259,8 @@ def _gguf_config(file: Path, changed: int) -> Mapping[str, Any]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+        with header_read_once():
+            config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
     except Exception as error:  # of a damaged header it raises whatever its reader stumbles over
         raise ModelError(f"{file} cannot be read as GGUF: {_first_line(error)}.") from error
     read = dict(config.to_dict())

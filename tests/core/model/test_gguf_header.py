@@ -1,13 +1,14 @@
 """Headers of GGUF files are held to the file's length, and broken ones are refused before a library reads them."""
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from ecoflap.core.errors import ModelError
-from ecoflap.core.model.gguf_header import check_gguf_header
+from ecoflap.core.model.gguf_header import check_gguf_header, forget_header, header_read_once
 from ecoflap.core.model.source import open_source
 
 gguf = pytest.importorskip("gguf", reason="pip install 'ecoflap[gguf]'")
@@ -45,6 +46,59 @@ def test_what_the_format_s_own_library_writes_is_passed(whole):
     check_gguf_header(whole)
     config = open_source(str(whole), whole.parent).config
     assert (config["model_type"], config["num_hidden_layers"], config["hidden_size"]) == ("llama", 2, 32)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The files that the library's reader was made for, one entry each time."""
+    found: list[str] = []
+
+    class Counted(gguf.gguf_reader.GGUFReader):
+        def __init__(self, path: str) -> None:
+            found.append(Path(path).name)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf.gguf_reader, "GGUFReader", Counted)
+    forget_header()
+    yield found
+    forget_header()
+
+
+def test_a_header_is_read_once_for_all_who_ask(whole, read, tmp_path):
+    from transformers import AutoConfig
+
+    usual, file = gguf.GGUFReader, tmp_path / "a.gguf"
+    file.write_bytes(whole.read_bytes())
+    asked = {"gguf_file": file.name, "local_files_only": True}
+    with header_read_once():
+        configs = [AutoConfig.from_pretrained(str(tmp_path), **asked).to_dict() for _ in range(2)]
+    assert gguf.GGUFReader is usual
+    with header_read_once():
+        configs.append(AutoConfig.from_pretrained(str(tmp_path), **asked).to_dict())
+    assert read == ["a.gguf"]
+    assert configs[0] == configs[1] == configs[2]
+    assert configs[0] == AutoConfig.from_pretrained(str(tmp_path), **asked).to_dict()  # by a reader of its own
+
+
+def test_a_header_that_changed_is_read_again(whole, read, tmp_path):
+    file = tmp_path / "a.gguf"
+    file.write_bytes(whole.read_bytes())
+    assert open_source(str(file), tmp_path).config["num_hidden_layers"] == 2
+    with header_read_once():
+        before = gguf.GGUFReader(file)
+        assert gguf.GGUFReader(str(file)) is before
+        file.write_bytes(whole.read_bytes() + bytes(32))
+        assert gguf.GGUFReader(file) is not before
+    assert read == ["a.gguf", "a.gguf"]
+
+
+def test_what_cannot_be_read_is_not_kept(tmp_path, read):
+    (tmp_path / "a.gguf").write_bytes(b"GGML" + bytes(40))
+    with header_read_once():
+        for _ in range(2):
+            with pytest.raises(ValueError, match="magic"):
+                gguf.GGUFReader(tmp_path / "a.gguf")
+    assert read == ["a.gguf", "a.gguf"]
 
 
 def head(tensors: int, values: int, rest: bytes = b"", order: str = "<") -> bytes:
