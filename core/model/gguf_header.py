@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,13 @@ def header_read_once() -> Iterator[None]:
     if find_spec("gguf") is None:
         yield
         return
-    import gguf
-
-    usual = gguf.GGUFReader
-    gguf.GGUFReader = _kept  # where transformers takes it from whenever it reads
+    library: Any = import_module("gguf")
+    usual = library.GGUFReader
+    library.GGUFReader = _kept  # where transformers takes it from whenever it reads
     try:
         yield
     finally:
-        gguf.GGUFReader = usual
+        library.GGUFReader = usual
 
 
 def forget_header() -> None:
@@ -76,9 +76,7 @@ def _reader(path: str, changed: int, size: int) -> Any:
 
     :param changed: When the file was last written: one that has changed since, or has another size, is read again.
     """
-    from gguf.gguf_reader import GGUFReader
-
-    return GGUFReader(path)
+    return import_module("gguf.gguf_reader").GGUFReader(path)
 
 
 class _Header:
