@@ -1,5 +1,6 @@
 """What is learnt of a block's layers while it runs: statistics over their real tokens, shared where inputs are."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
 from ecoflap.core.forward.capture import Picked
 from ecoflap.core.forward.placement import map_tensors
-from ecoflap.core.forward.walk import BlockWatch
+from ecoflap.core.forward.walk import BlockWatch, Finished
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.ranks.shares import owners
@@ -66,8 +67,9 @@ class Observation(BlockWatch):
     """Sums statistics over all batches of one block, span by span.
 
     Layers that are fed the same tensor object share one statistic, so q, k and v cost one Gram matrix, not three. A
-    statistic that takes gradients is each layer's own. A span's sums are added to those of the spans before it, so that
-    what is summed has the same bits whichever process has seen which span.
+    statistic that takes gradients is each layer's own. Where none takes gradients, a forward ends where the last input
+    is seen: the product behind it is for nobody, and is a fifth of a LLaMA's block. A span's sums are added to those of
+    the spans before it, so that what is summed has the same bits whichever process has seen which span.
 
     :param needs: The statistics' types; each layer gets one of each.
     """
@@ -88,6 +90,10 @@ class Observation(BlockWatch):
         self._weights_of: WeightsOf
         self._device = torch.device("cpu")  # where inputs are seen
         self._call = 0  # which call of the block in one forward is being seen
+        self._calls: Counter[str] = Counter()  # of each layer, in this batch
+        self._usual: Counter[str] | None = None  # in the first batch in which every layer was seen
+        every_position = all(layer.layout in ("batch token", "token batch") for layer in layers)
+        self._may_end = block.calls == 1 and every_position and not self._of_gradients
 
     def begin(self, tokens_of: TokensOf, weights_of: WeightsOf) -> None:
         """Begin a new batch, of whose positions functions of tower and call say what they are and how much they count.
@@ -95,6 +101,9 @@ class Observation(BlockWatch):
         One that counts w adds √w times its input, so that it counts w in a sum of squares.
         """
         self._tokens_of, self._weights_of = tokens_of, weights_of
+        if self._usual is None and self._calls.keys() == self._names:
+            self._usual = Counter(self._calls)
+        self._calls.clear()
         self._inputs.clear()
         self._rows.clear()
 
@@ -112,9 +121,16 @@ class Observation(BlockWatch):
         """Add one layer's input, unless another layer's statistic has it already.
 
         :param picked: Which rows of the hidden states they were picked as, where that is known.
+        :raises Finished: Where every layer has been seen as often as in the first batch in which all were.
         """
         if layer.name not in self._names:
             return
+        self._add_input(layer, inputs, picked)
+        self._calls[layer.name] += 1
+        if self._may_end and self._calls == self._usual:
+            raise Finished
+
+    def _add_input(self, layer: Layer, inputs: Tensor, picked: Picked | None) -> None:
         leader = self._first_fed(layer, inputs)
         known = self._leader.setdefault(layer.name, leader)
         if known != leader:

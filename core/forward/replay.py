@@ -119,6 +119,7 @@ class Replay:
         :param needs: Types of the statistics to take of each layer's inputs, or of its gradient in a backward through
             this block alone (:class:`RegionalGradient`). One of the whole loss' gradient (:class:`LossGradient`) is
             taken of all layers as the model is now, unless :meth:`keep_loss_gradients` has taken it before.
+            Where none takes a gradient, a batch's forward but the first ends where the block's last input was seen.
         :param layers: Those of its layers to observe; None for all.
         :param tokens: Which tokens count in the statistics of inputs.
         :return: By layer name, its statistics by type: ``seen[name][Gram]``.

@@ -47,7 +47,7 @@ def blocks_on(device: torch.device, blocks: Sequence[Block]) -> Iterator[None]:
         yield
 
 
-class _Finished(BaseException):
+class Finished(BaseException):
     """Ends a forward. Not an Exception: a model's own ``except Exception`` must not catch it."""
 
 
@@ -199,7 +199,7 @@ class Walk:
         with replaced_forwards(self._blocks, self._forward_of), self._ending():
             try:
                 result = forward()
-            except _Finished:
+            except Finished:
                 result = self._outputs
             else:
                 self._check_calls()
@@ -225,7 +225,7 @@ class Walk:
         assert self._last is not None
         self._outputs[-1] = output  # another hook may have changed it
         if len(self._outputs) == self._blocks[self._last].calls:
-            raise _Finished
+            raise Finished
 
     def _forward_of(self, index: int, block: Block) -> Callable[..., Any]:
         return self._stub(index) if index < self._first else self._real(index, block)

@@ -425,6 +425,58 @@ def test_a_blocks_inputs_and_outputs_are_those_of_the_plain_forward(kind, reques
         replay.advance(index)
 
 
+def finished(module, run, *arguments):
+    """How often a module came to its end."""
+    ends = []
+    handle = module.register_forward_hook(lambda *_: ends.append(module))
+    run(*arguments)
+    handle.remove()
+    return len(ends)
+
+
+def test_a_batch_ends_where_the_last_input_is_seen_and_the_first_one_does_not(case):
+    replay = Replay(*case)
+    for index, block in enumerate(replay.blocks):
+        layers = replay.anatomy.layers_of[block.name]
+        assert finished(block.module, replay.run, index, (ColumnNorm,)) == 1
+        assert finished(layers[-1].module, replay.run, index, (ColumnNorm,)) == 1
+        assert finished(layers[-1].module, replay.run, index, (ColumnNorm,), layers[:1]) == 1
+        assert finished(block.module, replay.run, index, (RegionalGradient,)) == len(replay.batches)
+        assert finished(block.module, replay.advance, index) == len(replay.batches)
+
+
+def test_a_matrix_that_not_every_batch_multiplies_is_seen_where_one_does(llama, monkeypatch):
+    """As one that only images go through, behind what all go through."""
+    model, adapter, batches = llama
+    block = adapter.towers(model)[0].blocks[0].module
+    through, runs = block.mlp.forward, []
+
+    def sometimes(hidden):
+        runs.append(len(runs) > 1)
+        return through(hidden) if runs[-1] else hidden
+
+    monkeypatch.setattr(block.mlp, "forward", sometimes)
+    seen = Replay(model, adapter, batches * 2).run(0, (ColumnNorm,))
+    monkeypatch.setattr(block.mlp, "forward", through)
+    expected = Replay(model, adapter, (batches * 2)[2:]).run(0, (ColumnNorm,))
+    assert runs.count(False) == 2
+    name = "model.layers.0.mlp.down_proj.weight"
+    of_all, of_some = (one[name][ColumnNorm].squared for one in (seen, expected))
+    torch.testing.assert_close(of_all, of_some, rtol=1e-5, atol=0)
+
+
+def test_a_matrix_that_is_multiplied_twice_is_seen_twice_in_each_batch(llama):
+    model, adapter, batches = llama
+    block = adapter.towers(model)[0].blocks[0].module
+    through = block.mlp.forward
+    block.mlp.forward = lambda hidden: through(through(hidden))
+    seen = Replay(model, adapter, batches).run(0, (ColumnNorm,))
+    once = [Replay(model, adapter, [batch]).run(0, (ColumnNorm,)) for batch in batches]
+    for name, statistics in seen.items():
+        expected = sum(one[name][ColumnNorm].squared.double() for one in once)
+        torch.testing.assert_close(statistics[ColumnNorm].squared.double(), expected, rtol=1e-5, atol=0)
+
+
 def nothing_of(output):
     """Zeros in the place of what a block gives, which older transformers put into a tuple."""
     return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
@@ -438,9 +490,11 @@ def test_hooks_of_a_block_fire_and_may_change_its_output(llama):
     after = module.register_forward_hook(lambda _, args, output: fired.append("after") or nothing_of(output))
     inside = module.mlp.up_proj.register_forward_hook(lambda *_: fired.append("inside"))
     replay.advance(0)
-    replay.run(1, (ColumnNorm,))
-    assert fired == ["before", "inside", "after"] * len(batches)
+    replay.run(1, (ColumnNorm,))  # only the first batch's goes on behind the last input that is to be seen
+    assert fired == ["before", "inside", "after", *["before", "inside"] * (len(batches) - 1)]
+    fired.clear()
     replay.advance(1)
+    assert fired == ["before", "inside", "after"] * len(batches)
     ((call,),) = list(replay.calls(2))[:1]
     for handle in (before, after, inside):
         handle.remove()
