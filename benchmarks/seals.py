@@ -1,12 +1,12 @@
 """What seals find and what they cost.
 
     python benchmarks/seals.py flips [--flips 500] [--seed 0]
-    python benchmarks/seals.py cost [FOLDER]
+    python benchmarks/seals.py cost [FOLDER] [--recipe RECIPE]
 
 ``flips`` turns one bit at a time, at random places, in each format that a run of a small LLaMA leaves, reads the file
-as ecoflap does, and counts: refused with the file's name, read with the same numbers, read with other numbers. ``cost``
-runs quickstart-llama (SmolLM2-135M), goes on with the finished run and verifies it, and sums the processor time that
-goes into hashes. Figures go into benchmarks/RESULTS.md as they are printed.
+as ecoflap does, and counts: refused with the file's name, read with the same numbers, read with other numbers.
+``cost`` runs a recipe, quickstart-llama (SmolLM2-135M) if none is named, goes on with the finished run and verifies
+it, and sums the processor time that goes into hashes. Figures go into benchmarks/RESULTS.md as they are printed.
 """
 
 import argparse
@@ -284,11 +284,11 @@ def timed(spent: Counter[str]) -> Iterator[None]:
             setattr(module, name, function)
 
 
-def cost(folder: Path) -> None:
+def cost(folder: Path, recipe: Path) -> None:
     """Print what a run, one that goes on, and ``verify`` spend on hashes."""
     for what, call in (
-        ("run", lambda: ecoflap.run(find_recipe("quickstart-llama"), folder=folder)),
-        ("again", lambda: ecoflap.run(find_recipe("quickstart-llama"), folder=folder)),
+        ("run", lambda: ecoflap.run(recipe, folder=folder)),
+        ("again", lambda: ecoflap.run(recipe, folder=folder)),
         ("verify", lambda: verify(folder)),
     ):
         spent: Counter[str] = Counter()
@@ -309,6 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What seals find and what they cost.")
     parser.add_argument("what", choices=("flips", "cost"))
     parser.add_argument("folder", type=Path, nargs="?", help="where the run of cost goes")
+    parser.add_argument("--recipe", type=Path, default=find_recipe("quickstart-llama"), help="what cost runs")
     parser.add_argument("--flips", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -316,7 +317,7 @@ def main() -> None:
         flips(asked.flips, asked.seed)
     else:
         with tempfile.TemporaryDirectory() as work:
-            cost(asked.folder or Path(work) / "run")
+            cost(asked.folder or Path(work) / "run", asked.recipe)
 
 
 if __name__ == "__main__":

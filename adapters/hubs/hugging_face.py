@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,7 +70,7 @@ def load_processor(kind: str, source: Source) -> Any:
     if is_folder and not any(name in source.files for name in files):
         return None
     try:
-        with quiet(), header_read_once():
+        with quiet(), _reading(arguments):
             read = _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
     except Exception as error:  # of a damaged file it raises whatever its reader does
         brought = not_run(_processor_config(source), "It")
@@ -82,6 +82,11 @@ def load_processor(kind: str, source: Source) -> Any:
     _refuse_template_names(source, tokenizer)
     _forget_place(tokenizer)
     return read
+
+
+def _reading(arguments: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Stand around a call of ``from_pretrained`` with these arguments: a GGUF's header is read once for all of them."""
+    return header_read_once() if "gguf_file" in arguments else nullcontext()
 
 
 def _refuse_template_names(source: Source, tokenizer: Any) -> None:
@@ -264,7 +269,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     if source.mapped is not None:
         arguments |= arguments_for(source.mapped)
     try:
-        with places_told(source.mapped) as places, header_read_once():
+        with places_told(source.mapped) as places, _reading(arguments):
             read: Any = _class(kind).from_pretrained(
                 place, **arguments, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
             )

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +47,6 @@ def header_read_once() -> Iterator[None]:
 
     What it read, some 150 MB with 49,152 tokens, is kept until it reads another file's, or :func:`forget_header`.
     """
-    if find_spec("gguf") is None:
-        yield
-        return
     library: Any = import_module("gguf")
     usual = library.GGUFReader
     library.GGUFReader = _kept  # where transformers takes it from whenever it reads

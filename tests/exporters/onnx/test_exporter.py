@@ -32,10 +32,8 @@ from ecoflap.onnx import densify  # noqa: E402
 
 SOME = {"llama": "decoder_with_past", "clip": "vision", "timm_eva": "vision"}
 EVERY = [
-    pytest.param(
-        row, SOME.get(row), id=f"{row}-{SOME.get(row, 'all views')}", marks=() if row in SOME else pytest.mark.slow
-    )
-    for row in ROWS
+    *(pytest.param(row, view, id=f"{row}-{view}") for row, view in SOME.items() if row in ROWS),
+    *(pytest.param(row, None, id=f"{row}-all views", marks=pytest.mark.slow) for row in ROWS),
 ]
 
 
