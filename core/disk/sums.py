@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from ecoflap.core.disk.json_files import read_bytes
 from ecoflap.core.disk.reading import ReadError, unread
@@ -22,12 +23,14 @@ _ESCAPES: Mapping[str, str] = {"\\\\": "\\", "\\n": "\n"}
 """What stands in an escaped name for one of its characters."""
 
 
-def write_sums(folder: Path) -> Path:
+def write_sums(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> Path:
     """List a folder's files; what a dot hides is nobody's, such as what a file manager leaves.
 
+    :param known: The SHA-256 of files that were hashed since they were written, by their path in the folder: they are
+        not read again.
     :return: The list.
     """
-    lines = [_line(sha256_of(folder / name), name) for name in _names(folder)]
+    lines = [_line(known.get(name) or sha256_of(folder / name), name) for name in _names(folder)]
     (folder / SUMS).write_bytes("".join(lines).encode(errors="surrogateescape"))
     return folder / SUMS
 

@@ -16,7 +16,7 @@ from ecoflap.core.disk.whole_files import sha256_of, whole_folder
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.export.exported import check_exported
 from ecoflap.core.export.surroundings import is_weights
-from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_file, write_manifest
+from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, describe_files, write_manifest
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, ManifestRun, read_manifest
@@ -98,9 +98,12 @@ def export(
         with blaming(f"the exporter {part.use}"):
             answered = part.built(pruned, inside)
         written = check_exported(answered, inside, part.use)
-        files = [*write_manifest(inside, part, pruned.model, written, origin), write_sums(inside)]
-        entries = {file.relative_to(inside).as_posix(): describe_file(file) for file in sorted(files)}
-    record = ExportRecord(exporter=part.plain(), files=entries)
+        # Hashed once: manifest, list and record say the same of a file that may be larger than memory.
+        files = describe_files(inside, written.files)
+        manifest = write_manifest(inside, part, pruned.model, written, files, origin)
+        sums = write_sums(inside, {name: entry.sha256 for name, entry in files.items()})
+        files |= describe_files(inside, (manifest, sums))
+    record = ExportRecord(exporter=part.plain(), files=dict(sorted(files.items())))
     write_sealed_json(record_of(folder, name), record.model_dump())
     return written.notes
 

@@ -1,6 +1,7 @@
 """Write the manifest of an export, ``manifest.json``, which travels with its files."""
 
 import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,16 +32,22 @@ class RunOrigin:
 
 
 def write_manifest(
-    folder: Path, part: PartSpec, model: nn.Module, written: Exported, origin: RunOrigin | None
-) -> list[Path]:
+    folder: Path,
+    part: PartSpec,
+    model: nn.Module,
+    written: Exported,
+    files: Mapping[str, ManifestFile],
+    origin: RunOrigin | None,
+) -> Path:
     """Describe what lies in a folder.
 
-    :return: All files, the manifest included.
+    :param files: What was written, each by its path in the folder.
+    :return: The manifest.
     """
     manifest = Manifest(
         exporter=part.use,
         run=origin.run if origin else None,
-        files={str(file.relative_to(folder)): describe_file(file) for file in sorted(written.files)},
+        files=dict(files),
         bytes=_sizes(model, written, origin),
         tensors=tuple(map(ManifestTensor.of, written.tensors)),
         checks=written.checks,
@@ -48,12 +55,15 @@ def write_manifest(
         versions=versions(),
     )
     write_sealed_json(folder / MANIFEST, manifest.model_dump(mode="json"))
-    return [*written.files, folder / MANIFEST]
+    return folder / MANIFEST
 
 
-def describe_file(file: Path) -> ManifestFile:
-    """Give a file's size and hash."""
-    return ManifestFile(bytes=file.stat().st_size, sha256=sha256_of(file))
+def describe_files(folder: Path, files: Iterable[Path]) -> dict[str, ManifestFile]:
+    """Give the size and hash of each file, by its path in the folder."""
+    return {
+        file.relative_to(folder).as_posix(): ManifestFile(bytes=file.stat().st_size, sha256=sha256_of(file))
+        for file in sorted(files)
+    }
 
 
 def deflated_share(model: nn.Module) -> float:

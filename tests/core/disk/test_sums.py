@@ -37,6 +37,12 @@ def test_what_it_lists(folder):
     check_sums(folder, "Mend it.", required=True)
 
 
+def test_a_file_whose_hash_is_known_is_not_read_again(folder):
+    listed = write_sums(folder, {"config.json": "0" * 64, "sub/gone": "1" * 64})
+    assert dict(read_sums(folder))["config.json"] == "0" * 64
+    assert b"sub/gone" not in listed.read_bytes()
+
+
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="the system has no sha256sum")
 def test_sha256sum_reads_it(folder):
     command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]

@@ -1,6 +1,7 @@
 """Exports: their names, and when one is there already."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 import pytest
 from sealed_by_hand import write_sealed
@@ -9,9 +10,11 @@ from torch import nn
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported
+from ecoflap.core.disk.sums import read_sums
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
-from ecoflap.core.export.exports import export, export_names, is_exported, weight_bytes
+from ecoflap.core.export.exports import export, export_names, is_exported, read_record, weight_bytes
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.record.manifest import read_manifest
 
 PRUNED = PrunedModel(nn.Linear(1, 1), LlamaAdapter(), {})
 
@@ -65,6 +68,17 @@ def test_it_is_there_only_as_this_exporter_wrote_it(write, tmp_path):
     assert (tmp_path / "writer" / "weights.bin").read_text() == "b"
     assert is_exported(tmp_path, "writer", part("b"))
     assert not is_exported(tmp_path, "writer", part("a"))
+
+
+def test_manifest_list_and_record_say_the_same_of_every_file(write, tmp_path):
+    write("a")
+    inside = tmp_path / "writer"
+    recorded = {name: entry.sha256 for name, entry in read_record(tmp_path / "writer.json").files.items()}
+    assert recorded == {file.name: sha256(file.read_bytes()).hexdigest() for file in inside.iterdir()}
+    listed = {name: recorded[name] for name in ("config.json", "manifest.json", "weights.bin")}
+    assert dict(read_sums(inside)) == listed
+    written = {name: entry.sha256 for name, entry in read_manifest(inside / "manifest.json").files.items()}
+    assert written == {name: recorded[name] for name in ("config.json", "weights.bin")}
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "manifest.json", "SHA256SUMS"])
