@@ -1,7 +1,7 @@
 """Do ``ecoflap densify``: write a packed file as an ordinary one, by whichever exporter packs files of its kind."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,19 +23,28 @@ def densify(file: Path, target: Path, registry: Registry, *, overwrite: bool = F
     :raises EcoflapError: Where no exporter reads such files, the file is broken, or the target is the file itself or
         there already.
     """
+    known = _by_ending(registry)
+    if file.is_dir():
+        raise ModelError(f"{file} is a folder: {_packed_in(file, known)}")
     if not file.is_file():
         raise ModelError(f"{file} is not there")
     if target.resolve() == file.resolve():
         raise ModelError(f"{target} is the packed file itself; name another")
     if os.path.lexists(target) and not overwrite:  # also a link to a file that is gone, which would be lost
         raise ModelError(f"{target} is there already; name another, or say --overwrite to have it replaced")
-    known = _by_ending(registry)
     for ending in sorted(known, key=len, reverse=True):
         if file.name.endswith(ending):
             name, write_dense = known[ending]
             with blaming(f"the exporter {name}, writing {file.name} dense,"):
                 return write_dense(file, target)
     raise FormatError(f"{file}: no exporter packs such files. Known endings: {', '.join(sorted(known))}")
+
+
+def _packed_in(folder: Path, endings: Iterable[str]) -> str:
+    found = sorted(path for path in folder.iterdir() if path.name.endswith(tuple(endings)))
+    if found:
+        return f"name the packed file in it, {' or '.join(map(str, found))}"
+    return f"name a packed file. Known endings: {', '.join(sorted(endings))}"
 
 
 def _by_ending(registry: Registry) -> dict[str, tuple[str, Densify]]:

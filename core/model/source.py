@@ -228,12 +228,17 @@ def _in_folder(name: str, folder: Path) -> Source:
         return _in_file(name, folder / ggufs[0])
     if ggufs:
         raise ModelError(f"{folder} holds {len(ggufs)} GGUF files: name one of {', '.join(ggufs)}.")
-    raise ModelError(f"no model in {folder}: expected a config.json, or one *.gguf file.")
+    inside = folder / "model"  # where a run keeps the model that it pruned
+    instead = f" There is one in it: name {inside}." if (inside / "config.json").is_file() else ""
+    raise ModelError(f"no model in {folder}: expected a config.json, or one *.gguf file.{instead}")
 
 
 def _in_file(name: str, file: Path) -> Source:
     if file.suffix != ".gguf":
-        raise ModelError(f"{file} is not a GGUF file; for other formats name the folder that holds config.json.")
+        recipe = " If it is a recipe, ecoflap plan shows it." if file.suffix in {".yaml", ".yml"} else ""
+        raise ModelError(
+            f"{file} is not a GGUF file; for other formats name the folder that holds config.json.{recipe}"
+        )
     beside = _files_in(file.parent)
     config = deepcopy(_gguf_config(file, file.stat().st_mtime_ns))
     return Source(name, path=file, config=config, files=beside)

@@ -60,12 +60,18 @@ def parse_recipe(
 
 
 def find_recipe(name: str) -> Path:
-    """Find a recipe file, or one that ships by its name: ``quickstart`` or ``quickstart.yaml``."""
+    """Find a recipe file, or one that ships by its name: ``quickstart`` or ``quickstart.yaml``.
+
+    :raises RecipeError: Where there is neither.
+    """
     if os.path.isfile(name):  # which, unlike a Path, no text makes raise
         return Path(name)
     folder = Path(str(files("ecoflap").joinpath("recipes")))
     shipped = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
     found = shipped.get(name.removesuffix(".yaml"))
+    if found is None and os.path.isdir(name) and (inside := sorted(Path(name).glob("*.yaml"))):
+        named = " or ".join(map(str, inside[:3]))
+        raise RecipeError(f"{cut(name)} is a folder: name a recipe in it, such as {named}.")
     if found is None:
         raise RecipeError(f"{cut(name)} is no file, and there is {unknown('shipped recipe', name, tuple(shipped))}")
     return found

@@ -292,8 +292,9 @@ def test_compare_puts_runs_side_by_side(finished, recipe_file, ecoflap_command, 
     assert lines[1].startswith("|:--")
 
 
-def test_compare_refuses_what_is_not_finished(finished, ecoflap_command, tmp_path):
+def test_compare_refuses_what_is_not_finished(finished, ecoflap_command, tmp_path, monkeypatch):
     folder, *_ = finished
+    monkeypatch.chdir(tmp_path)  # for without --out it looks at runs/comparison first
     (folder / "report.json").unlink()
     code, _, err = ecoflap_command("compare", folder)
     assert code == 2

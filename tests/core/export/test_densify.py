@@ -14,3 +14,11 @@ def test_a_link_to_what_is_gone_is_there_too(tmp_path):
     with pytest.raises(ModelError, match=r"dense\.onnx is there already; name another, or say --overwrite"):
         densify(file, target, load_registry())
     assert target.is_symlink()
+
+
+def test_a_folder_is_asked_for_the_packed_file_in_it(tmp_path):
+    with pytest.raises(ModelError, match=r"is a folder: name a packed file\. Known endings: .*\.onnx"):
+        densify(tmp_path, tmp_path / "dense.onnx", load_registry())
+    (tmp_path / "decoder.onnx").touch()
+    with pytest.raises(ModelError, match=r"is a folder: name the packed file in it, .*decoder\.onnx$"):
+        densify(tmp_path, tmp_path / "dense.onnx", load_registry())

@@ -88,6 +88,16 @@ def test_another_file_than_gguf(tmp_path: Path):
     model_folder(tmp_path, ("b.bin",), config=False)
     with pytest.raises(ModelError, match="is not a GGUF file"):
         open_source("b.bin", tmp_path)
+    (tmp_path / "r.yaml").touch()
+    with pytest.raises(ModelError, match=r"is not a GGUF file; .* If it is a recipe, ecoflap plan shows it\."):
+        open_source("r.yaml", tmp_path)
+
+
+def test_a_run_folder_keeps_its_model_in_a_folder(tmp_path: Path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    model_folder(tmp_path / "run" / "model", (), config=True)
+    with pytest.raises(ModelError, match=r"no model in .*run: .* There is one in it: name .*run.model\.$"):
+        open_source("run", tmp_path)
 
 
 def test_a_broken_gguf(tmp_path: Path):

@@ -351,6 +351,15 @@ def test_shipped_recipes_are_found_by_name(tmp_path, monkeypatch):
         find_recipe("quikstart")
 
 
+def test_a_folder_is_asked_for_the_recipe_in_it(folder):
+    (folder / "run").mkdir()
+    with pytest.raises(RecipeError, match=r"run is no file, and there is no shipped recipe named"):
+        find_recipe(str(folder / "run"))
+    (folder / "run" / "recipe.yaml").write_text(SMALL)
+    with pytest.raises(RecipeError, match=r"run is a folder: name a recipe in it, such as .*recipe\.yaml\.$"):
+        find_recipe(str(folder / "run"))
+
+
 @pytest.mark.parametrize("version", ["'1'", "null", "3"])
 def test_the_version_is_one(told, version):
     assert "version" in told(SMALL.replace("version: 1", f"version: {version}"))
