@@ -185,7 +185,7 @@ def _cannot_build(source: Source, error: Exception) -> ModelError:
     import transformers
 
     return ModelError(
-        f"{_where(source)}: transformers {transformers.__version__} cannot build the model: {sentence_of(error)}. Mend "
+        f"{_where(source)}: transformers {transformers.__version__} cannot build the model: {sentence_of(error)} Mend "
         f"the setting that this is about; where all are as their author wrote them, another version of transformers "
         f"is needed.{not_run(source.config)}"
     )
