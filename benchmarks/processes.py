@@ -5,6 +5,10 @@
 Runs alternate, so that what else a machine does falls on both. Beside the ratio of seconds stands that of CPU seconds:
 those of the one process over the most of any of several, which is what the first comes to on an idle machine with a
 core for each. CPU seconds of waiting for others are none.
+
+A machine's processors take caches, memory and clock from each other, so that even runs that know nothing of each other
+are slower at once than alone. As many of one process each are run at once too: what all of them do in the time is the
+most that any sharing of the work could be faster here, and is printed beside it as the ceiling.
 """
 
 import argparse
@@ -48,9 +52,10 @@ def main() -> None:
 
 
 def measured(model: str, asked: argparse.Namespace, folder: Path) -> Iterator[dict[int, list[dict[str, Any]]]]:
-    """Give what each process of a run measured, by how many there were, for each repeat."""
+    """Give what each process of a run measured, by how many there were, for each repeat; by 0 of runs at once."""
     for _ in range(asked.repeats):
-        yield {size: one_run(model, size, asked.set_, folder / str(size)) for size in (1, asked.processes)}
+        found = {size: one_run(model, size, asked.set_, folder / str(size)) for size in (1, asked.processes)}
+        yield {**found, 0: at_once(model, asked.processes, asked.set_, folder)}
         same = {name: _bytes(folder / "1" / name) == _bytes(folder / str(asked.processes) / name) for name in SAME}
         print(f"{model}: the same in 1 and {asked.processes} processes: {same}", flush=True)
 
@@ -61,23 +66,48 @@ def _bytes(file: Path) -> bytes:
 
 
 def one_run(model: str, size: int, set_: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    _ended(_started(model, size, set_, folder))
+    return [_measured(folder, rank) for rank in range(size)]
+
+
+def at_once(model: str, runs: int, set_: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Do several runs of one process each at the same time, which know nothing of each other."""
+    own = [folder / f"alone{number}" for number in range(runs)]
+    for process in [_started(model, 1, set_, one) for one in own]:
+        _ended(process)
+    return [_measured(one, 0) for one in own]
+
+
+def _started(model: str, size: int, set_: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--several", str(size), model, str(folder), *set_]
-    subprocess.run(command, env=environment, check=True)
-    return [json.loads(folder.with_name(f"{folder.name}-{rank}.json").read_text("utf-8")) for rank in range(size)]
+    return subprocess.Popen(
+        [sys.executable, __file__, "--several", str(size), model, str(folder), *set_], env=environment
+    )
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+
+
+def _measured(folder: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(folder.with_name(f"{folder.name}-{rank}.json").read_text("utf-8"))
+    return found
 
 
 def report(model: str, several: int, repeats: Sequence[Mapping[int, Sequence[Mapping[str, Any]]]]) -> None:
     print(f"\n{model}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, medians of {len(repeats)}")
     for stage in [stage for stage in ("coarse", "fine") if stage in repeats[0][1][0]]:
-        alone, together = ([_worst(one[size], stage) for one in repeats] for size in (1, several))
+        alone, together, apart = ([_worst(one[size], stage) for one in repeats] for size in (1, several, 0))
         (wall, cpu), (walls, cpus) = (
             [median(column) for column in zip(*found, strict=True)] for found in (alone, together)
         )
         ratios = [[a[n] / b[n] for a, b in zip(alone, together, strict=True)] for n in (0, 1)]
         by_wall, by_cpu = (median(one) for one in ratios)
         print(f"  {stage:7} {wall:7.1f} s → {walls:7.1f} s: {by_wall:.2f}×", end="")
-        print(f";  CPU {cpu:7.1f} s → {cpus:7.1f} s: {by_cpu:.2f}×")
+        print(f";  CPU {cpu:7.1f} s → {cpus:7.1f} s: {by_cpu:.2f}×", end="")
+        ceiling = median(several * a[0] / b[0] for a, b in zip(alone, apart, strict=True))
+        print(f";  ceiling, of {several} runs at once: {ceiling:.2f}×")
     for size in (1, several):
         peaks = [max(one["peak"] for one in repeat[size]) for repeat in repeats]
         print(f"  memory of a process, of {size}: {median(peaks) / 1e9:.2f} GB")
