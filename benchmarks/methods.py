@@ -1,7 +1,7 @@
 """Every method and the sensible chains of them, on the models in the box, each beside its seconds and its memory.
 
     python benchmarks/methods.py smollm2 runs/methods benchmarks/results/methods.jsonl [--seeds 0 1 2] [--only admm]
-        [--sparsities 0.6 2:4] [--no-jitter]
+        [--sparsities 0.6 2:4] [--no-jitter] [--dtype float32]
     python benchmarks/methods.py --table benchmarks/results/methods.jsonl
     python benchmarks/methods.py --curve benchmarks/results/methods.jsonl
 
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import log
 from pathlib import Path
@@ -67,6 +67,8 @@ class Row:
     """One run.
 
     :param jitter: Whether each layer keeps one weight less than the sparsity says.
+    :param dtype: What the model is read in, where it is not what its recipe says: a processor without products in
+        bfloat16 is several times faster in float32.
     """
 
     model: str
@@ -74,11 +76,17 @@ class Row:
     sparsity: str
     seed: int
     jitter: bool = False
+    dtype: str | None = None
 
     @property
     def name(self) -> str:
         plain = f"{self.model}-{self.method}-{self.sparsity}-{self.seed}{'-jitter' if self.jitter else ''}"
-        return plain.replace(" → ", "+").replace(":", "of").replace("/", "-")
+        return (
+            (plain if self.dtype is None else f"{plain}-{self.dtype}")
+            .replace(" → ", "+")
+            .replace(":", "of")
+            .replace("/", "-")
+        )
 
     @property
     def recipe(self) -> str:
@@ -87,7 +95,8 @@ class Row:
     def settings(self, folder: Path) -> list[str]:
         """Give what is to be set in the recipe."""
         asked = float(self.sparsity) + _one_a_layer(folder, self) if self.jitter else self.sparsity
-        own = (f"sparsity={asked}", f"seed={self.seed}", "export=null", *_evaluation(self.model))
+        dtype = () if self.dtype is None else (f"model.dtype={self.dtype}",)
+        own = (*dtype, f"sparsity={asked}", f"seed={self.seed}", "export=null", *_evaluation(self.model))
         if self.method in CHAINS:
             return [*UNIFORM, *CHAINS[self.method], *own]
         return [*OF_MODEL.get(self.model, ()), *(UNIFORM if ":" in self.sparsity else ()), *own]
@@ -113,18 +122,20 @@ def _topics() -> Path:
 
 def _one_a_layer(folder: Path, row: Row) -> float:
     """Give what more of sparsity one weight for each layer is, from the plan of the row without jitter."""
-    plan = json.loads((folder / Row(row.model, row.method, row.sparsity, row.seed).name / "plan.json").read_text())
+    plan = json.loads((folder / replace(row, jitter=False).name / "plan.json").read_text())
     return len(plan["layers"]) / plan["size"]
 
 
-def rows(model: str, sparsities: Sequence[str], seeds: Sequence[int], methods: Sequence[str]) -> Iterator[Row]:
+def rows(
+    model: str, sparsities: Sequence[str], seeds: Sequence[int], methods: Sequence[str], dtype: str | None
+) -> Iterator[Row]:
     """Give the rows in the order they are done: the first seed's, its jitter, then the other seeds'."""
     own = [method for method in methods if method in (*CHAINS, *SHIPPED.get(model, ()))]
     for number, sparsity in product(range(len(seeds)), sparsities):
         for method in own:
-            yield Row(model, method, sparsity, seeds[number])
+            yield Row(model, method, sparsity, seeds[number], dtype=dtype)
             if number == 0 and ":" not in sparsity:
-                yield Row(model, method, sparsity, seeds[0], jitter=True)
+                yield Row(model, method, sparsity, seeds[0], jitter=True, dtype=dtype)
 
 
 def figures(row: Row, work: Path) -> dict[str, Any]:
@@ -150,11 +161,11 @@ def figures(row: Row, work: Path) -> dict[str, Any]:
 
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Write a Markdown table for each model and sparsity: each measure, and what it took."""
-    for model, sparsity in dict.fromkeys((line["model"], line["sparsity"]) for line in lines):
-        mine = [line for line in lines if (line["model"], line["sparsity"]) == (model, sparsity)]
+    for model, sparsity, dtype in dict.fromkeys(map(_group, lines)):
+        mine = [line for line in lines if _group(line) == (model, sparsity, dtype)]
         measures = [name for name in mine[0]["pruned"] if all(name in line["pruned"] for line in mine)]
         dense = ", ".join(f"{name} {mine[0]['dense'][name]:.4g}" for name in measures)
-        yield f"\n{model}, {sparsity}; dense: {dense}\n"
+        yield f"\n{_title(model, sparsity, dtype)}; dense: {dense}\n"
         yield f"| method | {' | '.join(f'{name} | one weight a layer less' for name in measures)} | CPU s | MB |"
         yield f"|---|{'---:|---:|' * len(measures)}---:|---:|"
         for method in dict.fromkeys(line["method"] for line in mine):
@@ -167,10 +178,10 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
     Better is what nothing cheaper is as good as. Of several measures it is the first.
     """
-    for model, sparsity in dict.fromkeys((line["model"], line["sparsity"]) for line in lines):
-        mine = [line for line in lines if (line["model"], line["sparsity"]) == (model, sparsity) and not line["jitter"]]
+    for model, sparsity, dtype in dict.fromkeys(map(_group, lines)):
+        mine = [line for line in lines if _group(line) == (model, sparsity, dtype) and not line["jitter"]]
         measure = next(iter(mine[0]["pruned"]))
-        yield f"\n{model}, {sparsity}\n\n| CPU s | method | {measure} |\n|---:|---|---:|"
+        yield f"\n{_title(model, sparsity, dtype)}\n\n| CPU s | method | {measure} |\n|---:|---|---:|"
         points = []
         for method in dict.fromkeys(line["method"] for line in mine):
             own = [line for line in mine if line["method"] == method]
@@ -180,6 +191,15 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             mark = "**" if sign * value > best else ""
             best = max(best, sign * value)
             yield f"| {seconds:.0f} | {mark}{method}{mark} | {value:.4g} |"
+
+
+def _group(line: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """Give what the rows of one table have in common; the first rows had no dtype of their own."""
+    return line["model"], line["sparsity"], line.get("dtype")
+
+
+def _title(model: str, sparsity: str, dtype: str | None) -> str:
+    return f"{model}, {sparsity}" if dtype is None else f"{model} in {dtype}, {sparsity}"
 
 
 def _cells(lines: Sequence[Mapping[str, Any]], measure: str) -> str:
@@ -204,6 +224,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sparsities", nargs="+", default=list(SPARSITIES))
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--dtype", help="read the model in it, and not in what its recipe says")
     parser.add_argument("--no-jitter", action="store_true", help="leave out the rows with one weight a layer less")
     parser.add_argument("--table", action="store_true", help="write the tables of what is done")
     parser.add_argument("--curve", action="store_true", help="write what quality costs, of what is done")
@@ -212,7 +233,7 @@ def main() -> None:
         print("\n".join((curve if asked.curve else table)(read(asked.results))))
         return
     asked.work.mkdir(parents=True, exist_ok=True)
-    wanted = rows(asked.model, asked.sparsities, asked.seeds, asked.only)
+    wanted = rows(asked.model, asked.sparsities, asked.seeds, asked.only, asked.dtype)
     wanted = (row for row in wanted if not (row.jitter and asked.no_jitter))
     do(wanted, asked.results, "name", lambda row: row.name, lambda row: figures(row, asked.work))
 
