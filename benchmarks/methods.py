@@ -80,13 +80,9 @@ class Row:
 
     @property
     def name(self) -> str:
-        plain = f"{self.model}-{self.method}-{self.sparsity}-{self.seed}{'-jitter' if self.jitter else ''}"
-        return (
-            (plain if self.dtype is None else f"{plain}-{self.dtype}")
-            .replace(" → ", "+")
-            .replace(":", "of")
-            .replace("/", "-")
-        )
+        ends = f"{'-jitter' if self.jitter else ''}{f'-{self.dtype}' if self.dtype else ''}"
+        plain = f"{self.model}-{self.method}-{self.sparsity}-{self.seed}{ends}"
+        return plain.replace(" → ", "+").replace(":", "of").replace("/", "-")
 
     @property
     def recipe(self) -> str:
