@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from ecoflap.core.disk import sealed
 from ecoflap.core.errors import FormatError
+from ecoflap.core.pruning import masks
 from ecoflap.core.pruning.masks import pack, popcount, read_masks, save_masks, unpack
 
 SHAPES = st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple)
@@ -30,6 +31,12 @@ def test_pack_and_unpack(shape, seed, share):
     back = unpack(bits, shape)
     assert back.dtype == torch.bool
     assert torch.equal(back, mask)
+
+
+def test_older_numpy_counts_by_a_table(monkeypatch):
+    every = torch.arange(256, dtype=torch.uint8)
+    monkeypatch.setattr(masks, "_count_ones", masks._ONES.__getitem__)
+    assert popcount(every) == sum(number.bit_count() for number in range(256))
 
 
 def test_the_first_weight_is_the_lowest_bit():
