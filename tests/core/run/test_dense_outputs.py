@@ -91,7 +91,7 @@ def test_of_the_dense_model_there_is_no_measure_and_tables_say_so(comparing, tmp
     run = ecoflap.run(comparing(), folder=tmp_path / "run")
     assert list(run.report.measures.dense) == ["perplexity"]
     assert list(run.report.measures.pruned) == ["perplexity", "kl", "agreement"]
-    code, out, _ = ecoflap_command("compare", tmp_path / "run")
+    code, out, _ = ecoflap_command("compare", tmp_path / "run", "--out", tmp_path / "compared")
     assert code == 0
     assert "kl pruned" in out
     page = (tmp_path / "run" / "report.html").read_text()
