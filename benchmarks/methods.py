@@ -156,7 +156,7 @@ def figures(row: Row, work: Path) -> dict[str, Any]:
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Write a Markdown table for each model and sparsity: each measure, and what it took."""
+    """Write a Markdown table for each model, sparsity and dtype: each measure, and what it took."""
     for model, sparsity, dtype in dict.fromkeys(map(_group, lines)):
         mine = [line for line in lines if _group(line) == (model, sparsity, dtype)]
         measures = [name for name in mine[0]["pruned"] if all(name in line["pruned"] for line in mine)]
@@ -170,7 +170,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def curve(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Write for each model and sparsity what quality costs: methods by their CPU seconds, the better ones in bold.
+    """Write for each model, sparsity and dtype what quality costs: methods by their CPU seconds, the better in bold.
 
     Better is what nothing cheaper is as good as. Of several measures it is the first.
     """

@@ -23,15 +23,15 @@ def densify(file: Path, target: Path, registry: Registry, *, overwrite: bool = F
     :raises EcoflapError: Where no exporter reads such files, the file is broken, or the target is the file itself or
         there already.
     """
-    known = _by_ending(registry)
     if file.is_dir():
-        raise ModelError(f"{file} is a folder: {_packed_in(file, known)}")
+        raise ModelError(f"{file} is a folder: {_packed_in(file, _by_ending(registry))}")
     if not file.is_file():
         raise ModelError(f"{file} is not there")
     if target.resolve() == file.resolve():
         raise ModelError(f"{target} is the packed file itself; name another")
     if os.path.lexists(target) and not overwrite:  # also a link to a file that is gone, which would be lost
         raise ModelError(f"{target} is there already; name another, or say --overwrite to have it replaced")
+    known = _by_ending(registry)
     for ending in sorted(known, key=len, reverse=True):
         if file.name.endswith(ending):
             name, write_dense = known[ending]
