@@ -75,6 +75,8 @@ class PartReader:
         if isinstance(use, str) or _makes(use):
             return use, {str(key): value for key, value in written.items() if key != "use"}
         found = "this has no use: with a name" if isinstance(written, Mapping) else f"this is {described(written)}"
+        if callable(written):
+            found += ", of which no recipe could say how it was made: make its class a dataclass, or give the class"
         known = ", ".join(self.registry.choices(kind)) or "none"
         wanted = f"should be {kind_with_article(kind)}: a name, or {{use: name, parameter: value}}"
         self.problems.add(path, f"{wanted}; {found}. Known: {known}.")

@@ -42,6 +42,14 @@ def test_the_recipe_refuses_it_at_its_place(registry):
         parse_recipe(recipe, registry=registry)
 
 
+def test_an_object_that_no_recipe_could_write_is_told_how_it_can_be(registry):
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": Scores()}
+    said = r"score: should be a scorer: .* how it was made: make its class a dataclass, or give the class\. Known:"
+    with pytest.raises(EcoflapError, match=said):
+        parse_recipe(recipe, registry=registry)
+    assert parse_recipe({**recipe, "score": Scores}, registry=registry).score.scorer.use == f"{__name__}:Scores"
+
+
 def test_a_part_is_built_once_when_the_recipe_is_checked(registry):
     BUILT.clear()
     recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": {"use": Counted}}
