@@ -35,7 +35,7 @@ class Observed:
 
     :param owners: By the layer's name, the process that has its statistics.
     :param seen: By the layer's name, its statistics; those of another process' layers are empty.
-    :param inputs: By the layer's name, the first layer that is fed the same; empty where nothing is known of inputs.
+    :param inputs: By the layer's name, the first layer that is fed the same; empty where no input was looked at.
     """
 
     owners: Mapping[str, int]
@@ -129,6 +129,14 @@ class Observation(BlockWatch):
         self._calls[layer.name] += 1
         if self._may_end and self._calls == self._usual:
             raise Finished
+
+    @property
+    def knows_inputs(self) -> bool:
+        """Say whether every layer was seen, so that no other batch tells more of which are fed the same.
+
+        Of experts it does not: any batch may be the first one in which a router gives one of them something.
+        """
+        return self._leader.keys() == self._names and all(layer.layout != "routed" for layer in self._layers)
 
     def _add_input(self, layer: Layer, inputs: Tensor, picked: Picked | None) -> None:
         leader = self._first_fed(layer, inputs)
@@ -232,7 +240,7 @@ class Observation(BlockWatch):
         keys = [*((name, "inputs") for name in fed_alike), *((layer.name, "gradient") for layer in self._layers)]
         summed = {key: self._summed(key, owner_of[key[0]], ranks) for key in keys}
         seen = {layer.name: self._answer(layer, summed, owner_of[layer.name] == ranks.rank) for layer in self._layers}
-        inputs = {layer.name: name for name, layers in fed_alike.items() for layer in layers if self._of_inputs}
+        inputs = {layer.name: name for name, layers in fed_alike.items() for layer in layers}
         return Observed(owner_of, seen, inputs)
 
     def _hear_of_others(self, ranks: Ranks) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ecoflap.core.contracts.records import Batch
-from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,13 @@ class Placement:
             for tensor, original in zip(moved, originals, strict=True):
                 tensor.data = original
 
+    @contextmanager
+    def module_held(self, module: nn.Module) -> Iterator[torch.device]:
+        """Hold a module's parameters and buffers there, and say where they were."""
+        home = device_of(module)
+        with self.held(tensors_of(module)):
+            yield home
+
     def call(self, home: torch.device, forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Call ``forward`` on the device: tensors among its arguments are brought there, and its output to ``home``."""
         if self.device is None:
@@ -50,8 +57,7 @@ class Placement:
 
     def run(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Call a block's ``forward`` with its weights held."""
-        home = device_of(module)
-        with self.held(tensors_of(module)):
+        with self.module_held(module) as home:
             return self.call(home, forward, args, kwargs)
 
     def widened_bytes(self, tensors: Iterable[Tensor]) -> int:
@@ -156,6 +162,18 @@ def tensors_of(module: nn.Module, *, recurse: bool = True) -> Iterator[Tensor]:
     """Yield a module's parameters and buffers, and those of its submodules unless told otherwise."""
     yield from module.parameters(recurse)
     yield from module.buffers(recurse)
+
+
+def outside_blocks(model: nn.Module, anatomy: Anatomy) -> list[Tensor]:
+    """Give the tensors of modules in no tower's blocks; a weight tied to one inside, as an embedding, is among them.
+
+    A matrix outside the blocks stays among them where it is included: models ask it for its type before it runs.
+    """
+    towers = [tower for tower in anatomy.towers if not tower.outside]
+    inside = {id(module) for tower in towers for block in tower.blocks for module in block.module.modules()}
+    outside = (module for module in model.modules() if id(module) not in inside)
+    found = (tensor for module in outside for tensor in tensors_of(module, recurse=False))
+    return list({id(tensor): tensor for tensor in found}.values())
 
 
 def batch_on(batch: Batch, device: str) -> Batch:

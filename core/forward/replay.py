@@ -27,7 +27,7 @@ from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.gradients import kept_gradients, saved_bytes, stream_gradients
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation, Observed
-from ecoflap.core.forward.placement import HeldBlocks, Placement, added, device_of, numbers_in, tensors_of
+from ecoflap.core.forward.placement import HeldBlocks, Placement, added, numbers_in, outside_blocks, tensors_of
 from ecoflap.core.forward.statistics import TokenWeights
 from ecoflap.core.forward.walk import BlockCall, BlockWatch, CallsSeen, Record, Records, Walk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
@@ -96,7 +96,7 @@ class Replay:
         self._spare, self._held = spare, HeldBlocks(self.placement)
 
     def __enter__(self) -> "Replay":
-        self._outside.enter_context(self.placement.in_place().held(self._tensors_outside_blocks))
+        self._outside.enter_context(self.placement.in_place().held(self._tensors_outside))
         wide = self.placement.widened_bytes(one for block in self.blocks for one in tensors_of(block.module))
         if wide <= self._spare and self.placement.device is None:
             self._spare -= wide
@@ -168,7 +168,6 @@ class Replay:
             self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder)
 
     def _observed(self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice) -> Observed:
-        inside = self.anatomy.layers_of[self.blocks[i].name]
         observation = Observation(self.blocks[i], layers, needs)
         # It takes forwards of its own, so they come before the one in which the weights are asked for.
         drifts = self._drifts(i) if tokens == "drifting" else {}
@@ -176,11 +175,27 @@ class Replay:
         with self._holding(i) as home:
             for span in self._spans:
                 for number in span:
-                    observation.begin(partial(self._tokens, self.batches[number]), partial(weights.of, number))
-                    with watching(inside, observation.see):
-                        self._forward(number, first=i, last=i, watch=observation, home=home)
+                    self._observe(i, number, observation, weights, home)
                 observation.end_span(first=self.ranks.rank == 0)
         return observation.observed(self.ranks)
+
+    def fed_alike(self, i: int, layers: Sequence[Layer]) -> Observed:
+        """Find out which layers of block ``i`` are fed the same, on as few batches as tell it, and sum nothing."""
+        observation = Observation(self.blocks[i], layers, ())
+        weights = TokenWeights("real", self.tokens, len(self.batches), {})
+        with self._holding(i) as home:
+            for number in self.own:
+                self._observe(i, number, observation, weights, home)
+                if observation.knows_inputs:
+                    break
+        return observation.observed(self.ranks)
+
+    def _observe(
+        self, i: int, number: int, observation: Observation, weights: TokenWeights, home: torch.device | None
+    ) -> None:
+        observation.begin(partial(self._tokens, self.batches[number]), partial(weights.of, number))
+        with watching(self.anatomy.layers_of[self.blocks[i].name], observation.see):
+            self._forward(number, first=i, last=i, watch=observation, home=home)
 
     def _drifts(self, i: int) -> dict[str, list[list[Tensor]]]:
         """Say by its tower how far block ``i`` turns each position, batch by batch and call by call."""
@@ -344,12 +359,10 @@ class Replay:
         A block that is called more than once is not held, and None is given: between two calls others run, and no more
         than one block is to be there.
         """
-        module = self.blocks[i].module
         if self.blocks[i].calls != 1:
             yield None
             return
-        home = device_of(module)
-        with self.placement.held(tensors_of(module)):
+        with self.placement.module_held(self.blocks[i].module) as home:
             yield home
 
     @torch.no_grad()
@@ -373,18 +386,10 @@ class Replay:
     @contextmanager
     def _prepared(self, number: int) -> Iterator[Batch]:
         """Give one batch, with the global generators forked and seeded."""
-        outside = self.placement.in_place().held(self._tensors_outside_blocks)
+        outside = self.placement.in_place().held(self._tensors_outside)
         with seeded(seed_for(self.seed, number)), outside:
             yield self.batches[number]
 
     @cached_property
-    def _tensors_outside_blocks(self) -> list[Tensor]:
-        """Yield tensors of modules in no tower's blocks; a weight tied to one inside, as an embedding, is among them.
-
-        A matrix outside the blocks stays among them where it is included: models ask it for its type before it runs.
-        """
-        towers = [tower for tower in self.anatomy.towers if not tower.outside]
-        inside = {id(module) for tower in towers for block in tower.blocks for module in block.module.modules()}
-        outside = (module for module in self.model.modules() if id(module) not in inside)
-        found = (tensor for module in outside for tensor in tensors_of(module, recurse=False))
-        return list({id(tensor): tensor for tensor in found}.values())
+    def _tensors_outside(self) -> list[Tensor]:
+        return outside_blocks(self.model, self.anatomy)

@@ -18,7 +18,7 @@ from ecoflap.core.budget.select import is_finite, is_nonzero, kept_only, same_bi
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
-from ecoflap.core.contracts.protocols import LossStatistic
+from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, TokenChoice
 from ecoflap.core.errors import EcoflapError, ModelError, listed
 from ecoflap.core.forward.observation import Observed
@@ -159,12 +159,15 @@ class BlockwisePruning:
 
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
         """Prune one block, and return the layers that are more than their mask on the old weight."""
-        seen = self._seen(index, layers)
-        self._warn_of_unfed(layers, seen)
-        groups = by_input(layers, seen) if self.sequential else [layers]
         notes: set[str] = set()
-        changed = self._prune_layers(index, groups[0], seen, masks, notes)
-        for group in groups[1:]:
+        if not (self.sequential and any(map(_is_of_inputs, self._needs(index)))):
+            seen = self._seen(index, layers)
+            self._warn_of_unfed(layers, seen)
+            return self._prune_layers(index, layers, seen, masks, notes)
+        alike = self.replay.fed_alike(index, layers)
+        self._warn_of_unfed(layers, alike)
+        changed = []
+        for group in by_input(layers, alike):
             changed += self._prune_layers(index, group, self._seen(index, group), masks, notes)
         return changed
 
@@ -271,15 +274,19 @@ class BlockwisePruning:
 def by_input(layers: Sequence[Layer], seen: Observed) -> list[list[Layer]]:
     """Group a block's layers that share an input, in the order they run.
 
-    Of experts, whose inputs are each one's own, those are a group that are the same matrix of all of them. Of inputs
-    that nothing is known of all are one group.
+    Of experts, whose inputs are each one's own, those are a group that are the same matrix of all of them.
     """
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         routed = layer.layout == "routed"
-        key = re.sub(r"\d+", "", layer.name) if routed else seen.inputs.get(layer.name, "")
+        key = re.sub(r"\d+", "", layer.name) if routed else seen.inputs[layer.name]
         groups.setdefault(key, []).append(layer)
     return list(groups.values())
+
+
+def _is_of_inputs(need: type[Any]) -> bool:
+    """Say whether a statistic is of a layer's inputs alone, which pruned layers before it change."""
+    return not issubclass(need, GradientStatistic | LossStatistic)
 
 
 def _take_over(layer: Layer, finished: FinishedLayer, masks: PackedMasks, *, is_held: bool) -> None:

@@ -236,7 +236,26 @@ def test_each_expert_keeps_what_the_plan_says_and_a_second_run_takes_it_over(mod
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
 
 
-def test_an_expert_without_a_token_is_pruned_by_its_weights_alone_and_named(tmp_path):
+def test_which_experts_are_fed_is_looked_for_in_every_batch():
+    """A router gives each of two tokens to two experts of four, and these are not the same two."""
+    model = redraw(mixtral())
+    model.set_experts_implementation("eager")
+    adapter = ExpertsAdapter()
+    anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
+    # A text of a token that is said twice has one hidden state, and is the shortest with a loss.
+    texts = [{"input_ids": torch.full((1, 2), token), "attention_mask": torch.ones(1, 2).long()} for token in (3, 9)]
+    layers = anatomy.layers_of["model.layers.0"]
+    fed = []
+    for batches in (texts[:1], texts[1:], texts):
+        found = Replay(model, adapter, batches, anatomy=anatomy).fed_alike(0, layers)
+        fed.append({name for name, one in found.seen.items() if one.is_fed})
+    first, second, both = fed
+    assert second - first
+    assert both == first | second
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_an_expert_without_a_token_is_pruned_by_its_weights_alone_and_named(tmp_path, sequential):
     model = redraw(mixtral(num_experts_per_tok=1))
     model.set_experts_implementation("eager")
     for block in model.model.layers:  # of v·x and −v·x one is above the last expert's 0, whatever x is
@@ -247,9 +266,12 @@ def test_an_expert_without_a_token_is_pruned_by_its_weights_alone_and_named(tmp_
     unfed = [name for name, found in replay.run(0).items() if not found.is_fed]
     plan = make_plan(pools_of(replay.anatomy, Fraction(1, 2), {}, []), Uniform(), "layer", None)
     (tmp_path / "blocks").mkdir()
-    masks = BlockwisePruning(replay, plan, {"language": spec("pruner", Wanda())}, tmp_path / "blocks", events.append)()
+    pruners = {"language": spec("pruner", Wanda())}
+    folder = tmp_path / "blocks"
+    masks = BlockwisePruning(replay, plan, pruners, folder, events.append, sequential=sequential)()
     assert unfed == [f"model.layers.0.mlp.experts.{own}[3]" for own in ("gate_up_proj", "down_proj")]
     told = [event.message for event in events if isinstance(event, Warned)]
+    assert len(told) == len(model.model.layers)
     assert any("no calibration token to 2 matrices of experts" in text and unfed[0] in text for text in told)
     largest = dense.abs() >= dense.abs().sort(dim=1, descending=True).values[:, INNER // 2 - 1 : INNER // 2]
     assert torch.equal(masks[unfed[1]], largest)

@@ -461,6 +461,28 @@ def test_a_matrix_that_not_every_batch_multiplies_is_seen_where_one_does(llama, 
     torch.testing.assert_close(of_all, of_some, rtol=1e-5, atol=0)
 
 
+def test_what_is_fed_alike_is_found_on_as_few_batches_as_tell_it(llama, monkeypatch):
+    """The MLP is left out of the first batch, so that it takes the second one too, and not the third."""
+    model, adapter, batches = llama
+    block = adapter.towers(model)[0].blocks[0].module
+    through, runs = block.mlp.forward, []
+
+    def not_at_first(hidden):
+        runs.append(bool(runs))
+        return through(hidden) if runs[-1] else hidden
+
+    monkeypatch.setattr(block.mlp, "forward", not_at_first)
+    replay = Replay(model, adapter, batches)
+    found = replay.fed_alike(0, replay.anatomy.layers_of["model.layers.0"])
+    short = {name.split(".")[-2]: first.split(".")[-2] for name, first in found.inputs.items()}
+    assert short == {
+        "q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "o_proj": "o_proj",
+        "gate_proj": "gate_proj", "up_proj": "gate_proj", "down_proj": "down_proj",
+    }  # fmt: skip
+    assert runs == [False, True]
+    assert not any(statistics for statistics in found.seen.values())
+
+
 def test_a_matrix_that_is_multiplied_twice_is_seen_twice_in_each_batch(llama):
     model, adapter, batches = llama
     block = adapter.towers(model)[0].blocks[0].module

@@ -7,7 +7,7 @@ import pytest
 import torch
 from spec import spec
 
-from ecoflap import Anatomy, EcoflapError, Gram, Pruned, Replay
+from ecoflap import Anatomy, ColumnNorm, EcoflapError, Gram, Pruned, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.events import LayerPruned, Warned
@@ -257,6 +257,30 @@ def test_a_finished_block_of_which_a_byte_changed_is_refused(step, tmp_path, dou
     path.unlink()
     assert list(step(pruner)[0]())
     assert path.read_bytes() == written
+
+
+class Counted(ColumnNorm):
+    """Counts the calls whose inputs are summed."""
+
+    calls = 0
+
+    def add(self, inputs):
+        super().add(inputs)
+        Counted.calls += 1
+
+
+class Looks(Magnitude):
+    """Magnitude that asks for a statistic that counts."""
+
+    needs = (Counted,)
+
+
+def test_with_sequential_an_input_that_layers_share_is_summed_once(step, monkeypatch):
+    """There is one batch, and each block has four inputs; what shares one is found without summing."""
+    monkeypatch.setattr(Counted, "calls", 0)
+    fine, _ = step(Looks())
+    replace(fine, sequential=True)()
+    assert Counted.calls == len(fine.replay.blocks) * 4
 
 
 def test_with_sequential_a_layer_sees_what_pruned_ones_before_it_give(step):
