@@ -3,8 +3,9 @@
 By turns in one process: torch's dense product, our kernel with nothing pruned, and packed at three sparsities; the last
 two in int8 as well, with x in 16 bits and in 8, where the base is our kernel in the same int8 with nothing pruned. Each
 has several copies of its matrix, together larger than the caches. What memory gives is measured among them, by a sum of
-whole numbers as large as the dense matrix, and ``of_read`` is the share of it that a product reads. Times are medians,
-of the CPU with one thread and of the clock with more; ratios are of those. A line of JSON for each is appended to
+whole numbers as large as the dense matrix, and ``of_read`` is the share of it that a product reads. All of it lies
+in huge pages where the system has them, as packed models and those that the command loads do. Times are medians, of the
+CPU with one thread and of the clock with more; ratios are of those. A line of JSON for each is appended to
 benchmarks/results/kernel.jsonl, with the machine and how busy it was.
 """
 
@@ -18,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it is imported
 
 import torch
 from torch import Tensor
