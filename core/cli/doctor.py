@@ -21,6 +21,7 @@ def doctor_tables() -> list[Section]:
     rows = [
         ["runs", taken.name],
         ["because", taken.why],
+        ["zeros save", taken.saved],
         ["library", str(FILE) if isinstance(library, Library) else "none"],
         *lacking,
         ["threads", f"{torch.get_num_threads()}, {_whose()}"],

@@ -16,6 +16,13 @@ from ecoflap.core.kernel.library import TYPES, VALUES, Library, Values, opened
 
 VARIABLE = "ECOFLAP_KERNEL"
 TORCH = "torch"
+SAVED = {
+    "avx2": "memory; time in float32 alone, and in int8 they cost time",
+    "neon": "memory; whether time was not measured",
+    "portable": "memory, but no time",
+    TORCH: "memory, but no time",
+}
+"""What zeros save on a path, where it is not both: benchmarks/kernel.py measured it."""
 BY_TORCH = "each panel of rows is decoded and multiplied by torch: right and small, but not fast"
 
 
@@ -33,6 +40,11 @@ class Route:
     number: int
     name: str
     why: str
+
+    @property
+    def saved(self) -> str:
+        """Say what zeros save here, in words."""
+        return SAVED.get(self.name, "memory and time")
 
     @cached_property
     def batches(self) -> Mapping[tuple[torch.dtype, Values], int]:

@@ -40,6 +40,24 @@ def test_it_says_why_nothing_is_fast(capsys, monkeypatch, take_path):
     assert rows["library"].split() == ["library", "none"]
 
 
+@pytest.mark.parametrize(
+    ("path", "saved"),
+    [
+        ("avx512", "memory and time"),
+        ("avx2", "memory; time in float32 alone, and in int8 they cost time"),
+        ("portable", "memory, but no time"),
+        ("torch", "memory, but no time"),
+    ],
+)
+def test_it_says_what_zeros_save_on_the_path_that_is_taken(capsys, monkeypatch, take_path, path, saved):
+    if path not in (*usable(), "torch"):
+        pytest.skip(f"this CPU lacks {path}")
+    take_path(path)
+    _, out, _ = told(capsys, monkeypatch)
+    (row,) = [line for line in out.splitlines() if line.strip().startswith("zeros save")]
+    assert saved in row
+
+
 def test_a_path_that_is_not_known_is_named(capsys, monkeypatch, take_path):
     take_path("avx513")
     code, _, err = told(capsys, monkeypatch)
