@@ -27,6 +27,8 @@ from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.remembered import check_remembered
 from ecoflap.core.record.report import check_lines, read_report
 from ecoflap.core.record.sweep_list import SWEEP, swept_runs
+from ecoflap.core.refining.finished_refiners import FILE as FINISHED_REFINERS
+from ecoflap.core.refining.finished_refiners import check_finished_refiners
 from ecoflap.core.refining.kept_steps import FILE as KEPT_STEPS
 from ecoflap.core.refining.kept_steps import check_kept_steps
 
@@ -198,6 +200,8 @@ def _decided(folder: RunFolder, found: Verified) -> None:
     for path in found.inside(folder.blocks):
         if path.name == KEPT_STEPS:
             found.hold(partial(check_kept_steps, path), path)
+        elif path.name == FINISHED_REFINERS:
+            found.hold(partial(check_finished_refiners, path), path)
         elif is_block_file(path):
             found.hold(partial(check_block_file, path), path)
         elif not path.is_dir():  # folders in it have weights of blocks, whose files know them, or are trials' own

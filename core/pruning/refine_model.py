@@ -8,6 +8,9 @@ from ecoflap.core.forward.replay import Replay
 from ecoflap.core.pruning.masks import PackedMasks
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.refining.finished_refiners import FILE as FINISHED
+from ecoflap.core.refining.finished_refiners import FinishedRefiners
+from ecoflap.core.refining.kept_steps import FILE as STEPS
 from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.refining.model_view import ModelView
 from ecoflap.core.refining.refine import refine
@@ -19,15 +22,15 @@ def refine_model(
     masks: PackedMasks,
     refiners: Sequence[PartSpec],
     emit: Callable[[Event], None],
-    file: Path,
+    folder: Path,
 ) -> None:
     """Let refiners train all kept weights of a pruned model in place, in their order.
 
-    A process that is killed in the first goes on from the steps that were kept. In another it begins this anew: what
-    that one began with is nowhere but in memory. Either way it comes to the same weights, for nothing is drawn.
+    A process that is killed goes on behind the refiners that are finished, and in the next one from the steps that were
+    kept. It comes to the same weights as one that is not, for nothing is drawn.
 
     :param dense: What each block returned while it was dense.
-    :param file: Where steps are kept.
+    :param folder: Where weights and steps are kept.
     """
 
     def tell(done: int, total: int) -> None:
@@ -36,8 +39,15 @@ def refine_model(
     layers = [layer for _, layer in dense.anatomy.layers() if layer.name in plan.layers]
     oriented = {layer.name: layer.oriented(masks[layer.name]) for layer in layers}
     view = ModelView(dense, layers, oriented)
+    plain = [refiner.plain() for refiner in refiners]
+    finished = FinishedRefiners(folder / FINISHED, plain, plan.digest, dense.ranks)
     with view.opened():
-        for number, refiner in enumerate(refiners):
-            own = {"refiner": refiner.plain(), "plan": plan.digest}
-            view.kept = KeptSteps(file, own, dense.ranks, tell) if number == 0 else None
-            refine(view, refiner, emit)
+        done = finished.take_up(view.parameters)
+        for one in done:
+            emit(one)
+        for number in range(len(done), len(refiners)):
+            own = {"refiner": plain[number], "number": number, "plan": plan.digest}
+            view.kept = KeptSteps(folder / STEPS, own, dense.ranks, tell)
+            done.append(refine(view, refiners[number], emit))
+            if len(done) < len(refiners):
+                finished.keep(done, view.parameters)

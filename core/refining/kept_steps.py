@@ -6,6 +6,7 @@ minutes. That takes seconds; the last two minutes are done again, from the numbe
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -48,14 +49,14 @@ class KeptSteps:
         :raises FormatError: Where the file is damaged.
         """
         first, tensors = self.ranks.first(lambda: self._read(count, parameters))
-        _put(tensors, parameters, optimiser)
+        put(tensors, parameters, optimiser)
         self.tell(first, count)
         written = monotonic()
         for step in range(first, count):
             yield step
             self.tell(step + 1, count)
             if step + 1 < count and self.ranks.rank == 0 and monotonic() - written >= self.EVERY:
-                self._write(step + 1, count, _taken(parameters, optimiser))
+                self._write(step + 1, count, taken(parameters, optimiser))
                 written = monotonic()
 
     def _of(self, count: int) -> dict[str, object]:
@@ -69,16 +70,13 @@ class KeptSteps:
         """Give how many steps are done, with what was kept of them: none where there is no file of this refiner."""
         if not self.file.is_file():
             return 0, {}
-        try:
-            with open_sealed(self.file, _FORMAT) as file:
-                manifest = file.mapping()
-                done = manifest.pop("done", None)
-                if manifest != self._of(count) or not isinstance(done, int) or not 0 < done < count:
-                    return 0, {}
-                _check_names(file, parameters)
-                return done, {name: file.read(name) for name in file.hashes}
-        except FormatError as error:
-            raise FormatError(*(f"{problem.removesuffix('.')}. {_WAY_OUT}" for problem in error.problems)) from error
+        with with_way_out(), open_sealed(self.file, _FORMAT) as file:
+            manifest = file.mapping()
+            done = manifest.pop("done", None)
+            if manifest != self._of(count) or not isinstance(done, int) or not 0 < done < count:
+                return 0, {}
+            check_names(file, parameters)
+            return done, {name: file.read(name) for name in file.hashes}
 
 
 def check_kept_steps(path: Path) -> None:
@@ -88,7 +86,16 @@ def check_kept_steps(path: Path) -> None:
             file.read(name)
 
 
-def _check_names(file: Sealed, parameters: Sequence[nn.Parameter]) -> None:
+@contextmanager
+def with_way_out() -> Iterator[None]:
+    """Say of a damaged file what can be done."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(*(f"{problem.removesuffix('.')}. {_WAY_OUT}" for problem in error.problems)) from error
+
+
+def check_names(file: Sealed, parameters: Sequence[nn.Parameter]) -> None:
     """Refuse a file with a tensor that is of no weight here, or not of its shape; a number is of any weight."""
     shapes = {str(number): tuple(parameter.shape) for number, parameter in enumerate(parameters)}
     for name, (_, shape, _, _) in file.places.items():
@@ -97,21 +104,24 @@ def _check_names(file: Sealed, parameters: Sequence[nn.Parameter]) -> None:
             raise FormatError(f"{file.path}: the tensor {name!r} is {shape}, and of the weight there is {wanted}")
 
 
-def _taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Give the weights, and every tensor that the optimiser has of one, by the weight's number."""
+def taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+    """Give the weights, and every tensor that an optimiser has of one, by the weight's number."""
     found = {f"{number} {_WEIGHT}": parameter.data for number, parameter in enumerate(parameters)}
-    for number, parameter in enumerate(parameters):
+    for number, parameter in enumerate(parameters if optimiser else ()):
+        assert optimiser is not None
         state = optimiser.state.get(parameter, {})
         found |= {f"{number} {key}": value for key, value in state.items() if isinstance(value, Tensor)}
     return found
 
 
-def _put(tensors: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
-    """Put what :func:`_taken` gave where it was taken from."""
+def put(
+    tensors: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer | None = None
+) -> None:
+    """Put what :func:`taken` gave where it was taken from."""
     for name, tensor in tensors.items():
         number, _, key = name.partition(" ")
         parameter = parameters[int(number)]
         if key == _WEIGHT:
             parameter.data.copy_(tensor)
-        else:  # Adam counts its steps on the CPU, wherever the weight is
+        elif optimiser is not None:  # Adam counts its steps on the CPU, wherever the weight is
             optimiser.state[parameter][key] = tensor.to(parameter.device) if tensor.dim() else tensor

@@ -33,7 +33,6 @@ from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.readback import check_saved
 from ecoflap.core.record.reuse import found_evaluation, found_scores
 from ecoflap.core.record.run_log import RunLog
-from ecoflap.core.refining.kept_steps import FILE as KEPT_STEPS
 from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.run.data import RunData
 from ecoflap.core.run.plan_trials import PlanTrials
@@ -302,8 +301,7 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
     if prepared.model_refiners:
         assert dense is not None
         with state.log.stage("refine"):
-            kept = state.folder.blocks / KEPT_STEPS
-            refine_model(dense, made, masks, prepared.model_refiners, state.log.emit, kept)
+            refine_model(dense, made, masks, prepared.model_refiners, state.log.emit, state.folder.blocks)
     return masks
 
 

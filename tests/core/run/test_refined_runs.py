@@ -64,6 +64,34 @@ def test_the_steps_of_a_killed_refiner_are_not_done_again(
     assert [one.refiner for one in report.refined] == ["reconstruct"] * 3 + ["distill"]
 
 
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [(1e9, [0, 1, 2, 3, 4]), (0.0, [2, 3, 4])],
+    ids=["behind a finished refiner", "and from the steps of the next one"],
+)
+def test_a_run_that_is_killed_in_a_later_refiner_goes_on_there(
+    plain, lasting, killer, heard_by, tmp_path, monkeypatch, every, expected
+):
+    """Two refiners of the model take four steps each, and tell that none is done too; of the second three are told."""
+    monkeypatch.setattr(KeptSteps, "EVERY", every)
+    twice = [{"use": "distill", "steps": 4}, {"use": "distill", "steps": 4, "learning_rate": 1e-4}]
+    recipe = plain(score=None, allocate="uniform", refine=twice, export=None)
+    whole = ecoflap.run(recipe, folder=tmp_path / "whole")
+    folder = tmp_path / "run"
+    point = f"event:Progress refine:{5 + 4}"
+    assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
+    assert (folder / "blocks" / "refined.safetensors").is_file()
+    assert not verify(folder).problems
+    heard = []
+    report = ecoflap.run(recipe, folder=folder, registry=heard_by(heard.append)).report
+    assert [event.done for event in heard if isinstance(event, Progress) and event.stage == "refine"] == expected
+    assert lasting(folder) == lasting(whole.folder)
+    assert [(one.refiner, one.after) for one in report.refined] == [
+        (one.refiner, one.after) for one in whole.report.refined
+    ]
+    assert len(report.refined) == 2
+
+
 def test_what_refiners_did_is_told_and_kept(recipe, heard_by, tmp_path):
     heard = []
     run = ecoflap.run(recipe, folder=tmp_path / "run", registry=heard_by(heard.append))
