@@ -9,7 +9,8 @@ Each row is a run of a shipped recipe in a process of its own, on one thread: wh
 and the most memory it held. A row that is there is not done again, so this may be stopped and started as one likes.
 ``jitter`` is the first seed with one weight less for each layer: what that moves is noise, and so is any smaller
 difference. The second perplexity is of a text that is in every Python, the documentation of its language, so that
-nothing is tuned to one text.
+nothing is tuned to one text; and of both it is asked too which of four endings a passage has, so that nothing is tuned
+to one measure.
 """
 
 import argparse
@@ -99,13 +100,15 @@ class Row:
 
 
 def _evaluation(model: str) -> list[str]:
-    """Ask for 32 windows of each of two texts from a language model, for all questions from the others."""
+    """Ask a language model for 32 windows and 128 endings of each of two texts, and the others all questions."""
     if model not in ("smollm2", "gemma3"):
         return []
     wikipedia = f"{{use: text, path: '{RECIPES / 'data' / 'wikipedia.jsonl'}', portion: [0.7, 1], order: spread, %s}}"
     python = f"{{use: text, path: '{_topics()}', order: spread, %s}}"
-    windows = "samples: 32, sequence_length: 512"
-    return [f"evaluate=[{', '.join(f'{{use: perplexity, data: {text % windows}}}' for text in (wikipedia, python))}]"]
+    windows, endings = "samples: 32, sequence_length: 512", "samples: 128, sequence_length: 32"
+    measures = [f"{{use: perplexity, data: {text % windows}}}" for text in (wikipedia, python)]
+    measures += [f"{{use: continuation, ending: 8, data: {text % endings}}}" for text in (wikipedia, python)]
+    return [f"evaluate=[{', '.join(measures)}]"]
 
 
 def _topics() -> Path:

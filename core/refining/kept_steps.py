@@ -107,9 +107,8 @@ def check_names(file: Sealed, parameters: Sequence[nn.Parameter]) -> None:
 def taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
     """Give the weights, and every tensor that an optimiser has of one, by the weight's number."""
     found = {f"{number} {_WEIGHT}": parameter.data for number, parameter in enumerate(parameters)}
-    for number, parameter in enumerate(parameters if optimiser else ()):
-        assert optimiser is not None
-        state = optimiser.state.get(parameter, {})
+    for number, parameter in enumerate(parameters):
+        state = {} if optimiser is None else optimiser.state.get(parameter, {})
         found |= {f"{number} {key}": value for key, value in state.items() if isinstance(value, Tensor)}
     return found
 
