@@ -43,7 +43,7 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     yield "disk", bytes_text(sum(size for _, size in files)), made_of
     rounds, gradients = prepared.recipe.round_count, _gradients(prepared)
     spilled = _recorded(prepared, width) if _keeps_on_disk(prepared) else 0
-    steps = 12 * prepared.size if prepared.model_refiners else 0  # weights and two moments, in float32
+    steps = _steps(prepared)
     meanwhile = rounds * (prepared.size * width + masks) + gradients + spilled + steps
     of_rounds = f" of {rounds} rounds" if rounds > 1 else ""
     beside = f"; gradients of the loss {bytes_text(gradients)}" if gradients else ""
@@ -54,6 +54,12 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
         yield "disk meanwhile", bytes_text(meanwhile), f"masks of finished blocks, until model/ is complete{beside}"
         return
     yield "disk meanwhile", bytes_text(meanwhile), f"finished blocks{of_rounds}, until model/ is complete{beside}"
+
+
+def _steps(prepared: Prepared) -> int:
+    """Give the bytes of a model's refiner's weights and two moments, and of what one before it left, in float32."""
+    count = len(prepared.model_refiners)
+    return 4 * prepared.size * (3 * min(count, 1) + (count > 1))
 
 
 def kept_of(size: int, sparsity: Fraction | Pattern) -> int:

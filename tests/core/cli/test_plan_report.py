@@ -279,6 +279,20 @@ def test_rounds_are_told_with_what_they_cost(plain, rounds):
     assert more["peak memory"] != told(refine="reconstruct")[1]["peak memory"]
 
 
+@pytest.mark.parametrize(
+    ("refine", "bytes_a_weight", "told"),
+    [(["distill"], 12, "276.5 kB"), (["distill", "distill"], 16, "368.6 kB"), (["reconstruct"], 0, None)],
+)
+def test_steps_of_a_models_refiner_take_disk_and_so_does_what_one_before_it_left(plain, refine, bytes_a_weight, told):
+    """Beside 23,040 weights in bfloat16 with a bit each."""
+    recipe = parse_recipe(plain(sparsity=0.6, refine=refine), registry=load_registry())
+    sections = by_title(plan_tables(recipe, load_registry()))
+    needs = {what: (size, of) for what, size, of in sections["needs, predicted"]}
+    beside = f"; the refiner's steps {told}" if told else ""
+    expected = 23_040 * (2 + 1 / 8 + bytes_a_weight) / 1e3
+    assert needs["disk meanwhile"] == (f"{expected:.1f} kB", f"finished blocks, until model/ is complete{beside}")
+
+
 def test_what_a_recipe_includes_or_keeps_moves(plain):
     sections = plan_tables(parse_recipe(plain(include=["lm_head"]), registry=load_registry()), load_registry())
     assert "kept whole: 2,272 parameters, 8.3 % of the model" in by_title(sections)
