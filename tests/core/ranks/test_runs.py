@@ -60,7 +60,11 @@ def recipes(plain, data):
         score={"use": "sensitivity", "samples": 4, "levels": [0.5, 0.7]},
         allocate={"use": "best_of", "of": ["uniform", "marginal"]},
         prune="admm",
-        refine=[{"use": "reconstruct", "steps": 2}, {"use": "distill", "steps": 2, "batches": 2}],
+        refine=[
+            {"use": "reconstruct", "steps": 2},
+            {"use": "distill", "steps": 2, "batches": 2},
+            {"use": "distill", "steps": 2, "learning_rate": 1e-4},
+        ],
         evaluate=[{"use": "loss", "batch_size": 1, "data": held}, {"use": "kl", "data": held}],
         export=None,
     )
@@ -144,20 +148,27 @@ def test_each_of_two_computes_half_of_the_losses(plain, data, pico, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("point", "then"), [("event:LayerPruned:10", 1), pytest.param("event:Progress score:2", 4, marks=SLOW)]
+    ("name", "point", "then"),
+    [
+        ("sums", "event:LayerPruned:10", 1),
+        pytest.param("sums", "event:Progress score:2", 4, marks=SLOW),
+        pytest.param("trained", "event:Progress refine:5", 1, marks=SLOW),  # in the second of two, of two steps each
+    ],
 )
-def test_a_killed_run_goes_on_with_another_number_of_processes(recipes, everything, point, then, tmp_path, monkeypatch):
-    ecoflap.run(recipes["sums"], folder=tmp_path / "alone")
+def test_a_killed_run_goes_on_with_another_number_of_processes(
+    recipes, everything, name, point, then, tmp_path, monkeypatch
+):
+    ecoflap.run(recipes[name], folder=tmp_path / "alone")
     folder = tmp_path / "run"
     with monkeypatch.context() as environment:
-        for name, value in killer_in(tmp_path)(point).items():
-            environment.setenv(name, value)
+        for variable, value in killer_in(tmp_path)(point).items():
+            environment.setenv(variable, value)
         environment.syspath_prepend(tmp_path)
-        ended = several(2, lambda ranks: ecoflap.run(recipes["sums"], folder=folder, ranks=ranks), tmp_path)
+        ended = several(2, lambda ranks: ecoflap.run(recipes[name], folder=folder, ranks=ranks), tmp_path)
     assert [one.code for one in ended] == [-signal.SIGKILL, 2]
     assert ended[1].said.startswith("RankError: rank 0 of 2 has ended this run: it ended with -9. The same command")
     assert not (folder / "report.json").exists()
-    again = partial(ecoflap.run, recipes["sums"], folder=folder)
+    again = partial(ecoflap.run, recipes[name], folder=folder)
     assert several(then, lambda ranks: again(ranks=ranks), tmp_path) == [(0, "")] * then
     assert everything(folder) == everything(tmp_path / "alone")
 
