@@ -113,6 +113,15 @@ def _seal(manifest: str, sha256: str) -> str:
     return hashlib.sha256(f"{manifest}\n{sha256}".encode()).hexdigest()
 
 
+@contextmanager
+def with_way_out(way_out: str) -> Iterator[None]:
+    """Say behind each problem of a damaged file what can be done."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(*(f"{problem.removesuffix('.')}. {way_out}" for problem in error.problems)) from error
+
+
 @dataclass(frozen=True)
 class Sealed:
     """Reads an open sealed file, whose header has been checked; each tensor is checked as it is read.

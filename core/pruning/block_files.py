@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ecoflap.core.disk.safetensors_header import StoredAs
-from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, write_sealed
+from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.masks import PackedMasks, popcount
@@ -22,6 +22,7 @@ from ecoflap.core.pruning.shards import Shards, check_put_away
 from ecoflap.core.ranks.ranks import Ranks
 
 _FORMAT = "ecoflap.block"
+_WAY_OUT = "Delete it, and the run prunes that block again; or start anew with --fresh"
 _WEIGHTS = "weights"
 """The key of a file's manifest with the SHA-256 of each weight of the block, where these are in files of their own."""
 
@@ -97,20 +98,16 @@ class BlockFiles:
 
     def _read(self, index: int, block: Block, layers: Sequence[Layer]) -> dict[str, FinishedLayer]:
         path = self._path(index)
-        try:
-            with open_sealed(path, _FORMAT) as file:
-                manifest = file.mapping()
-                hashes = manifest.pop(_WEIGHTS, None)
-                if manifest != self._of(block) or (hashes is None) != (self.shards is None):
-                    raise FormatError(f"{path}: this is another block, or one of another plan")
-                changed = {layer.name: _as_stored(layer) for layer in layers if layer.name in file.hashes}
-                file.expect_as(changed | {f"{layer.name}.mask": _bits_of(layer) for layer in layers})
-                if self.shards is not None:
-                    self.shards.take_up(index, block, hashes)
-                return {layer.name: self._read_layer(file, layer) for layer in layers}
-        except FormatError as error:
-            anew = "Delete it, and the run prunes that block again; or start anew with --fresh"
-            raise FormatError(*(f"{problem.removesuffix('.')}. {anew}" for problem in error.problems)) from error
+        with with_way_out(_WAY_OUT), open_sealed(path, _FORMAT) as file:
+            manifest = file.mapping()
+            hashes = manifest.pop(_WEIGHTS, None)
+            if manifest != self._of(block) or (hashes is None) != (self.shards is None):
+                raise FormatError(f"{path}: this is another block, or one of another plan")
+            changed = {layer.name: _as_stored(layer) for layer in layers if layer.name in file.hashes}
+            file.expect_as(changed | {f"{layer.name}.mask": _bits_of(layer) for layer in layers})
+            if self.shards is not None:
+                self.shards.take_up(index, block, hashes)
+            return {layer.name: self._read_layer(file, layer) for layer in layers}
 
     def _read_layer(self, file: Sealed, layer: Layer) -> FinishedLayer:
         bits = file.read(f"{layer.name}.mask")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.answers import is_text, shown
 from ecoflap.core.disk.safetensors_header import NAMES
-from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, write_sealed
+from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, with_way_out, write_sealed
 from ecoflap.core.disk.whole_files import link_or_copy, whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
 
@@ -54,7 +54,7 @@ class _Remembered(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._file.hashes:
             raise KeyError(name)
-        with _with_way_out():
+        with with_way_out(_WAY_OUT):
             return self._file.read(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -97,16 +97,8 @@ def take_over_remembered(source: Path, seal: str, target: Path) -> None:
 def _opened(path: Path, seal: str) -> Iterator[Sealed]:
     """Open a file and look at its header; what the block raises is not about the file."""
     with ExitStack() as stack:
-        with _with_way_out():
+        with with_way_out(_WAY_OUT):
             file = stack.enter_context(open_sealed(path, _FORMAT))
             if file.seal != seal:
                 raise FormatError(f"{path} is not the file that evaluations.jsonl knows, but of another evaluation.")
         yield file
-
-
-@contextmanager
-def _with_way_out() -> Iterator[None]:
-    try:
-        yield
-    except FormatError as error:
-        raise FormatError(*(f"{problem.removesuffix('.')}. {_WAY_OUT}" for problem in error.problems)) from error

@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.events import Refined
-from ecoflap.core.disk.sealed import open_sealed, sealed, write_sealed
+from ecoflap.core.disk.sealed import open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import Ranks
-from ecoflap.core.refining.kept_steps import check_names, put, taken, with_way_out
+from ecoflap.core.refining.kept_steps import WAY_OUT, check_names, put, taken
 
 FILE = "refined.safetensors"
 """Its name, among the finished blocks, with which it is deleted."""
@@ -56,7 +56,7 @@ class FinishedRefiners:
     def _read(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Refined], dict[str, Tensor]]:
         if not self.file.is_file():
             return [], {}
-        with with_way_out(), open_sealed(self.file, _FORMAT) as file:
+        with with_way_out(WAY_OUT), open_sealed(self.file, _FORMAT) as file:
             manifest = file.mapping()
             done = manifest.pop("done", None)
             if not isinstance(done, list) or manifest != self._of(len(done)):

@@ -6,7 +6,6 @@ minutes. That takes seconds; the last two minutes are done again, from the numbe
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -15,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, write_sealed
+from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import Ranks
 
@@ -24,7 +23,7 @@ FILE = "refining.safetensors"
 
 _FORMAT = "ecoflap.refining"
 _WEIGHT = "weight"
-_WAY_OUT = "Delete it, and the refiner begins anew; or start anew with --fresh"
+WAY_OUT = "Delete it, and the refiner begins anew; or start anew with --fresh"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class KeptSteps:
         """Give how many steps are done, with what was kept of them: none where there is no file of this refiner."""
         if not self.file.is_file():
             return 0, {}
-        with with_way_out(), open_sealed(self.file, _FORMAT) as file:
+        with with_way_out(WAY_OUT), open_sealed(self.file, _FORMAT) as file:
             manifest = file.mapping()
             done = manifest.pop("done", None)
             if manifest != self._of(count) or not isinstance(done, int) or not 0 < done < count:
@@ -84,15 +83,6 @@ def check_kept_steps(path: Path) -> None:
     with open_sealed(path, _FORMAT) as file:
         for name in file.hashes:
             file.read(name)
-
-
-@contextmanager
-def with_way_out() -> Iterator[None]:
-    """Say of a damaged file what can be done."""
-    try:
-        yield
-    except FormatError as error:
-        raise FormatError(*(f"{problem.removesuffix('.')}. {_WAY_OUT}" for problem in error.problems)) from error
 
 
 def check_names(file: Sealed, parameters: Sequence[nn.Parameter]) -> None:
