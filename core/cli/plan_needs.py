@@ -58,8 +58,8 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
 
 def _steps(prepared: Prepared) -> int:
     """Give the bytes of a model's refiner's weights and two moments, and of what one before it left, in float32."""
-    count = len(prepared.model_refiners)
-    return 4 * prepared.size * (3 * min(count, 1) + (count > 1))
+    bytes_a_weight = (0, 12, 16)[min(len(prepared.model_refiners), 2)]
+    return bytes_a_weight * prepared.size
 
 
 def kept_of(size: int, sparsity: Fraction | Pattern) -> int:

@@ -168,6 +168,11 @@ class Sealed:
                     f"{self.path}: the tensor {name!r} is {found} where {wanted.dtype} {wanted.shape} is announced"
                 )
 
+    def read_through(self) -> None:
+        """Read every tensor, and refuse one that is not what was written."""
+        for name in self.hashes:
+            self.read(name)
+
     def read(self, name: str) -> Tensor:
         """Read one tensor into memory of its own; one that is not what was written is refused.
 

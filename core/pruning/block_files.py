@@ -124,8 +124,7 @@ def is_block_file(path: Path) -> bool:
 def check_block_file(path: Path) -> None:
     """Refuse the file of a finished block, and the files of its weights, where one is not what was written."""
     with open_sealed(path, _FORMAT) as file:
-        for name in file.hashes:
-            file.read(name)
+        file.read_through()
         check_put_away(path.parent, int(path.stem), file.mapping().get(_WEIGHTS) or {})
 
 

@@ -1,6 +1,6 @@
 import json
 from collections import Counter, defaultdict
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,8 @@ PARTS = ("calibration", "validation", "test")
 
 
 @pytest.fixture(scope="module")
-def script() -> Any:
-    spec = spec_from_file_location("make_data", BOX / "make_data.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(module_of: Callable[[str], Any]) -> Any:
+    return module_of("box/make_data.py")
 
 
 def read(name: str) -> Any:

@@ -1,7 +1,7 @@
 """What calibrates language models: articles that nothing is evaluated on, and pages of the manual."""
 
 import json
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,8 @@ FOLDER = ROOT / "recipes" / "data"
 
 
 @pytest.fixture
-def script() -> Any:
-    spec = spec_from_file_location("make_mixture", ROOT / "examples" / "data" / "make_mixture.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(module_of: Callable[[str], Any]) -> Any:
+    return module_of("data/make_mixture.py")
 
 
 def lines(name: str) -> list[str]:

@@ -1,5 +1,5 @@
 import json
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def script() -> Any:
-    spec = spec_from_file_location("make_wikipedia", ROOT / "examples" / "data" / "make_wikipedia.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(module_of: Callable[[str], Any]) -> Any:
+    return module_of("data/make_wikipedia.py")
 
 
 FILLER = "This sentence makes its paragraph long enough to be taken for one of running text."
