@@ -23,10 +23,12 @@ from ecoflap.core.budget.counts import Keep, exact, keep_count
 from ecoflap.core.budget.select import kept_only, select
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate
-from ecoflap.core.errors import EcoflapError, ModelError, refuse_below_one
+from ecoflap.core.contracts.records import Aggregate, Statistics
+from ecoflap.core.errors import EcoflapError, refuse_below_one
+from ecoflap.core.forward.gradients import kept_gradients
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.forward.statistics import LossGradient
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.plugins.scorers.shared.threshold import counts_above
 
@@ -98,7 +100,7 @@ class GlobalThreshold:
             return self._above(pairs, _gradients(replay, pairs), exact(self.sparsity))
 
     def _above(
-        self, pairs: Sequence[tuple[Block, Layer]], gradients: Mapping[str, Tensor], sparsity: Fraction
+        self, pairs: Sequence[tuple[Block, Layer]], gradients: Mapping[str, Statistics], sparsity: Fraction
     ) -> dict[str, int]:
         counts: dict[str, int] = {}
         for group in self._groups(pairs):
@@ -114,29 +116,20 @@ class GlobalThreshold:
         return list(groups.values())
 
 
-def _metric(layer: Layer, gradient: Tensor | None) -> Float[Tensor, "out in"]:
+def _metric(layer: Layer, gradient: Statistics | None) -> Float[Tensor, "out in"]:
     weight = layer.weight.data.float().abs()
-    return weight if gradient is None else weight.mul_(gradient.to(weight.device))
+    if gradient is None:
+        return weight
+    # Without a token an expert has no gradient, and what would stand in for it is of another scale than the others'.
+    return weight.mul_(gradient[LossGradient].magnitude.to(weight.device)) if gradient.is_fed else weight.zero_()
 
 
-def _gradients(replay: Replay, pairs: Sequence[tuple[Block, Layer]]) -> dict[str, Tensor]:
-    """Compute the mean over batches of |g| of each weight."""
-    sums: dict[str, Tensor] = {}
-    wanted = {layer.name for _, layer in pairs}
-
-    def visit(layer: Layer, gradient: Tensor) -> None:
-        if layer.name in wanted:
-            found = gradient.detach().float().abs().cpu()
-            sums[layer.name] = sums[layer.name].add_(found) if layer.name in sums else found
-
-    replay.gradients(visit)
-    missing = [layer.name for _, layer in pairs if layer.name not in sums]
-    if missing:
-        raise ModelError(f"the loss depends on none of {', '.join(missing[:5])}, so there is no gradient. Keep them")
-    return {name: total.div_(len(replay.batches)) for name, total in sums.items()}
+def _gradients(replay: Replay, pairs: Sequence[tuple[Block, Layer]]) -> dict[str, Statistics]:
+    """Take the mean over batches of |g| of each weight."""
+    return kept_gradients(replay.gradients, [layer for _, layer in pairs], (LossGradient,), None)
 
 
-def _prune(gradients: Mapping[str, Tensor], groups: Sequence[Sequence[Layer]], share: float) -> None:
+def _prune(gradients: Mapping[str, Statistics], groups: Sequence[Sequence[Layer]], share: float) -> None:
     """Set to zero what is below the threshold, in place."""
     for group in groups:
         keep = keep_count(sum(layer.size for layer in group), share)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from plan_contexts import context
+from table import row_of
 
 import ecoflap
+from ecoflap import Replay
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
 from ecoflap.plugins.metrics.magnitude_gradient import MagnitudeGradient
@@ -86,6 +88,24 @@ def test_each_tower_may_have_a_threshold_of_its_own(replay):
     both = dict(GlobalThreshold(0.5, each="model")(replay, [*first, *second]))
     assert sum(alone.values()) == sum(layer.size for layer in first) // 2
     assert sum(both[layer.name] for layer in first) < sum(alone.values())
+
+
+def test_an_expert_that_no_token_reached_keeps_nothing():
+    """Its gradient is zero; what stands in for it where a layer is pruned by itself would be above every other's."""
+    family = row_of("mixtral")
+    model, adapter = family.build(), family.adapter()
+    for name, parameter in model.named_parameters():
+        if ".gate." in name or ".router." in name:
+            parameter.data.zero_()  # all experts are equal to every token, so that the same ones are chosen
+    replay = Replay(model, adapter, [adapter.collate(model, family.samples(2))])
+    found = dict(GlobalThreshold(0.8, "magnitude_gradient", steps=1)(replay, all_layers(replay)))
+    replay.model.requires_grad_(True)
+    adapter.loss(model, replay.batches[0]).backward()
+    grads = {layer.name: layer.matrix_of(layer.parameter.grad) for layer in all_layers(replay)}
+    unreached = [name for name, gradient in grads.items() if not gradient.any()]
+    assert unreached
+    assert not any(found[name] for name in unreached)
+    assert sum(found.values()) == int(0.2 * sum(layer.size for layer in all_layers(replay)))
 
 
 def test_the_scores_are_the_counts_that_the_allocator_gives():
