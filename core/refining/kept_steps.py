@@ -6,7 +6,7 @@ minutes. That takes seconds; the last two minutes are done again, from the numbe
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import ClassVar
@@ -32,12 +32,14 @@ class KeptSteps:
 
     :param refiner: What tells it from any other, of which nothing is taken up.
     :param tell: Is called with how many steps are done, of how many.
+    :param failed: How many tries, each of larger steps, came before this one.
     """
 
     file: Path
     refiner: Mapping[str, object]
     ranks: Ranks
     tell: Callable[[int, int], None]
+    failed: int = 0
 
     EVERY: ClassVar[float] = 120.0
     """Seconds between two writes."""
@@ -58,8 +60,26 @@ class KeptSteps:
                 self._write(step + 1, count, taken(parameters, optimiser))
                 written = monotonic()
 
+    def failed_before(self) -> int:
+        """Tell how many tries had failed before the one whose steps are kept; 0 where none are of this refiner.
+
+        :raises FormatError: Where the file is damaged.
+        """
+        return self.ranks.first(self._read_failed)
+
+    def _read_failed(self) -> int:
+        if not self.file.is_file():
+            return 0
+        with with_way_out(WAY_OUT), open_sealed(self.file, _FORMAT) as file:
+            manifest = file.mapping()
+        failed, count = manifest.get("failed"), manifest.get("of")
+        if not isinstance(failed, int) or failed < 0 or not isinstance(count, int):
+            return 0
+        own = replace(self, failed=failed)._of(count)
+        return failed if {key: manifest.get(key) for key in own} == own else 0
+
     def _of(self, count: int) -> dict[str, object]:
-        return {**self.refiner, "of": count}
+        return {**self.refiner, "failed": self.failed, "of": count}
 
     def _write(self, done: int, count: int, tensors: Mapping[str, Tensor]) -> None:
         manifest = json.dumps({**self._of(count), "done": done})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,7 +34,8 @@ class ModelView(RefinedView):
 
     name = "the model"
     kept: KeptSteps | None = None
-    """Where the steps of the next loop are kept; None for one that begins anew."""
+    """Where the next refiner's steps are kept; None for one that begins anew."""
+    _of_try: KeptSteps | None = None
 
     def __init__(self, dense: Replay, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> None:
         super().__init__(layers, masks, Split.of(len(dense.batches)), dense.ranks)
@@ -47,9 +49,15 @@ class ModelView(RefinedView):
         with self.weights.held(self._dense.model, Placement(torch.float32)), without_fast_path(), running:
             yield self
 
+    def failed_before(self) -> int:
+        return self.kept.failed_before() if self.kept else 0
+
+    def begin_try(self, failed: int) -> None:
+        self._of_try = replace(self.kept, failed=failed) if self.kept else None
+
     def steps(self, count: int, optimiser: torch.optim.Optimizer) -> Iterator[int]:
-        # One loop alone: in the file a second one, as of a gentler try, would find the first one's steps for its own.
-        kept, self.kept = self.kept, None
+        # One loop of a try alone: in the file a second one would find the first one's steps for its own.
+        kept, self._of_try = self._of_try, None
         return kept.steps(count, self.parameters, optimiser) if kept else super().steps(count, optimiser)
 
     def loss(self, number: int) -> Float[Tensor, ""]:

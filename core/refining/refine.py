@@ -26,8 +26,10 @@ def refine(view: RefinedView, refiner: PartSpec, emit: Callable[[Event], None]) 
     weights = view.weights
     weights.remember()
     before = _errors(view)
-    one, tries, is_better = refiner.built, 0, False
+    tries, is_better, after = min(view.failed_before(), _TRIES - 1), False, dict[str, float]()
+    one = _gentlest(refiner, tries)
     while one is not None and not is_better:
+        view.begin_try(tries)
         with blaming(f"the refiner {refiner.use}, at {view.name},"):
             one(view)
         weights.round()
@@ -41,6 +43,14 @@ def refine(view: RefinedView, refiner: PartSpec, emit: Callable[[Event], None]) 
     done = Refined(view.name, refiner.use, before, after, is_better, perf_counter() - started)
     emit(done)
     return done
+
+
+def _gentlest(refiner: PartSpec, tries: int) -> Any:
+    """Give the refiner that is tried after so many others."""
+    one = refiner.built
+    for _ in range(tries):
+        one = _gentler(one, refiner.use)
+    return one
 
 
 def _gentler(one: Any, name: str) -> Any:

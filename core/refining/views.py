@@ -84,6 +84,13 @@ class RefinedView:
         """
         yield from range(count)
 
+    def failed_before(self) -> int:
+        """Tell how many tries of the refiner an earlier process found to be too large."""
+        return 0
+
+    def begin_try(self, failed: int) -> None:
+        """Make ready for a refiner to train, once so many tries of larger steps have failed."""
+
     def objective(self, number: int) -> AbstractContextManager[Float[Tensor, ""]]:
         """Give how far a batch's outcome is from the dense model's, differentiable for as long as the context lasts.
 

@@ -1,5 +1,7 @@
 """Steps of a refiner that is cut off go on with the bits of one that is not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.refining.kept_steps import KeptSteps, check_kept_steps
 
-OWN = '{"refiner": "distill", "of": 7, "done": 3}'
+OWN = '{"refiner": "distill", "failed": 0, "of": 7, "done": 3}'
 GOALS = (torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(2, 3, 5))
 
 
@@ -68,6 +70,17 @@ def test_steps_of_another_refiner_are_not_taken_up(tmp_path, refiner, count):
     assert told[0] == (0, count)
 
 
+def test_steps_of_another_try_are_not_taken_up(tmp_path):
+    kept, _ = kept_in(tmp_path)
+    assert kept.failed_before() == 0
+    trained(replace(kept, failed=1), 7, adam, 5)
+    assert kept.failed_before() == 1
+    assert kept_in(tmp_path, "another")[0].failed_before() == 0
+    (tmp_path / "new").mkdir()
+    fresh = trained(kept_in(tmp_path / "new")[0], 7, adam)
+    assert all(map(torch.equal, trained(kept, 7, adam), fresh))
+
+
 def test_a_damaged_file_is_refused_with_the_way_out(tmp_path):
     kept, _ = kept_in(tmp_path)
     trained(kept, 7, adam, 3)
@@ -92,12 +105,8 @@ def test_a_file_of_another_format_is_refused(tmp_path):
     [
         ("[1]", {}, r"its manifest .*Delete it, and the refiner begins anew"),
         ("{", {}, r"its manifest .*Delete it, and the refiner begins anew"),
-        (
-            '{"refiner": "distill", "of": 7, "done": 3}',
-            {"9 weight": 1},
-            r"'9 weight' is \(1,\), .* there is None\. Del",
-        ),
-        ('{"refiner": "distill", "of": 7, "done": 3}', {"0 weight": 2}, r"'0 weight' is \(2,\), .* is \(3, 4\)\. Del"),
+        (OWN, {"9 weight": 1}, r"'9 weight' is \(1,\), .* there is None\. Del"),
+        (OWN, {"0 weight": 2}, r"'0 weight' is \(2,\), .* is \(3, 4\)\. Del"),
     ],
 )
 def test_a_sealed_file_of_somebody_elses_making_is_refused(tmp_path, manifest, tensors, told):

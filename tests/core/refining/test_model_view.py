@@ -1,9 +1,11 @@
 """The pruned model beside the dense one, held against two whole models."""
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
+from spec import spec
 
 from ecoflap import Anatomy, Replay
 from ecoflap.adapters.llama import LlamaAdapter
@@ -11,6 +13,8 @@ from ecoflap.core.errors import ModelError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.refining.model_view import ModelView, check_logits
+from ecoflap.core.refining.refine import refine
+from ecoflap.plugins.refiners.distill import Distill
 
 ADAPTER = LlamaAdapter()
 
@@ -97,12 +101,71 @@ def test_a_loss_without_logits_is_refused(case, monkeypatch):
         check_logits(replay)
 
 
-def test_only_its_first_loop_takes_up_the_steps_that_were_kept(case, tmp_path, monkeypatch):
+def test_only_the_first_loop_of_a_try_takes_up_the_steps_that_were_kept(case, tmp_path, monkeypatch):
     monkeypatch.setattr(KeptSteps, "EVERY", 0.0)
     view = case()[0]
     view.kept = KeptSteps(tmp_path / "steps.safetensors", {}, ALONE, lambda done, count: None)
     with view.opened():
         optimiser = torch.optim.SGD(view.parameters, lr=0.1)
+        view.begin_try(0)
         assert list(view.steps(4, optimiser)) == [0, 1, 2, 3]
         assert (tmp_path / "steps.safetensors").is_file()
         assert list(view.steps(4, optimiser)) == [0, 1, 2, 3]
+        view.begin_try(0)
+        assert list(view.steps(4, optimiser)) == [3]
+        view.begin_try(1)
+        assert view.failed_before() == 0
+        assert list(view.steps(4, optimiser)) == [0, 1, 2, 3]
+        assert view.failed_before() == 1
+
+
+class Killed(BaseException):
+    """Stands for a process that ends."""
+
+
+class Distilled(Distill):
+    """Ends at a step, in place of a process; ``taken`` are the steps that were taken, by their try's rate."""
+
+    taken: ClassVar[list[tuple[float, int]]] = []
+    ends_before: ClassVar[tuple[float, int] | None] = None
+
+    def __call__(self, view):
+        steps = view.steps
+
+        def watched(count, optimiser):
+            for step in steps(count, optimiser):
+                if (self.learning_rate, step) == self.ends_before:
+                    raise Killed
+                yield step
+                self.taken.append((self.learning_rate, step))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(view, "steps", watched)
+            super().__call__(view)
+
+
+@pytest.mark.parametrize("ends_before", [(1.0, 2), (0.25, 0), (0.25, 2)])
+def test_a_try_that_is_cut_off_goes_on_behind_those_that_failed(case, tmp_path, monkeypatch, ends_before):
+    """The first try, of a rate that spoils the model, is done again only where nothing of the second was kept yet."""
+    monkeypatch.setattr(KeptSteps, "EVERY", 0.0)
+
+    def refined(folder, ends_before=None):
+        view = case()[0]
+        monkeypatch.setattr(Distilled, "taken", [])
+        monkeypatch.setattr(Distilled, "ends_before", ends_before)
+        view.kept = KeptSteps(folder / "steps.safetensors", {}, ALONE, lambda done, count: None)
+        with view.opened():
+            done = refine(view, spec("refiner", Distilled(steps=3, learning_rate=1.0)), lambda event: None)
+            return done, [parameter.data.clone() for parameter in view.parameters]
+
+    (tmp_path / "whole").mkdir()
+    whole, expected = refined(tmp_path / "whole")
+    tried = [rate for rate, step in Distilled.taken if step == 0]
+    assert tried[:2] == [1.0, 0.25]
+    with pytest.raises(Killed):
+        refined(tmp_path, ends_before)
+    done, found = refined(tmp_path)
+    first = {(1.0, 2): (1.0, 2), (0.25, 0): (1.0, 2), (0.25, 2): (0.25, 2)}[ends_before]
+    assert Distilled.taken[0] == first
+    assert all(map(torch.equal, found, expected))
+    assert (done.before, done.after, done.is_kept) == (whole.before, whole.after, whole.is_kept)
