@@ -6,12 +6,12 @@ from typing import Any, TypeAlias
 
 from ecoflap.core.compare.comparison import ComparedRun, Comparison
 from ecoflap.core.compare.methods import flat, recipe_of_method, varying, without_seeds
-from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.folder import CALIBRATION_DATA, SCORING_DATA, RunFolder
 
 Differences: TypeAlias = dict[str, dict[str, list[str]]]
 """By key, each value with the methods or runs that have it."""
 
-FILES = {"model": "model", "calibration data": "calibration", "scoring data": "score"}
+FILES = {"model": "model", CALIBRATION_DATA: "calibration", SCORING_DATA: "score"}
 """Fingerprints as a run names them (``RunData.fingerprints``), each with the key of the recipe whose files it is of:
 where that key reads the same in two recipes, the contents should be the same too."""
 PARTS = ("score.use", "allocate.use", "prune.use")

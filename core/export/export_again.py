@@ -22,7 +22,7 @@ from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.folder import RunFolder, open_run, require_finished
+from ecoflap.core.record.folder import CALIBRATION_DATA, RunFolder, open_run, require_finished
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.recorded_recipe import RecordedRecipe
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
@@ -107,7 +107,7 @@ class Reading:
 
         :raises RunError: Where they are not those that the model was pruned by.
         """
-        data, what = Calibration.read(keys, adapter, model, self.log.note_of(keys.data.use)), "calibration data"
+        data, what = Calibration.read(keys, adapter, model, self.log.note_of(keys.data.use)), CALIBRATION_DATA
         now = data.fingerprint(model)
         before = self.folder.read_fingerprints().get(what, now)
         if before != now and not self.accept:

@@ -245,7 +245,10 @@ class RunFolder:
 VERSIONS = "versions"
 """The key of the fingerprints that says by which versions of Python and libraries the run was begun."""
 
-MAY_CHANGE = frozenset(("calibration data", "scoring data"))
+CALIBRATION_DATA, SCORING_DATA = "calibration data", "scoring data"
+"""The keys of the fingerprints of what pruners and scorer look at, and of what the scorer alone does."""
+
+MAY_CHANGE = frozenset((CALIBRATION_DATA, SCORING_DATA))
 """Fingerprints that may change while a run goes on, if the user says so."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.recipe.schema import Recipe, scores_depend_on
 from ecoflap.core.record.evaluations import Evaluation
-from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.folder import CALIBRATION_DATA, RunFolder
 
 
 def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
@@ -24,7 +24,9 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> 
     """
     if recipe.rounds is not None:
         return None
-    for folder in _alike(recipe, fingerprints, own, scores_depend_on()):
+    keys = tuple(what_scores_depend_on(recipe.plain()))
+    seen = {what: one for what, one in fingerprints.items() if what != CALIBRATION_DATA or "calibration" in keys}
+    for folder in _alike(recipe, seen, own, keys):
         if folder.plan.is_file() and folder.scores.is_file():
             read_scores_of(folder.plan, folder.scores)
             return folder.scores
@@ -54,8 +56,12 @@ def _alike(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, keys: Seq
 
 
 def what_scores_depend_on(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the keys of a plain recipe that scores depend on; the files it names count too."""
-    return {key: value for key, value in _comparable(recipe).items() if key in scores_depend_on()}
+    """Give the keys of a plain recipe that scores depend on; the files it names count too.
+
+    What pruners look at is not among them where the scorer has data of its own.
+    """
+    keys = {key: value for key, value in _comparable(recipe).items() if key in scores_depend_on()}
+    return keys if keys["score"].get("calibration") is None else _without(keys, "calibration")
 
 
 def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:

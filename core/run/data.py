@@ -9,6 +9,7 @@ from ecoflap.core.model.source import fingerprint
 from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.record.evaluations import digests
+from ecoflap.core.record.folder import CALIBRATION_DATA, SCORING_DATA
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.run.plan_trials import held_out_of
 from ecoflap.core.run.prepared import Prepared
@@ -37,7 +38,7 @@ class RunData:
         """Give what tells the model and the data apart from others; the data need the model's tokenizer."""
         recipe, found = self._prepared.recipe, dict(self.model_fingerprint)
         own = recipe.score.calibration if recipe.score else None
-        for what, keys in (("calibration data", recipe.calibration), ("scoring data", own)):
+        for what, keys in ((CALIBRATION_DATA, recipe.calibration), (SCORING_DATA, own)):
             if keys is not None:
                 found[what] = self._calibration(keys).fingerprint(self._model.get())
         pruned_by: dict[str, str] = {}

@@ -408,6 +408,21 @@ def test_reuse_takes_over_scores_and_the_dense_evaluation_where_equal(plain, tmp
     assert taken_over(fresh) == ["scores"]
 
 
+def test_reuse_takes_over_scores_by_data_of_the_scorers_own_whatever_pruners_look_at(plain, tmp_path):
+    score = {**plain()["score"], "calibration": {**plain()["calibration"], "seed": 5}}
+    first = ecoflap.run(plain(score=score), folder=tmp_path / "first")
+    calibration = {**plain()["calibration"], "samples": 3}
+    more = plain(score=score, calibration=calibration, reuse=[str(first.folder)])
+    other = ecoflap.run(more, folder=tmp_path / "other")
+    assert "scores" in RunFolder(other.folder).taken_over()
+    alone = ecoflap.run({**more, "reuse": []}, folder=tmp_path / "alone")
+    assert (other.folder / "scores.jsonl").read_bytes() == (alone.folder / "scores.jsonl").read_bytes()
+    assert other.report.measures.pruned == alone.report.measures.pruned
+    assert other.report.measures.pruned != first.report.measures.pruned
+    data = plain(score={**score, "calibration": {**score["calibration"], "seed": 6}}, reuse=[str(first.folder)])
+    assert "scores" not in RunFolder(ecoflap.run(data, folder=tmp_path / "data").folder).taken_over()
+
+
 def calibration_of(data):
     return {key: value for key, value in data.items() if key != "batch_size"}
 
