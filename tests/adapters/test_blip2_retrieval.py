@@ -5,9 +5,9 @@ import pico_blip2
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from column_norms import column_norms
 from torch import Tensor
+from transformers_version import is_before
 
 from ecoflap import Replay
 from ecoflap.adapters.blip2_retrieval import Blip2RetrievalAdapter
@@ -96,7 +96,7 @@ def test_loss_is_the_symmetric_info_nce_of_its_similarities(image_token: int | N
     assert 0.5 < float(loss) < 2
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="it reads the places of the image as a part of the text")
+@pytest.mark.skipif(is_before("5"), reason="it reads the places of the image as a part of the text")
 def test_its_similarities_are_those_of_the_familys_own_processor(adapter: Blip2RetrievalAdapter):
     model = pico_blip2.build_retrieval()
     batch = adapter.collate(model, SAMPLES)
@@ -194,7 +194,7 @@ def test_saves_what_loads_alike(adapter: Blip2RetrievalAdapter, tmp_path: Path):
     assert other.load(in_memory(model), None, "cpu") is model
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="its Q-Former cannot read texts in float16")
+@pytest.mark.skipif(is_before("5"), reason="its Q-Former cannot read texts in float16")
 def test_float16_keeps_the_qformer_in_float32(adapter: Blip2RetrievalAdapter, tmp_path: Path):
     adapter.save(pico_blip2.build_retrieval(), tmp_path / "wide")
     half = adapter.load(open_source(str(tmp_path / "wide"), tmp_path), torch.float16, "cpu")

@@ -11,6 +11,7 @@ import pytest
 import transformers
 from family import Family
 from torch import nn
+from transformers_version import is_before
 
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Sample
@@ -58,7 +59,7 @@ def generic_rows() -> dict[str, Family]:
     if find_spec("lavis") is not None:
         return {}
     rows = {name: family for module in GENERIC for name, family in import_module(module).FAMILIES.items()}
-    if transformers.__version__ >= "5":
+    if not is_before("5"):
         return rows
     older = {name: replace(row, outside=OUTSIDE_BEFORE_5.get(name, row.outside)) for name, row in rows.items()}
     return {name: row for name, row in older.items() if _is_there(row)}
@@ -99,7 +100,7 @@ def marked(names: Iterable[str]) -> list[Any]:
 
 def row_of(name: str) -> Family:
     """Give a row; a test that asks for a model which an older transformers lacks is skipped there."""
-    if name not in ALL_ROWS and transformers.__version__ < "5":
+    if name not in ALL_ROWS and is_before("5"):
         pytest.skip(f"transformers {transformers.__version__} has not all that {name} is built from")
     return ALL_ROWS[name]
 

@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-import transformers
 from pico_composites import SIZE, images
 from pico_llava import llava_processor
 from pico_words import chat, questions, questions_of_one_shape, tokenizer
 from table import GENERIC_ROWS
 from torch import nn
+from transformers_version import is_before
 
 import ecoflap
 from ecoflap.adapters.generic.causal_lm import CausalLMAdapter
@@ -19,7 +19,7 @@ from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Block, Source
 from ecoflap.core.registry.adapter_for import adapter_for
 
-IS_5 = transformers.__version__ >= "5"
+IS_5 = not is_before("5")
 
 
 @pytest.fixture

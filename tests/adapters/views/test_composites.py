@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from exported import planned
 from pico_words import BEGIN, POISON
 from table import row_of
 from torch import Tensor
+from transformers_version import is_before
 
 from ecoflap.core.contracts.records import View
 from ecoflap.exporters.torchscript.exporter import TorchScript
 
 ALL = ("vision", "language", "all")
-BLIND = {"idefics3", "instructblip", "kosmos2", "llava_next"} if transformers.__version__ < "4.52" else set()
+BLIND = {"idefics3", "instructblip", "kosmos2", "llava_next"} if is_before("4.52") else set()
 """Those that cannot be asked there what their text model reads of an image."""
 STATES = "cross_attention_states"
 FREE = {"attention_mask", "input_ids", "inputs_embeds", "pixel_values"}

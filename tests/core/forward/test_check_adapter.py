@@ -4,9 +4,9 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-import transformers
 from family import redraw
 from table import ROWS
+from transformers_version import is_before
 
 import ecoflap
 from ecoflap import EcoflapError, Sample
@@ -189,7 +189,7 @@ def test_a_forgotten_vision_tower_of_a_model_that_reads_it():
     assert problem.startswith("vision_model.encoder.layers runs and is in no tower: 2 blocks of Blip2EncoderLayer with")
 
 
-needs_experts = pytest.mark.skipif(transformers.__version__ < "5", reason="there each expert is a module of matrices")
+needs_experts = pytest.mark.skipif(is_before("5"), reason="there each expert is a module of matrices")
 
 
 class WithoutExperts(LlamaAdapter):

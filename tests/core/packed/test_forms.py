@@ -8,12 +8,12 @@ from functools import cache
 
 import pytest
 import torch
-import transformers
 from exported import bits, half_pruned, outputs, packed_names
 from hypothesis import given
 from hypothesis import strategies as st
 from table import ALL_ROWS
 from torch import nn
+from transformers_version import is_before
 
 import ecoflap
 from ecoflap.core.errors import KernelError
@@ -33,7 +33,7 @@ OTHERS = ("gpt2", "falcon", "llama4_text", "open_clip", "open_clip_custom")
 KINDS = [*EXPERTS, *(name for name in OTHERS if name in ALL_ROWS)]
 HELD = {
     "gpt2": ".attn.c_attn.weight", "falcon": ".mlp.dense_h_to_4h.weight", "open_clip": ".attn.in_proj_weight",
-    "open_clip_custom": ".attn.in_proj_weight", "mixtral": ".down_proj" if transformers.__version__ >= "5" else ".w2.",
+    "open_clip_custom": ".attn.in_proj_weight", "mixtral": ".w2." if is_before("5") else ".down_proj",
 }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_from_a_file(name, weights, tmp_path):
     assert_near(outputs(name, again, pruned.adapter), outputs(name, pruned.model, pruned.adapter), 1e-6)
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="this transformers has one way for experts")
+@pytest.mark.skipif(is_before("5"), reason="this transformers has one way for experts")
 @pytest.mark.parametrize("name", EXPERTS)
 @pytest.mark.parametrize("way", ["eager", "batched_mm", "grouped_mm"])
 def test_each_way_that_transformers_has_for_experts(name, way, never_decoded):

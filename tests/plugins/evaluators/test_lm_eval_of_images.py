@@ -12,6 +12,7 @@ from box_tasks import make_tasks, model_in_the_box, vqa
 from family import redraw
 from pico_blip2 import picture
 from plan_contexts import context
+from transformers_version import is_before
 
 pytest.importorskip("lm_eval", reason="pip install 'ecoflap[lm-eval]'")
 
@@ -25,7 +26,7 @@ from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.plugins.evaluators.lm_eval import LmEval
 
-needs_box = pytest.mark.skipif(transformers.__version__ < "5", reason="the box's tokenizer is stored as 5 stores it")
+needs_box = pytest.mark.skipif(is_before("5"), reason="the box's tokenizer is stored as 5 stores it")
 IMAGE, NEW = len(pico_clip.WORDS), 5
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"

@@ -8,10 +8,10 @@ import pico_clip
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from labelled import Given, labelled
 from plan_contexts import context
 from table import ROWS
+from transformers_version import is_before
 
 from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.errors import DataError, ModelError, RecipeError
@@ -42,7 +42,7 @@ def test_is_an_evaluator():
 @needs_clip
 def test_by_hand():
     """One text and one image at a time, in float64."""
-    if transformers.__version__ < "4.52":
+    if is_before("4.52"):
         pytest.skip("there CLIP's mask cannot be made in float64")
     model, adapter, samples = pico_clip.clip(), pico_clip.clip_adapter(), labelled([n % 7 for n in range(9)])
     exact = pico_clip.clip().double()

@@ -13,6 +13,7 @@ import torch
 from family import Family, redraw
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers_version import is_before
 
 from ecoflap.adapters.blip2 import Blip2Adapter
 from ecoflap.adapters.blip2_retrieval import Blip2RetrievalAdapter
@@ -157,9 +158,8 @@ def logits(model: Any, batch: Batch) -> Tensor:
 
 def similarities(model: Any, batch: Batch) -> tuple[Tensor, ...]:
     """By the model's own way to read a batch, which begins with the places of the image since transformers 4.52."""
-    import transformers
 
-    if transformers.__version__ < "4.52":
+    if is_before("4.52"):
         output = model(**batch)
         return output.logits_per_image, output.text_embeds, output.image_embeds
     ids = torch.cat([torch.full((len(batch["input_ids"]), QUERIES), IMAGE_TOKEN), batch["input_ids"]], 1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from family import Family, redraw
 from torch import Tensor, nn
+from transformers_version import is_before
 
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.siglip import SiglipAdapter
@@ -54,7 +55,7 @@ def processor() -> Any:
     import transformers
 
     # transformers 4 takes no other, and that of 5 is always made of BPE
-    words = tokenizer("CLIPTokenizerFast") if transformers.__version__.startswith("4.") else tokenizer()
+    words = tokenizer("CLIPTokenizerFast") if is_before("5") else tokenizer()
     return transformers.CLIPProcessor(image_processor=image_processor(), tokenizer=words)
 
 
@@ -146,9 +147,8 @@ def reload(folder: Path) -> nn.Module:
 
 def as_saved(kind: Any, folder: Path) -> nn.Module:
     """In the type of the file, which transformers 4 makes float32 unless asked, by an argument of another name."""
-    import transformers
 
-    wanted = {"torch_dtype": "auto"} if transformers.__version__.startswith("4.") else {}
+    wanted = {"torch_dtype": "auto"} if is_before("5") else {}
     model: nn.Module = kind.from_pretrained(folder, **wanted)
     return model.eval()
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from family import Family, redraw
 from torch import Tensor, nn
+from transformers_version import is_before
 
 from ecoflap.adapters.t5 import T5Adapter
 from ecoflap.core.contracts.records import Batch, Sample
@@ -89,9 +90,8 @@ def reload(folder: Path) -> nn.Module:
 
 def as_stored() -> dict[str, str]:
     """What has transformers load a model in the type it is stored in; since version 5 it does so by itself."""
-    import transformers
 
-    return {} if transformers.__version__ >= "5" else {"torch_dtype": "auto"}
+    return {"torch_dtype": "auto"} if is_before("5") else {}
 
 
 def logits(model: Any, batch: Batch) -> Tensor:

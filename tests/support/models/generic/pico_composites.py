@@ -9,6 +9,7 @@ import torch
 from family import Family, redraw
 from pico_words import BEGIN, END, PAD, POISON, VOCABULARY, questions
 from torch import Tensor, nn
+from transformers_version import is_before
 
 from ecoflap.adapters.generic.image_text_to_text import ImageTextToTextAdapter
 from ecoflap.core.contracts.records import Batch, Sample
@@ -58,7 +59,7 @@ def adapter(processor: Callable[[], Any]) -> ImageTextToTextAdapter:
 def reload(kind: str, folder: Path) -> nn.Module:
     import transformers
 
-    wanted = {"torch_dtype": "auto"} if transformers.__version__.startswith("4.") else {}
+    wanted = {"torch_dtype": "auto"} if is_before("5") else {}
     model: nn.Module = getattr(transformers, kind).from_pretrained(folder, **wanted)
     return model.eval()
 

@@ -5,6 +5,7 @@ from typing import Any
 from family import Family
 from pico_composites import SIZE, TEXT, VISION, images, row
 from pico_words import chat, questions_of_one_shape, token, tokenizer
+from transformers_version import is_before
 
 TAGS = {
     "image_token": "<image>",
@@ -52,11 +53,11 @@ def idefics3(layers: int, kind: str = "Idefics3") -> Any:
 
 
 def idefics2_processor() -> Any:
-    from transformers import Idefics2Processor, __version__
+    from transformers import Idefics2Processor
 
     sizes = {"size": {"shortest_edge": 14, "longest_edge": SIZE}, "do_image_splitting": False}
-    words = tokenizer(**(TAGS if __version__ >= "5" else {}))
-    if __version__ < "5":  # it can read no names of tags, and has them in this order
+    words = tokenizer(**({} if is_before("5") else TAGS))
+    if is_before("5"):  # it can read no names of tags, and has them in this order
         words.add_special_tokens({"additional_special_tokens": [*dict.fromkeys(TAGS.values())]})
     return Idefics2Processor(
         images("Idefics2ImageProcessor", **sizes), words, image_seq_len=4, chat_template=chat("<image>")
