@@ -1,6 +1,7 @@
 """Generate text with one model in one runtime, and print what it took as a line of JSON: runtime.py starts this.
 
-    python benchmarks/one_runtime.py RUNTIME PATH [--threads 1] [--tokens 64] [--windows windows.json]
+    python benchmarks/one_runtime.py RUNTIME PATH --windows windows.json [--threads 1] [--tokens 64] [--repeats 3]
+        [--perplexity]
 
 A process for each, because what a process holds in memory can only be told of a whole one. Generation is greedy, of one
 text of sixteen tokens; a token's time is that of all tokens but the first, divided by their number.

@@ -1,6 +1,6 @@
 """Prune models that are larger than the memory that they may have, from checkpoints of random weights.
 
-    python benchmarks/scale.py runs/scale benchmarks/results/scale.jsonl [--models llama-7b mixtral ...] [--keep]
+    python benchmarks/scale.py runs/scale benchmarks/results/scale.jsonl [--models llama-7b mixtral-7b ...] [--keep]
 
 Each checkpoint has the shapes of a model that people use, in bfloat16 and several files, and is made a block at a time.
 It is pruned with ``model.offload: disk``, exported, and the export is loaded again, each in a process of its own. What
@@ -238,7 +238,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--models", nargs="+", default=[one.name for one in MODELS])
+    names = [one.name for one in MODELS]
+    parser.add_argument("--models", nargs="+", choices=names, default=names)
     parser.add_argument("--keep", action="store_true", help="leave checkpoints and runs where they are")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)

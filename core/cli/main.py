@@ -234,7 +234,8 @@ def sweep(
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="scorer, allocator, pruner, metric, adapter, exporter, dataset or evaluator.")
+        str | None,
+        typer.Argument(help="scorer, allocator, pruner, refiner, metric, adapter, exporter, dataset or evaluator."),
     ] = None,
     registry: RegistryOption = None,
 ) -> None:

@@ -45,7 +45,7 @@ Another `use` drops the parameters of the part that was there; `null` removes a 
 
 A number under `sparsity` is the share of weights pruned. A pattern `n:m` keeps n weights of every m consecutive inputs
 and thereby fixes each layer's budget, so that it goes with no `score` and no `allocate`. `calibration` may be missing
-where none of scorer, pruner and refiners looks at data.
+where no part of the recipe but its evaluators looks at data.
 """
 
 _SECTIONS: tuple[tuple[str, str, type[Keys]], ...] = (

@@ -1,7 +1,8 @@
 """Write the questions in the box as a task of two harnesses, which ask a model about pictures without a network.
 
     python examples/box/make_tasks.py tasks --samples 500
-    ecoflap run box/blip2 --set 'evaluate={use: lmms_eval, tasks: [box_vqa], include_path: …/tasks/lmms_eval}'
+    ecoflap run box/blip2 --allow-code \\
+        --set 'evaluate={use: lmms_eval, tasks: [box_vqa], include_path: …/tasks/lmms_eval}'
 
 The folder then holds ``questions.jsonl`` and a task ``box_vqa`` each for EleutherAI's harness (``lm_eval``) and for
 LMMs-Lab's (``lmms_eval``). They are the first questions of a split, an answer is right where it is the annotated one
