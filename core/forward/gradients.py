@@ -99,13 +99,16 @@ def kept_gradients(
     layers: Sequence[Layer],
     needs: Sequence[type[Any]],
     folder: Path | None,
+    batches: int,
 ) -> dict[str, Statistics]:
     """Take statistics of the loss' gradient at some layers, by the layer's name: a number a weight for each of them.
 
-    An expert that no token reached has them as though its gradient were one everywhere, and ``is_fed`` is False.
+    A batch whose loss a layer has no part in counts with a gradient of zeros. An expert that no token reached has its
+    statistics as though its gradient were one everywhere, and ``is_fed`` is False.
 
     :param stream: Visits all layers' gradients, batch by batch, as ``Replay.gradients`` does.
     :param folder: Where the numbers lie, in a file that is gone when they are; None for main memory.
+    :param batches: How many of them it visits.
     :raises ModelError: Where a layer has no gradient, or one that is not finite.
     """
     totals = {need: _zeros(layers, folder) for need in needs}
@@ -116,10 +119,10 @@ def kept_gradients(
             kept[layer.name].add(gradient)
 
     stream(visit)
-    missing = [name for name, one in kept.items() if not one.is_seen]
+    missing = [name for name, one in kept.items() if not one.seen]
     if missing:
         raise ModelError(f"the loss does not depend on {listed(missing, 6)}, so there is no gradient. Keep them whole")
-    return {name: one.statistics() for name, one in kept.items()}
+    return {name: one.statistics(batches) for name, one in kept.items()}
 
 
 class _Kept:
@@ -129,27 +132,37 @@ class _Kept:
     """
 
     def __init__(self, layer: Layer, totals: Mapping[type[Any], Float32[Tensor, "out in"]]) -> None:
-        self.is_seen, self._is_fed = False, layer.layout != "routed"
-        self._layer = layer
-        self._found = {need: need(layer.shape[1]) for need in totals}
-        for need, statistic in self._found.items():
-            statistic.sum_into(totals[need])
+        self.seen, self._is_fed = 0, layer.layout != "routed"
+        self._layer, self._totals = layer, totals
+        self._found = self._new()
+
+    def _new(self) -> dict[type[Any], Any]:
+        """Make statistics that have seen nothing yet, over totals of zeros."""
+        found = {need: need(self._layer.shape[1]) for need in self._totals}
+        for need, statistic in found.items():
+            statistic.sum_into(self._totals[need])
+        return found
 
     def add(self, gradient: Float[Tensor, "out in"]) -> None:
         """Add one batch's gradient."""
         if not is_finite(gradient):
             raise ModelError(f"{self._layer.name}: the gradient of the loss is NaN or infinite on the calibration data")
-        self.is_seen = True
+        self.seen += 1
         self._is_fed = self._is_fed or bool(gradient.any())
         for statistic in self._found.values():
             statistic.add_loss_gradient(gradient)
 
-    def statistics(self) -> Statistics:
-        """Give the statistics when all batches were seen."""
-        is_fed = self._is_fed
-        if not is_fed:
+    def statistics(self, batches: int) -> Statistics:
+        """Give the statistics when so many batches were seen, with or without this layer."""
+        if not self._is_fed:
+            for total in self._totals.values():
+                total.zero_()
+            self._found = self._new()
             self.add(torch.ones(self._layer.shape))
-        return Statistics(self._found, is_fed=is_fed)
+            return Statistics(self._found, is_fed=False)
+        for _ in range(batches - self.seen):
+            self.add(torch.zeros(self._layer.shape))
+        return Statistics(self._found)
 
 
 def _zeros(layers: Sequence[Layer], folder: Path | None) -> dict[str, Float32[Tensor, "out in"]]:

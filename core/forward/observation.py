@@ -155,7 +155,7 @@ class Observation(BlockWatch):
                 statistic.add(tokens)
 
     def _add_gradient(self, layer: Layer, gradient: Float[Tensor, "out in"]) -> None:
-        for statistic in self._sums.get((layer.name, "gradient"), {}).values():  # an expert without a token has none
+        for statistic in self._made((layer.name, "gradient"), self._of_gradients).values():
             statistic.add_gradient(gradient)
 
     def _real_positions(self) -> Bool[Tensor, "batch tokens"] | None:

@@ -165,7 +165,7 @@ class Replay:
             device=self.placement.device,
         )
         with wide:
-            self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder)
+            self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder, len(self.batches))
 
     def _observed(self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice) -> Observed:
         observation = Observation(self.blocks[i], layers, needs)

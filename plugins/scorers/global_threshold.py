@@ -126,7 +126,7 @@ def _metric(layer: Layer, gradient: Statistics | None) -> Float[Tensor, "out in"
 
 def _gradients(replay: Replay, pairs: Sequence[tuple[Block, Layer]]) -> dict[str, Statistics]:
     """Take the mean over batches of |g| of each weight."""
-    return kept_gradients(replay.gradients, [layer for _, layer in pairs], (LossGradient,), None)
+    return kept_gradients(replay.gradients, [layer for _, layer in pairs], (LossGradient,), None, len(replay.batches))
 
 
 def _prune(gradients: Mapping[str, Statistics], groups: Sequence[Sequence[Layer]], share: float) -> None:

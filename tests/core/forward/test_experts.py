@@ -187,6 +187,43 @@ def test_gradients_are_autograds(model):
         torch.testing.assert_close(found[layer.name], expected, rtol=1e-4, atol=1e-7)
 
 
+def without_last_expert() -> nn.Module:
+    """A Mixtral whose routers choose one of the first three: of v·x and −v·x one is above the last expert's 0."""
+    model = redraw(mixtral(num_experts_per_tok=1))
+    model.set_experts_implementation("eager")
+    for block in model.model.layers:
+        gate = block.mlp.gate.weight.data
+        gate[1], gate[3] = -gate[0], 0
+    return model
+
+
+def test_a_regional_gradient_is_a_mean_over_samples_whichever_reach_the_expert():
+    """Squares are added up, and those of a batch by itself are seen by itself; the order of batches changes nothing."""
+    model = without_last_expert()
+    ids = [torch.randint(3, 64, (1, 2), generator=torch.Generator().manual_seed(seed)) for seed in range(6)]
+    batches = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in ids]
+    adapter = ExpertsAdapter()
+    anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
+
+    def seen(some):
+        return Replay(model, adapter, some, anatomy=anatomy).run(0, (RegionalGradient,))
+
+    alone = [seen([one]) for one in batches]
+    together, reversed_ = seen(batches), seen(batches[::-1])
+    some_reach = 0
+    for name, found in together.items():
+        if not found.is_fed:
+            continue
+        parts = [one[name] for one in alone if one[name].is_fed]
+        some_reach += len(parts) < len(batches)
+        squares = sum(one[RegionalGradient].magnitude.double().square() for one in parts) / len(batches)
+        assert found[RegionalGradient].samples == len(batches)
+        torch.testing.assert_close(found[RegionalGradient].magnitude.double(), squares.sqrt(), rtol=1e-4, atol=1e-9)
+        other = reversed_[name][RegionalGradient].magnitude
+        torch.testing.assert_close(other, found[RegionalGradient].magnitude, rtol=1e-4, atol=1e-9)
+    assert some_reach
+
+
 def test_a_regional_gradient_is_taken_of_each_expert(model):
     seen = replay_of(model).run(0, (RegionalGradient,))
     for name, found in seen.items():
@@ -195,7 +232,15 @@ def test_a_regional_gradient_is_taken_of_each_expert(model):
         assert bool(magnitude.any()), name
 
 
-def test_the_loss_gradient_of_each_expert_is_autograds_and_of_one_without_a_token_ones(model):
+def test_the_loss_gradient_of_each_expert_is_autograds(model):
+    assert_loss_gradients(model, unfed=0)
+
+
+def test_the_loss_gradient_of_an_expert_without_a_token_is_ones():
+    assert_loss_gradients(without_last_expert(), unfed=2)
+
+
+def assert_loss_gradients(model: nn.Module, unfed: int) -> None:
     replay = replay_of(model)
     model.requires_grad_(True)
     replay.adapter.loss(model, batch()).backward()
@@ -205,7 +250,9 @@ def test_the_loss_gradient_of_each_expert_is_autograds_and_of_one_without_a_toke
         if layer.parameter.grad is not None
     }
     model.zero_grad()
-    for name, found in replay.run(0, (LossGradient,)).items():
+    seen = replay.run(0, (LossGradient,))
+    assert sum(not found.is_fed for found in seen.values()) == unfed
+    for name, found in seen.items():
         is_fed = name in expected and bool(expected[name].any())
         ones = torch.ones_like(found[LossGradient].magnitude)
         wanted = expected[name] if is_fed else ones
@@ -256,11 +303,7 @@ def test_which_experts_are_fed_is_looked_for_in_every_batch():
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_an_expert_without_a_token_is_pruned_by_its_weights_alone_and_named(tmp_path, sequential):
-    model = redraw(mixtral(num_experts_per_tok=1))
-    model.set_experts_implementation("eager")
-    for block in model.model.layers:  # of v·x and −v·x one is above the last expert's 0, whatever x is
-        gate = block.mlp.gate.weight.data
-        gate[1], gate[3] = -gate[0], 0
+    model = without_last_expert()
     replay, events = replay_of(model), []
     dense = model.model.layers[0].mlp.experts.down_proj[3].detach().clone()
     unfed = [name for name, found in replay.run(0).items() if not found.is_fed]

@@ -93,7 +93,22 @@ def test_a_layer_that_the_loss_does_not_depend_on_is_refused(pico_llama, batches
 
     said = rf"the loss does not depend on {layers[3].name}, so there is no gradient\. Keep them whole"
     with pytest.raises(ModelError, match=said):
-        kept_gradients(stream, layers, (LossGradient,), None)
+        kept_gradients(stream, layers, (LossGradient,), None, len(batches))
+
+
+def test_a_batch_that_a_layer_has_no_part_in_counts_with_zeros(pico_llama, batches):
+    layers = [layer for _, layer in Replay(pico_llama(), LlamaAdapter(), batches).anatomy.layers()][:2]
+
+    def stream(visit):
+        for number in range(4):
+            for layer in layers[: 1 if number else 2]:
+                visit(layer, torch.full(layer.shape, -2.0))
+
+    always, once = kept_gradients(stream, layers, (LossGradient,), None, 4).values()
+    assert always.is_fed
+    assert once.is_fed
+    assert torch.equal(always[LossGradient].magnitude, torch.full(layers[0].shape, 2.0))
+    assert torch.equal(once[LossGradient].magnitude, torch.full(layers[1].shape, 0.5))
 
 
 def test_two_are_merged():
