@@ -98,6 +98,11 @@ class Group:
     curve: Curve | None = field(default=None, kw_only=True)
 
     @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Give the names of its layers; one of which none are named is a layer itself."""
+        return self.layers or (self.name,)
+
+    @property
     def most(self) -> int:
         """Give the most weights that it may keep: its cap, or all."""
         return self.size if self.cap is None else min(self.cap, self.size)

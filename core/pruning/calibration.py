@@ -6,12 +6,15 @@ from hashlib import sha256
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming, blaming_each
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Batch, Sample
+from ecoflap.core.disk.sealed import hash_of
 from ecoflap.core.errors import DataError
 from ecoflap.core.forward.placement import batch_on
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -78,7 +81,7 @@ class Calibration:
         for batch in self.batches(model):
             for name in sorted(batch):
                 digest.update(name.encode())
-                digest.update(_bytes(batch[name]))
+                digest.update(_told(name, batch[name]).encode())
         return digest.hexdigest()
 
 
@@ -113,7 +116,12 @@ def _cut(sample: Sample, longest: int) -> Sample:
     return sample if sample.tokens is None else replace(sample, tokens=sample.tokens[:longest])
 
 
-def _bytes(value: Any) -> bytes:
+def _told(name: str, value: Any) -> str:
+    """Write what tells a value apart from others, whatever it is nested in."""
     if isinstance(value, Tensor):
-        return repr((value.dtype, tuple(value.shape))).encode() + value.cpu().contiguous().numpy().tobytes()
-    return repr(value).encode()
+        return hash_of(name, value)
+    if isinstance(value, Mapping):
+        return repr({str(key): _told(f"{name}.{key}", inside) for key, inside in value.items()})
+    if isinstance(value, list | tuple):
+        return repr([_told(f"{name}.{number}", inside) for number, inside in enumerate(value)])
+    return hash_of(name, torch.from_numpy(value)) if isinstance(value, np.ndarray) else repr(value)

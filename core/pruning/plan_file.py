@@ -48,14 +48,15 @@ def read_plan(path: Path) -> Plan:
     return Plan(found.layers, found.groups)
 
 
-def read_scores_of(plan: Path, scores: Path) -> Scores:
+def read_scores_of(plan: Path, scores: Path, way_out: str = _WAY_OUT) -> Scores:
     """Read the scores of a run, and hold them to its plan, where there is one yet.
 
+    :param way_out: What can be done about those of a run that is not the one at work.
     :raises RunError: Where there are none, a line is not what was written, or the last ones are gone.
     """
     found = read_scores(scores)
-    if plan.is_file() and not has_seal(scores, _read(plan).scores):
-        raise RunError(f"{scores}: its last lines are gone, which {plan.name} knows. {_WAY_OUT}")
+    if plan.is_file() and not has_seal(scores, _read(plan, way_out).scores):
+        raise RunError(f"{scores}: its last lines are gone, which {plan.name} knows. {way_out}")
     return found
 
 
@@ -70,5 +71,5 @@ def check_scores_of(plan: Path, scores: Path) -> None:
         raise RunError(f"{scores} is missing, which {plan.name} knows. {_WAY_OUT}")
 
 
-def _read(path: Path) -> _Contents:
-    return read_validated(path, _Contents, RunError, _WAY_OUT)
+def _read(path: Path, way_out: str = _WAY_OUT) -> _Contents:
+    return read_validated(path, _Contents, RunError, way_out)

@@ -9,13 +9,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from ecoflap.core.budget.counts import Pattern
-from ecoflap.core.budget.select import is_finite, is_nonzero, kept_only, same_bits
-from ecoflap.core.contracts.answers import shown
+from ecoflap.core.budget.select import is_nonzero, kept_only, same_bits
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
 from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
@@ -29,6 +26,7 @@ from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within
 from ecoflap.core.pruning.masks import PackedMasks, pack
 from ecoflap.core.pruning.plan import Plan, PlannedLayer
+from ecoflap.core.pruning.pruner_answer import what_is_wrong
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView, Hidden, hidden_of
@@ -308,35 +306,9 @@ def pruned_layer(
     try:
         with blaming(f"the pruner {pruner.use}"):
             pruned: Pruned = pruner.built(weight, seen, planned.budget, place)
-            problem = _broken(pruned, weight, planned)
+            problem = what_is_wrong(pruned, weight, planned.budget)
     except EcoflapError as error:
         raise type(error)(*(f"{place.name}: {problem}" for problem in error.problems)) from error
     if problem:
         raise ModelError(f"{place.name}: the pruner {pruner.use} {problem}")
     return pruned
-
-
-def _broken(pruned: Any, weight: Float[Tensor, "out in"], planned: PlannedLayer) -> str | None:
-    """Say what is wrong with a pruner's answer; None where it is what the plan wants."""
-    if not isinstance(pruned, Pruned):
-        return f"returned {shown(pruned)}; a pruner returns a Pruned of a mask and a weight"
-    if not isinstance(pruned.notes, tuple) or not all(isinstance(note, str) for note in pruned.notes):
-        return f"noted {shown(pruned.notes)}; notes are a tuple of sentences"
-    if pruned.mask.dtype != torch.bool or pruned.mask.shape != weight.shape:
-        mask = f"{pruned.mask.dtype} {tuple(pruned.mask.shape)}"
-        return f"returned a mask of {mask} for a weight of {tuple(weight.shape)}"
-    kept = int(pruned.mask.count_nonzero())
-    if kept != planned.keep:
-        return f"kept {kept} weights where the plan keeps {planned.keep}"
-    if isinstance(planned.budget, Pattern) and not _holds(planned.budget, pruned.mask):
-        return f"did not keep {planned.budget.n} of every {planned.budget.m} inputs"
-    found, wanted = ((tuple(tensor.shape), tensor.dtype) for tensor in (pruned.weight, weight))
-    if found != wanted:
-        return f"returned a weight of {found} for one of {wanted}"
-    if bool((is_nonzero(pruned.weight) > pruned.mask).any()):
-        return "left a weight that its mask prunes"
-    return None if is_finite(pruned.weight) else "returned NaN or infinite weights"
-
-
-def _holds(pattern: Pattern, mask: Bool[Tensor, "out in"]) -> bool:
-    return bool((mask.reshape(-1, pattern.m).count_nonzero(dim=1) == pattern.n).all())

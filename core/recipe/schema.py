@@ -143,7 +143,7 @@ class Recipe(Keys):
     towers: Annotated[Mapping[str, Literal["keep"] | TowerChoice], Key(scores=True)] = Field(
         default_factory=dict, description="by tower: `keep`, or what is its own"
     )
-    include: Annotated[tuple[str, ...], Key(each="a tower or a matrix, by its name")] = Field(
+    include: Annotated[tuple[str, ...], Key(scores=True, each="a tower or a matrix, by its name")] = Field(
         (), description="what is kept by default and pruned here: a tower such as `qformer`, a matrix such as `lm_head`"
     )
     score: Annotated[Score | None, Key(scores=True)] = Field(

@@ -24,11 +24,11 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> 
     """
     if recipe.rounds is not None:
         return None
-    keys = tuple(what_scores_depend_on(recipe.plain()))
+    keys = _score_keys(recipe.plain())
     seen = {what: one for what, one in fingerprints.items() if what != CALIBRATION_DATA or "calibration" in keys}
     for folder in _alike(recipe, seen, own, keys):
         if folder.plan.is_file() and folder.scores.is_file():
-            read_scores_of(folder.plan, folder.scores)
+            read_scores_of(folder.plan, folder.scores, f"Restore the file, or take {folder.path} out of reuse:")
             return folder.scores
     return None
 
@@ -60,8 +60,12 @@ def what_scores_depend_on(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
     What pruners look at is not among them where the scorer has data of its own.
     """
-    keys = {key: value for key, value in _comparable(recipe).items() if key in scores_depend_on()}
-    return keys if keys["score"].get("calibration") is None else _without(keys, "calibration")
+    return {key: value for key, value in _comparable(recipe).items() if key in _score_keys(recipe)}
+
+
+def _score_keys(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    has_own = (recipe.get("score") or {}).get("calibration") is not None
+    return tuple(key for key in scores_depend_on() if not (has_own and key == "calibration"))
 
 
 def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Let a refiner train an opened view; it is judged on batches that it did not train on."""
 
 from collections.abc import Callable, Iterator
+from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -8,6 +9,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.events import Event, Refined, Warned
 from ecoflap.core.contracts.options import RefinerOptions
+from ecoflap.core.errors import ModelError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.views import RefinedView
 
@@ -26,6 +28,11 @@ def refine(view: RefinedView, refiner: PartSpec, emit: Callable[[Event], None]) 
     weights = view.weights
     weights.remember()
     before = _errors(view)
+    if not before:
+        raise ModelError(
+            f"{view.name}: as it was pruned it is infinitely far from the dense model on the calibration data, or what "
+            f"it gives is NaN, so that {refiner.use} has nothing to begin from. Prune less, or leave it out of refine:"
+        )
     tries, is_better, after = min(view.failed_before(), _TRIES - 1), False, dict[str, float]()
     one = _gentlest(refiner, tries)
     while one is not None and not is_better:
@@ -33,7 +40,7 @@ def refine(view: RefinedView, refiner: PartSpec, emit: Callable[[Event], None]) 
         with blaming(f"the refiner {refiner.use}, at {view.name},"):
             one(view)
         weights.round()
-        after, tries = (_errors(view) if weights.are_finite() else {}), tries + 1
+        after, tries = _errors(view), tries + 1
         is_better = bool(after) and after["held_out"] < before["held_out"]
         if not is_better:
             weights.restore()
@@ -59,11 +66,17 @@ def _gentler(one: Any, name: str) -> Any:
 
 
 def _errors(view: RefinedView) -> dict[str, float]:
-    """Measure held-out batches, and as many of those that are trained on; all of them would cost as training does."""
-    return {
+    """Measure held-out batches, and as many of those that are trained on; all of them would cost as training does.
+
+    Nothing is given where they are not finite, or the weights are not.
+    """
+    if not view.weights.are_finite():
+        return {}
+    errors = {
         "training": view.measure(view.training[: len(view.held_out)]),
         "held_out": view.measure(view.held_out),
     }
+    return errors if all(map(isfinite, errors.values())) else {}
 
 
 def _doubts(
@@ -73,7 +86,7 @@ def _doubts(
     undone = f"was undone{f', also by smaller steps, {tries} times in all' if tries > 1 else ''}"
     where = f"the refiner {refiner.use} at {view.name}"
     if not after:
-        yield f"{where} gave NaN or infinite weights, and {undone}: a smaller learning rate may help"
+        yield f"{where} gave NaN or infinite numbers, and {undone}: a smaller learning rate may help"
     elif not after["held_out"] < before["held_out"]:
         yield (
             f"{where} did not lower the error on held-out calibration data ({before['held_out']:.4g}, then "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ecoflap.core.budget.counts import exact
 from ecoflap.core.contracts.events import Progress
 from ecoflap.core.contracts.records import Batch, TokenChoice
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
@@ -37,6 +38,7 @@ class PlanTrials:
     :param batches: Those that the run prunes by; the last of them are held out here.
     :param held_out: The share of them that is held out; one at least.
     :param left: The masks of the round before, within which trials prune.
+    :param sequential: Whether statistics are taken again before each group of a block's layers.
     :param ranks: The processes of the run.
     """
 
@@ -48,6 +50,7 @@ class PlanTrials:
     log: RunLog
     tokens: Mapping[str, TokenChoice] = field(default_factory=dict)
     left: Mapping[str, Tensor] = field(default_factory=dict)
+    sequential: bool = False
     ranks: Ranks = ALONE
 
     def best(self, plans: Mapping[str, Plan]) -> Plan:
@@ -90,8 +93,16 @@ class PlanTrials:
         replay = self.replay(self.batches[: -len(self._held_out)])
         with restored([layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]):
             blocks = self._blocks / _digest(plan)[:16]
-            tokens, left = self.tokens, self.left
-            BlockwisePruning(replay, plan, self.pruners, blocks, lambda event: None, tokens_of=tokens, left=left)()
+            BlockwisePruning(
+                replay,
+                plan,
+                self.pruners,
+                blocks,
+                lambda event: None,
+                sequential=self.sequential,
+                tokens_of=self.tokens,
+                left=self.left,
+            )()
             # They may be fewer than the processes are.
             loss = self.ranks.first(lambda: float(self.replay(self._held_out, ranks=ALONE).loss(0).mean()))
         line = {"candidate": label, "plan": _digest(plan), "loss": loss}
@@ -106,4 +117,4 @@ def _digest(plan: Plan) -> str:
 
 def held_out_of(batches: int, share: float) -> int:
     """Count the batches that candidates are tried on."""
-    return max(1, int(share * batches))
+    return max(1, int(exact(share) * batches))

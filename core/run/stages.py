@@ -225,6 +225,7 @@ def _trials(state: RunState) -> PlanTrials:
         state.log,
         prepared.tokens,
         left,
+        state.recipe.sequential,
         state.ranks,
     )
 

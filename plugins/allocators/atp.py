@@ -39,17 +39,15 @@ class Atp:
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         sparsity = 1 - Fraction(keep, sum(group.size for group in groups) or 1)
         shares = [sparsity + exact(self.beta) * offset for offset in _offsets(groups)]
-        self._check(sparsity, shares)
+        self._check(sparsity, _offsets(groups), shares)
         base = [group.size * (1 - share) for group, share in zip(groups, shares, strict=True)]
         sizes, names = [group.size for group in groups], [group.name for group in groups]
         return water_fill(base, sizes, [g.floor for g in groups], [g.most for g in groups], keep, names)
 
-    def _check(self, sparsity: Fraction, shares: Sequence[Fraction]) -> None:
-        """Refuse a step by which a block would lose more than all of it, or less than nothing, as the paper does."""
-        beyond = max((abs(share - sparsity) for share in shares), default=Fraction(0))
-        room = min(sparsity, 1 - sparsity)
-        if beyond > room:
-            largest = float(exact(self.beta) * room / beyond)
+    def _check(self, sparsity: Fraction, offsets: Sequence[Fraction], shares: Sequence[Fraction]) -> None:
+        """Refuse a step by which a block would lose more than all of it, or less than nothing."""
+        if any(not 0 <= share <= 1 for share in shares):
+            largest = float(min((1 - sparsity if by > 0 else sparsity) / abs(by) for by in offsets if by))
             raise EcoflapError(
                 f"beta is {self.beta}, by which sparsities would run from {float(min(shares)):.4g} to "
                 f"{float(max(shares)):.4g}; at a sparsity of {float(sparsity):.4g} take at most {largest:.4g} here"

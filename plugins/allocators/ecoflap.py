@@ -39,10 +39,12 @@ class Ecoflap:
             raise EcoflapError(f"max_sparsity is {self.max_sparsity}; it is a share between 0 and 1")
 
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say where the maximum sparsity is below the recipe's sparsity."""
-        sparsity = context.recipe.sparsity
-        if self.max_sparsity is not None and sparsity is not None and self.max_sparsity < sparsity:
-            yield _too_low(self.max_sparsity, sparsity)
+        """Say where the maximum sparsity is below the recipe's sparsity, or a tower's own."""
+        towers = {name: tower for name, tower in context.recipe.towers.items() if tower != "keep"}
+        asked = {"": context.recipe.sparsity, **{f"towers.{name}: ": tower.sparsity for name, tower in towers.items()}}
+        for where, sparsity in asked.items():
+            if self.max_sparsity is not None and isinstance(sparsity, float) and self.max_sparsity < sparsity:
+                yield where + _too_low(self.max_sparsity, sparsity)
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         _check_scores(groups)

@@ -38,7 +38,7 @@ class FromFile:
         problems = [problem for group in groups for problem in self._problems(group, layers)]
         if problems:
             raise EcoflapError(*problems)
-        counts = [sum(layers[name]["keep"] for name in _names(group)) for group in groups]
+        counts = [sum(layers[name]["keep"] for name in group.layer_names) for group in groups]
         if sum(counts) != keep:
             raise EcoflapError(
                 f"{self._file}: its plan keeps {sum(counts)} weights of these layers, this recipe's sparsity {keep}: "
@@ -70,7 +70,7 @@ class FromFile:
 
     def _problems(self, group: Group, layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Say why a group cannot keep what the plan has for its layers."""
-        names = _names(group)
+        names = group.layer_names
         missing = [name for name in names if name not in layers]
         if missing:
             return [f"{self._file}: it has no layer {name!r}.{nearest(name, layers)}" for name in missing]
@@ -80,10 +80,6 @@ class FromFile:
         if not group.floor <= kept <= group.most:
             return [f"{self._file}: it keeps {kept} of {group.name}, which may keep {group.floor} to {group.most} here"]
         return []
-
-
-def _names(group: Group) -> tuple[str, ...]:
-    return group.layers or (group.name,)
 
 
 def _is_entry(entry: Any) -> bool:

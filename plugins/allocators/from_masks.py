@@ -43,11 +43,11 @@ class FromMasks:
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         masks = masks_from(self.path, zeros=self.zeros)
-        missing = [layer for group in groups for layer in _names(group) if masks.name_of(layer) is None]
+        missing = [layer for group in groups for layer in group.layer_names if masks.name_of(layer) is None]
         problems = [*self._missing(missing, masks), *(one for group in groups for one in self._sizes(group, masks))]
         if problems:
             raise EcoflapError(*problems)
-        counts = [sum(_kept(masks, layer)[0] for layer in _names(group)) for group in groups]
+        counts = [sum(_kept(masks, layer)[0] for layer in group.layer_names) for group in groups]
         if sum(counts) != keep:
             size = sum(group.size for group in groups)
             raise EcoflapError(
@@ -70,9 +70,9 @@ class FromMasks:
 
     def _sizes(self, group: Group, masks: NamedMasks) -> Iterator[str]:
         """Say where the masks of a group are of another size."""
-        there = [_kept(masks, layer) for layer in _names(group) if masks.name_of(layer) is not None]
+        there = [_kept(masks, layer) for layer in group.layer_names if masks.name_of(layer) is not None]
         size = sum(size for _, size in there)
-        if len(there) == len(_names(group)) and size != group.size:
+        if len(there) == len(group.layer_names) and size != group.size:
             yield f"{self.path}: its masks of {group.name} are of {size} weights, and this model has {group.size}"
 
 
@@ -80,10 +80,6 @@ def _kept(masks: NamedMasks, layer: str) -> tuple[int, int]:
     counts = masks.kept(layer)
     assert counts is not None  # layers without a mask were refused
     return counts
-
-
-def _names(group: Group) -> tuple[str, ...]:
-    return group.layers or (group.name,)
 
 
 @hookimpl

@@ -9,7 +9,6 @@ There the wrong endings were written by a machine; here they are real text, and 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import ClassVar
 
 import torch
@@ -20,6 +19,7 @@ from ecoflap.core.contracts.protocols import Adapter, Dataset, Note
 from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
 from ecoflap.core.ranks.ranks import ALONE, Ranks
+from ecoflap.plugins.evaluators.shared.means import mean_over_images
 from ecoflap.plugins.evaluators.shared.model_calls import loss_of, predicted
 
 
@@ -77,8 +77,7 @@ class Continuation:
             return right < min(wrong)
 
         found = ranks.deal(enumerate(self._questions(list(self.data(adapter, model, note)))), is_right)
-        share = sum(found) / len(found)
-        return {"continuation": Measure(share, len(found), sqrt(share * (1 - share) / len(found)), "windows")}
+        return {"continuation": mean_over_images(list(map(float, found)), range(len(found)), "windows")}
 
     def _questions(self, windows: list[Sample]) -> Iterator[list[Sample]]:
         """Yield of each window itself, and then itself with each of the wrong endings."""

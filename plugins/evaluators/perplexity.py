@@ -6,6 +6,7 @@ Lower is better.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +20,9 @@ from ecoflap.core.errors import DataError
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.means import mean_of_means
 from ecoflap.plugins.evaluators.shared.model_calls import predicted, shared_losses
+
+_LARGEST = math.log(sys.float_info.max)
+"""Nats whose exponential is a float still."""
 
 
 @hookimpl
@@ -70,5 +74,5 @@ def _windows(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
 def measure(means: Sequence[float], counts: Sequence[int]) -> Measure:
     """Make the perplexity of each window's mean loss and number of predicted tokens."""
     mean, error = mean_of_means(means, counts)
-    value = math.exp(mean)
+    value = math.exp(mean) if mean < _LARGEST else math.inf
     return Measure(value, n=sum(counts), standard_error=value * error, unit="tokens", larger_is_better=False)

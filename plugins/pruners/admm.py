@@ -22,7 +22,7 @@ from ecoflap.core.budget.select import Compare, check_fits, select, zeros_first
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner, Statistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.core.forward.statistics import Gram
 from ecoflap.plugins.pruners.shared.better import solved_or_dense
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized
@@ -65,8 +65,7 @@ class Admm:
     needs: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise EcoflapError(f"iterations is {self.iterations}; it is a number of iterations, 1 or more")
+        refuse_below_one("iterations", self.iterations)
         if not 0 <= self.gradual <= self.iterations:
             raise EcoflapError(f"gradual is {self.gradual}; it is a number of iterations, 0 to {self.iterations}")
         if not 0 <= self.damping < float("inf"):

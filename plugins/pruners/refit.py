@@ -21,7 +21,7 @@ from ecoflap.core.budget.select import kept_only
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.core.forward.statistics import Gram
 from ecoflap.plugins.pruners.shared.conjugate_gradient import by_conjugate_gradient
 from ecoflap.plugins.pruners.shared.inner import needs_with
@@ -51,8 +51,7 @@ class Refit:
     damping: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise EcoflapError(f"steps is {self.steps}; it is a number of steps, 1 or more")
+        refuse_below_one("steps", self.steps)
         if not 0 <= self.damping < float("inf"):
             raise EcoflapError(f"damping is {self.damping}; it is a share of each input's norm, 0 or more")
 

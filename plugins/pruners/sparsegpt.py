@@ -21,7 +21,7 @@ from ecoflap.core.budget.select import check_fits, is_finite, select, zeros_firs
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner, Statistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.core.forward.statistics import Gram
 
 _ROWS = 128
@@ -64,8 +64,7 @@ class SparseGPT:
     def __post_init__(self) -> None:
         if not 0 <= self.damping < float("inf"):
             raise EcoflapError(f"damping is {self.damping}; it is a share of the mean diagonal, 0 or more")
-        if self.block_size < 1:
-            raise EcoflapError(f"block_size is {self.block_size}; it is a number of columns, 1 or more")
+        refuse_below_one("block_size", self.block_size)
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         check_fits(budget, *weight.shape)

@@ -23,7 +23,7 @@ from ecoflap.core.budget.select import kept_only
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import refuse_below_one
 from ecoflap.core.forward.statistics import Gram
 from ecoflap.plugins.pruners.shared.inner import needs_with
 from ecoflap.plugins.pruners.shared.mended import mended
@@ -52,10 +52,9 @@ class Swap:
     candidates: int | None = 8
 
     def __post_init__(self) -> None:
-        if self.swaps < 1:
-            raise EcoflapError(f"swaps is {self.swaps}; it is a number of swaps in each row, 1 or more")
-        if self.candidates is not None and self.candidates < 1:
-            raise EcoflapError(f"candidates is {self.candidates}; it is a number of weights, 1 or more, or null")
+        refuse_below_one("swaps", self.swaps)
+        if self.candidates is not None:
+            refuse_below_one("candidates", self.candidates)
 
     @property
     def needs(self) -> tuple[type[Any], ...]:

@@ -65,7 +65,8 @@ class FromRun:
             yield name, scores.values[name]
 
     def _scores(self) -> Scores:
-        return read_scores_of(self.run / "plan.json", self.run / "scores.jsonl")
+        way_out = "Restore the file, or name another run"
+        return read_scores_of(self.run / "plan.json", self.run / "scores.jsonl", way_out)
 
 
 def _names(layers: Iterable[tuple[Block, Layer]], unit: Unit) -> list[str]:

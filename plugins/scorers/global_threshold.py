@@ -70,9 +70,13 @@ class GlobalThreshold:
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where the recipe asks for another sparsity, or for budgets that one threshold cannot keep apart."""
-        own = [name for name, tower in context.recipe.towers.items() if tower != "keep" and tower.sparsity is not None]
+        towers = {name: tower for name, tower in context.recipe.towers.items() if tower != "keep"}
+        own = {name: tower.sparsity for name, tower in towers.items() if tower.sparsity is not None}
         if own and self.each == "model":
             yield f"{', '.join(own)} has a sparsity of its own, and one threshold is for all: set each: tower"
+        for name, sparsity in own.items() if self.each == "tower" else ():
+            if sparsity != self.sparsity:
+                yield f"its sparsity is {self.sparsity} for all towers, and that of {name} is {sparsity}: set it alike"
         asked = context.recipe.sparsity
         if asked is not None and asked != self.sparsity:
             yield (

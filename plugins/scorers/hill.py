@@ -59,8 +59,8 @@ class Hill:
         found = exponent(spectrum, self.tail)
         if found is None:
             raise ModelError(
-                f"{layer.name}: its spectrum has no tail, because its {len(spectrum)} eigenvalues above 0 are all "
-                f"equal. Keep its tower whole, or score otherwise"
+                f"{layer.name}: its spectrum has no tail, because those of its {len(spectrum)} eigenvalues above "
+                f"0 that would be in it are all equal. Keep its tower whole, or score otherwise"
             )
         return found
 

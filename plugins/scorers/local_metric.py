@@ -45,7 +45,8 @@ class LocalMetric:
             for layer in mine:
                 norms = seen[layer.name][ColumnNorm].squared.sqrt()
                 columns = layer.weight.data.float().abs().mean(0).to(norms.device)
-                yield layer.name, float((columns * norms).mean())
+                # Without a token an expert has no inputs, and what stands in for them is of another scale.
+                yield layer.name, float((columns * norms).mean()) if seen[layer.name].is_fed else 0.0
 
 
 @hookimpl

@@ -51,7 +51,9 @@ class OutlierShare:
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
         for index, block, mine in block_by_block(replay, layers):
             seen = replay.run(index, (ColumnNorm,))
-            yield block.name, self._share([_metric(layer, seen[layer.name][ColumnNorm]) for layer in mine])
+            # Without a token an expert has no inputs, and what stands in for them is of another scale.
+            fed = [layer for layer in mine if seen[layer.name].is_fed]
+            yield block.name, self._share([_metric(layer, seen[layer.name][ColumnNorm]) for layer in fed])
 
     def _share(self, metrics: Sequence[Float[Tensor, "_ _"]]) -> float:
         """Give D_b in percent.
@@ -59,12 +61,14 @@ class OutlierShare:
         :param metrics: Those of each matrix of the block.
         """
         count = sum(metric.numel() for metric in metrics)
+        if not count:
+            return 0.0
         mean = sum(float(metric.sum()) for metric in metrics) / count
         return 100 * sum(int((metric > self.threshold * mean).sum()) for metric in metrics) / count
 
 
 def _metric(layer: Layer, statistic: ColumnNorm) -> Float[Tensor, "out in"]:
-    return layer.weight.data.float().abs() * statistic.squared.sqrt()
+    return layer.weight.data.float().abs() * statistic.squared.sqrt().to(layer.weight.device)
 
 
 @hookimpl

@@ -27,7 +27,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate
 from ecoflap.core.errors import ModelError, listed, refuse_below_one
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.model.anatomy import Anatomy, Block, Layer
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
 
 _TEXT, _IMAGE = 1, 2
@@ -50,9 +50,9 @@ class TokenDiversity:
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Name the layers whose outputs cannot be seen by their tokens: experts, and parts of a parameter."""
-        kept = {name for name, own in context.recipe.towers.items() if own == "keep"}
-        pairs = [pair for pair in context.anatomy.layers() if pair[0].tower not in kept]
-        unseen = [layer.name for _, layer in pairs if not _is_seen(layer)]
+        anatomy = context.anatomy
+        scored = [block for tower in anatomy.towers if _is_scored(tower, context.recipe) for block in tower.blocks]
+        unseen = [layer.name for _, layer in anatomy.layers(scored) if not _is_seen(layer)]
         if unseen:
             yield (
                 f"it looks at what a layer gives for each token, which of {listed(unseen, 3)} ({len(unseen)} in all) "
@@ -97,6 +97,14 @@ def _terms(
         _add(terms, layer, outputs[layer.name], replay.tokens(number, layer.reads or block.tower))
         found[layer.name] = dict(terms)
     return found
+
+
+def _is_scored(tower: Tower, recipe: Any) -> bool:
+    """Say whether a recipe has a score for a tower's layers: it prunes them, and not by a pattern."""
+    own = recipe.towers.get(tower.name)
+    if own is None:
+        return tower.prunable or tower.name in recipe.included
+    return own != "keep" and own.pattern is None
 
 
 def _is_seen(layer: Layer) -> bool:

@@ -12,6 +12,7 @@ from ecoflap.core.contracts.options import PrunerOptions
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import ModelError
+from ecoflap.core.pruning.pruner_answer import what_is_wrong
 
 
 def needs_with(inner: Pruner, own: type[Any]) -> tuple[type[Any], ...]:
@@ -28,14 +29,8 @@ def prune_by(
     """
     name = type(inner).__name__
     with blaming(f"the inner pruner {name}"):
-        pruned: Any = inner(weight, seen, budget, layer)
-    if not isinstance(pruned, Pruned):
-        raise ModelError(f"the inner pruner {name} returned {pruned!r:.100}; a pruner returns a Pruned")
-    if pruned.mask.shape != weight.shape or pruned.weight.shape != weight.shape:
-        shapes = f"{tuple(pruned.mask.shape)} and {tuple(pruned.weight.shape)}"
-        raise ModelError(f"the inner pruner {name} returned shapes {shapes} for a weight of {tuple(weight.shape)}")
-    kept = int(pruned.mask.count_nonzero())
-    wanted = budget.keep_of(weight.numel())
-    if kept != wanted:
-        raise ModelError(f"the inner pruner {name} kept {kept} weights where the plan keeps {wanted}")
+        pruned = inner(weight, seen, budget, layer)
+        problem = what_is_wrong(pruned, weight, budget)
+    if problem:
+        raise ModelError(f"the inner pruner {name} {problem}")
     return pruned

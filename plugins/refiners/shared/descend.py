@@ -27,7 +27,11 @@ def descend(view: RefinedView, steps: int, batches: int, learning_rate: float) -
 
 
 def check_positive(**parameters: int | float) -> None:
-    """Refuse parameters that are not above zero, by name."""
-    wrong = [f"{name} should be above 0, not {value}" for name, value in parameters.items() if not value > 0]
+    """Refuse parameters that are not above zero, or infinite, by name."""
+    wrong = [
+        f"{name} should be a finite number above 0, not {value}"
+        for name, value in parameters.items()
+        if not 0 < value < float("inf")
+    ]
     if wrong:
         raise EcoflapError(*wrong)

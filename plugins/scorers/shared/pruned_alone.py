@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.pruning.pruner_answer import what_is_wrong
 
 
 @contextmanager
@@ -36,13 +36,12 @@ def _pruned(
 ) -> Float[Tensor, "out in"]:
     statistics, place = seen.get(layer.name, Statistics()), replay.place(index, layer)
     with replay.placement.held([layer.parameter]):
-        weight = layer.weight.data.contiguous()
+        weight, budget = layer.weight.data.contiguous(), Keep(keep_count(layer.size, level))
         try:
-            answer = pruner(weight, statistics, Keep(keep_count(layer.size, level)), place)
+            answer = pruner(weight, statistics, budget, place)
         except EcoflapError as error:
             raise type(error)(*(f"{layer.name}: {problem}" for problem in error.problems)) from error
-    if answer.weight.shape != weight.shape or not bool(torch.isfinite(answer.weight).all()):
-        raise EcoflapError(
-            f"{layer.name}: at a sparsity of {level:g} the pruner gave no finite weight of shape {tuple(weight.shape)}"
-        )
+        problem = what_is_wrong(answer, weight, budget)
+    if problem:
+        raise EcoflapError(f"{layer.name}: at a sparsity of {level:g} the pruner {type(pruner).__name__} {problem}")
     return answer.weight

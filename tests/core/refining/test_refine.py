@@ -10,6 +10,7 @@ from spec import spec
 
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.events import Refined, Warned
+from ecoflap.core.errors import ModelError
 from ecoflap.core.refining.refine import refine
 
 
@@ -55,7 +56,8 @@ def test_what_is_better_is_kept(case):
     ("rate", "told"),
     [
         (-0.05, r"did not lower the error on held-out calibration data \(0\.\d+, then \d+\.?\d*\), and was undone"),
-        (float("nan"), "gave NaN or infinite weights, and was undone"),
+        (float("nan"), "gave NaN or infinite numbers, and was undone"),
+        (1e25, "gave NaN or infinite numbers, and was undone"),  # weights are finite, and their products are not
     ],
 )
 def test_what_is_worse_is_undone(case, rate, told):
@@ -66,6 +68,14 @@ def test_what_is_worse_is_undone(case, rate, told):
     assert all(torch.equal(layer.weight, before[layer.name]) for layer in one.layers)
     (warning,) = [event for event in events if isinstance(event, Warned)]
     assert re.search(rf"^the refiner Step at model\.layers\.1 {told}", warning.message)
+
+
+def test_a_block_that_is_infinitely_far_from_the_dense_one_is_named(case):
+    one = case()
+    with torch.no_grad():
+        one.targets[0][0].fill_(math.inf)
+    with pytest.raises(ModelError, match=r"model\.layers\.1: as it was pruned .* leave it out of refine:"):
+        refined(one, Step(0.05))
 
 
 class Gentler(Step):

@@ -12,11 +12,12 @@ from ecoflap import Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.registry.observers import Observers
-from ecoflap.core.run.plan_trials import PlanTrials
+from ecoflap.core.run.plan_trials import PlanTrials, held_out_of
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.pruners.magnitude import Magnitude
 
@@ -58,9 +59,9 @@ def trials(replay_of, batches, told, tmp_path):
         def emit(self, event):
             told.append(event)
 
-    def trials(batches=batches, held_out=0.4):
+    def trials(batches=batches, held_out=0.4, **keys):
         pruners, folder = {"language": spec("pruner", Magnitude())}, RunFolder(tmp_path)
-        return PlanTrials(replay_of, batches, held_out, pruners, folder, Log(folder, Observers([])))
+        return PlanTrials(replay_of, batches, held_out, pruners, folder, Log(folder, Observers([])), **keys)
 
     return trials
 
@@ -119,6 +120,25 @@ def test_weights_come_back_where_a_trial_fails(model, plans, trials, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         trials().best({"most": plans["most"], "half": plans["half"]})
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_trials_take_statistics_as_the_run_does(plans, trials, monkeypatch, sequential):
+    asked = []
+
+    class Watched(BlockwisePruning):
+        def __call__(self):
+            asked.append(self.sequential)
+            return super().__call__()
+
+    monkeypatch.setattr("ecoflap.core.run.plan_trials.BlockwisePruning", Watched)
+    trials(sequential=sequential).best({"half": plans["half"]})
+    assert asked == [sequential]
+
+
+@pytest.mark.parametrize(("batches", "share", "count"), [(100, 0.29, 29), (100, 0.57, 57), (50, 0.58, 29), (3, 0.1, 1)])
+def test_what_is_held_out_is_the_share_as_it_is_written(batches, share, count):
+    assert held_out_of(batches, share) == count
 
 
 def test_one_batch_is_too_few(plans, trials, batches):

@@ -406,6 +406,8 @@ def test_reuse_takes_over_scores_and_the_dense_evaluation_where_equal(plain, tmp
                         folder=tmp_path / "fresh")  # fmt: skip
     assert "evaluate dense" in stages(fresh)
     assert taken_over(fresh) == ["scores"]
+    more = ecoflap.run(plain(include=["lm_head"], reuse=reuse), folder=tmp_path / "more")
+    assert taken_over(more) == ["dense evaluation"]  # a scorer may look at all that is pruned together
 
 
 def test_reuse_takes_over_scores_by_data_of_the_scorers_own_whatever_pruners_look_at(plain, tmp_path):

@@ -75,6 +75,22 @@ def test_a_step_too_large_is_refused_with_the_largest():
     assert Atp(beta=0.15)(groups, 150) == [60, 45, 30, 15, 0]
 
 
+def test_the_largest_step_is_that_of_the_block_that_runs_out_first():
+    """Of unequal blocks the mean lies off the middle, so that one end has more room than the other."""
+    groups = layers([(100,), (100,), (100,), (2000,)])
+    counts = Atp(beta=0.2)(groups, 920)
+    assert sum(counts) == 920
+    depths, mean = np.arange(4), (100 * (0 + 1 + 2) + 2000 * 3) / 2300
+    assert np.abs(np.array(counts) - [100, 100, 100, 2000] * (0.4 - 0.2 * (depths - mean))).max() < 1
+    with pytest.raises(
+        EcoflapError, match=r"from -0\.08478 to 0\.6652; at a sparsity of 0\.6 take at most 0\.219 here"
+    ):
+        Atp(beta=0.25)(groups, 920)
+    with pytest.raises(EcoflapError, match=r"take at most 0\.219 here"):
+        Atp(beta=0.22)(groups, 920)
+    assert sum(Atp(beta=0.219)(groups, 920)) == 920
+
+
 @pytest.mark.parametrize("beta", [-0.1, 1.5, float("nan")])
 def test_beta_is_a_difference_of_sparsities(beta):
     with pytest.raises(EcoflapError, match="beta is"):

@@ -116,8 +116,11 @@ def test_a_max_sparsity_below_the_sparsity_is_refused_with_both_numbers():
 
 @pytest.mark.parametrize(("sparsity", "found"), [(0.5, 1), (0.4, 0), (0.3, 0), (None, 0)])
 def test_and_said_before_the_model_is_loaded(sparsity, found):
-    problems = list(Ecoflap(0.4).problems(context(SimpleNamespace(sparsity=sparsity))))
+    problems = list(Ecoflap(0.4).problems(context(SimpleNamespace(sparsity=sparsity, towers={}))))
     assert len(problems) == found
+    towers = {"vision": "keep", "text": SimpleNamespace(sparsity=None), "language": SimpleNamespace(sparsity=sparsity)}
+    of_tower = list(Ecoflap(0.4).problems(context(SimpleNamespace(sparsity=0.1, towers=towers))))
+    assert of_tower == [f"towers.language: {problem}" for problem in problems]
     assert all("0.4" in problem and "0.5" in problem for problem in problems)
 
 

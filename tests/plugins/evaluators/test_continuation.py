@@ -39,7 +39,7 @@ def test_by_the_likelihood_of_each_ending(pico_llama: Callable[..., Any]):
         right += scores[0] == max(scores)
     assert 0 < right < 24
     assert (found.value, found.n, found.unit) == (right / 24, 24, "windows")
-    assert found.standard_error == pytest.approx(sqrt(found.value * (1 - found.value) / 24))
+    assert found.standard_error == pytest.approx(sqrt(found.value * (1 - found.value) / 23))
     assert found.larger_is_better
 
 

@@ -75,6 +75,11 @@ def test_standard_error_of_one_window_is_unknown():
     assert measure([1.0], [9]).standard_error == math.inf
 
 
+def test_a_loss_beyond_all_floats_is_infinitely_perplexed():
+    assert measure([709.0, 709.0], [9, 9]).value == pytest.approx(math.exp(709.0))
+    assert measure([800.0], [9]).value == math.inf
+
+
 def test_builds_no_graph(pico_llama: Callable[..., Any]):
     model = pico_llama()
     Perplexity(Windows((sample(10, 0),)))(model, LlamaAdapter(), ignore)

@@ -59,5 +59,9 @@ def test_batches_come_in_turn_and_share_a_step():
 
 def test_what_is_not_positive_is_named():
     with pytest.raises(EcoflapError) as told:
-        check_positive(steps=0, batches=1, learning_rate=float("nan"))
-    assert told.value.problems == ("steps should be above 0, not 0", "learning_rate should be above 0, not nan")
+        check_positive(steps=0, batches=1, learning_rate=float("nan"), rate=float("inf"))
+    assert told.value.problems == (
+        "steps should be a finite number above 0, not 0",
+        "learning_rate should be a finite number above 0, not nan",
+        "rate should be a finite number above 0, not inf",
+    )

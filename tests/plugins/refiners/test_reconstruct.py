@@ -91,5 +91,5 @@ def test_is_the_training_written_out(pico_llama, tmp_path, target):
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"batches": -1}, {"learning_rate": 0.0}])
 def test_parameters_below_zero_are_refused(wrong):
     (name,) = wrong
-    with pytest.raises(EcoflapError, match=f"{name} should be above 0"):
+    with pytest.raises(EcoflapError, match=f"{name} should be a finite number above 0"):
         Reconstruct(**wrong)

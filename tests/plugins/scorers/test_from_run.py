@@ -1,5 +1,6 @@
 """Scores taken over from a run."""
 
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,10 @@ from plan_contexts import context
 from sealed_by_hand import write_lines
 
 from ecoflap import EcoflapError, Estimate
+from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.pruning.plan_file import write_plan
 from ecoflap.core.pruning.scores import header_line, score_line
+from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.scorers.from_run import FromRun
 
 
@@ -34,6 +38,18 @@ def test_scores_of_another_run_that_lacks_some(replay, tmp_path):
         list(FromRun(tmp_path)(replay, all_layers(replay)))
     with pytest.raises(EcoflapError, match="no such file; scores are there once a run has scored"):
         list(FromRun(tmp_path / "nowhere")(replay, all_layers(replay)))
+
+
+def test_scores_that_lack_what_their_plan_knows(replay, tmp_path):
+    lines = [header_line("layer", "mean"), *(score_line(layer.name, 1.0) for layer in all_layers(replay))]
+    write_lines(tmp_path / "scores.jsonl", lines)
+    plan = make_plan(pools_of(replay.anatomy, Fraction(1, 2), {}, []), Uniform(), "layer", None)
+    write_plan(tmp_path / "plan.json", plan, {}, tmp_path / "scores.jsonl")
+    assert len(list(FromRun(tmp_path)(replay, all_layers(replay)[:2]))) == 2
+    write_lines(tmp_path / "scores.jsonl", lines[:-1])
+    said = r"scores\.jsonl: its last lines are gone, which plan\.json knows\. Restore the file, or name another run"
+    with pytest.raises(EcoflapError, match=said):
+        list(FromRun(tmp_path)(replay, all_layers(replay)))
 
 
 def test_a_plan_hears_of_scores_that_are_not_there_or_of_another_model(replay, tmp_path):

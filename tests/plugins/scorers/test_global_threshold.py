@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from plan_contexts import context
-from table import row_of
+from unreached import unreached
 
 import ecoflap
-from ecoflap import Replay
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
 from ecoflap.plugins.metrics.magnitude_gradient import MagnitudeGradient
@@ -92,19 +91,9 @@ def test_each_tower_may_have_a_threshold_of_its_own(replay):
 
 def test_an_expert_that_no_token_reached_keeps_nothing():
     """Its gradient is zero; what stands in for it where a layer is pruned by itself would be above every other's."""
-    family = row_of("mixtral")
-    model, adapter = family.build(), family.adapter()
-    for name, parameter in model.named_parameters():
-        if ".gate." in name or ".router." in name:
-            parameter.data.zero_()  # all experts are equal to every token, so that the same ones are chosen
-    replay = Replay(model, adapter, [adapter.collate(model, family.samples(2))])
+    replay, left = unreached()
     found = dict(GlobalThreshold(0.8, "magnitude_gradient", steps=1)(replay, all_layers(replay)))
-    replay.model.requires_grad_(True)
-    adapter.loss(model, replay.batches[0]).backward()
-    grads = {layer.name: layer.matrix_of(layer.parameter.grad) for layer in all_layers(replay)}
-    unreached = [name for name, gradient in grads.items() if not gradient.any()]
-    assert unreached
-    assert not any(found[name] for name in unreached)
+    assert not any(found[name] for name in left)
     assert sum(found.values()) == int(0.2 * sum(layer.size for layer in all_layers(replay)))
 
 
@@ -129,6 +118,9 @@ def test_a_plan_hears_of_another_sparsity():
     (problem,) = GlobalThreshold(0.5).problems(context(recipe=Asks(0.5, towers)))
     assert problem == "language has a sparsity of its own, and one threshold is for all: set each: tower"
     assert list(GlobalThreshold(0.5, each="tower").problems(context(recipe=Asks(0.5, towers)))) == []
+    towers["language"] = Asks(0.7)
+    (problem,) = GlobalThreshold(0.5, each="tower").problems(context(recipe=Asks(0.5, towers)))
+    assert problem == "its sparsity is 0.5 for all towers, and that of language is 0.7: set it alike"
 
 
 @pytest.mark.parametrize("wrong", [{"sparsity": 1.0}, {"sparsity": 0.5, "steps": 0}, {"sparsity": 0.5, "samples": 0}])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from unreached import unreached
 
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.scorers.local_metric import LocalMetric
@@ -25,6 +26,12 @@ def test_the_mean_of_wandas_metric(replay):
     for layer in layers[3:]:
         metric = layer.weight.data.double().abs() * seen[layer.name].sqrt()
         assert scores[layer.name] == pytest.approx(float(metric.mean()), rel=1e-5)
+
+
+def test_an_expert_that_no_token_reached_counts_for_nothing():
+    replay, left = unreached()
+    scores = dict(LocalMetric()(replay, [layer for _, layer in replay.anatomy.layers()]))
+    assert [name for name, score in scores.items() if not score] == left
 
 
 def test_parameters_out_of_range_are_refused_by_name():

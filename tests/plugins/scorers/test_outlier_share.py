@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from unreached import unreached
 
+from ecoflap import Replay
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.scorers.outlier_share import OutlierShare
 
@@ -35,6 +37,20 @@ def test_outlier_share_is_over_all_matrices_of_a_block(replay):
         share = 100 * float((metrics > 2 * metrics.mean()).double().mean())
         assert scores[block.name] == pytest.approx(share, abs=100 * 2 / len(metrics))
         assert 1 < share < 50
+
+
+def test_an_expert_that_no_token_reached_counts_for_nothing():
+    """Its block's share is that of the block's other layers; it is 0 where none of them is looked at."""
+    replay, left = unreached()
+    fed = [layer for layer in all_layers(replay) if layer.name not in left]
+    unfed = [layer for layer in all_layers(replay) if layer.name in left]
+    scorer = OutlierShare(threshold=2.0)
+    assert dict(scorer(replay, all_layers(replay))) == dict(scorer(fresh(replay), fed))
+    assert set(dict(scorer(fresh(replay), unfed)).values()) == {0.0}
+
+
+def fresh(replay):
+    return Replay(replay.model, replay.adapter, replay.batches, anatomy=replay.anatomy)
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 0.0}, {"samples": 0}])

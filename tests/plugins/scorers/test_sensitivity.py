@@ -101,12 +101,19 @@ def test_weights_come_back_where_the_pruner_fails_or_a_reader_stops(replay):
             assert isinstance(budget, Keep)
             return Pruned(torch.ones_like(weight, dtype=torch.bool), weight / 0)
 
+    class NotFinite:
+        def __call__(self, weight, seen, budget, layer):
+            mask = torch.arange(weight.numel()).reshape(weight.shape) < budget.keep_of(weight.numel())
+            return Pruned(mask, torch.where(mask, torch.inf, 0.0))
+
     before = {name: tensor.clone() for name, tensor in replay.model.state_dict().items()}
     first = all_layers(replay)[0].name
     with pytest.raises(EcoflapError, match=f"{first}: not today"):
         list(Sensitivity(prune=Fails())(replay, all_layers(replay)))
-    with pytest.raises(EcoflapError, match=rf"{first}: at a sparsity of 0\.4 the pruner gave no finite weight"):
+    with pytest.raises(EcoflapError, match=rf"{first}: at a sparsity of 0\.4 the pruner Infinite kept \d+ weights"):
         list(Sensitivity(prune=Infinite())(replay, all_layers(replay)))
+    with pytest.raises(EcoflapError, match="the pruner NotFinite returned NaN or infinite weights"):
+        list(Sensitivity(prune=NotFinite())(replay, all_layers(replay)))
     scores = Sensitivity()(replay, all_layers(replay))
     next(scores)
     scores.close()

@@ -1,0 +1,38 @@
+"""A pruner may come from anywhere, so its answer is held to the budget before anything is made of it."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ecoflap.core.budget.counts import Budget, Pattern
+from ecoflap.core.budget.select import is_finite, is_nonzero
+from ecoflap.core.contracts.answers import shown
+from ecoflap.core.contracts.records import Pruned
+
+
+def what_is_wrong(pruned: Any, weight: Float[Tensor, "out in"], budget: Budget) -> str | None:
+    """Say what is wrong with a pruner's answer, as the rest of a sentence; None where it is what the budget wants."""
+    if not isinstance(pruned, Pruned):
+        return f"returned {shown(pruned)}; a pruner returns a Pruned of a mask and a weight"
+    if not isinstance(pruned.notes, tuple) or not all(isinstance(note, str) for note in pruned.notes):
+        return f"noted {shown(pruned.notes)}; notes are a tuple of sentences"
+    if pruned.mask.dtype != torch.bool or pruned.mask.shape != weight.shape:
+        mask = f"{pruned.mask.dtype} {tuple(pruned.mask.shape)}"
+        return f"returned a mask of {mask} for a weight of {tuple(weight.shape)}"
+    kept, wanted = int(pruned.mask.count_nonzero()), budget.keep_of(weight.numel())
+    if kept != wanted:
+        return f"kept {kept} weights where the plan keeps {wanted}"
+    if isinstance(budget, Pattern) and not _holds(budget, pruned.mask):
+        return f"did not keep {budget.n} of every {budget.m} inputs"
+    found, like = ((tuple(tensor.shape), tensor.dtype) for tensor in (pruned.weight, weight))
+    if found != like:
+        return f"returned a weight of {found} for one of {like}"
+    if bool((is_nonzero(pruned.weight) > pruned.mask).any()):
+        return "left a weight that its mask prunes"
+    return None if is_finite(pruned.weight) else "returned NaN or infinite weights"
+
+
+def _holds(pattern: Pattern, mask: Bool[Tensor, "out in"]) -> bool:
+    return bool((mask.reshape(-1, pattern.m).count_nonzero(dim=1) == pattern.n).all())

@@ -1,0 +1,60 @@
+"""What tells calibration data apart, whatever an adapter makes batches of."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.records import Sample
+from ecoflap.core.pruning.calibration import Calibration
+
+
+class Given(LlamaAdapter):
+    """An adapter whose batches hold one value beside a number for each sample."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def collate(self, model, samples):
+        return {"own": self.value, "tokens": torch.arange(len(samples))}
+
+
+def fingerprint(value):
+    return Calibration([Sample()], 1, Given(value)).fingerprint(nn.Identity())
+
+
+def long(changed=0):
+    """Two thousand numbers, of which ``repr`` shows six."""
+    numbers = torch.arange(2000)
+    numbers[1000] += changed
+    return numbers
+
+
+MAKERS = {
+    "tensor": lambda numbers: numbers,
+    "bfloat16": lambda numbers: numbers.to(torch.bfloat16),
+    "bool": lambda numbers: numbers % 2 == 0,
+    "list": lambda numbers: [numbers],
+    "tuple": lambda numbers: (1, numbers),
+    "dict": lambda numbers: {"inside": {"again": numbers}},
+    "array": lambda numbers: numbers.numpy(),
+    "view": lambda numbers: numbers.reshape(40, 50).T,
+    "plain": lambda numbers: tuple(numbers.tolist()),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_one_number_of_many_makes_another_fingerprint(name):
+    make = MAKERS[name]
+    assert fingerprint(make(long())) == fingerprint(make(long()))
+    assert fingerprint(make(long())) != fingerprint(make(long(5)))
+
+
+def test_types_shapes_and_names_count():
+    values = [
+        torch.zeros(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.float16), torch.zeros(4, dtype=torch.bfloat16),
+        np.zeros((1, 4), np.float32), [torch.zeros(4)], {"a": torch.zeros(4)}, {"b": torch.zeros(4)}, None, "zeros",
+    ]  # fmt: skip
+    assert len({fingerprint(value) for value in values}) == len(values)
