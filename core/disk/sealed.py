@@ -218,6 +218,12 @@ def open_sealed(path: Path, form: str | None) -> Iterator[Sealed]:
         yield sealed
 
 
+def check_sealed(path: Path, form: str) -> None:
+    """Refuse a file of a format that is not what was written, in its header or any tensor."""
+    with open_sealed(path, form) as file:
+        file.read_through()
+
+
 def _stream(path: Path) -> BufferedReader:
     try:
         return open_file(path)

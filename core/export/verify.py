@@ -7,7 +7,7 @@ from os.path import lexists
 from pathlib import Path
 
 from ecoflap.core.disk.reading import unread
-from ecoflap.core.disk.sealed import open_sealed
+from ecoflap.core.disk.sealed import check_sealed, open_sealed
 from ecoflap.core.disk.sealed_lines import last_seal
 from ecoflap.core.disk.sealed_text import read_sealed_text
 from ecoflap.core.disk.sums import SUMS, check_sums, read_sums
@@ -27,11 +27,10 @@ from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.remembered import check_remembered
 from ecoflap.core.record.report import check_lines, read_report
 from ecoflap.core.record.sweep_list import SWEEP, swept_runs
-from ecoflap.core.refining.finished_refiners import FILE as FINISHED_REFINERS
-from ecoflap.core.refining.finished_refiners import check_finished_refiners
-from ecoflap.core.refining.kept_steps import FILE as KEPT_STEPS
-from ecoflap.core.refining.kept_steps import check_kept_steps
+from ecoflap.core.refining import finished_refiners, kept_steps
 
+_REFINING = {one.FILE: one.FORMAT for one in (kept_steps, finished_refiners)}
+"""The files of refiners of the whole model among finished blocks, with their formats."""
 DEEPEST = 5
 """So deep below a folder that is none of ours, such as a home directory, folders of runs are looked for."""
 _WAY_OUT = "Restore it, or begin the run anew with --fresh."
@@ -198,10 +197,8 @@ def _decided(folder: RunFolder, found: Verified) -> None:
             found.hold(partial(last_seal, path), path)
     _plan(folder, found)
     for path in found.inside(folder.blocks):
-        if path.name == KEPT_STEPS:
-            found.hold(partial(check_kept_steps, path), path)
-        elif path.name == FINISHED_REFINERS:
-            found.hold(partial(check_finished_refiners, path), path)
+        if path.name in _REFINING:
+            found.hold(partial(check_sealed, path, _REFINING[path.name]), path)
         elif is_block_file(path):
             found.hold(partial(check_block_file, path), path)
         elif not path.is_dir():  # folders in it have weights of blocks, whose files know them, or are trials' own

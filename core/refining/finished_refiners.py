@@ -19,7 +19,7 @@ from ecoflap.core.refining.kept_steps import WAY_OUT, check_names, put, taken
 FILE = "refined.safetensors"
 """Its name, among the finished blocks, with which it is deleted."""
 
-_FORMAT = "ecoflap.refined"
+FORMAT = "ecoflap.refined"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FinishedRefiners:
         """Write what the first few refiners did, and the weights as they are now."""
         if self.ranks.rank == 0:
             manifest = json.dumps({**self._of(len(done)), "done": [asdict(one) for one in done]})
-            write_sealed(self.file, _FORMAT, manifest, {name: sealed(one) for name, one in taken(parameters).items()})
+            write_sealed(self.file, FORMAT, manifest, {name: sealed(one) for name, one in taken(parameters).items()})
 
     def take_up(self, parameters: Sequence[nn.Parameter]) -> list[Refined]:
         """Put the weights where the last finished one left them, and give what each did; nothing where none is kept.
@@ -56,7 +56,7 @@ class FinishedRefiners:
     def _read(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Refined], dict[str, Tensor]]:
         if not self.file.is_file():
             return [], {}
-        with with_way_out(WAY_OUT), open_sealed(self.file, _FORMAT) as file:
+        with with_way_out(WAY_OUT), open_sealed(self.file, FORMAT) as file:
             manifest = file.mapping()
             done = manifest.pop("done", None)
             if not isinstance(done, list) or manifest != self._of(len(done)):
@@ -70,9 +70,3 @@ def _refined(told: object, path: Path) -> Refined:
     if not isinstance(told, dict) or told.keys() != wanted:
         raise FormatError(f"{path}: of a finished refiner its manifest has not {', '.join(sorted(wanted))}")
     return Refined(**told)
-
-
-def check_finished_refiners(path: Path) -> None:
-    """Refuse a file that is not what was written."""
-    with open_sealed(path, _FORMAT) as file:
-        file.read_through()

@@ -21,7 +21,7 @@ from ecoflap.core.ranks.ranks import Ranks
 FILE = "refining.safetensors"
 """Its name, among the finished blocks, with which it is deleted."""
 
-_FORMAT = "ecoflap.refining"
+FORMAT = "ecoflap.refining"
 _WEIGHT = "weight"
 WAY_OUT = "Delete it, and the refiner begins anew; or start anew with --fresh"
 
@@ -70,7 +70,7 @@ class KeptSteps:
     def _read_failed(self) -> int:
         if not self.file.is_file():
             return 0
-        with with_way_out(WAY_OUT), open_sealed(self.file, _FORMAT) as file:
+        with with_way_out(WAY_OUT), open_sealed(self.file, FORMAT) as file:
             manifest = file.mapping()
         failed, count = manifest.get("failed"), manifest.get("of")
         if not isinstance(failed, int) or failed < 0 or not isinstance(count, int):
@@ -83,25 +83,19 @@ class KeptSteps:
 
     def _write(self, done: int, count: int, tensors: Mapping[str, Tensor]) -> None:
         manifest = json.dumps({**self._of(count), "done": done})
-        write_sealed(self.file, _FORMAT, manifest, {name: sealed(tensor) for name, tensor in tensors.items()})
+        write_sealed(self.file, FORMAT, manifest, {name: sealed(tensor) for name, tensor in tensors.items()})
 
     def _read(self, count: int, parameters: Sequence[nn.Parameter]) -> tuple[int, dict[str, Tensor]]:
         """Give how many steps are done, with what was kept of them: none where there is no file of this refiner."""
         if not self.file.is_file():
             return 0, {}
-        with with_way_out(WAY_OUT), open_sealed(self.file, _FORMAT) as file:
+        with with_way_out(WAY_OUT), open_sealed(self.file, FORMAT) as file:
             manifest = file.mapping()
             done = manifest.pop("done", None)
             if manifest != self._of(count) or not isinstance(done, int) or not 0 < done < count:
                 return 0, {}
             check_names(file, parameters)
             return done, {name: file.read(name) for name in file.hashes}
-
-
-def check_kept_steps(path: Path) -> None:
-    """Refuse a file that is not what was written."""
-    with open_sealed(path, _FORMAT) as file:
-        file.read_through()
 
 
 def check_names(file: Sealed, parameters: Sequence[nn.Parameter]) -> None:

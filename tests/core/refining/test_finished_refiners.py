@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ecoflap.core.contracts.events import Refined
-from ecoflap.core.disk.sealed import sealed, write_sealed
+from ecoflap.core.disk.sealed import check_sealed, sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
-from ecoflap.core.refining.finished_refiners import FinishedRefiners, check_finished_refiners
+from ecoflap.core.refining.finished_refiners import FORMAT, FinishedRefiners
 
 DONE = [
     Refined("the model", "distill", {"training": 2.0, "held_out": 2.5}, {"training": 1.0, "held_out": 1.5}, True, 3.0),
@@ -34,7 +34,7 @@ def test_weights_and_what_was_done_come_back(finished, count):
     now = parameters(0)
     assert finished.take_up(now) == DONE[:count]
     assert all(map(torch.equal, now, parameters(7)))
-    check_finished_refiners(finished.file)
+    check_sealed(finished.file, FORMAT)
 
 
 def test_nothing_is_taken_up_where_nothing_is_kept(finished):
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_refused_with_the_way_out(finished):
     with pytest.raises(FormatError, match=told):
         finished.take_up(parameters(0))
     with pytest.raises(FormatError, match="is damaged"):
-        check_finished_refiners(finished.file)
+        check_sealed(finished.file, FORMAT)
 
 
 def written(finished, manifest):

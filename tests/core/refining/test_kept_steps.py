@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.core.disk.sealed import sealed, write_sealed
+from ecoflap.core.disk.sealed import check_sealed, sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
-from ecoflap.core.refining.kept_steps import KeptSteps, check_kept_steps
+from ecoflap.core.refining.kept_steps import FORMAT, KeptSteps
 
 OWN = '{"refiner": "distill", "failed": 0, "of": 7, "done": 3}'
 GOALS = (torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(2, 3, 5))
@@ -57,7 +57,7 @@ def test_it_goes_on_with_the_same_bits(tmp_path, make, stop):
     for ours, theirs in zip(trained(kept, 7, make), whole, strict=True):
         assert torch.equal(ours, theirs)
     assert told == [(done, 7) for done in range(stop, 8)]
-    check_kept_steps(kept.file)
+    check_sealed(kept.file, FORMAT)
 
 
 @pytest.mark.parametrize(("refiner", "count"), [("another", 7), ("distill", 8), ("distill", 2)])
@@ -90,7 +90,7 @@ def test_a_damaged_file_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(FormatError, match=r"steps\.safetensors.*is damaged.*Delete it, and the refiner begins anew"):
         trained(kept_in(tmp_path)[0], 7, adam)
     with pytest.raises(FormatError, match="is damaged"):
-        check_kept_steps(kept.file)
+        check_sealed(kept.file, FORMAT)
 
 
 def test_a_file_of_another_format_is_refused(tmp_path):
