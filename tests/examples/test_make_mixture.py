@@ -23,15 +23,17 @@ def lines(name: str) -> list[str]:
 
 
 def test_pages_are_taken_from_one_commit_in_their_order(script: Any, monkeypatch: pytest.MonkeyPatch):
-    there = {"docs": "docs/a.md\ndocs/b.md\ndocs/picture.svg\n", "README.md": "README.md\n", "CONTRIBUTING.md": ""}
-
-    def git(*words: str) -> str:
-        return there[words[-1]] if words[0] == "ls-tree" else f"text of {words[1]}"
-
-    monkeypatch.setattr(script, "_git", git)
+    monkeypatch.setattr(script, "PAGES", ("a", "b"))
+    monkeypatch.setattr(script, "_git", lambda *words: f"text of {words[1]}")
     assert list(script.pages()) == [
-        {"title": name, "text": f"text of {script.COMMIT}:{name}"} for name in ("docs/a.md", "docs/b.md", "README.md")
+        {"title": name, "text": f"text of {script.COMMIT}:{name}"} for name in ("docs/a.md", "docs/b.md")
     ]
+
+
+def test_a_third_of_it_is_pages():
+    rows = [json.loads(line) for line in lines("mixture.jsonl")]
+    pages = sum(len(row["text"]) for row in rows if row["title"].endswith(".md"))
+    assert 0.3 < pages / sum(len(row["text"]) for row in rows) < 0.36
 
 
 def test_its_articles_are_those_that_recipes_calibrate_on(script: Any):
