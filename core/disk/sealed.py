@@ -179,7 +179,7 @@ class Sealed:
         It is read and not mapped, so that what is checked is what is returned. Reading is faster, too.
         """
         dtype, shape, begin, end = self.places[name]
-        raw = torch.empty(end - begin, dtype=torch.uint8)
+        raw = torch.empty(end - begin, dtype=torch.uint8, device="cpu")
         try:
             self.stream.seek(begin)
             read = self.stream.readinto(raw.numpy().data)

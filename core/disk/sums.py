@@ -1,6 +1,7 @@
 """List the SHA-256 of every file of a folder in its ``SHA256SUMS``, and hold the folder to it.
 
-It is for files that stock runtimes read, which can hold no seal of ours. ``sha256sum --check SHA256SUMS`` reads it too:
+It is for files that stock runtimes read, which can hold no seal of ours. ``sha256sum --check SHA256SUMS`` reads it too,
+and what ``sha256sum``, with or without ``--binary``, writes is read here:
 as there, a line begins with a backslash where the name holds one or a line feed, and these are escaped.
 Any change of the list itself makes it differ from the folder. Nothing here imports torch.
 """
@@ -18,7 +19,7 @@ from ecoflap.core.errors import FormatError
 
 SUMS = "SHA256SUMS"
 
-_LINE = re.compile(r"(\\?)([0-9a-f]{64})  (.+)")
+_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 _ESCAPES: Mapping[str, str] = {"\\\\": "\\", "\\n": "\n"}
 """What stands in an escaped name for one of its characters."""
 

@@ -58,8 +58,7 @@ def export_run(
     """
     registry = (registry or load_registry()).trusting(allow_code)
     folder = require_finished(Path(run))
-    recipe = _with_export(folder, to, set_, registry)
-    name = export_names(recipe.export)[-1]
+    recipe, name = _with_export(folder, to, set_, registry)
     if is_recorded(folder.exports, name) and not overwrite:
         raise RunError(
             f"{folder.exports / name} is there already. Say --overwrite, or overwrite=True from Python, to have it "
@@ -77,14 +76,19 @@ def export_run(
     return folder.exports / name
 
 
-def _with_export(folder: RunFolder, to: str | Mapping[str, Any], set_: Sequence[str], registry: Registry) -> Recipe:
-    """Give the run's recipe with one more export, the last; one with the same parameters is taken out of it before."""
+def _with_export(
+    folder: RunFolder, to: str | Mapping[str, Any], set_: Sequence[str], registry: Registry
+) -> tuple[Recipe, str]:
+    """Give the run's recipe with an export, and its folder's name; it is the last one, where there was none like it."""
     wanted = {"use": to} if isinstance(to, str) else dict(to)
     sets: list[str | Assignment] = [_exporting([wanted]), *(f"export.0.{item}" for item in set_)]
     file, before = folder.recipe, folder.read_recipe().get("export") or []
     plain = load_recipe(file, set_=sets, registry=registry, in_memory=True).export[0].plain()
-    others = [part for part in (before if isinstance(before, list) else [before]) if part != plain]
-    return load_recipe(file, set_=[_exporting([*others, plain])], registry=registry, in_memory=True)
+    parts = list(before) if isinstance(before, list) else [before]
+    if plain not in parts:
+        parts.append(plain)
+    recipe = load_recipe(file, set_=[_exporting(parts)], registry=registry, in_memory=True)
+    return recipe, export_names(recipe.export)[parts.index(plain)]
 
 
 def _exporting(parts: Sequence[Any]) -> Assignment:

@@ -84,7 +84,7 @@ def is_recorded(folder: Path, name: str) -> bool:
 def export(
     folder: Path, name: str, part: PartSpec, pruned: PrunedModel, origin: RunOrigin | None = None
 ) -> tuple[str, ...]:
-    """Write an export's folder, then its record; an older record goes first, so that it never speaks of newer files.
+    """Write an export's folder, then its record; an older record goes before, so that it speaks of no newer files.
 
     :param folder: The folder of all exports.
     :param name: The name of this one's folder in it.
@@ -93,7 +93,6 @@ def export(
     :raises RunError: Where a folder stands in the place of the record, which would have to be deleted for it.
     """
     _refuse_folder(record_of(folder, name))
-    record_of(folder, name).unlink(missing_ok=True)
     with whole_folder(folder / name) as inside:
         with blaming(f"the exporter {part.use}"):
             answered = part.built(pruned, inside)
@@ -103,6 +102,7 @@ def export(
         manifest = write_manifest(inside, part, pruned.model, written, files, origin)
         sums = write_sums(inside, {name: entry.sha256 for name, entry in files.items()})
         files |= describe_files(inside, (manifest, sums))
+        record_of(folder, name).unlink(missing_ok=True)
     record = ExportRecord(exporter=part.plain(), files=dict(sorted(files.items())))
     write_sealed_json(record_of(folder, name), record.model_dump())
     return written.notes

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.records import Exported
+from ecoflap.core.disk.sealed import flat
 from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.export.surroundings import is_weights
@@ -77,7 +78,7 @@ def deflated_share(model: nn.Module) -> float:
     step = max(1, -(-total // SAMPLE))  # every step-th piece
     before = after = number = 0
     for tensor in weights:
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        data = flat(tensor).view(torch.uint8)
         for piece in data.split(PIECE):
             if number % step == 0:
                 before += len(piece)

@@ -169,7 +169,7 @@ def _zeros(layers: Sequence[Layer], folder: Path | None) -> dict[str, Float32[Te
     """Give a matrix of zeros of each layer's shape. All lie in one file of the folder, where there is one."""
     sizes = [layer.size for layer in layers]
     if folder is None:
-        flat = torch.zeros(sum(sizes))
+        flat = torch.zeros(sum(sizes), dtype=torch.float32)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:  # what is mapped stays until nobody holds it any more
@@ -255,9 +255,14 @@ def _visited(layers: list[Layer], visit: Callable[[Layer, Tensor], None]) -> Ite
             visit(layer, layer.matrix_of(parameter.grad))
         parameter.grad = None
 
-    handles = [parts[0].parameter.register_post_accumulate_grad_hook(hook) for parts in of.values()]
+    parameters = [parts[0].parameter for parts in of.values()]
+    own = [parameter.grad for parameter in parameters]  # what the user's training left there would be added to
+    handles = [parameter.register_post_accumulate_grad_hook(hook) for parameter in parameters]
     try:
+        for parameter in parameters:
+            parameter.grad = None
         yield
     finally:
-        for handle in handles:
+        for handle, parameter, gradient in zip(handles, parameters, own, strict=True):
             handle.remove()
+            parameter.grad = gradient

@@ -222,8 +222,9 @@ class Gram:
     def __init__(self, in_features: int) -> None:
         self.in_features = in_features
         self.tokens = 0
-        self._sum = torch.zeros(in_features, in_features)  # behind the diagonal of each strip of rows nothing is summed
-        self._waiting = torch.zeros(_ROWS, in_features)
+        # Behind the diagonal of each strip of rows nothing is summed.
+        self._sum = torch.zeros(in_features, in_features, dtype=torch.float32)
+        self._waiting = torch.zeros(_ROWS, in_features, dtype=torch.float32)
         self._waits = 0
         self._factors: dict[Hashable, Any] = {}
 

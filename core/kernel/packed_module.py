@@ -4,7 +4,7 @@ What it has in a state dict is what any module has that holds parameters packed:
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,7 +115,7 @@ class PackedLinear(DenseState, nn.Linear):
         dtype = followed(fn, self.dtype)
         if dtype != self.dtype:
             self.packed, self.dtype = cast(self.packed, dtype), dtype
-        super()._apply(fn, recurse)
+        super()._apply(leaving(fn, [self.packed]), recurse)
         return self
 
     def _dense_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -127,6 +127,11 @@ class PackedLinear(DenseState, nn.Linear):
     def _pack(self, name: str, weight: Float[Tensor, "out in"]) -> None:
         self.packed = pack_dense(weight.to(self.dtype), values=self.values)
         self.kept = shape_of(self.packed).kept
+
+
+def leaving(fn: Callable[[Tensor], Tensor], packed: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Make what ``nn.Module`` applies to its tensors leave packed ones: ``.type(dtype)`` would cast their bytes."""
+    return lambda tensor: tensor if any(tensor is one for one in packed) else fn(tensor)
 
 
 def followed(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:

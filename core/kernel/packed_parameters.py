@@ -19,7 +19,7 @@ from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel.matrix import cast, pack_dense
 from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_experts import PackedExperts
-from ecoflap.core.kernel.packed_module import DenseState, followed
+from ecoflap.core.kernel.packed_module import DenseState, followed, leaving
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
 
@@ -111,7 +111,7 @@ class PackedParameters(DenseState):
             if dtype != held.each.dtype:
                 again = [cast(one, dtype) for one in held.matrices(self.memory(name))]
                 self._put(name, again)
-        super()._apply(fn, recurse)
+        super()._apply(leaving(fn, [self.memory(name) for name in self.held]), recurse)
         return self
 
     def _put(self, name: str, matrices: Sequence[UInt8[Tensor, "_"]]) -> None:

@@ -91,6 +91,11 @@ def _rows(
     return torch.ops.ecoflap.packed_rows(weight._packed[0], ids, weight.shape[1], weight.dtype)
 
 
+def _address(weight: PackedWeight) -> int:
+    """Answer ``data_ptr``, by which tied weights are told."""
+    return weight._packed[0].data_ptr()
+
+
 def _matmul(x: Any, weight: Any, **others: object) -> Any:
     """Answer ``x @ weight`` where that is ``[in, out]``."""
     if not isinstance(weight, PackedWeight) or not weight._transposed or isinstance(x, StandIn) or others:
@@ -149,6 +154,7 @@ def _attention_of_torch() -> Any:
 PackedWeight.answers = {
     functional.linear: _linear,
     functional.embedding: _rows,
+    Tensor.data_ptr: _address,
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), _matmul),
     **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
     **dict.fromkeys((torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__), _turned),  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.paths import PathError, absolute
 from ecoflap.core.disk.reading import unread
+from ecoflap.core.disk.sealed import flat
 from ecoflap.core.disk.sums import check_listed
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import ModelError, cut, nearest
@@ -181,7 +182,7 @@ def _state_digest(model: nn.Module) -> str:
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             # numpy knows no bfloat16, so the bytes are taken before it sees the type
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(flat(value).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path
+from threading import RLock, get_ident
 
 import torch
 from torch import Tensor, nn
@@ -49,20 +50,23 @@ def without_weights() -> Iterator[None]:
     Buffers that no state dict holds, such as RoPE's frequencies, are computed when a model is built and at no other
     time; on the meta device they would be lost.
     """
-    register = nn.Module.register_parameter
+    mine = get_ident()
+    with _building:  # the patch is the whole process', and another thread's models are none of this one's
+        register = nn.Module.register_parameter
 
-    def registered(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
-            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
-        register(self, name, param)
+        def registered(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+            if get_ident() == mine and param is not None and not param.is_meta:
+                param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+            register(self, name, param)
 
-    nn.Module.register_parameter = registered  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = registered  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
+_building = RLock()
 _stays_packed: ContextVar[Packing | None] = ContextVar("stays_packed", default=None)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import FormatError, ModelError, unknown
@@ -60,10 +61,15 @@ def load_model(
     """
     for where, said in (("weights", weights), ("embeddings", embeddings)):
         if said not in _WEIGHTS:
-            raise ModelError(f"{where}: {unknown('way to hold weights', said, _WEIGHTS)}")
+            raise ModelError(f"{where}: {unknown('way to hold weights', str(said), _WEIGHTS)}")
     if weights == "dense" and embeddings != "dense":
         raise ModelError(f"embeddings: {embeddings} goes with packed weights: say weights='packed' or in int8, too")
-    elsewhere = torch.device(device).type != "cpu"
+    if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+        raise ModelError(f"dtype is {dtype!r}; it is a floating-point type of torch, such as torch.bfloat16, or None")
+    try:
+        elsewhere = torch.device(device).type != "cpu"
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"device is {device!r}; torch knows cpu, cuda and the like: {sentence_of(error)}") from error
     if elsewhere and (weights not in ("dense", "packed") or embeddings != "dense"):
         raise ModelError(
             f"weights in int8 and packed embeddings are multiplied on the CPU, and not on {device}. Say "

@@ -17,6 +17,7 @@ from ecoflap.core.packed.packing import (
     Packing,
     arena_of,
     is_expected,
+    is_replaced,
     refuse_packed,
     replace,
     vocabulary_weights,
@@ -92,6 +93,8 @@ def _candidates(model: nn.Module, packing: Packing) -> Iterator[Candidate]:
 
 def _why_dense(model: nn.Module, name: str, shape: Shape | None, weight: torch.Tensor, is_vocabulary: bool) -> str:
     owner, _, attribute = name.rpartition(".")
+    if not owner and is_replaced(model):
+        return "it is the model's own, and another module is put into the place of one inside of a model"
     reason = why_dense(model.get_submodule(owner), attribute, shape, weight.dtype, is_vocabulary)
     is_rounded = shape is not None and shape.values != "exact"
     return reason or ("a weight of it is not finite" if is_rounded and not weight.isfinite().all() else "")

@@ -106,8 +106,17 @@ def why_dense(
         return f"less than {100 * LEAST_SPARSITY:.0f} % of it is zero"
     if shape.values != "exact" and form.most_bytes(shape) >= shape.bytes_dense:
         return "int8 with masks and scales would take no fewer bytes"
-    if is_replaced(module) and (module._forward_hooks or module._forward_pre_hooks):
+    return what_would_be_lost(module) if is_replaced(module) else ""
+
+
+def what_would_be_lost(module: nn.Module) -> str:
+    """Say why another module cannot be put into the place of an ``nn.Linear``; empty where it can."""
+    if module._forward_hooks or module._forward_pre_hooks:
         return "its module has hooks, which would be lost"
+    if "forward" in vars(module):
+        return "its module's forward was replaced, which would be lost"
+    if module._buffers or module._modules or module._parameters.keys() - {"weight", "bias"}:
+        return "its module holds more than a weight and a bias, which would be lost"
     return ""
 
 
@@ -155,6 +164,8 @@ def replace(model: nn.Module, candidate: Candidate, packed: torch.Tensor, ends: 
     for name in candidate.names:
         owner, _, attribute = name.rpartition(".")
         before: Any = model.get_submodule(owner)
+        if isinstance(before, PackedLinear):  # one module may lie in several places, or in one that does
+            continue
         if is_replaced(before):
             parent, _, child = owner.rpartition(".")
             module = PackedLinear(packed, before.bias).train(before.training)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ecoflap.core.errors import KernelError, ModelError
-from ecoflap.core.packed.packing import ATTRIBUTE, Packing
+from ecoflap.core.packed.packing import ATTRIBUTE, Packing, what_would_be_lost
 
 ROWS, COLUMNS = 32, 64
 """What outputs and inputs have to be multiples of, for cuSPARSELt and for CUTLASS, in 16 bits."""
@@ -94,8 +94,8 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Linear, str]]:
     for name, module in model.named_modules():
         if type(module) is not nn.Linear or 2 * int(module.weight.count_nonzero()) > module.weight.numel():
             continue
-        is_shared = holders[id(module.weight)] > 1
-        yield name, module, "another module has its weights too" if is_shared else why_not_two_four(module.weight)
+        is_shared = "another module has its weights too" if holders[id(module.weight)] > 1 else ""
+        yield name, module, is_shared or what_would_be_lost(module) or why_not_two_four(module.weight)
 
 
 def why_not_two_four(weight: Float[Tensor, "out in"]) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted
@@ -90,8 +91,9 @@ def run(
     registry = (registry or load_registry()).trusting(allow_code)
     checked = _checked(recipe, set_, registry, model)
     target = (Path(folder) if folder is not None else Path("runs") / default_name(recipe, set_)).absolute()
-    prepared = prepare(checked, registry, model, processor, own=target)
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))  # of the caller's: weights are written, and have gradients
+        prepared = prepare(checked, registry, model, processor, own=target)
         run_folder = ranks.first(lambda: stack.enter_context(open_run(target, fresh=fresh)))
         log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
         run_model = RunModel(prepared, log, target)

@@ -10,6 +10,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import in_memory, is_on_hub, open_source, with_config
+from ecoflap.core.packed.packing import refuse_packed
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.reuse import strangers
 from ecoflap.core.registry.adapter_for import adapter_for
@@ -53,6 +54,8 @@ def prepare(
     :raises RecipeError: With every problem there is.
     """
     config = recipe.model.config if planning else None
+    if model is not None:
+        refuse_packed(model)
     source = in_memory(model) if model is not None else open_source(recipe.model.revised_source, Path.cwd(), config)
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     if processor is not None:

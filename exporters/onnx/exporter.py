@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -20,7 +19,7 @@ from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.settings import Settings, Storage
 from ecoflap.exporters.onnx.view import write_view
 from ecoflap.exporters.shared.comparison import tolerance_problems
-from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros, some
+from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros, width_problems
 from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems, plan_written
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
@@ -73,7 +72,7 @@ class Onnx:
         yield from self._own_problems()
         yield from plan_problems(self.views, context, "onnx")
         if context.recipe.model.dtype == "auto":
-            yield from _width_problems({layer.name: layer.weight for _, layer in context.anatomy.layers()})
+            yield from width_problems({layer.name: layer.weight for _, layer in context.anatomy.layers()}, "onnx")
 
     def _own_problems(self) -> Iterator[str]:
         absent = [name for name in LIBRARIES if find_spec(name) is None]
@@ -107,7 +106,7 @@ class Onnx:
         """
         require_masks(pruned)
         weights = {name: pruned.model.get_parameter(name) for name in pruned.parameter_masks}
-        if problems := [*self._own_problems(), *_width_problems(weights)]:
+        if problems := [*self._own_problems(), *width_problems(weights, "onnx")]:
             raise ModelError(*problems)
         require_zeros(pruned, "onnx")
         storage = Storage(self.weights, self.form, TYPES[self.values], self.lossy)
@@ -118,14 +117,6 @@ class Onnx:
     def densify(file: Path, target: Path) -> Path:
         """Write an ordinary ONNX file of the same model, as :func:`ecoflap.onnx.densify` does."""
         return write_dense(file, target)
-
-
-def _width_problems(weights: Mapping[str, Tensor]) -> Iterator[str]:
-    if wide := [name for name, weight in weights.items() if weight.dtype == torch.float64]:
-        yield (
-            f"the exporter onnx writes no weights in float64, as {some(wide)}. Set model.dtype: float32, or convert a "
-            f"model in memory: model.float()."
-        )
 
 
 @hookimpl

@@ -6,8 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
@@ -17,7 +15,7 @@ from ecoflap.exporters.openvino.inputs import fed_to
 from ecoflap.exporters.openvino.int8 import Inputs, rounding_of
 from ecoflap.exporters.openvino.view import FLOAT_TOLERANCE, Settings, write_view
 from ecoflap.exporters.shared.comparison import tolerance_problems
-from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros, some
+from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros, width_problems
 from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems, plan_written
 
 LIBRARIES = ("onnx", "onnxscript", "openvino")
@@ -67,6 +65,8 @@ class OpenVino:
             yield _NO_DATA
         # What torch cannot put into an ONNX graph it cannot put into this one.
         yield from plan_problems(self.views, context, "onnx")
+        if context.recipe.model.dtype == "auto":
+            yield from width_problems({layer.name: layer.weight for _, layer in context.anatomy.layers()}, "openvino")
 
     def views_written(self, context: PlanContext) -> list[str]:
         """Name those of its views that the model has and that can be written."""
@@ -94,7 +94,8 @@ class OpenVino:
         :raises ModelError: Where the family has no such view, or a file differs from the model; no file is left then.
         """
         require_masks(pruned)
-        problems = [*self._own_problems(), *_width_problems(pruned)]
+        weights = {name: pruned.model.get_parameter(name) for name in pruned.parameter_masks}
+        problems = [*self._own_problems(), *width_problems(weights, "openvino")]
         if self._rounds_inputs and pruned.calibration is None:
             problems.append(_NO_DATA)
         if problems:
@@ -112,15 +113,6 @@ class OpenVino:
         fed = fed_to(pruned, pruned.calibration())
         made = {id(one): rounding_of(one, self.smoothing) for one in fed.values()}
         return {name: made[id(one)] for name, one in fed.items()}
-
-
-def _width_problems(pruned: PrunedModel) -> Iterator[str]:
-    names = [name for name in pruned.parameter_masks if pruned.model.get_parameter(name).dtype == torch.float64]
-    if names:
-        yield (
-            f"the exporter openvino writes no weights in float64, as {some(names)}. Set model.dtype: float32, or "
-            f"convert a model in memory: model.float()."
-        )
 
 
 @hookimpl

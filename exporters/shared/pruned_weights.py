@@ -1,5 +1,8 @@
 """Ask of a pruned model what exporters need before they write it: masks, and weights that keep to them."""
 
+from collections.abc import Iterator, Mapping
+
+import torch
 from torch import Tensor
 
 from ecoflap.core.contracts.protocols import PrunedModel
@@ -13,6 +16,18 @@ def require_masks(pruned: PrunedModel) -> None:
     """Refuse a model without masks."""
     if not pruned.masks:
         raise EcoflapError("nothing in this model has been pruned, so there are no masks to export. Prune it first.")
+
+
+def width_problems(weights: Mapping[str, Tensor], exporter: str) -> Iterator[str]:
+    """Say which weights are wider than an exporter writes.
+
+    :param exporter: The name of the exporter, for the message.
+    """
+    if wide := [name for name, weight in weights.items() if weight.dtype == torch.float64]:
+        yield (
+            f"the exporter {exporter} writes no weights in float64, as {some(wide)}. Set model.dtype: float32, or "
+            f"convert a model in memory: model.float()."
+        )
 
 
 def require_zeros(pruned: PrunedModel, exporter: str) -> None:

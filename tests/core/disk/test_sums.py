@@ -51,6 +51,17 @@ def test_sha256sum_reads_it(folder):
     assert subprocess.run(command, cwd=folder, check=False, capture_output=True).returncode == 1
 
 
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="the system has no sha256sum")
+@pytest.mark.parametrize("how", ["--text", "--binary"])
+def test_a_list_that_sha256sum_writes_is_read(folder, how):
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name not in ("SHA256SUMS", ".DS_Store")]
+    listed = subprocess.run(["sha256sum", how, *names], cwd=folder, check=True, capture_output=True).stdout
+    (folder / "SHA256SUMS").write_bytes(listed)
+    assert sorted(read_sums(folder)) == names
+    assert not list(differing(folder))
+
+
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [

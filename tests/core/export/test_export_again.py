@@ -194,6 +194,33 @@ def test_mistakes_are_told(arguments, told, run, letters, ecoflap_command):
     assert told in err
 
 
+def test_of_two_exports_of_a_kind_each_keeps_its_folder(run, letters):
+    for letter in "bc":
+        ecoflap.export_run(run.folder, "letters", set_=[f"letter={letter}"], registry=letters)
+    folders = [run.folder / "exports" / name for name in ("letters", "letters-2")]
+    with pytest.raises(ecoflap.EcoflapError, match=r"exports/letters is there already"):
+        ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters)
+    again = ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters, overwrite=True)
+    assert again == folders[0]
+    assert [(folder / "w.letters").read_text()[0] for folder in folders] == ["b", "c"]
+
+
+def test_an_export_stays_where_writing_it_anew_fails(run, letters, monkeypatch):
+    import letters_plugin
+
+    folder = ecoflap.export_run(run.folder, "letters", registry=letters)
+    before = {path: path.read_bytes() for path in (run.folder / "exports").rglob("*") if path.is_file()}
+
+    def fail(self, pruned, folder):
+        raise ecoflap.EcoflapError("the disk is made of cheese")
+
+    monkeypatch.setattr(letters_plugin.Letters, "__call__", fail)
+    with pytest.raises(ecoflap.EcoflapError, match="cheese"):
+        ecoflap.export_run(run.folder, "letters", registry=letters, overwrite=True)
+    assert {path: path.read_bytes() for path in (run.folder / "exports").rglob("*") if path.is_file()} == before
+    assert (folder.parent / "letters.json").is_file()
+
+
 def test_an_unfinished_run_is_refused(run):
     (run.folder / "report.json").unlink()
     with pytest.raises(ecoflap.EcoflapError, match="not finished"):

@@ -44,6 +44,17 @@ def test_it_is_the_mean_of_absolute_gradients_of_the_whole_loss(pico_llama, batc
     assert not any(parameter.grad is not None for parameter in replay.model.parameters())
 
 
+def test_gradients_of_the_users_own_are_neither_added_nor_lost(pico_llama, batches):
+    model, clean = pico_llama(), pico_llama()
+    LlamaAdapter().loss(model, batches[0]).backward()
+    own = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    found = Replay(model, LlamaAdapter(), batches).run(0, (LossGradient,))
+    expected = Replay(clean, LlamaAdapter(), batches).run(0, (LossGradient,))
+    for name, statistics in found.items():
+        assert torch.equal(statistics[LossGradient].magnitude, expected[name][LossGradient].magnitude)
+    assert all(torch.equal(parameter.grad, own[name]) for name, parameter in model.named_parameters())
+
+
 def test_a_model_in_bfloat16_has_them_in_float32(pico_llama, batches):
     model = pico_llama().bfloat16()
     before = {name: one.clone() for name, one in model.state_dict().items()}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from threading import Barrier, Thread
 
 import pytest
 import torch
@@ -280,6 +281,39 @@ def test_parameters_without_weights_and_buffers_with_them():
     assert module.weight.is_meta
     assert all(parameter.is_meta for parameter in attention.parameters())
     assert torch.equal(module.running_var, torch.ones(3))
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_threads_that_build_at_once_leave_each_others_models_alone():
+    built, entered = {}, Barrier(2)
+
+    def without():
+        with without_weights():
+            entered.wait()
+            built["without"] = nn.Linear(2, 2)
+
+    def beside():
+        entered.wait()
+        built["beside"] = nn.Linear(2, 2)
+
+    threads = [Thread(target=one) for one in (without, beside)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built["without"].weight.is_meta
+    assert not built["beside"].weight.is_meta
+
+    def often():
+        for _ in range(50):
+            with without_weights():
+                assert nn.Linear(2, 2).weight.is_meta
+
+    threads = [Thread(target=often) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not nn.Linear(2, 2).weight.is_meta
 
 

@@ -89,6 +89,46 @@ def test_hooks_are_not_lost():
     assert ecoflap.pack_model(model).dense["fifty.weight"] == "its module has hooks, which would be lost"
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda one: setattr(one, "forward", lambda x: x), "its module's forward was replaced, which would be lost"),
+        (lambda one: one.register_buffer("scale", torch.ones(1)), "its module holds more than a weight and a bias"),
+        (lambda one: one.register_module("norm", nn.LayerNorm(20)), "its module holds more than a weight and a bias"),
+        (
+            lambda one: one.register_parameter("gain", nn.Parameter(torch.ones(1))),
+            "its module holds more than a weight and a bias",
+        ),
+    ],
+)
+def test_what_else_a_module_is_and_has_is_not_lost(change, reason):
+    model = small()
+    change(model["fifty"])
+    assert ecoflap.pack_model(model).dense["fifty.weight"].startswith(reason)
+    assert type(model["fifty"]) is nn.Linear
+
+
+def test_a_module_that_lies_in_two_places_is_packed_once():
+    first = nn.Linear(40, 40)
+    first.weight.data.mul_(torch.rand(40, 40) >= 0.5)
+    inner = nn.Sequential(first)
+    model = nn.Sequential(first, inner, inner)
+    x = torch.rand(3, 40)
+    expected = copy.deepcopy(model)(x)
+    assert ecoflap.pack_model(model).packed == ["0.weight"]
+    torch.testing.assert_close(model(x), expected)
+    assert all(isinstance(one, PackedLinear) for one in (model[0], inner[0]))
+
+
+def test_a_layer_by_itself_is_no_model():
+    layer = nn.Linear(40, 20)
+    layer.weight.data.mul_(torch.rand(20, 40) >= 0.5)
+    packing = ecoflap.pack_model(layer)
+    assert not packing.packed
+    assert packing.dense["weight"].startswith("it is the model's own, and another module is put")
+    assert list(layer.state_dict()) == ["weight", "bias"]
+
+
 def test_a_model_is_packed_once_and_on_the_cpu():
     model = small()
     ecoflap.pack_model(model)
@@ -126,8 +166,21 @@ def test_it_is_cast_and_not_moved(llama):
     model, dense = llama
     assert bits(model.to(torch.bfloat16)) == bits(dense.to(torch.bfloat16))
     assert all(module.dtype == torch.bfloat16 for module in model.modules() if isinstance(module, PackedLinear))
+    assert bits(model.type(torch.float32)) == bits(dense.type(torch.float32))
     with pytest.raises(KernelError, match="cannot be moved to meta"):
         model.to("meta")
+
+
+def test_layers_are_told_apart_by_their_memory(llama):
+    model, _ = llama
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    assert len({layer.weight.data_ptr() for layer in layers}) == len(layers)
+    assert layers[0].weight.data_ptr() == layers[0].weight.data_ptr()
+
+
+def test_a_packed_model_is_not_pruned(llama, plain, tmp_path):
+    with pytest.raises(ModelError, match=r"are packed already: they can be run and saved, and not pruned"):
+        ecoflap.run(plain(model=None), model=llama[0], folder=tmp_path / "run")
 
 
 def test_a_copy_of_it_is_one_of_its_own(llama):

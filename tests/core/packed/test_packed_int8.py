@@ -191,6 +191,10 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch):
     SMALL(half_pruned("llama"), tmp_path)
     with pytest.raises(ModelError, match="are multiplied on the CPU, and not on cuda"):
         ecoflap.load_model(tmp_path, weights="packed-int8", device="cuda")
+    with pytest.raises(ModelError, match=r"device is 'gpu'; torch knows cpu, cuda and the like: "):
+        ecoflap.load_model(tmp_path, device="gpu")
+    with pytest.raises(ModelError, match=r"dtype is torch\.int8; it is a floating-point type of torch"):
+        ecoflap.load_model(tmp_path, dtype=torch.int8)
     model = small()
     ecoflap.pack_model(model, values="int8")
     with pytest.raises(ModelError, match="the weights of pruned, dense are packed already"):

@@ -299,6 +299,14 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(plain, pi
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_leaves_the_callers_inference_mode(plain, tmp_path):
+    recipe = plain(score={"use": "first_order", "samples": 2})
+    expected = ecoflap.run(recipe, folder=tmp_path / "usual").report.measures
+    with torch.inference_mode():
+        assert ecoflap.run(recipe, folder=tmp_path / "within").report.measures == expected
+        assert torch.is_inference_mode_enabled()
+
+
 def test_the_pruned_model_of_an_export_is_the_saved_one(plain, tmp_path):
     run = ecoflap.run(plain(export=["hugging_face", "safetensors"]), folder=tmp_path / "run")
     files = [run.folder / "model", run.folder / "exports" / "hugging_face"]
