@@ -22,7 +22,7 @@ from ecoflap.adapters.shared.generation import (
     shared,
     without_ends,
 )
-from ecoflap.adapters.shared.images import IMAGE, pixels_of
+from ecoflap.adapters.shared.images import IMAGE, pixels_of, text_to_say
 from ecoflap.adapters.shared.losses import IGNORED, mean_nll
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
@@ -236,12 +236,7 @@ class Blip2Adapter(TransformersAdapter):
 
         :param number: The sample's place in its batch, for what is said of one that is wrong.
         """
-        said = sample.answers[0] if sample.answers else sample.text
-        if said is None:
-            raise DataError(
-                f"this model learns to say something of an image: sample {number} of a batch has neither a text nor an "
-                f"answer."
-            )
+        said = text_to_say(number, sample)
         asked, image = sample.question or "", prompting.placeholders
         if not prompting.is_decoder_only:
             return [*image, *self._ids(asked)], self._ids(said)

@@ -121,7 +121,8 @@ def labelled(
     """
     labels = torch.full_like(input_ids, IGNORED)
     for row, count in enumerate(said):
-        places = mask[row].nonzero().flatten()[-count:]
+        real = mask[row].nonzero().flatten()
+        places = real[len(real) - count :]
         labels[row, places] = input_ids[row, places]
     return labels
 

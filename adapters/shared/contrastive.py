@@ -14,7 +14,12 @@ def pair_problems(recipe: Any) -> Iterator[str]:
     yield from dict.fromkeys(problem for use in recipe.calibration_uses() for problem in _problems(*use))
     for number, evaluator in enumerate(recipe.evaluate):
         size = evaluator.options.loss_batch_size
-        if size is not None:  # the evaluator itself sees to it that no sample is left over
+        if size is not None and size < 2 and "batch_size" not in evaluator.parameters:
+            yield (
+                f"evaluate.{number}: {evaluator.use} reads one sample at a time, but a contrastive loss compares pairs "
+                f"with each other: take loss, or retrieval."
+            )
+        elif size is not None:  # the evaluator itself sees to it that no sample is left over
             yield from _problems(f"evaluate.{number}", size, None)
 
 

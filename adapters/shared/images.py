@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ecoflap.adapters.shared.losses import labels_of
 from ecoflap.adapters.shared.members import member
+from ecoflap.adapters.shared.said import first_said
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, ModelError
 
@@ -47,12 +48,12 @@ def images_of(samples: Sequence[Sample]) -> list[Any]:
 
 
 def text_to_say(number: int, sample: Sample) -> str:
-    """Give the first answer, or else the text.
+    """Give the first answer that is not blank, or else the text.
 
     :param number: The sample's place in its batch, for what is said of one that is wrong.
     :raises DataError: Where it has neither.
     """
-    said = sample.answers[0] if sample.answers else sample.text
+    said = first_said(sample)
     if said is None:
         raise DataError(
             f"this model learns to say something of an image: sample {number} of a batch has neither a text nor an "

@@ -8,6 +8,7 @@ from torch import nn
 from ecoflap.adapters.shared.generation import check_length, check_prompts, generated, gone_on, opening, padded_left
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.members import member
+from ecoflap.adapters.shared.said import first_said
 from ecoflap.adapters.shared.texts import check_tokens, padded_rows
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.records import Batch, Sample
@@ -62,7 +63,7 @@ def _pair(number: int, sample: Sample, ids: Ids, said_ids: Ids | None) -> tuple[
 
     :param number: The sample's place in its batch, for what is said of one that is wrong.
     """
-    said = sample.answers[0] if sample.answers else sample.text
+    said = first_said(sample)
     if sample.question is not None and said is not None:
         return ids(sample.question), (said_ids or ids)(said)
     if said_ids is not None:

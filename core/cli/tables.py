@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ecoflap.core.text.columns import Column
 from ecoflap.core.text.printable import printable
@@ -46,7 +47,7 @@ def show(sections: Sequence[Section]) -> None:
             console.print(printable(section.title), style="bold", highlight=False, markup=False, soft_wrap=True)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in section.columns:
-            table.add_column(column.title, justify=column.align, overflow="fold")
+            table.add_column(Text(printable(column.title)), justify=column.align, overflow="fold")
         for row in section.rows:
-            table.add_row(*(printable(cell).replace("[", r"\[") for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         console.print(table, highlight=False)

@@ -149,13 +149,15 @@ def compared(paths: Sequence[str | PathLike[str]]) -> Comparison:
     :raises EcoflapError: For a path that is neither a finished run nor a sweep with one.
     """
     given: dict[Path, str] = {}
+    seen: set[Path] = set()
     unfinished: list[Path] = []
     for path in map(Path, paths):
         for folder, method in _runs_of(path):
             if is_sweep(path) and not RunFolder(folder).report.is_file():
                 unfinished.append(folder)
-            else:
-                given.setdefault(folder, method)
+            elif folder.resolve() not in seen:  # one run may be named in two ways
+                seen.add(folder.resolve())
+                given[folder] = method
     if not given and unfinished:
         require_finished(unfinished[0])
     folders = [require_finished(folder) for folder in given]

@@ -23,7 +23,16 @@ def method_names(given: Sequence[str], reports: Sequence[Report]) -> list[str]:
 def recipe_of_method(report: Report) -> dict[str, Any]:
     """Return the recipe without what may differ within a method, and without a scorer that nothing asked."""
     left_out = not_the_method() if report.is_scored else (*not_the_method(), "score")
-    return {key: value for key, value in report.recipe.plain().items() if key not in left_out}
+    return _without(report.recipe.plain(), left_out)
+
+
+def _without(keys: Mapping[str, Any], left_out: Sequence[str], inside: str = "") -> dict[str, Any]:
+    """Leave out keys, by their dotted names."""
+    return {
+        key: _without(value, left_out, f"{inside}{key}.") if isinstance(value, Mapping) else value
+        for key, value in keys.items()
+        if f"{inside}{key}" not in left_out
+    }
 
 
 def distinct_names(bases: Sequence[str], recipes: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -64,7 +64,7 @@ def factory_problems(kind: str, factory: Callable[..., Any]) -> Iterator[str]:
     if made is None:
         name = KINDS[kind].protocol.__name__
         yield (
-            f"it is no class, and does not say that it makes {_with_article(kind)}. Name a class; or, if it is a "
+            f"it is no class, and does not say that it makes {with_article(kind)}. Name a class; or, if it is a "
             f"function that makes one, write -> {name} behind its parameters. {_page(kind)}"
         )
         return
@@ -253,8 +253,8 @@ def _called(kind: str) -> str:
 
 
 def _page(kind: str) -> str:
-    return f"docs/hooks.md says what {_with_article(kind)} is."
+    return f"docs/hooks.md says what {with_article(kind)} is."
 
 
-def _with_article(kind: str) -> str:
+def with_article(kind: str) -> str:
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -39,6 +39,8 @@ def _note_rounds(reader: KeyReader, fields: Mapping[str, Any]) -> None:
     pattern = next((one for one in patterns if one is not None), None)
     if pattern is not None:
         reader.problems.add(("rounds",), f"the pattern {pattern} is pruned at once. Remove rounds:, or write a share.")
+    if pattern is None and sparsity is None:
+        reader.problems.add(("rounds",), "each prunes a share of sparsity, which is not written. Write it.")
     if not isinstance(rounds, tuple):
         return
     if sparsity is not None and rounds[-1] != sparsity:

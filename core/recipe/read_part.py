@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeGuard
@@ -13,7 +14,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError
 
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.conformance import contract_problems
+from ecoflap.core.contracts.conformance import contract_problems, with_article
 from ecoflap.core.disk.paths import PathError, absolute
 from ecoflap.core.errors import EcoflapError, RegistryError
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -78,7 +79,7 @@ class PartReader:
         if callable(written):
             found += ", of which no recipe could say how it was made: make its class a dataclass, or give the class"
         known = ", ".join(self.registry.choices(kind)) or "none"
-        wanted = f"should be {kind_with_article(kind)}: a name, or {{use: name, parameter: value}}"
+        wanted = f"should be {with_article(kind)}: a name, or {{use: name, parameter: value}}"
         self.problems.add(path, f"{wanted}; {found}. Known: {known}.")
         return None, {}
 
@@ -115,7 +116,10 @@ class PartReader:
         if parameter.part is not None:
             return {parameter.name: self._parts(parameter, value, inside)}
         try:
-            return {parameter.name: self._absolute(parameter.read(value), inside)}
+            read = self._absolute(parameter.read(value), inside)
+            if _is_finite(read):
+                return {parameter.name: read}
+            self.problems.add(inside, f"should be finite, not {described(read)}: no report holds an infinity.")
         except ValidationError as error:
             self.problems.add_invalid(inside, error)
         except (PydanticUserError, PydanticSerializationError) as error:
@@ -132,7 +136,8 @@ class PartReader:
             value = silent._parts(parameter, default, path)
             return {} if len(silent.problems) else {parameter.name: value}
         try:
-            return {parameter.name: _absolute_in(Path.cwd(), parameter.read(default))}
+            read = _absolute_in(Path.cwd(), parameter.read(default))
+            return {parameter.name: read} if _is_finite(read) else {}
         except (ValidationError, PydanticUserError, PydanticSerializationError, PathError):
             return {}
 
@@ -197,9 +202,14 @@ def _takes(parameter: Parameter | None, value: Any) -> bool:
     return parameter is not None and type(parameter.default) is type(value)
 
 
+def _is_finite(value: Any) -> bool:
+    """Say whether no number in a value is NaN or infinite, which JSON and so a report cannot hold."""
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or isfinite(value)
+
+
 def _absolute_in(folder: Path, value: Any) -> Any:
     return absolute(value, folder) if isinstance(value, Path) else value
-
-
-def kind_with_article(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"

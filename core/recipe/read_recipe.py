@@ -103,7 +103,11 @@ def _tower(reader: KeyReader, path: KeyPath, own: Any) -> Any:
         reader.problems.add(path, f"should be keep, or {{sparsity: …, prune: …}}, not {described(own or None)}.")
         return "keep"
     fields = {**reader.mapping(TowerChoice, own, path), **read_budget(reader, own, path)}
-    return TowerChoice(**fields)
+    try:
+        return TowerChoice(**fields)
+    except ValidationError as error:
+        reader.problems.add_invalid(path, error)
+        return "keep"
 
 
 def _fill_in(reader: KeyReader, fields: dict[str, Any]) -> None:

@@ -273,10 +273,10 @@ def _calibrations(keys: type[Keys], inside: str = "") -> Iterator[str]:
 
 
 def _declared(keys: type[Keys], inside: str = "") -> Iterator[tuple[str, Key]]:
-    """Yield each key by its dotted name, with those of mappings that are always there, such as ``model.config``."""
+    """Yield each key by its dotted name, with those of mappings, such as ``model.config``."""
     for name, field in keys.model_fields.items():
         yield inside + name, key_of(field)
-        wanted = field.annotation  # not of a key that may be missing
+        wanted = type_of(field)
         if is_mapping(wanted):
             yield from _declared(wanted, f"{inside}{name}.")
 

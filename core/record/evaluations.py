@@ -141,7 +141,7 @@ class Evaluation:
 
     def _check_names(self, found: Any) -> None:
         """Refuse what is no mapping of measures by names that a table can show."""
-        wrong = [*found] if not isinstance(found, Mapping) else [name for name in found if not is_text(name)]
+        wrong = [found] if not isinstance(found, Mapping) else [name for name in found if not is_text(name)]
         wrong += [] if wrong else [one for one in found.values() if not isinstance(one, Measure)]
         if wrong or not isinstance(found, Mapping):
             answered = f"answered with {shown(wrong[0] if wrong else found)}"

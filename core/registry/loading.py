@@ -114,7 +114,7 @@ def _register_one(manager: pluggy.PluginManager, plugin: Plugin) -> list[str]:
     try:
         module = import_target(plugin.target)
         implementation = module() if isinstance(module, type) else module
-    except Exception as error:  # whatever a plugin does at import, it is named
+    except (Exception, SystemExit) as error:  # whatever a plugin does at import, it is named
         return [f"{plugin} did not load: {sentence_of(error)} {plugin.way_out}"]
     problems = _wrong_hooks(manager, plugin, implementation)
     if problems or manager.is_registered(implementation):

@@ -126,7 +126,7 @@ class Registry:
 def _imported(kind: str, path: str) -> Callable[..., Any]:
     try:
         found = import_target(path)
-    except Exception as error:  # whatever its import does, the path is named
+    except (Exception, SystemExit) as error:  # whatever its import does, the path is named
         hint = " Is it installed or on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
         raise RegistryError(f"the {kind} {path!r} cannot be imported: {sentence_of(error)}{hint}") from error
     if not callable(found):
@@ -182,7 +182,7 @@ def _collect(
             plugin = plugins[implementation.plugin_name]
             try:
                 offered = implementation.function()
-            except Exception as error:  # a plugin's own code
+            except (Exception, SystemExit) as error:  # a plugin's own code
                 problems.append(f"{plugin} failed to offer its {kind}s: {sentence_of(error)} {plugin.way_out}")
                 continue
             problems += _add_offers(kind, known, plugin, offered)

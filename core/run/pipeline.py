@@ -118,8 +118,12 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
     What may change within a folder is left out: a run with another ``export`` goes on from the one there is.
     """
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
-    telling = [item for item in set_ if item.split("=")[0].split(".")[0].strip() not in may_change()]
+    telling = [item for item in set_ if not _may_change(item.split("=")[0].strip())]
     return re.sub(r"[^\w.-]+", "-", "-".join([stem, *telling]))[:_LONGEST_NAME].strip("-.") or "run"
+
+
+def _may_change(key: str) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in may_change())
 
 
 def carry_out(state: RunState) -> Run:

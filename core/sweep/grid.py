@@ -100,6 +100,7 @@ def planned_runs(sweep: Sweep, folder: Path, registry: Registry, *, fresh: bool 
             f"{sweep.recipe}: a sweep has {MOST_RUNS:,} runs at most, and the combinations of this are more."
         )
     runs = found.in_any(choices, lambda one: PlannedRun(one, _loaded(sweep.recipe, one, registry), RunFolder(folder)))
+    runs = list({json.dumps([run.choice.words, run.recipe.plain()]): run for run in runs}.values())  # each once
     runs = found.in_any([_with_seed(run) for run in runs], _Prepared(registry))
     runs = list(_in_folders(runs, folder.absolute()))
     if not fresh:
@@ -123,7 +124,9 @@ def _is_set(key: str, own: Sequence[Assignment]) -> bool:
 
 def _loaded(path: Path, choice: Choice, registry: Registry) -> Recipe:
     seed = [] if choice.seed is None else [Assignment(SEED, Document(choice.seed, Place("seeds")))]
-    return load_recipe(path, set_=[*choice.own, *choice.grid, *seed], registry=registry)
+    # A part before what is inside of it: another one drops the parameters of the one that was there.
+    set_ = sorted([*choice.own, *choice.grid], key=lambda one: one.key.removesuffix(".use").count("."))
+    return load_recipe(path, set_=[*set_, *seed], registry=registry)
 
 
 def _with_seed(run: PlannedRun) -> PlannedRun:

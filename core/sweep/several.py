@@ -72,23 +72,31 @@ class Runners:
 
 
 def at_once(
-    jobs: Sequence[Job], count: int, do: Callable[[Job], str], waits: Callable[[Job, Sequence[Job]], bool]
+    jobs: Sequence[Job],
+    count: int,
+    do: Callable[[Job], str],
+    waits: Callable[[Job, Sequence[Job]], bool],
+    stop: Callable[[], None],
 ) -> Iterator[tuple[Job, str]]:
     """Do jobs, so many at a time, and yield each as it ends, with what went wrong.
 
     :param do: Is called in a thread of its own.
     :param waits: Says whether a job is to wait for one of those that are under way, whose results it can take over.
+    :param stop: Ends what is under way, where this is ended: the pool waits for its threads.
     """
     left, running = list(jobs), dict[Future[str], Job]()
     with ThreadPoolExecutor(count) as pool:
-        while left or running:
-            for job in list(left):
-                if len(running) < count and not waits(job, list(running.values())):
-                    left.remove(job)
-                    running[pool.submit(do, job)] = job
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                yield running.pop(future), future.result()
+        try:
+            while left or running:
+                for job in list(left):
+                    if len(running) < count and not waits(job, list(running.values())):
+                        left.remove(job)
+                        running[pool.submit(do, job)] = job
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield running.pop(future), future.result()
+        finally:
+            stop()
 
 
 def _environment(place: int, count: int) -> dict[str, str]:

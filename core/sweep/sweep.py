@@ -141,12 +141,10 @@ def _at_once(
         evaluating = any(one.model == planned.model for one in running) and _evaluated(planned, earlier) is None
         return (planned.scored and scoring) or (bool(planned.recipe.evaluate) and evaluating)
 
-    try:
-        for planned, failure in at_once([one for one in runs if one not in done], request.processes, do, waits):
-            earlier.append(planned)
-            yield planned, failure
-    finally:
-        runners.stop()
+    left = [one for one in runs if one not in done]
+    for planned, failure in at_once(left, request.processes, do, waits, runners.stop):
+        earlier.append(planned)
+        yield planned, failure
 
 
 def _tried(do: Callable[[], str], head: str, tell: Callable[[str], None]) -> str:

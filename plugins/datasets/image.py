@@ -55,7 +55,7 @@ class Image(IndexedImages):
     reads: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "image": IMAGE,
         "label": ("label",),
-        "image_id": ("image_id", "id"),
+        "image_id": ("image_id",),
         "kind": ("kind",),
     }
     optional: ClassVar[tuple[str, ...]] = ("label", "image_id", "kind")

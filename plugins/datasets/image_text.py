@@ -57,7 +57,7 @@ class ImageText(IndexedImages):
     reads: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "image": IMAGE,
         "text": ("text", "caption"),
-        "image_id": ("image_id", "id", "cocoid", "imgid", "img_id"),
+        "image_id": ("image_id", "cocoid", "imgid", "img_id"),
         "kind": ("kind", "domain"),
     }
     optional: ClassVar[tuple[str, ...]] = ("image_id", "kind")

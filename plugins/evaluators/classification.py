@@ -63,7 +63,9 @@ class Classification:
 
     def answers(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[Answered]:
         """Give the class that the model finds each image's likeliest."""
-        return likeliest_classes(self.data(adapter, model, note), self.batch_size, self._scores(model, adapter))
+        return likeliest_classes(
+            "classification", self.data(adapter, model, note), self.batch_size, self._scores(model, adapter)
+        )
 
     def _scores(self, model: nn.Module, adapter: Any) -> Callable[[list[Sample]], Float[Tensor, "images classes"]]:
         """Give what scores how well each class fits each image."""

@@ -20,7 +20,7 @@ from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.means import mean_over_images
-from ecoflap.plugins.evaluators.shared.model_calls import loss_of, predicted
+from ecoflap.plugins.evaluators.shared.model_calls import IGNORED, loss_of, predicted
 
 
 @hookimpl
@@ -57,7 +57,7 @@ class Continuation:
         """Say so where a sample has too few tokens."""
         if sample.tokens is None:
             return "tokens; a dataset such as text gives them"
-        return None if len(sample.tokens) > self.ending else f"a beginning before its {self.ending} tokens of ending"
+        return None if len(sample.tokens) > self.ending else f"beginning before its {self.ending} tokens of ending"
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
         return self.dealt(model, adapter, note, ALONE)
@@ -68,6 +68,12 @@ class Continuation:
         def is_right(numbered: tuple[int, list[Sample]]) -> bool:
             number, choices = numbered
             losses = [loss_of("continuation", number, model, adapter, [one]) for one in choices]
+            labels = losses[0].batch.get("labels")
+            if labels is not None and bool((labels[0, -self.ending :] == IGNORED).any()):
+                raise DataError(
+                    f"continuation: of window {number} the model is not asked for all of the last {self.ending} "
+                    f"tokens, as one that guesses masked words is not. Take perplexity."
+                )
             if predicted(losses[0]) < self.ending:
                 raise DataError(
                     f"continuation: of window {number} the model predicts {predicted(losses[0])} tokens and reads the "
@@ -84,7 +90,7 @@ class Continuation:
         for number, sample in enumerate(windows):
             lacking = self.lacks(sample)
             if lacking:
-                raise DataError(f"continuation: sample {number} of its data lacks {lacking}.")
+                raise DataError(f"continuation: sample {number} of its data has no {lacking}.")
         if len(windows) < self.choices:
             raise DataError(
                 f"continuation: its data holds {len(windows)} window(s), of which {self.choices} endings cannot be "

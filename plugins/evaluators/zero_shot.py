@@ -99,7 +99,9 @@ class ZeroShot:
 
     def answers(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[Answered]:
         """Give the class whose sentences the model finds most similar to each image."""
-        return likeliest_classes(self.data(adapter, model, note), self.batch_size, self._scores(model, adapter))
+        return likeliest_classes(
+            "zero_shot", self.data(adapter, model, note), self.batch_size, self._scores(model, adapter)
+        )
 
     def classifier(self, model: nn.Module, adapter: Adapter) -> Float[Tensor, "classes features"]:
         """Embed the classes, as a vision tower alone takes them in a file for its ``classifier:``."""

@@ -20,9 +20,10 @@ def coco_entries(document: Mapping[str, Any], file: Path) -> Entries:
 
     def at(number: int) -> tuple[str, Entry]:
         image = images[number]
-        return f" images[{number}]", {**image, "image": _file_name(image), "caption": captions.get(image["id"], [])}
+        own = {"image": _file_name(image), "image_id": image["id"], "caption": captions.get(image["id"], [])}
+        return f" images[{number}]", {**image, **own}
 
-    return Entries(columns_of(images, "image", "caption"), len(images), at, FOLDER)
+    return Entries(columns_of(images, "image", "image_id", "caption"), len(images), at, FOLDER)
 
 
 def karpathy_entries(document: Mapping[str, Any], file: Path, split: str) -> Entries:

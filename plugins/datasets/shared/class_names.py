@@ -42,7 +42,7 @@ def numbered(table: Table, file: Path | None) -> Table:
     :param file: A file of names; None to take those that the rows come with.
     :raises DataError: Where the file's names and the rows do not go together.
     """
-    classes = _read(file) if file else None
+    classes = read_classes(file) if file else None
     if table.classes is not None:
         return _of_classes(table, table.classes, classes, file)
     if classes is None:
@@ -102,13 +102,22 @@ def _of_words(labels: Iterable[Any]) -> Classes | None:
     """Make classes of labels, in their sorted order, where every label is a word and none a number."""
     words = set()
     for label in labels:
-        if not isinstance(label, str) or not label.strip() or label.strip().isdecimal():
+        if not isinstance(label, str) or not label.strip() or _is_number(label):
             return None
         words.add(label.strip())
     return Classes(tuple(sorted(words))) if words else None
 
 
-def _read(file: Path) -> Classes:
+def _is_number(text: str) -> bool:
+    """Say whether a text is a number, as a table may write one: ``3``, ``3.0``, ``-1``."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read_classes(file: Path) -> Classes:
     """Read a file of names.
 
     :raises DataError: Where it is none.

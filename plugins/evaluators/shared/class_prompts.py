@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.core.errors import DataError
-from ecoflap.plugins.datasets.shared.text_files import filled_lines, read_text
+from ecoflap.plugins.datasets.shared.class_names import read_classes
 
 TEMPLATES = {"openai_imagenet": "OPENAI_IMAGENET_TEMPLATES", "simple_imagenet": "SIMPLE_IMAGENET_TEMPLATES"}
 """Sets of sentences by the names that recipes have for them, as open_clip names them."""
@@ -34,14 +34,15 @@ def classes_named(name: str) -> tuple[str, ...]:
 
 
 def classes_in(file: Path) -> tuple[str, ...]:
-    """Read a file of classes, a name a line.
+    """Read a file of classes: a name a line, or what else the dataset ``image`` reads its ``names`` from.
 
-    :raises DataError: Where the file is not there, or is no text.
+    :raises DataError: Where the file is not there, or is no such text.
     """
     try:
-        return tuple(line.strip() for _, line in filled_lines(read_text(file)))
+        return read_classes(file).names
     except DataError as error:
-        raise DataError(f"zero_shot: classes: {error} A name a line is expected.") from error
+        said = str(error).removeprefix("names: ")
+        raise DataError(f"zero_shot: classes: {said} A name a line is expected.") from error
 
 
 def checked(classes: Sequence[str]) -> tuple[str, ...]:

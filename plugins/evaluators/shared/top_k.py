@@ -96,18 +96,29 @@ def class_accuracies(
 
 
 def likeliest_classes(
-    samples: Iterable[Sample], size: int, scores_of: Callable[[list[Sample]], Float[Tensor, "images classes"]]
+    name: str,
+    samples: Iterable[Sample],
+    size: int,
+    scores_of: Callable[[list[Sample]], Float[Tensor, "images classes"]],
 ) -> Iterator[Answered]:
     """Yield for each image the number of the class that fits it best, of several the first.
 
+    :param name: The evaluator's name, for messages.
     :param size: How many images are a batch.
     :param scores_of: Scores how well each class fits each image.
     """
     number = 0
     for batch in batches(samples, size):
-        for sample, best in zip(batch, scores_of(batch).argmax(1).tolist(), strict=True):
+        scores = scores_of(batch)
+        _refuse_broken(name, scores)
+        for sample, best in zip(batch, scores.argmax(1).tolist(), strict=True):
             yield Answered(best, image_of(sample, number))
             number += 1
+
+
+def _refuse_broken(name: str, scores: Float[Tensor, "images classes"]) -> None:
+    if not scores.isfinite().all():
+        raise ModelError(f"{name}: the model's scores of an image are not finite; the model is broken.")
 
 
 def _labelled(name: str, scores: Float[Tensor, "images classes"], labels: Sequence[int | None]) -> Ranked:
@@ -119,6 +130,5 @@ def _labelled(name: str, scores: Float[Tensor, "images classes"], labels: Sequen
         raise DataError(f"{name}: {len(labels) - len(known)} of {len(labels)} images have no label. Give all of them.")
     if wrong:
         raise DataError(f"{name}: the data has the labels {wrong[:5]}, and there are classes 0 to {classes - 1}.")
-    if not scores.isfinite().all():
-        raise ModelError(f"{name}: the model's scores of an image are not finite; the model is broken.")
+    _refuse_broken(name, scores)
     return scores.cpu(), torch.arange(classes) == torch.tensor(known)[:, None]

@@ -47,6 +47,16 @@ def test_the_scorer_may_have_data_of_its_own():
     assert told.startswith("score.calibration.batch_size is 1")
 
 
+def test_an_evaluator_that_reads_one_sample_at_a_time_is_told_without_a_key_that_it_lacks():
+    (told,) = pair_problems(recipe(8, 4, "evaluate: {use: perplexity, data: {use: text, path: .}}"))
+    assert told == (
+        "evaluate.0: perplexity reads one sample at a time, but a contrastive loss compares pairs with each other: "
+        "take loss, or retrieval."
+    )
+    (told,) = pair_problems(recipe(8, 4, "evaluate: {use: loss, batch_size: 1, data: {use: text, path: .}}"))
+    assert told.startswith("evaluate.0.batch_size is 1")
+
+
 def test_the_same_is_not_told_twice():
     assert len([*pair_problems(recipe(8, 1, "score: zeroth_order"))]) == 1
 

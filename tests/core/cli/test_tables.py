@@ -39,6 +39,13 @@ def test_numbers_stand_to_the_right_and_markup_is_text(capsys):
     assert first.index("1") == second.rindex("0")
 
 
+def test_markup_in_a_columns_title_is_text_too(capsys):
+    show([Section("", left("acc [wt]", "acc [/wt]", r"a\[b]"), [("1", "2", r"c\[d]")])])
+    head, _, row = (line.split() for line in capsys.readouterr().out.splitlines() if line.strip())
+    assert head == ["acc", "[wt]", "acc", "[/wt]", r"a\[b]"]
+    assert row == ["1", "2", r"c\[d]"]
+
+
 def test_columns_in_a_row():
     assert left("a", "b") == (Column("a"), Column("b"))
     assert right("n") == (Column("n", "right"),)

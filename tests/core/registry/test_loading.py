@@ -36,6 +36,18 @@ def test_a_class_is_registered_as_an_instance(world):
         call("event")
 
 
+def test_a_plugin_that_would_end_the_process_is_named(world, problems):
+    world.module("leaves", "raise SystemExit(3)\n")
+    assert "plugin 'h' (leaves" in (told := problems(world.load, "plugins: {h: leaves}"))
+    assert "did not load: SystemExit: 3." in told
+    world.module("offers", (
+        "from ecoflap import hookimpl\n"
+        "@hookimpl\n"
+        "def ecoflap_register_pruners(): raise SystemExit(4)\n"
+    ))  # fmt: skip
+    assert "failed to offer its pruners: SystemExit: 4." in problems(world.load, "plugins: {h: offers}")
+
+
 def test_hooks_that_do_not_exist_are_told_with_the_nearest(world, problems):
     world.module("hooks", (
         "from ecoflap import hookimpl\n"

@@ -82,6 +82,18 @@ def test_a_parameter_of_the_grid_is_set_after_the_methods_part(grid):
     assert [run.recipe.prune.parameters["compare"] for run in runs] == ["row", "layer"]
 
 
+@pytest.mark.parametrize("keys", [("prune.compare=row,layer", "prune.use=wanda,magnitude"), ()])
+def test_another_part_does_not_drop_what_the_grid_sets_inside_of_it(grid, keys):
+    of_file = {"grid": {"prune.compare": ["row", "layer"], "prune.use": ["wanda", "magnitude"]}} if not keys else {}
+    runs = grid(*keys, **of_file)
+    found = {(run.recipe.prune.use, run.recipe.prune.parameters["compare"]) for run in runs}
+    assert found == {(use, compare) for use in ("wanda", "magnitude") for compare in ("row", "layer")}
+
+
+def test_a_value_that_is_there_twice_is_one_run(grid):
+    assert names(grid("sparsity=0.5,0.50,0.6")) == ["sparsity-0.5-seed-0", "sparsity-0.6-seed-0"]
+
+
 def test_folders_are_apart_whatever_the_values_are_called(grid):
     runs = grid("prune={use: wanda},{use, wanda}".replace("{use, wanda}", "wanda"), "allocate={use: uniform},uniform")
     assert len(set(names(runs))) == 4

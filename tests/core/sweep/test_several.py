@@ -24,7 +24,7 @@ def test_so_many_are_under_way_at_a_time_and_all_are_done():
             under_way.remove(job)
         return "odd" if job % 2 else ""
 
-    found = dict(at_once(range(7), 3, do, lambda job, running: False))
+    found = dict(at_once(range(7), 3, do, lambda job, running: False, lambda: None))
     assert found == {number: "odd" if number % 2 else "" for number in range(7)}
     assert max(most) == 3
 
@@ -37,12 +37,28 @@ def test_one_that_can_take_over_what_another_finds_waits_for_it():
         threading.Event().wait(0.05)
         return ""
 
-    for job, _ in at_once(
-        ["first", "second", "other"], 2, do, lambda job, running: job == "second" and "first" in running
-    ):
+    def waits(job, running):
+        return job == "second" and "first" in running
+
+    for job, _ in at_once(["first", "second", "other"], 2, do, waits, lambda: None):
         ended.append(job)
     assert "first" in dict(begun)["second"]
     assert sorted(ended) == ["first", "other", "second"]
+
+
+def test_what_is_under_way_is_ended_where_the_sweep_is():
+    """A pool waits for its threads, each of which waits for a process: it has to be ended before the pool is left."""
+    ended = threading.Event()
+
+    def do(job):
+        assert job == 0 or ended.wait(60)
+        return ""
+
+    jobs = at_once([0, 1], 2, do, lambda job, running: False, ended.set)
+    assert next(jobs) == (0, "")
+    with pytest.raises(KeyboardInterrupt):
+        jobs.throw(KeyboardInterrupt())
+    assert ended.is_set()
 
 
 @pytest.mark.slow

@@ -118,6 +118,17 @@ def test_labels_the_names_do_not_have(index, picture, names, told):
     assert "index.jsonl:5 (its label is '', not a class's number" in said
 
 
+@pytest.mark.parametrize("written", [["0.0", "2.0", "11.0"], ["-1", "-2", "-3"], ["1e2", "cat", "dog"]])
+def test_numbers_are_no_words_however_a_table_writes_them(tmp_path, picture, told, written):
+    picture("a.png")
+    rows = "".join(f"a.png,{label}\n" for label in written)
+    (tmp_path / "index.csv").write_text(f"image,label\n{rows}")
+    data = Image(path=tmp_path / "index.csv", samples=None, order="first")
+    assert data.classes() is None
+    (said,) = told(data)
+    assert f"its label is {written[0]!r}, not a class's number" in said
+
+
 def test_numbers_have_no_names(index, picture, read):
     data = Image(path=index([{"image": picture("a.png"), "label": 3}]), samples=1)
     assert data.classes() is None
