@@ -7,7 +7,14 @@ import torch
 from pico_clip import image_processor, pictures, processor, tokenizer
 from torch import nn
 
-from ecoflap.adapters.shared.images import as_large_as_wanted, image_seeds, image_tokens, labelled_images, pixels_of
+from ecoflap.adapters.shared.images import (
+    as_large_as_wanted,
+    image_seeds,
+    image_tokens,
+    labelled_images,
+    pixels_of,
+    text_to_say,
+)
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
 
@@ -46,6 +53,14 @@ def test_says_what_is_missing():
         pixels_of(image_processor(), [])
     with pytest.raises(DataError, match="in RGB, and some are L"):
         pixels_of(image_processor(), [samples[0], Sample(image=samples[1].image.convert("L"))])
+
+
+def test_what_is_said_is_the_first_answer_that_is_not_blank():
+    assert text_to_say(0, Sample(answers=("", " ", "yes", "no"), text="a text")) == "yes"
+    assert text_to_say(0, Sample(answers=("", " "), text="a text")) == "a text"
+    assert text_to_say(0, Sample(text="a text")) == "a text"
+    with pytest.raises(DataError, match="sample 3 of a batch has neither a text nor an answer"):
+        text_to_say(3, Sample(answers=("",)))
 
 
 def test_images_that_stay_of_different_sizes_are_refused():

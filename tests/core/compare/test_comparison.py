@@ -97,6 +97,18 @@ def test_unlike_runs_are_never_one_method(made):
     assert len(found.groups) == 6
 
 
+def test_a_run_named_in_several_ways_is_one(made, monkeypatch):
+    path = made("a")
+    monkeypatch.chdir(path.parent)
+    assert len(compared(["a", path, path.parent / "a" / ".." / "a"]).runs) == 1
+
+
+def test_where_calibration_data_are_kept_makes_no_method(made):
+    data = {"use": "text", "path": "corpus.txt", "samples": 4, "sequence_length": 16}
+    paths = [made(name, calibration={**data, "keep": keep}) for name, keep in (("a", "memory"), ("b", "disk"))]
+    assert {run.method for run in compared(paths).runs} == {"uniform → wanda"}
+
+
 def test_a_score_that_nothing_looked_at_makes_no_method(made):
     paths = [made("a"), made("b", seed=1)]
     report = read_sealed(paths[1] / "report.json")

@@ -14,6 +14,7 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
+from ecoflap.core.recipe.schema import may_change
 from ecoflap.core.registry.registry import load_registry_from
 
 FULL = """\
@@ -226,6 +227,7 @@ def test_a_tower_may_have_a_pattern_of_its_own(parse, told):
     assert "r.yaml:5:28: towers.text: should be keep" in text
     assert "r.yaml:5:53: towers.encoder.sparsity" in text
     assert "towers.encoder.prun: unknown key 'prun'. Did you mean 'prune'?" in text
+    assert "towers.vision.tokens: should be " in told(SMALL + "towers: {vision: {tokens: bogus}}")
 
 
 def test_data_is_wanted_only_where_it_is_looked_at(told, parse):
@@ -301,6 +303,16 @@ def test_what_is_no_mapping(told, text):
 def test_keys_of_another_kind(told, key, value):
     lines = [line for line in SMALL.splitlines() if not line.startswith(key)]
     assert f": {key}: should " in told("\n".join([*lines, f"{key}: {value}"]))
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_a_number_that_no_report_can_hold_is_refused_where_it_is_written(told, value):
+    assert "should be finite, not " in told(SMALL.replace("magnitude", f"{{use: odd, limit: {value}}}"))
+
+
+def test_what_may_change_is_told_from_what_may_not(parse):
+    assert {"calibration.keep", "score.calibration.keep", "model.config", "export"} <= set(may_change())
+    assert not {"calibration", "calibration.samples", "score"} & set(may_change())
 
 
 def test_a_wrong_site_default_is_where_it_is_written(folder, registry):

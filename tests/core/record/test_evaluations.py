@@ -160,6 +160,16 @@ def test_no_image_is_decoded_for_it(captioned, monkeypatch):
     assert digests(captioned)
 
 
+def test_an_evaluator_that_gives_nothing_is_named(tmp_path):
+    class Forgets:
+        def __call__(self, model, adapter, note):
+            pass
+
+    evaluation = Evaluation(PartSpec("evaluator", "forgets", {}, Forgets))
+    with pytest.raises(EcoflapError, match=r"the evaluator forgets answered with None; it gives a Measure by each"):
+        evaluation.run(tmp_path / "lines", "dense", nn.Identity(), LlamaAdapter(), ignore)
+
+
 @pytest.mark.parametrize(("n", "value"), [(3.5, 1.0), (3, "high"), (-1, 1.0)])
 def test_a_measure_of_another_type_is_refused_at_once(n, value, tmp_path):
     class Odd:

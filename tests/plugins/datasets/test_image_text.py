@@ -48,6 +48,11 @@ def test_image_and_caption_belong_together(name, captioned, read, tmp_path):
         assert all((sample.question, sample.answers, sample.label) == (None, (), None) for sample in found)
 
 
+def test_the_number_of_a_row_is_not_that_of_an_image(picture, index, read):
+    file = index([{"id": number, "image": picture("a.png"), "caption": f"caption {number}"} for number in range(3)])
+    assert len({sample.image_id for sample in read(ImageText(path=file, samples=None, order="first"))}) == 1
+
+
 def test_csv(tmp_path, picture, read):
     picture("a.png", 7)
     content = '\ufefffile_name,other,caption\na.png,1,"red, and ""big""\nof two lines"\n a.png,2,x\n'

@@ -86,6 +86,21 @@ def test_an_encoder_reads_the_beginning_and_the_decoder_chooses():
         Continuation(Given(samples), ending=11, choices=2)(model, T5Adapter(), ignore)
 
 
+def test_a_model_that_is_asked_for_some_of_the_ending_is_refused(pico_llama: Callable[..., Any]):
+    class Masked(LlamaAdapter):
+        def collate(self, model: Any, samples: Any) -> Any:
+            batch = super().collate(model, samples)
+            return {**batch, "labels": batch["input_ids"].masked_fill(torch.arange(12) % 3 > 0, -100)}
+
+        def loss(self, model: Any, batch: Any) -> Any:
+            return super().loss(model, {name: batch[name] for name in ("input_ids", "attention_mask")})
+
+    samples = tuple(window(12, n) for n in range(3))
+    said = "of window 0 the model is not asked for all of the last 4 tokens, as one that guesses masked words is not"
+    with pytest.raises(DataError, match=said):
+        Continuation(Given(samples), ending=4, choices=2)(pico_llama(), Masked(), ignore)
+
+
 def test_two_processes_measure_what_one_does(pico_llama: Callable[..., Any], tmp_path: Any):
     samples = tuple(window(12, n) for n in range(7))
     evaluator, model = Continuation(Given(samples), ending=5, choices=2), pico_llama()
@@ -105,8 +120,8 @@ def test_is_an_evaluator():
     ("samples", "problem"),
     [
         ((), r"its data holds 0 window\(s\), of which 4 endings cannot be taken"),
-        ((Sample(text="x"),), "sample 0 of its data lacks tokens; a dataset such as text gives them"),
-        ((window(16, 0),), "sample 0 of its data lacks a beginning before its 16 tokens of ending"),
+        ((Sample(text="x"),), "sample 0 of its data has no tokens; a dataset such as text gives them"),
+        ((window(16, 0),), "sample 0 of its data has no beginning before its 16 tokens of ending"),
     ],
 )
 def test_data_it_cannot_use(samples: tuple[Sample, ...], problem: str, pico_llama: Callable[..., Any]):

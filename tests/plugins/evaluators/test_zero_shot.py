@@ -94,6 +94,11 @@ def test_names_come_from_the_data_a_list_or_a_file(tmp_path: Path):
     assert ZeroShot(Given(), ("red_panda", "bear"))._names() == ("red_panda", "bear")
     assert ZeroShot(Given(), tmp_path / "names.txt")._names() == ("red panda", "polar_bear")
     assert ZeroShot(Given(), NAMES).templates == ("a photo of a {}.",)
+    # as the dataset reads its names from such files
+    (tmp_path / "mapping.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\n")
+    assert ZeroShot(Given(), tmp_path / "mapping.txt")._names() == ("tench, Tinca tinca", "goldfish")
+    (tmp_path / "names.json").write_text('["cat",\n "dog"]')
+    assert ZeroShot(Given(), tmp_path / "names.json")._names() == ("cat", "dog")
 
 
 @needs_clip

@@ -2,11 +2,14 @@
 
 from itertools import chain, groupby, permutations, product
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoflap.plugins.evaluators.shared.top_k import cutoffs_below, found_within
+from ecoflap.core.contracts.records import Sample
+from ecoflap.core.errors import ModelError
+from ecoflap.plugins.evaluators.shared.top_k import cutoffs_below, found_within, likeliest_classes
 
 
 def orders(scores: list[int]) -> list[list[int]]:
@@ -46,3 +49,11 @@ def test_a_model_that_finds_all_alike_gets_what_chance_gives():
 
 def test_cutoffs_that_cannot_be_missed_are_left_out():
     assert [cutoffs_below(count, (1, 5)) for count in (2, 5, 6)] == [(1,), (1,), (1, 5)]
+
+
+def test_the_likeliest_class_of_scores_that_are_not_finite_is_none():
+    samples = [Sample(image_id=number) for number in range(2)]
+    with pytest.raises(ModelError, match="zero_shot: the model's scores of an image are not finite"):
+        list(likeliest_classes("zero_shot", samples, 2, lambda batch: torch.full((len(batch), 3), torch.nan)))
+    found = list(likeliest_classes("zero_shot", samples, 2, lambda batch: torch.eye(3)[: len(batch)]))
+    assert [one.answer for one in found] == [0, 1]
