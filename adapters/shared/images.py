@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ecoflap.adapters.shared.losses import labels_of
 from ecoflap.adapters.shared.members import member
-from ecoflap.adapters.shared.said import first_said
+from ecoflap.adapters.shared.texts import first_said
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, ModelError
 

@@ -8,8 +8,7 @@ from torch import nn
 from ecoflap.adapters.shared.generation import check_length, check_prompts, generated, gone_on, opening, padded_left
 from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.members import member
-from ecoflap.adapters.shared.said import first_said
-from ecoflap.adapters.shared.texts import check_tokens, padded_rows
+from ecoflap.adapters.shared.texts import check_tokens, first_said, padded_rows
 from ecoflap.core.contracts.abilities import Generation, Said
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError

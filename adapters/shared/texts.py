@@ -14,6 +14,11 @@ OWN_TOKENIZER = "Put the model's own tokenizer.json beside its config.json."
 NO_LIMIT = 10**6  # transformers writes a number far above this where a tokenizer has none
 
 
+def first_said(sample: Sample) -> str | None:
+    """Give the first answer that is not blank, or else the text; None where there is neither."""
+    return next((answer for answer in sample.answers if answer.strip()), sample.text)
+
+
 def padded_rows(
     rows: Sequence[Sequence[int]], fill: int = 0
 ) -> tuple[Int64[Tensor, "rows longest"], Int64[Tensor, "rows longest"]]:

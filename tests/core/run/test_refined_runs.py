@@ -47,19 +47,26 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, kille
     assert [one.name for one in report.refined] == [*(f"model.layers.{n}" for n in range(3)), "the model"]
 
 
+A_TRY = [0, 1, 2, 3, 4]
+"""What a try of four steps tells; so few mend nothing here, so that there are three of them."""
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(4, [2, 3, 4, *A_TRY, *A_TRY]), (5 + 4, [2, 3, 4, *A_TRY]), (2 * 5 + 4, [2, 3, 4])]
+)
 def test_the_steps_of_a_killed_refiner_are_not_done_again(
-    recipe, unbroken, lasting, killer, heard_by, tmp_path, monkeypatch
+    recipe, unbroken, lasting, killer, heard_by, tmp_path, monkeypatch, number, expected
 ):
+    """A try's first event tells that no step is done, and its fourth comes before the step that it is of is kept."""
     monkeypatch.setattr(KeptSteps, "EVERY", 0.0)
-    folder = tmp_path / "run"
-    point = "event:Progress refine:4"  # the first tells that none is done, and the fourth comes before what it is of
+    folder, point = tmp_path / "run", f"event:Progress refine:{number}"
     assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
     assert (folder / "blocks" / "refining.safetensors").is_file()
     assert not verify(folder).problems
     heard = []
     report = ecoflap.run(recipe, folder=folder, registry=heard_by(heard.append)).report
     steps = [event.done for event in heard if isinstance(event, Progress) and event.stage == "refine"]
-    assert steps == [2, 3, 4]
+    assert steps == expected
     assert lasting(folder) == unbroken
     assert [one.refiner for one in report.refined] == ["reconstruct"] * 3 + ["distill"]
 
