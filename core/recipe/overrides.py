@@ -105,7 +105,8 @@ def _opened(document: Document, node: Any, key: Any, path: KeyPath, following: s
     """Make what is at a key into something that has keys: a bare name becomes ``{use: name}``, nothing ``{}``."""
     inner = node.get(key) if isinstance(node, dict) else node[key] if key < len(node) else None
     as_list = path[0] in _LISTS and len(path) == 1 and following.isdecimal()
-    if inner is None:
+    is_kept = path[0] == "towers" and len(path) == 2 and inner == "keep"  # which is no name of a part
+    if inner is None or is_kept:
         opened: Any = [] if as_list else {}
         document.keys[path] = document.values[path] = place
     elif as_list and not isinstance(inner, list):

@@ -382,7 +382,8 @@ names = st.text(ascii_lowercase, min_size=1, max_size=6)
 pruners = st.one_of(
     st.just("wanda"),
     st.fixed_dictionaries(
-        {"use": st.just("wanda")}, optional={"alpha": st.floats(allow_nan=False), "compare": st.just("row")}
+        {"use": st.just("wanda")},
+        optional={"alpha": st.floats(allow_nan=False, allow_infinity=False), "compare": st.just("row")},
     ),
     st.fixed_dictionaries(
         {"use": st.just("odd")}, optional={"text": st.none() | st.text(), "anything": st.lists(st.text())}

@@ -53,6 +53,11 @@ def test_set_keeps_the_engines_keys_when_it_exchanges_a_part(parse):
     assert recipe.calibration.data.parameters["path"] == Path("other.txt").absolute()
 
 
+def test_set_inside_of_a_tower_that_was_kept_prunes_it(parse):
+    tower = parse(FULL, "towers.qformer.sparsity=0.3").towers["qformer"]
+    assert (tower.sparsity, tower.prune) == (0.3, None)
+
+
 def test_set_with_null_removes(parse):
     assert parse(FULL, "score=null", "allocate=null").allocate.use == "uniform"
 
