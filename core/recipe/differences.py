@@ -16,8 +16,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence
     return [
         f"{path}: {before} vs {after}"
         for path, before, after in _differing(set_keys(old), set_keys(new), "")
-        if not any(path == key or path.startswith(f"{key}.") for key in ignore)
+        if not is_within(path, ignore)
     ]
+
+
+def is_within(key: str, keys: Sequence[str]) -> bool:
+    """Say whether a key is one of some, or lies inside of one; all are dotted."""
+    return any(key == one or key.startswith(f"{one}.") for one in keys)
 
 
 def changes(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

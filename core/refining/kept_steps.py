@@ -6,7 +6,7 @@ minutes. That takes seconds; the last two minutes are done again, from the numbe
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import ClassVar
@@ -72,11 +72,10 @@ class KeptSteps:
             return 0
         with with_way_out(WAY_OUT), open_sealed(self.file, FORMAT) as file:
             manifest = file.mapping()
-        failed, count = manifest.get("failed"), manifest.get("of")
-        if not isinstance(failed, int) or failed < 0 or not isinstance(count, int):
-            return 0
-        own = replace(self, failed=failed)._of(count)
-        return failed if {key: manifest.get(key) for key in own} == own else 0
+        failed, count = manifest.pop("failed", None), manifest.pop("of", None)
+        manifest.pop("done", None)
+        is_ours = manifest == self.refiner and isinstance(count, int)
+        return failed if is_ours and isinstance(failed, int) and failed >= 0 else 0
 
     def _of(self, count: int) -> dict[str, object]:
         return {**self.refiner, "failed": self.failed, "of": count}

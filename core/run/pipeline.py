@@ -18,7 +18,7 @@ from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
-from ecoflap.core.recipe.differences import changes
+from ecoflap.core.recipe.differences import changes, is_within
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.schema import Recipe, may_change
 from ecoflap.core.record.environment import versions
@@ -118,12 +118,8 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
     What may change within a folder is left out: a run with another ``export`` goes on from the one there is.
     """
     stem = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
-    telling = [item for item in set_ if not _may_change(item.split("=")[0].strip())]
+    telling = [item for item in set_ if not is_within(item.split("=")[0].strip(), may_change())]
     return re.sub(r"[^\w.-]+", "-", "-".join([stem, *telling]))[:_LONGEST_NAME].strip("-.") or "run"
-
-
-def _may_change(key: str) -> bool:
-    return any(key == one or key.startswith(f"{one}.") for one in may_change())
 
 
 def carry_out(state: RunState) -> Run:

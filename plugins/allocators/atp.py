@@ -38,8 +38,9 @@ class Atp:
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         sparsity = 1 - Fraction(keep, sum(group.size for group in groups) or 1)
-        shares = [sparsity + exact(self.beta) * offset for offset in _offsets(groups)]
-        self._check(sparsity, _offsets(groups), shares)
+        offsets = _offsets(groups)
+        shares = [sparsity + exact(self.beta) * offset for offset in offsets]
+        self._check(sparsity, offsets, shares)
         base = [group.size * (1 - share) for group, share in zip(groups, shares, strict=True)]
         sizes, names = [group.size for group in groups], [group.name for group in groups]
         return water_fill(base, sizes, [g.floor for g in groups], [g.most for g in groups], keep, names)
