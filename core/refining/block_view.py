@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +24,9 @@ from ecoflap.core.refining.views import RefinedView, Split, computing_in
 
 Hidden = list[Float[Tensor, "..."]]
 """The hidden states that a block returned on one batch, call by call."""
+
+_LEAST = 1e-4
+"""Of the median squared length of a batch's tokens, the least that a token's error is held against."""
 
 
 class BlockView(RefinedView):
@@ -73,20 +75,22 @@ class BlockView(RefinedView):
 
     @contextmanager
     def objective(self, number: int) -> Iterator[Float[Tensor, ""]]:
-        """Give Σ‖f(x) − t‖² over the real tokens x of a batch, as a share of the mean Σ‖t‖² of all batches."""
-        yield self._squares(number, self.outputs(number), self.targets(number)) / self._scale
+        """Give the mean of ‖f(x) − t‖² / ‖t‖² over the real tokens x of a batch.
 
-    @cached_property
-    def _scale(self) -> float:
-        numbers = range(len(self._targets))
-        lengths = [float(self._squares(n, self.targets(n), [torch.zeros(())] * len(self._calls[n]))) for n in numbers]
-        return sum(lengths) / len(lengths) or 1.0
+        What reads a hidden state normalises it first, so that an error matters as a share of its length. Of a language
+        model's tokens the first has a hundred times the length of others, and their errors would be lost in its square.
+        """
+        calls = zip(self._calls[number], self.outputs(number), self.targets(number), strict=True)
+        shares = torch.cat([self._shares(number, *call).flatten() for call in calls])
+        yield shares.sum() / max(len(shares), 1)
 
-    def _squares(self, number: int, outputs: Sequence[Tensor], others: Sequence[Tensor]) -> Float[Tensor, ""]:
-        """Sum the squared differences over the real tokens of all calls."""
-        pairs = zip(self._calls[number], outputs, others, strict=True)
-        terms = [self._real(number, call, output - other).square().sum() for call, output, other in pairs]
-        return torch.stack(terms).sum()
+    def _shares(
+        self, number: int, call: BlockCall, output: Float[Tensor, "..."], target: Float[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        """Compute the squared error of each real token as a share of what the dense block gave there."""
+        errors, lengths = (self._real(number, call, one).square().sum(-1) for one in (output - target, target))
+        # Where the dense block gives nothing a share would be without bounds. A mean would be the longest token's own.
+        return errors / lengths.clamp_min(_LEAST * float(lengths.median()) or 1.0) if lengths.numel() else errors
 
     def _real(self, number: int, call: BlockCall, hidden: Tensor) -> Tensor:
         if self.layers[0].layout == "selected":

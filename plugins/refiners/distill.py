@@ -9,38 +9,26 @@ and the activations of one batch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Refiner
 from ecoflap.core.refining.model_view import ModelView
-from ecoflap.plugins.refiners.shared.descend import check_positive, descend
+from ecoflap.plugins.refiners.shared.descent import Descent
 
 
 @dataclass(frozen=True)
-class Distill:
-    """Train the pruned model towards the dense model's probabilities. Masks stay.
-
-    :param steps: How many steps of Adam it takes.
-    :param batches: How many calibration batches each step looks at.
-    :param learning_rate: Of the first step; it falls along a cosine.
-    """
+class Distill(Descent):
+    """Train the pruned model towards the dense model's probabilities. Masks stay."""
 
     steps: int = 64
     batches: int = 1
-    learning_rate: float = 2e-4
+    relative_rate: float = 1e-3
     scope: ClassVar[Literal["block", "model"]] = "model"
 
-    def __post_init__(self) -> None:
-        check_positive(steps=self.steps, batches=self.batches, learning_rate=self.learning_rate)
-
-    def gentler(self) -> "Distill":
-        """Give the same with a quarter of the rate: what mends one model's weights is too much for a smaller one's."""
-        return replace(self, learning_rate=self.learning_rate / 4)
-
     def __call__(self, view: ModelView) -> None:
-        descend(view, self.steps, self.batches, self.learning_rate)
+        self.train(view)
 
 
 @hookimpl

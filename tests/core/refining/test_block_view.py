@@ -11,6 +11,12 @@ def real(batch):
     return batch["attention_mask"] > 0
 
 
+def shares(output, target, batch):
+    """The mean over real tokens of ‖f − t‖² / ‖t‖²."""
+    norms = [torch.linalg.vector_norm(states[real(batch)], dim=-1) for states in (output - target, target)]
+    return ((norms[0] / norms[1]) ** 2).mean()
+
+
 def assert_close_where_real(found, expected, batch):
     torch.testing.assert_close(found[real(batch)].detach(), expected[real(batch)].detach(), rtol=1e-5, atol=1e-6)
 
@@ -46,16 +52,42 @@ def test_its_own_target_is_the_dense_block_on_the_inputs_it_has(case):
 
 
 @pytest.mark.parametrize("target", ["dense", "own"])
-def test_its_objective_is_the_share_of_squares_over_real_tokens(case, target):
+def test_its_objective_is_the_mean_share_of_squares_over_real_tokens(case, target):
     one = case(target)
     outputs = [hidden_states(one.model, batch)[2].detach().double() for batch in one.batches]
     with one.view.opened():
         targets = [one.view.targets(number)[0].double() for number in range(3)]
-        scale = sum(float(t[real(b)].square().sum()) for t, b in zip(targets, one.batches, strict=True)) / 3
         for number, batch in enumerate(one.batches):
             with one.view.objective(number) as error:
-                expected = (outputs[number] - targets[number])[real(batch)].square().sum() / scale
-                assert float(error.detach()) == pytest.approx(float(expected), rel=1e-4)
+                assert float(error.detach()) == pytest.approx(
+                    float(shares(outputs[number], targets[number], batch)), rel=1e-4
+                )
+
+
+def test_a_token_whose_dense_output_is_nothing_has_a_share_of_the_median(case):
+    one = case()
+    first = one.view._targets[0][0]
+    first[0, 1] = 0
+    output = hidden_states(one.model, one.batches[0])[2].detach().double()
+    with one.view.opened(), one.view.objective(0) as error:
+        target = one.view.targets(0)[0].double()
+        errors, lengths = ((d**2).sum(-1)[real(one.batches[0])] for d in (output - target, target))
+        assert int((lengths == 0).sum()) == 1
+        lengths[lengths == 0] = 1e-4 * lengths.median()
+        assert float(error.detach()) == pytest.approx(float((errors / lengths).mean()), rel=1e-4)
+
+
+def test_an_error_is_as_large_however_long_a_token_is(case):
+    """One token a thousand times as long, with an error a thousand times as large, is one token."""
+    one, other = case(), case()
+    with one.view.opened():
+        output, target = one.view.outputs(0)[0].detach(), one.view.targets(0)[0]
+        error = one.view._shares(0, one.view._calls[0][0], output, target)
+    with other.view.opened():
+        output[0, 1] *= 1000
+        target[0, 1] *= 1000
+        longer = other.view._shares(0, other.view._calls[0][0], output, target)
+    torch.testing.assert_close(longer, error)
 
 
 def test_its_gradient_is_autograds_under_the_mask(case):
@@ -63,11 +95,10 @@ def test_its_gradient_is_autograds_under_the_mask(case):
     with one.view.opened():
         one.view.add_gradient(0, 0.5)
         found = {layer.name: layer.parameter.grad.clone() for layer in one.layers}
-        scale = float(one.view._scale)
         target = one.view.targets(0)[0]
     model = one.model.requires_grad_(True)
     output = hidden_states(model, one.batches[0])[2]
-    loss = 0.5 * (output - target)[real(one.batches[0])].square().sum() / scale
+    loss = 0.5 * shares(output, target, one.batches[0])
     parameters = dict(model.named_parameters())
     for name, gradient in found.items():
         (expected,) = torch.autograd.grad(loss, parameters[name], retain_graph=True)
@@ -79,7 +110,7 @@ def test_nothing_but_its_layers_changes(case):
     before = {name: value.data.clone() for name, value in one.model.named_parameters()}
     names = {layer.name for layer in one.layers}
     with one.view.opened():
-        optimiser = torch.optim.SGD(one.view.parameters, lr=1.0)
+        optimiser = torch.optim.SGD(one.view.parameters, lr=0.7)  # by 1.0 one weight is zero by chance
         one.view.add_gradient(0)
         optimiser.step()
     changed = {name for name, value in one.model.named_parameters() if not torch.equal(value, before[name])}

@@ -3,6 +3,7 @@
 import copy
 from math import cos, pi
 
+import pytest
 import torch
 
 from ecoflap import Anatomy, Replay
@@ -13,13 +14,20 @@ from ecoflap.plugins.refiners.distill import Distill, ecoflap_register_refiners
 ADAPTER = LlamaAdapter()
 
 
+def length_of_kept(parameter):
+    """The root mean square of what is not pruned, from its norm."""
+    kept = (parameter != 0).sum()
+    return float(torch.linalg.vector_norm(parameter.detach()) / kept.sqrt())
+
+
 def test_is_offered():
     assert ecoflap_register_refiners() == {"distill": Distill}
-    assert Distill() == Distill(steps=64, batches=1, learning_rate=2e-4)
+    assert Distill() == Distill(steps=64, batches=1, relative_rate=1e-3, learning_rate=None)
     assert Distill.scope == "model"
 
 
-def test_is_the_training_written_out(pico_llama):
+@pytest.mark.parametrize("rate", [{"learning_rate": 1e-3}, {"relative_rate": 3e-2}])
+def test_is_the_training_written_out(pico_llama, rate):
     model = pico_llama(layers=2)
     dense_model = copy.deepcopy(model)
     batches = [
@@ -37,13 +45,16 @@ def test_is_the_training_written_out(pico_llama):
     student = copy.deepcopy(model)
     layers = [layer for _, layer in anatomy.layers()]
     with ModelView(dense, layers, masks).opened() as view:
-        Distill(steps=6, learning_rate=1e-3)(view)
+        Distill(steps=6, **rate)(view)
 
     named = {name: value for name, value in student.named_parameters() if name in masks}
-    optimiser = torch.optim.Adam(named.values(), betas=(0.9, 0.95))
+    first = [rate.get("learning_rate") or 3e-2 * length_of_kept(parameter) for parameter in named.values()]
+    groups = [{"params": [parameter]} for parameter in named.values()]
+    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95))
     for step in range(6):
         batch = batches[step % 2]  # the third is held out
-        optimiser.param_groups[0]["lr"] = 1e-3 * (1 + cos(pi * step / 6)) / 2
+        for group, of_first in zip(optimiser.param_groups, first, strict=True):
+            group["lr"] = of_first * (1 + cos(pi * step / 6)) / 2
         optimiser.zero_grad()
         p = dense_model(**batch, use_cache=False).logits[:, :-1].detach().log_softmax(-1)
         q = student(**batch, use_cache=False).logits[:, :-1].log_softmax(-1)

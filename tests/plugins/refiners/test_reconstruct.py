@@ -4,6 +4,7 @@ import copy
 from fractions import Fraction
 from math import cos, pi
 
+import numpy as np
 import pytest
 import torch
 from hidden_states import hidden_states
@@ -40,41 +41,54 @@ def pruned_by_the_engine(model, folder, refiner):
 
 
 def trained_by_hand(dense, masks, refiner):
-    """Block after block of a whole model: prune, then Adam on the squared difference of hidden states."""
+    """Block after block of a whole model: prune, then Adam on the squared difference of hidden states, by token."""
     model = copy.deepcopy(dense)
     named = dict(model.named_parameters())
     *training, _ = batches()  # the last is held out
     for index in range(len(model.model.layers)):
         source = copy.deepcopy(model) if refiner.target == "own" else dense  # this block still dense, those before not
         targets = [hidden_states(source, batch)[index + 1].detach() for batch in batches()]
-        scale = sum(float(target.square().sum()) for target in targets) / 4
         mine = {name: named[name] for name in masks if name.startswith(f"model.layers.{index}.")}
         assert mine
         for name, parameter in mine.items():
             parameter.data.mul_(masks[name])
-        optimiser = torch.optim.Adam(mine.values(), betas=(0.9, 0.95))
+        rates = [first_rate(parameter, refiner) for parameter in mine.values()]
+        optimisers = [torch.optim.Adam([parameter], betas=(0.9, 0.95)) for parameter in mine.values()]
         for step in range(refiner.steps):
-            optimiser.param_groups[0]["lr"] = refiner.learning_rate * (1 + cos(pi * step / refiner.steps)) / 2
-            optimiser.zero_grad()
+            for optimiser, rate in zip(optimisers, rates, strict=True):
+                optimiser.param_groups[0]["lr"] = rate * (1 + cos(pi * step / refiner.steps)) / 2
+                optimiser.zero_grad()
             for place in range(step * refiner.batches, (step + 1) * refiner.batches):
                 number = place % len(training)
                 output = hidden_states(model, training[number])[index + 1]
-                ((output - targets[number]).square().sum() / scale / refiner.batches).backward()
+                shares = (output - targets[number]).square().sum(-1) / targets[number].square().sum(-1)
+                (shares.mean() / refiner.batches).backward()
             for name, parameter in mine.items():
                 parameter.grad.mul_(masks[name])
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
     return named
+
+
+def first_rate(parameter, refiner):
+    """The rate that was asked for, or the share of the root mean square of what Magnitude kept."""
+    kept = [w for w in parameter.detach().double().numpy().ravel() if w != 0]
+    return refiner.learning_rate or refiner.relative_rate * np.sqrt(np.mean(np.square(kept)))
 
 
 def test_is_offered():
     assert ecoflap_register_refiners() == {"reconstruct": Reconstruct}
-    assert Reconstruct() == Reconstruct(steps=32, batches=2, learning_rate=5e-4, target="dense")
+    assert Reconstruct() == Reconstruct(steps=32, batches=2, relative_rate=4e-3, learning_rate=None, target="dense")
 
 
 @pytest.mark.parametrize("target", ["dense", "own"])
-def test_is_the_training_written_out(pico_llama, tmp_path, target):
-    refiner = Reconstruct(steps=5, batches=2, learning_rate=1e-3, target=target)
+@pytest.mark.parametrize("rate", [{"learning_rate": 1e-3}, {"relative_rate": 1e-2}])
+def test_is_the_training_written_out(pico_llama, tmp_path, rate, target):
+    refiner = Reconstruct(steps=5, batches=2, target=target, **rate)
     model = pico_llama(layers=2)
+    with torch.no_grad():  # matrices of lengths far apart
+        model.model.layers[0].self_attn.o_proj.weight.mul_(4)
+        model.model.layers[1].mlp.down_proj.weight.mul_(0.3)
     dense = copy.deepcopy(model)
     masks = pruned_by_the_engine(model, tmp_path / "blocks", refiner)
     expected = trained_by_hand(dense, dict(masks), refiner)
@@ -88,7 +102,7 @@ def test_is_the_training_written_out(pico_llama, tmp_path, target):
     assert moved > 1e-3
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batches": -1}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batches": -1}, {"relative_rate": -1e-3}, {"learning_rate": 0.0}])
 def test_parameters_below_zero_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(EcoflapError, match=f"{name} should be a finite number above 0"):

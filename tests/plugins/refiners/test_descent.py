@@ -1,4 +1,4 @@
-"""The descent: which batches it looks at, and that its rate falls along a cosine."""
+"""The descent: which batches it looks at, and that its rate is of a weight's length and falls along a cosine."""
 
 from math import cos, pi
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.refining.views import RefinedView
-from ecoflap.plugins.refiners.shared.descend import check_positive, descend
+from ecoflap.plugins.refiners.shared.descent import Descent, check_positive, kept_length
 
 
 class Bowl(RefinedView):
@@ -43,18 +43,45 @@ def adam(weight, steps, rate):
     return w
 
 
-def test_is_adam_under_a_cosine():
+@pytest.mark.parametrize(
+    ("rate", "first"),
+    [
+        ({"relative_rate": 0.1, "learning_rate": 0.3}, 0.3),
+        ({"relative_rate": 0.1}, 0.1 * ((1 + 4 + 9) / 3) ** 0.5),
+    ],
+)
+def test_is_adam_under_a_cosine(rate, first):
     bowl = Bowl()
     before = bowl.weight.detach().clone()
-    descend(bowl, 5, 2, 0.3)
-    torch.testing.assert_close(bowl.weight.detach().double(), adam(before, 5, 0.3), rtol=1e-5, atol=1e-6)
+    Descent(5, 2, **rate).train(bowl)
+    torch.testing.assert_close(bowl.weight.detach().double(), adam(before, 5, first), rtol=1e-5, atol=1e-6)
 
 
 def test_batches_come_in_turn_and_share_a_step():
     bowl = Bowl()
-    descend(bowl, 4, 2, 0.1)
+    Descent(4, 2, 0.1).train(bowl)
     assert [number for number, _ in bowl.looked_at] == [4, 7, 9, 4, 7, 9, 4, 7]
     assert {share for _, share in bowl.looked_at} == {0.5}
+
+
+def test_a_relative_rate_knows_no_unit():
+    """What is a thousand times as long goes a thousand times as far."""
+    small, large = Bowl(), Bowl()
+    large.weight.data.mul_(1000)
+    for bowl in (small, large):
+        Descent(6, 1, 0.2).train(bowl)
+    torch.testing.assert_close(large.weight.detach() / 1000, small.weight.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_gentler_one_has_a_quarter_of_the_rate_that_it_goes_by():
+    assert Descent(4, 2, 0.1).gentler() == Descent(4, 2, 0.025)
+    assert Descent(4, 2, 0.1, learning_rate=0.4).gentler() == Descent(4, 2, 0.1, learning_rate=0.1)
+
+
+def test_what_is_pruned_does_not_count_in_a_length():
+    assert kept_length(torch.tensor([[3.0, 0.0], [0.0, -5.0]])) == pytest.approx(17**0.5)
+    assert kept_length(torch.tensor([[3.0, 0.0]], dtype=torch.bfloat16)) == 3.0
+    assert kept_length(torch.zeros(2, 2)) == 0.0
 
 
 def test_what_is_not_positive_is_named():
