@@ -62,9 +62,9 @@ class Descent:
 
 
 def kept_length(weight: Float[Tensor, "..."]) -> float:
-    """Give the root mean square of what is not zero, in float64; 0 where all is."""
+    """Give the root mean square of what is not zero; 0 where all is."""
     kept = int(torch.count_nonzero(weight))
-    return sqrt(float(weight.double().square().sum()) / kept) if kept else 0.0
+    return float(torch.linalg.vector_norm(weight, dtype=torch.float32)) / sqrt(kept) if kept else 0.0
 
 
 def check_positive(**parameters: int | float) -> None:
