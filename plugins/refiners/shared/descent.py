@@ -13,7 +13,7 @@ from ecoflap.core.refining.views import RefinedView
 
 @dataclass(frozen=True)
 class Descent:
-    """What a refiner by Adam is told; it is the refiner's parameters, which has defaults of its own.
+    """The parameters of a refiner by Adam, each of which gives them defaults of its own.
 
     :param steps: How many steps of Adam it takes.
     :param batches: How many calibration batches each step looks at.
@@ -47,13 +47,12 @@ class Descent:
 
         The rate of step k of n is ½ · (1 + cos(π k / n)) of the first one's. Nothing is drawn at random.
         """
-        groups = [{"params": [weight], "lr": self.rate_of(weight.detach())} for weight in view.parameters]
+        rates = [self.rate_of(weight.detach()) for weight in view.parameters]
         # β₂ of .95 forgets within twenty steps: there are a few dozen, and .999 would still look at the first one's.
-        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95))
-        first = [group["lr"] for group in optimiser.param_groups]
+        optimiser = torch.optim.Adam([{"params": [weight]} for weight in view.parameters], betas=(0.9, 0.95))
         numbers = view.training
         for step in view.steps(self.steps, optimiser):
-            for group, rate in zip(optimiser.param_groups, first, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * (1 + cos(pi * step / self.steps)) / 2
             optimiser.zero_grad(set_to_none=True)
             places = range(step * self.batches, (step + 1) * self.batches)
