@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecoflap.core.disk.paths import from_here
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import place
 from ecoflap.exporters.onnx.decode import Multiplied, Packed, packed_in, unpacked
@@ -47,7 +48,7 @@ def load_session(
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions() if options is None else options
     # What was read of the file is let go before onnxruntime reads it; what was decoded stays until it has been copied.
-    model, _weights = _prepared(runtime, Path(path), options)
+    model, _weights = _prepared(runtime, from_here(path), options)
     try:
         return runtime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # onnxruntime has a dozen classes of its own, with no common base
@@ -104,7 +105,7 @@ def densify(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Pat
     :return: The target.
     :raises FormatError: Where a weight is damaged, or none is packed.
     """
-    return write_dense(Path(path), Path(target))
+    return write_dense(from_here(path), from_here(target))
 
 
 def _register(options: Any) -> None:

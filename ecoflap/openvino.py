@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.export.openvino_core import openvino_core
@@ -37,10 +38,11 @@ def compile_model(path: str | os.PathLike[str], *, config: Mapping[str, Any] | N
     :raises FormatError: Where the file is not there, is not what was written, or OpenVINO cannot read it.
     """
     core = _core()
-    model = _model(core, Path(path))
+    file = from_here(path)
+    model = _model(core, file)
     settings: dict[str, Any] = {}
     if model.has_rt_info(_SPARSITY):
-        settings[RATE] = str(_rate(model, Path(path)))
+        settings[RATE] = str(_rate(model, file))
         if has_amx() is False:
             warnings.warn(
                 f"{path}: this CPU has no AMX, without which OpenVINO multiplies with the zeros too: a pruned model "

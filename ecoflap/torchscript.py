@@ -4,9 +4,9 @@
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
+from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sums import SUMS, check_sums
 from ecoflap.core.errors import FormatError
 
@@ -25,7 +25,7 @@ def load(path: str | os.PathLike[str], map_location: Any = None) -> Any:
 
     from ecoflap.exporters.torchscript.store import quiet
 
-    file = Path(path)
+    file = from_here(path)
     way_out = f"Export it again, or move it back beside its {SUMS}."
     if not file.is_file():
         raise FormatError(f"{file}: there is no such file. Give the path of a .pt file of an export.")

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from statistics import stdev
+from typing import Any
 
-from ecoflap.core.compare.methods import method_names
+from ecoflap.core.compare.methods import method_names, seeds_of
 from ecoflap.core.record.folder import RunFolder, require_finished
 from ecoflap.core.record.report import RecordedMeasure, Report, read_report
 from ecoflap.core.record.sweep_list import is_sweep, swept_runs
@@ -37,6 +38,11 @@ class ComparedRun:
     def seed(self) -> int:
         """Give the recipe's seed."""
         return self.report.recipe.seed
+
+    @property
+    def seeds(self) -> frozenset[tuple[str, Any]]:
+        """Give all its seeds: runs of one method, one sparsity and the same seeds are one run made twice."""
+        return seeds_of(self.report.recipe.plain())
 
     @property
     def sparsity(self) -> float:
@@ -71,15 +77,24 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Holds the runs of one method and sparsity, which differ in their seeds."""
+    """Holds the runs of one method and sparsity. They differ in their seeds, unless one was made more than once."""
 
     method: str
     sparsity: float
     runs: tuple[ComparedRun, ...]
 
+    @property
+    def by_seeds(self) -> list[list[ComparedRun]]:
+        """Put runs with the same seeds together, which say nothing of how far seeds spread."""
+        found: dict[frozenset[tuple[str, Any]], list[ComparedRun]] = {}
+        for run in self.runs:
+            found.setdefault(run.seeds, []).append(run)
+        return list(found.values())
+
     def values(self, metric: str) -> list[float]:
-        """Return a measure of the pruned models, of those that have it."""
-        return [run.pruned[metric].value for run in self.runs if metric in run.pruned]
+        """Return a measure of the pruned models, one value for each seed that has it."""
+        found = ([run.pruned[metric].value for run in runs if metric in run.pruned] for runs in self.by_seeds)
+        return [mean(values) for values in found if values]
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ class Comparison:
 
     @property
     def groups(self) -> list[RunGroup]:
-        """RunGroup the runs by method, in the order of the runs, and by sparsity, from the smallest on."""
+        """Put runs together by method, in the order of the runs, and by sparsity, from the smallest on."""
         methods = list(dict.fromkeys(run.method for run in self.runs))
         keys = {(methods.index(run.method), run.level) for run in self.runs}
         return [self._group(methods[at], level) for at, level in sorted(keys)]
@@ -134,7 +149,7 @@ class Comparison:
     @property
     def has_seeds(self) -> bool:
         """Say whether any runs are seeds of each other."""
-        return any(len(group.runs) > 1 for group in self.groups)
+        return any(len(group.by_seeds) > 1 for group in self.groups)
 
     def dense(self, metric: str) -> DenseMeasure | None:
         """Return a measure of the dense model; None where no run has it."""

@@ -73,7 +73,7 @@ def _lines(groups: Iterable[RunGroup], name: str, *, with_errors: bool) -> list[
 
 
 def _with_error(group: RunGroup, name: str) -> list[float]:
-    measure = group.runs[0].pruned[name]
+    measure = next(run.pruned[name] for run in group.runs if name in run.pruned)
     error = measure.standard_error or 0.0
     return [measure.value - error, measure.value, measure.value + error]
 

@@ -51,6 +51,11 @@ def without_seeds(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if key not in seed_keys()}
 
 
+def seeds_of(recipe: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    """Return a recipe's seeds, its own and its parts', each with its key."""
+    return frozenset((key, value) for key, value in flat(recipe).items() if key in seed_keys())
+
+
 def flat(value: Any, path: str = "") -> dict[str, Any]:
     """Return each value inside nested mappings and lists by its dotted path: ``{"evaluate.0.use": "vqa"}``."""
     if isinstance(value, Mapping):

@@ -10,6 +10,7 @@ from ecoflap.core.compare.data import as_csv, as_data
 from ecoflap.core.compare.differences import what_differs
 from ecoflap.core.compare.drawings import chapters
 from ecoflap.core.compare.table import columns_of, markdown, notes, rows, run_rows, table_notes
+from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_json, write_sealed_text
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
@@ -49,7 +50,7 @@ def refuse_strangers(folder: Path, way_out: str) -> None:
 
 def write_comparison(comparison: Comparison, folder: str | PathLike[str], title: str) -> Path:
     """Write ``report.json``, ``report.csv``, ``report.md``, and then ``report.html``, whose path is returned."""
-    folder = Path(folder)
+    folder = from_here(folder)
     lines = [*markdown(rows(comparison)), "", *(f"{note}\n" for note in notes(comparison))]
     texts = dict(zip(UNSEALED, (as_csv(comparison).encode(), "\n".join(lines).encode()), strict=True))
     # A process that is killed below leaves none that the data do not know, and that would pass for edited.

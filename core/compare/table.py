@@ -49,10 +49,16 @@ def _dense_row(comparison: Comparison) -> Row:
     row = {"method": "dense", "sparsity": _percent(0.0), "seeds": NO_VALUE}
     for name in comparison.metrics:
         dense = comparison.dense(name)
-        row[name] = NO_VALUE if dense is None else _between(dense.lowest, dense.highest)
+        row[_title(name, comparison)] = NO_VALUE if dense is None else _between(dense.lowest, dense.highest)
     sizes = {run.report.model_bytes for run in comparison.runs}
     rest = dict.fromkeys(_costs(comparison.runs, comparison), NO_VALUE)
     return row | rest | {"model": bytes_text(sizes.pop()) if len(sizes) == 1 else NO_VALUE}
+
+
+def _title(metric: str, comparison: Comparison) -> str:
+    """Return the title of a measure's column, which may have the name of another column."""
+    others = ("method", "sparsity", "seeds", *_costs(comparison.runs, comparison))
+    return f"{metric} (measure)" if metric in others else metric
 
 
 def _between(low: float, high: float) -> str:
@@ -60,10 +66,10 @@ def _between(low: float, high: float) -> str:
 
 
 def _group_row(group: RunGroup, comparison: Comparison) -> Row:
-    row = {"method": group.method, "sparsity": _percent(group.sparsity), "seeds": str(len(group.runs))}
+    row = {"method": group.method, "sparsity": _percent(group.sparsity), "seeds": str(len(group.by_seeds))}
     for name in comparison.metrics:
         values = group.values(name)
-        row[name] = with_error(mean(values), spread(values)) if values else NO_VALUE
+        row[_title(name, comparison)] = with_error(mean(values), spread(values)) if values else NO_VALUE
     return row | _costs(group.runs, comparison)
 
 
@@ -116,6 +122,10 @@ def table_notes(comparison: Comparison) -> Iterator[str]:
     if comparison.metrics:
         seeds = "mean ± standard deviation over seeds" if comparison.has_seeds else "value ± standard error"
         yield f"Measures: {seeds}."
+    for group in comparison.groups:
+        for runs in group.by_seeds:
+            if len(runs) > 1:
+                yield f"Of the same seeds, and counted once: {', '.join(run.name for run in runs)}"
     if any(run.taken_over for run in comparison.runs):
         whats = dict.fromkeys(what for run in comparison.runs for what in run.taken_over)
         by_what = "; ".join(f"{what} ({', '.join(_that_took(what, comparison))})" for what in whats)

@@ -25,6 +25,14 @@ def absolute(path: Path | str, folder: Path) -> Path:
     return found
 
 
+def from_here(path: str | os.PathLike[str]) -> Path:
+    """Make a path absolute that was given to a function, from the working directory; ``~`` is the home directory.
+
+    :raises PathError: Where no file can have that path, or the system lets nobody look whether one has.
+    """
+    return absolute(os.fspath(path), Path.cwd())
+
+
 def why_unusable(path: Path | str) -> str | None:
     """Say why a path cannot even be asked for; None where it can, whether or not something is there."""
     try:

@@ -11,6 +11,7 @@ from torch import nn
 from ecoflap.core.contracts.events import RunFinished
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch
+from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.exports import export_names, is_recorded
@@ -57,7 +58,7 @@ def export_run(
         model.
     """
     registry = (registry or load_registry()).trusting(allow_code)
-    folder = require_finished(Path(run))
+    folder = require_finished(from_here(run))
     recipe, name = _with_export(folder, to, set_, registry)
     if is_recorded(folder.exports, name) and not overwrite:
         raise RunError(

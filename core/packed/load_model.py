@@ -10,6 +10,7 @@ from torch import nn
 
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import FormatError, ModelError, unknown
 from ecoflap.core.kernel.library import Values
@@ -77,7 +78,7 @@ def load_model(
         )
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"there is no GPU here for device={device}: torch finds none")
-    source = _opened(Path(folder))
+    source = _opened(from_here(folder))
     adapter = adapter if adapter is not None else _adapter_of(source)
     stays = weights != "dense" and not elsewhere
     with staying_packed(Packing(_PACKED[weights], _PACKED.get(embeddings))) if stays else nullcontext():
@@ -99,7 +100,7 @@ def load_masks(folder: str | os.PathLike[str]) -> PackedMasks:
         folder each expert has its own, ``experts.down_proj[3]``.
     :raises FormatError: Where the folder holds neither, or a file is truncated, changed or missing.
     """
-    path = Path(folder).expanduser()
+    path = from_here(folder)
     if path.name == MASKS or (path / MASKS).is_file():
         return read_masks(path if path.name == MASKS else path / MASKS)
     if path.is_dir() and not any(is_packed(file.name) for file in path.iterdir()):
@@ -127,7 +128,6 @@ def _adapter_of(source: Source) -> Adapter:
 
 
 def _opened(folder: Path) -> Source:
-    folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder: name the one with the packed file and the model's configuration")
     locate(folder)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ecoflap.core.errors import ModelError, unknown
-from ecoflap.core.kernel.library import VALUES, Values
+from ecoflap.core.kernel.library import TYPES, VALUES, Values
 from ecoflap.core.kernel.matrix import shape_for
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.packed.forms import form_of, pack_into
@@ -81,8 +81,8 @@ def _candidates(model: nn.Module, packing: Packing) -> Iterator[Candidate]:
             continue
         owner, _, attribute = names[0].rpartition(".")
         form = form_of(model.get_submodule(owner), attribute)
-        shapes = [shape_for(part, values) for part in form.split(weight)] if form else []
-        shape = form.whole(shapes) if form else None
+        shapes = [shape_for(part, values) for part in form.split(weight)] if form and weight.dtype in TYPES else []
+        shape = form.whole(shapes) if form and shapes else None
         reasons = (_why_dense(model, name, shape, weight, is_vocabulary) for name in names)
         reason = next(filter(None, reasons), "")
         if reason or shape is None or form is None:
@@ -105,6 +105,9 @@ def _is_asked(model: nn.Module, names: Sequence[str], weight: torch.Tensor, valu
 
     What is nothing but zeros and no matrix was not pruned: position embeddings begin so.
     """
-    expected, zeros = is_expected(model, names), weight.numel() - int(weight.count_nonzero())
+    expected = is_expected(model, names)
+    if weight.is_floating_point() and weight.element_size() == 1:  # torch counts no zeros of float8
+        return expected
+    zeros = weight.numel() - int(weight.count_nonzero())
     is_pruned = zeros >= LEAST_SPARSITY * max(1, weight.numel()) and (expected or zeros < weight.numel())
     return is_pruned or (values != "exact" and expected)

@@ -89,17 +89,17 @@ def why_dense(
     """Say why a weight stays dense; empty where it can run packed.
 
     :param module: The one that holds it.
-    :param shape: What it would be packed; None where that is not asked, because it is no matrix.
+    :param shape: What it would be packed; None of one that is no matrix, or of a type that no kernel multiplies.
     :param is_vocabulary: Whether it is an embedding's or a head's, and how those are held was said.
     """
     form = form_of(module, attribute)
-    if form is None or shape is None:
+    if form is None:
         return f"{type(module).__name__} is not known to multiply with {attribute!r} as a matrix"
     if isinstance(module, nn.Embedding) and not is_vocabulary:
         return "it is an embedding, and none was said to run packed"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "its max_norm changes it when it is used"
-    if dtype not in TYPES:
+    if dtype not in TYPES or shape is None:
         return f"{str(dtype).removeprefix('torch.')} is not multiplied packed"
     sparsity = 1 - shape.kept / max(1, shape.outputs * shape.inputs)
     if shape.values == "exact" and sparsity < LEAST_SPARSITY and not is_vocabulary:

@@ -64,6 +64,7 @@ def find_recipe(name: str) -> Path:
 
     :raises RecipeError: Where there is neither.
     """
+    name = os.path.expanduser(name)
     if os.path.isfile(name):  # which, unlike a Path, no text makes raise
         return Path(name)
     folder = Path(str(files("ecoflap").joinpath("recipes")))

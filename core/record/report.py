@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from ecoflap.core.budget.curves import Curve
+from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_lines import has_seal
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.disk.validation import read_validated
@@ -226,7 +227,7 @@ def read_report(path: Path | str) -> Report:
         each place in it.
     """
     way_out = "Restore it; or delete it and run its recipe again, which writes the report anew."
-    return read_validated(Path(path), Report, RunError, way_out)
+    return read_validated(from_here(path), Report, RunError, way_out)
 
 
 def check_lines(folder: RunFolder, report: Report) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import PrunedModel
+from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
@@ -90,7 +91,7 @@ def run(
     """
     registry = (registry or load_registry()).trusting(allow_code)
     checked = _checked(recipe, set_, registry, model)
-    target = (Path(folder) if folder is not None else Path("runs") / default_name(recipe, set_)).absolute()
+    target = from_here(folder if folder is not None else Path("runs") / default_name(recipe, set_))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # of the caller's: weights are written, and have gradients
         prepared = prepare(checked, registry, model, processor, own=target)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ecoflap.core.disk.paths import from_here
+
 
 @dataclass(frozen=True)
 class SweepRequest:
@@ -36,5 +38,5 @@ class SweepRequest:
     @property
     def target(self) -> Path:
         """Give the sweep's folder as an absolute path."""
-        folder = Path("runs") / "sweeps" / Path(self.what).stem if self.folder is None else Path(self.folder)
+        folder = Path("runs") / "sweeps" / Path(self.what).stem if self.folder is None else from_here(self.folder)
         return folder.absolute()

@@ -60,6 +60,39 @@ def test_seeds_of_one_method_are_a_mean_with_its_standard_deviation(made):
     json.dumps(data, allow_nan=False)
 
 
+def test_a_seed_made_twice_counts_once(made):
+    values = {"first": (0, 5.0), "again": (0, 7.0), "other": (1, 9.0)}
+    runs = [made(name, seed=seed, pruned={"ppl": measure(value)}) for name, (seed, value) in values.items()]
+    comparison = compared(runs)
+    (group,) = as_data(comparison)["groups"]
+    # by hand: the first seed's mean is 6, the mean of 6 and 9 is 7.5, and (1.5² + 1.5²) / 1 = 4.5
+    assert (group["n_seeds"], group["mean"], group["min"], group["max"]) == (2, 7.5, 6.0, 9.0)
+    assert group["sd"] == pytest.approx(4.5**0.5)
+    assert rows(comparison)[1]["seeds"] == "2"
+    assert "Of the same seeds, and counted once: first, again" in list(notes(comparison))
+
+
+def test_runs_of_the_same_seeds_alone_are_a_row_each(made):
+    comparison = compared([made("first", pruned={"acc": measure(0.5)}), made("again")])
+    assert [row["run"] for row in rows(comparison)] == ["first", "again"]
+    assert {group["metric"]: group["sd"] for group in as_data(comparison)["groups"]} == {"acc": None, "ppl": None}
+    assert "Measures: value ± standard error." in list(notes(comparison))
+    comparison_page(comparison, "two")
+
+
+def test_seeds_of_parts_tell_runs_apart(made):
+    runs = [made(name, calibration={"use": "text", "seed": seed}) for seed, name in enumerate("ab")]
+    assert [row["seeds"] for row in rows(compared(runs))[1:]] == ["2"]
+
+
+def test_a_measure_may_be_called_like_another_column(made):
+    runs = [made(name, seed=seed, pruned={"time": measure(3.0)}) for seed, name in enumerate("ab")]
+    dense, group = rows(compared(runs))
+    assert group["time (measure)"].startswith("3")
+    assert dense["time (measure)"] == "–"
+    assert group["time"] != group["time (measure)"]
+
+
 def test_towers_by_method_are_means_over_seeds(made):
     paths = [made("a"), made("b", seed=1)]
     report = read_sealed(paths[1] / "report.json")

@@ -65,6 +65,16 @@ def test_what_stays_dense_is_named_with_the_reason():
     assert "dense, because float64 is not multiplied packed: float64.weight" in str(packing)
 
 
+@pytest.mark.parametrize("values", ["exact", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bit_floats_stay_as_they_are(values, dtype):
+    model = small()
+    model["dense"].weight = nn.Parameter(model["dense"].weight.detach().to(dtype), requires_grad=False)
+    packing = ecoflap.pack_model(model, values)
+    assert packing.dense["dense.weight"] == f"{str(dtype).removeprefix('torch.')} is not multiplied packed"
+    assert model["dense"].weight.dtype is dtype
+
+
 def test_a_weight_of_two_modules_is_packed_once():
     model = nn.ModuleDict({"a": nn.Linear(40, 20), "b": nn.Linear(40, 20), "c": nn.Linear(40, 20)})
     model["a"].weight.data.mul_(torch.rand(20, 40) >= 0.5)
