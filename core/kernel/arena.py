@@ -37,7 +37,10 @@ def _reserved(nbytes: int) -> Tensor:
     """Reserve memory, of which a page takes room when it is first written."""
     if not nbytes:
         return torch.empty(0, dtype=torch.uint8)
-    memory = mmap.mmap(-1, nbytes)
+    # Shared memory, which is what Python maps otherwise, has no huge pages by default, and a child of fork would write
+    # into its parent's. Windows knows no such flags.
+    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, nbytes, **own)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # of a system without them; ordinary pages do
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from ecoflap.core.errors import KernelError
@@ -11,6 +11,8 @@ from ecoflap.core.kernel import order
 from ecoflap.core.kernel.library import TYPES, Values, opened
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.kernel.route import route
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def pack_rows(
@@ -48,7 +50,7 @@ def pack_dense(
     if values != "exact" and shape.keeps_all:
         pack_rows(out, shape, order.all_bits(shape), weight.reshape(-1))
     elif isinstance(library, str):
-        kept = weight.ne(0)
+        kept = _magnitudes(weight).ne(0)
         bits = torch.from_numpy(order.packed_bits(kept.numpy()))
         order.write_rows(out, shape, bits, weight[kept])
     else:
@@ -62,10 +64,18 @@ def shape_for(weight: Float[Tensor, "out in"], values: Values = "exact") -> Shap
 
     In int8 zeros are kept too where they are few: a product that need not read masks reads less.
     """
-    kept, all_of_it = int(weight.count_nonzero()), weight.numel()
+    kept, all_of_it = int(_magnitudes(weight).count_nonzero()), weight.numel()
     if values != "exact" and 8 * kept > 7 * all_of_it:
         kept = all_of_it
     return Shape(weight.dtype, weight.shape[0], weight.shape[1], kept, values)
+
+
+def _magnitudes(weight: Float[Tensor, "out in"]) -> Int[Tensor, "out in"]:
+    """Give the bits of numbers but their signs: nothing is left of both zeros alone.
+
+    After ``torch.set_flush_denormal(True)`` torch takes the smallest numbers for zeros, which the library stores.
+    """
+    return weight.detach().view(_INTEGERS[weight.itemsize]) << 1
 
 
 def cast(packed: UInt8[Tensor, "bytes"], dtype: torch.dtype) -> UInt8[Tensor, "others"]:

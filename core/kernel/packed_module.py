@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers the operator
 from ecoflap.core.kernel import packed_rows as _rows  # noqa: F401 - registers the operator
+from ecoflap.core.kernel import unpacked as _unpacked  # noqa: F401 - registers the operator
 from ecoflap.core.kernel.library import TYPES
 from ecoflap.core.kernel.matrix import cast, pack_dense, unpack
 from ecoflap.core.kernel.order import Shape, shape_of
@@ -91,7 +92,10 @@ class PackedLinear(DenseState, nn.Linear):
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:  # type: ignore[override]
-        """Give what stands for the dense weights, and is decoded when it is used: what is written to it is lost."""
+        """Give what stands for the dense weights, and is decoded when it is used: writing to it is refused."""
+        if torch.compiler.is_dynamo_compiling():  # it cannot follow how a stand-in is made
+            dense: Tensor = torch.ops.ecoflap.unpacked(self.packed, self.out_features, self.in_features, self.dtype)
+            return dense
         known = Shape(self.dtype, self.out_features, self.in_features, self.kept, self.values)
         return PackedWeight(self.packed, known)
 

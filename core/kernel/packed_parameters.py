@@ -197,7 +197,7 @@ def _member(name: str) -> tuple[str, property]:
     def given(self: PackedParameters) -> Tensor:
         return self.held[name].stand_in(self.memory(name))
 
-    return name, property(given, doc=f"Give what stands for the dense {name}; what is written to it is lost.")
+    return name, property(given, doc=f"Give what stands for the dense {name}; writing to it is refused.")
 
 
 def _without_state(kind: Any, names: tuple[str, ...]) -> nn.Module:

@@ -45,5 +45,13 @@ def _without_data(packed: Tensor, ids: Tensor, inputs: int, dtype: torch.dtype) 
     return packed.new_empty(*ids.shape, inputs, dtype=dtype)
 
 
+def _elsewhere(packed: Tensor, ids: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+    raise KernelError(
+        f"packed embeddings are read on the CPU, and these are on {packed.device} with ids on {ids.device}. Load the "
+        f"model with embeddings='dense' to run it elsewhere."
+    )
+
+
 _library.impl("packed_rows", packed_rows, "CPU")
+_library.impl("packed_rows", _elsewhere, "CUDA")
 torch.library.register_fake("ecoflap::packed_rows", _without_data, lib=_library)

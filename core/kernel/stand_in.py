@@ -2,15 +2,17 @@
 
 Not every model calls the modules whose weights it has: EVA multiplies with ``self.qkv.weight`` itself, and T5 asks for
 ``self.wo.weight.dtype`` in each forward. Shape and type are known without decoding; what else a stand-in can answer
-from what is packed, above all a product, it says itself; all the rest is done with the decoded tensor.
+from what is packed, above all a product, it says itself; all the rest is done with the decoded tensor. What shares
+memory with that, as ``weight.data`` and ``weight[0]`` do, is a stand-in again: what is written to it would be lost.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ecoflap.core.errors import KernelError
 
@@ -33,7 +35,7 @@ _WRITING = {
 
 
 class StandIn(Tensor):
-    """Stands for a dense tensor; a copy in memory of its own is what ``clone`` and every other function give."""
+    """Stands for a dense tensor that cannot be written to; ``clone`` gives a copy that can."""
 
     answers: ClassVar[Answers] = {}
 
@@ -56,7 +58,7 @@ class StandIn(Tensor):
         if func in _KNOWN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        return _with_decoded(func, args, kwargs)
+        return _read_only(func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -66,17 +68,66 @@ class StandIn(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        return _with_decoded(func, args, kwargs)
+        return _with_decoded(func, args, kwargs, [])
 
 
-def _with_decoded(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
-    target = args[0] if args else next(iter((kwargs or {}).values()), None)
-    if _writes(func) and isinstance(target, StandIn):
+class DecodedView(StandIn):
+    """Stands for a part or a view of a decoded tensor, and holds it.
+
+    :param dense: Such as a row of it, or all of it turned.
+    """
+
+    _dense: Tensor
+
+    def __new__(cls: type["DecodedView"], dense: Shaped[Tensor, "..."]) -> "DecodedView":
+        made: DecodedView = Tensor._make_wrapper_subclass(
+            cls, dense.shape, strides=dense.stride(), dtype=dense.dtype, device=dense.device
+        )
+        made._dense = dense
+        return made
+
+    def __init__(self, dense: Shaped[Tensor, "..."]) -> None:
+        """Take what :meth:`__new__` has taken."""
+
+    def decoded(self) -> Shaped[Tensor, "..."]:
+        """Give the tensor itself."""
+        return self._dense
+
+
+def _read_only(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+    """Call a function with decoded tensors; what it gives of their memory is to be read alone."""
+    decoded: list[Tensor] = []
+    found = _with_decoded(func, args, kwargs, decoded)
+    memories = {one.untyped_storage()._cdata for one in decoded}
+
+    def told(one: Tensor) -> Tensor:
+        is_view = one.layout is torch.strided and one.untyped_storage()._cdata in memories
+        return DecodedView(one) if is_view and not isinstance(one, StandIn) else one
+
+    return tree_map_only(Tensor, told, found)
+
+
+def _with_decoded(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None, decoded: list[Tensor]
+) -> Any:
+    """Call a function with decoded tensors.
+
+    :param decoded: Takes them.
+    """
+    kwargs = kwargs or {}
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    written = [*([first] if _writes(func) else ()), *tree_leaves(kwargs.get("out"))]
+    if any(isinstance(one, StandIn) for one in written):
         raise KernelError(
             "packed weights cannot be written to. Change them in a model that was loaded with weights='dense', or give "
             "the layer others by load_state_dict."
         )
-    args, kwargs = tree_map_only(StandIn, lambda one: one.decoded(), (tuple(args), dict(kwargs or {})))
+
+    def given(one: StandIn) -> Tensor:
+        decoded.append(one.decoded())
+        return decoded[-1]
+
+    args, kwargs = tree_map_only(StandIn, given, (tuple(args), dict(kwargs)))
     return func(*args, **kwargs)
 
 

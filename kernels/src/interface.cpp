@@ -24,6 +24,8 @@ int refused(int code, const char *text) {
   return code;
 }
 
+int refused_null() { return refused(ECOFLAP_BAD_ARGUMENT, "there is nothing at the address that is to be read or written"); }
+
 int bad_matrix(const char *what) {
   snprintf(message, sizeof message, "this is no packed matrix, or a damaged one: %s", what);
   return ECOFLAP_BAD_MATRIX;
@@ -232,6 +234,7 @@ int ecoflap_pack_rows(void *out, int64_t bytes, int type, int64_t outputs, int64
                       const void *values, int64_t kept) try {
   Matrix m;
   if (int code = begun(out, bytes, type, outputs, inputs, kept, &m)) return code;
+  if ((mask == nullptr && m.outputs * m.inputs > 0) || (values == nullptr && kept > 0)) return refused_null();
   return written(write_rows(m, mask, values));
 } catch (const std::bad_alloc &) {
   return refused(ECOFLAP_BAD_ARGUMENT, "there is not enough memory");
@@ -241,6 +244,7 @@ int ecoflap_pack_dense(void *out, int64_t bytes, int type, int64_t outputs, int6
                        int64_t kept) try {
   Matrix m;
   if (int code = begun(out, bytes, type, outputs, inputs, kept, &m)) return code;
+  if (weight == nullptr && m.outputs * m.inputs > 0) return refused_null();
   return written(write_dense(m, weight));
 } catch (const std::bad_alloc &) {
   return refused(ECOFLAP_BAD_ARGUMENT, "there is not enough memory");
@@ -259,6 +263,7 @@ int ecoflap_unpack(int path, const void *packed, int64_t bytes, int type, int64_
   if (int code = taken_for(path, packed, bytes, type, outputs, inputs, &m)) return code;
   if (first < 0 || first % kOutputs != 0 || rows < 0 || rows > m.outputs - first)
     return refused(ECOFLAP_BAD_ARGUMENT, "the matrix has no such rows, or they do not begin at a multiple of 16");
+  if (out == nullptr && rows * m.inputs > 0) return refused_null();
   Unpacking all{m, path_at(path), first, rows, static_cast<uint8_t *>(out)};
   in_parallel(threads < 1 ? 1 : threads, rounded(rows, kOutputs) / kOutputs, Unpacking::one, &all);
   return all.damaged ? bad_matrix("its masks do not fit its kept values") : ECOFLAP_OK;
@@ -270,6 +275,7 @@ int ecoflap_packed_linear(int path, const void *packed, int64_t bytes, int type,
   if (int code = taken_for(path, packed, bytes, type, outputs, inputs, &task.weight)) return code;
   if (batch < 0 || (batch > 0 && outputs > 0 && y == nullptr) || (batch > 1 && x_stride < inputs))
     return refused(ECOFLAP_BAD_ARGUMENT, "x has a negative batch or overlapping rows, or there is no place for y");
+  if (x == nullptr && batch * inputs > 0) return refused_null();
   task.batch = batch, task.bias = bias, task.y = y, task.in_out = type, task.given = x, task.stride = x_stride;
   return multiply(*path_at(path), task, threads < 1 ? 1 : threads);
 } catch (const std::bad_alloc &) {

@@ -9,6 +9,8 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 
 #include "path.h"
@@ -41,9 +43,9 @@ class OwnThreads {
     std::lock_guard<std::mutex> one_caller(caller_);
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (; started_ < threads - 1; ++started_) std::thread([this, n = started_] { wait_for_work(n); }).detach();
+      start(threads - 1);
       work_ = &work;
-      wanted_ = threads - 1;
+      wanted_ = started_ < threads - 1 ? started_ : threads - 1;
       running_ = wanted_;
       ++round_;
     }
@@ -55,6 +57,13 @@ class OwnThreads {
   }
 
  private:
+  // Where the system gives no more threads, those that there are do the work.
+  void start(int wanted) try {
+    for (; started_ < wanted; ++started_) std::thread([this, n = started_] { wait_for_work(n); }).detach();
+  } catch (const std::system_error &) {
+  } catch (const std::bad_alloc &) {
+  }
+
   void wait_for_work(int number) {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex_);

@@ -57,6 +57,18 @@ def test_the_library_packs_the_same_bytes(outputs, inputs, sparsity, dtype):
     assert library().functions.ecoflap_packed_bytes(TYPES[dtype], outputs, inputs, shape.kept) == shape.nbytes
 
 
+@pytest.mark.parametrize("values", ["exact", "int8"])
+def test_the_smallest_numbers_are_kept_where_torch_takes_them_for_zeros(values):
+    weight = torch.tensor([[1e-41, -1e-41, 0.0, -0.0, 2.0]])
+    assert torch.set_flush_denormal(True) or pytest.skip("this CPU takes no number for zero")
+    try:
+        again, kept = unpack(pack_dense(weight, values=values)), shape_for(weight).kept
+    finally:
+        torch.set_flush_denormal(False)
+    assert kept == 3
+    assert torch.equal(again, weight if values == "exact" else torch.tensor([[0.0, 0.0, 0.0, 0.0, 2.0]]))
+
+
 def test_the_order_is_what_the_page_says():
     """By hand: one output, three inputs, of which the second is pruned; columns in float32, a pair in bfloat16."""
     weight = torch.tensor([[1.0, 0.0, 2.0]])

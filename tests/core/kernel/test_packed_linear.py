@@ -117,10 +117,25 @@ from ecoflap.core.kernel.matrix import pack_dense
 from ecoflap.core.kernel.packed_module import PackedLinear
 
 layer = nn.Linear(40, 24).bfloat16().requires_grad_(False)
-model = nn.Sequential(PackedLinear(pack_dense(layer.weight.clamp(min=0)), layer.bias), nn.ReLU())
+packed = PackedLinear(pack_dense(layer.weight.clamp(min=0)), layer.bias)
+
+
+class LooksAtWeight(nn.Module):
+    # T5 asks for the type of a weight, EVA multiplies with one itself.
+    def __init__(self):
+        super().__init__()
+        self.layer = packed
+
+    def forward(self, x):
+        x = x.to(self.layer.weight.dtype)
+        return self.layer(x) + nn.functional.linear(x, self.layer.weight)
+
+
+model = nn.Sequential(LooksAtWeight(), nn.ReLU())
 x = torch.randn(3, 40).bfloat16()
 with torch.inference_mode():
-    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+    assert torch.equal(torch.compile(packed, fullgraph=True, backend="aot_eager")(x), packed(x))
 """
 
 
@@ -166,3 +181,33 @@ def test_threads_of_its_own_give_the_same_as_those_of_torch():
     finally:
         torch.set_num_threads(before)
         library().functions.ecoflap_run_on(None if openmp() is None else cast(openmp(), c_void_p))
+
+
+WITHOUT_MORE_THREADS = """
+import resource
+from pathlib import Path
+
+import torch
+from ecoflap.core.kernel.library import opened
+from ecoflap.core.kernel.matrix import pack_dense
+
+weight, x, y = torch.randn(4096, 1024).clamp(min=0), torch.randn(1, 1024), torch.empty(1, 4096)
+packed, library = pack_dense(weight), opened()
+library.functions.ecoflap_run_on(None)
+path = next(path.number for path in library.paths() if not path.lacks)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+most = pages * resource.getpagesize() + (1 << 20)  # less than one thread's stack
+matrix = packed.data_ptr(), len(packed), 0, 4096, 1024
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+library.call("packed_linear", path, *matrix, x.data_ptr(), 1, 1024, None, y.data_ptr(), 4)
+resource.setrlimit(resource.RLIMIT_AS, before)
+torch.testing.assert_close(y, x @ weight.T, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.skipif(not usable(), reason="there is no library of kernels here")
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is put on by what Linux says of a process")
+def test_where_the_system_gives_no_more_threads_those_there_are_multiply():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_MORE_THREADS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

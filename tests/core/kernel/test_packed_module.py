@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from ecoflap.core.errors import KernelError
-from ecoflap.core.kernel.arena import Arena
 from ecoflap.core.kernel.library import TYPES
-from ecoflap.core.kernel.matrix import pack_dense, shape_for
+from ecoflap.core.kernel.matrix import pack_dense
 from ecoflap.core.kernel.packed_module import PackedLinear
 from ecoflap.core.kernel.packed_weight import PackedWeight
 from kernels import assert_right, numbers, pruned
@@ -125,19 +124,25 @@ def test_products_of_other_kinds_decode_it():
     assert torch.allclose(torch.nn.functional.linear(weight, layer.weight), layer.weight @ layer.weight.T)
 
 
-def test_an_arena_holds_matrices_side_by_side():
-    weights = [pruned(outputs, 30, 0.5, torch.float32) for outputs in (1, 20, 33)]
-    shapes = [shape_for(weight) for weight in weights]
-    arena = Arena(shape.nbytes for shape in shapes)
-    layers = [PackedLinear(pack_dense(w, arena.take(s.nbytes))) for w, s in zip(weights, shapes, strict=True)]
-    assert len({layer.packed.untyped_storage().data_ptr() for layer in layers}) == 1
-    x = numbers(3, 30, dtype=torch.float32)
-    for layer, weight in zip(layers, weights, strict=True):
-        assert_right(layer(x), x, weight)
-        assert layer.packed.data_ptr() % 64 == 0
-    with pytest.raises(ValueError, match="64 bytes are asked for, and 0 are left"):
-        arena.take(64)
-    assert len(Arena([]).take(0)) == 0
+def test_parts_of_its_weight_are_read_as_any_tensor(tmp_path):
+    layer, x = dense(), numbers(2, 30, dtype=torch.float32)
+    weight = packed(layer).weight
+    looks = (
+        lambda of: of.data,
+        lambda of: of[3],
+        lambda of: of[:, ::2],
+        lambda of: of.view(-1).numpy()[5:9],
+        lambda of: of.unbind()[4] * 2,
+        lambda of: of.T.contiguous(),
+        lambda of: torch.stack(of.split(10)),
+        lambda of: torch.nn.functional.linear(x, of[:8]),
+    )
+    for look in looks:
+        torch.testing.assert_close(look(weight), look(layer.weight.detach()), rtol=0, atol=0)
+    own = weight[3].clone()
+    assert own.zero_().sum() == 0
+    torch.save(weight[3], tmp_path / "row.pt")
+    assert torch.equal(torch.load(tmp_path / "row.pt", weights_only=True), layer.weight[3])
 
 
 def test_its_weight_cannot_be_written_to():
@@ -151,6 +156,16 @@ def test_its_weight_cannot_be_written_to():
         lambda: weight.__setitem__(0, 1.0),
         lambda: setattr(weight, "data", torch.zeros(20, 30)),
         lambda: nn.init.normal_(weight),
+        lambda: weight.data.zero_(),
+        lambda: weight.data.__setitem__(slice(None), 1.0),
+        lambda: weight.detach().zero_(),
+        lambda: weight[0].zero_(),
+        lambda: weight[3][2:].add_(1),
+        lambda: weight.view(-1).fill_(1.0),
+        lambda: weight.T.zero_(),
+        lambda: weight.split(7)[0].zero_(),
+        lambda: torch.add(weight, 1, out=weight),
+        lambda: torch.sort(weight, out=(weight.data, torch.empty(0, dtype=torch.int64))),
     ):
         with pytest.raises(KernelError, match="packed weights cannot be written to"):
             write()

@@ -156,3 +156,21 @@ def test_a_path_that_there_is_not_is_refused():
         if path.lacks:
             with pytest.raises(KernelError, match=f"the path {path.name} needs .*, which this"):
                 found.call("unpack", path.number, packed.data_ptr(), len(packed), 0, 16, 32, 0, 16, y.data_ptr(), 1)
+
+
+def test_an_address_of_nothing_is_refused():
+    """Only another program than ours can give one."""
+    weight, x = pruned(3, 5, 0.5, torch.float32), numbers(2, 5, dtype=torch.float32)
+    packed, found = pack_dense(weight), library()
+    (path,) = [path.number for path in found.paths() if path.name == "portable"]
+    matrix, kept = (packed.data_ptr(), len(packed), TYPES[torch.float32], 3, 5), int(weight.count_nonzero())
+    for call in (
+        lambda: found.call("pack_dense", *matrix, None, kept),
+        lambda: found.call("pack_rows", *matrix, None, weight.data_ptr(), kept),
+        lambda: found.call("pack_rows", *matrix, weight.data_ptr(), None, kept),
+        lambda: found.call("unpack", path, *matrix, 0, 3, None, 1),
+        lambda: found.call("packed_linear", path, *matrix, None, 2, 5, None, x.data_ptr(), 1),
+    ):
+        with pytest.raises(KernelError, match="nothing at the address that is to be read or written"):
+            call()
+        pack_dense(weight, packed)
