@@ -62,6 +62,12 @@ class BlockView(RefinedView):
         with self.weights.held(self.block.module, placement), without_fast_path(), running:
             yield self
 
+    def inputs(self, number: int) -> Hidden:
+        """Give the hidden states of a batch that the block is given, as the pruned blocks before it leave them."""
+        device = device_of(self.block.module)
+        given = (next(tensors_in([*call.args, *call.kwargs.values()])) for call in self._calls[number])
+        return [hidden.to(device, torch.float32) for hidden in given]
+
     def outputs(self, number: int) -> Hidden:
         """Run the block on a batch as the pruned blocks before it leave it; differentiable, in float32."""
         device = device_of(self.block.module)

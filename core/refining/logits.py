@@ -15,6 +15,8 @@ from torch.nn import functional
 from ecoflap.core.errors import ModelError
 
 CrossEntropy = Callable[..., Tensor]
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""Of logits ``[rows, classes]`` from others of that shape, a number for each row."""
 
 
 class DenseLogits:
@@ -35,12 +37,12 @@ class DenseLogits:
             yield
 
     @contextmanager
-    def compared(self) -> Iterator[None]:
-        """Let KL(dense ‖ model) be what every cross entropy gives, in the backward too."""
+    def compared(self, divergence: Divergence) -> Iterator[None]:
+        """Let a divergence from these logits be what every cross entropy gives, in the backward too."""
         self._asked.clear()
 
         def diverge(original: CrossEntropy, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-            return kl_of_rows(self._next(targets), logits.float())
+            return divergence(self._next(targets), logits.float())
 
         with _in_place_of_cross_entropy(diverge):
             yield

@@ -18,7 +18,7 @@ from ecoflap.core.forward.placement import Placement
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.refining.kept_steps import KeptSteps
-from ecoflap.core.refining.logits import DenseLogits
+from ecoflap.core.refining.logits import DenseLogits, Divergence, kl_of_rows
 from ecoflap.core.refining.views import RefinedView, Split, computing_in
 
 
@@ -70,15 +70,22 @@ class ModelView(RefinedView):
     @contextmanager
     def objective(self, number: int) -> Iterator[Float[Tensor, ""]]:
         """Give KL(dense ‖ pruned) of a batch in nats, a mean over the positions that its loss is about."""
-        # A loss may make its logits anew in the backward, which therefore has to happen in here too.
-        with self._dense_logits(number).compared():
-            yield self.loss(number)
+        with self.held_against_dense(number, kl_of_rows) as divergence:
+            yield divergence
 
-    def _dense_logits(self, number: int) -> DenseLogits:
+    @contextmanager
+    def held_against_dense(self, number: int, divergence: Divergence) -> Iterator[Float[Tensor, ""]]:
+        """Give the mean over a batch's positions of how far what the pruned model says is from what the dense one does.
+
+        :param divergence: Of the dense model's logits and the pruned one's, ``[rows, classes]`` each; a number a row,
+            differentiable.
+        """
         logits = DenseLogits()
         with logits.recorded():
             self._dense.loss(self._dense.finished, [number])
-        return logits
+        # A loss may make its logits anew in the backward, which therefore has to happen in here too.
+        with logits.compared(divergence):
+            yield self.loss(number)
 
 
 def check_logits(replay: Replay) -> None:

@@ -21,6 +21,15 @@ def assert_close_where_real(found, expected, batch):
     torch.testing.assert_close(found[real(batch)].detach(), expected[real(batch)].detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_its_inputs_are_what_the_pruned_block_before_it_gives(case):
+    one = case()
+    states = [hidden_states(one.model, batch)[1].detach() for batch in one.batches]
+    with one.view.opened():
+        for number, state in enumerate(states):
+            (found,) = one.view.inputs(number)
+            assert_close_where_real(found, state, one.batches[number])
+
+
 def test_its_outputs_are_those_of_the_pruned_model(case):
     one = case()
     states = [hidden_states(one.model, batch)[2].detach() for batch in one.batches]

@@ -7,7 +7,7 @@ from torch import nn
 
 from ecoflap.adapters.shared.losses import info_nce, mean_nll, mean_nll_of_hidden
 from ecoflap.core.errors import ModelError
-from ecoflap.core.refining.logits import DenseLogits
+from ecoflap.core.refining.logits import DenseLogits, kl_of_rows
 
 
 def drawn(*shape, seed=0):
@@ -27,7 +27,7 @@ def test_kl_stands_in_the_place_of_the_loss_at_real_labels():
     with kept.recorded():
         nll = mean_nll(dense, labels)
     assert float(nll) == pytest.approx(float(F.cross_entropy(dense.reshape(-1, 7), labels.reshape(-1))), rel=1e-6)
-    with kept.compared():
+    with kept.compared(kl_of_rows):
         found = mean_nll(logits, labels)
     assert float(found) == pytest.approx(float(kl(dense, logits)[labels >= 0].mean()), rel=1e-5)
     assert float(mean_nll(logits, labels)) != pytest.approx(float(found))
@@ -40,7 +40,7 @@ def test_chunks_that_are_made_anew_in_the_backward_meet_their_own(monkeypatch):
     kept = DenseLogits()
     with kept.recorded(), torch.no_grad():
         mean_nll_of_hidden(dense, hidden, targets, 11)
-    with kept.compared():
+    with kept.compared(kl_of_rows):
         loss = mean_nll_of_hidden(head, hidden, targets.clone(), 11)
         loss.backward()
     found = head.weight.grad.clone()
@@ -57,7 +57,7 @@ def test_of_two_entropies_over_the_same_targets_each_has_its_own():
     with kept.recorded():
         info_nce(dense)
     for _ in range(2):
-        with kept.compared():
+        with kept.compared(kl_of_rows):
             found = float(info_nce(other))
         assert found == pytest.approx(float((kl(dense, other).mean() + kl(dense.T, other.T).mean()) / 2), rel=1e-5)
 
@@ -66,7 +66,7 @@ def test_other_targets_are_refused():
     kept = DenseLogits()
     with kept.recorded():
         mean_nll(drawn(1, 3, 4), torch.tensor([[1, 2, 3]]))
-    with kept.compared(), pytest.raises(ModelError, match="other targets"):
+    with kept.compared(kl_of_rows), pytest.raises(ModelError, match="other targets"):
         mean_nll(drawn(1, 2, 4), torch.tensor([[1, 2]]))
 
 

@@ -69,6 +69,28 @@ def test_its_objective_and_gradient_are_those_of_two_models(case, pruned):
                 assert (parameter.grad[parameter.data == 0] == 0).all()
 
 
+def test_it_is_held_against_the_dense_model_by_any_divergence(case):
+    view, dense, model, batches = case()
+
+    def brier(expected, logits):
+        return (expected.softmax(-1) - logits.softmax(-1)).square().sum(-1)
+
+    with view.opened():
+        for number, batch in enumerate(batches):
+            with torch.no_grad():
+                p = dense(**batch, use_cache=False).logits[:, :-1].double().softmax(-1)
+            q = model(**batch, use_cache=False).logits[:, :-1].double().softmax(-1)
+            expected = (p - q).square().sum(-1)[batch["attention_mask"][:, 1:] > 0].mean()
+            wanted = torch.autograd.grad(expected, view.parameters)
+            for parameter in view.parameters:
+                parameter.grad = None
+            with view.held_against_dense(number, brier) as found:
+                found.backward()
+            assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+            for parameter, gradient in zip(view.parameters, wanted, strict=True):
+                torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-7)
+
+
 def test_its_loss_is_the_models(case):
     view, _, model, batches = case()
     with view.opened():
