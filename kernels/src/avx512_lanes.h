@@ -47,7 +47,7 @@ inline __m512i next_line(const uint8_t *&p) {
 }
 
 struct Sums512 {
-  static constexpr int kRows = 16;
+  static constexpr int kRows = 16, kRowsInChains = 4;
   using Sums = __m512;
   static Sums none() { return _mm512_setzero_ps(); }
   static Sums plus(Sums a, Sums b) { return _mm512_add_ps(a, b); }

@@ -54,12 +54,13 @@ __attribute__((always_inline)) inline void step(typename Lanes::Sums (&sums)[Row
   for (int r = 0; r < Rows; ++r) sums[r] = Lanes::add(sums[r], taken, x + 2 * (pair * Rows + r));
 }
 
-// Sums over some columns, in two chains while registers last; returns where the values go on.
+// Sums over some columns, in two chains of as many rows as a path has registers for; returns where the values go on.
 template <class Lanes, int Rows, bool Full>
 inline const uint8_t *add_columns(const uint16_t *masks, int64_t first, int64_t last, const uint8_t *p,
                                   const typename Lanes::Input *x, typename Lanes::Sums (&totals)[Rows]) {
   typename Lanes::Sums sums[Rows], others[Rows];
-  typename Lanes::Sums(&second)[Rows] = Rows <= 4 ? others : sums;
+  constexpr bool kTwo = Rows <= Lanes::kRowsInChains;
+  typename Lanes::Sums(&second)[Rows] = kTwo ? others : sums;
   for (int r = 0; r < Rows; ++r) sums[r] = others[r] = Lanes::none();
   for (int64_t pair = first; pair < last; pair += 4) {
     __builtin_prefetch(masks + 2 * pair + kAhead / 8);
@@ -69,7 +70,7 @@ inline const uint8_t *add_columns(const uint16_t *masks, int64_t first, int64_t 
     step<Lanes, Rows, Full>(second, masks, pair + 3, p, x);
   }
   for (int r = 0; r < Rows; ++r) {
-    typename Lanes::Sums all = Rows <= 4 ? Lanes::plus(sums[r], others[r]) : sums[r];
+    typename Lanes::Sums all = kTwo ? Lanes::plus(sums[r], others[r]) : sums[r];
     totals[r] = Lanes::plus(totals[r], all);
   }
   return p;
@@ -127,12 +128,13 @@ inline bool in_groups(const Task &task, int64_t block, Values values, int64_t ro
   return true;
 }
 
-// `Sums` adds up a few rows; `expand` is the path's own where that is fast, or null.
-template <class Sums, Expand expand>
+// `Sums` adds up a few rows; `expand` is the path's own where that is fast, or null. Of fewer `Groups` of rows each takes its
+// values out of the packed ones.
+template <class Sums, Expand expand, int Groups>
 bool product_by(const Task &task, int64_t block) {
   Values values = values_of(task.weight, block);
   if (task.weight.full) return in_groups<Sums, Sums::kRows, true>(task, block, values, 0);
-  if (expand != nullptr && task.batch >= 2 * Sums::kRows) {
+  if (expand != nullptr && task.batch >= Groups * Sums::kRows) {
     Values whole = put_in_place(task.weight, block, expand);
     if (whole.begin != nullptr)
       return whole.end >= whole.begin && in_groups<Sums, Sums::kRows, true>(task, block, whole, 0);
@@ -149,9 +151,9 @@ struct RealSums {
   }
 };
 
-template <class Lanes, Expand expand = nullptr>
+template <class Lanes, Expand expand = nullptr, int Groups = 2>
 bool product(const Task &task, int64_t block) {
-  return product_by<RealSums<Lanes>, expand>(task, block);
+  return product_by<RealSums<Lanes>, expand, Groups>(task, block);
 }
 
 // Without a vector unit: one value after the other. `T` has the bits of a value. One that is pruned is read too, and

@@ -80,9 +80,9 @@ struct WholeSums {
   }
 };
 
-template <class Lanes, Expand expand = nullptr>
+template <class Lanes, Expand expand = nullptr, int Groups = 2>
 bool whole_product(const Task &task, int64_t block) {
-  return product_by<WholeSums<Lanes>, expand>(task, block);
+  return product_by<WholeSums<Lanes>, expand, Groups>(task, block);
 }
 
 // Where x is int16, nothing was added to it. A lane adds at most two products of int16 with int8 for each four of columns:

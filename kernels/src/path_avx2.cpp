@@ -36,7 +36,7 @@ inline __m256 eight_floats(uint32_t mask, const uint8_t *&p) {
 }
 
 struct InFloat {
-  static constexpr int kRows = 4;
+  static constexpr int kRows = 4, kRowsInChains = 2;
   using Input = float;
   using Sums = Sixteen;
   using Taken = Two;
@@ -152,6 +152,81 @@ struct Int8 : WithoutPlanes {
   }
 };
 
+template <int Size>
+inline const uint8_t *expand_sized(const uint16_t *masks, const uint8_t *values, uint8_t *out) {
+  for (int64_t at = 0; at < kOutputs * kColumns; at += 16, ++masks)
+    if constexpr (Size == 1) {
+      _mm_storeu_si128(reinterpret_cast<__m128i *>(out + at), Int8::sixteen_bytes(*masks, values));
+    } else if constexpr (Size == 2) {
+      for (int half = 0; half < 2; ++half)
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out + 2 * at + 16 * half), eight_words(*masks >> 8 * half & 255, values));
+    } else {
+      for (int half = 0; half < 2; ++half)
+        _mm256_storeu_ps(reinterpret_cast<float *>(out + 4 * at + 32 * half), eight_floats(*masks >> 8 * half & 255, values));
+    }
+  return values;
+}
+
+inline const uint8_t *expand_256(int type, const uint16_t *masks, const uint8_t *values, void *tile) {
+  uint8_t *out = static_cast<uint8_t *>(tile);
+  if (size_of(type) == 1) return expand_sized<1>(masks, values, out);
+  return size_of(type) == 4 ? expand_sized<4>(masks, values, out) : expand_sized<2>(masks, values, out);
+}
+
+// Eight rows of eight become eight columns.
+inline void transpose(__m256i (&v)[8]) {
+  __m256i a[8], b[8];
+  for (int i = 0; i < 8; i += 2) a[i] = _mm256_unpacklo_epi32(v[i], v[i + 1]), a[i + 1] = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      b[i + 2 * k] = _mm256_unpacklo_epi64(a[i + k], a[i + k + 2]);
+      b[i + 2 * k + 1] = _mm256_unpackhi_epi64(a[i + k], a[i + k + 2]);
+    }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+  }
+}
+
+// Takes the next four bytes of all rows, those of the first eight and those of the others: a float, or two columns.
+template <int Type>
+inline void take_four_bytes(const uint16_t *masks, int64_t at, const uint8_t *&p, __m256i &low, __m256i &high) {
+  if constexpr (Type == ECOFLAP_FLOAT32) {
+    low = _mm256_castps_si256(eight_floats(masks[at] & 255, p));
+    high = _mm256_castps_si256(eight_floats(masks[at] >> 8, p));
+  } else if constexpr (Type == ECOFLAP_BFLOAT16) {
+    uint32_t mask = mask_of(masks, at);
+    low = Bfloat16::eight_pairs(mask, p);
+    high = Bfloat16::eight_pairs(mask >> 16, p);
+  } else {
+    __m128i columns[4];
+    for (int i = 0; i < 4; ++i) columns[i] = eight_words(masks[2 * at + i / 2] >> 8 * (i % 2) & 255, p);
+    low = _mm256_set_m128i(_mm_unpackhi_epi16(columns[0], columns[2]), _mm_unpacklo_epi16(columns[0], columns[2]));
+    high = _mm256_set_m128i(_mm_unpackhi_epi16(columns[1], columns[3]), _mm_unpacklo_epi16(columns[1], columns[3]));
+  }
+}
+
+template <int Type>
+inline const uint8_t *to_rows_of(const uint16_t *masks, const uint8_t *p, uint8_t *out, int64_t row_bytes) {
+  constexpr int64_t kCount = Type == ECOFLAP_FLOAT32 ? kColumns : kColumns / 2;
+  for (int64_t first = 0; first < kCount; first += 8, out += 32) {
+    __m256i rows[2][8];
+    for (int i = 0; i < 8; ++i) take_four_bytes<Type>(masks, first + i, p, rows[0][i], rows[1][i]);
+    for (int half = 0; half < 2; ++half) {
+      transpose(rows[half]);
+      for (int i = 0; i < 8; ++i)
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + (8 * half + i) * row_bytes), rows[half][i]);
+    }
+  }
+  return p;
+}
+
+inline const uint8_t *to_rows_256(int type, const uint16_t *masks, const uint8_t *p, uint8_t *out, int64_t row_bytes) {
+  if (type == ECOFLAP_FLOAT32) return to_rows_of<ECOFLAP_FLOAT32>(masks, p, out, row_bytes);
+  return type == ECOFLAP_BFLOAT16 ? to_rows_of<ECOFLAP_BFLOAT16>(masks, p, out, row_bytes)
+                                  : to_rows_of<ECOFLAP_FLOAT16>(masks, p, out, row_bytes);
+}
+
 }  // namespace
 
 const Path kAvx2 = {
@@ -160,11 +235,11 @@ const Path kAvx2 = {
     cpu_has_avx2,
     false,
     false,
-    {product<Float32>, product<Bfloat16>, product<Half>, whole_product<Int8>, whole_product<Int8>},
+    {product<Float32, expand_256, 4>, product<Bfloat16, expand_256, 4>, product<Half, expand_256, 4>, whole_product<Int8, expand_256, 4>, whole_product<Int8, expand_256, 4>},
     {4, 4, 4, Int8::kRows, Int8::kRows},
-    expand_by_value,
-    nullptr,
-    {32, 32, 32, 32, 32},
+    expand_256,
+    to_rows_256,
+    {kAnyBatch, kAnyBatch, kAnyBatch, kAnyBatch, kAnyBatch},
 };
 
 }  // namespace ecoflap

@@ -35,7 +35,7 @@ inline float32x4_t four_floats(uint32_t mask, const uint8_t *&p) {
 }
 
 struct InFloat {
-  static constexpr int kRows = 4;
+  static constexpr int kRows = 4, kRowsInChains = 4;
   using Input = float;
   using Sums = Sixteen;
   using Taken = Two;

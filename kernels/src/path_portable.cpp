@@ -15,7 +15,7 @@ struct Two {
 // `kPairs`: whether two columns lie output by output.
 template <int Type, bool kPairs>
 struct Plain {
-  static constexpr int kRows = 4;
+  static constexpr int kRows = 4, kRowsInChains = 4;
   using Input = float;
   using Sums = Sixteen;
   using Taken = Two;
