@@ -85,8 +85,8 @@ def _token_problems(prepared: Prepared) -> Iterator[str]:
         if choice == "balanced" and wrong:
             yield (
                 f"tokens: balanced weighs tokens in sums of squares, and {pruner.use}, which prunes the {tower} tower, "
-                f"asks for {', '.join(wrong)}, which cannot weigh them. Set tokens: real, text or drifting, for this "
-                f"tower alone by towers.{tower}.tokens"
+                f"asks for {', '.join(wrong)}, which cannot weigh them. Set tokens: real, all, text or drifting, for "
+                f"this tower alone by towers.{tower}.tokens"
             )
 
 
