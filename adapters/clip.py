@@ -14,7 +14,7 @@ from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.embeddings import cosines, read_classifier, unit_vectors
 from ecoflap.adapters.shared.images import as_large_as_wanted, cast_for_vision, image_tokens, labelled_images, pixels_of
-from ecoflap.adapters.shared.losses import info_nce, vision_loss
+from ecoflap.adapters.shared.losses import WITHOUT_CLASSES, info_nce, vision_loss
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.texts import check_tokens, text_tokens, texts_of
@@ -94,6 +94,10 @@ class ClipAdapter(TransformersAdapter):
         with as_large_as_wanted(pixels):
             made = model(**given)
         return info_nce(made.logits_per_image) if len(given) > 1 else self._vision_loss(made.image_embeds, batch)
+
+    def why_no_logits(self, model: nn.Module) -> str | None:
+        """Say of a vision tower alone that it has no logits without a classifier."""
+        return None if _has_texts(model) or self._classifier is not None else WITHOUT_CLASSES
 
     def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images features"]:
         """Give each image's vector, of length one."""

@@ -14,7 +14,7 @@ from ecoflap.adapters.hubs.description import describe, description_of
 from ecoflap.adapters.shared import timm_vit
 from ecoflap.adapters.shared.embeddings import cosines, read_classifier
 from ecoflap.adapters.shared.images import labelled_batch
-from ecoflap.adapters.shared.losses import vision_loss
+from ecoflap.adapters.shared.losses import WITHOUT_CLASSES, vision_loss
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.transforms import transformed
@@ -144,6 +144,10 @@ class EvaVitAdapter:
         output = _seen(model, batch["pixel_values"])
         labels = self._labels(model, batch)
         return vision_loss(output, labels, batch["seeds"], self._classifier_for(output))
+
+    def why_no_logits(self, model: nn.Module) -> str | None:
+        """Say of a model that has no head and is given no classifier that it has no logits."""
+        return None if _heads(model) or self.classifier is not None else WITHOUT_CLASSES
 
     def _labels(self, model: nn.Module, batch: Batch) -> Int64[Tensor, " batch"] | None:
         """Give the labels that the model can be judged by; refuse a classifier that has none to look at."""

@@ -16,7 +16,7 @@ from ecoflap.adapters.shared import timm_vit
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.embeddings import unit_vectors
 from ecoflap.adapters.shared.images import IMAGE
-from ecoflap.adapters.shared.losses import info_nce, sigmoid_pairs
+from ecoflap.adapters.shared.losses import JUDGED_ALONE, info_nce, sigmoid_pairs
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.texts import check_tokens
@@ -153,6 +153,10 @@ class OpenClipAdapter:
         similarities = scale.float() * images.float() @ texts.float().T
         bias = find(model, "logit_bias", Tensor)
         return info_nce(similarities) if bias is None else sigmoid_pairs(similarities + bias.float())
+
+    def why_no_logits(self, model: nn.Module) -> str | None:
+        """Say of a model with a ``logit_bias`` that a sigmoid of each pair is no cross entropy."""
+        return None if find(model, "logit_bias", Tensor) is None else JUDGED_ALONE
 
     def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images features"]:
         """Give each image's vector, of length one."""

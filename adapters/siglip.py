@@ -11,7 +11,7 @@ from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.embeddings import unit_vectors
 from ecoflap.adapters.shared.images import cast_for_vision, image_tokens, pixels_of
-from ecoflap.adapters.shared.losses import sigmoid_pairs
+from ecoflap.adapters.shared.losses import JUDGED_ALONE, sigmoid_pairs
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.texts import check_tokens, padding_token, texts_of
@@ -65,6 +65,10 @@ class SiglipAdapter(TransformersAdapter):
         pixels = cast_for_vision(model, batch["pixel_values"])
         made = model(pixel_values=pixels, input_ids=batch["input_ids"].to(pixels.device))
         return sigmoid_pairs(made.logits_per_image)
+
+    def why_no_logits(self, model: nn.Module) -> str:
+        """Say that a sigmoid of each pair is no cross entropy."""
+        return JUDGED_ALONE
 
     def embed_images(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images features"]:
         """Give each image's vector, of length one."""

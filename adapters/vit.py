@@ -17,7 +17,7 @@ from ecoflap.adapters.shared.images import (
     pixels_of,
     size_made_by,
 )
-from ecoflap.adapters.shared.losses import vision_loss
+from ecoflap.adapters.shared.losses import WITHOUT_CLASSES, vision_loss
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.views.images import views_of_vision
@@ -77,6 +77,10 @@ class VitAdapter(TransformersAdapter):
         output = _seen(model, batch["pixel_values"])
         labels: Tensor | None = batch.get("labels") if _classifies(model) else None
         return vision_loss(output, None if labels is None else labels.to(output.device), batch["seeds"])
+
+    def why_no_logits(self, model: nn.Module) -> str | None:
+        """Say of a model without a classifier that it has no logits."""
+        return None if _classifies(model) else WITHOUT_CLASSES
 
     def logits(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images classes"]:
         """Give the classifier's logits of each image."""

@@ -7,10 +7,10 @@
 
 Each row is a run of a shipped recipe in a process of its own, on one thread: what it took is that process's CPU time
 and the most memory it held. A row that is there is not done again, so this may be stopped and started as one likes.
-``jitter`` is the first seed with one weight less for each layer: what that moves is noise, and so is any smaller
-difference. The second perplexity is of a text that is in every Python, the documentation of its language, so that
-nothing is tuned to one text; and of both it is asked too which of four endings a passage has, so that nothing is tuned
-to one measure.
+``jitter`` is the first seed by the plan of its row without it, with one weight less in each layer: what that moves is
+noise, and so is any smaller difference. The second perplexity is of a text that is in every Python, the documentation
+of its language, so that nothing is tuned to one text; and of both it is asked too which of four endings a passage has,
+so that nothing is tuned to one measure.
 """
 
 import argparse
@@ -67,7 +67,7 @@ SPARSITIES = ("0.6", "0.7", "0.5", "2:4")
 class Row:
     """One run.
 
-    :param jitter: Whether each layer keeps one weight less than the sparsity says.
+    :param jitter: Whether each layer keeps one weight less than in the plan of the row without it.
     :param dtype: What the model is read in, where it is not what its recipe says: a processor without products in
         bfloat16 is several times faster in float32.
     """
@@ -91,12 +91,12 @@ class Row:
 
     def settings(self, folder: Path) -> list[str]:
         """Give what is to be set in the recipe."""
-        asked = float(self.sparsity) + _one_a_layer(folder, self) if self.jitter else self.sparsity
         dtype = () if self.dtype is None else (f"model.dtype={self.dtype}",)
-        own = (*dtype, f"sparsity={asked}", f"seed={self.seed}", "export=null", *_evaluation(self.model))
+        own = (*dtype, f"sparsity={self.sparsity}", f"seed={self.seed}", "export=null", *_evaluation(self.model))
+        less = _one_less(folder, self) if self.jitter else ()
         if self.method in CHAINS:
-            return [*UNIFORM, *CHAINS[self.method], *own]
-        return [*OF_MODEL.get(self.model, ()), *(UNIFORM if ":" in self.sparsity else ()), *own]
+            return [*UNIFORM, *CHAINS[self.method], *own, *less]
+        return [*OF_MODEL.get(self.model, ()), *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 
 def _evaluation(model: str) -> list[str]:
@@ -119,10 +119,16 @@ def _topics() -> Path:
     return path.absolute()
 
 
-def _one_a_layer(folder: Path, row: Row) -> float:
-    """Give what more of sparsity one weight for each layer is, from the plan of the row without jitter."""
-    plan = json.loads((folder / replace(row, jitter=False).name / "plan.json").read_text())
-    return len(plan["layers"]) / plan["size"]
+def _one_less(folder: Path, row: Row) -> list[str]:
+    """Write the plan of the row without jitter with a weight less in each layer, and give the settings that take it."""
+    plan = json.loads((folder / replace(row, jitter=False).name / "plan.json").read_text("utf-8"))
+    layers = {name: {**layer, "keep": max(layer["keep"] - 1, 0)} for name, layer in plan["layers"].items()}
+    path = (folder / f"{row.name}.plan.json").absolute()
+    path.write_text(json.dumps({"layers": layers}), "utf-8")  # without its seal: it is another plan
+    size, kept = (sum(layer[key] for layer in layers.values()) for key in ("size", "keep"))
+    # Half a weight more than are kept, so that rounding down gives their number whatever the float's last digit is.
+    sparsity = (size - kept - 0.5) / size
+    return ["score=null", f"allocate={{use: from_file, path: '{path}'}}", f"sparsity={sparsity}"]
 
 
 def rows(

@@ -10,7 +10,7 @@ as B = U_r Σ_r, A = V_rᵀ Λ^{-½} Qᵀ with G = Q Λ Qᵀ; this form needs no
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor
 from ecoflap.core.errors import FormatError, ModelError, refuse_below_one
+from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.statistics import Gram
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.model.source import fingerprint, open_source
@@ -97,7 +98,7 @@ class Eora:
                     raise ModelError(*problems)
                 lost = dense.get_parameter(layer.name).detach().double() - layer.weight.detach().double().cpu()
                 found = correction(lost, gram.matrix.double().cpu(), self.rank)
-                yield layer.name, found.to(layer.weight.dtype)
+                yield layer.name, replace(found.to(layer.weight.dtype), few=few_tokens(gram))
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,17 @@ class Correction:
     """Is the correction of one layer, W ≈ Ŵ + B A.
 
     :param left: Of the squared error of the outputs, the share that it leaves.
+    :param few: How many tokens it is of, where they are fewer than the layer's inputs.
     """
 
     b: Float[Tensor, "out rank"]
     a: Float[Tensor, "rank in"]
     left: float
+    few: str | None = None
 
     def to(self, dtype: torch.dtype) -> "Correction":
         """Give it in another type."""
-        return Correction(self.b.to(dtype).contiguous(), self.a.to(dtype).contiguous(), self.left)
+        return replace(self, b=self.b.to(dtype).contiguous(), a=self.a.to(dtype).contiguous())
 
 
 def correction(lost: Float64[Tensor, "out in"], gram: Float64[Tensor, "in in"], rank: int) -> Correction:
@@ -190,6 +193,9 @@ def _exported(folder: Path, corrections: Mapping[str, Correction], left_out: lis
     size = (folder / WEIGHTS).stat().st_size
     left = sum(one.left for one in corrections.values()) / len(corrections)
     notes = [f"of the squared error of a layer's outputs on the calibration data {left:.0%} is left, on average"]
+    few = {name: one.few for name, one in corrections.items() if one.few}
+    if few:
+        notes.append(warning_of_few(few))
     if left_out:
         notes.append(f"{some(left_out)}: no torch.nn.Linear that a token reached, and left as pruned")
     tensors = tuple(_stored(name, one) for name, one in corrections.items())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from ecoflap.core.text.numbers import bytes_text
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "paper"
 PAPER = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+README = (FOLDER / "README.md").read_text("utf-8")
 
 
 class Setting(NamedTuple):
@@ -122,16 +124,31 @@ def paper(registry, weightless, monkeypatch):
     """A recipe of the paper, taken apart for its plan."""
     monkeypatch.setattr("ecoflap.core.run.prepare.adapter_for", weightless)
 
-    def paper(name):
+    def paper(name, set_=()):
         path = PAPER[name]
         # the harness takes half a minute to list its tasks, and says nothing of the model
-        recipe = load_recipe(path, set_=["evaluate=null"] if "lm_eval" in path.read_text() else [], registry=registry)
+        unasked = ["evaluate=null"] if "lm_eval" in path.read_text() else []
+        recipe = load_recipe(path, set_=[*unasked, *set_], registry=registry)
         try:
             return prepare(recipe, registry, planning=True)
         except DataNotReady as error:  # and nothing else is wrong
             return error.prepared
 
     return paper
+
+
+def test_every_line_of_the_page_that_sets_keys_is_planned(registry, paper):
+    lines = re.findall(r"^ecoflap plan paper/(\S+) (--set .*?)  # \((\d)\)$", README, flags=re.MULTILINE)
+    assert [int(number) for _, _, number in lines] == [1, 2, 3, 4, 5, 6]
+    for name, keys, _ in lines:
+        assert paper(name, set_=[one for one in shlex.split(keys) if one != "--set"]).pools
+
+
+def test_every_recipe_that_the_page_names_is_there():
+    named = re.findall(
+        r"`((?:blip|blip2|clip|eva|flan-t5|llama)-[\w-]+(?:wanda|sparsegpt|magnitude|gradient))`", README
+    )
+    assert {*named} == PAPER.keys()
 
 
 def test_every_recipe_of_the_paper_has_its_settings():
@@ -194,7 +211,7 @@ def test_the_configurations_have_the_published_parameters(source, registry, weig
 
 def test_the_captions_of_classes_are_made_as_the_readme_says(tmp_path, monkeypatch):
     open_clip = pytest.importorskip("open_clip")
-    code = re.search(r"```python\n(import json.*?)```", (FOLDER / "README.md").read_text("utf-8"), flags=re.DOTALL)[1]
+    code = re.search(r"```python\n(import json.*?)```", README, flags=re.DOTALL)[1]
     for number in (2, 0, 1):
         folder = tmp_path / "data" / "imagenet" / "train" / f"n0{number}"
         folder.mkdir(parents=True)

@@ -12,6 +12,10 @@ from ecoflap.adapters.shared.embeddings import cosines
 from ecoflap.core.errors import DataError
 from ecoflap.core.forward.noise import gaussian
 
+JUDGED_ALONE = "it judges every pair of an image and a text by itself, by a sigmoid"
+"""Why :func:`sigmoid_pairs` is a loss of no logits."""
+WITHOUT_CLASSES = "without a classifier it is the inner product of what the model makes of an image with a fixed vector"
+"""Why :func:`random_projection` is a loss of no logits."""
 LOGITS_BYTES = 16 * 2**20  # measured on two cores: faster than 8 or 256 MiB, and a sixteenth of the memory
 IGNORED = -100  # transformers' mark of a label that is padding
 

@@ -319,6 +319,15 @@ class AdapterOptions(PartOptions):
         """
         return None
 
+    def why_no_logits(self, model: nn.Module) -> str | None:
+        """Say why this model's loss is no cross entropy of logits, whatever the data are, as a clause; None, the
+        default, where it is one, or where that shows on data only.
+
+        A recipe that refines the whole model by what it says is refused with it before weights are read. Where it is
+        None a run finds out on its first batch. Like :meth:`export_views` it is asked on a model without weights.
+        """
+        return None
+
     def refuses(self, model: nn.Module, ability: type[Any]) -> str | None:
         """Say why this model lacks an ability whose methods the adapter has; None, the default, where it has it."""
         return None

@@ -27,11 +27,11 @@ Aggregate = Literal["sum", "mean", "per_parameter"]
 """How the score of a group follows from those of its members."""
 Granularity = Literal["layer", "block", "tower", "model"]
 """What shares one sparsity."""
-TokenChoice = Literal["real", "text", "balanced", "drifting"]
-"""Which tokens count in statistics of layers' inputs, in a tower that has text and images.
+TokenChoice = Literal["real", "text", "balanced", "drifting", "all"]
+"""Which tokens count in statistics of layers' inputs.
 
-They are all that are no padding, text alone, both kinds with half of the weight each, or text and of each sample those
-of its images that the block turns most.
+They are those that are no padding; in a tower that has text and images text alone, both kinds with half of the weight
+each, or text and of each sample those of its images that the block turns most; or every position, padding too.
 """
 Unit = Literal["layer", "block"]
 """What a scorer's scores are of."""

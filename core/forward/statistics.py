@@ -26,10 +26,11 @@ class TokenWeights:
 
         text       1 for text, 0 for images
         balanced   N/2N_t for text, N/2N_v for images; N = N_t + N_v are the tokens of all batches
+        all        1 for every position, padding too
         drifting   1 for text, and for the k tokens of a sample's images with the largest drift 1 − cos(x, f(x)), f
                    being the block:  k = min(n_v, round(min(1, mean drift)·n_t)), of n_t and n_v tokens in the sample
 
-    The last is Li, Qian & Han, Mostly Text, Smart Visuals: Asymmetric Text-Visual Pruning for Large Vision-Language
+    ``drifting`` is Li, Qian & Han, Mostly Text, Smart Visuals: Asymmetric Text-Visual Pruning for Large Vision-Language
     Models, CVPR 2026, with α = 1, as in its script. A tower in which one of the kinds never occurs has all its real
     tokens count alike, and so has one whose drift is not known.
 
@@ -52,6 +53,8 @@ class TokenWeights:
     def of(self, number: int, tower: str, call: int) -> Shaped[Tensor, "batch tokens"]:
         """Give the weight of each position of a batch; 0 for one that does not count."""
         kinds = self._kinds(number, tower, call)
+        if self._choice == "all":
+            return torch.ones_like(kinds, dtype=torch.bool)
         text, images = (0, 0) if self._choice == "real" else self._counts(tower, call)
         if not text or not images:
             return kinds > 0

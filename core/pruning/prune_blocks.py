@@ -18,9 +18,11 @@ from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
 from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, TokenChoice
 from ecoflap.core.errors import EcoflapError, ModelError, listed
+from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.observation import Observed
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.forward.statistics import Gram
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within
@@ -34,11 +36,15 @@ from ecoflap.core.refining.refine import refine
 
 
 class _Outcome(NamedTuple):
-    """Holds what became of a layer that was pruned, for the processes that did not prune it."""
+    """Holds what became of a layer that was pruned, for the processes that did not prune it.
+
+    :param few: How many tokens its Gram matrix is of, where they are fewer than its inputs.
+    """
 
     layer: FinishedLayer
     notes: tuple[str, ...]
     done: LayerPruned
+    few: str | None
 
 
 @dataclass(frozen=True)
@@ -158,15 +164,19 @@ class BlockwisePruning:
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
         """Prune one block, and return the layers that are more than their mask on the old weight."""
         notes: set[str] = set()
-        if not (self.sequential and any(map(_is_of_inputs, self._needs(index)))):
+        few: dict[str, str] = {}
+        changed: list[Layer] = []
+        if self.sequential and any(map(_is_of_inputs, self._needs(index))):
+            alike = self.replay.fed_alike(index, layers)
+            self._warn_of_unfed(layers, alike)
+            for group in by_input(layers, alike):
+                changed += self._prune_layers(index, group, self._seen(index, group), masks, notes, few)
+        else:
             seen = self._seen(index, layers)
             self._warn_of_unfed(layers, seen)
-            return self._prune_layers(index, layers, seen, masks, notes)
-        alike = self.replay.fed_alike(index, layers)
-        self._warn_of_unfed(layers, alike)
-        changed = []
-        for group in by_input(layers, alike):
-            changed += self._prune_layers(index, group, self._seen(index, group), masks, notes)
+            changed += self._prune_layers(index, layers, seen, masks, notes, few)
+        if few:
+            self.emit(Warned(warning_of_few({layer.name: few[layer.name] for layer in layers if layer.name in few})))
         return changed
 
     def _seen(self, index: int, layers: Sequence[Layer]) -> Observed:
@@ -178,17 +188,26 @@ class BlockwisePruning:
             return self.replay.observed(index, needs, layers, self.tokens_of.get(tower, "real"))
 
     def _prune_layers(
-        self, index: int, layers: Sequence[Layer], seen: Observed, masks: PackedMasks, notes: set[str]
+        self,
+        index: int,
+        layers: Sequence[Layer],
+        seen: Observed,
+        masks: PackedMasks,
+        notes: set[str],
+        few: dict[str, str],
     ) -> list[Layer]:
         """Prune some layers of a block, each by its owner, and return those that are more than their mask.
 
         :param notes: What was noted of others of its layers. Layers that share an input share what is noted of it: it
             is told of the first of them.
+        :param few: By the layer's name how many tokens its Gram matrix is of, where they are fewer than its inputs;
+            that of these layers is put to it.
         """
         ranks = self.replay.ranks
         mine = [layer for layer in layers if seen.owners[layer.name] == ranks.rank]
         pruned = {layer.name: self._prune_layer(index, layer, seen, notes) for layer in mine}
         outcomes = {name: one for some in ranks.gather(pruned) for name, one in some.items()}
+        few.update((name, one.few) for name, one in outcomes.items() if one.few)
         for layer in layers:
             outcome = outcomes[layer.name]
             if layer.name in pruned:
@@ -206,7 +225,8 @@ class BlockwisePruning:
         with self.replay.placement.held([layer.parameter]):
             weight = layer.weight.data.contiguous()
             place = self.replay.place(index, layer)
-            pruned = pruned_layer(weight, planned, pruner, seen.seen.get(layer.name, Statistics()), place)
+            statistics = seen.seen.get(layer.name, Statistics())
+            pruned = pruned_layer(weight, planned, pruner, statistics, place)
             if layer.name in self.left:
                 left = layer.oriented(self.left[layer.name]).to(weight.device)
                 pruned = held_within(pruned, weight, left, pruner.use)
@@ -215,7 +235,8 @@ class BlockwisePruning:
         zeros = planned.keep - int(is_nonzero(pruned.weight).count_nonzero())
         finished = FinishedLayer(pack(layer.as_stored(pruned.mask)), layer.weight.data if more else None)
         done = LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started)
-        outcome = _Outcome(finished, pruned.notes, done)
+        few = next((few_tokens(one) for one in statistics.values() if isinstance(one, Gram)), None)
+        outcome = _Outcome(finished, pruned.notes, done, few)
         self._tell(layer, outcome, notes)
         return outcome
 

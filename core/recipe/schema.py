@@ -159,7 +159,9 @@ class Recipe(Keys):
         "(1 - sparsity)^(i/n) of the weights; or the sparsity after each round, up to the recipe's",
     )
     tokens: TokenChoice = Field(
-        "real", description="which tokens count in statistics of layers' inputs, in towers with text and images"
+        "real",
+        description="which tokens count in statistics of layers' inputs: those that are no padding, some of them in "
+        "towers with text and images, or all with padding",
     )
     sequential: bool = Field(
         False, description="whether a block's layers see what those before them in it give after they were pruned"

@@ -11,6 +11,7 @@ from torch import Tensor
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
+from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import without_fast_path
 from ecoflap.core.forward.noise import seed_for, seeded
@@ -83,22 +84,28 @@ class ModelView(RefinedView):
         logits = DenseLogits()
         with logits.recorded():
             self._dense.loss(self._dense.finished, [number])
+        _refuse_none(logits, self._dense.adapter)
         # A loss may make its logits anew in the backward, which therefore has to happen in here too.
         with logits.compared(divergence):
             yield self.loss(number)
 
 
 def check_logits(replay: Replay) -> None:
-    """Refuse a model whose loss is no cross entropy, before hours are spent on pruning it.
+    """Refuse a model whose loss is no cross entropy on its first batch, before hours are spent on pruning it.
 
     :param replay: In which no block is recorded yet.
     """
     logits = DenseLogits()
     with logits.recorded():
         replay.loss(0, replay.own[:1])
+    _refuse_none(logits, replay.adapter)
+
+
+def _refuse_none(logits: DenseLogits, adapter: Adapter) -> None:
+    """Refuse a batch on which there were no logits: a loss would be trained on in the place of a divergence."""
     if logits.is_empty:
         raise ModelError(
-            f"the loss of {type(replay.adapter).__name__} is no cross entropy of logits here, so the pruned model "
-            f"cannot be held against the dense one by what both say. Refine its blocks, by reconstruct; a vision model "
-            f"has logits where the calibration data are labelled"
+            f"the loss of {type(adapter).__name__} is no cross entropy of logits here, so the pruned model cannot be "
+            f"held against the dense one by what both say. Refine its blocks, by refine: [reconstruct]; a vision model "
+            f"has logits where it has a classifier and the calibration data are labelled"
         )

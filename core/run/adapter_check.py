@@ -6,6 +6,7 @@ from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.against_model import AgainstModel, hold_against_model
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.recipe.schema import Calibration
+from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.run.stages import RunState
 
@@ -25,7 +26,7 @@ def check_adapter_on_data(state: RunState) -> None:
     """Refuse an adapter whose loss is not the model's own, or that lists a part of what it prunes only.
 
     A tower that runs and is not the adapter's is warned of, and refused where the adapter was named for a model that it
-    does not know.
+    does not know. A loss of no logits is refused where the whole model is to be refined by them.
 
     :raises ModelError: With everything that is wrong.
     """
@@ -33,17 +34,21 @@ def check_adapter_on_data(state: RunState) -> None:
     if keys is None or not is_to_be_checked(state):
         return
     adapter, source, named = state.prepared.adapter, state.prepared.source, state.recipe.model.adapter_name
-    with state.log.stage("check"), refusing_misfit(adapter, named, source):
-        found = hold_against_model(state.replay([state.data.first_batch(keys)], keys, ranks=ALONE))
-        refused = [] if found.wrong_loss is None else [found.wrong_loss]
-        is_strict = named is not None and not knows(adapter, source)
-        for kind, sentence in _forgotten(found):
-            if kind == WARNED_OF and not is_strict:
-                state.log.note(sentence)
-            else:
-                refused.append(sentence)
-        if refused:
-            raise ModelError(*refused)
+    with state.log.stage("check"):
+        replay = state.replay([state.data.first_batch(keys)], keys, ranks=ALONE)
+        with refusing_misfit(adapter, named, source):
+            found = hold_against_model(replay)
+            refused = [] if found.wrong_loss is None else [found.wrong_loss]
+            is_strict = named is not None and not knows(adapter, source)
+            for kind, sentence in _forgotten(found):
+                if kind == WARNED_OF and not is_strict:
+                    state.log.note(sentence)
+                else:
+                    refused.append(sentence)
+            if refused:
+                raise ModelError(*refused)
+        if state.prepared.model_refiners:
+            check_logits(replay)
 
 
 def _data(state: RunState) -> Calibration | None:

@@ -42,6 +42,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
         yield f"{where}: {problem}"
     yield from _length_problems(prepared)
     yield from _ability_problems(prepared, registry)
+    yield from _logit_problems(prepared, registry)
     yield from _plan_problems(prepared)
 
 
@@ -84,8 +85,8 @@ def _token_problems(prepared: Prepared) -> Iterator[str]:
         if choice == "balanced" and wrong:
             yield (
                 f"tokens: balanced weighs tokens in sums of squares, and {pruner.use}, which prunes the {tower} tower, "
-                f"asks for {', '.join(wrong)}, which cannot weigh them. Set tokens: real, text or drifting, for this "
-                f"tower alone by towers.{tower}.tokens"
+                f"asks for {', '.join(wrong)}, which cannot weigh them. Set tokens: real, all, text or drifting, for "
+                f"this tower alone by towers.{tower}.tokens"
             )
 
 
@@ -160,6 +161,22 @@ def _ability_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     for place, spec in evaluators_of(prepared.recipe):
         for problem in ability_problems(spec, prepared.adapter, prepared.model, registry):
             yield f"{place}: {problem}"
+
+
+def _logit_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
+    """Say where the whole model is refined by what it says, and its adapter knows that its loss is of no logits."""
+    if not prepared.model_refiners:
+        return
+    name = _name(prepared.adapter, registry)
+    with blaming(f"the adapter {name}, asked why its loss is of no logits,"):
+        why = prepared.adapter_options.why_no_logits(prepared.model)
+    for where, spec in prepared.recipe.specs():
+        if why and spec in prepared.model_refiners:
+            yield (
+                f"{where}: {spec.use} holds what the pruned model says against what the dense one says, and the loss "
+                f"of the adapter {name} is no cross entropy of logits here: {why}. Refine its blocks, by "
+                f"refine: [reconstruct]."
+            )
 
 
 def evaluators_of(recipe: Recipe) -> Iterator[tuple[str, PartSpec]]:

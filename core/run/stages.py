@@ -33,7 +33,6 @@ from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.readback import check_saved
 from ecoflap.core.record.reuse import found_evaluation, found_scores
 from ecoflap.core.record.run_log import RunLog
-from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.run.data import RunData
 from ecoflap.core.run.plan_trials import PlanTrials
 from ecoflap.core.run.prepared import Prepared, pools_in
@@ -281,8 +280,6 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
     batches = state.data.batches(keys)
     replay = state.replay(batches, keys)
     dense = state.replay(batches, keys) if prepared.looks_at_dense else None
-    if prepared.model_refiners:
-        check_logits(replay)
     with state.log.stage(state.stage("prune")):
         masks = BlockwisePruning(
             replay,

@@ -57,6 +57,11 @@ def test_the_loss_of_pairs_is_transformers_own(count: int):
         torch.testing.assert_close(adapter.loss(model, batch).float(), theirs, rtol=1e-6, atol=0)
 
 
+def test_a_vision_tower_alone_has_logits_by_a_classifier(classifier: Path):
+    assert str(vision_adapter().why_no_logits(vision())).startswith("without a classifier it is the inner product")
+    assert ClipAdapter(classifier).why_no_logits(vision()) is None
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_loss_of_siglip_is_transformers_own(count: int):
     model, adapter = siglip(), siglip_adapter()

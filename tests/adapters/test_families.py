@@ -31,6 +31,7 @@ from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.model.anatomy import Anatomy, Layer, Source
 from ecoflap.core.model.source import in_memory, open_source
 from ecoflap.core.pruning.masks import read_masks
+from ecoflap.core.refining.logits import seen_by_losses
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.parameters import parameters_of
 
@@ -119,6 +120,14 @@ def test_the_adapter_claims_the_model_before_any_other(case: Case):
 def test_the_adapter_has_what_an_adapter_has_and_no_misspelt_member(case: Case):
     parameters, _ = parameters_of(type(case.adapter))
     assert list(contract_problems("adapter", case.adapter, parameters)) == []
+
+
+def test_a_loss_is_of_logits_unless_its_adapter_says_why_not(case: Case):
+    seen: list[Tensor] = []
+    with torch.no_grad(), seen_by_losses(lambda logits, targets: seen.append(logits)):
+        case.adapter.loss(case.model, case.batches[0])
+    why_not = options_of(AdapterOptions, case.adapter).why_no_logits(case.model)
+    assert bool(seen) is (why_not is None)
 
 
 @thorough

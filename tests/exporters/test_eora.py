@@ -92,6 +92,7 @@ def test_peft_puts_it_on_what_was_exported(recipe: dict[str, Any], tmp_path: Pat
     run = ecoflap.run(recipe, folder=tmp_path / "run")
     folder = run.folder / "exports" / "eora"
     assert {path.name for path in folder.iterdir()} >= {WEIGHTS, CONFIG}
+    assert not any("tokens for" in note for note in run.report.exports["eora"].notes)
     found, pruned = load_file(folder / WEIGHTS), run.model.state_dict()
     dense = load_file(tmp_path / "model" / "model.safetensors")
     expected = {name: tensor.clone() for name, tensor in pruned.items()}
@@ -113,6 +114,19 @@ def test_peft_puts_it_on_what_was_exported(recipe: dict[str, Any], tmp_path: Pat
     corrected = peft.PeftModel.from_pretrained(base, folder).eval()
     with torch.no_grad():
         assert torch.allclose(corrected(input_ids=IDS).logits, wanted, atol=1e-5)
+
+
+def test_too_few_tokens_are_noted(recipe: dict[str, Any], tmp_path: Path):
+    text = {**recipe["calibration"], "samples": 1}
+    run = ecoflap.run({**recipe, "calibration": text, "export": {"use": "eora", "rank": 8}}, folder=tmp_path / "run")
+    assert all(one.startswith("eora: ") for one in run.report.warnings)  # Wanda solves nothing
+    assert (
+        run.report.exports["eora"]
+        .notes[-1]
+        .startswith(
+            "model.layers.0.self_attn.q_proj.weight: 16 tokens for 32 inputs, and those of 20 other layers are few: "
+        )
+    )
 
 
 def test_it_is_written_again_of_a_finished_run_where_the_dense_model_is_there(recipe: dict[str, Any], tmp_path: Path):

@@ -6,7 +6,6 @@ from torch import Tensor
 from ecoflap.core.budget.select import is_finite, kept_only
 from ecoflap.core.contracts.records import Pruned
 from ecoflap.core.forward.statistics import Gram
-from ecoflap.plugins.pruners.shared.few_tokens import few_tokens
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized
 
 _NOISE = 1e-10  # of the squared output: so much is nothing but float32's rounding, of which there is nothing to say
@@ -43,13 +42,11 @@ def solved_or_dense(
 ) -> Pruned:
     """Give what a pruner solved for on its mask where that is better, and the dense weights there where it is not.
 
-    With fewer tokens than inputs it is taken too, and the notes say so.
+    With fewer tokens than inputs it is taken too; the engine warns of those.
 
     :param who: The pruner's name, for notes.
     """
-    few = few_tokens(gram)
-    notes = (f"{few} are few: {who}'s weights may fit the calibration data alone",) if few else ()
-    before = Pruned(mask, kept_only(weight, mask), notes)
+    before = Pruned(mask, kept_only(weight, mask))
     return better_of(weight, before, Pruned(mask, kept_only(solved, mask)), normalized(gram), who)
 
 

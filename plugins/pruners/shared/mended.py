@@ -9,9 +9,9 @@ from torch import Tensor
 from ecoflap.core.budget.counts import Budget
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
+from ecoflap.core.forward.few_tokens import few_tokens
 from ecoflap.core.forward.statistics import Gram
 from ecoflap.plugins.pruners.shared.better import better_of
-from ecoflap.plugins.pruners.shared.few_tokens import few_tokens
 from ecoflap.plugins.pruners.shared.inner import prune_by
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized
 
@@ -36,7 +36,8 @@ def mended(
     """
     weight = weight.detach()
     before = prune_by(inner, weight, seen, budget, layer)
-    if few := few_tokens(seen[Gram]):
-        return before._replace(notes=(*before.notes, f"{few} are too few to {who} by, so the inner result is kept"))
+    if few_tokens(seen[Gram]):
+        sentence = f"fewer tokens than inputs are too few to {who} by, so the inner result is kept"
+        return before._replace(notes=(*before.notes, sentence))
     gram = normalized(seen[Gram])
     return better_of(weight, before, mend(weight, before, gram), gram, who)

@@ -79,7 +79,9 @@ def weights_by_hand(choice, seen):
             drifting = sorted(here, key=lambda p, n=n, s=s: drifts[n][s][p], reverse=True)[:most]
             row = []
             for p, kind in enumerate(sample):
-                if kind == 0 or (kind == 2 and (choice == "text" or (choice == "drifting" and p not in drifting))):
+                if choice == "all":
+                    row.append(1.0)
+                elif kind == 0 or (kind == 2 and (choice == "text" or (choice == "drifting" and p not in drifting))):
                     row.append(0.0)
                 else:
                     row.append(len(positions) / 2 / (text if kind == 1 else images) if choice == "balanced" else 1.0)
@@ -88,7 +90,7 @@ def weights_by_hand(choice, seen):
     return weights
 
 
-@pytest.mark.parametrize("choice", ["real", "text", "balanced", "drifting"])
+@pytest.mark.parametrize("choice", ["real", "text", "balanced", "drifting", "all"])
 def test_tokens_count_as_by_hand(pico_llama, batches, choice):
     model = pico_llama()
     replay = Replay(model, Looking(), batches)
@@ -124,6 +126,13 @@ def test_a_tower_with_one_kind_has_all_its_tokens_count_alike(pico_llama, batche
     assert all(torch.equal(chosen[name][Gram].matrix, real[name][Gram].matrix) for name in real)
 
 
+def test_padding_counts_with_all_in_a_tower_with_one_kind_too(pico_llama, batches):
+    replay = Replay(pico_llama(), LlamaAdapter(), batches)
+    everything, real = (replay.run(0, (ColumnNorm,), tokens=tokens) for tokens in ("all", "real"))
+    for name, statistics in everything.items():
+        assert (statistics[ColumnNorm].tokens, real[name][ColumnNorm].tokens) == (3 * 24, 3 * 19)
+
+
 def test_gradients_do_not_depend_on_it(pico_llama, batches):
     needs = (RegionalGradient, LossGradient)
     text, real = (Replay(pico_llama(), Looking(), batches).run(0, needs, tokens=tokens) for tokens in ("text", "real"))
@@ -136,7 +145,7 @@ def test_towers_of_families_count_what_their_adapters_call_text_and_images(name)
     family = MODELS[name]
     model, adapter = family.build(), family.adapter()
     batches, both = [adapter.collate(model, family.samples(2)) for _ in range(2)], set()
-    for choice in ("text", "balanced", "drifting"):
+    for choice in ("text", "balanced", "drifting", "all"):
         replay = Replay(model, adapter, batches)
         for index, block in enumerate(replay.blocks):
             layer = replay.anatomy.layers_of[block.name][0]
@@ -147,7 +156,9 @@ def test_towers_of_families_count_what_their_adapters_call_text_and_images(name)
             text, images = int((kinds == 1).sum()), int((kinds == 2).sum())
             both.update([block.tower] if text and images else [])
             found = replay.run(index, (Gram,), tokens=choice)[layer.name][Gram]
-            if not text or not images or choice == "balanced":
+            if choice == "all":
+                assert found.tokens == len(kinds), block.name
+            elif not text or not images or choice == "balanced":
                 assert found.tokens == text + images, (block.name, choice)
             elif choice == "text":
                 assert found.tokens == text, block.name

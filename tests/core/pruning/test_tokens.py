@@ -66,7 +66,7 @@ def test_a_recipe_that_chooses_nothing_is_written_as_before_there_was_a_choice(p
 
 
 def test_another_word_is_refused_with_the_choices(plain):
-    with pytest.raises(RecipeError, match=r"tokens: .*'real', 'text', 'balanced' or 'drifting'"):
+    with pytest.raises(RecipeError, match=r"tokens: .*'real', 'text', 'balanced', 'drifting' or 'all'"):
         parse_recipe(plain(tokens="image"), registry=load_registry())
 
 
@@ -75,6 +75,7 @@ def test_a_statistic_that_cannot_weigh_tokens_is_refused_by_the_plan(plain):
     recipe = parse_recipe(plain(prune="dsnot", tokens="balanced"), registry=registry)
     with pytest.raises(RecipeError, match=r"dsnot, which prunes the language tower, asks for ColumnMom.*towers\."):
         prepare(recipe, registry)
-    prepare(parse_recipe(plain(prune="dsnot", tokens="text"), registry=registry), registry)
+    for choice in ("text", "all"):
+        prepare(parse_recipe(plain(prune="dsnot", tokens=choice), registry=registry), registry)
     own = plain(prune="dsnot", tokens="balanced", towers={"language": {"tokens": "real"}})
     prepare(parse_recipe(own, registry=registry), registry)

@@ -123,6 +123,14 @@ def test_a_loss_without_logits_is_refused(case, monkeypatch):
         check_logits(replay)
 
 
+def test_and_nothing_is_trained_on_it_in_the_place_of_a_divergence(case, monkeypatch):
+    """A run that goes on behind its plan is not checked again, and a later batch may lack the first one's labels."""
+    view = case()[0]
+    monkeypatch.setattr(LlamaAdapter, "loss", lambda self, model, batch: model(**batch).logits.square().mean())
+    with view.opened(), pytest.raises(ModelError, match="the loss of LlamaAdapter is no cross entropy of logits here"):
+        view.add_gradient(0)
+
+
 def test_only_the_first_loop_of_a_try_takes_up_the_steps_that_were_kept(case, tmp_path, monkeypatch):
     monkeypatch.setattr(KeptSteps, "EVERY", 0.0)
     view = case()[0]

@@ -11,6 +11,7 @@ from table import ROWS
 import ecoflap
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.events import StageStarted
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Tower
 from ecoflap.core.pruning.calibration import SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE, Calibration
@@ -68,6 +69,27 @@ def test_a_loss_that_is_not_the_models_is_refused_before_anything_is_done(plain,
         ecoflap.run(recipe, model=model, processor=pico_tokenizer, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert all(map(torch.equal, model.parameters(), before))
+
+
+class Untold(LlamaAdapter):
+    """Has a loss of no logits and does not say so; what it is held against is its own."""
+
+    def loss(self, model, batch):
+        return model(**batch, use_cache=False).logits.double().square().mean()
+
+    def own_inputs(self, model, batch):
+        return None
+
+
+def test_a_loss_of_no_logits_is_refused_before_dense_evaluation_and_scoring(
+    plain, pico_llama, pico_tokenizer, heard_by, tmp_path
+):
+    heard, recipe = [], plain(model={"adapter": Untold}, refine=["distill"])
+    given = {"model": pico_llama(), "processor": pico_tokenizer}
+    with pytest.raises(ModelError, match=r"^the loss of Untold is no cross entropy .* by refine: \[reconstruct\]"):
+        ecoflap.run(recipe, **given, folder=tmp_path / "run", registry=heard_by(heard.append))
+    assert [event.stage for event in heard if isinstance(event, StageStarted)] == ["check"]
+    ecoflap.run(recipe | {"refine": []}, **given, folder=tmp_path / "other")
 
 
 def test_blocks_that_are_forgotten_are_refused_with_what_is_covered(plain, tmp_path):

@@ -129,6 +129,33 @@ def test_words_and_classes_of_a_model_that_has_none_are_refused_before_a_run():
         assert f"{place}: {name} looks at logits over words or classes, and ClipAdapter compares images with" in told
 
 
+def refined(row, *refiners):
+    """Prepare a recipe of pairs, whose refiners are these, on the model of a row, as a plan does."""
+    model, processor = ROWS[row].build(), ROWS[row].adapter().processor
+    data = {"use": "table:Samples", "row": row, "samples": 4, "batch_size": 2}
+    recipe = {"version": 1, "sparsity": 0.5, "prune": "magnitude", "calibration": data, "refine": list(refiners)}
+    registry = load_registry().trusting(True)
+    return prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, model, processor, planning=True)
+
+
+@pytest.mark.skipif("siglip" not in ROWS, reason="this environment has no SigLIP")
+def test_a_model_that_says_nothing_is_not_refined_by_what_it_says():
+    with pytest.raises(RecipeError) as refused:
+        refined("siglip", "reconstruct", "distill")
+    (told,) = refused.value.problems
+    assert told == (
+        "refine.1: distill holds what the pruned model says against what the dense one says, and the loss of the "
+        "adapter siglip is no cross entropy of logits here: it judges every pair of an image and a text by itself, by "
+        "a sigmoid. Refine its blocks, by refine: [reconstruct]."
+    )
+
+
+@pytest.mark.skipif("siglip" not in ROWS, reason="this environment has no SigLIP")
+@pytest.mark.parametrize(("row", "refiner"), [("siglip", "reconstruct"), ("clip", "distill")])
+def test_what_has_logits_may_and_blocks_of_any_model(row, refiner):
+    assert refined(row, refiner).pools
+
+
 def test_a_quantised_model_in_memory_is_refused_by_its_layers(pico_llama, pico_tokenizer):
     model = pico_llama(layers=1)
     weight = model.model.layers[0].mlp.up_proj
