@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_void_p, cast
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from ecoflap.core.kernel import packed_linear
 from ecoflap.core.kernel.library import TYPES, openmp
 from ecoflap.core.kernel.matrix import pack_dense
 from ecoflap.core.kernel.packed_module import PackedLinear
-from kernels import assert_right, numbers, pruned, usable
+from kernels import assert_right, library, numbers, pruned, usable
 
 types = pytest.mark.parametrize("dtype", TYPES, ids=str)
 
@@ -164,23 +166,44 @@ def test_a_child_of_fork_multiplies_too():
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not usable(), reason="there is no library of kernels here")
-def test_threads_of_its_own_give_the_same_as_those_of_torch():
-    from ctypes import c_void_p, cast
-
-    from kernels import library
-
-    weight, x = pruned(2000, 300, 0.5, torch.float32), numbers(8, 300, dtype=torch.float32)
-    packed, before = pack_dense(weight), torch.get_num_threads()
+@pytest.fixture
+def own_threads():
+    """The library's own threads, and three of them, in the place of torch's."""
+    before = torch.get_num_threads()
     torch.set_num_threads(3)
-    try:
-        expected = torch.ops.ecoflap.packed_linear(x, packed, None, 2000)
-        library().functions.ecoflap_run_on(None)
-        for _ in range(20):
-            assert torch.equal(torch.ops.ecoflap.packed_linear(x, packed, None, 2000), expected)
-    finally:
-        torch.set_num_threads(before)
-        library().functions.ecoflap_run_on(None if openmp() is None else cast(openmp(), c_void_p))
+    library().functions.ecoflap_run_on(None)
+    yield
+    torch.set_num_threads(before)
+    library().functions.ecoflap_run_on(None if openmp() is None else cast(openmp(), c_void_p))
+
+
+@pytest.mark.skipif(not usable(), reason="there is no library of kernels here")
+def test_threads_of_its_own_give_the_same_as_those_of_torch(request):
+    weight, x = pruned(2000, 300, 0.5, torch.float32), numbers(8, 300, dtype=torch.float32)
+    packed = pack_dense(weight)
+    expected = torch.ops.ecoflap.packed_linear(x, packed, None, 2000)
+    request.getfixturevalue("own_threads")
+    for _ in range(20):
+        assert torch.equal(torch.ops.ecoflap.packed_linear(x, packed, None, 2000), expected)
+
+
+@pytest.mark.skipif(not usable(), reason="there is no library of kernels here")
+@pytest.mark.parametrize("whose", ["torch", "its own"])
+def test_two_models_are_run_at_once(whose, request):
+    """Each in a thread of its own, on the same threads beneath, one row and prompts by turns."""
+    if whose == "its own":
+        request.getfixturevalue("own_threads")
+    packed = [pack_dense(pruned(2000, 300, share, torch.float32)) for share in (0.5, 0.7)]
+    inputs = [numbers(rows, 300, dtype=torch.float32) for rows in (1, 40)]
+    expected = [[torch.ops.ecoflap.packed_linear(x, one, None, 2000) for x in inputs] for one in packed]
+
+    def run(number):
+        for _ in range(30):
+            for x, right in zip(inputs, expected[number], strict=True):
+                assert torch.equal(torch.ops.ecoflap.packed_linear(x, packed[number], None, 2000), right)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
 
 
 WITHOUT_MORE_THREADS = """

@@ -57,14 +57,18 @@ def test_a_path_gives_the_product(path, dtype, outputs, inputs, batch, sparsity)
     st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]),
     st.sampled_from(list(TYPES)),
     st.integers(0, 3),
+    st.integers(0, 3),
+    st.booleans(),
     st.integers(0, 1000),
 )
-def test_all_paths_agree(outputs, inputs, batch, sparsity, dtype, threads, seed):
-    weight, x = pruned(outputs, inputs, sparsity, dtype, seed), numbers(batch, inputs, dtype=dtype, seed=seed + 1)
+def test_all_paths_agree(outputs, inputs, batch, sparsity, dtype, threads, gap, has_bias, seed):
+    weight = pruned(outputs, inputs, sparsity, dtype, seed)
+    x = numbers(batch, inputs + gap, dtype=dtype, seed=seed + 1)[:, :inputs]
+    bias = numbers(outputs, dtype=dtype, seed=seed + 2) if has_bias else None
     if outputs:
         weight[seed % outputs] = 0
     for path in usable():
-        assert_right(multiplied(path, x, weight, threads=threads), x, weight)
+        assert_right(multiplied(path, x, weight, bias, threads), x, weight, bias)
 
 
 @types
