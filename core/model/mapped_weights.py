@@ -79,8 +79,12 @@ class MappedWeights:
             names = ", ".join(map(str, changed))
             raise RunError(
                 f"{names} changed while the model was read from there, as model.offload: disk does until the run is "
-                f"done. Finished blocks are kept. Put back what was there and run again, or begin anew with --fresh"
+                f"done. What is finished is kept. Put back what was there and run again, or begin anew with --fresh"
             )
+
+    def forget(self, folder: Path) -> None:
+        """Ask no more whether files of a folder have changed, because they are about to be deleted."""
+        self._stamps = {file: stamp for file, stamp in self._stamps.items() if not file.is_relative_to(folder)}
 
     def read_ahead(self, weights: Iterable[str]) -> None:
         """Ask the system to read weights that are looked at next, while something else is computed."""

@@ -35,6 +35,7 @@ def check_adapter_on_data(state: RunState) -> None:
     adapter, source, named = state.prepared.adapter, state.prepared.source, state.recipe.model.adapter_name
     with state.log.stage("check"), refusing_misfit(adapter, named, source):
         found = hold_against_model(state.replay([state.data.first_batch(keys)], keys, ranks=ALONE))
+        state.model.refuse_changed(state.ranks)
         refused = [] if found.wrong_loss is None else [found.wrong_loss]
         is_strict = named is not None and not knows(adapter, source)
         for kind, sentence in _forgotten(found):

@@ -68,7 +68,7 @@ def test_a_file_that_changes_is_named(stored, tmp_path, change):
         file.rename(tmp_path / "elsewhere")
     else:
         os.utime(file, ns=(0, 0))
-    with pytest.raises(RunError, match=r"model\.safetensors changed while .* Finished blocks are kept"):
+    with pytest.raises(RunError, match=r"model\.safetensors changed while .* What is finished is kept"):
         mapped.refuse_changed()
 
 
