@@ -46,6 +46,12 @@ class Evaluation:
         return {"evaluator": self.evaluator.plain(), "files": digests(self.evaluator)}
 
     @property
+    def files(self) -> dict[str, str]:
+        """Give what tells the files that it reads apart from others, by their paths or by the part that names them."""
+        found: dict[str, str] = self._identity["files"]
+        return found
+
+    @property
     def compares(self) -> bool:
         """Say whether it measures nothing of the dense model but remembers it, to measure the pruned one by."""
         return self.evaluator.options.remember is not None

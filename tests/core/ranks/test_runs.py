@@ -243,6 +243,21 @@ def test_other_data_are_named_with_their_rank(recipes, tmp_path, monkeypatch):
     assert "rank 1 has found another calibration data than rank 0" in said
 
 
+def test_another_copy_of_an_evaluators_data_is_named_with_its_rank(plain, data, pico, tmp_path, monkeypatch):
+    lines = (pico / "text.jsonl").read_text().splitlines(keepends=True)
+    for rank in range(2):  # as two machines have a file under one path
+        (tmp_path / f"disk {rank}").mkdir()
+        (tmp_path / f"disk {rank}" / "held.jsonl").write_text("".join(lines[rank:]))
+    held = data(3, path="held.jsonl")
+
+    def run(rank):
+        monkeypatch.chdir(tmp_path / f"disk {rank}")
+        return plain(evaluate=[{"use": "loss", "data": data(3)}, {"use": "perplexity", "data": held}])
+
+    said = refused(tmp_path, run)
+    assert "rank 1 has found another copy of the files of evaluate, number 2: perplexity, than rank 0" in said
+
+
 def test_more_processes_than_batches_are_refused(plain, data, tmp_path):
     said = refused(tmp_path, lambda rank: plain(calibration=data(4, batch_size=2)), size=3)
     assert "there are 3 processes and 2 batches of calibration data, of which each takes one at least" in said
