@@ -44,6 +44,7 @@ from ecoflap.core.run.same_ranks import (
     check_same_evaluated,
     check_same_found,
     check_sendable,
+    refuse_numbered_device,
 )
 from ecoflap.core.run.stages import RunState
 
@@ -97,6 +98,7 @@ def run(
     """
     registry = (registry or load_registry()).trusting(allow_code)
     checked = _checked(recipe, set_, registry, model)
+    refuse_numbered_device(ranks, checked)
     target = from_here(folder if folder is not None else Path("runs") / default_name(recipe, set_))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # of the caller's: weights are written, and have gradients

@@ -28,6 +28,20 @@ def check_same(ranks: Ranks, recipe: Recipe) -> None:
     _refuse(problems, "rank 0's vs its own")
 
 
+def refuse_numbered_device(ranks: Ranks, recipe: Recipe) -> None:
+    """Refuse a device by its number where several processes would all compute on that one.
+
+    :raises RunError: With what to write instead.
+    """
+    kind, colon, _ = recipe.model.device.partition(":")
+    if ranks.size > 1 and colon:
+        raise RunError(
+            f"model.device: {recipe.model.device} names one device, and {ranks.size} processes would share it. Say "
+            f"{kind}, and each process takes the one of its number on its machine; CUDA_VISIBLE_DEVICES says which "
+            f"there are"
+        )
+
+
 def check_same_found(ranks: Ranks, fingerprints: Mapping[str, Any]) -> None:
     """Refuse processes that have found different models or data.
 
