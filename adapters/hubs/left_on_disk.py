@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from torch import nn
+from torch import Tensor, nn
 
 from ecoflap.core.errors import ModelError
-from ecoflap.core.model.mapped_weights import MappedWeights, Place
+from ecoflap.core.model.mapped_weights import MappedFile, MappedWeights, Place
 
 
 def arguments_for(mapped: MappedWeights) -> dict[str, Any]:
@@ -47,8 +47,54 @@ def places_told(mapped: MappedWeights | None) -> Iterator[dict[str, Any]]:
     def take(model: Any, quantizer: Any, device_map: Any, folder: Any, index: Mapping[str, Any], *_: Any) -> None:
         places.update(index)
 
-    with patch("transformers.modeling_utils.accelerate_dispatch", take):
+    with (
+        patch("transformers.modeling_utils.accelerate_dispatch", take),
+        patch("transformers.modeling_utils.safe_open", _Opened),
+        patch("transformers.integrations.accelerate.safe_open", _Opened),
+    ):
         yield places
+
+
+class _Opened:
+    """Stands in for safetensors' ``safe_open``, and maps each tensor by itself when it is looked at.
+
+    The library maps the whole file so that it may be written to, which Linux refuses where that is larger than memory
+    and swap. transformers takes every tensor in hand while it loads, so that one that is read is read in vain.
+    """
+
+    def __init__(self, file: str, framework: str, device: str = "cpu", backend: str = "mmap") -> None:
+        self._file = MappedFile(Path(file))
+
+    def __enter__(self) -> "_Opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def keys(self) -> list[str]:
+        return list(self._file.places)
+
+    def get_slice(self, name: str) -> "_Slice":
+        return _Slice(self._file, name)
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self._file.tensor(name)
+
+
+class _Slice:
+    """Stands in for a tensor that ``safe_open`` has not read yet."""
+
+    def __init__(self, file: MappedFile, name: str) -> None:
+        self._file, self._name = file, name
+
+    def get_dtype(self) -> str:
+        return self._file.places[self._name][0]
+
+    def get_shape(self) -> list[int]:
+        return list(self._file.places[self._name][1])
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._file.tensor(self._name)[index]
 
 
 def map_weights(model: Any, places: Mapping[str, Any], mapped: MappedWeights) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.model.shapes import tensors_of
 
 
@@ -18,8 +19,12 @@ def types_in(file: Path | None) -> dict[str, torch.dtype]:
     """
     if file is None:
         return {}
-    with safe_open(file, framework="pt") as stored:
-        slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - it has no other iterator
+    with safe_open(file, framework="np") as stored:  # for torch it maps the whole file, which may be more than memory
+        kinds = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+    if DTYPES.keys() >= set(kinds.values()):
+        return {name: DTYPES[kind] for name, kind in kinds.items()}
+    with safe_open(file, framework="pt") as stored:  # torch and safetensors know types that are none of ours
+        slices = {name: stored.get_slice(name) for name in kinds}
         scalars = [name for name, one in slices.items() if not one.get_shape()]
         types = {name: one[:0].dtype for name, one in slices.items() if name not in scalars}
         return types | {name: stored.get_tensor(name).dtype for name in scalars}

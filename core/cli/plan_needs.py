@@ -89,9 +89,11 @@ def _memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
     made_of = (
         f"weights {bytes_text(held.weights)}, the largest block's statistics {bytes_text(held.statistics)}, recorded "
         f"activations {'not known before the data are read' if unknown else bytes_text(held.recorded)}, "
-        f"scoring in float32 {bytes_text(held.widened)}, refining {bytes_text(held.refining)}, "
-        f"libraries {bytes_text(LIBRARIES)}"
+        f"masks {bytes_text(held.masks)}, scoring in float32 {bytes_text(held.widened)}, "
+        f"refining {bytes_text(held.refining)}, libraries {bytes_text(LIBRARIES)}"
     )
+    if held.scorers:
+        made_of += f", what the scorer holds {bytes_text(held.scorers)}"
     if held.remembered:
         made_of += f", remembered of the dense model {bytes_text(held.remembered)}"
     return "peak memory", bytes_text(held.peak), made_of
@@ -156,20 +158,25 @@ def _keeps_on_disk(prepared: Prepared) -> bool:
 class _Held:
     """What a run holds in memory, in bytes.
 
+    :param masks: Those of all layers, packed, and of the round before, within which these are.
+    :param scorers: What the scorer holds for itself beside what its replay widens.
     :param remembered: What one evaluator remembers of the dense model: before anything is scored or recorded.
     """
 
     weights: int
     statistics: int
     recorded: int
+    masks: int
     widened: int
+    scorers: int
     refining: int
     remembered: int
 
     @property
     def peak(self) -> int:
         """Give what is held at the most, with the libraries."""
-        largest = max(self.statistics + self.recorded + self.refining, self.widened, self.remembered)
+        pruning = self.statistics + self.recorded + self.masks + self.refining
+        largest = max(pruning, self.widened + self.scorers, self.remembered)
         return LIBRARIES + self.weights + largest
 
 
@@ -190,7 +197,18 @@ def _held(prepared: Prepared, width: int, offloaded: bool, spilled: bool) -> _He
         refining += prepared.size * width  # the dense weights, for what the dense model gave
     weights = (block if offloaded else _parameters(prepared)) * width
     remembered = max(_remembered_each(prepared), default=0)
-    return _Held(weights, _statistics(prepared), recorded, widened, refining, remembered)
+    masks = prepared.size // 8 * min(prepared.recipe.round_count, 2)
+    return _Held(weights, _statistics(prepared), recorded, masks, widened, _by_scorer(prepared), refining, remembered)
+
+
+def _by_scorer(prepared: Prepared) -> int:
+    """Give the bytes of what the scorer holds for itself."""
+    if not prepared.looks_at_scores or prepared.recipe.score is None:
+        return 0
+    scorer = prepared.recipe.score.scorer
+    with blaming(f"the scorer {scorer.use}, asked how many numbers it holds,"):
+        numbers: int = scorer.options.held_numbers(prepared.anatomy)
+    return 4 * numbers
 
 
 def _remembered_each(prepared: Prepared) -> list[int]:

@@ -74,6 +74,15 @@ class ScorerOptions(PartOptions):
         """
         return None
 
+    def held_numbers(self, anatomy: Anatomy) -> int:
+        """Tell how many numbers in float32 it holds beside the model at the most, for the plan; 0, the default.
+
+        Such are the directions that it moves weights along. A copy of the block that it moves is counted without it.
+
+        :param anatomy: The layers to be scored.
+        """
+        return 0
+
 
 class AllocatorOptions(PartOptions):
     """What an allocator may have.

@@ -1,6 +1,8 @@
 """Keep a tensor on a disk rather than in memory, for as long as anybody holds it."""
 
 import os
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -21,15 +23,26 @@ def on_disk(tensor: Shaped[Tensor, "..."], folder: Path) -> Shaped[Tensor, "..."
     """
     if not tensor.numel():
         return tensor
+    kept = zeros_on_disk(tensor.shape, tensor.dtype, folder)
+    kept.copy_(tensor.detach())
+    return kept
+
+
+def zeros_on_disk(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Shaped[Tensor, "..."]:
+    """Give zeros to be written to that lie in a file as :func:`on_disk` has it, and have its room on the disk already.
+
+    :param shape: Of one number or more.
+    :raises RunError: Where the disk is full, or the folder cannot be written.
+    """
+    size = prod(shape) * dtype.itemsize
     with explained(folder, folder):
         folder.mkdir(parents=True, exist_ok=True)
         # By its name a later process deletes it, should this one be killed between the next lines.
         with NamedTemporaryFile(dir=folder, prefix=".kept-", suffix=".partial") as file:
-            _make_room(file.fileno(), tensor.nbytes)
-            storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=tensor.nbytes)
-    kept: Tensor = torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape)  # type: ignore[call-overload]
-    kept.copy_(tensor.detach())
-    return kept
+            _make_room(file.fileno(), size)
+            storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
+    zeros: Tensor = torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
+    return zeros
 
 
 def _make_room(descriptor: int, size: int) -> None:

@@ -235,7 +235,7 @@ def _stream(path: Path) -> BufferedReader:
 
 def _opened(path: Path) -> Any:
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework="np")  # for its header alone; for torch it maps the whole file
     except (SafetensorError, ValueError, OSError) as error:
         raise FormatError(f"{path} is truncated, damaged or not a safetensors file: {error}") from error
 

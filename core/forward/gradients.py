@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Statistics
+from ecoflap.core.disk.on_disk import zeros_on_disk
 from ecoflap.core.errors import ModelError, listed
 from ecoflap.core.forward.placement import Placement, device_of, requiring_grad, tensors_of
 from ecoflap.core.forward.walk import replaced_forwards
@@ -110,6 +109,7 @@ def kept_gradients(
     :param folder: Where the numbers lie, in a file that is gone when they are; None for main memory.
     :param batches: How many of them it visits.
     :raises ModelError: Where a layer has no gradient, or one that is not finite.
+    :raises RunError: Where the folder's disk has no room for them.
     """
     totals = {need: _zeros(layers, folder) for need in needs}
     kept = {layer.name: _Kept(layer, {need: totals[need][layer.name] for need in needs}) for layer in layers}
@@ -171,9 +171,7 @@ def _zeros(layers: Sequence[Layer], folder: Path | None) -> dict[str, Float32[Te
     if folder is None:
         flat = torch.zeros(sum(sizes), dtype=torch.float32)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:  # what is mapped stays until nobody holds it any more
-            flat = torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(sum(sizes),)))
+        flat = zeros_on_disk((sum(sizes),), torch.float32, folder)
     pieces = flat.split(sizes)
     return {layer.name: piece.view(layer.shape) for layer, piece in zip(layers, pieces, strict=True)}
 

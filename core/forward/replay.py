@@ -29,7 +29,7 @@ from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation, Observed
 from ecoflap.core.forward.placement import HeldBlocks, Placement, added, numbers_in, outside_blocks, tensors_of
 from ecoflap.core.forward.statistics import TokenWeights
-from ecoflap.core.forward.walk import BlockCall, BlockWatch, CallsSeen, Record, Records, Walk
+from ecoflap.core.forward.walk import BlockCall, BlockWatch, CallsSeen, Record, Records, Walk, kept_in
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.ranks.shares import spans_dealt, spans_of
@@ -89,6 +89,7 @@ class Replay:
         self._spans = spans_dealt(spans_of(len(batches), ranks.size), ranks.size)[ranks.rank]
         self.own: Sequence[int] = [number for span in self._spans for number in span]
         self._records = Records((number, Record(keep_in)) for number in self.own)
+        self._keep_in = keep_in
         self._finished = 0
         self._moved: list[str] = []
         self._of_loss: dict[str, Statistics] = {}
@@ -230,11 +231,15 @@ class Replay:
         """Give what there is of each batch, in their order, from what each process has of its own."""
         return [value for some in self.ranks.gather(list(mine)) for value in some]
 
+    def kept(self, values: Any) -> Any:
+        """Put the tensors among nested values where the record is kept."""
+        return kept_in(self._keep_in, values)
+
     def with_all_batches(self) -> "Replay":
         """Give a replay for this process alone, in which what others have recorded of their batches is recorded too."""
         whole = copy(self)
         whole.ranks, whole.own, whole._spans = ALONE, range(len(self.batches)), spans_of(len(self.batches), 1)
-        whole._records = Records(enumerate(self.gathered(list(self._records.values()))))
+        whole._records = Records(enumerate(self.ranks.gather_each(self._records, len(self.batches), Record.settled)))
         return whole
 
     def recorded(self, number: int) -> Sequence[Any]:

@@ -130,7 +130,20 @@ class Record:
         return self._tapped.get(block.name, self._outputs[block.tower])[call]
 
     def convert(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Put what ``change`` makes of each recorded tensor in its place."""
+        """Put what ``change`` makes of each recorded tensor in its place, and keep it where that was."""
+
+        def changed(tensor: Tensor) -> Tensor:
+            made = change(tensor)
+            return tensor if made is tensor else self._kept(made)
+
+        self._change(changed)
+
+    def settled(self) -> "Record":
+        """Keep what another process has sent where it was kept there, and give this record."""
+        self._change(self._kept)
+        return self
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         self._outputs = map_tensors(self._outputs, change)
         self._tapped = map_tensors(self._tapped, change)
         self._shared = {
@@ -143,8 +156,7 @@ class Record:
         self._shared[block.name, call] = [replace(one, value=self._kept(one.value)) for one in shared]
 
     def _kept(self, values: Any) -> Any:
-        folder = self._folder
-        return values if folder is None else map_tensors(values, lambda tensor: on_disk(tensor, folder))
+        return kept_in(self._folder, values)
 
     def share_again(self, block: Block, call: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         given = dict(_mappings(args, kwargs))
@@ -156,6 +168,11 @@ class Record:
         for tower, outputs in self._outputs.items():
             if self._versions[tower] != _versions(outputs):
                 raise ModelError(f"the model writes in place into what the blocks of its {tower} tower return")
+
+
+def kept_in(folder: Path | None, values: Any) -> Any:
+    """Put the tensors among nested values on the disk of a folder; None leaves them where they are."""
+    return values if folder is None else map_tensors(values, lambda tensor: on_disk(tensor, folder))
 
 
 class Records(dict[int, Record]):

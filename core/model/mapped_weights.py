@@ -1,7 +1,7 @@
 """Hold weights where a model's files have them: mapped, read as they are looked at, and free to leave memory again."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from jaxtyping import Shaped
 from safetensors import safe_open
 from torch import Tensor
 
-from ecoflap.core.disk.safetensors_header import places_in
+from ecoflap.core.disk.copy_on_write import copy_on_write
+from ecoflap.core.disk.safetensors_header import DTYPES, places_in
 from ecoflap.core.disk.sealed import SealedTensor, write_safetensors
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import FormatError, RunError
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class MappedWeights:
         self.scratch = scratch
         self.places: dict[str, Place] = {}
         self._stamps: dict[Path, tuple[int, int]] = {}
-        self._headers: dict[Path, Mapping[str, tuple[str, tuple[int, ...], int, int]]] = {}
+        self._files: dict[Path, MappedFile] = {}
 
     def map(self, weight: str, place: Place, dtype: torch.dtype) -> Shaped[Tensor, "..."]:
         """Map a weight, and know its place from then on.
@@ -53,7 +54,7 @@ class MappedWeights:
         :param weight: Its name in the model's state dict.
         :param dtype: What it is to be. One that is stored otherwise is written into the scratch folder as that first.
         """
-        tensor = mapped(place)
+        tensor = self._opened(place.file).tensor(place.name)
         if tensor.dtype != dtype:
             place = replace(place, file=self.scratch / f"{weight}.{dtype}".replace("/", "-"), name=weight)
             wide = SealedTensor(dtype, tuple(tensor.shape), lambda: tensor.to(dtype))
@@ -78,8 +79,12 @@ class MappedWeights:
             names = ", ".join(map(str, changed))
             raise RunError(
                 f"{names} changed while the model was read from there, as model.offload: disk does until the run is "
-                f"done. Finished blocks are kept. Put back what was there and run again, or begin anew with --fresh"
+                f"done. What is finished is kept. Put back what was there and run again, or begin anew with --fresh"
             )
+
+    def forget(self, folder: Path) -> None:
+        """Ask no more whether files of a folder have changed, because they are about to be deleted."""
+        self._stamps = {file: stamp for file, stamp in self._stamps.items() if not file.is_relative_to(folder)}
 
     def read_ahead(self, weights: Iterable[str]) -> None:
         """Ask the system to read weights that are looked at next, while something else is computed."""
@@ -87,7 +92,7 @@ class MappedWeights:
             return
         for place in [self.places[name] for name in weights if name in self.places]:
             if place.file.is_file():  # of the scratch folder nothing is left but what is mapped
-                *_, begin, end = self._places_in(place.file)[place.name]
+                *_, begin, end = self._opened(place.file).places[place.name]
                 with place.file.open("rb") as file:
                     os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
@@ -95,21 +100,48 @@ class MappedWeights:
         self.places[weight] = place
         self._stamps.setdefault(place.file, _stamp(place.file))
 
-    def _places_in(self, file: Path) -> Mapping[str, tuple[str, tuple[int, ...], int, int]]:
-        if file not in self._headers:
-            with file.open("rb") as stream:
-                self._headers[file] = places_in(stream)
-        return self._headers[file]
+    def _opened(self, file: Path) -> "MappedFile":
+        """Give a file whose header is read once: some models have thousands of weights in one."""
+        if file not in self._files:
+            self._files[file] = MappedFile(file)
+        return self._files[file]
 
     def _is_scratch(self, file: Path) -> bool:
         return file.is_relative_to(self.scratch)
 
 
+class MappedFile:
+    """Maps the tensors of a safetensors file one by one; the library itself maps the whole of it for torch.
+
+    :ivar places: Of each tensor its type and shape, and where in the file it begins and ends.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        with safe_open(file, framework="np"):  # which refuses what is truncated or damaged
+            pass
+        with file.open("rb") as stream:
+            self.places = places_in(stream)
+
+    def tensor(self, name: str) -> Shaped[Tensor, "..."]:
+        """Map a tensor.
+
+        :raises FormatError: Where the file has no such tensor, or it is of a type that is not known here.
+        """
+        if name not in self.places:
+            raise FormatError(f"{self._file} has no tensor {name}. Fetch or write the model anew")
+        kind, shape, begin, end = self.places[name]
+        if kind not in DTYPES:
+            raise FormatError(
+                f"{self._file}: the weight {name} is of the type {kind}, which model.offload: disk does not know. "
+                f"Leave that key out, or convert the weight"
+            )
+        return copy_on_write(self._file, begin, end - begin).view(DTYPES[kind]).view(shape)
+
+
 def mapped(place: Place) -> Shaped[Tensor, "..."]:
     """Map a weight."""
-    with safe_open(place.file, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(place.name)
-    return tensor
+    return MappedFile(place.file).tensor(place.name)
 
 
 def _stamp(file: Path) -> tuple[int, int]:

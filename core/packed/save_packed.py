@@ -16,7 +16,7 @@ from ecoflap.core.errors import EcoflapError, unknown
 from ecoflap.core.packed.bits import bits_of, nonzeros_of
 from ecoflap.core.packed.contents import FORMAT, Contents, Entry
 from ecoflap.core.packed.shards import SHARD, About, divide, forget_shards, refuse_reserved, write_shards
-from ecoflap.core.pruning.masks import PackedMasks, pack, popcount
+from ecoflap.core.pruning.masks import pack
 
 _PRUNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -44,15 +44,15 @@ def save_packed(
     """
     refuse_reserved(metadata)
     first = _first_names(state)
-    packed, found = _packed(state, masks, first)
+    by_first, found = _by_first_name(state, masks, first)
     if problems := [*_tensor_problems(state), *found]:
         raise EcoflapError(*problems)
-    entries = _entries(state, packed, first)
+    entries = _entries(state, by_first, first)
     shards = _divided(entries, shard_bytes)
 
     def write(file: Path, number: int) -> str:
         which = {SHARD: f"{number + 1} of {len(shards)}"} if len(shards) > 1 else {}
-        return _write(file, state, packed, Contents(metadata={**metadata, **which}, tensors=shards[number]))
+        return _write(file, state, by_first, Contents(metadata={**metadata, **which}, tensors=shards[number]))
 
     if len(shards) > 1:
         about = About(format=FORMAT, version=VERSION, total_size=sum(e.bytes_packed for e in entries.values()))
@@ -95,21 +95,43 @@ def _tensor_problems(state: Mapping[str, Tensor]) -> Iterator[str]:
     yield from type_problems(state)
 
 
-def _packed(
+class _Masks(Mapping[str, Tensor]):
+    """The masks by the first names of their tensors. Each is asked for whenever it is looked at, and none is held.
+
+    Those of a run are bits that are unpacked for it, and a copy of all of them would be a bit for each weight again.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._masks, self._names = masks, names
+
+    def __getitem__(self, first: str) -> Tensor:
+        return self._masks[self._names[first]].detach().to("cpu", torch.bool)
+
+    def __contains__(self, first: object) -> bool:
+        return first in self._names  # a mapping's own way is to get the mask
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _by_first_name(
     state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]
-) -> tuple[PackedMasks, list[str]]:
-    """Hold each mask by the first name of its tensor, as bits, and say what is wrong with masks."""
-    packed = PackedMasks()
+) -> tuple[_Masks, list[str]]:
+    """Give each mask by the first name of its tensor, and say what is wrong with masks."""
+    names: dict[str, str] = {}
+    by_first = _Masks(masks, names)
     problems: list[str] = []
     for name, mask in masks.items():
         problems += _mask_problems(state, name, mask, first)
         if problems:
             continue
-        bits = pack(mask)
-        if first[name] in packed and not torch.equal(bits, packed.bits[first[name]]):
+        if first[name] in names and not torch.equal(mask.detach().to("cpu", torch.bool), by_first[first[name]]):
             problems.append(f"{name} and {first[name]} are one tensor with two masks that differ")
-        packed.put(first[name], bits, tuple(mask.shape))
-    return packed, problems
+        names[first[name]] = name
+    return by_first, problems
 
 
 def _mask_problems(state: Mapping[str, Tensor], name: str, mask: Tensor, first: Mapping[str, str]) -> Iterator[str]:
@@ -123,13 +145,13 @@ def _mask_problems(state: Mapping[str, Tensor], name: str, mask: Tensor, first: 
         yield f"{taken} is in the way: the pruned weight {name} is stored under this name"
 
 
-def _entries(state: Mapping[str, Tensor], masks: PackedMasks, first: Mapping[str, str]) -> dict[str, Entry]:
+def _entries(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name, tensor in state.items():
         if first[name] != name:
             entries[name] = entries[first[name]].model_copy(update={"same_as": first[name]})
         else:
-            entries[name] = _entry(tensor, masks.bits.get(name))
+            entries[name] = _entry(tensor, masks.get(name))
     return entries
 
 
@@ -137,7 +159,7 @@ def _entry(tensor: Tensor, mask: Tensor | None) -> Entry:
     entry = Entry(shape=tuple(tensor.shape), dtype=NAMES[tensor.dtype])
     if mask is None:
         return entry
-    as_packed = entry.model_copy(update={"kept": popcount(mask), "packed": True})
+    as_packed = entry.model_copy(update={"kept": int(mask.count_nonzero()), "packed": True})
     return as_packed.model_copy(update={"packed": as_packed.bytes_packed < as_packed.bytes_dense})
 
 
@@ -151,7 +173,7 @@ def _divided(entries: Mapping[str, Entry], shard_bytes: int | None) -> list[dict
     return shards
 
 
-def _write(path: Path, state: Mapping[str, Tensor], masks: PackedMasks, contents: Contents) -> str:
+def _write(path: Path, state: Mapping[str, Tensor], masks: Mapping[str, Tensor], contents: Contents) -> str:
     """Write one file, and return its seal."""
     tensors: dict[str, SealedTensor] = {}
     for name, entry in contents.tensors.items():
@@ -160,7 +182,7 @@ def _write(path: Path, state: Mapping[str, Tensor], masks: PackedMasks, contents
     return write_sealed(path, FORMAT, contents.model_dump_json(), tensors)
 
 
-def _stored(name: str, tensor: Tensor, masks: PackedMasks, entry: Entry) -> dict[str, SealedTensor]:
+def _stored(name: str, tensor: Tensor, masks: Mapping[str, Tensor], entry: Entry) -> dict[str, SealedTensor]:
     """Give what the file holds of one tensor of the state dict, by the names in the file."""
     if name not in masks:
         return {name: SealedTensor(tensor.dtype, entry.shape, lambda: tensor)}
@@ -168,16 +190,16 @@ def _stored(name: str, tensor: Tensor, masks: PackedMasks, entry: Entry) -> dict
         return {name: SealedTensor(tensor.dtype, entry.shape, partial(_checked, name, tensor, masks))}
     return {
         f"{name}.values": SealedTensor(tensor.dtype, (entry.kept or 0,), partial(_kept_values, name, tensor, masks)),
-        f"{name}.mask": SealedTensor(torch.uint8, (entry.mask_bytes,), lambda: masks.bits[name]),
+        f"{name}.mask": SealedTensor(torch.uint8, (entry.mask_bytes,), lambda: pack(masks[name])),
     }
 
 
-def _checked(name: str, weight: Tensor, masks: PackedMasks) -> Tensor:
+def _checked(name: str, weight: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
     _kept_values(name, weight, masks)
     return weight.detach().cpu().masked_fill(~masks[name], 0)
 
 
-def _kept_values(name: str, weight: Tensor, masks: PackedMasks) -> Tensor:
+def _kept_values(name: str, weight: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
     """Take the kept weights out; an error if one that is not kept is anything but zero."""
     kept = np.compress(masks[name].reshape(-1).numpy(), bits_of(weight))
     values = torch.from_numpy(kept).view(weight.dtype)

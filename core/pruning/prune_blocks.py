@@ -257,14 +257,19 @@ class BlockwisePruning:
         if "own" in wanted:
             with self._as_dense(index):
                 calls = (self.replay.calls_of(index, number) for number in numbers)
-                hidden = [[hidden_of(block, call.output) for call in batch] for batch in calls]
-            targets["own"] = self.replay.gathered(hidden)
+                hidden = [self.replay.kept([hidden_of(block, call.output) for call in batch]) for batch in calls]
+            targets["own"] = self._of_all(hidden)
         if "dense" in wanted:
             assert self.dense is not None  # it is made where any refiner asks for it
             outputs = map(self.dense.recorded, numbers)
             hidden = [[hidden_of(block, output) for output in batch] for batch in outputs]
-            targets["dense"] = self.replay.gathered(hidden)
+            targets["dense"] = self._of_all(hidden)
         return targets
+
+    def _of_all(self, hidden: Sequence[Hidden]) -> list[Hidden]:
+        """Give the hidden states of all batches, kept as the record is, from those of this process' own."""
+        mine = dict(zip(self.replay.own, hidden, strict=True))
+        return self.replay.ranks.gather_each(mine, len(self.replay.batches), self.replay.kept)
 
     def _refine(
         self, index: int, layers: Sequence[Layer], masks: PackedMasks, targets: Mapping[str, list[Hidden]]

@@ -16,6 +16,7 @@ from ecoflap.core.errors import ModelError, cut, nearest
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.scores import Scores, checked, header_line, read_scores, score_line, split_by_kind
+from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 
 
@@ -26,11 +27,13 @@ def score_layers(
     layers: Sequence[tuple[Block, Layer]],
     path: Path,
     emit: Callable[[Event], None],
+    refuse: Callable[[Ranks], None] = lambda ranks: None,
 ) -> Scores:
     """Score every layer, or every block; what ``path`` holds already is not asked again.
 
     :param replay: Of the batches of one process or of several; the first of them keeps the scores.
     :param path: The file that grows by a line a score.
+    :param refuse: Raises before a score is kept where what it was taken of is not to be trusted.
     """
     unit: Unit = scorer.options.unit
     ranks = replay.ranks
@@ -46,6 +49,7 @@ def score_layers(
             if name in done:  # by an earlier process; a scorer need not look at which layers it was given
                 continue
             done[name] = _checked(scorer.use, name, score, done)
+            refuse(ranks)
             ranks.at_first(partial(append_line, path, score_line(name, done[name])))
             emit(Progress("score", len(done), total, f"{unit}s"))
     scores = _complete(scorer.use, done, names, unit)

@@ -1,6 +1,6 @@
 """The processes that do one run together, as one of them sees them; by itself it is the only one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -23,6 +23,22 @@ class Ranks:
     def gather(self, mine: Value) -> list[Value]:
         """Give what each of them has, in their order, to all. Values may hold tensors."""
         return [mine]
+
+    def gather_each(self, mine: Mapping[int, Value], count: int, keep: Callable[[Value], Value]) -> list[Value]:
+        """Give things of which each of them has some, in the order of their numbers, to all.
+
+        They come one at a time, and what is another's is put away as it comes, so that this process need not have room
+        for all of them.
+
+        :param mine: By their numbers. Each is some process' own, and one's alone.
+        :param count: How many there are.
+        :param keep: Puts away what another has sent, and gives what is to be held of it.
+        """
+        found = []
+        for number in range(count):
+            (one,) = (one for one in self.gather(mine.get(number)) if one is not None)
+            found.append(one if number in mine else keep(one))
+        return found
 
     def collect(self, mine: Value, owner: int) -> list[Value]:
         """Give what each of them has, in their order, to one of them; the others get nothing."""

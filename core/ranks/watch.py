@@ -2,6 +2,11 @@
 
 A collective of torch waits for all processes, with gloo until a connection breaks and with nccl for as long as its time
 limit is. This tells within a minute that one is gone, and which, whatever the others are waiting in.
+
+Signs of life come from a thread, which has to wait while a library holds Python's lock, as torch.jit.save does for as
+long as it writes. So one that is silent is looked at as the system sees it: on the same machine its process is there or
+it is not, and one that computes is alive. Of another machine only a broken connection tells as much. Who is silent and
+may be alive, as one that was stopped, is given ten minutes.
 """
 
 import _thread
@@ -10,6 +15,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -18,10 +26,13 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 EVERY = 0.5
 """Seconds between two signs of life."""
 SILENT = 30.0
-"""Seconds without one after which a process is taken for gone."""
+"""Seconds without one after which a process is looked at, and is taken for gone where nothing says that it is alive."""
+LONG = 600.0
+"""Seconds without one after which also a process is taken for gone that is there, and neither speaks nor computes."""
 _GRACE = 10.0
 """Seconds that a process has to end by itself when another has failed; it may be waiting in a device's library."""
-_FAILED = "failed"
+_FAILED, _BROKEN = "failed", "broken"
+"""Names in the store: of why the run ends, and of whether a connection broke."""
 
 
 class Watch:
@@ -40,7 +51,8 @@ class Watch:
         self._thread = Thread(target=self._watch, name="ecoflap watch", daemon=True)
 
     def start(self) -> None:
-        """Begin to give signs of life, and to look for those of others."""
+        """Say which process this is, and begin to give signs of life and to look for those of others."""
+        self._store.set(f"process {self.rank}", json.dumps(this_process()))
         self._thread.start()
 
     def stop(self) -> None:
@@ -61,24 +73,24 @@ class Watch:
 
     def who_is_gone(self, error: RuntimeError) -> str:
         """Find out which process a broken connection was to."""
+        with suppress(Exception):  # as below: then the store is gone as well, and is found to be by the thread
+            self._store.set(_BROKEN, str(self.rank))
         until = time.monotonic() + SILENT + 5
         while time.monotonic() < until and self.lost is None:
             time.sleep(EVERY / 5)
         return self.lost or f"the connection to another rank broke: {error}"
 
     def _watch(self) -> None:
-        watched, seen, at = (self.rank + 1) % self.size, 0, time.monotonic()
+        watched = Watched(self._store, (self.rank + 1) % self.size)
         while not self._ended.wait(EVERY):
             try:
                 self._store.add(f"alive {self.rank}", 1)
-                now, told = self._store.add(f"alive {watched}", 0), self._told()
+                gone, told = watched.why_gone(), self._told()
             except Exception:  # of several kinds, by backend and version: whoever holds the store is gone
                 told = {"rank": 0, "text": "it does not answer any more", "by_itself": False}
             else:
-                if now != seen:
-                    seen, at = now, time.monotonic()
-                elif time.monotonic() - at > SILENT:
-                    told = tell(self._store, watched, f"there was no sign of life of it for {SILENT:.0f} seconds")
+                if gone is not None:
+                    told = tell(self._store, watched.rank, gone)
             if told is not None and told["rank"] != self.rank:
                 self._end(told)
                 return
@@ -100,6 +112,70 @@ class Watch:
             if self.speaks:
                 print(f"ecoflap: {self.lost}", file=sys.stderr, flush=True)
             os._exit(2)
+
+
+class Watched:
+    """Knows of one process when it last gave a sign of life, and looks at it where it gives none."""
+
+    def __init__(self, store: Store, rank: int) -> None:
+        self.rank, self._store = rank, store
+        self._signs, self._used, self._at = 0, "", time.monotonic()
+
+    def why_gone(self) -> str | None:
+        """Say why the process is taken for gone; None where it is not."""
+        signs = self._store.add(f"alive {self.rank}", 0)
+        if signs != self._signs:
+            self._signs, self._at = signs, time.monotonic()
+        if time.monotonic() - self._at <= SILENT:
+            return None
+        process, here = self._process(), _machine()
+        is_here = here is not None and process.get("machine") == here
+        used = _time_used(process) if is_here else ""
+        if used is None:
+            return "its process is gone"
+        if is_here and used != self._used:
+            is_first, self._used = not self._used, used
+            self._at = self._at if is_first else time.monotonic()
+        may_live = is_here or (process and not self._store.check([_BROKEN]))
+        limit = LONG if may_live else SILENT
+        silent = time.monotonic() - self._at > limit
+        return f"there was no sign of life of it for {limit:.0f} seconds" if silent else None
+
+    def _process(self) -> dict[str, Any]:
+        """Give what the process has said that it is; nothing where it has not come so far."""
+        key = f"process {self.rank}"
+        found: dict[str, Any] = json.loads(self._store.get(key)) if self._store.check([key]) else {}
+        return found
+
+
+def this_process() -> dict[str, Any]:
+    """Say which process this is: its number, when it began, and the machine on which that means something."""
+    return {"machine": _machine(), "number": os.getpid(), "began": (_numbers_of(os.getpid()) or {}).get("began")}
+
+
+def _machine() -> str | None:
+    """Name this machine since it was started, and the container on it; None where the system names neither."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _time_used(process: Mapping[str, Any]) -> str | None:
+    """Give how long a process of this machine has computed so far; None where it is gone."""
+    found = _numbers_of(process["number"])
+    is_there = found is not None and found["began"] == process["began"] and found["state"] not in ("Z", "X")
+    return found["used"] if found is not None and is_there else None
+
+
+def _numbers_of(process: int) -> dict[str, str] | None:
+    """Read what Linux tells of a process: its state, the time it has used, and when it began."""
+    try:
+        told = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    fields = told[told.rindex(")") + 2 :].split()  # behind its name, in which anything may stand
+    return {"state": fields[0], "used": f"{fields[11]} {fields[12]}", "began": fields[19]}
 
 
 def tell(store: Store, rank: int, text: str, *, by_itself: bool = False) -> dict[str, Any]:

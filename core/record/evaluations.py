@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from hashlib import sha256
@@ -46,6 +46,12 @@ class Evaluation:
         return {"evaluator": self.evaluator.plain(), "files": digests(self.evaluator)}
 
     @property
+    def files(self) -> dict[str, str]:
+        """Give what tells the files that it reads apart from others, by their paths or by the part that names them."""
+        found: dict[str, str] = self._identity["files"]
+        return found
+
+    @property
     def compares(self) -> bool:
         """Say whether it measures nothing of the dense model but remembers it, to measure the pruned one by."""
         return self.evaluator.options.remember is not None
@@ -78,29 +84,49 @@ class Evaluation:
         """Say whether there is all that another run would find of the dense model."""
         return self.line(path, "dense") is not None and (not self.compares or self.remembered(path).is_file())
 
-    def run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks = ALONE) -> None:
+    def run(
+        self,
+        path: Path,
+        stage: str,
+        model: nn.Module,
+        adapter: Adapter,
+        note: Note,
+        ranks: Ranks = ALONE,
+        refuse: Callable[[Ranks], None] = lambda ranks: None,
+    ) -> None:
         """Evaluate a model, and add the line; with the seal of what is remembered of the dense one, where that is.
 
         :param note: Takes sentences of the evaluator, such as how many answers were empty.
         :param ranks: The processes that do it together, where the evaluator shares its data; otherwise the first does
             it alone.
+        :param refuse: Raises before the line is added where what was looked at is not to be trusted.
         """
         if ranks.size == 1 or (self.evaluator.options.dealt is not None and not self._is_remembered(stage)):
-            self._run(path, stage, model, adapter, note, ranks)
+            self._run(path, stage, model, adapter, note, ranks, refuse)
         else:
-            ranks.first(lambda: self._run(path, stage, model, adapter, note, ALONE))
+            ranks.first(lambda: self._run(path, stage, model, adapter, note, ALONE, refuse))
 
     def _is_remembered(self, stage: str) -> bool:
         """Say whether nothing is measured at a stage, but the model remembered."""
         return self.compares and stage == "dense"
 
-    def _run(self, path: Path, stage: str, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> None:
+    def _run(
+        self,
+        path: Path,
+        stage: str,
+        model: nn.Module,
+        adapter: Adapter,
+        note: Note,
+        ranks: Ranks,
+        refuse: Callable[[Ranks], None],
+    ) -> None:
         is_remembered = self._is_remembered(stage)
         with blaming(f"the evaluator {self.evaluator.use}"):
             found = {} if is_remembered else self._found(path, model, adapter, note, ranks)
             self._check_names(found)
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
             seals = {"remembered": self._remember(path, model, adapter, note)} if is_remembered else {}
+        refuse(ranks)
         line = {"stage": stage, **self._identity, "measures": measures, **seals}
         ranks.at_first(lambda: append_line(path, line))
 

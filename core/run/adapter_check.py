@@ -38,6 +38,7 @@ def check_adapter_on_data(state: RunState) -> None:
         replay = state.replay([state.data.first_batch(keys)], keys, ranks=ALONE)
         with refusing_misfit(adapter, named, source):
             found = hold_against_model(replay)
+            state.model.refuse_changed(state.ranks)
             refused = [] if found.wrong_loss is None else [found.wrong_loss]
             is_strict = named is not None and not knows(adapter, source)
             for kind, sentence in _forgotten(found):

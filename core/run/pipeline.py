@@ -23,7 +23,7 @@ from ecoflap.core.recipe.differences import changes, is_within
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.schema import Recipe, may_change
 from ecoflap.core.record.environment import versions
-from ecoflap.core.record.evaluations import measures_of
+from ecoflap.core.record.evaluations import STAGES, measures_of
 from ecoflap.core.record.folder import RunFolder, open_run
 from ecoflap.core.record.make_report import Outcome, make_report
 from ecoflap.core.record.readback import masks_as_planned
@@ -38,7 +38,14 @@ from ecoflap.core.run.data import RunData
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.rounds import after_rounds
 from ecoflap.core.run.run_model import RunModel
-from ecoflap.core.run.same_ranks import check_enough_batches, check_same, check_same_found, check_sendable
+from ecoflap.core.run.same_ranks import (
+    check_enough_batches,
+    check_same,
+    check_same_evaluated,
+    check_same_found,
+    check_sendable,
+    refuse_numbered_device,
+)
 from ecoflap.core.run.stages import RunState
 
 _LONGEST_NAME = 120
@@ -91,6 +98,7 @@ def run(
     """
     registry = (registry or load_registry()).trusting(allow_code)
     checked = _checked(recipe, set_, registry, model)
+    refuse_numbered_device(ranks, checked)
     target = from_here(folder if folder is not None else Path("runs") / default_name(recipe, set_))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # of the caller's: weights are written, and have gradients
@@ -153,6 +161,8 @@ def _stages(state: RunState) -> Run:
     """
     folder = state.folder
     check_same_found(state.ranks, state.data.model_fingerprint)
+    still = {id(one): one for stage in STAGES for one in state.to_evaluate(stage)}
+    check_same_evaluated(state.ranks, still.values())
     state.ranks.first(lambda: folder.identify(state.data.model_fingerprint))
     if state.is_pruned:
         plan, model = _go_on_behind_pruning(state)

@@ -18,6 +18,7 @@ from ecoflap.core.model.mapped_weights import MappedWeights
 from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.shards import Shards
+from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.record.readback import copy_saved
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.record.weights import refuse_broken
@@ -76,7 +77,7 @@ class RunModel:
 
     def read(self, folder: Path) -> nn.Module:
         """Load a model that was saved, to where the run has its model."""
-        return self._load(open_source(str(folder), Path.cwd()), None)[0]
+        return self._read(folder)[0]
 
     def shards(self, folder: Path) -> Shards | None:
         """Give what takes finished blocks out of memory; None where the model is in memory.
@@ -89,14 +90,28 @@ class RunModel:
         assert self._mapped is not None  # it was loaded by this very process
         return Shards(model, self._mapped, folder)
 
+    def refuse_changed(self, ranks: Ranks) -> None:
+        """Refuse to record what was found where files that weights are mapped from have changed meanwhile.
+
+        :param ranks: The processes that have found it; none goes on before all have looked at the files that they see.
+        """
+        if self._mapped is not None:
+            self._mapped.refuse_changed()
+            ranks.gather(None)
+
+    def forget_blocks(self, folder: Path) -> None:
+        """Know that files of finished blocks in a run folder may go, because the saved model has their weights."""
+        if self._mapped is not None:
+            self._mapped.forget(folder)
+
     def become_pruned(self, folder: Path, plan: Plan) -> nn.Module:
         """Take the pruned model of an earlier process in the place of the dense one."""
         held = self._prepared.source.model
-        self._model = self._anatomy = None
+        self._model = self._anatomy = self._mapped = None
         gc.collect()
         with self._log.stage("load"):
             if held is None:
-                self._model = self.read(folder)
+                self._model, self._mapped = self._read(folder)
             else:
                 self._model = held.to(self.home).eval()
                 copy_saved(folder, held, plan.layers, partial(self.read, folder))
@@ -115,6 +130,9 @@ class RunModel:
         with self._log.stage("load"):
             model, self._mapped = self._load(source, DTYPES.get(self._keys.dtype))
             return model
+
+    def _read(self, folder: Path) -> tuple[nn.Module, MappedWeights | None]:
+        return self._load(open_source(str(folder), Path.cwd()), None)
 
     def _load(self, source: Source, dtype: torch.dtype | None) -> tuple[nn.Module, MappedWeights | None]:
         """Load a model, and say where its weights are, if they stay in their files.

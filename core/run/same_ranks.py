@@ -1,6 +1,6 @@
 """The processes of one run have to do the same, on the same model and data and by the same code."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pickle import PicklingError
 from typing import Any
 
@@ -11,6 +11,7 @@ from ecoflap.core.recipe.differences import changes
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.environment import versions
+from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.run.data import RunData
 
 
@@ -27,6 +28,20 @@ def check_same(ranks: Ranks, recipe: Recipe) -> None:
     _refuse(problems, "rank 0's vs its own")
 
 
+def refuse_numbered_device(ranks: Ranks, recipe: Recipe) -> None:
+    """Refuse a device by its number where several processes would all compute on that one.
+
+    :raises RunError: With what to write instead.
+    """
+    kind, colon, _ = recipe.model.device.partition(":")
+    if ranks.size > 1 and colon:
+        raise RunError(
+            f"model.device: {recipe.model.device} names one device, and {ranks.size} processes would share it. Say "
+            f"{kind}, and each process takes the one of its number on its machine; CUDA_VISIBLE_DEVICES says which "
+            f"there are"
+        )
+
+
 def check_same_found(ranks: Ranks, fingerprints: Mapping[str, Any]) -> None:
     """Refuse processes that have found different models or data.
 
@@ -41,6 +56,17 @@ def check_same_found(ranks: Ranks, fingerprints: Mapping[str, Any]) -> None:
         if own.get(what) != of_first[what]
     ]
     _refuse(problems, "their files differ from machine to machine, or were changed just now")
+
+
+def check_same_evaluated(ranks: Ranks, evaluations: Iterable[Evaluation]) -> None:
+    """Refuse processes that share an evaluator's data and have other files of it: each would measure its own.
+
+    :raises RunError: With the ranks and the evaluators.
+    """
+    if ranks.size > 1:
+        dealt = [one for one in evaluations if one.evaluator.options.dealt is not None]
+        names = (f"copy of the files of evaluate, number {at}: {one.evaluator.use}," for at, one in enumerate(dealt, 1))
+        check_same_found(ranks, {name: one.files for name, one in zip(names, dealt, strict=True)})
 
 
 def check_sendable(ranks: Ranks, pruners: Mapping[str, PartSpec]) -> None:

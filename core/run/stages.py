@@ -151,7 +151,8 @@ def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
             continue
         with state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.on_device():
             note = state.log.note_of(evaluation.evaluator.use)
-            evaluation.run(folder.evaluations, stage, model, state.prepared.adapter, note, state.ranks)
+            adapter, unchanged = state.prepared.adapter, state.model.refuse_changed
+            evaluation.run(folder.evaluations, stage, model, adapter, note, state.ranks, unchanged)
 
 
 def _take_over_evaluation(state: RunState, evaluation: Evaluation) -> bool:
@@ -186,6 +187,7 @@ def plan(state: RunState) -> Plan:
         made = _trials(state).best(plans) if len(plans) > 1 else next(iter(plans.values()))
         if (sentence := emptied(made)) is not None:
             state.log.note(sentence)
+        state.model.refuse_changed(state.ranks)
         kept = {one.reason: one.parameters for one in state.prepared.kept_whole}
         state.ranks.first(partial(write_plan, state.folder.plan, made, kept, state.folder.scores))
     return made
@@ -263,7 +265,8 @@ def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Bl
     data = state.recipe.score_calibration if keys.scorer.options.data else None
     spare = spare_for_scoring(state.prepared)
     with state.replay(batches, data, dtype, ranks, spare) as replay:
-        return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit)
+        unchanged = state.model.refuse_changed
+        return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit, unchanged)
 
 
 def _take_over_scores(state: RunState) -> None:
@@ -310,6 +313,7 @@ def prune(state: RunState, made: Plan) -> nn.Module:
     state.data.clear()
     with state.log.stage("save"):
         state.ranks.first(partial(_save, state, model, masks))
+        state.model.forget_blocks(state.folder.path)
     return model
 
 

@@ -63,6 +63,12 @@ class ZerothOrder:
         units = len(anatomy.blocks) if self.joint else sum(1 for _ in anatomy.layers())
         return 2 * units * batches * self.noises
 
+    def held_numbers(self, anatomy: Anatomy) -> int:
+        """Count the directions of what is moved at once, and the step along one of them."""
+        blocks = [[layer.size for layer in layers] for layers in anatomy.layers_of.values()]
+        largest = max((size for sizes in blocks for size in sizes), default=0)
+        return (max(map(sum, blocks), default=0) if self.joint else largest) + largest
+
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Estimate]]:
         for index, block, mine in block_by_block(replay, layers):
             units = {block.name: mine} if self.joint else {layer.name: [layer] for layer in mine}

@@ -72,6 +72,49 @@ def test_the_views_that_a_recipe_names_are_counted(tmp_path):
     assert disk() > disk(views=["pair"]) > max(vision, text)
 
 
+def in_memory(pico_llama_folder: Any, **keys: Any) -> dict[str, float]:
+    """Bytes by what takes them, as the plan's row about memory says, in kilobytes; the peak by no name."""
+    recipe = {"version": 1, "model": str(pico_llama_folder), "sparsity": 0.5, "prune": "magnitude", **keys}
+    registry = load_registry()
+    rows = prepared_tables(prepare(parse_recipe(recipe, registry=registry), registry))[-1].rows
+    (_, peak, made_of) = next(row for row in rows if row[0] == "peak memory")
+    parts = [part.rsplit(" ", 2) for part in ("", *made_of.split(", ")) if part]
+    found = {"": peak.split(), **{name: [size, unit] for name, size, unit in parts}}
+    return {name: float(size) * UNITS[unit] / 1e3 for name, (size, unit) in found.items()}
+
+
+@pytest.mark.parametrize(("rounds", "sets"), [(1, 1), (2, 2), (3, 2)])
+def test_packed_masks_of_all_layers_are_counted_and_those_of_the_round_before(
+    pico_llama, pico_llama_folder, rounds, sets
+):
+    blocks = [block.named_parameters() for block in pico_llama().model.layers]
+    weights = sum(one.numel() for block in blocks for _, one in block if one.dim() == 2)
+    found = in_memory(pico_llama_folder, allocate="uniform", rounds=rounds)
+    assert found["masks"] == pytest.approx(sets * weights / 8 / 1e3, abs=0.1)
+
+
+def test_a_peak_of_pruning_has_the_masks_in_it(pico_llama_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ecoflap.core.cli.plan_needs.LIBRARIES", 0)
+    (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
+    text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
+    found = in_memory(pico_llama_folder, allocate="uniform", calibration=text, prune="sparsegpt")
+    parts = ("weights", "the largest block's statistics", "recorded activations", "masks")
+    assert all(found[part] > 1 for part in parts)
+    assert found[""] == pytest.approx(sum(found[part] for part in parts), abs=0.3)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_directions_of_a_scorer_are_counted(pico_llama, pico_llama_folder, tmp_path, joint):
+    (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
+    text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
+    score = {"use": "zeroth_order", "joint": joint}
+    found = in_memory(pico_llama_folder, calibration=text, score=score, allocate="ecoflap")
+    sizes = [one.numel() for one in pico_llama().model.layers[0].parameters() if one.dim() == 2]
+    expected = 4 * ((sum(sizes) if joint else max(sizes)) + max(sizes)) / 1e3
+    assert found["what the scorer holds"] == pytest.approx(expected, abs=0.1)
+    assert "what the scorer holds" not in in_memory(pico_llama_folder, allocate="uniform")
+
+
 def test_an_exporter_of_the_whole_model_is_asked_once(tmp_path):
     sizes = predicted(recipe_for("clip", tmp_path, {"use": "hugging_face"}, {"use": "safetensors"}))
     assert sizes["hugging_face"] == sizes["model/"] > sizes["safetensors"]

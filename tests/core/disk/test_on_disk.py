@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoflap.core.disk.on_disk import on_disk
+from ecoflap.core.disk.on_disk import on_disk, zeros_on_disk
 from ecoflap.core.errors import RunError
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
@@ -25,6 +25,22 @@ def test_a_tensor_comes_back_as_it_was(tmp_path_factory, shape, dtype, turned):
     assert torch.equal(kept, tensor)
     assert list(folder.iterdir()) == []
     assert kept.data_ptr() != tensor.data_ptr() or not tensor.numel()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no call for it")
+def test_zeros_have_their_room_on_the_disk_before_they_are_written_to(tmp_path, monkeypatch):
+    rooms, take = [], os.posix_fallocate
+
+    def taken(descriptor, begin, size):
+        take(descriptor, begin, size)
+        rooms.append(512 * os.fstat(descriptor).st_blocks)
+
+    monkeypatch.setattr(os, "posix_fallocate", taken)
+    zeros = zeros_on_disk((300, 500), torch.float32, tmp_path / "new")
+    assert not zeros.any()
+    assert rooms[0] >= zeros.nbytes == 600_000
+    zeros.add_(1)
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_full_disk_is_said(tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """Statistics of the loss' gradient against autograd, and what becomes of them while a model is pruned."""
 
+import errno
+import os
+
 import pytest
 import torch
 
 from ecoflap import ColumnNorm, LossGradient, Replay
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, RunError
 from ecoflap.core.forward.gradients import kept_gradients
 
 
@@ -105,6 +108,21 @@ def test_a_layer_that_the_loss_does_not_depend_on_is_refused(pico_llama, batches
     said = rf"the loss does not depend on {layers[3].name}, so there is no gradient\. Keep them whole"
     with pytest.raises(ModelError, match=said):
         kept_gradients(stream, layers, (LossGradient,), None, len(batches))
+
+
+def test_a_full_disk_is_said_before_anything_is_written(pico_llama, batches, tmp_path, monkeypatch):
+    replay = Replay(pico_llama(), LlamaAdapter(), batches)
+    layers = [layer for _, layer in replay.anatomy.layers()]
+    asked = []
+
+    def full(_, begin, size):
+        asked.append((begin, size))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(RunError, match=r"could not be written: the disk is full .* what is finished is kept"):
+        kept_gradients(replay.gradients, layers, (LossGradient,), tmp_path, len(batches))
+    assert asked == [(0, 4 * sum(layer.weight.numel() for layer in layers))]
 
 
 def test_a_batch_that_a_layer_has_no_part_in_counts_with_zeros(pico_llama, batches):

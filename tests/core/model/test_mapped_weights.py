@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sparse import memory_and_swap, write_zeros
 
 from ecoflap.core.disk.sealed import sealed, write_safetensors
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import FormatError, RunError
+from ecoflap.core.model import mapped_weights
 from ecoflap.core.model.mapped_weights import MappedWeights, Place
 from ecoflap.core.record.memory import held
 
@@ -66,7 +68,7 @@ def test_a_file_that_changes_is_named(stored, tmp_path, change):
         file.rename(tmp_path / "elsewhere")
     else:
         os.utime(file, ns=(0, 0))
-    with pytest.raises(RunError, match=r"model\.safetensors changed while .* Finished blocks are kept"):
+    with pytest.raises(RunError, match=r"model\.safetensors changed while .* What is finished is kept"):
         mapped.refuse_changed()
 
 
@@ -94,3 +96,25 @@ def test_reading_ahead_asks_for_the_bytes_of_the_weights(stored, tmp_path, monke
         file.read_bytes()[begin : begin + 4]
         == mapped.map("b", place(file, "b"), torch.float32)[0, :1].numpy().tobytes()
     )
+
+
+@pytest.mark.parametrize("written", ["read", "written"])
+def test_a_weight_of_one_file_that_is_larger_than_memory_is_mapped(tmp_path, written):
+    file = tmp_path / "model.safetensors"
+    write_zeros(file, {"large": ("U8", (memory_and_swap() + (1 << 30),)), "small": ("F32", (4, 2))})
+    mapped = MappedWeights(tmp_path / "scratch")
+    weight = mapped.map("small", place(file, "small"), torch.float32)
+    assert torch.equal(weight, torch.zeros(4, 2))
+    if written == "written":
+        weight += 1
+        assert torch.equal(mapped.map("small", place(file, "small"), torch.float32), torch.zeros(4, 2))
+
+
+def test_a_weight_that_is_not_there_or_of_an_unknown_type_is_named(stored, tmp_path, monkeypatch):
+    file, _ = stored
+    mapped = MappedWeights(tmp_path / "scratch")
+    with pytest.raises(FormatError, match=r"model\.safetensors has no tensor c\. Fetch or write the model anew"):
+        mapped.map("c", place(file, "c"), torch.float32)
+    monkeypatch.setattr(mapped_weights, "DTYPES", {})
+    with pytest.raises(FormatError, match=r"the weight a is of the type F32, which model\.offload: disk does not know"):
+        mapped.map("a", place(file, "a"), torch.float32)

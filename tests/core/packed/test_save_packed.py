@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.packed import save_packed as writing
 from ecoflap.core.packed.read_packed import inspect_packed, load_packed, masks_in, stream_packed
 from ecoflap.core.packed.save_packed import save_packed
+from ecoflap.core.pruning.masks import PackedMasks, pack
 
 BITS = {torch.float32: np.uint32, torch.float16: np.uint16, torch.bfloat16: np.uint16, torch.float64: np.uint64}
 FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -139,6 +141,23 @@ def test_two_masks_of_one_tensor_must_agree(tmp_path):
     save_packed(tmp_path / "x", {"a": weight, "b": weight}, {"a": mask, "b": mask.clone()})
     with pytest.raises(EcoflapError, match="b and a are one tensor with two masks that differ"):
         save_packed(tmp_path / "x", {"a": weight, "b": weight}, {"a": mask, "b": ~mask})
+
+
+def test_no_second_set_of_masks_is_held_while_a_file_is_written(tmp_path):
+    shape, count = (256, 1024), 128
+    weight, mask = drawn(*shape)
+    masks = PackedMasks()
+    for number in range(count):
+        masks.put(f"w{number}", pack(mask), shape)
+    state = {name: weight.clone() for name in masks}
+    tracemalloc.start()  # which sees what NumPy makes, as bits and unpacked masks are
+    try:
+        save_packed(tmp_path / "x", state, masks)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < sum(map(len, masks.bits.values())) * 0.75
+    assert all(same(one, weight) for one in load_packed(tmp_path / "x").values())
 
 
 def test_all_problems_are_said_at_once(tmp_path):

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 import ecoflap
-from ecoflap.core.contracts.events import LayerPruned
+from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
 from ecoflap.core.errors import EcoflapError, FormatError, RecipeError, RunError
 from ecoflap.core.export.verify import verify
 from ecoflap.core.record.folder import RunFolder
@@ -159,6 +159,31 @@ def test_a_checkpoint_that_changes_meanwhile_is_named_and_nothing_is_lost(recipe
     ecoflap.run(recipe, folder=tmp_path / "changed")
     ecoflap.run(recipe, folder=tmp_path / "whole")
     assert_alike(tmp_path / "changed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+@pytest.mark.parametrize("stage", ["check", "evaluate dense", "score", "evaluate pruned"])
+def test_nothing_is_recorded_of_a_checkpoint_that_changes_while_it_is_looked_at(recipe, stage, heard_by, tmp_path):
+    folder, original = tmp_path / "changed", weights_in(tmp_path / "dense")
+    files, recorded = sorted((tmp_path / "dense").glob("*.safetensors")), []
+
+    def found() -> list[bytes]:
+        there = RunFolder(folder)
+        return [file.read_bytes() for file in (there.scores, there.evaluations, there.plan) if file.is_file()]
+
+    def change(event: Any) -> None:
+        begun = isinstance(event, StageStarted) and event.stage == stage != "score"
+        scored = isinstance(event, Progress) and (event.stage, event.done) == (stage, 3)
+        if (begun or scored) and not recorded:
+            recorded.append(found())
+            for file in files:
+                wrong = save({name: 3 * original[name] for name in load_file(file)}, {"format": "pt"})
+                with file.open("r+b") as stream:
+                    stream.write(wrong)
+
+    with pytest.raises(RunError, match=r"model-00001-of-00005\.safetensors.* changed while the model was read"):
+        ecoflap.run(recipe, folder=folder, registry=heard_by(change))
+    assert [found()] == recorded
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)

@@ -1,11 +1,14 @@
 """What several processes tell each other is what each of them has, in their order and bit by bit."""
 
+import ctypes
+
 import pytest
 import torch
 from several import several
 
 from ecoflap import Gram
 from ecoflap.core.errors import RunError
+from ecoflap.core.ranks import watch as watching
 from ecoflap.core.ranks.parcels import packed, unpacked
 from ecoflap.core.ranks.ranks import ALONE
 
@@ -108,3 +111,18 @@ def test_a_broken_process_ends_the_others(tmp_path):
     ended = several(2, fail, tmp_path)
     assert [one.code for one in ended] == [2, 1]
     assert ended[0].said.startswith("RankError: rank 1 of 2 has ended this run: 1 / 0.")
+
+
+def test_a_process_whose_threads_have_to_wait_is_not_taken_for_gone(monkeypatch, tmp_path):
+    monkeypatch.setattr(watching, "EVERY", 0.02)
+    monkeypatch.setattr(watching, "SILENT", 0.5)
+    monkeypatch.setattr(watching, "_GRACE", 0.2)
+
+    def hold(ranks):
+        def export():
+            ctypes.PyDLL(None).sleep(3)  # which holds Python's lock, as torch.jit.save does
+            return "exported"
+
+        assert ranks.first(export) == "exported"
+
+    assert several(2, hold, tmp_path) == [(0, "")] * 2

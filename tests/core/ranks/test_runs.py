@@ -12,8 +12,11 @@ import ecoflap
 from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError
-from ecoflap.core.ranks.ranks import ALONE
+from ecoflap.core.ranks.ranks import ALONE, Ranks
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.report import read_report
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.same_ranks import refuse_numbered_device
 from ecoflap.plugins.pruners.wanda import Wanda
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
 
@@ -241,6 +244,36 @@ def test_other_data_are_named_with_their_rank(recipes, tmp_path, monkeypatch):
 
     said = refused(tmp_path, run)
     assert "rank 1 has found another calibration data than rank 0" in said
+
+
+def test_another_copy_of_an_evaluators_data_is_named_with_its_rank(plain, data, pico, tmp_path, monkeypatch):
+    lines = (pico / "text.jsonl").read_text().splitlines(keepends=True)
+    for rank in range(2):  # as two machines have a file under one path
+        (tmp_path / f"disk {rank}").mkdir()
+        (tmp_path / f"disk {rank}" / "held.jsonl").write_text("".join(lines[rank:]))
+    held = data(3, path="held.jsonl")
+
+    def run(rank):
+        monkeypatch.chdir(tmp_path / f"disk {rank}")
+        return plain(evaluate=[{"use": "loss", "data": data(3)}, {"use": "perplexity", "data": held}])
+
+    said = refused(tmp_path, run)
+    assert "rank 1 has found another copy of the files of evaluate, number 2: perplexity, than rank 0" in said
+
+
+def test_a_device_by_its_number_is_refused_to_several(plain, pico, tmp_path):
+    model = {"source": str(pico / "model"), "device": "cuda:0"}
+    said = refused(tmp_path, lambda rank: plain(model=model))
+    assert "model.device: cuda:0 names one device, and 2 processes would share it. Say cuda, and each" in said
+
+
+@pytest.mark.parametrize(("device", "size"), [("cuda:1", 1), ("cuda", 2), ("auto", 2), ("cpu", 2)])
+def test_other_devices_are_not(device, size):
+    ranks = Ranks()
+    ranks.size = size
+    plainest = {"version": 1, "sparsity": 0.5, "allocate": "uniform", "prune": "magnitude"}
+    recipe = {**plainest, "model": {"source": "somewhere", "device": device}}
+    refuse_numbered_device(ranks, parse_recipe(recipe, registry=load_registry()))
 
 
 def test_more_processes_than_batches_are_refused(plain, data, tmp_path):

@@ -1,6 +1,11 @@
 """A process that gives no sign of life any more is found out, and which it is, whatever the others wait in."""
 
+import json
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
@@ -43,6 +48,78 @@ def test_nobody_is_named_while_all_are_alive(store, ended):
     for watch in both:
         watch.stop()
     assert [watch.lost for watch in both] == [None, None]
+
+
+@pytest.fixture
+def another(store):
+    """``another(code)``: a process that runs this code and has said which it is, but gives no sign of life."""
+    begun = []
+
+    def begin(code, **otherwise):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        begun.append(process)
+        told = watching._numbers_of(process.pid)
+        found = {**watching.this_process(), "number": process.pid, "began": told["began"], **otherwise}
+        store.set("process 1", json.dumps(found))
+        return process
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+SLEEPS = "import time; time.sleep(60)"
+needs_linux = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="the system tells it otherwise")
+
+
+@needs_linux
+@pytest.mark.parametrize("is_waited_for", [False, True])
+def test_a_process_that_is_gone_is_named(store, ended, another, is_waited_for):
+    process = another(SLEEPS)
+    watch = Watch(store, 0, 2)
+    watch.start()
+    process.kill()
+    if is_waited_for:  # until then the system has it as a zombie
+        process.wait()
+    assert ended()
+    assert watch.lost.startswith("rank 1 of 2 has ended this run: its process is gone. The same command goes on")
+
+
+@needs_linux
+def test_a_process_that_is_there_and_idle_has_the_longer_limit(store, ended, another, monkeypatch):
+    monkeypatch.setattr(watching, "LONG", 4.0)
+    another(SLEEPS)
+    watch, begun = Watch(store, 0, 2), time.monotonic()
+    watch.start()
+    assert ended()
+    assert time.monotonic() - begun > 3.9
+    assert "there was no sign of life of it for 4 seconds" in watch.lost
+
+
+@needs_linux
+def test_a_process_that_computes_is_alive_however_long_it_is_silent(store, ended, another, monkeypatch):
+    monkeypatch.setattr(watching, "LONG", 2.0)
+    process = another("while True: pass")
+    watch = Watch(store, 0, 2)
+    watch.start()
+    threading.Event().wait(6.0)
+    assert watch.lost is None
+    process.kill()
+    assert ended()
+    assert "its process is gone" in watch.lost
+
+
+@needs_linux
+@pytest.mark.parametrize("otherwise", [{"machine": "another"}, {"machine": None}])
+def test_one_of_another_machine_has_the_longer_limit_until_a_connection_breaks(store, ended, another, otherwise):
+    another(SLEEPS, **otherwise)
+    watch = Watch(store, 0, 2)
+    watch.start()
+    threading.Event().wait(2.0)
+    assert watch.lost is None
+    said = watch.who_is_gone(RuntimeError("reset by peer"))
+    assert said.startswith("rank 1 of 2 has ended this run: there was no sign of life of it for 1 seconds")
 
 
 def test_the_first_reason_stays(store):

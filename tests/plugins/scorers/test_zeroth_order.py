@@ -1,5 +1,6 @@
 """The zeroth-order score against autograd's ⟨g, z⟩ and against what its expectation must be."""
 
+import weakref
 from math import pi, sqrt
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from ecoflap import Block, EcoflapError, Estimate, Layer, Replay, Tower
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.forward.noise import gaussian
+from ecoflap.plugins.scorers import zeroth_order
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
 
 
@@ -55,6 +57,28 @@ def test_noises_are_averaged_within_a_batch_and_cost_no_data(pico_llama, batches
     assert len(score.terms) == len(batches)
     for number, term in enumerate(score.terms):
         assert term == pytest.approx(sum(abs(expected[number, k]) for k in range(3)) / 3, rel=0.02)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_it_holds_as_many_numbers_as_it_says(pico_llama, batches, joint, monkeypatch):
+    replay = Replay(pico_llama(), LlamaAdapter(), batches[:1], dtype=torch.float32)
+    layers, drawn, most = [layer for _, layer in replay.anatomy.layers()], [], [0]
+
+    def draw(*arguments):
+        made = gaussian(*arguments)
+        drawn.append(weakref.ref(made))
+        return made
+
+    def moved(layer, delta):
+        alive = sum(one.numel() for ref in drawn if (one := ref()) is not None)
+        most.append(alive + delta.numel())
+        return perturbed(layer, delta)
+
+    perturbed = replay.perturbed
+    monkeypatch.setattr(zeroth_order, "gaussian", draw)
+    monkeypatch.setattr(replay, "perturbed", moved)
+    assert dict(ZerothOrder(joint=joint)(replay, layers))
+    assert max(most) == ZerothOrder(joint=joint).held_numbers(replay.anatomy)
 
 
 def test_joint_moves_a_whole_block(pico_llama, batches):
