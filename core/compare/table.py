@@ -122,7 +122,7 @@ def table_notes(comparison: Comparison) -> Iterator[str]:
     if comparison.metrics:
         seeds = "mean ± standard deviation over seeds" if comparison.has_seeds else "value ± standard error"
         yield f"Measures: {seeds}."
-    for group in comparison.groups:
+    for group in comparison.groups if comparison.has_seeds else ():
         for runs in group.by_seeds:
             if len(runs) > 1:
                 yield f"Of the same seeds, and counted once: {', '.join(run.name for run in runs)}"

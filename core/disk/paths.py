@@ -15,14 +15,7 @@ def absolute(path: Path | str, folder: Path) -> Path:
 
     :raises PathError: Where no file can have that path, or the system lets nobody look whether one has.
     """
-    try:
-        found = Path(os.path.abspath(folder / Path(path).expanduser()))
-    except RuntimeError as error:  # of ~name
-        raise PathError(f"{cut(str(path))!r} begins with a user's home, and there is no such user") from error
-    why = why_unusable(found)
-    if why is not None:
-        raise PathError(f"{cut(str(path))!r} is no path that can be read: {why}")
-    return found
+    return _usable(Path(os.path.abspath(folder / _expanded(path))), path)
 
 
 def from_here(path: str | os.PathLike[str]) -> Path:
@@ -30,7 +23,23 @@ def from_here(path: str | os.PathLike[str]) -> Path:
 
     :raises PathError: Where no file can have that path, or the system lets nobody look whether one has.
     """
-    return absolute(os.fspath(path), Path.cwd())
+    # What a link leads to decides where .. behind it is, as for every other program.
+    return _usable(Path.cwd() / _expanded(os.fspath(path)), path)
+
+
+def _expanded(path: Path | str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # of ~name
+        raise PathError(f"{cut(str(path))!r} begins with a user's home, and there is no such user") from error
+
+
+def _usable(found: Path, written: str | os.PathLike[str]) -> Path:
+    """Refuse a path that cannot even be asked for; in messages it is as it was written."""
+    why = why_unusable(found)
+    if why is not None:
+        raise PathError(f"{cut(str(written))!r} is no path that can be read: {why}")
+    return found
 
 
 def why_unusable(path: Path | str) -> str | None:

@@ -80,9 +80,8 @@ class DecodedView(StandIn):
     _dense: Tensor
 
     def __new__(cls: type["DecodedView"], dense: Shaped[Tensor, "..."]) -> "DecodedView":
-        made: DecodedView = Tensor._make_wrapper_subclass(
-            cls, dense.shape, strides=dense.stride(), dtype=dense.dtype, device=dense.device
-        )
+        # It has the tensor's own memory: torch takes that for the data of another, and asks nobody.
+        made: DecodedView = Tensor._make_subclass(cls, dense)
         made._dense = dense
         return made
 
@@ -101,10 +100,16 @@ def _read_only(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
     memories = {one.untyped_storage()._cdata for one in decoded}
 
     def told(one: Tensor) -> Tensor:
-        is_view = one.layout is torch.strided and one.untyped_storage()._cdata in memories
-        return DecodedView(one) if is_view and not isinstance(one, StandIn) else one
+        if isinstance(one, StandIn) or not _has_memory(one) or one.untyped_storage()._cdata not in memories:
+            return one
+        return DecodedView(one)
 
     return tree_map_only(Tensor, told, found)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Say whether a tensor has memory that can be looked at: not a sparse one, nor one inside of ``vmap``."""
+    return tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _with_decoded(
@@ -116,11 +121,12 @@ def _with_decoded(
     """
     kwargs = kwargs or {}
     first = args[0] if args else next(iter(kwargs.values()), None)
-    written = [*([first] if _writes(func) else ()), *tree_leaves(kwargs.get("out"))]
+    writes = _writes(func, args, kwargs) or kwargs.get("inplace") is True
+    written = tree_leaves([first if writes else None, kwargs.get("out")])
     if any(isinstance(one, StandIn) for one in written):
         raise KernelError(
-            "packed weights cannot be written to. Change them in a model that was loaded with weights='dense', or give "
-            "the layer others by load_state_dict."
+            "packed weights cannot be written to. Change a copy, which clone() gives, or those of a model that was "
+            "loaded with weights='dense'; or give the layer others by load_state_dict."
         )
 
     def given(one: StandIn) -> Tensor:
@@ -131,8 +137,10 @@ def _with_decoded(
     return func(*args, **kwargs)
 
 
-def _writes(func: Callable[..., Any]) -> bool:
+def _writes(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Say whether a function changes its first argument: by its name, as torch has it."""
     name = func.__name__.partition(".")[0]
+    if name == "requires_grad_":  # which is changed to what it is, where no gradient is asked for
+        return bool([*args[1:], *kwargs.values(), True][0])
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or name in _WRITING

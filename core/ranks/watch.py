@@ -171,7 +171,8 @@ def _time_used(process: Mapping[str, Any]) -> str | None:
 def _numbers_of(process: int) -> dict[str, str] | None:
     """Read what Linux tells of a process: its state, the time it has used, and when it began."""
     try:
-        told = Path(f"/proc/{process}/stat").read_text()
+        # Linux cuts a process' name after so many bytes, also inside of a letter.
+        told = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     fields = told[told.rindex(")") + 2 :].split()  # behind its name, in which anything may stand

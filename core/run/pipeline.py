@@ -161,8 +161,8 @@ def _stages(state: RunState) -> Run:
     """
     folder = state.folder
     check_same_found(state.ranks, state.data.model_fingerprint)
-    still = {id(one): one for stage in STAGES for one in state.to_evaluate(stage)}
-    check_same_evaluated(state.ranks, still.values())
+    still = {id(one) for stage in STAGES for one in state.to_evaluate(stage)}
+    check_same_evaluated(state.ranks, {at: one for at, one in enumerate(state.evaluations, 1) if id(one) in still})
     state.ranks.first(lambda: folder.identify(state.data.model_fingerprint))
     if state.is_pruned:
         plan, model = _go_on_behind_pruning(state)

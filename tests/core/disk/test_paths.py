@@ -48,7 +48,14 @@ def test_the_home_of_nobody_is_refused_wherever_a_path_is_given(call):
 
 def test_a_relative_path_begins_where_one_is(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert from_here("a/../b") == from_here(Path("b")) == tmp_path / "b"
+    assert from_here("b") == from_here(Path("b")) == tmp_path / "b"
+
+
+def test_what_a_link_leads_to_decides_what_lies_above_it(monkeypatch, tmp_path):
+    (tmp_path / "far" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "folder")
+    monkeypatch.chdir(tmp_path)
+    assert from_here("link/../x").resolve() == tmp_path / "far" / "x"
 
 
 def test_a_recipe_and_a_run_folder_may_lie_in_the_home_directory(monkeypatch, tmp_path):

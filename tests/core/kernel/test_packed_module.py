@@ -145,6 +145,25 @@ def test_parts_of_its_weight_are_read_as_any_tensor(tmp_path):
     assert torch.equal(torch.load(tmp_path / "row.pt", weights_only=True), layer.weight[3])
 
 
+def test_a_view_of_its_weight_may_become_the_data_of_another_tensor():
+    """torch takes its memory, and asks nobody."""
+    layer, other, x = dense(), dense(), numbers(2, 30, dtype=torch.float32)
+    weight = packed(layer).weight
+    other.weight.data, other.bias = weight.data, layer.bias
+    torch.testing.assert_close(other(x), layer(x), rtol=0, atol=0)
+    other.weight.data.zero_()
+    assert torch.equal(weight, layer.weight)
+    fixed = nn.Parameter(weight[:4], requires_grad=False)
+    torch.testing.assert_close(fixed @ x.T, layer.weight[:4] @ x.T, rtol=0, atol=0)
+
+
+def test_products_with_its_weight_may_be_mapped_over_a_batch():
+    layer, x = dense(), numbers(3, 30, dtype=torch.float32)
+    weight = packed(layer).weight
+    torch.testing.assert_close(torch.vmap(lambda row: weight.data @ row)(x), x @ layer.weight.T)
+    torch.testing.assert_close(torch.vmap(lambda row: weight * row)(x), layer.weight * x[:, None])
+
+
 def test_its_weight_cannot_be_written_to():
     """What was written would be lost in silence."""
     layer = packed(dense())
@@ -165,6 +184,10 @@ def test_its_weight_cannot_be_written_to():
         lambda: weight.T.zero_(),
         lambda: weight.split(7)[0].zero_(),
         lambda: torch.add(weight, 1, out=weight),
+        lambda: torch._foreach_mul_([weight, weight.data], 2),
+        lambda: torch.nn.functional.relu(weight, inplace=True),
+        lambda: weight.requires_grad_(),
+        lambda: nn.Parameter(weight.data),
         lambda: torch.sort(weight, out=(weight.data, torch.empty(0, dtype=torch.int64))),
     ):
         with pytest.raises(KernelError, match="packed weights cannot be written to"):

@@ -70,7 +70,22 @@ def another(store):
 
 
 SLEEPS = "import time; time.sleep(60)"
+CUT = "обучениемодели"
+"""Linux keeps fifteen bytes of a name, of which the last is half of a letter here."""
 needs_linux = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="the system tells it otherwise")
+
+
+@needs_linux
+def test_a_process_may_be_called_by_a_name_that_is_cut_inside_of_a_letter(tmp_path):
+    script = tmp_path / CUT
+    script.write_text("#!/bin/sh\nread line\n")
+    script.chmod(0o755)
+    with subprocess.Popen([script], stdin=subprocess.PIPE) as process:
+        try:
+            assert Path(f"/proc/{process.pid}/comm").read_bytes().rstrip() == CUT.encode()[:15]
+            assert watching._numbers_of(process.pid)["began"].isdigit()
+        finally:
+            process.stdin.close()
 
 
 @needs_linux
