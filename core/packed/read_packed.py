@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.disk.sealed import Sealed, open_sealed
 from ecoflap.core.errors import FormatError
@@ -26,7 +25,7 @@ def load_packed(path: str | os.PathLike[str]) -> dict[str, Shaped[Tensor, "..."]
     :param path: The packed file, the index of several, or the folder that they are in.
     :raises FormatError: Where a file is missing, truncated, changed, or of another format.
     """
-    located = locate(from_here(path))
+    located = locate(path)
     state: dict[str, Tensor] = {}
     for file, contents in _opened(located):
         stored = dict(_stored(file, contents))
@@ -36,7 +35,7 @@ def load_packed(path: str | os.PathLike[str]) -> dict[str, Shaped[Tensor, "..."]
 
 def stream_packed(path: str | os.PathLike[str]) -> Iterator[tuple[str, Shaped[Tensor, "..."]]]:
     """Yield each stored tensor, dense again and checked, one at a time; tied ones under their first name."""
-    for file, contents in _opened(locate(from_here(path))):
+    for file, contents in _opened(locate(path)):
         yield from _stored(file, contents)
 
 
@@ -59,7 +58,7 @@ def stream_stored(
 
     :param stays_packed: Their names; each is one that the file holds packed.
     """
-    for file, contents in _opened(locate(from_here(path))):
+    for file, contents in _opened(locate(path)):
         for name, entry in contents.tensors.items():
             if entry.same_as is None and name in stays_packed:
                 yield name, _read_stored(file, name, entry)
@@ -69,7 +68,7 @@ def stream_stored(
 
 def inspect_packed(path: str | os.PathLike[str]) -> Contents:
     """Say what a packed file holds, from its header alone: shapes, dtypes, kept counts, sizes."""
-    located = locate(from_here(path))
+    located = locate(path)
     metadata: dict[str, str] = {}
     tensors: dict[str, Entry] = {}
     for _, contents in _opened(located):
@@ -83,7 +82,7 @@ def masks_in(path: str | os.PathLike[str]) -> PackedMasks:
 
     The mask of a tensor that is stored dense is where it is not zero.
     """
-    located = locate(from_here(path))
+    located = locate(path)
     found: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
     for file, contents in _opened(located):
         for name, entry in contents.tensors.items():

@@ -17,6 +17,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from ecoflap.core.disk.json_files import read_bytes
+from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.whole_files import whole_folder, write_whole
 from ecoflap.core.errors import EcoflapError, FormatError
 
@@ -88,11 +89,12 @@ class Located:
             raise FormatError(f"{file} is not the shard that its index was written with. Get all files anew.")
 
 
-def locate(path: Path) -> Located:
+def locate(path: str | os.PathLike[str]) -> Located:
     """Find the files behind the path of a packed file, of its index, or of the folder they are in.
 
     :raises FormatError: Where there is none, or one of several is missing.
     """
+    path = from_here(path)
     if path.is_dir():
         path = _only_in(path)
     elif not path.is_file() and _index_of(path).is_file():

@@ -23,7 +23,7 @@ from ecoflap.core.recipe.differences import changes, is_within
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.schema import Recipe, may_change
 from ecoflap.core.record.environment import versions
-from ecoflap.core.record.evaluations import STAGES, measures_of
+from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
 from ecoflap.core.record.folder import RunFolder, open_run
 from ecoflap.core.record.make_report import Outcome, make_report
 from ecoflap.core.record.readback import masks_as_planned
@@ -153,6 +153,12 @@ def carry_out(state: RunState) -> Run:
     return result
 
 
+def _still_to_evaluate(state: RunState) -> Iterator[tuple[int, Evaluation]]:
+    """Yield the evaluations that are not done, each with its number in the recipe; what is done is read only then."""
+    still = {id(one) for stage in STAGES for one in state.to_evaluate(stage)}
+    yield from ((at, one) for at, one in enumerate(state.evaluations, 1) if id(one) in still)
+
+
 def _stages(state: RunState) -> Run:
     """Go through the stages.
 
@@ -161,8 +167,7 @@ def _stages(state: RunState) -> Run:
     """
     folder = state.folder
     check_same_found(state.ranks, state.data.model_fingerprint)
-    still = {id(one) for stage in STAGES for one in state.to_evaluate(stage)}
-    check_same_evaluated(state.ranks, {at: one for at, one in enumerate(state.evaluations, 1) if id(one) in still})
+    check_same_evaluated(state.ranks, _still_to_evaluate(state))
     state.ranks.first(lambda: folder.identify(state.data.model_fingerprint))
     if state.is_pruned:
         plan, model = _go_on_behind_pruning(state)

@@ -1,6 +1,6 @@
 """The processes of one run have to do the same, on the same model and data and by the same code."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pickle import PicklingError
 from typing import Any
 
@@ -58,14 +58,14 @@ def check_same_found(ranks: Ranks, fingerprints: Mapping[str, Any]) -> None:
     _refuse(problems, "their files differ from machine to machine, or were changed just now")
 
 
-def check_same_evaluated(ranks: Ranks, evaluations: Mapping[int, Evaluation]) -> None:
+def check_same_evaluated(ranks: Ranks, evaluations: Iterable[tuple[int, Evaluation]]) -> None:
     """Refuse processes that share an evaluator's data and have other files of it: each would measure its own.
 
-    :param evaluations: By the number of each in the recipe, from 1.
+    :param evaluations: Each with its number in the recipe, from 1; not looked at by a process alone.
     :raises RunError: With the ranks and the evaluators.
     """
     if ranks.size > 1:
-        dealt = {at: one for at, one in evaluations.items() if one.evaluator.options.dealt is not None}
+        dealt = {at: one for at, one in evaluations if one.evaluator.options.dealt is not None}
         names = (f"copy of the files of evaluate, number {at}: {one.evaluator.use}," for at, one in dealt.items())
         check_same_found(ranks, {name: one.files for name, one in zip(names, dealt.values(), strict=True)})
 
