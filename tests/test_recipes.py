@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pico_t5
 import pytest
 from pico_llava import FAMILIES
 
@@ -42,6 +43,8 @@ ON_PICO = {
 """What makes a recipe fit a pico model."""
 
 FEW_PICTURES = ["calibration.samples=4", "score.samples=2"]
+FEW_PAIRS = ["calibration.samples=16", "evaluate.0.data.samples=4"]
+FEWER_PAIRS, SCORED_PAIRS = ["calibration.samples=32", *FEW_PAIRS[1:]], ["score.samples=16"]
 ON_ITS_OWN = {
     "quickstart": [*FEW_PICTURES, "evaluate.data.samples=4"],
     "box/blip2": [*FEW_PICTURES, "evaluate.data.samples=4"],
@@ -66,8 +69,21 @@ ON_ITS_OWN = {
         "evaluate.0.data.samples=4",
         "evaluate.1.data.samples=4",
     ],
+    "image-text/fast": [*FEW_PAIRS, "evaluate.1.data.samples=4"],
+    "image-text/balanced": [*FEWER_PAIRS, *SCORED_PAIRS, "evaluate.1.data.samples=4"],
+    "image-text/best": [*FEWER_PAIRS, *SCORED_PAIRS, "evaluate.1.data.samples=4"],
+    "vision/fast": FEW_PAIRS,
+    "vision/balanced": [*FEWER_PAIRS, *SCORED_PAIRS],
+    "vision/best": [*FEWER_PAIRS, *SCORED_PAIRS],
 }
 """What makes a recipe for a model in the box short."""
+
+ON_PICO_T5 = {
+    "encoder-decoder/fast": NO_SCORE,
+    "encoder-decoder/balanced": FEW_WORDS,
+    "encoder-decoder/best": FEW_WORDS,
+}
+"""What makes a recipe short whose model is read from the hub."""
 
 ON_PICO_LLAVA = {"quickstart-llava": [*FEW_PICTURES, "evaluate.data.samples=4"]}
 """What makes a recipe short whose model and questions are joined of packages first."""
@@ -133,7 +149,7 @@ def test_every_run_of_a_sweep_is_valid_with_its_model(name, registry, pico_llama
 
 
 def test_every_recipe_is_run_on_something():
-    assert {*ON_PICO, *ON_ITS_OWN, *ON_PICO_LLAVA, *PAPER} == {*RECIPES}
+    assert {*ON_PICO, *ON_ITS_OWN, *ON_PICO_T5, *ON_PICO_LLAVA, *PAPER} == {*RECIPES}
 
 
 @pytest.mark.parametrize("name", ON_PICO)
@@ -141,7 +157,17 @@ def test_the_recipe_runs_on_a_pico_model(name, registry, pico_llama_folder, tmp_
     run(name, registry, tmp_path / "run", [f"model.source={pico_llama_folder}", *ON_PICO[name]])
 
 
-LONGEST = ("box/blip2", "box/blip2-best", "box/clip-best", "vision-language/balanced", "vision-language/best")
+LONGEST = (
+    "box/blip2",
+    "box/blip2-best",
+    "box/clip-best",
+    "vision-language/balanced",
+    "vision-language/best",
+    "image-text/balanced",
+    "image-text/best",
+    "vision/balanced",
+    "vision/best",
+)
 """These are only validated here, and run by the slow tests."""
 
 
@@ -150,6 +176,12 @@ LONGEST = ("box/blip2", "box/blip2-best", "box/clip-best", "vision-language/bala
 )
 def test_the_recipe_runs_on_the_model_in_the_box(name, registry, tmp_path):
     run(name, registry, tmp_path / "run", ON_ITS_OWN[name])
+
+
+@pytest.mark.parametrize("name", ON_PICO_T5)
+def test_the_recipe_runs_on_a_pico_t5(name, registry, tmp_path):
+    pico_t5.adapter().save(pico_t5.build(), tmp_path / "t5")
+    run(name, registry, tmp_path / "run", [f"model.source={tmp_path / 't5'}", *ON_PICO_T5[name]])
 
 
 @pytest.mark.parametrize("name", ON_PICO_LLAVA)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import ecoflap
+from ecoflap.core.recipe.load import find_recipe, load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -20,3 +21,18 @@ def test_with_jitter_each_layer_keeps_one_weight_less(sparsity, pico_llama, pico
         run = ecoflap.run({"version": 1, "prune": "magnitude"}, set_=row.settings(tmp_path), **given)
         kept.append({name: layer.keep for name, layer in run.plan.layers.items()})
     assert kept[1] == {name: keep - 1 for name, keep in kept[0].items()}
+
+
+@pytest.mark.parametrize("model", ["smollm2", "gemma3", "blip2", "clip", "vision"])
+def test_what_each_row_sets_is_valid_in_its_recipe(model, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(tmp_path)  # where the text is written that language models are measured on
+    from methods import METHODS, rows
+
+    registry = ecoflap.load_registry(installed=False)
+    done = [row for row in rows(model, ["0.7"], [0], METHODS, None) if not row.jitter]
+    assert len(done) > 40
+    for row in done:
+        recipe = load_recipe(find_recipe(row.recipe), set_=row.settings(tmp_path), registry=registry)
+        assert (recipe.seed, str(recipe.sparsity)) == (0, "0.7")
+        assert ("tokens" in row.method) == (recipe.tokens != "real")
