@@ -47,6 +47,18 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, kille
     assert [one.name for one in report.refined] == [*(f"model.layers.{n}" for n in range(3)), "the model"]
 
 
+@pytest.mark.parametrize("point", ["event:Refined :3", "rename:blocks/001.safetensors:before"])
+def test_a_run_killed_between_two_sub_blocks_does_their_block_again(plain, lasting, killer, tmp_path, point):
+    recipe = plain(score=None, export=None, refine={"use": "reconstruct", "steps": 3, "each": "subblock"})
+    whole = ecoflap.run(recipe, folder=tmp_path / "whole")
+    folder = tmp_path / "run"
+    assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
+    report = ecoflap.run(recipe, folder=folder).report
+    assert lasting(folder) == lasting(whole.folder)
+    names = [f"model.layers.{number}.{part}" for number in range(3) for part in ("self_attn", "mlp")]
+    assert [one.name for one in report.refined] == [one.name for one in whole.report.refined] == names
+
+
 A_TRY = [0, 1, 2, 3, 4]
 """What a try of four steps tells; so few mend nothing here, so that there are three of them."""
 
