@@ -8,6 +8,7 @@ import pytest
 import torch
 from spec import spec
 from table import ALL_ROWS
+from transformers_version import is_before
 
 from ecoflap import Anatomy, Replay
 from ecoflap.core.contracts.events import Refined, Warned
@@ -47,6 +48,11 @@ NAMES = {
     "florence2": {"model.vision_tower.blocks.0.0": ["spatial_block", "channel_block"]},
 }
 """Of some blocks of each, their sub-blocks as transformers 5 names them."""
+
+VIT = {"layers.0": ["attention", "mlp"]}
+if is_before("5"):
+    VIT = {"encoder.layer.0": ["attention", "intermediate", "output"]}
+NAMES["vit"] = VIT
 
 RENAMED = {"block_sparse_moe": "mlp"}
 """What transformers before 5 calls others."""
