@@ -1,7 +1,9 @@
 """A sub-block of a pruned block, held against two whole models, plain hooks and autograd."""
 
+import gc
 import math
 from contextlib import suppress
+from weakref import ref
 
 import pytest
 import torch
@@ -218,6 +220,19 @@ def test_one_that_runs_another_number_of_times_than_in_the_dense_model_is_refuse
         view.subblocks[1].opened(),
     ):
         pass
+
+
+def test_what_a_blocks_view_holds_is_freed_with_it(case):
+    """Its targets and inputs are as large as all that is recorded, and Python looks for circles when it likes."""
+    one = case()
+    with one.view.opened():
+        refine_block(one.view, spec("refiner", Steps()), lambda event: None)
+    held = ref(one.view)
+    gc.disable()
+    one.view = None
+    gone = held() is None
+    gc.enable()
+    assert gone
 
 
 def test_one_that_is_infinitely_far_is_named(case):
