@@ -42,7 +42,7 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in files)
     yield "disk", bytes_text(sum(size for _, size in files)), made_of
     rounds, gradients = prepared.recipe.round_count, _gradients(prepared)
-    spilled = _recorded(prepared, width) if _keeps_on_disk(prepared) else 0
+    spilled = _recorded(prepared, width) + _inside(prepared, width) if _keeps_on_disk(prepared) else 0
     steps = _steps(prepared)
     meanwhile = rounds * (prepared.size * width + masks) + gradients + spilled + steps
     of_rounds = f" of {rounds} rounds" if rounds > 1 else ""
@@ -193,6 +193,7 @@ def _held(prepared: Prepared, width: int, offloaded: bool, spilled: bool) -> _He
     if widened and not offloaded and _is_widened_at_once(prepared):
         widened = 4 * _parameters(prepared)
     refining = _refining(prepared) + (recorded if prepared.looks_at_dense else 0)
+    refining += 0 if spilled else _inside(prepared, width)
     if refining and prepared.recipe.round_count > 1:
         refining += prepared.size * width  # the dense weights, for what the dense model gave
     weights = (block if offloaded else _parameters(prepared)) * width
@@ -324,9 +325,23 @@ def _bytes_of_statistic(statistic: Any, in_features: int) -> int:
 
 def _recorded(prepared: Prepared, width: int) -> int:
     """Give the bytes of what replay records: of each tower one output a sample, which the next block reads."""
-    keys = prepared.recipe.calibration
-    if keys is None:
-        return 0
     towers = prepared.anatomy.towers
     hidden = max(prepared.anatomy.layers_of[tower.blocks[0].name][0].shape[1] for tower in towers)
-    return (samples_of(keys) or 0) * tokens_of_sample(prepared, keys) * hidden * width * len(towers)
+    return _positions(prepared) * hidden * width * len(towers)
+
+
+def _positions(prepared: Prepared) -> int:
+    """Give how many tokens the calibration data have in all; 0 where that shows only when they are read."""
+    keys = prepared.recipe.calibration
+    return 0 if keys is None else (samples_of(keys) or 0) * tokens_of_sample(prepared, keys)
+
+
+def _inside(prepared: Prepared, width: int) -> int:
+    """Give the bytes of what is kept inside a block for its refiners: what each sub-block gave, and one is given now.
+
+    A sub-block gives as many numbers a token as its last layer, and is given as many, in float32, as its first takes.
+    """
+    asked = [found for of_blocks in prepared.subblocks_asked.values() for found in of_blocks.values() if found]
+    given = [width * sum(one.layers[-1].shape[0] for one in found) for found in asked]
+    taken = [4 * max(one.layers[0].shape[1] for one in found) for found in asked]
+    return _positions(prepared) * max(map(sum, zip(given, taken, strict=True)), default=0)

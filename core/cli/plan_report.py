@@ -123,7 +123,7 @@ def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
     yield "prune", f"{_pruners(prepared)}: {blocks} blocks, {data}"
     refiners = [*dict.fromkeys(one.use for of_tower in prepared.block_refiners.values() for one in of_tower)]
     if refiners:
-        yield "refine", f"{', '.join(refiners)}: each block once it is pruned"
+        yield "refine", f"{', '.join(refiners)}: each block once it is pruned{_subblocks(prepared)}"
     if prepared.model_refiners:
         yield "refine", f"{', '.join(one.use for one in prepared.model_refiners)}: the whole model, held in float32"
     evaluators = ", ".join(part.use for part in recipe.evaluate)
@@ -137,6 +137,16 @@ def _rounds(recipe: Recipe) -> str:
     shares = [f"{100 * share:g} %" for share in shares_of_rounds(recipe.rounds, recipe.sparsity)]
     refined = ", and is refined after the last" if _refiners(recipe) else ""
     return f"{', '.join(shares)} pruned: the model is scored, allocated and pruned {len(shares)} times{refined}"
+
+
+def _subblocks(prepared: Prepared) -> str:
+    """Name the sub-blocks of each tower's first block that has any, where refiners ask for them."""
+    said = []
+    for tower, of_blocks in prepared.subblocks_asked.items():
+        block = next((name for name, found in of_blocks.items() if found), "")
+        names = [one.block.name.removeprefix(f"{block}.") for one in of_blocks.get(block, ())]
+        said.append(f"{tower}: {', '.join(names) or 'whole blocks'}")
+    return f", by its sub-blocks ({'; '.join(said)})" if said else ""
 
 
 def _refiners(recipe: Recipe) -> list[PartSpec]:

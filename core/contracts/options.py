@@ -126,10 +126,17 @@ class RefinerOptions(PartOptions):
         the whole model after its last block.
     :cvar target: What a block's outputs are held against: ``"dense"``, what the dense block gives in the dense model;
         ``"own"``, what it gives on the inputs that the pruned block has.
+    :cvar each: What of a block it is given at a time: ``"block"``, all of it; ``"subblock"``, its attention, its MLP
+        and whatever else it calls that holds layers, one after another in the order they run, or the whole block where
+        that has no sub-blocks. Each is judged, and undone, by itself.
+    :cvar inside: Whether a refiner of whole blocks looks at their ``subblocks`` and ``objectives_inside``, so that what
+        sub-blocks of the dense model gave is recorded for it.
     """
 
     scope: Literal["block", "model"] = "block"
     target: Literal["dense", "own"] = "dense"
+    each: Literal["block", "subblock"] = "block"
+    inside: bool = False
 
     def gentler(self) -> Any:
         """Give a refiner of smaller steps, which is tried where this one made it worse; None, the default, for

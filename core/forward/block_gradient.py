@@ -71,11 +71,13 @@ def by_sample(
     """Turn what a block returned so that its first two axes are the samples and their positions; a view.
 
     A block may return them the other way round, as those of some CLIPs do, or behind an axis of its own, as Gemma 3n's
-    several streams of hidden states.
+    several streams of hidden states; what is inside of it may return the positions of all samples one after the other.
 
     :raises ModelError: Where none of its axes are those of the tower's tokens.
     """
     batch, tokens = real.shape
+    if hidden.dim() == 2 and len(hidden) == batch * tokens:
+        hidden = hidden.unflatten(0, (tokens, batch) if layers[0].layout == "token batch" else (batch, tokens))
     is_turned = layers[0].layout == "token batch" and hidden.shape[:2] == (tokens, batch)
     if is_turned and (batch, tokens) != hidden.shape[:2]:
         return hidden.transpose(0, 1)

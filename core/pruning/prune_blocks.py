@@ -9,18 +9,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ecoflap.core.budget.select import is_nonzero, kept_only, same_bits
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Warned
+from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Refined, Warned
 from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, TokenChoice
 from ecoflap.core.errors import EcoflapError, ModelError, listed
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.observation import Observed
-from ecoflap.core.forward.placement import restored
+from ecoflap.core.forward.placement import device_of, restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.statistics import Gram
 from ecoflap.core.model.anatomy import Block, Layer
@@ -31,8 +32,20 @@ from ecoflap.core.pruning.plan import Plan, PlannedLayer
 from ecoflap.core.pruning.pruner_answer import what_is_wrong
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.refining.block_view import BlockView, Hidden, hidden_of
-from ecoflap.core.refining.refine import refine
+from ecoflap.core.refining.block_view import BlockView
+from ecoflap.core.refining.refine import refine_block
+from ecoflap.core.refining.subblocks import Hidden, Inside, by_batch, hidden_of, outputs_inside, subblocks_of
+
+
+class _Targets(NamedTuple):
+    """Holds what a block is held against, by batch.
+
+    :param outputs: What it returned while it was dense, call by call.
+    :param inside: What its sub-blocks returned then; empty mappings where nobody asks.
+    """
+
+    outputs: list[Hidden]
+    inside: list[Inside]
 
 
 class _Outcome(NamedTuple):
@@ -90,11 +103,12 @@ class BlockwisePruning:
         for index, layers in enumerate(planned[: last + 1]):
             if self.shards is not None and index < last:
                 self.shards.read_ahead(self.replay.blocks[index + 1])
+            inside: list[Inside] = []
             if self.dense is not None:
-                with self._as_dense(index):
+                with self._as_dense(index), self._seen_inside(index, layers, "dense") as inside:
                     self.dense.advance(index)
             if layers:
-                self._finish_block(index, layers, masks)
+                self._finish_block(index, layers, masks, inside)
                 done += 1
                 self.emit(Progress("prune", done, total, "blocks"))
             if self._needs_data(index, planned):
@@ -149,14 +163,35 @@ class BlockwisePruning:
                 layer.weight.data.copy_(self.dense_weights[layer.name])
             yield
 
-    def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> None:
+    @contextmanager
+    def _seen_inside(self, index: int, layers: Sequence[Layer], target: str) -> Iterator[list[Inside]]:
+        """Collect what the sub-blocks of a block return, call by call, where a refiner that has this target asks."""
+        block, refiners = self.replay.blocks[index], [one.options for one in self._refiners(index)]
+        is_asked = any(one.target == target and (one.inside or one.each == "subblock") for one in refiners)
+        if not is_asked or not layers or self._files.is_there(index):
+            yield []
+            return
+        home = device_of(block.module)
+        with outputs_inside(block, subblocks_of(block, layers), lambda hidden: self._put_away(hidden, home)) as seen:
+            yield seen
+
+    def _put_away(self, hidden: Tensor, home: torch.device) -> Tensor:
+        """Copy a hidden state that the model may still write into to where the record is kept."""
+        kept: Tensor = self.replay.kept(hidden.detach().to(home, copy=True))
+        return kept
+
+    def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks, inside: Sequence[Inside]) -> None:
+        """Prune and refine a block, or take it over from an earlier process.
+
+        :param inside: What its sub-blocks returned in the dense model, call by call, where that is asked for.
+        """
         block = self.replay.blocks[index]
         if self._files.is_there(index):
             finished = self._files.read(index, block, layers)
             for layer in layers:
                 _take_over(layer, finished[layer.name], masks, is_held=self.shards is not None)
         else:
-            targets = self._targets(index)
+            targets = self._targets(index, layers, inside)
             changed = self._prune(index, layers, masks)
             changed = list(layers) if self._refine(index, layers, masks, targets) else changed
             self._files.write(index, block, masks, layers, changed)
@@ -246,42 +281,44 @@ class BlockwisePruning:
         notes.update(outcome.notes)
         self.emit(outcome.done)
 
-    def _targets(self, index: int) -> dict[str, list[Hidden]]:
+    def _targets(self, index: int, layers: Sequence[Layer], inside: Sequence[Inside]) -> dict[str, _Targets]:
         """Give what the block that is to be pruned returns while it is dense, for each target that a refiner asks for.
 
-        The hidden states by batch, call by call.
+        :param inside: What its sub-blocks returned in the dense model, call by call.
         """
         block, numbers = self.replay.blocks[index], self.replay.own
         wanted = {refiner.options.target for refiner in self._refiners(index)}
         targets = {}
         if "own" in wanted:
-            with self._as_dense(index):
+            with self._as_dense(index), self._seen_inside(index, layers, "own") as seen:
                 calls = (self.replay.calls_of(index, number) for number in numbers)
-                hidden = [self.replay.kept([hidden_of(block, call.output) for call in batch]) for batch in calls]
-            targets["own"] = self._of_all(hidden)
+                hidden = [self.replay.kept([hidden_of(block.name, call.output) for call in one]) for one in calls]
+            targets["own"] = self._of_all(block, hidden, seen)
         if "dense" in wanted:
             assert self.dense is not None  # it is made where any refiner asks for it
             outputs = map(self.dense.recorded, numbers)
-            hidden = [[hidden_of(block, output) for output in batch] for batch in outputs]
-            targets["dense"] = self._of_all(hidden)
+            hidden = [[hidden_of(block.name, output) for output in batch] for batch in outputs]
+            targets["dense"] = self._of_all(block, hidden, inside)
         return targets
 
-    def _of_all(self, hidden: Sequence[Hidden]) -> list[Hidden]:
+    def _of_all(self, block: Block, hidden: Sequence[Hidden], seen: Sequence[Inside]) -> _Targets:
         """Give the hidden states of all batches, kept as the record is, from those of this process' own."""
-        mine = dict(zip(self.replay.own, hidden, strict=True))
-        return self.replay.ranks.gather_each(mine, len(self.replay.batches), self.replay.kept)
+        inside = by_batch(seen, block.calls or 1) if seen else [{} for _ in hidden]
+        mine = dict(zip(self.replay.own, zip(hidden, inside, strict=True), strict=True))
+        found = self.replay.ranks.gather_each(mine, len(self.replay.batches), self.replay.kept)
+        return _Targets([outputs for outputs, _ in found], [each for _, each in found])
 
-    def _refine(
-        self, index: int, layers: Sequence[Layer], masks: PackedMasks, targets: Mapping[str, list[Hidden]]
-    ) -> bool:
+    def _refine(self, index: int, layers: Sequence[Layer], masks: PackedMasks, targets: Mapping[str, _Targets]) -> bool:
         """Let the refiners of a pruned block train its kept weights; say whether any of them did."""
         oriented = {layer.name: layer.oriented(masks[layer.name]) for layer in layers}
-        done, refiners = [], self._refiners(index)
+        done: list[Refined] = []
+        refiners = self._refiners(index)
         replay = self.replay.with_all_batches() if refiners else self.replay
         for refiner in refiners:
-            view = BlockView(replay, index, layers, oriented, targets[refiner.options.target], self.replay.ranks)
+            outputs, inside = targets[refiner.options.target]
+            view = BlockView(replay, index, layers, oriented, outputs, self.replay.ranks, inside)
             with view.opened():
-                done.append(refine(view, refiner, self.emit))
+                done += refine_block(view, refiner, self.emit)
         return any(one.is_kept for one in done)
 
     def _warn_of_unfed(self, layers: Sequence[Layer], seen: Observed) -> None:

@@ -3,37 +3,33 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from weakref import proxy
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
-from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.block_gradient import by_sample
 from ecoflap.core.forward.capture import without_fast_path
-from ecoflap.core.forward.noise import seed_for, seeded
-from ecoflap.core.forward.placement import Placement, device_of, map_tensors
+from ecoflap.core.forward.placement import Placement, map_tensors
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.walk import BlockCall, tensors_in
-from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
-from ecoflap.core.refining.views import RefinedView, Split, computing_in
-
-Hidden = list[Float[Tensor, "..."]]
-"""The hidden states that a block returned on one batch, call by call."""
-
-_LEAST = 1e-4
-"""Of the median squared length of a batch's tokens, the least that a token's error is held against."""
+from ecoflap.core.refining.hidden_view import HiddenView
+from ecoflap.core.refining.subblock_view import SubBlockView
+from ecoflap.core.refining.subblocks import Hidden, Inside, SubBlock, inputs_of, outputs_inside, subblocks_of
 
 
-class BlockView(RefinedView):
+class BlockView(HiddenView):
     """One pruned block, for as long as :meth:`opened` lasts.
 
     :param replay: Of all batches, for this process alone.
     :param targets: By batch, what the dense block returned, call by call.
+    :param inside: By batch, what the dense block's sub-blocks returned; empty where no refiner asks for it.
     :param ranks: The processes that refine the block together.
     """
 
@@ -45,14 +41,14 @@ class BlockView(RefinedView):
         masks: Mapping[str, Bool[Tensor, "out in"]],
         targets: Sequence[Hidden],
         ranks: Ranks = ALONE,
+        inside: Sequence[Inside] = (),
     ) -> None:
-        super().__init__(layers, masks, Split.of(len(replay.batches)), ranks)
-        self.block: Block = replay.blocks[index]
-        self.name = self.block.name
-        self._replay, self._targets = replay, targets
+        super().__init__(replay, replay.blocks[index], layers, masks, targets, ranks)
         self._calls = [
             [replace(call, output=None) for call in replay.calls_of(index, n)] for n in range(len(replay.batches))
         ]
+        self.subblocks = self._subblocks(inside)
+        """Its sub-blocks, in the order they run; none where it is trained as a whole, or nobody asks for them."""
 
     @contextmanager
     def opened(self) -> Iterator["BlockView"]:
@@ -62,58 +58,53 @@ class BlockView(RefinedView):
         with self.weights.held(self.block.module, placement), without_fast_path(), running:
             yield self
 
-    def inputs(self, number: int) -> Hidden:
-        """Give the hidden states of a batch that the block is given, as the pruned blocks before it leave them."""
-        device = device_of(self.block.module)
-        given = (next(tensors_in([*call.args, *call.kwargs.values()])) for call in self._calls[number])
-        return [hidden.to(device, torch.float32) for hidden in given]
-
-    def outputs(self, number: int) -> Hidden:
-        """Run the block on a batch as the pruned blocks before it leave it; differentiable, in float32."""
-        device = device_of(self.block.module)
-        with seeded(seed_for(self._replay.seed, number)), computing_in(self.dtype, device.type):
-            return [hidden_of(self.block, self._call(call, device)) for call in self._calls[number]]
-
-    def targets(self, number: int) -> Hidden:
-        """Give what the dense block returned on a batch, in float32."""
-        device = device_of(self.block.module)
-        return [target.to(device, torch.float32) for target in self._targets[number]]
-
     @contextmanager
-    def objective(self, number: int) -> Iterator[Float[Tensor, ""]]:
-        """Give the mean of ‖f(x) − t‖² / ‖t‖² over the real tokens x of a batch.
+    def objectives_inside(self, number: int) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        """Run the whole block on a batch, and give each sub-block's objective there by its name; differentiable.
 
-        What reads a hidden state normalises it first, so that an error matters as a share of its length. Of a language
-        model's tokens the first has a hundred times the length of others, and their errors would be lost in its square.
+        Other than that of :attr:`subblocks`, they depend on what runs before a sub-block in the block.
         """
-        calls = zip(self._calls[number], self.outputs(number), self.targets(number), strict=True)
-        shares = torch.cat([self._shares(number, *call).flatten() for call in calls])
-        yield shares.sum() / max(len(shares), 1)
+        asked = [SubBlock(one.block, one.layers) for one in self.subblocks]
+        calls = self._calls[number]
+        with outputs_inside(self.block, asked, torch.clone) as seen:
+            self.outputs(number)
+        found = {}
+        for one in self.subblocks:
+            given = [(call, hidden) for call, each in zip(calls, seen, strict=True) for hidden in each[one.name]]
+            found[one.name] = one.error_of(number, [call for call, _ in given], [hidden for _, hidden in given])
+        yield found
 
-    def _shares(
-        self, number: int, call: BlockCall, output: Float[Tensor, "..."], target: Float[Tensor, "..."]
-    ) -> Float[Tensor, "..."]:
-        """Compute the squared error of each real token as a share of what the dense block gave there."""
-        errors, lengths = (self._real(number, call, one).square().sum(-1) for one in (output - target, target))
-        # Where the dense block gives nothing a share would be without bounds. A mean would be the longest token's own.
-        return errors / lengths.clamp_min(_LEAST * float(lengths.median()) or 1.0) if lengths.numel() else errors
+    def _subblocks(self, inside: Sequence[Inside]) -> tuple[SubBlockView, ...]:
+        """Give views of the sub-blocks, where each runs in every batch and its tokens are known."""
+        views = []
+        for one in subblocks_of(self.block, self.layers):
+            if not inside or not all(one.block.name in each for each in inside):
+                return ()
+            targets = [each[one.block.name] for each in inside]
+            # A view that held this one would keep what it holds in memory until Python looks for circles.
+            calls_in = partial(BlockView._calls_inside, proxy(self), one.block.module)
+            views.append(SubBlockView(self._replay, one, self.masks, targets, calls_in, self.ranks))
+        return tuple(views) if all(view.is_of_tokens() for view in views) else ()
 
-    def _real(self, number: int, call: BlockCall, hidden: Tensor) -> Tensor:
-        if self.layers[0].layout == "selected":
-            return hidden
-        real = self._replay.tokens(number, self.block.tower, call.number) > 0
-        return by_sample(self.block, self.layers, hidden, real)[real.to(hidden.device)]
+    @torch.no_grad()
+    def _calls_inside(self, module: nn.Module, number: int) -> list[BlockCall]:
+        """Run the block on a batch, and give the calls of a module inside of it, kept where the record is."""
+        with self._running(number):
+            return [one for call in self._calls[number] for one in self._seen_inside(module, call)]
 
-    def _call(self, call: BlockCall, device: torch.device) -> Any:
-        def there(tensor: Tensor) -> Tensor:
-            return tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
+    def _seen_inside(self, module: nn.Module, call: BlockCall) -> list[BlockCall]:
+        given = self._given(call)
+        of_block = {id(tensor) for tensor in tensors_in([*given])}
+        home = next(tensors_in([*call.args, *call.kwargs.values()])).device
+        seen: list[BlockCall] = []
 
-        return self.block.module(*map_tensors(call.args, there), **map_tensors(dict(call.kwargs), there))
+        def kept(tensor: Tensor) -> Tensor:
+            """Copy what the block has made, and may write into; what it was given is held already."""
+            return tensor.to(home) if id(tensor) in of_block else self._replay.kept(tensor.to(home, copy=True))
 
+        def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(BlockCall(call.number, map_tensors(args, kept), map_tensors(kwargs, kept), None))
 
-def hidden_of(block: Block, output: Any) -> Float[Tensor, "..."]:
-    """Give the hidden states among what a block returned: its first tensor."""
-    hidden = next(tensors_in(output), None)
-    if hidden is None:
-        raise ModelError(f"{block.name}: it returned no tensor, so there is nothing to hold against the dense block")
-    return hidden
+        with inputs_of(module, see):
+            self._output(*given)
+        return seen

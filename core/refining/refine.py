@@ -11,10 +11,31 @@ from ecoflap.core.contracts.events import Event, Refined, Warned
 from ecoflap.core.contracts.options import RefinerOptions
 from ecoflap.core.errors import ModelError
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.refining.block_view import BlockView
 from ecoflap.core.refining.views import RefinedView
+
+WHY_WHOLE = "it has no two sub-blocks that hold all of its layers, run in every batch and give a state for each token"
+"""Why a block is trained at once although its sub-blocks were asked for."""
 
 _TRIES = 3
 """How often a refiner is tried: steps that are right for one model's weights are too large for another's."""
+
+
+def refine_block(view: BlockView, refiner: PartSpec, emit: Callable[[Event], None]) -> list[Refined]:
+    """Let a refiner train a block, or its sub-blocks one after another where it is a refiner of those.
+
+    :param view: Opened.
+    """
+    if refiner.options.each == "block":
+        return [refine(view, refiner, emit)]
+    if not view.subblocks:
+        emit(Warned(f"{view.name}: {refiner.use} trains it as a whole: {WHY_WHOLE}"))
+        return [refine(view, refiner, emit)]
+    done = []
+    for one in view.subblocks:
+        with one.opened():
+            done.append(refine(one, refiner, emit))
+    return done
 
 
 def refine(view: RefinedView, refiner: PartSpec, emit: Callable[[Event], None]) -> Refined:

@@ -43,6 +43,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     yield from _length_problems(prepared)
     yield from _ability_problems(prepared, registry)
     yield from _logit_problems(prepared, registry)
+    yield from _subblock_problems(prepared)
     yield from _plan_problems(prepared)
 
 
@@ -215,6 +216,18 @@ def _name(adapter: Any, registry: Registry) -> str:
     """Give the name by which a recipe would choose an adapter."""
     named = {registry.find("adapter", name): name for name in registry.names("adapter")}
     return named.get(type(adapter), type(adapter).__name__)
+
+
+def _subblock_problems(prepared: Prepared) -> Iterator[str]:
+    """Say where sub-blocks are to be trained, and no block has any."""
+    refiners = {one.use for some in prepared.block_refiners.values() for one in some if one.options.each == "subblock"}
+    asked = prepared.subblocks_asked
+    if refiners and asked and not any(found for of_blocks in asked.values() for found in of_blocks.values()):
+        yield (
+            f"refine: {' and '.join(sorted(refiners))} would train the sub-blocks of each block, and no block of "
+            f"{', '.join(asked)} has two that hold all of its layers, such as an attention and an MLP. Refine whole "
+            f"blocks: each: block."
+        )
 
 
 def _plan_problems(prepared: Prepared) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """A recipe with its model found and taken apart, still without weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
@@ -20,6 +20,7 @@ from ecoflap.core.model.never_pruned import tied_names
 from ecoflap.core.pruning.plan import SHARED, Pool, pools_of
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.refining.subblocks import SubBlock, subblocks_of
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,19 @@ class Prepared:
         shared = tuple(one for one in self.recipe.refine if one.options.scope == "block")
         own = {name: tower.refine for name, tower in self.recipe.towers.items() if tower != "keep"}
         return {tower.name: _first_said(own.get(tower.name), shared) for tower in self.anatomy.towers}
+
+    @property
+    def subblocks_asked(self) -> Mapping[str, Mapping[str, Sequence[SubBlock]]]:
+        """Give the sub-blocks of each tower's blocks, by their names, where a refiner asks: as far as modules tell."""
+        pruned = {layer.name for pool in self.pools for _, layer in pool.layers}
+        found = {}
+        for tower in self.anatomy.towers:
+            options = [one.options for one in self.block_refiners[tower.name]]
+            if not tower.outside and any(one.inside or one.each == "subblock" for one in options):
+                of_blocks = ((block, self.anatomy.layers_of[block.name]) for block in tower.blocks)
+                planned = [(block, [layer for layer in of if layer.name in pruned]) for block, of in of_blocks]
+                found[tower.name] = {block.name: subblocks_of(block, layers) for block, layers in planned if layers}
+        return {tower: of_blocks for tower, of_blocks in found.items() if of_blocks}
 
     @property
     def model_refiners(self) -> tuple[PartSpec, ...]:

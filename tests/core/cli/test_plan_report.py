@@ -293,6 +293,29 @@ def test_steps_of_a_models_refiner_take_disk_and_so_does_what_one_before_it_left
     assert needs["disk meanwhile"] == (f"{expected:.1f} kB", f"finished blocks, until model/ is complete{beside}")
 
 
+def test_sub_blocks_are_named_and_what_is_kept_of_them_is_counted(plain):
+    """4 texts of 16 tokens; attention and MLP give 32 numbers in bfloat16 each, and take 32 in float32."""
+
+    def told(each, keep="memory"):
+        calibration = {**plain()["calibration"], "keep": keep}
+        keys = plain(calibration=calibration, refine={"use": "reconstruct", "each": each})
+        recipe = parse_recipe(keys, registry=load_registry())
+        sections = by_title(plan_tables(recipe, load_registry()))
+        needs = {what: (size, of) for what, size, of in sections["needs, predicted"]}
+        return dict(sections["work"])["refine"], needs
+
+    (block, before), (sub, after) = told("block"), told("subblock")
+    assert block == "reconstruct: each block once it is pruned"
+    assert sub == "reconstruct: each block once it is pruned, by its sub-blocks (language: self_attn, mlp)"
+    more = 4 * 16 * (2 * 32 * 2 + 32 * 4)
+    refining = [float(one["peak memory"][1].partition("refining ")[2].partition(" kB")[0]) for one in (before, after)]
+    assert refining[1] - refining[0] == pytest.approx(more / 1e3, abs=0.11)
+    spilled = [told(each, "disk")[1] for each in ("block", "subblock")]
+    on_disk = [float(one["disk meanwhile"][0].removesuffix(" kB")) for one in spilled]
+    assert on_disk[1] - on_disk[0] == pytest.approx(more / 1e3, abs=0.11)
+    assert spilled[0]["peak memory"][0] == spilled[1]["peak memory"][0]
+
+
 def test_what_a_recipe_includes_or_keeps_moves(plain):
     sections = plan_tables(parse_recipe(plain(include=["lm_head"]), registry=load_registry()), load_registry())
     assert "kept whole: 2,272 parameters, 8.3 % of the model" in by_title(sections)

@@ -86,7 +86,8 @@ def test_things_of_all_come_one_at_a_time_and_only_those_of_others_are_put_away(
     assert several(2, gather, tmp_path) == [(0, "")] * 2
 
 
-def test_targets_of_a_refiner_lie_there_too(plain, pico, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("each", "count"), [("block", 4), ("subblock", 3 * 4)])
+def test_targets_of_a_refiner_lie_there_too(plain, pico, tmp_path, monkeypatch, each, count):
     import ecoflap
     from ecoflap.core.pruning import prune_blocks
     from ecoflap.core.refining.block_view import BlockView
@@ -96,22 +97,23 @@ def test_targets_of_a_refiner_lie_there_too(plain, pico, tmp_path, monkeypatch):
     class Seen(BlockView):
         """Looks where the targets are that it is given."""
 
-        def __init__(self, replay, index, layers, masks, targets, ranks=ALONE):
-            where.append([lies_in_a_file(one) for batch in targets for one in batch])
-            super().__init__(replay, index, layers, masks, targets, ranks)
+        def __init__(self, replay, index, layers, masks, targets, ranks=ALONE, inside=()):
+            parts = [hidden for batch in inside for hidden in batch.values()]
+            where.append([lies_in_a_file(one) for hidden in [*targets, *parts] for one in hidden])
+            super().__init__(replay, index, layers, masks, targets, ranks, inside)
 
     monkeypatch.setattr(prune_blocks, "BlockView", Seen)
     text = {"use": "text", "path": str(pico / "text.jsonl"), "sequence_length": 16, "samples": 4, "batch_size": 1}
     for keep in ("disk", "memory"):
         recipe = plain(
             calibration={**text, "keep": keep},
-            refine={"use": "reconstruct", "steps": 1, "target": "own"},
+            refine={"use": "reconstruct", "steps": 1, "target": "own", "each": each},
             evaluate=None,
             export=None,
         )
         ecoflap.run(recipe, folder=tmp_path / keep)
         assert where
-        assert {tuple(one) for one in where} == {(keep == "disk",) * 4}
+        assert {tuple(one) for one in where} == {(keep == "disk",) * count}
         where.clear()
     assert (tmp_path / "disk" / "masks.safetensors").read_bytes() == (
         tmp_path / "memory" / "masks.safetensors"

@@ -89,8 +89,9 @@ def test_what_stays_on_the_disk_is_pruned_to_the_same_bits(recipe, prune, tmp_pa
     assert not {name for name in left if name.endswith(".partial") or name == "blocks"}
 
 
-def test_refined_blocks_and_kept_records_are_the_same(recipe, tmp_path):
-    recipe = {**recipe, "prune": "wanda", "refine": {"use": "reconstruct", "steps": 2}}
+@pytest.mark.parametrize("each", ["block", "subblock"])
+def test_refined_blocks_and_kept_records_are_the_same(recipe, each, tmp_path):
+    recipe = {**recipe, "prune": "wanda", "refine": {"use": "reconstruct", "steps": 2, "each": each}}
     on_disk = {**recipe, "calibration": {**recipe["calibration"], "keep": "disk"}}
     ecoflap.run(on_disk, folder=tmp_path / "disk")
     ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")

@@ -65,6 +65,8 @@ def recipes(plain, data):
         prune="admm",
         refine=[
             {"use": "reconstruct", "steps": 2},
+            {"use": "reconstruct", "steps": 1, "each": "subblock"},
+            {"use": "reconstruct", "steps": 1, "each": "subblock", "target": "own"},
             {"use": "distill", "steps": 2, "batches": 2},
             {"use": "distill", "steps": 2, "learning_rate": 1e-4},
         ],

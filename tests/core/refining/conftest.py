@@ -7,7 +7,8 @@ import torch
 
 from ecoflap import Anatomy, Replay
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.refining.block_view import BlockView, hidden_of
+from ecoflap.core.refining.block_view import BlockView
+from ecoflap.core.refining.subblocks import by_batch, hidden_of, outputs_inside, subblocks_of
 
 ADAPTER = LlamaAdapter()
 
@@ -36,17 +37,24 @@ class Case:
         numbers = range(len(self.batches))
         self.masks = {}
         for index in (0, 1):
-            streams.advance(index)
             block = self.anatomy.blocks[index]
-            self.targets = [[hidden_of(block, output) for output in streams.recorded(n)] for n in numbers]
+            found = subblocks_of(block, self.anatomy.layers_of[block.name])
+            with outputs_inside(block, found, torch.clone) as seen:
+                streams.advance(index)
+            self.inside = by_batch(seen, 1)
+            self.targets = [[hidden_of(block.name, output) for output in streams.recorded(n)] for n in numbers]
             if index and target == "own":
                 calls = [self.replay.calls_of(index, n) for n in numbers]
-                self.targets = [[hidden_of(block, call.output).clone() for call in batch] for batch in calls]
+                self.targets = [[hidden_of(block.name, call.output).clone() for call in batch] for batch in calls]
             self.prune(index)
             if index == 0:
                 self.replay.advance(0)
         self.layers = self.anatomy.layers_of[self.anatomy.blocks[1].name]
-        self.view = BlockView(self.replay, 1, self.layers, self.masks, self.targets)
+        self.view = self.seen(self.inside)
+
+    def seen(self, inside):
+        """A view of the block, in whose sub-blocks the dense model gave this."""
+        return BlockView(self.replay, 1, self.layers, self.masks, self.targets, inside=inside)
 
     def prune(self, index):
         for layer in self.anatomy.layers_of[self.anatomy.blocks[index].name]:

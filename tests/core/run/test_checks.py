@@ -156,6 +156,19 @@ def test_what_has_logits_may_and_blocks_of_any_model(row, refiner):
     assert refined(row, refiner).pools
 
 
+def test_sub_blocks_are_refused_where_no_block_has_any(pico_llama, pico_tokenizer, plain, monkeypatch):
+    layers = LlamaAdapter.layers
+    monkeypatch.setattr(LlamaAdapter, "layers", lambda self, block: layers(self, block)[:4])
+    recipe = plain(model=None, refine=[{"use": "reconstruct", "each": "subblock"}], export=None)
+    parsed = parse_recipe(recipe, registry=load_registry(), in_memory=True)
+    with pytest.raises(RecipeError) as refused:
+        prepare(parsed, load_registry(), pico_llama(layers=1), pico_tokenizer, planning=True)
+    assert refused.value.problems == (
+        "refine: reconstruct would train the sub-blocks of each block, and no block of language has two that hold all "
+        "of its layers, such as an attention and an MLP. Refine whole blocks: each: block.",
+    )
+
+
 def test_a_quantised_model_in_memory_is_refused_by_its_layers(pico_llama, pico_tokenizer):
     model = pico_llama(layers=1)
     weight = model.model.layers[0].mlp.up_proj

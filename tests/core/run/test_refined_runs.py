@@ -2,6 +2,7 @@
 
 import json
 import signal
+from typing import ClassVar
 
 import pytest
 import torch
@@ -45,6 +46,41 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken, lasting, kille
     report = ecoflap.run(recipe, folder=folder).report
     assert lasting(folder) == unbroken
     assert [one.name for one in report.refined] == [*(f"model.layers.{n}" for n in range(3)), "the model"]
+
+
+@pytest.mark.parametrize("point", ["event:Refined :3", "rename:blocks/001.safetensors:before"])
+def test_a_run_killed_between_two_sub_blocks_does_their_block_again(plain, lasting, killer, tmp_path, point):
+    recipe = plain(score=None, export=None, refine={"use": "reconstruct", "steps": 3, "each": "subblock"})
+    whole = ecoflap.run(recipe, folder=tmp_path / "whole")
+    folder = tmp_path / "run"
+    assert in_a_fork(killer(point), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
+    report = ecoflap.run(recipe, folder=folder).report
+    assert lasting(folder) == lasting(whole.folder)
+    names = [f"model.layers.{number}.{part}" for number in range(3) for part in ("self_attn", "mlp")]
+    assert [one.name for one in report.refined] == [one.name for one in whole.report.refined] == names
+
+
+class LooksInside:
+    """A refiner of somebody else: one step down the errors of a block and of all of its sub-blocks together."""
+
+    inside = True
+    seen: ClassVar[list[tuple[str, ...]]] = []
+
+    def __call__(self, view):
+        optimiser = torch.optim.SGD(view.parameters, lr=0.005)
+        view.add_gradient(view.training[0])
+        with view.objectives_inside(view.training[0]) as errors:
+            sum(errors.values()).backward()
+        optimiser.step()
+        self.seen.append(tuple(errors))
+
+
+def test_a_refiner_of_blocks_may_look_inside_of_them(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(LooksInside, "seen", [])
+    run = ecoflap.run(plain(score=None, export=None, refine={"use": LooksInside}), folder=tmp_path / "run")
+    blocks = [f"model.layers.{number}" for number in range(3)]
+    assert [one.name for one in run.report.refined if one.is_kept] == blocks
+    assert LooksInside.seen == [(f"{block}.self_attn", f"{block}.mlp") for block in blocks]
 
 
 A_TRY = [0, 1, 2, 3, 4]

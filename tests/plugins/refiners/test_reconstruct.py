@@ -7,7 +7,6 @@ from math import cos, pi
 import numpy as np
 import pytest
 import torch
-from hidden_states import hidden_states
 from spec import spec
 
 from ecoflap import Anatomy, Replay
@@ -41,33 +40,53 @@ def pruned_by_the_engine(model, folder, refiner):
 
 
 def trained_by_hand(dense, masks, refiner):
-    """Block after block of a whole model: prune, then Adam on the squared difference of hidden states, by token."""
+    """Block after block of a whole model: prune, then Adam on the squared difference of hidden states, by token.
+
+    Of each block all is trained at once, or one part after another.
+    """
     model = copy.deepcopy(dense)
     named = dict(model.named_parameters())
     *training, _ = batches()  # the last is held out
+    parts = ["self_attn", "mlp"] if refiner.each == "subblock" else [""]
     for index in range(len(model.model.layers)):
-        source = copy.deepcopy(model) if refiner.target == "own" else dense  # this block still dense, those before not
-        targets = [hidden_states(source, batch)[index + 1].detach() for batch in batches()]
-        mine = {name: named[name] for name in masks if name.startswith(f"model.layers.{index}.")}
-        assert mine
-        for name, parameter in mine.items():
-            parameter.data.mul_(masks[name])
-        rates = [first_rate(parameter, refiner) for parameter in mine.values()]
-        optimisers = [torch.optim.Adam([parameter], betas=(0.9, 0.95)) for parameter in mine.values()]
-        for step in range(refiner.steps):
-            for optimiser, rate in zip(optimisers, rates, strict=True):
-                optimiser.param_groups[0]["lr"] = rate * (1 + cos(pi * step / refiner.steps)) / 2
-                optimiser.zero_grad()
-            for place in range(step * refiner.batches, (step + 1) * refiner.batches):
-                number = place % len(training)
-                output = hidden_states(model, training[number])[index + 1]
-                shares = (output - targets[number]).square().sum(-1) / targets[number].square().sum(-1)
-                (shares.mean() / refiner.batches).backward()
-            for name, parameter in mine.items():
-                parameter.grad.mul_(masks[name])
-            for optimiser in optimisers:
-                optimiser.step()
+        block = f"model.layers.{index}"
+        source = copy.deepcopy(model) if refiner.target == "own" else copy.deepcopy(dense)
+        for name in (name for name in masks if name.startswith(f"{block}.")):
+            named[name].data.mul_(masks[name])
+        for module in (f"{block}.{part}".removesuffix(".") for part in parts):
+            mine = {name: named[name] for name in masks if name.startswith(f"{module}.")}
+            assert mine
+            train(model, source, module, mine, training, refiner, masks)
     return named
+
+
+def returned(model, module, batch):
+    """What a module of a whole model returns, by a plain hook."""
+    seen = []
+    handle = model.get_submodule(module).register_forward_hook(lambda _, args, output: seen.append(output))
+    model(**batch, use_cache=False)
+    handle.remove()
+    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+
+def train(model, source, module, mine, training, refiner, masks):
+    """Train these parameters of a module of a model towards what that module gives in another model."""
+    targets = [returned(source, module, batch).detach() for batch in training]
+    rates = [first_rate(parameter, refiner) for parameter in mine.values()]
+    optimisers = [torch.optim.Adam([parameter], betas=(0.9, 0.95)) for parameter in mine.values()]
+    for step in range(refiner.steps):
+        for optimiser, rate in zip(optimisers, rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * (1 + cos(pi * step / refiner.steps)) / 2
+            optimiser.zero_grad()
+        for place in range(step * refiner.batches, (step + 1) * refiner.batches):
+            number = place % len(training)
+            output = returned(model, module, training[number])
+            shares = (output - targets[number]).square().sum(-1) / targets[number].square().sum(-1)
+            (shares.mean() / refiner.batches).backward()
+        for name, parameter in mine.items():
+            parameter.grad.mul_(masks[name])
+        for optimiser in optimisers:
+            optimiser.step()
 
 
 def first_rate(parameter, refiner):
@@ -78,13 +97,16 @@ def first_rate(parameter, refiner):
 
 def test_is_offered():
     assert ecoflap_register_refiners() == {"reconstruct": Reconstruct}
-    assert Reconstruct() == Reconstruct(steps=32, batches=2, relative_rate=4e-3, learning_rate=None, target="dense")
+    assert Reconstruct() == Reconstruct(
+        steps=32, batches=2, relative_rate=4e-3, learning_rate=None, target="dense", each="block"
+    )
 
 
+@pytest.mark.parametrize("each", ["block", "subblock"])
 @pytest.mark.parametrize("target", ["dense", "own"])
 @pytest.mark.parametrize("rate", [{"learning_rate": 1e-3}, {"relative_rate": 1e-2}])
-def test_is_the_training_written_out(pico_llama, tmp_path, rate, target):
-    refiner = Reconstruct(steps=5, batches=2, target=target, **rate)
+def test_is_the_training_written_out(pico_llama, tmp_path, rate, target, each):
+    refiner = Reconstruct(steps=5, batches=2, target=target, each=each, **rate)
     model = pico_llama(layers=2)
     with torch.no_grad():  # matrices of lengths far apart
         model.model.layers[0].self_attn.o_proj.weight.mul_(4)

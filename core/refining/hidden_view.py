@@ -1,0 +1,110 @@
+"""A pruned module as a refiner sees it: run on what it was called with, and held against what the dense one gave."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ecoflap.core.forward.block_gradient import by_sample
+from ecoflap.core.forward.noise import seed_for, seeded
+from ecoflap.core.forward.placement import device_of, map_tensors
+from ecoflap.core.forward.replay import Replay
+from ecoflap.core.forward.walk import BlockCall, tensors_in
+from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.ranks.ranks import ALONE, Ranks
+from ecoflap.core.refining.subblocks import Hidden, hidden_of
+from ecoflap.core.refining.views import RefinedView, Split, computing_in
+
+_LEAST = 1e-4
+"""Of the median squared length of a batch's tokens, the least that a token's error is held against."""
+
+
+class HiddenView(RefinedView):
+    """A pruned block or sub-block, which gives hidden states.
+
+    :param replay: Of all batches, for this process alone.
+    :param targets: By batch, what the dense one returned, call by call.
+    :param ranks: The processes that refine it together.
+    """
+
+    _calls: Sequence[Sequence[BlockCall]] = ()
+    """By batch, the calls with what was given; each has the number of the block's call that it is, or is inside of."""
+
+    def __init__(
+        self,
+        replay: Replay,
+        block: Block,
+        layers: Sequence[Layer],
+        masks: Mapping[str, Bool[Tensor, "out in"]],
+        targets: Sequence[Hidden],
+        ranks: Ranks = ALONE,
+    ) -> None:
+        super().__init__(layers, masks, Split.of(len(replay.batches)), ranks)
+        self.block, self.name = block, block.name
+        self._replay, self._targets = replay, targets
+
+    def inputs(self, number: int) -> Hidden:
+        """Give the hidden states of a batch that it is given, as what is pruned before it leaves them."""
+        device = device_of(self.block.module)
+        given = (next(tensors_in([*call.args, *call.kwargs.values()])) for call in self._calls[number])
+        return [hidden.to(device, torch.float32) for hidden in given]
+
+    def outputs(self, number: int) -> Hidden:
+        """Run it on a batch as what is pruned before it leaves it; differentiable, in float32."""
+        with self._running(number):
+            return [self._output(*self._given(call)) for call in self._calls[number]]
+
+    def targets(self, number: int) -> Hidden:
+        """Give what the dense one returned on a batch, in float32."""
+        device = device_of(self.block.module)
+        return [target.to(device, torch.float32) for target in self._targets[number]]
+
+    @contextmanager
+    def objective(self, number: int) -> Iterator[Float[Tensor, ""]]:
+        """Give the mean of ‖f(x) − t‖² / ‖t‖² over the real tokens x of a batch.
+
+        What reads a hidden state normalises it first, so that an error matters as a share of its length. Of a language
+        model's tokens the first has a hundred times the length of others, and their errors would be lost in its square.
+        """
+        yield self._error(number, self._calls[number], self.outputs(number))
+
+    def _error(self, number: int, calls: Sequence[BlockCall], outputs: Hidden) -> Float[Tensor, ""]:
+        given = zip(calls, outputs, self.targets(number), strict=True)
+        shares = torch.cat([self._shares(number, *call).flatten() for call in given])
+        return shares.sum() / max(len(shares), 1)
+
+    def _shares(
+        self, number: int, call: BlockCall, output: Float[Tensor, "..."], target: Float[Tensor, "..."]
+    ) -> Float[Tensor, "..."]:
+        """Compute the squared error of each real token as a share of what the dense one gave there."""
+        errors, lengths = (self._real(number, call, one).square().sum(-1) for one in (output - target, target))
+        # Where the dense block gives nothing a share would be without bounds. A mean would be the longest token's own.
+        return errors / lengths.clamp_min(_LEAST * float(lengths.median()) or 1.0) if lengths.numel() else errors
+
+    def _real(self, number: int, call: BlockCall, hidden: Tensor) -> Tensor:
+        if self.layers[0].layout == "selected":
+            return hidden
+        real = self._replay.tokens(number, self.block.tower, call.number) > 0
+        return by_sample(self.block, self.layers, hidden, real)[real.to(hidden.device)]
+
+    @contextmanager
+    def _running(self, number: int) -> Iterator[None]:
+        """Give a context to run a batch in: the same draws each time, products in the model's own precision."""
+        device = device_of(self.block.module).type
+        with seeded(seed_for(self._replay.seed, number)), computing_in(self.dtype, device):
+            yield
+
+    def _given(self, call: BlockCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Give a call's arguments where the module is, in float32."""
+        device = device_of(self.block.module)
+
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
+
+        return map_tensors(call.args, there), map_tensors(dict(call.kwargs), there)
+
+    def _output(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Float[Tensor, "..."]:
+        return hidden_of(self.name, self.block.module(*args, **kwargs))
