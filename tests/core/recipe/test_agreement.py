@@ -38,7 +38,7 @@ def read(score, allocate=None):
             "sensitivity",
             "owl",
             "owl looks at scores that are numbers, and sensitivity gives curves. Scorers that give numbers: "
-            "first_order, from_run, global_threshold, hill, local_metric, magnitude, outlier_share, token_diversity, "
+            "first_order, from_run, hill, local_metric, magnitude, outlier_share, token_diversity, "
             "zeroth_order. "
             "Allocators that take curves: best_of, marginal.",
         ),
@@ -46,7 +46,7 @@ def read(score, allocate=None):
             "{use: weight_metric, metric: wanda}",
             "ecoflap",
             "ecoflap looks at scores that are numbers, and weight_metric gives numbers a weight. Scorers that give "
-            "numbers: first_order, from_run, global_threshold, hill, local_metric, magnitude, outlier_share, "
+            "numbers: first_order, from_run, hill, local_metric, magnitude, outlier_share, "
             "token_diversity, zeroth_order. Allocators that take numbers a weight: best_of, threshold.",
         ),
         (
