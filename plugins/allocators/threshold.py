@@ -118,16 +118,16 @@ def _by_upper(bits: Int32[Tensor, " weights"]) -> tuple[int, Int64[Tensor, " bin
 
 def _by_lower(bits: Int32[Tensor, " weights"], upper: int) -> tuple[int, Int64[Tensor, " bins"]]:
     high = bits >> 16
-    return int((high > upper).sum()), torch.bincount(bits[high == upper] & (_LOWER - 1), minlength=_LOWER)
+    return int((high > upper).count_nonzero()), torch.bincount(bits[high == upper] & (_LOWER - 1), minlength=_LOWER)
 
 
 def _above(bits: Int32[Tensor, " weights"], at: int) -> tuple[int, int]:
-    return int((bits > at).sum()), int((bits == at).sum())
+    return int((bits > at).count_nonzero()), int((bits == at).count_nonzero())
 
 
 def _last_bin(kept_from: Int64[Tensor, " bins"], keep: int) -> int:
     """Find the highest bin from which on at least ``keep`` weights are kept; the lowest, where no bin has as many."""
-    return max(int((kept_from >= keep).sum()) - 1, 0)  # what is kept falls from bin to bin
+    return max(int((kept_from >= keep).count_nonzero()) - 1, 0)  # what is kept falls from bin to bin
 
 
 def _bounded(group: Group, count: int) -> int:
