@@ -40,6 +40,7 @@ PRUNERS = {
     "wanda, α = 0.5": ("prune={use: by_metric, metric: {use: wanda, alpha: 0.5}}",),
     "wanda_plus_plus": ("prune={use: by_metric, metric: wanda_plus_plus}",),
     "ria": ("prune={use: by_metric, metric: ria}",),
+    "multiflow's metric": ("prune={use: by_metric, metric: multiflow, compare: layer}",),
     "sparsegpt": ("prune=sparsegpt",),
     "wanda → refit": ("prune={use: refit, inner: wanda}",),
     "wanda → dsnot": ("prune={use: dsnot, inner: wanda}",),
@@ -68,19 +69,18 @@ BUDGETS = {
 }
 TOKENS = ("text", "balanced", "drifting")
 UNIFORM = ("score=null", "allocate=uniform")
-THRESHOLD = "score={use: global_threshold, sparsity: $sparsity, granularity: layer%s}"
-COUNTED = "allocate={use: ecoflap, max_sparsity: 1.0}"
 GLOBAL = {
-    "global magnitude": (THRESHOLD % "", COUNTED, "prune=magnitude"),
+    "global magnitude": ("score={use: weight_metric, metric: magnitude}", "allocate=threshold", "prune=magnitude"),
     "global gradient, three rounds": (
-        THRESHOLD % ", measure: magnitude_gradient, steps: 1", COUNTED, "rounds=3",
+        "score={use: weight_metric, metric: magnitude_gradient}", "allocate=threshold", "rounds=3",
         "prune={use: by_metric, metric: magnitude_gradient, compare: layer}",
     ),
     "multiflow": (
-        THRESHOLD % ", each: tower", COUNTED, "prune={use: by_metric, metric: multiflow, compare: layer}",
+        "score={use: weight_metric, metric: magnitude}", "allocate={use: threshold, each: tower}",
+        "prune={use: by_metric, metric: multiflow, compare: layer}",
     ),
 }  # fmt: skip
-"""One threshold for the whole model, or for a tower; ``$sparsity`` is the row's."""
+"""One threshold for the whole model, or for a tower."""
 EVERYWHERE = {
     **{name: (*UNIFORM, *settings) for name, settings in PRUNERS.items()},
     **GLOBAL,
@@ -154,8 +154,7 @@ class Row:
         less = _one_less(folder, self) if self.jitter else ()
         model = OF_MODEL.get(self.model, ())
         if self.method in CHAINS:
-            chain = (part.replace("$sparsity", self.sparsity) for part in CHAINS[self.method])
-            return [*model, *chain, *own, *less]
+            return [*model, *CHAINS[self.method], *own, *less]
         return [*model, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ecoflap.core.budget.counts import Pattern as Pattern
     from ecoflap.core.budget.curves import Curve as Curve
     from ecoflap.core.budget.select import select as select
+    from ecoflap.core.budget.weight_scores import WeightScores as WeightScores
     from ecoflap.core.contracts.hookspecs import hookimpl as hookimpl
     from ecoflap.core.contracts.options import AdapterOptions as AdapterOptions
     from ecoflap.core.contracts.options import AllocatorOptions as AllocatorOptions
@@ -81,6 +82,7 @@ _HOME = {
     "budget.counts": ("Group", "Keep", "Pattern"),
     "budget.curves": ("Curve",),
     "budget.select": ("select",),
+    "budget.weight_scores": ("WeightScores",),
     "contracts.hookspecs": ("hookimpl",),
     "contracts.options": (
         "AdapterOptions", "AllocatorOptions", "DatasetOptions", "EvaluatorOptions", "ExporterOptions",

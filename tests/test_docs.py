@@ -2,11 +2,15 @@
 
 import inspect
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from ecoflap import load_registry
+import ecoflap
+from ecoflap import Sample, load_registry
 from ecoflap.core.contracts import hookspecs
 from ecoflap.core.contracts.conformance import contract_problems
 from ecoflap.core.contracts.kinds import KINDS
@@ -43,6 +47,33 @@ def test_the_example_of_a_hook_is_a_plugin_that_loads(hook, tmp_path, monkeypatc
         parameters, _ = parameters_of(factory)
         needed = {parameter.name: None for parameter in parameters.values() if parameter.required}
         assert list(contract_problems(kind, factory(**needed), parameters)) == []
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Four windows of tokens, the same whenever they are asked for."""
+
+    def __call__(self, adapter, model, note):
+        generator = torch.Generator().manual_seed(8)
+        yield from (Sample(tokens=torch.randint(3, 60, (16,), generator=generator)) for _ in range(4))
+
+
+def test_the_scorer_of_single_weights_divides_a_budget(pico_llama, tmp_path):
+    """Its numbers sum to one in each layer, and the plan keeps the largest of all, by a sort in float64."""
+    (code,) = re.findall(r"^## A scorer of single weights.*?```python\n(.*?)```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    module = {"__name__": "documented_shares"}
+    exec(code, module)
+    recipe = {
+        "version": 1, "sparsity": 0.6, "calibration": {"use": Windows}, "score": module["Shares"], "prune": "magnitude",
+    }  # fmt: skip
+    run = ecoflap.run(recipe, model=pico_llama(), folder=tmp_path / "run")
+    files = sorted((run.folder / "scores").iterdir())
+    numbers = {name: one.double() for file in files for name, one in load_file(file).items()}
+    assert list(numbers) == list(run.plan.layers)
+    assert all(float(one.sum()) == pytest.approx(1, abs=1e-5) for one in numbers.values())
+    every = torch.cat([one.flatten() for one in numbers.values()]).sort(descending=True).values
+    kept = {name: int((one >= every[run.plan.keep - 1]).sum()) for name, one in numbers.items()}
+    assert {name: layer.keep for name, layer in run.plan.layers.items()} == kept
 
 
 @pytest.mark.parametrize("kind", KINDS)

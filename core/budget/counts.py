@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import TypeAlias
 
 from ecoflap.core.budget.curves import Curve
+from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.errors import EcoflapError
 
 Number: TypeAlias = int | float | str | Fraction
@@ -78,13 +79,15 @@ class Group:
     """Describes layers that share one sparsity: a layer, a block, a tower or the whole model.
 
     :param size: How many prunable weights it has.
-    :param score: How much the loss cares about it; larger is kept longer. 0 where nothing was scored, or by a curve.
+    :param score: How much the loss cares about it; larger is kept longer. 0 where nothing was scored, or by a curve;
+        what its weights' numbers come to where the scorer gave these.
     :param layers: Names of its layers.
     :param tower: The tower it lies in; empty where it spans several.
     :param floor: It keeps at least this many weights.
     :param cap: It keeps at most this many weights; None for all.
     :param block: The block it lies in; empty where it spans several.
     :param curve: How the loss rises with its sparsity, where the scorer gave curves.
+    :param weight_scores: The numbers of the weights of each of its layers, where the scorer gave a number a weight.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Group:
     cap: int | None = field(default=None, kw_only=True)
     block: str = field(default="", kw_only=True)
     curve: Curve | None = field(default=None, kw_only=True)
+    weight_scores: tuple[WeightScores, ...] = field(default=(), kw_only=True)
 
     @property
     def layer_names(self) -> tuple[str, ...]:

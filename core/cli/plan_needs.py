@@ -38,7 +38,8 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     weights, masks = _parameters(prepared) * width, prepared.size // 8
     remembered = sum(_remembered_each(prepared))
     exports = [(part.use, _exported(part, prepared, width)) for part in prepared.recipe.export]
-    files = [("model/", weights), ("masks", masks), *([("dense/", remembered)] if remembered else []), *exports]
+    kept = [("dense/", remembered), ("scores/", _weight_scores(prepared))]
+    files = [("model/", weights), ("masks", masks), *((name, size) for name, size in kept if size), *exports]
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in files)
     yield "disk", bytes_text(sum(size for _, size in files)), made_of
     rounds, gradients = prepared.recipe.round_count, _gradients(prepared)
@@ -210,6 +211,14 @@ def _by_scorer(prepared: Prepared) -> int:
     with blaming(f"the scorer {scorer.use}, asked how many numbers it holds,"):
         numbers: int = scorer.options.held_numbers(prepared.anatomy)
     return 4 * numbers
+
+
+def _weight_scores(prepared: Prepared) -> int:
+    """Give the bytes of the scorer's numbers, where it gives one for each weight."""
+    score = prepared.recipe.score
+    if score is None or not prepared.looks_at_scores or score.scorer.options.gives != "weights":
+        return 0
+    return 4 * sum(pool.size for pool in prepared.pools if not isinstance(pool.sparsity, Pattern))
 
 
 def _remembered_each(prepared: Prepared) -> list[int]:

@@ -219,6 +219,8 @@ def _impossible_values(kind: str, part: Any) -> Iterator[str]:
         value = getattr(options, name, None)
         if isinstance(value, int) and not 0 <= value <= LARGEST:
             yield f"its member {name} should be how many there are, or None, not {shown(value)}. {_page(kind)}"
+    if getattr(options, "gives", None) == "weights" and getattr(options, "unit", None) == "block":
+        yield f"its member unit should be 'layer', of which numbers a weight are, not 'block'. {_page(kind)}"
     wants = getattr(options, "wants", None)
     if isinstance(wants, type) and not isinstance(getattr(wants, "does", None), str):
         yield (

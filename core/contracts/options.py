@@ -13,7 +13,17 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate, Answered, Batch, Measure, Sample, ScoreKind, Unit, View
+from ecoflap.core.contracts.records import (
+    Aggregate,
+    Answered,
+    Batch,
+    Measure,
+    Sample,
+    ScoreKind,
+    Takes,
+    Unit,
+    View,
+)
 from ecoflap.core.model.anatomy import Anatomy, Source
 
 
@@ -44,7 +54,8 @@ class ScorerOptions(PartOptions):
     :cvar samples: How many calibration samples its replay holds at most; None for all.
     :cvar aggregate: How the score of a group follows from those of its layers; a recipe may say otherwise.
     :cvar data: Whether it looks at data. One that does not needs no ``calibration:``.
-    :cvar gives: Whether its scores are numbers or curves (``Curve``), which an allocator has to take.
+    :cvar gives: Whether its scores are numbers, curves (``Curve``), or with ``"weights"`` tensors of a number for each
+        weight of a layer, which are put into files as they come. An allocator has to take what it gives.
     :cvar dtype: What its replay runs the model in: at least ``"float32"``, or the ``"model"``'s own type, which is
         faster, and enough for differences of the loss that are larger than rounding.
     :cvar together: Whether a layer's score depends on which others are scored. Then all are asked for again where a run
@@ -87,8 +98,9 @@ class ScorerOptions(PartOptions):
 class AllocatorOptions(PartOptions):
     """What an allocator may have.
 
-    :cvar takes: ``"score"`` for one that looks at scores that are numbers, ``"curve"`` for one that looks at curves;
-        None for one that looks at none, so that none is computed.
+    :cvar takes: ``"score"`` for one that looks at scores that are numbers, ``"curve"`` for one that looks at curves,
+        ``"weights"`` for one that looks at numbers of single weights (``Group.weight_scores``); None for one that looks
+        at none, so that none is computed.
     :cvar candidates: Other allocators, by whose plans the engine prunes the model, one after the other, to take the
         plan with the smallest loss on batches that were held out.
     :cvar held_out: The share of the calibration batches that is held out for that.
@@ -97,7 +109,7 @@ class AllocatorOptions(PartOptions):
         cannot tell, for reasons that its call gives. None, the default, stands for what a sparsity leaves.
     """
 
-    takes: Literal["score", "curve"] | None = "score"
+    takes: Takes | None = "score"
     candidates: tuple[Any, ...] = ()
     held_out: float = 0.25
     keeps: Callable[[Sequence[str]], int | None] | None = None

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ecoflap.core.budget.curves import Curve
+from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.errors import ModelError
 
 StatisticType = TypeVar("StatisticType")
@@ -17,11 +18,17 @@ Batch: TypeAlias = Mapping[str, Any]
 """Tensors by the name of the argument they are in the model's forward."""
 
 
-Score: TypeAlias = float | Curve
-"""How much the loss cares about a layer or block: a number, larger being kept longer, or how the loss rises."""
-ScoreKind = Literal["number", "curve"]
-"""What a scorer's scores are."""
+Score: TypeAlias = float | Curve | Float[Tensor, "out in"]
+"""How much the loss cares about a layer or block, as a scorer yields it.
 
+It is a number, larger being kept longer; or how the loss rises; or, of a layer, a number for each of its weights.
+"""
+KeptScore: TypeAlias = float | Curve | WeightScores
+"""A score as the engine keeps it: numbers of single weights lie in a file."""
+ScoreKind = Literal["number", "curve", "weights"]
+"""What a scorer's scores are: a number, a curve, or a number for each weight."""
+Takes = Literal["score", "curve", "weights"]
+"""Which of these an allocator looks at; ``score`` is a number."""
 
 Aggregate = Literal["sum", "mean", "per_parameter"]
 """How the score of a group follows from those of its members."""

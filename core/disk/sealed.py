@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ecoflap.core.disk.copy_on_write import copy_on_write
 from ecoflap.core.disk.json_files import json_value
 from ecoflap.core.disk.reading import open_file, unread
 from ecoflap.core.disk.safetensors_header import DTYPES, NAMES, StoredAs, header_of, in_file_order, places_in
@@ -178,7 +179,7 @@ class Sealed:
 
         It is read and not mapped, so that what is checked is what is returned. Reading is faster, too.
         """
-        dtype, shape, begin, end = self.places[name]
+        dtype, _, begin, end = self.places[name]
         raw = torch.empty(end - begin, dtype=torch.uint8, device="cpu")
         try:
             self.stream.seek(begin)
@@ -187,6 +188,25 @@ class Sealed:
             raise FormatError(unread(error, self.path)) from error
         if dtype not in DTYPES or read < len(raw):
             raise FormatError(f"{self.path}: the tensor {name!r} cannot be read: it is cut off, or of the type {dtype}")
+        return self._checked(name, raw)
+
+    def mapped(self, name: str) -> Tensor:
+        """Map one tensor, which the system may take out of memory again; one that is not what was written is refused.
+
+        It is read for that, and what is done to the file afterwards may show: nothing of ours writes to a file again.
+        """
+        dtype, _, begin, end = self.places[name]
+        if dtype not in DTYPES:
+            raise FormatError(f"{self.path}: the tensor {name!r} cannot be read: it is of the type {dtype}")
+        try:
+            raw = copy_on_write(self.path, begin, end - begin)
+        except OSError as error:
+            raise FormatError(unread(error, self.path)) from error
+        return self._checked(name, raw)
+
+    def _checked(self, name: str, raw: Tensor) -> Tensor:
+        """Give bytes as the tensor that they are, if they are those that were written."""
+        dtype, shape, _, _ = self.places[name]
         tensor = raw.view(DTYPES[dtype]).reshape(shape)
         if _hash(name, tensor, _bytes(tensor)) != self.hashes[name]:
             raise FormatError(f"{self.path}: the tensor {name!r} is damaged: it is not what was written (SHA-256)")

@@ -1,7 +1,7 @@
 """Say which files of a run are gone that others know. A folder without them would hold to what is left of it.
 
-What may be deleted is none of them: ``model/``, ``exports/``, rounds and ``dense/``, what observers write, and of a run
-that is not finished all that it has not come to.
+What may be deleted is none of them: ``model/``, ``exports/``, rounds, ``dense/`` and ``scores/``, what observers write,
+and of a run that is not finished all that it has not come to.
 """
 
 from collections.abc import Iterator

@@ -6,6 +6,7 @@ from functools import partial
 from os.path import lexists
 from pathlib import Path
 
+from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.disk.reading import unread
 from ecoflap.core.disk.sealed import check_sealed, open_sealed
 from ecoflap.core.disk.sealed_lines import last_seal
@@ -20,6 +21,7 @@ from ecoflap.core.packed.into_model import is_packed
 from ecoflap.core.pruning.block_files import check_block_file, is_block_file
 from ecoflap.core.pruning.masks import read_masks
 from ecoflap.core.pruning.plan_file import check_scores_of, read_plan
+from ecoflap.core.pruning.scores import folder_of, read_scores
 from ecoflap.core.record.evaluations import remembered_seals
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, read_manifest
@@ -196,6 +198,7 @@ def _decided(folder: RunFolder, found: Verified) -> None:
         if path.suffix == ".jsonl":
             found.hold(partial(last_seal, path), path)
     _plan(folder, found)
+    _weight_scores(folder, found)
     for path in found.inside(folder.blocks):
         if path.name in _REFINING:
             found.hold(partial(check_sealed, path, _REFINING[path.name]), path)
@@ -210,6 +213,7 @@ def _own(folder: RunFolder) -> Iterator[Path]:
     yield from (
         folder.recipe,
         folder.fingerprints,
+        folder_of(folder.scores),
         folder.plan,
         folder.masks,
         folder.report,
@@ -219,6 +223,22 @@ def _own(folder: RunFolder) -> Iterator[Path]:
         folder.model,
     )
     yield from (folder.exports, folder.path / PAGE, *folder.path.glob("*.jsonl"))
+
+
+def _weight_scores(folder: RunFolder, found: Verified) -> None:
+    """Hold each file of numbers of single weights to the line that knows it; one may have been deleted."""
+    inside = folder_of(folder.scores)
+    if not lexists(inside):
+        return
+    known: dict[Path, WeightScores] = {}
+    found.hold(lambda: known.update({one.file: one for one in read_scores(folder.scores).weight_scores.values()}))
+    files = [path for path in found.inside(inside) if path.suffix == ".safetensors"]
+    for path in files:
+        if path in known:
+            found.hold(known[path].numbers, path)
+        else:
+            _tensors(path, found)
+    _others(inside, tuple(files), found)
 
 
 def _dense(folder: RunFolder, found: Verified) -> None:

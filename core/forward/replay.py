@@ -154,7 +154,7 @@ class Replay:
         :meth:`run` gives them from then on, also after blocks were pruned. It takes one backward a batch.
 
         :param needs: Their types, such as :class:`LossGradient`.
-        :param folder: Where their numbers, one for each weight, lie in a file meanwhile; None for main memory.
+        :param folder: Where their numbers, one for each weight, lie in a file meanwhile; None for where the record is.
         """
         wide = Replay(
             self.model,
@@ -166,7 +166,7 @@ class Replay:
             device=self.placement.device,
         )
         with wide:
-            self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder, len(self.batches))
+            self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder or self._keep_in, len(self.batches))
 
     def _observed(self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice) -> Observed:
         observation = Observation(self.blocks[i], layers, needs)

@@ -12,6 +12,7 @@ from typing import Any
 from ecoflap.core.budget.counts import Budget, Group, Keep, Pattern, keep_count
 from ecoflap.core.budget.curves import Curve
 from ecoflap.core.budget.water_fill import split
+from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.contracts.records import Estimate, Granularity
@@ -68,7 +69,8 @@ class PlannedGroup:
     """The share of the budget that one group has.
 
     :param tower: Empty where its layers are of several towers.
-    :param score: None where nothing was scored; of a curve the rise at the level nearest the pool's sparsity.
+    :param score: None where nothing was scored; of a curve the rise at the level nearest the pool's sparsity; of
+        numbers of single weights what their sums come to.
     :param standard_error: That of the score, where the scorer gave the terms that it is a mean of.
     :param curve: How the loss rises with the group's sparsity, where the scorer gave curves.
     """
@@ -209,7 +211,9 @@ def _group(name: str, inside: Sequence[tuple[Block, Layer]], scores: Scores | No
     score = scores.of(_scored_sizes(inside, scores)) if scores else 0.0
     if isinstance(score, Curve):
         return Group(name, size, 0.0, layers, tower=tower, block=block, curve=score)
-    return Group(name, size, score, layers, tower=tower, block=block)
+    found = (scores.values.get(name) for name in layers) if scores else ()
+    numbers = tuple(one for one in found if isinstance(one, WeightScores))
+    return Group(name, size, score, layers, tower=tower, block=block, weight_scores=numbers)
 
 
 def _only(names: set[str]) -> str:

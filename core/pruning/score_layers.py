@@ -6,16 +6,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
 from ecoflap.core.budget.curves import Curve
+from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming, blaming_each
 from ecoflap.core.contracts.events import Event, Progress, Warned
-from ecoflap.core.contracts.records import Aggregate, Estimate, Score, Unit
+from ecoflap.core.contracts.records import Aggregate, Estimate, KeptScore, Score, Unit
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import ModelError, cut, nearest
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.pruning.scores import Scores, checked, header_line, read_scores, score_line, split_by_kind
+from ecoflap.core.pruning.scores import (
+    Scores,
+    checked,
+    file_name,
+    folder_of,
+    header_line,
+    read_scores,
+    score_line,
+    split_by_kind,
+)
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 
@@ -32,13 +46,14 @@ def score_layers(
     """Score every layer, or every block; what ``path`` holds already is not asked again.
 
     :param replay: Of the batches of one process or of several; the first of them keeps the scores.
-    :param path: The file that grows by a line a score.
+    :param path: The file that grows by a line a score. Numbers of single weights are put into files beside it.
     :param refuse: Raises before a score is kept where what it was taken of is not to be trusted.
     """
     unit: Unit = scorer.options.unit
     ranks = replay.ranks
     done = dict(ranks.first(lambda: _begun(path, unit, aggregate)))
     names = [layer.name if unit == "layer" else block.name for block, layer in layers]
+    places = {layer.name: (at, layer.shape) for at, (_, layer) in enumerate(layers)}
     total = len(dict.fromkeys(names))
     remaining = [layer for name, (_, layer) in zip(names, layers, strict=True) if name not in done]
     emit(Progress("score", len(done), total, f"{unit}s"))
@@ -48,8 +63,10 @@ def score_layers(
             _require_wanted(scorer.use, name, names, unit)
             if name in done:  # by an earlier process; a scorer need not look at which layers it was given
                 continue
-            done[name] = _checked(scorer.use, name, score, done)
+            answer = _checked(scorer, name, score, done, places.get(name, (0, None))[1])
             refuse(ranks)
+            file = folder_of(path) / file_name(places.get(name, (0, None))[0])
+            done[name] = _kept(name, answer, file, ranks)
             ranks.at_first(partial(append_line, path, score_line(name, done[name])))
             emit(Progress("score", len(done), total, f"{unit}s"))
     scores = _complete(scorer.use, done, names, unit)
@@ -58,11 +75,20 @@ def score_layers(
     return Scores(unit, aggregate, scores)
 
 
-def _begun(path: Path, unit: Unit, aggregate: Aggregate) -> Mapping[str, Score]:
-    """Give the scores that there are, in a file that is begun where there is none."""
+def _begun(path: Path, unit: Unit, aggregate: Aggregate) -> Mapping[str, KeptScore]:
+    """Give the scores that there are, in a file that is begun where there is none; files that it names are read."""
     if not (path.is_file() and read_lines(path)):
         append_line(path, header_line(unit, aggregate))
-    return read_scores(path).values
+    found = read_scores(path)
+    found.check_files()
+    return found.values
+
+
+def _kept(name: str, score: Score, file: Path, ranks: Ranks) -> KeptScore:
+    """Put numbers of single weights into a file; any other score is kept as it is."""
+    if isinstance(score, Tensor):
+        return ranks.first(partial(WeightScores.written, file, name, score))
+    return score
 
 
 def _asked(scorer: PartSpec, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Score]]:
@@ -78,7 +104,7 @@ def _asked(scorer: PartSpec, replay: Replay, layers: Sequence[Layer]) -> Iterato
         yield answer
 
 
-def _uninformative(scores: Mapping[str, Score], unit: Unit) -> Iterator[str]:
+def _uninformative(scores: Mapping[str, KeptScore], unit: Unit) -> Iterator[str]:
     """Warn of scores that say nothing: an allocator can only spread the budget evenly by them."""
     curves, numbers = split_by_kind(scores.values())
     values = {rise for curve in curves for rise in curve.rises} | set(map(float, numbers))
@@ -89,23 +115,48 @@ def _uninformative(scores: Mapping[str, Score], unit: Unit) -> Iterator[str]:
         )
     elif len(curves) > 1 and len(set(curves)) == 1:
         yield f"the curve of every {unit} is the same, {curves[0]}, so nothing tells them apart."
-    elif len(numbers) > 1 and len(values) == 1:
+    elif len(numbers) > 1 and len(values) == 1 and not any(isinstance(one, WeightScores) for one in scores.values()):
         yield f"the score of every {unit} is {values.pop():g}, so nothing tells them apart."
 
 
-def _checked(scorer: str, name: str, score: Any, done: Mapping[str, Score]) -> Score:
-    """Hold a scorer to its contract: what it says of a layer must be a number, or a curve like those before.
+def _checked(
+    scorer: PartSpec, name: str, score: Any, done: Mapping[str, KeptScore], shape: tuple[int, int] | None
+) -> Score:
+    """Hold a scorer to its contract: a number, a curve like those before, or a number for each weight of the layer.
 
     :param done: The scores that are there already.
+    :param shape: The layer's; None for a block.
     """
-    first = next(iter(done.values()), score)
+    first, who = next(iter(done.values()), score), f"{name}: the scorer {scorer.use} gave"
+    of_weights = scorer.options.gives == "weights"
+    if isinstance(first, WeightScores) != isinstance(score, Tensor) and done:
+        raise ModelError(f"{who} {shown(score)}, and {shown(first)} before; all of its scores are of one kind")
+    if of_weights or isinstance(first, WeightScores):
+        return _checked_numbers(who, score, shape)
     if isinstance(score, Curve) or isinstance(first, Curve):
-        return _checked_curve(scorer, name, score, first)
+        return _checked_curve(scorer.use, name, score, first)
     if isinstance(score, bool) or not isinstance(score, int | float) or abs(score) > sys.float_info.max:
         raise ModelError(
-            f"{name}: the scorer {scorer} gave {shown(score)} as its score; a score is a finite float or a Curve"
+            f"{who} {shown(score)} as its score; a score is a finite float or a Curve, and a tensor where the scorer "
+            f"has gives = 'weights'"
         )
-    return checked(f"{name}, by the scorer {scorer}", score if isinstance(score, Estimate) else float(score))
+    return checked(f"{name}, by the scorer {scorer.use}", score if isinstance(score, Estimate) else float(score))
+
+
+def _checked_numbers(who: str, score: Any, shape: tuple[int, int] | None) -> Float32[Tensor, "out in"]:
+    """Give numbers of single weights in float32 on the CPU, if there is one for each and an allocator can use them."""
+    if not isinstance(score, Tensor) or tuple(score.shape) != shape or not score.is_floating_point():
+        found = f"{score.dtype} of {tuple(score.shape)}" if isinstance(score, Tensor) else shown(score)
+        raise ModelError(f"{who} {found}; it has to give one floating-point number for each weight, {shape} here")
+    numbers = score.detach().to("cpu", torch.float32).contiguous()
+    wrong = ~(numbers.isfinite() & (numbers >= 0))
+    if bool(wrong.any()):
+        row, column = (int(at) for at in wrong.nonzero()[0])
+        raise ModelError(
+            f"{who} {float(numbers[row, column])} for the weight in row {row} and column {column}, the first of "
+            f"{int(wrong.sum())} such; numbers of weights are finite and not negative"
+        )
+    return numbers
 
 
 def _checked_curve(scorer: str, name: str, score: Any, first: Any) -> Curve:
@@ -126,7 +177,7 @@ def _require_wanted(scorer: str, name: str, names: Sequence[str], unit: Unit) ->
         )
 
 
-def _complete(scorer: str, done: Mapping[str, Score], names: Sequence[str], unit: Unit) -> Mapping[str, Score]:
+def _complete(scorer: str, done: Mapping[str, KeptScore], names: Sequence[str], unit: Unit) -> Mapping[str, KeptScore]:
     missing = [name for name in dict.fromkeys(names) if name not in done]
     if missing:
         more = " …" if len(missing) > 5 else ""

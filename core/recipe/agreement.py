@@ -3,11 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ecoflap.core.contracts.records import ScoreKind
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_budget import is_patterned
 from ecoflap.core.recipe.read_keys import FAILED, KeyReader
 from ecoflap.core.recipe.schema import TowerChoice
+
+_PLURAL: Mapping[ScoreKind, str] = {"number": "numbers", "curve": "curves", "weights": "numbers a weight"}
+"""What scores of each kind are called."""
 
 
 def note_disagreements(reader: KeyReader, fields: Mapping[str, Any]) -> None:
@@ -57,24 +61,24 @@ def _note_rounds(reader: KeyReader, fields: Mapping[str, Any]) -> None:
 
 
 def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -> None:
-    """Note an allocator that takes curves where the scorer gives numbers, or the other way round."""
+    """Note an allocator that takes scores of one kind where the scorer gives those of another."""
     takes = allocator.options.takes
-    wanted = None if takes is None else "curve" if takes == "curve" else "number"
+    wanted: ScoreKind | None = "number" if takes == "score" else takes
     gives = _gives(scorer)
     if wanted is None or gives in (None, wanted):
         return
     scorers, allocators = _that_fit(reader, "scorer", "gives", wanted), _that_fit(reader, "allocator", "takes", gives)
     reader.problems.add(
         ("allocate",),
-        f"{allocator.use} looks at scores that are {wanted}s, and {scorer.use} gives {gives}s. "
-        f"Scorers that give {wanted}s: {scorers}. Allocators that take {gives}s: {allocators}.",
+        f"{allocator.use} looks at scores that are {_PLURAL[wanted]}, and {scorer.use} gives {_PLURAL[gives]}. "
+        f"Scorers that give {_PLURAL[wanted]}: {scorers}. Allocators that take {_PLURAL[gives]}: {allocators}.",
     )
 
 
-def _gives(scorer: PartSpec) -> str | None:
+def _gives(scorer: PartSpec) -> ScoreKind | None:
     """Say what a scorer gives; None where it cannot tell, which its own ``problems`` give the reason of."""
     try:
-        gives: str = getattr(scorer.built, "gives", "number")
+        gives: ScoreKind = getattr(scorer.built, "gives", "number")
     except EcoflapError:
         return None
     return gives

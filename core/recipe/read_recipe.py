@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ecoflap.core.contracts.records import ScoreKind
 from ecoflap.core.model.hub import parts_of_hub_id
 from ecoflap.core.recipe.agreement import note_disagreements
 from ecoflap.core.recipe.keys import Key, key_of
@@ -111,11 +112,13 @@ def _tower(reader: KeyReader, path: KeyPath, own: Any) -> Any:
 
 
 def _fill_in(reader: KeyReader, fields: dict[str, Any]) -> None:
-    """Set what follows from other keys where it is not written: the aggregate, and the allocator."""
+    """Set what follows from other keys where it is not written: the aggregate, the granularity and the allocator."""
     score = fields.get("score")
     if isinstance(score, dict):
         scorer = score["scorer"]
         score.setdefault("aggregate", "sum" if scorer is FAILED else scorer.options.aggregate)
+        if scorer is not FAILED and scorer.options.gives == "weights":
+            score.setdefault("granularity", "layer")  # which alone keeps what a threshold for single weights does
     if "allocate" not in fields:
         fields["allocate"] = reader.part("allocator", _allocator(fields), ("allocate",))
     for name, field in Recipe.model_fields.items():
@@ -133,7 +136,11 @@ def _allocator(fields: Mapping[str, Any]) -> Any:
     if score is None:
         return "uniform"
     scorer = score["scorer"] if isinstance(score, dict) else FAILED
-    return "marginal" if scorer is not FAILED and scorer.options.gives == "curve" else "ecoflap"
+    return "ecoflap" if scorer is FAILED else _TAKES[scorer.options.gives]
+
+
+_TAKES: Mapping[ScoreKind, str] = {"number": "ecoflap", "curve": "marginal", "weights": "threshold"}
+"""The allocator that takes scores of each kind where a recipe names none."""
 
 
 def _allocator_of(pruner: PartSpec) -> Any:

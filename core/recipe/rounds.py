@@ -1,10 +1,8 @@
 """The rounds of a recipe: how much each of them prunes, and the recipe that each of them is by itself."""
 
-from dataclasses import replace
 from fractions import Fraction
 
-from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.schema import Recipe, Score, TowerChoice
+from ecoflap.core.recipe.schema import Recipe, TowerChoice
 
 _DIGITS = 6
 """Decimals of a share between the first and the last, which is no fraction by itself."""
@@ -35,19 +33,9 @@ def recipe_of_round(recipe: Recipe, number: int) -> Recipe:
     towers = {
         name: own if own == "keep" else _tower_in_round(recipe, own, number) for name, own in recipe.towers.items()
     }
-    score = None if recipe.score is None else _score_in_round(recipe.score, recipe.sparsity, share)
-    return recipe.model_copy(update={"sparsity": share, "towers": towers, "score": score, "refine": ()})
+    return recipe.model_copy(update={"sparsity": share, "towers": towers, "refine": ()})
 
 
 def _tower_in_round(recipe: Recipe, own: TowerChoice, number: int) -> TowerChoice:
     share = None if own.sparsity is None else shares_of_rounds(recipe.rounds, own.sparsity)[number - 1]
     return own.model_copy(update={"sparsity": share, "refine": None})
-
-
-def _score_in_round(score: Score, sparsity: float, share: float) -> Score:
-    """Tell a scorer that is told the recipe's sparsity, as one with a threshold is, that of the round."""
-    scorer = score.scorer
-    if scorer.parameters.get("sparsity") != sparsity:
-        return score
-    told: PartSpec = replace(scorer, parameters={**scorer.parameters, "sparsity": share})
-    return score.model_copy(update={"scorer": told})

@@ -81,7 +81,9 @@ class Score(Keys):
 
     inline = "scorer"
     scorer: Annotated[Spec, Key("scorer")] = Field(description="scorer")
-    granularity: Granularity = Field("block", description="what shares one sparsity")
+    granularity: Granularity = Field(
+        "block", description="what shares one sparsity; by default `layer` with a scorer of numbers a weight"
+    )
     aggregate: Aggregate = Field(description="how layers' scores make a group's; by default the scorer's way")
     calibration: Calibration | None = Field(
         None, description="dataset to score on; by default the recipe's `calibration`"
@@ -150,7 +152,8 @@ class Recipe(Keys):
         None, description="scorer; needed where the allocator looks at scores"
     )
     allocate: Annotated[Spec, Key("allocator")] = Field(
-        description="allocator; by default `ecoflap` with a score, `marginal` with one of curves, `uniform` without"
+        description="allocator; by default `ecoflap` with a score, `marginal` with one of curves, `threshold` with one "
+        "of numbers a weight, `uniform` without"
     )
     prune: Annotated[Spec, Key("pruner")] = Field(description="pruner")
     rounds: Annotated[int | tuple[float, ...] | None, Key(scores=True)] = Field(

@@ -49,7 +49,8 @@ class RecordedGroup(_Entry):
     :param size: How many weights it has.
     :param keep: How many of them stay.
     :param tower: Empty where it is made of several.
-    :param score: None where nothing was scored; of a curve the rise at the level nearest the sparsity that was asked.
+    :param score: None where nothing was scored; of a curve the rise at the level nearest the sparsity that was asked;
+        of numbers of single weights what their sums come to.
     :param standard_error: Of the score, where the scorer gave the terms that it is a mean of.
     :param curve: How the loss rises with the group's sparsity, where the scorer gave curves.
     """

@@ -20,7 +20,8 @@ def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
 def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> Path | None:
     """Find the scores of a run of ``reuse:`` with the same scorer, data, model and seed.
 
-    There are none for a recipe of rounds, of which each scores the model as it is then.
+    There are none for a recipe of rounds, of which each scores the model as it is then. A run whose files of numbers of
+    single weights were deleted is passed over.
     """
     if recipe.rounds is not None:
         return None
@@ -28,8 +29,10 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> 
     seen = {what: one for what, one in fingerprints.items() if what != CALIBRATION_DATA or "calibration" in keys}
     for folder in _alike(recipe, seen, own, keys):
         if folder.plan.is_file() and folder.scores.is_file():
-            read_scores_of(folder.plan, folder.scores, f"Restore the file, or take {folder.path} out of reuse:")
-            return folder.scores
+            found = read_scores_of(folder.plan, folder.scores, f"Restore the file, or take {folder.path} out of reuse:")
+            if all(one.file.is_file() for one in found.weight_scores.values()):
+                found.check_files()
+                return folder.scores
     return None
 
 

@@ -4,11 +4,13 @@ A round is the recipe with a smaller sparsity, in a folder of its own, ``rounds/
 there until the model is complete, so that a run that was cut off comes to the same weights by reading them.
 """
 
+import shutil
 from dataclasses import replace
 from functools import partial
 
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.pruning.masks import PackedMasks, save_masks
+from ecoflap.core.pruning.scores import folder_of
 from ecoflap.core.recipe.rounds import recipe_of_round
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.run import stages
@@ -25,6 +27,8 @@ def after_rounds(state: RunState) -> RunState:
         state.ranks.at_first(partial(folder.path.mkdir, parents=True, exist_ok=True))
         one = replace(state, prepared=_in_round(state.prepared, number), folder=folder, before=before, number=number)
         plan = stages.plan(one)
+        # They have served once there is a plan, and those of all rounds would take as much disk for each.
+        state.ranks.at_first(partial(shutil.rmtree, folder_of(folder.scores), ignore_errors=True))
         masks = stages.prune_and_refine(one, plan)
         state.ranks.at_first(partial(_keep_masks, folder, masks))
         before = RoundDone(plan, masks, dense)

@@ -13,7 +13,7 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.records import Batch, Granularity
 from ecoflap.core.disk.sums import write_sums
-from ecoflap.core.disk.whole_files import whole_folder, write_whole
+from ecoflap.core.disk.whole_files import whole_folder
 from ecoflap.core.export.stage import missing_exports
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
@@ -24,7 +24,7 @@ from ecoflap.core.pruning.plan_file import read_plan, read_scores_of, write_plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.pruning.refine_model import refine_model
 from ecoflap.core.pruning.score_layers import score_layers
-from ecoflap.core.pruning.scores import Scores
+from ecoflap.core.pruning.scores import Scores, take_over_scores
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration, Recipe
@@ -180,10 +180,7 @@ def plan(state: RunState) -> Plan:
     granularity = state.recipe.score.granularity if state.recipe.score else "layer"
     allocator = state.recipe.allocate
     with state.log.stage(state.stage("allocate")):
-        plans = {
-            label: _made(state, candidate, pools, granularity, scores)
-            for label, candidate in _candidates(allocator).items()
-        }
+        plans = state.ranks.first(lambda: _plans(state, allocator, pools, granularity, scores))
         made = _trials(state).best(plans) if len(plans) > 1 else next(iter(plans.values()))
         if (sentence := emptied(made)) is not None:
             state.log.note(sentence)
@@ -191,6 +188,14 @@ def plan(state: RunState) -> Plan:
         kept = {one.reason: one.parameters for one in state.prepared.kept_whole}
         state.ranks.first(partial(write_plan, state.folder.plan, made, kept, state.folder.scores))
     return made
+
+
+def _plans(
+    state: RunState, allocator: PartSpec, pools: Sequence[Pool], granularity: Granularity, scores: Scores | None
+) -> dict[str, Plan]:
+    """Make the plan of each allocator that is tried. One process does: files of scores are read once."""
+    candidates = _candidates(allocator)
+    return {label: _made(state, one, pools, granularity, scores) for label, one in candidates.items()}
 
 
 def _candidates(allocator: PartSpec) -> dict[str, PartSpec]:
@@ -274,7 +279,7 @@ def _take_over_scores(state: RunState) -> None:
         found = found_scores(state.recipe, state.data.fingerprints, state.folder.path)
         if found is not None:
             state.folder.record_taken_over("scores")
-            write_whole(state.folder.scores, found.read_bytes())
+            take_over_scores(found, state.folder.scores)
 
 
 def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:

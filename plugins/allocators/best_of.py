@@ -8,7 +8,7 @@ ones, on which the loss is then looked at. Budgets by scores of single blocks ca
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ecoflap.core.budget.counts import Group
 from ecoflap.core.contracts.conformance import options_of
@@ -16,6 +16,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import AllocatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
+from ecoflap.core.contracts.records import Takes
 from ecoflap.core.errors import EcoflapError
 
 
@@ -38,7 +39,8 @@ class BestOf:
         if any(isinstance(allocator, BestOf) for allocator in self.of):
             raise EcoflapError("of has a best_of among its candidates: name that one's candidates here")
         if len(self._kinds()) > 1:
-            raise EcoflapError("of has some that take numbers and some that take curves; a recipe has one score")
+            kinds = ", ".join(sorted(self._kinds()))
+            raise EcoflapError(f"of has candidates that take scores of several kinds, {kinds}; a recipe has one score")
 
     @property
     def candidates(self) -> tuple[Any, ...]:
@@ -46,7 +48,7 @@ class BestOf:
         return self.of
 
     @property
-    def takes(self) -> Literal["score", "curve"] | None:
+    def takes(self) -> Takes | None:
         """Say what those of the candidates look at that look at scores."""
         return next(iter(self._kinds()), None)
 
@@ -65,7 +67,7 @@ class BestOf:
         """Give the counts of the first candidate, which is what nothing is known against without a model."""
         return self.of[0](groups, keep)
 
-    def _kinds(self) -> set[Literal["score", "curve"]]:
+    def _kinds(self) -> set[Takes]:
         found = (options_of(AllocatorOptions, allocator).takes for allocator in self.of)
         return {takes for takes in found if takes is not None}
 

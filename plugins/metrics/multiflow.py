@@ -3,8 +3,8 @@
     |W_ij| · o_i · n_j,   o_i = mean_j |W_ij|·‖X_j‖₂,   n_j = mean_i |W_ij|·‖X_j‖₂
 
 Farina, Mancini, Cunegatti, Liu, Iacca & Ricci, MULTIFLOW: Shifting Towards Task-Agnostic Vision-Language Pruning, CVPR
-2024, Eq. 6. Its budgets (Eq. 7) are those of one magnitude threshold for each modality, which is the scorer
-``global_threshold`` with ``each: tower``; within a layer all weights compete. Their ‖X_j‖₂² is a mean over samples,
+2024, Eq. 6. Its budgets (Eq. 7) are those of one magnitude threshold for each modality, which is the allocator
+``threshold`` with ``each: tower``; within a layer all weights compete. Their ‖X_j‖₂² is a mean over samples,
 here it is a sum over tokens, and the order is the same. They take all statistics from the dense model; here the blocks
 before are pruned already, as for all metrics.
 """

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate, Score, ScoreKind, Unit
@@ -38,7 +39,7 @@ class FromRun:
 
     @property
     def gives(self) -> ScoreKind:
-        """Say whether that run's scores are numbers or curves."""
+        """Say whether that run's scores are numbers, curves, or numbers of single weights."""
         return self._scores().kind
 
     def problems(self, context: PlanContext) -> Iterator[str]:
@@ -52,6 +53,9 @@ class FromRun:
             return
         if not any(name in scores.values for name in _names(context.anatomy.layers(), scores.unit)):
             yield f"{self.run}: its scores are of another model; none is for a {scores.unit} of this one"
+        gone = [one.file for one in scores.weight_scores.values() if not one.file.is_file()]
+        if gone:
+            yield f"{gone[0]} is missing, with it {len(gone)} files of that run's scores. Restore them, or score anew"
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Score]]:
         scores, wanted = self._scores(), {layer.name for layer in layers}
@@ -62,7 +66,8 @@ class FromRun:
                 f"{self.run}: that run has no score for {', '.join(missing[:5])}; is it finished, and of this model?"
             )
         for name in names:
-            yield name, scores.values[name]
+            score = scores.values[name]
+            yield name, score.numbers() if isinstance(score, WeightScores) else score
 
     def _scores(self) -> Scores:
         way_out = "Restore the file, or name another run"

@@ -6,11 +6,15 @@ from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 
 
-def block_by_block(replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[int, Block, list[Layer]]]:
+def block_by_block(
+    replay: Replay, layers: Sequence[Layer], *, runs: bool = True
+) -> Iterator[tuple[int, Block, list[Layer]]]:
     """Yield each block that has some of the layers, with its number and those layers.
 
     The replay can run the block when it is yielded, and is moved on behind it afterwards. Nothing behind the last of
     the layers is run.
+
+    :param runs: False for a scorer that runs no block, so that nothing is.
     """
     wanted = {layer.name for layer in layers}
     for index, block in enumerate(replay.blocks):
@@ -20,4 +24,5 @@ def block_by_block(replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[in
         wanted.difference_update(layer.name for layer in own)
         if not wanted:
             return
-        replay.advance(index)
+        if runs:
+            replay.advance(index)

@@ -165,6 +165,7 @@ def test_problems_of_the_old_signature_are_refused(defaults):
         ("scorer", "aggregate", "summ", "its member aggregate should be 'sum', 'mean' or 'per_parameter', not 'summ'."),
         ("scorer", "unit", "blocks", "its member unit should be 'layer' or 'block', not 'blocks'."),
         ("scorer", "samples", "8", "its member samples should be a valid integer, not '8'."),
+        ("scorer", "gives", "weight", "its member gives should be 'number', 'curve' or 'weights', not 'weight'."),
         ("pruner", "needs", [Gram], "its member needs should be a valid tuple, not [<class"),
         ("pruner", "needs", (3,), "its member needs should be a type, not (3,)."),
     ],
@@ -172,6 +173,12 @@ def test_problems_of_the_old_signature_are_refused(defaults):
 def test_a_member_of_another_type_is_refused(kind, member, value, said):
     (problem,) = problems(kind, with_members(kind, **{member: value}))
     assert problem.startswith(said)
+
+
+def test_numbers_of_weights_are_of_layers():
+    assert problems("scorer", with_members("scorer", gives="weights")) == []
+    (problem,) = problems("scorer", with_members("scorer", gives="weights", unit="block"))
+    assert problem.startswith("its member unit should be 'layer', of which numbers a weight are, not 'block'.")
 
 
 def test_a_value_where_a_method_is_wanted_is_refused():

@@ -1,6 +1,7 @@
 """Scoring: what is kept of a scorer's answers, and what is refused."""
 
 import pytest
+import torch
 from spec import spec
 from torch import nn
 
@@ -179,6 +180,94 @@ def test_curves_that_tell_nothing_apart_are_warned_of(score, events, rises, said
     score([(name, Curve((0.4, 0.8), rises)) for name, _ in GOOD])
     (warned,) = [event.message for event in events if isinstance(event, Warned)]
     assert warned.startswith(f"Scorer: {said}")
+
+
+NUMBERS = [(name, torch.full((4, 4), float(at))) for at, (name, _) in enumerate(GOOD)]
+
+
+@pytest.fixture
+def score_weights(layers, replay, events, tmp_path):
+    """``score_weights(pairs)``: what comes of a scorer of numbers a weight that yields these pairs."""
+
+    def score_weights(pairs, gives="weights"):
+        asked = []
+
+        class OfWeights:
+            def __call__(self, replay, wanted):
+                asked.extend(layer.name for layer in wanted)
+                yield from pairs
+
+        OfWeights.gives = gives
+        path = tmp_path / "scores.jsonl"
+        return score_layers(spec("scorer", OfWeights()), "mean", replay, layers, path, events.append), asked
+
+    return score_weights
+
+
+def test_numbers_of_weights_are_put_into_files_as_they_are_found(score_weights, tmp_path):
+    with pytest.raises(ModelError, match=r"no score for 3 layer\(s\)"):
+        score_weights(NUMBERS[:1])
+    assert [path.name for path in (tmp_path / "scores").iterdir()] == ["000.safetensors"]
+    given = [NUMBERS[3], ("a.y", NUMBERS[1][1].to(torch.bfloat16)), ("b.x", NUMBERS[2][1].double().t())]
+    scores, asked = score_weights(given)  # in another order, and of other types
+    assert (scores.kind, asked) == ("weights", ["a.y", "b.x", "b.y"])
+    for at, (name, numbers) in enumerate(NUMBERS):
+        assert torch.equal(scores.values[name].numbers(), numbers)
+        assert scores.values[name].file == tmp_path / "scores" / f"{at:03d}.safetensors"
+    assert scores.of({"a.y": 16, "b.y": 16}) == (16 * 1 + 16 * 3) / 2
+    line = (tmp_path / "scores.jsonl").read_text().splitlines()[2]
+    assert line.startswith('{"name": "b.y", "file": "003.safetensors", "seal_of_file": "')
+    assert '", "sum": 48.0, "seal": ' in line
+
+
+def one_wrong(value):
+    return torch.ones(4, 4).index_put_((torch.tensor([1, 2]), torch.tensor([2, 0])), torch.tensor(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (
+            one_wrong(float("nan")),
+            r"nan for the weight in row 1 and column 2, the first of 2 such; numbers of weights ",
+        ),
+        (one_wrong(float("inf")), r"inf for the weight in row 1 and column 2"),
+        (one_wrong(-1.0), r"-1\.0 for the weight in row 1 and column 2.* are finite and not negative$"),
+        (torch.full((4, 4), 1e300, dtype=torch.float64), r"inf for the weight in row 0 and column 0, the first of 16"),
+        (
+            torch.ones(4, 3),
+            r"torch\.float32 of \(4, 3\); it has to give one floating-point number for each weight, \(4, 4\)",
+        ),
+        (torch.ones(16), r"torch\.float32 of \(16,\); it has to give"),
+        (torch.ones(4, 4, dtype=torch.int64), r"torch\.int64 of \(4, 4\); it has to give"),
+        (1.0, r"1\.0; it has to give one floating-point number for each weight, \(4, 4\) here"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_the_layers_name_and_not_kept(score_weights, tmp_path, value, told):
+    with pytest.raises(ModelError, match=rf"^a\.x: the scorer OfWeights gave {told}"):
+        score_weights([("a.x", value)])
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1
+    assert not (tmp_path / "scores").exists()
+
+
+def test_numbers_of_something_else_and_of_another_kind_are_refused(score_weights):
+    with pytest.raises(ModelError, match=r"'a\.z', which is no layer to be pruned"):
+        score_weights([("a.z", NUMBERS[0][1])])
+    with pytest.raises(ModelError, match=r"^a\.x: the scorer OfWeights gave tensor.* a tensor where the scorer has gi"):
+        score_weights(NUMBERS, gives="number")
+    with pytest.raises(ModelError, match=r"^a\.y: the scorer OfWeights gave 1\.0, and WeightScores.* of one kind"):
+        score_weights([NUMBERS[0], ("a.y", 1.0)])
+    with pytest.raises(ModelError, match=r"^a\.y: the scorer OfWeights gave 1\.0, and WeightScores"):
+        score_weights([("a.y", 1.0)], gives="number")  # the first is read back
+
+
+def test_numbers_of_weights_that_are_all_zero_are_warned_of_and_equal_sums_are_not(score_weights, events, tmp_path):
+    score_weights([(name, torch.ones(4, 4)) for name, _ in GOOD])
+    assert not [event for event in events if isinstance(event, Warned)]
+    (tmp_path / "scores.jsonl").unlink()
+    score_weights([(name, torch.zeros(4, 4)) for name, _ in GOOD])
+    (warned,) = [event.message for event in events if isinstance(event, Warned)]
+    assert warned.startswith("OfWeights: the score of every layer is 0")
 
 
 def test_a_scorer_that_raises_is_named(layers, replay, tmp_path):

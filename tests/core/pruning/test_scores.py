@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from sealed_by_hand import write_lines
 
 from ecoflap.core.budget.curves import Curve
+from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import RunError
 from ecoflap.core.pruning.scores import Scores, header_line, read_scores, score_line
@@ -14,6 +15,15 @@ from ecoflap.core.pruning.scores import Scores, header_line, read_scores, score_
 def written(path, *lines):
     write_lines(path, lines)
     return path
+
+
+OF_WEIGHTS = {"name": "a", "file": "000.safetensors", "seal_of_file": "0" * 64, "sum": 1.5}
+
+
+def test_numbers_of_weights_are_read_back_by_the_file_beside_the_lines(tmp_path):
+    scores = read_scores(written(tmp_path / "scores.jsonl", header_line("layer", "per_parameter"), OF_WEIGHTS))
+    assert scores.values == {"a": WeightScores(tmp_path / "scores" / "000.safetensors", "0" * 64, 1.5)}
+    assert (scores.kind, scores.of({"a": 3}), score_line("a", scores.values["a"])) == ("weights", 0.5, OF_WEIGHTS)
 
 
 def test_scores_are_read_back_with_the_terms_of_estimates(tmp_path):
@@ -29,7 +39,9 @@ def test_scores_are_read_back_with_the_terms_of_estimates(tmp_path):
     [{"name": "a"}, {"name": 1, "score": 1.0}, {"name": "a", "score": "1"}, {"name": "a", "score": True}]
     + [{"name": "a", "score": 1.0, "terms": terms} for terms in (1.0, [], ["1"])]
     + [{"name": "a", "levels": levels, "rises": [1.0, 2.0]} for levels in (None, [0.4], [0.6, 0.4], ["0.4", 0.6])]
-    + [{"name": name, "levels": [0.4, 0.6], "rises": rises} for name, rises in ((1, [1.0, 2.0]), ("a", 1.0))],
+    + [{"name": name, "levels": [0.4, 0.6], "rises": rises} for name, rises in ((1, [1.0, 2.0]), ("a", 1.0))]
+    + [OF_WEIGHTS | change for change in ({"name": 1}, {"seal_of_file": None}, {"sum": "1"}, {"sum": True})]
+    + [OF_WEIGHTS | {"file": file} for file in (3, "../000.safetensors", "/etc/000.safetensors", "x.safetensors")],
 )
 def test_a_line_that_is_no_score_is_told_with_its_number(line, tmp_path):
     path = written(tmp_path / "scores.jsonl", header_line("layer", "sum"), score_line("a", 1.0), line)

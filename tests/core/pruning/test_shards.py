@@ -99,6 +99,17 @@ def test_refined_blocks_and_kept_records_are_the_same(recipe, each, tmp_path):
     assert not list((tmp_path / "disk").glob(".kept*"))
 
 
+def test_numbers_of_weights_and_their_gradients_are_the_same(recipe, tmp_path):
+    score = {"use": "weight_metric", "metric": "magnitude_gradient", "samples": 2}
+    recipe = {**recipe, "score": score, "allocate": "threshold", "prune": "magnitude", "evaluate": None}
+    on_disk = {**recipe, "calibration": {**recipe["calibration"], "keep": "disk"}}
+    ecoflap.run(on_disk, folder=tmp_path / "disk")
+    ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
+    assert_alike(tmp_path / "disk", tmp_path / "memory")
+    assert (tmp_path / "disk/scores.jsonl").read_bytes() == (tmp_path / "memory/scores.jsonl").read_bytes()
+    assert not list((tmp_path / "disk").glob(".kept*"))
+
+
 def test_another_type_than_the_files_have(recipe, tmp_path):
     as_asked = {**recipe, "model": {**recipe["model"], "dtype": "bfloat16"}, "score": None, "allocate": "uniform"}
     ecoflap.run(as_asked, folder=tmp_path / "disk")

@@ -91,6 +91,12 @@ def recipes(plain, data):
             "score": "local_metric",
             "prune": {"use": "by_metric", "metric": "magnitude_gradient"},
         },
+        "weights": {**few, "score": {"use": "weight_metric", "metric": "ria"}, "allocate": "threshold", "rounds": 2},
+        "weights of gradients": {
+            **few,
+            "score": {"use": "weight_metric", "metric": "magnitude_gradient"},
+            "prune": {"use": "by_metric", "metric": "magnitude_gradient", "compare": "layer"},
+        },
         "of others": {**few, "score": {"use": OfItsOwn, "samples": 1}, "prune": OfItsOwnRows},
         "no data": plain(
             calibration=None, score=None, allocate="uniform", prune="magnitude", evaluate=None, export=None
@@ -116,6 +122,8 @@ CASES = [
     pytest.param("trained", 2, marks=SLOW),
     pytest.param("gradients", 3, marks=SLOW),
     ("loss gradients", 2),
+    ("weights", 2),
+    pytest.param("weights of gradients", 2, marks=SLOW),
     ("of others", 2),
     ("no data", 2),
 ]

@@ -38,9 +38,22 @@ def read(score, allocate=None):
             "sensitivity",
             "owl",
             "owl looks at scores that are numbers, and sensitivity gives curves. Scorers that give numbers: "
-            "first_order, from_run, global_threshold, hill, local_metric, magnitude, outlier_share, token_diversity, "
+            "first_order, from_run, hill, local_metric, magnitude, outlier_share, token_diversity, "
             "zeroth_order. "
             "Allocators that take curves: best_of, marginal.",
+        ),
+        (
+            "{use: weight_metric, metric: wanda}",
+            "ecoflap",
+            "ecoflap looks at scores that are numbers, and weight_metric gives numbers a weight. Scorers that give "
+            "numbers: first_order, from_run, hill, local_metric, magnitude, outlier_share, "
+            "token_diversity, zeroth_order. Allocators that take numbers a weight: best_of, threshold.",
+        ),
+        (
+            "hill",
+            "threshold",
+            "threshold looks at scores that are numbers a weight, and hill gives numbers. Scorers that give numbers a "
+            "weight: from_run, weight_metric. Allocators that take numbers: alpha, best_of, ecoflap, owl.",
         ),
     ],
 )
@@ -55,9 +68,18 @@ def test_an_allocator_that_takes_none_goes_with_all(allocate):
     assert not read("sensitivity", allocate).takes_scores
 
 
-@pytest.mark.parametrize(("score", "allocate"), [("sensitivity", "marginal"), ("hill", "ecoflap")])
-def test_curves_are_divided_by_marginal_where_nothing_is_said(score, allocate):
-    assert read(score).allocate.use == allocate
+@pytest.mark.parametrize(
+    ("score", "allocate", "granularity"),
+    [
+        ("sensitivity", "marginal", "block"),
+        ("hill", "ecoflap", "block"),
+        ("{use: weight_metric, metric: magnitude}", "threshold", "layer"),
+        ("{use: weight_metric, metric: magnitude, granularity: tower}", "threshold", "tower"),
+    ],
+)
+def test_what_divides_a_budget_among_what_follows_from_the_scorer_where_nothing_is_said(score, allocate, granularity):
+    recipe = read(score)
+    assert (recipe.allocate.use, recipe.score.granularity) == (allocate, granularity)
 
 
 def test_what_is_taken_over_gives_what_it_is(tmp_path):

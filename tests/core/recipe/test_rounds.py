@@ -37,7 +37,6 @@ def recipe():
         {
             "version": 1, "model": "./m", "sparsity": 0.75, "rounds": 2, "prune": "magnitude",
             "calibration": {"use": "text", "samples": 2}, "refine": "reconstruct",
-            "score": {"use": "global_threshold", "sparsity": 0.75},
             "towers": {
                 "vision": {"sparsity": 0.36, "refine": ["reconstruct"]}, "text": {"prune": "wanda"}, "q": "keep",
             },
@@ -53,16 +52,4 @@ def test_a_round_is_a_recipe_with_its_own_shares_and_without_refiners(recipe):
     assert one.towers["text"].prune == recipe.towers["text"].prune
     assert one.refine == ()
     assert one.towers["vision"].refine is None
-    assert one.score.scorer.built.sparsity == 0.5
     assert recipe_of_round(recipe, 2) is recipe
-
-
-def test_a_scorers_sparsity_that_is_not_the_recipes_is_its_own():
-    recipe = parse_recipe(
-        {
-            "version": 1, "model": "./m", "sparsity": 0.75, "rounds": 2, "prune": "magnitude",
-            "score": {"use": "global_threshold", "sparsity": 0.3},
-        },
-        registry=load_registry(),
-    )  # fmt: skip
-    assert recipe_of_round(recipe, 1).score == recipe.score

@@ -103,21 +103,6 @@ def test_the_plan_holds_with_other_budgets(plain, pico, tmp_path, score, allocat
     assert all(curve is not None for curve in curves) == (allocator == "marginal")
 
 
-def test_a_global_threshold_keeps_the_largest_weights_of_the_whole_model(plain, pico, tmp_path):
-    """Although its layers are pruned one by one: masks against a sort of all magnitudes."""
-    score = {"use": "global_threshold", "sparsity": 0.6, "granularity": "layer"}
-    allocate = {"use": "ecoflap", "max_sparsity": 1.0}
-    recipe = plain(score=score, allocate=allocate, prune="magnitude", sparsity=0.6, calibration=None)
-    masks = ecoflap.load_masks(ecoflap.run(recipe, folder=tmp_path / "run").folder)
-    dense = load_file(pico / "model" / "model.safetensors")
-    values = torch.cat([dense[name].abs().flatten() for name in masks]).sort(descending=True).values
-    threshold = values[len(values) * 2 // 5 - 1]
-    for name, mask in masks.items():  # of those that equal it, some go
-        magnitudes = dense[name].abs()
-        assert torch.equal(mask & (magnitudes != threshold), magnitudes > threshold), name
-    assert sum(int(mask.sum()) for mask in masks.values()) == len(values) * 2 // 5
-
-
 def test_a_model_is_scored_in_the_type_that_the_scorer_asks_for(plain, tmp_path):
     seen = []
 

@@ -49,7 +49,8 @@ def kept(masks):
         {"score": None, "allocate": {"use": "atp", "beta": 0.1}},
         {"score": {"use": "sensitivity", "samples": 2}},
         {"score": {"use": "zeroth_order", "samples": 2, "granularity": "layer"}},
-        {"score": {"use": "global_threshold", "sparsity": 0.6, "steps": 1, "measure": "magnitude_gradient"}},
+        {"score": {"use": "weight_metric", "metric": "magnitude_gradient"}},
+        {"score": {"use": "weight_metric", "metric": "wanda", "granularity": "block"}, "prune": "magnitude"},
         {"score": None, "allocate": {"use": "best_of", "of": ["uniform", {"use": "atp", "beta": 0.1}]}},
     ],
     ids=str,
@@ -135,12 +136,10 @@ def test_each_round_scores_the_model_as_the_one_before_left_it(recipe, pico, tmp
 
 
 GLOBAL_GRADIENT = {
-    "score": {
-        "use": "global_threshold", "sparsity": 0.6, "measure": "magnitude_gradient", "steps": 1, "granularity": "layer",
-    },
-    "allocate": {"use": "ecoflap", "max_sparsity": 1.0},
+    "score": {"use": "weight_metric", "metric": "magnitude_gradient"},
+    "allocate": "threshold",
     "prune": {"use": "by_metric", "metric": "magnitude_gradient", "compare": "layer"},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
