@@ -14,9 +14,14 @@ from typing import Any, get_args, get_type_hints
 import jaxtyping
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is first imported
+
+# On a machine that does other work besides, an example may take any time: how long says nothing of what is tested.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 WORDS = "<unk> <s> </s> the of and in to a is was as by for on with it from at or an be are this that which . ,"
 VOCABULARY = [*WORDS.split(), *(f"word{i}" for i in range(64 - len(WORDS.split())))]

@@ -11,7 +11,7 @@ from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.budget.select import is_nonzero, row_counts, same_bits, select, zeros_first
 from ecoflap.core.errors import EcoflapError
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def slow_select(metric, budget, compare):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ecoflap.core.budget.water_fill import split, water_fill
 from ecoflap.core.errors import EcoflapError
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 @st.composite

@@ -14,7 +14,7 @@ from ecoflap.core.errors import RunError
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 5), max_size=4), st.sampled_from(TYPES), st.booleans())
 def test_a_tensor_comes_back_as_it_was(tmp_path_factory, shape, dtype, turned):
     folder = tmp_path_factory.mktemp("kept")

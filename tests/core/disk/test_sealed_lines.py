@@ -5,7 +5,7 @@ import os
 from hashlib import sha256
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoflap.core.disk import sealed_lines
@@ -46,7 +46,6 @@ def test_a_line_is_sealed_as_the_documentation_says(path):
     assert [json.loads(line)["seal"] for line in path.read_text().splitlines()][-1] == last_seal(path)
 
 
-@settings(deadline=None)
 @given(number=st.integers(0, 2), at=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_no_bit_of_a_line_can_turn(tmp_path_factory, number, at, bit):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"

@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, write_sealed_json, write_sealed_text
@@ -39,7 +39,6 @@ def test_any_program_reads_it(path, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.yaml", "a.html"])
-@settings(deadline=None)
 @given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_no_bit_can_turn(tmp_path_factory, name, at, bit):
     path = tmp_path_factory.mktemp("texts") / name

@@ -6,7 +6,7 @@ import subprocess
 from hashlib import sha256
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoflap.core.disk.sums import check_listed, check_sums, differing, read_sums, write_sums
@@ -90,7 +90,6 @@ def test_all_that_differs_is_told_at_once(folder):
     assert len(list(differing(folder))) == 2
 
 
-@settings(deadline=None)
 @given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_no_bit_of_the_list_can_turn(written, tmp_path_factory, at, bit):
     folder = shutil.copytree(written, tmp_path_factory.mktemp("turned") / "model")

@@ -65,7 +65,7 @@ def same(one, other):
 
 
 @needs_library
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(0, 70),
     st.integers(0, 140),
@@ -169,7 +169,7 @@ def test_rounding_x_costs_at_most_half_a_scale_for_each_input(path, dtype, value
     assert bool(((multiplied(path, x, packed, 256).double() - exact).abs() <= allowed).all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 70),
     st.integers(0, 140),
@@ -305,7 +305,7 @@ def test_damaged_sums_are_found(values, sparsity):
 
 
 @needs_library
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 5_000), st.integers(0, 255), st.sampled_from([0.0, 0.3, 0.9]), st.sampled_from(KINDS))
 def test_a_changed_byte_is_refused_or_gives_another_matrix(at, value, sparsity, values):
     packed = pack_dense(pruned(40, 70, sparsity, torch.float32), values=values)

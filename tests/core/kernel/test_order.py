@@ -34,7 +34,7 @@ def packed_by_numpy(weight):
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @shapes
 def test_numpy_packs_and_decodes_bit_by_bit(outputs, inputs, sparsity, dtype):
     weight = pruned(outputs, inputs, sparsity, dtype)
@@ -45,7 +45,7 @@ def test_numpy_packs_and_decodes_bit_by_bit(outputs, inputs, sparsity, dtype):
 
 
 @needs_library
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @shapes
 def test_the_library_packs_the_same_bytes(outputs, inputs, sparsity, dtype):
     weight = pruned(outputs, inputs, sparsity, dtype)
@@ -138,7 +138,7 @@ def product(packed, outputs, inputs):
 
 
 @needs_library
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 10_000), st.integers(0, 255), st.sampled_from([0.3, 0.9]))
 def test_a_changed_byte_is_refused_or_gives_another_matrix(at, value, sparsity):
     """Whatever byte is changed, nothing is read beyond the memory: a guard page would end the process."""

@@ -49,7 +49,7 @@ def test_a_path_gives_the_product(path, dtype, outputs, inputs, batch, sparsity)
     assert_right(multiplied(path, x, weight, bias), x, weight, bias)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 70),
     st.integers(0, 140),

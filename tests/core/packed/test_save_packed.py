@@ -24,7 +24,7 @@ from ecoflap.core.packed.save_packed import save_packed
 from ecoflap.core.pruning.masks import PackedMasks, pack
 
 BITS = {torch.float32: np.uint32, torch.float16: np.uint16, torch.bfloat16: np.uint16, torch.float64: np.uint64}
-FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def raw(tensor):

@@ -19,7 +19,7 @@ from ecoflap.core.packed.read_packed import inspect_packed, load_packed, masks_i
 from ecoflap.core.packed.save_packed import save_packed
 from ecoflap.core.packed.shards import divide
 
-FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 NAME = "model.packed.safetensors"
 INDEX = f"{NAME}.index.json"
 

@@ -72,7 +72,7 @@ def test_every_pool_sums_exactly(anatomy, granularity, sparsity):
     scores=st.lists(st.lists(st.integers(0, 99), min_size=8, max_size=8), min_size=4, max_size=4),
     allocator=st.sampled_from([Uniform(), Ecoflap(), Ecoflap(1.0), Owl(0.2)]),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_round_keeps_no_more_of_any_layer_than_the_one_before(anatomy, shares, granularity, scores, allocator):
     """Whatever the scores of each round are, counts are exact, and no layer gets back what it lost."""
     before, names = None, [layer.name for _, layer in anatomy.layers()]

@@ -391,7 +391,7 @@ pruners = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=shares, seed=st.integers(0, 2**63), prune=pruners, own=st.dictionaries(names, st.just("keep") | pruners))
 def test_any_recipe_loads_again_as_itself(registry, share, seed, prune, own):
     towers = {name: "keep" if what == "keep" else {"prune": what} for name, what in own.items()}

@@ -73,7 +73,7 @@ def weights(draw):
 @example(np.ones((3, 5), np.float32))
 @example(np.full((1, 1), -0.0, np.float32))
 @example(np.full((1,), 2.0, np.float32))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_weight_reads_back(weight):
     for layout in ("function", "inline"):
         proto, (stored,) = packed({"w": weight}, layout=layout)
@@ -83,7 +83,7 @@ def test_any_weight_reads_back(weight):
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(0, 1), st.sampled_from(["f4", "f2"]), st.integers(0, 50))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_any_2_4_weight_reads_back(groups, others, axis, dtype, seed):
     shape = (4 * groups, others) if axis == 0 else (others, 4 * groups)
     weight = two_of_four(shape, axis, dtype, seed)
@@ -505,7 +505,7 @@ def test_sparse_initializers_run_and_read_back():
 
 
 @given(weights())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_weight_reads_back_from_a_sparse_initializer(weight):
     proto = ir.to_proto(chain({"w": weight}))
     (stored,) = to_coo(proto, {"w": "w"})

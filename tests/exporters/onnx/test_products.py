@@ -48,7 +48,7 @@ def by_hand(values, masks, inputs, outputs):
     return dense
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SHAPES, st.sampled_from(list(TYPES)), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.integers(0, 9))
 def test_it_is_stored_as_described_and_read_again(shape, name, sparsity, seed):
     weight = sparse(shape, sparsity, seed=seed).astype(TYPES[name])

@@ -18,7 +18,7 @@ def pruned_matrices(draw):
     return weight * (torch.rand(outputs, inputs, generator=generator) >= draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pruned_matrices(), st.booleans())
 def test_a_rounded_matrix_is_half_a_step_off_at_most_and_its_zeros_are_zero(weight, divided):
     divisor = torch.linspace(0.5, 3, weight.shape[1]).numpy() if divided else None

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from table import ROWS, marked
 from torch import Tensor, nn
@@ -157,7 +157,6 @@ shapes = st.lists(st.integers(0, 9), max_size=4)
 
 
 @given(shapes, st.sampled_from(TYPES), st.floats(0, 1), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_any_weight_comes_back_bit_by_bit(shape, dtype, sparsity, seed):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)

@@ -12,7 +12,7 @@ from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.alpha import Alpha, ecoflap_register_allocators
 from ecoflap.plugins.allocators.uniform import Uniform
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 PROBLEMS = allocated.problems(st.floats(0.05, 0.99), least_cap=0.9, share_of_floor=10, lowest=0.2)
 
 

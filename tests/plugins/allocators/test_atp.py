@@ -41,7 +41,7 @@ def test_a_group_of_several_blocks_counts_as_one():
     assert Atp(beta=0.1)(groups, 1000) == [550, 450]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.integers(1, 5000), min_size=1, max_size=3), min_size=1, max_size=8),
     st.sampled_from([0.2, 0.5, 0.7]),

@@ -12,7 +12,7 @@ from ecoflap.core.budget.counts import Group, keep_count
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.ecoflap import Ecoflap, ecoflap_register_allocators
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 PROBLEMS = allocated.problems(st.just(0.0) | st.floats(1e-9, 1e9), least_cap=0.8, share_of_floor=5, lowest=0.3)

@@ -14,7 +14,7 @@ from ecoflap.core.budget.curves import Curve
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.marginal import Marginal, ecoflap_register_allocators
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 PROBLEMS = allocated.problems(st.floats(0, 100), least_cap=0.9, share_of_floor=10, lowest=0.2)
 LEVELS = (0.4, 0.6, 0.8)
 

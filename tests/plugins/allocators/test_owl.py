@@ -9,7 +9,7 @@ from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.owl import Owl, ecoflap_register_allocators
 from ecoflap.plugins.allocators.uniform import Uniform
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 PROBLEMS = allocated.problems(st.floats(0, 100), least_cap=0.9, share_of_floor=10, lowest=0.2)

@@ -41,7 +41,7 @@ def sorted_down(rows):
     return values[order], places[order]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, st.floats(0, 1))
 def test_the_largest_of_all_are_counted_where_they_are(group, rows, share):
     groups = [group(row, name=str(at)) for at, row in enumerate(rows)]
@@ -57,7 +57,7 @@ def test_the_largest_of_all_are_counted_where_they_are(group, rows, share):
         assert abs(counted - above[at] - share_of_ties) < 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, st.data())
 def test_caps_and_floors_hold_and_the_sum_kept_is_the_largest(group, rows, data):
     """Against the greedy choice: all floors first, then the largest of what may still be kept."""

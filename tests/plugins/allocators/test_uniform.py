@@ -11,7 +11,7 @@ def test_is_offered():
     assert Uniform.takes is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=8), st.data())
 def test_every_group_keeps_the_same_share(sizes, data):
     keep = data.draw(st.integers(0, sum(sizes)))

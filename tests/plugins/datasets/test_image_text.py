@@ -160,7 +160,7 @@ def many(tmp_path_factory):
     return folder
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     count=st.integers(1, 40),
     cuts=st.lists(st.integers(1, 99).map(lambda cent: cent / 100), max_size=3, unique=True),

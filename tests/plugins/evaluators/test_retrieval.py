@@ -122,7 +122,7 @@ def test_by_hand():
     assert found["IR@1"].standard_error == pytest.approx(math.sqrt(3 / 2 * sum(x * x for x in apart)) / 4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(11, 16), st.integers(0, 2**32))
 def test_against_the_definition_in_slices_of_any_size(images: int, seed: int):
     random = Random(seed)

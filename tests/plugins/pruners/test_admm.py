@@ -112,7 +112,7 @@ def test_output_error_is_below_sparsegpts(seed, budget):
     assert error(x, weight, ours) < 0.9 * error(x, weight, theirs)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(layers())
 def test_counts_are_exact_and_all_is_finite(layer):
     weight, x, budget = layer

@@ -146,7 +146,7 @@ def test_ten_steps_come_near_least_squares_on_its_mask():
     assert error(x, weight, best) * (1 - 1e-5) <= error(x, weight, after) < 1.02 * error(x, weight, best)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layers())
 def test_counts_are_exact_and_all_is_finite(layer):
     weight, x, budget = layer

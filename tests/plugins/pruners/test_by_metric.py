@@ -33,7 +33,7 @@ def test_it_needs_what_its_metric_needs():
     assert ByMetric(WandaPlusPlus()).needs == (ColumnNorm, RegionalGradient)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layers())
 def test_it_is_wanda_and_magnitude_by_their_metrics(layer):
     weight, x, budget = layer

@@ -130,7 +130,7 @@ def test_an_input_without_variance_comes_back_first():
     assert mask[0, 2]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(layers())
 def test_counts_of_rows_and_runs_stay(layer):
     weight, x, budget = layer

@@ -76,7 +76,7 @@ def test_they_nest():
     assert torch.equal(nested.mask, swapped.mask)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(layers())
 def test_the_mask_is_the_inner_one_and_no_error_grows(layer):
     weight, x, budget = layer

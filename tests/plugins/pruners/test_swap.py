@@ -111,7 +111,7 @@ def test_a_first_swap_beside_moved_weights_is_the_best_of_all_pairs():
     assert error(x, weight, after) == pytest.approx(min(least, error(x, weight, before.weight)), rel=1e-4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(layers())
 def test_counts_of_rows_and_runs_stay_and_no_error_grows(layer):
     weight, x, budget = layer

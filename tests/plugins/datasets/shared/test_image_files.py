@@ -142,7 +142,7 @@ def test_upright_as_the_camera_was_held(orientation: int, kind: str):
     assert set(TURNS) == set(range(2, 9))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(exif=st.binary(max_size=60))
 def test_broken_exif_data_do_not_make_an_image_unreadable(exif: bytes):
     source = stored(Image.new("RGB", (8, 8), "white"), "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + exif)
@@ -171,7 +171,7 @@ def test_truncated_files(kind: str):
         read_image(source[: len(source) // 2])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"]))
 def test_broken_bytes_are_an_image_or_a_reason(data: st.DataObject, kind: str):
     source = bytearray(stored(Image.fromarray(NOISE[..., :3]), kind))

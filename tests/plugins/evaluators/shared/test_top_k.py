@@ -27,7 +27,7 @@ def share_of_orders(scores: list[int], right: list[bool], k: int) -> float:
 candidates = st.lists(st.tuples(st.integers(-2, 2), st.booleans()), min_size=1, max_size=6)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(candidates)
 def test_is_the_share_of_all_orders_of_equals(row: list[tuple[int, bool]]):
     scores, right = [score for score, _ in row], [is_right for _, is_right in row]
