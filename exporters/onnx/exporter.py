@@ -79,7 +79,7 @@ class Onnx:
         widened = wide if view.width < 4 else 0
         if view.offloaded:
             beside = (view.parameters - view.prunable) * view.width if self.weights == "coo" else 0
-            held = 8 * view.largest + max(2 * embedded, beside if beside > EXTERNAL_ABOVE else 0)
+            held = max(8 * view.largest, 2 * embedded, beside if beside > EXTERNAL_ABOVE else 0)
             return Meanwhile(held, max(widened + file, wide))
         unpacking = UNPACKING.get(self.weights, 0) * view.prunable
         is_alone = 0 < unpacking <= UNPACKED_AT_MOST

@@ -242,7 +242,7 @@ def test_what_an_export_takes_is_predicted():
     assert offloaded.disk == 16 * 10**9 + Onnx().predicted_bytes(4 * 10**9, 3 * 10**9, 15 * 10**8, 2)
     small = ViewSize(4 * 10**6, 3 * 10**6, 15 * 10**5, 10**5, 2, True)
     file = Onnx().predicted_bytes(4 * 10**6, 3 * 10**6, 15 * 10**5, 2)
-    assert Onnx().meanwhile(small).memory == 8 * 10**5 + 2 * file
+    assert Onnx().meanwhile(small).memory == max(8 * 10**5, 2 * file)
     in_memory = Onnx().meanwhile(ViewSize(4 * 10**9, 3 * 10**9, 15 * 10**8, 10**8, 2, False))
     assert in_memory.memory == 32 * 10**9
     assert in_memory.disk == 0
