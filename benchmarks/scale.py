@@ -68,6 +68,12 @@ ASKED = (
     "allocate=ecoflap",
 )
 UNIFORM = ("score=null", "allocate=uniform")
+ONNX = "export=[safetensors, {use: onnx, views: [decoder], tolerance: 0.001}]"
+SMALL = {
+    "hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+}  # fmt: skip
+"""What makes a LLaMA of 404 million weights of it."""
 
 
 def put_tokenizer(folder: Path) -> None:
@@ -106,6 +112,7 @@ MODELS = (
            changes={"num_hidden_layers": 2}),
     Scaled("blip2-flan-t5-xl", BLIP2, (*ASKED, "prune=wanda", "sparsity=0.6"), "AutoModelForImageTextToText",
            put_blip2_processor, {"image_token_index": 3}),
+    Scaled("llama-400m", LLAMA, (*TEXT, *UNIFORM, "prune=wanda", ONNX), changes=SMALL),
     Scaled("mixtral-7b", MIXTRAL, (*TEXT, *UNIFORM, "prune=wanda", "sparsity=0.6")),
 )  # fmt: skip
 

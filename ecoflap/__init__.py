@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.records import Estimate as Estimate
     from ecoflap.core.contracts.records import Exported as Exported
     from ecoflap.core.contracts.records import LayerPlace as LayerPlace
+    from ecoflap.core.contracts.records import Meanwhile as Meanwhile
     from ecoflap.core.contracts.records import Measure as Measure
     from ecoflap.core.contracts.records import Provenance as Provenance
     from ecoflap.core.contracts.records import Pruned as Pruned
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.records import Statistics as Statistics
     from ecoflap.core.contracts.records import StoredTensor as StoredTensor
     from ecoflap.core.contracts.records import View as View
+    from ecoflap.core.contracts.records import ViewSize as ViewSize
     from ecoflap.core.errors import EcoflapError as EcoflapError
     from ecoflap.core.export.export_again import export_run as export_run
     from ecoflap.core.forward.check_adapter import check_adapter as check_adapter
@@ -95,8 +97,8 @@ _HOME = {
         "Pruner", "Refiner", "Scorer", "Statistic",
     ),
     "contracts.records": (
-        "Answered", "Check", "Estimate", "Exported", "LayerPlace", "Measure", "Provenance", "Pruned", "Sample",
-        "Statistics", "StoredTensor", "View",
+        "Answered", "Check", "Estimate", "Exported", "LayerPlace", "Meanwhile", "Measure", "Provenance", "Pruned",
+        "Sample", "Statistics", "StoredTensor", "View", "ViewSize",
     ),
     "errors": ("EcoflapError",),
     "export.export_again": ("export_run",),

@@ -19,6 +19,7 @@ runtime = pytest.importorskip("onnxruntime")
 
 from ecoflap.exporters.onnx import dense as onnx_dense  # noqa: E402
 from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
+from ecoflap.exporters.onnx.embedded import save_embedded  # noqa: E402
 from ecoflap.exporters.onnx.forms.coo import to_coo  # noqa: E402
 from ecoflap.exporters.onnx.settings import Storage  # noqa: E402
 from ecoflap.onnx import densify, load_session  # noqa: E402
@@ -50,9 +51,7 @@ def saved(folder, form="function", external=True, dtype=np.float32, store=torch.
     names = {name: name for name in "abc"}
     model = chain(weights)
     if form == "coo":
-        proto = ir.to_proto(model)
-        to_coo(proto, names)
-        packed.write_bytes(proto.SerializeToString())
+        save_embedded(model, packed, to_coo(model, names)[1])
     else:
         pack = onnx_encoding.pack(model, names, Storage(layout=form, values=store), PATTERNS)
         assert [one.form for one in pack] == ["bitmask", "2:4", "2:4"]

@@ -2,19 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from itertools import product
 from typing import Any
 
 import torch
-from torch import nn
 
-from ecoflap.core.budget.counts import Pattern, keep_count
+from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.cli.plan_exports import exported_bytes, meanwhile_of, parameters_of
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.arithmetic import is_slow
-from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration, Recipe
 from ecoflap.core.record.memory import available_memory
 from ecoflap.core.run.offload_problems import offload_problems
@@ -35,9 +33,9 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     yield from _other_choices(prepared, width)
     if prepared.recipe.model.offload == "cpu" or prepared.recipe.model.device.startswith("cuda"):
         yield _device_memory(prepared, width)
-    weights, masks = _parameters(prepared) * width, prepared.size // 8
+    weights, masks = parameters_of(prepared) * width, prepared.size // 8
     remembered = sum(_remembered_each(prepared))
-    exports = [(part.use, _exported(part, prepared, width)) for part in prepared.recipe.export]
+    exports = [(part.use, exported_bytes(part, prepared, width)) for part in prepared.recipe.export]
     kept = [("dense/", remembered), ("scores/", _weight_scores(prepared))]
     files = [("model/", weights), ("masks", masks), *((name, size) for name, size in kept if size), *exports]
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in files)
@@ -50,6 +48,9 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     beside = f"; gradients of the loss {bytes_text(gradients)}" if gradients else ""
     beside += f"; recorded activations {bytes_text(spilled)}" if spilled else ""
     beside += f"; the refiner's steps {bytes_text(steps)}" if steps else ""
+    while_exporting = meanwhile_of(prepared, width, prepared.recipe.model.offload == "disk")
+    if scratch := max((one.disk for one in while_exporting.values()), default=0):
+        beside += f"; later, while a view is exported, {bytes_text(scratch)}"
     if prepared.recipe.model.offload == "disk":  # finished blocks are model/ itself
         meanwhile -= prepared.size * width
         yield "disk meanwhile", bytes_text(meanwhile), f"masks of finished blocks, until model/ is complete{beside}"
@@ -61,11 +62,6 @@ def _steps(prepared: Prepared) -> int:
     """Give the bytes of a model's refiner's weights and two moments, and of what one before it left, in float32."""
     bytes_a_weight = (0, 12, 16)[min(len(prepared.model_refiners), 2)]
     return bytes_a_weight * prepared.size
-
-
-def kept_of(size: int, sparsity: Fraction | Pattern) -> int:
-    """Give how many of ``size`` weights a sparsity or a pattern keeps."""
-    return sparsity.keep_of(size) if isinstance(sparsity, Pattern) else keep_count(size, sparsity)
 
 
 def samples_of(keys: Calibration) -> int | None:
@@ -97,6 +93,8 @@ def _memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
         made_of += f", what the scorer holds {bytes_text(held.scorers)}"
     if held.remembered:
         made_of += f", remembered of the dense model {bytes_text(held.remembered)}"
+    for name, one in meanwhile_of(prepared, width, prepared.recipe.model.offload == "disk").items():
+        made_of += f", exporting {name} {bytes_text(one.memory)}"
     return "peak memory", bytes_text(held.peak), made_of
 
 
@@ -112,13 +110,13 @@ def _slow_type(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     """Say of a model in a type that this CPU lacks what would be quicker."""
     dtype = _dtype(prepared)
     if is_in_memory(prepared) and is_slow(dtype):
-        named, wide = str(dtype).removeprefix("torch."), bytes_text(4 * _parameters(prepared))
+        named, wide = str(dtype).removeprefix("torch."), bytes_text(4 * parameters_of(prepared))
         instead = f"model.dtype: float32 (weights {wide}) is quicker, and prunes nearly the same"
         yield "slow", f"products in {named}", f"torch does them several times as slowly on this CPU: {instead}"
 
 
 def _is_widened_at_once(prepared: Prepared) -> bool:
-    return 4 * _parameters(prepared) <= spare_for_scoring(prepared)
+    return 4 * parameters_of(prepared) <= spare_for_scoring(prepared)
 
 
 def _other_choices(prepared: Prepared, width: int) -> Iterator[tuple[str, str, str]]:
@@ -131,10 +129,12 @@ def _other_choices(prepared: Prepared, width: int) -> Iterator[tuple[str, str, s
         for choice in product((False, True), (False, True))
         if choice != own and (may_offload or not choice[0]) and (prepared.recipe.calibration or not choice[1])
     }
-    if not others:
-        return
     there = available_memory()
     said = [_said(name, _held(prepared, width, *choice).peak, there) for name, choice in others.items()]
+    if there is not None and _held(prepared, width, *own).peak > there:
+        said = ["the recipe as it is does not fit", *said]
+    if not said:
+        return
     yield "memory free here", "not known" if there is None else bytes_text(there), "; ".join(said)
 
 
@@ -162,6 +162,7 @@ class _Held:
     :param masks: Those of all layers, packed, and of the round before, within which these are.
     :param scorers: What the scorer holds for itself beside what its replay widens.
     :param remembered: What one evaluator remembers of the dense model: before anything is scored or recorded.
+    :param exporting: What the exporter takes that takes most, when all else but the masks is done.
     """
 
     weights: int
@@ -172,12 +173,13 @@ class _Held:
     scorers: int
     refining: int
     remembered: int
+    exporting: int
 
     @property
     def peak(self) -> int:
         """Give what is held at the most, with the libraries."""
         pruning = self.statistics + self.recorded + self.masks + self.refining
-        largest = max(pruning, self.widened + self.scorers, self.remembered)
+        largest = max(pruning, self.widened + self.scorers, self.remembered, self.masks + self.exporting)
         return LIBRARIES + self.weights + largest
 
 
@@ -188,19 +190,22 @@ def _held(prepared: Prepared, width: int, offloaded: bool, spilled: bool) -> _He
     :param spilled: Whether what blocks gave is kept on the disk.
     """
     block = _largest_block(prepared.anatomy)
-    outside = _parameters(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
+    outside = parameters_of(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
     recorded = 0 if spilled else _recorded(prepared, width)
     widened = 4 * (outside + block) if width < 4 and prepared.scores_in_float32 else 0
     if widened and not offloaded and _is_widened_at_once(prepared):
-        widened = 4 * _parameters(prepared)
+        widened = 4 * parameters_of(prepared)
     refining = _refining(prepared) + (recorded if prepared.looks_at_dense else 0)
     refining += 0 if spilled else _inside(prepared, width)
     if refining and prepared.recipe.round_count > 1:
         refining += prepared.size * width  # the dense weights, for what the dense model gave
-    weights = (block if offloaded else _parameters(prepared)) * width
+    weights = (block if offloaded else parameters_of(prepared)) * width
     remembered = max(_remembered_each(prepared), default=0)
     masks = prepared.size // 8 * min(prepared.recipe.round_count, 2)
-    return _Held(weights, _statistics(prepared), recorded, masks, widened, _by_scorer(prepared), refining, remembered)
+    exporting = max((one.memory for one in meanwhile_of(prepared, width, offloaded).values()), default=0)
+    return _Held(
+        weights, _statistics(prepared), recorded, masks, widened, _by_scorer(prepared), refining, remembered, exporting
+    )
 
 
 def _by_scorer(prepared: Prepared) -> int:
@@ -236,7 +241,7 @@ def _refining(prepared: Prepared) -> int:
     The activations of the batch that is trained on come on top: they depend on how the model's library computes them.
     """
     if prepared.model_refiners:
-        return 16 * prepared.size + 4 * (_parameters(prepared) - prepared.size)
+        return 16 * prepared.size + 4 * (parameters_of(prepared) - prepared.size)
     return 16 * _largest_block(prepared.anatomy) if any(prepared.block_refiners.values()) else 0
 
 
@@ -253,35 +258,6 @@ def _device_memory(prepared: Prepared, width: int) -> tuple[str, str, str]:
     made_of = f"the largest block {bytes_text(block)}, its statistics {bytes_text(statistics)}"
     size = bytes_text(block + statistics + activations)
     return "device memory", size, f"{made_of}, a batch's input and output {bytes_text(activations)}"
-
-
-def _parameters(prepared: Prepared) -> int:
-    return sum(parameter.numel() for parameter in prepared.model.parameters())
-
-
-def _exported(part: PartSpec, prepared: Prepared, width: int) -> int:
-    """Add up what an exporter predicts of each file, or the size of the dense weights where it predicts nothing.
-
-    A weight that several views share is in the file of each.
-    """
-    with blaming(f"the exporter {part.use}, asked for the size of its files,"):
-        views = part.options.views_written(prepared.context)
-        modules = [prepared.model] if views is None else [prepared.views[name].module for name in views]
-        size = 0
-        for counts in (_counts(module, prepared) for module in modules):
-            predicted: int | None = part.options.predicted_bytes(*counts, width)
-            size += counts[0] * width if predicted is None else predicted
-    return size
-
-
-def _counts(module: nn.Module, prepared: Prepared) -> tuple[int, int, int]:
-    """Count the parameters of the model, or of a view, those of them that are pruned, and those that stay of these."""
-    inside = {id(parameter): parameter.numel() for parameter in module.parameters()}
-    sizes = [
-        (sum(layer.size for _, layer in pool.layers if id(layer.parameter) in inside), pool.sparsity)
-        for pool in prepared.pools
-    ]
-    return sum(inside.values()), sum(size for size, _ in sizes), sum(kept_of(*one) for one in sizes)
 
 
 def _bytes_of_weight(prepared: Prepared) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from ecoflap.core.budget.counts import Pattern
-from ecoflap.core.cli.plan_needs import kept_of, needs, samples_of, tokens_of_sample
+from ecoflap.core.cli.plan_exports import kept_of
+from ecoflap.core.cli.plan_needs import needs, samples_of, tokens_of_sample
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic

@@ -17,12 +17,14 @@ from ecoflap.core.contracts.records import (
     Aggregate,
     Answered,
     Batch,
+    Meanwhile,
     Measure,
     Sample,
     ScoreKind,
     Takes,
     Unit,
     View,
+    ViewSize,
 )
 from ecoflap.core.model.anatomy import Anatomy, Source
 
@@ -264,6 +266,13 @@ class ExporterOptions(PartOptions):
         :param prunable: Those of the layers that are pruned.
         :param kept: How many of these stay.
         :param width: Bytes of a weight.
+        """
+        return None
+
+    def meanwhile(self, view: ViewSize) -> Meanwhile | None:
+        """Tell what it takes while it writes, for the plan; None, the default, where it cannot say.
+
+        It is asked once for each view that it writes, one after the other, or for the whole model.
         """
         return None
 

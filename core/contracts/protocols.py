@@ -232,6 +232,8 @@ class PrunedModel:
     :param provenance: The run that made it; None for a model that was pruned by hand.
     :param calibration: Reads the batches that its pruner looked at, where the model is, for a format that looks at what
         layers are fed. None where there are none.
+    :param offloaded: Whether its weights stay in files, as those of a model that is larger than memory: an exporter is
+        then to hold one of them at a time, as far as it can.
     """
 
     model: nn.Module
@@ -239,6 +241,7 @@ class PrunedModel:
     masks: Mapping[str, Bool[Tensor, "rows columns"]]
     provenance: Provenance | None = None
     calibration: Callable[[], Sequence[Batch]] | None = None
+    offloaded: bool = False
 
     @property
     def parameter_masks(self) -> Mapping[str, Bool[Tensor, "..."]]:

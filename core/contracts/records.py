@@ -232,6 +232,37 @@ class View:
 
 
 @dataclass(frozen=True)
+class ViewSize:
+    """What a plan knows of a view, or of the whole model, that is to be exported.
+
+    :param parameters: All of its weights.
+    :param prunable: Those of the layers that are pruned.
+    :param kept: How many of these stay.
+    :param largest: The weights of its largest parameter.
+    :param width: Bytes of a weight.
+    :param offloaded: Whether weights stay in files, as those of a model that is larger than memory.
+    """
+
+    parameters: int
+    prunable: int
+    kept: int
+    largest: int
+    width: int
+    offloaded: bool
+
+
+@dataclass(frozen=True)
+class Meanwhile:
+    """What an exporter takes while it writes and checks a view, in bytes, beside the model and the files.
+
+    :param disk: In the folder that it is given, and gone from there afterwards.
+    """
+
+    memory: int
+    disk: int = 0
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """How an exporter stored one pruned weight.
 

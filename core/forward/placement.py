@@ -33,13 +33,16 @@ class Placement:
         moved = [tensor for tensor in tensors if self._is_elsewhere(tensor) or self._is_narrower(tensor)]
         originals = [tensor.data for tensor in moved]
         for tensor in moved:
-            dtype = self.dtype if self._is_narrower(tensor) else None
-            tensor.data = tensor.data.to(device=self.device, dtype=dtype)
+            tensor.data = self.brought(tensor.data)
         try:
             yield
         finally:
             for tensor, original in zip(moved, originals, strict=True):
                 tensor.data = original
+
+    def brought(self, tensor: Tensor) -> Tensor:
+        """Give a tensor as it is held, which is elsewhere or narrower."""
+        return tensor.to(device=self.device, dtype=self.dtype if self._is_narrower(tensor) else None)
 
     @contextmanager
     def module_held(self, module: nn.Module) -> Iterator[torch.device]:

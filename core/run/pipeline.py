@@ -190,7 +190,8 @@ def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
     measures = measures_of(folder.evaluations, state.evaluations)
     known, keys = provenance_of(folder, state.recipe, plan, measures), state.recipe.calibration
     batches = partial(state.data.batches, keys) if keys is not None else None
-    pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches)
+    offloaded = state.recipe.model.offload == "disk"
+    pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches, offloaded)
     export_all(folder, state.recipe, state.missing_exports, pruned, state.log)
     return _report(state, plan, model, measures)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,9 +11,15 @@ from torch import Tensor
 from ecoflap.core.contracts.records import Check, StoredTensor, View
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.place import FILE, absent
+from ecoflap.exporters.onnx.dense import write_apart
 from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.settings import Settings
 from ecoflap.exporters.shared.comparison import Comparison, sizes_text
+
+Examples: TypeAlias = tuple[Mapping[str, Tensor], ...]
+"""Inputs of a view by name, of different sizes."""
+
+ALONE, WITH_KERNELS = "onnxruntime", "onnxruntime with ecoflap's kernels"
 
 UNPACKING = {"bitmask": 30, "2:4": 15, "packed_op": 45}
 """Bytes of memory that onnxruntime takes for a weight of a form while it loads a file."""
@@ -25,13 +31,15 @@ UNPACKED_AT_MOST = 4 * 10**9
 def check_view(
     path: Path,
     view: View,
-    examples: tuple[Mapping[str, Tensor], ...],
+    computed: tuple[Examples, Sequence[Sequence[Tensor]]],
     stored: Sequence[StoredTensor],
     settings: Settings,
+    folder: Path | None,
 ) -> tuple[Check, ...]:
     """Hold a file to the format's rules and to the model's outputs, in each way that it can be run here.
 
-    :param examples: Inputs by name, in the types that the file takes.
+    :param computed: Inputs by name, in the types that the file takes, and of each what the model makes of it.
+    :param folder: Where weights may lie while the file is run; None where memory takes them.
     :raises ModelError: Where an output is out of its tolerance, or onnxruntime cannot run the file.
     """
     import onnx
@@ -41,27 +49,34 @@ def check_view(
     way_out = "Set a larger tolerance, if that is near enough"
     if settings.storage.values not in (None, torch.float32):
         way_out += ", or values: auto"
+    examples, expected = computed
+    outputs = {id(inputs): made for inputs, made in zip(examples, expected, strict=True)}
     return tuple(
         Comparison(
             view,
             examples,
-            model=lambda inputs: view.module(*inputs.values()),
+            model=lambda inputs: outputs[id(inputs)],
             file=partial(_run, opened(), view),
             runtime=runtime,
         ).check(path.name, settings.tolerance, f"{way_out}.")
-        for runtime, opened in _runtimes(path, view, stored).items()
+        for runtime, opened in _runtimes(path, view, stored, folder).items()
     )
 
 
-def _runtimes(path: Path, view: View, stored: Sequence[StoredTensor]) -> Mapping[str, Callable[[], Any]]:
+def _runtimes(
+    path: Path, view: View, stored: Sequence[StoredTensor], folder: Path | None
+) -> Mapping[str, Callable[[], Any]]:
     """Name the ways to run a file that there are here, and what opens it for each."""
     from ecoflap.onnx import load_session
 
-    alone, ours = partial(_session, path, view, stored), partial(load_session, path)
-    if absent(FILE) or not any(tensor.form == FORM for tensor in stored):
-        return {"onnxruntime": alone}
-    with_kernels = {"onnxruntime with ecoflap's kernels": ours}
-    return with_kernels if needs_own_loader(stored) else {"onnxruntime": alone, **with_kernels}
+    multiplied = not absent(FILE) and any(tensor.form == FORM for tensor in stored)
+    if folder is not None:
+        return {WITH_KERNELS if multiplied else ALONE: partial(_mapped_session, path, view, folder, multiplied)}
+    alone = {ALONE: partial(_session, path, view, stored)}
+    if not multiplied:
+        return alone
+    with_kernels = {WITH_KERNELS: partial(load_session, path)}
+    return with_kernels if needs_own_loader(stored) else {**alone, **with_kernels}
 
 
 def unpacking_bytes(stored: Sequence[StoredTensor]) -> int:
@@ -81,7 +96,30 @@ def _session(path: Path, view: View, stored: Sequence[StoredTensor]) -> Any:
         from ecoflap.onnx import load_session
 
         return load_session(path)
+    return _opened(path, view, onnxruntime.SessionOptions())
+
+
+def _mapped_session(path: Path, view: View, folder: Path, multiplied: bool) -> Any:
+    """Run a file whose weights onnxruntime maps, decoded, from another one, and copies none of them.
+
+    :param multiplied: Whether matrices that kernels multiply stay as they are.
+    """
+    import onnxruntime
+
+    from ecoflap.onnx import library
+
     options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # which folds constants
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    if multiplied:
+        options.register_custom_ops_library(str(library()))
+    return _opened(write_apart(path, folder, decode_all=not multiplied), view, options)
+
+
+def _opened(path: Path, view: View, options: Any) -> Any:
+    import onnxruntime
+
     options.log_severity_level = 3  # errors, which are raised too
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -54,6 +54,28 @@ def write_dense(path: Path, target: Path) -> Path:
     return target
 
 
+def write_apart(path: Path, folder: Path, *, decode_all: bool) -> Path:
+    """Write the model at ``path`` with its weights in a file beside it, from where a runtime maps them.
+
+    :param folder: An empty one.
+    :param decode_all: Write matrices dense too that are multiplied as they are; otherwise they are checked.
+    :return: The model.
+    :raises FormatError: Where a weight is damaged.
+    """
+    source, target = opened(path), folder / path.name
+    found, data = packed_in(source), folder / f"{path.name}.data"
+    if not decode_all:
+        for matrix in found:
+            if isinstance(matrix, Multiplied):
+                matrix.check()
+        found = [packed for packed in found if not isinstance(packed, Multiplied)]
+    without(source, found)
+    with data.open("wb") as file:
+        _write_beside(source, found, file, data.name)
+    target.write_bytes(source.proto.SerializeToString())
+    return target
+
+
 def without(source: Opened, found: Sequence[Packed]) -> None:
     """Take packed weights out of a model: their nodes, the initializers and functions that nothing else uses.
 

@@ -3,7 +3,7 @@
 A packed weight keeps its name in the graph; NAME.values, NAME.mask (or NAME.positions) and NAME.shape are initializers.
 That of a linear layer may be multiplied as it is instead, by one node: NAME.values and NAME.masks. These forms are
 packed here, in an ``onnx_ir.Model``; sparse initializers, which onnx_ir does not have, by
-:func:`ecoflap.exporters.onnx.forms.coo.to_coo`, on the ``ModelProto`` that ``onnx_ir.to_proto`` gives.
+:func:`ecoflap.exporters.onnx.forms.coo.to_coo`, as messages that are written in the places of initializers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,7 @@ from ecoflap.exporters.onnx.forms.bitmask import BITMASK
 from ecoflap.exporters.onnx.forms.form import DOMAIN, Form
 from ecoflap.exporters.onnx.forms.pattern import PATTERN
 from ecoflap.exporters.onnx.graph import TRANSPOSED
+from ecoflap.exporters.onnx.scratch import Keep, in_memory
 from ecoflap.exporters.onnx.settings import Storage
 from ecoflap.exporters.onnx.tensors import library
 
@@ -58,6 +59,12 @@ class _Encoded:
         turned = self.form is None and products.is_transposed(self.weight)
         return f"{self.weight.name}{TRANSPOSED}" if turned else str(self.weight.name)
 
+    def kept(self, keep: Keep) -> "_Encoded":
+        """Keep what is stored of it somewhere."""
+        if self.values is None or self.places is None:
+            return self
+        return replace(self, values=keep(self.values), places=keep(self.places))
+
     @property
     def initializers(self) -> tuple[str, ...]:
         """Name the initializers that take its place."""
@@ -65,7 +72,11 @@ class _Encoded:
 
 
 def pack(
-    model: Any, names: Mapping[str, str], storage: Storage, patterns: Mapping[str, Pattern | None] = {}
+    model: Any,
+    names: Mapping[str, str],
+    storage: Storage,
+    patterns: Mapping[str, Pattern | None] = {},
+    keep: Keep = in_memory,
 ) -> list[StoredTensor]:
     """Pack pruned weights of a graph, in place. Do it last: optimizers would unpack them again.
 
@@ -77,6 +88,7 @@ def pack(
         what is pruned; ``-0.0`` is zero too.
     :param storage: Of which the form ``coo`` packs nothing here.
     :param patterns: By layer, the pattern it was pruned to; only ``Pattern(2, 4)`` matters here.
+    :param keep: Keeps what is stored of a weight until all of it is written.
     :return: One for each of ``names``, in their order.
     """
     layers = list(names.values())
@@ -86,7 +98,8 @@ def pack(
     for name, layer in names.items():
         try:
             weight = _initializer(model, name, layer)
-            encoded.append(_encode(weight, called[name], storage, patterns.get(layer) == Pattern(2, 4)))
+            one = _encode(weight, called[name], storage, patterns.get(layer) == Pattern(2, 4))
+            encoded.append(one.kept(keep))
         except EcoflapError as error:
             problems += error.problems
     packed = [one for one in encoded if one.values is not None]

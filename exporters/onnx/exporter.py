@@ -11,13 +11,14 @@ import torch
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
-from ecoflap.core.contracts.records import Exported
+from ecoflap.core.contracts.records import Exported, Meanwhile, ViewSize
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.place import FILE, absent
+from ecoflap.exporters.onnx.check import UNPACKED_AT_MOST, UNPACKING
 from ecoflap.exporters.onnx.dense import write_dense
 from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.settings import Settings, Storage
-from ecoflap.exporters.onnx.view import write_view
+from ecoflap.exporters.onnx.view import EXTERNAL_ABOVE, write_view
 from ecoflap.exporters.shared.comparison import tolerance_problems
 from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros, width_problems
 from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems, plan_written
@@ -66,6 +67,24 @@ class Onnx:
         bits = kept * stored + prunable // 8
         packed = {"bitmask": bits, "packed_op": bits, "coo": kept * (stored + 3), "dense": dense}
         return others + min(dense, packed[self.weights])
+
+    def meanwhile(self, view: ViewSize) -> Meanwhile:
+        """Tell what it takes while it writes a view and runs it.
+
+        Offloaded, it is a weight as it is narrowed or packed, a file that is no larger than one message of protobuf
+        twice, and on the disk the view in float32, and either what is packed of it or, as it is run, once more dense.
+        """
+        file = self.predicted_bytes(view.parameters, view.prunable, view.kept, view.width)
+        wide, embedded = 4 * view.parameters, file if file <= EXTERNAL_ABOVE else 0
+        widened = wide if view.width < 4 else 0
+        if view.offloaded:
+            beside = (view.parameters - view.prunable) * view.width if self.weights == "coo" else 0
+            held = max(8 * view.largest, 2 * embedded, beside if beside > EXTERNAL_ABOVE else 0)
+            return Meanwhile(held, max(widened + file, wide))
+        unpacking = UNPACKING.get(self.weights, 0) * view.prunable
+        is_alone = 0 < unpacking <= UNPACKED_AT_MOST
+        session = unpacking + 8 * (view.parameters - view.prunable) if is_alone else 2 * wide
+        return Meanwhile(max(widened + file, session) + embedded)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of the libraries here, and of the model keeps it from exporting."""

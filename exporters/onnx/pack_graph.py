@@ -4,14 +4,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.records import StoredTensor
 from ecoflap.core.errors import ModelError
 from ecoflap.exporters.onnx.encoding import OVERHEAD, pack
+from ecoflap.exporters.onnx.forms.coo import to_coo
 from ecoflap.exporters.onnx.graph import Graph
+from ecoflap.exporters.onnx.scratch import Keep, in_memory, rows_of
 from ecoflap.exporters.onnx.settings import Storage
 
 SEMI_STRUCTURED = Pattern(2, 4)
@@ -28,15 +32,21 @@ class GraphPacker:
 
     :param masks: By layer.
     :param types: The type that each parameter has in the model, by its name; the graph computes in float32.
+    :param keep: Keeps arrays that are made of weights until all are written.
     :ivar pruned: The graph's initializers that were pruned, and the layer that each is.
     :ivar lost: Pruned layers that became part of another constant of the graph, and cannot be packed.
     :ivar stored: How each pruned layer is stored; empty until :meth:`pack` is called.
     """
 
     def __init__(
-        self, graph: Graph, masks: Mapping[str, Tensor], types: Mapping[str, torch.dtype], storage: Storage
+        self,
+        graph: Graph,
+        masks: Mapping[str, Tensor],
+        types: Mapping[str, torch.dtype],
+        storage: Storage,
+        keep: Keep = in_memory,
     ) -> None:
-        self.graph, self.masks, self.storage = graph, masks, storage
+        self.graph, self.masks, self.storage, self._keep = graph, masks, storage, keep
         self.pruned = {name: layer for name, layer in graph.names.items() if layer in masks}
         self.lost = [layer for layer in graph.lost if layer in masks]
         self.stored: list[StoredTensor] = []
@@ -59,6 +69,13 @@ class GraphPacker:
         in_order = ((layer, mask) for layer, mask in self.masks.items() if layer in found)
         self.stored = [replace(found[layer], shape=tuple(mask.shape)) for layer, mask in in_order]
 
+    def sparse(self) -> tuple[list[StoredTensor], dict[str, NDArray[np.uint8]]]:
+        """Make sparse initializers of what was pruned: how each layer is stored then, and those by name."""
+        stored, sparse = to_coo(self.graph.model, self.pruned, self._keep)
+        found = {tensor.name: tensor for tensor in stored}
+        said = (found.get(tensor.name, tensor) for tensor in self.stored)
+        return [replace(one, shape=tensor.shape) for one, tensor in zip(said, self.stored, strict=True)], sparse
+
     def _round(self, name: str) -> None:
         """Give a weight the values that its type can hold."""
         import onnx_ir as ir
@@ -73,7 +90,7 @@ class GraphPacker:
                 f"{self.pruned[name]}: {gone} weights that were kept become zero or infinite in {dtype}. Use values: "
                 f"auto or a wider type, or allow it with lossy: true."
             )
-        value.const_value = ir.tensor(rounded.numpy(), name=name)
+        value.const_value = ir.tensor(self._keep(rounded.numpy()), name=name)
 
     def _packed(self) -> Iterator[StoredTensor]:
         """Pack type by type the layers that get smaller so."""
@@ -81,7 +98,7 @@ class GraphPacker:
         for dtype in dict.fromkeys(self._wanted.values()):
             names = {name: layer for name, layer in worthwhile.items() if self._wanted[name] == dtype}
             patterns = {layer: pattern_of(self.masks[layer]) for layer in names.values()}
-            yield from pack(self.graph.model, names, replace(self.storage, values=dtype), patterns)
+            yield from pack(self.graph.model, names, replace(self.storage, values=dtype), patterns, self._keep)
 
     def _shrinks(self, layer: str, dtype: torch.dtype) -> bool:
         """Say whether a layer takes less packed than it would dense in that type, and not just less than in float32."""
@@ -94,7 +111,8 @@ class GraphPacker:
         initializers = self.graph.model.graph.initializers
         types = {name: dtype for name, dtype in {**self._own, **self._wanted}.items() if name in initializers}
         wide = {name: initializers[name].const_value.nbytes for name in types}
-        return wide | _narrow(self.graph.model, {name: dtype for name, dtype in types.items() if dtype.itemsize == 2})
+        halves = {name: dtype for name, dtype in types.items() if dtype.itemsize == 2}
+        return wide | _narrow(self.graph.model, halves, self._keep)
 
     def _dense(self, layer: str, size: int) -> StoredTensor:
         mask = self.masks[layer]
@@ -109,7 +127,7 @@ def pattern_of(mask: Tensor) -> Pattern | None:
     return SEMI_STRUCTURED if bool((kept == SEMI_STRUCTURED.n).all()) else None
 
 
-def _narrow(model: Any, types: Mapping[str, torch.dtype]) -> dict[str, int]:
+def _narrow(model: Any, types: Mapping[str, torch.dtype], keep: Keep) -> dict[str, int]:
     """Store initializers in 16 bits and cast them back in the graph, which onnxruntime does once, when it loads it.
 
     :param types: By the name of the initializer. One that would lose anything stays as it is, as do small ones and
@@ -120,19 +138,20 @@ def _narrow(model: Any, types: Mapping[str, torch.dtype]) -> dict[str, int]:
     for name, dtype in types.items():
         value = graph.initializers[name]
         large = NARROWED_FROM <= value.const_value.nbytes <= FOLDED_AT_MOST
-        stored[name] = _narrowed(graph, value, dtype) if large else value.const_value.nbytes
+        stored[name] = _narrowed(graph, value, dtype, keep) if large else value.const_value.nbytes
     return stored
 
 
-def _narrowed(graph: Any, value: Any, dtype: torch.dtype) -> int:
-    import numpy as np
+def _narrowed(graph: Any, value: Any, dtype: torch.dtype, keep: Keep) -> int:
     import onnx_ir as ir
 
     wide = value.const_value.numpy()
     name, kind = value.name, {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}[dtype]
     array = wide.astype(kind.numpy())
-    if not np.array_equal(array.astype(wide.dtype), wide):
+    pairs = zip(rows_of(array), rows_of(wide), strict=True)
+    if not all(np.array_equal(half.astype(wide.dtype), rows) for half, rows in pairs):
         return int(wide.nbytes)
+    array = keep(array)
     graph.initializers.pop(name)
     value.name = None
     stored = ir.val(name, const_value=ir.tensor(array, name=name))

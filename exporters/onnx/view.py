@@ -1,21 +1,24 @@
 """Write one view of a model as an ONNX file: exported, its pruned weights packed, saved, compared with the model."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported, StoredTensor, View
 from ecoflap.core.forward.placement import Placement, tensors_of
-from ecoflap.exporters.onnx.check import check_view, needs_own_loader, unpacking_bytes
-from ecoflap.exporters.onnx.forms.coo import to_coo
+from ecoflap.exporters.onnx.check import Examples, check_view, needs_own_loader, unpacking_bytes
+from ecoflap.exporters.onnx.embedded import save_embedded, without_data
 from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.graph import graph_of
 from ecoflap.exporters.onnx.pack_graph import GraphPacker
+from ecoflap.exporters.onnx.scratch import Keep, PlacedInFiles, Scratch, in_memory
 from ecoflap.exporters.onnx.settings import Settings
 
 EXTERNAL_ABOVE = 10**9  # bytes of weights; protobuf ends at 2 GB
@@ -28,15 +31,12 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
     :raises ModelError: Where the view cannot be exported or differs in onnxruntime; then there is no file.
     """
     files = folder / f"{view.name}.onnx", folder / f"{view.name}.onnx.data"
-    types = {id(parameter): parameter.dtype for parameter in view.module.parameters()}
+    examples = as_computed(view.inputs), as_computed(view.other)
     try:
-        with PLACED.held(list(tensors_of(view.module))), torch.no_grad():
-            examples = as_computed(view.inputs), as_computed(view.other)
-            packer = _packed(view, examples[0], pruned, types, settings)
-            stored = _save(packer, *files)
-            lost = packer.lost
-            del packer  # its graph holds the weights, which onnxruntime is about to hold too
-            checks = check_view(files[0], view, examples, stored, settings)
+        with _scratch(pruned, folder) as scratch:
+            stored, lost, expected = _written(view, examples, pruned, files, settings, scratch)
+        with _scratch(pruned, folder) as scratch:
+            checks = check_view(files[0], view, (examples, expected), stored, settings, scratch)
     except BaseException:
         for file in files:
             file.unlink(missing_ok=True)
@@ -45,6 +45,38 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
     saved = sum(tensor.dense_bytes - tensor.stored_bytes for tensor in stored)
     size = sum(file.stat().st_size for file in written)
     return Exported(written, tuple(stored), checks, size + saved, tuple(_notes(files[0].name, stored, lost)))
+
+
+@contextmanager
+def _scratch(pruned: PrunedModel, folder: Path) -> Iterator[Path | None]:
+    """Make a folder for what is not to stay in memory; None where the model is there itself."""
+    if not pruned.offloaded:
+        yield None
+        return
+    with TemporaryDirectory(dir=folder) as inside:
+        yield Path(inside)
+
+
+def _written(
+    view: View,
+    examples: Examples,
+    pruned: PrunedModel,
+    files: tuple[Path, Path],
+    settings: Settings,
+    folder: Path | None,
+) -> tuple[list[StoredTensor], list[str], list[Sequence[Tensor]]]:
+    """Write a view's files, and compute its outputs in torch.
+
+    :param folder: Where weights lie that are not to stay in memory.
+    :return: How pruned weights are stored, those that became parts of other constants, and the outputs of each example.
+    """
+    scratch = None if folder is None else Scratch(folder)
+    placed = PLACED if scratch is None else PlacedInFiles(PLACED.dtype, PLACED.device, scratch=scratch)
+    types = {id(parameter): parameter.dtype for parameter in view.module.parameters()}
+    with placed.held(list(tensors_of(view.module))), torch.no_grad():
+        packer = _packed(view, examples[0], pruned, types, settings, scratch.keep if scratch else in_memory)
+        stored = _save(packer, *files)
+        return stored, packer.lost, [view.module(*inputs.values()) for inputs in examples]
 
 
 def as_computed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,15 +91,17 @@ def _packed(
     pruned: PrunedModel,
     types: Mapping[int, torch.dtype],
     settings: Settings,
+    keep: Keep,
 ) -> GraphPacker:
     """Export the view's graph and pack its pruned weights.
 
     :param types: The type that each parameter has in the model, by its identity.
+    :param keep: Keeps arrays that are made of weights until all are written.
     """
     names = names_by_identity(pruned.model, pruned.parameter_masks)
     graph = graph_of(view, inputs, names, settings.opset)
     own = {names[key]: dtype for key, dtype in types.items() if key in names}
-    packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage)
+    packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage, keep)
     packer.pack()
     return packer
 
@@ -83,25 +117,26 @@ def _save(packer: GraphPacker, path: Path, data: Path) -> list[StoredTensor]:
     import onnx_ir as ir
 
     model = packer.graph.model
-    if packer.storage.form == "coo":
-        return _save_coo(model, packer.pruned, packer.stored, path, data)
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    ir.save(model, path, external_data=data.name if size > EXTERNAL_ABOVE else None)
-    return packer.stored
+    stored, sparse = packer.sparse() if packer.storage.form == "coo" else (packer.stored, {})
+    initializers = model.graph.initializers.items()
+    size = sum(value.const_value.nbytes for name, value in initializers if name not in sparse)
+    if size <= EXTERNAL_ABOVE:
+        save_embedded(model, path, sparse)
+    elif sparse:
+        _save_beside_sparse(model, sparse, path, data)
+    else:
+        ir.save(model, path, external_data=data.name)
+    return stored
 
 
-def _save_coo(
-    model: Any, names: Mapping[str, str], stored: list[StoredTensor], path: Path, data: Path
-) -> list[StoredTensor]:
+def _save_beside_sparse(model: Any, sparse: Mapping[str, NDArray[Any]], path: Path, data: Path) -> None:
     """Save by way of onnx, since onnx_ir has no sparse initializers."""
     import onnx
-    import onnx_ir as ir
 
-    proto: Any = ir.to_proto(model)
-    sparse = {tensor.name: tensor for tensor in to_coo(proto, names)}
-    size = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
-    onnx.save_model(proto, str(path), save_as_external_data=size > EXTERNAL_ABOVE, location=data.name)
-    return [replace(sparse[tensor.name], shape=tensor.shape) if tensor.name in sparse else tensor for tensor in stored]
+    proto = without_data(model, sparse)
+    for message in sparse.values():
+        proto.graph.sparse_initializer.add().ParseFromString(message.tobytes())
+    onnx.save_model(proto, str(path), save_as_external_data=True, location=data.name)
 
 
 def _notes(file: str, stored: list[StoredTensor], lost: list[str]) -> Iterator[str]:

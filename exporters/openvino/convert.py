@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +35,7 @@ def converted(view: View, inputs: Mapping[str, Tensor], pruned: PrunedModel, fol
     """Convert a view.
 
     :param inputs: Its example, in float32.
-    :param folder: Where the graph lies for as long as OpenVINO reads it.
+    :param folder: Where the graph lies. It stays until the model is written: weights of a large one are read late.
     :raises ModelError: Where torch cannot export it, or OpenVINO cannot read it.
     """
     names = names_by_identity(pruned.model, pruned.parameter_masks)
@@ -51,14 +50,13 @@ def _read(view: View, graph: Graph, folder: Path) -> Any:
 
     size = sum(value.const_value.nbytes for value in graph.model.graph.initializers.values())
     core = openvino.Core()
-    core.set_property({"ENABLE_MMAP": False})  # the file goes before the model does
-    with TemporaryDirectory(dir=folder) as inside:
-        path = Path(inside) / "view.onnx"
-        ir.save(graph.model, path, external_data="weights" if size > EXTERNAL_ABOVE else None)
-        try:
-            return core.read_model(path)
-        except RuntimeError as error:
-            raise ModelError(
-                f"view {view.name!r}: OpenVINO {openvino.__version__} cannot read its graph: {last_line(error)}. "
-                f"Export other views, or use the exporter onnx."
-            ) from error
+    core.set_property({"ENABLE_MMAP": False})  # Windows deletes no file that is mapped
+    path = folder / "view.onnx"
+    ir.save(graph.model, path, external_data="weights" if size > EXTERNAL_ABOVE else None)
+    try:
+        return core.read_model(path)
+    except RuntimeError as error:
+        raise ModelError(
+            f"view {view.name!r}: OpenVINO {openvino.__version__} cannot read its graph: {last_line(error)}. "
+            f"Export other views, or use the exporter onnx."
+        ) from error

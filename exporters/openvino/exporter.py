@@ -9,7 +9,7 @@ from typing import Literal
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
-from ecoflap.core.contracts.records import Exported
+from ecoflap.core.contracts.records import Exported, Meanwhile, ViewSize
 from ecoflap.core.errors import ModelError
 from ecoflap.exporters.openvino.inputs import fed_to
 from ecoflap.exporters.openvino.int8 import Inputs, rounding_of
@@ -22,6 +22,9 @@ LIBRARIES = ("onnx", "onnxscript", "openvino")
 
 ROUNDED_TOLERANCE = 0.25
 """How far an output may be off that is computed of matrices in eight bits: what is wrong altogether is farther off."""
+
+TIMES = 5
+"""How often a view is in memory at once, of a LLaMA of 404 million weights."""
 
 _NO_DATA = (
     "activations: int8 needs to know how large inputs get, and there is no calibration data. Add calibration: to the "
@@ -57,6 +60,10 @@ class OpenVino:
     def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int:
         """Tell the size of one view's files; a weight that several views share is in those of each."""
         return (parameters - prunable) * width + prunable * (1 if self.weights == "int8" else width)
+
+    def meanwhile(self, view: ViewSize) -> Meanwhile:
+        """Tell what a view takes: in torch, in ONNX, in OpenVINO and as that runs it, :data:`TIMES` in float32."""
+        return Meanwhile(TIMES * 4 * view.parameters)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of the libraries here, and of the model keeps it from exporting."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import floor, isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -80,14 +81,16 @@ def _write(
     own: Mapping[str, torch.dtype],
 ) -> Exported:
     examples = as_computed(view.inputs), as_computed(view.other)
-    made, checks = converted(view, examples[0], pruned, files[0].parent), []
-    if settings.weights == "int8":
-        checks.append(
-            comparison(made.model, view, examples, UNROUNDED).check(files[0].name, CONVERTED_TOLERANCE, WAY_OUT)
-        )
-    stored = _stored(made, pruned, settings, own)
-    _save(made.model, files[0], [tensor for tensor in stored if tensor.form == "int8"])
-    del made  # OpenVINO is about to read the weights from the file
+    checks = []
+    with TemporaryDirectory(dir=files[0].parent) as inside:
+        made = converted(view, examples[0], pruned, Path(inside))
+        if settings.weights == "int8":
+            unrounded = comparison(made.model, view, examples, UNROUNDED)
+            checks.append(unrounded.check(files[0].name, CONVERTED_TOLERANCE, WAY_OUT))
+            del unrounded
+        stored = _stored(made, pruned, settings, own)
+        _save(made.model, files[0], [tensor for tensor in stored if tensor.form == "int8"])
+        del made  # OpenVINO is about to read the weights from the file
     checks.append(_check_file(files[0], view, examples, settings))
     notes = [*_notes(files[0].name, stored, settings), *_inputs_note(files[0], view, examples, settings)]
     saved = sum(tensor.dense_bytes - tensor.stored_bytes for tensor in stored)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
-from ecoflap.core.contracts.records import Exported, View
+from ecoflap.core.contracts.records import Exported, Meanwhile, View, ViewSize
 from ecoflap.core.errors import ModelError
 from ecoflap.exporters.shared.comparison import tolerance_problems
 from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros
@@ -49,6 +49,11 @@ class TorchScript:
         dense = prunable * width
         pruned = min(dense, kept * width + prunable // 8) if self.weights == "bitmask" else dense
         return (parameters - prunable) * width + pruned
+
+    def meanwhile(self, view: ViewSize) -> Meanwhile:
+        """Tell what it holds, also where weights stay in files: what torch writes, and the view dense again as read."""
+        file = self.predicted_bytes(view.parameters, view.prunable, view.kept, view.width)
+        return Meanwhile(view.parameters * view.width + file)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of Python and torch here, and of the model's views keeps it from exporting."""

@@ -16,66 +16,68 @@ from numpy.typing import NDArray
 
 from ecoflap.core.contracts.records import StoredTensor
 from ecoflap.core.errors import EcoflapError, unknown
-from ecoflap.exporters.onnx.tensors import Opened, read
+from ecoflap.exporters.onnx.scratch import Keep, in_memory
 
 _OVERHEAD = 64
 """Bytes that a sparse initializer takes beside its values and indices, and a dense one does not."""
+
+_TOGETHER = 1 << 20
+"""Indices that are numbers of Python at a time, which take 40 bytes each."""
 
 _MOST = 2**31 - 2**26
 """Bytes that protobuf can write, less room for the graph."""
 
 
-def to_coo(proto: Any, names: Mapping[str, str]) -> list[StoredTensor]:
-    """Make pruned weights sparse initializers, in place, each only where it gets smaller so.
+def to_coo(
+    model: Any, names: Mapping[str, str], keep: Keep = in_memory
+) -> tuple[list[StoredTensor], dict[str, NDArray[np.uint8]]]:
+    """Make sparse initializers of pruned weights, each only where it gets smaller so.
 
-    :param proto: An ``onnx.ModelProto`` with its weights in it: ``onnx_ir.to_proto(model)``. It is written by
-        ``onnx.save_model(..., save_as_external_data=True)`` where the rest of it is large.
+    :param model: An ``onnx_ir.Model`` with its weights, which stays as it is.
     :param names: Initializers of the graph, and for each the pruned layer's name.
-    :return: One for each of ``names``, in their order.
+    :param keep: Keeps what was made until all of it is written.
+    :return: One for each of ``names``, in their order; and by the name of its initializer each
+        ``onnx.SparseTensorProto`` as bytes, for :func:`ecoflap.exporters.onnx.embedded.save_embedded`.
     """
-    graph, source, layers = proto.graph, Opened(proto, None), list(names.values())
-    numbers = {tensor.name: number for number, tensor in enumerate(graph.initializer)}
-    inputs = {value.name for value in graph.input}
+    graph, layers = model.graph, list(names.values())
     if problems := [
-        f"{layer}: the graph has {unknown('initializer', name, list(numbers))}"
+        f"{layer}: the graph has {unknown('initializer', name, list(graph.initializers))}"
         for name, layer in names.items()
-        if name not in numbers
+        if name not in graph.initializers
     ]:
         raise EcoflapError(*problems)
-    stored, sparse = [], []
+    stored, sparse = [], {}
     for name, layer in names.items():
-        weight = read(source, graph.initializer[numbers[name]])
-        encoded = None if name in inputs else _encoded(graph.initializer[numbers[name]], weight)
+        value = graph.initializers[name]
+        weight = value.const_value.numpy()
+        size, nonzeros = _size(weight), int(np.count_nonzero(weight))
+        shrinks = weight.ndim > 0 and not value.is_graph_input() and size + _OVERHEAD < weight.nbytes
         called = layer if layers.count(layer) == 1 else name
-        size = weight.nbytes if encoded is None else _size(weight)
-        form = "dense" if encoded is None else "coo"
-        stored.append(StoredTensor(called, form, weight.shape, int(np.count_nonzero(weight)), weight.nbytes, size))
-        if encoded is not None:
-            sparse.append(encoded)
+        taken, form = (size, "coo") if shrinks else (weight.nbytes, "dense")
+        stored.append(StoredTensor(called, form, weight.shape, nonzeros, weight.nbytes, taken))
+        if shrinks:
+            data = _encoded(name, int(value.const_value.dtype), weight).SerializeToString()
+            sparse[name] = keep(np.frombuffer(data, np.uint8))
     if (total := sum(one.stored_bytes for one in stored if one.form == "coo")) > _MOST:
         raise EcoflapError(
             f"sparse initializers would take {total / 1e9:.1f} GB, and they have to fit into one file of 2 GB. Use "
             f"'weights: bitmask', which can lie in a file of its own."
         )
-    for one in sparse:
-        del graph.initializer[next(n for n, tensor in enumerate(graph.initializer) if tensor.name == one.values.name)]
-    graph.sparse_initializer.extend(sparse)
-    return stored
+    return stored, sparse
 
 
-def _encoded(tensor: Any, weight: NDArray[Any]) -> Any:
-    """Make the ``onnx.SparseTensorProto``; None where it would not be smaller."""
+def _encoded(name: str, data_type: int, weight: NDArray[Any]) -> Any:
+    """Make the ``onnx.SparseTensorProto``."""
     from onnx import SparseTensorProto, TensorProto
 
-    if weight.ndim == 0 or _size(weight) + _OVERHEAD >= weight.nbytes:
-        return None
     places = np.flatnonzero(weight)
     values = np.ascontiguousarray(weight.reshape(-1)[places])
     sparse = SparseTensorProto(dims=weight.shape)
     raw = values.tobytes()
-    sparse.values.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[len(values)], raw_data=raw))
-    sparse.indices.CopyFrom(TensorProto(name=f"{tensor.name}.indices", data_type=TensorProto.INT64, dims=[len(values)]))
-    sparse.indices.int64_data.extend(places.tolist())
+    sparse.values.CopyFrom(TensorProto(name=name, data_type=data_type, dims=[len(values)], raw_data=raw))
+    sparse.indices.CopyFrom(TensorProto(name=f"{name}.indices", data_type=TensorProto.INT64, dims=[len(values)]))
+    for first in range(0, len(places), _TOGETHER):
+        sparse.indices.int64_data.extend(places[first : first + _TOGETHER].tolist())
     return sparse
 
 

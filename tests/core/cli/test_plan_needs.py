@@ -1,5 +1,6 @@
 """The plan predicts the disk of each file that will be written: a weight that several views share counts in each."""
 
+import re
 from typing import Any
 
 import pytest
@@ -72,11 +73,20 @@ def test_the_views_that_a_recipe_names_are_counted(tmp_path):
     assert disk() > disk(views=["pair"]) > max(vision, text)
 
 
-def in_memory(pico_llama_folder: Any, **keys: Any) -> dict[str, float]:
-    """Bytes by what takes them, as the plan's row about memory says, in kilobytes; the peak by no name."""
+def rows_of(pico_llama_folder: Any, **keys: Any) -> Any:
     recipe = {"version": 1, "model": str(pico_llama_folder), "sparsity": 0.5, "prune": "magnitude", **keys}
     registry = load_registry()
-    rows = prepared_tables(prepare(parse_recipe(recipe, registry=registry), registry))[-1].rows
+    return prepared_tables(prepare(parse_recipe(recipe, registry=registry), registry))[-1].rows
+
+
+def needs_of(pico_llama_folder: Any, **keys: Any) -> dict[str, str]:
+    """What each of the plan's needs is made of."""
+    return {what: made_of for what, _, made_of in rows_of(pico_llama_folder, **keys)}
+
+
+def in_memory(pico_llama_folder: Any, **keys: Any) -> dict[str, float]:
+    """Bytes by what takes them, as the plan's row about memory says, in kilobytes; the peak by no name."""
+    rows = rows_of(pico_llama_folder, **keys)
     (_, peak, made_of) = next(row for row in rows if row[0] == "peak memory")
     parts = [part.rsplit(" ", 2) for part in ("", *made_of.split(", ")) if part]
     found = {"": peak.split(), **{name: [size, unit] for name, size, unit in parts}}
@@ -113,6 +123,40 @@ def test_directions_of_a_scorer_are_counted(pico_llama, pico_llama_folder, tmp_p
     expected = 4 * ((sum(sizes) if joint else max(sizes)) + max(sizes)) / 1e3
     assert found["what the scorer holds"] == pytest.approx(expected, abs=0.1)
     assert "what the scorer holds" not in in_memory(pico_llama_folder, allocate="uniform")
+
+
+def test_what_an_export_holds_is_counted_with_the_masks(pico_llama_folder, monkeypatch):
+    monkeypatch.setattr("ecoflap.core.cli.plan_needs.LIBRARIES", 0)
+    found = in_memory(pico_llama_folder, allocate="uniform", export=[{"use": "onnx", "views": ["decoder"]}])
+    assert found["exporting onnx"] > found["weights"]
+    assert found[""] == pytest.approx(found["weights"] + found["masks"] + found["exporting onnx"], abs=0.3)
+    assert not any(name.startswith("exporting") for name in in_memory(pico_llama_folder, allocate="uniform"))
+
+
+@pytest.mark.parametrize("part", [{"use": "onnx"}, {"use": "torchscript"}, {"use": "openvino", "activations": "float"}])
+def test_a_recipe_whose_export_does_not_fit_is_told_so(part, pico_llama_folder, monkeypatch):
+    monkeypatch.setattr("ecoflap.core.cli.plan_needs.LIBRARIES", 0)
+    exports = [{**part, "views": ["decoder"]}]
+    found = in_memory(pico_llama_folder, allocate="uniform", export=exports)
+
+    def said(there: float) -> str:
+        monkeypatch.setattr("ecoflap.core.cli.plan_needs.available_memory", lambda: round(there))
+        return needs_of(pico_llama_folder, allocate="uniform", export=exports)["memory free here"]
+
+    assert "the recipe as it is does not fit" in said(950 * found[""])
+    assert "the recipe as it is" not in said(1050 * found[""])
+
+
+def test_a_model_that_stays_on_the_disk_takes_less_to_export_and_room_there(pico_llama_folder):
+    found = {}
+    for offload in (None, "disk"):
+        keys = {"model": {"source": str(pico_llama_folder), "offload": offload}}
+        if offload and is_before("5"):
+            pytest.skip("transformers leaves weights on the disk from version 5 on")
+        needs = needs_of(pico_llama_folder, allocate="uniform", export=[{"use": "onnx"}], **keys)
+        found[offload] = needs["disk meanwhile"]
+    assert "while a view is exported" not in found[None]
+    assert re.search(r"later, while a view is exported, \d", found["disk"])
 
 
 def test_an_exporter_of_the_whole_model_is_asked_once(tmp_path):

@@ -242,6 +242,23 @@ def test_what_asks_for_the_whole_model_in_memory_is_refused(recipe, keys, said, 
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+def test_an_onnx_file_has_the_same_bytes_also_where_it_is_written_later(recipe, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    onnx = {"use": "onnx", "views": ["decoder"], "tolerance": 1e-3}
+    recipe = {**recipe, "score": None, "allocate": "uniform", "prune": "wanda", "export": [onnx]}
+    recipe.pop("evaluate")
+    ecoflap.run(recipe, folder=tmp_path / "disk")
+    ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
+    files = [folder / "exports" / "onnx" / "decoder.onnx" for folder in (tmp_path / "disk", tmp_path / "memory")]
+    written = files[0].read_bytes()
+    assert written == files[1].read_bytes()
+    ecoflap.export_run(tmp_path / "disk", onnx, overwrite=True)
+    assert files[0].read_bytes() == written
+    assert not list((tmp_path / "disk").rglob(".weights-*"))
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
 def test_other_files_than_safetensors_are_refused(recipe, tmp_path):
     torch.save(weights_in(tmp_path / "dense"), tmp_path / "pytorch_model.bin")
     for file in (tmp_path / "dense").glob("model*"):

@@ -21,6 +21,7 @@ from ecoflap.core.model.anatomy import Block, Layer, Tower
 from ecoflap.core.model.arithmetic import lacks_eight_bits
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
+from ecoflap.exporters.openvino import convert as openvino_convert
 from ecoflap.exporters.openvino import exporter as openvino_exporter
 from ecoflap.exporters.openvino import view as openvino_view
 from ecoflap.exporters.openvino.exporter import OpenVino, ecoflap_register_exporters
@@ -35,13 +36,13 @@ EVERY = [pytest.param(row, SOME.get(row), marks=() if row in SOME else pytest.ma
 
 
 class Toy(nn.Module):
-    """Rows of 64 numbers to 48, by way of 128."""
+    """Rows of 64 numbers to 48, by way of 128 or so."""
 
-    def __init__(self, tied=False):
+    def __init__(self, tied=False, inner=128):
         super().__init__()
         torch.manual_seed(0)
-        self.up = nn.Linear(64, 128)
-        self.down = nn.Linear(128, 64, bias=False)
+        self.up = nn.Linear(64, inner)
+        self.down = nn.Linear(inner, 64, bias=False)
         self.head = nn.Linear(64, 48, bias=False)
         if tied:
             self.table = nn.Embedding(48, 64)
@@ -97,9 +98,9 @@ class Family(Adapter):
         return [View("rows", self.module(model).eval(), inputs, other, ("logits", "hidden"), axes)]
 
 
-def pruned(sparsity=0.5, dtype=torch.float32, tied=False, names=NAMES, data=True, module=Rows):
+def pruned(sparsity=0.5, dtype=torch.float32, tied=False, names=NAMES, data=True, module=Rows, inner=128):
     """By magnitude, with data whose numbers get as large as those of the views' examples."""
-    model = Toy(tied).to(dtype).eval()
+    model = Toy(tied, inner).to(dtype).eval()
     masks = {}
     for name in names:
         weight = model.get_parameter(name)
@@ -144,6 +145,20 @@ def by_hand(model, data, alpha):
         return hidden @ head.T, hidden
 
     return whole
+
+
+@pytest.mark.parametrize("weights", ["int8", "float"])
+def test_a_model_whose_weights_lie_beside_its_graph(weights, monkeypatch, tmp_path):
+    """OpenVINO reads those of a megabyte or more when it needs them, and no earlier."""
+    exporter, files = OpenVino(weights=weights, activations="float"), {}
+    for above in (10**9, 0):
+        monkeypatch.setattr(openvino_convert, "EXTERNAL_ABOVE", above)
+        folder = tmp_path / str(above)
+        folder.mkdir()
+        exporter(pruned(inner=5000), folder)
+        files[above] = {file.name: file.read_bytes() for file in folder.glob("*.bin")}
+        assert {file.name for file in folder.iterdir()} == {"rows.bin", "rows.xml"}
+    assert files[0] == files[10**9]
 
 
 @pytest.mark.skipif(lacks_eight_bits(), reason="this CPU has no VNNI, and OpenVINO's sums of eight bits saturate")
