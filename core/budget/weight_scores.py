@@ -11,7 +11,7 @@ from ecoflap.core.disk.sealed import open_sealed, sealed, with_way_out, write_se
 from ecoflap.core.errors import FormatError
 
 _FORMAT = "ecoflap.weight_scores"
-_WAY_OUT = "Restore it, or delete it with the scores.jsonl that knows it, and score anew"
+_ANEW = "Restore it, or delete it with the scores.jsonl that knows it, and score anew"
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,13 @@ class WeightScores:
         seal = write_sealed(file, _FORMAT, layer, {layer: sealed(numbers)})
         return cls(file, seal, float(numbers.sum(dtype=torch.float64)))
 
-    def numbers(self) -> Float32[Tensor, "out in"]:
+    def numbers(self, way_out: str = _ANEW) -> Float32[Tensor, "out in"]:
         """Map the numbers: the system reads them from the file, and takes them out of memory again where that is short.
 
+        :param way_out: What can be done about a damaged file, where its run is not the one that is going on.
         :raises FormatError: Where the file is missing, or is not what was written.
         """
-        with with_way_out(_WAY_OUT), open_sealed(self.file, _FORMAT) as file:
+        with with_way_out(way_out), open_sealed(self.file, _FORMAT) as file:
             if file.seal != self.seal:
                 raise FormatError(f"{self.file} holds other scores than were written.")
             return file.mapped(file.manifest)

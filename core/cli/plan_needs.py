@@ -40,8 +40,10 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     files = [("model/", weights), ("masks", masks), *((name, size) for name, size in kept if size), *exports]
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in files)
     yield "disk", bytes_text(sum(size for _, size in files)), made_of
-    rounds, gradients = prepared.recipe.round_count, _gradients(prepared)
-    spilled = _recorded(prepared, width) + _inside(prepared, width) if _keeps_on_disk(prepared) else 0
+    rounds, gradients, spilled = prepared.recipe.round_count, _gradients(prepared), 0
+    if _keeps_on_disk(prepared):
+        spilled = _recorded(prepared, width) + _inside(prepared, width)
+        gradients = max(gradients, _recorded_by_scorer(prepared))  # the scorer's are gone when pruners ask for theirs
     steps = _steps(prepared)
     meanwhile = rounds * (prepared.size * width + masks) + gradients + spilled + steps
     of_rounds = f" of {rounds} rounds" if rounds > 1 else ""
@@ -203,9 +205,8 @@ def _held(prepared: Prepared, width: int, offloaded: bool, spilled: bool) -> _He
     remembered = max(_remembered_each(prepared), default=0)
     masks = prepared.size // 8 * min(prepared.recipe.round_count, 2)
     exporting = max((one.memory for one in meanwhile_of(prepared, width, offloaded).values()), default=0)
-    return _Held(
-        weights, _statistics(prepared), recorded, masks, widened, _by_scorer(prepared), refining, remembered, exporting
-    )
+    scorers = _by_scorer(prepared) + (0 if spilled else _recorded_by_scorer(prepared))
+    return _Held(weights, _statistics(prepared), recorded, masks, widened, scorers, refining, remembered, exporting)
 
 
 def _by_scorer(prepared: Prepared) -> int:
@@ -215,6 +216,16 @@ def _by_scorer(prepared: Prepared) -> int:
     scorer = prepared.recipe.score.scorer
     with blaming(f"the scorer {scorer.use}, asked how many numbers it holds,"):
         numbers: int = scorer.options.held_numbers(prepared.anatomy)
+    return 4 * numbers
+
+
+def _recorded_by_scorer(prepared: Prepared) -> int:
+    """Give the bytes of what the scorer has kept where the record is."""
+    if not prepared.looks_at_scores or prepared.recipe.score is None:
+        return 0
+    scorer = prepared.recipe.score.scorer
+    with blaming(f"the scorer {scorer.use}, asked how many numbers it records,"):
+        numbers: int = scorer.options.recorded_numbers(prepared.anatomy)
     return 4 * numbers
 
 

@@ -221,6 +221,13 @@ def _impossible_values(kind: str, part: Any) -> Iterator[str]:
             yield f"its member {name} should be how many there are, or None, not {shown(value)}. {_page(kind)}"
     if getattr(options, "gives", None) == "weights" and getattr(options, "unit", None) == "block":
         yield f"its member unit should be 'layer', of which numbers a weight are, not 'block'. {_page(kind)}"
+    if getattr(options, "scope", None) == "model":
+        inside = [name for name, value in (("each", "subblock"), ("inside", True)) if getattr(options, name) == value]
+        if inside:
+            yield (
+                f"its {' and '.join(inside)} {'is' if len(inside) == 1 else 'are'} for blocks, and its scope is the "
+                f"whole model. {_page(kind)}"
+            )
     wants = getattr(options, "wants", None)
     if isinstance(wants, type) and not isinstance(getattr(wants, "does", None), str):
         yield (

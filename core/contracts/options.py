@@ -96,6 +96,15 @@ class ScorerOptions(PartOptions):
         """
         return 0
 
+    def recorded_numbers(self, anatomy: Anatomy) -> int:
+        """Tell how many numbers in float32 it has the replay keep, for the plan; 0, the default.
+
+        Such are sums of the loss' gradient. They lie with the record: in memory, or with ``keep: disk`` in a file.
+
+        :param anatomy: The layers to be scored.
+        """
+        return 0
+
 
 class AllocatorOptions(PartOptions):
     """What an allocator may have.

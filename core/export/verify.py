@@ -230,12 +230,14 @@ def _weight_scores(folder: RunFolder, found: Verified) -> None:
     inside = folder_of(folder.scores)
     if not lexists(inside):
         return
+    # Once there is a plan nothing of the run looks at them again, and scores.jsonl is what the plan was made of.
+    way_out = "Delete it alone: this run needs it no more" if folder.plan.is_file() else "Delete it, and score anew"
     known: dict[Path, WeightScores] = {}
     found.hold(lambda: known.update({one.file: one for one in read_scores(folder.scores).weight_scores.values()}))
     files = [path for path in found.inside(inside) if path.suffix == ".safetensors"]
     for path in files:
         if path in known:
-            found.hold(known[path].numbers, path)
+            found.hold(partial(known[path].numbers, way_out), path)
         else:
             _tensors(path, found)
     _others(inside, tuple(files), found)

@@ -54,8 +54,8 @@ def emptied(plan: Plan) -> str | None:
         return None
     return (
         f"{len(names)} of {len(plan.layers)} layers keep none of their weights, and answer zeros: "
-        f"{listed(names, FEW)}. If that is not meant, lower the sparsity or the most that a group may lose, such as "
-        f"allocate.max_sparsity"
+        f"{listed(names, FEW)}. If that is not meant, lower the sparsity, or let no group lose so much, as by "
+        f"allocate: {{use: ecoflap, max_sparsity: …}}"
     )
 
 

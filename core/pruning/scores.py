@@ -42,13 +42,14 @@ class Scores:
         """Give those that are a number for each weight of a layer, by the layer's name."""
         return {name: score for name, score in self.values.items() if isinstance(score, WeightScores)}
 
-    def check_files(self) -> None:
+    def check_files(self, *way_out: str) -> None:
         """Read the files of all numbers of single weights.
 
+        :param way_out: What can be done about a damaged one, where it is another run's.
         :raises FormatError: Where one is missing, or is not what was written.
         """
         for score in self.weight_scores.values():
-            score.numbers()
+            score.numbers(*way_out)
 
     def of(self, members: Mapping[str, int]) -> float | Curve:
         """Compute a group's score from those of its members; of numbers of single weights from their sums.

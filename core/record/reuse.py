@@ -29,9 +29,10 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> 
     seen = {what: one for what, one in fingerprints.items() if what != CALIBRATION_DATA or "calibration" in keys}
     for folder in _alike(recipe, seen, own, keys):
         if folder.plan.is_file() and folder.scores.is_file():
-            found = read_scores_of(folder.plan, folder.scores, f"Restore the file, or take {folder.path} out of reuse:")
+            way_out = f"Restore the file, or take {folder.path} out of reuse:"
+            found = read_scores_of(folder.plan, folder.scores, way_out)
             if all(one.file.is_file() for one in found.weight_scores.values()):
-                found.check_files()
+                found.check_files(way_out)
                 return folder.scores
     return None
 

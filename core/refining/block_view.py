@@ -94,13 +94,13 @@ class BlockView(HiddenView):
 
     def _seen_inside(self, module: nn.Module, call: BlockCall) -> list[BlockCall]:
         given = self._given(call)
-        of_block = {id(tensor) for tensor in tensors_in([*given])}
-        home = next(tensors_in([*call.args, *call.kwargs.values()])).device
-        seen: list[BlockCall] = []
+        recorded = list(tensors_in([call.args, dict(call.kwargs)]))
+        home, seen = recorded[0].device, list[BlockCall]()
+        held = {id(tensor): one for tensor, one in zip(tensors_in([*given]), recorded, strict=True)}
 
         def kept(tensor: Tensor) -> Tensor:
-            """Copy what the block has made, and may write into; what it was given is held already."""
-            return tensor.to(home) if id(tensor) in of_block else self._replay.kept(tensor.to(home, copy=True))
+            """Copy what the block has made, and may write into; what it was given is held as recorded."""
+            return held[id(tensor)] if id(tensor) in held else self._replay.kept(tensor.to(home, copy=True))
 
         def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append(BlockCall(call.number, map_tensors(args, kept), map_tensors(kwargs, kept), None))

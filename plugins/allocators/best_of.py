@@ -19,6 +19,8 @@ from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.contracts.records import Takes
 from ecoflap.core.errors import EcoflapError
 
+_TAKEN: Mapping[Takes, str] = {"score": "numbers", "curve": "curves", "weights": "numbers a weight"}
+
 
 @dataclass(frozen=True)
 class BestOf:
@@ -39,8 +41,8 @@ class BestOf:
         if any(isinstance(allocator, BestOf) for allocator in self.of):
             raise EcoflapError("of has a best_of among its candidates: name that one's candidates here")
         if len(self._kinds()) > 1:
-            kinds = ", ".join(sorted(self._kinds()))
-            raise EcoflapError(f"of has candidates that take scores of several kinds, {kinds}; a recipe has one score")
+            kinds = " and ".join(sorted(_TAKEN[kind] for kind in self._kinds()))
+            raise EcoflapError(f"of has candidates that look at {kinds}; a recipe has one score, of one kind")
 
     @property
     def candidates(self) -> tuple[Any, ...]:

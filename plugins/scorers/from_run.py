@@ -15,6 +15,8 @@ from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.pruning.scores import Scores
 
+_WAY_OUT = "Restore the file, or name another run"
+
 
 @dataclass(frozen=True)
 class FromRun:
@@ -67,11 +69,10 @@ class FromRun:
             )
         for name in names:
             score = scores.values[name]
-            yield name, score.numbers() if isinstance(score, WeightScores) else score
+            yield name, score.numbers(_WAY_OUT) if isinstance(score, WeightScores) else score
 
     def _scores(self) -> Scores:
-        way_out = "Restore the file, or name another run"
-        return read_scores_of(self.run / "plan.json", self.run / "scores.jsonl", way_out)
+        return read_scores_of(self.run / "plan.json", self.run / "scores.jsonl", _WAY_OUT)
 
 
 def _names(layers: Iterable[tuple[Block, Layer]], unit: Unit) -> list[str]:

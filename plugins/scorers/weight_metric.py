@@ -67,7 +67,7 @@ class WeightMetric:
         """Count two runs of every block for each batch, and four forwards' time for each of a gradient."""
         return 2 * batches * self._of_inputs + 4 * batches * bool(self._of_loss)
 
-    def held_numbers(self, anatomy: Anatomy) -> int:
+    def recorded_numbers(self, anatomy: Anatomy) -> int:
         """Count the sums of the loss' gradient, which are a number for each weight."""
         return sum(layer.size for _, layer in anatomy.layers()) * len(self._of_loss)
 

@@ -26,12 +26,19 @@ class Prunes:
         return Pruned(weight != 0, weight)
 
 
+class Refines:
+    """A refiner with nothing but its duty."""
+
+    def __call__(self, view):
+        pass
+
+
 def problems(kind, part, parameters=()):
     return list(contract_problems(kind, part, parameters))
 
 
 def with_members(kind, **members):
-    duty = {"scorer": Scores, "pruner": Prunes}[kind]
+    duty = {"scorer": Scores, "pruner": Prunes, "refiner": Refines}[kind]
     return type("Mine", (duty,), members)()
 
 
@@ -179,6 +186,19 @@ def test_numbers_of_weights_are_of_layers():
     assert problems("scorer", with_members("scorer", gives="weights")) == []
     (problem,) = problems("scorer", with_members("scorer", gives="weights", unit="block"))
     assert problem.startswith("its member unit should be 'layer', of which numbers a weight are, not 'block'.")
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"each": "subblock"}, "its each is for blocks, and its scope is the whole model."),
+        ({"each": "subblock", "inside": True}, "its each and inside are for blocks, and its scope is the whole model."),
+    ],
+)
+def test_a_refiner_of_the_whole_model_is_given_no_sub_blocks(members, said):
+    assert problems("refiner", with_members("refiner", **members)) == []
+    (problem,) = problems("refiner", with_members("refiner", scope="model", **members))
+    assert problem.startswith(said)
 
 
 def test_a_value_where_a_method_is_wanted_is_refused():

@@ -130,8 +130,12 @@ def test_files_of_a_finished_run_may_be_deleted_and_damaged_ones_are_told(recipe
     assert verify(folder).strangers == []
     file = folder / "scores" / "003.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"wxyz")
-    with pytest.raises(FormatError, match=r"scores/003\.safetensors: the tensor .* is damaged"):
+    with pytest.raises(
+        FormatError, match=r"scores/003\.safetensors: the tensor .* is damaged.*\. Delete it alone: this"
+    ):
         verify(folder)
+    file.unlink()  # which is the way out
+    assert verify(folder).strangers == []
     shutil.rmtree(folder / "scores")
     assert verify(folder).strangers == []
     ecoflap.run(recipe(), folder=folder)  # it needs them no more
@@ -143,7 +147,11 @@ def test_scores_are_taken_from_another_run(recipe, tmp_path):
     second = ecoflap.run(taken, folder=tmp_path / "second")
     for name in ("plan.json", "scores.jsonl", "masks.safetensors"):
         assert (second.folder / name).read_bytes() == (first.folder / name).read_bytes()
-    (first.folder / "scores" / "000.safetensors").unlink()
+    file = first.folder / "scores" / "000.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"wxyz")
+    with pytest.raises(EcoflapError, match=r"000\.safetensors.*damaged.*\. Restore the file, or name another run"):
+        ecoflap.run(taken, folder=tmp_path / "damaged")
+    file.unlink()
     with pytest.raises(RecipeError, match=r"scores/000\.safetensors is missing, with it 1 files of that run's scores"):
         ecoflap.run(taken, folder=tmp_path / "third")
 
@@ -159,7 +167,7 @@ def test_reuse_takes_the_files_over_or_passes_a_run_without_them_over(recipe, tm
     raw = file.read_bytes()
     file.unlink()
     file.write_bytes(raw[:-1])
-    with pytest.raises(EcoflapError, match=r"first/scores/001\.safetensors is truncated"):
+    with pytest.raises(EcoflapError, match=r"001\.safetensors is truncated.*\. Restore the file, or take .*/first"):
         ecoflap.run(again, folder=tmp_path / "damaged")
     file.unlink()
     assert RunFolder(ecoflap.run(again, folder=tmp_path / "alone").folder).taken_over() == []
@@ -219,3 +227,21 @@ def test_a_plan_counts_their_bytes_on_the_disk(recipe):
     assert disk(rounds=3)[1] == told
     assert "scores/" not in disk(score="magnitude")[1]
     assert "scores/" not in disk(allocate="uniform")[1]
+
+
+def test_a_plan_counts_gradients_where_they_are_kept(recipe, plain):
+    registry = load_registry()
+
+    def needs(keep):
+        keys = {"calibration": {**plain()["calibration"], "keep": keep}}
+        score = {"use": "weight_metric", "metric": "magnitude_gradient"}
+        prepared = prepare(parse_recipe(recipe(**keys, score=score), registry=registry), registry)
+        return prepared.size, {row[0]: row[2] for row in prepared_tables(prepared)[-1].rows}
+
+    size, in_memory = needs("memory")
+    held, kept = f"what the scorer holds {4 * size / 1e3:.1f} kB", f"gradients of the loss {4 * size / 1e3:.1f} kB"
+    assert held in in_memory["peak memory"]
+    assert "gradients" not in in_memory["disk meanwhile"]
+    _, on_disk = needs("disk")
+    assert "the scorer holds" not in on_disk["peak memory"]
+    assert kept in on_disk["disk meanwhile"]

@@ -11,6 +11,7 @@ from spec import spec
 
 from ecoflap.core.contracts.events import Warned
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.walk import tensors_in
 from ecoflap.core.refining.refine import refine_block
 
 ATTENTION, MLP = "model.layers.1.self_attn", "model.layers.1.mlp"
@@ -52,6 +53,17 @@ def test_a_blocks_sub_blocks_are_its_attention_and_its_mlp(case):
     assert [each.name for each in one.view.subblocks] == [ATTENTION, MLP]
     assert [len(each.layers) for each in one.view.subblocks] == [4, 3]
     assert {layer.name for each in one.view.subblocks for layer in each.layers} == {layer.name for layer in one.layers}
+
+
+def test_what_a_block_hands_on_is_held_as_it_was_recorded(case):
+    """In bfloat16, not a second time in float32: a block gives its attention the angles that it was given."""
+    one = case(dtype=torch.bfloat16)
+    recorded = [id(tensor) for call in one.view._calls[0] for tensor in tensors_in([dict(call.kwargs)])]
+    with one.view.opened():
+        (call,) = one.view._calls_inside(one.view.block.module.self_attn, 0)
+    angles = call.kwargs["position_embeddings"]
+    assert {id(tensor) for tensor in angles} <= set(recorded)
+    assert {tensor.dtype for tensor in angles} == {torch.bfloat16}
 
 
 def test_its_inputs_are_what_is_pruned_and_trained_before_it_gives(case):

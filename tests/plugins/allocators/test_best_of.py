@@ -36,7 +36,7 @@ def test_it_takes_what_its_candidates_take(of, takes):
     ("wrong", "told"),
     [
         ({"of": (Uniform(),)}, "of has 1 candidates; name two or more"),
-        ({"of": (Ecoflap(), Marginal())}, "of has candidates that take scores of several kinds, curve, score;"),
+        ({"of": (Ecoflap(), Marginal())}, "of has candidates that look at curves and numbers;"),
         ({"of": (Uniform(), BestOf((Uniform(), Owl())))}, "of has a best_of among its candidates"),
         ({"of": (Uniform(), Owl()), "held_out": 1.0}, r"held_out is 1\.0; it is a share"),
     ],

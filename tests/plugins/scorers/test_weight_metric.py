@@ -41,7 +41,7 @@ def norms_seen(replay):
 def test_magnitudes_need_no_data(replay):
     scorer = WeightMetric(Magnitude())
     assert (scorer.data, scorer.shares, scorer.gives) == (False, False, "weights")
-    assert scorer.forwards(replay.anatomy, 4) == scorer.held_numbers(replay.anatomy) == 0
+    assert scorer.forwards(replay.anatomy, 4) == scorer.recorded_numbers(replay.anatomy) == 0
     found = dict(scorer(replay, all_layers(replay)))
     assert list(found) == [layer.name for layer in all_layers(replay)]
     assert all(torch.equal(found[layer.name], layer.weight.data.abs()) for layer in all_layers(replay))
@@ -51,7 +51,7 @@ def test_norms_are_those_of_the_dense_model(replay):
     before = {name: value.clone() for name, value in replay.model.state_dict().items()}
     squares = norms_seen(replay)
     scorer = WeightMetric(Wanda())
-    assert (scorer.data, scorer.shares, scorer.held_numbers(replay.anatomy)) == (True, True, 0)
+    assert (scorer.data, scorer.shares, scorer.recorded_numbers(replay.anatomy)) == (True, True, 0)
     assert scorer.forwards(replay.anatomy, 2) == 4
     for name, numbers in scorer(replay, all_layers(replay)):
         expected = before[name].double().abs() * squares[name].sqrt()
@@ -62,7 +62,7 @@ def test_norms_are_those_of_the_dense_model(replay):
 def test_gradients_are_those_of_autograd(replay):
     scorer = WeightMetric(MagnitudeGradient())
     assert (scorer.data, scorer.shares, scorer.forwards(replay.anatomy, 2)) == (True, False, 8)
-    assert scorer.held_numbers(replay.anatomy) == sum(layer.size for layer in all_layers(replay))
+    assert scorer.recorded_numbers(replay.anatomy) == sum(layer.size for layer in all_layers(replay))
     found = dict(scorer(replay, all_layers(replay)[3:5]))
     parameters = dict(replay.model.named_parameters())
     sums = dict.fromkeys(found, 0.0)
