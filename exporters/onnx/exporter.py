@@ -79,7 +79,8 @@ class Onnx:
         widened = wide if view.width < 4 else 0
         if view.offloaded:
             beside = (view.parameters - view.prunable) * view.width if self.weights == "coo" else 0
-            held = max(8 * view.largest, 2 * embedded, beside if beside > EXTERNAL_ABOVE else 0)
+            indices = 5 * view.kept if self.weights == "coo" else 0  # which take 8 bytes in memory, and 3 in the file
+            held = max(8 * view.largest, 2 * embedded + indices, beside if beside > EXTERNAL_ABOVE else 0)
             return Meanwhile(held, max(widened + file, wide))
         unpacking = UNPACKING.get(self.weights, 0) * view.prunable
         is_alone = 0 < unpacking <= UNPACKED_AT_MOST

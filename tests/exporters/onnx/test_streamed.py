@@ -243,6 +243,11 @@ def test_what_an_export_takes_is_predicted():
     small = ViewSize(4 * 10**6, 3 * 10**6, 15 * 10**5, 10**5, 2, True)
     file = Onnx().predicted_bytes(4 * 10**6, 3 * 10**6, 15 * 10**5, 2)
     assert Onnx().meanwhile(small).memory == max(8 * 10**5, 2 * file)
+    sparse = Onnx(weights="coo")
+    file = sparse.predicted_bytes(4 * 10**6, 3 * 10**6, 15 * 10**5, 2)
+    assert (
+        sparse.meanwhile(small).memory == 2 * file + 5 * 15 * 10**5
+    )  # an index is 8 bytes in memory and 3 in the file
     in_memory = Onnx().meanwhile(ViewSize(4 * 10**9, 3 * 10**9, 15 * 10**8, 10**8, 2, False))
     assert in_memory.memory == 32 * 10**9
     assert in_memory.disk == 0
