@@ -43,7 +43,7 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     rounds, gradients, spilled = prepared.recipe.round_count, _gradients(prepared), 0
     if _keeps_on_disk(prepared):
         spilled = _recorded(prepared, width) + _inside(prepared, width)
-        gradients = max(gradients, _recorded_by_scorer(prepared))  # the scorer's are gone when pruners ask for theirs
+        gradients = max(gradients, _by_scorer(prepared)[1])  # the scorer's are gone when pruners ask for theirs
     steps = _steps(prepared)
     meanwhile = rounds * (prepared.size * width + masks) + gradients + spilled + steps
     of_rounds = f" of {rounds} rounds" if rounds > 1 else ""
@@ -205,28 +205,20 @@ def _held(prepared: Prepared, width: int, offloaded: bool, spilled: bool) -> _He
     remembered = max(_remembered_each(prepared), default=0)
     masks = prepared.size // 8 * min(prepared.recipe.round_count, 2)
     exporting = max((one.memory for one in meanwhile_of(prepared, width, offloaded).values()), default=0)
-    scorers = _by_scorer(prepared) + (0 if spilled else _recorded_by_scorer(prepared))
+    by_scorer, recorded_by_scorer = _by_scorer(prepared)
+    scorers = by_scorer + (0 if spilled else recorded_by_scorer)
     return _Held(weights, _statistics(prepared), recorded, masks, widened, scorers, refining, remembered, exporting)
 
 
-def _by_scorer(prepared: Prepared) -> int:
-    """Give the bytes of what the scorer holds for itself."""
+def _by_scorer(prepared: Prepared) -> tuple[int, int]:
+    """Give the bytes of what the scorer holds for itself, and of what it has kept where the record is."""
     if not prepared.looks_at_scores or prepared.recipe.score is None:
-        return 0
+        return 0, 0
     scorer = prepared.recipe.score.scorer
-    with blaming(f"the scorer {scorer.use}, asked how many numbers it holds,"):
-        numbers: int = scorer.options.held_numbers(prepared.anatomy)
-    return 4 * numbers
-
-
-def _recorded_by_scorer(prepared: Prepared) -> int:
-    """Give the bytes of what the scorer has kept where the record is."""
-    if not prepared.looks_at_scores or prepared.recipe.score is None:
-        return 0
-    scorer = prepared.recipe.score.scorer
-    with blaming(f"the scorer {scorer.use}, asked how many numbers it records,"):
-        numbers: int = scorer.options.recorded_numbers(prepared.anatomy)
-    return 4 * numbers
+    with blaming(f"the scorer {scorer.use}, asked how many numbers it holds and records,"):
+        held: int = scorer.options.held_numbers(prepared.anatomy)
+        recorded: int = scorer.options.recorded_numbers(prepared.anatomy)
+    return 4 * held, 4 * recorded
 
 
 def _weight_scores(prepared: Prepared) -> int:
