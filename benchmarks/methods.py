@@ -228,7 +228,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Write a Markdown table for each model, sparsity and dtype: each measure, and what it took."""
     for model, sparsity, dtype in dict.fromkeys(map(_group, lines)):
         mine = [line for line in lines if _group(line) == (model, sparsity, dtype)]
-        measures = [name for name in mine[0]["pruned"] if all(name in line["pruned"] for line in mine)]
+        measures = _measures(mine)
         dense = ", ".join(f"{name} {mine[0]['dense'][name]:.4g}" for name in measures)
         yield f"\n{_title(model, sparsity, dtype)}; dense: {dense}\n"
         yield f"| method | {' | '.join(f'{name} | one weight a layer less' for name in measures)} | CPU s | MB |"
@@ -245,7 +245,7 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """
     for model, sparsity, dtype in dict.fromkeys(map(_group, lines)):
         mine = [line for line in lines if _group(line) == (model, sparsity, dtype) and not line["jitter"]]
-        measure = next(iter(mine[0]["pruned"]))
+        measure = _measures(mine)[0]
         yield f"\n{_title(model, sparsity, dtype)}\n\n| CPU s | method | {measure} |\n|---:|---|---:|"
         points = []
         for method in dict.fromkeys(line["method"] for line in mine):
@@ -256,6 +256,11 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             mark = "**" if sign * value > best else ""
             best = max(best, sign * value)
             yield f"| {seconds:.0f} | {mark}{method}{mark} | {value:.4g} |"
+
+
+def _measures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the measures that all rows have, in the first one's order."""
+    return [name for name in lines[0]["pruned"] if all(name in line["pruned"] for line in lines)]
 
 
 def _group(line: Mapping[str, Any]) -> tuple[str, str, str | None]:
