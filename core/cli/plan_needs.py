@@ -53,11 +53,10 @@ def needs(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     while_exporting = meanwhile_of(prepared, width, prepared.recipe.model.offload == "disk")
     if scratch := max((one.disk for one in while_exporting.values()), default=0):
         beside += f"; later, while a view is exported, {bytes_text(scratch)}"
+    what = f"finished blocks{of_rounds}"
     if prepared.recipe.model.offload == "disk":  # finished blocks are model/ itself
-        meanwhile -= prepared.size * width
-        yield "disk meanwhile", bytes_text(meanwhile), f"masks of finished blocks, until model/ is complete{beside}"
-        return
-    yield "disk meanwhile", bytes_text(meanwhile), f"finished blocks{of_rounds}, until model/ is complete{beside}"
+        meanwhile, what = meanwhile - prepared.size * width, "masks of finished blocks"
+    yield "disk meanwhile", bytes_text(max(meanwhile, scratch)), f"{what}, until model/ is complete{beside}"
 
 
 def _steps(prepared: Prepared) -> int:

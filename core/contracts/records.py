@@ -261,6 +261,11 @@ class Meanwhile:
     memory: int
     disk: int = 0
 
+    def __post_init__(self) -> None:
+        wrong = [number for number in (self.memory, self.disk) if not isinstance(number, int) or number < 0]
+        if wrong:
+            raise ValueError(f"bytes are whole numbers of at least 0, not {' and '.join(map(repr, wrong))}")
+
 
 @dataclass(frozen=True)
 class StoredTensor:

@@ -13,6 +13,7 @@ from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.disk.whole_files import sha256_of, whole_folder
+from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.export.exported import check_exported
 from ecoflap.core.export.surroundings import is_weights
@@ -94,7 +95,7 @@ def export(
     """
     _refuse_folder(record_of(folder, name))
     with whole_folder(folder / name) as inside:
-        with blaming(f"the exporter {part.use}"):
+        with blaming(f"the exporter {part.use}"), explained(folder / name, inside):
             answered = part.built(pruned, inside)
         written = check_exported(answered, inside, part.use)
         # Hashed once: manifest, list and record say the same of a file that may be larger than memory.

@@ -104,6 +104,14 @@ class RunModel:
         if self._mapped is not None:
             self._mapped.forget(folder)
 
+    def leave_source(self, folder: Path) -> nn.Module:
+        """Hold weights that stay in files where the saved model has them, and read the source's files no more."""
+        if self._mapped is not None:
+            self._model = self._anatomy = self._mapped = None
+            gc.collect()
+            self._model, self._mapped = self._read(folder)
+        return self.get()
+
     def become_pruned(self, folder: Path, plan: Plan) -> nn.Module:
         """Take the pruned model of an earlier process in the place of the dense one."""
         held = self._prepared.source.model

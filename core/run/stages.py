@@ -312,14 +312,16 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
 
 
 def prune(state: RunState, made: Plan) -> nn.Module:
-    """Prune the model in place by its plan, block by block, and save it with its masks."""
-    model = state.model.get()
+    """Prune the model by its plan, block by block, and save it with its masks.
+
+    :return: The model that was pruned in place; where weights stay in files, the saved one.
+    """
     masks = prune_and_refine(state, made)
     state.data.clear()
     with state.log.stage("save"):
-        state.ranks.first(partial(_save, state, model, masks))
+        state.ranks.first(partial(_save, state, state.model.get(), masks))
         state.model.forget_blocks(state.folder.path)
-    return model
+        return state.model.leave_source(state.folder.model)
 
 
 def _save(state: RunState, model: nn.Module, masks: PackedMasks) -> None:

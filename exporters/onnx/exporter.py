@@ -25,6 +25,8 @@ from ecoflap.exporters.shared.views import export_views, plan_notes, plan_proble
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 23)
+PACKING = {"bitmask": 15, "coo": 26}
+"""Bytes of memory for each number of a weight while it is packed in a form, measured; in others and dense 8."""
 TYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -80,7 +82,11 @@ class Onnx:
         if view.offloaded:
             beside = (view.parameters - view.prunable) * view.width if self.weights == "coo" else 0
             indices = 5 * view.kept if self.weights == "coo" else 0  # which take 8 bytes in memory, and 3 in the file
-            held = max(8 * view.largest, 2 * embedded + indices, beside if beside > EXTERNAL_ABOVE else 0)
+            held = max(
+                PACKING.get(self.weights, 8) * view.largest,
+                2 * embedded + indices,
+                beside if beside > EXTERNAL_ABOVE else 0,
+            )
             return Meanwhile(held, max(widened + file, wide))
         unpacking = UNPACKING.get(self.weights, 0) * view.prunable
         is_alone = 0 < unpacking <= UNPACKED_AT_MOST

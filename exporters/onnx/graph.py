@@ -37,6 +37,11 @@ class Graph:
     names: Mapping[str, str]
     lost: tuple[str, ...]
 
+    def release(self) -> None:
+        """Let go of its weights once it is written: onnxscript's rules hold the last graph until they see another."""
+        for value in self.model.graph.initializers.values():
+            value.const_value = None
+
 
 class _Plain(nn.Module):
     """Takes any view's inputs as they come."""

@@ -22,6 +22,7 @@ from ecoflap.exporters.onnx.scratch import Keep, PlacedInFiles, Scratch, in_memo
 from ecoflap.exporters.onnx.settings import Settings
 
 EXTERNAL_ABOVE = 10**9  # bytes of weights; protobuf ends at 2 GB
+MESSAGE_AT_MOST = 2**31 - 2**26  # the same with sparse weights, which are part of the message in any case
 PLACED = Placement(torch.float32, torch.device("cpu"))
 
 
@@ -75,7 +76,10 @@ def _written(
     types = {id(parameter): parameter.dtype for parameter in view.module.parameters()}
     with placed.held(list(tensors_of(view.module))), torch.no_grad():
         packer = _packed(view, examples[0], pruned, types, settings, scratch.keep if scratch else in_memory)
-        stored = _save(packer, *files)
+        try:
+            stored = _save(packer, *files)
+        finally:
+            packer.graph.release()
         return stored, packer.lost, [view.module(*inputs.values()) for inputs in examples]
 
 
@@ -120,7 +124,8 @@ def _save(packer: GraphPacker, path: Path, data: Path) -> list[StoredTensor]:
     stored, sparse = packer.sparse() if packer.storage.form == "coo" else (packer.stored, {})
     initializers = model.graph.initializers.items()
     size = sum(value.const_value.nbytes for name, value in initializers if name not in sparse)
-    if size <= EXTERNAL_ABOVE:
+    whole = size + sum(map(len, sparse.values()))
+    if size <= EXTERNAL_ABOVE and whole < MESSAGE_AT_MOST:
         save_embedded(model, path, sparse)
     elif sparse:
         _save_beside_sparse(model, sparse, path, data)

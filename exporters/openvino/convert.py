@@ -41,7 +41,10 @@ def converted(view: View, inputs: Mapping[str, Tensor], pruned: PrunedModel, fol
     names = names_by_identity(pruned.model, pruned.parameter_masks)
     graph = graph_of(view, inputs, names, OPSET)
     lost = tuple(name for name in graph.lost if name in pruned.parameter_masks)
-    return Converted(_read(view, graph, folder), graph.names, lost)
+    try:
+        return Converted(_read(view, graph, folder), graph.names, lost)
+    finally:
+        graph.release()
 
 
 def _read(view: View, graph: Graph, folder: Path) -> Any:

@@ -9,6 +9,7 @@ from table import GENERIC_ROWS, ROWS
 from transformers_version import is_before
 
 from ecoflap.core.cli.plan_report import prepared_tables
+from ecoflap.core.contracts.records import Meanwhile
 from ecoflap.core.disk.sealed import open_sealed
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
@@ -181,3 +182,9 @@ def test_what_is_remembered_of_the_dense_model_takes_what_was_predicted(pico_lla
         tensors = [inside.read(name) for name in inside.hashes]
     assert sum(tensor.nbytes for tensor in tensors if tensor.is_floating_point()) == 3 * 4 * 64 * 4
     assert "dense/" not in predicted({**recipe, "evaluate": recipe["evaluate"][1:]})
+
+
+@pytest.mark.parametrize("wrong", [{"memory": -1}, {"memory": 1, "disk": -3}])
+def test_what_an_exporter_takes_is_a_number_of_bytes(wrong):
+    with pytest.raises(ValueError, match="bytes are whole numbers of at least 0, not -"):
+        Meanwhile(**wrong)

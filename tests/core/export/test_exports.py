@@ -1,5 +1,7 @@
 """Exports: their names, and when one is there already."""
 
+import errno
+import os
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -129,6 +131,17 @@ def test_the_old_record_never_speaks_of_newer_files(write, tmp_path, monkeypatch
         write("b")
     assert (tmp_path / "writer" / "weights.bin").read_text() == "b"
     assert not is_exported(tmp_path, "writer", part("a"))
+
+
+def test_a_full_disk_is_no_mistake_of_the_exporter(tmp_path):
+    class Filling(Writer):
+        def __call__(self, pruned, folder):
+            (folder / "weights.bin").write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RunError, match="writer could not be written: the disk is full"):
+        export(tmp_path, "writer", PartSpec("exporter", "writer", {"letter": "a"}, Filling), PRUNED)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_exporter_for_another_version_is_told(tmp_path):

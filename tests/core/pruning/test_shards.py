@@ -174,7 +174,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_named_and_nothing_is_lost(recipe
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
-@pytest.mark.parametrize("stage", ["check", "evaluate dense", "score", "evaluate pruned"])
+@pytest.mark.parametrize("stage", ["check", "evaluate dense", "score"])
 def test_nothing_is_recorded_of_a_checkpoint_that_changes_while_it_is_looked_at(recipe, stage, heard_by, tmp_path):
     folder, original = tmp_path / "changed", weights_in(tmp_path / "dense")
     files, recorded = sorted((tmp_path / "dense").glob("*.safetensors")), []
@@ -196,6 +196,29 @@ def test_nothing_is_recorded_of_a_checkpoint_that_changes_while_it_is_looked_at(
     with pytest.raises(RunError, match=r"model-00001-of-00005\.safetensors.* changed while the model was read"):
         ecoflap.run(recipe, folder=folder, registry=heard_by(change))
     assert [found()] == recorded
+
+
+@pytest.mark.parametrize("recipe", ["llama"], indirect=True)
+@pytest.mark.parametrize("harm", ["overwrite", "cut off", "delete"])
+def test_once_the_pruned_model_is_saved_nothing_reads_its_source(recipe, harm, heard_by, tmp_path):
+    """Neither the evaluation nor an export of what is in no block, as the embedding and the head."""
+    ecoflap.run(recipe, folder=tmp_path / "whole")
+
+    def change(event: Any) -> None:
+        if isinstance(event, StageStarted) and event.stage == "evaluate pruned":
+            for file in (tmp_path / "dense").glob("*.safetensors"):
+                if harm == "delete":
+                    file.unlink()
+                    continue
+                wrong = {name: 3 * tensor for name, tensor in load_file(file).items()}
+                with file.open("r+b") as stream:
+                    stream.write(save(wrong, {"format": "pt"})) if harm == "overwrite" else stream.truncate(100)
+
+    ecoflap.run(recipe, folder=tmp_path / "changed", registry=heard_by(change))
+    assert_alike(tmp_path / "changed", tmp_path / "whole")
+    exports = [tmp_path / name / "exports" / "safetensors" for name in ("changed", "whole")]
+    packed = [(folder / "model.packed.safetensors").read_bytes() for folder in exports]
+    assert packed[0] == packed[1]
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
