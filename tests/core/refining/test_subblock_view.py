@@ -61,7 +61,9 @@ def test_what_a_block_hands_on_is_held_as_it_was_recorded(case):
     recorded = [id(tensor) for call in one.view._calls[0] for tensor in tensors_in([dict(call.kwargs)])]
     with one.view.opened():
         (call,) = one.view._calls_inside(one.view.block.module.self_attn, 0)
-    angles = call.kwargs["position_embeddings"]
+    angles = call.kwargs.get("position_embeddings")
+    if angles is None:
+        pytest.skip("this transformers makes the angles inside of the attention")
     assert {id(tensor) for tensor in angles} <= set(recorded)
     assert {tensor.dtype for tensor in angles} == {torch.bfloat16}
 
