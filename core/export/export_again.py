@@ -1,10 +1,10 @@
 """Do ``ecoflap export``: write another file of a run that is finished, from what it left."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -17,8 +17,7 @@ from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.exports import export_names, is_recorded
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
-from ecoflap.core.model.anatomy import Source
-from ecoflap.core.model.mapped_weights import MappedWeights
+from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.pruning.plan_file import read_plan
@@ -136,20 +135,13 @@ def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registr
     source = open_source(str(folder.model.absolute()), Path.cwd())
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
     offloaded = recipe.model.offload == "disk"
-    model = _mapped(adapter, source, folder) if offloaded else adapter.load(source, None, "cpu")
+    with mapped_beside(folder.path) if offloaded else nullcontext() as mapped:
+        model = adapter.load(replace(source, mapped=mapped), None, "cpu")
     plan, measures = read_plan(folder.plan), report.measures.model_dump()
     masks, known = masks_as_planned(folder.masks, plan), provenance_of(folder, recipe, plan, measures)
     keys = recipe.calibration
     batches = None if keys is None else partial(reading.batches, keys, adapter, model)
     return PrunedModel(model, adapter, masks, known, batches, offloaded)
-
-
-def _mapped(adapter: Adapter, source: Source, folder: RunFolder) -> nn.Module:
-    """Load a model whose weights stay in their files; the others lie in files without a name."""
-    # By this name a later process deletes what a killed one has left.
-    with TemporaryDirectory(prefix=".weights-", suffix=".partial", dir=folder.path) as scratch:
-        model: nn.Module = adapter.load(replace(source, mapped=MappedWeights(Path(scratch))), None, "cpu")
-        return model
 
 
 def _written_anew(before: Report, folder: RunFolder, recipe: Recipe) -> Report:

@@ -1,9 +1,11 @@
 """Hold weights where a model's files have them: mapped, read as they are looked at, and free to leave memory again."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Shaped
@@ -108,6 +110,18 @@ class MappedWeights:
 
     def _is_scratch(self, file: Path) -> bool:
         return file.is_relative_to(self.scratch)
+
+
+@contextmanager
+def mapped_beside(folder: Path) -> Iterator[MappedWeights]:
+    """Give what maps the weights of a model that is loaded meanwhile; those of no file of its own lie in this folder.
+
+    Afterwards they need no name there any more, and are gone from the disk with their mapping.
+    """
+    folder.mkdir(parents=True, exist_ok=True)  # another machine may not have it
+    # By this name a later process deletes what a killed one has left.
+    with TemporaryDirectory(prefix=".weights-", suffix=".partial", dir=folder) as scratch:
+        yield MappedWeights(Path(scratch))
 
 
 class MappedFile:

@@ -63,10 +63,10 @@ def score_layers(
             _require_wanted(scorer.use, name, names, unit)
             if name in done:  # by an earlier process; a scorer need not look at which layers it was given
                 continue
-            answer = _checked(scorer, name, score, done, places.get(name, (0, None))[1])
+            place, shape = places.get(name, (0, None))  # a block has neither
+            answer = _checked(scorer, name, score, done, shape)
             refuse(ranks)
-            file = folder_of(path) / file_name(places.get(name, (0, None))[0])
-            done[name] = _kept(name, answer, file, ranks)
+            done[name] = _kept(name, answer, folder_of(path) / file_name(place), ranks)
             ranks.at_first(partial(append_line, path, score_line(name, done[name])))
             emit(Progress("score", len(done), total, f"{unit}s"))
     scores = _complete(scorer.use, done, names, unit)

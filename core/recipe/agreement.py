@@ -3,15 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ecoflap.core.contracts.records import ScoreKind
+from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_budget import is_patterned
 from ecoflap.core.recipe.read_keys import FAILED, KeyReader
 from ecoflap.core.recipe.schema import TowerChoice
-
-_PLURAL: Mapping[ScoreKind, str] = {"number": "numbers", "curve": "curves", "weights": "numbers a weight"}
-"""What scores of each kind are called."""
 
 
 def note_disagreements(reader: KeyReader, fields: Mapping[str, Any]) -> None:
@@ -68,10 +65,11 @@ def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -
     if wanted is None or gives in (None, wanted):
         return
     scorers, allocators = _that_fit(reader, "scorer", "gives", wanted), _that_fit(reader, "allocator", "takes", gives)
+    taken, given = SCORES_CALLED[wanted], SCORES_CALLED[gives]
     reader.problems.add(
         ("allocate",),
-        f"{allocator.use} looks at scores that are {_PLURAL[wanted]}, and {scorer.use} gives {_PLURAL[gives]}. "
-        f"Scorers that give {_PLURAL[wanted]}: {scorers}. Allocators that take {_PLURAL[gives]}: {allocators}.",
+        f"{allocator.use} looks at scores that are {taken}, and {scorer.use} gives {given}. "
+        f"Scorers that give {taken}: {scorers}. Allocators that take {given}: {allocators}.",
     )
 
 

@@ -69,9 +69,10 @@ class HiddenView(RefinedView):
         What reads a hidden state normalises it first, so that an error matters as a share of its length. Of a language
         model's tokens the first has a hundred times the length of others, and their errors would be lost in its square.
         """
-        yield self._error(number, self._calls[number], self.outputs(number))
+        yield self.error_of(number, self._calls[number], self.outputs(number))
 
-    def _error(self, number: int, calls: Sequence[BlockCall], outputs: Hidden) -> Float[Tensor, ""]:
+    def error_of(self, number: int, calls: Sequence[BlockCall], outputs: Hidden) -> Float[Tensor, ""]:
+        """Give the objective of a batch on hidden states that it returned in these calls."""
         given = zip(calls, outputs, self.targets(number), strict=True)
         shares = torch.cat([self._shares(number, *call).flatten() for call in given])
         return shares.sum() / max(len(shares), 1)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from ecoflap.core.errors import ModelError
@@ -71,7 +71,3 @@ class SubBlockView(HiddenView):
         except ModelError:
             return False
         return True
-
-    def error_of(self, number: int, calls: Sequence[BlockCall], outputs: Hidden) -> Float[Tensor, ""]:
-        """Give the objective of a batch on hidden states that the sub-block returned in a run of its block."""
-        return self._error(number, calls, outputs)

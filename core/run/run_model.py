@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from torch import nn
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.forward.walk import blocks_on
 from ecoflap.core.model.anatomy import Anatomy, Source
-from ecoflap.core.model.mapped_weights import MappedWeights
+from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.shards import Shards
@@ -107,16 +106,14 @@ class RunModel:
     def leave_source(self, folder: Path) -> nn.Module:
         """Hold weights that stay in files where the saved model has them, and read the source's files no more."""
         if self._mapped is not None:
-            self._model = self._anatomy = self._mapped = None
-            gc.collect()
+            self._let_go()
             self._model, self._mapped = self._read(folder)
         return self.get()
 
     def become_pruned(self, folder: Path, plan: Plan) -> nn.Module:
         """Take the pruned model of an earlier process in the place of the dense one."""
         held = self._prepared.source.model
-        self._model = self._anatomy = self._mapped = None
-        gc.collect()
+        self._let_go()
         with self._log.stage("load"):
             if held is None:
                 self._model, self._mapped = self._read(folder)
@@ -124,6 +121,11 @@ class RunModel:
                 self._model = held.to(self.home).eval()
                 copy_saved(folder, held, plan.layers, partial(self.read, folder))
         return self._model
+
+    def _let_go(self) -> None:
+        """Free the model that there is, before another takes its place."""
+        self._model = self._anatomy = self._mapped = None
+        gc.collect()
 
     def on_device(self) -> AbstractContextManager[None]:
         """Run the model's blocks on the device although they are elsewhere."""
@@ -151,20 +153,9 @@ class RunModel:
         with (
             self._given_processor(),
             blaming(f"the adapter {type(adapter).__name__}, loading {source.name},"),
-            self._scratch() as scratch,
+            mapped_beside(self._folder) if self._keys.offload == "disk" else nullcontext() as mapped,
         ):
-            mapped = MappedWeights(scratch) if scratch is not None else None
             return adapter.load(replace(source, mapped=mapped), dtype, self.home), mapped
-
-    @contextmanager
-    def _scratch(self) -> Iterator[Path | None]:
-        if self._keys.offload != "disk":
-            yield None
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)  # another machine may not have it
-        # By this name a later process deletes what a killed one has left.
-        with TemporaryDirectory(prefix=".weights-", suffix=".partial", dir=self._folder) as scratch:
-            yield Path(scratch)
 
     @contextmanager
     def _given_processor(self) -> Iterator[None]:

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from math import floor, isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor, View
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import tensors_of
 from ecoflap.core.model.arithmetic import lacks_eight_bits
+from ecoflap.exporters.onnx.check import Examples
 from ecoflap.exporters.onnx.view import PLACED, as_computed
 from ecoflap.exporters.openvino.check import comparison, with_inputs_in_floats
 from ecoflap.exporters.openvino.convert import Converted, converted
@@ -33,9 +33,6 @@ SATURATES = " This CPU has no VNNI, without which OpenVINO cuts off large sums: 
 """What its own pages call saturation."""
 
 WAY_OUT = "Set a larger tolerance, if that is near enough."
-
-Examples: TypeAlias = tuple[Mapping[str, Tensor], ...]
-"""Inputs of a view by name, of different sizes."""
 
 FLOAT_TOLERANCE = 1e-4
 """How far a view may be off of which nothing is rounded, in shares of an output's largest magnitude."""

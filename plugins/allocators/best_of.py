@@ -16,10 +16,8 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import AllocatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.contracts.records import Takes
+from ecoflap.core.contracts.records import SCORES_CALLED, Takes
 from ecoflap.core.errors import EcoflapError
-
-_TAKEN: Mapping[Takes, str] = {"score": "numbers", "curve": "curves", "weights": "numbers a weight"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class BestOf:
         if any(isinstance(allocator, BestOf) for allocator in self.of):
             raise EcoflapError("of has a best_of among its candidates: name that one's candidates here")
         if len(self._kinds()) > 1:
-            kinds = " and ".join(sorted(_TAKEN[kind] for kind in self._kinds()))
+            kinds = " and ".join(sorted(SCORES_CALLED[kind] for kind in self._kinds()))
             raise EcoflapError(f"of has candidates that look at {kinds}; a recipe has one score, of one kind")
 
     @property

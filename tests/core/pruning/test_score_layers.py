@@ -34,24 +34,27 @@ def events():
 
 
 @pytest.fixture
-def score(layers, replay, events, tmp_path):
-    """``score(pairs, unit)``: what comes of a scorer that yields these pairs, and the layers it was asked for."""
+def scored(layers, replay, events, tmp_path):
+    """What comes of a scorer of this name, with these members, that yields these pairs; what it was asked for."""
 
-    def score(pairs, unit="layer"):
+    def scored(called, pairs, aggregate, **members):
         asked = []
 
-        class Scorer:
-            aggregate = "sum"
+        def score(self, replay, wanted):
+            asked.extend(layer.name for layer in wanted)
+            yield from pairs
 
-            def __call__(self, replay, wanted):
-                asked.extend(layer.name for layer in wanted)
-                yield from pairs
-
-        Scorer.unit = unit
+        scorer = type(called, (), {**members, "aggregate": aggregate, "__call__": score})()
         path = tmp_path / "scores.jsonl"
-        return score_layers(spec("scorer", Scorer()), "sum", replay, layers, path, events.append), asked
+        return score_layers(spec("scorer", scorer), aggregate, replay, layers, path, events.append), asked
 
-    return score
+    return scored
+
+
+@pytest.fixture
+def score(scored):
+    """``score(pairs, unit)``: the same of one that gives a number, or what else these are."""
+    return lambda pairs, unit="layer": scored("Scorer", pairs, "sum", unit=unit)
 
 
 GOOD = [("a.x", 1.0), ("a.y", 2), ("b.x", Estimate([1.0, 3.0])), ("b.y", 0.0)]
@@ -186,22 +189,9 @@ NUMBERS = [(name, torch.full((4, 4), float(at))) for at, (name, _) in enumerate(
 
 
 @pytest.fixture
-def score_weights(layers, replay, events, tmp_path):
-    """``score_weights(pairs)``: what comes of a scorer of numbers a weight that yields these pairs."""
-
-    def score_weights(pairs, gives="weights"):
-        asked = []
-
-        class OfWeights:
-            def __call__(self, replay, wanted):
-                asked.extend(layer.name for layer in wanted)
-                yield from pairs
-
-        OfWeights.gives = gives
-        path = tmp_path / "scores.jsonl"
-        return score_layers(spec("scorer", OfWeights()), "mean", replay, layers, path, events.append), asked
-
-    return score_weights
+def score_weights(scored):
+    """``score_weights(pairs)``: the same of one that gives numbers a weight."""
+    return lambda pairs, gives="weights": scored("OfWeights", pairs, "mean", gives=gives)
 
 
 def test_numbers_of_weights_are_put_into_files_as_they_are_found(score_weights, tmp_path):

@@ -206,7 +206,7 @@ def test_sparse_weights_and_others_are_apart_where_one_message_would_be_too_larg
     dtype=st.sampled_from([np.float32, np.float16, np.uint8, np.int64]),
     turned=st.booleans(),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_file_has_the_bytes_that_protobuf_writes(shapes, dtype, turned, tmp_path_factory):
     arrays = [np.arange(np.prod(shape)).astype(dtype).reshape(shape) for shape in shapes]
     values = [ir.val(f"w{n}", const_value=ir.tensor(one.T if turned else one)) for n, one in enumerate(arrays)]
