@@ -14,8 +14,6 @@ most that any sharing of the work could be faster here, and is printed beside it
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,6 +118,7 @@ def _worst(ranks: Sequence[Mapping[str, Any]], stage: str) -> tuple[float, float
 def work(model: str, folder: Path, set_: Sequence[str]) -> None:
     """Be one process of a run, and write what it measured."""
     from ecoflap.core.ranks.join import joined
+    from ecoflap.core.record.environment import peak_memory
     from ecoflap.core.run import stages
     from ecoflap.core.run.pipeline import run
 
@@ -131,7 +130,7 @@ def work(model: str, folder: Path, set_: Sequence[str]) -> None:
         run(
             RECIPES / recipe, set_=[*own, "evaluate=null", "export=null", *set_], folder=folder, fresh=True, ranks=ranks
         )
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["peak"] = peak_memory()
     folder.with_name(f"{folder.name}-{ranks.rank}.json").write_text(json.dumps(found), "utf-8")
 
 

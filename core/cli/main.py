@@ -214,7 +214,16 @@ def sweep(
 
         loaded = load_registry(registry)
         request = SweepRequest(
-            what, set_ or (), seeds, folder, fresh, keep_models, allow_code, accept_change, processes, registry
+            what,
+            set_=set_ or (),
+            seeds=seeds,
+            folder=folder,
+            fresh=fresh,
+            keep_models=keep_models,
+            allow_code=allow_code,
+            accept_change=accept_change,
+            processes=processes,
+            registry=registry,
         )
         if dry_run:
             show(sweep_table(request, planned_sweep(request, loaded)))

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from ecoflap.core.budget.counts import Pattern
-from ecoflap.core.cli.plan_exports import kept_of
-from ecoflap.core.cli.plan_needs import needs, samples_of, tokens_of_sample
+from ecoflap.core.cli.needs_table import needs
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.core.model.source import is_on_hub
+from ecoflap.core.needs.exports import kept_of
+from ecoflap.core.needs.sizes import samples_of, tokens_of_sample
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.rounds import shares_of_rounds
 from ecoflap.core.recipe.schema import Calibration, Recipe

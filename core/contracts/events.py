@@ -74,7 +74,6 @@ class StageFinished:
 
     stage: str
     seconds: float
-    summary: str = ""
 
 
 @dataclass(frozen=True)

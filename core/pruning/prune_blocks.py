@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -85,6 +85,7 @@ class BlockwisePruning:
     pruner_of: Mapping[str, PartSpec]
     folder: Path
     emit: Callable[[Event], None]
+    _: KW_ONLY
     refiners_of: Mapping[str, Sequence[PartSpec]] = field(default_factory=dict)
     dense: Replay | None = None
     sequential: bool = False

@@ -17,11 +17,6 @@ class Drawing:
     caption: str = ""
 
 
-def can_draw() -> bool:
-    """Return whether matplotlib can be imported."""
-    return obstacle() is None
-
-
 def obstacle() -> str | None:
     """Return why nothing can be drawn here, as a sentence; None where matplotlib can be imported."""
     try:

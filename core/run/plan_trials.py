@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -48,6 +48,7 @@ class PlanTrials:
     pruners: Mapping[str, PartSpec]
     folder: RunFolder
     log: RunLog
+    _: KW_ONLY
     tokens: Mapping[str, TokenChoice] = field(default_factory=dict)
     left: Mapping[str, Tensor] = field(default_factory=dict)
     sequential: bool = False

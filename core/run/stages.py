@@ -229,10 +229,10 @@ def _trials(state: RunState) -> PlanTrials:
         prepared.pruners,
         state.folder,
         state.log,
-        prepared.tokens,
-        left,
-        state.recipe.sequential,
-        state.ranks,
+        tokens=prepared.tokens,
+        left=left,
+        sequential=state.recipe.sequential,
+        ranks=state.ranks,
     )
 
 
@@ -295,13 +295,13 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
             prepared.pruners,
             state.folder.blocks,
             state.log.emit,
-            prepared.block_refiners,
-            dense,
-            state.recipe.sequential,
-            prepared.tokens,
-            state.before.masks if state.before else PackedMasks(),
-            state.before.dense_weights if state.before else {},
-            state.model.shards(state.folder.blocks),
+            refiners_of=prepared.block_refiners,
+            dense=dense,
+            sequential=state.recipe.sequential,
+            tokens_of=prepared.tokens,
+            left=state.before.masks if state.before else PackedMasks(),
+            dense_weights=state.before.dense_weights if state.before else {},
+            shards=state.model.shards(state.folder.blocks),
         )()
     del replay
     if prepared.model_refiners:

@@ -1,7 +1,7 @@
 """Holds what a sweep is asked to do, by the command line or from Python."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from ecoflap.core.disk.paths import from_here
@@ -25,6 +25,7 @@ class SweepRequest:
     """
 
     what: Path | str
+    _: KW_ONLY
     set_: Sequence[str] = ()
     seeds: str | int | Sequence[int] | None = None
     folder: Path | str | None = None

@@ -30,7 +30,7 @@ Zeros: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Packed:
     """Is a weight that a model holds in packed form.
 
@@ -50,7 +50,7 @@ class Packed:
     fill: Callable[[Zeros], Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Multiplied(Packed):
     """Is a matrix that is multiplied as it is: no node unpacks it.
 
@@ -186,7 +186,17 @@ def _multiplied(graph: _Graph, name: str, nodes: tuple[int, ...]) -> Multiplied:
     elements(shape, where)
     check = partial(_check_product, graph.source, where, (values, masks), shape)
     fill = partial(_fill_product, graph.source, where, (values, masks), shape)
-    return Multiplied(name, product.FORM, shape, masks.FLOAT, (), inputs, fill, nodes, check)
+    return Multiplied(
+        name=name,
+        form=product.FORM,
+        shape=shape,
+        data_type=masks.FLOAT,
+        nodes=(),
+        initializers=inputs,
+        fill=fill,
+        products=nodes,
+        check=check,
+    )
 
 
 def _check_product(source: Opened, where: str, tensors: tuple[Any, Any], shape: tuple[int, ...]) -> None:
@@ -269,7 +279,9 @@ def _packed(
     if (announced := graph.announced.get(name, shape)) != shape:
         raise FormatError(f"{where}: its shape is {shape}, and {announced} is what the graph announces")
     fill = partial(_fill, graph.source, form, where, (values, places), shape, dtype)
-    return Packed(name, form.name, shape, data_type, nodes, inputs, fill)
+    return Packed(
+        name=name, form=form.name, shape=shape, data_type=data_type, nodes=nodes, initializers=inputs, fill=fill
+    )
 
 
 def _fill(
@@ -299,7 +311,15 @@ def _sparse(source: Opened) -> Iterator[Packed]:
         shape = tuple(sparse.dims)
         elements(shape, where)
         fill = partial(_fill_sparse, source, sparse, shape)
-        yield Packed(weight, "coo", shape, sparse.values.data_type, (), (), fill)
+        yield Packed(
+            name=weight,
+            form="coo",
+            shape=shape,
+            data_type=sparse.values.data_type,
+            nodes=(),
+            initializers=(),
+            fill=fill,
+        )
 
 
 def _fill_sparse(source: Opened, sparse: Any, shape: tuple[int, ...], zeros: Zeros) -> Array:

@@ -84,7 +84,9 @@ class Case:
         towers, events = [tower.name for tower in anatomy.towers], []
         pruners = {tower: spec("pruner", Magnitude()) for tower in towers}
         refiners = {tower: [spec("refiner", refiner)] for tower in towers}
-        masks = BlockwisePruning(replays[0], plan, pruners, folder, events.append, refiners, replays[1])()
+        masks = BlockwisePruning(
+            replays[0], plan, pruners, folder, events.append, refiners_of=refiners, dense=replays[1]
+        )()
         return dict(masks), events
 
     @torch.no_grad()

@@ -136,7 +136,7 @@ def test_a_pruner_by_the_losss_gradient_is_told_with_its_backward_and_its_file(p
 
 
 def test_a_plan_needs_no_hub_where_a_configuration_is_named(named, plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("ecoflap.core.cli.plan_needs.available_memory", lambda: 1 << 34)  # others' programs change it
+    monkeypatch.setattr("ecoflap.core.cli.needs_table.available_memory", lambda: 1 << 34)  # others' programs change it
     here = plan_tables(parse_recipe(plain(), registry=load_registry()), load_registry())
     there = plan_tables(named(), load_registry())
     (by,) = (section for section in there if section not in here and section.title == "")
@@ -410,7 +410,7 @@ def test_memory_that_is_spent_on_speed_is_told(plain, monkeypatch):
 
 @pytest.mark.parametrize("lacks", [True, False])
 def test_a_type_that_this_cpu_lacks_is_told(plain, monkeypatch, lacks):
-    monkeypatch.setattr("ecoflap.core.cli.plan_needs.is_slow", lambda dtype: lacks and dtype == torch.bfloat16)
+    monkeypatch.setattr("ecoflap.core.cli.needs_table.is_slow", lambda dtype: lacks and dtype == torch.bfloat16)
     for dtype, told in (("bfloat16", lacks), ("float32", False)):
         recipe = parse_recipe(plain(model={"source": plain()["model"], "dtype": dtype}), registry=load_registry())
         rows = by_title(plan_tables(recipe, load_registry()))["needs, predicted"]

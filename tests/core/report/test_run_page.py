@@ -8,11 +8,11 @@ from html_page import Page
 from made_report import made_report
 
 from ecoflap.core.record.report import Report
-from ecoflap.core.report.drawings import NO_MATPLOTLIB, can_draw
+from ecoflap.core.report.drawings import NO_MATPLOTLIB, obstacle
 from ecoflap.core.report.run_page import page, write_page
 
 pytestmark = pytest.mark.usefixtures("drawing")
-needs_matplotlib = pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+needs_matplotlib = pytest.mark.skipif(obstacle() is not None, reason="needs matplotlib")
 
 
 def made(**changes):
@@ -74,13 +74,13 @@ def without_drawings(text):
 
 def test_without_matplotlib_the_page_says_so_and_keeps_its_tables(monkeypatch):
     broken_matplotlib.absent(monkeypatch)
-    assert not can_draw()
+    assert obstacle()
     assert NO_MATPLOTLIB in without_drawings(page("run", made()))
 
 
 def test_with_a_matplotlib_that_raises_at_import_the_page_says_why(monkeypatch, tmp_path):
     broken_matplotlib.raising_at_import(monkeypatch, tmp_path)
-    assert not can_draw()
+    assert obstacle()
     said = "There are no drawings, because matplotlib cannot be imported: RuntimeError: <numpy> is of another version"
     assert said in without_drawings(page("run", made()))
 

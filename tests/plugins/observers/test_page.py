@@ -11,7 +11,7 @@ from made_report import made_report
 import ecoflap
 from ecoflap.core.contracts.events import RunFinished, RunStarted, StageStarted
 from ecoflap.core.record.report import Report, read_report
-from ecoflap.core.report.drawings import can_draw
+from ecoflap.core.report.drawings import obstacle
 from ecoflap.plugins.observers import page
 
 
@@ -33,7 +33,7 @@ def stages():
 
 
 pytestmark = pytest.mark.usefixtures("drawing")
-needs_matplotlib = pytest.mark.skipif(not can_draw(), reason="needs matplotlib")
+needs_matplotlib = pytest.mark.skipif(obstacle() is not None, reason="needs matplotlib")
 BREAKAGES = [
     pytest.param(lambda patch, folder: broken_matplotlib.absent(patch), "pip install", id="absent"),
     pytest.param(broken_matplotlib.raising_at_import, "cannot be imported: RuntimeError", id="import"),

@@ -34,7 +34,13 @@ def pruned_by_the_engine(model, folder, refiner):
     replays = [Replay(model, ADAPTER, batches(), anatomy=anatomy) for _ in range(2)]
     refiners = {"language": [spec("refiner", refiner)]}
     fine = BlockwisePruning(
-        replays[0], plan, {"language": spec("pruner", Magnitude())}, folder, lambda event: None, refiners, replays[1]
+        replays[0],
+        plan,
+        {"language": spec("pruner", Magnitude())},
+        folder,
+        lambda event: None,
+        refiners_of=refiners,
+        dense=replays[1],
     )
     return fine()
 

@@ -105,7 +105,7 @@ def test_packed_masks_of_all_layers_are_counted_and_those_of_the_round_before(
 
 
 def test_a_peak_of_pruning_has_the_masks_in_it(pico_llama_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("ecoflap.core.cli.plan_needs.LIBRARIES", 0)
+    monkeypatch.setattr("ecoflap.core.needs.memory.LIBRARIES", 0)
     (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
     text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
     found = in_memory(pico_llama_folder, allocate="uniform", calibration=text, prune="sparsegpt")
@@ -127,7 +127,7 @@ def test_directions_of_a_scorer_are_counted(pico_llama, pico_llama_folder, tmp_p
 
 
 def test_what_an_export_holds_is_counted_with_the_masks(pico_llama_folder, monkeypatch):
-    monkeypatch.setattr("ecoflap.core.cli.plan_needs.LIBRARIES", 0)
+    monkeypatch.setattr("ecoflap.core.needs.memory.LIBRARIES", 0)
     found = in_memory(pico_llama_folder, allocate="uniform", export=[{"use": "onnx", "views": ["decoder"]}])
     assert found["exporting onnx"] > found["weights"]
     assert found[""] == pytest.approx(found["weights"] + found["masks"] + found["exporting onnx"], abs=0.3)
@@ -136,12 +136,12 @@ def test_what_an_export_holds_is_counted_with_the_masks(pico_llama_folder, monke
 
 @pytest.mark.parametrize("part", [{"use": "onnx"}, {"use": "torchscript"}, {"use": "openvino", "activations": "float"}])
 def test_a_recipe_whose_export_does_not_fit_is_told_so(part, pico_llama_folder, monkeypatch):
-    monkeypatch.setattr("ecoflap.core.cli.plan_needs.LIBRARIES", 0)
+    monkeypatch.setattr("ecoflap.core.needs.memory.LIBRARIES", 0)
     exports = [{**part, "views": ["decoder"]}]
     found = in_memory(pico_llama_folder, allocate="uniform", export=exports)
 
     def said(there: float) -> str:
-        monkeypatch.setattr("ecoflap.core.cli.plan_needs.available_memory", lambda: round(there))
+        monkeypatch.setattr("ecoflap.core.cli.needs_table.available_memory", lambda: round(there))
         return needs_of(pico_llama_folder, allocate="uniform", export=exports)["memory free here"]
 
     assert "the recipe as it is does not fit" in said(950 * found[""])

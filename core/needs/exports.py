@@ -7,6 +7,7 @@ from torch import nn
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.records import Meanwhile, ViewSize
+from ecoflap.core.needs.sizes import bytes_of_weight
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.run.prepared import Prepared
 
@@ -16,18 +17,13 @@ def kept_of(size: int, sparsity: Fraction | Pattern) -> int:
     return sparsity.keep_of(size) if isinstance(sparsity, Pattern) else keep_count(size, sparsity)
 
 
-def parameters_of(prepared: Prepared) -> int:
-    """Count the weights of the model."""
-    return sum(parameter.numel() for parameter in prepared.model.parameters())
-
-
-def exported_bytes(part: PartSpec, prepared: Prepared, width: int) -> int:
+def exported_bytes(part: PartSpec, prepared: Prepared) -> int:
     """Add up what an exporter predicts of each file, or the size of the dense weights where it predicts nothing.
 
     A weight that several views share is in the file of each.
     """
-    size = 0
-    for view in _sizes(part, prepared, width, False):
+    size, width = 0, bytes_of_weight(prepared)
+    for view in _sizes(part, prepared, False):
         with blaming(f"the exporter {part.use}, asked for the size of its files,"):
             counts = view.parameters, view.prunable, view.kept, width
             predicted: int | None = part.options.predicted_bytes(*counts)
@@ -35,7 +31,7 @@ def exported_bytes(part: PartSpec, prepared: Prepared, width: int) -> int:
     return size
 
 
-def meanwhile_of(prepared: Prepared, width: int, offloaded: bool) -> dict[str, Meanwhile]:
+def meanwhile_of(prepared: Prepared, offloaded: bool) -> dict[str, Meanwhile]:
     """Give what each exporter takes while it writes the view that takes most, where it says so.
 
     :param offloaded: Whether the weights stay in files.
@@ -43,25 +39,26 @@ def meanwhile_of(prepared: Prepared, width: int, offloaded: bool) -> dict[str, M
     found: dict[str, Meanwhile] = {}
     for part in prepared.recipe.export:
         with blaming(f"the exporter {part.use}, asked what it takes while it writes,"):
-            asked = [part.options.meanwhile(view) for view in _sizes(part, prepared, width, offloaded)]
+            asked = [part.options.meanwhile(view) for view in _sizes(part, prepared, offloaded)]
         if said := [one for one in (*asked, found.get(part.use)) if one is not None]:
             found[part.use] = Meanwhile(max(one.memory for one in said), max(one.disk for one in said))
     return found
 
 
-def _sizes(part: PartSpec, prepared: Prepared, width: int, offloaded: bool) -> list[ViewSize]:
+def _sizes(part: PartSpec, prepared: Prepared, offloaded: bool) -> list[ViewSize]:
     """Measure each view that an exporter writes, or the whole model."""
     with blaming(f"the exporter {part.use}, asked for its views,"):
         views = part.options.views_written(prepared.context)
         modules = [prepared.model] if views is None else [prepared.views[name].module for name in views]
-    return [_size(module, prepared, width, offloaded) for module in modules]
+    return [_size(module, prepared, offloaded) for module in modules]
 
 
-def _size(module: nn.Module, prepared: Prepared, width: int, offloaded: bool) -> ViewSize:
+def _size(module: nn.Module, prepared: Prepared, offloaded: bool) -> ViewSize:
     inside = {id(parameter): parameter.numel() for parameter in module.parameters()}
     sizes = [
         (sum(layer.size for _, layer in pool.layers if id(layer.parameter) in inside), pool.sparsity)
         for pool in prepared.pools
     ]
     prunable, kept = sum(size for size, _ in sizes), sum(kept_of(*one) for one in sizes)
-    return ViewSize(sum(inside.values()), prunable, kept, max(inside.values(), default=0), width, offloaded)
+    largest, width = max(inside.values(), default=0), bytes_of_weight(prepared)
+    return ViewSize(sum(inside.values()), prunable, kept, largest, width, offloaded)

@@ -1,0 +1,102 @@
+"""Say what a run needs, in memory and on disk."""
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from ecoflap.core.model.arithmetic import is_slow
+from ecoflap.core.needs.disk import disk_needs
+from ecoflap.core.needs.memory import LIBRARIES, Places, device_needs, is_widened_at_once, memory_needs, other_places
+from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_weight, dtype_of, parameters_of
+from ecoflap.core.record.memory import available_memory
+from ecoflap.core.run.prepared import Prepared
+from ecoflap.core.run.spare_memory import is_in_memory, spare_for_scoring
+from ecoflap.core.text.numbers import bytes_text
+
+Row: TypeAlias = tuple[str, str, str]
+"""Of what, how much, and what that is made of."""
+
+
+def needs(prepared: Prepared) -> Iterator[Row]:
+    """Yield a row for each thing that a run needs."""
+    yield _memory(prepared)
+    yield from _spent_on_speed(prepared)
+    yield from _slow_type(prepared)
+    yield from _other_choices(prepared)
+    yield from _device(prepared)
+    yield from _disk(prepared)
+
+
+def _memory(prepared: Prepared) -> Row:
+    held = memory_needs(prepared, Places.asked(prepared.recipe))
+    unknown = prepared.recipe.calibration and not bytes_of_record(prepared)
+    made_of = (
+        f"weights {bytes_text(held.weights)}, the largest block's statistics {bytes_text(held.statistics)}, recorded "
+        f"activations {'not known before the data are read' if unknown else bytes_text(held.recorded)}, "
+        f"masks {bytes_text(held.masks)}, scoring in float32 {bytes_text(held.widened)}, "
+        f"refining {bytes_text(held.refining)}, libraries {bytes_text(LIBRARIES)}"
+    )
+    if held.scorer:
+        made_of += f", what the scorer holds {bytes_text(held.scorer)}"
+    if held.remembered:
+        made_of += f", remembered of the dense model {bytes_text(held.remembered)}"
+    for name, size in held.exporting.items():
+        made_of += f", exporting {name} {bytes_text(size)}"
+    return "peak memory", bytes_text(held.peak), made_of
+
+
+def _spent_on_speed(prepared: Prepared) -> Iterator[Row]:
+    """Say what scoring may hold beside what it needs."""
+    if spare_for_scoring(prepared):
+        at_once = prepared.scores_in_float32 and bytes_of_weight(prepared) < 4 and is_widened_at_once(prepared)
+        whole = "the model in float32 at once, which is counted above, and " if at_once else ""
+        yield "for speed", "up to half of what is free", f"scoring keeps {whole}activations of a backward, if they fit"
+
+
+def _slow_type(prepared: Prepared) -> Iterator[Row]:
+    """Say of a model in a type that this CPU lacks what would be quicker."""
+    dtype = dtype_of(prepared)
+    if is_in_memory(prepared) and is_slow(dtype):
+        named, wide = str(dtype).removeprefix("torch."), bytes_text(4 * parameters_of(prepared))
+        instead = f"model.dtype: float32 (weights {wide}) is quicker, and prunes nearly the same"
+        yield "slow", f"products in {named}", f"torch does them several times as slowly on this CPU: {instead}"
+
+
+def _other_choices(prepared: Prepared) -> Iterator[Row]:
+    """Say what memory the run would need with the model or the record kept elsewhere, and what there is."""
+    there = available_memory()
+    said = [_said(places, memory_needs(prepared, places).peak, there) for places in other_places(prepared)]
+    if there is not None and memory_needs(prepared, Places.asked(prepared.recipe)).peak > there:
+        said = ["the recipe as it is does not fit", *said]
+    if said:
+        yield "memory free here", "not known" if there is None else bytes_text(there), "; ".join(said)
+
+
+def _said(places: Places, size: int, there: int | None) -> str:
+    fits = "" if there is None or size <= there else ", which does not fit"
+    return f"{places} takes {bytes_text(size)}{fits}"
+
+
+def _device(prepared: Prepared) -> Iterator[Row]:
+    if held := device_needs(prepared):
+        made_of = f"the largest block {bytes_text(held.block)}, its statistics {bytes_text(held.statistics)}"
+        made_of += f", a batch's input and output {bytes_text(held.activations)}"
+        yield "device memory", bytes_text(held.peak), made_of
+
+
+def _disk(prepared: Prepared) -> Iterator[Row]:
+    """Say what a run leaves, and what is there beside it until it is done."""
+    written, rounds = disk_needs(prepared), prepared.recipe.round_count
+    made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in written.files)
+    yield "disk", bytes_text(sum(size for _, size in written.files)), made_of
+    what = f"finished blocks{f' of {rounds} rounds' if rounds > 1 else ''}"
+    if Places.asked(prepared.recipe).offloaded:
+        what = "masks of finished blocks"
+    made_of = f"{what}, until model/ is complete"
+    for name, size in (
+        ("gradients of the loss", written.gradients),
+        ("recorded activations", written.spilled),
+        ("the refiner's steps", written.steps),
+        ("later, while a view is exported,", written.exporting),
+    ):
+        made_of += f"; {name} {bytes_text(size)}" if size else ""
+    yield "disk meanwhile", bytes_text(written.meanwhile), made_of

@@ -1,0 +1,1 @@
+"""What a run takes, in memory and on disk, predicted before weights or data are read."""

@@ -1,0 +1,70 @@
+"""Predict the disk that a run takes: what it leaves, and what is there until it is done."""
+
+from dataclasses import dataclass
+
+from ecoflap.core.needs.exports import exported_bytes, meanwhile_of
+from ecoflap.core.needs.memory import Places
+from ecoflap.core.needs.sizes import (
+    bytes_inside_blocks,
+    bytes_of_gradients,
+    bytes_of_record,
+    bytes_of_scorer,
+    bytes_of_steps,
+    bytes_of_weight,
+    bytes_of_weight_scores,
+    bytes_remembered,
+    parameters_of,
+)
+from ecoflap.core.run.prepared import Prepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskNeeds:
+    """Is what a run writes, in bytes.
+
+    :param files: What it leaves, by name.
+    :param blocks: Finished blocks of all rounds; where the model stays in files, their masks alone.
+    :param gradients: Those of the loss that pruners or the scorer ask for.
+    :param spilled: What blocks gave, where that is kept on the disk.
+    :param steps: What a refiner of the whole model writes at each of its steps.
+    :param exporting: What the exporter takes that takes most, later than all of these.
+    """
+
+    files: tuple[tuple[str, int], ...]
+    blocks: int
+    gradients: int
+    spilled: int
+    steps: int
+    exporting: int
+
+    @property
+    def meanwhile(self) -> int:
+        """Give what is there at the most until the run is done, beside what it leaves."""
+        return max(self.blocks + self.gradients + self.spilled + self.steps, self.exporting)
+
+
+def disk_needs(prepared: Prepared) -> DiskNeeds:
+    """Add up what a run leaves on disk, and what it deletes again."""
+    places, width = Places.asked(prepared.recipe), bytes_of_weight(prepared)
+    masks, gradients, spilled = prepared.size // 8, bytes_of_gradients(prepared), 0
+    kept = ("dense/", sum(bytes_remembered(prepared))), ("scores/", bytes_of_weight_scores(prepared))
+    exports = ((part.use, exported_bytes(part, prepared)) for part in prepared.recipe.export)
+    if places.spilled:
+        # What the dense model gave is a record of its own.
+        spilled = bytes_of_record(prepared) * (2 if prepared.looks_at_dense else 1) + bytes_inside_blocks(prepared)
+        gradients = max(gradients, bytes_of_scorer(prepared)[1])  # the scorer's are gone when pruners ask for theirs
+    of_rounds = prepared.recipe.round_count * (prepared.size * width + masks)
+    exporting = meanwhile_of(prepared, places.offloaded).values()
+    return DiskNeeds(
+        files=(
+            ("model/", parameters_of(prepared) * width),
+            ("masks", masks),
+            *((name, size) for name, size in kept if size),
+            *exports,
+        ),
+        blocks=of_rounds - (prepared.size * width if places.offloaded else 0),  # finished blocks are model/ itself
+        gradients=gradients,
+        spilled=spilled,
+        steps=bytes_of_steps(prepared),
+        exporting=max((one.disk for one in exporting), default=0),
+    )

@@ -1,0 +1,154 @@
+"""Predict the memory that a run takes: the model, and whatever is largest beside it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from ecoflap.core.needs.exports import meanwhile_of
+from ecoflap.core.needs.sizes import (
+    bytes_inside_blocks,
+    bytes_of_record,
+    bytes_of_refining,
+    bytes_of_scorer,
+    bytes_of_statistics,
+    bytes_of_weight,
+    bytes_remembered,
+    largest_block,
+    parameters_of,
+    samples_of,
+)
+from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.run.offload_problems import offload_problems
+from ecoflap.core.run.prepared import Prepared
+from ecoflap.core.run.spare_memory import spare_for_scoring
+
+LIBRARIES = 500_000_000
+"""About what Python, torch and transformers hold before any model, in bytes."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Says where two things are that may be in memory.
+
+    :param offloaded: Whether the weights stay in files but for the block that is being pruned.
+    :param spilled: Whether what blocks gave is kept on the disk.
+    """
+
+    offloaded: bool
+    spilled: bool
+
+    @classmethod
+    def asked(cls, recipe: Recipe) -> "Places":
+        """Give those that a recipe asks for."""
+        keys = recipe.calibration
+        return cls(recipe.model.offload == "disk", keys is not None and keys.keep == "disk")
+
+    def __str__(self) -> str:
+        keys = (("model.offload: disk", self.offloaded), ("calibration.keep: disk", self.spilled))
+        return " and ".join(key for key, is_chosen in keys if is_chosen) or "all in memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryNeeds:
+    """Is what a run holds in memory, in bytes.
+
+    :param masks: Those of all layers, packed, and of the round before, within which these are.
+    :param widened: What scoring adds that computes in float32.
+    :param scorer: What the scorer holds for itself beside what its replay widens.
+    :param remembered: What one evaluator remembers of the dense model: before anything is scored or recorded.
+    :param exporting: What each exporter takes that says so, by its name, when all else but the masks is done.
+    """
+
+    weights: int
+    statistics: int
+    recorded: int
+    masks: int
+    widened: int
+    scorer: int
+    refining: int
+    remembered: int
+    exporting: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Give what is held at the most, with the libraries."""
+        pruning = self.statistics + self.recorded + self.masks + self.refining
+        exporting = self.masks + max(self.exporting.values(), default=0)
+        return LIBRARIES + self.weights + max(pruning, self.widened + self.scorer, self.remembered, exporting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceNeeds:
+    """Is what a run holds on a device that has a block at a time, in bytes.
+
+    What attention needs in between comes on top: it depends on how the model's library computes it.
+
+    :param activations: A batch's input and output.
+    """
+
+    block: int
+    statistics: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """Give what is held at the most."""
+        return self.block + self.statistics + self.activations
+
+
+def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
+    """Add up what a run holds with the model and the record in these places."""
+    width = bytes_of_weight(prepared)
+    block = largest_block(prepared.anatomy)
+    outside = parameters_of(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
+    recorded = 0 if places.spilled else bytes_of_record(prepared)
+    widened = 4 * (outside + block) if width < 4 and prepared.scores_in_float32 else 0
+    if widened and not places.offloaded and is_widened_at_once(prepared):
+        widened = 4 * parameters_of(prepared)
+    refining = bytes_of_refining(prepared) + (recorded if prepared.looks_at_dense else 0)
+    refining += 0 if places.spilled else bytes_inside_blocks(prepared)
+    if refining and prepared.recipe.round_count > 1:
+        refining += prepared.size * width  # the dense weights, for what the dense model gave
+    held_by_scorer, recorded_by_scorer = bytes_of_scorer(prepared)
+    exporting = meanwhile_of(prepared, places.offloaded)
+    return MemoryNeeds(
+        weights=(block if places.offloaded else parameters_of(prepared)) * width,
+        statistics=bytes_of_statistics(prepared),
+        recorded=recorded,
+        masks=prepared.size // 8 * min(prepared.recipe.round_count, 2),
+        widened=widened,
+        scorer=held_by_scorer + (0 if places.spilled else recorded_by_scorer),
+        refining=refining,
+        remembered=max(bytes_remembered(prepared), default=0),
+        exporting={name: one.memory for name, one in exporting.items()},
+    )
+
+
+def other_places(prepared: Prepared) -> Iterator[Places]:
+    """Yield where else the model and the record may be in this recipe's runs."""
+    recipe = prepared.recipe
+    asked = Places.asked(recipe)
+    offloading = recipe.model_copy(update={"model": recipe.model.model_copy(update={"offload": "disk"})})
+    may_offload = asked.offloaded or not any(offload_problems(replace(prepared, recipe=offloading)))
+    for choice in (Places(*chosen) for chosen in product((False, True), (False, True))):
+        if choice != asked and (may_offload or not choice.offloaded) and (recipe.calibration or not choice.spilled):
+            yield choice
+
+
+def device_needs(prepared: Prepared) -> DeviceNeeds | None:
+    """Add up what is on the device, where it has a block at a time; None where the model is in main memory."""
+    recipe = prepared.recipe
+    if recipe.model.offload != "cpu" and not recipe.model.device.startswith("cuda"):
+        return None
+    keys = recipe.calibration
+    batches = -(-(samples_of(keys) or 1) // keys.batch_size) if keys else 1
+    return DeviceNeeds(
+        block=largest_block(prepared.anatomy) * (4 if prepared.scores_in_float32 else bytes_of_weight(prepared)),
+        statistics=bytes_of_statistics(prepared),
+        activations=2 * bytes_of_record(prepared, 4) // max(1, batches),
+    )
+
+
+def is_widened_at_once(prepared: Prepared) -> bool:
+    """Say whether scoring holds all of the model in float32, since there is memory for it."""
+    return 4 * parameters_of(prepared) <= spare_for_scoring(prepared)

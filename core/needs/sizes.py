@@ -1,0 +1,154 @@
+"""Give the bytes of each thing that a run holds or writes, from the shapes of the model and from what its parts say."""
+
+from typing import Any
+
+import torch
+
+from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.protocols import LossStatistic
+from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.recipe.schema import Calibration
+from ecoflap.core.run.prepared import Prepared
+
+
+def parameters_of(prepared: Prepared) -> int:
+    """Count the weights of the model."""
+    return sum(parameter.numel() for parameter in prepared.model.parameters())
+
+
+def samples_of(keys: Calibration) -> int | None:
+    """Give how many samples a dataset yields; None where that shows only when it is read."""
+    samples: int | None = keys.data.options.samples
+    return samples
+
+
+def tokens_of_sample(prepared: Prepared, keys: Calibration) -> int:
+    """Give how many tokens a sample has; 0 where that shows only when it is read."""
+    with blaming(f"the adapter {type(prepared.adapter).__name__}, asked for its longest text,"):
+        longest = prepared.adapter.max_length(prepared.model)
+    with blaming(f"the dataset {keys.data.use}, asked for its tokens,"):
+        tokens: int | None = keys.data.options.tokens_per_sample(longest)
+    return tokens or 0
+
+
+def bytes_of_weight(prepared: Prepared) -> int:
+    """Give how many bytes a weight takes as the model is read."""
+    return int(dtype_of(prepared).itemsize)
+
+
+def dtype_of(prepared: Prepared) -> torch.dtype:
+    """Give the type that the recipe asks for, or that the configuration names."""
+    asked = prepared.recipe.model.dtype
+    stored = prepared.source.config.get("dtype") or prepared.source.config.get("torch_dtype") or "float32"
+    dtype: torch.dtype = getattr(torch, str(stored if asked == "auto" else asked).removeprefix("torch."), torch.float32)
+    return dtype
+
+
+def largest_block(anatomy: Anatomy) -> int:
+    """Count the prunable weights of the block that has most."""
+    return max(sum(layer.size for layer in layers) for layers in anatomy.layers_of.values())
+
+
+def bytes_of_statistics(prepared: Prepared) -> int:
+    """Give the bytes of the statistics of the block that needs most.
+
+    It is an upper bound: layers that share an input share its statistics, and are counted one by one.
+    """
+    pruners = prepared.pruners
+    return max(
+        sum(
+            _bytes_of_statistic(statistic, layer.shape[1])
+            for layer in prepared.anatomy.layers_of[block.name]
+            for statistic in pruners[block.tower].options.needs
+        )
+        for block in prepared.anatomy.blocks
+    )
+
+
+def _bytes_of_statistic(statistic: Any, in_features: int) -> int:
+    with blaming(f"the statistic {statistic.__name__}, made without memory,"), torch.device("meta"):
+        values = vars(statistic(in_features)).values()
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+
+
+def bytes_of_gradients(prepared: Prepared) -> int:
+    """Give the bytes of what pruners ask of the loss' gradient: a number for each weight, in a file."""
+    return sum(
+        4 * layer.size
+        for block, layer in prepared.anatomy.layers()
+        for statistic in prepared.pruners[block.tower].options.needs
+        if issubclass(statistic, LossStatistic)
+    )
+
+
+def _positions(prepared: Prepared) -> int:
+    """Give how many tokens the calibration data have in all; 0 where that shows only when they are read."""
+    keys = prepared.recipe.calibration
+    return 0 if keys is None else (samples_of(keys) or 0) * tokens_of_sample(prepared, keys)
+
+
+def bytes_of_record(prepared: Prepared, width: int | None = None) -> int:
+    """Give the bytes of what replay records: of each tower one output a sample, which the next block reads.
+
+    :param width: Bytes of a number; those of a weight by default.
+    """
+    towers = prepared.anatomy.towers
+    hidden = max(prepared.anatomy.layers_of[tower.blocks[0].name][0].shape[1] for tower in towers)
+    return _positions(prepared) * hidden * (width or bytes_of_weight(prepared)) * len(towers)
+
+
+def bytes_inside_blocks(prepared: Prepared) -> int:
+    """Give the bytes of what is kept inside a block for its refiners: what each sub-block gave, and one is given now.
+
+    A sub-block gives as many numbers a token as its last layer, and is given as many, in float32, as its first takes.
+    """
+    asked = [found for of_blocks in prepared.subblocks_asked.values() for found in of_blocks.values() if found]
+    width = bytes_of_weight(prepared)
+    given = [width * sum(one.layers[-1].shape[0] for one in found) for found in asked]
+    taken = [4 * max(one.layers[0].shape[1] for one in found) for found in asked]
+    return _positions(prepared) * max(map(sum, zip(given, taken, strict=True)), default=0)
+
+
+def bytes_of_scorer(prepared: Prepared) -> tuple[int, int]:
+    """Give the bytes of what the scorer holds for itself, and of what it has kept where the record is."""
+    if not prepared.looks_at_scores or prepared.recipe.score is None:
+        return 0, 0
+    scorer = prepared.recipe.score.scorer
+    with blaming(f"the scorer {scorer.use}, asked how many numbers it holds and records,"):
+        held: int = scorer.options.held_numbers(prepared.anatomy)
+        recorded: int = scorer.options.recorded_numbers(prepared.anatomy)
+    return 4 * held, 4 * recorded
+
+
+def bytes_of_weight_scores(prepared: Prepared) -> int:
+    """Give the bytes of the scorer's numbers, where it gives one for each weight."""
+    score = prepared.recipe.score
+    if score is None or not prepared.looks_at_scores or score.scorer.options.gives != "weights":
+        return 0
+    return 4 * sum(pool.size for pool in prepared.pools if not isinstance(pool.sparsity, Pattern))
+
+
+def bytes_remembered(prepared: Prepared) -> list[int]:
+    """Give the bytes that each evaluator remembers of the dense model, as far as that is known before data are read."""
+    found = []
+    for part in prepared.recipe.evaluate:
+        with blaming(f"the evaluator {part.use}, asked how much it remembers,"):
+            found.append(part.options.remembered_bytes(prepared.context))
+    return [size for size in found if size is not None]
+
+
+def bytes_of_refining(prepared: Prepared) -> int:
+    """Give the bytes of what a refiner holds: four numbers a weight by Adam, of a block or of the whole model.
+
+    The activations of the batch that is trained on come on top: they depend on how the model's library computes them.
+    """
+    if prepared.model_refiners:
+        return 16 * prepared.size + 4 * (parameters_of(prepared) - prepared.size)
+    return 16 * largest_block(prepared.anatomy) if any(prepared.block_refiners.values()) else 0
+
+
+def bytes_of_steps(prepared: Prepared) -> int:
+    """Give the bytes of a model's refiner's weights and two moments, and of what one before it left, in float32."""
+    bytes_a_weight = (0, 12, 16)[min(len(prepared.model_refiners), 2)]
+    return bytes_a_weight * prepared.size

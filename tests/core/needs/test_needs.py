@@ -1,0 +1,102 @@
+"""What a run takes is predicted in bytes, held against the pico model's shapes and against what a run writes."""
+
+import pytest
+from safetensors.torch import load_file
+from transformers_version import is_before
+
+from ecoflap.core.needs.disk import disk_needs
+from ecoflap.core.needs.memory import Places, device_needs, memory_needs, other_places
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.pipeline import run
+from ecoflap.core.run.prepare import prepare
+
+HIDDEN, SAMPLES, LENGTH = 32, 3, 16
+RECORD = SAMPLES * LENGTH * HIDDEN * 4
+
+
+@pytest.fixture
+def recipe(pico_llama_folder, tmp_path):
+    (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
+    text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": LENGTH, "samples": SAMPLES}
+
+    def make(model=None, calibration=None, **keys):
+        return {
+            "version": 1,
+            "model": {"source": str(pico_llama_folder), **(model or {})},
+            "calibration": {**text, **(calibration or {})},
+            "sparsity": 0.5,
+            "allocate": "uniform",
+            "prune": "wanda",
+            **keys,
+        }
+
+    return make
+
+
+@pytest.fixture
+def prepared(recipe):
+    def make(**keys):
+        registry = load_registry()
+        return prepare(parse_recipe(recipe(**keys), registry=registry), registry)
+
+    return make
+
+
+@pytest.mark.parametrize(("refine", "records"), [([], 1), (["reconstruct"], 2)])
+def test_the_dense_models_record_is_a_second_one_wherever_records_are(prepared, refine, records):
+    there = prepared(calibration={"keep": "disk"}, refine=refine)
+    assert disk_needs(there).spilled == records * RECORD
+    assert memory_needs(there, Places.asked(there.recipe)).recorded == 0
+    held = memory_needs(there, Places(offloaded=False, spilled=False))
+    without = memory_needs(there, Places(offloaded=False, spilled=True))
+    assert held.recorded == RECORD
+    assert held.refining - without.refining == (records - 1) * RECORD
+    assert disk_needs(prepared(refine=refine)).spilled == 0
+
+
+def test_what_a_run_leaves_is_as_large_as_predicted(prepared, recipe, tmp_path):
+    files = dict(disk_needs(prepared(export="safetensors")).files)
+    done = run(recipe(export="safetensors"), folder=tmp_path / "run").folder
+    assert files["model/"] == pytest.approx((done / "model" / "model.safetensors").stat().st_size, rel=0.05)
+    assert files["masks"] == in_tensors(done / "masks.safetensors")
+    packed = in_tensors(done / "exports" / "safetensors" / "model.packed.safetensors")
+    assert files["safetensors"] == pytest.approx(packed, rel=0.02)
+
+
+def in_tensors(path):
+    """Give the bytes of a file's tensors, without its header, which is most of a pico model's."""
+    return sum(one.nbytes for one in load_file(path).values())
+
+
+def test_a_model_that_stays_in_files_has_no_second_copy_of_its_blocks(prepared):
+    if is_before("5"):
+        pytest.skip("transformers leaves weights on the disk from version 5 on")
+    offloaded, in_memory = disk_needs(prepared(model={"offload": "disk"})), disk_needs(prepared())
+    masks = dict(offloaded.files)["masks"]
+    assert offloaded.blocks == masks
+    assert in_memory.blocks == masks + prepared().size * 4
+
+
+def test_a_device_that_has_one_block_at_a_time_holds_that_and_a_batch(prepared):
+    assert device_needs(prepared()) is None
+    held = device_needs(prepared(model={"offload": "cpu"}))
+    assert held is not None
+    layers = prepared().anatomy.layers_of["model.layers.0"]
+    assert held.block == 4 * sum(layer.size for layer in layers)
+    assert held.activations == 2 * RECORD // SAMPLES
+    assert held.peak == held.block + held.statistics + held.activations
+
+
+def test_other_places_are_all_but_those_that_are_asked_for(prepared):
+    if is_before("5"):
+        pytest.skip("transformers leaves weights on the disk from version 5 on")
+    here = prepared(calibration={"keep": "disk"})
+    found = list(other_places(here))
+    assert len(found) == 3
+    assert Places.asked(here.recipe) not in found
+    assert sorted(map(str, found)) == [
+        "all in memory",
+        "model.offload: disk",
+        "model.offload: disk and calibration.keep: disk",
+    ]
