@@ -14,6 +14,7 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_budget import MISSING, is_patterned, read_budget, read_rounds
 from ecoflap.core.recipe.read_keys import FAILED, KeyReader
 from ecoflap.core.recipe.schema import Model, Recipe, TowerChoice
+from ecoflap.core.recipe.where_written import WhereWritten
 from ecoflap.core.text.strict_yaml import KeyPath, described
 
 SOURCE = "required, and missing: a hub id, a folder or a file, such as model: ./folder."
@@ -41,7 +42,7 @@ def read_recipe(reader: KeyReader, *, in_memory: bool) -> Recipe:
 def _validated(reader: KeyReader, fields: Mapping[str, Any]) -> Recipe:
     recipe = None
     try:
-        recipe = Recipe.model_validate(fields)
+        recipe = Recipe.model_validate(fields, context=WhereWritten(reader.document))
     except ValidationError as error:
         reader.problems.add_invalid((), error)
     reader.problems.raise_if_any()

@@ -6,13 +6,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, Field, InstanceOf
+from pydantic import AfterValidator, Field, InstanceOf, PrivateAttr
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Aggregate, Granularity, TokenChoice
 from ecoflap.core.recipe.keys import Key, Keys, is_mapping, key_of, type_of
 from ecoflap.core.recipe.part_spec import PartSpec
+from ecoflap.core.recipe.where_written import WhereWritten
 from ecoflap.core.text.strict_yaml import write_yaml
 
 Spec: TypeAlias = InstanceOf[PartSpec]
@@ -126,6 +127,7 @@ class CalibrationUse(NamedTuple):
 class Recipe(Keys):
     """A checked recipe."""
 
+    _written: WhereWritten = PrivateAttr(default_factory=WhereWritten)
     version: Annotated[Literal[1], Key(method=False)] = Field(description="of this schema")
     seed: Annotated[int, Key(scores=True, method=False)] = Field(
         0, description="all that is random follows from it: noises, and what calibration draws"
@@ -224,6 +226,15 @@ class Recipe(Keys):
         # What stands for nothing is left out of keys that are newer than folders of runs that are to go on.
         newer = {"include": [], "refine": [], "sequential": False, "tokens": "real"}
         return {key: value for key, value in plain.items() if key not in newer or value != newer[key]}
+
+    def model_post_init(self, context: Any) -> None:
+        """Take over where its keys were written, which is the context that it is validated in."""
+        if isinstance(context, WhereWritten):
+            self._written = context
+
+    def placed(self, problem: str) -> str:
+        """Put before a problem, which begins with its key, where that is written."""
+        return self._written.put_before(problem)
 
     def dump(self) -> str:
         """Write the recipe as YAML, every default written out and every path absolute; it loads as an equal recipe.

@@ -76,9 +76,9 @@ def prepare(
     if shipped is not None and is_on_hub(source) and not planning:
         problems += _config_problems(prepared, shipped)
     if problems:
-        raise RecipeError(*dict.fromkeys([*problems, *of_data]))
+        raise RecipeError(*dict.fromkeys(map(recipe.placed, [*problems, *of_data])))
     if of_data:
-        raise DataNotReady(prepared, *of_data)
+        raise DataNotReady(prepared, *map(recipe.placed, of_data))
     return prepared
 
 
