@@ -11,6 +11,7 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.cli.plan_exports import exported_bytes, meanwhile_of, parameters_of
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
+from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.arithmetic import is_slow
 from ecoflap.core.recipe.schema import Calibration, Recipe
@@ -111,7 +112,7 @@ def _slow_type(prepared: Prepared) -> Iterator[tuple[str, str, str]]:
     """Say of a model in a type that this CPU lacks what would be quicker."""
     dtype = _dtype(prepared)
     if is_in_memory(prepared) and is_slow(dtype):
-        named, wide = str(dtype).removeprefix("torch."), bytes_text(4 * parameters_of(prepared))
+        named, wide = dtype_name(dtype), bytes_text(4 * parameters_of(prepared))
         instead = f"model.dtype: float32 (weights {wide}) is quicker, and prunes nearly the same"
         yield "slow", f"products in {named}", f"torch does them several times as slowly on this CPU: {instead}"
 
