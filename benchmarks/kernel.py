@@ -25,6 +25,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it is 
 import torch
 from torch import Tensor
 
+from ecoflap.core.errors import dtype_name
 from ecoflap.core.kernel.library import VALUES, Values
 from ecoflap.core.kernel.matrix import pack_dense
 from ecoflap.core.kernel.order import shape_of
@@ -118,7 +119,7 @@ def measured(matrices: Mapping[str, list[Tensor]], batch: int, threads: int, rep
             "of_read": round(nbytes / middle[name] / bandwidth, 3),
             "out": outputs,
             "in": dense.shape[1],
-            "type": str(dense.dtype).removeprefix("torch."),
+            "type": dtype_name(dense.dtype),
             "batch": batch,
             "threads": threads,
             "clock": "cpu" if threads == 1 else "wall",

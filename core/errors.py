@@ -11,7 +11,7 @@ class EcoflapError(Exception):
     """
 
     def __init__(self, *problems: str) -> None:
-        self.problems: tuple[str, ...] = tuple(map(_on_one_line, problems))
+        self.problems: tuple[str, ...] = tuple(map(_with_escapes, problems))
         super().__init__(self._text())
 
     def _text(self) -> str:
@@ -20,7 +20,7 @@ class EcoflapError(Exception):
         return "\n".join([f"{len(self.problems)} problems", *(f"  {p}" for p in self.problems)])
 
 
-def _on_one_line(problem: str) -> str:
+def _with_escapes(problem: str) -> str:
     """Write line breaks as escapes: what stands behind one in somebody's name would read as a message of ours."""
     return problem.replace("\r", r"\r").replace("\n", r"\n")
 
@@ -68,6 +68,16 @@ LONGEST = 200
 def cut(text: str) -> str:
     """Shorten a text that a message repeats, if it is longer than any that is meant."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def one_line(error: BaseException) -> str:
+    """Write what somebody else's error says on one line; empty where it says nothing."""
+    return " ".join(str(error).split())
+
+
+def dtype_name(dtype: object) -> str:
+    """Name a type of torch's as recipes and configurations do: ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def listed(names: Sequence[str], most: int) -> str:

@@ -1,5 +1,6 @@
 """Write the family's own checkpoint, dense with zeros: its own library loads it, and knows nothing of pruning."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,9 @@ def _checked(pruned: PrunedModel, folder: Path) -> tuple[Check, tuple[str, ...]]
         runtime = library_of(model)
     except ModelError as error:
         _compare(folder, state, dict(stored(folder, set(state))))
-        reason = str(error).removeprefix(f"{source} cannot be loaded: ")  # from where it is gone once it is whole
-        runtime, notes = "torch", (f"its files were compared, and not loaded as a model: {reason}",)
+        # once it is whole the folder is elsewhere
+        reason = str(error).replace(f"{source}{os.sep}", "").replace(source, "this folder")
+        runtime, notes = "torch", (f"its files were compared, and no model was made of them: {reason}",)
     finally:
         adapter.processor = given
     weights = [path.name for path in sorted(folder.iterdir()) if is_weights(path.name)]

@@ -16,7 +16,7 @@ from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.members import member
 from ecoflap.adapters.shared.texts import check_tokens
 from ecoflap.core.contracts.records import Batch, Sample
-from ecoflap.core.errors import DataError
+from ecoflap.core.errors import DataError, one_line
 
 
 def processed(
@@ -70,7 +70,7 @@ def _made(processor: Any, **arguments: Any) -> dict[str, Any]:
         written = placeholder(processor)
         if written and is_unknown(processor, written):  # of which a processor says something that misleads
             raise DataError(f"the {type(processor).__name__} cannot be used:{_unknown(processor, written)}") from error
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise DataError(
             f"the {type(processor).__name__} cannot read the images and texts: {reason.rstrip('.')}. Is it the one "
             f"that belongs to the model?{_of_places(processor, arguments['text'])}"

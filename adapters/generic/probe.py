@@ -29,7 +29,7 @@ from ecoflap.adapters.hubs.experts import experts_one_by_one
 from ecoflap.adapters.hubs.weightless import WithoutProducts, lent_weights
 from ecoflap.adapters.shared.members import find
 from ecoflap.adapters.views.cache import NO_CACHES, has_cache
-from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.errors import EcoflapError, ModelError, one_line
 
 QFORMER, QUESTION = "qformer", "question"
 """What a Q-Former reads that is given a question: its queries with the question after them, and that alone."""
@@ -79,7 +79,7 @@ def run_small(model: nn.Module, inputs: Inputs) -> tuple[Any, str]:
             try:
                 return model(**given, use_cache=True), ""
             except Exception as error:  # whatever a model does with what is not for it
-                why_not = f"it does not run with a cache: {' '.join(str(error).split())[:200]}"
+                why_not = f"it does not run with a cache: {one_line(error)[:200]}"
         return model(**given, **_cacheless(model)), why_not
 
 
@@ -97,7 +97,7 @@ def failure(error: Exception) -> str:
     """Say what went wrong in a model's forward, and where in its code."""
     frames = [frame for frame in extract_tb(error.__traceback__) if "modeling_" in frame.filename]
     at = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}{at}"
+    return f"{type(error).__name__}: {one_line(error)[:200].rstrip('.')}{at}"
 
 
 def texts_alone(model: nn.Module, tower: str = "language") -> Iterator[tuple[Inputs, Texts]]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ecoflap.adapters.shared.stored_types import types_in
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, dtype_name
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import snapshot, weight_files
 
@@ -99,7 +99,8 @@ def integer_problems(source: Source, model: nn.Module | None = None) -> Iterator
     parameters = model.named_parameters() if model is not None else ()
     wanted = {name for name, weight in parameters if weight.is_floating_point()}
     stored = _integers_in(source)
-    found = [f"{name} ({_short(kind)})" for name, kind in stored.items() if name.endswith("weight") or name in wanted]
+    weights = {name: kind for name, kind in stored.items() if name.endswith("weight") or name in wanted}
+    found = [f"{name} ({dtype_name(kind)})" for name, kind in weights.items()]
     if found:
         yield (
             f"{source.name} holds integers in {len(found)} weights, and its config.json has no quantization_config "
@@ -129,10 +130,6 @@ def _which(source: Source) -> str:
     """Name integers among the weights of a folder, those of experts first."""
     names = sorted(_integers_in(source), key=lambda name: ("expert" not in name, name))
     return f": {_listed(names)} are integers" if names else ""
-
-
-def _short(kind: torch.dtype) -> str:
-    return str(kind).removeprefix("torch.")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -17,8 +17,8 @@ from ecoflap.adapters.hubs.checked_weights import integer_problems, refuse_other
 from ecoflap.adapters.hubs.left_on_disk import arguments_for, map_weights, places_told
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.disk.json_files import read_json
-from ecoflap.core.errors import ModelError, RunError, cut, nearest
-from ecoflap.core.export.surroundings import save_settings
+from ecoflap.core.errors import ModelError, RunError, cut, nearest, one_line
+from ecoflap.core.export.surroundings import dtype_argument, save_settings
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.gguf_header import header_read_once
 from ecoflap.core.model.hub import is_reachable
@@ -74,7 +74,7 @@ def load_processor(kind: str, source: Source) -> Any:
             read = _class(kind).from_pretrained(place, **arguments, trust_remote_code=False)
     except Exception as error:  # of a damaged file it raises whatever its reader does
         brought = not_run(_processor_config(source), "It")
-        reason = "" if brought else f" {why_unreadable(source) or ' '.join(str(error).split())}"
+        reason = "" if brought else f" {why_unreadable(source) or one_line(error)}"
         raise ModelError(f"the tokenizer or processor of {source.name} cannot be read:{reason}{brought}") from error
     tokenizer = getattr(read, "tokenizer", read)
     if (without := why_without_words(source, tokenizer)) is not None:
@@ -207,7 +207,7 @@ def _built(kind: str, source: Source, dtype: torch.dtype | None, **arguments: An
     with _refusing_other_kinds(kind, known, source):
         made = _class(kind)
         build: Callable[..., nn.Module] = made.from_config if kind.startswith("Auto") else made._from_config
-        return build(known, **_dtype_argument(dtype or _own_dtype(known)), **arguments).eval()
+        return build(known, **{dtype_argument(): dtype or _own_dtype(known)}, **arguments).eval()
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     wanted = dtype or (torch.float32 if is_gguf else "auto")
     if is_gguf:
         arguments["config"] = _config(source)
-    arguments |= _dtype_argument(wanted)
+    arguments[dtype_argument()] = wanted
     if source.mapped is not None:
         arguments |= arguments_for(source.mapped)
     try:
@@ -334,14 +334,6 @@ def _place(source: Source) -> tuple[str, dict[str, Any]]:
     if source.path.is_file():
         return str(source.path.parent), {"gguf_file": source.path.name, "local_files_only": True}
     return str(source.path), {"local_files_only": True}
-
-
-def _dtype_argument(dtype: torch.dtype | str) -> dict[str, Any]:
-    """Name the argument for the type as this version of transformers does; its name changed in 4.56."""
-    import transformers
-
-    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
-    return {"dtype" if (major, minor) >= (4, 56) else "torch_dtype": dtype}
 
 
 def _own_dtype(config: Any) -> torch.dtype:

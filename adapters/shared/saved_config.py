@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ecoflap.core.errors import dtype_name
+
 
 def say_untied(folder: Path, *keys: str) -> None:
     """Write into a saved model's configuration that its head is a weight of its own.
@@ -27,7 +29,7 @@ def say_type(folder: Path, dtype: torch.dtype) -> None:
     """
     config = _read(folder)
     key = "dtype" if "dtype" in config else "torch_dtype"  # its name changed in transformers 4.56
-    _amend(folder, (), {key: str(dtype).removeprefix("torch.")})
+    _amend(folder, (), {key: dtype_name(dtype)})
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ecoflap.adapters.views.impossible import COMPLEX
 from ecoflap.core.contracts.records import View
+from ecoflap.core.errors import one_line
 
 TORCH = str(Path(torch.__file__).parent)
 OURS = str(Path(__file__).parents[1])
@@ -77,5 +78,5 @@ def _sentence(error: Exception, files: set[str]) -> str:
     where = f"{Path(own[-1].filename).name}:{own[-1].lineno} ({own[-1].line})" if own else "its code"
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
         return f"{where} looks at numbers of an input in Python, which torch cannot put into a graph"
-    told = " ".join(str(error).split())[:200]
+    told = one_line(error)[:200]
     return f"{where} cannot run without numbers: {type(error).__name__}: {told}".rstrip(".")

@@ -11,9 +11,10 @@ import typer
 
 from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, stoppable
 from ecoflap.core.disk.paths import why_unusable
-from ecoflap.core.disk.reading import file_of, refused
+from ecoflap.core.disk.reading import explained
 from ecoflap.core.errors import EcoflapError, SaidElsewhereError, cut
 from ecoflap.core.ranks.launch import are_several, is_first, launch
+from ecoflap.core.sweep.failures import failing_into
 from ecoflap.core.text.printable import printable
 
 app = typer.Typer(
@@ -80,14 +81,11 @@ def _done() -> int:
         app(standalone_mode=True)
     except SaidElsewhereError:
         return 2
-    except EcoflapError as error:
-        print(f"ecoflap: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        file = file_of(error)
-        if file is None:  # as of a pipe that nobody reads
+    except (EcoflapError, OSError) as error:
+        told = explained(error)
+        if told is None:  # as of a pipe that nobody reads
             raise
-        print(f"ecoflap: {printable(refused(error, file))}", file=sys.stderr)
+        print(f"ecoflap: {printable(told)}", file=sys.stderr)
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -123,11 +121,14 @@ def run(
         int, typer.Option(min=1, metavar="N", help="Do it in N processes on this machine; torchrun does on several.")
     ] = 1,
     profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into profile.txt.")] = False,
+    failure: Annotated[
+        Path | None, typer.Option(hidden=True, help="The file in which a sweep is told what the run failed of.")
+    ] = None,
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
     if processes > 1 and not are_several():
         sys.exit(launch(processes, [sys.executable, "-P", "-m", "ecoflap", *sys.argv[1:]]))
-    with stoppable(GOES_ON if is_first() else ""):
+    with stoppable(GOES_ON if is_first() else ""), failing_into(failure):
         from ecoflap.core.cli.run_table import run_table
         from ecoflap.core.cli.tables import show
         from ecoflap.core.ranks.join import joined

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TypeAlias
 
+from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.arithmetic import is_slow
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import LIBRARIES, Places, device_needs, is_widened_at_once, memory_needs, other_places
@@ -56,7 +57,7 @@ def _slow_type(prepared: Prepared) -> Iterator[Row]:
     """Say of a model in a type that this CPU lacks what would be quicker."""
     dtype = dtype_of(prepared)
     if is_in_memory(prepared) and is_slow(dtype):
-        named, wide = str(dtype).removeprefix("torch."), bytes_text(4 * parameters_of(prepared))
+        named, wide = dtype_name(dtype), bytes_text(4 * parameters_of(prepared))
         instead = f"model.dtype: float32 (weights {wide}) is quicker, and prunes nearly the same"
         yield "slow", f"products in {named}", f"torch does them several times as slowly on this CPU: {instead}"
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, one_line
 
 Item = TypeVar("Item")
 
@@ -47,7 +47,7 @@ def sentence_of(error: BaseException) -> str:
 
     One that is made for users says it itself.
     """
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if not isinstance(error, EcoflapError):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     return text if text.endswith((".", "?", "!")) else f"{text}."

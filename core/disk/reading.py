@@ -78,6 +78,15 @@ def file_of(error: OSError) -> Path | None:
     return Path(os.fsdecode(named)) if isinstance(named, str | bytes | os.PathLike) else None
 
 
+def explained(error: Exception) -> str | None:
+    """Say what a user can mend about an error; None where it is of another sort, and its traceback is wanted."""
+    if isinstance(error, EcoflapError):
+        return str(error)
+    if isinstance(error, OSError) and (file := file_of(error)) is not None:
+        return refused(error, file)
+    return None
+
+
 def refused(error: OSError, file: Path) -> str:
     """Say in two sentences what the system refused to do with a file, where nobody has explained it."""
     number = error.errno or 0

@@ -1,6 +1,7 @@
 """Write what lies beside the weights of a saved model: configuration, tokenizer or processor, notes."""
 
 from copy import deepcopy
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.sums import SUMS
+from ecoflap.core.errors import dtype_name
 
 ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
 """Endings of files that lie beside the weights."""
@@ -41,12 +43,18 @@ def save_settings(model: Any, processor: Any, folder: Path) -> None:
         vars(config).pop("_attn_implementation_autoset", None)
         # Only saving a whole model fills these in.
         config.architectures = [type(model).__name__]
-        setattr(config, _dtype_key(config), str(model.dtype).removeprefix("torch."))
+        setattr(config, _dtype_key(config), dtype_name(model.dtype))
         config.save_pretrained(folder)
     beside: tuple[Any, ...] = (getattr(model, "generation_config", None), processor)
     for thing in beside:
         if hasattr(thing, "save_pretrained"):
             thing.save_pretrained(folder)
+
+
+def dtype_argument() -> str:
+    """Name the argument of ``from_pretrained`` for the weights' type; transformers before 4.56 has the older name."""
+    major, minor = (int(part) for part in version("transformers").split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
 
 
 def _dtype_key(config: Any) -> str:

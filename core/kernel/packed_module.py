@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ecoflap.core.errors import KernelError
+from ecoflap.core.errors import KernelError, dtype_name
 from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers the operator
 from ecoflap.core.kernel import packed_rows as _rows  # noqa: F401 - registers the operator
 from ecoflap.core.kernel import unpacked as _unpacked  # noqa: F401 - registers the operator
@@ -155,4 +155,4 @@ def followed(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
 
 
 def _listed() -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in TYPES)
+    return ", ".join(map(dtype_name, TYPES))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from ecoflap.core.errors import KernelError
+from ecoflap.core.errors import KernelError, dtype_name
 from ecoflap.core.kernel.matrix import cast, pack_dense
 from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_experts import PackedExperts
@@ -90,7 +90,7 @@ class PackedParameters(DenseState):
         for name, held in self.held.items():
             share = 1 - held.kept / max(1, torch.Size(held.shape).numel())
             values = "" if held.each.values == "exact" else f", {held.each.values}"
-            dtype = str(held.each.dtype).removeprefix("torch.")
+            dtype = dtype_name(held.each.dtype)
             said.append(f"{name}: {list(held.shape)}, sparsity={share:.3f}, {dtype}{values}")
         return "\n".join(filter(None, said))
 

@@ -5,6 +5,8 @@ from types import MappingProxyType
 
 import torch
 
+from ecoflap.core.errors import dtype_name
+
 _ASKED = MappingProxyType(
     {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 )  # of oneDNN, which multiplies matrices for torch on a CPU; a build without it does not say
@@ -33,4 +35,4 @@ def lacks_eight_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 def slow_types() -> list[str]:
     """Name the types that are slow here."""
-    return [str(dtype).removeprefix("torch.") for dtype in _ASKED if is_slow(dtype)]
+    return [dtype_name(dtype) for dtype in _ASKED if is_slow(dtype)]

@@ -8,7 +8,7 @@ from torch import nn
 
 from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.core.model.kept_parts import ROUTER, is_router, kept_outside
-from ecoflap.core.model.never_pruned import NeverPruned, never_pruned
+from ecoflap.core.model.never_pruned import Kind, NeverPruned, never_pruned
 
 SMALL = "norms, biases and scales"
 NO_LAYERS = "experts that the adapter does not list"
@@ -54,11 +54,11 @@ def _reason(model: nn.Module, anatomy: Anatomy, one: NeverPruned, left_out: Mapp
     """Say why a parameter is kept that is no layer."""
     if one.name in left_out:
         return left_out[one.name]
-    if one.reason in ("norm", "bias or scale"):
+    if one.kind is Kind.SMALL:
         return SMALL
-    if one.reason.startswith("outside the blocks"):
+    if one.kind is Kind.OFFERED:
         return "outside the blocks; include: takes it in"
-    if one.reason.endswith(("embedding", "convolution")):
+    if one.kind in (Kind.EMBEDDING, Kind.CONVOLUTION):
         return one.reason
     if is_router(model, one.name):
         return ROUTER

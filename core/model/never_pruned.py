@@ -2,13 +2,24 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from torch import nn
 
 from ecoflap.core.errors import nearest
 from ecoflap.core.model.anatomy import Anatomy, Tower
 
-EMBEDDING = "embedding"
+
+class Kind(Enum):
+    """Tells apart what a parameter can be that no layer is."""
+
+    OFFERED = auto()
+    EMBEDDING = auto()
+    SMALL = auto()
+    CONVOLUTION = auto()
+    UNUSED = auto()
+    NOT_LINEAR = auto()
+    LEFT_OUT = auto()
 
 
 @dataclass(frozen=True)
@@ -16,10 +27,12 @@ class NeverPruned:
     """Names a parameter that no layer of the anatomy is, and says why it is none.
 
     :param name: The name under which the model lists it first.
+    :param reason: Says in words what it is, for tables and messages.
     """
 
     name: str
     shape: tuple[int, ...]
+    kind: Kind
     reason: str
 
 
@@ -40,9 +53,9 @@ def never_pruned(
         if id(parameter) not in prunable:
             path, _, own = name.rpartition(".")
             module = model.get_submodule(path)
-            reason = _reason(module, own, parameter, outside.get(id(module)))
-            why = why_left_out(name, left_out) if parameter.ndim >= 2 and reason != EMBEDDING else None
-            yield NeverPruned(name, tuple(parameter.shape), why or reason)
+            kind, reason = _being(module, own, parameter, outside.get(id(module)))
+            why = why_left_out(name, left_out) if parameter.ndim >= 2 and kind is not Kind.EMBEDDING else None
+            yield NeverPruned(name, tuple(parameter.shape), Kind.LEFT_OUT if why else kind, why or reason)
 
 
 def why_left_out(name: str, left_out: Mapping[str, str]) -> str | None:
@@ -52,19 +65,21 @@ def why_left_out(name: str, left_out: Mapping[str, str]) -> str | None:
     return left_out.get(name)
 
 
-def _reason(module: nn.Module, own: str, parameter: nn.Parameter, offered: str | None) -> str:
-    kind = type(module).__name__
+def _being(module: nn.Module, own: str, parameter: nn.Parameter, offered: str | None) -> tuple[Kind, str]:
+    """Say what a parameter is, also in words."""
+    of = type(module).__name__
     if offered is not None and own == "weight":
-        return f"outside the blocks; a recipe takes it in with include: [{offered}]"
+        return Kind.OFFERED, f"outside the blocks; a recipe takes it in with include: [{offered}]"
     if isinstance(module, nn.Embedding) or "embed" in own:
-        return EMBEDDING
+        return Kind.EMBEDDING, "embedding"
     if "bias" in own or parameter.ndim < 2:
-        return "norm" if "norm" in kind.lower() and own == "weight" else "bias or scale"
+        return Kind.SMALL, "norm" if "norm" in of.lower() and own == "weight" else "bias or scale"
     if isinstance(module, nn.modules.conv._ConvNd):
-        return "patch embedding" if "embed" in kind.lower() or parameter.ndim == 4 else "convolution"
+        is_of_patches = "embed" in of.lower() or parameter.ndim == 4
+        return Kind.CONVOLUTION, "patch embedding" if is_of_patches else "convolution"
     if isinstance(module, nn.Linear):
-        return "not used by the loss, or not offered by the adapter"
-    return f"parameter of a {kind}, which no linear layer applies"
+        return Kind.UNUSED, "not used by the loss, or not offered by the adapter"
+    return Kind.NOT_LINEAR, f"parameter of a {of}, which no linear layer applies"
 
 
 def tied_names(model: nn.Module, name: str) -> list[str]:
@@ -90,21 +105,17 @@ def why_not_included(
     found = never_pruned(model, anatomy, towers, left_out)
     inside = [one for one in found if one.name == name or one.name.startswith(f"{name}.")]
     if inside:
-        return f"{name} is never pruned: {inside[0].name} {_as_verb(inside[0].reason, left_out)}. {choices}"
+        return f"{name} is never pruned: {inside[0].name} is {_as_predicate(inside[0])}. {choices}"
     if any(layer.name == name or layer.name.startswith(f"{name}.") for _, layer in anatomy.layers()):
         return f"{name} is pruned anyway, being in a tower. {choices}"
     known = [*offered, *(parameter for parameter, _ in model.named_parameters())]
     return f"{name} is not in this model.{nearest(name, known)} {choices}"
 
 
-def _as_verb(reason: str, left_out: Mapping[str, str]) -> str:
-    """Put a reason behind a name; the adapter's own begin with a verb, or name what it is before a colon."""
-    if reason in left_out.values():
-        return f"is left out: {reason}"
-    return f"is {_article(reason)}"
-
-
-def _article(reason: str) -> str:
-    if reason.startswith(("not ", "outside ")):
-        return reason
-    return f"an {reason}" if reason[0] in "aeiou" else f"a {reason}"
+def _as_predicate(one: NeverPruned) -> str:
+    """Put a reason behind a name and ``is``; the adapter's own begin with a verb, or name what it is before a colon."""
+    if one.kind is Kind.LEFT_OUT:
+        return f"left out: {one.reason}"
+    if one.kind in (Kind.OFFERED, Kind.UNUSED):
+        return one.reason
+    return f"an {one.reason}" if one.reason[0] in "aeiou" else f"a {one.reason}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ecoflap.core.disk.sums import check_listed
 from ecoflap.core.disk.whole_files import sha256_of
-from ecoflap.core.errors import FormatError
+from ecoflap.core.errors import FormatError, dtype_name
 from ecoflap.core.model.anatomy import part_of
 from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.packed.into_model import is_packed
@@ -138,7 +138,7 @@ def _no_mask(tensor: Tensor) -> str | None:
     if tensor.dtype == torch.bool:
         return None
     if tensor.dtype != torch.uint8:
-        kind = str(tensor.dtype).removeprefix("torch.")
+        kind = dtype_name(tensor.dtype)
         return f"is {kind}; a mask is bool, or uint8 of zeros and ones. For the zeros of weights, set zeros: true"
     if tensor.numel() and int(tensor.max()) > 1:
         return f"has {int(tensor.max())} in it; a mask in uint8 has zeros, for what is pruned, and ones"

@@ -62,10 +62,11 @@ def _told(error: BaseException, watch: Watch) -> BaseException:
     if isinstance(error, RankError):
         return error
     problems = error.problems if isinstance(error, EcoflapError) else (str(error) or repr(error),)
-    first = watch.tell("it was stopped" if was_stopped else "; ".join(problems))
+    first = watch.tell(*(["it was stopped"] if was_stopped else problems))
     if not isinstance(error, EcoflapError) or watch.rank == 0:
         return error
-    if first["text"] == "; ".join(problems) and first["rank"] != watch.rank:
+    # What all processes find, as a mistake in their recipe, they word alike: what one has said need not be said again.
+    if first["problems"] == [*problems] and first["rank"] != watch.rank:
         return SaidElsewhereError(*problems)
     return RankError(*(f"rank {watch.rank} of {watch.size}: {problem}" for problem in problems))
 

@@ -60,7 +60,7 @@ class Watch:
         self._ended.set()
         self._thread.join(2 * EVERY)
 
-    def tell(self, text: str) -> dict[str, Any]:
+    def tell(self, *problems: str) -> dict[str, Any]:
         """Tell all that this process ends with an error, unless another has told so before; give what was told first.
 
         What all processes find alike, as a mistake in their recipe, the first of them tells.
@@ -69,7 +69,7 @@ class Watch:
             until = time.monotonic() + 2
             while time.monotonic() < until and self._told() is None:
                 time.sleep(EVERY / 5)
-        return tell(self._store, self.rank, text, by_itself=True)
+        return tell(self._store, self.rank, *problems, by_itself=True)
 
     def who_is_gone(self, error: RuntimeError) -> str:
         """Find out which process a broken connection was to."""
@@ -87,7 +87,7 @@ class Watch:
                 self._store.add(f"alive {self.rank}", 1)
                 gone, told = watched.why_gone(), self._told()
             except Exception:  # of several kinds, by backend and version: whoever holds the store is gone
-                told = {"rank": 0, "text": "it does not answer any more", "by_itself": False}
+                told = {"rank": 0, "problems": ["it does not answer any more"], "by_itself": False}
             else:
                 if gone is not None:
                     told = tell(self._store, watched.rank, gone)
@@ -179,17 +179,18 @@ def _numbers_of(process: int) -> dict[str, str] | None:
     return {"state": fields[0], "used": f"{fields[11]} {fields[12]}", "began": fields[19]}
 
 
-def tell(store: Store, rank: int, text: str, *, by_itself: bool = False) -> dict[str, Any]:
+def tell(store: Store, rank: int, *problems: str, by_itself: bool = False) -> dict[str, Any]:
     """Tell all processes that one has failed, unless that was told of another before; give what was told first.
 
+    :param problems: Why it has.
     :param by_itself: Whether it is that process that tells it, and its user too.
     """
-    line = json.dumps({"rank": rank, "text": text, "by_itself": by_itself})
+    line = json.dumps({"rank": rank, "problems": problems, "by_itself": by_itself})
     told: dict[str, Any] = json.loads(store.compare_set(_FAILED, "", line))
     return told
 
 
 def said_of(told: dict[str, Any], size: int) -> str:
     """Say in a sentence which process has ended a run, and why."""
-    text = told["text"].rstrip(".")
+    text = "; ".join(told["problems"]).rstrip(".")
     return f"rank {told['rank']} of {size} has ended this run: {text}. The same command goes on from where it was"

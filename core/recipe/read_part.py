@@ -16,7 +16,7 @@ from pydantic_core import PydanticSerializationError
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems, with_article
 from ecoflap.core.disk.paths import PathError, absolute
-from ecoflap.core.errors import EcoflapError, RegistryError
+from ecoflap.core.errors import EcoflapError, RegistryError, one_line
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
 from ecoflap.core.registry.registry import ON_TRUST, Registry
@@ -181,7 +181,7 @@ class PartReader:
         try:
             return part.built
         except (ValueError, TypeError, OSError, EcoflapError) as error:
-            text = " ".join(str(error).split()) or repr(error)
+            text = one_line(error) or repr(error)
             blamed = next((name for name in given if re.search(rf"\b{re.escape(name)}\b", text)), None)
             self.problems.add((*path, blamed) if blamed else path, f"{part.use}: {text.rstrip('.')}.")
             return None

@@ -13,7 +13,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions, EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.errors import EcoflapError, listed, nearest
+from ecoflap.core.errors import EcoflapError, dtype_name, listed, nearest
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
 from ecoflap.core.pruning.emptied import emptying_shares, weightless
@@ -105,7 +105,7 @@ def _integer_problems(prepared: Prepared) -> Iterator[str]:
     """Refuse a model in memory whose weights are integers, as a quantised one's are."""
     layers = [layer for _, layer in prepared.anatomy.layers() if not layer.weight.is_floating_point()]
     if layers:
-        kind = str(layers[0].weight.dtype).removeprefix("torch.")
+        kind = dtype_name(layers[0].weight.dtype)
         yield (
             f"model: {len(layers)} layers hold no real numbers, of which {layers[0].name} is {kind}: a quantised model "
             f"cannot be pruned. Load it without quantisation, or the model that it was made from."

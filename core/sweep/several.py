@@ -12,9 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.sweep.failures import failure_in
 from ecoflap.core.sweep.request import SweepRequest
+from ecoflap.core.text.printable import printable
 
 Job = TypeVar("Job")
+MENDABLE = 2
+"""The code of a command that has failed of what its user can mend."""
 
 
 class Runners:
@@ -36,9 +40,9 @@ class Runners:
         place = self._places.get()
         try:
             with TemporaryDirectory() as own:
-                file = Path(own) / "recipe.yaml"
+                file, failure = Path(own) / "recipe.yaml", Path(own) / "failure"
                 file.write_text(recipe.dump(), encoding="utf-8")
-                return self._ended(self._started(file, folder, place))
+                return self._ended(self._started(file, folder, failure, place), failure)
         finally:
             self._places.put(place)
 
@@ -48,11 +52,12 @@ class Runners:
             for process in self._running:
                 process.terminate()
 
-    def _started(self, file: Path, folder: Path, place: int) -> subprocess.Popen[str]:
+    def _started(self, file: Path, folder: Path, failure: Path, place: int) -> subprocess.Popen[str]:
         request = self._request
         registry = [] if request.registry is None else ["--registry", str(request.registry)]
         options = [*["--allow-code"] * request.allow_code, *["--accept-change"] * request.accept_change, *registry]
-        command = [sys.executable, "-P", "-m", "ecoflap", "run", str(file), "--folder", str(folder), *options]
+        places = [str(file), "--folder", str(folder), "--failure", str(failure)]
+        command = [sys.executable, "-P", "-m", "ecoflap", "run", *places, *options]
         environment = _environment(place, request.processes)
         with self._lock:
             process = subprocess.Popen(
@@ -61,14 +66,16 @@ class Runners:
             self._running.add(process)
         return process
 
-    def _ended(self, process: subprocess.Popen[str]) -> str:
+    def _ended(self, process: subprocess.Popen[str], failure: Path) -> str:
         _, said = process.communicate()
         with self._lock:
             self._running.discard(process)
         if process.returncode == 0:
             return ""
-        _, _, last = said.rpartition("ecoflap: ")
-        return last.strip() or f"it ended with code {process.returncode}"
+        told = failure_in(failure)
+        if told and process.returncode != MENDABLE:  # it said a traceback, which a run in this process prints
+            print(printable(said), file=sys.stderr, end="", flush=True)
+        return told or said.strip() or f"it ended with code {process.returncode}"
 
 
 def at_once(

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from ecoflap.core.disk.reading import file_of, refused
-from ecoflap.core.errors import EcoflapError, RunError
+from ecoflap.core.disk.reading import explained
+from ecoflap.core.errors import RunError
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run
 from ecoflap.core.record.report import read_report
@@ -23,6 +23,7 @@ from ecoflap.core.record.reuse import what_scores_depend_on
 from ecoflap.core.record.sweep_list import is_sweep, swept_runs
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run.pipeline import run
+from ecoflap.core.sweep.failures import failure_of
 from ecoflap.core.sweep.file import read_sweep
 from ecoflap.core.sweep.grid import PlannedRun, planned_runs
 from ecoflap.core.sweep.request import SweepRequest
@@ -186,13 +187,10 @@ def _failure(
     _forget_peaks()
     try:
         run(_reusing(planned, earlier), folder=planned.folder.path, registry=registry, accept_change=accept_change)
-    except EcoflapError as error:
-        return str(error)
     except Exception as error:
-        if isinstance(error, OSError) and (file := file_of(error)) is not None:
-            return refused(error, file)
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
+        if explained(error) is None:
+            traceback.print_exc()
+        return failure_of(error)
     finally:
         gc.collect()
     return ""

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from ecoflap.core.errors import EcoflapError, RecipeError
+from ecoflap.core.errors import EcoflapError, RecipeError, one_line
 
 KeyPath: TypeAlias = tuple[Any, ...]
 """Where a value is in a document: keys of mappings and indexes of lists, from the top."""
@@ -193,7 +193,7 @@ def parse_yaml(text: str, start: Place) -> tuple[Document, list[str]]:
         mark = error.problem_mark or error.context_mark
         return empty, [f"{_place(start, mark) if mark else start}: {_sentence(error)}"]
     except yaml.YAMLError as error:
-        return empty, [f"{start}: not YAML: {' '.join(str(error).split())}"]
+        return empty, [f"{start}: not YAML: {one_line(error)}"]
     if node is None:
         return empty, []
     walk = _Walk(start)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.records import StoredTensor
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, dtype_name
 from ecoflap.exporters.onnx.encoding import OVERHEAD, pack
 from ecoflap.exporters.onnx.forms.coo import to_coo
 from ecoflap.exporters.onnx.graph import Graph
@@ -85,7 +85,7 @@ class GraphPacker:
         rounded = wide.to(self._wanted[name]).to(wide.dtype)
         gone = int(((wide != 0) & ((rounded == 0) | (rounded.isinf() & wide.isfinite()))).count_nonzero())
         if gone and not self.storage.lossy:
-            dtype = str(self._wanted[name]).removeprefix("torch.")
+            dtype = dtype_name(self._wanted[name])
             raise ModelError(
                 f"{self.pruned[name]}: {gone} weights that were kept become zero or infinite in {dtype}. Use values: "
                 f"auto or a wider type, or allow it with lossy: true."

@@ -1,13 +1,13 @@
 """Write the lines of Python by which a model card's reader loads the model in its folder."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ecoflap.core.contracts.protocols import PrunedModel
+from ecoflap.core.export.surroundings import dtype_argument
 
 LIBRARIES = ("transformers", "open_clip", "timm", "lavis")
 
@@ -37,9 +37,7 @@ def dense_code(pruned: PrunedModel, folder: Path) -> str:
 def _dense_model_code(model: nn.Module, folder: Path) -> str:
     library, kind = library_of(model), type(model).__name__
     if library == "transformers":
-        major, minor = (int(part) for part in version("transformers").split(".")[:2])
-        dtype = "dtype" if (major, minor) >= (4, 56) else "torch_dtype"  # those before do not know its newer name
-        code = f'model = {kind}.from_pretrained(".", {dtype}="auto").eval()\n'
+        code = f'model = {kind}.from_pretrained(".", {dtype_argument()}="auto").eval()\n'
         return f"from transformers import {kind}\n\n{code}"
     if library == "timm" and _says_what_it_is(folder):
         return 'import timm\n\nmodel = timm.create_model("local-dir:.", pretrained=True).eval()\n'

@@ -20,7 +20,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.errors import DataError, EcoflapError, ModelError, nearest
+from ecoflap.core.errors import DataError, EcoflapError, ModelError, nearest, one_line
 from ecoflap.core.model.anatomy import Tower
 from ecoflap.core.model.hub import asked_once
 from ecoflap.plugins.evaluators.harness.measures import draws_forgotten, measures_of
@@ -165,7 +165,7 @@ class LmEval:
                     fewshot_random_seed=self.seed,
                 )
         except (OSError, ValueError, NotImplementedError, DatasetsError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
+            reason = one_line(error).rstrip(".")
             raise DataError(
                 f"lm_eval: {reason}. Data of its tasks come from the Hugging Face hub, unless they were read "
                 "before; tasks on files of your own are found in include_path."

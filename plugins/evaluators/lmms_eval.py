@@ -19,7 +19,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.errors import DataError, EcoflapError, nearest, refuse_below_one
+from ecoflap.core.errors import DataError, EcoflapError, nearest, one_line, refuse_below_one
 from ecoflap.core.model.hub import asked_once
 from ecoflap.plugins.evaluators.harness.measures import draws_forgotten, measures_of
 from ecoflap.plugins.evaluators.shared.checks import check_ability
@@ -110,7 +110,7 @@ class LmmsEval:
                     fewshot_random_seed=self.seed,
                 )
         except (OSError, ValueError, NotImplementedError, DatasetsError, RetryError) as error:
-            reason = " ".join(str(error.__cause__ or error).split()).rstrip(".")  # what it tried five times, and why
+            reason = one_line(error.__cause__ or error).rstrip(".")  # what it tried five times, and why
             raise DataError(
                 f"lmms_eval: {reason}. Data of its tasks come from the Hugging Face hub, unless they were read before; "
                 "tasks on files of your own are found in include_path."

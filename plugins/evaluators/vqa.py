@@ -87,7 +87,10 @@ class Vqa:
         ended = mean_over_images([answer.ended for answer in answers], images, "questions")
         found = {"vqa": _accuracy(answers), "vqa ended": ended}
         for kind in sorted({answer.kind for answer in answers if answer.kind}) if self.by else ():
-            found[f"vqa {kind}"] = _accuracy([answer for answer in answers if answer.kind == kind])
+            name = f"vqa {kind}"
+            while name in found:  # the data may call a kind as another measure is called
+                name = name.replace("vqa ", "vqa kind ", 1)
+            found[name] = _accuracy([answer for answer in answers if answer.kind == kind])
         return found
 
     def answers(self, model: nn.Module, adapter: Adapter, note: Note) -> Iterator[Answered]:

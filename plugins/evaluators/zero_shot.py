@@ -6,7 +6,9 @@ Radford et al., Learning transferable visual models from natural language superv
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -78,12 +80,15 @@ class ZeroShot:
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what is wrong with classes and templates. Nothing is fetched for the names of the data's classes."""
-        data = options_of(DatasetOptions, self.data)
-        for check in (self._sentences, self._given_names if data.fetches else self._names):
+        names: Callable[[], object] = self._given_names
+        if not options_of(DatasetOptions, self.data).fetches:
+            with suppress(EcoflapError):  # what is wrong with the data, they say themselves
+                names = partial(self._names_beside, classes_of(self.data))
+        for check in (self._sentences, names):
             try:
                 check()
-            except EcoflapError as error:  # what is wrong with the data, they say themselves
-                yield from (problem for problem in error.problems if problem.startswith("zero_shot: "))
+            except EcoflapError as error:
+                yield from error.problems
 
     def lacks(self, sample: Sample) -> str | None:
         """Say so where an image has no label."""
@@ -124,11 +129,14 @@ class ZeroShot:
         return scores_of
 
     def _names(self) -> Sequence[str]:
+        return self._names_beside(classes_of(self.data))
+
+    def _names_beside(self, own: Sequence[str] | None) -> Sequence[str]:
         """Give the classes' names, those of the parameter before the data's own.
 
         :raises DataError: Where there are none, or others than the data have.
         """
-        given, own = self._given_names(), classes_of(self.data)
+        given = self._given_names()
         if given is not None:
             check_same_classes("zero_shot", own, len(given), "classes names")
             return given

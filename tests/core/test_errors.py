@@ -1,6 +1,8 @@
 """What all messages have in common: a problem is a line."""
 
-from ecoflap.core.errors import EcoflapError
+import torch
+
+from ecoflap.core.errors import EcoflapError, dtype_name, one_line
 from ecoflap.core.text.problems import RecipeProblems
 
 
@@ -10,3 +12,18 @@ def test_a_name_with_a_line_break_begins_no_message_of_its_own():
     assert str(RecipeProblems("r.yaml", "a\nb", "c")) == "2 problems in r.yaml\na\\nb\nc"
     again = EcoflapError(*EcoflapError("a\nb").problems)
     assert again.problems == (r"a\nb",)
+
+
+def test_what_an_error_of_somebody_else_says_is_a_line():
+    assert one_line(ValueError("  two\n\tlines \r\n")) == "two lines"
+    assert one_line(KeyError("a")) == "'a'"
+    assert one_line(ValueError()) == ""
+
+
+def test_types_are_named_as_recipes_do():
+    assert [dtype_name(dtype) for dtype in (torch.bfloat16, torch.uint8, "torch.int4", "float16")] == [
+        "bfloat16",
+        "uint8",
+        "int4",
+        "float16",
+    ]

@@ -12,7 +12,7 @@ from table import ROWS
 
 from ecoflap.adapters.hubs import hugging_face as transformers_files
 from ecoflap.core.contracts.protocols import Exporter
-from ecoflap.core.errors import FormatError
+from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.exporters.hugging_face import HuggingFace, ecoflap_register_exporters
 from ecoflap.exporters.shared.loading_code import library_of
 from ecoflap.exporters.shared.model_card import CARD
@@ -52,7 +52,7 @@ def test_the_family_loads_its_zeros(name: str, folder: Path):
         assert check.runtime in ("transformers", "open_clip", "timm")
     else:
         assert check.runtime == "torch"
-        assert "not loaded as a model" in told.notes[0]
+        assert "no model was made of them" in told.notes[0]
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
@@ -105,6 +105,28 @@ def keys(value: Any) -> set[str]:
     if isinstance(value, dict):
         return set(value).union(*map(keys, value.values()))
     return set().union(*map(keys, value)) if isinstance(value, list) else set()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("{} cannot be loaded: odd", "this folder cannot be loaded: odd"),
+        ("no model in {}: expected a config.json", "no model in this folder: expected a config.json"),
+        ("{}/config.json: it is of another model", "config.json: it is of another model"),
+        ("odd", "odd"),
+    ],
+)
+def test_why_it_is_not_loaded_is_noted_without_the_folders_name(said, told, folder, monkeypatch):
+    """It lies elsewhere once it is whole."""
+    pruned = half_pruned(ANY)
+
+    def load(self, source, dtype, device):
+        raise ModelError(said.format(source.path))
+
+    monkeypatch.setattr(type(pruned.adapter), "load", load)
+    found = HuggingFace()(pruned, folder)
+    assert found.notes == (f"its files were compared, and no model was made of them: {told}",)
+    assert found.checks[0].runtime == "torch"
 
 
 def test_a_checkpoint_that_reads_back_differently_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from typing import Any
 from ecoflap.core.errors import DataError, listed, nearest
 from ecoflap.plugins.datasets.shared.image_tables import Row, Table
 from ecoflap.plugins.datasets.shared.published_files import read_json
-from ecoflap.plugins.datasets.shared.text_files import filled_lines, read_text
+from ecoflap.plugins.datasets.shared.text_files import filled_lines, named_problems, read_text
 from ecoflap.plugins.datasets.shared.unusable_rows import UnusableRow
 
 WORDNET = re.compile(r"(n\d{8})[\t ]+(.+)")
@@ -42,7 +42,8 @@ def numbered(table: Table, file: Path | None) -> Table:
     :param file: A file of names; None to take those that the rows come with.
     :raises DataError: Where the file's names and the rows do not go together.
     """
-    classes = read_classes(file) if file else None
+    with named_problems("names"):
+        classes = read_classes(file) if file else None
     if table.classes is not None:
         return _of_classes(table, table.classes, classes, file)
     if classes is None:
@@ -125,16 +126,13 @@ def read_classes(file: Path) -> Classes:
     classes = _of_json(read_json(file), file) if file.suffix.lower() == ".json" else _of_lines(file)
     twice = [key for key, count in Counter(classes.keys).items() if count > 1]
     if not classes.names or twice:
-        raise DataError(f"names: {file} {f'names {twice[0]!r} twice' if twice else 'names no class'}.")
+        raise DataError(f"{file} {f'names {twice[0]!r} twice' if twice else 'names no class'}.")
     return classes
 
 
 def _of_lines(file: Path) -> Classes:
     """Read a name a line; or a key and its name, after a tab or after a WordNet number."""
-    try:
-        lines = [line.strip() for _, line in filled_lines(read_text(file))]
-    except DataError as error:
-        raise DataError(f"names: {error}") from error
+    lines = [line.strip() for _, line in filled_lines(read_text(file))]
     parts = [line.split("\t", 1) for line in lines]
     if not all(len(part) == 2 for part in parts):
         found = [WORDNET.fullmatch(line) for line in lines]
@@ -153,14 +151,13 @@ def _of_json(document: Any, file: Path) -> Classes:
         if all(key.isdecimal() for key in document):
             items.sort(key=lambda item: int(item[0]))
             if [int(key) for key, _ in items] != list(range(len(items))):
-                raise DataError(f"names: the numbers in {file} are not those from 0 to {len(items) - 1}.")
+                raise DataError(f"the numbers in {file} are not those from 0 to {len(items) - 1}.")
             items = [(None, name) if isinstance(name, str) else name for _, name in items]
         if all(_is_pair(item) for item in items):
             keys = tuple(key for key, _ in items if key is not None)
             return Classes(tuple(name for _, name in items), keys if len(keys) == len(items) else ())
     raise DataError(
-        f"names: {file} is neither a list of names, nor an object of names by folder, nor of "
-        '{"0": ["n01440764", "tench"]}.'
+        f'{file} is neither a list of names, nor an object of names by folder, nor of {{"0": ["n01440764", "tench"]}}.'
     )
 
 

@@ -8,7 +8,7 @@ from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.errors import DataError
+from ecoflap.core.errors import DataError, one_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 """Endings of the files that are taken for images in a folder without an index."""
@@ -93,7 +93,7 @@ def _reason(error: Exception, source: Any) -> str:
             return "an empty file"
         moves = isinstance(source, Path) and (guess_type(source.name)[0] or "").startswith("video/")
         return f"{'a video, and ' if moves else ''}no image of a kind that is read: {', '.join(FORMATS)}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__
 
 
 def _rgb(image: Any) -> Any:

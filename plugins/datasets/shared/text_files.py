@@ -67,7 +67,7 @@ def missing_path(path: Path) -> str:
 
 @contextmanager
 def named_problems(name: str) -> Iterator[None]:
-    """Put a dataset's name before each problem of a :class:`DataError` that is raised inside."""
+    """Put the name of a dataset, or of its parameter, before each problem of a :class:`DataError` raised inside."""
     try:
         yield
     except DataError as error:

@@ -41,8 +41,7 @@ def classes_in(file: Path) -> tuple[str, ...]:
     try:
         return read_classes(file).names
     except DataError as error:
-        said = str(error).removeprefix("names: ")
-        raise DataError(f"zero_shot: classes: {said} A name a line is expected.") from error
+        raise DataError(f"zero_shot: classes: {error} A name a line is expected.") from error
 
 
 def checked(classes: Sequence[str]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from ecoflap.core.disk.reading import file_of, open_file, refused, unread
+from ecoflap.core.disk.reading import explained, file_of, open_file, refused, unread
+from ecoflap.core.errors import EcoflapError
 
 
 def test_a_file_is_opened(tmp_path):
@@ -54,3 +55,11 @@ def test_what_nobody_has_explained(tmp_path):
         f"{tmp_path}/a cannot be read or written: No space left on device. Put that right, then run the same command "
         f"again."
     )
+
+
+def test_what_a_user_can_mend_is_explained_and_nothing_else(tmp_path):
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a"))
+    assert explained(error) == refused(error, tmp_path / "a")
+    assert explained(EcoflapError("one", "other")) == "2 problems\n  one\n  other"
+    assert explained(OSError(errno.EPIPE, "Broken pipe")) is None
+    assert explained(ValueError("odd")) is None

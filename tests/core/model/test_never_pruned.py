@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
-from ecoflap.core.model.never_pruned import never_pruned, tied_names, why_not_included
+from ecoflap.core.model.never_pruned import Kind, never_pruned, tied_names, why_not_included
 
 
 class Layers(nn.Module):
@@ -60,6 +60,34 @@ def test_each_parameter_that_no_layer_is_has_its_reason(taken_apart):
         "block.norm.bias": ((4,), "bias or scale"),
         "projection.weight": ((4, 4), "outside the blocks; a recipe takes it in with include: [projection]"),
     }
+
+
+def test_each_parameter_that_no_layer_is_has_its_kind(taken_apart):
+    left_out = {"block.unused": "embedding", "queries": "it is of no use", "embedding": "never asked for"}
+    found = {one.name: one.kind for one in never_pruned(*taken_apart, left_out=left_out)}
+    assert found == {
+        "queries": Kind.LEFT_OUT,
+        "embedding.weight": Kind.EMBEDDING,
+        "patches.weight": Kind.CONVOLUTION,
+        "patches.bias": Kind.SMALL,
+        "filter.weight": Kind.CONVOLUTION,
+        "filter.bias": Kind.SMALL,
+        "block.used.bias": Kind.SMALL,
+        "block.unused.weight": Kind.LEFT_OUT,
+        "block.norm.weight": Kind.SMALL,
+        "block.norm.bias": Kind.SMALL,
+        "projection.weight": Kind.OFFERED,
+    }
+    kinds = {one.name: one.kind for one in never_pruned(*taken_apart)}
+    assert (kinds["queries"], kinds["block.unused.weight"]) == (Kind.NOT_LINEAR, Kind.UNUSED)
+
+
+def test_what_an_adapter_leaves_out_for_is_not_read_into_what_it_does_not(taken_apart):
+    left_out = {"block.unused": "embedding"}
+    said = why_not_included("embedding", *taken_apart, left_out)
+    assert said.startswith("embedding is never pruned: embedding.weight is an embedding. ")
+    said = why_not_included("block.unused", *taken_apart, left_out)
+    assert said.startswith("block.unused is never pruned: block.unused.weight is left out: embedding. ")
 
 
 def test_a_parameter_of_several_names_is_tied(taken_apart):

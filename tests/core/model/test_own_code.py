@@ -107,7 +107,7 @@ def test_one_that_its_user_trusts_is_pruned_and_its_weights_come_back(own_model:
     recipe = {"version": 1, "model": "own", "sparsity": 0.5, "allocate": "uniform", "prune": "magnitude"}
     done = ecoflap.run({**recipe, "export": ["safetensors", "hugging_face"]}, model=model, folder=tmp_path / "run")
     (note,) = done.report.warnings
-    assert "not loaded as a model: The model brings code of its own" in note
+    assert "no model was made of them: this folder cannot be loaded: The model brings code of its own" in note
     assert "partial" not in note
     with pytest.raises(ModelError) as error:
         ecoflap.load_model(exports / "safetensors")

@@ -102,6 +102,15 @@ def test_what_all_find_is_said_once(tmp_path):
     assert said == ["RunError", "SaidElsewhereError", "SaidElsewhereError"]
 
 
+def test_what_two_find_that_only_reads_alike_is_said_of_both(tmp_path):
+    def fail(ranks):
+        raise RunError(*(["this; that"] if ranks.rank == 0 else ["this", "that"]))
+
+    first, second = several(2, fail, tmp_path)
+    assert first.said == "RunError: this; that"
+    assert second.said == "RankError: 2 problems\n  rank 1 of 2: this\n  rank 1 of 2: that"
+
+
 def test_a_broken_process_ends_the_others(tmp_path):
     def fail(ranks):
         if ranks.rank == 1:

@@ -137,8 +137,8 @@ def test_one_of_another_machine_has_the_longer_limit_until_a_connection_breaks(s
 
 def test_the_first_reason_stays(store):
     assert tell(store, 1, "it broke")["rank"] == 1
-    assert tell(store, 0, "so did this")["text"] == "it broke"
-    assert Watch(store, 0, 2).tell("and this") == {"rank": 1, "text": "it broke", "by_itself": False}
+    assert tell(store, 0, "so did this")["problems"] == ["it broke"]
+    assert Watch(store, 0, 2).tell("and this") == {"rank": 1, "problems": ["it broke"], "by_itself": False}
 
 
 def test_an_error_of_the_connection_is_put_down_to_who_is_gone(store, ended, monkeypatch):

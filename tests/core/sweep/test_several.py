@@ -1,13 +1,16 @@
 """Runs of a sweep that are done several at a time."""
 
 import json
+import sys
 import threading
 
 import pytest
 
 import ecoflap
 from ecoflap import SweepRequest
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.sweep.several import Runners, at_once
 from ecoflap.core.text.strict_yaml import write_yaml
 
@@ -77,12 +80,43 @@ def test_a_sweep_on_two_processes_comes_to_what_it_comes_to_on_one(plain, lastin
     assert told[-1].startswith("[2/2] ")
 
 
-@pytest.mark.slow
-def test_what_a_run_fails_of_is_told_in_its_words(plain, tmp_path):
-    from ecoflap.core.recipe.load import parse_recipe
-    from ecoflap.core.registry.registry import load_registry
+@pytest.fixture
+def recipe(plain):
+    return parse_recipe(plain(), registry=load_registry())
 
-    recipe = parse_recipe(plain(), registry=load_registry())
-    (tmp_path / "run").write_text("a file")
-    said = Runners(SweepRequest("any", processes=1)).run(recipe, RunFolder(tmp_path / "run").path)
-    assert said == f"{tmp_path / 'run'} is a file; a run needs a folder. Name another one with --folder"
+
+@pytest.mark.slow
+def test_what_a_run_fails_of_is_told_in_its_words(recipe, tmp_path):
+    folder = RunFolder(tmp_path / "ecoflap: 1").path
+    folder.write_text("a file")
+    said = Runners(SweepRequest("any", processes=1)).run(recipe, folder)
+    assert said == f"{folder} is a file; a run needs a folder. Name another one with --folder"
+
+
+@pytest.fixture
+def running(recipe, tmp_path, monkeypatch):
+    """Has Python replaced by a script, which knows the name of the file in which a run says what it failed of."""
+
+    def running(script):
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\nwhile [ $1 != --failure ]; do shift; done\nfailure=$2\n{script}\n")
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+        return Runners(SweepRequest("any", processes=1)).run(recipe, tmp_path / "run")
+
+    return running
+
+
+@pytest.mark.parametrize(
+    ("script", "failure", "passed_on"),
+    [
+        ("exit 0", "", ""),
+        ("echo loud >&2; printf 'no ecoflap: here' > $failure; exit 2", "no ecoflap: here", ""),
+        ("echo Traceback >&2; printf 'ValueError: x' > $failure; exit 1", "ValueError: x", "Traceback\n"),
+        ("echo killed >&2; exit 3", "killed", ""),
+        ("kill -9 $$", "it ended with code -9", ""),
+    ],
+)
+def test_what_a_process_ended_of_is_told_and_its_traceback_passed_on(running, capsys, script, failure, passed_on):
+    assert running(script) == failure
+    assert capsys.readouterr().err == passed_on

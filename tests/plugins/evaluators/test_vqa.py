@@ -127,6 +127,19 @@ def test_measures_by_kind():
         found([samples[0], replace(samples[1], kind=None), samples[2]], lines, by="kind")
 
 
+def test_a_kind_that_the_data_call_as_another_measure_is_called_is_told_apart_from_it():
+    kinds = ("ended", "kind ended", "kind of animal")
+    samples = [ask(f"q{number}", "yes", kind=kind) for number, kind in enumerate(kinds)]
+    lines = {"q0": "yes", "q1": "no", "q2": "yes…"}
+    assert {name: m.value for name, m in found(samples, lines, by="kind").items()} == {
+        "vqa": pytest.approx(2 / 3),
+        "vqa ended": pytest.approx(2 / 3),
+        "vqa kind ended": 1,
+        "vqa kind kind ended": 0,
+        "vqa kind of animal": 1,
+    }
+
+
 def test_what_samples_lack_is_told_before_the_first_text():
     samples = [ask("q", "w1"), ask("q"), Sample(answers=("w1",)), *[ask("q", " ")] * 6]
     data, parrot = Given(samples), Parrot({"q": "w1"})

@@ -173,6 +173,21 @@ def test_named_sets_without_open_clip(monkeypatch: pytest.MonkeyPatch):
     assert told.endswith("are open_clip's: pip install 'ecoflap[clip]', or write them out.")
 
 
+def test_the_data_say_themselves_what_is_wrong_with_them_and_all_else_is_said(monkeypatch: pytest.MonkeyPatch):
+    @dataclass(frozen=True)
+    class Broken(Given):
+        def classes(self) -> tuple[str, ...] | None:
+            raise DataError("zero_shot: is what this error begins with")
+
+    def odd(name: str) -> tuple[str, ...]:
+        raise DataError("odd", "and even")
+
+    assert list(ZeroShot(Broken(), NAMES).problems(context())) == []
+    monkeypatch.setattr("ecoflap.plugins.evaluators.zero_shot.templates_named", odd)
+    told = [*ZeroShot(Broken(), ("cat",), "openai_imagenet").problems(context())]
+    assert told == ["odd", "and even", "zero_shot: there are 1 classes; at least two are needed."]
+
+
 def test_nothing_is_fetched_for_a_plan():
     @dataclass(frozen=True)
     class Far(Given):

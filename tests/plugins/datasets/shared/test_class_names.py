@@ -140,6 +140,7 @@ def test_numbers_have_no_names(index, picture, read):
     [
         ("", "names.txt", "names no class."),
         ("a\tb\na\tc\n", "names.txt", "names 'a' twice."),
+        ("{", "names.json", "{} is not JSON"),
         ({"0": "a", "2": "b"}, "names.json", "the numbers in {} are not those from 0 to 1."),
         ({"0": ["a"]}, "names.json", "is neither a list of names, nor an object of names by folder"),
         ({"a": 1}, "names.json", "is neither a list of names"),
