@@ -154,12 +154,15 @@ class RefinerOptions(PartOptions):
         that has no sub-blocks. Each is judged, and undone, by itself.
     :cvar inside: Whether a refiner of whole blocks looks at their ``subblocks`` and ``objectives_inside``, so that what
         sub-blocks of the dense model gave is recorded for it.
+    :cvar dense_weights: Whether a refiner of blocks looks at ``dense_weights``, so that a block's matrices as they were
+        before anything was pruned are held beside it.
     """
 
     scope: Literal["block", "model"] = "block"
     target: Literal["dense", "own"] = "dense"
     each: Literal["block", "subblock"] = "block"
     inside: bool = False
+    dense_weights: bool = False
 
     def gentler(self) -> Any:
         """Give a refiner of smaller steps, which is tried where this one made it worse; None, the default, for

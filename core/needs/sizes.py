@@ -139,13 +139,16 @@ def bytes_remembered(prepared: Prepared) -> list[int]:
 
 
 def bytes_of_refining(prepared: Prepared) -> int:
-    """Give the bytes of what a refiner holds: four numbers a weight by Adam, of a block or of the whole model.
+    """Give the bytes of what a refiner holds: four numbers a weight by Adam, of a block or of the whole model,
+    and what the block was, where one looks at that.
 
     The activations of the batch that is trained on come on top: they depend on how the model's library computes them.
     """
     if prepared.model_refiners:
         return 16 * prepared.size + 4 * (parameters_of(prepared) - prepared.size)
-    return 16 * largest_block(prepared.anatomy) if any(prepared.block_refiners.values()) else 0
+    refiners = [one for of_tower in prepared.block_refiners.values() for one in of_tower]
+    dense = bytes_of_weight(prepared) if any(one.options.dense_weights for one in refiners) else 0
+    return (16 + dense) * largest_block(prepared.anatomy) if refiners else 0
 
 
 def bytes_of_steps(prepared: Prepared) -> int:

@@ -33,19 +33,9 @@ from ecoflap.core.pruning.pruner_answer import what_is_wrong
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView
+from ecoflap.core.refining.dense_block import DenseBlock
 from ecoflap.core.refining.refine import refine_block
 from ecoflap.core.refining.subblocks import Hidden, Inside, by_batch, hidden_of, outputs_inside, subblocks_of
-
-
-class _Targets(NamedTuple):
-    """Holds what a block is held against, by batch.
-
-    :param outputs: What it returned while it was dense, call by call.
-    :param inside: What its sub-blocks returned then; empty mappings where nobody asks.
-    """
-
-    outputs: list[Hidden]
-    inside: list[Inside]
 
 
 class _Outcome(NamedTuple):
@@ -192,9 +182,9 @@ class BlockwisePruning:
             for layer in layers:
                 _take_over(layer, finished[layer.name], masks, is_held=self.shards is not None)
         else:
-            targets = self._targets(index, layers, inside)
+            dense = self._dense(index, layers, inside)
             changed = self._prune(index, layers, masks)
-            changed = list(layers) if self._refine(index, layers, masks, targets) else changed
+            changed = list(layers) if self._refine(index, layers, masks, dense) else changed
             self._files.write(index, block, masks, layers, changed)
 
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
@@ -282,42 +272,51 @@ class BlockwisePruning:
         notes.update(outcome.notes)
         self.emit(outcome.done)
 
-    def _targets(self, index: int, layers: Sequence[Layer], inside: Sequence[Inside]) -> dict[str, _Targets]:
-        """Give what the block that is to be pruned returns while it is dense, for each target that a refiner asks for.
+    def _dense(self, index: int, layers: Sequence[Layer], inside: Sequence[Inside]) -> dict[str, DenseBlock]:
+        """Give what the block that is to be pruned is and returns, for each target that a refiner asks for.
 
         :param inside: What its sub-blocks returned in the dense model, call by call.
         """
         block, numbers = self.replay.blocks[index], self.replay.own
         wanted = {refiner.options.target for refiner in self._refiners(index)}
-        targets = {}
+        weights = self._weights_for_refiners(index, layers)
+        found = {}
         if "own" in wanted:
             with self._as_dense(index), self._seen_inside(index, layers, "own") as seen:
                 calls = (self.replay.calls_of(index, number) for number in numbers)
                 hidden = [self.replay.kept([hidden_of(block.name, call.output) for call in one]) for one in calls]
-            targets["own"] = self._of_all(block, hidden, seen)
+            found["own"] = self._of_all(block, hidden, seen, weights)
         if "dense" in wanted:
             assert self.dense is not None  # it is made where any refiner asks for it
             outputs = map(self.dense.recorded, numbers)
             hidden = [[hidden_of(block.name, output) for output in batch] for batch in outputs]
-            targets["dense"] = self._of_all(block, hidden, inside)
-        return targets
+            found["dense"] = self._of_all(block, hidden, inside, weights)
+        return found
 
-    def _of_all(self, block: Block, hidden: Sequence[Hidden], seen: Sequence[Inside]) -> _Targets:
+    def _weights_for_refiners(self, index: int, layers: Sequence[Layer]) -> dict[str, Tensor]:
+        """Copy a block's matrices as they were before the first round, where a refiner looks at them."""
+        if not any(refiner.options.dense_weights for refiner in self._refiners(index)):
+            return {}
+        with self._as_dense(index):
+            return {layer.name: layer.weight.detach().clone() for layer in layers}
+
+    def _of_all(
+        self, block: Block, hidden: Sequence[Hidden], seen: Sequence[Inside], weights: Mapping[str, Tensor]
+    ) -> DenseBlock:
         """Give the hidden states of all batches, kept as the record is, from those of this process' own."""
         inside = by_batch(seen, block.calls or 1) if seen else [{} for _ in hidden]
         mine = dict(zip(self.replay.own, zip(hidden, inside, strict=True), strict=True))
         found = self.replay.ranks.gather_each(mine, len(self.replay.batches), self.replay.kept)
-        return _Targets([outputs for outputs, _ in found], [each for _, each in found])
+        return DenseBlock([outputs for outputs, _ in found], [each for _, each in found], weights)
 
-    def _refine(self, index: int, layers: Sequence[Layer], masks: PackedMasks, targets: Mapping[str, _Targets]) -> bool:
+    def _refine(self, index: int, layers: Sequence[Layer], masks: PackedMasks, dense: Mapping[str, DenseBlock]) -> bool:
         """Let the refiners of a pruned block train its kept weights; say whether any of them did."""
         oriented = {layer.name: layer.oriented(masks[layer.name]) for layer in layers}
         done: list[Refined] = []
         refiners = self._refiners(index)
         replay = self.replay.with_all_batches() if refiners else self.replay
         for refiner in refiners:
-            outputs, inside = targets[refiner.options.target]
-            view = BlockView(replay, index, layers, oriented, outputs, self.replay.ranks, inside)
+            view = BlockView(replay, index, layers, oriented, dense[refiner.options.target], self.replay.ranks)
             with view.opened():
                 done += refine_block(view, refiner, self.emit)
         return any(one.is_kept for one in done)

@@ -19,17 +19,17 @@ from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.walk import BlockCall, tensors_in
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
+from ecoflap.core.refining.dense_block import DenseBlock
 from ecoflap.core.refining.hidden_view import HiddenView
 from ecoflap.core.refining.subblock_view import SubBlockView
-from ecoflap.core.refining.subblocks import Hidden, Inside, SubBlock, inputs_of, outputs_inside, subblocks_of
+from ecoflap.core.refining.subblocks import Inside, SubBlock, inputs_of, outputs_inside, subblocks_of
 
 
 class BlockView(HiddenView):
     """One pruned block, for as long as :meth:`opened` lasts.
 
     :param replay: Of all batches, for this process alone.
-    :param targets: By batch, what the dense block returned, call by call.
-    :param inside: By batch, what the dense block's sub-blocks returned; empty where no refiner asks for it.
+    :param dense: What it was and gave before it was pruned.
     :param ranks: The processes that refine the block together.
     """
 
@@ -39,15 +39,15 @@ class BlockView(HiddenView):
         index: int,
         layers: Sequence[Layer],
         masks: Mapping[str, Bool[Tensor, "out in"]],
-        targets: Sequence[Hidden],
+        dense: DenseBlock,
         ranks: Ranks = ALONE,
-        inside: Sequence[Inside] = (),
     ) -> None:
-        super().__init__(replay, replay.blocks[index], layers, masks, targets, ranks)
+        super().__init__(replay, replay.blocks[index], layers, masks, dense.outputs, ranks)
+        self.dense_weights = dense.weights
         self._calls = [
             [replace(call, output=None) for call in replay.calls_of(index, n)] for n in range(len(replay.batches))
         ]
-        self.subblocks = self._subblocks(inside)
+        self.subblocks = self._subblocks(dense.inside)
         """Its sub-blocks, in the order they run; none where it is trained as a whole, or nobody asks for them."""
 
     @contextmanager
@@ -83,7 +83,9 @@ class BlockView(HiddenView):
             targets = [each[one.block.name] for each in inside]
             # A view that held this one would keep what it holds in memory until Python looks for circles.
             calls_in = partial(BlockView._calls_inside, proxy(self), one.block.module)
-            views.append(SubBlockView(self._replay, one, self.masks, targets, calls_in, self.ranks))
+            view = SubBlockView(self._replay, one, self.masks, targets, calls_in, self.ranks)
+            view.dense_weights = {name: self.dense_weights[name] for name in view.masks if name in self.dense_weights}
+            views.append(view)
         return tuple(views) if all(view.is_of_tokens() for view in views) else ()
 
     @torch.no_grad()

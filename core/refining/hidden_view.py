@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ class HiddenView(RefinedView):
 
     _calls: Sequence[Sequence[BlockCall]] = ()
     """By batch, the calls with what was given; each has the number of the block's call that it is, or is inside of."""
+
+    dense_weights: Mapping[str, Float[Tensor, "out in"]] = MappingProxyType({})
+    """By the layer's name, what it was before anything was pruned; empty where no refiner has ``dense_weights``."""
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import torch
 from ecoflap import Anatomy, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.refining.block_view import BlockView
+from ecoflap.core.refining.dense_block import DenseBlock
 from ecoflap.core.refining.subblocks import by_batch, hidden_of, outputs_inside, subblocks_of
 
 ADAPTER = LlamaAdapter()
@@ -36,6 +37,7 @@ class Case:
         streams = Replay(model, ADAPTER, self.batches, anatomy=self.anatomy)
         numbers = range(len(self.batches))
         self.masks = {}
+        self.weights = {layer.name: layer.weight.detach().clone() for _, layer in self.anatomy.layers()}
         for index in (0, 1):
             block = self.anatomy.blocks[index]
             found = subblocks_of(block, self.anatomy.layers_of[block.name])
@@ -54,7 +56,7 @@ class Case:
 
     def seen(self, inside):
         """A view of the block, in whose sub-blocks the dense model gave this."""
-        return BlockView(self.replay, 1, self.layers, self.masks, self.targets, inside=inside)
+        return BlockView(self.replay, 1, self.layers, self.masks, DenseBlock(self.targets, inside, self.weights))
 
     def prune(self, index):
         for layer in self.anatomy.layers_of[self.anatomy.blocks[index].name]:

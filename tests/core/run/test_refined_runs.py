@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from killing import in_a_fork
+from safetensors.torch import load_file
 
 import ecoflap
 from ecoflap.core.contracts.events import Progress, Refined, StageStarted
@@ -58,6 +59,40 @@ def test_a_run_killed_between_two_sub_blocks_does_their_block_again(plain, lasti
     assert lasting(folder) == lasting(whole.folder)
     names = [f"model.layers.{number}.{part}" for number in range(3) for part in ("self_attn", "mlp")]
     assert [one.name for one in report.refined] == [one.name for one in whole.report.refined] == names
+
+
+class LooksAtDenseWeights:
+    """A refiner of somebody else, which holds on to what the matrices were."""
+
+    dense_weights = True
+    seen: ClassVar[dict[str, torch.Tensor]] = {}
+
+    def __init__(self, each="block"):
+        self.each = each
+
+    def __call__(self, view):
+        assert set(view.dense_weights) == set(view.masks)
+        self.seen.update({name: weight.clone() for name, weight in view.dense_weights.items()})
+
+
+@pytest.mark.parametrize("keys", [{}, {"rounds": 2}, {"sequential": True, "prune": "wanda"}])
+@pytest.mark.parametrize("each", ["block", "subblock"])
+def test_a_refiner_of_blocks_may_look_at_the_dense_weights(plain, pico, tmp_path, monkeypatch, keys, each):
+    monkeypatch.setattr(LooksAtDenseWeights, "seen", {})
+    recipe = plain(score=None, export=None, refine={"use": LooksAtDenseWeights, "each": each}, **keys)
+    ecoflap.run(recipe, folder=tmp_path / "run")
+    dense = load_file(pico / "model" / "model.safetensors")
+    seen = LooksAtDenseWeights.seen
+    assert len(seen) == 7 * 3
+    assert all(torch.equal(weight, dense[name]) for name, weight in seen.items())
+
+
+def test_dense_weights_are_held_for_those_that_ask_alone(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(LooksAtDenseWeights, "seen", {})
+    monkeypatch.setattr(LooksAtDenseWeights, "dense_weights", False)
+    monkeypatch.setattr(LooksAtDenseWeights, "__call__", lambda self, view: self.seen.update(view.dense_weights))
+    ecoflap.run(plain(score=None, export=None, refine={"use": LooksAtDenseWeights}), folder=tmp_path / "run")
+    assert LooksAtDenseWeights.seen == {}
 
 
 class LooksInside:
