@@ -1,7 +1,6 @@
 """The fine step: walk the model block by block, each block seeing the already pruned ones before it."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -335,13 +334,13 @@ class BlockwisePruning:
 def by_input(layers: Sequence[Layer], seen: Observed) -> list[list[Layer]]:
     """Group a block's layers that share an input, in the order they run.
 
-    Of experts, whose inputs are each one's own, those are a group that are the same matrix of all of them.
+    Of experts, whose inputs are each one's own, those are a group that are the same matrix of all of them: parts of one
+    parameter, or what the adapter calls one matrix.
     """
-    groups: dict[str, list[Layer]] = {}
+    groups: dict[Hashable, list[Layer]] = {}
     for layer in layers:
-        routed = layer.layout == "routed"
-        key = re.sub(r"\d+", "", layer.name) if routed else seen.inputs[layer.name]
-        groups.setdefault(key, []).append(layer)
+        of_experts = layer.of_experts or (layer.module, layer.attribute)
+        groups.setdefault(of_experts if layer.layout == "routed" else seen.inputs[layer.name], []).append(layer)
     return list(groups.values())
 
 
