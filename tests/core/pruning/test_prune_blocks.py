@@ -285,6 +285,19 @@ def test_with_sequential_an_input_that_layers_share_is_summed_once(step, monkeyp
     assert Counted.calls == len(fine.replay.blocks) * 4
 
 
+def test_with_sequential_masks_lie_in_the_order_of_layers_as_those_of_a_run_that_goes_on(step):
+    """By name o stands among q, k and v, which share their input."""
+
+    def masks():
+        fine, _ = step(Wanda())
+        anatomy = fine.replay.anatomy
+        by_name = {block: sorted(layers, key=lambda layer: layer.name) for block, layers in anatomy.layers_of.items()}
+        fine.replay.anatomy = replace(anatomy, layers_of={block: tuple(layers) for block, layers in by_name.items()})
+        return replace(fine, sequential=True)()
+
+    assert list(masks()) == list(masks())
+
+
 def test_experts_are_grouped_by_what_the_adapter_says_of_them_and_never_by_their_names():
     """A number may tell one matrix of an expert from another as well as one expert from another."""
     packed, own = nn.Module(), [nn.Linear(4, 4, bias=False) for _ in range(6)]
