@@ -1,5 +1,6 @@
 """Make the layers of a block of the products that were seen in it."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -63,9 +64,7 @@ def layers_seen(
                 left_out[use.parameter] = reason
             elif use.parameter not in own:
                 yield from _routed(model, use, experts) or [_layer(model, use, part, run, towers, texts)]
-    for name, transposed in own.items():
-        path, _, attribute = name.rpartition(".")
-        yield Layer(name, model.get_submodule(path), attribute, layout="routed", transposed=transposed)
+    yield from own.values()
     for name, parameter in model.get_submodule(block).named_parameters():
         whole = f"{block}.{name}"
         is_seen = whole in own or whole in {used for used, _ in seen}
@@ -75,27 +74,33 @@ def layers_seen(
             left_out.setdefault(whole, BIAS if "bias" in name else unused)
 
 
-def _own_experts(model: nn.Module, block: str, runs: Sequence[Run]) -> dict[str, bool]:
-    """Find the matrices of experts that are modules of their own, and whether each holds ``[in, out]``.
+def _own_experts(model: nn.Module, block: str, runs: Sequence[Run]) -> dict[str, Layer]:
+    """Make the layers of experts that are modules of their own, the matrices of an expert in the order they run.
 
-    Of several that are called alike but for a number, some are given no token, or do not run, where a router chose
-    others: nothing else tells experts from any list of modules.
+    Of several that are called alike but for one number, some are given no token, or do not run, where a router chose
+    others: nothing else tells experts from any list of modules, nor an expert's number from that of its ``w2``.
     """
-    rows: dict[str, int] = {}
-    transposed: dict[str, bool] = {}
-    for use in (use for run in runs for use in run.uses):
-        rows[use.parameter] = max(rows.get(use.parameter, 0), prod(use.shape[:-1]))
-        transposed.setdefault(_without_numbers(use.parameter), use.transposed)
+    uses = [use for run in runs for use in run.uses]
+    reached = {use.parameter for use in uses if prod(use.shape[:-1])}
     alike: dict[str, list[str]] = {}
-    for name, parameter in model.get_submodule(block).named_parameters():
-        if parameter.ndim == 2:
-            alike.setdefault(_without_numbers(f"{block}.{name}"), []).append(f"{block}.{name}")
-    idle = (key for key in transposed.keys() & alike.keys() if not all(map(rows.get, alike[key])))
-    return {name: transposed[key] for key in sorted(idle) for name in alike[key]}
+    for name, parameter in model.get_submodule(block).named_parameters(prefix=block):
+        for key in _but_for_a_number(name) if parameter.ndim == 2 else ():
+            alike.setdefault(key, []).append(name)
+    own: dict[str, Layer] = {}
+    for use in (use for use in uses if use.parameter in reached):
+        keys = (key for key in _but_for_a_number(use.parameter) if not reached.issuperset(alike.get(key, ())))
+        key = next(keys, "")
+        for name in alike.get(key, ()):
+            path, _, attribute = name.rpartition(".")
+            module = model.get_submodule(path)
+            layer = Layer(name, module, attribute, layout="routed", transposed=use.transposed, of_experts=key)
+            own.setdefault(name, layer)
+    return own
 
 
-def _without_numbers(name: str) -> str:
-    return "".join(letter for letter in name if not letter.isdigit())
+def _but_for_a_number(name: str) -> list[str]:
+    """Give a name with each of its numbers left out in turn, the last one first."""
+    return [f"{name[: at.start()]}*{name[at.end() :]}" for at in reversed([*re.finditer(r"\d+", name)])]
 
 
 def _routed(model: nn.Module, use: Use, experts: Sequence[Part]) -> list[Layer]:

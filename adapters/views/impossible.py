@@ -5,7 +5,6 @@ more for a longer one, would be right at the example's length and silently wrong
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -17,6 +16,9 @@ from ecoflap.core.contracts.records import View
 TIMES = (40, 20, 8, 5, 2)
 """By how much a text is made longer, the most that runs: from 8 tokens to more than 256, which is as long as a chunk
 gets into which models cut a text."""
+NO_SUCH_LENGTH = (IndexError, RuntimeError, ValueError)
+"""What a model raises that ran on an example and reads no text of another length, as where it has fewer positions than
+its configuration says: a position that is not there, shapes that do not fit, or what its own code says of it."""
 WITH_PAST = "_with_past"
 CHANGING = "its rotary positions are other ones once a text is long (rope_type: dynamic), and a file holds one kind"
 COMPLEX = "it computes with complex numbers, as for rotary positions, which TorchScript files hold and ONNX has none of"
@@ -45,12 +47,19 @@ def _why_not(view: View, exporter: str, most: int | None) -> str:
     try:
         short = _watched(view, 1)
     except Exception as error:  # whatever a model does with what is not for it
-        return f"it does not run on an example: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"it does not run on an example: {_in_short(error)}"
     if short.loops_over_found:
         return CHOOSING
     if short.has_complex and exporter == "onnx":
         return COMPLEX
-    return _of_longer(view, short, most) or _of_filling(view, short)
+    try:
+        return _of_longer(view, short, most) or _of_filling(view, short)
+    except Exception as error:  # what a model does at another length only may be anything
+        return f"whether a file of it is right for texts of other lengths could not be checked: {_in_short(error)}"
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _of_longer(view: View, short: WithoutProducts, most: int | None) -> str:
@@ -58,17 +67,19 @@ def _of_longer(view: View, short: WithoutProducts, most: int | None) -> str:
         if most is None or times * _length(view) <= most:
             try:
                 return _of_lengths(short, _watched(view, times), times)
-            except Exception:  # there may be fewer positions than the configuration says
+            except NO_SUCH_LENGTH:
                 continue
     return ""
 
 
 def _of_filling(view: View, short: WithoutProducts) -> str:
     """Say so where a text of one token less is padded otherwise; a step with a cache runs what a text does."""
-    with suppress(Exception):  # a text may have to be as long as the example's
-        if not view.name.endswith(WITH_PAST) and _watched(view, 1, less=1).pads != short.pads:
-            return FILLING
-    return ""
+    if view.name.endswith(WITH_PAST):
+        return ""
+    try:
+        return "" if _watched(view, 1, less=1).pads == short.pads else FILLING
+    except NO_SUCH_LENGTH:
+        return ""
 
 
 def _of_lengths(short: WithoutProducts, long: WithoutProducts, times: int) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, wraps
-from inspect import isfunction
+from inspect import getattr_static, isfunction
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -10,6 +10,12 @@ from ecoflap.core.contracts.blame import PartError, blaming
 
 LARGEST = 2**63 - 1
 """The largest whole number that a part may answer: that of 64 bits, which files and libraries can hold."""
+_ABSENT = object()
+
+
+def has_member(part: Any, name: str) -> bool:
+    """Say whether a part has a member, also one whose code raises; a part may find members as it is asked for them."""
+    return getattr_static(part, name, _ABSENT) is not _ABSENT or hasattr(part, name)
 
 
 def checking(declared: Any, name: str, part: Any) -> Any:
@@ -18,17 +24,20 @@ def checking(declared: Any, name: str, part: Any) -> Any:
     What may be iterated over once is read at once, so that it raises, if it does, where the part is asked.
 
     :param declared: The class of options that has the member.
-    :raises AttributeError: Where the part lacks it.
+    :raises PartError: Where it is a property whose code raises what is no error of users.
     """
-    own, wanted = getattr(part, name), _answer_of(declared, name)
-    if wanted is None or not callable(own):
-        return own
     kind = declared.__name__.removesuffix("Options").lower()
     whose = part.__name__ if isinstance(part, type) else type(part).__name__
+    asking = f"the {kind} {whose}, asked for its {name},"
+    with blaming(asking):
+        own = getattr(part, name)
+    wanted = _answer_of(declared, name)
+    if wanted is None or not callable(own):
+        return own
 
     @wraps(own)
     def asked(*given: Any, **named: Any) -> Any:
-        with blaming(f"the {kind} {whose}, asked for its {name},"):
+        with blaming(asking):
             answer = own(*given, **named)
             kinds = [get_origin(one) for one in (wanted, *get_args(wanted))]
             if Iterable in kinds and isinstance(answer, Iterable) and not isinstance(answer, str | bytes):
@@ -37,7 +46,7 @@ def checking(declared: Any, name: str, part: Any) -> Any:
                 answer = list(answer)
         if not is_of(answer, wanted):
             wants = f"and is to answer {_written(wanted)}. docs/hooks.md says what a part may have."
-            raise PartError(f"the {kind} {whose}, asked for its {name}, answered {shown(answer)}, {wants}")
+            raise PartError(f"{asking} answered {shown(answer)}, {wants}")
         return answer
 
     return asked

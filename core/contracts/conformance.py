@@ -9,7 +9,8 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ecoflap.core.contracts.abilities import ABILITIES, offers
-from ecoflap.core.contracts.answers import LARGEST, checking, shown
+from ecoflap.core.contracts.answers import LARGEST, checking, has_member, shown
+from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.contracts.options import PartOptions
 from ecoflap.core.contracts.protocols import ComparingEvaluator, GradientStatistic, LossStatistic, Statistic
@@ -24,18 +25,28 @@ _NEAR, _NEAR_PARAMETER = 0.8, 0.9
 def options_of(declared: type[Options], part: Any) -> Options:
     """Read a part's optional members, with the declared default for each that it lacks; answers are held to their type.
 
-    A member that is a property and raises an :class:`EcoflapError` keeps its default: the part's own ``problems`` says
-    what is wrong.
-
     :param declared: The class that declares them for the part's kind.
+    :raises PartError: Where a member's own code raises what is no error of users.
     """
     options = declared()
-    for name in _members(declared):
-        try:
-            setattr(options, name, checking(declared, name, part))
-        except (AttributeError, EcoflapError):
-            continue
+    for name, value in _given(declared, part):
+        setattr(options, name, value)
     return options
+
+
+def _given(declared: type[PartOptions], part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the optional members that a part has, by name.
+
+    One that is a property and raises an error of users is passed over: the part's own ``problems`` says what is wrong.
+    """
+    for name in _members(declared):
+        if has_member(part, name):
+            try:
+                yield name, checking(declared, name, part)
+            except PartError:
+                raise
+            except EcoflapError:
+                continue
 
 
 def contract_problems(kind: str, part: Any, parameters: Collection[str]) -> Iterator[str]:
@@ -43,6 +54,7 @@ def contract_problems(kind: str, part: Any, parameters: Collection[str]) -> Iter
 
     :param parameters: Names of the part's parameters, which may be called what they like.
     :raises RegistryError: Where there is no such kind.
+    :raises PartError: As :func:`options_of` does.
     """
     if kind not in KINDS:
         raise RegistryError(unknown("kind of part", kind, tuple(KINDS)))
@@ -200,12 +212,12 @@ def _is_number_of(name: str, other: str) -> bool:
 
 
 def _wrong_values(kind: str, part: Any) -> Iterator[str]:
-    for name, hint in get_type_hints(KINDS[kind].options).items():
-        try:
-            value = getattr(part, name)
-            _checker(hint).validate_python(value, strict=True)
-        except (AttributeError, EcoflapError):
+    hints = get_type_hints(KINDS[kind].options)
+    for name, value in _given(KINDS[kind].options, part):
+        if name not in hints:
             continue
+        try:
+            _checker(hints[name]).validate_python(value, strict=True)
         except ValidationError as error:
             detail = error.errors(include_url=False)[0]
             message = detail["msg"].replace("Input should be", "should be")

@@ -45,7 +45,7 @@ def check_adapter(
     :param own_loss: Computes of ``(model, batch)`` what the adapter's loss is held against, by the model's own forward
         and logits. By default it is what the model's forward makes of the adapter's ``own_inputs``.
     :return: The anatomy, with all the adapter names, and both losses. Where there is nothing to hold the loss against,
-        its ``notes`` say so.
+        or samples do not run alone, its ``notes`` say so.
     :raises ModelError: With everything that is wrong.
     """
     with blaming(f"the adapter {type(adapter).__name__}, taking the model apart,"):
@@ -54,17 +54,19 @@ def check_adapter(
         batch = adapter.collate(model, samples)
     replay = Replay(model, adapter, [batch], anatomy=anatomy)
     problems: list[str] = []
+    notes: list[str] = []
     try:
         loss, own = _compared(replay, own_loss, problems)
         problems += _walked(replay)
-        problems += _padding(replay, samples)
+        problems += _padding(replay, samples, notes)
         problems += _without_gradient(replay)
     except EcoflapError as error:
         problems += error.problems
     if problems:
         raise ModelError(*problems)
-    notes = () if own is not None else (UNCOMPARED,)
-    return CheckedAnatomy(anatomy.towers, anatomy.layers_of, loss, own, notes)
+    if own is None:
+        notes.append(UNCOMPARED)
+    return CheckedAnatomy(anatomy.towers, anatomy.layers_of, loss, own, tuple(notes))
 
 
 def _compared(replay: Replay, own_loss: OwnLoss | None, problems: list[str]) -> tuple[float, float | None]:
@@ -87,8 +89,10 @@ def _walked(replay: Replay) -> Iterator[str]:
         replay.advance(index)
 
 
-def _padding(replay: Replay, samples: Sequence[Sample]) -> Iterator[str]:
+def _padding(replay: Replay, samples: Sequence[Sample], notes: list[str]) -> Iterator[str]:
     """Say where padding was seen: samples alone have none, so their statistics must add up to those of the batch.
+
+    Where samples do not run alone, as the last block's in a loss over pairs, which block that is is added to the notes.
 
     In float32: a product in bfloat16 is rounded another way for another number of tokens, on a CPU without such
     arithmetic by more than padding might change.
@@ -98,8 +102,10 @@ def _padding(replay: Replay, samples: Sequence[Sample]) -> Iterator[str]:
     for index in range(len(alone.blocks)):
         try:
             ours, theirs = (_norms(walk, index) for walk in (together, alone))
-        except DataError:
-            return  # the last block needs the whole forward, and a contrastive loss takes no sample alone
+        except DataError as error:
+            at = alone.blocks[index].name
+            notes.append(f"from {at} on nothing says whether padding is seen, for a sample alone is refused: {error}")
+            return
         for name, squared in theirs.items():
             if not torch.allclose(squared, ours[name], rtol=1e-3):
                 yield f"{name}: its inputs are others in a padded batch than alone; tokens() or a mask is wrong"

@@ -61,6 +61,8 @@ class Layer:
     :param layout: How its input is laid out before the last axis.
     :param part: Which part of the parameter it is; None for all of it.
     :param transposed: Whether the model holds it as ``[in, out]``, as GPT-2 does.
+    :param of_experts: What the same matrix of all experts is called, ``experts.*.w1.weight``, where each expert has
+        modules of its own; parts of one parameter are known by that.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Layer:
     layout: Layout = "batch token"
     part: Part | None = None
     transposed: bool = False
+    of_experts: str = ""
 
     @property
     def parameter(self) -> nn.Parameter:

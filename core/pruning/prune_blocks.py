@@ -1,7 +1,6 @@
 """The fine step: walk the model block by block, each block seeing the already pruned ones before it."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
@@ -10,7 +9,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ecoflap.core.budget.select import is_nonzero, kept_only, same_bits
@@ -27,7 +26,7 @@ from ecoflap.core.forward.statistics import Gram
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within
-from ecoflap.core.pruning.masks import PackedMasks, pack
+from ecoflap.core.pruning.masks import PackedMasks, pack, unpack
 from ecoflap.core.pruning.plan import Plan, PlannedLayer
 from ecoflap.core.pruning.pruner_answer import what_is_wrong
 from ecoflap.core.pruning.shards import Shards
@@ -180,7 +179,9 @@ class BlockwisePruning:
         if self._files.is_there(index):
             finished = self._files.read(index, block, layers)
             for layer in layers:
-                _take_over(layer, finished[layer.name], masks, is_held=self.shards is not None)
+                _put(masks, layer, finished[layer.name].bits)
+                if self.shards is None:  # else its weights were taken up with the file
+                    _take_over(layer, finished[layer.name])
         else:
             dense = self._dense(index, layers, inside)
             changed = self._prune(index, layers, masks)
@@ -188,22 +189,37 @@ class BlockwisePruning:
             self._files.write(index, block, masks, layers, changed)
 
     def _prune(self, index: int, layers: Sequence[Layer], masks: PackedMasks) -> list[Layer]:
-        """Prune one block, and return the layers that are more than their mask on the old weight."""
+        """Prune one block, and return the layers that are more than their mask on the old weight.
+
+        Layers that share an input share what is noted of it: it is told of the first of them.
+        """
+        bits: dict[str, Tensor] = {}
         notes: set[str] = set()
         few: dict[str, str] = {}
-        changed: list[Layer] = []
+        changed: set[str] = set()
+        for layer, outcome in self._pruned(index, layers):
+            self._tell(layer, outcome, notes)
+            bits[layer.name] = outcome.layer.bits
+            notes.update(outcome.notes)
+            few |= {layer.name: outcome.few} if outcome.few else {}
+            changed |= {layer.name} if outcome.layer.weight is not None else set()
+        for layer in layers:
+            _put(masks, layer, bits[layer.name])
+        if few:
+            self.emit(Warned(warning_of_few({layer.name: few[layer.name] for layer in layers if layer.name in few})))
+        return [layer for layer in layers if layer.name in changed]
+
+    def _pruned(self, index: int, layers: Sequence[Layer]) -> Iterator[tuple[Layer, _Outcome]]:
+        """Prune the layers of a block, and yield what became of each as soon as that is known."""
         if self.sequential and any(map(_is_of_inputs, self._needs(index))):
             alike = self.replay.fed_alike(index, layers)
             self._warn_of_unfed(layers, alike)
             for group in by_input(layers, alike):
-                changed += self._prune_layers(index, group, self._seen(index, group), masks, notes, few)
+                yield from self._prune_layers(index, group, self._seen(index, group))
         else:
             seen = self._seen(index, layers)
             self._warn_of_unfed(layers, seen)
-            changed += self._prune_layers(index, layers, seen, masks, notes, few)
-        if few:
-            self.emit(Warned(warning_of_few({layer.name: few[layer.name] for layer in layers if layer.name in few})))
-        return changed
+            yield from self._prune_layers(index, layers, seen)
 
     def _seen(self, index: int, layers: Sequence[Layer]) -> Observed:
         """Take the statistics that a block's pruner asks for, with the block as it is now."""
@@ -213,37 +229,21 @@ class BlockwisePruning:
         with blaming(f"a statistic of the pruner {self.pruner_of[tower].use}"):
             return self.replay.observed(index, needs, layers, self.tokens_of.get(tower, "real"))
 
-    def _prune_layers(
-        self,
-        index: int,
-        layers: Sequence[Layer],
-        seen: Observed,
-        masks: PackedMasks,
-        notes: set[str],
-        few: dict[str, str],
-    ) -> list[Layer]:
-        """Prune some layers of a block, each by its owner, and return those that are more than their mask.
-
-        :param notes: What was noted of others of its layers. Layers that share an input share what is noted of it: it
-            is told of the first of them.
-        :param few: By the layer's name how many tokens its Gram matrix is of, where they are fewer than its inputs;
-            that of these layers is put to it.
-        """
+    def _prune_layers(self, index: int, layers: Sequence[Layer], seen: Observed) -> Iterator[tuple[Layer, _Outcome]]:
+        """Prune some layers of a block, each by its owner: own ones first, then those of the others are taken over."""
         ranks = self.replay.ranks
-        mine = [layer for layer in layers if seen.owners[layer.name] == ranks.rank]
-        pruned = {layer.name: self._prune_layer(index, layer, seen, notes) for layer in mine}
-        outcomes = {name: one for some in ranks.gather(pruned) for name, one in some.items()}
-        few.update((name, one.few) for name, one in outcomes.items() if one.few)
+        mine: dict[str, _Outcome] = {}
         for layer in layers:
-            outcome = outcomes[layer.name]
-            if layer.name in pruned:
-                masks.put(layer.name, outcome.layer.bits, tuple(layer.as_stored(layer.weight).shape))
-            else:
-                _take_over(layer, outcome.layer, masks, is_held=False)
-                self._tell(layer, outcome, notes)
-        return [layer for layer in layers if outcomes[layer.name].layer.weight is not None]
+            if seen.owners[layer.name] == ranks.rank:
+                mine[layer.name] = self._prune_layer(index, layer, seen)
+                yield layer, mine[layer.name]
+        outcomes = {name: one for some in ranks.gather(mine) for name, one in some.items()}
+        for layer in layers:
+            if layer.name not in mine:
+                _take_over(layer, outcomes[layer.name].layer)
+                yield layer, outcomes[layer.name]
 
-    def _prune_layer(self, index: int, layer: Layer, seen: Observed, notes: set[str]) -> _Outcome:
+    def _prune_layer(self, index: int, layer: Layer, seen: Observed) -> _Outcome:
         """Prune one layer in place."""
         pruner = self.pruner_of[self.replay.blocks[index].tower]
         started = perf_counter()
@@ -262,14 +262,12 @@ class BlockwisePruning:
         finished = FinishedLayer(pack(layer.as_stored(pruned.mask)), layer.weight.data if more else None)
         done = LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started)
         few = next((few_tokens(one) for one in statistics.values() if isinstance(one, Gram)), None)
-        outcome = _Outcome(finished, pruned.notes, done, few)
-        self._tell(layer, outcome, notes)
-        return outcome
+        return _Outcome(finished, pruned.notes, done, few)
 
-    def _tell(self, layer: Layer, outcome: _Outcome, notes: set[str]) -> None:
-        for note in [note for note in outcome.notes if note not in notes]:
+    def _tell(self, layer: Layer, outcome: _Outcome, told: Container[str]) -> None:
+        """Tell that a layer was pruned, and what was noted of it that is not told yet."""
+        for note in [note for note in outcome.notes if note not in told]:
             self.emit(Warned(f"{layer.name}: {note}"))
-        notes.update(outcome.notes)
         self.emit(outcome.done)
 
     def _dense(self, index: int, layers: Sequence[Layer], inside: Sequence[Inside]) -> dict[str, DenseBlock]:
@@ -335,13 +333,13 @@ class BlockwisePruning:
 def by_input(layers: Sequence[Layer], seen: Observed) -> list[list[Layer]]:
     """Group a block's layers that share an input, in the order they run.
 
-    Of experts, whose inputs are each one's own, those are a group that are the same matrix of all of them.
+    Of experts, whose inputs are each one's own, those are a group that are the same matrix of all of them: parts of one
+    parameter, or what the adapter calls one matrix.
     """
-    groups: dict[str, list[Layer]] = {}
+    groups: dict[Hashable, list[Layer]] = {}
     for layer in layers:
-        routed = layer.layout == "routed"
-        key = re.sub(r"\d+", "", layer.name) if routed else seen.inputs[layer.name]
-        groups.setdefault(key, []).append(layer)
+        of_experts = layer.of_experts or (layer.module, layer.attribute)
+        groups.setdefault(of_experts if layer.layout == "routed" else seen.inputs[layer.name], []).append(layer)
     return list(groups.values())
 
 
@@ -350,16 +348,15 @@ def _is_of_inputs(need: type[Any]) -> bool:
     return not issubclass(need, GradientStatistic | LossStatistic)
 
 
-def _take_over(layer: Layer, finished: FinishedLayer, masks: PackedMasks, *, is_held: bool) -> None:
-    """Give a layer the mask and the weight that another process has found.
+def _put(masks: PackedMasks, layer: Layer, bits: UInt8[Tensor, "bytes"]) -> None:
+    masks.put(layer.name, bits, tuple(layer.as_stored(layer.weight).shape))
 
-    :param is_held: Whether it has the weight already.
-    """
-    masks.put(layer.name, finished.bits, tuple(layer.as_stored(layer.weight).shape))
-    if is_held:
-        return
-    old, mask = layer.weight.data, layer.oriented(masks[layer.name]).to(layer.weight.device)
-    old.copy_(kept_only(old, mask) if finished.weight is None else finished.weight)
+
+def _take_over(layer: Layer, finished: FinishedLayer) -> None:
+    """Give a layer the weight that another process has found."""
+    old = layer.weight.data
+    mask = layer.oriented(unpack(finished.bits, tuple(layer.as_stored(old).shape)))
+    old.copy_(kept_only(old, mask.to(old.device)) if finished.weight is None else finished.weight)
 
 
 def pruned_layer(

@@ -34,6 +34,16 @@ def test_all_of_them_are_layers_whichever_ran_when_the_model_was_watched(model: 
     assert routed == {name for name, _ in model.named_parameters() if ".experts." in name}
 
 
+def test_each_says_which_matrix_of_experts_it_is(model: nn.Module):
+    adapter = Seq2SeqLMAdapter()
+    for tower, at in zip(adapter.towers(model)[:2], (1, 2), strict=True):
+        block = tower.blocks[1].name
+        found = [layer for layer in adapter.layers(tower.blocks[1]) if layer.layout == "routed"]
+        names = [f"{block}.layer.{at}.mlp.experts.expert_*.{own}.weight" for own in ("wi", "wo")]
+        assert [layer.of_experts for layer in found] == [name for name in names for _ in range(4)]
+        assert [layer.name for layer in found[:4]] == [names[0].replace("*", str(number)) for number in range(4)]
+
+
 def test_what_they_read_is_what_hooks_see_in_texts_without_padding(model: nn.Module):
     adapter = Seq2SeqLMAdapter()
     expected: dict[str, Tensor] = {}

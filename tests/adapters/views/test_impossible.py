@@ -82,6 +82,19 @@ class Failing(Reading):
         raise ValueError("no such thing")
 
 
+class Branching(Reading):
+    """Goes another way for a text of another length than the example's, on which it fails without weights."""
+
+    def __init__(self, error: type[Exception], lengths: range) -> None:
+        super().__init__()
+        self.error, self.lengths = error, lengths
+
+    def mixed(self, hidden: Tensor) -> Tensor:
+        if hidden.shape[1] in self.lengths:
+            raise self.error("no such thing")
+        return hidden
+
+
 def view_of(module: nn.Module, name: str = "decoder") -> View:
     def made(example: Example) -> dict[str, Tensor]:
         ids = example.ids(20, example.batch, example.length)
@@ -132,6 +145,14 @@ def test_positions_that_change_with_the_length_are_seen():
 
 def test_what_does_not_run_is_named_with_its_error():
     assert why_not(Failing()) == "it does not run on an example: ValueError: no such thing"
+
+
+@pytest.mark.parametrize("lengths", [range(9, 1000), range(100, 1000), range(8)])
+def test_what_fails_at_another_length_for_another_reason_than_that_is_named_with_its_error(lengths: range):
+    assert why_not(Branching(TypeError, lengths)) == (
+        "whether a file of it is right for texts of other lengths could not be checked: TypeError: no such thing"
+    )
+    assert why_not(Branching(ValueError, lengths)) == "", "a model's own word for a length that it does not read"
 
 
 def test_a_step_with_a_cache_goes_the_way_of_the_text_without_one():

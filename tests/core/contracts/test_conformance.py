@@ -6,6 +6,7 @@ import pytest
 
 from ecoflap import Anatomy, Gram, Pruned, load_registry
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.conformance import contract_problems, factory_problems, options_of
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.contracts.options import EvaluatorOptions, PrunerOptions, ScorerOptions
@@ -71,6 +72,38 @@ def test_a_property_that_fails_keeps_its_default_and_the_part_says_why():
 
     assert options_of(ScorerOptions, Reads()).unit == "layer"
     assert problems("scorer", Reads()) == []
+
+
+class Misspells(Prunes):
+    """A pruner that misspells its own metric where it is asked for what it needs."""
+
+    metric = Prunes()
+
+    @property
+    def needs(self):
+        return self.metrc.needs
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda: options_of(PrunerOptions, Misspells()), lambda: problems("pruner", Misspells())]
+)
+def test_a_mistake_inside_a_property_is_told_and_no_default(ask):
+    with pytest.raises(
+        PartError, match=r"^the pruner Misspells, asked for its needs, raised AttributeError: .*'metrc'"
+    ):
+        ask()
+
+
+def test_a_part_that_finds_its_members_as_it_is_asked_is_taken_at_its_word():
+    class Passes(Scores):
+        def __getattr__(self, name):
+            if name == "unit":
+                return "block"
+            raise AttributeError(name)
+
+    assert options_of(ScorerOptions, Passes()).unit == "block"
+    assert options_of(ScorerOptions, Passes()).aggregate == "sum"
+    assert problems("scorer", Passes()) == []
 
 
 @pytest.mark.parametrize(

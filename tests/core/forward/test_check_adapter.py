@@ -15,6 +15,7 @@ from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.shared.matrices import matrices
 from ecoflap.core.contracts.blame import PartError
+from ecoflap.core.errors import DataError
 from ecoflap.core.forward.against_model import UNCOMPARED
 from ecoflap.core.model.anatomy import Layer, Tower
 
@@ -62,6 +63,32 @@ class Unknown(LlamaAdapter):
 def test_a_loss_that_cannot_be_compared_is_not_passed_in_silence(pico_llama):
     found = ecoflap.check_adapter(Unknown(), pico_llama(), SAMPLES)
     assert (found.own_loss, found.notes) == (None, (UNCOMPARED,))
+
+
+def refuse_alone(batch):
+    if len(batch["input_ids"]) == 1:
+        raise DataError("it is a loss over pairs.")
+
+
+class OfPairs(LlamaAdapter):
+    def loss(self, model, batch):
+        value = super().loss(model, batch)
+        refuse_alone(batch)
+        return value
+
+
+class ReadsPairs(LlamaAdapter):
+    def loss(self, model, batch):
+        refuse_alone(batch)
+        return super().loss(model, batch)
+
+
+@pytest.mark.parametrize(("adapter", "block"), [(OfPairs, "lm_head"), (ReadsPairs, "model.layers.0")])
+def test_where_no_sample_runs_alone_is_told(adapter, block, pico_llama):
+    (note,) = ecoflap.check_adapter(adapter(), pico_llama(), SAMPLES).notes
+    assert note == (
+        f"from {block} on nothing says whether padding is seen, for a sample alone is refused: it is a loss over pairs."
+    )
 
 
 def test_a_caller_may_say_what_the_loss_is_held_against(pico_llama):

@@ -6,15 +6,17 @@ from typing import ClassVar
 import pytest
 import torch
 from spec import spec
+from torch import nn
 
-from ecoflap import Anatomy, ColumnNorm, EcoflapError, Gram, Pruned, Replay
+from ecoflap import Anatomy, ColumnNorm, EcoflapError, Gram, Layer, Pruned, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.events import LayerPruned, Warned
 from ecoflap.core.contracts.records import LayerPlace
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.observation import Observed
 from ecoflap.core.pruning.plan import make_plan, pools_of
-from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning, by_input
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.metrics.magnitude_gradient import MagnitudeGradient
 from ecoflap.plugins.pruners.by_metric import ByMetric
@@ -281,6 +283,41 @@ def test_with_sequential_an_input_that_layers_share_is_summed_once(step, monkeyp
     fine, _ = step(Looks())
     replace(fine, sequential=True)()
     assert Counted.calls == len(fine.replay.blocks) * 4
+
+
+def test_with_sequential_masks_lie_in_the_order_of_layers_as_those_of_a_run_that_goes_on(step):
+    """By name o stands among q, k and v, which share their input."""
+
+    def masks():
+        fine, _ = step(Wanda())
+        anatomy = fine.replay.anatomy
+        by_name = {block: sorted(layers, key=lambda layer: layer.name) for block, layers in anatomy.layers_of.items()}
+        fine.replay.anatomy = replace(anatomy, layers_of={block: tuple(layers) for block, layers in by_name.items()})
+        return replace(fine, sequential=True)()
+
+    assert list(masks()) == list(masks())
+
+
+def test_experts_are_grouped_by_what_the_adapter_says_of_them_and_never_by_their_names():
+    """A number may tell one matrix of an expert from another as well as one expert from another."""
+    packed, own = nn.Module(), [nn.Linear(4, 4, bias=False) for _ in range(6)]
+    layers = [
+        Layer(f"{name}[{part}]", packed, name, layout="routed", part=part) for name in ("w1", "w2") for part in (0, 1)
+    ]
+    layers += [
+        Layer(f"experts.{at % 2}.w{at // 2}", one, layout="routed", of_experts=f"experts.*.w{at // 2}")
+        for at, one in enumerate(own[:4])
+    ]
+    layers += [Layer(f"unsaid.{at}.weight", one, layout="routed") for at, one in enumerate(own[4:])]
+    groups = [[layer.name for layer in group] for group in by_input(layers, Observed({}, {}))]
+    assert groups == [
+        ["w1[0]", "w1[1]"],
+        ["w2[0]", "w2[1]"],
+        ["experts.0.w0", "experts.1.w0"],
+        ["experts.0.w1", "experts.1.w1"],
+        ["unsaid.0.weight"],
+        ["unsaid.1.weight"],
+    ]
 
 
 def test_with_sequential_a_layer_sees_what_pruned_ones_before_it_give(step):
