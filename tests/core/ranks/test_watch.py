@@ -77,10 +77,11 @@ needs_linux = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="
 @needs_linux
 def test_a_process_may_be_called_by_a_name_that_is_cut_inside_of_a_letter(tmp_path):
     script = tmp_path / CUT
-    script.write_text("#!/bin/sh\nread line\n")
+    script.write_text("#!/bin/sh\necho begun\nread line\n")
     script.chmod(0o755)
-    with subprocess.Popen([script], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
+            assert process.stdout.readline() == b"begun\n"  # it has its own name only when it has begun
             assert Path(f"/proc/{process.pid}/comm").read_bytes().rstrip() == CUT.encode()[:15]
             assert watching._numbers_of(process.pid)["began"].isdigit()
         finally:
