@@ -14,7 +14,7 @@ from ecoflap.core.contracts.events import Refined
 from ecoflap.core.disk.sealed import open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import Ranks
-from ecoflap.core.refining.kept_steps import WAY_OUT, check_names, put, taken
+from ecoflap.core.refining.kept_steps import WAY_OUT, Kept, put, read_kept, taken
 
 FILE = "refined.safetensors"
 """Its name, among the finished blocks, with which it is deleted."""
@@ -39,7 +39,8 @@ class FinishedRefiners:
         """Write what the first few refiners did, and the weights as they are now."""
         if self.ranks.rank == 0:
             manifest = json.dumps({**self._of(len(done)), "done": [asdict(one) for one in done]})
-            write_sealed(self.file, FORMAT, manifest, {name: sealed(one) for name, one in taken(parameters).items()})
+            tensors = {kept.written(): sealed(one) for kept, one in taken(parameters).items()}
+            write_sealed(self.file, FORMAT, manifest, tensors)
 
     def take_up(self, parameters: Sequence[nn.Parameter]) -> list[Refined]:
         """Put the weights where the last finished one left them, and give what each did; nothing where none is kept.
@@ -53,7 +54,7 @@ class FinishedRefiners:
     def _of(self, count: int) -> dict[str, object]:
         return {"refiners": list(self.refiners[:count]), "plan": self.plan}
 
-    def _read(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Refined], dict[str, Tensor]]:
+    def _read(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Refined], dict[Kept, Tensor]]:
         if not self.file.is_file():
             return [], {}
         with with_way_out(WAY_OUT), open_sealed(self.file, FORMAT) as file:
@@ -61,8 +62,8 @@ class FinishedRefiners:
             done = manifest.pop("done", None)
             if not isinstance(done, list) or manifest != self._of(len(done)):
                 return [], {}
-            check_names(file, parameters)
-            return [_refined(one, self.file) for one in done], {name: file.read(name) for name in file.hashes}
+            tensors = read_kept(file, parameters)
+            return [_refined(one, self.file) for one in done], tensors
 
 
 def _refined(told: object, path: Path) -> Refined:

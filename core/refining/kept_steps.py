@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,27 @@ FILE = "refining.safetensors"
 FORMAT = "ecoflap.refining"
 _WEIGHT = "weight"
 WAY_OUT = "Delete it, and the refiner begins anew; or start anew with --fresh"
+
+
+class Kept(NamedTuple):
+    """Names a tensor in a file: by the number of its weight, and ``weight`` or what an optimiser calls it."""
+
+    number: int
+    key: str
+
+    def written(self) -> str:
+        """Give its name in the file."""
+        return f"{self.number} {self.key}"
+
+    @classmethod
+    def read(cls, name: str) -> "Kept | None":
+        """Take such a name apart; None of any other."""
+        number, _, key = name.partition(" ")
+        try:
+            kept = cls(int(number), key)
+        except ValueError:
+            return None
+        return kept if kept.written() == name else None
 
 
 @dataclass(frozen=True)
@@ -80,11 +101,11 @@ class KeptSteps:
     def _of(self, count: int) -> dict[str, object]:
         return {**self.refiner, "failed": self.failed, "of": count}
 
-    def _write(self, done: int, count: int, tensors: Mapping[str, Tensor]) -> None:
+    def _write(self, done: int, count: int, tensors: Mapping[Kept, Tensor]) -> None:
         manifest = json.dumps({**self._of(count), "done": done})
-        write_sealed(self.file, FORMAT, manifest, {name: sealed(tensor) for name, tensor in tensors.items()})
+        write_sealed(self.file, FORMAT, manifest, {kept.written(): sealed(one) for kept, one in tensors.items()})
 
-    def _read(self, count: int, parameters: Sequence[nn.Parameter]) -> tuple[int, dict[str, Tensor]]:
+    def _read(self, count: int, parameters: Sequence[nn.Parameter]) -> tuple[int, dict[Kept, Tensor]]:
         """Give how many steps are done, with what was kept of them: none where there is no file of this refiner."""
         if not self.file.is_file():
             return 0, {}
@@ -93,35 +114,40 @@ class KeptSteps:
             done = manifest.pop("done", None)
             if manifest != self._of(count) or not isinstance(done, int) or not 0 < done < count:
                 return 0, {}
-            check_names(file, parameters)
-            return done, {name: file.read(name) for name in file.hashes}
+            return done, read_kept(file, parameters)
 
 
-def check_names(file: Sealed, parameters: Sequence[nn.Parameter]) -> None:
-    """Refuse a file with a tensor that is of no weight here, or not of its shape; a number is of any weight."""
-    shapes = {str(number): tuple(parameter.shape) for number, parameter in enumerate(parameters)}
+def read_kept(file: Sealed, parameters: Sequence[nn.Parameter]) -> dict[Kept, Tensor]:
+    """Read a file's tensors.
+
+    :raises FormatError: Where one is of no weight here, or not of its shape; a number is of any weight.
+    """
+    found: dict[Kept, Tensor] = {}
+    shapes = {number: tuple(parameter.shape) for number, parameter in enumerate(parameters)}
     for name, (_, shape, _, _) in file.places.items():
-        wanted = shapes.get(name.partition(" ")[0])
-        if wanted is None or shape not in (wanted, ()):
+        kept = Kept.read(name)
+        wanted = None if kept is None else shapes.get(kept.number)
+        if kept is None or wanted is None or shape not in (wanted, ()):
             raise FormatError(f"{file.path}: the tensor {name!r} is {shape}, and of the weight there is {wanted}")
+        found[kept] = file.read(name)
+    return found
 
 
-def taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-    """Give the weights, and every tensor that an optimiser has of one, by the weight's number."""
-    found = {f"{number} {_WEIGHT}": parameter.data for number, parameter in enumerate(parameters)}
+def taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer | None = None) -> dict[Kept, Tensor]:
+    """Give the weights, and every tensor that an optimiser has of one."""
+    found = {Kept(number, _WEIGHT): parameter.data for number, parameter in enumerate(parameters)}
     for number, parameter in enumerate(parameters):
         state = {} if optimiser is None else optimiser.state.get(parameter, {})
-        found |= {f"{number} {key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        found |= {Kept(number, key): value for key, value in state.items() if isinstance(value, Tensor)}
     return found
 
 
 def put(
-    tensors: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer | None = None
+    tensors: Mapping[Kept, Tensor], parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer | None = None
 ) -> None:
     """Put what :func:`taken` gave where it was taken from."""
-    for name, tensor in tensors.items():
-        number, _, key = name.partition(" ")
-        parameter = parameters[int(number)]
+    for (number, key), tensor in tensors.items():
+        parameter = parameters[number]
         if key == _WEIGHT:
             parameter.data.copy_(tensor)
         elif optimiser is not None:  # Adam counts its steps on the CPU, wherever the weight is

@@ -21,7 +21,7 @@ from ecoflap.plugins.evaluators.shared.model_calls import loss_of
 Value = TypeVar("Value")
 
 TARGETS = "targets"
-"""Begins the name under which a batch's targets are remembered, by which it is known to be the same batch."""
+"""What the targets of a batch are remembered as, by which it is known to be the same batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +105,11 @@ def no_logits(name: str, model: nn.Module, adapter: Any) -> Iterator[str]:
         yield f"{head} has none here: {why_unable(Classifies, adapter, model)}"
 
 
+def of_batch(what: str, number: int) -> str:
+    """Give the name under which something of a batch is remembered, by the batch's number."""
+    return f"{what} {number}"
+
+
 def check_same_targets(name: str, number: int, said: SaidLogits, dense: Mapping[str, Tensor]) -> None:
     """Refuse a batch that is not the one that the dense model was asked about.
 
@@ -112,7 +117,7 @@ def check_same_targets(name: str, number: int, said: SaidLogits, dense: Mapping[
     :param dense: What is remembered, the batch's targets among it.
     :raises DataError: With what differs.
     """
-    key = f"{TARGETS} {number}"
+    key = of_batch(TARGETS, number)
     if key not in dense or not torch.equal(dense[key], said.targets):
         raise DataError(f"{name}: batch {number} of its data is not the one that the dense model was asked about.")
 
@@ -123,7 +128,8 @@ def check_all_compared(name: str, compared: int, dense: Mapping[str, Tensor]) ->
     :param compared: How many batches there were.
     :raises DataError: With both numbers.
     """
-    there = sum(key.startswith(f"{TARGETS} ") for key in dense)
+    names = set(dense)
+    there = sum(of_batch(TARGETS, number) in names for number in range(len(names)))
     if compared < there:
         raise DataError(f"{name}: its data end before batch {compared}, and the dense model was asked about {there}.")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.core.disk.sealed import check_sealed, sealed, write_sealed
+from ecoflap.core.disk.sealed import check_sealed, open_sealed, sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.refining.kept_steps import FORMAT, KeptSteps
@@ -60,6 +60,22 @@ def test_it_goes_on_with_the_same_bits(tmp_path, make, stop):
     check_sealed(kept.file, FORMAT)
 
 
+def test_names_in_the_file_are_those_of_earlier_versions(tmp_path):
+    """A run that one of them began goes on: from the third step, with these weights and what Adam knows of them."""
+    kept, _ = kept_in(tmp_path)
+    names = [f"{number} {key}" for number in range(2) for key in ("weight", "exp_avg", "exp_avg_sq", "step")]
+    trained(kept, 7, adam, 3)
+    with open_sealed(kept.file, FORMAT) as file:
+        assert sorted(file.places) == sorted(names)
+        tensors = {name: file.read(name) for name in names}
+    write_sealed(kept.file, FORMAT, OWN, {name: sealed(tensor) for name, tensor in tensors.items()})
+    (tmp_path / "whole").mkdir()
+    whole = trained(kept_in(tmp_path / "whole")[0], 7, adam)
+    kept, told = kept_in(tmp_path)
+    assert all(map(torch.equal, trained(kept, 7, adam), whole))
+    assert told[0] == (3, 7)
+
+
 @pytest.mark.parametrize(("refiner", "count"), [("another", 7), ("distill", 8), ("distill", 2)])
 def test_steps_of_another_refiner_are_not_taken_up(tmp_path, refiner, count):
     trained(kept_in(tmp_path)[0], 7, adam, 5)
@@ -107,6 +123,10 @@ def test_a_file_of_another_format_is_refused(tmp_path):
         ("{", {}, r"its manifest .*Delete it, and the refiner begins anew"),
         (OWN, {"9 weight": 1}, r"'9 weight' is \(1,\), .* there is None\. Del"),
         (OWN, {"0 weight": 2}, r"'0 weight' is \(2,\), .* is \(3, 4\)\. Del"),
+        (OWN, {"weight": 5}, r"'weight' is \(5,\), .* there is None\. Del"),
+        (OWN, {"01 weight": 5}, r"'01 weight' is \(5,\), .* there is None\. Del"),
+        (OWN, {"1": 5}, r"'1' is \(5,\), .* there is None\. Del"),
+        (OWN, {"9" * 5000: 5}, r"'999.* is \(5,\), .* there is None\. Del"),
     ],
 )
 def test_a_sealed_file_of_somebody_elses_making_is_refused(tmp_path, manifest, tensors, told):
