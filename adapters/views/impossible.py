@@ -12,6 +12,7 @@ from torch import Tensor
 from ecoflap.adapters.hubs.weightless import WithoutProducts, lent_weights
 from ecoflap.adapters.views.view import BATCH
 from ecoflap.core.contracts.records import View
+from ecoflap.core.errors import one_line
 
 TIMES = (40, 20, 8, 5, 2)
 """By how much a text is made longer, the most that runs: from 8 tokens to more than 256, which is as long as a chunk
@@ -59,7 +60,7 @@ def _why_not(view: View, exporter: str, most: int | None) -> str:
 
 
 def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)[:200]}"
 
 
 def _of_longer(view: View, short: WithoutProducts, most: int | None) -> str:

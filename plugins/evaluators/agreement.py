@@ -35,6 +35,7 @@ from ecoflap.plugins.evaluators.shared.said_logits import (
     check_same_targets,
     given_dense,
     no_logits,
+    of_batch,
     shared_logits,
 )
 
@@ -99,7 +100,7 @@ class Agreement:
             return {ANSWERS: _digests(self._answers(model, adapter, note))}
 
         def kept(number: int, said: SaidLogits) -> Mapping[str, Tensor]:
-            return {f"{TARGETS} {number}": said.targets, f"{LIKELIEST} {number}": said.likeliest}
+            return {of_batch(TARGETS, number): said.targets, of_batch(LIKELIEST, number): said.likeliest}
 
         found = shared_logits("agreement", model, adapter, self._batches(model, adapter, note), kept)
         return {name: tensor for one in found for name, tensor in one.items()}
@@ -120,7 +121,7 @@ class Agreement:
 
         def compare(number: int, said: SaidLogits) -> tuple[float, int]:
             check_same_targets("agreement", number, said, there)
-            return float((said.likeliest == there[f"{LIKELIEST} {number}"]).double().mean()), len(said.targets)
+            return float((said.likeliest == there[of_batch(LIKELIEST, number)]).double().mean()), len(said.targets)
 
         found = shared_logits("agreement", model, adapter, self._batches(model, adapter, note), compare, ranks)
         check_all_compared("agreement", len(found), there)

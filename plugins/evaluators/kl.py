@@ -32,6 +32,7 @@ from ecoflap.plugins.evaluators.shared.said_logits import (
     check_same_targets,
     given_dense,
     no_logits,
+    of_batch,
     shared_logits,
 )
 
@@ -89,7 +90,7 @@ class Kl:
 
         def kept(number: int, said: SaidLogits) -> Mapping[str, Tensor]:
             logarithms = said.at(self._places(said)).log_softmax(-1).cpu()
-            return {f"{TARGETS} {number}": said.targets, f"{LOG_PROBABILITIES} {number}": logarithms}
+            return {of_batch(TARGETS, number): said.targets, of_batch(LOG_PROBABILITIES, number): logarithms}
 
         found = shared_logits("kl", model, adapter, self._batches(model, adapter, note), kept)
         return {name: tensor for one in found for name, tensor in one.items()}
@@ -108,7 +109,7 @@ class Kl:
         def compare(number: int, said: SaidLogits) -> tuple[float, int, int]:
             check_same_targets("kl", number, said, there)
             logits = said.at(self._places(said))
-            rows = kl_of_rows(there[f"{LOG_PROBABILITIES} {number}"].to(logits.device), logits).double()
+            rows = kl_of_rows(there[of_batch(LOG_PROBABILITIES, number)].to(logits.device), logits).double()
             if not rows.isfinite().all():
                 raise ModelError(f"kl: the divergence of batch {number} is not finite; the model is broken.")
             return float(rows.mean()), len(said.targets), len(rows)
