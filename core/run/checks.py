@@ -56,12 +56,24 @@ def part_problems(prepared: Prepared, kinds: Container[str]) -> Iterator[tuple[s
 
 
 def _tower_problems(prepared: Prepared) -> Iterator[str]:
-    towers = [tower.name for tower in prepared.anatomy.towers]
-    for name in prepared.recipe.towers:
-        if name not in towers:
+    towers, kept = [tower.name for tower in prepared.anatomy.towers], _kept_by_default(prepared)
+    for name, own in prepared.recipe.towers.items():
+        if own != "keep" and name in kept:
+            yield (
+                f"towers.{name}: it is kept whole by default, where {' and '.join(own.plain())} would change nothing. "
+                f"Remove this, or have it pruned too by include: [{name}]."
+            )
+        elif name not in towers:
             yield f"towers.{name}: this model has no such tower.{nearest(name, towers)} Known: {', '.join(towers)}."
     if not prepared.pools:
         yield f"towers: every tower of this model is kept, so there is nothing to prune. It has {', '.join(towers)}."
+
+
+def _kept_by_default(prepared: Prepared) -> list[str]:
+    """Name the towers, and matrices outside the blocks, that are pruned on request alone, and that no key asks for."""
+    with blaming(_adapter_of(prepared)):
+        towers = prepared.adapter.towers(prepared.model)
+    return [tower.name for tower in towers if not tower.prunable and tower.name not in prepared.recipe.included]
 
 
 def _include_problems(prepared: Prepared) -> Iterator[str]:
@@ -80,8 +92,8 @@ def _include_problems(prepared: Prepared) -> Iterator[str]:
 
 def _token_problems(prepared: Prepared) -> Iterator[str]:
     """Yield towers whose tokens are weighted for a statistic that cannot weigh them."""
-    for tower, choice in prepared.tokens.items():
-        pruner = prepared.pruners[tower]
+    for tower in prepared.pruned_towers:
+        choice, pruner = prepared.tokens[tower], prepared.pruners[tower]
         wrong = [need.__name__ for need in pruner.options.needs if not getattr(need, "takes_weights", True)]
         if choice == "balanced" and wrong:
             yield (

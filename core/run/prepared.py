@@ -44,6 +44,12 @@ class Prepared:
         """Prunable weights in all."""
         return sum(pool.size for pool in self.pools)
 
+    @property
+    def pruned_towers(self) -> list[str]:
+        """Name the towers that are pruned, in the order they run."""
+        pruned = {block.tower for pool in self.pools for block, _ in pool.layers}
+        return [tower.name for tower in self.anatomy.towers if tower.name in pruned]
+
     @cached_property
     def context(self) -> PlanContext:
         """Give what a part is given that looks for problems."""
@@ -184,6 +190,6 @@ def _own_share(pool: Pool, recipe: Recipe) -> Fraction:
 def _choices(recipe: Recipe) -> tuple[Fraction | Pattern, dict[str, Fraction | Pattern | None], list[str]]:
     own = {name: tower for name, tower in recipe.towers.items() if tower != "keep"}
     budgets: dict[str, Fraction | Pattern | None] = dict.fromkeys(recipe.included)
-    budgets |= {name: tower.pattern or tower.sparsity_fraction for name, tower in own.items()}
+    budgets |= {name: tower.pattern or tower.sparsity_fraction for name, tower in own.items() if tower.is_pruned}
     kept = [name for name, tower in recipe.towers.items() if tower == "keep"]
     return recipe.pattern or recipe.sparsity_fraction or Fraction(0), budgets, kept
