@@ -40,6 +40,13 @@ class PartOptions:
         """
         return ()
 
+    def takes_over(self) -> Iterable[Path]:
+        """Name what it takes over of other runs: their folders, or files in them; by default nothing.
+
+        A run warns where they pruned another model, for what fits one model's weights need not fit another's.
+        """
+        return ()
+
     def runs_code_of(self) -> Iterable[Path]:
         """Name the files and folders among its parameters whose code it runs, or has a library run.
 

@@ -41,7 +41,7 @@ def _note_rounds(reader: KeyReader, fields: Mapping[str, Any]) -> None:
     if pattern is not None:
         reader.problems.add(("rounds",), f"the pattern {pattern} is pruned at once. Remove rounds:, or write a share.")
     if pattern is None and sparsity is None:
-        reader.problems.add(("rounds",), "each prunes a share of sparsity, which is not written. Write it.")
+        reader.problems.add(("rounds",), _without_sparsity(fields["allocate"]))
     if not isinstance(rounds, tuple):
         return
     if sparsity is not None and rounds[-1] != sparsity:
@@ -55,6 +55,12 @@ def _note_rounds(reader: KeyReader, fields: Mapping[str, Any]) -> None:
             f"a list says nothing of {' and '.join(named)}, with a sparsity of its own. Write how many rounds there "
             f"are: {len(rounds)}.",
         )
+
+
+def _without_sparsity(allocator: PartSpec) -> str:
+    if allocator is not FAILED and allocator.options.keeps is not None:
+        return f"{allocator.use} says itself how much is pruned, all of it at once. Remove rounds:."
+    return "each prunes a share of sparsity, which is not written. Write it."
 
 
 def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -> None:

@@ -221,6 +221,14 @@ class Recipe(Keys):
             yield CalibrationUse(where, keys.batch_size, samples)
 
     @property
+    def allocated_at(self) -> str:
+        """Name the key that has the allocator: ``allocate``, or that of a pruner which brings its own."""
+        asked = self.allocate.plain()
+        pruners = [(where, spec) for where, spec in self.prune.with_inner("prune") if spec.kind == "pruner"]
+        brought = [where for where, spec in pruners if asked == {**asked, **(spec.options.allocate or {"use": ""})}]
+        return next(iter(brought), "allocate")
+
+    @property
     def takes_scores(self) -> bool:
         """Say whether the allocator looks at scores."""
         return self.allocate.options.takes is not None

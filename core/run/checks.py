@@ -52,7 +52,8 @@ def part_problems(prepared: Prepared, kinds: Container[str]) -> Iterator[tuple[s
     for where, spec in prepared.recipe.specs():
         if spec.kind in kinds:
             asked = _asked(f"the {spec.kind} {spec.use}", spec.options.problems, prepared.context)
-            yield from ((where, problem) for problem in asked)
+            place = prepared.recipe.allocated_at if where == "allocate" else where
+            yield from ((place, problem) for problem in asked)
 
 
 def _tower_problems(prepared: Prepared) -> Iterator[str]:
@@ -255,7 +256,7 @@ def _plan_problems(prepared: Prepared) -> Iterator[str]:
             with blaming(f"the allocator {allocator.use}"):
                 plan = make_plan(prepared.pools, allocator.built, "layer", None)
         except EcoflapError as error:
-            yield from (f"allocate: {problem}" for problem in error.problems)
+            yield from (f"{prepared.recipe.allocated_at}: {problem}" for problem in error.problems)
     yield from emptying_shares(prepared.pools, plan)
 
 
