@@ -13,6 +13,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions, EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.errors import EcoflapError, listed, nearest
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
@@ -30,6 +31,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     yield from _tower_problems(prepared)
     yield from _include_problems(prepared)
     yield from _token_problems(prepared)
+    yield from _statistic_problems(prepared)
     yield from _device_problems(prepared)
     yield from offload_problems(prepared)
     yield from _integer_problems(prepared)
@@ -102,6 +104,26 @@ def _token_problems(prepared: Prepared) -> Iterator[str]:
                 f"asks for {', '.join(wrong)}, which cannot weigh them. Set tokens: real, all, text or drifting, for "
                 f"this tower alone by towers.{tower}.tokens"
             )
+
+
+def _statistic_problems(prepared: Prepared) -> Iterator[str]:
+    """Yield keys that say how statistics of inputs are taken, where no pruner that they are for asks for any."""
+    said = {f"{key}: {choice}": towers for key, (choice, towers) in prepared.token_keys.items() if choice != "real"}
+    if prepared.recipe.sequential:
+        said["sequential: true"] = tuple(prepared.pruned_towers)
+    for what, towers in said.items():
+        pruners = [prepared.pruners[tower] for tower in towers]
+        if not any(map(_looks_at_inputs, pruners)):
+            names = " and ".join(dict.fromkeys(pruner.use for pruner in pruners))
+            yield (
+                f"{what} changes nothing, for {names} asks for no statistic of layers' inputs. Remove this, or prune "
+                f"by what does, such as wanda"
+            )
+
+
+def _looks_at_inputs(pruner: PartSpec) -> bool:
+    """Say whether a pruner asks for a statistic of layers' inputs, in which tokens count."""
+    return any(not issubclass(need, GradientStatistic | LossStatistic) for need in pruner.options.needs)
 
 
 def _device_problems(prepared: Prepared) -> Iterator[str]:

@@ -133,6 +133,14 @@ class Prepared:
         return {tower.name: own.get(tower.name) or self.recipe.tokens for tower in self.anatomy.towers}
 
     @property
+    def token_keys(self) -> Mapping[str, tuple[TokenChoice, tuple[str, ...]]]:
+        """Give the keys that choose tokens: for each its choice, and the pruned towers that it is for."""
+        own = {name: tower.tokens for name, tower in self.recipe.towers.items() if tower != "keep"}
+        keys = {name: f"towers.{name}.tokens" if own.get(name) else "tokens" for name in self.pruned_towers}
+        towers = {key: tuple(name for name in keys if keys[name] == key) for key in keys.values()}
+        return {key: (self.tokens[names[0]], names) for key, names in towers.items()}
+
+    @property
     def block_refiners(self) -> Mapping[str, tuple[PartSpec, ...]]:
         """Give the refiners of each tower's blocks, its own or those that all others share."""
         shared = tuple(one for one in self.recipe.refine if one.options.scope == "block")

@@ -14,6 +14,7 @@ from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.pruning.scores import Scores
+from ecoflap.core.record.folder import RunFolder
 
 _WAY_OUT = "Restore the file, or name another run"
 _FEW = 3
@@ -45,6 +46,15 @@ class FromRun:
     def gives(self) -> ScoreKind:
         """Say whether that run's scores are numbers, curves, or numbers of single weights."""
         return self._scores().kind
+
+    @property
+    def like(self) -> str | None:
+        """Say whose scores that run's are; None where it has no recipe that tells."""
+        folder = RunFolder(self.run)
+        score = (folder.read_recipe() if folder.recipe.is_file() else {}).get("score")
+        if score is None:
+            return None
+        return FromRun(Path(score["run"])).like if score["use"] == "from_run" else str(score["use"])
 
     def takes_over(self) -> Iterable[Path]:
         return [self.run]

@@ -223,3 +223,26 @@ def test_what_does_not_say_that_a_kept_tower_is_pruned_has_none_pruned(own):
 @pytest.mark.parametrize("own", [{"sparsity": 0.5}, {"pattern": "2:4"}, {"prune": "magnitude"}])
 def test_how_much_or_what_by_has_a_kept_tower_pruned(own):
     assert "qformer" in blip2(towers={"qformer": own}).pruned_towers
+
+
+@needs_blip2
+def test_a_choice_of_tokens_is_for_towers_that_read_both_kinds():
+    assert blip2(tokens="drifting").pruned_towers == PRUNED  # of which the encoder reads both
+    blip2(
+        towers={"encoder": {"tokens": "drifting"}, "decoder": {"tokens": "text"}}
+    )  # it reads the encoder's tokens too
+    with pytest.raises(RecipeError) as refused:
+        blip2(tokens="drifting", towers={"encoder": {"tokens": "real"}, "vision": {"tokens": "text"}})
+    said = "tells tokens of text from those of images, and all that"
+    assert [problem.split(" reads here")[0] for problem in refused.value.problems] == [
+        f"towers.vision.tokens: text {said} vision",
+        f"tokens: drifting {said} decoder",
+    ]
+
+
+@needs_blip2
+def test_no_statistic_is_looked_at_in_the_tower_that_a_choice_is_for():
+    own = {"encoder": {"prune": "magnitude", "tokens": "text"}}
+    with pytest.raises(RecipeError, match=r"towers\.encoder\.tokens: text changes nothing, for magnitude asks for no"):
+        blip2(towers=own)
+    assert blip2(tokens="text", towers={"vision": {"prune": "magnitude"}}).pools
