@@ -116,8 +116,8 @@ def _statistic_problems(prepared: Prepared) -> Iterator[str]:
         if not any(map(_looks_at_inputs, pruners)):
             names = " and ".join(dict.fromkeys(pruner.use for pruner in pruners))
             yield (
-                f"{what} changes nothing, for {names} asks for no statistic of layers' inputs. Remove this, or prune "
-                f"by what does, such as wanda"
+                f"{what} changes nothing, for no statistic of layers' inputs is asked for by {names}. Remove this, or "
+                f"prune by what does, such as wanda"
             )
 
 

@@ -119,8 +119,8 @@ def token_problems(prepared: Prepared) -> Iterator[str]:
     for key, (choice, towers) in keys.items():
         if not any(_has_both(tower, choice, batch, prepared) for tower in towers):
             yield (
-                f"{key}: {choice} tells tokens of text from those of images, and all that {' and '.join(towers)} reads "
-                f"here is of one kind, so that it changes nothing. Remove this, or say it of a tower that reads both"
+                f"{key}: {choice} tells tokens of text from those of images, and those of {' and '.join(towers)} are "
+                f"of one kind here, so that it changes nothing. Remove this, or say it of a tower that reads both"
             )
 
 

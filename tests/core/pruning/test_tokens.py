@@ -93,9 +93,8 @@ def test_a_choice_between_kinds_is_refused_where_the_data_have_one(plain, pico, 
     with pytest.raises(RecipeError) as refused:
         planned(plain(prune="wanda", **keys))
     assert refused.value.problems == (
-        f"{'towers.language.' if own else ''}tokens: {choice} tells tokens of text from those of images, and all that "
-        f"language reads here is of one kind, so that it changes nothing. Remove this, or say it of a tower that reads "
-        f"both",
+        f"{'towers.language.' if own else ''}tokens: {choice} tells tokens of text from those of images, and those of "
+        f"language are of one kind here, so that it changes nothing. Remove this, or say it of a tower that reads both",
     )
     planned(looking(plain, pico, prune="wanda", **keys))
     planned(plain(prune="wanda", tokens="all"))  # padding is told from what is real in any tower
@@ -108,7 +107,7 @@ def test_what_statistics_are_taken_of_is_refused_where_none_of_inputs_are(plain,
         planned(looking(plain, pico, prune=prune, **keys))
     (key, value), name = next(iter(keys.items())), prune if isinstance(prune, str) else prune["use"]
     assert refused.value.problems == (
-        f"{key}: {str(value).lower()} changes nothing, for {name} asks for no statistic of layers' inputs. Remove "
-        f"this, or prune by what does, such as wanda",
+        f"{key}: {str(value).lower()} changes nothing, for no statistic of layers' inputs is asked for by {name}. "
+        f"Remove this, or prune by what does, such as wanda",
     )
     planned(looking(plain, pico, prune="wanda", **keys))
