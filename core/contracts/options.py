@@ -40,6 +40,13 @@ class PartOptions:
         """
         return ()
 
+    def takes_over(self) -> Iterable[Path]:
+        """Name what it takes over of other runs: their folders, or files in them; by default nothing.
+
+        A run warns where they pruned another model, for what fits one model's weights need not fit another's.
+        """
+        return ()
+
     def runs_code_of(self) -> Iterable[Path]:
         """Name the files and folders among its parameters whose code it runs, or has a library run.
 
@@ -58,6 +65,8 @@ class ScorerOptions(PartOptions):
     :cvar data: Whether it looks at data. One that does not needs no ``calibration:``.
     :cvar gives: Whether its scores are numbers, curves (``Curve``), or with ``"weights"`` tensors of a number for each
         weight of a layer, which are put into files as they come. An allocator has to take what it gives.
+    :cvar like: The name of the scorer that its scores are like, so that allocators which read that one's read them too;
+        empty, the default, for no other; None where it cannot tell, so that all allocators may.
     :cvar dtype: What its replay runs the model in: at least ``"float32"``, or the ``"model"``'s own type, which is
         faster, and enough for differences of the loss that are larger than rounding.
     :cvar together: Whether a layer's score depends on which others are scored. Then all are asked for again where a run
@@ -74,6 +83,7 @@ class ScorerOptions(PartOptions):
     aggregate: Aggregate = "sum"
     data: bool = True
     gives: ScoreKind = "number"
+    like: str | None = ""
     dtype: Literal["float32", "model"] = "float32"
     together: bool = False
     only_reads: bool = False
@@ -112,6 +122,8 @@ class AllocatorOptions(PartOptions):
     :cvar takes: ``"score"`` for one that looks at scores that are numbers, ``"curve"`` for one that looks at curves,
         ``"weights"`` for one that looks at numbers of single weights (``Group.weight_scores``); None for one that looks
         at none, so that none is computed.
+    :cvar scorers: The names of the scorers whose scores it reads, where its formula is about what these measure: a
+        recipe with another is refused. Without any, the default, it reads all of the kind that it takes.
     :cvar candidates: Other allocators, by whose plans the engine prunes the model, one after the other, to take the
         plan with the smallest loss on batches that were held out.
     :cvar held_out: The share of the calibration batches that is held out for that.
@@ -121,6 +133,7 @@ class AllocatorOptions(PartOptions):
     """
 
     takes: Takes | None = "score"
+    scorers: tuple[str, ...] = ()
     candidates: tuple[Any, ...] = ()
     held_out: float = 0.25
     keeps: Callable[[Sequence[str]], int | None] | None = None

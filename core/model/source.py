@@ -154,6 +154,16 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
     return found
 
 
+def are_other_weights(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Say whether two fingerprints are of models with different weights, whatever their files are called.
+
+    Nothing is known of two of different kinds, such as a hub's commit beside files.
+    """
+    kinds = [one.keys() & {"commit", "state_dict"} for one in (one, other)]
+    weights = [{digest for name, digest in one.items() if not _is_setting(name)} for one in (one, other)]
+    return kinds[0] == kinds[1] and weights[0] != weights[1]
+
+
 def _indexed(folder: Path, files: Sequence[str]) -> Iterator[Path]:
     """Yield the files that the indices of a checkpoint name, wherever below its folder they are.
 

@@ -21,6 +21,8 @@ from ecoflap.core.pruning.masks import MASKS, PackedMasks, pack, popcount
 
 _AT_ONCE = 4
 """So many sources are kept in memory, a bit for each weight: towers may have a source each."""
+_NAMED = 3
+"""So many tensors that are no masks are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,14 @@ def _read(path: Path, stamps: tuple[tuple[Path, int, int], ...], zeros: bool) ->
     masks = PackedMasks()
     problems: list[str] = []
     for file in files:
+        wrong: dict[str, list[str]] = {}
         for name, tensor in _tensors(file, problems):
             problem = None if zeros else _no_mask(tensor)
             if problem:
-                problems.append(f"{file}: {name} {problem}")
+                wrong.setdefault(problem, []).append(name)
             elif not zeros or (tensor.is_floating_point() and tensor.dim() > 1):
                 masks.put(name, pack(tensor.ne(0)), tuple(tensor.shape))
+        problems += [f"{file}: {who} {problem}" for problem, names in wrong.items() for who in _called(names)]
     if not masks and not problems:
         problems = [f"{path}: no tensor in it is a matrix of weights" if zeros else f"{path}: it holds no tensor"]
     if problems:
@@ -131,6 +135,11 @@ def _tensors(file: Path, problems: list[str]) -> Iterator[tuple[str, Tensor]]:
                 yield name, opened.get_tensor(name)
     except (SafetensorError, ValueError, OSError) as error:
         problems.append(f"{file} is truncated, damaged or not a safetensors file: {error}")
+
+
+def _called(names: list[str]) -> list[str]:
+    """Name tensors that are wrong for one reason; of many, as those of a whole checkpoint are, one for all."""
+    return names if len(names) <= _NAMED else [f"{len(names)} of its tensors are no masks, such as {names[0]}, which"]
 
 
 def _no_mask(tensor: Tensor) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind
+from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind, Takes
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_budget import is_patterned
@@ -25,6 +25,7 @@ def note_disagreements(reader: KeyReader, fields: Mapping[str, Any]) -> None:
         reader.problems.add(("allocate",), f"{allocate.use} looks at scores; add score:. Known scorers: {known}.")
     elif isinstance(score, dict) and score["scorer"] is not FAILED and allocate is not FAILED:
         _note_other_kind(reader, score["scorer"], allocate)
+        _note_other_scorer(reader, score["scorer"], allocate)
     _note_scopes(reader, fields)
     if fields.get("rounds") is not None:
         _note_rounds(reader, fields)
@@ -41,7 +42,7 @@ def _note_rounds(reader: KeyReader, fields: Mapping[str, Any]) -> None:
     if pattern is not None:
         reader.problems.add(("rounds",), f"the pattern {pattern} is pruned at once. Remove rounds:, or write a share.")
     if pattern is None and sparsity is None:
-        reader.problems.add(("rounds",), "each prunes a share of sparsity, which is not written. Write it.")
+        reader.problems.add(("rounds",), _without_sparsity(fields["allocate"]))
     if not isinstance(rounds, tuple):
         return
     if sparsity is not None and rounds[-1] != sparsity:
@@ -57,10 +58,15 @@ def _note_rounds(reader: KeyReader, fields: Mapping[str, Any]) -> None:
         )
 
 
+def _without_sparsity(allocator: PartSpec) -> str:
+    if allocator is not FAILED and allocator.options.keeps is not None:
+        return f"{allocator.use} says itself how much is pruned, all of it at once. Remove rounds:."
+    return "each prunes a share of sparsity, which is not written. Write it."
+
+
 def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -> None:
     """Note an allocator that takes scores of one kind where the scorer gives those of another."""
-    takes = allocator.options.takes
-    wanted: ScoreKind | None = "number" if takes == "score" else takes
+    wanted = _kind_of(allocator.options.takes)
     gives = _gives(scorer)
     if wanted is None or gives in (None, wanted):
         return
@@ -73,6 +79,24 @@ def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -
     )
 
 
+def _note_other_scorer(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -> None:
+    """Note an allocator whose formula is about what one scorer measures, where the scores are of another."""
+    wanted, takes, like = allocator.options.scorers, allocator.options.takes, scorer.options.like
+    if not wanted or like is None or {scorer.use, like} & {*wanted} or _gives(scorer) != _kind_of(takes):
+        return
+    others = _that_fit(reader, "allocator", "takes", _kind_of(takes), reads_all=True)
+    reader.problems.add(
+        ("allocate",),
+        f"{allocator.use} reads the scores of {' or '.join(wanted)}, and those of {like or scorer.use} are others. "
+        f"Write score: {wanted[0]}, or allocate by what reads any {SCORES_CALLED[takes]}: {others}.",
+    )
+
+
+def _kind_of(takes: Takes | None) -> ScoreKind | None:
+    """Say what scores are that an allocator takes, as a scorer says what it gives."""
+    return "number" if takes == "score" else takes
+
+
 def _gives(scorer: PartSpec) -> ScoreKind | None:
     """Say what a scorer gives; None where it cannot tell, which its own ``problems`` give the reason of."""
     try:
@@ -82,12 +106,24 @@ def _gives(scorer: PartSpec) -> ScoreKind | None:
     return gives
 
 
-def _that_fit(reader: KeyReader, kind: str, member: str, wanted: str) -> str:
-    """Name the parts of a kind whose factory has the wanted member; a property, such as that of ``from_run``, fits."""
+def _that_fit(reader: KeyReader, kind: str, member: str, wanted: str | None, *, reads_all: bool = False) -> str:
+    """Name the parts of a kind whose factory has the wanted member; a property, such as that of ``from_run``, fits.
+
+    :param reads_all: Leave out allocators that read the scores of some scorers alone.
+    """
     registry = reader.parts.registry
-    values = {name: getattr(registry.find(kind, name), member, "number") for name in registry.names(kind)}
+    found = {name: registry.find(kind, name) for name in registry.names(kind)}
+    if reads_all:
+        found = {name: one for name, one in found.items() if not _reads_some(one)}
+    values = {name: getattr(one, member, "number") for name, one in found.items()}
     alike = {wanted, "score"} if wanted == "number" else {wanted}
     return ", ".join(name for name, value in values.items() if isinstance(value, property) or value in alike) or "none"
+
+
+def _reads_some(allocator: Any) -> bool:
+    """Say whether what makes an allocator reads the scores of some scorers alone; of ``best_of`` its candidates say."""
+    scorers = getattr(allocator, "scorers", ())
+    return isinstance(scorers, tuple) and bool(scorers)
 
 
 def _note_missing_calibration(reader: KeyReader, who: list[str]) -> None:

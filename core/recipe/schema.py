@@ -107,6 +107,11 @@ class TowerChoice(Keys):
         """Its sparsity without rounding; None where it is not its own."""
         return None if self.sparsity is None and self.pattern is None else _fraction(self.sparsity, self.pattern)
 
+    @property
+    def is_pruned(self) -> bool:
+        """Say whether it has the tower pruned, by how much or by what; its other keys say how, where it is pruned."""
+        return self.sparsity_fraction is not None or self.prune is not None
+
     def plain(self) -> dict[str, Any]:
         """Write its keys as a recipe does, a pattern under ``sparsity``."""
         return _pattern_as_sparsity(super().plain())
@@ -145,7 +150,9 @@ class Recipe(Keys):
         None, description="`n:m`, another way to write a pattern: n weights stay of every m"
     )
     towers: Annotated[Mapping[str, Literal["keep"] | TowerChoice], Key(scores=True)] = Field(
-        default_factory=dict, description="by tower: `keep`, or what is its own"
+        default_factory=dict,
+        description="by tower: `keep`, or what is its own; `sparsity` and `prune` have one pruned "
+        "that is kept by default",
     )
     include: Annotated[tuple[str, ...], Key(scores=True, each="a tower or a matrix, by its name")] = Field(
         (), description="what is kept by default and pruned here: a tower such as `qformer`, a matrix such as `lm_head`"
@@ -197,7 +204,7 @@ class Recipe(Keys):
     @property
     def included(self) -> frozenset[str]:
         """Towers, and matrices outside the blocks, that are pruned because the recipe names them."""
-        named = [name for name, own in self.towers.items() if own != "keep"]
+        named = [name for name, own in self.towers.items() if own != "keep" and own.is_pruned]
         return frozenset([*(name.removesuffix(".weight") for name in self.include), *named])
 
     @property
@@ -214,6 +221,14 @@ class Recipe(Keys):
             counts = (keys.data.options.samples, self.score.scorer.options.samples)
             samples = min((count for count in counts if count is not None), default=None)
             yield CalibrationUse(where, keys.batch_size, samples)
+
+    @property
+    def allocated_at(self) -> str:
+        """Name the key that has the allocator: ``allocate``, or that of a pruner which brings its own."""
+        asked = self.allocate.plain()
+        pruners = [(where, spec) for where, spec in self.prune.with_inner("prune") if spec.kind == "pruner"]
+        brought = [where for where, spec in pruners if asked == {**asked, **(spec.options.allocate or {"use": ""})}]
+        return next(iter(brought), "allocate")
 
     @property
     def takes_scores(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ecoflap.core.model.source import are_other_weights
 from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.recipe.schema import Recipe, scores_depend_on
 from ecoflap.core.record.evaluations import Evaluation
@@ -15,6 +16,29 @@ def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
     for path in recipe.reuse:
         if path != own and not RunFolder(path).recipe.is_file():
             yield f"reuse: {path} is no run folder: it has no recipe.yaml."
+
+
+def of_other_models(recipe: Recipe, model: Mapping[str, str]) -> Iterator[str]:
+    """Say which parts take something over of a run of another model, a sentence for each such run.
+
+    :param model: The fingerprint of the recipe's.
+    """
+    told: set[Path] = set()
+    for place, spec in recipe.specs():
+        where = recipe.allocated_at if place == "allocate" else place
+        for folder in filter(None, map(_run_around, spec.options.takes_over())):
+            if folder.path not in told and are_other_weights(folder.read_fingerprints().get("model", model), model):
+                told.add(folder.path)
+                source = folder.read_recipe()["model"]["source"]
+                yield (
+                    f"{where}: {folder.path} is a run of a model with other weights, {source}, and {spec.use} takes "
+                    f"over what was found for those. If that is not meant, name a run of {recipe.model.source}"
+                )
+
+
+def _run_around(path: Path) -> RunFolder | None:
+    """Give the run that a path is the folder of, or that it lies in, as deep as an export's files do."""
+    return next((folder for folder in map(RunFolder, (path, *path.parents[:3])) if folder.is_ours), None)
 
 
 def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> Path | None:

@@ -13,6 +13,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions, EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.errors import EcoflapError, dtype_name, listed, nearest
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
@@ -30,6 +31,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     yield from _tower_problems(prepared)
     yield from _include_problems(prepared)
     yield from _token_problems(prepared)
+    yield from _statistic_problems(prepared)
     yield from _device_problems(prepared)
     yield from offload_problems(prepared)
     yield from _integer_problems(prepared)
@@ -52,16 +54,29 @@ def part_problems(prepared: Prepared, kinds: Container[str]) -> Iterator[tuple[s
     for where, spec in prepared.recipe.specs():
         if spec.kind in kinds:
             asked = _asked(f"the {spec.kind} {spec.use}", spec.options.problems, prepared.context)
-            yield from ((where, problem) for problem in asked)
+            place = prepared.recipe.allocated_at if where == "allocate" else where
+            yield from ((place, problem) for problem in asked)
 
 
 def _tower_problems(prepared: Prepared) -> Iterator[str]:
-    towers = [tower.name for tower in prepared.anatomy.towers]
-    for name in prepared.recipe.towers:
-        if name not in towers:
+    towers, kept = [tower.name for tower in prepared.anatomy.towers], _kept_by_default(prepared)
+    for name, own in prepared.recipe.towers.items():
+        if own != "keep" and name in kept:
+            yield (
+                f"towers.{name}: it is kept whole by default, where {' and '.join(own.plain())} would change nothing. "
+                f"Remove this, or have it pruned too by include: [{name}]."
+            )
+        elif name not in towers:
             yield f"towers.{name}: this model has no such tower.{nearest(name, towers)} Known: {', '.join(towers)}."
     if not prepared.pools:
         yield f"towers: every tower of this model is kept, so there is nothing to prune. It has {', '.join(towers)}."
+
+
+def _kept_by_default(prepared: Prepared) -> list[str]:
+    """Name the towers, and matrices outside the blocks, that are pruned on request alone, and that no key asks for."""
+    with blaming(_adapter_of(prepared)):
+        towers = prepared.adapter.towers(prepared.model)
+    return [tower.name for tower in towers if not tower.prunable and tower.name not in prepared.recipe.included]
 
 
 def _include_problems(prepared: Prepared) -> Iterator[str]:
@@ -80,8 +95,8 @@ def _include_problems(prepared: Prepared) -> Iterator[str]:
 
 def _token_problems(prepared: Prepared) -> Iterator[str]:
     """Yield towers whose tokens are weighted for a statistic that cannot weigh them."""
-    for tower, choice in prepared.tokens.items():
-        pruner = prepared.pruners[tower]
+    for tower in prepared.pruned_towers:
+        choice, pruner = prepared.tokens[tower], prepared.pruners[tower]
         wrong = [need.__name__ for need in pruner.options.needs if not getattr(need, "takes_weights", True)]
         if choice == "balanced" and wrong:
             yield (
@@ -89,6 +104,26 @@ def _token_problems(prepared: Prepared) -> Iterator[str]:
                 f"asks for {', '.join(wrong)}, which cannot weigh them. Set tokens: real, all, text or drifting, for "
                 f"this tower alone by towers.{tower}.tokens"
             )
+
+
+def _statistic_problems(prepared: Prepared) -> Iterator[str]:
+    """Yield keys that say how statistics of inputs are taken, where no pruner that they are for asks for any."""
+    said = {f"{key}: {choice}": towers for key, (choice, towers) in prepared.token_keys.items() if choice != "real"}
+    if prepared.recipe.sequential:
+        said["sequential: true"] = tuple(prepared.pruned_towers)
+    for what, towers in said.items():
+        pruners = [prepared.pruners[tower] for tower in towers]
+        if not any(map(_looks_at_inputs, pruners)):
+            names = " and ".join(dict.fromkeys(pruner.use for pruner in pruners))
+            yield (
+                f"{what} changes nothing, for no statistic of layers' inputs is asked for by {names}. Remove this, or "
+                f"prune by what does, such as wanda"
+            )
+
+
+def _looks_at_inputs(pruner: PartSpec) -> bool:
+    """Say whether a pruner asks for a statistic of layers' inputs, in which tokens count."""
+    return any(not issubclass(need, GradientStatistic | LossStatistic) for need in pruner.options.needs)
 
 
 def _device_problems(prepared: Prepared) -> Iterator[str]:
@@ -243,7 +278,7 @@ def _plan_problems(prepared: Prepared) -> Iterator[str]:
             with blaming(f"the allocator {allocator.use}"):
                 plan = make_plan(prepared.pools, allocator.built, "layer", None)
         except EcoflapError as error:
-            yield from (f"allocate: {problem}" for problem in error.problems)
+            yield from (f"{prepared.recipe.allocated_at}: {problem}" for problem in error.problems)
     yield from emptying_shares(prepared.pools, plan)
 
 

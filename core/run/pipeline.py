@@ -28,6 +28,7 @@ from ecoflap.core.record.folder import RunFolder, open_run
 from ecoflap.core.record.make_report import Outcome, make_report
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
+from ecoflap.core.record.reuse import of_other_models
 from ecoflap.core.record.run_log import RunLog, SilentLog
 from ecoflap.core.record.weights import nonzeros
 from ecoflap.core.registry.observers import Observers
@@ -173,6 +174,7 @@ def _stages(state: RunState) -> Run:
         plan, model = _go_on_behind_pruning(state)
     else:
         _identify_data(state)
+        _warn_of_other_models(state)
         check_adapter_on_data(state)
         stages.evaluate(state, "dense", state.model.get())
         last = after_rounds(state)
@@ -220,6 +222,13 @@ def _identify_data(state: RunState) -> None:
     check_enough_batches(state.ranks, state.data)
     found = state.ranks.first(lambda: state.folder.identify(state.data.fingerprints, accept=state.accept_change))
     for sentence in found:
+        state.log.note(sentence)
+
+
+def _warn_of_other_models(state: RunState) -> None:
+    """Note which parts take something over of a run of another model: a sibling's may be meant, a stranger's is not."""
+    model = state.data.model_fingerprint["model"]
+    for sentence in state.ranks.first(lambda: list(of_other_models(state.recipe, model))):
         state.log.note(sentence)
 
 

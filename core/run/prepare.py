@@ -18,7 +18,7 @@ from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.checks import part_problems, recipe_problems
 from ecoflap.core.run.prepared import Prepared, pools_in
-from ecoflap.core.run.trial import processor_read, trial_problems
+from ecoflap.core.run.trial import processor_read, token_problems, trial_problems
 
 DATA = ("dataset", "evaluator")
 """Kinds of parts whose problems keep a recipe from being run, and not from being planned."""
@@ -70,7 +70,7 @@ def prepare(
     pools = tuple(pools_in(anatomy, recipe))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
     with processor_read(prepared) as unread:
-        problems = [*strangers(recipe, own), *unread, *recipe_problems(prepared, registry)]
+        problems = [*strangers(recipe, own), *unread, *recipe_problems(prepared, registry), *token_problems(prepared)]
         of_data = list(_data_problems(prepared, trying=not unread))
     shipped = recipe.model.config
     if shipped is not None and is_on_hub(source) and not planning:

@@ -44,6 +44,12 @@ class Prepared:
         """Prunable weights in all."""
         return sum(pool.size for pool in self.pools)
 
+    @property
+    def pruned_towers(self) -> list[str]:
+        """Name the towers that are pruned, in the order they run."""
+        pruned = {block.tower for pool in self.pools for block, _ in pool.layers}
+        return [tower.name for tower in self.anatomy.towers if tower.name in pruned]
+
     @cached_property
     def context(self) -> PlanContext:
         """Give what a part is given that looks for problems."""
@@ -127,6 +133,14 @@ class Prepared:
         return {tower.name: own.get(tower.name) or self.recipe.tokens for tower in self.anatomy.towers}
 
     @property
+    def token_keys(self) -> Mapping[str, tuple[TokenChoice, tuple[str, ...]]]:
+        """Give the keys that choose tokens: for each its choice, and the pruned towers that it is for."""
+        own = {name: tower.tokens for name, tower in self.recipe.towers.items() if tower != "keep"}
+        keys = {name: f"towers.{name}.tokens" if own.get(name) else "tokens" for name in self.pruned_towers}
+        towers = {key: tuple(name for name in keys if keys[name] == key) for key in keys.values()}
+        return {key: (self.tokens[names[0]], names) for key, names in towers.items()}
+
+    @property
     def block_refiners(self) -> Mapping[str, tuple[PartSpec, ...]]:
         """Give the refiners of each tower's blocks, its own or those that all others share."""
         shared = tuple(one for one in self.recipe.refine if one.options.scope == "block")
@@ -184,6 +198,6 @@ def _own_share(pool: Pool, recipe: Recipe) -> Fraction:
 def _choices(recipe: Recipe) -> tuple[Fraction | Pattern, dict[str, Fraction | Pattern | None], list[str]]:
     own = {name: tower for name, tower in recipe.towers.items() if tower != "keep"}
     budgets: dict[str, Fraction | Pattern | None] = dict.fromkeys(recipe.included)
-    budgets |= {name: tower.pattern or tower.sparsity_fraction for name, tower in own.items()}
+    budgets |= {name: tower.pattern or tower.sparsity_fraction for name, tower in own.items() if tower.is_pruned}
     kept = [name for name, tower in recipe.towers.items() if tower == "keep"]
     return recipe.pattern or recipe.sparsity_fraction or Fraction(0), budgets, kept

@@ -31,6 +31,7 @@ class Alpha:
 
     spread: float = 0.3
     takes: ClassVar[Literal["score"]] = "score"
+    scorers: ClassVar[tuple[str, ...]] = ("hill",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.spread < 1:

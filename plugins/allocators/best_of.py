@@ -41,6 +41,9 @@ class BestOf:
         if len(self._kinds()) > 1:
             kinds = " and ".join(sorted(SCORES_CALLED[kind] for kind in self._kinds()))
             raise EcoflapError(f"of has candidates that look at {kinds}; a recipe has one score, of one kind")
+        if self._wanted() and not self.scorers:
+            wanted = " and of ".join(sorted({name for names in self._wanted() for name in names}))
+            raise EcoflapError(f"of has candidates that read the scores of {wanted}; a recipe has one scorer")
 
     @property
     def candidates(self) -> tuple[Any, ...]:
@@ -51,6 +54,12 @@ class BestOf:
     def takes(self) -> Takes | None:
         """Say what those of the candidates look at that look at scores."""
         return next(iter(self._kinds()), None)
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Name the scorers that all candidates read which read those of some alone."""
+        wanted = self._wanted()
+        return tuple(name for name in wanted[0] if all(name in names for names in wanted)) if wanted else ()
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where there is no calibration data to hold some of out, or too few."""
@@ -66,6 +75,11 @@ class BestOf:
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         """Give the counts of the first candidate, which is what nothing is known against without a model."""
         return self.of[0](groups, keep)
+
+    def _wanted(self) -> list[tuple[str, ...]]:
+        """Give the names of scorers for each candidate that reads the scores of some alone."""
+        found = (options_of(AllocatorOptions, allocator).scorers for allocator in self.of)
+        return [names for names in found if names]
 
     def _kinds(self) -> set[Takes]:
         found = (options_of(AllocatorOptions, allocator).takes for allocator in self.of)

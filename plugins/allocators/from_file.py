@@ -3,7 +3,7 @@
 k_g = Σ of what the group's layers keep in that plan
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,11 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.sealed_text import read_sealed_json
-from ecoflap.core.errors import EcoflapError, FormatError, nearest
+from ecoflap.core.errors import EcoflapError, FormatError, listed, nearest
+
+NAMED = 3
+"""How many layers that a plan lacks a message names one by one."""
+_WAY_OUT = "Name a plan of this model, or keep their towers whole here, by towers: {NAME: keep}"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class FromFile:
     path: Path
     takes: ClassVar[None] = None
 
+    def takes_over(self) -> Iterable[Path]:
+        return [self.path]
+
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where the recipe prunes in rounds."""
         if context.recipe.round_count > 1:
@@ -35,7 +42,8 @@ class FromFile:
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         layers = self._layers()
-        problems = [problem for group in groups for problem in self._problems(group, layers)]
+        missing = [name for group in groups for name in group.layer_names if name not in layers]
+        problems = [*self._missing(missing, layers), *(one for group in groups for one in self._sizes(group, layers))]
         if problems:
             raise EcoflapError(*problems)
         counts = [sum(layers[name]["keep"] for name in group.layer_names) for group in groups]
@@ -68,12 +76,21 @@ class FromFile:
             raise FormatError(f'{self._file}: it is no plan; a plan has "layers": {{name: {{"size": …, "keep": …}}}}')
         return layers
 
-    def _problems(self, group: Group, layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    def _missing(self, missing: Sequence[str], layers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        """Say which layers the plan lacks; of many, as a plan of another model does, the first few."""
+        if len(missing) > NAMED:
+            yield (
+                f"{self._file}: it lacks {len(missing)} layers ({listed(missing, NAMED)}), and has others "
+                f"({listed([*layers], NAMED)}). {_WAY_OUT}"
+            )
+            return
+        yield from (f"{self._file}: it has no layer {one!r}.{nearest(one, layers)} {_WAY_OUT}" for one in missing)
+
+    def _sizes(self, group: Group, layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Say why a group cannot keep what the plan has for its layers."""
         names = group.layer_names
-        missing = [name for name in names if name not in layers]
-        if missing:
-            return [f"{self._file}: it has no layer {name!r}.{nearest(name, layers)}" for name in missing]
+        if any(name not in layers for name in names):
+            return []
         size, kept = (sum(layers[name][key] for name in names) for key in ("size", "keep"))
         if size != group.size:
             return [f"{self._file}: {', '.join(names)} has {size} weights there and {group.size} in this model"]

@@ -5,19 +5,21 @@ k_g = Σ of what the masks of the group's layers keep
 It is what a recipe has by default whose pruner is ``from_masks``, which keeps those very weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from ecoflap.core.budget.counts import Group
 from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.errors import EcoflapError, FormatError, nearest
+from ecoflap.core.errors import EcoflapError, FormatError, listed, nearest
 from ecoflap.core.packed.masks_from import NamedMasks, masks_from
 
 NAMED = 3
 """How many layers without a mask a message names one by one."""
+_WAY_OUT = "Name masks of this model, or add a mask of ones for each layer that is to stay whole"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,14 @@ class FromMasks:
     path: Path
     zeros: bool = False
     takes: ClassVar[None] = None
+
+    def takes_over(self) -> Iterable[Path]:
+        return [self.path]
+
+    def problems(self, context: PlanContext) -> Iterator[str]:
+        """Say where the recipe prunes in rounds."""
+        if context.recipe.round_count > 1:
+            yield "masks are pruned at once: remove rounds:"
 
     def keeps(self, layers: Sequence[str]) -> int | None:
         """Count what the masks of these layers keep in all; None where they cannot be read or one is missing."""
@@ -60,13 +70,13 @@ class FromMasks:
     def _missing(self, missing: Sequence[str], masks: NamedMasks) -> Iterator[str]:
         """Say which layers have no mask; of many, as there are with masks of another model, the first few."""
         if len(missing) > NAMED:
-            some = ", ".join(missing[:NAMED])
             yield (
-                f"{self.path}: it has no mask of {len(missing)} layers: {some}, … It has masks of "
-                f"{', '.join([*masks.masks][:NAMED])}, …"
+                f"{self.path}: it has no mask of {len(missing)} layers ({listed(missing, NAMED)}), but masks of others "
+                f"({listed([*masks.masks], NAMED)}). {_WAY_OUT}"
             )
             return
-        yield from (f"{self.path}: it has no mask of {layer}.{nearest(layer, masks.masks)}" for layer in missing)
+        for layer in missing:
+            yield f"{self.path}: it has no mask of {layer}.{nearest(layer, masks.masks)} {_WAY_OUT}"
 
     def _sizes(self, group: Group, masks: NamedMasks) -> Iterator[str]:
         """Say where the masks of a group are of another size."""

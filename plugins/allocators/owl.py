@@ -31,6 +31,7 @@ class Owl:
 
     spread: float = 0.08
     takes: ClassVar[Literal["score"]] = "score"
+    scorers: ClassVar[tuple[str, ...]] = ("outlier_share",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.spread <= 1:

@@ -49,6 +49,9 @@ class FromMasks:
         """Give the allocator that keeps as many weights of each layer as the masks do."""
         return {"use": "from_masks", "path": str(self.path), "zeros": self.zeros}
 
+    def takes_over(self) -> Iterable[Path]:
+        return [self.path]
+
     def files(self) -> Iterable[Path]:
         return mask_files(self.path, zeros=self.zeros)
 
@@ -81,10 +84,11 @@ class FromMasks:
         others = [name for name in masks.masks if name not in known and id(parameters.get(name)) not in tied]
         unknown = [name for name in others if name not in parameters]
         if unknown:
+            without = [layer.name for layer in layers if masks.name_of(layer.name) is None]
             yield (
                 f"{self.path}: {len(unknown)} of its {len(masks.masks)} masks are of nothing that this model has, so "
-                f"that they are another model's: {listed(unknown, _FEW)}."
-                f"{nearest(unknown[0], [layer.name for layer in layers])}"
+                f"that they are another model's ({listed(unknown, _FEW)}).{nearest(unknown[0], without)} Name masks of "
+                f"this model, or take these out"
             )
         pruned = [
             name for name in others if name in parameters and not self.zeros and not bool(masks.masks[name].all())

@@ -3,19 +3,22 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate, Score, ScoreKind, Unit
-from ecoflap.core.errors import EcoflapError, RunError
+from ecoflap.core.errors import EcoflapError, RunError, listed
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.model.anatomy import Block, Layer, Tower
 from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.pruning.scores import Scores
+from ecoflap.core.record.folder import RunFolder
 
 _WAY_OUT = "Restore the file, or name another run"
+_FEW = 3
+"""So many names a sentence has at most."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,18 @@ class FromRun:
         """Say whether that run's scores are numbers, curves, or numbers of single weights."""
         return self._scores().kind
 
+    @property
+    def like(self) -> str | None:
+        """Say whose scores that run's are; None where it has no recipe that tells."""
+        folder = RunFolder(self.run)
+        score = (folder.read_recipe() if folder.recipe.is_file() else {}).get("score")
+        if score is None:
+            return None
+        return FromRun(Path(score["run"])).like if score["use"] == "from_run" else str(score["use"])
+
+    def takes_over(self) -> Iterable[Path]:
+        return [self.run]
+
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where that run has no scores, or none of this model, and where the recipe prunes in rounds."""
         if context.recipe.round_count > 1:
@@ -53,8 +68,15 @@ class FromRun:
         except EcoflapError as error:
             yield from error.problems
             return
-        if not any(name in scores.values for name in _names(context.anatomy.layers(), scores.unit)):
-            yield f"{self.run}: its scores are of another model; none is for a {scores.unit} of this one"
+        pruned = [tower for tower in context.anatomy.towers if _is_scored(tower, context.recipe)]
+        names = _names(context.anatomy.layers([block for tower in pruned for block in tower.blocks]), scores.unit)
+        missing = [name for name in names if name not in scores.values]
+        if missing:
+            yield (
+                f"{self.run}: it has no score of {len(missing)} of the {len(names)} {scores.unit}s that this recipe "
+                f"allocates by ({listed(missing, _FEW)}). Name a run of this model and of these towers that has scored "
+                f"all of it, or score anew"
+            )
         gone = [one.file for one in scores.weight_scores.values() if not one.file.is_file()]
         if gone:
             yield f"{gone[0]} is missing, with it {len(gone)} files of that run's scores. Restore them, or score anew"
@@ -73,6 +95,13 @@ class FromRun:
 
     def _scores(self) -> Scores:
         return read_scores_of(self.run / "plan.json", self.run / "scores.jsonl", _WAY_OUT)
+
+
+def _is_scored(tower: Tower, recipe: Any) -> bool:
+    """Say whether a tower is pruned by a budget that scores divide."""
+    own = recipe.towers.get(tower.name)
+    named = tower.prunable or tower.name in recipe.included
+    return named and own != "keep" and (own is None or own.pattern is None)
 
 
 def _names(layers: Iterable[tuple[Block, Layer]], unit: Unit) -> list[str]:

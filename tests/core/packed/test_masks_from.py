@@ -129,3 +129,16 @@ def test_zeros_of_what_a_run_wrote_are_held_to_its_list(masks, tmp_path):
     file.write_bytes(data)
     with pytest.raises(FormatError, match=r"safetensors is not what was written: .* on purpose, delete SHA256SUMS"):
         masks_from(folder, zeros=True)
+
+
+def test_a_checkpoint_that_is_no_masks_is_told_once(tmp_path):
+    weights = {f"{i}.weight": torch.ones(2, 2) for i in range(5)}
+    save_file({**weights, "own": torch.full((2,), 7, dtype=torch.uint8)}, tmp_path / "model.safetensors")
+    with pytest.raises(FormatError) as caught:
+        masks_from(tmp_path)
+    of_weights, of_numbers = caught.value.problems
+    assert of_weights == (
+        f"{tmp_path / 'model.safetensors'}: 5 of its tensors are no masks, such as 0.weight, which is float32; a mask "
+        f"is bool, or uint8 of zeros and ones. For the zeros of weights, set zeros: true"
+    )
+    assert "own has 7 in it" in of_numbers

@@ -1,5 +1,6 @@
 """Runs whose masks come from elsewhere: from a run, a packed export, a plain file, or a checkpoint's zeros."""
 
+import shutil
 import signal
 
 import pytest
@@ -22,6 +23,13 @@ def first(pico, tmp_path_factory):
         "export": "safetensors",
     }
     return ecoflap.run(recipe, folder=tmp_path_factory.mktemp("first") / "run")
+
+
+@pytest.fixture(scope="module")
+def scored(pico, tmp_path_factory):
+    """A run whose scores the others take."""
+    recipe = {"version": 1, "model": str(pico / "model"), "sparsity": 0.37, "score": "hill", "prune": "magnitude"}
+    return ecoflap.run(recipe, folder=tmp_path_factory.mktemp("scored") / "run")
 
 
 @pytest.fixture
@@ -103,7 +111,7 @@ def test_what_another_tool_pruned_is_mended(first, recipe, plain, lasting, kille
 def test_a_written_sparsity_has_to_be_that_of_the_masks(first, recipe, tmp_path):
     assert same_masks(ecoflap.run(recipe(first.folder, sparsity=0.37), folder=tmp_path / "run"), first)
     size, keep = first.plan.size, first.plan.keep
-    with pytest.raises(RecipeError, match=rf"allocate: .*keep {keep} of {size} .* this recipe {size // 2}\. Leave"):
+    with pytest.raises(RecipeError, match=rf"prune: .*keep {keep} of {size} .* this recipe {size // 2}\. Leave"):
         ecoflap.run(recipe(first.folder, sparsity=0.5), folder=tmp_path / "other")
 
 
@@ -128,11 +136,12 @@ def test_masks_of_another_model_are_refused_with_all_that_is_wrong(published, re
     with pytest.raises(RecipeError) as caught:
         ecoflap.run(recipe(path), folder=tmp_path / "run")
     unknown, pruned, shape, missing = caught.value.problems
+    assert unknown.endswith("Name masks of this model, or take these out")
     assert unknown.startswith(f"prune: {path}: 1 of its 23 masks are of nothing that this model has")
     assert "model.layers.7.mlp.up_proj.weight" in unknown
     assert pruned.startswith(f"prune: {path}: it prunes what is no layer here: lm_head.weight. Take these masks out")
     assert shape == f"prune: {path}: the mask of {NAME} is (32, 48), and the weight (48, 32)"
-    assert missing.startswith(f"allocate: {path}: it has no mask of model.layers.0.self_attn.q_proj.weight. Did you")
+    assert missing.startswith(f"prune: {path}: it has no mask of model.layers.0.self_attn.q_proj.weight. Did you")
     assert not (tmp_path / "run").exists()
 
 
@@ -140,7 +149,7 @@ def test_masks_that_are_not_there_are_told_once(recipe, tmp_path):
     with pytest.raises(RecipeError) as caught:
         ecoflap.run(recipe(tmp_path / "nowhere"), folder=tmp_path / "run")
     assert caught.value.problems == (
-        f"allocate: {tmp_path / 'nowhere'}: no masks are there; name the folder of a run, with masks.safetensors; a "
+        f"prune: {tmp_path / 'nowhere'}: no masks are there; name the folder of a run, with masks.safetensors; a "
         "packed export; or a safetensors file of masks",
     )
 
@@ -168,3 +177,63 @@ def test_a_run_does_not_go_on_with_other_masks(first, published, recipe, killer,
         RunError, match=r"was begun with another file that it is pruned by \(from_masks\) than is there now"
     ):
         ecoflap.run(recipe(path), folder=tmp_path / "run")
+
+
+def test_rounds_of_masks_are_to_be_removed_whatever_else_is_written(first, recipe, tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"rounds: from_masks says itself how much is pruned, all of it at once\. Rem"
+    ):
+        ecoflap.run(recipe(first.folder, rounds=3), folder=tmp_path / "run")
+    with pytest.raises(RecipeError) as caught:
+        ecoflap.run(recipe(first.folder, rounds=3, sparsity=0.37), folder=tmp_path / "run")
+    assert caught.value.problems == ("prune: masks are pruned at once: remove rounds:",)
+    with pytest.raises(RecipeError, match=r"each prunes a share of sparsity, which is not written\. Write it\."):
+        ecoflap.run(recipe(first.folder, rounds=3, prune="magnitude"), folder=tmp_path / "run")
+
+
+def test_masks_of_a_deeper_model_are_told_without_a_name_that_is_taken(published, recipe, tmp_path):
+    deeper = {f"model__layers__{i}__mlp__up_proj__weight": torch.ones(48, 32, dtype=torch.bool) for i in (7, 8)}
+    with pytest.raises(RecipeError) as caught:
+        ecoflap.run(recipe(published(**deeper)), folder=tmp_path / "run")
+    (told,) = caught.value.problems
+    assert told.endswith(
+        "(model.layers.7.mlp.up_proj.weight, model.layers.8.mlp.up_proj.weight). Name masks of this model, or take "
+        "these out"
+    )
+
+
+@pytest.fixture
+def sibling(pico, tmp_path):
+    """A model with the shapes of the other, and with other numbers."""
+    folder = tmp_path / "sibling"
+    shutil.copytree(pico / "model", folder)
+    file = folder / "model.safetensors"
+    save_file({name: 2 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("takes", ["run", "export", "zeros", "plan", "scores"])
+def test_what_another_model_had_is_taken_over_with_a_warning(first, scored, recipe, sibling, pico, tmp_path, takes):
+    taken = {
+        "run": {"prune": {"use": "from_masks", "path": str(first.folder)}},
+        "export": {"prune": {"use": "from_masks", "path": str(first.folder / "exports" / "safetensors")}},
+        "zeros": {"prune": {"use": "from_masks", "path": str(first.folder / "model"), "zeros": True}},
+        "plan": {"prune": "magnitude", "sparsity": 0.37, "allocate": {"use": "from_file", "path": str(first.folder)}},
+        "scores": {"prune": "magnitude", "sparsity": 0.37, "score": {"use": "from_run", "run": str(scored.folder)}},
+    }[takes]
+    where = {"plan": "allocate", "scores": "score"}.get(takes, "prune")
+    moved = shutil.copytree(pico / "model", tmp_path / "moved")
+    for model in (pico / "model", moved):
+        own = ecoflap.run(recipe("", model=str(model), **taken), folder=tmp_path / f"own-{model.name}")
+        assert own.report.warnings == ()
+    other = ecoflap.run(recipe("", model=str(sibling), **taken), folder=tmp_path / "other")
+    (said,) = other.report.warnings
+    run = (scored if takes == "scores" else first).folder
+    assert said.startswith(f"{where}: {run} is a run of a model with other weights, {pico / 'model'}, and from_")
+    assert said.endswith(f"If that is not meant, name a run of {sibling}")
+
+
+def test_nothing_is_said_of_a_model_in_memory_that_files_cannot_be_held_against(first, recipe, pico, tmp_path):
+    model = ecoflap.run(recipe(first.folder), folder=tmp_path / "read").model
+    run = ecoflap.run(recipe(first.folder, model=None), model=model, folder=tmp_path / "run")
+    assert run.report.warnings == ()

@@ -21,9 +21,12 @@ class Looking(LlamaAdapter):
         return kinds * batch["attention_mask"].to(torch.int8)
 
 
+def looking(plain, pico, **keys):
+    return plain(model={"source": str(pico / "model"), "adapter": Looking}, **keys)
+
+
 def run(plain, pico, folder, **keys):
-    model = {"source": str(pico / "model"), "adapter": Looking}
-    recipe = plain(model=model, score=None, allocate="uniform", export=None, evaluate=None, **keys)
+    recipe = looking(plain, pico, score=None, allocate="uniform", export=None, evaluate=None, **keys)
     return ecoflap.run(recipe, folder=folder)
 
 
@@ -46,11 +49,11 @@ def test_masks_are_those_by_the_chosen_tokens(plain, pico, tmp_path, monkeypatch
     assert done["text"].report.sparsity == done["real"].report.sparsity
 
 
-def test_a_tower_has_its_own_choice_or_the_recipes(plain):
+def test_a_tower_has_its_own_choice_or_the_recipes(plain, pico):
     registry = load_registry()
 
     def chosen(**keys):
-        return prepare(parse_recipe(plain(**keys), registry=registry), registry).tokens
+        return prepare(parse_recipe(looking(plain, pico, **keys), registry=registry), registry).tokens
 
     assert chosen() == {"language": "real"}
     assert chosen(tokens="text") == {"language": "text"}
@@ -70,12 +73,41 @@ def test_another_word_is_refused_with_the_choices(plain):
         parse_recipe(plain(tokens="image"), registry=load_registry())
 
 
-def test_a_statistic_that_cannot_weigh_tokens_is_refused_by_the_plan(plain):
+def planned(recipe):
     registry = load_registry()
-    recipe = parse_recipe(plain(prune="dsnot", tokens="balanced"), registry=registry)
+    return prepare(parse_recipe(recipe, registry=registry), registry, planning=True)
+
+
+def test_a_statistic_that_cannot_weigh_tokens_is_refused_by_the_plan(plain, pico):
     with pytest.raises(RecipeError, match=r"dsnot, which prunes the language tower, asks for ColumnMom.*towers\."):
-        prepare(recipe, registry)
+        planned(looking(plain, pico, prune="dsnot", tokens="balanced"))
     for choice in ("text", "all"):
-        prepare(parse_recipe(plain(prune="dsnot", tokens=choice), registry=registry), registry)
-    own = plain(prune="dsnot", tokens="balanced", towers={"language": {"tokens": "real"}})
-    prepare(parse_recipe(own, registry=registry), registry)
+        planned(looking(plain, pico, prune="dsnot", tokens=choice))
+    planned(looking(plain, pico, prune="dsnot", tokens="balanced", towers={"language": {"tokens": "real"}}))
+
+
+@pytest.mark.parametrize("choice", ["text", "balanced", "drifting"])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_choice_between_kinds_is_refused_where_the_data_have_one(plain, pico, choice, own):
+    keys = {"towers": {"language": {"tokens": choice}}} if own else {"tokens": choice}
+    with pytest.raises(RecipeError) as refused:
+        planned(plain(prune="wanda", **keys))
+    assert refused.value.problems == (
+        f"{'towers.language.' if own else ''}tokens: {choice} tells tokens of text from those of images, and those of "
+        f"language are of one kind here, so that it changes nothing. Remove this, or say it of a tower that reads both",
+    )
+    planned(looking(plain, pico, prune="wanda", **keys))
+    planned(plain(prune="wanda", tokens="all"))  # padding is told from what is real in any tower
+
+
+@pytest.mark.parametrize("keys", [{"tokens": "all"}, {"tokens": "text"}, {"sequential": True}])
+@pytest.mark.parametrize("prune", ["magnitude", {"use": "by_metric", "metric": "magnitude_gradient"}])
+def test_what_statistics_are_taken_of_is_refused_where_none_of_inputs_are(plain, pico, keys, prune):
+    with pytest.raises(RecipeError) as refused:
+        planned(looking(plain, pico, prune=prune, **keys))
+    (key, value), name = next(iter(keys.items())), prune if isinstance(prune, str) else prune["use"]
+    assert refused.value.problems == (
+        f"{key}: {str(value).lower()} changes nothing, for no statistic of layers' inputs is asked for by {name}. "
+        f"Remove this, or prune by what does, such as wanda",
+    )
+    planned(looking(plain, pico, prune="wanda", **keys))

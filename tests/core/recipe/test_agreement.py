@@ -4,6 +4,7 @@ import pytest
 from sealed_by_hand import write_lines
 
 from ecoflap import Curve
+from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.pruning.scores import header_line, score_line
 from ecoflap.core.recipe.load import parse_recipe
@@ -61,6 +62,66 @@ def test_numbers_and_curves_are_not_taken_for_each_other(score, allocate, said):
     with pytest.raises(RecipeError) as caught:
         read(score, allocate)
     assert caught.value.problems == (f"r.yaml:7:11: allocate: {said}",)
+
+
+def said_of(allocator, wanted, given):
+    return (
+        f"r.yaml:7:11: allocate: {allocator} reads the scores of {wanted}, and those of {given} are others. Write "
+        f"score: {wanted}, or allocate by what reads any numbers: best_of, ecoflap.",
+    )
+
+
+@pytest.mark.parametrize("score", ["zeroth_order", "magnitude", "outlier_share", "hill"])
+@pytest.mark.parametrize(("allocator", "wanted"), [("alpha", "hill"), ("owl", "outlier_share")])
+def test_what_reads_the_scores_of_one_method_takes_no_others(score, allocator, wanted):
+    among_others = "{use: best_of, of: [uniform, ALLOCATOR]}".replace("ALLOCATOR", allocator)
+    for use, allocate in ((allocator, allocator), ("best_of", among_others)):
+        if score == wanted:
+            assert read(score, allocate).takes_scores
+            continue
+        with pytest.raises(RecipeError) as caught:
+            read(score, allocate)
+        assert caught.value.problems == said_of(use, wanted, score)
+
+
+def test_two_that_read_the_scores_of_different_methods_are_no_candidates_of_one_recipe():
+    with pytest.raises(
+        RecipeError, match="candidates that read the scores of hill and of outlier_share; a recipe has one"
+    ):
+        read("hill", "{use: best_of, of: [owl, alpha]}")
+
+
+class LikeHill:
+    """A scorer of one's own, by the same formula."""
+
+    data, like = False, "hill"
+
+    def __call__(self, replay, layers):
+        yield from ()
+
+
+def test_a_scorer_of_ones_own_says_whose_scores_its_are_like():
+    document = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "allocate": "alpha"}
+    assert parse_recipe({**document, "score": {"use": LikeHill}}, registry=REGISTRY).takes_scores
+    with pytest.raises(RecipeError, match="owl reads the scores of outlier_share, and those of hill are others"):
+        parse_recipe({**document, "score": {"use": LikeHill}, "allocate": "owl"}, registry=REGISTRY)
+
+
+def test_scores_of_a_run_are_those_of_its_scorer(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, score in ((first, {"use": "hill"}), (second, {"use": "from_run", "run": str(first)})):
+        folder.mkdir()
+        write_lines(folder / "scores.jsonl", [header_line("layer", "mean"), score_line("a", 1.0)])
+        scores = f"{{use: from_run, run: {folder}}}"
+        assert all(read(scores, one).takes_scores for one in ("alpha", "owl"))  # nothing tells whose they are
+        recipe = parse_recipe(
+            {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": score}, registry=REGISTRY
+        )
+        write_sealed_text(folder / "recipe.yaml", recipe.dump())
+        assert read(scores, "alpha").takes_scores
+        with pytest.raises(RecipeError) as caught:
+            read(scores, "owl")
+        assert caught.value.problems == said_of("owl", "outlier_share", "hill")
 
 
 @pytest.mark.parametrize("allocate", ["uniform", "{use: atp, beta: 0.01}"])

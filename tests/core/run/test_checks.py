@@ -180,3 +180,71 @@ def test_a_quantised_model_in_memory_is_refused_by_its_layers(pico_llama, pico_t
         RecipeError, match=r"model: 1 layers hold no real numbers, of which model\.layers\.0\.mlp\.up_pr"
     ):
         prepare(recipe, load_registry(), model, pico_tokenizer)
+
+
+def blip2(**keys):
+    """Prepare a recipe on a BLIP-2 in memory, whose Q-Former is kept by default."""
+    model, processor = ROWS["blip2_t5"].build(), ROWS["blip2_t5"].adapter().processor
+    data = {"use": "table:Samples", "row": "blip2_t5", "samples": 4, "batch_size": 2}
+    recipe = {"version": 1, "sparsity": 0.5, "prune": "wanda", "calibration": data, **keys}
+    registry = load_registry().trusting(True)
+    return prepare(parse_recipe(recipe, registry=registry, in_memory=True), registry, model, processor, planning=True)
+
+
+PRUNED = ["vision", "encoder", "decoder"]
+needs_blip2 = pytest.mark.skipif("blip2_t5" not in ROWS, reason="this environment has no BLIP-2")
+
+
+@needs_blip2
+@pytest.mark.parametrize("others", [{}, {"qformer": "keep"}])
+def test_tokens_of_a_tower_that_is_kept_are_nobodys_concern(others):
+    own = {name: {"tokens": "real"} for name in PRUNED}
+    assert blip2(prune="dsnot", tokens="balanced", towers={**own, **others}).pruned_towers == PRUNED
+    with pytest.raises(RecipeError, match="which prunes the decoder tower"):
+        blip2(prune="dsnot", tokens="balanced", towers={name: own[name] for name in ("vision", "encoder")})
+
+
+@needs_blip2
+@pytest.mark.parametrize("own", [{"tokens": "real"}, {"refine": []}])
+def test_what_does_not_say_that_a_kept_tower_is_pruned_has_none_pruned(own):
+    with pytest.raises(RecipeError) as refused:
+        blip2(towers={"qformer": own})
+    assert refused.value.problems == (
+        f"towers.qformer: it is kept whole by default, where {next(iter(own))} would change nothing. Remove this, or "
+        f"have it pruned too by include: [qformer].",
+    )
+    assert "qformer" in blip2(towers={"qformer": own}, include=["qformer"]).pruned_towers
+    matrix = "vision_projection_that_is_not_there"
+    with pytest.raises(RecipeError, match=f"towers.{matrix}: this model has no such tower"):
+        blip2(towers={matrix: own})
+
+
+@needs_blip2
+@pytest.mark.parametrize("own", [{"sparsity": 0.5}, {"pattern": "2:4"}, {"prune": "magnitude"}])
+def test_how_much_or_what_by_has_a_kept_tower_pruned(own):
+    assert "qformer" in blip2(towers={"qformer": own}).pruned_towers
+
+
+@needs_blip2
+def test_a_choice_of_tokens_is_for_towers_that_read_both_kinds():
+    assert blip2(tokens="drifting").pruned_towers == PRUNED  # of which the encoder reads both
+    blip2(
+        towers={"encoder": {"tokens": "drifting"}, "decoder": {"tokens": "text"}}
+    )  # it reads the encoder's tokens too
+    with pytest.raises(RecipeError) as refused:
+        blip2(tokens="drifting", towers={"encoder": {"tokens": "real"}, "vision": {"tokens": "text"}})
+    said = "tells tokens of text from those of images, and those of"
+    assert [problem.split(" are of one kind")[0] for problem in refused.value.problems] == [
+        f"towers.vision.tokens: text {said} vision",
+        f"tokens: drifting {said} decoder",
+    ]
+
+
+@needs_blip2
+def test_no_statistic_is_looked_at_in_the_tower_that_a_choice_is_for():
+    own = {"encoder": {"prune": "magnitude", "tokens": "text"}}
+    with pytest.raises(
+        RecipeError, match=r"towers\.encoder\.tokens: text changes nothing, for no statistic .* by magnitude"
+    ):
+        blip2(towers=own)
+    assert blip2(tokens="text", towers={"vision": {"prune": "magnitude"}}).pools

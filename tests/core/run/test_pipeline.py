@@ -28,7 +28,7 @@ SCORES = {
 CASES = [
     (score, allocator, pruner, granularity, sparsity)
     for (score, allocator), pruner, granularity, sparsity in zip(
-        product(SCORES, ("ecoflap", "owl", "uniform")),
+        [*product(SCORES, ("ecoflap", "uniform")), *[("outlier_share", "owl")] * 5],
         ("magnitude", "wanda", "sparsegpt") * 5,
         ("block", "layer", "tower", "model", "block") * 3,
         (0.5, 0.7, 0.3, 0.61, 0.05) * 3,

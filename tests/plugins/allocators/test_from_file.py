@@ -94,3 +94,13 @@ def test_another_budget_says_both_numbers(plan):
 def test_floors_and_caps_hold(plan, bounds):
     with pytest.raises(EcoflapError, match=r"keeps 5 of layers\.1"):
         FromFile(plan)([Group("layers.1", 8, 0.0, ("layers.1.q",), **bounds)], 5)
+
+
+def test_a_plan_of_another_model_is_told_in_one_sentence(plan):
+    groups = [Group(f"blocks.{i}", 8, 0.0, (f"blocks.{i}.q",)) for i in range(9)]
+    with pytest.raises(EcoflapError) as caught:
+        FromFile(plan)(groups, 12)
+    assert caught.value.problems == (
+        f"{plan}: it lacks 9 layers (blocks.0.q, blocks.1.q, blocks.2.q …), and has others (layers.0.q, layers.0.k, "
+        f"layers.1.q). Name a plan of this model, or keep their towers whole here, by towers: {{NAME: keep}}",
+    )

@@ -10,6 +10,7 @@ from ecoflap.core.contracts.options import AllocatorOptions
 from ecoflap.core.errors import EcoflapError
 from ecoflap.plugins.allocators.from_masks import FromMasks, ecoflap_register_allocators
 
+WAY_OUT = "Name masks of this model, or add a mask of ones for each layer that is to stay whole"
 GROUPS = [Group("0", 15, 0.0, ("0.q.weight", "0.k.weight")), Group("1.q.weight", 4, 0.0)]
 
 
@@ -57,7 +58,7 @@ def test_every_missing_layer_and_every_other_size_is_told(path):
     with pytest.raises(EcoflapError) as caught:
         FromMasks(path)(groups, 9)
     missing, other, size = caught.value.problems
-    assert missing == f"{path}: it has no mask of 0.q.weights. Did you mean '0.q.weight'?"
+    assert missing == f"{path}: it has no mask of 0.q.weights. Did you mean '0.q.weight'? {WAY_OUT}"
     assert size == f"{path}: its masks of 1.q.weight are of 4 weights, and this model has 5"
     assert "no mask of 9" in other
 
@@ -66,4 +67,7 @@ def test_masks_of_another_model_are_told_in_one_sentence(path):
     with pytest.raises(EcoflapError) as caught:
         FromMasks(path)([Group(f"layer.{number}", 5, 0.0) for number in range(50)], 9)
     (told,) = caught.value.problems
-    assert told.startswith(f"{path}: it has no mask of 50 layers: layer.0, layer.1, layer.2, … It has masks of 0.")
+    assert told.startswith(
+        f"{path}: it has no mask of 50 layers (layer.0, layer.1, layer.2 …), but masks of others (0."
+    )
+    assert told.endswith(WAY_OUT)

@@ -14,6 +14,8 @@ from ecoflap.core.pruning.scores import header_line, score_line
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.scorers.from_run import FromRun
 
+RECIPE = SimpleNamespace(round_count=1, towers={}, included=())
+
 
 def all_layers(replay):
     return [layer for _, layer in replay.anatomy.layers()]
@@ -55,13 +57,21 @@ def test_scores_that_lack_what_their_plan_knows(replay, tmp_path):
 def test_a_plan_hears_of_scores_that_are_not_there_or_of_another_model(replay, tmp_path):
     def said(*lines):
         write_lines(tmp_path / "scores.jsonl", lines)
-        return list(FromRun(tmp_path).problems(context(SimpleNamespace(round_count=1), replay.anatomy)))
+        return list(FromRun(tmp_path).problems(context(RECIPE, replay.anatomy)))
 
     blocks = [score_line(block.name, 1.0) for block in replay.blocks]
     assert said(header_line("block", "mean"), *blocks) == []
+    named = ", ".join(layer.name for layer in all_layers(replay)[:3])
+    layers = len(all_layers(replay))
     assert said(header_line("layer", "mean"), *blocks) == [
-        f"{tmp_path}: its scores are of another model; none is for a layer of this one"
+        f"{tmp_path}: it has no score of {layers} of the {layers} layers that this recipe allocates by ({named} …). "
+        f"Name a run of this model and of these towers that has scored all of it, or score anew"
     ]
+    (few,) = said(header_line("block", "mean"), *blocks[:-1])
+    assert (
+        f"it has no score of 1 of the {len(blocks)} blocks that this recipe allocates by ({replay.blocks[-1].name})"
+        in few
+    )
     (tmp_path / "scores.jsonl").unlink()
-    (problem,) = FromRun(tmp_path).problems(context(SimpleNamespace(round_count=1), replay.anatomy))
+    (problem,) = FromRun(tmp_path).problems(context(RECIPE, replay.anatomy))
     assert "no such file; scores are there once a run has scored" in problem

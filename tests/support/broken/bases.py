@@ -70,7 +70,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sparsity": 0.45,
         "towers": {"vision": {"sparsity": 0.3}},
         "score": {"use": "first_order", "measure": "magnitude_gradient", "samples": 2, "granularity": "block"},
-        "allocate": {"use": "owl", "spread": 0.1},
+        "allocate": {"use": "ecoflap", "max_sparsity": 0.9},
         "prune": {"use": "sparsegpt", "block_size": 8},
         "evaluate": [
             {
