@@ -37,6 +37,10 @@ class ModelError(EcoflapError):
     """Says why a model is not there or not understood, or where it does not behave as its adapter says."""
 
 
+class NotFiniteError(ModelError):
+    """Says where a model computes NaN or infinite values. Every process of a run raises it, at the same place."""
+
+
 class DataError(EcoflapError):
     """Says why data cannot be used to calibrate or to evaluate."""
 

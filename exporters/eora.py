@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
-from ecoflap.core.contracts.records import Check, Exported, StoredTensor
+from ecoflap.core.contracts.records import Check, Exported, Meanwhile, StoredTensor, ViewSize
 from ecoflap.core.errors import FormatError, ModelError, refuse_below_one
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.statistics import Gram
@@ -34,6 +34,7 @@ from ecoflap.exporters.shared.seen_inputs import seen_inputs
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Names that PEFT looks for."""
+_SOLVING = 6  # numbers in float64 for each of inputs · (inputs + outputs), measured
 _NO_DATA = "eora needs to know what layers are fed, and there is no calibration data. Add calibration: to the recipe"
 _NO_DENSE = "eora needs the dense weights once more, and a model in memory was pruned in place. Give its folder instead"
 
@@ -55,6 +56,18 @@ class Eora:
 
     def __post_init__(self) -> None:
         refuse_below_one("rank", self.rank)
+
+    def predicted_bytes(self, view: ViewSize) -> int:
+        """Count A and B of each layer."""
+        return sum(self.rank * sum(layer.shape) * view.width for layer in view.layers if _is_linear(layer))
+
+    def meanwhile(self, view: ViewSize) -> Meanwhile:
+        """Tell what is held beside the pruned model: the dense one, the adapter, and what solving the largest takes.
+
+        Inputs that calibration records, and Gram matrices of a block, come on top.
+        """
+        largest = max((layer.shape[1] * sum(layer.shape) for layer in view.layers if _is_linear(layer)), default=0)
+        return Meanwhile(view.parameters * view.width + self.predicted_bytes(view) + 8 * _SOLVING * largest)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the recipe and of the model keeps it from correcting anything."""

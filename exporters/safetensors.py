@@ -11,7 +11,7 @@ from torch import Tensor
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
-from ecoflap.core.contracts.records import Check, Exported, StoredTensor
+from ecoflap.core.contracts.records import Check, Exported, StoredTensor, ViewSize
 from ecoflap.core.disk.safetensors_header import DTYPES, StoredAs, header_of, starts_of
 from ecoflap.core.disk.sealed import flat
 from ecoflap.core.disk.whole_files import whole_file
@@ -50,9 +50,9 @@ class Safetensors:
         if self.shard_bytes < 1:
             raise EcoflapError(f"shard_bytes is how much a file holds, 1 or more; {self.shard_bytes} is not")
 
-    def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int:
+    def predicted_bytes(self, view: ViewSize) -> int:
         """Count kept weights as they are, and a bit for each prunable one."""
-        return (parameters - prunable + kept) * width + prunable // 8
+        return (view.parameters - view.prunable + view.kept) * view.width + view.prunable // 8
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say which of the model's tensors are of a type that the packed file does not store."""

@@ -137,9 +137,24 @@ def paper(registry, weightless, monkeypatch):
     return paper
 
 
+def test_the_work_says_which_tokens_count_and_what_that_takes(paper):
+    def pruning(*keys):
+        prepared = paper("blip2-uniform-wanda", set_=keys)
+        return dict(next(one.rows for one in prepared_tables(prepared) if one.title == "work"))["prune"]
+
+    plain = pruning()
+    assert "each block twice on 128 samples" in plain
+    assert pruning("towers.encoder.tokens=text") == f"{plain}; tokens that count: text in encoder"
+    assert pruning("towers.encoder.tokens=drifting") == (
+        f"{plain}; each block of encoder once more to see which tokens drift; tokens that count: drifting in encoder"
+    )
+    told = pruning("sequential=true", "towers.encoder.tokens=drifting")
+    assert "; each block of encoder once more for each group to see which tokens drift; tokens" in told
+
+
 def test_every_line_of_the_page_that_sets_keys_is_planned(registry, paper):
     lines = re.findall(r"^ecoflap plan paper/(\S+) (--set .*?)  # \((\d)\)$", README, flags=re.MULTILINE)
-    assert [int(number) for _, _, number in lines] == [1, 2, 3, 4, 5, 6]
+    assert [int(number) for _, _, number in lines] == [1, 2, 3, 4, 5, 6, 7]
     for name, keys, _ in lines:
         assert paper(name, set_=[one for one in shlex.split(keys) if one != "--set"]).pools
 

@@ -35,10 +35,11 @@ FEW_WORDS = [
     "calibration.samples=2", "calibration.sequence_length=16", "score.calibration.samples=2",
     "score.calibration.sequence_length=16", "evaluate.data.samples=2", "evaluate.data.sequence_length=16",
 ]  # fmt: skip
-NO_SCORE = [setting for setting in FEW_WORDS if not setting.startswith("score")]
+FEW_OF_TWO = [setting.replace("evaluate.", "evaluate.0.") for setting in FEW_WORDS] + ["evaluate.1.data.samples=8"]
+NO_SCORE = [setting for setting in FEW_OF_TWO if not setting.startswith("score")]
 ON_PICO = {
     "quickstart-llama": FEW_WORDS, "box/smollm2": FEW_WORDS, "box/gemma3": FEW_WORDS, "stable-rank": [],
-    "language/fast": NO_SCORE, "language/balanced": FEW_WORDS, "language/best": FEW_WORDS,
+    "language/fast": NO_SCORE, "language/balanced": FEW_OF_TWO, "language/best": FEW_OF_TWO,
 }  # fmt: skip
 """What makes a recipe fit a pico model."""
 

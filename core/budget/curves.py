@@ -1,7 +1,7 @@
 """The curve of a layer, block or group: how much the loss rises at a ladder of sparsities."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import isfinite
 
@@ -16,10 +16,12 @@ class Curve:
 
     :param levels: Sparsities, each larger than the one before, between 0 and 1.
     :param rises: How much the loss rises at each; a measured one may be below 0 where little is lost.
+    :param notes: Sentences of the scorer for the user, which the run tells; they are no part of the curve.
     """
 
     levels: tuple[float, ...]
     rises: tuple[float, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         check_levels(self.levels)

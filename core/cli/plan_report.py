@@ -8,7 +8,7 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.cli.needs_table import needs
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.protocols import LossStatistic
+from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.needs.exports import kept_of
@@ -118,11 +118,7 @@ def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
         yield "score", f"nothing: {recipe.allocate.use} looks at no score" if prepared.pools else "nothing"
     yield "allocate", _allocating(recipe.allocate)
     blocks = len({block.name for pool in prepared.pools for block, _ in pool.layers})
-    needs = [need for pruner in prepared.pruners.values() for need in pruner.options.needs]
-    data = f"each block twice on {_data(prepared, recipe.calibration)}" if needs else "no data needed"
-    if any(issubclass(need, LossStatistic) for need in needs):
-        data += ", after a backward of the whole model"
-    yield "prune", f"{_pruners(prepared)}: {blocks} blocks, {data}"
+    yield "prune", f"{_pruners(prepared)}: {blocks} blocks, {_looked_at(prepared)}"
     refiners = [*dict.fromkeys(one.use for of_tower in prepared.block_refiners.values() for one in of_tower)]
     if refiners:
         yield "refine", f"{', '.join(refiners)}: each block once it is pruned{_subblocks(prepared)}"
@@ -174,6 +170,26 @@ def _said_of_exports(prepared: Prepared) -> Iterator[tuple[str, str]]:
 def _pruners(prepared: Prepared) -> str:
     """Name the pruners of the towers that are pruned, each once."""
     return ", ".join(dict.fromkeys(prepared.pruners[tower.name].use for tower in _pruned(prepared)))
+
+
+def _looked_at(prepared: Prepared) -> str:
+    """Say how often blocks are run for what pruners look at, on which data, and which tokens of it count."""
+    recipe, pruners = prepared.recipe, prepared.pruners
+    towers = [tower.name for tower in _pruned(prepared) if pruners[tower.name].options.needs]
+    if not towers:
+        return "no data needed"
+    needs = [need for tower in towers for need in pruners[tower].options.needs]
+    groups = recipe.sequential and not all(issubclass(need, GradientStatistic | LossStatistic) for need in needs)
+    times = "once, and once for each group of its layers that share an input," if groups else "twice"
+    said = f"each block {times} on {_data(prepared, recipe.calibration)}"
+    if any(issubclass(need, LossStatistic) for need in needs):
+        said += ", after a backward of the whole model"
+    if drifting := [tower for tower in towers if prepared.tokens[tower] == "drifting"]:
+        blocks = "each block" if drifting == towers else f"each block of {', '.join(drifting)}"
+        said += f"; {blocks} once more{' for each group' if groups else ''} to see which tokens drift"
+    if chosen := {tower: prepared.tokens[tower] for tower in towers if prepared.tokens[tower] != "real"}:
+        said += f"; tokens that count: {', '.join(f'{choice} in {tower}' for tower, choice in chosen.items())}"
+    return said
 
 
 def _scoring(prepared: Prepared) -> str:

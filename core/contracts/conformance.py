@@ -191,7 +191,7 @@ def _takes(signature: inspect.Signature, given: list[str]) -> bool:
 
 
 def _near_misses(kind: str, part: Any, parameters: Collection[str]) -> Iterator[str]:
-    protocol, options = KINDS[kind]
+    protocol, options = KINDS[kind].protocol, KINDS[kind].options
     known = {*_members(protocol), *_members(options)}
     if kind == "adapter":
         known |= {name for ability in ABILITIES for name in _members(ability)}

@@ -11,21 +11,23 @@ class Kind(NamedTuple):
 
     :param protocol: What a part of the kind must be.
     :param options: What it may have besides, with defaults.
+    :param key: The key of a recipe that one is written after; empty for one that is written inside of other parts.
     """
 
     protocol: type[Any]
     options: type[options.PartOptions]
+    key: str
 
 
 KINDS: Mapping[str, Kind] = {
-    "scorer": Kind(protocols.Scorer, options.ScorerOptions),
-    "allocator": Kind(protocols.Allocator, options.AllocatorOptions),
-    "pruner": Kind(protocols.Pruner, options.PrunerOptions),
-    "refiner": Kind(protocols.Refiner, options.RefinerOptions),
-    "metric": Kind(protocols.Metric, options.MetricOptions),
-    "adapter": Kind(protocols.Adapter, options.AdapterOptions),
-    "exporter": Kind(protocols.Exporter, options.ExporterOptions),
-    "dataset": Kind(protocols.Dataset, options.DatasetOptions),
-    "evaluator": Kind(protocols.Evaluator, options.EvaluatorOptions),
+    "scorer": Kind(protocols.Scorer, options.ScorerOptions, "score"),
+    "allocator": Kind(protocols.Allocator, options.AllocatorOptions, "allocate"),
+    "pruner": Kind(protocols.Pruner, options.PrunerOptions, "prune"),
+    "refiner": Kind(protocols.Refiner, options.RefinerOptions, "refine"),
+    "metric": Kind(protocols.Metric, options.MetricOptions, ""),
+    "adapter": Kind(protocols.Adapter, options.AdapterOptions, "model.adapter"),
+    "exporter": Kind(protocols.Exporter, options.ExporterOptions, "export"),
+    "dataset": Kind(protocols.Dataset, options.DatasetOptions, "calibration"),
+    "evaluator": Kind(protocols.Evaluator, options.EvaluatorOptions, "evaluate"),
 }
 """By the name that error messages, ``ecoflap list`` and registry files use."""

@@ -282,15 +282,10 @@ class ExporterOptions(PartOptions):
         """Name the views that it writes a file of each, for the plan; None, the default, where it writes the model."""
         return None
 
-    def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int | None:
+    def predicted_bytes(self, view: ViewSize) -> int | None:
         """Tell how large its files will be, for the plan; None, the default, stands for the dense weights' size.
 
         It is asked once for each view that it writes, or for the whole model.
-
-        :param parameters: Of the view or the whole model.
-        :param prunable: Those of the layers that are pruned.
-        :param kept: How many of these stay.
-        :param width: Bytes of a weight.
         """
         return None
 

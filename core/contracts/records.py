@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ecoflap.core.budget.curves import Curve
 from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.errors import ModelError
+from ecoflap.core.model.anatomy import Layer
 
 StatisticType = TypeVar("StatisticType")
 
@@ -245,6 +246,7 @@ class ViewSize:
     :param largest: The weights of its largest parameter.
     :param width: Bytes of a weight.
     :param offloaded: Whether weights stay in files, as those of a model that is larger than memory.
+    :param layers: Those that are pruned.
     """
 
     parameters: int
@@ -253,6 +255,7 @@ class ViewSize:
     largest: int
     width: int
     offloaded: bool
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.protocols import GradientStatistic
 from ecoflap.core.contracts.records import Statistics
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
 from ecoflap.core.forward.capture import Picked
 from ecoflap.core.forward.placement import map_tensors
@@ -223,7 +223,8 @@ class Observation(BlockWatch):
     def observed(self, ranks: Ranks) -> Observed:
         """Give each layer's statistics over the batches of all processes to the one that is to work with them.
 
-        :raises ModelError: Where a layer was not seen, or its inputs are not finite.
+        :raises ModelError: Where a layer was not seen.
+        :raises NotFiniteError: Where what is fed to a layer is not finite.
         """
         self._hear_of_others(ranks)
         unseen = [layer for layer in self._layers if layer.name not in self._leader]
@@ -240,6 +241,7 @@ class Observation(BlockWatch):
         keys = [*((name, "inputs") for name in fed_alike), *((layer.name, "gradient") for layer in self._layers)]
         summed = {key: self._summed(key, owner_of[key[0]], ranks) for key in keys}
         seen = {layer.name: self._answer(layer, summed, owner_of[layer.name] == ranks.rank) for layer in self._layers}
+        _require_finite(seen, ranks)
         inputs = {layer.name: name for name, layers in fed_alike.items() for layer in layers}
         return Observed(owner_of, seen, inputs)
 
@@ -281,9 +283,6 @@ class Observation(BlockWatch):
         if not is_fed:
             return self._by_weight_alone(layer)
         found = {**summed[self._leader[layer.name], "inputs"], **summed[layer.name, "gradient"]}
-        for statistic in found.values():
-            if not _is_finite(statistic):
-                raise ModelError(f"{layer.name}: its inputs hold NaN or infinite values on the calibration data")
         return Statistics({need: found[need] for need in self._order})
 
     def _by_weight_alone(self, layer: Layer) -> Statistics:
@@ -316,6 +315,15 @@ def _weighted(flat: Float[Tensor, "tokens in"], weights: Shaped[Tensor, " tokens
     counts = weights != 0
     some = flat if bool(counts.all()) else flat[counts]
     return some * weights[counts].sqrt()[:, None] if weights.is_floating_point() else some
+
+
+def _require_finite(seen: Mapping[str, Statistics], ranks: Ranks) -> None:
+    """Refuse inputs that are not finite, which the owner of a layer's statistics sees and all processes refuse."""
+    mine = [name for name, own in seen.items() if not all(map(_is_finite, own.values()))]
+    broken = [name for names in ranks.gather(mine) for name in names]
+    if broken:
+        first = next(name for name in seen if name in broken)
+        raise NotFiniteError(f"{first}: its inputs hold NaN or infinite values on the calibration data")
 
 
 def _is_finite(statistic: Any) -> bool:

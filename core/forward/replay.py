@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter, LossStatistic
 from ecoflap.core.contracts.records import Batch, LayerPlace, Statistics, TokenChoice
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.gradients import kept_gradients, saved_bytes, stream_gradients
@@ -282,7 +282,7 @@ class Replay:
         for number, value in zip(numbers, values.tolist(), strict=True):
             if not isfinite(value):
                 what = f" with {', '.join(self._moved)} perturbed" if self._moved else ""
-                raise ModelError(
+                raise NotFiniteError(
                     f"the loss of calibration batch {number} is {value}{what}, from {self.blocks[i].name} on"
                 )
         return values

@@ -22,12 +22,11 @@ def exported_bytes(part: PartSpec, prepared: Prepared) -> int:
 
     A weight that several views share is in the file of each.
     """
-    size, width = 0, bytes_of_weight(prepared)
+    size = 0
     for view in _sizes(part, prepared, False):
         with blaming(f"the exporter {part.use}, asked for the size of its files,"):
-            counts = view.parameters, view.prunable, view.kept, width
-            predicted: int | None = part.options.predicted_bytes(*counts)
-        size += view.parameters * width if predicted is None else predicted
+            predicted: int | None = part.options.predicted_bytes(view)
+        size += view.parameters * view.width if predicted is None else predicted
     return size
 
 
@@ -55,10 +54,11 @@ def _sizes(part: PartSpec, prepared: Prepared, offloaded: bool) -> list[ViewSize
 
 def _size(module: nn.Module, prepared: Prepared, offloaded: bool) -> ViewSize:
     inside = {id(parameter): parameter.numel() for parameter in module.parameters()}
-    sizes = [
-        (sum(layer.size for _, layer in pool.layers if id(layer.parameter) in inside), pool.sparsity)
-        for pool in prepared.pools
+    pruned = [
+        ([layer for _, layer in pool.layers if id(layer.parameter) in inside], pool.sparsity) for pool in prepared.pools
     ]
-    prunable, kept = sum(size for size, _ in sizes), sum(kept_of(*one) for one in sizes)
+    layers = tuple(layer for own, _ in pruned for layer in own)
+    prunable = sum(layer.size for layer in layers)
+    kept = sum(kept_of(sum(layer.size for layer in own), sparsity) for own, sparsity in pruned)
     largest, width = max(inside.values(), default=0), bytes_of_weight(prepared)
-    return ViewSize(sum(inside.values()), prunable, kept, largest, width, offloaded)
+    return ViewSize(sum(inside.values()), prunable, kept, largest, width, offloaded, layers)

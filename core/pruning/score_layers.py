@@ -68,6 +68,8 @@ def score_layers(
             refuse(ranks)
             done[name] = _kept(name, answer, folder_of(path) / file_name(place), ranks)
             ranks.at_first(partial(append_line, path, score_line(name, done[name])))
+            for note in answer.notes if isinstance(answer, Curve) else ():
+                emit(Warned(f"{scorer.use}: {note}"))
             emit(Progress("score", len(done), total, f"{unit}s"))
     scores = _complete(scorer.use, done, names, unit)
     for sentence in _uninformative(scores, unit):

@@ -109,9 +109,10 @@ def _doubts(
     if not after:
         yield f"{where} gave NaN or infinite numbers, and {undone}: a smaller learning rate may help"
     elif not after["held_out"] < before["held_out"]:
+        cure = "more calibration samples may help, or fewer steps"
         yield (
             f"{where} did not lower the error on held-out calibration data ({before['held_out']:.4g}, then "
-            f"{after['held_out']:.4g}), and {undone}"
+            f"{after['held_out']:.4g}), and {undone}: {cure if tries > 1 else f'a smaller learning rate, or {cure}'}"
         )
     if view.training == view.held_out:
         yield (

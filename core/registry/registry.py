@@ -1,6 +1,6 @@
 """Find parts by name: what plugins offer, under the names and with the defaults that registry files give."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from ecoflap.core.contracts.conformance import factory_problems
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.errors import RegistryError, nearest, unknown
 from ecoflap.core.registry.loading import Plugin, import_target, register, wanted_plugins
-from ecoflap.core.registry.parameters import code_name, parameters_of
+from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
 from ecoflap.core.registry.settings import Placed, Settings, read_settings
 
 
@@ -81,7 +81,7 @@ class Registry:
             raise RegistryError(f"the {kind} {name!r} is an import path, and {ON_TRUST}")
         if ":" in name:
             return _imported(kind, name)
-        raise RegistryError(unknown(kind, name, self.choices(kind)))
+        raise RegistryError(" ".join([unknown(kind, name, self.choices(kind)), *self._elsewhere(kind, name)]))
 
     def names(self, kind: str) -> list[str]:
         """List the names of a kind's parts, without aliases, in alphabetical order."""
@@ -117,10 +117,39 @@ class Registry:
         """
         return replace(self, _observers=(*self._observers, (name, hear)))
 
+    def _elsewhere(self, wanted: str, name: str) -> Iterator[str]:
+        """Say how a name is written that parts of other kinds have."""
+        for kind in KINDS:
+            if kind != wanted and name in self.choices(kind):
+                written = self._written(kind, name, wanted)
+                yield f"The {kind} of this name is written {written}." if written else f"A {kind} has this name."
+
+    def _written(self, kind: str, name: str, wanted: str) -> str:
+        """Write a part as a recipe has it: after its kind's own key, or inside of a part that takes one.
+
+        :param wanted: The kind that is looked at first for a part that takes it.
+        """
+        if key := KINDS[kind].key:
+            return f"{key}: {name}"
+        for outer in (wanted, *KINDS):
+            for part, offer in self._of_kind(outer).items():
+                inside = [one for one in _parameters(offer.factory) if one.part == (kind, "one")]
+                if inside and (key := KINDS[outer].key):
+                    return f"{key}: {{use: {part}, {inside[0].name}: {name}}}"
+        return ""
+
     def _of_kind(self, kind: str) -> Mapping[str, Offer]:
         if kind not in KINDS:
             raise RegistryError(unknown("kind of part", kind, tuple(KINDS)))
         return self.offers.get(kind, {})
+
+
+def _parameters(factory: Callable[..., Any]) -> Iterable[Parameter]:
+    """Give a factory's parameters; none where they cannot be read, which is said where it is made."""
+    try:
+        return parameters_of(factory)[0].values()
+    except TypeError:
+        return ()
 
 
 def _imported(kind: str, path: str) -> Callable[..., Any]:

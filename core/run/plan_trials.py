@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from ecoflap.core.budget.counts import exact
 from ecoflap.core.contracts.events import Progress
 from ecoflap.core.contracts.records import Batch, TokenChoice
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
-from ecoflap.core.errors import RecipeError
+from ecoflap.core.errors import NotFiniteError, RecipeError
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.pruning.plan import Plan
@@ -24,7 +25,19 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.run_log import RunLog
 
-_LINE = {"candidate": str, "plan": str, "loss": float}
+_LINE = {"candidate": str, "plan": str}
+_WAY_OUT = "Set sparsity lower, take another pruner, or write model.dtype: float32 where the model is of float16"
+
+
+class _Outcome(NamedTuple):
+    """Holds what a trial found.
+
+    :param loss: On the held-out batches; None where the pruned model has none that is finite.
+    :param why: Where it has none, what is not finite.
+    """
+
+    loss: float | None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,21 +68,34 @@ class PlanTrials:
     ranks: Ranks = ALONE
 
     def best(self, plans: Mapping[str, Plan]) -> Plan:
-        """Give the plan with the smallest loss; of equal ones the first.
+        """Give the plan with the smallest loss; of equal ones the first. One without a finite loss is never taken.
 
         :param plans: By the candidates' labels.
+        :raises NotFiniteError: Where none of them has a finite loss.
         """
-        losses: dict[str, float] = {}
+        found: dict[str, _Outcome] = {}
         for number, (label, plan) in enumerate(plans.items()):
             self.log.emit(Progress("allocate", number, len(plans), "candidates"))
             known = self.ranks.first(partial(self._known, plan))
-            losses[label] = self._tried(label, plan) if known is None else known
+            found[label] = self._tried(label, plan) if known is None else known
         self.log.emit(Progress("allocate", len(plans), len(plans), "candidates"))
-        taken = min(losses, key=lambda label: losses[label])
         self.ranks.at_first(lambda: shutil.rmtree(self._blocks, ignore_errors=True))
+        return plans[self._taken(found)]
+
+    def _taken(self, found: Mapping[str, _Outcome]) -> str:
+        """Choose a candidate, and tell what was found of all."""
+        losses = {label: one.loss for label, one in found.items() if one.loss is not None}
+        failed = [
+            f"the model pruned by {label} has no finite loss: {one.why}" for label, one in found.items() if one.why
+        ]
+        if not losses:
+            raise NotFiniteError(*(f"allocate: {sentence}. {_WAY_OUT}" for sentence in failed))
+        taken = min(losses, key=lambda label: losses[label])
         told = ", ".join(f"{label} {loss:.6g}" for label, loss in losses.items())
         self.log.note(f"allocate: losses on {len(self._held_out)} held-out batches are {told}; {taken} was taken")
-        return plans[taken]
+        for sentence in failed:
+            self.log.note(f"allocate: {sentence}, so it was not taken")
+        return taken
 
     @property
     def _held_out(self) -> Sequence[Batch]:
@@ -85,16 +111,25 @@ class PlanTrials:
     def _blocks(self) -> Path:
         return self.folder.blocks / "trials"
 
-    def _known(self, plan: Plan) -> float | None:
-        """Give the loss that an earlier process, or another candidate with the same plan, has found."""
+    def _known(self, plan: Plan) -> _Outcome | None:
+        """Give what an earlier process, or another candidate with the same plan, has found."""
         lines = read_lines(self.folder.trials, _LINE) if self.folder.trials.is_file() else []
-        return next((line["loss"] for line in lines if line["plan"] == _digest(plan)), None)
+        return next(
+            (_Outcome(line["loss"], line.get("why", "")) for line in lines if line["plan"] == _digest(plan)), None
+        )
 
-    def _tried(self, label: str, plan: Plan) -> float:
+    def _tried(self, label: str, plan: Plan) -> _Outcome:
+        found = self._pruned(plan)
+        line = {"candidate": label, "plan": _digest(plan), **found._asdict()}
+        self.ranks.at_first(lambda: append_line(self.folder.trials, line))
+        return found
+
+    def _pruned(self, plan: Plan) -> _Outcome:
+        """Prune the model by a plan, for as long as its loss is looked at."""
         replay = self.replay(self.batches[: -len(self._held_out)])
         with restored([layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]):
             blocks = self._blocks / _digest(plan)[:16]
-            BlockwisePruning(
+            pruning = BlockwisePruning(
                 replay,
                 plan,
                 self.pruners,
@@ -103,12 +138,19 @@ class PlanTrials:
                 sequential=self.sequential,
                 tokens_of=self.tokens,
                 left=self.left,
-            )()
-            # They may be fewer than the processes are.
-            loss = self.ranks.first(lambda: float(self.replay(self._held_out, ranks=ALONE).loss(0).mean()))
-        line = {"candidate": label, "plan": _digest(plan), "loss": loss}
-        self.ranks.at_first(lambda: append_line(self.folder.trials, line))
-        return loss
+            )
+            try:
+                pruning()
+            except NotFiniteError as error:
+                return _Outcome(None, str(error))
+            return self.ranks.first(self._looked_at)  # the batches may be fewer than the processes are
+
+    def _looked_at(self) -> _Outcome:
+        """Take the loss of the model as it is, in this process alone."""
+        try:
+            return _Outcome(float(self.replay(self._held_out, ranks=ALONE).loss(0).mean()))
+        except NotFiniteError as error:
+            return _Outcome(None, str(error))
 
 
 def _digest(plan: Plan) -> str:

@@ -61,13 +61,13 @@ class Onnx:
 
     densifies: ClassVar[tuple[str, ...]] = (".onnx",)
 
-    def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int:
+    def predicted_bytes(self, view: ViewSize) -> int:
         """Tell the size of one view's file; a weight that several views share is in the file of each."""
         dtype = TYPES[self.values]
-        stored = dtype.itemsize if dtype else width
-        dense, others = prunable * stored, (parameters - prunable) * width
-        bits = kept * stored + prunable // 8
-        packed = {"bitmask": bits, "packed_op": bits, "coo": kept * (stored + 3), "dense": dense}
+        stored = dtype.itemsize if dtype else view.width
+        dense, others = view.prunable * stored, (view.parameters - view.prunable) * view.width
+        bits = view.kept * stored + view.prunable // 8
+        packed = {"bitmask": bits, "packed_op": bits, "coo": view.kept * (stored + 3), "dense": dense}
         return others + min(dense, packed[self.weights])
 
     def meanwhile(self, view: ViewSize) -> Meanwhile:
@@ -76,7 +76,7 @@ class Onnx:
         Offloaded, it is a weight as it is narrowed or packed, a file that is no larger than one message of protobuf
         twice, and on the disk the view in float32, and either what is packed of it or, as it is run, once more dense.
         """
-        file = self.predicted_bytes(view.parameters, view.prunable, view.kept, view.width)
+        file = self.predicted_bytes(view)
         wide, embedded = 4 * view.parameters, file if file <= EXTERNAL_ABOVE else 0
         widened = wide if view.width < 4 else 0
         if view.offloaded:

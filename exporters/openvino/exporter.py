@@ -57,9 +57,10 @@ class OpenVino:
     smoothing: float | None = 0.8
     tolerance: float | None = None
 
-    def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int:
+    def predicted_bytes(self, view: ViewSize) -> int:
         """Tell the size of one view's files; a weight that several views share is in those of each."""
-        return (parameters - prunable) * width + prunable * (1 if self.weights == "int8" else width)
+        others = (view.parameters - view.prunable) * view.width
+        return others + view.prunable * (1 if self.weights == "int8" else view.width)
 
     def meanwhile(self, view: ViewSize) -> Meanwhile:
         """Tell what a view takes: in torch, in ONNX, in OpenVINO and as that runs it, :data:`TIMES` in float32.

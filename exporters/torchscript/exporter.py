@@ -44,16 +44,15 @@ class TorchScript:
     weights: Literal["bitmask", "dense"] = "bitmask"
     tolerance: float = 1e-5
 
-    def predicted_bytes(self, parameters: int, prunable: int, kept: int, width: int) -> int:
+    def predicted_bytes(self, view: ViewSize) -> int:
         """Tell the size of one view's file; a weight that several views share is in the file of each."""
-        dense = prunable * width
-        pruned = min(dense, kept * width + prunable // 8) if self.weights == "bitmask" else dense
-        return (parameters - prunable) * width + pruned
+        dense = view.prunable * view.width
+        pruned = min(dense, view.kept * view.width + view.prunable // 8) if self.weights == "bitmask" else dense
+        return (view.parameters - view.prunable) * view.width + pruned
 
     def meanwhile(self, view: ViewSize) -> Meanwhile:
         """Tell what it holds, also where weights stay in files: what torch writes, and the view dense again as read."""
-        file = self.predicted_bytes(view.parameters, view.prunable, view.kept, view.width)
-        return Meanwhile(view.parameters * view.width + file)
+        return Meanwhile(view.parameters * view.width + self.predicted_bytes(view))
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of Python and torch here, and of the model's views keeps it from exporting."""

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from ecoflap.core.budget.counts import Budget
 from ecoflap.core.budget.select import Compare, kept_only, select, zeros_first
-from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import MetricOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Metric, Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.errors import ModelError
+from ecoflap.plugins.metrics.shared.numbers_of import numbers_of
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,8 @@ class ByMetric:
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()
-        mask = select(zeros_first(self._values(weight, seen), weight), budget, self.compare)
+        mask = select(zeros_first(numbers_of(self.metric, weight, seen), weight), budget, self.compare)
         return Pruned(mask, kept_only(weight, mask))
-
-    def _values(self, weight: Float[Tensor, "out in"], seen: Statistics) -> Float[Tensor, "out in"]:
-        name = f"the metric {type(self.metric).__name__}"
-        with blaming(name):
-            values: Any = self.metric(weight, seen)
-        if not isinstance(values, Tensor) or values.shape != weight.shape or not values.is_floating_point():
-            found = f"{values.dtype} of {tuple(values.shape)}" if isinstance(values, Tensor) else f"{values!r:.100}"
-            raise ModelError(f"{name} gave {found}; it gives one floating-point number for each weight")
-        return values
 
 
 @hookimpl

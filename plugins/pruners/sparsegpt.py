@@ -4,16 +4,15 @@
     metric_ij = (w_ij / U_jj)²,   and for each w_ij that goes   w_ik −= w_ij · U_jk / U_jj   for all k > j
 
 Frantar & Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, ICML 2023, Algorithm 1,
-which is Optimal Brain Surgeon with one order of the columns for all rows. The paper factorises H, inverts it and
-factorises again; with H = VVᵀ and V upper triangular, U is V⁻¹ at once.
+which is Optimal Brain Surgeon with one order of the columns for all rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Budget, Keep, Pattern
@@ -23,26 +22,10 @@ from ecoflap.core.contracts.protocols import Pruner, Statistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.core.forward.statistics import Gram
+from ecoflap.plugins.pruners.shared.inverse_factor import Factor, factor_of, refuse_damping
 
-_ROWS = 128
-"""Rows of the triangular inverse that are solved for at once."""
 _STEP = 32
 """Columns that are updated one by one before a matrix product brings those after them up to date."""
-
-
-class Factor(NamedTuple):
-    """Holds what SparseGPT derives from a Gram matrix. All layers with the same inputs share it.
-
-    :param follow: U_jk / U_jj in row k and column j, which is how much column k changes for column j. Lower triangular.
-    :param pivots: 1 / U_jj.
-    :param dead: True for inputs that were always zero.
-    :param damping: The λ with which the factorisation succeeded.
-    """
-
-    follow: Float32[Tensor, "in in"]
-    pivots: Float32[Tensor, " in"]
-    dead: Bool[Tensor, " in"]
-    damping: float
 
 
 @dataclass(frozen=True)
@@ -62,27 +45,22 @@ class SparseGPT:
     needs: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.damping < float("inf"):
-            raise EcoflapError(f"damping is {self.damping}; it is a share of the mean diagonal, 0 or more")
+        refuse_damping(self.damping)
         refuse_below_one("block_size", self.block_size)
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         check_fits(budget, *weight.shape)
-        factor = self._factor(seen[Gram])
+        factor = factor_of(seen[Gram], self.damping)
         columns = _Columns(weight.detach(), factor)
         for start, stop, share in self._blocks(weight.shape[1], budget):
             columns.prune_block(start, stop, share)
         return Pruned(*columns.result(weight.dtype), self._notes(factor))
 
-    def _factor(self, gram: Gram) -> Factor:
-        key = ("sparsegpt", self.damping)
-        found: Factor = gram.cached(key, lambda: _factorise(gram.matrix, self.damping))
-        return found
-
     def _notes(self, factor: Factor) -> tuple[str, ...]:
-        if factor.damping == self.damping:
+        used = factor.pivots.damping
+        if used == self.damping:
             return ()
-        return (f"SparseGPT needed damping {factor.damping:g} instead of {self.damping:g}",)
+        return (f"SparseGPT needed damping {used:g} instead of {self.damping:g}",)
 
     def _blocks(self, columns: int, budget: Budget) -> Iterator[tuple[int, int, Budget]]:
         """Yield where each block of columns begins and ends, and its share of the budget; shares sum to it exactly."""
@@ -104,7 +82,7 @@ class _Columns:
         self.weight = weight
         self.has_zeros = bool((weight == 0).any())
         self.factor = factor
-        self.now = weight.T.float().masked_fill(factor.dead[:, None], 0).contiguous()
+        self.now = weight.T.float().masked_fill(factor.pivots.dead[:, None], 0).contiguous()
         self.lost = torch.empty_like(self.now)  # of the finished columns, the values that were pruned
         self.kept = torch.empty_like(self.now)  # of the chosen columns, 1 for each weight that is kept
 
@@ -128,7 +106,7 @@ class _Columns:
 
     def _choose(self, first: int, last: int, share: Budget) -> None:
         # The paper's metric is the square of this one, which gives the same order but may overflow.
-        metric = (self.now[first:last] * self.factor.pivots[first:last, None]).abs_().T
+        metric = (self.now[first:last] * self.factor.pivots.values[first:last, None]).abs_().T
         if self.has_zeros:
             metric = zeros_first(metric, self.weight[:, first:last])
         self.kept[first:last] = select(metric, share, "layer").T
@@ -153,44 +131,6 @@ class _Columns:
         if not is_finite(weight):
             raise EcoflapError(f"SparseGPT's updated weights do not fit {dtype}: raise damping, or use float32")
         return mask, weight
-
-
-def _factorise(matrix: Float32[Tensor, "in in"], damping: float) -> Factor:
-    """Factorise H + λ·mean(diag H)·I = VVᵀ, with a λ ten times larger after every failure."""
-    diagonal = matrix.diagonal().clone()
-    dead = diagonal == 0
-    mean = float(diagonal[~dead].mean()) if not dead.all() else 1.0
-    for tried in (damping, *(max(damping, 1e-3) * 10**i for i in range(1, 6))):
-        # A dead input gets an ordinary diagonal; its row and column are zero, so nothing else changes.
-        damped = torch.where(dead, mean, diagonal) + tried * mean
-        flipped = matrix.flip(0, 1)
-        flipped.diagonal().copy_(damped.flip(0))
-        lower, failed = torch.linalg.cholesky_ex(flipped)
-        del flipped  # each matrix that is not held is memory that pruning does without
-        pivots = lower.diagonal().flip(0)
-        # A pivot that is zero but for rounding is a failure too, which LAPACK does not report.
-        if not failed and bool((pivots.square() > torch.finfo(pivots.dtype).eps * damped).all()):
-            return Factor(_follow(lower), pivots, dead, tried)
-    raise EcoflapError(
-        f"SparseGPT cannot factorise the Gram matrix of this layer's inputs, even at damping {tried:g}. See whether "
-        "the calibration data make the inputs infinite or NaN, or prune with wanda"
-    )
-
-
-def _follow(lower: Float32[Tensor, "in in"]) -> Float32[Tensor, "in in"]:
-    """Compute (V / diag V)⁻¹, which is U / diag U by rows, from the Cholesky factor of the flipped matrix.
-
-    Flipped along both axes, that factor is V.
-    """
-    lower.div_(lower.diagonal().clone())
-    inverse = torch.zeros_like(lower)
-    for start in range(0, len(lower), _ROWS):  # by blocks of rows, which takes half the time of all at once
-        rows = slice(start, start + _ROWS)
-        corner = lower[rows, rows]
-        identity = torch.eye(len(corner), device=lower.device)
-        inverse[rows, rows] = torch.linalg.solve_triangular(corner, identity, upper=False, unitriangular=True)
-        inverse[rows, :start] = -inverse[rows, rows] @ (lower[rows, :start] @ inverse[:start, :start])
-    return inverse.flip(0, 1).T.contiguous()
 
 
 @hookimpl

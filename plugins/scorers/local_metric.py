@@ -1,52 +1,73 @@
-"""The scorer ``local_metric`` takes the mean of Wanda's metric over a layer for its score.
+"""The scorer ``local_metric`` takes the mean of a metric over a layer for its score, by default that of Wanda's.
 
-    S_l = mean_ij |W_ij|·‖X_j‖₂,   ‖X_j‖₂ = √(Σ x_j²) over all tokens
+    S_l = mean_ij of the metric of the weight,   which is |W_ij|·‖X_j‖₂ by default
 
 It looks at no loss. Sung, Yoon & Bansal, ECoFLaP: Efficient Coarse-to-Fine Layer-Wise Pruning for Vision-Language
-Models, ICLR 2024, divide a budget by it for comparison, and find that worse than no division. Their code takes the
-metric from a run that prunes uniformly, where blocks see pruned ones before them; here all are dense.
+Models, ICLR 2024, divide a budget by it for comparison, with the metric of Wanda or of SparseGPT, and find that worse
+than no division. Their code takes the metric from a run that prunes uniformly, where blocks see pruned ones before
+them; here all are dense.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.plan_context import PlanContext
+from ecoflap.core.contracts.protocols import Metric
 from ecoflap.core.contracts.records import Aggregate
 from ecoflap.core.errors import refuse_below_one
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy, Layer
-from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
+from ecoflap.plugins.metrics.wanda import Wanda
+from ecoflap.plugins.scorers.weight_metric import WeightMetric
 
 
 @dataclass(frozen=True)
 class LocalMetric:
-    """Score layers by the mean of |W_ij|·‖X_j‖₂, which says nothing of the whole model. It is a baseline.
+    """Score layers by the mean of a metric of their weights, which says nothing of the whole model. It is a baseline.
 
-    :param samples: How many calibration samples it looks at.
+    :param metric: What is computed of each weight.
+    :param samples: How many calibration samples it looks at, where the metric looks at any.
     """
 
+    metric: Metric = field(default_factory=Wanda)
     samples: int = 128
 
     aggregate: ClassVar[Aggregate] = "sum"
-    shares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         refuse_below_one("samples", self.samples)
 
+    @property
+    def data(self) -> bool:
+        """Say whether the metric looks at data."""
+        return self._of_weights.data
+
+    @property
+    def shares(self) -> bool:
+        """Say whether processes share the work."""
+        return self._of_weights.shares
+
+    def problems(self, context: PlanContext) -> Iterable[str]:
+        """Say what the metric has against this use."""
+        return self._of_weights.problems(context)
+
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
-        """Count two runs of every block for each batch: in one it is observed, in the other its output is recorded."""
-        return 2 * batches
+        """Count those that the metric of all weights takes."""
+        return self._of_weights.forwards(anatomy, batches)
+
+    def recorded_numbers(self, anatomy: Anatomy) -> int:
+        """Count the sums of the loss' gradient, where the metric looks at that."""
+        return self._of_weights.recorded_numbers(anatomy)
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
-        for index, _, mine in block_by_block(replay, layers):
-            seen = replay.run(index, (ColumnNorm,))
-            for layer in mine:
-                norms = seen[layer.name][ColumnNorm].squared.sqrt()
-                columns = layer.weight.data.float().abs().mean(0).to(norms.device)
-                # Without a token an expert has no inputs, and what stands in for them is of another scale.
-                yield layer.name, float((columns * norms).mean()) if seen[layer.name].is_fed else 0.0
+        for name, numbers in self._of_weights(replay, layers):
+            yield name, float(numbers.float().mean())
+
+    @property
+    def _of_weights(self) -> WeightMetric:
+        return WeightMetric(self.metric, self.samples)
 
 
 @hookimpl

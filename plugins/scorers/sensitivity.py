@@ -19,8 +19,10 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import PrunerOptions
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import Aggregate, ScoreKind, Statistics
-from ecoflap.core.errors import refuse_below_one
+from ecoflap.core.errors import NotFiniteError, refuse_below_one
+from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.forward.statistics import Gram
 from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.plugins.pruners.wanda import Wanda
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
@@ -73,14 +75,36 @@ class Sensitivity:
             seen = replay.run(index, needs) if needs else {}
             units = {block.name: mine} if self.joint else {layer.name: [layer] for layer in mine}
             for name, pruned in units.items():
-                losses = [self._loss(replay, index, pruned, seen, level) for level in self.levels]
-                yield name, Curve(self.levels, tuple(loss - dense for loss in losses))
+                losses, notes = self._tried(replay, index, name, pruned, seen)
+                yield name, Curve(self.levels, tuple(loss - dense for loss in losses), notes)
 
-    def _loss(
-        self, replay: Replay, index: int, layers: Sequence[Layer], seen: Mapping[str, Statistics], level: float
-    ) -> float:
-        with pruned_alone(replay, index, layers, self.prune, seen, level):
-            return float(replay.loss(index).mean())
+    def _tried(
+        self, replay: Replay, index: int, name: str, layers: Sequence[Layer], seen: Mapping[str, Statistics]
+    ) -> tuple[list[float], tuple[str, ...]]:
+        """Give the loss at each level, and what there is to say of how it came about.
+
+        :param name: That of the block or of the layer which the layers are.
+        """
+        losses, notes = [], dict.fromkeys(_few(layers, seen))
+        for level in self.levels:
+            with pruned_alone(replay, index, layers, self.prune, seen, level) as noted:
+                notes.update(dict.fromkeys(noted))
+                try:
+                    losses.append(float(replay.loss(index).mean()))
+                except NotFiniteError as error:
+                    raise NotFiniteError(
+                        f"{name}: pruned alone to a sparsity of {level:g} it has no finite loss, and a curve has no "
+                        f"other points: {error}. Leave this level out of score.levels, or choose another score.prune"
+                    ) from error
+        return losses, tuple(notes)
+
+
+def _few(layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> Iterator[str]:
+    """Warn of layers whose Gram matrices are of few tokens."""
+    grams = {layer.name: seen[layer.name].get(Gram) for layer in layers if layer.name in seen}
+    few = {name: said for name, gram in grams.items() if gram is not None and (said := few_tokens(gram))}
+    if few:
+        yield warning_of_few(few)
 
 
 @hookimpl

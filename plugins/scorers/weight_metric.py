@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecoflap.core.budget.select import is_nonzero
-from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import MetricOptions
@@ -25,6 +24,7 @@ from ecoflap.core.contracts.records import Aggregate, ScoreKind, Statistics
 from ecoflap.core.errors import refuse_below_one
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.plugins.metrics.shared.numbers_of import numbers_of
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
 
 
@@ -81,14 +81,10 @@ class WeightMetric:
                     numbers = self._numbers(layer.weight.data, seen.get(layer.name, Statistics()))
                 yield layer.name, numbers
 
-    def _numbers(self, weight: Float[Tensor, "out in"], seen: Statistics) -> Any:
-        """Give the numbers, of which the engine says if they are none."""
+    def _numbers(self, weight: Float[Tensor, "out in"], seen: Statistics) -> Float[Tensor, "out in"]:
         if not seen.is_fed:
             return torch.zeros_like(weight, dtype=torch.float32)
-        with blaming(f"the metric {type(self.metric).__name__}"):
-            numbers: Any = self.metric(weight, seen)
-        fits = isinstance(numbers, Tensor) and numbers.shape == weight.shape
-        return numbers.masked_fill(~is_nonzero(weight), 0.0) if fits else numbers
+        return numbers_of(self.metric, weight, seen).masked_fill(~is_nonzero(weight), 0.0)
 
     @property
     def _needs(self) -> tuple[type[Any], ...]:

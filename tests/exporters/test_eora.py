@@ -12,6 +12,11 @@ from safetensors.torch import load_file
 import ecoflap
 from ecoflap.core.contracts.protocols import Exporter
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
+from ecoflap.core.needs.disk import disk_needs
+from ecoflap.core.needs.memory import Places, memory_needs
+from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.prepare import prepare
 from ecoflap.exporters.eora import CONFIG, WEIGHTS, Eora, correction, ecoflap_register_exporters
 
 IDS = torch.tensor([[1, 5, 7, 9, 30, 2, 8], [3, 3, 60, 12, 9, 9, 40]])
@@ -114,6 +119,22 @@ def test_peft_puts_it_on_what_was_exported(recipe: dict[str, Any], tmp_path: Pat
     corrected = peft.PeftModel.from_pretrained(base, folder).eval()
     with torch.no_grad():
         assert torch.allclose(corrected(input_ids=IDS).logits, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("offload", [None, "disk"])
+def test_what_it_takes_is_predicted(recipe: dict[str, Any], tmp_path: Path, offload: str | None):
+    asked = {**recipe, "model": {"source": recipe["model"], "offload": offload}, "export": {"use": "eora", "rank": 8}}
+    registry = load_registry()
+    prepared = prepare(parse_recipe(asked, registry=registry), registry, planning=True)
+    found = memory_needs(prepared, Places.asked(prepared.recipe))
+    run = ecoflap.run(asked, folder=tmp_path / "run")
+    dense = sum(parameter.nbytes for parameter in run.model.parameters())
+    file = 4 * sum(8 * sum(mask.shape) for mask in ecoflap.load_masks(run.folder).values())
+    assert dict(disk_needs(prepared).files)["eora"] == file
+    assert file < (run.folder / "exports" / "eora" / WEIGHTS).stat().st_size < file + 10_000  # a header
+    solved = 6 * 8 * 48 * (48 + 32)  # of down_proj
+    assert found.exporting == {"eora": dense + file + solved}
+    assert found.peak >= dense + found.weights
 
 
 def test_too_few_tokens_are_noted(recipe: dict[str, Any], tmp_path: Path):

@@ -3,12 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from jaxtyping import Float
-from torch import Tensor
-
 from ecoflap.core.budget.counts import Keep, keep_count
 from ecoflap.core.contracts.protocols import Pruner
-from ecoflap.core.contracts.records import Statistics
+from ecoflap.core.contracts.records import Pruned, Statistics
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
@@ -19,21 +16,27 @@ from ecoflap.core.pruning.pruner_answer import what_is_wrong
 @contextmanager
 def pruned_alone(
     replay: Replay, index: int, layers: Sequence[Layer], pruner: Pruner, seen: Mapping[str, Statistics], level: float
-) -> Iterator[None]:
+) -> Iterator[tuple[str, ...]]:
     """Hold layers of a block at a sparsity; afterwards their weights are what they were, bit for bit.
+
+    What the pruner notes is yielded. What it notes of several layers alike is told of the first of them.
 
     :param index: The block's number.
     :param seen: The statistics that the pruner needs, by the layer's name.
     """
     with restored(layers):
+        noted: dict[str, str] = {}
         for layer in layers:
-            layer.weight.data.copy_(_pruned(replay, index, layer, pruner, seen, level))
-        yield
+            answer = _pruned(replay, index, layer, pruner, seen, level)
+            layer.weight.data.copy_(answer.weight)
+            for note in answer.notes:
+                noted.setdefault(note, f"{layer.name}: {note}")
+        yield tuple(noted.values())
 
 
 def _pruned(
     replay: Replay, index: int, layer: Layer, pruner: Pruner, seen: Mapping[str, Statistics], level: float
-) -> Float[Tensor, "out in"]:
+) -> Pruned:
     statistics, place = seen.get(layer.name, Statistics()), replay.place(index, layer)
     with replay.placement.held([layer.parameter]):
         weight, budget = layer.weight.data.contiguous(), Keep(keep_count(layer.size, level))
@@ -44,4 +47,4 @@ def _pruned(
         problem = what_is_wrong(answer, weight, budget)
     if problem:
         raise EcoflapError(f"{layer.name}: at a sparsity of {level:g} the pruner {type(pruner).__name__} {problem}")
-    return answer.weight
+    return answer

@@ -66,7 +66,7 @@ class Unsure:
     def forwards(self, anatomy, batches):
         raise KeyError("batches")
 
-    def predicted_bytes(self, parameters, prunable, kept, width):
+    def predicted_bytes(self, view):
         raise KeyError("width")
 
 

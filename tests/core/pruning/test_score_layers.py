@@ -1,5 +1,7 @@
 """Scoring: what is kept of a scorer's answers, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from spec import spec
@@ -183,6 +185,14 @@ def test_curves_that_tell_nothing_apart_are_warned_of(score, events, rises, said
     score([(name, Curve((0.4, 0.8), rises)) for name, _ in GOOD])
     (warned,) = [event.message for event in events if isinstance(event, Warned)]
     assert warned.startswith(f"Scorer: {said}")
+
+
+def test_what_a_curve_notes_is_told_once(score, events, tmp_path):
+    with pytest.raises(ModelError, match=r"no score for 3 layer\(s\)"):
+        score([(CURVES[0][0], replace(CURVES[0][1], notes=("few", "fewer")))])
+    scores, _ = score(CURVES)  # goes on behind the first
+    assert dict(scores.values) == dict(CURVES)
+    assert [event.message for event in events if isinstance(event, Warned)] == ["Scorer: few", "Scorer: fewer"]
 
 
 NUMBERS = [(name, torch.full((4, 4), float(at))) for at, (name, _) in enumerate(GOOD)]

@@ -9,7 +9,7 @@ from killing import killer_in
 from several import several
 
 import ecoflap
-from ecoflap import ColumnNorm, Replay
+from ecoflap import ColumnNorm, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError
 from ecoflap.core.ranks.ranks import ALONE, Ranks
@@ -142,6 +142,34 @@ def test_several_processes_come_to_the_bits_of_one(recipes, name, size, everythi
     assert several(size, together, tmp_path) == [(0, "")] * size
     assert everything(tmp_path / "together") == everything(tmp_path / "alone")
     assert read_report(tmp_path / "together" / "report.json").measures == alone.report.measures
+
+
+class Overflows:
+    """Gives what it keeps of a matrix values that overflow in products, but where it keeps half of them."""
+
+    needs = (ColumnNorm,)
+
+    def __call__(self, weight, seen, budget, layer):
+        mask = select(weight.abs(), budget, "row")
+        half = 2 * budget.keep_of(weight.numel()) == weight.numel()
+        return Pruned(mask, mask * (weight if half else torch.full_like(weight, 3e37)))
+
+
+def test_processes_that_see_a_candidate_overflow_go_on_together(plain, data, tmp_path):
+    of = [{"use": "atp", "beta": 0.1}, "uniform"]
+    recipe = plain(
+        calibration=data(3, batch_size=1),
+        score=None,
+        allocate={"use": "best_of", "of": of},
+        prune=Overflows,
+        evaluate=None,
+        export=None,
+    )
+    run = ecoflap.run(recipe, folder=tmp_path / "alone")
+    assert any("the model pruned by atp has no finite loss: model.layers.1" in one for one in run.report.warnings)
+    together = partial(ecoflap.run, recipe, folder=tmp_path / "together")
+    assert several(2, lambda ranks: together(ranks=ranks), tmp_path) == [(0, "")] * 2
+    assert (tmp_path / "together" / "trials.jsonl").read_bytes() == (run.folder / "trials.jsonl").read_bytes()
 
 
 def test_each_of_two_computes_half_of_the_losses(plain, data, pico, tmp_path):

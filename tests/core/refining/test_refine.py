@@ -55,7 +55,11 @@ def test_what_is_better_is_kept(case):
 @pytest.mark.parametrize(
     ("rate", "told"),
     [
-        (-0.05, r"did not lower the error on held-out calibration data \(0\.\d+, then \d+\.?\d*\), and was undone"),
+        (
+            -0.05,
+            r"did not lower the error on held-out calibration data \(0\.\d+, then \d+\.?\d*\), and was undone: "
+            r"a smaller learning rate, or more calibration samples may help, or fewer steps$",
+        ),
         (float("nan"), "gave NaN or infinite numbers, and was undone"),
         (1e25, "gave NaN or infinite numbers, and was undone"),  # weights are finite, and their products are not
     ],
@@ -106,7 +110,13 @@ def test_a_gentler_one_begins_where_the_first_did(case, rate, rates, monkeypatch
         refined(alone, Step(0.05))
         expected = weights(alone)
     else:
-        assert "was undone, also by smaller steps, 3 times in all" in events[0].message
+        undone = "was undone, also by smaller steps, 3 times in all: "
+        cure = (
+            "a smaller learning rate may help"
+            if math.isnan(rate)
+            else "more calibration samples may help, or fewer steps"
+        )
+        assert events[0].message.endswith(undone + cure)
         expected = before
     assert all(torch.equal(layer.weight, expected[layer.name]) for layer in one.layers)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ecoflap.core.contracts.kinds import KINDS
+from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.registry.registry import load_registry
 
 
@@ -30,6 +31,52 @@ def test_what_is_not_there_is_told_with_the_nearest(world, problems):
     )
     assert "No module named 'no_such'" in problems(registry.find, "pruner", "no_such:X")
     assert "makes no part" in problems(registry.find, "pruner", "toy_a:__name__")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "told"),
+    [
+        ("refiner", "refit", "The pruner of this name is written prune: refit."),
+        ("pruner", "ria", "The metric of this name is written prune: {use: by_metric, metric: ria}."),
+        ("scorer", "ria", "The metric of this name is written score: {use: weight_metric, metric: ria}."),
+        ("allocator", "ria", "The metric of this name is written score: {use: weight_metric, metric: ria}."),
+        ("exporter", "llama", "The adapter of this name is written model.adapter: llama."),
+        (
+            "allocator",
+            "wanda",
+            "The pruner of this name is written prune: wanda. "
+            "The metric of this name is written score: {use: weight_metric, metric: wanda}.",
+        ),
+    ],
+)
+def test_a_name_of_another_kind_is_told_with_how_it_is_written(problems, kind, name, told):
+    said = problems(load_registry(installed=False).find, kind, name)
+    assert said.startswith(f"no {kind} named {name!r}.")
+    assert said.split("Known: ")[1].split(". ", 1)[1] == told
+
+
+def test_a_metric_that_nothing_takes_is_told_too(world, problems):
+    world.module("toy_m", METRIC)
+    registry = world.load("plugins: {a: toy_a, m: toy_m}")
+    assert problems(registry.find, "pruner", "toy") == "no pruner named 'toy'. Known: alpha. A metric has this name."
+
+
+METRIC = """
+from ecoflap import hookimpl
+
+class Toy:
+    def __call__(self, weight, seen): ...
+
+@hookimpl
+def ecoflap_register_metrics():
+    return {"toy": Toy}
+"""
+
+
+def test_parts_are_written_after_keys_that_recipes_have():
+    keys = {kind: one.key.split(".")[0] for kind, one in KINDS.items() if one.key}
+    assert set(keys.values()) <= set(Recipe.model_fields)
+    assert [kind for kind in KINDS if kind not in keys] == ["metric"]
 
 
 def test_two_plugins_with_one_name_are_both_named(world, problems):

@@ -8,9 +8,10 @@ from sealed_by_hand import read_lines
 from spec import spec
 
 import ecoflap
-from ecoflap import Replay
+from ecoflap import ColumnNorm, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.errors import RecipeError
+from ecoflap.core.contracts.events import Warned
+from ecoflap.core.errors import NotFiniteError, RecipeError
 from ecoflap.core.pruning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.ranks.ranks import ALONE
@@ -20,6 +21,8 @@ from ecoflap.core.registry.observers import Observers
 from ecoflap.core.run.plan_trials import PlanTrials, held_out_of
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.pruners.magnitude import Magnitude
+
+MAGNITUDE = Magnitude()
 
 
 @pytest.fixture
@@ -59,8 +62,8 @@ def trials(replay_of, batches, told, tmp_path):
         def emit(self, event):
             told.append(event)
 
-    def trials(batches=batches, held_out=0.4, **keys):
-        pruners, folder = {"language": spec("pruner", Magnitude())}, RunFolder(tmp_path)
+    def trials(batches=batches, held_out=0.4, pruner=MAGNITUDE, **keys):
+        pruners, folder = {"language": spec("pruner", pruner)}, RunFolder(tmp_path)
         return PlanTrials(replay_of, batches, held_out, pruners, folder, Log(folder, Observers([])), **keys)
 
     return trials
@@ -120,6 +123,56 @@ def test_weights_come_back_where_a_trial_fails(model, plans, trials, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         trials().best({"most": plans["most"], "half": plans["half"]})
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Overflows:
+    """Gives what it keeps of a matrix values that overflow in products, but where it keeps half of them."""
+
+    def __call__(self, weight, seen, budget, layer):
+        mask = select(weight.abs(), budget, "row")
+        half = 2 * budget.keep_of(weight.numel()) == weight.numel()
+        return Pruned(mask, mask * (weight if half else torch.full_like(weight, 3e37)))
+
+
+class OverflowsByInputs(Overflows):
+    """Is one that looks at inputs, which are not finite from the second block on."""
+
+    needs = (ColumnNorm,)
+
+
+@pytest.mark.parametrize(
+    ("pruner", "why"),
+    [
+        (Overflows(), "the loss of calibration batch 0 is nan, from model.layers.0 on"),
+        (OverflowsByInputs(), "its inputs hold NaN or infinite values on the calibration data"),
+    ],
+)
+def test_a_candidate_without_a_finite_loss_is_not_taken(model, plans, trials, told, tmp_path, pruner, why):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    keys = {"most": plans["most"], "half": plans["half"]}
+    assert trials(pruner=pruner).best(keys) is plans["half"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    *_, losses, lost = [event.message for event in told if isinstance(event, Warned)]
+    assert losses.startswith("allocate: losses on 2 held-out batches are half ")
+    assert lost.startswith("allocate: the model pruned by most has no finite loss: ")
+    assert why in lost
+    assert lost.endswith(", so it was not taken")
+    lines = (tmp_path / "trials.jsonl").read_bytes()
+    assert trials(pruner=pruner).best(keys) is plans["half"]  # a run that goes on knows it
+    assert (tmp_path / "trials.jsonl").read_bytes() == lines
+    assert told[-1].message == lost
+
+
+def test_where_no_candidate_has_a_finite_loss_all_are_named(plans, trials, tmp_path):
+    with pytest.raises(NotFiniteError) as raised:
+        trials(pruner=Overflows()).best({"most": plans["most"], "none": plans["none"]})
+    first, second = raised.value.problems
+    assert first.startswith(
+        "allocate: the model pruned by most has no finite loss: the loss of calibration batch 0 is "
+    )
+    assert second.startswith("allocate: the model pruned by none has no finite loss: ")
+    assert first.endswith("write model.dtype: float32 where the model is of float16")
+    assert not (tmp_path / "blocks" / "trials").exists()
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from exported import planned
+from exported import planned, view_of
 from table import ROWS
 from torch import Tensor, nn
 
@@ -485,9 +485,9 @@ def test_other_opsets(tmp_path, opset):
 
 
 def test_predicted_bytes():
-    assert Onnx().predicted_bytes(1000, 800, 400, 4) == 200 * 4 + 400 * 4 + 100
-    assert Onnx().predicted_bytes(1000, 800, 400, 2) == 200 * 2 + 400 * 2 + 100
-    assert Onnx(values="float16").predicted_bytes(1000, 800, 400, 4) == 200 * 4 + 400 * 2 + 100
-    assert Onnx(weights="dense").predicted_bytes(1000, 800, 400, 4) == 4000
-    assert Onnx(weights="coo").predicted_bytes(1000, 800, 400, 4) == 200 * 4 + 400 * 7
-    assert Onnx(weights="coo").predicted_bytes(1000, 800, 100, 4) == 200 * 4 + 100 * 7
+    assert Onnx().predicted_bytes(view_of(1000, 800, 400, 4)) == 200 * 4 + 400 * 4 + 100
+    assert Onnx().predicted_bytes(view_of(1000, 800, 400, 2)) == 200 * 2 + 400 * 2 + 100
+    assert Onnx(values="float16").predicted_bytes(view_of(1000, 800, 400, 4)) == 200 * 4 + 400 * 2 + 100
+    assert Onnx(weights="dense").predicted_bytes(view_of(1000, 800, 400, 4)) == 4000
+    assert Onnx(weights="coo").predicted_bytes(view_of(1000, 800, 400, 4)) == 200 * 4 + 400 * 7
+    assert Onnx(weights="coo").predicted_bytes(view_of(1000, 800, 100, 4)) == 200 * 4 + 100 * 7

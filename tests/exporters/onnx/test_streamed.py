@@ -260,12 +260,12 @@ def test_what_an_export_takes_is_predicted():
     offloaded = Onnx().meanwhile(large)
     assert offloaded.memory == 15 * 10**8  # a weight
     assert Onnx(weights="dense").meanwhile(large).memory == 8 * 10**8
-    assert offloaded.disk == 16 * 10**9 + Onnx().predicted_bytes(4 * 10**9, 3 * 10**9, 15 * 10**8, 2)
+    assert offloaded.disk == 16 * 10**9 + Onnx().predicted_bytes(large)
     small = ViewSize(4 * 10**6, 3 * 10**6, 15 * 10**5, 10**5, 2, True)
-    file = Onnx().predicted_bytes(4 * 10**6, 3 * 10**6, 15 * 10**5, 2)
+    file = Onnx().predicted_bytes(small)
     assert Onnx().meanwhile(small).memory == max(15 * 10**5, 2 * file)
     sparse = Onnx(weights="coo")
-    file = sparse.predicted_bytes(4 * 10**6, 3 * 10**6, 15 * 10**5, 2)
+    file = sparse.predicted_bytes(small)
     assert (
         sparse.meanwhile(small).memory == 2 * file + 5 * 15 * 10**5
     )  # an index is 8 bytes in memory and 3 in the file

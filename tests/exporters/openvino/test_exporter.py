@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported import half_pruned, planned
+from exported import half_pruned, planned, view_of
 from table import ROWS
 from torch import nn
 
@@ -301,8 +301,8 @@ def test_it_is_an_exporter():
 
 
 def test_the_plan_knows_its_size():
-    assert OpenVino().predicted_bytes(1000, 600, 300, 2) == 400 * 2 + 600
-    assert OpenVino(weights="float").predicted_bytes(1000, 600, 300, 2) == 2000
+    assert OpenVino().predicted_bytes(view_of(1000, 600, 300, 2)) == 400 * 2 + 600
+    assert OpenVino(weights="float").predicted_bytes(view_of(1000, 600, 300, 2)) == 2000
 
 
 def context(calibration):

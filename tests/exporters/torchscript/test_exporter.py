@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from exported import view_of
 from hypothesis import given
 from hypothesis import strategies as st
 from table import ROWS, marked
@@ -296,9 +297,9 @@ def test_sizes(dtype, sparsity, tmp_path):
     assert {tensor.form for tensor in whole.tensors} == {"dense"}
     assert abs(written.dense_bytes - whole.dense_bytes) < 16_000
     kept = sum(tensor.nonzeros for tensor in written.tensors)
-    predicted = TorchScript().predicted_bytes(2 * 512 * 513, 2 * 512 * 512, kept, dtype.itemsize)
+    predicted = TorchScript().predicted_bytes(view_of(2 * 512 * 513, 2 * 512 * 512, kept, dtype.itemsize))
     assert 0 < size - predicted < 16_000
-    assert TorchScript(weights="dense").predicted_bytes(10, 8, 4, 2) == 20
+    assert TorchScript(weights="dense").predicted_bytes(view_of(10, 8, 4, 2)) == 20
 
 
 class Tupled(nn.Module):

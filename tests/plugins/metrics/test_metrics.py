@@ -4,12 +4,23 @@ import math
 
 import pytest
 import torch
-from gram_layers import correlated, drawn
+from gram_layers import both_of, correlated, drawn
+from one_layer import PLACE
 
+from ecoflap.core.budget.counts import Keep
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.statistics import ColumnNorm, LossGradient, RegionalGradient
-from ecoflap.plugins.metrics import magnitude, magnitude_gradient, multiflow, ria, wanda, wanda_plus_plus
+from ecoflap.plugins.metrics import (
+    magnitude,
+    magnitude_gradient,
+    multiflow,
+    optimal_brain_surgeon,
+    ria,
+    wanda,
+    wanda_plus_plus,
+)
+from ecoflap.plugins.pruners.sparsegpt import SparseGPT
 
 
 @pytest.fixture
@@ -50,10 +61,60 @@ def test_are_offered():
     assert magnitude.ecoflap_register_metrics() == {"magnitude": magnitude.Magnitude}
     assert magnitude_gradient.ecoflap_register_metrics() == {"magnitude_gradient": magnitude_gradient.MagnitudeGradient}
     assert multiflow.ecoflap_register_metrics() == {"multiflow": multiflow.Multiflow}
+    surgeon = optimal_brain_surgeon.OptimalBrainSurgeon
+    assert optimal_brain_surgeon.ecoflap_register_metrics() == {"optimal_brain_surgeon": surgeon}
     assert wanda.ecoflap_register_metrics() == {"wanda": wanda.Wanda}
     assert ria.ecoflap_register_metrics() == {"ria": ria.Ria}
     assert wanda_plus_plus.ecoflap_register_metrics() == {"wanda_plus_plus": wanda_plus_plus.WandaPlusPlus}
     assert (wanda.Wanda().alpha, ria.Ria().alpha, wanda_plus_plus.WandaPlusPlus().alpha) == (1.0, 0.5, 100.0)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.01, 0.3])
+def test_optimal_brain_surgeon_is_the_error_that_the_rest_of_the_row_cannot_make_up_for(weight, x, damping):
+    """Least squares in float64: one weight goes, those behind it take any values, and those before it stay."""
+    x = x.double()
+    h = x.T @ x
+    h += damping * h.diagonal().mean() * torch.eye(7)
+    expected = torch.empty(5, 7, dtype=torch.float64)
+    for i in range(5):
+        for j in range(7):
+            behind, gone = h[j + 1 :, j + 1 :], h[j + 1 :, j] * float(weight[i, j])
+            best = torch.linalg.lstsq(behind, gone[:, None]).solution[:, 0] if j < 6 else gone
+            change = torch.cat([torch.zeros(j), -weight[i, j : j + 1], best]).double()
+            expected[i, j] = change @ h @ change
+    values = optimal_brain_surgeon.OptimalBrainSurgeon(damping)(weight, both_of(x.float()))
+    torch.testing.assert_close(values.double(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_optimal_brain_surgeon_by_the_papers_three_steps(weight, x):
+    """H is factorised, inverted and factorised again, as in SparseGPT; W²/diag(U)² is ECoFLaP's local score with it."""
+    h = x.double().T @ x.double()
+    h += 0.01 * h.diagonal().mean() * torch.eye(7)
+    u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    expected = weight.double().square() / u.diagonal().square()
+    torch.testing.assert_close(
+        optimal_brain_surgeon.OptimalBrainSurgeon()(weight, both_of(x)).double(), expected, rtol=1e-4, atol=0
+    )
+
+
+def test_optimal_brain_surgeon_of_a_dead_input_is_zero(weight, x):
+    x[:, 2] = 0
+    values = optimal_brain_surgeon.OptimalBrainSurgeon()(weight, both_of(x))
+    assert not values[:, 2].any()
+    assert bool((values[:, [0, 1, 3, 4, 5, 6]] > 0).all())
+
+
+def test_sparsegpt_chooses_its_first_columns_by_optimal_brain_surgeon(weight, x):
+    seen = both_of(x)
+    by = SparseGPT(block_size=1)(weight, seen, Keep(14), PLACE).mask[:, 0]
+    values = optimal_brain_surgeon.OptimalBrainSurgeon()(weight, seen)[:, 0]
+    assert sorted(by.nonzero()[:, 0].tolist()) == sorted(values.topk(int(by.sum())).indices.tolist())
+
+
+@pytest.mark.parametrize("damping", [-0.1, math.inf])
+def test_a_damping_that_is_no_share_is_refused(damping):
+    with pytest.raises(EcoflapError, match="damping is"):
+        optimal_brain_surgeon.OptimalBrainSurgeon(damping)
 
 
 def test_magnitude(weight):

@@ -6,8 +6,8 @@ from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.statistics import Gram
-from ecoflap.plugins.pruners import sparsegpt
 from ecoflap.plugins.pruners.magnitude import Magnitude
+from ecoflap.plugins.pruners.shared import inverse_factor
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT, ecoflap_register_pruners
 
 
@@ -122,8 +122,8 @@ def factor_of(inputs, damping):
 
 def test_layers_with_the_same_inputs_share_one_factor(monkeypatch):
     made = []
-    factorise = sparsegpt._factorise
-    monkeypatch.setattr(sparsegpt, "_factorise", lambda *given: made.append(given[1]) or factorise(*given))
+    factorise = inverse_factor._factorise
+    monkeypatch.setattr(inverse_factor, "_factorise", lambda *given: made.append(given[1]) or factorise(*given))
     inputs = seen(Gram, correlated(40))
     found = [SparseGPT()(drawn(8, 40), inputs, Keep(160), PLACE)]
     factor = factor_of(inputs, 0.01)
@@ -203,7 +203,7 @@ class TestDamping:
         weight, x = drawn(8, 40), correlated(40, tokens=10)
         inputs = seen(Gram, x)
         mask, after, notes = SparseGPT(damping=0.0)(weight, inputs, Keep(160), PLACE)
-        assert factor_of(inputs, 0.0).damping == 0.01
+        assert factor_of(inputs, 0.0).pivots.damping == 0.01
         assert notes == ("SparseGPT needed damping 0.01 instead of 0",)
         assert (after - surgeon(weight, x, mask, 0.01)[0]).norm() < 1e-4
 
@@ -212,7 +212,7 @@ class TestDamping:
         gram = inputs[Gram]
         gram._sum -= 0.5 * gram.matrix.diagonal().mean() * torch.eye(40)  # not a sum of squares any more
         mask, after, notes = SparseGPT()(drawn(8, 40), inputs, Keep(160), PLACE)
-        assert factor_of(inputs, 0.01).damping == 1.0
+        assert factor_of(inputs, 0.01).pivots.damping == 1.0
         assert notes == ("SparseGPT needed damping 1 instead of 0.01",)
         assert mask.sum() == 160
         assert after.isfinite().all()
@@ -226,7 +226,7 @@ class TestDamping:
     def test_what_cannot_be_factorised_is_an_error(self):
         x = correlated(40)
         x[3, 3] = float("nan")
-        with pytest.raises(EcoflapError, match="cannot factorise the Gram matrix of this layer's inputs, even at"):
+        with pytest.raises(EcoflapError, match="the Gram matrix of this layer's inputs cannot be factorised, even at"):
             SparseGPT()(drawn(8, 40), seen(Gram, x), Keep(160), PLACE)
 
 

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from ecoflap import ColumnNorm, EcoflapError, Keep, Pruned, Replay
+from ecoflap import ColumnNorm, EcoflapError, Keep, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.budget.counts import keep_count
+from ecoflap.core.errors import NotFiniteError
 from ecoflap.plugins.pruners.magnitude import Magnitude
+from ecoflap.plugins.pruners.refit import Refit
 from ecoflap.plugins.pruners.wanda import Wanda
 from ecoflap.plugins.scorers.sensitivity import Sensitivity
 
@@ -118,6 +120,37 @@ def test_weights_come_back_where_the_pruner_fails_or_a_reader_stops(replay):
     next(scores)
     scores.close()
     assert all(torch.equal(tensor, before[name]) for name, tensor in replay.model.state_dict().items())
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_level_without_a_finite_loss_is_named(replay, joint):
+    class Overflows:
+        def __call__(self, weight, seen, budget, layer):
+            mask = select(weight.abs(), budget, "row")
+            fine = budget.keep_of(weight.numel()) > weight.numel() / 2
+            return Pruned(mask, mask * (weight if fine else torch.full_like(weight, 3e37)))
+
+    before = {name: tensor.clone() for name, tensor in replay.model.state_dict().items()}
+    with pytest.raises(NotFiniteError) as raised:
+        list(Sensitivity(levels=(0.4, 0.8), prune=Overflows(), joint=joint)(replay, all_layers(replay)))
+    name = replay.blocks[0].name if joint else all_layers(replay)[0].name
+    assert str(raised.value).startswith(f"{name}: pruned alone to a sparsity of 0.8 it has no finite loss")
+    assert "Leave this level out of score.levels" in str(raised.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in replay.model.state_dict().items())
+
+
+def test_what_the_pruner_notes_and_too_few_tokens_are_told_with_the_curve(pico_llama):
+    ids = torch.randint(3, 60, (1, 12), generator=torch.Generator().manual_seed(0))
+    replay = Replay(pico_llama(), LlamaAdapter(), [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    curves = dict(Sensitivity(samples=1, prune=Refit())(replay, all_layers(replay)))
+    by_wanda = dict(Sensitivity(samples=1)(replay, all_layers(replay)))
+    assert curves == by_wanda  # Refit keeps what Wanda gave, and has to say so
+    for name, curve in curves.items():
+        few, kept = curve.notes
+        first, *_ = replay.anatomy.layers_of[name]
+        assert few.startswith(f"{first.name}: 12 tokens for 32 inputs, and those of 6 other layers are few")
+        assert kept == f"{first.name}: fewer tokens than inputs are too few to refit by, so the inner result is kept"
+        assert by_wanda[name].notes == ()
 
 
 @pytest.mark.parametrize("joint", [True, False])

@@ -12,6 +12,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
+from ecoflap.core.contracts.records import ViewSize
 from ecoflap.core.kernel.packed_module import PackedLinear
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import open_source
@@ -86,3 +87,8 @@ def packed_names(model: nn.Module) -> set[str]:
         for name, module in packed_modules(model)
         for attribute in (["weight"] if isinstance(module, PackedLinear) else module.held)
     }
+
+
+def view_of(parameters: int, prunable: int, kept: int, width: int) -> ViewSize:
+    """Give what a plan knows of a view with so many weights, in memory."""
+    return ViewSize(parameters, prunable, kept, parameters, width, False)

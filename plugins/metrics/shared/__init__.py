@@ -1,0 +1,1 @@
+"""Holds what those share that ask a metric."""
