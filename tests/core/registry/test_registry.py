@@ -38,14 +38,14 @@ def test_what_is_not_there_is_told_with_the_nearest(world, problems):
     [
         ("refiner", "refit", "The pruner of this name is written prune: refit."),
         ("pruner", "ria", "The metric of this name is written prune: {use: by_metric, metric: ria}."),
-        ("scorer", "ria", "The metric of this name is written score: {use: weight_metric, metric: ria}."),
-        ("allocator", "ria", "The metric of this name is written score: {use: weight_metric, metric: ria}."),
+        ("scorer", "ria", "The metric of this name is written score: {use: local_metric, metric: ria}."),
+        ("allocator", "ria", "The metric of this name is written score: {use: local_metric, metric: ria}."),
         ("exporter", "llama", "The adapter of this name is written model.adapter: llama."),
         (
             "allocator",
             "wanda",
             "The pruner of this name is written prune: wanda. "
-            "The metric of this name is written score: {use: weight_metric, metric: wanda}.",
+            "The metric of this name is written score: {use: local_metric, metric: wanda}.",
         ),
     ],
 )
