@@ -80,7 +80,7 @@ ON_ITS_OWN = {
 """What makes a recipe for a model in the box short."""
 
 ON_PICO_T5 = {
-    "encoder-decoder/fast": NO_SCORE,
+    "encoder-decoder/fast": [setting for setting in FEW_WORDS if not setting.startswith("score")],
     "encoder-decoder/balanced": FEW_WORDS,
     "encoder-decoder/best": FEW_WORDS,
 }

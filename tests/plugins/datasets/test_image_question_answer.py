@@ -248,7 +248,7 @@ def test_a_plan_says_how_many_samples_there_are(tmp_path, picture, index):
 
 def test_a_plan_says_what_is_wrong_with_the_data(pico_llama_folder, tmp_path, index):
     index([{"image": "gone.png", "text": "x"}] * 6)
-    with pytest.raises(RecipeError, match=r"^calibration: image_text: 6 of 6 rows name an image file"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:5:14: calibration: image_text: 6 of 6 rows name an image"):
         planned(tmp_path, pico_llama_folder, "samples: 6")
 
 
