@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from inspect import getattr_static, isfunction
-from types import NoneType, UnionType
+from types import MemberDescriptorType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ecoflap.core.contracts.blame import PartError, blaming
@@ -15,7 +15,9 @@ _ABSENT = object()
 
 def has_member(part: Any, name: str) -> bool:
     """Say whether a part has a member, also one whose code raises; a part may find members as it is asked for them."""
-    return getattr_static(part, name, _ABSENT) is not _ABSENT or hasattr(part, name)
+    found = getattr_static(part, name, _ABSENT)
+    is_made_when_asked = found is _ABSENT or isinstance(found, MemberDescriptorType)  # a slot may be empty
+    return hasattr(part, name) if is_made_when_asked else True
 
 
 def checking(declared: Any, name: str, part: Any) -> Any:

@@ -16,7 +16,7 @@ from ecoflap.core.contracts.records import TokenChoice
 from ecoflap.core.errors import ModelError
 
 _CACHED = 1 << 16  # elements: 256 kB of float32, so that a square is summed while it is still in the core's cache
-_TEXT, _IMAGE = 1, 2  # what a position is, as adapters say it
+TEXT, IMAGE = 1, 2  # what a position is, as adapters say it
 _ROWS = 512  # enough for a matrix product at full speed
 _STRIP = 384  # rows of a Gram matrix in a product: fewer leave out more of what is above the diagonal, but are slower
 
@@ -60,24 +60,24 @@ class TokenWeights:
             return kinds > 0
         if self._choice == "balanced":
             half = (text + images) / 2
-            return (kinds == _TEXT) * (half / text) + (kinds == _IMAGE) * (half / images)
+            return (kinds == TEXT) * (half / text) + (kinds == IMAGE) * (half / images)
         if self._choice == "text":
-            return kinds == _TEXT
+            return kinds == TEXT
         if tower not in self._drifts:
             return kinds > 0
         drift, mean = self._drifts[tower][number][call], self._mean_drift(tower, call)
-        return (kinds == _TEXT) | _drifting_most(kinds, drift, mean)
+        return (kinds == TEXT) | _drifting_most(kinds, drift, mean)
 
     def _counted(self, tower: str, call: int) -> tuple[int, int]:
         """Count the tokens of text and of images in all batches."""
         kinds = [self._kinds(number, tower, call) for number in range(self._batches)]
-        text, images = (sum(int((one == kind).sum()) for one in kinds) for kind in (_TEXT, _IMAGE))
+        text, images = (sum(int((one == kind).sum()) for one in kinds) for kind in (TEXT, IMAGE))
         return text, images
 
     def _averaged(self, tower: str, call: int) -> float:
         """Give the mean drift of all images' tokens."""
         found = [
-            drifts[call][self._kinds(number, tower, call).to(drifts[call].device) == _IMAGE]
+            drifts[call][self._kinds(number, tower, call).to(drifts[call].device) == IMAGE]
             for number, drifts in enumerate(self._drifts[tower])
         ]
         return float(torch.cat(found).mean())
@@ -89,9 +89,9 @@ def _drifting_most(
     """Choose the images' tokens of each sample that drift most."""
     chosen = torch.zeros_like(kinds, dtype=torch.bool)
     for sample, kind, own in zip(chosen, kinds, drift.to(kinds.device), strict=True):
-        text, images = (int((kind == one).sum()) for one in (_TEXT, _IMAGE))
+        text, images = (int((kind == one).sum()) for one in (TEXT, IMAGE))
         most = min(images, round(min(1.0, mean) * text))
-        sample[own.masked_fill(kind != _IMAGE, -torch.inf).topk(most).indices] = True
+        sample[own.masked_fill(kind != IMAGE, -torch.inf).topk(most).indices] = True
     return chosen
 
 

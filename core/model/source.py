@@ -155,7 +155,7 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
 
 
 def are_other_weights(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Say whether two fingerprints are of models with different weights, whatever their files are called.
+    """Say whether two fingerprints are of models in different files of weights, whatever these are called.
 
     Nothing is known of two of different kinds, such as a hub's commit beside files.
     """

@@ -82,7 +82,10 @@ def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -
 def _note_other_scorer(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -> None:
     """Note an allocator whose formula is about what one scorer measures, where the scores are of another."""
     wanted, takes, like = allocator.options.scorers, allocator.options.takes, scorer.options.like
-    if not wanted or like is None or {scorer.use, like} & {*wanted} or _gives(scorer) != _kind_of(takes):
+    if not wanted or like is None or like in wanted or _gives(scorer) != _kind_of(takes):
+        return
+    registry = reader.parts.registry
+    if scorer.factory in [registry.find("scorer", name) for name in wanted if name in registry.names("scorer")]:
         return
     others = _that_fit(reader, "allocator", "takes", _kind_of(takes), reads_all=True)
     reader.problems.add(
@@ -121,9 +124,9 @@ def _that_fit(reader: KeyReader, kind: str, member: str, wanted: str | None, *, 
 
 
 def _reads_some(allocator: Any) -> bool:
-    """Say whether what makes an allocator reads the scores of some scorers alone; of ``best_of`` its candidates say."""
+    """Say whether what makes an allocator reads the scores of some scorers alone, or may, as candidates of its do."""
     scorers = getattr(allocator, "scorers", ())
-    return isinstance(scorers, tuple) and bool(scorers)
+    return isinstance(scorers, property) or bool(scorers)
 
 
 def _note_missing_calibration(reader: KeyReader, who: list[str]) -> None:

@@ -1,9 +1,11 @@
 """Find what another run found already and this one may take over, because all that it depends on is the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ecoflap.core.errors import EcoflapError
 from ecoflap.core.model.source import are_other_weights
 from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.recipe.schema import Recipe, scores_depend_on
@@ -21,19 +23,30 @@ def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
 def of_other_models(recipe: Recipe, model: Mapping[str, str]) -> Iterator[str]:
     """Say which parts take something over of a run of another model, a sentence for each such run.
 
+    Nothing is said of a run that does not tell of which model it is, or whose record of it cannot be read.
+
     :param model: The fingerprint of the recipe's.
     """
     told: set[Path] = set()
     for place, spec in recipe.specs():
         where = recipe.allocated_at if place == "allocate" else place
         for folder in filter(None, map(_run_around, spec.options.takes_over())):
-            if folder.path not in told and are_other_weights(folder.read_fingerprints().get("model", model), model):
+            source = None if folder.path in told else _other_source(folder, model)
+            if source is not None:
                 told.add(folder.path)
-                source = folder.read_recipe()["model"]["source"]
                 yield (
-                    f"{where}: {folder.path} is a run of a model with other weights, {source}, and {spec.use} takes "
-                    f"over what was found for those. If that is not meant, name a run of {recipe.model.source}"
+                    f"{where}: {folder.path} is a run of a model in other files, {source}, and {spec.use} takes over "
+                    f"what was found for that. If it is another model and not meant, name a run of "
+                    f"{recipe.model.source}"
                 )
+
+
+def _other_source(folder: RunFolder, model: Mapping[str, str]) -> str | None:
+    """Give the source of a run's model, where its weights are in other files than these; None where nothing tells."""
+    with suppress(EcoflapError):
+        if are_other_weights(folder.read_fingerprints().get("model", model), model):
+            return str(folder.read_recipe()["model"]["source"])
+    return None
 
 
 def _run_around(path: Path) -> RunFolder | None:

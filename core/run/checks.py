@@ -107,17 +107,16 @@ def _token_problems(prepared: Prepared) -> Iterator[str]:
 
 
 def _statistic_problems(prepared: Prepared) -> Iterator[str]:
-    """Yield keys that say how statistics of inputs are taken, where no pruner that they are for asks for any."""
-    said = {f"{key}: {choice}": towers for key, (choice, towers) in prepared.token_keys.items() if choice != "real"}
-    if prepared.recipe.sequential:
-        said["sequential: true"] = tuple(prepared.pruned_towers)
-    for what, towers in said.items():
+    """Yield towers whose own choice of tokens changes nothing, for their pruner asks for no statistic of inputs.
+
+    What is chosen for the whole model stays beside every pruner that a sweep compares, and the plan says what it does.
+    """
+    for key, (choice, towers) in prepared.token_keys.items():
         pruners = [prepared.pruners[tower] for tower in towers]
-        if not any(map(_looks_at_inputs, pruners)):
-            names = " and ".join(dict.fromkeys(pruner.use for pruner in pruners))
+        if key != "tokens" and choice != "real" and not any(map(_looks_at_inputs, pruners)):
             yield (
-                f"{what} changes nothing, for no statistic of layers' inputs is asked for by {names}. Remove this, or "
-                f"prune by what does, such as wanda"
+                f"{key}: {choice} changes nothing, for no statistic of layers' inputs is asked for by "
+                f"{pruners[0].use}. Remove this, or prune by what does, such as wanda"
             )
 
 

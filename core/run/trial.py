@@ -15,6 +15,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.contracts.records import Batch, Sample, TokenChoice
 from ecoflap.core.errors import DataError, EcoflapError
+from ecoflap.core.forward.statistics import IMAGE, TEXT
 from ecoflap.core.pruning.calibration import SAMPLES_AT_A_GLANCE, Calibration, read_samples
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
@@ -106,7 +107,8 @@ def trial_problems(prepared: Prepared, passed_over: Container[str]) -> Iterator[
 def token_problems(prepared: Prepared) -> Iterator[str]:
     """Say which choices of tokens change nothing, as their towers have one kind; asked inside :func:`processor_read`.
 
-    The first samples tell it, where they can be tried. What is wrong with these is told by :func:`trial_problems`.
+    The first samples tell it, where they can be tried. What is wrong with these is told by :func:`trial_problems`. A
+    tower that has read text alone may read images later in the data, where the model has another tower for them.
     """
     keys = {key: one for key, one in prepared.token_keys.items() if one[0] not in ("real", "all")}
     use = next((use for use in data_uses(prepared.recipe) if use.where == "calibration"), None)
@@ -117,7 +119,8 @@ def token_problems(prepared: Prepared) -> Iterator[str]:
     except EcoflapError:
         return
     for key, (choice, towers) in keys.items():
-        if not any(_has_both(tower, choice, batch, prepared) for tower in towers):
+        kinds = [_kinds_read(tower, choice, batch, prepared) for tower in towers]
+        if all(one == {IMAGE} or (one == {TEXT} and len(prepared.anatomy.towers) == 1) for one in kinds):
             yield (
                 f"{key}: {choice} tells tokens of text from those of images, and those of {' and '.join(towers)} are "
                 f"of one kind here, so that it changes nothing. Remove this, or say it of a tower that reads both"
@@ -126,18 +129,18 @@ def token_problems(prepared: Prepared) -> Iterator[str]:
 
 def _first_batch(use: DataUse, prepared: Prepared) -> Batch:
     adapter, model = prepared.adapter, prepared.model
-    samples = read_samples(use.data, adapter, model, ignore, min(use.count, SAMPLES_AT_A_GLANCE))
+    samples = read_samples(use.data, adapter, model, ignore, SAMPLES_AT_A_GLANCE)
     return Calibration(samples, len(samples), adapter).first_batch(model, "cpu")
 
 
-def _has_both(tower: str, choice: TokenChoice, batch: Batch, prepared: Prepared) -> bool:
-    """Say whether layers of a tower read tokens of both kinds in one call; what drifts is known of its own alone."""
+def _kinds_read(tower: str, choice: TokenChoice, batch: Batch, prepared: Prepared) -> set[int]:
+    """Give the kinds of tokens that layers of a tower read; what drifts is known of its own alone."""
     layers = [(block, layer) for block, layer in prepared.anatomy.layers() if block.tower == tower]
     read = {tower} if choice == "drifting" else {tower, *(layer.reads for _, layer in layers if layer.reads)}
     calls = max(block.calls or 1 for block, _ in layers)
     with blaming(f"the adapter {type(prepared.adapter).__name__}, asked what is at each position,"):
         kinds = [prepared.adapter.tokens(prepared.model, batch, name, at) for name in read for at in range(calls)]
-    return any({1, 2} <= {*one.unique().tolist()} for one in kinds)
+    return {kind for one in kinds for kind in one.unique().tolist()} & {TEXT, IMAGE}
 
 
 def _wordless(prepared: Prepared) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The scorer ``from_run`` takes over the scores of another run, so that methods are compared on the same ones."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,9 +50,11 @@ class FromRun:
 
     @property
     def like(self) -> str | None:
-        """Say whose scores that run's are; None where it has no recipe that tells."""
-        folder = RunFolder(self.run)
-        score = (folder.read_recipe() if folder.recipe.is_file() else {}).get("score")
+        """Say whose scores that run's are; None where it has no recipe that tells, or none that can be read."""
+        score = None
+        with suppress(EcoflapError):
+            folder = RunFolder(self.run)
+            score = (folder.read_recipe() if folder.recipe.is_file() else {}).get("score")
         if score is None:
             return None
         return FromRun(Path(score["run"])).like if score["use"] == "from_run" else str(score["use"])

@@ -6,6 +6,7 @@ import pytest
 
 from ecoflap import Anatomy, Gram, Pruned, load_registry
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.answers import has_member
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.conformance import contract_problems, factory_problems, options_of
 from ecoflap.core.contracts.kinds import KINDS
@@ -300,6 +301,16 @@ def test_an_ability_of_the_old_signature_is_refused():
 
     (problem,) = problems("adapter", Older())
     assert problem.startswith("its tokens_of takes (text), and is called with (model, text)")
+
+
+def test_a_slot_that_is_empty_is_no_member():
+    class Slotted:
+        __slots__ = ("samples",)
+
+    slotted = Slotted()
+    assert not has_member(slotted, "samples")
+    slotted.samples = 3
+    assert has_member(slotted, "samples")
 
 
 def test_a_kind_that_is_none_is_refused_with_the_nearest():

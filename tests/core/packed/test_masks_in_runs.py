@@ -229,8 +229,16 @@ def test_what_another_model_had_is_taken_over_with_a_warning(first, scored, reci
     other = ecoflap.run(recipe("", model=str(sibling), **taken), folder=tmp_path / "other")
     (said,) = other.report.warnings
     run = (scored if takes == "scores" else first).folder
-    assert said.startswith(f"{where}: {run} is a run of a model with other weights, {pico / 'model'}, and from_")
-    assert said.endswith(f"If that is not meant, name a run of {sibling}")
+    assert said.startswith(f"{where}: {run} is a run of a model in other files, {pico / 'model'}, and from_")
+    assert said.endswith(f"If it is another model and not meant, name a run of {sibling}")
+
+
+@pytest.mark.parametrize("damaged", ["fingerprints.json", "recipe.yaml"])
+def test_nothing_is_said_of_a_run_whose_record_of_its_model_cannot_be_read(first, recipe, sibling, tmp_path, damaged):
+    edited = shutil.copytree(first.folder, tmp_path / "edited")
+    with (edited / damaged).open("a") as file:
+        file.write("# by hand\n")
+    assert ecoflap.run(recipe(edited, model=str(sibling)), folder=tmp_path / "run").report.warnings == ()
 
 
 def test_nothing_is_said_of_a_model_in_memory_that_files_cannot_be_held_against(first, recipe, pico, tmp_path):

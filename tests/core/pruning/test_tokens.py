@@ -100,14 +100,20 @@ def test_a_choice_between_kinds_is_refused_where_the_data_have_one(plain, pico, 
     planned(plain(prune="wanda", tokens="all"))  # padding is told from what is real in any tower
 
 
-@pytest.mark.parametrize("keys", [{"tokens": "all"}, {"tokens": "text"}, {"sequential": True}])
+@pytest.mark.parametrize("choice", ["all", "text"])
 @pytest.mark.parametrize("prune", ["magnitude", {"use": "by_metric", "metric": "magnitude_gradient"}])
-def test_what_statistics_are_taken_of_is_refused_where_none_of_inputs_are(plain, pico, keys, prune):
+def test_a_towers_choice_is_refused_where_its_pruner_asks_for_no_statistic_of_inputs(plain, pico, choice, prune):
+    own = {"towers": {"language": {"tokens": choice}}}
     with pytest.raises(RecipeError) as refused:
-        planned(looking(plain, pico, prune=prune, **keys))
-    (key, value), name = next(iter(keys.items())), prune if isinstance(prune, str) else prune["use"]
+        planned(looking(plain, pico, prune=prune, **own))
+    name = prune if isinstance(prune, str) else prune["use"]
     assert refused.value.problems == (
-        f"{key}: {str(value).lower()} changes nothing, for no statistic of layers' inputs is asked for by {name}. "
+        f"towers.language.tokens: {choice} changes nothing, for no statistic of layers' inputs is asked for by {name}. "
         f"Remove this, or prune by what does, such as wanda",
     )
-    planned(looking(plain, pico, prune="wanda", **keys))
+    planned(looking(plain, pico, prune="wanda", **own))
+
+
+@pytest.mark.parametrize("keys", [{"tokens": "all"}, {"tokens": "text"}, {"sequential": True}])
+def test_what_is_said_of_the_whole_model_stands_beside_every_pruner_that_is_compared(plain, pico, keys):
+    planned(looking(plain, pico, prune="magnitude", **keys))

@@ -9,6 +9,7 @@ from ecoflap.core.errors import RecipeError
 from ecoflap.core.pruning.scores import header_line, score_line
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
+from ecoflap.plugins.scorers.outlier_share import OutlierShare
 
 REGISTRY = load_registry(installed=False)
 RECIPE = """\
@@ -67,7 +68,7 @@ def test_numbers_and_curves_are_not_taken_for_each_other(score, allocate, said):
 def said_of(allocator, wanted, given):
     return (
         f"r.yaml:7:11: allocate: {allocator} reads the scores of {wanted}, and those of {given} are others. Write "
-        f"score: {wanted}, or allocate by what reads any numbers: best_of, ecoflap.",
+        f"score: {wanted}, or allocate by what reads any numbers: ecoflap.",
     )
 
 
@@ -107,6 +108,12 @@ def test_a_scorer_of_ones_own_says_whose_scores_its_are_like():
         parse_recipe({**document, "score": {"use": LikeHill}, "allocate": "owl"}, registry=REGISTRY)
 
 
+def test_a_scorer_is_known_by_what_makes_it_and_not_by_how_it_is_named():
+    document = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "allocate": "owl"}
+    calibration = {"calibration": {"use": "text", "path": "a"}, "score": {"use": OutlierShare}}
+    assert parse_recipe({**document, **calibration}, registry=REGISTRY).takes_scores
+
+
 def test_scores_of_a_run_are_those_of_its_scorer(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, score in ((first, {"use": "hill"}), (second, {"use": "from_run", "run": str(first)})):
@@ -122,6 +129,8 @@ def test_scores_of_a_run_are_those_of_its_scorer(tmp_path):
         with pytest.raises(RecipeError) as caught:
             read(scores, "owl")
         assert caught.value.problems == said_of("owl", "outlier_share", "hill")
+    (first / "recipe.yaml").write_text("# by hand\n")
+    assert read(f"{{use: from_run, run: {first}}}", "owl").takes_scores  # again nothing tells
 
 
 @pytest.mark.parametrize("allocate", ["uniform", "{use: atp, beta: 0.01}"])
