@@ -14,6 +14,7 @@ most that any sharing of the work could be faster here, and is printed beside it
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -11,7 +11,7 @@ import typer
 
 from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, stoppable
 from ecoflap.core.disk.paths import why_unusable
-from ecoflap.core.disk.reading import explained
+from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.errors import EcoflapError, SaidElsewhereError, cut
 from ecoflap.core.ranks.launch import are_several, is_first, launch
 from ecoflap.core.sweep.failures import failing_into
@@ -82,7 +82,7 @@ def _done() -> int:
     except SaidElsewhereError:
         return 2
     except (EcoflapError, OSError) as error:
-        told = explained(error)
+        told = what_to_mend(error)
         if told is None:  # as of a pipe that nobody reads
             raise
         print(f"ecoflap: {printable(told)}", file=sys.stderr)

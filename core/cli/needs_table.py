@@ -6,7 +6,15 @@ from typing import TypeAlias
 from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.arithmetic import is_slow
 from ecoflap.core.needs.disk import disk_needs
-from ecoflap.core.needs.memory import LIBRARIES, Places, device_needs, is_widened_at_once, memory_needs, other_places
+from ecoflap.core.needs.memory import (
+    LIBRARIES,
+    MemoryNeeds,
+    Places,
+    device_needs,
+    is_widened_at_once,
+    memory_needs,
+    other_places,
+)
 from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_weight, dtype_of, parameters_of
 from ecoflap.core.record.memory import available_memory
 from ecoflap.core.run.prepared import Prepared
@@ -19,16 +27,16 @@ Row: TypeAlias = tuple[str, str, str]
 
 def needs(prepared: Prepared) -> Iterator[Row]:
     """Yield a row for each thing that a run needs."""
-    yield _memory(prepared)
+    held = memory_needs(prepared, Places.asked(prepared.recipe))
+    yield _memory(prepared, held)
     yield from _spent_on_speed(prepared)
     yield from _slow_type(prepared)
-    yield from _other_choices(prepared)
+    yield from _other_choices(prepared, held.peak)
     yield from _device(prepared)
     yield from _disk(prepared)
 
 
-def _memory(prepared: Prepared) -> Row:
-    held = memory_needs(prepared, Places.asked(prepared.recipe))
+def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
     unknown = prepared.recipe.calibration and not bytes_of_record(prepared)
     made_of = (
         f"weights {bytes_text(held.weights)}, the largest block's statistics {bytes_text(held.statistics)}, recorded "
@@ -62,11 +70,14 @@ def _slow_type(prepared: Prepared) -> Iterator[Row]:
         yield "slow", f"products in {named}", f"torch does them several times as slowly on this CPU: {instead}"
 
 
-def _other_choices(prepared: Prepared) -> Iterator[Row]:
-    """Say what memory the run would need with the model or the record kept elsewhere, and what there is."""
+def _other_choices(prepared: Prepared, peak: int) -> Iterator[Row]:
+    """Say what memory the run would need with the model or the record kept elsewhere, and what there is.
+
+    :param peak: Bytes that it needs with both where the recipe has them.
+    """
     there = available_memory()
     said = [_said(places, memory_needs(prepared, places).peak, there) for places in other_places(prepared)]
-    if there is not None and memory_needs(prepared, Places.asked(prepared.recipe)).peak > there:
+    if there is not None and peak > there:
         said = ["the recipe as it is does not fit", *said]
     if said:
         yield "memory free here", "not known" if there is None else bytes_text(there), "; ".join(said)

@@ -8,7 +8,7 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.cli.needs_table import needs
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
+from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
 from ecoflap.core.model.anatomy import Anatomy, Tower
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.needs.exports import kept_of
@@ -179,7 +179,7 @@ def _looked_at(prepared: Prepared) -> str:
     if not towers:
         return "no data needed"
     needs = [need for tower in towers for need in pruners[tower].options.needs]
-    groups = recipe.sequential and not all(issubclass(need, GradientStatistic | LossStatistic) for need in needs)
+    groups = recipe.sequential and any(map(is_of_inputs, needs))
     times = "once, and once for each group of its layers that share an input," if groups else "twice"
     said = f"each block {times} on {_data(prepared, recipe.calibration)}"
     if any(issubclass(need, LossStatistic) for need in needs):

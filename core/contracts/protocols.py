@@ -93,6 +93,11 @@ class LossStatistic(Statistic, Protocol):
         ...
 
 
+def is_of_inputs(statistic: type[Any]) -> bool:
+    """Say whether a statistic is of a layer's inputs alone, in which tokens count, and which pruned layers change."""
+    return not issubclass(statistic, GradientStatistic | LossStatistic)
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """Asks the whole model how much its loss cares about each layer. Optional members: ``ScorerOptions``."""

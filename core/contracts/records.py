@@ -29,11 +29,11 @@ KeptScore: TypeAlias = float | Curve | WeightScores
 ScoreKind = Literal["number", "curve", "weights"]
 """What a scorer's scores are: a number, a curve, or a number for each weight."""
 Takes = Literal["score", "curve", "weights"]
+"""Which of these an allocator looks at; ``score`` is a number."""
 SCORES_CALLED: Mapping[ScoreKind | Takes, str] = {
     "number": "numbers", "score": "numbers", "curve": "curves", "weights": "numbers a weight",
 }  # fmt: skip
 """What scores are called that a scorer gives, or an allocator takes."""
-"""Which of these an allocator looks at; ``score`` is a number."""
 
 Aggregate = Literal["sum", "mean", "per_parameter"]
 """How the score of a group follows from those of its members."""

@@ -78,7 +78,7 @@ def file_of(error: OSError) -> Path | None:
     return Path(os.fsdecode(named)) if isinstance(named, str | bytes | os.PathLike) else None
 
 
-def explained(error: Exception) -> str | None:
+def what_to_mend(error: Exception) -> str | None:
     """Say what a user can mend about an error; None where it is of another sort, and its traceback is wanted."""
     if isinstance(error, EcoflapError):
         return str(error)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ecoflap.core.budget.select import is_nonzero, kept_only, same_bits
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Refined, Warned
-from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
+from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, TokenChoice
 from ecoflap.core.errors import EcoflapError, ModelError, listed
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
@@ -211,7 +211,7 @@ class BlockwisePruning:
 
     def _pruned(self, index: int, layers: Sequence[Layer]) -> Iterator[tuple[Layer, _Outcome]]:
         """Prune the layers of a block, and yield what became of each as soon as that is known."""
-        if self.sequential and any(map(_is_of_inputs, self._needs(index))):
+        if self.sequential and any(map(is_of_inputs, self._needs(index))):
             alike = self.replay.fed_alike(index, layers)
             self._warn_of_unfed(layers, alike)
             for group in by_input(layers, alike):
@@ -341,11 +341,6 @@ def by_input(layers: Sequence[Layer], seen: Observed) -> list[list[Layer]]:
         of_experts = layer.of_experts or (layer.module, layer.attribute)
         groups.setdefault(of_experts if layer.layout == "routed" else seen.inputs[layer.name], []).append(layer)
     return list(groups.values())
-
-
-def _is_of_inputs(need: type[Any]) -> bool:
-    """Say whether a statistic is of a layer's inputs alone, which pruned layers before it change."""
-    return not issubclass(need, GradientStatistic | LossStatistic)
 
 
 def _put(masks: PackedMasks, layer: Layer, bits: UInt8[Tensor, "bytes"]) -> None:

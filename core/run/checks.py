@@ -13,7 +13,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions, EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
+from ecoflap.core.contracts.protocols import is_of_inputs
 from ecoflap.core.errors import EcoflapError, dtype_name, listed, nearest
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
@@ -113,16 +113,12 @@ def _statistic_problems(prepared: Prepared) -> Iterator[str]:
     """
     for key, (choice, towers) in prepared.token_keys.items():
         pruners = [prepared.pruners[tower] for tower in towers]
-        if key != "tokens" and choice != "real" and not any(map(_looks_at_inputs, pruners)):
+        needs = [need for pruner in pruners for need in pruner.options.needs]
+        if key != "tokens" and choice != "real" and not any(map(is_of_inputs, needs)):
             yield (
                 f"{key}: {choice} changes nothing, for no statistic of layers' inputs is asked for by "
                 f"{pruners[0].use}. Remove this, or prune by what does, such as wanda"
             )
-
-
-def _looks_at_inputs(pruner: PartSpec) -> bool:
-    """Say whether a pruner asks for a statistic of layers' inputs, in which tokens count."""
-    return any(not issubclass(need, GradientStatistic | LossStatistic) for need in pruner.options.needs)
 
 
 def _device_problems(prepared: Prepared) -> Iterator[str]:

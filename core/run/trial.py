@@ -25,6 +25,9 @@ from ecoflap.core.run.prepared import Prepared
 A_WORD = "a"
 
 
+_NO_SAMPLES = "the data has no samples."
+
+
 @dataclass(frozen=True)
 class DataUse:
     """Holds one use of a dataset.
@@ -130,6 +133,8 @@ def token_problems(prepared: Prepared) -> Iterator[str]:
 def _first_batch(use: DataUse, prepared: Prepared) -> Batch:
     adapter, model = prepared.adapter, prepared.model
     samples = read_samples(use.data, adapter, model, ignore, SAMPLES_AT_A_GLANCE)
+    if not samples:
+        raise DataError(_NO_SAMPLES)
     return Calibration(samples, len(samples), adapter).first_batch(model, "cpu")
 
 
@@ -177,7 +182,7 @@ def _try(use: DataUse, prepared: Prepared) -> None:
     adapter, model = prepared.adapter, prepared.model
     samples = read_samples(use.data, adapter, model, ignore, min(use.count, SAMPLES_AT_A_GLANCE))
     if not samples:
-        raise DataError("the data has no samples.")
+        raise DataError(_NO_SAMPLES)
     if use.evaluator is not None:
         lacking = dict.fromkeys(filter(None, map(use.evaluator.options.lacks, samples)))
         if lacking:

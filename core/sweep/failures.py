@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ecoflap.core.disk.reading import explained
+from ecoflap.core.disk.reading import what_to_mend
 
 
 def failure_of(error: Exception) -> str:
     """Say what a run has failed of."""
-    return explained(error) or f"{type(error).__name__}: {error}"
+    return what_to_mend(error) or f"{type(error).__name__}: {error}"
 
 
 @contextmanager

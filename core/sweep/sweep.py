@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ecoflap.core.disk.reading import explained
+from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.errors import RunError
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run
@@ -188,7 +188,7 @@ def _failure(
     try:
         run(_reusing(planned, earlier), folder=planned.folder.path, registry=registry, accept_change=accept_change)
     except Exception as error:
-        if explained(error) is None:
+        if what_to_mend(error) is None:
             traceback.print_exc()
         return failure_of(error)
     finally:

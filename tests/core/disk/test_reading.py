@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from ecoflap.core.disk.reading import explained, file_of, open_file, refused, unread
+from ecoflap.core.disk.reading import file_of, open_file, refused, unread, what_to_mend
 from ecoflap.core.errors import EcoflapError
 
 
@@ -59,7 +59,7 @@ def test_what_nobody_has_explained(tmp_path):
 
 def test_what_a_user_can_mend_is_explained_and_nothing_else(tmp_path):
     error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a"))
-    assert explained(error) == refused(error, tmp_path / "a")
-    assert explained(EcoflapError("one", "other")) == "2 problems\n  one\n  other"
-    assert explained(OSError(errno.EPIPE, "Broken pipe")) is None
-    assert explained(ValueError("odd")) is None
+    assert what_to_mend(error) == refused(error, tmp_path / "a")
+    assert what_to_mend(EcoflapError("one", "other")) == "2 problems\n  one\n  other"
+    assert what_to_mend(OSError(errno.EPIPE, "Broken pipe")) is None
+    assert what_to_mend(ValueError("odd")) is None
