@@ -22,6 +22,7 @@ from ecoflap.core.contracts.records import (
     Sample,
     ScoreKind,
     Takes,
+    Target,
     Unit,
     View,
     ViewSize,
@@ -162,6 +163,8 @@ class RefinerOptions(PartOptions):
         the whole model after its last block.
     :cvar target: What a block's outputs are held against: ``"dense"``, what the dense block gives in the dense model;
         ``"own"``, what it gives on the inputs that the pruned block has.
+    :cvar both_targets: Whether a refiner of blocks looks at the ``targets`` of the other kind too, which are then held
+        beside its own, by which it is judged.
     :cvar each: What of a block it is given at a time: ``"block"``, all of it; ``"subblock"``, its attention, its MLP
         and whatever else it calls that holds layers, one after another in the order they run, or the whole block where
         that has no sub-blocks. Each is judged, and undone, by itself.
@@ -172,7 +175,8 @@ class RefinerOptions(PartOptions):
     """
 
     scope: Literal["block", "model"] = "block"
-    target: Literal["dense", "own"] = "dense"
+    target: Target = "dense"
+    both_targets: bool = False
     each: Literal["block", "subblock"] = "block"
     inside: bool = False
     dense_weights: bool = False

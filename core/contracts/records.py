@@ -37,6 +37,8 @@ SCORES_CALLED: Mapping[ScoreKind | Takes, str] = {
 
 Aggregate = Literal["sum", "mean", "per_parameter"]
 """How the score of a group follows from those of its members."""
+Target = Literal["dense", "own"]
+"""What a refined block is held against: what the dense block gave in the dense model, or gives on its own inputs."""
 Granularity = Literal["layer", "block", "tower", "model"]
 """What shares one sparsity."""
 TokenChoice = Literal["real", "text", "balanced", "drifting", "all"]

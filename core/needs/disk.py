@@ -50,8 +50,8 @@ def disk_needs(prepared: Prepared) -> DiskNeeds:
     kept = ("dense/", sum(bytes_remembered(prepared))), ("scores/", bytes_of_weight_scores(prepared))
     exports = ((part.use, exported_bytes(part, prepared)) for part in prepared.recipe.export)
     if places.spilled:
-        # What the dense model gave is a record of its own.
-        spilled = bytes_of_record(prepared) * (2 if prepared.looks_at_dense else 1) + bytes_inside_blocks(prepared)
+        # What a refined block is held against is as large as what is recorded, for each target.
+        spilled = bytes_of_record(prepared) * (1 + len(prepared.targets_asked)) + bytes_inside_blocks(prepared)
         gradients = max(gradients, bytes_of_scorer(prepared)[1])  # the scorer's are gone when pruners ask for theirs
     of_rounds = prepared.recipe.round_count * (prepared.size * width + masks)
     exporting = meanwhile_of(prepared, places.offloaded).values()

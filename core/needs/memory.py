@@ -105,7 +105,7 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
     widened = 4 * (outside + block) if width < 4 and prepared.scores_in_float32 else 0
     if widened and not places.offloaded and is_widened_at_once(prepared):
         widened = 4 * parameters_of(prepared)
-    refining = bytes_of_refining(prepared) + (recorded if prepared.looks_at_dense else 0)
+    refining = bytes_of_refining(prepared) + recorded * len(prepared.targets_asked)
     refining += 0 if places.spilled else bytes_inside_blocks(prepared)
     if refining and prepared.recipe.round_count > 1:
         refining += prepared.size * width  # the dense weights, for what the dense model gave

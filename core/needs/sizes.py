@@ -105,7 +105,8 @@ def bytes_inside_blocks(prepared: Prepared) -> int:
     """
     asked = [found for of_blocks in prepared.subblocks_asked.values() for found in of_blocks.values() if found]
     width = bytes_of_weight(prepared)
-    given = [width * sum(one.layers[-1].shape[0] for one in found) for found in asked]
+    targets = max(len(prepared.targets_asked), 1)
+    given = [targets * width * sum(one.layers[-1].shape[0] for one in found) for found in asked]
     taken = [4 * max(one.layers[0].shape[1] for one in found) for found in asked]
     return _positions(prepared) * max(map(sum, zip(given, taken, strict=True)), default=0)
 

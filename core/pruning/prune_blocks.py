@@ -16,7 +16,7 @@ from ecoflap.core.budget.select import is_nonzero, kept_only, same_bits
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Refined, Warned
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
-from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, TokenChoice
+from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, Target, TokenChoice
 from ecoflap.core.errors import EcoflapError, ModelError, listed
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.observation import Observed
@@ -32,7 +32,7 @@ from ecoflap.core.pruning.pruner_answer import what_is_wrong
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView
-from ecoflap.core.refining.dense_block import DenseBlock
+from ecoflap.core.refining.dense_block import DenseBlock, DenseOutputs, targets_of
 from ecoflap.core.refining.refine import refine_block
 from ecoflap.core.refining.subblocks import Hidden, Inside, by_batch, hidden_of, outputs_inside, subblocks_of
 
@@ -154,10 +154,10 @@ class BlockwisePruning:
             yield
 
     @contextmanager
-    def _seen_inside(self, index: int, layers: Sequence[Layer], target: str) -> Iterator[list[Inside]]:
-        """Collect what the sub-blocks of a block return, call by call, where a refiner that has this target asks."""
+    def _seen_inside(self, index: int, layers: Sequence[Layer], target: Target) -> Iterator[list[Inside]]:
+        """Collect what the sub-blocks of a block return, call by call, where a refiner with this target asks."""
         block, refiners = self.replay.blocks[index], [one.options for one in self._refiners(index)]
-        is_asked = any(one.target == target and (one.inside or one.each == "subblock") for one in refiners)
+        is_asked = any(target in targets_of([one]) for one in refiners if one.inside or one.each == "subblock")
         if not is_asked or not layers or self._files.is_there(index):
             yield []
             return
@@ -270,26 +270,25 @@ class BlockwisePruning:
             self.emit(Warned(f"{layer.name}: {note}"))
         self.emit(outcome.done)
 
-    def _dense(self, index: int, layers: Sequence[Layer], inside: Sequence[Inside]) -> dict[str, DenseBlock]:
+    def _dense(self, index: int, layers: Sequence[Layer], inside: Sequence[Inside]) -> DenseBlock:
         """Give what the block that is to be pruned is and returns, for each target that a refiner asks for.
 
         :param inside: What its sub-blocks returned in the dense model, call by call.
         """
         block, numbers = self.replay.blocks[index], self.replay.own
-        wanted = {refiner.options.target for refiner in self._refiners(index)}
-        weights = self._weights_for_refiners(index, layers)
-        found = {}
+        wanted = targets_of(refiner.options for refiner in self._refiners(index))
+        found: dict[Target, DenseOutputs] = {}
         if "own" in wanted:
             with self._as_dense(index), self._seen_inside(index, layers, "own") as seen:
                 calls = (self.replay.calls_of(index, number) for number in numbers)
                 hidden = [self.replay.kept([hidden_of(block.name, call.output) for call in one]) for one in calls]
-            found["own"] = self._of_all(block, hidden, seen, weights)
+            found["own"] = self._of_all(block, hidden, seen)
         if "dense" in wanted:
             assert self.dense is not None  # it is made where any refiner asks for it
             outputs = map(self.dense.recorded, numbers)
             hidden = [[hidden_of(block.name, output) for output in batch] for batch in outputs]
-            found["dense"] = self._of_all(block, hidden, inside, weights)
-        return found
+            found["dense"] = self._of_all(block, hidden, inside)
+        return DenseBlock(found, self._weights_for_refiners(index, layers))
 
     def _weights_for_refiners(self, index: int, layers: Sequence[Layer]) -> dict[str, Tensor]:
         """Copy a block's matrices as they were before the first round, where a refiner looks at them."""
@@ -298,23 +297,22 @@ class BlockwisePruning:
         with self._as_dense(index):
             return {layer.name: layer.weight.detach().clone() for layer in layers}
 
-    def _of_all(
-        self, block: Block, hidden: Sequence[Hidden], seen: Sequence[Inside], weights: Mapping[str, Tensor]
-    ) -> DenseBlock:
+    def _of_all(self, block: Block, hidden: Sequence[Hidden], seen: Sequence[Inside]) -> DenseOutputs:
         """Give the hidden states of all batches, kept as the record is, from those of this process' own."""
         inside = by_batch(seen, block.calls or 1) if seen else [{} for _ in hidden]
         mine = dict(zip(self.replay.own, zip(hidden, inside, strict=True), strict=True))
         found = self.replay.ranks.gather_each(mine, len(self.replay.batches), self.replay.kept)
-        return DenseBlock([outputs for outputs, _ in found], [each for _, each in found], weights)
+        return DenseOutputs([outputs for outputs, _ in found], [each for _, each in found])
 
-    def _refine(self, index: int, layers: Sequence[Layer], masks: PackedMasks, dense: Mapping[str, DenseBlock]) -> bool:
+    def _refine(self, index: int, layers: Sequence[Layer], masks: PackedMasks, dense: DenseBlock) -> bool:
         """Let the refiners of a pruned block train its kept weights; say whether any of them did."""
         oriented = {layer.name: layer.oriented(masks[layer.name]) for layer in layers}
         done: list[Refined] = []
         refiners = self._refiners(index)
         replay = self.replay.with_all_batches() if refiners else self.replay
         for refiner in refiners:
-            view = BlockView(replay, index, layers, oriented, dense[refiner.options.target], self.replay.ranks)
+            asked = dense.of(targets_of([refiner.options]))
+            view = BlockView(replay, index, layers, oriented, asked, refiner.options.target, self.replay.ranks)
             with view.opened():
                 done += refine_block(view, refiner, self.emit)
         return any(one.is_kept for one in done)

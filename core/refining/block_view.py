@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
+from ecoflap.core.contracts.records import Target
 from ecoflap.core.forward.capture import without_fast_path
 from ecoflap.core.forward.placement import Placement, map_tensors
 from ecoflap.core.forward.replay import Replay
@@ -22,7 +23,7 @@ from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.dense_block import DenseBlock
 from ecoflap.core.refining.hidden_view import HiddenView
 from ecoflap.core.refining.subblock_view import SubBlockView
-from ecoflap.core.refining.subblocks import Inside, SubBlock, inputs_of, outputs_inside, subblocks_of
+from ecoflap.core.refining.subblocks import SubBlock, inputs_of, outputs_inside, subblocks_of
 
 
 class BlockView(HiddenView):
@@ -30,6 +31,7 @@ class BlockView(HiddenView):
 
     :param replay: Of all batches, for this process alone.
     :param dense: What it was and gave before it was pruned.
+    :param target: Which of what it gave it is held against.
     :param ranks: The processes that refine the block together.
     """
 
@@ -40,14 +42,16 @@ class BlockView(HiddenView):
         layers: Sequence[Layer],
         masks: Mapping[str, Bool[Tensor, "out in"]],
         dense: DenseBlock,
+        target: Target,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(replay, replay.blocks[index], layers, masks, dense.outputs, ranks)
+        outputs = {name: gave.outputs for name, gave in dense.gave.items()}
+        super().__init__(replay, replay.blocks[index], layers, masks, outputs, target, ranks)
         self.dense_weights = dense.weights
         self._calls = [
             [replace(call, output=None) for call in replay.calls_of(index, n)] for n in range(len(replay.batches))
         ]
-        self.subblocks = self._subblocks(dense.inside)
+        self.subblocks = self._subblocks(dense)
         """Its sub-blocks, in the order they run; none where it is trained as a whole, or nobody asks for them."""
 
     @contextmanager
@@ -74,16 +78,17 @@ class BlockView(HiddenView):
             found[one.name] = one.error_of(number, [call for call, _ in given], [hidden for _, hidden in given])
         yield found
 
-    def _subblocks(self, inside: Sequence[Inside]) -> tuple[SubBlockView, ...]:
+    def _subblocks(self, dense: DenseBlock) -> tuple[SubBlockView, ...]:
         """Give views of the sub-blocks, where each runs in every batch and its tokens are known."""
         views = []
         for one in subblocks_of(self.block, self.layers):
-            if not inside or not all(one.block.name in each for each in inside):
+            found = {name: gave.inside for name, gave in dense.gave.items()}
+            if not all(inside and all(one.block.name in each for each in inside) for inside in found.values()):
                 return ()
-            targets = [each[one.block.name] for each in inside]
+            targets = {name: [each[one.block.name] for each in inside] for name, inside in found.items()}
             # A view that held this one would keep what it holds in memory until Python looks for circles.
             calls_in = partial(BlockView._calls_inside, proxy(self), one.block.module)
-            view = SubBlockView(self._replay, one, self.masks, targets, calls_in, self.ranks)
+            view = SubBlockView(self._replay, one, self.masks, targets, self.target, calls_in, self.ranks)
             view.dense_weights = {name: self.dense_weights[name] for name in view.masks if name in self.dense_weights}
             views.append(view)
         return tuple(views) if all(view.is_of_tokens() for view in views) else ()

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ecoflap.core.contracts.records import Target
+from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.block_gradient import by_sample
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import device_of, map_tensors
@@ -27,7 +29,8 @@ class HiddenView(RefinedView):
     """A pruned block or sub-block, which gives hidden states.
 
     :param replay: Of all batches, for this process alone.
-    :param targets: By batch, what the dense one returned, call by call.
+    :param targets: What the dense one returned, by batch and call by call, for each target that is looked at.
+    :param target: Which of them it is held against.
     :param ranks: The processes that refine it together.
     """
 
@@ -43,12 +46,13 @@ class HiddenView(RefinedView):
         block: Block,
         layers: Sequence[Layer],
         masks: Mapping[str, Bool[Tensor, "out in"]],
-        targets: Sequence[Hidden],
+        targets: Mapping[Target, Sequence[Hidden]],
+        target: Target,
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(layers, masks, Split.of(len(replay.batches)), ranks)
         self.block, self.name = block, block.name
-        self._replay, self._targets = replay, targets
+        self._replay, self._targets, self.target = replay, targets, target
 
     def inputs(self, number: int) -> Hidden:
         """Give the hidden states of a batch that it is given, as what is pruned before it leaves them."""
@@ -61,10 +65,20 @@ class HiddenView(RefinedView):
         with self._running(number):
             return [self._output(*self._given(call)) for call in self._calls[number]]
 
-    def targets(self, number: int) -> Hidden:
-        """Give what the dense one returned on a batch, in float32."""
+    def targets(self, number: int, of: Target | None = None) -> Hidden:
+        """Give what the dense one returned on a batch, in float32.
+
+        :param of: On which inputs: those of the dense model or its own; by default those of :attr:`target`.
+        :raises ModelError: Where that was not recorded, because the refiner does not say that it looks at it.
+        """
+        of = of or self.target
+        if of not in self._targets:
+            raise ModelError(
+                f"{self.name}: its {of} targets were not recorded. A refiner that looks at them beside its own, which "
+                f"are {self.target}, says both_targets = True"
+            )
         device = device_of(self.block.module)
-        return [target.to(device, torch.float32) for target in self._targets[number]]
+        return [target.to(device, torch.float32) for target in self._targets[of][number]]
 
     @contextmanager
     def objective(self, number: int) -> Iterator[Float[Tensor, ""]]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ecoflap.core.contracts.records import Target
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import Placement
 from ecoflap.core.forward.replay import Replay
@@ -27,17 +28,18 @@ class SubBlockView(HiddenView):
         replay: Replay,
         subblock: SubBlock,
         masks: Mapping[str, Bool[Tensor, "out in"]],
-        targets: Sequence[Hidden],
+        targets: Mapping[Target, Sequence[Hidden]],
+        target: Target,
         calls_in: Callable[[int], Sequence[BlockCall]],
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(replay, subblock.block, subblock.layers, masks, targets, ranks)
+        super().__init__(replay, subblock.block, subblock.layers, masks, targets, target, ranks)
         self._calls_in = calls_in
 
     @contextmanager
     def opened(self) -> Iterator["SubBlockView"]:
         """Keep what the sub-block is given of each batch as its block is now, until the end."""
-        self._calls = [self._checked(number, self._calls_in(number)) for number in range(len(self._targets))]
+        self._calls = [self._checked(number, self._calls_in(number)) for number in range(len(self._replay.batches))]
         try:
             with self.weights.held(self.block.module, Placement(torch.float32)):
                 yield self
@@ -46,7 +48,7 @@ class SubBlockView(HiddenView):
 
     def _checked(self, number: int, calls: Sequence[BlockCall]) -> Sequence[BlockCall]:
         """Refuse a model in which pruning changes how often the sub-block runs."""
-        before = len(self._targets[number])
+        before = len(self._targets[self.target][number])
         if len(calls) != before:
             raise ModelError(
                 f"{self.name}: on calibration batch {number} it runs {len(calls)} times in the pruned block, and in "
@@ -60,7 +62,7 @@ class SubBlockView(HiddenView):
 
         It is not where a block gives it windows of an image, or a part of a sequence.
         """
-        for number, hidden in enumerate(self._targets):
+        for number, hidden in enumerate(self._targets[self.target]):
             if not all(any(self._fits(number, call, one) for call in range(self.block.calls or 1)) for one in hidden):
                 return False
         return True

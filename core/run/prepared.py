@@ -1,6 +1,6 @@
 """A recipe with its model found and taken apart, still without weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
@@ -13,13 +13,14 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.contracts.records import TokenChoice, View
+from ecoflap.core.contracts.records import Target, TokenChoice, View
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
 from ecoflap.core.pruning.plan import SHARED, Pool, pools_of
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.refining.dense_block import targets_of
 from ecoflap.core.refining.subblocks import SubBlock, subblocks_of
 
 
@@ -166,10 +167,15 @@ class Prepared:
         return tuple(one for one in self.recipe.refine if one.options.scope == "model")
 
     @property
+    def targets_asked(self) -> Collection[Target]:
+        """Give what refiners hold the pruned model or its blocks against."""
+        of_blocks = targets_of(one.options for refiners in self.block_refiners.values() for one in refiners)
+        return of_blocks | {"dense"} if self.model_refiners else of_blocks
+
+    @property
     def looks_at_dense(self) -> bool:
         """Say whether a refiner asks what the dense model gave."""
-        of_blocks = [one for refiners in self.block_refiners.values() for one in refiners]
-        return bool(self.model_refiners) or any(one.options.target == "dense" for one in of_blocks)
+        return "dense" in self.targets_asked
 
 
 def _first_said(own: tuple[PartSpec, ...] | None, shared: tuple[PartSpec, ...]) -> tuple[PartSpec, ...]:

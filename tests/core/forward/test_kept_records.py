@@ -97,10 +97,11 @@ def test_targets_of_a_refiner_lie_there_too(plain, pico, tmp_path, monkeypatch, 
     class Seen(BlockView):
         """Looks where the targets are that it is given."""
 
-        def __init__(self, replay, index, layers, masks, dense, ranks=ALONE):
-            parts = [hidden for batch in dense.inside for hidden in batch.values()]
-            where.append([lies_in_a_file(one) for hidden in [*dense.outputs, *parts] for one in hidden])
-            super().__init__(replay, index, layers, masks, dense, ranks)
+        def __init__(self, replay, index, layers, masks, dense, target, ranks=ALONE):
+            gave = dense.gave[target]
+            parts = [hidden for batch in gave.inside for hidden in batch.values()]
+            where.append([lies_in_a_file(one) for hidden in [*gave.outputs, *parts] for one in hidden])
+            super().__init__(replay, index, layers, masks, dense, target, ranks)
 
     monkeypatch.setattr(prune_blocks, "BlockView", Seen)
     text = {"use": "text", "path": str(pico / "text.jsonl"), "sequence_length": 16, "samples": 4, "batch_size": 1}

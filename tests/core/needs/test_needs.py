@@ -13,6 +13,7 @@ from ecoflap.core.run.prepare import prepare
 
 HIDDEN, SAMPLES, LENGTH = 32, 3, 16
 RECORD = SAMPLES * LENGTH * HIDDEN * 4
+OWN = {"use": "reconstruct", "target": "own"}
 
 
 @pytest.fixture
@@ -43,8 +44,11 @@ def prepared(recipe):
     return make
 
 
-@pytest.mark.parametrize(("refine", "records"), [([], 1), (["reconstruct"], 2)])
-def test_the_dense_models_record_is_a_second_one_wherever_records_are(prepared, refine, records):
+@pytest.mark.parametrize(
+    ("refine", "records"),
+    [([], 1), (["reconstruct"], 2), ([OWN], 2), (["distill"], 2), (["reconstruct", OWN], 3), ([OWN, "distill"], 3)],
+)
+def test_what_is_held_against_is_a_record_of_each_target_wherever_records_are(prepared, refine, records):
     there = prepared(calibration={"keep": "disk"}, refine=refine)
     assert disk_needs(there).spilled == records * RECORD
     assert memory_needs(there, Places.asked(there.recipe)).recorded == 0

@@ -8,7 +8,7 @@ import torch
 from ecoflap import Anatomy, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.refining.block_view import BlockView
-from ecoflap.core.refining.dense_block import DenseBlock
+from ecoflap.core.refining.dense_block import DenseBlock, DenseOutputs
 from ecoflap.core.refining.subblocks import by_batch, hidden_of, outputs_inside, subblocks_of
 
 ADAPTER = LlamaAdapter()
@@ -56,7 +56,8 @@ class Case:
 
     def seen(self, inside):
         """A view of the block, in whose sub-blocks the dense model gave this."""
-        return BlockView(self.replay, 1, self.layers, self.masks, DenseBlock(self.targets, inside, self.weights))
+        dense = DenseBlock({self.target: DenseOutputs(self.targets, inside)}, self.weights)
+        return BlockView(self.replay, 1, self.layers, self.masks, dense, self.target)
 
     def prune(self, index):
         for layer in self.anatomy.layers_of[self.anatomy.blocks[index].name]:

@@ -75,7 +75,7 @@ def test_its_objective_is_the_mean_share_of_squares_over_real_tokens(case, targe
 
 def test_a_token_whose_dense_output_is_nothing_has_a_share_of_the_median(case):
     one = case()
-    first = one.view._targets[0][0]
+    first = one.view._targets["dense"][0][0]
     first[0, 1] = 0
     output = hidden_states(one.model, one.batches[0])[2].detach().double()
     with one.view.opened(), one.view.objective(0) as error:

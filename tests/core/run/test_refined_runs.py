@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import ecoflap
 from ecoflap.core.contracts.events import Progress, Refined, StageStarted
-from ecoflap.core.errors import RecipeError
+from ecoflap.core.errors import EcoflapError, RecipeError
 from ecoflap.core.export.verify import verify
 from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.report.run_page import write_page
@@ -93,6 +93,48 @@ def test_dense_weights_are_held_for_those_that_ask_alone(plain, tmp_path, monkey
     monkeypatch.setattr(LooksAtDenseWeights, "__call__", lambda self, view: self.seen.update(view.dense_weights))
     ecoflap.run(plain(score=None, export=None, refine={"use": LooksAtDenseWeights}), folder=tmp_path / "run")
     assert LooksAtDenseWeights.seen == {}
+
+
+class LooksAtTargets:
+    """A refiner of somebody else, which keeps what blocks, or parts of them, are held against, and trains nothing."""
+
+    seen: ClassVar[dict[tuple[str, str], list[torch.Tensor]]] = {}
+
+    def __init__(self, target="dense", looks_at=("dense", "own"), both_targets=True, each="block"):
+        self.target, self.looks_at, self.both_targets, self.each = target, looks_at, both_targets, each
+
+    def __call__(self, view):
+        batches = (*view.training, *view.held_out)
+        for of in self.looks_at:
+            self.seen[view.name, of] = [hidden.clone() for n in batches for hidden in view.targets(n, of)]
+
+
+@pytest.mark.parametrize("each", ["block", "subblock"])
+def test_a_refiner_of_blocks_may_look_at_both_targets(plain, tmp_path, monkeypatch, each):
+    def seen_by(name, **parameters):
+        monkeypatch.setattr(LooksAtTargets, "seen", {})
+        refine = {"use": LooksAtTargets, "each": each, **parameters}
+        ecoflap.run(plain(score=None, export=None, refine=refine), folder=tmp_path / name)
+        return LooksAtTargets.seen
+
+    both = seen_by("both", target="own")
+    alone = seen_by("dense", target="dense", looks_at=["dense"], both_targets=False)
+    alone |= seen_by("own", target="own", looks_at=["own"], both_targets=False)
+    assert len(both) == 2 * 3 * (2 if each == "subblock" else 1)
+    assert both.keys() == alone.keys()
+    for place, hidden in both.items():
+        assert all(map(torch.equal, hidden, alone[place]))
+    for name, of in both:  # before the first block nothing is pruned
+        differ = not all(map(torch.equal, both[name, of], both[name, "own"]))
+        assert differ == (of == "dense" and not name.startswith("model.layers.0"))
+
+
+@pytest.mark.parametrize(("target", "other"), [("dense", "own"), ("own", "dense")])
+def test_a_refiner_that_does_not_say_that_it_looks_at_both_is_told(plain, tmp_path, target, other):
+    asked = {"use": LooksAtTargets, "target": target, "looks_at": [other], "both_targets": False}
+    expected = f"model.layers.0: its {other} targets were not recorded. .* are {target}, says both_targets = True"
+    with pytest.raises(EcoflapError, match=expected):
+        ecoflap.run(plain(score=None, export=None, refine=asked), folder=tmp_path / "run")
 
 
 class LooksInside:
