@@ -10,6 +10,7 @@ as B = U_r Σ_r, A = V_rᵀ Λ^{-½} Qᵀ with G = Q Λ Qᵀ; this form needs no
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from ecoflap.core.errors import FormatError, ModelError, refuse_below_one
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.statistics import Gram
 from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import fingerprint, open_source
 from ecoflap.exporters.shared.pruned_weights import require_masks, some
 from ecoflap.exporters.shared.seen_inputs import seen_inputs
@@ -64,10 +66,12 @@ class Eora:
     def meanwhile(self, view: ViewSize) -> Meanwhile:
         """Tell what is held beside the pruned model: the dense one, the adapter, and what solving the largest takes.
 
-        Inputs that calibration records, and Gram matrices of a block, come on top.
+        Weights that stay in files are not held. Inputs that calibration records, and Gram matrices of a block, come on
+        top.
         """
         largest = max((layer.shape[1] * sum(layer.shape) for layer in view.layers if _is_linear(layer)), default=0)
-        return Meanwhile(view.parameters * view.width + self.predicted_bytes(view) + 8 * _SOLVING * largest)
+        dense = 0 if view.offloaded else view.parameters * view.width
+        return Meanwhile(dense + self.predicted_bytes(view) + 8 * _SOLVING * largest)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the recipe and of the model keeps it from correcting anything."""
@@ -94,8 +98,10 @@ class Eora:
         require_masks(pruned)
         if pruned.calibration is None:
             raise ModelError(_NO_DATA)
-        dense = _dense(pruned)
+        dense, mapped = _dense(pruned, folder)
         corrections = dict(self._corrections(pruned, dense))
+        if mapped is not None:
+            mapped.refuse_changed()
         if not corrections:
             raise ModelError("eora: none of the pruned matrices is a torch.nn.Linear that a token reached.")
         _write(folder, self.rank, corrections)
@@ -150,20 +156,24 @@ def _is_linear(layer: Layer) -> bool:
     return isinstance(layer.module, nn.Linear) and layer.attribute == "weight" and layer.part is None
 
 
-def _dense(pruned: PrunedModel) -> nn.Module:
-    """Read the dense model once more."""
+def _dense(pruned: PrunedModel, folder: Path) -> tuple[nn.Module, MappedWeights | None]:
+    """Read the dense model once more; where weights of the pruned one stay in files, so do its own.
+
+    :param folder: Where files lie meanwhile with weights that cannot be mapped as the model has them.
+    """
     known, adapter = pruned.provenance, pruned.adapter
     if known is None:
         raise ModelError("eora needs the run that pruned the model, which knows where its dense weights are.")
     source = open_source(known.source, Path.cwd())
-    load = cache(partial(_loaded, adapter, source))  # a fingerprint may have to read it too
-    found, before = fingerprint(source, load), known.fingerprint
-    differs = sorted(name for name in {*found, *before} if found.get(name) != before.get(name))
-    if differs:
-        raise ModelError(
-            f"eora: {known.source} is not the model any more that was pruned: {some(differs)} differs. Put it back."
-        )
-    return load()
+    with mapped_beside(folder) if pruned.offloaded else nullcontext() as mapped:
+        load = cache(partial(_loaded, adapter, replace(source, mapped=mapped)))  # a fingerprint may have to read it too
+        found, before = fingerprint(source, load), known.fingerprint
+        differs = sorted(name for name in {*found, *before} if found.get(name) != before.get(name))
+        if differs:
+            raise ModelError(
+                f"eora: {known.source} is not the model any more that was pruned: {some(differs)} differs. Put it back."
+            )
+        return load(), mapped
 
 
 def _loaded(adapter: Adapter, source: Any) -> nn.Module:

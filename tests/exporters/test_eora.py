@@ -10,8 +10,9 @@ from exported import half_pruned
 from safetensors.torch import load_file
 
 import ecoflap
+import ecoflap.exporters.eora as eora
 from ecoflap.core.contracts.protocols import Exporter
-from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
+from ecoflap.core.errors import EcoflapError, ModelError, RecipeError, RunError
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places, memory_needs
 from ecoflap.core.recipe.load import parse_recipe
@@ -133,8 +134,50 @@ def test_what_it_takes_is_predicted(recipe: dict[str, Any], tmp_path: Path, offl
     assert dict(disk_needs(prepared).files)["eora"] == file
     assert file < (run.folder / "exports" / "eora" / WEIGHTS).stat().st_size < file + 10_000  # a header
     solved = 6 * 8 * 48 * (48 + 32)  # of down_proj
-    assert found.exporting == {"eora": dense + file + solved}
-    assert found.peak >= dense + found.weights
+    assert found.exporting == {"eora": (0 if offload else dense) + file + solved}
+    assert found.peak >= file + solved + found.weights
+
+
+def test_a_dense_model_that_stays_in_its_files_gives_the_same(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found, mapped = {}, []
+    monkeypatch.setattr(eora, "_loaded", lambda adapter, source: loaded(mapped, adapter, source))
+    for offload in (None, "disk"):
+        asked = {**recipe, "model": {"source": recipe["model"], "offload": offload}}
+        run = ecoflap.run({**asked, "export": {"use": "eora", "rank": 8}}, folder=tmp_path / str(offload))
+        found[offload] = (run.folder / "exports" / "eora" / WEIGHTS).read_bytes()
+        assert {one.name for one in (run.folder / "exports" / "eora").iterdir()} == {
+            WEIGHTS,
+            CONFIG,
+            "manifest.json",
+            "SHA256SUMS",
+        }
+    assert found["disk"] == found[None]
+    assert mapped == [False, True]
+
+
+def loaded(mapped: list[bool], adapter: Any, source: Any) -> Any:
+    """Load a model, and note whether its weights are in its files."""
+    model = adapter.load(source, None, "cpu")
+    files = {place.file.name for place in source.mapped.places.values()} if source.mapped else set()
+    mapped.append(files == {"model.safetensors"})
+    return model
+
+
+def test_dense_weights_that_change_while_they_are_read_are_refused(
+    recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def changed(adapter: Any, source: Any) -> Any:
+        model = adapter.load(source, None, "cpu")
+        (tmp_path / "model" / "model.safetensors").touch()
+        return model
+
+    asked = {**recipe, "model": {"source": recipe["model"], "offload": "disk"}}
+    run = ecoflap.run(asked, folder=tmp_path / "run")
+    monkeypatch.setattr(eora, "_loaded", changed)
+    with pytest.raises(RunError, match=r"model\.safetensors changed while the model was read from there"):
+        ecoflap.export_run(run.folder, {"use": "eora", "rank": 8}, overwrite=True)
 
 
 def test_too_few_tokens_are_noted(recipe: dict[str, Any], tmp_path: Path):
