@@ -14,6 +14,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -159,19 +160,18 @@ def said_of(logits: Any, window: Sequence[int]) -> Iterator[float]:
     yield from (float(row[token] - total) for row, token, total in zip(logits, window[1:], sums, strict=True))
 
 
-def dense(path: Path) -> Any:
-    """transformers' model as it is on disk."""
-    import torch
+def dense(path: Path, dtype: str = "bfloat16") -> Any:
+    """transformers' model as it is on disk; in float32 where a CPU has no arithmetic for bfloat16."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
 
 
-def unpruned(path: Path) -> Any:
+def unpruned(path: Path, dtype: str = "bfloat16") -> Any:
     """The same multiplied by our kernel, with nothing pruned: what a better product alone brings."""
     import torch
 
-    model = dense(path)
+    model = dense(path, dtype)
     layers = model.model.layers.named_modules(prefix="model.layers")
     pack_whole(model, [name for name, module in layers if type(module) is torch.nn.Linear])
     return model
@@ -188,9 +188,11 @@ def pack_whole(model: Any, names: Sequence[str]) -> None:
         model.set_submodule(name, PackedLinear(pack_dense(before.weight.detach()), before.bias))
 
 
-def packed(path: Path) -> Any:
+def packed(path: Path, dtype: str = "bfloat16") -> Any:
     """Our packed file, kept packed; the head, which is the embedding too, is multiplied by our kernel."""
-    return ecoflap.load_model(path, weights="packed", embeddings="packed")
+    import torch
+
+    return ecoflap.load_model(path, weights="packed", embeddings="packed", dtype=getattr(torch, dtype))
 
 
 def packed_int8(path: Path) -> Any:
@@ -214,14 +216,17 @@ def rounded(path: Path) -> Any:
     """torch's own int8: weights a row, activations as they come."""
     import torch
 
-    return torch.ao.quantization.quantize_dynamic(dense(path).float(), {torch.nn.Linear}, dtype=torch.qint8)
+    return torch.ao.quantization.quantize_dynamic(dense(path, "float32"), {torch.nn.Linear}, dtype=torch.qint8)
 
 
 IN_TORCH: dict[str, Callable[[Path], Any]] = {
     "torch": dense,
+    "torch-float32": partial(dense, dtype="float32"),
     "torch-int8": rounded,
     "ours-dense": unpruned,
+    "ours-float32": partial(unpruned, dtype="float32"),
     "packed": packed,
+    "packed-float32": partial(packed, dtype="float32"),
     "ours-int8": unpruned_int8,
     "packed-int8": packed_int8,
     "packed-int8a8": packed_int8a8,

@@ -8,7 +8,8 @@
 ``make`` writes a model dense, pruned at three sparsities, and as llama.cpp has it (llama-cpp-python's wheel, and the
 converter of its source distribution); what is there is not made again. ``measure`` starts a process for each way to
 run it, all once before any is started again, and appends a line for each to benchmarks/results/runtime.jsonl.
-``table`` gives medians over the rounds, with the ratio to torch dense and to our kernel with nothing pruned.
+``table`` gives medians over the rounds, by the clock, with the ratio to torch dense and to our kernel with nothing
+pruned. All is in bfloat16 that does not say otherwise; a CPU without arithmetic for it is faster in float32.
 
 smollm2 and gemma3 are pruned by SparseGPT under ECoFLaP's budgets. random-1b is a LLaMA of 1.07 billion random weights,
 pruned by magnitude: it has a speed and no perplexity.
@@ -54,8 +55,11 @@ class Way:
 
 def ways() -> Iterator[Way]:
     yield Way("torch dense", "torch", "dense")
+    yield Way("torch dense float32", "torch-float32", "dense")
     yield Way("ours dense", "ours-dense", "dense")
+    yield Way("ours dense float32", "ours-float32", "dense")
     yield from of_each("packed {}", "packed", "{}/exports/safetensors")
+    yield from of_each("packed float32 {}", "packed-float32", "{}/exports/safetensors")
     yield Way("ours int8 dense", "ours-int8", "dense")
     yield from of_each("packed int8 {}", "packed-int8", "{}/exports/safetensors")
     yield from of_each("packed int8a8 {}", "packed-int8a8", "{}/exports/safetensors")
@@ -219,7 +223,15 @@ def measure(
         for count in threads:
             for _ in range(rounds):
                 for way in chosen:
-                    tell(model, way, started(folder / model, way, count, "--tokens", str(tokens)), count)
+                    found = started(folder / model, way, count, "--tokens", str(tokens))
+                    tell(model, way, found | {"file": megabytes_of(folder / model / way.path)}, count)
+
+
+def megabytes_of(path: Path) -> float:
+    """Give the size of the weights on the disk, and of the graph where a file has one, in millions of bytes."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.glob("*.safetensors")) / 1e6
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*")) / 1e6
 
 
 def look(folder: Path, models: Sequence[str], names: Sequence[str]) -> None:
@@ -256,8 +268,8 @@ def table() -> None:
     for model, threads, machine_of_it in dict.fromkeys(kinds):
         own = [row for row in rows if row["model"] == model and row["machine"] == machine_of_it]
         print(f"\n{model}, {threads} thread(s), {machine_of_it}:\n")
-        print("| | tokens/s | of torch dense | of ours dense | first token, ms | memory, MB | perplexity |")
-        print("|---|---:|---:|---:|---:|---:|---:|")
+        print("| | tokens/s | of torch dense | of ours dense | first token, ms | memory, MB | file, MB | perplexity |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|")
         timed = [row for row in own if row["threads"] == threads and "token_wall" in row]
         for name in dict.fromkeys(row["way"] for row in timed):
             print(line_of(name, timed, [row for row in own if row["way"] == name and "perplexity" in row]))
@@ -272,6 +284,7 @@ def line_of(name: str, timed: Sequence[Mapping[str, Any]], asked: Sequence[Mappi
     ratios = [middle(way, "token_wall") / middle(name, "token_wall") for way in ("torch dense", "ours dense")]
     cells = [f"{median(speeds):.1f} ({speeds[0]:.1f} to {speeds[-1]:.1f})", *(f"{ratio:.2f}" for ratio in ratios)]
     cells += [f"{1e3 * middle(name, 'first_wall'):.0f}", f"{middle(name, 'resident'):.0f}"]
+    cells.append(f"{middle(name, 'file'):.0f}")
     cells.append(f"{asked[-1]['perplexity']:.2f}" if asked else "")
     return f"| {name} | {' | '.join(cells)} |"
 

@@ -9,7 +9,7 @@ from ecoflap.core.cli.needs_table import needs
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
-from ecoflap.core.model.anatomy import Anatomy, Tower
+from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.needs.exports import kept_of
 from ecoflap.core.needs.sizes import samples_of, tokens_of_sample
@@ -83,24 +83,18 @@ def _configured(recipe: Recipe) -> Section:
 
 def _towers(prepared: Prepared) -> Iterator[tuple[str, ...]]:
     """Yield a row for each tower, with what it is asked to keep; of towers that share a budget, together."""
-    pool_of = {block.name: pool for pool in prepared.pools for block, _ in pool.layers}
-    sharing = Counter(pool_of[tower.blocks[0].name].name for tower in _pruned(prepared))
+    pool_of = {block.tower: pool for pool in prepared.pools for block, _ in pool.layers}
+    sharing = Counter(pool_of[tower].name for tower in prepared.pruned_towers)
     for tower in prepared.anatomy.towers:
         layers = [layer for _, layer in prepared.anatomy.layers(tower.blocks)]
         size = sum(layer.size for layer in layers)
-        pool = pool_of.get(tower.blocks[0].name)
+        pool = pool_of.get(tower.name)
         budget, kept = "kept whole", f"{size:,}"
         if pool is not None:
             shared = sharing[pool.name] > 1
             budget = _asked(pool.sparsity) + (", shared" if shared else "")
             kept = f"of {kept_of(pool.size, pool.sparsity):,} in all" if shared else f"{kept_of(size, pool.sparsity):,}"
         yield tower.name, f"{len(tower.blocks)}", f"{len(layers)}", f"{size:,}", budget, kept
-
-
-def _pruned(prepared: Prepared) -> list[Tower]:
-    """List the towers that are pruned."""
-    blocks = {block.name for pool in prepared.pools for block, _ in pool.layers}
-    return [tower for tower in prepared.anatomy.towers if tower.blocks[0].name in blocks]
 
 
 def _asked(sparsity: Fraction | Pattern) -> str:
@@ -169,13 +163,13 @@ def _said_of_exports(prepared: Prepared) -> Iterator[tuple[str, str]]:
 
 def _pruners(prepared: Prepared) -> str:
     """Name the pruners of the towers that are pruned, each once."""
-    return ", ".join(dict.fromkeys(prepared.pruners[tower.name].use for tower in _pruned(prepared)))
+    return ", ".join(dict.fromkeys(prepared.pruners[tower].use for tower in prepared.pruned_towers))
 
 
 def _looked_at(prepared: Prepared) -> str:
     """Say how often blocks are run for what pruners look at, on which data, and which tokens of it count."""
     recipe, pruners = prepared.recipe, prepared.pruners
-    towers = [tower.name for tower in _pruned(prepared) if pruners[tower.name].options.needs]
+    towers = [tower for tower in prepared.pruned_towers if pruners[tower].options.needs]
     if not towers:
         return "no data needed"
     needs = [need for tower in towers for need in pruners[tower].options.needs]
