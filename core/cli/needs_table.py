@@ -1,6 +1,8 @@
 """Say what a run needs, in memory and on disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from shutil import disk_usage
 from typing import TypeAlias
 
 from ecoflap.core.errors import dtype_name
@@ -31,9 +33,10 @@ def needs(prepared: Prepared) -> Iterator[Row]:
     yield _memory(prepared, held)
     yield from _spent_on_speed(prepared)
     yield from _slow_type(prepared)
-    yield from _other_choices(prepared, held.peak)
+    yield from _memory_there(prepared, held.peak)
     yield from _device(prepared)
     yield from _disk(prepared)
+    yield from _disk_there(prepared)
 
 
 def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
@@ -70,17 +73,32 @@ def _slow_type(prepared: Prepared) -> Iterator[Row]:
         yield "slow", f"products in {named}", f"torch does them several times as slowly on this CPU: {instead}"
 
 
-def _other_choices(prepared: Prepared, peak: int) -> Iterator[Row]:
-    """Say what memory the run would need with the model or the record kept elsewhere, and what there is.
+def _memory_there(prepared: Prepared, peak: int) -> Iterator[Row]:
+    """Say what memory there is, and what the run would need with the model or the record kept elsewhere.
 
     :param peak: Bytes that it needs with both where the recipe has them.
     """
-    there = available_memory()
-    said = [_said(places, memory_needs(prepared, places).peak, there) for places in other_places(prepared)]
+    others = {places: memory_needs(prepared, places).peak for places in other_places(prepared)}
+    yield from _there("memory free here", available_memory(), peak, others)
+
+
+def _disk_there(prepared: Prepared) -> Iterator[Row]:
+    """Say what disk is free, and what the run would take with the model or the record kept elsewhere."""
+    peak = disk_needs(prepared, Places.asked(prepared.recipe)).peak
+    others = {places: disk_needs(prepared, places).peak for places in other_places(prepared)}
+    yield from _there("disk free here", disk_usage(Path.cwd()).free, peak, others)
+
+
+def _there(what: str, there: int | None, peak: int, others: Mapping[Places, int]) -> Iterator[Row]:
+    """Say what there is of something, whether the recipe's run fits into it, and what each other choice takes.
+
+    :param peak: Bytes of it that the run takes as the recipe is.
+    """
+    said = [_said(places, size, there) for places, size in others.items()]
     if there is not None and peak > there:
         said = ["the recipe as it is does not fit", *said]
     if said:
-        yield "memory free here", "not known" if there is None else bytes_text(there), "; ".join(said)
+        yield what, "not known" if there is None else bytes_text(there), "; ".join(said)
 
 
 def _said(places: Places, size: int, there: int | None) -> str:
@@ -97,17 +115,20 @@ def _device(prepared: Prepared) -> Iterator[Row]:
 
 def _disk(prepared: Prepared) -> Iterator[Row]:
     """Say what a run leaves, and what is there beside it until it is done."""
-    written, rounds = disk_needs(prepared), prepared.recipe.round_count
+    places, rounds = Places.asked(prepared.recipe), prepared.recipe.round_count
+    written = disk_needs(prepared, places)
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in written.files)
     yield "disk", bytes_text(sum(size for _, size in written.files)), made_of
     what = f"finished blocks{f' of {rounds} rounds' if rounds > 1 else ''}"
-    if Places.asked(prepared.recipe).offloaded:
+    if places.offloaded:
         what = "masks of finished blocks"
     made_of = f"{what}, until model/ is complete"
     for name, size in (
         ("gradients of the loss", written.gradients),
         ("recorded activations", written.spilled),
         ("the refiner's steps", written.steps),
+        ("experts that the library puts together", written.put_together),
+        ("and once more while the saved model is read back", written.put_together),
         ("later, while a view is exported,", written.exporting),
     ):
         made_of += f"; {name} {bytes_text(size)}" if size else ""

@@ -12,6 +12,7 @@ from ecoflap.core.needs.sizes import (
     bytes_of_steps,
     bytes_of_weight,
     bytes_of_weight_scores,
+    bytes_put_together,
     bytes_remembered,
     parameters_of,
 )
@@ -27,6 +28,8 @@ class DiskNeeds:
     :param gradients: Those of the loss that pruners or the scorer ask for.
     :param spilled: What blocks gave, where that is kept on the disk.
     :param steps: What a refiner of the whole model writes at each of its steps.
+    :param put_together: Weights that the library makes of several in the model's files, where the model stays in files:
+        beside these they are there as they are computed with, and once more while the saved model is read back.
     :param exporting: What the exporter takes that takes most, later than all of these.
     """
 
@@ -35,17 +38,24 @@ class DiskNeeds:
     gradients: int
     spilled: int
     steps: int
+    put_together: int
     exporting: int
 
     @property
     def meanwhile(self) -> int:
         """Give what is there at the most until the run is done, beside what it leaves."""
-        return max(self.blocks + self.gradients + self.spilled + self.steps, self.exporting)
+        pruning = self.blocks + self.gradients + self.spilled + self.steps
+        return max(pruning, self.blocks + 2 * self.put_together, self.put_together + self.exporting)
+
+    @property
+    def peak(self) -> int:
+        """Give what is there at the most, with what the run leaves."""
+        return sum(size for _, size in self.files) + self.meanwhile
 
 
-def disk_needs(prepared: Prepared) -> DiskNeeds:
-    """Add up what a run leaves on disk, and what it deletes again."""
-    places, width = Places.asked(prepared.recipe), bytes_of_weight(prepared)
+def disk_needs(prepared: Prepared, places: Places) -> DiskNeeds:
+    """Add up what a run leaves on disk, and what it deletes again, with the model and the record in these places."""
+    width = bytes_of_weight(prepared)
     masks, gradients, spilled = prepared.size // 8, bytes_of_gradients(prepared), 0
     kept = ("dense/", sum(bytes_remembered(prepared))), ("scores/", bytes_of_weight_scores(prepared))
     exports = ((part.use, exported_bytes(part, prepared)) for part in prepared.recipe.export)
@@ -66,5 +76,6 @@ def disk_needs(prepared: Prepared) -> DiskNeeds:
         gradients=gradients,
         spilled=spilled,
         steps=bytes_of_steps(prepared),
+        put_together=bytes_put_together(prepared) if places.offloaded else 0,
         exporting=max((one.disk for one in exporting), default=0),
     )

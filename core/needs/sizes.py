@@ -8,6 +8,9 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.model.mapped_weights import MappedFile
+from ecoflap.core.model.parameter_masks import parameter_and_part
+from ecoflap.core.model.source import weight_files
 from ecoflap.core.recipe.schema import Calibration
 from ecoflap.core.run.prepared import Prepared
 
@@ -150,6 +153,25 @@ def bytes_of_refining(prepared: Prepared) -> int:
     refiners = [one for of_tower in prepared.block_refiners.values() for one in of_tower]
     dense = bytes_of_weight(prepared) if any(one.options.dense_weights for one in refiners) else 0
     return (16 + dense) * largest_block(prepared.anatomy) if refiners else 0
+
+
+def bytes_put_together(prepared: Prepared) -> int:
+    """Give the bytes of weights that the library makes of several in the model's files, such as all experts of a layer.
+
+    Those are parameters of many parts that none of the files has under a name that ends alike. Of a model that is not
+    here yet all are taken for such.
+    """
+    files = [file for file in weight_files(prepared.source) if file.suffix == ".safetensors"]
+    stored = {_end_of(name) for file in files for name in MappedFile(file).places}
+    parts = [layer for _, layer in prepared.anatomy.layers() if layer.part is not None]
+    whole = {parameter_and_part(layer.name)[0]: layer.parameter for layer in parts}
+    made = [one for name, one in whole.items() if _end_of(name) not in stored]
+    return bytes_of_weight(prepared) * sum(one.numel() for one in made)
+
+
+def _end_of(name: str) -> str:
+    """Give what of a weight's name is left where a library calls the modules around it otherwise."""
+    return ".".join(name.split(".")[-2:])
 
 
 def bytes_of_steps(prepared: Prepared) -> int:

@@ -131,7 +131,7 @@ def test_what_it_takes_is_predicted(recipe: dict[str, Any], tmp_path: Path, offl
     run = ecoflap.run(asked, folder=tmp_path / "run")
     dense = sum(parameter.nbytes for parameter in run.model.parameters())
     file = 4 * sum(8 * sum(mask.shape) for mask in ecoflap.load_masks(run.folder).values())
-    assert dict(disk_needs(prepared).files)["eora"] == file
+    assert dict(disk_needs(prepared, Places.asked(prepared.recipe)).files)["eora"] == file
     assert file < (run.folder / "exports" / "eora" / WEIGHTS).stat().st_size < file + 10_000  # a header
     solved = 6 * 8 * 48 * (48 + 32)  # of down_proj
     assert found.exporting == {"eora": (0 if offload else dense) + file + solved}

@@ -1,6 +1,8 @@
 """The plan predicts the disk of each file that will be written: a weight that several views share counts in each."""
 
 import re
+from dataclasses import replace
+from shutil import disk_usage
 from typing import Any
 
 import pytest
@@ -11,6 +13,10 @@ from transformers_version import is_before
 from ecoflap.core.cli.plan_report import prepared_tables
 from ecoflap.core.contracts.records import Meanwhile
 from ecoflap.core.disk.sealed import open_sealed
+from ecoflap.core.model.mapped_weights import mapped_beside
+from ecoflap.core.model.source import open_source
+from ecoflap.core.needs.disk import disk_needs
+from ecoflap.core.needs.memory import Places
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.pipeline import run
@@ -188,3 +194,60 @@ def test_what_is_remembered_of_the_dense_model_takes_what_was_predicted(pico_lla
 def test_what_an_exporter_takes_is_a_number_of_bytes(wrong):
     with pytest.raises(ValueError, match="bytes are whole numbers of at least 0, not -"):
         Meanwhile(**wrong)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "llama"])
+def test_experts_that_the_library_puts_together_are_counted(name, tmp_path):
+    """As many bytes as the weights have that no file holds under a name of theirs once the model is mapped."""
+    if is_before("5"):
+        pytest.skip("transformers leaves weights on the disk from version 5 on")
+    recipe = recipe_for(name, tmp_path)
+    source = open_source(recipe["model"], tmp_path)
+    with mapped_beside(tmp_path) as mapped:
+        model = MODELS[name].adapter().load(replace(source, mapped=mapped), None, "cpu")
+    state = model.state_dict()
+    made = sum(state[weight].nbytes for weight, place in mapped.places.items() if place.name_on_disk is None)
+    assert (made > 0) == (name == "mixtral")
+    registry = load_registry()
+    found = {}
+    for offload in (None, "disk"):
+        keys = {**recipe, "model": {"source": recipe["model"], "offload": offload}}
+        prepared = prepare(parse_recipe(keys, registry=registry), registry)
+        found[offload] = disk_needs(prepared, Places.asked(prepared.recipe))
+    assert found[None].put_together == 0
+    assert found["disk"].put_together == made
+    assert found["disk"].meanwhile == found["disk"].blocks + 2 * made
+
+
+def test_each_choice_is_told_with_its_disk_and_what_does_not_fit(pico_llama_folder, tmp_path, monkeypatch):
+    if is_before("5"):
+        pytest.skip("transformers leaves weights on the disk from version 5 on")
+    (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
+    text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
+    there = disk_usage(tmp_path)
+    free = {"": 1 << 40}
+    monkeypatch.setattr("ecoflap.core.cli.needs_table.disk_usage", lambda path: there._replace(free=free[""]))
+
+    def row() -> tuple[float, dict[str, float], str]:
+        rows = {what: (size, told) for what, size, told in rows_of(pico_llama_folder, calibration=text)}
+        asked = in_bytes(rows["disk"][0]) + in_bytes(rows["disk meanwhile"][0])
+        told = rows["disk free here"][1]
+        takes = re.findall(r"(?:^|; )(\w[^;]*?) takes ([\d.]+ \w+)", told)
+        return asked, {choice: in_bytes(size) for choice, size in takes}, told
+
+    asked, takes, told = row()
+    assert takes.keys() == {
+        "calibration.keep: disk",
+        "model.offload: disk",
+        "model.offload: disk and calibration.keep: disk",
+    }
+    assert "fit" not in told
+    assert takes["model.offload: disk"] < asked < takes["calibration.keep: disk"]
+    free[""] = round(asked) - 2000
+    assert row()[2].startswith("the recipe as it is does not fit; ")
+    assert re.search(r"calibration.keep: disk takes [\d.]+ kB, which does not fit; model.offload", row()[2])
+
+
+def in_bytes(size: str) -> float:
+    number, unit = size.split()
+    return float(number) * UNITS[unit]

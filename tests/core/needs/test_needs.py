@@ -44,23 +44,27 @@ def prepared(recipe):
     return make
 
 
+def asked_disk(prepared):
+    return disk_needs(prepared, Places.asked(prepared.recipe))
+
+
 @pytest.mark.parametrize(
     ("refine", "records"),
     [([], 1), (["reconstruct"], 2), ([OWN], 2), (["distill"], 2), (["reconstruct", OWN], 3), ([OWN, "distill"], 3)],
 )
 def test_what_is_held_against_is_a_record_of_each_target_wherever_records_are(prepared, refine, records):
     there = prepared(calibration={"keep": "disk"}, refine=refine)
-    assert disk_needs(there).spilled == records * RECORD
+    assert asked_disk(there).spilled == records * RECORD
     assert memory_needs(there, Places.asked(there.recipe)).recorded == 0
     held = memory_needs(there, Places(offloaded=False, spilled=False))
     without = memory_needs(there, Places(offloaded=False, spilled=True))
     assert held.recorded == RECORD
     assert held.refining - without.refining == (records - 1) * RECORD
-    assert disk_needs(prepared(refine=refine)).spilled == 0
+    assert asked_disk(prepared(refine=refine)).spilled == 0
 
 
 def test_what_a_run_leaves_is_as_large_as_predicted(prepared, recipe, tmp_path):
-    files = dict(disk_needs(prepared(export="safetensors")).files)
+    files = dict(asked_disk(prepared(export="safetensors")).files)
     done = run(recipe(export="safetensors"), folder=tmp_path / "run").folder
     assert files["model/"] == pytest.approx((done / "model" / "model.safetensors").stat().st_size, rel=0.05)
     assert files["masks"] == in_tensors(done / "masks.safetensors")
@@ -76,7 +80,7 @@ def in_tensors(path):
 def test_a_model_that_stays_in_files_has_no_second_copy_of_its_blocks(prepared):
     if is_before("5"):
         pytest.skip("transformers leaves weights on the disk from version 5 on")
-    offloaded, in_memory = disk_needs(prepared(model={"offload": "disk"})), disk_needs(prepared())
+    offloaded, in_memory = asked_disk(prepared(model={"offload": "disk"})), asked_disk(prepared())
     masks = dict(offloaded.files)["masks"]
     assert offloaded.blocks == masks
     assert in_memory.blocks == masks + prepared().size * 4
