@@ -46,7 +46,7 @@ def load_session(
     :param options: An ``onnxruntime.SessionOptions`` for this session alone: the weights are added to it.
     :return: An ``onnxruntime.InferenceSession``.
     :raises FormatError: Where a weight is damaged, or the file is no ONNX model that onnxruntime takes.
-    :raises KernelError: Where the library is there and onnxruntime cannot use it.
+    :raises KernelError: Where the library is there and cannot be used, or ``ECOFLAP_KERNEL`` names no path that can.
     """
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions() if options is None else options
@@ -98,9 +98,9 @@ def _decoded(runtime: Any, source: Opened, found: Sequence[Packed], options: Any
 def library() -> Path:
     """Give the library of kernels, whose operators a session takes by ``SessionOptions.register_custom_ops_library``.
 
-    :raises KernelError: Where there is none.
+    :raises KernelError: Where there is none, or it is for another CPU or cut off.
     """
-    if reason := place.absent(place.FILE):
+    if reason := place.absent(place.FILE) or place.unfit(place.FILE):
         raise KernelError(reason)
     return place.FILE
 
@@ -117,10 +117,11 @@ def densify(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Pat
 
 
 def _register(options: Any) -> None:
+    file = library()
     try:
-        options.register_custom_ops_library(str(library()))
+        options.register_custom_ops_library(str(file))
     except Exception as error:  # onnxruntime has a dozen classes of its own, with no common base
-        raise KernelError(f"{library()} cannot be used by onnxruntime: {error}. Install ecoflap again") from error
+        raise KernelError(f"{file} cannot be used by onnxruntime: {error}. Install ecoflap again") from error
 
 
 def _announce(source: Opened, packed: Packed) -> None:
