@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.errors import KernelError
+from ecoflap.core.errors import FormatError, KernelError, one_line
 from ecoflap.core.kernel import place
 from ecoflap.exporters.onnx.decode import Multiplied, Packed, packed_in, unpacked
 from ecoflap.exporters.onnx.dense import without, write_dense
@@ -26,6 +26,9 @@ __all__ = ["densify", "library", "load_session"]
 
 _REFUSAL = "ecoflap: "
 """What stands before the words of the library in those of onnxruntime."""
+
+_OF_A_FILE = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf")
+"""Classes of onnxruntime's errors about what stands in a file."""
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -42,8 +45,8 @@ def load_session(
     :param providers: As for ``onnxruntime.InferenceSession``.
     :param options: An ``onnxruntime.SessionOptions`` for this session alone: the weights are added to it.
     :return: An ``onnxruntime.InferenceSession``.
-    :raises FormatError: Where a weight is damaged, or the file is no ONNX model.
-    :raises KernelError: Where the library is there and onnxruntime cannot use it.
+    :raises FormatError: Where a weight is damaged, or the file is no ONNX model that onnxruntime takes.
+    :raises KernelError: Where the library is there and cannot be used, or ``ECOFLAP_KERNEL`` names no path that can.
     """
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions() if options is None else options
@@ -54,6 +57,11 @@ def load_session(
     except Exception as error:  # onnxruntime has a dozen classes of its own, with no common base
         if said := str(error).partition(_REFUSAL)[2]:
             raise KernelError(f"{path}: {said}") from error
+        if type(error).__name__ in _OF_A_FILE:
+            raise FormatError(
+                f"{path}: onnxruntime does not take it: {one_line(error)}. Where providers and options are right, "
+                f"the file is damaged: export it again."
+            ) from error
         raise
 
 
@@ -90,9 +98,9 @@ def _decoded(runtime: Any, source: Opened, found: Sequence[Packed], options: Any
 def library() -> Path:
     """Give the library of kernels, whose operators a session takes by ``SessionOptions.register_custom_ops_library``.
 
-    :raises KernelError: Where there is none.
+    :raises KernelError: Where there is none, or it is for another CPU or cut off.
     """
-    if reason := place.absent(place.FILE):
+    if reason := place.absent(place.FILE) or place.unfit(place.FILE):
         raise KernelError(reason)
     return place.FILE
 
@@ -109,10 +117,11 @@ def densify(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Pat
 
 
 def _register(options: Any) -> None:
+    file = library()
     try:
-        options.register_custom_ops_library(str(library()))
+        options.register_custom_ops_library(str(file))
     except Exception as error:  # onnxruntime has a dozen classes of its own, with no common base
-        raise KernelError(f"{library()} cannot be used by onnxruntime: {error}. Install ecoflap again") from error
+        raise KernelError(f"{file} cannot be used by onnxruntime: {error}. Install ecoflap again") from error
 
 
 def _announce(source: Opened, packed: Packed) -> None:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_onnx import chain, outputs, sparse, two_of_four
+from tiny_onnx import chain, damages, outputs, sparse, two_of_four
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
@@ -138,6 +138,37 @@ def test_damage_is_refused_before_onnxruntime_sees_it(tmp_path):
     with pytest.raises(FormatError, match="there is no such file"):
         load_session(tmp_path / "none.onnx")
     assert {file.name for file in tmp_path.iterdir()} == {"original.onnx", "packed.onnx"}
+
+
+@pytest.mark.parametrize(("form", "external"), FORMS[:3])
+def test_a_byte_that_was_changed_makes_no_error_of_anothers(tmp_path, form, external):
+    packed, _ = saved(tmp_path, form, external)
+    refused = 0
+    for _ in damages(packed, 100):
+        for read in (load_session, lambda path: densify(path, tmp_path / "dense.onnx")):
+            try:
+                read(packed)
+            except FormatError as error:
+                refused += str(packed) in str(error)
+    assert refused > 20
+
+
+def test_a_name_that_is_no_unicode_is_said(tmp_path):
+    packed, _ = saved(tmp_path)
+    packed.write_bytes(packed.read_bytes().replace(b"b.positions", b"b.po\xffitions"))
+    for read in (load_session, lambda path: densify(path, tmp_path / "dense.onnx")):
+        with pytest.raises(FormatError, match=r"packed\.onnx: it is damaged: a name in it is no Unicode\. Export"):
+            read(packed)
+
+
+def test_what_onnxruntime_does_not_take_is_said_to_be_damaged(tmp_path):
+    packed, dense = saved(tmp_path)
+    for file in (packed, dense):
+        proto = onnx.load(file, load_external_data=False)
+        proto.graph.node[-1].op_type = "Adder"
+        file.write_bytes(proto.SerializeToString())
+        with pytest.raises(FormatError, match=r"onnxruntime does not take it: .*Adder.*is damaged: export it again"):
+            load_session(file)
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):

@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tiny_onnx import chain, sparse
+from tiny_onnx import chain, damages, sparse
 
-from ecoflap.core.errors import FormatError, KernelError
+from ecoflap.core.errors import EcoflapError, FormatError, KernelError
 from ecoflap.core.kernel import place
-from kernels import paths
+from kernels import library as kernels
+from kernels import paths, usable
 
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
@@ -146,13 +147,27 @@ def test_every_path_is_right(tmp_path, monkeypatch, name, store):
 @needs_library
 def test_a_path_that_cannot_be_taken_is_said(tmp_path, monkeypatch):
     packed, _ = saved(tmp_path)
+    may_be = f"Here it may be {', '.join(usable())}; unset, it is the fastest of these"
     monkeypatch.setenv("ECOFLAP_KERNEL", "nothing")
-    with pytest.raises(KernelError, match=r"packed\.onnx: a\.values: ECOFLAP_KERNEL names no path that there is"):
+    with pytest.raises(KernelError) as error:
         load_session(packed, options=quiet())
-    absent = next(mark.values[0] for mark in paths() if mark.marks)  # NEON and AVX are never on one CPU
-    monkeypatch.setenv("ECOFLAP_KERNEL", absent)
-    with pytest.raises(KernelError, match="names a path that this CPU lacks"):
-        load_session(packed, options=quiet())
+    assert str(error.value) == f"{packed}: ECOFLAP_KERNEL=nothing: there is no path of this name. {may_be}"
+    lacking = [path for path in kernels().paths() if "this CPU lacks" in path.lacks]
+    for path in lacking:  # NEON and AVX are never on one CPU
+        monkeypatch.setenv("ECOFLAP_KERNEL", path.name)
+        with pytest.raises(KernelError) as error:
+            load_session(packed, options=quiet())
+        assert str(error.value) == f"{packed}: ECOFLAP_KERNEL={path.name}: {path.lacks}. {may_be}"
+    assert lacking
+
+
+@needs_library
+def test_torch_is_as_if_no_path_were_named(tmp_path, monkeypatch):
+    """It is none of the library's, and one process may well multiply in torch too."""
+    packed, _ = saved(tmp_path)
+    expected = run(load_session(packed), 3)
+    monkeypatch.setenv("ECOFLAP_KERNEL", "torch")
+    assert run(load_session(packed), 3).tobytes() == expected.tobytes()
 
 
 @needs_library
@@ -241,6 +256,17 @@ def test_a_library_that_is_none_is_named(tmp_path, monkeypatch):
         load_session(packed)
 
 
+@needs_library
+def test_a_library_that_is_cut_off_is_not_given_to_onnxruntime(tmp_path, monkeypatch):
+    """Which would open it, and end with the process."""
+    packed, _ = saved(tmp_path)
+    (tmp_path / "cut.so").write_bytes(b"\x7fELF\x02\x01".ljust(63, b"\x00"))
+    monkeypatch.setattr(place, "FILE", tmp_path / "cut.so")
+    for refused in (library, lambda: load_session(packed)):
+        with pytest.raises(KernelError, match=r"cut\.so is cut off\. Install ecoflap again$"):
+            refused()
+
+
 def damage(path, name, at, value):
     proto = onnx.load(path)
     (tensor,) = (one for one in proto.graph.initializer if one.name == name)
@@ -260,6 +286,18 @@ def test_a_damaged_matrix_is_refused_by_name(tmp_path):
             read(packed)
     with pytest.raises(Exception, match=r"ecoflap: b\.values: this is a damaged matrix: its masks do not fit its kept"):
         with_library(packed)
+
+
+@needs_library
+def test_a_byte_that_was_changed_makes_no_error_of_anothers(tmp_path):
+    packed, _ = saved(tmp_path, external_data="weights.data")
+    refused = 0
+    for _ in damages(packed, 100):
+        try:
+            load_session(packed, options=quiet())
+        except EcoflapError as error:
+            refused += str(packed) in str(error)
+    assert refused > 20
 
 
 def other_sizes(node):

@@ -1,5 +1,7 @@
 """Say which kernels this machine has, which one runs, and why."""
 
+from textwrap import wrap
+
 import torch
 
 from ecoflap.core.cli.tables import Section
@@ -9,6 +11,9 @@ from ecoflap.core.kernel.route import route
 from ecoflap.core.model.arithmetic import slow_types
 from ecoflap.core.text.columns import left
 
+_WIDE = 64
+"""Columns of a sentence: with the column before it a terminal's usual 80."""
+
 
 def doctor_tables() -> list[Section]:
     """Give a table of what runs, and one of all paths of the library where there is one.
@@ -17,17 +22,23 @@ def doctor_tables() -> list[Section]:
     """
     taken, library = route(), opened()
     slow = " and ".join(slow_types())
-    lacking = [["torch", f"multiplies {slow} several times as slowly as float32: this CPU lacks it"]] if slow else []
+    lacking = f"multiplies {slow} several times as slowly as float32: this CPU lacks it" if slow else ""
     rows = [
         ["runs", taken.name],
-        ["because", taken.why],
+        *_sentence("because", taken.why),
         ["zeros save", taken.saved],
         ["library", str(FILE) if isinstance(library, Library) else "none"],
-        *lacking,
+        *_sentence("torch", lacking),
         ["threads", f"{torch.get_num_threads()}, {_whose()}"],
     ]
     section = Section("Products with packed weights", left("what", "here"), rows)
     return [section, *([_paths(library)] if isinstance(library, Library) else [])]
+
+
+def _sentence(what: str, here: str) -> list[list[str]]:
+    """Make as many rows as a sentence takes; none for an empty one. Where it is no terminal, nothing else breaks it."""
+    lines = wrap(here, _WIDE, break_long_words=False, break_on_hyphens=False)
+    return [["" if number else what, line] for number, line in enumerate(lines)]
 
 
 def _paths(library: Library) -> Section:

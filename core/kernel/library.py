@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from ecoflap.core.errors import KernelError
-from ecoflap.core.kernel.place import FILE, absent
+from ecoflap.core.kernel.place import FILE, absent, unfit
 
 ABI = 3
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -100,7 +100,7 @@ class Library:
 @cache
 def opened() -> Library | str:
     """Open the library; give the reason in words where there is none."""
-    if reason := absent(FILE):
+    if reason := absent(FILE) or unfit(FILE):
         return reason
     try:
         library = Library(FILE)

@@ -1,9 +1,17 @@
-"""Say where the compiled library of kernels stands, without opening it; nothing here imports torch."""
+"""Say where the compiled library of kernels stands and whether it can be opened here; nothing here imports torch."""
 
 import os
+import platform
 from pathlib import Path
+from struct import unpack_from
 
 FILE = Path(__file__).with_name("libecoflap_kernels.so")
+
+_ELF = b"\x7fELF\x02\x01"
+"""How a library for Linux begins, of 64 bits with the lowest byte first; what begins otherwise is not looked at."""
+_HEADER = 64
+_CPUS = {62: "x86_64", 183: "aarch64"}
+"""By the number that the header gives them, as ``platform.machine`` calls them."""
 
 
 def absent(file: Path) -> str:
@@ -13,3 +21,30 @@ def absent(file: Path) -> str:
     if os.name == "nt":
         return "there are no kernels for Windows"
     return f"{file} is not there: ecoflap was built without a compiler. Install one, and ecoflap again from its sources"
+
+
+def unfit(file: Path) -> str:
+    """Say why a library that is there cannot be opened here, as far as its header tells; empty where nothing speaks so.
+
+    Of one for another CPU the system says that there is no such file, and one that was cut off ends the process.
+    """
+    try:
+        with file.open("rb") as library:
+            header = library.read(_HEADER)
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}"
+    if not header.startswith(_ELF):
+        return ""
+    if len(header) < _HEADER or file.stat().st_size < _end(header):
+        return f"{file} is cut off. Install ecoflap again"
+    (number,) = unpack_from("<H", header, 18)
+    made_for, here = _CPUS.get(number, f"a CPU of number {number}"), platform.machine()
+    if here in _CPUS.values() and made_for != here:
+        return f"{file} was compiled for {made_for}, and this is {here}. Install ecoflap again"
+    return ""
+
+
+def _end(header: bytes) -> int:
+    """Give the end of the table of sections, which linkers put last."""
+    (start,), (size, count) = unpack_from("<Q", header, 40), unpack_from("<2H", header, 58)
+    return int(start + size * count)

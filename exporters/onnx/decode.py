@@ -251,11 +251,12 @@ def _plain(attribute: Any) -> Any:
 
     if attribute.ref_attr_name:
         return "the attribute", attribute.ref_attr_name
-    value = helper.get_attribute_value(attribute)
-    if isinstance(value, TensorProto):
-        array = numpy_helper.to_array(value)
-        return array.dtype.name, array.tolist()
-    return value
+    try:
+        value = helper.get_attribute_value(attribute)
+        array = numpy_helper.to_array(value) if isinstance(value, TensorProto) else None
+    except (KeyError, TypeError, ValueError):
+        return "damaged"  # as nothing is that is written here
+    return value if array is None else (array.dtype.name, array.tolist())
 
 
 def _packed(

@@ -1,6 +1,7 @@
 """Read arrays out of ONNX files: nothing that is not there, and nothing outside the model's folder."""
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -52,12 +53,29 @@ def opened(path: Path) -> Opened:
         raise FormatError(f"{path}: this is no ONNX model, or it is truncated ({error}). Export it again.") from error
     if not proto.HasField("graph"):
         raise FormatError(f"{path}: this is no ONNX model: it has no graph. Export it again.")
+    if any(isinstance(text, bytes) for text in _texts(proto)):
+        raise FormatError(f"{path}: it is damaged: a name in it is no Unicode. Export it again.")
     beside = {
         entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
     if listed and beside:
         check_sums(path.parent, _ANEW, only=beside.__contains__)
     return Opened(proto, path)
+
+
+def _texts(message: Any) -> Iterator[str | bytes]:
+    """Yield the texts of a message and of all within it; one that is no Unicode is in bytes."""
+    if message.DESCRIPTOR.name == "TensorProto":  # to list its fields would copy the weight
+        yield from (message.name, message.doc_string)
+        yield from (text for entry in message.external_data for text in _texts(entry))
+        return
+    for field, value in message.ListFields():
+        values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+        if field.type == field.TYPE_STRING:
+            yield from values
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in values:
+                yield from _texts(inner)
 
 
 def library(name: str) -> Any:
@@ -161,6 +179,6 @@ def _from_fields(tensor: Any, where: str) -> NDArray[Any]:
 
     try:
         found: NDArray[Any] = numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: its data do not fit its shape and type ({error})") from error
     return found

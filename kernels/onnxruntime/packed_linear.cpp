@@ -149,9 +149,11 @@ class PackedLinear {
 
  private:
   void refuse_if(bool wrong, const char *what) const {
-    if (!wrong) return;
-    std::string message = "ecoflap: " + name_ + ": " + what;
-    must(api_->CreateStatus(ORT_INVALID_ARGUMENT, message.c_str()));
+    if (wrong) refuse(name_ + ": " + what);
+  }
+
+  void refuse(const std::string &what) const {
+    must(api_->CreateStatus(ORT_INVALID_ARGUMENT, ("ecoflap: " + what).c_str()));
   }
 
   // The name of its values, by which a user finds it in the file.
@@ -183,12 +185,17 @@ class PackedLinear {
   int named_path() const {
     const char *named = getenv(kPathVariable);
     if (named == nullptr || *named == 0 || strcmp(named, "torch") == 0) return 0;
+    std::string wrong = "there is no path of this name", usable;
     for (int n = 0; n < kPathCount; ++n) {
+      int state = ecoflap_path_state(n);
+      if (state == ECOFLAP_USABLE) usable += (usable.empty() ? "" : ", ") + std::string(kPaths[n]->name);
       if (strcmp(named, kPaths[n]->name) != 0) continue;
-      refuse_if(ecoflap_path_state(n) != ECOFLAP_USABLE, "ECOFLAP_KERNEL names a path that this CPU lacks");
-      return n;
+      if (state == ECOFLAP_USABLE) return n;
+      wrong = state == ECOFLAP_NOT_COMPILED ? "the library was compiled without it"
+                                            : std::string("this CPU lacks it: ") + kPaths[n]->needs;
     }
-    refuse_if(true, "ECOFLAP_KERNEL names no path that there is");
+    refuse(std::string(kPathVariable) + "=" + named + ": " + wrong + ". Here it may be " + usable +
+           "; unset, it is the fastest of these");
     return 0;
   }
 

@@ -32,8 +32,8 @@ int bad_matrix(const char *what) {
 }
 
 int state_of(const Path &path) {
-  if (path.product[0] == nullptr) return ECOFLAP_NOT_COMPILED;
-  return path.cpu_has() ? ECOFLAP_USABLE : ECOFLAP_CPU_LACKS_IT;
+  if (!path.cpu_has()) return ECOFLAP_CPU_LACKS_IT;  // first: for another kind of CPU it is never compiled
+  return path.product[0] == nullptr ? ECOFLAP_NOT_COMPILED : ECOFLAP_USABLE;
 }
 
 const Path *path_at(int number) {

@@ -51,3 +51,11 @@ def outputs(session, rows=3, seed=7):
     (described,) = session.get_inputs()
     x = np.random.default_rng(seed).standard_normal((rows, described.shape[1])).astype(np.float32)
     return session.run(None, {described.name: x})[0]
+
+
+def damages(path, count, seed=0):
+    """Change one byte of a file at a time, each from what it was, and yield with each change."""
+    whole, random = path.read_bytes(), np.random.default_rng(seed)
+    for at, value in zip(random.integers(len(whole), size=count), random.integers(256, size=count), strict=True):
+        path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+        yield

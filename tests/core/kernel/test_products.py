@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel.library import TYPES
-from ecoflap.core.kernel.matrix import pack_dense, unpack
+from ecoflap.core.kernel.matrix import pack_dense, pack_rows, unpack
+from ecoflap.core.kernel.order import Shape
 from kernels import ROUNDING, assert_right, exact, library, numbers, paths, pruned, usable
 
 pytestmark = pytest.mark.skipif(not usable(), reason="there is no library of kernels here")
@@ -135,6 +136,35 @@ def test_any_number_of_threads_gives_the_same(dtype):
     for path in usable():
         first, *others = (multiplied(path, x, weight, threads=threads) for threads in (1, 2, 3, 7))
         assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.slow
+def test_more_weights_than_32_bits_number():
+    """The first and the last of eight inputs are kept here and there, and so are the last of all."""
+    outputs, inputs = (1 << 16) + 17, (1 << 15) + 24
+    assert outputs * inputs > 1 << 31
+    generator = torch.Generator().manual_seed(0)
+    eights = torch.randint(outputs * inputs // 8, (200_000,), generator=generator)
+    eights = torch.cat([eights, torch.tensor([outputs * inputs // 8 - 1])]).unique()
+    mask = torch.zeros(outputs * inputs // 8, dtype=torch.uint8)
+    mask[eights] = 0b10000001
+    kept = torch.stack([8 * eights, 8 * eights + 7], 1).flatten()
+    values, row, column = torch.randn(len(kept), generator=generator), kept // inputs, kept % inputs
+    shape = Shape(torch.float32, outputs, inputs, len(kept))
+    packed = torch.empty(shape.nbytes, dtype=torch.uint8)
+    pack_rows(packed, shape, mask, values)
+
+    x = numbers(2, inputs, dtype=torch.float32)
+    products = x.double()[:, column] * values.double()
+    expected = x.new_zeros(2, outputs, dtype=torch.float64).index_add(1, row, products)
+    y = torch.ops.ecoflap.packed_linear(x, packed, None, outputs)
+    assert torch.allclose(y.double(), expected, rtol=0, atol=1e-5)
+
+    first, last = outputs - 17, row >= outputs - 17
+    decoded = torch.zeros(17, inputs)
+    decoded[row[last] - first, column[last]] = values[last]
+    assert bool(decoded[-1, -1])
+    assert torch.equal(unpack(packed, first, 17), decoded)
 
 
 @types

@@ -1,11 +1,15 @@
 """Which way products are computed: the fastest that there is, or what ``ECOFLAP_KERNEL`` says."""
 
+import re
+import sys
+from struct import pack_into
+
 import pytest
 import torch
 
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import library as libraries
-from ecoflap.core.kernel import matrix, route
+from ecoflap.core.kernel import matrix, place, route
 from ecoflap.core.kernel.matrix import pack_dense, unpack
 from kernels import assert_right, library, numbers, pruned, usable
 
@@ -100,6 +104,58 @@ def test_what_cannot_be_opened_is_said(monkeypatch, tmp_path, opened_anew):
     monkeypatch.setattr(libraries, "FILE", tmp_path / "foreign.so")
     opened_anew.cache_clear()
     assert "cannot be used here" in opened_anew()
+
+
+def header(cpu, end):
+    """Begins a library for Linux as linkers do: for a CPU of this number, with one section that ends there."""
+    written = bytearray(64)
+    written[:6] = b"\x7fELF\x02\x01"
+    pack_into("<H", written, 18, cpu)
+    pack_into("<Q", written, 40, end - 64)
+    pack_into("<2H", written, 58, 64, 1)
+    return bytes(written)
+
+
+def test_a_library_for_another_cpu_or_that_is_cut_off_is_never_opened(monkeypatch, tmp_path, opened_anew):
+    """The system would say that there is no such file, or end the process."""
+    file = tmp_path / "other.so"
+    monkeypatch.setattr(libraries, "FILE", file)
+    monkeypatch.setattr(place.platform, "machine", lambda: "x86_64")
+    refused = {
+        header(183, 200).ljust(200, b"\x00"): r"other\.so was compiled for aarch64, and this is x86_64\. Install",
+        header(243, 200).ljust(200, b"\x00"): r"was compiled for a CPU of number 243, and this is x86_64",
+        header(62, 201).ljust(200, b"\x00"): r"other\.so is cut off\. Install ecoflap again",
+        header(62, 200)[:63]: "is cut off",
+    }
+    for written, said in refused.items():
+        file.write_bytes(written)
+        opened_anew.cache_clear()
+        assert re.search(said, opened_anew())
+    for written in (header(62, 200).ljust(200, b"\x00"), b"\xcf\xfa\xed\xfe as on macOS", b""):
+        file.write_bytes(written)
+        assert place.unfit(file) == ""
+    monkeypatch.setattr(place.platform, "machine", lambda: "riscv64")  # ours may not know its number
+    file.write_bytes(header(243, 200).ljust(200, b"\x00"))
+    assert place.unfit(file) == ""
+    assert "cannot be read" in place.unfit(tmp_path)
+
+
+@needs_library
+def test_the_library_that_is_here_fits(tmp_path):
+    assert place.unfit(place.FILE) == ""
+    (tmp_path / "cut.so").write_bytes(place.FILE.read_bytes()[:-1])
+    if sys.platform == "linux":
+        assert "cut off" in place.unfit(tmp_path / "cut.so")
+
+
+@needs_library
+def test_a_path_for_another_kind_of_cpu_is_one_that_this_cpu_lacks():
+    (foreign,) = [path for path in library().paths() if path.name == ("avx2" if is_arm() else "neon")]
+    assert foreign.lacks == f"this CPU lacks it: {foreign.needs}"
+
+
+def is_arm():
+    return place.platform.machine().lower() in ("aarch64", "arm64")
 
 
 def test_a_product_is_right_by_default():
