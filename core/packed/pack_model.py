@@ -10,8 +10,8 @@ from ecoflap.core.kernel.library import TYPES, VALUES, Values
 from ecoflap.core.kernel.matrix import shape_for
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.packed.forms import form_of, pack_into
+from ecoflap.core.packed.packed_model import keep_packing
 from ecoflap.core.packed.packing import (
-    ATTRIBUTE,
     LEAST_SPARSITY,
     Candidate,
     Packing,
@@ -64,7 +64,7 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
         ends = pack_into(packed, candidate.form, model.get_parameter(candidate.names[0]), candidate.shape.values)
         replace(model, candidate, packed, ends)
         packing.add(candidate.names[0], candidate.shape, ends[-1])
-    setattr(model, ATTRIBUTE, packing)
+    keep_packing(model, packing)
     return packing
 
 
