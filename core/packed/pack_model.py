@@ -42,13 +42,19 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
     :param embeddings: How embeddings and the head are held, pruned or not; None leaves embeddings, and a head that is
         one of them, dense.
     :return: What is packed now, and what stays dense and why. It stands at ``model.ecoflap_packing``, too.
-    :raises ModelError: Where the model is packed already, or is on a GPU that has no sparse tensor cores.
+    :raises ModelError: Where the model is packed already, is on a device where nothing runs packed, or is on a GPU
+        without sparse tensor cores.
     """
     for where, said in (("values", values), ("embeddings", embeddings)):
         if said not in VALUES and (where, said) != ("embeddings", None):
             raise ModelError(f"{where}: {unknown('way to hold values', str(said), list(VALUES))}")
     refuse_packed(model)
     elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
+    if any(not one.startswith("cuda") for one in elsewhere):
+        raise ModelError(
+            f"this model is on {', '.join(elsewhere)}, and packed weights are multiplied on the CPU, or on cuda where "
+            f"they are 2:4. Move it there first, by model.to('cpu'); what is on meta has no numbers: load it."
+        )
     if elsewhere and values == "exact" and embeddings is None:
         return run_two_four(model)
     if elsewhere:

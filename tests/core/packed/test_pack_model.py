@@ -144,8 +144,9 @@ def test_a_model_is_packed_once_and_on_the_cpu():
     ecoflap.pack_model(model)
     with pytest.raises(ModelError, match=r"the weights of fifty are packed already.*weights='dense'"):
         ecoflap.pack_model(model)
-    with pytest.raises(ModelError, match="is on GPUs whole, and this is on meta"):
-        ecoflap.pack_model(small().to("meta"))
+    for values in ("exact", "int8"):
+        with pytest.raises(ModelError, match=r"is on meta, and packed weights are multiplied on the CPU.*model\.to"):
+            ecoflap.pack_model(small().to("meta"), values)
 
 
 @pytest.fixture

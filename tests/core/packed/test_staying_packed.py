@@ -109,6 +109,12 @@ def test_a_gpu_that_is_not_there_is_an_error_in_words(folder):
     for weights in ("dense", "packed"):
         with pytest.raises(ModelError, match="there is no GPU here for device=cuda"):
             ecoflap.load_model(folder, weights=weights, device="cuda")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ModelError, match="there is no GPU here for device=mps"):
+            ecoflap.load_model(folder, device="mps")
+    for device in ("meta", "mps"):
+        with pytest.raises(ModelError, match=rf"on the CPU, or on cuda.*not on {device}\. Say device='cpu'"):
+            ecoflap.load_model(folder, weights="packed", device=device)
 
 
 @needs_llama
