@@ -16,6 +16,7 @@ from ecoflap.core.packed.packing import (
     Candidate,
     Packing,
     arena_of,
+    begun,
     is_expected,
     is_replaced,
     refuse_packed,
@@ -44,6 +45,7 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
     :return: What is packed now, and what stays dense and why. It stands at ``model.ecoflap_packing``, too.
     :raises ModelError: Where the model is packed already, is on a device where nothing runs packed, or is on a GPU
         without sparse tensor cores.
+    :raises KernelError: Where ``ECOFLAP_KERNEL`` names a path that cannot be taken here.
     """
     for where, said in (("values", values), ("embeddings", embeddings)):
         if said not in VALUES and (where, said) != ("embeddings", None):
@@ -62,7 +64,7 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
             f"int8 and packed embeddings are multiplied on the CPU, and this model is on {', '.join(elsewhere)}; there "
             f"2:4 matrices run as they are: pack_model(model)"
         )
-    packing = Packing(values, embeddings)
+    packing = begun(values, embeddings)
     candidates = list(_candidates(model, packing))
     arena = arena_of(candidates)
     for candidate in candidates:

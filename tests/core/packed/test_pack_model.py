@@ -10,6 +10,7 @@ from torch import nn
 
 import ecoflap
 from ecoflap.core.errors import KernelError, ModelError
+from ecoflap.core.kernel import matrix, route
 from ecoflap.core.kernel.packed_module import PackedLinear
 
 needs_llama = pytest.mark.skipif("llama" not in ALL_ROWS, reason="these families are not of this environment")
@@ -39,6 +40,35 @@ def test_what_is_packed_is_counted():
     assert before - after == packing.bytes_dense
     assert packing.bytes_packed == sum(m.packed.numel() for m in model.modules() if isinstance(m, PackedLinear))
     assert str(packing).startswith(f"{len(packing.packed)} matrices run packed, 0.")
+
+
+@pytest.fixture
+def no_library(monkeypatch, take_path):
+    """As where ecoflap was installed without a compiler."""
+    take_path()
+    for module in (route, matrix):
+        monkeypatch.setattr(module, "opened", lambda: "there is no library here")
+
+
+def test_where_there_is_no_library_a_warning_and_the_packing_say_that_it_is_not_fast(no_library):
+    with pytest.warns(UserWarning, match=r"not multiplied fast here: there is no library.*Until then.*not fast\.$"):
+        packing = ecoflap.pack_model(small())
+    assert packing.packed
+    assert "computed by torch, where zeros save memory, but no time." in str(packing)
+
+
+def test_the_path_is_told(take_path):
+    take_path("torch")
+    assert ecoflap.pack_model(small()).products == route.route().told
+    assert ecoflap.pack_model(nn.Sequential(nn.Linear(8, 8))).__str__() == "0 matrices run packed."
+
+
+def test_a_path_that_cannot_be_taken_is_refused_before_anything_is_packed(take_path):
+    take_path("nonsense")
+    model = small()
+    with pytest.raises(KernelError, match="ECOFLAP_KERNEL=nonsense"):
+        ecoflap.pack_model(model)
+    assert type(model["fifty"]) is nn.Linear
 
 
 def small():

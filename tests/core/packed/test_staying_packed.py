@@ -118,6 +118,15 @@ def test_a_gpu_that_is_not_there_is_an_error_in_words(folder):
 
 
 @needs_llama
+def test_a_path_that_cannot_be_taken_is_refused_before_anything_is_read(folder, take_path):
+    take_path("nonsense")
+    with pytest.raises(KernelError, match="ECOFLAP_KERNEL=nonsense"):
+        ecoflap.load_model(folder, weights="packed")  # the folder is empty
+    SMALL(half_pruned("llama"), folder)
+    assert ecoflap.load_model(folder)
+
+
+@needs_llama
 def test_a_damaged_file_is_refused(folder):
     SMALL(half_pruned("llama"), folder)
     shard = min(folder.glob("*-of-*.safetensors"))
