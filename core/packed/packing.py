@@ -32,6 +32,7 @@ class Packing:
     :param packed: The names of the weights that are, as ``state_dict()`` has them.
     :param products: In a sentence, by what path products are computed, and what zeros save there; empty on a GPU.
     :param dense: Of prunable weights that are not, each with the reason.
+    :param most_zeros: The largest share of zeros in a matrix that could run packed, where zeros were counted.
     :param bytes_dense: What the packed ones took dense.
     :param bytes_packed: What they take now, masks and scales included.
     """
@@ -41,6 +42,7 @@ class Packing:
     products: str = ""
     packed: list[str] = field(default_factory=list)
     dense: dict[str, str] = field(default_factory=dict)
+    most_zeros: float | None = None
     bytes_dense: int = 0
     bytes_packed: int = 0
 
@@ -52,6 +54,9 @@ class Packing:
             lines.append(f"Embeddings and head are among them{_HOW[self.embeddings]}.")
         if self.packed and self.products:
             lines.append(self.products)
+        if not self.packed and self.most_zeros is not None and self.most_zeros < LEAST_SPARSITY:
+            least, most = 100 * LEAST_SPARSITY, 100 * self.most_zeros
+            lines.append(f"A matrix does from {least:.0f} % zeros on; the most that one has is {most:.1f} %.")
         reasons: dict[str, list[str]] = {}
         for name, reason in self.dense.items():
             reasons.setdefault(reason, []).append(name)

@@ -7,6 +7,7 @@ import torch
 from exported import bits, half_pruned, outputs, packed_names
 from table import ALL_ROWS, THOROUGH, marked
 from torch import nn
+from torch.nn.utils import prune
 
 import ecoflap
 from ecoflap.core.errors import KernelError, ModelError
@@ -60,7 +61,7 @@ def test_where_there_is_no_library_a_warning_and_the_packing_say_that_it_is_not_
 def test_the_path_is_told(take_path):
     take_path("torch")
     assert ecoflap.pack_model(small()).products == route.route().told
-    assert ecoflap.pack_model(nn.Sequential(nn.Linear(8, 8))).__str__() == "0 matrices run packed."
+    assert "computed by" not in str(ecoflap.pack_model(nn.Sequential(nn.Linear(8, 8))))
 
 
 def test_a_path_that_cannot_be_taken_is_refused_before_anything_is_packed(take_path):
@@ -90,9 +91,35 @@ def test_what_stays_dense_is_named_with_the_reason():
     assert packing.dense == {
         "conv.weight": "Conv1d is not known to multiply with 'weight' as a matrix",
         "float64.weight": "float64 is not multiplied packed",
+        "third.weight": "less than 35 % of it is zero",
     }
     assert type(model["third"]) is nn.Linear
     assert "dense, because float64 is not multiplied packed: float64.weight" in str(packing)
+
+
+def sparse(share):
+    layer = nn.Linear(40, 25)
+    layer.weight.data.fill_(1.0).view(-1)[: round(share * 1000)] = 0
+    return nn.Sequential(layer, nn.Linear(25, 10))
+
+
+def test_too_few_zeros_are_told():
+    assert str(ecoflap.pack_model(sparse(0.05))) == (
+        "0 matrices run packed.\nA matrix does from 35 % zeros on; the most that one has is 5.0 %."
+    )
+    packing = ecoflap.pack_model(sparse(0.34))
+    assert packing.dense == {"0.weight": "less than 35 % of it is zero"}
+    assert "the most that one has is 34.0 %" in str(packing)
+    assert "zeros on" not in str(ecoflap.pack_model(sparse(0.35)))
+
+
+def test_a_mask_of_torch_that_is_held_apart_is_told():
+    model = sparse(0)
+    prune.l1_unstructured(model[0], "weight", 0.6)
+    reason = ecoflap.pack_model(model).dense["0.weight_orig"]
+    assert "torch.nn.utils.prune.remove(module, 'weight')" in reason
+    prune.remove(model[0], "weight")
+    assert ecoflap.pack_model(model).packed == ["0.weight"]
 
 
 @pytest.mark.parametrize("values", ["exact", "int8"])
