@@ -74,6 +74,8 @@ class DenseState(Follower):
             elif tuple(state_dict[key].shape) != shape:
                 shapes = f"{tuple(state_dict[key].shape)} where it is {shape}"
                 error_msgs.append(f"size mismatch for {key}: {shapes}.")
+            elif state_dict[key].is_meta:
+                error_msgs.append(f"{key} is on the meta device, and has no numbers to pack: read its file to the CPU.")
             else:
                 self._pack(name, state_dict[key])
         arguments = local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -1,6 +1,9 @@
 """A model in memory runs from packed weights: every family's outputs, what stays dense, and what is refused."""
 
 import copy
+import os
+import signal
+import sys
 
 import pytest
 import torch
@@ -306,6 +309,26 @@ def test_a_copy_of_it_is_one_of_its_own(llama):
     memory = {m.packed.untyped_storage().data_ptr() for m in again.modules() if isinstance(m, PackedLinear)}
     assert len(memory) == 1
     assert bits(again) == bits(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child of fork may not multiply at all")
+def test_a_child_of_fork_runs_it_on_one_thread(llama):
+    """As docs/kernel.md says: with more threads torch's own attention waits in a child for those of its parent."""
+    model, _ = llama
+    ids, before = torch.arange(128).reshape(8, 16) % 60, torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            expected = model(input_ids=ids).logits
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)  # ends a child that waits
+                torch.set_num_threads(1)
+                os._exit(0 if torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_it_is_not_trained(llama):
