@@ -6,6 +6,8 @@ becomes faster than the other.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -27,6 +29,7 @@ UNTRAINED = (
 
 _library = torch.library.Library("ecoflap", "FRAGMENT")
 _library.define("packed_linear(Tensor x, Tensor packed, Tensor? bias, SymInt outputs) -> Tensor")
+_library.define("untrained(Tensor gradient, SymInt[] shape) -> Tensor")
 
 
 def packed_linear(
@@ -122,11 +125,29 @@ def _without_data(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) 
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-def _refused(context: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def _keep_shapes(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.shapes = [inputs[0].shape, None, output.shape[-1:], None]
+
+
+def _gradients(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Ask for gradients by an operator: code that is compiled traces a backward pass that it may never run."""
+    return tuple(
+        torch.ops.ecoflap.untrained(gradient, shape) if is_needed else None
+        for shape, is_needed in zip(context.shapes, context.needs_input_grad, strict=True)
+    )
+
+
+def _refused(gradient: Tensor, shape: Sequence[int]) -> Tensor:
     raise KernelError(UNTRAINED)
+
+
+def _gradient_without_data(gradient: Tensor, shape: Sequence[int]) -> Tensor:
+    return gradient.new_empty(shape)
 
 
 _library.impl("packed_linear", packed_linear, "CPU")
 _library.impl("packed_linear", _elsewhere, "CUDA")
 torch.library.register_fake("ecoflap::packed_linear", _without_data, lib=_library)
-torch.library.register_autograd("ecoflap::packed_linear", _refused, lib=_library)
+torch.library.register_autograd("ecoflap::packed_linear", _gradients, setup_context=_keep_shapes, lib=_library)
+_library.impl("untrained", _refused, "CPU")
+torch.library.register_fake("ecoflap::untrained", _gradient_without_data, lib=_library)

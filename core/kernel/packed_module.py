@@ -21,7 +21,22 @@ from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
 
-class DenseState(nn.Module):
+class Follower(nn.Module):
+    """Holds weights that follow some of what ``nn.Module`` applies to its tensors, by ``.to(…)`` and its likes."""
+
+    @abstractmethod
+    def refuse(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Refuse what they cannot follow; nothing is changed.
+
+        :raises KernelError: Where they would be of a type, or on a device, that they are not multiplied in.
+        """
+
+    @abstractmethod
+    def taken(self) -> Mapping[int, tuple[int, int]]:
+        """Give the bytes that each piece of memory would take dense, and those that it takes, by its address."""
+
+
+class DenseState(Follower):
     """Has in its state dict, dense and under the names they had, the parameters that a module holds packed."""
 
     @abstractmethod
@@ -59,6 +74,8 @@ class DenseState(nn.Module):
             elif tuple(state_dict[key].shape) != shape:
                 shapes = f"{tuple(state_dict[key].shape)} where it is {shape}"
                 error_msgs.append(f"size mismatch for {key}: {shapes}.")
+            elif state_dict[key].is_meta:
+                error_msgs.append(f"{key} is on the meta device, and has no numbers to pack: read its file to the CPU.")
             else:
                 self._pack(name, state_dict[key])
         arguments = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -111,6 +128,12 @@ class PackedLinear(DenseState, nn.Linear):
             raise KernelError("the weights of this layer are packed: put an nn.Linear in its place to give it others")
         super().register_parameter(name, param)
 
+    def refuse(self, fn: Callable[[Tensor], Tensor]) -> None:
+        followed(fn, self.dtype)
+
+    def taken(self) -> Mapping[int, tuple[int, int]]:
+        return {self.packed.data_ptr(): (shape_of(self.packed).bytes_dense, len(self.packed))}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         """Follow ``.to(dtype)``: the weights are decoded, cast and packed anew. ``.to(device)`` is refused.
 
@@ -150,7 +173,10 @@ def followed(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
             f"weights='dense' to run it there."
         )
     if probe.dtype not in TYPES:
-        raise KernelError(f"packed weights are {_listed()}, and not {probe.dtype}")
+        raise KernelError(
+            f"packed weights are {_listed()}, and not {probe.dtype}. Load the model with weights='dense' to have it in "
+            f"that type."
+        )
     return probe.dtype
 
 

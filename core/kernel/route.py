@@ -1,7 +1,7 @@
 """Choose how products with packed weights are computed: the library's fastest path, or torch, or what the user says.
 
 ``ECOFLAP_KERNEL`` names a path of the library (``avx2``), or ``torch``: a panel of rows is decoded and given to torch.
-It is read once, before the first product.
+It is read once, when a process first packs a model, loads one packed, or computes a product.
 """
 
 import os
@@ -45,6 +45,11 @@ class Route:
     def saved(self) -> str:
         """Say what zeros save here, in words."""
         return SAVED.get(self.name, "memory and time")
+
+    @property
+    def told(self) -> str:
+        """Say in a sentence what computes products and what zeros save so."""
+        return f"Products are computed by {self.name}, where zeros save {self.saved}."
 
     @cached_property
     def batches(self) -> Mapping[tuple[torch.dtype, Values], int]:

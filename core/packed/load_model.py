@@ -19,7 +19,7 @@ from ecoflap.core.model.own_code import own_code
 from ecoflap.core.model.source import open_source
 from ecoflap.core.packed.into_model import is_packed, packed_in, staying_packed
 from ecoflap.core.packed.pack_model import pack_model
-from ecoflap.core.packed.packing import Packing
+from ecoflap.core.packed.packing import begun
 from ecoflap.core.packed.read_packed import masks_in
 from ecoflap.core.packed.shards import locate
 from ecoflap.core.pruning.masks import MASKS, PackedMasks, read_masks
@@ -57,6 +57,7 @@ def load_model(
     :param embeddings: How embeddings and the head are held, likewise, pruned or not: a head that is the embedding too
         is read for each token. ``packed`` keeps every weight, and a sixteenth of memory is added for the masks.
     :raises FormatError: Where a file is truncated, changed or missing.
+    :raises KernelError: Where weights are to be packed and ``ECOFLAP_KERNEL`` names a path that cannot be taken here.
     :raises ModelError: Where the folder does not say which model it is of, or says what no library here can build; or
         where a weight that is to be int8 is not finite.
     """
@@ -67,25 +68,37 @@ def load_model(
         raise ModelError(f"embeddings: {embeddings} goes with packed weights: say weights='packed' or in int8, too")
     if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
         raise ModelError(f"dtype is {dtype!r}; it is a floating-point type of torch, such as torch.bfloat16, or None")
-    try:
-        elsewhere = torch.device(device).type != "cpu"
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(f"device is {device!r}; torch knows cpu, cuda and the like: {sentence_of(error)}") from error
-    if elsewhere and (weights not in ("dense", "packed") or embeddings != "dense"):
-        raise ModelError(
-            f"weights in int8 and packed embeddings are multiplied on the CPU, and not on {device}. Say "
-            f"weights='packed' for what is pruned 2:4, or weights='dense'."
-        )
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"there is no GPU here for device={device}: torch finds none")
+    elsewhere = _kind_of(device, weights, embeddings) != "cpu"
+    packing = None if weights == "dense" or elsewhere else begun(_PACKED[weights], _PACKED.get(embeddings))
     source = _opened(from_here(folder))
     adapter = adapter if adapter is not None else _adapter_of(source)
-    stays = weights != "dense" and not elsewhere
-    with staying_packed(Packing(_PACKED[weights], _PACKED.get(embeddings))) if stays else nullcontext():
+    with nullcontext() if packing is None else staying_packed(packing):
         model = adapter.load(source, dtype, device).eval()
     if weights == "packed" and elsewhere:
         pack_model(model)
     return model
+
+
+def _kind_of(device: str, weights: str, embeddings: str) -> str:
+    """Say what kind of device it is, on which such weights run and that is there."""
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"device is {device!r}; torch knows cpu, cuda and the like: {sentence_of(error)}") from error
+    if weights != "dense" and kind not in ("cpu", "cuda"):
+        raise ModelError(
+            f"packed weights are multiplied on the CPU, or on cuda where they are 2:4, and not on {device}. Say "
+            f"device='cpu', or weights='dense'."
+        )
+    if kind == "cuda" and (weights not in ("dense", "packed") or embeddings != "dense"):
+        raise ModelError(
+            f"weights in int8 and packed embeddings are multiplied on the CPU, and not on {device}. Say "
+            f"weights='packed' for what is pruned 2:4, or weights='dense'."
+        )
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not is_there.get(kind, True):
+        raise ModelError(f"there is no GPU here for device={device}: torch finds none")
+    return kind
 
 
 def load_masks(folder: str | os.PathLike[str]) -> PackedMasks:

@@ -10,12 +10,13 @@ from ecoflap.core.kernel.library import TYPES, VALUES, Values
 from ecoflap.core.kernel.matrix import shape_for
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.packed.forms import form_of, pack_into
+from ecoflap.core.packed.packed_model import keep_packing
 from ecoflap.core.packed.packing import (
-    ATTRIBUTE,
     LEAST_SPARSITY,
     Candidate,
     Packing,
     arena_of,
+    begun,
     is_expected,
     is_replaced,
     refuse_packed,
@@ -24,6 +25,10 @@ from ecoflap.core.packed.packing import (
     why_dense,
 )
 from ecoflap.core.packed.two_four import run_two_four
+
+_ORIGINAL = "_orig"
+_PRUNED = 0.1
+"""Where a matrix has more zeros it was pruned, if by too little, and it is said that it stays dense."""
 
 
 def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | None = None) -> Packing:
@@ -42,13 +47,20 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
     :param embeddings: How embeddings and the head are held, pruned or not; None leaves embeddings, and a head that is
         one of them, dense.
     :return: What is packed now, and what stays dense and why. It stands at ``model.ecoflap_packing``, too.
-    :raises ModelError: Where the model is packed already, or is on a GPU that has no sparse tensor cores.
+    :raises ModelError: Where the model is packed already, is on a device where nothing runs packed, or is on a GPU
+        without sparse tensor cores.
+    :raises KernelError: Where ``ECOFLAP_KERNEL`` names a path that cannot be taken here.
     """
     for where, said in (("values", values), ("embeddings", embeddings)):
         if said not in VALUES and (where, said) != ("embeddings", None):
             raise ModelError(f"{where}: {unknown('way to hold values', str(said), list(VALUES))}")
     refuse_packed(model)
     elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
+    if any(not one.startswith("cuda") for one in elsewhere):
+        raise ModelError(
+            f"this model is on {', '.join(elsewhere)}, and packed weights are multiplied on the CPU, or on cuda where "
+            f"they are 2:4. Move it there first, by model.to('cpu'); what is on meta has no numbers: load it."
+        )
     if elsewhere and values == "exact" and embeddings is None:
         return run_two_four(model)
     if elsewhere:
@@ -56,15 +68,15 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
             f"int8 and packed embeddings are multiplied on the CPU, and this model is on {', '.join(elsewhere)}; there "
             f"2:4 matrices run as they are: pack_model(model)"
         )
-    packing = Packing(values, embeddings)
+    packing = begun(values, embeddings)
     candidates = list(_candidates(model, packing))
     arena = arena_of(candidates)
     for candidate in candidates:
         packed = arena.take(candidate.nbytes)
         ends = pack_into(packed, candidate.form, model.get_parameter(candidate.names[0]), candidate.shape.values)
         replace(model, candidate, packed, ends)
-        packing.add(candidate.names[0], candidate.shape, ends[-1])
-    setattr(model, ATTRIBUTE, packing)
+        packing.packed.append(candidate.names[0])
+    keep_packing(model, packing)
     return packing
 
 
@@ -77,10 +89,12 @@ def _candidates(model: nn.Module, packing: Packing) -> Iterator[Candidate]:
     for names in shared.values():
         weight, is_vocabulary = model.get_parameter(names[0]), not of_words.isdisjoint(names)
         values = packing.held(is_vocabulary)
-        if weight.ndim < 2 or not (is_vocabulary or _is_asked(model, names, weight, values)):
-            continue
         owner, _, attribute = names[0].rpartition(".")
-        form = form_of(model.get_submodule(owner), attribute)
+        module = model.get_submodule(owner)
+        has_mask = _has_mask(module, attribute)
+        if weight.ndim < 2 or not (is_vocabulary or has_mask or _is_asked(model, names, weight, packing, values)):
+            continue
+        form = form_of(module, attribute)
         shapes = [shape_for(part, values) for part in form.split(weight)] if form and weight.dtype in TYPES else []
         shape = form.whole(shapes) if form and shapes else None
         reasons = (_why_dense(model, name, shape, weight, is_vocabulary) for name in names)
@@ -95,19 +109,32 @@ def _why_dense(model: nn.Module, name: str, shape: Shape | None, weight: torch.T
     owner, _, attribute = name.rpartition(".")
     if not owner and is_replaced(model):
         return "it is the model's own, and another module is put into the place of one inside of a model"
-    reason = why_dense(model.get_submodule(owner), attribute, shape, weight.dtype, is_vocabulary)
+    module = model.get_submodule(owner)
+    if _has_mask(module, attribute):
+        pruned = attribute.removesuffix(_ORIGINAL)
+        return f"its mask is held apart: torch.nn.utils.prune.remove(module, {pruned!r}) makes its weights zero"
+    reason = why_dense(module, attribute, shape, weight.dtype, is_vocabulary)
     is_rounded = shape is not None and shape.values != "exact"
     return reason or ("a weight of it is not finite" if is_rounded and not weight.isfinite().all() else "")
 
 
-def _is_asked(model: nn.Module, names: Sequence[str], weight: torch.Tensor, values: Values) -> bool:
+def _has_mask(module: nn.Module, attribute: str) -> bool:
+    """Say whether a parameter is what ``torch.nn.utils.prune`` multiplies with a mask in each forward."""
+    return attribute.endswith(_ORIGINAL) and f"{attribute.removesuffix(_ORIGINAL)}_mask" in module._buffers
+
+
+def _is_asked(model: nn.Module, names: Sequence[str], weight: torch.Tensor, packing: Packing, values: Values) -> bool:
     """Say whether a weight could be expected to run packed: of one that was not pruned int8 can be.
 
     What is nothing but zeros and no matrix was not pruned: position embeddings begin so.
+
+    :param packing: Is told how many zeros there are at most.
     """
     expected = is_expected(model, names)
     if weight.is_floating_point() and weight.element_size() == 1:  # torch counts no zeros of float8
         return expected
-    zeros = weight.numel() - int(weight.count_nonzero())
-    is_pruned = zeros >= LEAST_SPARSITY * max(1, weight.numel()) and (expected or zeros < weight.numel())
-    return is_pruned or (values != "exact" and expected)
+    zeros = (weight.numel() - int(weight.count_nonzero())) / max(1, weight.numel())
+    if expected:
+        packing.most_zeros = max(zeros, packing.most_zeros or 0)
+        return zeros >= _PRUNED or values != "exact"
+    return LEAST_SPARSITY <= zeros < 1

@@ -1,5 +1,6 @@
 """Say which matrices of a model run packed, and hold them together: :class:`Packing`."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from ecoflap.core.kernel.library import TYPES, Values
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.kernel.packed_module import PackedLinear
 from ecoflap.core.kernel.packed_parameters import PackedParameters, hold_packed
+from ecoflap.core.kernel.route import route
 from ecoflap.core.packed.forms import Form, form_of
 
 ATTRIBUTE = "ecoflap_packing"
@@ -28,23 +30,21 @@ class Packing:
     :param embeddings: How those of embeddings and of the head are, pruned or not; None leaves embeddings dense, and
         has a head that is none be held as a layer.
     :param packed: The names of the weights that are, as ``state_dict()`` has them.
+    :param products: In a sentence, by what path products are computed, and what zeros save there; empty on a GPU.
     :param dense: Of prunable weights that are not, each with the reason.
+    :param most_zeros: The largest share of zeros in a matrix that could run packed, where zeros were counted.
     :param bytes_dense: What the packed ones took dense.
     :param bytes_packed: What they take now, masks and scales included.
     """
 
     values: Values = "exact"
     embeddings: Values | None = None
+    products: str = ""
     packed: list[str] = field(default_factory=list)
     dense: dict[str, str] = field(default_factory=dict)
+    most_zeros: float | None = None
     bytes_dense: int = 0
     bytes_packed: int = 0
-
-    def add(self, name: str, shape: Shape, nbytes: int) -> None:
-        """Count a weight as packed, in so many bytes."""
-        self.packed.append(name)
-        self.bytes_dense += shape.bytes_dense
-        self.bytes_packed += nbytes
 
     def __str__(self) -> str:
         """Tell it in sentences, a line for each reason why weights are dense."""
@@ -52,6 +52,11 @@ class Packing:
         lines = [f"{len(self.packed)} matrices run packed{_HOW[self.values]}{share}."]
         if self.embeddings is not None:
             lines.append(f"Embeddings and head are among them{_HOW[self.embeddings]}.")
+        if self.packed and self.products:
+            lines.append(self.products)
+        if not self.packed and self.most_zeros is not None and self.most_zeros < LEAST_SPARSITY:
+            least, most = 100 * LEAST_SPARSITY, 100 * self.most_zeros
+            lines.append(f"A matrix does from {least:.0f} % zeros on; the most that one has is {most:.1f} %.")
         reasons: dict[str, list[str]] = {}
         for name, reason in self.dense.items():
             reasons.setdefault(reason, []).append(name)
@@ -66,6 +71,17 @@ class Packing:
 
 
 _HOW: dict[Values, str] = {"exact": "", "int8": " in int8", "int8a8": " in int8 with x in int8"}
+
+
+def begun(values: Values, embeddings: Values | None) -> Packing:
+    """Give a packing for the CPU, before anything is packed; warn where nothing will be multiplied fast.
+
+    :raises KernelError: Where ``ECOFLAP_KERNEL`` names a path that cannot be taken here.
+    """
+    taken = route()
+    if taken.library is None:
+        warnings.warn(f"packed weights are not multiplied fast here: {taken.why}.", stacklevel=3)  # for who packs
+    return Packing(values, embeddings, taken.told)
 
 
 @dataclass(frozen=True)

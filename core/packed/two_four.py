@@ -5,7 +5,7 @@ Neural Networks", 2021). What is stored is those two and where they are: 9/16 of
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ecoflap.core.errors import KernelError, ModelError
-from ecoflap.core.packed.packing import ATTRIBUTE, Packing, what_would_be_lost
+from ecoflap.core.kernel.packed_module import Follower
+from ecoflap.core.packed.packed_model import keep_packing
+from ecoflap.core.packed.packing import Packing, what_would_be_lost
 
 ROWS, COLUMNS = 32, 64
 """What outputs and inputs have to be multiples of, for cuSPARSELt and for CUTLASS, in 16 bits."""
@@ -21,7 +23,7 @@ LEAST_CAPABILITY = (8, 0)
 """Of an Ampere, the first that has sparse tensor cores."""
 
 
-class TwoFourLinear(nn.Linear):
+class TwoFourLinear(Follower, nn.Linear):
     """Multiplies as an ``nn.Linear`` whose weights are 2:4; they cannot be trained.
 
     A state dict has them dense, under the name they had, and so takes them.
@@ -34,7 +36,7 @@ class TwoFourLinear(nn.Linear):
         self.register_parameter("weight", _compressed(dense.weight.detach()))
         self.train(dense.training)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "TwoFourLinear":
+    def refuse(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Refuse another type or device: what is compressed is neither cast nor moved."""
         probe = fn(torch.empty(1, dtype=self.weight.dtype, device=self.weight.device))
         if (probe.dtype, probe.device) != (self.weight.dtype, self.weight.device):
@@ -42,6 +44,13 @@ class TwoFourLinear(nn.Linear):
                 f"2:4 weights on {self.weight.device} are neither moved nor cast. Load the model with weights='dense', "
                 f"convert it, then ecoflap.pack_model(model)."
             )
+
+    def taken(self) -> Mapping[int, tuple[int, int]]:
+        dense = self.weight.numel() * self.weight.itemsize
+        return {id(self.weight): (dense, dense * 9 // 16)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TwoFourLinear":
+        self.refuse(fn)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -75,13 +84,10 @@ def run_two_four(model: nn.Module) -> Packing:
         if reason:
             packing.dense[f"{name}.weight"] = reason
             continue
-        weight = module.weight
         owner, _, child = name.rpartition(".")
         setattr(model.get_submodule(owner), child, TwoFourLinear(module))
         packing.packed.append(f"{name}.weight")
-        packing.bytes_dense += weight.nbytes
-        packing.bytes_packed += weight.nbytes * 9 // 16
-    setattr(model, ATTRIBUTE, packing)
+    keep_packing(model, packing)
     return packing
 
 

@@ -1,6 +1,7 @@
 """The operator: in torch's eager mode, exported, compiled, in a child of fork; and what it refuses."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -141,10 +142,50 @@ with torch.inference_mode():
 """
 
 
-def test_it_is_compiled_whole():
+COMPILED_TO_TRAIN = """
+import sys
+import torch
+from torch import nn
+from ecoflap.core.errors import KernelError
+from ecoflap.core.kernel.matrix import pack_dense
+from ecoflap.core.kernel.packed_module import PackedLinear
+
+layer = nn.Linear(40, 24)
+model = nn.Sequential(nn.Linear(16, 40), PackedLinear(pack_dense(layer.weight.clamp(min=0)), layer.bias))
+x = torch.randn(3, 16)
+y = torch.compile(model, fullgraph=True, backend=sys.argv[1])(x)
+torch.testing.assert_close(y, model(x))
+try:
+    y.sum().backward()
+except KernelError as error:
+    print(error)
+"""
+
+
+def run_apart(script, *arguments):
     """Apart from these tests, whose checks of types torch cannot compile."""
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_is_compiled_whole():
+    run_apart(COMPILED)
+
+
+without_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no compiler")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, without_compiler])])
+def test_what_is_compiled_with_gradients_runs_and_is_not_trained(backend):
+    assert "can be run and not trained" in run_apart(COMPILED_TO_TRAIN, backend)
+
+
+def test_a_gradient_of_a_bias_is_refused_too():
+    bias = torch.zeros(20, requires_grad=True)
+    y = linear(torch.zeros(2, 30), pruned(20, 30, 0.5, torch.float32), bias)
+    with pytest.raises(KernelError, match="can be run and not trained"):
+        y.sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -48,6 +48,9 @@ def test_it_takes_a_state_dict():
     with pytest.raises(RuntimeError, match=r"size mismatch for weight: \(3, 30\) where it is \(20, 30\)"):
         layer.load_state_dict({"weight": torch.zeros(3, 30), "bias": torch.zeros(20)})
     assert layer.load_state_dict({"bias": torch.zeros(20)}, strict=False).missing_keys == ["weight"]
+    with pytest.raises(RuntimeError, match="weight is on the meta device, and has no numbers to pack"):
+        layer.load_state_dict({"weight": torch.zeros(20, 30, device="meta"), "bias": torch.zeros(20)})
+    assert torch.equal(layer.weight, other.weight)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

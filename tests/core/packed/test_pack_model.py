@@ -1,15 +1,20 @@
 """A model in memory runs from packed weights: every family's outputs, what stays dense, and what is refused."""
 
 import copy
+import os
+import signal
+import sys
 
 import pytest
 import torch
 from exported import bits, half_pruned, outputs, packed_names
 from table import ALL_ROWS, THOROUGH, marked
 from torch import nn
+from torch.nn.utils import prune
 
 import ecoflap
 from ecoflap.core.errors import KernelError, ModelError
+from ecoflap.core.kernel import matrix, route
 from ecoflap.core.kernel.packed_module import PackedLinear
 
 needs_llama = pytest.mark.skipif("llama" not in ALL_ROWS, reason="these families are not of this environment")
@@ -21,7 +26,7 @@ def test_a_family_gives_the_same(name):
     model, adapter = pruned.model, pruned.adapter
     state, expected = bits(model), outputs(name, model, adapter)
     packing = ecoflap.pack_model(model)
-    assert packing is model.ecoflap_packing
+    assert packing == model.ecoflap_packing
     assert packing.packed
     assert not set(packing.dense) & set(pruned.parameter_masks)
     assert set(packing.packed) <= packed_names(model)
@@ -39,6 +44,35 @@ def test_what_is_packed_is_counted():
     assert before - after == packing.bytes_dense
     assert packing.bytes_packed == sum(m.packed.numel() for m in model.modules() if isinstance(m, PackedLinear))
     assert str(packing).startswith(f"{len(packing.packed)} matrices run packed, 0.")
+
+
+@pytest.fixture
+def no_library(monkeypatch, take_path):
+    """As where ecoflap was installed without a compiler."""
+    take_path()
+    for module in (route, matrix):
+        monkeypatch.setattr(module, "opened", lambda: "there is no library here")
+
+
+def test_where_there_is_no_library_a_warning_and_the_packing_say_that_it_is_not_fast(no_library):
+    with pytest.warns(UserWarning, match=r"not multiplied fast here: there is no library.*Until then.*not fast\.$"):
+        packing = ecoflap.pack_model(small())
+    assert packing.packed
+    assert "computed by torch, where zeros save memory, but no time." in str(packing)
+
+
+def test_the_path_is_told(take_path):
+    take_path("torch")
+    assert ecoflap.pack_model(small()).products == route.route().told
+    assert "computed by" not in str(ecoflap.pack_model(nn.Sequential(nn.Linear(8, 8))))
+
+
+def test_a_path_that_cannot_be_taken_is_refused_before_anything_is_packed(take_path):
+    take_path("nonsense")
+    model = small()
+    with pytest.raises(KernelError, match="ECOFLAP_KERNEL=nonsense"):
+        ecoflap.pack_model(model)
+    assert type(model["fifty"]) is nn.Linear
 
 
 def small():
@@ -60,9 +94,43 @@ def test_what_stays_dense_is_named_with_the_reason():
     assert packing.dense == {
         "conv.weight": "Conv1d is not known to multiply with 'weight' as a matrix",
         "float64.weight": "float64 is not multiplied packed",
+        "third.weight": "less than 35 % of it is zero",
     }
     assert type(model["third"]) is nn.Linear
     assert "dense, because float64 is not multiplied packed: float64.weight" in str(packing)
+
+
+def sparse(share):
+    layer = nn.Linear(40, 25)
+    layer.weight.data.fill_(1.0).view(-1)[: round(share * 1000)] = 0
+    return nn.Sequential(layer, nn.Linear(25, 10))
+
+
+def test_too_few_zeros_are_told():
+    assert str(ecoflap.pack_model(sparse(0.05))) == (
+        "0 matrices run packed.\nA matrix does from 35 % zeros on; the most that one has is 5.0 %."
+    )
+    packing = ecoflap.pack_model(sparse(0.34))
+    assert packing.dense == {"0.weight": "less than 35 % of it is zero"}
+    assert "the most that one has is 34.0 %" in str(packing)
+    assert "zeros on" not in str(ecoflap.pack_model(sparse(0.35)))
+
+
+def test_what_torch_compile_gives_is_cast_whole_too():
+    model = torch.compile(nn.Sequential(nn.Linear(8, 40), *sparse(0.5)), backend="eager")
+    assert ecoflap.pack_model(model) == model.ecoflap_packing
+    with pytest.raises(KernelError, match=r"and not torch\.float64"):
+        model.double()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_mask_of_torch_that_is_held_apart_is_told():
+    model = sparse(0)
+    prune.l1_unstructured(model[0], "weight", 0.6)
+    reason = ecoflap.pack_model(model).dense["0.weight_orig"]
+    assert "torch.nn.utils.prune.remove(module, 'weight')" in reason
+    prune.remove(model[0], "weight")
+    assert ecoflap.pack_model(model).packed == ["0.weight"]
 
 
 @pytest.mark.parametrize("values", ["exact", "int8"])
@@ -144,8 +212,9 @@ def test_a_model_is_packed_once_and_on_the_cpu():
     ecoflap.pack_model(model)
     with pytest.raises(ModelError, match=r"the weights of fifty are packed already.*weights='dense'"):
         ecoflap.pack_model(model)
-    with pytest.raises(ModelError, match="is on GPUs whole, and this is on meta"):
-        ecoflap.pack_model(small().to("meta"))
+    for values in ("exact", "int8"):
+        with pytest.raises(ModelError, match=r"is on meta, and packed weights are multiplied on the CPU.*model\.to"):
+            ecoflap.pack_model(small().to("meta"), values)
 
 
 @pytest.fixture
@@ -169,6 +238,7 @@ def test_it_is_saved_dense(llama, tmp_path):
     model, dense = llama
     model.save_pretrained(tmp_path)
     again = type(dense).from_pretrained(tmp_path)
+    assert again.config.architectures == [type(dense).__name__]
     assert bits(again) == bits(dense)
 
 
@@ -177,8 +247,56 @@ def test_it_is_cast_and_not_moved(llama):
     assert bits(model.to(torch.bfloat16)) == bits(dense.to(torch.bfloat16))
     assert all(module.dtype == torch.bfloat16 for module in model.modules() if isinstance(module, PackedLinear))
     assert bits(model.type(torch.float32)) == bits(dense.type(torch.float32))
-    with pytest.raises(KernelError, match="cannot be moved to meta"):
-        model.to("meta")
+
+
+def test_what_it_takes_is_counted_anew(llama):
+    model, dense = llama
+    names, before = model.ecoflap_packing.packed, copy.deepcopy(model.ecoflap_packing)
+
+    def taken():
+        return sum(m.packed.numel() for m in model.modules() if isinstance(m, PackedLinear))
+
+    model.bfloat16()
+    cast = model.ecoflap_packing
+    assert (2 * cast.bytes_dense, cast.bytes_packed) == (before.bytes_dense, taken())
+    assert cast.bytes_packed < before.bytes_packed
+    model.load_state_dict({name: torch.ones_like(one) for name, one in dense.state_dict().items()})
+    full = model.ecoflap_packing
+    assert (full.bytes_dense, full.bytes_packed) == (cast.bytes_dense, taken())
+    assert full.bytes_packed > full.bytes_dense
+    assert full.packed == names
+
+
+@pytest.mark.parametrize(
+    ("move", "reason"),
+    [
+        (lambda model: model.to("meta"), "cannot be moved to meta"),
+        (lambda model: model.to_empty(device="meta"), "cannot be moved to meta"),
+        (lambda model: model.double(), "not torch.float64. Load the model with weights='dense'"),
+    ],
+    ids=["meta", "empty", "float64"],
+)
+def test_what_is_refused_leaves_it_as_it_was(llama, move, reason):
+    """The embedding comes before the first packed layer, and would be moved by then."""
+    model, _ = llama
+    ids, state = torch.tensor([[1, 5, 7, 9]]), bits(model)
+    expected = model(ids).logits
+    for one in (model, copy.deepcopy(model)):
+        with pytest.raises(KernelError, match=reason):
+            move(one)
+        assert torch.equal(one(ids).logits, expected)
+        assert bits(one) == state
+
+
+def test_it_is_still_of_its_class(llama, tmp_path):
+    model, dense = llama
+    kind = type(dense)
+    assert isinstance(model, kind)
+    assert (type(model).__name__, type(model).__module__) == (kind.__name__, kind.__module__)
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert type(again) is type(model)
+    assert bits(again) == bits(model)
 
 
 def test_layers_are_told_apart_by_their_memory(llama):
@@ -199,6 +317,26 @@ def test_a_copy_of_it_is_one_of_its_own(llama):
     memory = {m.packed.untyped_storage().data_ptr() for m in again.modules() if isinstance(m, PackedLinear)}
     assert len(memory) == 1
     assert bits(again) == bits(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child of fork may not multiply at all")
+def test_a_child_of_fork_runs_it_on_one_thread(llama):
+    """As docs/kernel.md says: with more threads torch's own attention waits in a child for those of its parent."""
+    model, _ = llama
+    ids, before = torch.arange(128).reshape(8, 16) % 60, torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            expected = model(input_ids=ids).logits
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)  # ends a child that waits
+                torch.set_num_threads(1)
+                os._exit(0 if torch.allclose(model(input_ids=ids).logits, expected, atol=1e-5) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_it_is_not_trained(llama):

@@ -109,6 +109,21 @@ def test_a_gpu_that_is_not_there_is_an_error_in_words(folder):
     for weights in ("dense", "packed"):
         with pytest.raises(ModelError, match="there is no GPU here for device=cuda"):
             ecoflap.load_model(folder, weights=weights, device="cuda")
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ModelError, match="there is no GPU here for device=mps"):
+            ecoflap.load_model(folder, device="mps")
+    for device in ("meta", "mps"):
+        with pytest.raises(ModelError, match=rf"on the CPU, or on cuda.*not on {device}\. Say device='cpu'"):
+            ecoflap.load_model(folder, weights="packed", device=device)
+
+
+@needs_llama
+def test_a_path_that_cannot_be_taken_is_refused_before_anything_is_read(folder, take_path):
+    take_path("nonsense")
+    with pytest.raises(KernelError, match="ECOFLAP_KERNEL=nonsense"):
+        ecoflap.load_model(folder, weights="packed")  # the folder is empty
+    SMALL(half_pruned("llama"), folder)
+    assert ecoflap.load_model(folder)
 
 
 @needs_llama
