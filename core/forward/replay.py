@@ -269,7 +269,7 @@ class Replay:
         self._held.let_go([self.blocks[i]])
         self._finished = i + 1
 
-    def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, "batches"]:
+    def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, " batches"]:
         """Compute the loss of each batch, with the blocks before ``i`` as recorded and the real rest of the model.
 
         :param batches: Numbers of own batches; None for all batches.

@@ -16,7 +16,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def pack_rows(
-    out: UInt8[Tensor, "bytes"], shape: Shape, bits: UInt8[Tensor, "masks"], values: Shaped[Tensor, "kept"]
+    out: UInt8[Tensor, "bytes"], shape: Shape, bits: UInt8[Tensor, " masks"], values: Shaped[Tensor, " kept"]
 ) -> None:
     """Put a matrix into the kernel's order from what a packed file has of it: the dense one is made nowhere.
 
@@ -78,7 +78,7 @@ def _magnitudes(weight: Float[Tensor, "out in"]) -> Int[Tensor, "out in"]:
     return weight.detach().view(_INTEGERS[weight.itemsize]) << 1
 
 
-def cast(packed: UInt8[Tensor, "bytes"], dtype: torch.dtype) -> UInt8[Tensor, "others"]:
+def cast(packed: UInt8[Tensor, "bytes"], dtype: torch.dtype) -> UInt8[Tensor, " others"]:
     """Give a packed matrix in another type, in memory of its own; int8 stays what it is, and stands for that type."""
     shape = order.shape_of(packed)
     if shape.values == "exact":

@@ -132,7 +132,7 @@ def write_header(out: UInt8[Tensor, "bytes"], shape: Shape) -> None:
 
 
 def write_rows(
-    out: UInt8[Tensor, "bytes"], shape: Shape, bits: UInt8[Tensor, "masks"], values: Shaped[Tensor, "kept"]
+    out: UInt8[Tensor, "bytes"], shape: Shape, bits: UInt8[Tensor, " masks"], values: Shaped[Tensor, " kept"]
 ) -> None:
     """Put a matrix into the kernel's order, from one bit for each weight and its kept values, both in row order."""
     raw, kept = values.view(torch.uint8).numpy().view(_INTEGERS[shape.dtype.itemsize]), bits.numpy()
@@ -232,7 +232,7 @@ def packed_bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(mask.reshape(-1), bitorder="little")
 
 
-def all_bits(shape: Shape) -> UInt8[Tensor, "masks"]:
+def all_bits(shape: Shape) -> UInt8[Tensor, " masks"]:
     """Give the mask of a matrix of which nothing is pruned."""
     bits = torch.full((-(-shape.outputs * shape.inputs // 8),), 255, dtype=torch.uint8)
     if left := shape.outputs * shape.inputs % 8:
@@ -240,7 +240,7 @@ def all_bits(shape: Shape) -> UInt8[Tensor, "masks"]:
     return bits
 
 
-def bits_between(bits: UInt8[Tensor, "masks"], first: int, count: int) -> Bool[Tensor, "count"]:
+def bits_between(bits: UInt8[Tensor, " masks"], first: int, count: int) -> Bool[Tensor, " count"]:
     """Open some bits of a mask: True for each weight that is kept."""
     return torch.from_numpy(_bits(bits.numpy(), first, count).copy())
 

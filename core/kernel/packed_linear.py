@@ -35,7 +35,7 @@ _library.define("untrained(Tensor gradient, SymInt[] shape) -> Tensor")
 def packed_linear(
     x: Float[Tensor, "*batch in"],
     packed: UInt8[Tensor, "bytes"],
-    bias: Float[Tensor, "out"] | None,
+    bias: Float[Tensor, " out"] | None,
     outputs: int,
 ) -> Float[Tensor, "*batch out"]:
     """Multiply rows with a packed matrix, in its type; sums are float32, and in int8 whole numbers.

@@ -48,7 +48,7 @@ class Held:
         found = [shape_of(memory[first:last]) for first, last in pairwise((0, *ends))]
         return cls(tuple(shape), transposed, tuple(ends), found[0], sum(one.kept for one in found))
 
-    def matrices(self, memory: UInt8[Tensor, "bytes"]) -> list[UInt8[Tensor, "_"]]:
+    def matrices(self, memory: UInt8[Tensor, "bytes"]) -> list[UInt8[Tensor, " _"]]:
         """Give each matrix where it lies."""
         return [memory[first:last] for first, last in pairwise((0, *self.ends))]
 
@@ -122,7 +122,7 @@ class PackedParameters(DenseState):
         super()._apply(leaving(fn, [self.memory(name) for name in self.held]), recurse)
         return self
 
-    def _put(self, name: str, matrices: Sequence[UInt8[Tensor, "_"]]) -> None:
+    def _put(self, name: str, matrices: Sequence[UInt8[Tensor, " _"]]) -> None:
         """Take other packed matrices of the same sizes."""
         held, memory = self.held[name], torch.cat(list(matrices))
         ends = list(accumulate(map(len, matrices)))

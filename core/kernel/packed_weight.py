@@ -32,7 +32,7 @@ class PackedWeight(StandIn):
 
     def __new__(
         cls: type["PackedWeight"],
-        packed: UInt8[Tensor, "_"] | Sequence[UInt8[Tensor, "_"]],
+        packed: UInt8[Tensor, " _"] | Sequence[UInt8[Tensor, " _"]],
         each: Shape | None = None,
         transposed: bool = False,
     ) -> "PackedWeight":
@@ -45,7 +45,7 @@ class PackedWeight(StandIn):
 
     def __init__(
         self,
-        packed: UInt8[Tensor, "_"] | Sequence[UInt8[Tensor, "_"]],
+        packed: UInt8[Tensor, " _"] | Sequence[UInt8[Tensor, " _"]],
         each: Shape | None = None,
         transposed: bool = False,
     ) -> None:
@@ -57,7 +57,7 @@ class PackedWeight(StandIn):
         return dense.T if self._transposed else dense
 
     def multiplied(
-        self, x: Float[Tensor, "*batch in"], bias: Float[Tensor, "out"] | None = None
+        self, x: Float[Tensor, "*batch in"], bias: Float[Tensor, " out"] | None = None
     ) -> Float[Tensor, "*batch out"]:
         """Multiply rows with the matrix ``[out, in]``, and add a bias."""
         if torch.is_autocast_enabled("cpu"):  # torch's own products cast what they read; the weights stay as they are

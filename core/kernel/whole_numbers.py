@@ -9,7 +9,7 @@ from ecoflap.core.errors import KernelError
 _MOST = 127  # and not 128 below: no weight is without its negative
 
 
-def rounded_rows(weight: Float32[Tensor, "out in"]) -> tuple[Int8[Tensor, "out in"], Float32[Tensor, "out"]]:
+def rounded_rows(weight: Float32[Tensor, "out in"]) -> tuple[Int8[Tensor, "out in"], Float32[Tensor, " out"]]:
     """Give what weights are in scales of their row, as the nearest whole numbers, ties to even; and the scales.
 
     A scale is the largest absolute value over 127: 0 in a row of zeros, and of numbers that are too small for one.

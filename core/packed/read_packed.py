@@ -48,7 +48,7 @@ class StoredPacked:
     """
 
     bits: UInt8[Tensor, "bytes"]
-    values: Shaped[Tensor, "kept"]
+    values: Shaped[Tensor, " kept"]
 
 
 def stream_stored(

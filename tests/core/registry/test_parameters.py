@@ -27,7 +27,7 @@ class WrongDefault:
 
 
 class WrongName:
-    def __init__(self, level: "Levl"): ...
+    def __init__(self, level: "Levl"): ...  # noqa: F821
 
 
 class WrongSyntax:
