@@ -3,10 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from ecoflap.core.errors import RankError
 
 _PATIENCE = 12.0
 """Seconds that the others have to end by themselves when one has failed."""
@@ -22,6 +25,23 @@ def are_several() -> bool:
 def is_first() -> bool:
     """Say whether this is the first of the processes, or the only one."""
     return not are_several() or os.environ["RANK"] == "0"
+
+
+def refuse_several(command: str) -> None:
+    """Refuse to let several processes do a command that each of them would do the whole of, in one folder.
+
+    :raises RankError: In the first of them. The others end as though all were well: torchrun ends all as soon as one
+        fails, and might do so before the first has spoken.
+    """
+    if not are_several():
+        return
+    if not is_first():
+        sys.exit(0)
+    several = "; ecoflap sweep … --processes 2 does two runs at once" if command == "sweep" else ""
+    raise RankError(
+        f"ecoflap {command} is for one process, and WORLD_SIZE says that there are {os.environ['WORLD_SIZE']}: "
+        f"torchrun shares ecoflap run alone. Start it without torchrun{several}"
+    )
 
 
 def launch(size: int, command: Sequence[str]) -> int:

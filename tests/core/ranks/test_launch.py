@@ -86,3 +86,18 @@ def test_the_command_starts_itself_in_several_processes(ecoflap_command, monkeyp
     code, _, _ = ecoflap_command("run", "any.yaml", "--processes", "2")
     assert code == 7
     assert asked == [(2, [sys.executable, "-P", "-m", "ecoflap", "run", "any.yaml", "--processes", "2"])]
+
+
+OF_ONE = [("sweep", "any"), ("export", "any", "--to", "onnx"), ("densify", "a", "b"), ("compare", "a")]
+
+
+@pytest.mark.parametrize("asked", OF_ONE)
+def test_only_a_run_is_shared_and_the_first_of_several_says_so(asked, ecoflap_command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    code, out, err = ecoflap_command(*asked)
+    assert (code, out) == (2, "")
+    assert f"ecoflap {asked[0]} is for one process, and WORLD_SIZE says that there are 2" in err
+    assert ("ecoflap sweep … --processes 2" in err) == (asked[0] == "sweep")
+    monkeypatch.setenv("RANK", "1")
+    assert ecoflap_command(*asked) == (0, "", "")  # nothing may fail before the first has spoken
