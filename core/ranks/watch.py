@@ -100,8 +100,7 @@ class Watch:
 
     def _end(self, told: dict[str, Any]) -> None:
         """End this process because another has ended, from wherever it is."""
-        speaker = 0 if told["rank"] else None if told["by_itself"] else 1
-        self.speaks = self.rank == speaker
+        self.speaks = self.rank == speaker_of(told)
         self.lost = said_of(told, self.size)
         taken = signal.getsignal(signal.SIGTERM)
         # Who waits for a process that is gone learns it from a broken connection, and who was sent a signal from that.
@@ -188,6 +187,11 @@ def tell(store: Store, rank: int, *problems: str, by_itself: bool = False) -> di
     line = json.dumps({"rank": rank, "problems": problems, "by_itself": by_itself})
     told: dict[str, Any] = json.loads(store.compare_set(_FAILED, "", line))
     return told
+
+
+def speaker_of(told: dict[str, Any]) -> int | None:
+    """Give the process that says to the user why a run ends; None where only the one that has failed does."""
+    return 0 if told["rank"] else None if told["by_itself"] else 1
 
 
 def said_of(told: dict[str, Any], size: int) -> str:

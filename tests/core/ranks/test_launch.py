@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,23 @@ def test_each_process_is_told_who_it_is(tmp_path, monkeypatch):
 def test_the_code_is_that_of_the_process_that_failed(code, ends_with, monkeypatch):
     monkeypatch.setattr(launching, "_PATIENCE", 0.2)
     assert launch(2, python(code)) == ends_with
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGBUS)", "SIGBUS ended it, as where a file is cut shorter that is being read"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else time.sleep(60)", "SIGKILL ended it"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else sys.exit(2)", ""),
+        ("sys.exit(3) if rank == '1' else time.sleep(60)", ""),
+    ],
+)
+def test_who_has_failed_is_named_where_nobody_is_left_to_do_it(code, said, monkeypatch, capfd):
+    """One that ended with a code has said why; of one that a signal has ended the other says it, if it lives."""
+    monkeypatch.setattr(launching, "_PATIENCE", 0.2)
+    launch(2, python(code))
+    err = capfd.readouterr().err
+    assert re.match(f"ecoflap: rank . of 2 has ended this run: .*{said}", err) if said else not err
 
 
 STARTER = """
