@@ -137,9 +137,9 @@ def run(
 
         parts = load_registry(registry, allow_code=allow_code)
         if profile:
-            from ecoflap.core.cli.profiling import StageProfiles
+            from ecoflap.core.cli.profiling import StageProfiles, process_began
 
-            parts = parts.heard_by("profile", StageProfiles())
+            parts = parts.heard_by("profile", StageProfiles(process_began()))
         with joined() as ranks:
             done = run_recipe(
                 recipe,
