@@ -104,8 +104,9 @@ def places_in(stream: BinaryIO) -> dict[str, tuple[str, tuple[int, ...], int, in
 
 
 def why_not_whole(file: Path) -> str | None:
-    """Say in two sentences that a file has not the bytes that its header speaks of; None where it has. Only the header
-    is read, of a file that may come from anybody.
+    """Say in two sentences that a file has other bytes than its header speaks of; None where it has those.
+
+    Only the header is read; the file may come from anybody.
     """
     try:
         with open_file(file) as stream:
