@@ -13,7 +13,7 @@ from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, stoppable
 from ecoflap.core.disk.paths import why_unusable
 from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.errors import EcoflapError, SaidElsewhereError, cut
-from ecoflap.core.ranks.launch import are_several, is_first, launch
+from ecoflap.core.ranks.launch import are_several, is_first, launch, refuse_several
 from ecoflap.core.sweep.failures import failing_into
 from ecoflap.core.text.printable import printable
 
@@ -137,9 +137,9 @@ def run(
 
         parts = load_registry(registry, allow_code=allow_code)
         if profile:
-            from ecoflap.core.cli.profiling import StageProfiles
+            from ecoflap.core.cli.profiling import StageProfiles, process_began
 
-            parts = parts.heard_by("profile", StageProfiles())
+            parts = parts.heard_by("profile", StageProfiles(process_began()))
         with joined() as ranks:
             done = run_recipe(
                 recipe,
@@ -203,6 +203,7 @@ def sweep(
     accept_change: AcceptChangeOption = False,
 ) -> None:
     """Run every combination of methods, values and seeds, and compare them; go on with what was cut off."""
+    refuse_several("sweep")
     with stoppable():
         from ecoflap.core.cli.sweep_table import sweep_table
         from ecoflap.core.cli.tables import show
@@ -286,6 +287,7 @@ def export(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Export the model of a finished run once more, into its exports/ folder."""
+    refuse_several("export")
     with stoppable():
         from ecoflap.core.cli.export_table import export_table
         from ecoflap.core.cli.tables import show
@@ -309,6 +311,7 @@ def densify(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn a packed file into an ordinary one, which any library reads."""
+    refuse_several("densify")
     with stoppable():
         from ecoflap.core.export.densify import densify as write_dense
         from ecoflap.core.registry.registry import load_registry
@@ -365,6 +368,7 @@ def compare(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Put finished runs side by side, in a table and in a report: measures, sparsity, scores, time, memory, bytes."""
+    refuse_several("compare")
     from ecoflap.core.compare.page import refuse_strangers, refuse_to_replace
     from ecoflap.core.record.sweep_list import is_sweep
 

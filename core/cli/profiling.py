@@ -1,8 +1,14 @@
-"""Write where the time of a run went, stage by stage: by file of ecoflap or by library, and by function."""
+"""Write where the time of a run went, stage by stage: by file of ecoflap or by library, and by function.
 
+What is before, between and behind the stages is told in seconds alone. Who goes on with a run adds to what is there.
+"""
+
+import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from cProfile import Profile
+from datetime import UTC, datetime
 from pathlib import Path
 from pstats import Stats
 from time import perf_counter
@@ -37,40 +43,80 @@ class _Called(NamedTuple):
 
 
 class StageProfiles:
-    """Hears the events of a run, and profiles each of its stages. Only the thread that the run is in is looked at."""
+    """Hears the events of a run, and profiles each of its stages. Only the thread that the run is in is looked at.
 
-    def __init__(self) -> None:
+    :param began: When the process did, as :func:`process_began` says.
+    """
+
+    def __init__(self, began: float) -> None:
         self._folder: Path | None = None
         self._running: Profile | None = None
         self._began = 0.0
+        self._ended = began  # the last stage, or what was before the first
+        self._gaps: list[float] = []
         self._pages: list[str] = []
+        self._number = 0
 
     def __call__(self, event: Event) -> None:
         """Begin with a stage, and write what is known when it is done, or when the run fails in it."""
         if isinstance(event, RunStarted):
-            self._folder = event.folder
+            self._folder, self._number = event.folder, _next_number(event.folder / FOLDER)
+            self._pages = [*_pages_of(event.folder / FILE), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"]
         elif isinstance(event, StageStarted):
             self._stop("")
+            self._gaps.append(perf_counter() - self._ended)
+            if len(self._gaps) == 1:
+                self._add(f"before the first stage: {self._gaps[0]:.2f} s")
             self._running, self._began = Profile(), perf_counter()
             self._running.enable()
         elif isinstance(event, StageFinished):
             self._stop(event.stage)
-        elif isinstance(event, RunFailed | RunFinished):
+        elif isinstance(event, RunFailed):
             self._stop("the stage that failed")
+        elif isinstance(event, RunFinished):
+            behind = perf_counter() - self._ended
+            self._add(f"between stages: {sum(self._gaps[1:]):.2f} s\nafter the last stage: {behind:.2f} s")
 
     def _stop(self, stage: str) -> None:
         profile, self._running = self._running, None
         if profile is None:
             return
         profile.disable()
-        seconds = perf_counter() - self._began
+        self._ended = perf_counter()
         if self._folder is None or not stage:
             return
         folder = self._folder / FOLDER
         folder.mkdir(exist_ok=True)
-        profile.dump_stats(folder / f"{len(self._pages):02d}-{stage.replace(' ', '-')}.prof")
-        self._pages.append("\n".join(page(stage, seconds, Stats(profile))))
-        write_whole(self._folder / FILE, "\n\n".join(self._pages) + "\n")
+        profile.dump_stats(folder / f"{self._number:02d}-{stage.replace(' ', '-')}.prof")
+        self._number += 1
+        self._add("\n".join(page(stage, self._ended - self._began, Stats(profile))))
+
+    def _add(self, text: str) -> None:
+        if self._folder is not None:
+            self._pages.append(text)
+            write_whole(self._folder / FILE, "\n\n".join(self._pages) + "\n")
+
+
+def process_began() -> float:
+    """Say when this process began, as ``perf_counter`` counts; where the system does not tell, it is now."""
+    try:
+        told = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return perf_counter()
+    ticks = int(told[told.rindex(")") + 2 :].split()[19])  # behind its name, in which anything may stand
+    return perf_counter() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def _pages_of(file: Path) -> Iterator[str]:
+    """Yield what an earlier process has written."""
+    if file.is_file():
+        yield file.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+
+
+def _next_number(folder: Path) -> int:
+    """Give the number behind those of the files that are there."""
+    numbers = (file.name.partition("-")[0] for file in folder.glob("*.prof"))
+    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 
 def page(stage: str, seconds: float, stats: Any) -> Iterator[str]:

@@ -1,12 +1,17 @@
-"""Lay out a safetensors file: the order of its tensors, and the header that says where each is."""
+"""Lay out a safetensors file: the order of its tensors, and the header that says where each is; and read that again."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from ecoflap.core.disk.json_files import json_value
+from ecoflap.core.disk.reading import open_file, unread
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -30,6 +35,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 _ALIGNED = 64
 """Where a file is mapped tensors begin at a multiple of so many bytes, as torch's own memory does: with AVX2, MKL adds
 up a row otherwise where a matrix begins elsewhere. Safetensors asks for 8."""
+
+_ANEW = "Fetch or write it anew."
 
 NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -87,10 +94,41 @@ def places_in(stream: BinaryIO) -> dict[str, tuple[str, tuple[int, ...], int, in
     The header is taken to be sound, as the library has found it where a file was opened by it.
     """
     size = int.from_bytes(stream.read(8), "little")
-    header = json.loads(stream.read(size))
+    header = json_value(stream.read(size))
     header.pop("__metadata__", None)
     places = {}
     for name, entry in header.items():
         begin, end = (8 + size + offset for offset in entry["data_offsets"])
         places[name] = entry["dtype"], tuple(entry["shape"]), begin, end
     return places
+
+
+def why_not_whole(file: Path) -> str | None:
+    """Say in two sentences that a file has other bytes than its header speaks of; None where it has those.
+
+    Only the header is read; the file may come from anybody.
+    """
+    try:
+        with open_file(file) as stream:
+            there = os.fstat(stream.fileno()).st_size
+            ends = _ends_in(stream, there)
+    except OSError as error:
+        return unread(error, file, _ANEW)
+    if ends is None:
+        return f"{file} is cut off, or no safetensors file: its header cannot be read. {_ANEW}"
+    if there == ends:
+        return None
+    how = "cut off" if there < ends else "damaged"
+    return f"{file} is {how}: it has {there:,} bytes, and its header speaks of {ends:,}. {_ANEW}"
+
+
+def _ends_in(stream: BinaryIO, most: int) -> int | None:
+    """Give how many bytes a file has by its header; None where that is none, or longer than the file."""
+    header = int.from_bytes(stream.read(8), "little")
+    if not 0 < header <= most - 8:
+        return None
+    stream.seek(0)
+    try:
+        return max((end for *_, end in places_in(stream).values()), default=8 + header)
+    except (AttributeError, KeyError, TypeError, ValueError):  # what reading it raises where it is of another form
+        return None

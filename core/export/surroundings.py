@@ -10,6 +10,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.sums import SUMS
+from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import dtype_name
 
 ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
@@ -31,7 +32,8 @@ def save_surroundings(pruned: PrunedModel, folder: Path) -> None:
     if options.save_surroundings is None:
         save_settings(pruned.model, pruned.adapter.processor, folder)
         return
-    with blaming(f"the adapter {type(pruned.adapter).__name__}, saving what lies beside the weights,"):
+    who = f"the adapter {type(pruned.adapter).__name__}, saving what lies beside the weights,"
+    with blaming(who), explained(folder, folder):
         options.save_surroundings(pruned.model, folder)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.paths import PathError, absolute
 from ecoflap.core.disk.reading import unread
+from ecoflap.core.disk.safetensors_header import why_not_whole
 from ecoflap.core.disk.sealed import flat
 from ecoflap.core.disk.sums import check_listed
 from ecoflap.core.disk.whole_files import sha256_of
@@ -43,6 +44,9 @@ CONFIGS = ("config.json", OPEN_CLIP)
 
 _INDEX = (".safetensors.index.json", ".bin.index.json")
 """Endings of files that say which weight is in which shard."""
+
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+"""Files that transformers looks for, in this order, each before the index of its shards. Others it does not read."""
 
 _SCHEME = re.compile(r"[a-z_]{2,}:.+")  # two letters at least: one is a drive of Windows
 
@@ -117,12 +121,19 @@ def has_weights(source: Source) -> bool:
 
 
 def check_weights(source: Source) -> None:
-    """Refuse a folder that has a configuration only.
+    """Refuse a folder that has a configuration only, or not all files of its weights, or some of them cut off.
 
-    :raises ModelError: With the names of files that would be weights.
+    :raises ModelError: With every file that is missing or not whole, or with the names of files that would be weights.
     """
-    if not has_weights(source):
+    if source.path is None:
+        return
+    problems = list(_missing_shards(source.path, source.files)) if source.path.is_dir() else []
+    if not problems and not has_weights(source):
         raise ModelError(f"no weights in {source.path}: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}.")
+    files = [file for file in _files_with_weights(source) if file.suffix == ".safetensors"]
+    problems += filter(None, map(why_not_whole, files))
+    if problems:
+        raise ModelError(*problems)
 
 
 def weight_bytes(source: Source) -> int | None:
@@ -148,7 +159,7 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
     if source.path.is_file():
         return {source.path.name: sha256_of(source.path)}
     beside = [source.path / name for name in source.files if _is_setting(name)]
-    files = sorted({*weight_files(source), *beside, *_indexed(source.path, source.files)})
+    files = sorted({*_files_with_weights(source), *beside})
     found = {file.relative_to(source.path).as_posix(): sha256_of(file) for file in files}
     check_listed(source.path, lambda: found)
     return found
@@ -164,22 +175,42 @@ def are_other_weights(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     return kinds[0] == kinds[1] and weights[0] != weights[1]
 
 
-def _indexed(folder: Path, files: Sequence[str]) -> Iterator[Path]:
-    """Yield the files that the indices of a checkpoint name, wherever below its folder they are.
+def _files_with_weights(source: Source) -> list[Path]:
+    """List the files with the model's weights, with those that an index names wherever below its folder they are."""
+    if source.path is None or source.path.is_file():
+        return weight_files(source)
+    indices = [source.path / name for name in source.files if name.endswith(_INDEX)]
+    named = (source.path / name for index in indices for name in _named_in(index))
+    return sorted({*weight_files(source), *(file for file in named if file.is_file())})
 
-    :raises ModelError: Where an index leads out of the folder, to what nobody would hash nor copy with it.
+
+def _missing_shards(folder: Path, files: Sequence[str]) -> Iterator[str]:
+    """Say which files are not there that the index names by which the model is read, where there is one."""
+    looked_for = (name for whole in _WHOLE for name in (whole, f"{whole}.index.json") if name in files)
+    index = next(looked_for, "")
+    named = _named_in(folder / index) if index.endswith(_INDEX) else []
+    missing = [name for name in named if not (folder / name).is_file()]
+    if missing:
+        yield (
+            f"{folder} lacks {len(missing)} of the {len(named)} files that {index} names: {', '.join(missing)}. Fetch "
+            f"or write what is missing."
+        )
+
+
+def _named_in(index: Path) -> list[str]:
+    """List the files that the index of a checkpoint names.
+
+    :raises ModelError: Where it leads out of the folder, to what nobody would hash nor copy with it.
     """
-    for index in (folder / name for name in files if name.endswith(_INDEX)):
-        try:
-            named = json_value(read_bytes(index)).get("weight_map", {}).values()
-            names = {name for name in named if isinstance(name, str)}
-        except (OSError, ValueError, AttributeError) as error:
-            raise ModelError(f"{index} is no index of a checkpoint: {error}.") from error
-        for name in sorted(names):
-            if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-                raise ModelError(f"{index}: it names {name}, outside its folder. Put the file in the folder.")
-            if (folder / name).is_file():
-                yield folder / name
+    try:
+        named = json_value(read_bytes(index)).get("weight_map", {}).values()
+        names = sorted({name for name in named if isinstance(name, str)})
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{index} is no index of a checkpoint: {error}.") from error
+    for name in names:
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise ModelError(f"{index}: it names {name}, outside its folder. Put the file in the folder.")
+    return names
 
 
 def _is_setting(name: str) -> bool:
@@ -226,8 +257,7 @@ def _in_package_at(name: str, package: str, root: Path, model: Path, split: Mapp
 def _in_folder(name: str, folder: Path) -> Source:
     files = _files_in(folder)
     source = Source(name, path=folder, files=files)
-    for _ in _indexed(folder, files):  # refuses one that leads elsewhere
-        pass
+    _files_with_weights(source)  # refuses an index that leads elsewhere
     check_listed(folder, lambda: {name: sha256_of(folder / name) for name in files if _is_setting(name)})
     ggufs = [file for file in files if file.endswith(".gguf")]
     only_gguf = [file.suffix for file in weight_files(source)] == [".gguf"]

@@ -3,15 +3,21 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ecoflap.core.errors import RankError
+
 _PATIENCE = 12.0
 """Seconds that the others have to end by themselves when one has failed."""
 _LOOKS = 0.1
 """Seconds between two looks at the processes."""
+
+_MEANS = {"SIGBUS": ", as where a file is cut shorter that is being read, such as a model's with model.offload: disk"}
+"""What a signal comes from, by its name, where its user may not know."""
 
 
 def are_several() -> bool:
@@ -24,43 +30,66 @@ def is_first() -> bool:
     return not are_several() or os.environ["RANK"] == "0"
 
 
+def refuse_several(command: str) -> None:
+    """Refuse to let several processes do a command that each of them would do the whole of, in one folder.
+
+    :raises RankError: In the first of them. The others end as though all were well: torchrun ends all as soon as one
+        fails, and might do so before the first has spoken.
+    """
+    if not are_several():
+        return
+    if not is_first():
+        sys.exit(0)
+    several = "; ecoflap sweep … --processes 2 does two runs at once" if command == "sweep" else ""
+    raise RankError(
+        f"ecoflap {command} is for one process, and WORLD_SIZE says that there are {os.environ['WORLD_SIZE']}: "
+        f"torchrun shares ecoflap run alone. Start it without torchrun{several}"
+    )
+
+
 def launch(size: int, command: Sequence[str]) -> int:
     """Run a command in several processes, which :func:`ecoflap.ranks.joined` joins, and give the code to end with.
 
-    It is that of the process that has failed. A signal that this process gets goes to all of them.
+    It is that of the process that has failed, which is named here where nobody was left to name it. A signal that this
+    process gets goes to all of them.
 
     :param size: How many processes.
     """
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-    from ecoflap.core.ranks.watch import tell
+    from ecoflap.core.ranks.watch import said_of, speaker_of, tell
 
     # This process holds the store by which they find each other, and stays when one of them is gone.
     store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
     with _passing_on() as children:
         for rank in range(size):
             children.append(subprocess.Popen(command, env=_environment(rank, size, store.port), start_new_session=True))
-        failed: int | None = None
+        told: dict[str, Any] | None = None
         until = None
         while any(child.poll() is None for child in children):
             time.sleep(_LOOKS)
             codes = [child.poll() for child in children]
             if until is None and any(codes):
                 ended = next(rank for rank, code in enumerate(codes) if code)
-                failed = tell(PrefixStore("ecoflap 0", store), ended, _how(codes[ended] or 0))["rank"]
+                told = tell(PrefixStore("ecoflap 0", store), ended, _how(codes[ended] or 0))
                 until = time.monotonic() + _PATIENCE
             if until is not None and time.monotonic() > until:
                 for child in children:
                     child.kill()
     ended_with = [int(child.returncode) for child in children]
-    code = ended_with[failed] if failed is not None else 0
+    if told is not None and all(ended_with[rank] < 0 for rank in {told["rank"], speaker_of(told)} & {*range(size)}):
+        print(f"ecoflap: {said_of(told, size)}", file=sys.stderr)
+    code = ended_with[told["rank"]] if told is not None else 0
     code = code or next(filter(None, ended_with), 0)
     return 128 - code if code < 0 else code
 
 
 def _how(code: int) -> str:
     """Say how a process ended that has not said so itself."""
-    return f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with code {code}"
+    if code >= 0:
+        return f"it ended with code {code}"
+    name = signal.Signals(-code).name
+    return f"{name} ended it{_MEANS.get(name, '')}"
 
 
 def _environment(rank: int, size: int, port: int) -> dict[str, str]:

@@ -102,7 +102,7 @@ class Processes(Ranks):
         try:
             yield
         except RuntimeError as error:
-            raise RankError(self._watch.who_is_gone(error)) from error
+            raise RankError(self._watch.who_is_gone()) from error
 
 
 def _as_tagged(data: Tensor, tag: Tag) -> Tensor:

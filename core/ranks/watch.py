@@ -33,6 +33,8 @@ _GRACE = 10.0
 """Seconds that a process has to end by itself when another has failed; it may be waiting in a device's library."""
 _FAILED, _BROKEN = "failed", "broken"
 """Names in the store: of why the run ends, and of whether a connection broke."""
+_STARTER_GONE = "the process that started its ranks, or the machine of their rendezvous, does not answer any more"
+_GOES_ON = "The same command goes on from where it was"
 
 
 class Watch:
@@ -71,14 +73,14 @@ class Watch:
                 time.sleep(EVERY / 5)
         return tell(self._store, self.rank, *problems, by_itself=True)
 
-    def who_is_gone(self, error: RuntimeError) -> str:
+    def who_is_gone(self) -> str:
         """Find out which process a broken connection was to."""
         with suppress(Exception):  # as below: then the store is gone as well, and is found to be by the thread
             self._store.set(_BROKEN, str(self.rank))
         until = time.monotonic() + SILENT + 5
         while time.monotonic() < until and self.lost is None:
             time.sleep(EVERY / 5)
-        return self.lost or f"the connection to another rank broke: {error}"
+        return self.lost or f"the connection to another rank broke, and none of them is gone. {_GOES_ON}"
 
     def _watch(self) -> None:
         watched = Watched(self._store, (self.rank + 1) % self.size)
@@ -87,7 +89,7 @@ class Watch:
                 self._store.add(f"alive {self.rank}", 1)
                 gone, told = watched.why_gone(), self._told()
             except Exception:  # of several kinds, by backend and version: whoever holds the store is gone
-                told = {"rank": 0, "problems": ["it does not answer any more"], "by_itself": False}
+                told = _store_gone()
             else:
                 if gone is not None:
                     told = tell(self._store, watched.rank, gone)
@@ -100,8 +102,7 @@ class Watch:
 
     def _end(self, told: dict[str, Any]) -> None:
         """End this process because another has ended, from wherever it is."""
-        speaker = 0 if told["rank"] else None if told["by_itself"] else 1
-        self.speaks = self.rank == speaker
+        self.speaks = self.rank == speaker_of(told) if told["rank"] is not None else _is_first_here()
         self.lost = said_of(told, self.size)
         taken = signal.getsignal(signal.SIGTERM)
         # Who waits for a process that is gone learns it from a broken connection, and who was sent a signal from that.
@@ -190,7 +191,25 @@ def tell(store: Store, rank: int, *problems: str, by_itself: bool = False) -> di
     return told
 
 
+def speaker_of(told: dict[str, Any]) -> int | None:
+    """Give the process that says to the user why a run ends; None where only the one that has failed does."""
+    return 0 if told["rank"] else None if told["by_itself"] else 1
+
+
 def said_of(told: dict[str, Any], size: int) -> str:
     """Say in a sentence which process has ended a run, and why."""
     text = "; ".join(told["problems"]).rstrip(".")
-    return f"rank {told['rank']} of {size} has ended this run: {text}. The same command goes on from where it was"
+    who = f"rank {told['rank']} of {size} has ended this run" if told["rank"] is not None else "this run has ended"
+    return f"{who}: {text}. {_GOES_ON}"
+
+
+def _store_gone() -> dict[str, Any]:
+    """Give what there is to tell where the store is gone: torchrun and ``--processes`` hold it, otherwise rank 0."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return {"rank": None, "problems": [_STARTER_GONE], "by_itself": False}
+    return {"rank": 0, "problems": ["it does not answer any more"], "by_itself": False}
+
+
+def _is_first_here() -> bool:
+    """Say whether this is the first process of its machine; there may be no word from any other."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

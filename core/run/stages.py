@@ -14,6 +14,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.records import Batch, Granularity
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.whole_files import whole_folder
+from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.export.stage import missing_exports
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
@@ -329,7 +330,8 @@ def _save(state: RunState, model: nn.Module, masks: PackedMasks) -> None:
     folder = state.folder
     save_masks(folder.masks, masks)
     with whole_folder(folder.model) as inside:
-        with blaming(f"the adapter {type(state.prepared.adapter).__name__}, saving the model,"):
+        who = f"the adapter {type(state.prepared.adapter).__name__}, saving the model,"
+        with blaming(who), explained(folder.model, inside):
             _write_model(state, model, inside)
         check_saved(inside, model, masks, partial(state.model.read, inside))
         write_sums(inside)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save
 
 CHECK_LAZY = """
 import sys
@@ -116,11 +117,11 @@ def test_bad_recipes_are_refused_before_a_weight_is_read(pico, ecoflap_command, 
 
 
 def weightless(pico, folder):
-    """The model with a file of rubbish for its weights: whatever reads it fails otherwise."""
+    """The model with a file that has none of its weights: whatever reads them fails otherwise."""
     target = folder / "weightless"
     target.mkdir()
     for file in (pico / "model").iterdir():
-        (target / file.name).write_bytes(b"\0" * 64 if file.suffix == ".safetensors" else file.read_bytes())
+        (target / file.name).write_bytes(save({}) if file.suffix == ".safetensors" else file.read_bytes())
     return target
 
 
@@ -151,11 +152,12 @@ def test_a_folder_without_weights_is_told(pico, recipe_file, ecoflap_command, tm
 
 
 def test_weights_that_are_rubbish_are_told(pico, recipe_file, ecoflap_command, tmp_path):
-    code, _, err = ecoflap_command(
-        "run", recipe_file(model=str(weightless(pico, tmp_path))), "--folder", tmp_path / "r"
-    )
-    assert code == 2
-    assert "weightless cannot be loaded: " in err
+    weights = weightless(pico, tmp_path) / "model.safetensors"
+    weights.write_bytes(b"\0" * 64)
+    for command in (("plan",), ("run", "--folder", tmp_path / "r")):
+        code, _, err = ecoflap_command(command[0], recipe_file(model=str(weights.parent)), *command[1:])
+        assert code == 2
+        assert f"{weights} is cut off, or no safetensors file" in err
 
 
 def test_a_text_shorter_than_a_window_is_told_before_anything_is_scored(recipe_file, ecoflap_command, plain, tmp_path):

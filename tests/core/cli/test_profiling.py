@@ -1,12 +1,18 @@
 """Where a run's time went: told for each stage, by file and by function, and readable by the standard library."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 from pstats import Stats
 
 import pytest
 
 from ecoflap.core.cli.profiling import StageProfiles
-from ecoflap.core.contracts.events import RunFailed, RunStarted, StageFinished, StageStarted
+from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted, StageFinished, StageStarted
+
+GAPS = ("before the first stage", "between stages", "after the last stage")
 
 
 def test_a_run_writes_where_its_time_went(plain, ecoflap_command, tmp_path):
@@ -25,6 +31,63 @@ def test_a_run_writes_where_its_time_went(plain, ecoflap_command, tmp_path):
     assert "pruned_layer" in names
     code, out, err = ecoflap_command("verify", tmp_path / "run")
     assert code == 0, out + err
+    before, between, after = (float(told.partition(f"{what}: ")[2].split()[0]) for what in GAPS)
+    assert before > 0
+    assert after >= 0
+    assert between >= 0
+
+
+def test_who_goes_on_adds_to_what_is_there(plain, ecoflap_command, tmp_path):
+    """As after a run was killed, or with one more export."""
+    (tmp_path / "recipe.yaml").write_text(json.dumps(plain(score=None, allocate="uniform", export=None)))
+    run = ("run", tmp_path / "recipe.yaml", "--folder", tmp_path / "run", "--profile")
+    assert ecoflap_command(*run)[0] == 0
+    page, folder = tmp_path / "run" / "profile.txt", tmp_path / "run" / "profile"
+    told, profiles = page.read_text(), {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert ecoflap_command(*run, "--set", "export=safetensors")[0] == 0
+    assert page.read_text().startswith(told)
+    added = page.read_text().removeprefix(told)
+    assert "\nexport safetensors: " in added
+    assert "\nprune: " not in added
+    assert {name: (folder / name).read_bytes() for name in profiles} == profiles
+    numbers = sorted(int(file.name[:2]) for file in folder.iterdir())
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > len(profiles)
+
+
+def test_time_outside_of_stages_is_told(tmp_path, monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr("ecoflap.core.cli.profiling.perf_counter", lambda: now[0])
+    profiles = StageProfiles(began=7.0)
+    for event, seconds in (
+        (RunStarted(tmp_path, ("score", "prune")), 1.0),
+        (StageStarted("score"), 2.0),
+        (StageFinished("score", 2.0), 0.25),
+        (StageStarted("prune"), 3.0),
+        (StageFinished("prune", 3.0), 0.5),
+        (RunFinished(tmp_path, None), 0.0),
+    ):
+        profiles(event)
+        now[0] += seconds
+    told = (tmp_path / "profile.txt").read_text().splitlines()
+    stages = ("before", "score: ", "prune: ", "between", "after")
+    assert [line for line in told if line.startswith(stages)] == [
+        "before the first stage: 4.00 s",
+        "score: 2.00 s",
+        "prune: 3.00 s",
+        "between stages: 0.25 s",
+        "after the last stage: 0.50 s",
+    ]
+
+
+def test_a_process_knows_when_it_began():
+    code = "import time; from ecoflap.core.cli.profiling import process_began\n"
+    code += "print(time.perf_counter() - process_began())"
+    started = time.perf_counter()
+    told = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 0 <= told <= time.perf_counter() - started + 0.02  # the system counts in hundredths
+    if Path("/proc/self/stat").is_file():
+        assert told > 0.05  # in which the import was
 
 
 def test_a_run_without_the_flag_writes_nothing_of_it(plain, ecoflap_command, tmp_path):
@@ -39,12 +102,12 @@ def spend(rounds):
 
 @pytest.mark.parametrize("end", [StageFinished("score", 0.0), RunFailed("it broke")])
 def test_a_stage_that_fails_is_told_of_too(end, tmp_path):
-    profiles = StageProfiles()
+    profiles = StageProfiles(began=0.0)
     profiles(RunStarted(tmp_path, ("score",)))
     profiles(StageStarted("score"))
     spend(200_000)
     profiles(end)
     told = (tmp_path / "profile.txt").read_text()
-    assert told.startswith("score: " if isinstance(end, StageFinished) else "the stage that failed: ")
+    assert f"\n{'score' if isinstance(end, StageFinished) else 'the stage that failed'}: " in told
     [file] = (tmp_path / "profile").iterdir()
     assert any(name == "spend" for _, _, name in Stats(str(file)).stats)

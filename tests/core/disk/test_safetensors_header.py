@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save, save_file
 
-from ecoflap.core.disk.safetensors_header import StoredAs, header_of, in_file_order, starts_of
+from ecoflap.core.disk.safetensors_header import StoredAs, header_of, in_file_order, starts_of, why_not_whole
 
 TENSORS = {
     "byte": StoredAs(torch.uint8, (3,)),
@@ -35,3 +38,37 @@ def test_its_length_depends_on_the_metadatas_length_alone():
     assert len(lengths) == 1
     header = header_of(TENSORS, {"sha256": "f" * 64})
     assert json.loads(header[8:])["__metadata__"] == {"sha256": "f" * 64}
+
+
+WHOLE = save({"a": torch.ones(3, 5), "b": torch.ones(4, dtype=torch.bfloat16)}, {"format": "pt"})
+
+
+@pytest.mark.parametrize("tensors", [{}, {"a": torch.ones(3, 5), "none": torch.ones(0, 2)}])
+def test_a_file_of_the_librarys_own_is_whole(tmp_path, tensors):
+    save_file(tensors, tmp_path / "x")
+    assert why_not_whole(tmp_path / "x") is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(length=st.integers(0, len(WHOLE) - 1))
+def test_a_file_that_is_cut_off_anywhere_is_told_by_its_name(tmp_path, length):
+    (tmp_path / "x").write_bytes(WHOLE[:length])
+    assert (why_not_whole(tmp_path / "x") or "").startswith(f"{tmp_path / 'x'} is cut off")
+
+
+def test_how_many_bytes_are_missing_or_too_many_is_told(tmp_path):
+    for data, said in (WHOLE[:-1], "cut off: it has"), (WHOLE + b"x", "damaged: it has"):
+        (tmp_path / "x").write_bytes(data)
+        counts = f"{len(data)} bytes, and its header speaks of {len(WHOLE)}."
+        assert why_not_whole(tmp_path / "x") == f"{tmp_path / 'x'} is {said} {counts} Fetch or write it anew."
+
+
+@pytest.mark.parametrize("header", ["[]", "{", '{"a": 1}', '{"a": {"dtype": "F32"}}', "[" * 500, "\0", '{"a": null}'])
+def test_a_header_of_another_form_is_told(tmp_path, header):
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    assert "its header cannot be read" in (why_not_whole(tmp_path / "x") or "")
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    file = tmp_path / "x"
+    assert why_not_whole(file) == f"{file} cannot be read: No such file or directory. Fetch or write it anew."

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from ecoflap.core.disk.reading import ReadError
@@ -19,6 +20,7 @@ from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import (
+    check_weights,
     fingerprint,
     has_weights,
     hub_id,
@@ -277,6 +279,36 @@ def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str):
     (indexed(tmp_path, "x") / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match=r"index\.json is no index of a checkpoint"):
         open_source("model", tmp_path)
+
+
+def test_every_shard_that_is_missing_or_cut_off_is_named_at_once(tmp_path: Path):
+    shards = [f"model-0000{number}-of-00004.safetensors" for number in range(1, 5)]
+    folder = model_folder(tmp_path, ())
+    for shard in shards:
+        save_file({"a": torch.ones(100)}, folder / shard)
+    index = {"weight_map": {f"layer {number}": shard for number, shard in enumerate(shards)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    check_weights(open_source(".", tmp_path))
+    for shard in shards[:2]:
+        (folder / shard).unlink()
+    (folder / shards[2]).write_bytes((folder / shards[2]).read_bytes()[:-10])
+    (folder / shards[3]).write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelError) as refused:
+        check_weights(open_source(".", tmp_path))
+    missing, cut_off, pointer = refused.value.problems
+    assert f"lacks 2 of the 4 files that model.safetensors.index.json names: {shards[0]}, {shards[1]}." in missing
+    assert cut_off.startswith(f"{folder / shards[2]} is cut off: it has ")
+    assert pointer.startswith(f"{folder / shards[3]} is cut off, or no safetensors file: ")
+
+
+@pytest.mark.parametrize("whole", ["model.safetensors", "pytorch_model.bin"])
+def test_an_index_that_is_not_read_may_name_what_is_not_there(tmp_path: Path, whole: str):
+    """As where a checkpoint was fetched in one of its two formats, with all its files in JSON."""
+    folder = model_folder(tmp_path, ())
+    save_file({"a": torch.ones(100)}, folder / whole)
+    for name in (whole, "pytorch_model.bin"):
+        (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": {"a": "gone"}}))
+    check_weights(open_source(".", tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save
 
 import ecoflap
 from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
-from ecoflap.core.errors import EcoflapError, FormatError, RecipeError, RunError
+from ecoflap.core.errors import FormatError, RecipeError, RunError
 from ecoflap.core.export.verify import verify
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run.prepare import prepare
 
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
 pytest.importorskip("accelerate")
@@ -244,10 +247,16 @@ def test_a_disk_that_fills_while_blocks_are_written_is_said_and_the_run_goes_on_
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
-def test_a_shard_that_is_missing_is_named(recipe, tmp_path):
+def test_a_shard_that_is_missing_or_cut_off_is_named_by_the_plan_and_the_run(recipe, tmp_path):
     (tmp_path / "dense" / "model-00002-of-00005.safetensors").unlink()
-    with pytest.raises(EcoflapError, match=r"model-00002-of-00005\.safetensors"):
+    os.truncate(tmp_path / "dense" / "model-00003-of-00005.safetensors", 1000)
+    said = r"lacks 1 of .*: model-00002-of-00005\.safetensors\.(.|\n)*model-00003-of-00005\.safetensors is cut off"
+    registry = load_registry()
+    with pytest.raises(RecipeError, match=said):
+        prepare(parse_recipe(recipe, registry=registry), registry, planning=True)
+    with pytest.raises(RecipeError, match=said):
         ecoflap.run(recipe, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,23 @@ def test_each_process_is_told_who_it_is(tmp_path, monkeypatch):
 def test_the_code_is_that_of_the_process_that_failed(code, ends_with, monkeypatch):
     monkeypatch.setattr(launching, "_PATIENCE", 0.2)
     assert launch(2, python(code)) == ends_with
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGBUS)", "SIGBUS ended it, as where a file is cut shorter that is being read"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else time.sleep(60)", "SIGKILL ended it"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else sys.exit(2)", ""),
+        ("sys.exit(3) if rank == '1' else time.sleep(60)", ""),
+    ],
+)
+def test_who_has_failed_is_named_where_nobody_is_left_to_do_it(code, said, monkeypatch, capfd):
+    """One that ended with a code has said why; of one that a signal has ended the other says it, if it lives."""
+    monkeypatch.setattr(launching, "_PATIENCE", 0.2)
+    launch(2, python(code))
+    err = capfd.readouterr().err
+    assert re.match(f"ecoflap: rank . of 2 has ended this run: .*{said}", err) if said else not err
 
 
 STARTER = """
@@ -86,3 +104,18 @@ def test_the_command_starts_itself_in_several_processes(ecoflap_command, monkeyp
     code, _, _ = ecoflap_command("run", "any.yaml", "--processes", "2")
     assert code == 7
     assert asked == [(2, [sys.executable, "-P", "-m", "ecoflap", "run", "any.yaml", "--processes", "2"])]
+
+
+OF_ONE = [("sweep", "any"), ("export", "any", "--to", "onnx"), ("densify", "a", "b"), ("compare", "a")]
+
+
+@pytest.mark.parametrize("asked", OF_ONE)
+def test_only_a_run_is_shared_and_the_first_of_several_says_so(asked, ecoflap_command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    code, out, err = ecoflap_command(*asked)
+    assert (code, out) == (2, "")
+    assert f"ecoflap {asked[0]} is for one process, and WORLD_SIZE says that there are 2" in err
+    assert ("ecoflap sweep … --processes 2" in err) == (asked[0] == "sweep")
+    monkeypatch.setenv("RANK", "1")
+    assert ecoflap_command(*asked) == (0, "", "")  # nothing may fail before the first has spoken

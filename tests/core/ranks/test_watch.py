@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import HashStore, TCPStore
 
 from ecoflap.core.ranks import watch as watching
 from ecoflap.core.ranks.watch import Watch, tell
@@ -132,7 +132,7 @@ def test_one_of_another_machine_has_the_longer_limit_until_a_connection_breaks(s
     watch.start()
     threading.Event().wait(2.0)
     assert watch.lost is None
-    said = watch.who_is_gone(RuntimeError("reset by peer"))
+    said = watch.who_is_gone()
     assert said.startswith("rank 1 of 2 has ended this run: there was no sign of life of it for 1 seconds")
 
 
@@ -142,8 +142,48 @@ def test_the_first_reason_stays(store):
     assert Watch(store, 0, 2).tell("and this") == {"rank": 1, "problems": ["it broke"], "by_itself": False}
 
 
+class Gone(HashStore):
+    """A store that nobody holds any more."""
+
+    def add(self, key, amount):
+        raise RuntimeError("Connection reset by peer")
+
+
+STARTER = "this run has ended: the process that started its ranks, or the machine of their rendezvous, does not answer"
+
+
+@pytest.mark.parametrize(
+    ("held_by_starter", "rank", "here", "said", "speaks"),
+    [
+        (True, 0, 0, STARTER, True),
+        (True, 1, 1, STARTER, False),
+        (True, 2, 0, STARTER, True),  # on another machine, where nobody may hear of the others
+        (False, 1, 0, "rank 0 of 3 has ended this run: it does not answer", True),
+        (False, 2, 1, "rank 0 of 3 has ended this run: it does not answer", False),
+    ],
+)
+def test_who_holds_the_store_is_named_when_it_is_gone(
+    store, ended, monkeypatch, held_by_starter, rank, here, said, speaks
+):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(held_by_starter))
+    monkeypatch.setenv("LOCAL_RANK", str(here))
+    watch = Watch(Gone(), rank, 3)
+    watch.start()
+    assert ended()
+    assert watch.lost == f"{said} any more. The same command goes on from where it was"
+    assert watch.speaks == speaks
+    watch.stop()
+
+
+def test_a_connection_that_breaks_with_nobody_gone_is_told_without_the_librarys_text(store, monkeypatch):
+    monkeypatch.setattr(watching, "SILENT", -4.0)
+    assert Watch(store, 0, 2).who_is_gone() == (
+        "the connection to another rank broke, and none of them is gone. The same command goes on from where it was"
+    )
+
+
 def test_an_error_of_the_connection_is_put_down_to_who_is_gone(store, ended, monkeypatch):
     watch = Watch(store, 0, 2)
     watch.start()
-    assert watch.who_is_gone(RuntimeError("reset by peer")).startswith("rank 1 of 2 has ended this run")
+    assert watch.who_is_gone().startswith("rank 1 of 2 has ended this run")
     watch.stop()

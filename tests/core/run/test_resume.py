@@ -249,6 +249,27 @@ def test_a_full_disk_loses_nothing(recipe, unbroken, lasting, tmp_path, monkeypa
     }
 
 
+@pytest.mark.parametrize(
+    ("writes", "what"), [("save", "run/model"), ("save_surroundings", r"run/exports/\.safetensors\.partial")]
+)
+def test_a_disk_that_fills_while_an_adapter_writes_is_no_mistake_of_the_adapter(
+    recipe, unbroken, lasting, tmp_path, monkeypatch, writes, what
+):
+    """As Python's own files have it, without a path."""
+
+    def full(self, model, folder):
+        (folder / "tokenizer.json").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaAdapter, writes, full)
+        with pytest.raises(RunError, match=rf"{what} could not be written: the disk is full .* free\)\. Make room"):
+            ecoflap.run(recipe, folder=folder)
+    ecoflap.run(recipe, folder=folder)
+    assert lasting(folder) == unbroken
+
+
 @pytest.mark.slow
 def test_a_file_that_may_not_grow_ends_the_command_with_2(recipe, unbroken, lasting, command_code, tmp_path):
     """As large files are refused by the system itself, in a process of its own."""
