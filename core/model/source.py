@@ -1,7 +1,7 @@
 """Find where a model comes from: a package, a folder, a GGUF file, a hub id or memory. No weight is read for it."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -115,11 +115,6 @@ def weight_files(source: Source) -> list[Path]:
     return next((files for files in kinds if files), [])
 
 
-def has_weights(source: Source) -> bool:
-    """Tell whether there are weights to load. Of a hub id and a model in memory it is taken on trust."""
-    return source.path is None or bool(weight_files(source))
-
-
 def check_weights(source: Source) -> None:
     """Refuse a folder that has a configuration only, or not all files of its weights, or some of them cut off.
 
@@ -127,11 +122,17 @@ def check_weights(source: Source) -> None:
     """
     if source.path is None:
         return
-    problems = list(_missing_shards(source.path, source.files)) if source.path.is_dir() else []
-    if not problems and not has_weights(source):
+    index, files = _files_read(source)
+    if not files:
         raise ModelError(f"no weights in {source.path}: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}.")
-    files = [file for file in _files_with_weights(source) if file.suffix == ".safetensors"]
-    problems += filter(None, map(why_not_whole, files))
+    problems = []
+    if missing := [file.name for file in files if not file.is_file()]:
+        problems.append(
+            f"{source.path} lacks {len(missing)} of the {len(files)} files that {index} names: {', '.join(missing)}. "
+            f"Fetch or write what is missing."
+        )
+    there = (file for file in files if file.suffix == ".safetensors" and file.is_file())
+    problems += filter(None, map(why_not_whole, there))
     if problems:
         raise ModelError(*problems)
 
@@ -184,17 +185,20 @@ def _files_with_weights(source: Source) -> list[Path]:
     return sorted({*weight_files(source), *(file for file in named if file.is_file())})
 
 
-def _missing_shards(folder: Path, files: Sequence[str]) -> Iterator[str]:
-    """Say which files are not there that the index names by which the model is read, where there is one."""
-    looked_for = (name for whole in _WHOLE for name in (whole, f"{whole}.index.json") if name in files)
-    index = next(looked_for, "")
-    named = _named_in(folder / index) if index.endswith(_INDEX) else []
-    missing = [name for name in named if not (folder / name).is_file()]
-    if missing:
-        yield (
-            f"{folder} lacks {len(missing)} of the {len(named)} files that {index} names: {', '.join(missing)}. Fetch "
-            f"or write what is missing."
-        )
+def _files_read(source: Source) -> tuple[str, list[Path]]:
+    """List the files that a model is read from: those that transformers looks for, or else all with weights.
+
+    Others beside them may be what they like, such as pointers to files that were never fetched.
+
+    :return: Before them the index that names them, if one does.
+    """
+    looked_for = (name for whole in _WHOLE for name in (whole, f"{whole}.index.json") if name in source.files)
+    found = next(looked_for, None)
+    if source.path is None or source.path.is_file() or found is None:
+        return "", weight_files(source)
+    if found.endswith(_INDEX):
+        return found, [source.path / name for name in _named_in(source.path / found)]
+    return "", [source.path / found]
 
 
 def _named_in(index: Path) -> list[str]:

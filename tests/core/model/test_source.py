@@ -22,7 +22,6 @@ from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import (
     check_weights,
     fingerprint,
-    has_weights,
     hub_id,
     in_memory,
     open_source,
@@ -144,7 +143,7 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert hub_id(source) == ("org/some.name", "v1.0")
     assert fingerprint(source, never) == {"commit": "0123abc"}
     assert asked == [("org/some.name", "config.json", "v1.0")] * 2
-    assert has_weights(source)
+    check_weights(source)
     assert weight_bytes(source) is None
 
 
@@ -237,7 +236,6 @@ def test_weights_of_one_format_are_meant(tmp_path: Path):
 def test_no_weights(tmp_path: Path):
     model_folder(tmp_path, ("training_args.bin",))
     source = open_source(".", tmp_path)
-    assert not has_weights(source)
     assert weight_bytes(source) == 0
 
 
@@ -309,6 +307,17 @@ def test_an_index_that_is_not_read_may_name_what_is_not_there(tmp_path: Path, wh
     for name in (whole, "pytorch_model.bin"):
         (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": {"a": "gone"}}))
     check_weights(open_source(".", tmp_path))
+
+
+def test_what_lies_beside_the_files_that_are_read_may_be_cut_off(tmp_path: Path):
+    """As the weights in another layout that were never fetched, of which a clone has pointers."""
+    folder = model_folder(tmp_path, ())
+    save_file({"a": torch.ones(100)}, folder / "model.safetensors")
+    (folder / "consolidated.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    check_weights(open_source(".", tmp_path))
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with pytest.raises(ModelError, match=r"consolidated\.safetensors is cut off, or no safetensors file"):
+        check_weights(open_source(".", tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
