@@ -46,11 +46,10 @@ class PackedModel(nn.Module):
 def keep_packing(model: nn.Module, packing: Packing) -> None:
     """Put what is packed at ``model.ecoflap_packing``, and have a model be cast whole of which anything is."""
     packing.bytes_dense, packing.bytes_packed = _taken(model)
-    vars(model)[ATTRIBUTE] = packing
+    setattr(model, ATTRIBUTE, packing)
     if packing.packed and not isinstance(model, PackedParameters):  # which asks itself first
         kind: Any = type(model)
-        # What torch.compile gives hands ordinary assignments on to the model within.
-        object.__setattr__(model, "__class__", _class_of(kind))
+        model.__class__ = _class_of(kind)
 
 
 def _followers(model: nn.Module) -> Iterator[Follower]:

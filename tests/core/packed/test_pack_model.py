@@ -116,14 +116,6 @@ def test_too_few_zeros_are_told():
     assert "zeros on" not in str(ecoflap.pack_model(sparse(0.35)))
 
 
-def test_what_torch_compile_gives_is_cast_whole_too():
-    model = torch.compile(nn.Sequential(nn.Linear(8, 40), *sparse(0.5)), backend="eager")
-    assert ecoflap.pack_model(model) == model.ecoflap_packing
-    with pytest.raises(KernelError, match=r"and not torch\.float64"):
-        model.double()
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
 def test_a_mask_of_torch_that_is_held_apart_is_told():
     model = sparse(0)
     prune.l1_unstructured(model[0], "weight", 0.6)
