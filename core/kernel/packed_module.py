@@ -31,10 +31,6 @@ class Follower(nn.Module):
         :raises KernelError: Where they would be of a type, or on a device, that they are not multiplied in.
         """
 
-    @abstractmethod
-    def taken(self) -> Mapping[int, tuple[int, int]]:
-        """Give the bytes that each piece of memory would take dense, and those that it takes, by its address."""
-
 
 class DenseState(Follower):
     """Has in its state dict, dense and under the names they had, the parameters that a module holds packed."""
@@ -130,9 +126,6 @@ class PackedLinear(DenseState, nn.Linear):
 
     def refuse(self, fn: Callable[[Tensor], Tensor]) -> None:
         followed(fn, self.dtype)
-
-    def taken(self) -> Mapping[int, tuple[int, int]]:
-        return {self.packed.data_ptr(): (shape_of(self.packed).bytes_dense, len(self.packed))}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         """Follow ``.to(dtype)``: the weights are decoded, cast and packed anew. ``.to(device)`` is refused.

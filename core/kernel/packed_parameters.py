@@ -108,10 +108,6 @@ class PackedParameters(DenseState):
         for held in self.held.values():
             followed(fn, held.each.dtype)
 
-    def taken(self) -> Mapping[int, tuple[int, int]]:
-        pieces = ((self.memory(name), held) for name, held in self.held.items())
-        return {memory.data_ptr(): (len(held.ends) * held.each.bytes_dense, len(memory)) for memory, held in pieces}
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedParameters":
         """Follow ``.to(dtype)``, a matrix after the other; ``.to(device)`` is refused."""
         for name, held in self.held.items():

@@ -75,7 +75,7 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
         packed = arena.take(candidate.nbytes)
         ends = pack_into(packed, candidate.form, model.get_parameter(candidate.names[0]), candidate.shape.values)
         replace(model, candidate, packed, ends)
-        packing.packed.append(candidate.names[0])
+        packing.add(candidate.names[0], candidate.shape, ends[-1])
     keep_packing(model, packing)
     return packing
 

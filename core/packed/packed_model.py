@@ -1,10 +1,9 @@
-"""Have a model that runs packed be cast whole or left as it is, and know what it takes: :class:`PackedModel`.
+"""Have a model that runs packed be cast whole or left as it is: :class:`PackedModel`.
 
 ``nn.Module.to`` goes module by module. Where a packed one refuses, those before it would be cast or moved already.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -25,41 +24,24 @@ class PackedModel(nn.Module):
     packs: ClassVar[type[nn.Module]]
     """The class that it was made of."""
 
-    @property
-    def ecoflap_packing(self) -> Packing:
-        """Say what of it is packed, and what that takes now: other bytes after a cast, or with other weights."""
-        said: Packing = vars(self)[ATTRIBUTE]
-        dense, packed = _taken(self)
-        return replace(said, bytes_dense=dense, bytes_packed=packed)
-
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied and stored by the class that this was made of."""
         return _without_state, (self.packs,), self.__dict__
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedModel":
-        for module in _followers(self):
-            module.refuse(fn)
+        for module in self.modules():
+            if isinstance(module, Follower):
+                module.refuse(fn)
         super()._apply(fn, recurse)
         return self
 
 
 def keep_packing(model: nn.Module, packing: Packing) -> None:
     """Put what is packed at ``model.ecoflap_packing``, and have a model be cast whole of which anything is."""
-    packing.bytes_dense, packing.bytes_packed = _taken(model)
     setattr(model, ATTRIBUTE, packing)
     if packing.packed and not isinstance(model, PackedParameters):  # which asks itself first
         kind: Any = type(model)
         model.__class__ = _class_of(kind)
-
-
-def _followers(model: nn.Module) -> Iterator[Follower]:
-    return (module for module in model.modules() if isinstance(module, Follower))
-
-
-def _taken(model: nn.Module) -> tuple[int, int]:
-    """Give the bytes that packed weights would take dense, and those that they take; what is shared counts once."""
-    pieces = {at: sizes for module in _followers(model) for at, sizes in module.taken().items()}
-    return sum(dense for dense, _ in pieces.values()), sum(packed for _, packed in pieces.values())
 
 
 @cache

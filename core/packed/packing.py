@@ -46,6 +46,12 @@ class Packing:
     bytes_dense: int = 0
     bytes_packed: int = 0
 
+    def add(self, name: str, shape: Shape, nbytes: int) -> None:
+        """Count a weight as packed, in so many bytes."""
+        self.packed.append(name)
+        self.bytes_dense += shape.bytes_dense
+        self.bytes_packed += nbytes
+
     def __str__(self) -> str:
         """Tell it in sentences, a line for each reason why weights are dense."""
         share = f", {self.bytes_packed / self.bytes_dense:.3f} of its bytes" if self.bytes_dense else ""

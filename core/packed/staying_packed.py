@@ -94,7 +94,7 @@ class StayingPacked:
         except KernelError as error:
             raise FormatError(f"the packed weight {name} is damaged: {error}") from error
         replace(model, candidate, packed, ends)
-        self.packing.packed.append(name)
+        self.packing.add(name, shape, ends[-1])
 
 
 def _is_weight(model: nn.Module, names: Sequence[str], entry: Entry) -> bool:

@@ -5,7 +5,7 @@ Neural Networks", 2021). What is stored is those two and where they are: 9/16 of
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,10 +45,6 @@ class TwoFourLinear(Follower, nn.Linear):
                 f"convert it, then ecoflap.pack_model(model)."
             )
 
-    def taken(self) -> Mapping[int, tuple[int, int]]:
-        dense = self.weight.numel() * self.weight.itemsize
-        return {id(self.weight): (dense, dense * 9 // 16)}
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TwoFourLinear":
         self.refuse(fn)
         return self
@@ -84,9 +80,12 @@ def run_two_four(model: nn.Module) -> Packing:
         if reason:
             packing.dense[f"{name}.weight"] = reason
             continue
+        weight = module.weight
         owner, _, child = name.rpartition(".")
         setattr(model.get_submodule(owner), child, TwoFourLinear(module))
         packing.packed.append(f"{name}.weight")
+        packing.bytes_dense += weight.nbytes
+        packing.bytes_packed += weight.nbytes * 9 // 16
     keep_packing(model, packing)
     return packing
 

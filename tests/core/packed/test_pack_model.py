@@ -26,7 +26,7 @@ def test_a_family_gives_the_same(name):
     model, adapter = pruned.model, pruned.adapter
     state, expected = bits(model), outputs(name, model, adapter)
     packing = ecoflap.pack_model(model)
-    assert packing == model.ecoflap_packing
+    assert packing is model.ecoflap_packing
     assert packing.packed
     assert not set(packing.dense) & set(pruned.parameter_masks)
     assert set(packing.packed) <= packed_names(model)
@@ -239,24 +239,6 @@ def test_it_is_cast_and_not_moved(llama):
     assert bits(model.to(torch.bfloat16)) == bits(dense.to(torch.bfloat16))
     assert all(module.dtype == torch.bfloat16 for module in model.modules() if isinstance(module, PackedLinear))
     assert bits(model.type(torch.float32)) == bits(dense.type(torch.float32))
-
-
-def test_what_it_takes_is_counted_anew(llama):
-    model, dense = llama
-    names, before = model.ecoflap_packing.packed, copy.deepcopy(model.ecoflap_packing)
-
-    def taken():
-        return sum(m.packed.numel() for m in model.modules() if isinstance(m, PackedLinear))
-
-    model.bfloat16()
-    cast = model.ecoflap_packing
-    assert (2 * cast.bytes_dense, cast.bytes_packed) == (before.bytes_dense, taken())
-    assert cast.bytes_packed < before.bytes_packed
-    model.load_state_dict({name: torch.ones_like(one) for name, one in dense.state_dict().items()})
-    full = model.ecoflap_packing
-    assert (full.bytes_dense, full.bytes_packed) == (cast.bytes_dense, taken())
-    assert full.bytes_packed > full.bytes_dense
-    assert full.packed == names
 
 
 @pytest.mark.parametrize(
