@@ -59,8 +59,8 @@ def load_session(
             raise KernelError(f"{path}: {said}") from error
         if type(error).__name__ in _OF_A_FILE:
             raise FormatError(
-                f"{path}: onnxruntime does not take it: {one_line(error)}. Where providers and options are right, "
-                f"the file is damaged: export it again."
+                f"{path}: onnxruntime does not take it: {one_line(error)}. It may be damaged, lack a file beside it, "
+                f"or need a newer onnxruntime, other operators, or other providers and options."
             ) from error
         raise
 

@@ -167,7 +167,9 @@ def test_what_onnxruntime_does_not_take_is_said_to_be_damaged(tmp_path):
         proto = onnx.load(file, load_external_data=False)
         proto.graph.node[-1].op_type = "Adder"
         file.write_bytes(proto.SerializeToString())
-        with pytest.raises(FormatError, match=r"onnxruntime does not take it: .*Adder.*is damaged: export it again"):
+        with pytest.raises(
+            FormatError, match=r"onnxruntime does not take it: .*Adder.*may be damaged"
+        ):
             load_session(file)
 
 

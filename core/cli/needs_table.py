@@ -1,10 +1,11 @@
 """Say what a run needs, in memory and on disk."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from shutil import disk_usage
 from typing import TypeAlias
 
+from ecoflap.core.disk.write_errors import free_for
 from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.arithmetic import is_slow
 from ecoflap.core.needs.disk import disk_needs
@@ -86,7 +87,14 @@ def _disk_there(prepared: Prepared) -> Iterator[Row]:
     """Say what disk is free, and what the run would take with the model or the record kept elsewhere."""
     peak = disk_needs(prepared, Places.asked(prepared.recipe)).peak
     others = {places: disk_needs(prepared, places).peak for places in other_places(prepared)}
-    yield from _there("disk free here", disk_usage(Path.cwd()).free, peak, others)
+    yield from _there("disk free here", _free_disk(), peak, others)
+
+
+def _free_disk() -> int | None:
+    """Give the bytes that are free where runs go that are told no folder; None where the system does not say."""
+    with suppress(OSError):
+        return free_for(Path("runs") / "new")
+    return None
 
 
 def _there(what: str, there: int | None, peak: int, others: Mapping[Places, int]) -> Iterator[Row]:
@@ -127,8 +135,7 @@ def _disk(prepared: Prepared) -> Iterator[Row]:
         ("gradients of the loss", written.gradients),
         ("recorded activations", written.spilled),
         ("the refiner's steps", written.steps),
-        ("experts that the library puts together", written.put_together),
-        ("and once more while the saved model is read back", written.put_together),
+        ("experts put together, twice while model/ is read back,", 2 * written.put_together),
         ("later, while a view is exported,", written.exporting),
     ):
         made_of += f"; {name} {bytes_text(size)}" if size else ""

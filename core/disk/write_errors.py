@@ -68,11 +68,11 @@ def _concerns(cause: OSError, path: Path, temporary: Path) -> bool:
 def _sentence(path: Path, cause: OSError) -> str:
     what, cure = _CAUSES.get(cause.errno or 0, (cause.strerror or str(cause), "Choose another folder."))
     if cause.errno == errno.ENOSPC:
-        what += f" ({_free(path) / 1e6:,.1f} MB free)"
+        what += f" ({free_for(path) / 1e6:,.1f} MB free)"
     return f"{path} could not be written: {what}. {cure}"
 
 
-def _free(path: Path) -> int:
+def free_for(path: Path) -> int:
     """Give the bytes that are free on a path's disk, also where its folder is not there yet."""
     there = next(folder for folder in path.absolute().parents if folder.is_dir())
     return shutil.disk_usage(there).free

@@ -21,18 +21,7 @@ from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
 
-class Follower(nn.Module):
-    """Holds weights that follow some of what ``nn.Module`` applies to its tensors, by ``.to(…)`` and its likes."""
-
-    @abstractmethod
-    def refuse(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Refuse what they cannot follow; nothing is changed.
-
-        :raises KernelError: Where they would be of a type, or on a device, that they are not multiplied in.
-        """
-
-
-class DenseState(Follower):
+class DenseState(nn.Module):
     """Has in its state dict, dense and under the names they had, the parameters that a module holds packed."""
 
     @abstractmethod
@@ -124,9 +113,6 @@ class PackedLinear(DenseState, nn.Linear):
             raise KernelError("the weights of this layer are packed: put an nn.Linear in its place to give it others")
         super().register_parameter(name, param)
 
-    def refuse(self, fn: Callable[[Tensor], Tensor]) -> None:
-        followed(fn, self.dtype)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         """Follow ``.to(dtype)``: the weights are decoded, cast and packed anew. ``.to(device)`` is refused.
 
@@ -161,14 +147,15 @@ def followed(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
     """
     probe = fn(torch.empty(1, dtype=dtype))
     if probe.device.type != "cpu":
+        lost = "the model has to be loaded again" if probe.is_meta else ".to('cpu') brings it back"
         raise KernelError(
             f"packed weights are multiplied on the CPU, and cannot be moved to {probe.device}. Load the model with "
-            f"weights='dense' to run it there."
+            f"weights='dense' to run it there. What lies before them in the model was moved: {lost}."
         )
     if probe.dtype not in TYPES:
         raise KernelError(
             f"packed weights are {_listed()}, and not {probe.dtype}. Load the model with weights='dense' to have it in "
-            f"that type."
+            f"that type. What lies before them in the model was cast: .to({dtype}) brings it back."
         )
     return probe.dtype
 

@@ -104,10 +104,6 @@ class PackedParameters(DenseState):
         self.held = {**self.held, name: held}
         self.register_buffer(f"packed_{name}", memory, persistent=False)
 
-    def refuse(self, fn: Callable[[Tensor], Tensor]) -> None:
-        for held in self.held.values():
-            followed(fn, held.each.dtype)
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedParameters":
         """Follow ``.to(dtype)``, a matrix after the other; ``.to(device)`` is refused."""
         for name, held in self.held.items():

@@ -115,6 +115,29 @@ def weight_files(source: Source) -> list[Path]:
     return next((files for files in kinds if files), [])
 
 
+def files_read(source: Source) -> list[Path]:
+    """List the files that a model is read from: those that transformers looks for, or else all with weights.
+
+    Others beside them may be what they like, such as pointers to files that were never fetched.
+    """
+    found = _looked_for(source)
+    if source.path is None or found is None:
+        return weight_files(source)
+    return [source.path / name for name in (_named_in(source.path / found) if _index(source) else [found])]
+
+
+def _looked_for(source: Source) -> str | None:
+    """Give the name of the file by which transformers reads a folder, weights or an index; None where it has none."""
+    names = (name for whole in _WHOLE for name in (whole, f"{whole}.index.json") if name in source.files)
+    return None if source.path is None or source.path.is_file() else next(names, None)
+
+
+def _index(source: Source) -> str:
+    """Give the name of the index by which a folder is read; empty where there is none."""
+    found = _looked_for(source)
+    return found if found is not None and found.endswith(_INDEX) else ""
+
+
 def check_weights(source: Source) -> None:
     """Refuse a folder that has a configuration only, or not all files of its weights, or some of them cut off.
 
@@ -122,7 +145,7 @@ def check_weights(source: Source) -> None:
     """
     if source.path is None:
         return
-    index, files = _files_read(source)
+    index, files = _index(source), files_read(source)
     if not files:
         raise ModelError(f"no weights in {source.path}: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}.")
     problems = []
@@ -183,22 +206,6 @@ def _files_with_weights(source: Source) -> list[Path]:
     indices = [source.path / name for name in source.files if name.endswith(_INDEX)]
     named = (source.path / name for index in indices for name in _named_in(index))
     return sorted({*weight_files(source), *(file for file in named if file.is_file())})
-
-
-def _files_read(source: Source) -> tuple[str, list[Path]]:
-    """List the files that a model is read from: those that transformers looks for, or else all with weights.
-
-    Others beside them may be what they like, such as pointers to files that were never fetched.
-
-    :return: Before them the index that names them, if one does.
-    """
-    looked_for = (name for whole in _WHOLE for name in (whole, f"{whole}.index.json") if name in source.files)
-    found = next(looked_for, None)
-    if source.path is None or source.path.is_file() or found is None:
-        return "", weight_files(source)
-    if found.endswith(_INDEX):
-        return found, [source.path / name for name in _named_in(source.path / found)]
-    return "", [source.path / found]
 
 
 def _named_in(index: Path) -> list[str]:

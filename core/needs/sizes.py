@@ -10,7 +10,7 @@ from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.mapped_weights import MappedFile
 from ecoflap.core.model.parameter_masks import parameter_and_part
-from ecoflap.core.model.source import weight_files
+from ecoflap.core.model.source import files_read
 from ecoflap.core.recipe.schema import Calibration
 from ecoflap.core.run.prepared import Prepared
 
@@ -161,7 +161,7 @@ def bytes_put_together(prepared: Prepared) -> int:
     Those are parameters of many parts that none of the files has under a name that ends alike. Of a model that is not
     here yet all are taken for such.
     """
-    files = [file for file in weight_files(prepared.source) if file.suffix == ".safetensors"]
+    files = [file for file in files_read(prepared.source) if file.suffix == ".safetensors"]
     stored = {_end_of(name) for file in files for name in MappedFile(file).places}
     parts = [layer for _, layer in prepared.anatomy.layers() if layer.part is not None]
     whole = {parameter_and_part(layer.name)[0]: layer.parameter for layer in parts}

@@ -17,8 +17,7 @@ from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.shapes import first_difference, shapes_of, tensors_of
 from ecoflap.core.model.source import weight_files
 from ecoflap.core.packed.contents import Entry
-from ecoflap.core.packed.packed_model import keep_packing
-from ecoflap.core.packed.packing import Packing
+from ecoflap.core.packed.packing import ATTRIBUTE, Packing
 from ecoflap.core.packed.read_packed import StoredPacked, inspect_packed, stream_stored
 from ecoflap.core.packed.shards import ENDING, INDEX
 from ecoflap.core.packed.staying_packed import StayingPacked
@@ -115,12 +114,12 @@ def fill(
         if stored.is_floating_point():
             stored = stored.to(type_of(first, stored.dtype))
         _put(model, names[first], stored)
+    if packs is not None:
+        setattr(model, ATTRIBUTE, packs.packing)
     left = [name for name, t in chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
     if left:
         raise ModelError(f"{path}: its model was built without {', '.join(left[:3])}, which no packed file holds.")
     _refuse_other_ties(model, path, names)
-    if packs is not None:
-        keep_packing(model, packs.packing)
 
 
 def _put(model: nn.Module, names: list[str], tensor: Tensor) -> None:

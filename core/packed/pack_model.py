@@ -10,8 +10,8 @@ from ecoflap.core.kernel.library import TYPES, VALUES, Values
 from ecoflap.core.kernel.matrix import shape_for
 from ecoflap.core.kernel.order import Shape
 from ecoflap.core.packed.forms import form_of, pack_into
-from ecoflap.core.packed.packed_model import keep_packing
 from ecoflap.core.packed.packing import (
+    ATTRIBUTE,
     LEAST_SPARSITY,
     Candidate,
     Packing,
@@ -76,7 +76,7 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
         ends = pack_into(packed, candidate.form, model.get_parameter(candidate.names[0]), candidate.shape.values)
         replace(model, candidate, packed, ends)
         packing.add(candidate.names[0], candidate.shape, ends[-1])
-    keep_packing(model, packing)
+    setattr(model, ATTRIBUTE, packing)
     return packing
 
 
@@ -119,8 +119,9 @@ def _why_dense(model: nn.Module, name: str, shape: Shape | None, weight: torch.T
 
 
 def _has_mask(module: nn.Module, attribute: str) -> bool:
-    """Say whether a parameter is what ``torch.nn.utils.prune`` multiplies with a mask in each forward."""
-    return attribute.endswith(_ORIGINAL) and f"{attribute.removesuffix(_ORIGINAL)}_mask" in module._buffers
+    """Say whether a parameter is what ``torch.nn.utils.prune`` makes zeros of by a mask in each forward."""
+    mask = module._buffers.get(f"{attribute.removesuffix(_ORIGINAL)}_mask") if attribute.endswith(_ORIGINAL) else None
+    return isinstance(module, nn.Linear) and mask is not None and not bool(mask.all())
 
 
 def _is_asked(model: nn.Module, names: Sequence[str], weight: torch.Tensor, packing: Packing, values: Values) -> bool:
@@ -130,11 +131,14 @@ def _is_asked(model: nn.Module, names: Sequence[str], weight: torch.Tensor, pack
 
     :param packing: Is told how many zeros there are at most.
     """
-    expected = is_expected(model, names)
+    owner, _, attribute = names[0].rpartition(".")
+    module = model.get_submodule(owner)
+    expected = is_expected(model, names) and (values != "exact" or not isinstance(module, nn.Embedding))
     if weight.is_floating_point() and weight.element_size() == 1:  # torch counts no zeros of float8
         return expected
     zeros = (weight.numel() - int(weight.count_nonzero())) / max(1, weight.numel())
     if expected:
-        packing.most_zeros = max(zeros, packing.most_zeros or 0)
+        if form_of(module, attribute) is not None:
+            packing.most_zeros = max(zeros, packing.most_zeros or 0)
         return zeros >= _PRUNED or values != "exact"
     return LEAST_SPARSITY <= zeros < 1

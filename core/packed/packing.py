@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import floor
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Packing:
     :param dense: Of prunable weights that are not, each with the reason.
     :param most_zeros: The largest share of zeros in a matrix that could run packed, where zeros were counted.
     :param bytes_dense: What the packed ones took dense.
-    :param bytes_packed: What they take now, masks and scales included.
+    :param bytes_packed: What they took when they were packed, masks and scales included.
     """
 
     values: Values = "exact"
@@ -56,13 +57,13 @@ class Packing:
         """Tell it in sentences, a line for each reason why weights are dense."""
         share = f", {self.bytes_packed / self.bytes_dense:.3f} of its bytes" if self.bytes_dense else ""
         lines = [f"{len(self.packed)} matrices run packed{_HOW[self.values]}{share}."]
-        if self.embeddings is not None:
+        if self.embeddings is not None and self.packed:
             lines.append(f"Embeddings and head are among them{_HOW[self.embeddings]}.")
         if self.packed and self.products:
             lines.append(self.products)
         if not self.packed and self.most_zeros is not None and self.most_zeros < LEAST_SPARSITY:
-            least, most = 100 * LEAST_SPARSITY, 100 * self.most_zeros
-            lines.append(f"A matrix does from {least:.0f} % zeros on; the most that one has is {most:.1f} %.")
+            least, most = 100 * LEAST_SPARSITY, floor(1000 * self.most_zeros) / 10  # which never rounds up to the least
+            lines.append(f"A matrix does from {least:.0f} % zeros on; the most that one has is {most} %.")
         reasons: dict[str, list[str]] = {}
         for name, reason in self.dense.items():
             reasons.setdefault(reason, []).append(name)

@@ -5,7 +5,7 @@ Neural Networks", 2021). What is stored is those two and where they are: 9/16 of
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,9 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ecoflap.core.errors import KernelError, ModelError
-from ecoflap.core.kernel.packed_module import Follower
-from ecoflap.core.packed.packed_model import keep_packing
-from ecoflap.core.packed.packing import Packing, what_would_be_lost
+from ecoflap.core.packed.packing import ATTRIBUTE, Packing, what_would_be_lost
 
 ROWS, COLUMNS = 32, 64
 """What outputs and inputs have to be multiples of, for cuSPARSELt and for CUTLASS, in 16 bits."""
@@ -23,7 +21,7 @@ LEAST_CAPABILITY = (8, 0)
 """Of an Ampere, the first that has sparse tensor cores."""
 
 
-class TwoFourLinear(Follower, nn.Linear):
+class TwoFourLinear(nn.Linear):
     """Multiplies as an ``nn.Linear`` whose weights are 2:4; they cannot be trained.
 
     A state dict has them dense, under the name they had, and so takes them.
@@ -36,7 +34,7 @@ class TwoFourLinear(Follower, nn.Linear):
         self.register_parameter("weight", _compressed(dense.weight.detach()))
         self.train(dense.training)
 
-    def refuse(self, fn: Callable[[Tensor], Tensor]) -> None:
+    def _apply(self, fn: Any, recurse: bool = True) -> "TwoFourLinear":
         """Refuse another type or device: what is compressed is neither cast nor moved."""
         probe = fn(torch.empty(1, dtype=self.weight.dtype, device=self.weight.device))
         if (probe.dtype, probe.device) != (self.weight.dtype, self.weight.device):
@@ -44,9 +42,6 @@ class TwoFourLinear(Follower, nn.Linear):
                 f"2:4 weights on {self.weight.device} are neither moved nor cast. Load the model with weights='dense', "
                 f"convert it, then ecoflap.pack_model(model)."
             )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TwoFourLinear":
-        self.refuse(fn)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -86,7 +81,7 @@ def run_two_four(model: nn.Module) -> Packing:
         packing.packed.append(f"{name}.weight")
         packing.bytes_dense += weight.nbytes
         packing.bytes_packed += weight.nbytes * 9 // 16
-    keep_packing(model, packing)
+    setattr(model, ATTRIBUTE, packing)
     return packing
 
 

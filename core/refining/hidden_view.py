@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ecoflap.core.contracts.records import Target
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, unknown
 from ecoflap.core.forward.block_gradient import by_sample
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import device_of, map_tensors
@@ -72,6 +72,8 @@ class HiddenView(RefinedView):
         :raises ModelError: Where that was not recorded, because the refiner does not say that it looks at it.
         """
         of = of or self.target
+        if of not in get_args(Target):
+            raise ModelError(unknown("target", of, get_args(Target)))
         if of not in self._targets:
             raise ModelError(
                 f"{self.name}: its {of} targets were not recorded. A refiner that looks at them beside its own, which "

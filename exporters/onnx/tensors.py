@@ -20,6 +20,10 @@ _ANEW = "Export it again."
 _INSTALL = "Install it: pip install 'ecoflap[onnx]'."
 
 
+_REMARKS = ("doc_string", "metadata_props", "producer_name", "producer_version")
+"""Fields with texts that nothing is looked up by."""
+
+
 @dataclass(frozen=True)
 class Opened:
     """Holds a model in memory, with the file whose folder its external data lie in.
@@ -64,12 +68,14 @@ def opened(path: Path) -> Opened:
 
 
 def _texts(message: Any) -> Iterator[str | bytes]:
-    """Yield the texts of a message and of all within it; one that is no Unicode is in bytes."""
+    """Yield the names in a message and in all within it; one that is no Unicode is in bytes."""
     if message.DESCRIPTOR.name == "TensorProto":  # to list its fields would copy the weight
-        yield from (message.name, message.doc_string)
+        yield message.name
         yield from (text for entry in message.external_data for text in _texts(entry))
         return
     for field, value in message.ListFields():
+        if field.name in _REMARKS:
+            continue
         values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
         if field.type == field.TYPE_STRING:
             yield from values

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from shutil import disk_usage
 from typing import Any
 
 import pytest
@@ -224,9 +223,8 @@ def test_each_choice_is_told_with_its_disk_and_what_does_not_fit(pico_llama_fold
         pytest.skip("transformers leaves weights on the disk from version 5 on")
     (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
     text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
-    there = disk_usage(tmp_path)
     free = {"": 1 << 40}
-    monkeypatch.setattr("ecoflap.core.cli.needs_table.disk_usage", lambda path: there._replace(free=free[""]))
+    monkeypatch.setattr("ecoflap.core.cli.needs_table.free_for", lambda path: free[""])
 
     def row() -> tuple[float, dict[str, float], str]:
         rows = {what: (size, told) for what, size, told in rows_of(pico_llama_folder, calibration=text)}
