@@ -161,15 +161,23 @@ def test_a_name_that_is_no_unicode_is_said(tmp_path):
             read(packed)
 
 
+def test_a_remark_that_is_no_unicode_is_passed_over(tmp_path):
+    """As onnxruntime passes over it."""
+    packed, _ = saved(tmp_path)
+    expected = outputs(load_session(packed))
+    proto = onnx.load(packed, load_external_data=False)
+    proto.doc_string, proto.producer_name, proto.graph.node[0].doc_string = "remark 1", "remark 2", "remark 3"
+    packed.write_bytes(proto.SerializeToString().replace(b"remark ", b"r\xe9mark "[:7]))
+    assert same(outputs(load_session(packed)), expected)
+
+
 def test_what_onnxruntime_does_not_take_is_said_to_be_damaged(tmp_path):
     packed, dense = saved(tmp_path)
     for file in (packed, dense):
         proto = onnx.load(file, load_external_data=False)
         proto.graph.node[-1].op_type = "Adder"
         file.write_bytes(proto.SerializeToString())
-        with pytest.raises(
-            FormatError, match=r"onnxruntime does not take it: .*Adder.*may be damaged"
-        ):
+        with pytest.raises(FormatError, match=r"onnxruntime does not take it: .*Adder.*may be damaged"):
             load_session(file)
 
 

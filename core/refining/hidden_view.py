@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ecoflap.core.contracts.records import Target
-from ecoflap.core.errors import ModelError, unknown
+from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.block_gradient import by_sample
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import device_of, map_tensors
@@ -72,12 +72,10 @@ class HiddenView(RefinedView):
         :raises ModelError: Where that was not recorded, because the refiner does not say that it looks at it.
         """
         of = of or self.target
-        if of not in get_args(Target):
-            raise ModelError(unknown("target", of, get_args(Target)))
         if of not in self._targets:
             raise ModelError(
-                f"{self.name}: its {of} targets were not recorded. A refiner that looks at them beside its own, which "
-                f"are {self.target}, says both_targets = True"
+                f"{self.name}: no targets called {of!r} were recorded, but {' and '.join(sorted(self._targets))}. A refiner "
+                f"that looks at those called dense and at those called own says both_targets = True"
             )
         device = device_of(self.block.module)
         return [target.to(device, torch.float32) for target in self._targets[of][number]]

@@ -125,6 +125,18 @@ def test_a_mask_of_torch_that_is_held_apart_is_told():
     assert ecoflap.pack_model(model).packed == ["0.weight"]
 
 
+def test_what_has_few_zeros_by_its_nature_is_not_told():
+    """A mask of ones makes none, a row that pads an embedding is no pruning, and 34.99 % are not 35."""
+    model = sparse(0)
+    prune.identity(model[0], "weight")
+    assert ecoflap.pack_model(model).dense == {}
+    packing = ecoflap.pack_model(nn.Sequential(nn.Embedding(8, 32, padding_idx=0), nn.Linear(32, 8)))
+    assert (packing.dense, packing.most_zeros) == ({}, 0)
+    layer = nn.Linear(100, 100)
+    layer.weight.data.fill_(1.0).view(-1)[:3499] = 0
+    assert "the most that one has is 34.9 %" in str(ecoflap.pack_model(nn.Sequential(layer)))
+
+
 @pytest.mark.parametrize("values", ["exact", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_weights_of_eight_bit_floats_stay_as_they_are(values, dtype):

@@ -132,7 +132,7 @@ def test_a_refiner_of_blocks_may_look_at_both_targets(plain, tmp_path, monkeypat
 @pytest.mark.parametrize(("target", "other"), [("dense", "own"), ("own", "dense")])
 def test_a_refiner_that_does_not_say_that_it_looks_at_both_is_told(plain, tmp_path, target, other):
     asked = {"use": LooksAtTargets, "target": target, "looks_at": [other], "both_targets": False}
-    expected = f"model.layers.0: its {other} targets were not recorded. .* are {target}, says both_targets = True"
+    expected = f"model.layers.0: no targets called {other!r} were recorded, but {target}. .* says both_targets = True"
     with pytest.raises(EcoflapError, match=expected):
         ecoflap.run(plain(score=None, export=None, refine=asked), folder=tmp_path / "run")
 
