@@ -74,8 +74,8 @@ class HiddenView(RefinedView):
         of = of or self.target
         if of not in self._targets:
             raise ModelError(
-                f"{self.name}: no targets called {of!r} were recorded, but {' and '.join(sorted(self._targets))}. A refiner "
-                f"that looks at those called dense and at those called own says both_targets = True"
+                f"{self.name}: no targets called {of!r} were recorded, but {' and '.join(sorted(self._targets))}. A "
+                f"refiner that looks at those called dense and at those called own says both_targets = True"
             )
         device = device_of(self.block.module)
         return [target.to(device, torch.float32) for target in self._targets[of][number]]
