@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -284,7 +285,8 @@ def line_of(name: str, timed: Sequence[Mapping[str, Any]], asked: Sequence[Mappi
     ratios = [middle(way, "token_wall") / middle(name, "token_wall") for way in ("torch dense", "ours dense")]
     cells = [f"{median(speeds):.1f} ({speeds[0]:.1f} to {speeds[-1]:.1f})", *(f"{ratio:.2f}" for ratio in ratios)]
     cells += [f"{1e3 * middle(name, 'first_wall'):.0f}", f"{middle(name, 'resident'):.0f}"]
-    cells.append(f"{middle(name, 'file'):.0f}")
+    size = middle(name, "file")
+    cells.append("" if isnan(size) else f"{size:.0f}")
     cells.append(f"{asked[-1]['perplexity']:.2f}" if asked else "")
     return f"| {name} | {' | '.join(cells)} |"
 
