@@ -8,7 +8,7 @@ from typing import TypeAlias
 from ecoflap.core.disk.write_errors import free_for
 from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.arithmetic import is_slow
-from ecoflap.core.needs.disk import disk_needs
+from ecoflap.core.needs.disk import DiskNeeds, disk_needs
 from ecoflap.core.needs.memory import (
     LIBRARIES,
     MemoryNeeds,
@@ -30,14 +30,17 @@ Row: TypeAlias = tuple[str, str, str]
 
 def needs(prepared: Prepared) -> Iterator[Row]:
     """Yield a row for each thing that a run needs."""
-    held = memory_needs(prepared, Places.asked(prepared.recipe))
+    places, others = Places.asked(prepared.recipe), list(other_places(prepared))
+    held, written = memory_needs(prepared, places), disk_needs(prepared, places)
     yield _memory(prepared, held)
     yield from _spent_on_speed(prepared)
     yield from _slow_type(prepared)
-    yield from _memory_there(prepared, held.peak)
+    in_memory = {other: memory_needs(prepared, other).peak for other in others}
+    yield from _there("memory free here", available_memory(), held.peak, in_memory)
     yield from _device(prepared)
-    yield from _disk(prepared)
-    yield from _disk_there(prepared)
+    yield from _disk(prepared, places, written)
+    on_disk = {other: disk_needs(prepared, other).peak for other in others}
+    yield from _there("disk free here", _free_disk(), written.peak, on_disk)
 
 
 def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
@@ -74,22 +77,6 @@ def _slow_type(prepared: Prepared) -> Iterator[Row]:
         yield "slow", f"products in {named}", f"torch does them several times as slowly on this CPU: {instead}"
 
 
-def _memory_there(prepared: Prepared, peak: int) -> Iterator[Row]:
-    """Say what memory there is, and what the run would need with the model or the record kept elsewhere.
-
-    :param peak: Bytes that it needs with both where the recipe has them.
-    """
-    others = {places: memory_needs(prepared, places).peak for places in other_places(prepared)}
-    yield from _there("memory free here", available_memory(), peak, others)
-
-
-def _disk_there(prepared: Prepared) -> Iterator[Row]:
-    """Say what disk is free, and what the run would take with the model or the record kept elsewhere."""
-    peak = disk_needs(prepared, Places.asked(prepared.recipe)).peak
-    others = {places: disk_needs(prepared, places).peak for places in other_places(prepared)}
-    yield from _there("disk free here", _free_disk(), peak, others)
-
-
 def _free_disk() -> int | None:
     """Give the bytes that are free where runs go that are told no folder; None where the system does not say."""
     with suppress(OSError):
@@ -100,7 +87,8 @@ def _free_disk() -> int | None:
 def _there(what: str, there: int | None, peak: int, others: Mapping[Places, int]) -> Iterator[Row]:
     """Say what there is of something, whether the recipe's run fits into it, and what each other choice takes.
 
-    :param peak: Bytes of it that the run takes as the recipe is.
+    :param peak: Bytes of it that the run takes with model and record where the recipe has them.
+    :param others: Bytes that it takes with these elsewhere.
     """
     said = [_said(places, size, there) for places, size in others.items()]
     if there is not None and peak > there:
@@ -121,10 +109,9 @@ def _device(prepared: Prepared) -> Iterator[Row]:
         yield "device memory", bytes_text(held.peak), made_of
 
 
-def _disk(prepared: Prepared) -> Iterator[Row]:
+def _disk(prepared: Prepared, places: Places, written: DiskNeeds) -> Iterator[Row]:
     """Say what a run leaves, and what is there beside it until it is done."""
-    places, rounds = Places.asked(prepared.recipe), prepared.recipe.round_count
-    written = disk_needs(prepared, places)
+    rounds = prepared.recipe.round_count
     made_of = ", ".join(f"{name} {bytes_text(size)}" for name, size in written.files)
     yield "disk", bytes_text(sum(size for _, size in written.files)), made_of
     what = f"finished blocks{f' of {rounds} rounds' if rounds > 1 else ''}"

@@ -161,10 +161,12 @@ def bytes_put_together(prepared: Prepared) -> int:
     Those are parameters of many parts that none of the files has under a name that ends alike. Of a model that is not
     here yet all are taken for such.
     """
-    files = [file for file in files_read(prepared.source) if file.suffix == ".safetensors"]
-    stored = {_end_of(name) for file in files for name in MappedFile(file).places}
     parts = [layer for _, layer in prepared.anatomy.layers() if layer.part is not None]
     whole = {parameter_and_part(layer.name)[0]: layer.parameter for layer in parts}
+    if not whole:  # no header has to be read for it
+        return 0
+    files = [file for file in files_read(prepared.source) if file.suffix == ".safetensors"]
+    stored = {_end_of(name) for file in files for name in MappedFile(file).places}
     made = [one for name, one in whole.items() if _end_of(name) not in stored]
     return bytes_of_weight(prepared) * sum(one.numel() for one in made)
 

@@ -1,6 +1,6 @@
 """Have a model in memory run from packed weights: its pruned matrices are packed where they are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -89,12 +89,16 @@ def _candidates(model: nn.Module, packing: Packing) -> Iterator[Candidate]:
     for names in shared.values():
         weight, is_vocabulary = model.get_parameter(names[0]), not of_words.isdisjoint(names)
         values = packing.held(is_vocabulary)
+        if weight.ndim < 2:
+            continue
         owner, _, attribute = names[0].rpartition(".")
         module = model.get_submodule(owner)
-        has_mask = _has_mask(module, attribute)
-        if weight.ndim < 2 or not (is_vocabulary or has_mask or _is_asked(model, names, weight, packing, values)):
-            continue
         form = form_of(module, attribute)
+        expected = is_expected(model, names) and (values != "exact" or not isinstance(module, nn.Embedding))
+        could_run = expected and form is not None
+        is_told = is_vocabulary or _has_mask(module, attribute)
+        if not (is_told or _is_asked(weight, expected, could_run, values, packing)):
+            continue
         shapes = [shape_for(part, values) for part in form.split(weight)] if form and weight.dtype in TYPES else []
         shape = form.whole(shapes) if form and shapes else None
         reasons = (_why_dense(model, name, shape, weight, is_vocabulary) for name in names)
@@ -124,21 +128,19 @@ def _has_mask(module: nn.Module, attribute: str) -> bool:
     return isinstance(module, nn.Linear) and mask is not None and not bool(mask.all())
 
 
-def _is_asked(model: nn.Module, names: Sequence[str], weight: torch.Tensor, packing: Packing, values: Values) -> bool:
-    """Say whether a weight could be expected to run packed: of one that was not pruned int8 can be.
+def _is_asked(weight: torch.Tensor, expected: bool, could_run: bool, values: Values, packing: Packing) -> bool:
+    """Say whether a weight is to run packed, or has zeros enough to be named: of one that was not pruned int8 can be.
 
     What is nothing but zeros and no matrix was not pruned: position embeddings begin so.
 
-    :param packing: Is told how many zeros there are at most.
+    :param expected: Whether its modules are of those that run packed.
+    :param could_run: Whether it can be itself; its share of zeros is told to the packing then.
     """
-    owner, _, attribute = names[0].rpartition(".")
-    module = model.get_submodule(owner)
-    expected = is_expected(model, names) and (values != "exact" or not isinstance(module, nn.Embedding))
     if weight.is_floating_point() and weight.element_size() == 1:  # torch counts no zeros of float8
         return expected
     zeros = (weight.numel() - int(weight.count_nonzero())) / max(1, weight.numel())
     if expected:
-        if form_of(module, attribute) is not None:
+        if could_run:
             packing.most_zeros = max(zeros, packing.most_zeros or 0)
         return zeros >= _PRUNED or values != "exact"
     return LEAST_SPARSITY <= zeros < 1

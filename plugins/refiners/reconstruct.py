@@ -23,6 +23,7 @@ from typing import Literal
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Refiner
+from ecoflap.core.contracts.records import Target
 from ecoflap.core.refining.block_view import BlockView
 from ecoflap.core.refining.subblock_view import SubBlockView
 from ecoflap.plugins.refiners.shared.descent import Descent
@@ -39,7 +40,7 @@ class Reconstruct(Descent):
     steps: int = 32
     batches: int = 2
     relative_rate: float = 4e-3
-    target: Literal["dense", "own"] = "dense"
+    target: Target = "dense"
     each: Literal["block", "subblock"] = "block"
 
     def __call__(self, view: BlockView | SubBlockView) -> None:
