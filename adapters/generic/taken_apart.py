@@ -16,7 +16,7 @@ SEEING = ("vision", "visual", "image", "vit")
 CONNECTING = (
     "qformer", "resampler", "perceiver", "connector", "projector", "merger", "abstractor", "bridge", "adapter",
 )  # fmt: skip
-"""Words in the path of a stack by which it is called, and kept by default. What it reads is seen, not read off them."""
+"""A stack whose path has one of these words is called by it, and kept by default; what it reads shows as it runs."""
 IDLE = "does not run when the model reads"
 UNUSED = "runs, and the loss does not depend on it"
 ELSEWHERE = "is applied outside the blocks, and not once by a linear layer of its own"

@@ -276,7 +276,7 @@ def inspect(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", callback=_usable)],
-    to: Annotated[str, typer.Option("--to", help="An exporter: onnx, torchscript, safetensors, hugging_face.")],
+    to: Annotated[str, typer.Option("--to", help="An exporter, such as onnx; ecoflap list has all.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the exporter: weights=coo."),

@@ -1,4 +1,4 @@
-"""Find what a forward multiplies by and no layer of an adapter is: a tower, blocks of a stack, matrices of a block."""
+"""Find what a forward multiplies by and an adapter does not list: a tower, blocks of a stack, matrices of a block."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
-"""What pruners need to know of a layer's inputs, in as little memory as it can be known.
+"""Statistics that pruners ask for, of a layer's inputs and of the loss' gradient, added up in little memory.
 
-Both sums come out the same, within float32's rounding, however the tokens are cut into calls. The engine has one for
-each of four spans of the batches and merges them in order, so that their bits do not depend on which process saw which.
+Sums over tokens come out the same, within float32's rounding, however the tokens are cut into calls. The engine has
+one for each of four spans of the batches and merges them in order, so that their bits do not depend on which process
+saw which.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -171,7 +172,9 @@ class RegionalGradient:
 
 
 class LossGradient:
-    """Takes 1/N Σ_n |∂L_n/∂W|: how far the loss of the whole dense model moves with each weight, over N batches.
+    """Takes 1/N Σ_n |∂L_n/∂W|: how far the loss of the whole model moves with each weight, over N batches.
+
+    The model is what it is before anything of it is pruned: in a later round, what the round before left.
 
     :param in_features: The length of one input; the gradient has the weight's shape.
     """

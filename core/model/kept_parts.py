@@ -1,4 +1,4 @@
-"""Say by its name what a matrix is that no layer is, where it is of a kind that is kept on purpose."""
+"""Classify by name the matrices that are kept on purpose: connectors, heads, embeddings and routers."""
 
 import re
 

@@ -28,8 +28,8 @@ class Packing:
     """Says what of a model is packed.
 
     :param values: How weights of layers are held: as they are, or in int8.
-    :param embeddings: How those of embeddings and of the head are, pruned or not; None leaves embeddings dense, and
-        has a head that is none be held as a layer.
+    :param embeddings: How embeddings and the head are held, pruned or not; None keeps embeddings dense, and treats a
+        head that is not tied to one like any other layer.
     :param packed: The names of the weights that are, as ``state_dict()`` has them.
     :param products: In a sentence, by what path products are computed, and what zeros save there; empty on a GPU.
     :param dense: Of prunable weights that are not, each with the reason.

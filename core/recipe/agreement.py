@@ -1,4 +1,4 @@
-"""What the keys of a recipe say to each other: a pattern leaves nothing to score, and who looks at data needs some."""
+"""Hold the keys of a recipe against each other: a pattern leaves nothing to score, and who looks at data needs some."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -52,12 +52,12 @@ class BestOf:
 
     @property
     def takes(self) -> Takes | None:
-        """Say what those of the candidates look at that look at scores."""
+        """Say which kind of scores the candidates take; None where none takes any."""
         return next(iter(self._kinds()), None)
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        """Name the scorers that all candidates read which read those of some alone."""
+        """Name the scorers whose scores every candidate accepts that accepts those of some alone."""
         wanted = self._wanted()
         return tuple(name for name in wanted[0] if all(name in names for names in wanted)) if wanted else ()
 

@@ -1,6 +1,6 @@
 """The allocator ``marginal`` prunes each group until its next weight would cost as much loss as any other group's.
 
-    minimise Σ ΔL_g(s_g)   with   Σ n_g·s_g = N·s,   p − below ≤ s_g ≤ p + above
+    minimise Σ ΔL_g(s_g)   with   Σ n_g·s_g = N·s,   s − below ≤ s_g ≤ s + above
 
 ΔL_g(s) = exp(a_g + b_g·s) is fitted to the group's curve by least squares of ln ΔL. A weight of group g then costs
 b_g·exp(a_g + b_g·s_g)/n_g, and where all of them cost λ,

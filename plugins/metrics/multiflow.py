@@ -1,4 +1,4 @@
-"""The metric ``multiflow`` is a weight's magnitude between how much flows through its output and through its input.
+"""The metric ``multiflow`` multiplies a weight's magnitude by the mean flow through its output and through its input.
 
     |W_ij| · o_i · n_j,   o_i = mean_j |W_ij|·‖X_j‖₂,   n_j = mean_i |W_ij|·‖X_j‖₂
 

@@ -2,10 +2,11 @@
 
     (W_ij / U_jj)²,   H = Σ x xᵀ + λ·mean(diag)·I,   H⁻¹ = UᵀU with U upper triangular
 
-The weights of its row in the columns after it make up for it as well as they can, and those before it stay: it is by
-this that SparseGPT chooses, here of weights that nothing has changed yet. Hassibi & Stork, Second Order Derivatives for
-Network Pruning: Optimal Brain Surgeon, NeurIPS 1992, have W²/[H⁻¹]_jj, where all others of the row make up for it. U
-is of Frantar & Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, ICML 2023.
+The weights of its row in the columns after it make up for it as well as they can, and those before it stay. SparseGPT
+chooses by this criterion; here it is of the original weights, without SparseGPT's updates. Hassibi & Stork, Second
+Order Derivatives for Network Pruning: Optimal Brain Surgeon, NeurIPS 1992, have W²/[H⁻¹]_jj, where all others of the
+row make up for it. U is of Frantar & Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-
+Shot, ICML 2023.
 """
 
 from collections.abc import Callable, Mapping

@@ -10,9 +10,9 @@ that goes is the one with the smallest |Ŵ_j|·‖X_j‖₂ of the run of the on
 In their code E[x_j] is a sum over a sample's tokens, averaged over samples of 2048 tokens; here it is the mean over all
 tokens times 2048, so that ``threshold`` means the same for samples of any length. Their variance is the mean of those
 within samples, here it is over all tokens. Their script lets ε change its sign, as ``same_sign: false`` does here, and
-leaves the layers of an MLP to the inner pruner; here all are mended. Where theirs goes on to weights of the wrong sign,
-once none of the right one is left, a row ends here; and where the inner pruner gave a kept weight a new value, it
-counts with that one.
+leaves the layers of an MLP to the inner pruner; here all are mended. When no weight of
+the right sign is left, their code goes on to those of the wrong sign; here the row is done. A kept weight counts with
+the value that the inner pruner gave it.
 """
 
 from collections.abc import Callable, Mapping

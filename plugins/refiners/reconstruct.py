@@ -1,6 +1,8 @@
 """The refiner ``reconstruct`` trains a block's kept weights so that it gives what the dense block gave.
 
-    minimise Σ_x ‖f(x; W ⊙ M) − t(x)‖² / ‖t(x)‖²   over the kept weights W, the masks M fixed, by Adam
+    minimise mean_x ‖f(x; W ⊙ M) − t(x)‖² / max(‖t(x)‖², 1e-4·median_x ‖t(x)‖²)   over the kept weights W, by Adam
+
+The masks M are fixed. A mean is taken over a batch's real tokens x, and so is the median.
 
 x are the block's inputs as the pruned blocks before it give them, and t(x) what the dense block returned on the inputs
 of the dense model, so that a block also mends what those before it have spoilt (``target: dense``); or what it returns

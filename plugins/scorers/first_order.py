@@ -2,7 +2,7 @@
 
     gradient                     S_l = mean over batches of Σ |g|
     magnitude_gradient           S_l = mean over batches of Σ |W|·|g|
-    magnitude_gradient_squared   S_l = mean over batches of Σ W²·g²      (diagonal empirical Fisher at batch size 1)
+    magnitude_gradient_squared   S_l = mean over batches of Σ W²·g²    (W² · diagonal empirical Fisher at batch size 1)
 
 Each of them adds up batch by batch, so that a gradient is reduced to one number as soon as it is there, and then freed.
 

@@ -13,7 +13,10 @@ def by_conjugate_gradient(
     damping: float,
     steps: int,
 ) -> Float32[Tensor, "out in"]:
-    """Go toward argmin tr((X − dense)(A + λI)(X − dense)ᵀ) on the mask; A's diagonal is one, so none preconditions."""
+    """Go toward argmin tr((X − dense)(A + λI)(X − dense)ᵀ) on the mask.
+
+    A has a diagonal of ones, so that preconditioning by the diagonal would change nothing.
+    """
 
     def product(x: Float32[Tensor, "out in"]) -> Float32[Tensor, "out in"]:
         return (x @ matrix).add_(x, alpha=damping).mul_(mask)

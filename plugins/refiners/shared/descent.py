@@ -13,7 +13,7 @@ from ecoflap.core.refining.views import RefinedView
 
 @dataclass(frozen=True)
 class Descent:
-    """The parameters of a refiner by Adam, each of which gives them defaults of its own.
+    """Parameters of refiners that train with Adam; each refiner sets its own defaults.
 
     :param steps: How many steps of Adam it takes.
     :param batches: How many calibration batches each step looks at.
