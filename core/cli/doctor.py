@@ -22,7 +22,11 @@ def doctor_tables() -> list[Section]:
     """
     taken, library = route(), opened()
     slow = " and ".join(slow_types())
-    lacking = f"multiplies {slow} several times as slowly as float32: this CPU lacks it" if slow else ""
+    lacking = (
+        f"multiplies {slow} several times as slowly as float32: this CPU lacks it, and runs compute in float32"
+        if slow
+        else ""
+    )
     rows = [
         ["runs", taken.name],
         *_sentence("because", taken.why),

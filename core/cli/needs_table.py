@@ -18,10 +18,10 @@ from ecoflap.core.needs.memory import (
     memory_needs,
     other_places,
 )
-from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_weight, dtype_of, parameters_of
+from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_weight
 from ecoflap.core.record.memory import available_memory
 from ecoflap.core.run.prepared import Prepared
-from ecoflap.core.run.spare_memory import is_in_memory, spare_for_scoring
+from ecoflap.core.run.spare_memory import spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text
 
 Row: TypeAlias = tuple[str, str, str]
@@ -34,7 +34,7 @@ def needs(prepared: Prepared) -> Iterator[Row]:
     held, written = memory_needs(prepared, places), disk_needs(prepared, places)
     yield _memory(prepared, held)
     yield from _spent_on_speed(prepared)
-    yield from _slow_type(prepared)
+    yield from _arithmetic(prepared)
     in_memory = {other: memory_needs(prepared, other).peak for other in others}
     yield from _there("memory free here", available_memory(), held.peak, in_memory)
     yield from _device(prepared)
@@ -48,9 +48,12 @@ def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
     made_of = (
         f"weights {bytes_text(held.weights)}, the largest block's statistics {bytes_text(held.statistics)}, recorded "
         f"activations {'not known before the data are read' if unknown else bytes_text(held.recorded)}, "
-        f"masks {bytes_text(held.masks)}, scoring in float32 {bytes_text(held.widened)}, "
+        f"masks {bytes_text(held.masks)}, scoring in float32 {bytes_text(held.wide.scoring)}, "
         f"refining {bytes_text(held.refining)}, libraries {bytes_text(LIBRARIES)}"
     )
+    if held.wide.pruning:
+        made_of += f", pruning in float32 {bytes_text(held.wide.pruning)}"
+        made_of += f", evaluating in float32 {bytes_text(held.wide.evaluating)}"
     if held.scorer:
         made_of += f", what the scorer holds {bytes_text(held.scorer)}"
     if held.remembered:
@@ -63,18 +66,20 @@ def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
 def _spent_on_speed(prepared: Prepared) -> Iterator[Row]:
     """Say what scoring may hold beside what it needs."""
     if spare_for_scoring(prepared):
-        at_once = prepared.scores_in_float32 and bytes_of_weight(prepared) < 4 and is_widened_at_once(prepared)
+        is_wide = prepared.scores_in_float32 or prepared.held_in is not None
+        at_once = is_wide and bytes_of_weight(prepared) < 4 and is_widened_at_once(prepared)
         whole = "the model in float32 at once, which is counted above, and " if at_once else ""
         yield "for speed", "up to half of what is free", f"scoring keeps {whole}activations of a backward, if they fit"
 
 
-def _slow_type(prepared: Prepared) -> Iterator[Row]:
-    """Say of a model in a type that this CPU lacks what would be quicker."""
-    dtype = dtype_of(prepared)
-    if is_in_memory(prepared) and is_slow(dtype):
-        named, wide = dtype_name(dtype), bytes_text(4 * parameters_of(prepared))
-        instead = f"model.dtype: float32 (weights {wide}) is quicker, and prunes nearly the same"
-        yield "slow", f"products in {named}", f"torch does them several times as slowly on this CPU: {instead}"
+def _arithmetic(prepared: Prepared) -> Iterator[Row]:
+    """Say what a narrow model's products are computed in, where that is not its own type or would better not be."""
+    named, is_lacking = dtype_name(prepared.dtype), prepared.is_on_cpu and is_slow(prepared.dtype)
+    why = f"torch does products in {named} several times as slowly on this CPU"
+    if prepared.held_in is not None:
+        yield "arithmetic", "products in float32", f"{why}; it stays in {named}" if is_lacking else "as the recipe asks"
+    elif is_lacking:
+        yield "slow", f"products in {named}", f"{why}: model.compute: float32 is quicker, and prunes nearly the same"
 
 
 def _free_disk() -> int | None:

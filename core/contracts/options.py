@@ -66,17 +66,17 @@ class ScorerOptions(PartOptions):
     :cvar data: Whether it looks at data. One that does not needs no ``calibration:``.
     :cvar gives: Whether its scores are numbers, curves (``Curve``), or with ``"weights"`` tensors of a number for each
         weight of a layer, which are put into files as they come. An allocator has to take what it gives.
-    :cvar like: The name of the scorer that its scores are like, so that allocators which read that one's read them too;
-        empty, the default, for no other; None where it cannot tell, so that all allocators may.
-    :cvar dtype: What its replay runs the model in: at least ``"float32"``, or the ``"model"``'s own type, which is
-        faster, and enough for differences of the loss that are larger than rounding.
+    :cvar like: The name of a scorer whose scores its own may replace, so that allocators which accept that scorer's
+        alone accept these too. Empty, the default, names none; None says that it is not known, and all accept them.
+    :cvar dtype: What its replay runs the model in: at least ``"float32"``, or for ``"model"`` what the run computes in,
+        its own type as a rule, which is faster, and enough for differences of the loss that are larger than rounding.
     :cvar together: Whether a layer's score depends on which others are scored. Then all are asked for again where a run
         that was cut off has some.
     :cvar only_reads: Whether it changes no weight but by ``Replay.perturbed``, and gives the same scores of weights
         that are held in a wider type. Its replay may hold the whole model in float32 then, where memory is free.
-    :cvar shares: Whether it comes to the same scores with a replay whose batches several processes share. It does where
-        it looks at data by ``loss(i)`` of all batches, ``run`` and ``advance``, and at single batches by ``each`` or
-        ``gathered``. Otherwise one process asks it while the others wait.
+    :cvar shares: Whether it gives the same scores when several processes share the replay's batches. It does if it uses
+        nothing but ``run``, ``advance`` and ``loss(i)`` of all batches, and ``each`` or ``gathered`` for single ones.
+        Otherwise one process scores while the others wait.
     """
 
     unit: Unit = "layer"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,10 @@ class Placement:
         narrower = {id(tensor): tensor.numel() for tensor in tensors if self._is_narrower(tensor)}
         return sum(narrower.values()) * (self.dtype or torch.float32).itemsize
 
+    def as_precise(self) -> "Placement":
+        """Return a placement on the same device for what is looked at as precise as it is stored."""
+        return replace(self, dtype=None)
+
     def in_place(self) -> "Placement":
         """Return a placement of the same precision for what is in no block and stays where it is."""
         return Placement(self.dtype)
@@ -81,7 +85,7 @@ class Placement:
 
 
 class HeldBlocks:
-    """Blocks that are held as a placement says all at once, each until it is let go."""
+    """Keeps several blocks at once where and as precisely as a placement says, each until it is let go."""
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
@@ -177,6 +181,14 @@ def outside_blocks(model: nn.Module, anatomy: Anatomy) -> list[Tensor]:
     outside = (module for module in model.modules() if id(module) not in inside)
     found = (tensor for module in outside for tensor in tensors_of(module, recurse=False))
     return list({id(tensor): tensor for tensor in found}.values())
+
+
+@contextmanager
+def outside_held(model: nn.Module, anatomy: Anatomy, placement: Placement) -> Iterator[None]:
+    """Hold what is in no block as precisely as a placement says, but for weights of layers: those may be written to."""
+    written = {id(layer.parameter) for _, layer in anatomy.layers()}
+    with placement.in_place().held(one for one in outside_blocks(model, anatomy) if id(one) not in written):
+        yield
 
 
 def batch_on(batch: Batch, device: str) -> Batch:

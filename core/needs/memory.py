@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 from ecoflap.core.needs.exports import meanwhile_of
 from ecoflap.core.needs.sizes import (
@@ -20,7 +21,7 @@ from ecoflap.core.needs.sizes import (
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.run.offload_problems import offload_problems
 from ecoflap.core.run.prepared import Prepared
-from ecoflap.core.run.spare_memory import spare_for_scoring
+from ecoflap.core.run.spare_memory import spare_for_scoring, spare_memory
 
 LIBRARIES = 500_000_000
 """About what Python, torch and transformers hold before any model, in bytes."""
@@ -48,12 +49,20 @@ class Places:
         return " and ".join(key for key, is_chosen in keys if is_chosen) or "all in memory"
 
 
+class Wide(NamedTuple):
+    """Is what each stage holds in float32 of a model that is narrower, because it computes in that, in bytes."""
+
+    scoring: int
+    pruning: int
+    evaluating: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryNeeds:
     """Is what a run holds in memory, in bytes.
 
     :param masks: Those of all layers, packed, and of the round before, within which these are.
-    :param widened: What scoring adds that computes in float32.
+    :param wide: What is held in float32 although the model is narrower.
     :param scorer: What the scorer holds for itself beside what its replay widens.
     :param remembered: What one evaluator remembers of the dense model: before anything is scored or recorded.
     :param exporting: What each exporter takes that says so, by its name, when all else but the masks is done.
@@ -63,7 +72,7 @@ class MemoryNeeds:
     statistics: int
     recorded: int
     masks: int
-    widened: int
+    wide: Wide
     scorer: int
     refining: int
     remembered: int
@@ -72,9 +81,10 @@ class MemoryNeeds:
     @property
     def peak(self) -> int:
         """Give what is held at the most, with the libraries."""
-        pruning = self.statistics + self.recorded + self.masks + self.refining
+        pruning = self.wide.pruning + self.statistics + self.recorded + self.masks + self.refining
+        evaluating = self.wide.evaluating + self.remembered
         exporting = self.masks + max(self.exporting.values(), default=0)
-        return LIBRARIES + self.weights + max(pruning, self.widened + self.scorer, self.remembered, exporting)
+        return LIBRARIES + self.weights + max(pruning, self.wide.scoring + self.scorer, evaluating, exporting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +110,8 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
     """Add up what a run holds with the model and the record in these places."""
     width = bytes_of_weight(prepared)
     block = largest_block(prepared.anatomy)
-    outside = parameters_of(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
     recorded = 0 if places.spilled else bytes_of_record(prepared)
-    widened = 4 * (outside + block) if width < 4 and prepared.scores_in_float32 else 0
-    if widened and not places.offloaded and is_widened_at_once(prepared):
-        widened = 4 * parameters_of(prepared)
+    wide = _in_float32(prepared, places)
     refining = bytes_of_refining(prepared) + recorded * len(prepared.targets_asked)
     refining += 0 if places.spilled else bytes_inside_blocks(prepared)
     if refining and prepared.recipe.round_count > 1:
@@ -116,12 +123,25 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
         statistics=bytes_of_statistics(prepared),
         recorded=recorded,
         masks=prepared.size // 8 * min(prepared.recipe.round_count, 2),
-        widened=widened,
+        wide=wide,
         scorer=held_by_scorer + (0 if places.spilled else recorded_by_scorer),
         refining=refining,
         remembered=max(bytes_remembered(prepared), default=0),
         exporting={name: one.memory for name, one in exporting.items()},
     )
+
+
+def _in_float32(prepared: Prepared, places: Places) -> Wide:
+    """Give what stages widen: what is outside of blocks and a block at a time, or all of it where memory takes that."""
+    outside = parameters_of(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
+    a_block, whole = 4 * (outside + largest_block(prepared.anatomy)), 4 * parameters_of(prepared)
+    scores = bytes_of_weight(prepared) < 4 and prepared.looks_at_scores
+    at_once = not places.offloaded and is_widened_at_once(prepared)
+    scoring = (whole if at_once else a_block) if scores and (prepared.scores_in_float32 or prepared.held_in) else 0
+    if prepared.held_in is None:
+        return Wide(scoring, pruning=0, evaluating=0)
+    is_whole = not places.offloaded and whole <= spare_memory(prepared)
+    return Wide(scoring, pruning=a_block, evaluating=whole if is_whole else a_block)
 
 
 def other_places(prepared: Prepared) -> Iterator[Places]:
@@ -142,8 +162,9 @@ def device_needs(prepared: Prepared) -> DeviceNeeds | None:
         return None
     keys = recipe.calibration
     batches = -(-(samples_of(keys) or 1) // keys.batch_size) if keys else 1
+    width = 4 if prepared.scores_in_float32 or prepared.held_in else bytes_of_weight(prepared)
     return DeviceNeeds(
-        block=largest_block(prepared.anatomy) * (4 if prepared.scores_in_float32 else bytes_of_weight(prepared)),
+        block=largest_block(prepared.anatomy) * width,
         statistics=bytes_of_statistics(prepared),
         activations=2 * bytes_of_record(prepared, 4) // max(1, batches),
     )

@@ -37,15 +37,12 @@ def tokens_of_sample(prepared: Prepared, keys: Calibration) -> int:
 
 def bytes_of_weight(prepared: Prepared) -> int:
     """Give how many bytes a weight takes as the model is read."""
-    return int(dtype_of(prepared).itemsize)
+    return int(prepared.dtype.itemsize)
 
 
-def dtype_of(prepared: Prepared) -> torch.dtype:
-    """Give the type that the recipe asks for, or that the configuration names."""
-    asked = prepared.recipe.model.dtype
-    stored = prepared.source.config.get("dtype") or prepared.source.config.get("torch_dtype") or "float32"
-    dtype: torch.dtype = getattr(torch, str(stored if asked == "auto" else asked).removeprefix("torch."), torch.float32)
-    return dtype
+def bytes_of_activation(prepared: Prepared) -> int:
+    """Give how many bytes a number takes that a block gives."""
+    return int((prepared.held_in or prepared.dtype).itemsize)
 
 
 def largest_block(anatomy: Anatomy) -> int:
@@ -94,11 +91,11 @@ def _positions(prepared: Prepared) -> int:
 def bytes_of_record(prepared: Prepared, width: int | None = None) -> int:
     """Give the bytes of what replay records: of each tower one output a sample, which the next block reads.
 
-    :param width: Bytes of a number; those of a weight by default.
+    :param width: Bytes of a number; those of what a block gives by default.
     """
     towers = prepared.anatomy.towers
     hidden = max(prepared.anatomy.layers_of[tower.blocks[0].name][0].shape[1] for tower in towers)
-    return _positions(prepared) * hidden * (width or bytes_of_weight(prepared)) * len(towers)
+    return _positions(prepared) * hidden * (width or bytes_of_activation(prepared)) * len(towers)
 
 
 def bytes_inside_blocks(prepared: Prepared) -> int:
@@ -107,7 +104,7 @@ def bytes_inside_blocks(prepared: Prepared) -> int:
     A sub-block gives as many numbers a token as its last layer, and is given as many, in float32, as its first takes.
     """
     asked = [found for of_blocks in prepared.subblocks_asked.values() for found in of_blocks.values() if found]
-    width = bytes_of_weight(prepared)
+    width = bytes_of_activation(prepared)
     targets = max(len(prepared.targets_asked), 1)
     given = [targets * width * sum(one.layers[-1].shape[0] for one in found) for found in asked]
     taken = [4 * max(one.layers[0].shape[1] for one in found) for found in asked]

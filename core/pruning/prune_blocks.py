@@ -248,7 +248,7 @@ class BlockwisePruning:
         pruner = self.pruner_of[self.replay.blocks[index].tower]
         started = perf_counter()
         planned = self.plan.layers[layer.name]
-        with self.replay.placement.held([layer.parameter]):
+        with self.replay.placement.as_precise().held([layer.parameter]):
             weight = layer.weight.data.contiguous()
             place = self.replay.place(index, layer)
             statistics = seen.seen.get(layer.name, Statistics())

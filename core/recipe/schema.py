@@ -37,6 +37,12 @@ class Model(Keys):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` is the checkpoint's own"
     )
+    compute: Literal["auto", "model", "float32"] = Field(
+        "auto",
+        description="what products are computed in: `model`, its own type; `float32`, which its weights are widened to "
+        "while they are used; `auto` is `float32` on a CPU that has no products in the model's type, which torch does "
+        "several times as slowly there",
+    )
     adapter: Annotated[Spec | None, Key("adapter")] = Field(
         None, description="adapter; by default the one that matches the model"
     )

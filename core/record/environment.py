@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ecoflap.core.errors import dtype_name
+
 CAN_CHANGE_NUMBERS = (
     "ecoflap", "torch", "transformers", "safetensors", "numpy", "tokenizers", "sentencepiece", "pillow", "datasets",
     "gguf", "timm", "open_clip_torch", "salesforce-lavis",
@@ -42,13 +44,15 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def machine(device: str) -> dict[str, str | int]:
+def machine(device: str, computed_in: torch.dtype) -> dict[str, str | int]:
     """Describe what this process ran on; of a GPU also its name and the most memory it held, in bytes.
 
     :param device: Where the model's blocks ran: ``cpu``, ``cuda``, ``cuda:1``.
+    :param computed_in: The type of the model's products.
     """
     used: dict[str, str | int] = {
         "device": device,
+        "computed_in": dtype_name(computed_in),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from ecoflap.core.disk.validation import wrong_places
@@ -29,6 +30,7 @@ class Outcome:
     :param bytes: Of the weights in ``model/`` and, by name, in each export.
     :param exports: The exports' manifests by name.
     :param device: Where the model's blocks ran.
+    :param computed_in: The type of the model's products.
     """
 
     parameters: int
@@ -37,6 +39,7 @@ class Outcome:
     bytes: Mapping[str, int]
     exports: Mapping[str, Manifest]
     device: str
+    computed_in: torch.dtype
 
 
 def make_report(folder: RunFolder, recipe: Recipe, plan: Plan, outcome: Outcome) -> Report:
@@ -60,7 +63,7 @@ def make_report(folder: RunFolder, recipe: Recipe, plan: Plan, outcome: Outcome)
         "bytes": outcome.bytes,
         "stages": folder.stages(),
         "warnings": folder.warnings(),
-        "machine": {**machine(outcome.device), "memory": MEASURED},
+        "machine": {**machine(outcome.device, outcome.computed_in), "memory": MEASURED},
         "versions": versions(),
         "exports": {name: manifest.model_dump(mode="json") for name, manifest in outcome.exports.items()},
         "lines": folder.last_seals(),

@@ -111,9 +111,9 @@ class HiddenView(RefinedView):
 
     @contextmanager
     def _running(self, number: int) -> Iterator[None]:
-        """Give a context to run a batch in: the same draws each time, products in the model's own precision."""
+        """Give a context to run a batch in: the same draws each time, products as precise as the replay's."""
         device = device_of(self.block.module).type
-        with seeded(seed_for(self._replay.seed, number)), computing_in(self.dtype, device):
+        with seeded(seed_for(self._replay.seed, number)), computing_in(self._replay.dtype or self.dtype, device):
             yield
 
     def _given(self, call: BlockCall) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -65,7 +65,8 @@ class ModelView(RefinedView):
         """Compute the adapter's loss of a batch; differentiable."""
         adapter, device = self._dense.adapter, self.parameters[0].device.type
         who = f"the adapter {type(adapter).__name__}, computing the loss,"
-        with seeded(seed_for(self._dense.seed, number)), computing_in(self.dtype, device), blaming(who):
+        computing = computing_in(self._dense.dtype or self.dtype, device)
+        with seeded(seed_for(self._dense.seed, number)), computing, blaming(who):
             return adapter.loss(self._dense.model, self._dense.batches[number])
 
     @contextmanager

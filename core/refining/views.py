@@ -31,10 +31,12 @@ class Split(NamedTuple):
 
 
 def computing_in(dtype: torch.dtype, device: str) -> AbstractContextManager[None]:
-    """Let products be computed in bfloat16 where the model is in it, while its weights are held in float32.
+    """Let products be computed in bfloat16 where the model's are, while its weights are held in float32.
 
     On a CPU that has instructions for it this is twice as fast, and the model's own products are no more precise. In
     float16, whose gradients underflow, everything is computed in float32.
+
+    :param dtype: In which the model's products are computed.
     """
     return torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16)
 

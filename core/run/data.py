@@ -4,12 +4,15 @@ import json
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from ecoflap.core.contracts.records import Batch
+from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.source import fingerprint
 from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.record.evaluations import digests
-from ecoflap.core.record.folder import CALIBRATION_DATA, SCORING_DATA
+from ecoflap.core.record.folder import ARITHMETIC, CALIBRATION_DATA, SCORING_DATA
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.run.plan_trials import held_out_of
 from ecoflap.core.run.prepared import Prepared
@@ -28,10 +31,12 @@ class RunData:
 
     @cached_property
     def model_fingerprint(self) -> dict[str, Any]:
-        """Give what tells the model apart from others, and the files that its adapter is given."""
-        adapter = self._prepared.recipe.model.adapter
+        """Give what tells the model apart from others, the files that its adapter is given, and what it computes in."""
+        adapter, stored = self._prepared.recipe.model.adapter, self._prepared.dtype
         files = {"adapter": digests(adapter)} if adapter and digests(adapter) else {}
-        return {"model": fingerprint(self._prepared.source, self._model.get), **files}
+        is_narrow = stored.itemsize < torch.float32.itemsize
+        arithmetic = {ARITHMETIC: dtype_name(self._model.held_in or stored)} if is_narrow else {}
+        return {"model": fingerprint(self._prepared.source, self._model.get), **files, **arithmetic}
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from ecoflap.core.run.adapter_check import check_adapter_on_data, is_to_be_check
 from ecoflap.core.run.data import RunData
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.rounds import after_rounds
-from ecoflap.core.run.run_model import RunModel
+from ecoflap.core.run.run_model import RunModel, held_in
 from ecoflap.core.run.same_ranks import (
     check_enough_batches,
     check_same,
@@ -106,7 +106,7 @@ def run(
         prepared = prepare(checked, registry, model, processor, own=target)
         run_folder = ranks.first(lambda: stack.enter_context(open_run(target, fresh=fresh)))
         log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
-        run_model = RunModel(prepared, log, target)
+        run_model = RunModel(prepared, log, target, ranks.first(partial(held_in, prepared, run_folder)))
         data = RunData(prepared, run_model, log)
         return carry_out(RunState(prepared, run_folder, log, run_model, data, accept_change, ranks=ranks))
 
@@ -276,6 +276,7 @@ def _report(state: RunState, plan: Plan, model: nn.Module, measures: Mapping[str
         bytes=exported_bytes(state.folder, state.recipe),
         exports=exported_manifests(state.folder, state.recipe),
         device=state.model.device,
+        computed_in=state.model.held_in or state.prepared.dtype,
     )
     report = make_report(state.folder, state.recipe, plan, outcome)
     write_report(state.folder, report)

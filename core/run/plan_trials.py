@@ -16,7 +16,7 @@ from ecoflap.core.contracts.events import Progress
 from ecoflap.core.contracts.records import Batch, TokenChoice
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import NotFiniteError, RecipeError
-from ecoflap.core.forward.placement import restored
+from ecoflap.core.forward.placement import outside_held, restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
@@ -127,7 +127,8 @@ class PlanTrials:
     def _pruned(self, plan: Plan) -> _Outcome:
         """Prune the model by a plan, for as long as its loss is looked at."""
         replay = self.replay(self.batches[: -len(self._held_out)])
-        with restored([layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]):
+        layers = [layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]
+        with outside_held(replay.model, replay.anatomy, replay.placement), restored(layers):
             blocks = self._blocks / _digest(plan)[:16]
             pruning = BlockwisePruning(
                 replay,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property
 
+import torch
 from torch import nn
 
 from ecoflap.core.budget.counts import Pattern
@@ -15,6 +16,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Target, TokenChoice, View
 from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.arithmetic import is_slow
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
 from ecoflap.core.pruning.plan import SHARED, Pool, pools_of
@@ -44,6 +46,38 @@ class Prepared:
     def size(self) -> int:
         """Prunable weights in all."""
         return sum(pool.size for pool in self.pools)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Give the model's type: that of one in memory, or what the recipe asks for or the configuration names."""
+        if self.source.model is not None:
+            return next(layer.parameter.dtype for _, layer in self.anatomy.layers())
+        asked = self.recipe.model.dtype
+        stored = self.source.config.get("dtype") or self.source.config.get("torch_dtype") or "float32"
+        name = str(stored if asked == "auto" else asked).removeprefix("torch.")
+        dtype: torch.dtype = getattr(torch, name, torch.float32)
+        return dtype
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Say whether the model's blocks will run on the CPU; of a model that is in memory already that shows."""
+        device, model = self.recipe.model.device, self.source.model
+        if device == "auto" and model is not None:
+            device = next(model.parameters()).device.type
+        return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+    @cached_property
+    def held_in(self) -> torch.dtype | None:
+        """Give the type that weights are held in while they are used, so that products are computed in it.
+
+        None stands for the model's own type. Float32 is for a model that is narrower, where the recipe asks for it, or
+        leaves it open and the CPU is slow in the model's type.
+        """
+        if self.dtype.itemsize >= torch.float32.itemsize:
+            return None
+        asked = self.recipe.model.compute
+        is_better = asked == "auto" and self.is_on_cpu and is_slow(self.dtype)
+        return torch.float32 if is_better or asked == "float32" else None
 
     @property
     def pruned_towers(self) -> list[str]:

@@ -11,17 +11,20 @@ import torch
 from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.forward.walk import blocks_on
+from ecoflap.core.forward.placement import Placement
+from ecoflap.core.forward.walk import model_held
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.ranks.ranks import Ranks
+from ecoflap.core.record.folder import ARITHMETIC, RunFolder
 from ecoflap.core.record.readback import copy_saved
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.record.weights import refuse_broken
 from ecoflap.core.run.prepared import Prepared
+from ecoflap.core.run.spare_memory import spare_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,10 +33,11 @@ class RunModel:
     """The one model that a run holds: dense until it is pruned, or the pruned one of an earlier process.
 
     :param folder: The run's. For a while files lie there with weights that cannot be mapped as the model has them.
+    :param held_in: The type that weights are held in while they are used, where that is wider than their own.
     """
 
-    def __init__(self, prepared: Prepared, log: RunLog, folder: Path) -> None:
-        self._prepared, self._log, self._folder = prepared, log, folder
+    def __init__(self, prepared: Prepared, log: RunLog, folder: Path, held_in: torch.dtype | None) -> None:
+        self._prepared, self._log, self._folder, self.held_in = prepared, log, folder, held_in
         self._keys = prepared.recipe.model
         self._model: nn.Module | None = None
         self._anatomy: Anatomy | None = None
@@ -127,11 +131,12 @@ class RunModel:
         self._model = self._anatomy = self._mapped = None
         gc.collect()
 
-    def on_device(self) -> AbstractContextManager[None]:
-        """Run the model's blocks on the device although they are elsewhere."""
-        if self.visits is None:
+    def running(self) -> AbstractContextManager[None]:
+        """Let the model run as the run computes: in the type that it says, its blocks on the device."""
+        placement = Placement(self.held_in, None if self.visits is None else torch.device(self.visits))
+        if placement == Placement():
             return nullcontext()
-        return blocks_on(torch.device(self.visits), self.anatomy.blocks)
+        return model_held(self.get(), self.anatomy, placement, spare_memory(self._prepared))
 
     def _from_source(self) -> nn.Module:
         source = self._prepared.source
@@ -165,3 +170,13 @@ class RunModel:
         yield
         if given is not None:
             adapter.processor = given
+
+
+def held_in(prepared: Prepared, folder: RunFolder) -> torch.dtype | None:
+    """Give the type that a run's weights are held in while they are used; None for their own.
+
+    A run that goes on computes as it was begun, also on a machine that would do otherwise.
+    """
+    begun = folder.read_fingerprints().get(ARITHMETIC)
+    wanted = prepared.held_in if begun is None else DTYPES[begun]
+    return None if wanted == prepared.dtype else wanted

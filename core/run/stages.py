@@ -16,6 +16,7 @@ from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.whole_files import whole_folder
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.export.stage import missing_exports
+from ecoflap.core.forward.placement import outside_held
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.emptied import emptied
@@ -114,9 +115,10 @@ class RunState:
         ranks: Ranks | None = None,
         spare: int = 0,
     ) -> Replay:
-        """Make a replay of the model on these batches, in at least this precision.
+        """Make a replay of the model on these batches.
 
         :param keys: Of the calibration that they are of.
+        :param dtype: The least precision that it computes in; that of the run by default.
         :param ranks: The processes that share the batches; None for those of the run.
         :param spare: Bytes of memory that it may spend on being quicker.
         """
@@ -127,7 +129,7 @@ class RunState:
             batches,
             anatomy=self.model.anatomy,
             seed=self.recipe.seed,
-            dtype=dtype,
+            dtype=dtype or self.model.held_in,
             device=self.model.visits,
             keep_in=self.folder.path if keys is not None and keys.keep == "disk" else None,
             ranks=ranks or self.ranks,
@@ -150,7 +152,7 @@ def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
     for evaluation in state.to_evaluate(stage):
         if stage == "dense" and state.ranks.first(partial(_take_over_evaluation, state, evaluation)):
             continue
-        with state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.on_device():
+        with state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.running():
             note = state.log.note_of(evaluation.evaluator.use)
             adapter, unchanged = state.prepared.adapter, state.model.refuse_changed
             evaluation.run(folder.evaluations, stage, model, adapter, note, state.ranks, unchanged)
@@ -289,7 +291,8 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
     batches = state.data.batches(keys)
     replay = state.replay(batches, keys)
     dense = state.replay(batches, keys) if prepared.looks_at_dense else None
-    with state.log.stage(state.stage("prune")):
+    outside = outside_held(replay.model, replay.anatomy, replay.placement)
+    with state.log.stage(state.stage("prune")), outside:
         masks = BlockwisePruning(
             replay,
             made,

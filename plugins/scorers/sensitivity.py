@@ -33,7 +33,7 @@ from ecoflap.plugins.scorers.shared.pruned_alone import pruned_alone
 class Sensitivity:
     """Score blocks by curves: the rise of the loss with the sparsity of this block alone, by forwards alone.
 
-    The model runs in its own type, since what pruning does to a loss is larger than what bfloat16 rounds away.
+    The model computes as the run does, since what pruning does to a loss is larger than what bfloat16 rounds away.
 
     :param levels: The sparsities that are tried, from the lowest to the highest.
     :param samples: How many calibration samples it looks at. Few and short ones are enough.

@@ -38,7 +38,7 @@ def _pruned(
     replay: Replay, index: int, layer: Layer, pruner: Pruner, seen: Mapping[str, Statistics], level: float
 ) -> Pruned:
     statistics, place = seen.get(layer.name, Statistics()), replay.place(index, layer)
-    with replay.placement.held([layer.parameter]):
+    with replay.placement.as_precise().held([layer.parameter]):
         weight, budget = layer.weight.data.contiguous(), Keep(keep_count(layer.size, level))
         try:
             answer = pruner(weight, statistics, budget, place)

@@ -21,7 +21,8 @@ from ecoflap.adapters.t5 import T5Adapter
 from ecoflap.core.contracts.abilities import Generates, Generation, Said, offers
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError
-from ecoflap.core.forward.walk import blocks_on
+from ecoflap.core.forward.placement import Placement
+from ecoflap.core.forward.walk import blocks_held
 from ecoflap.core.model.anatomy import Anatomy
 
 GREEDY = Generation(max_new_tokens=7, min_new_tokens=0)
@@ -228,7 +229,7 @@ def test_blocks_that_run_elsewhere_say_the_same(any_speaker: Speaker):
     adapter = any_speaker.adapter
     blocks = Anatomy.of(adapter.towers(any_speaker.model), adapter.layers).blocks
     before = any_speaker.says(BEAMS)
-    with blocks_on(torch.device("cpu"), blocks):
+    with blocks_held(Placement(device=torch.device("cpu")), blocks):
         assert any_speaker.says(BEAMS) == before
 
 

@@ -136,7 +136,8 @@ def test_a_pruner_by_the_losss_gradient_is_told_with_its_backward_and_its_file(p
 
 
 def test_a_plan_needs_no_hub_where_a_configuration_is_named(named, plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("ecoflap.core.cli.needs_table.available_memory", lambda: 1 << 34)  # others' programs change it
+    for changed_by_others in ("available_memory", "_free_disk"):
+        monkeypatch.setattr(f"ecoflap.core.cli.needs_table.{changed_by_others}", lambda: 1 << 34)
     here = plan_tables(parse_recipe(plain(), registry=load_registry()), load_registry())
     there = plan_tables(named(), load_registry())
     (by,) = (section for section in there if section not in here and section.title == "")
@@ -298,7 +299,8 @@ def test_sub_blocks_are_named_and_what_is_kept_of_them_is_counted(plain):
 
     def told(each, keep="memory"):
         calibration = {**plain()["calibration"], "keep": keep}
-        keys = plain(calibration=calibration, refine={"use": "reconstruct", "each": each})
+        model = {"source": plain()["model"], "compute": "model"}
+        keys = plain(model=model, calibration=calibration, refine={"use": "reconstruct", "each": each})
         recipe = parse_recipe(keys, registry=load_registry())
         sections = by_title(plan_tables(recipe, load_registry()))
         needs = {what: (size, of) for what, size, of in sections["needs, predicted"]}
@@ -410,12 +412,24 @@ def test_memory_that_is_spent_on_speed_is_told(plain, monkeypatch):
 
 @pytest.mark.parametrize("lacks", [True, False])
 def test_a_type_that_this_cpu_lacks_is_told(plain, monkeypatch, lacks):
-    monkeypatch.setattr("ecoflap.core.cli.needs_table.is_slow", lambda dtype: lacks and dtype == torch.bfloat16)
-    for dtype, told in (("bfloat16", lacks), ("float32", False)):
-        recipe = parse_recipe(plain(model={"source": plain()["model"], "dtype": dtype}), registry=load_registry())
+    for module in ("core.cli.needs_table", "core.run.prepared"):
+        monkeypatch.setattr(f"ecoflap.{module}.is_slow", lambda dtype: lacks and dtype == torch.bfloat16)
+
+    def told(**keys):
+        recipe = parse_recipe(plain(model={"source": plain()["model"], **keys}), registry=load_registry())
         rows = by_title(plan_tables(recipe, load_registry()))["needs, predicted"]
-        found = {what: (much, of) for what, much, of in rows}
-        assert ("slow" in found) == told
-        if told:
-            assert found["slow"][0] == "products in bfloat16"
-            assert "several times as slowly on this CPU: model.dtype: float32 (weights " in found["slow"][1]
+        return {what: (much, of) for what, much, of in rows}
+
+    auto, narrow, wide = told(), told(compute="model"), told(compute="float32")
+    slowly = "torch does products in bfloat16 several times as slowly on this CPU"
+    if lacks:
+        assert auto["arithmetic"] == ("products in float32", f"{slowly}; it stays in bfloat16") == wide["arithmetic"]
+        assert narrow["slow"][0] == "products in bfloat16"
+        assert f"{slowly}: model.compute: float32 is quicker" in narrow["slow"][1]
+    else:
+        assert "arithmetic" not in auto
+        assert "slow" not in narrow
+        assert wide["arithmetic"] == ("products in float32", "as the recipe asks")
+    assert "slow" not in auto
+    assert "arithmetic" not in narrow
+    assert not {"slow", "arithmetic"} & told(dtype="float32").keys()

@@ -63,6 +63,27 @@ def test_what_is_held_against_is_a_record_of_each_target_wherever_records_are(pr
     assert asked_disk(prepared(refine=refine)).spilled == 0
 
 
+def test_a_narrow_model_computed_in_float32_takes_what_is_widened(prepared, pico_llama_folder, monkeypatch):
+    state = load_file(pico_llama_folder / "model.safetensors")
+    prunable = {name: one.numel() for name, one in state.items() if "_proj" in name}
+    first = sum(size for name, size in prunable.items() if ".layers.0." in name)
+    outside = sum(one.numel() for one in state.values()) - sum(prunable.values())
+
+    def held(compute, free):
+        monkeypatch.setattr("ecoflap.core.needs.memory.spare_memory", lambda prepared: free)
+        there = prepared(model={"dtype": "bfloat16", "compute": compute}, refine=[OWN])
+        return memory_needs(there, Places.asked(there.recipe))
+
+    own, tight, roomy = held("model", 0), held("float32", 0), held("float32", 1 << 40)
+    assert own.recorded == RECORD // 2
+    assert tight.recorded == roomy.recorded == RECORD  # hidden states in float32
+    assert own.weights == tight.weights  # which stay as narrow as they are
+    assert (own.wide.pruning, own.wide.evaluating, own.wide.scoring) == (0, 0, 0)
+    assert tight.wide.pruning == roomy.wide.pruning == tight.wide.evaluating == 4 * (outside + first)
+    assert roomy.wide.evaluating == 4 * (outside + sum(prunable.values()))
+    assert tight.peak - own.peak == tight.wide.pruning + 2 * (RECORD - RECORD // 2)  # what is recorded, and a target
+
+
 def test_what_a_run_leaves_is_as_large_as_predicted(prepared, recipe, tmp_path):
     files = dict(asked_disk(prepared(export="safetensors")).files)
     done = run(recipe(export="safetensors"), folder=tmp_path / "run").folder

@@ -72,7 +72,8 @@ def found(folder):
 
 
 def test_a_run_measures_what_two_models_in_memory_give(comparing, text, pico, pico_llama, pico_tokenizer, tmp_path):
-    run = ecoflap.run(comparing(), folder=tmp_path / "run")
+    as_it_is = {"source": str(pico / "model"), "compute": "model"}
+    run = ecoflap.run(comparing(model=as_it_is), folder=tmp_path / "run")
     adapter, dense = LlamaAdapter(), pico_llama(dtype=torch.bfloat16)
     adapter.processor = pico_tokenizer
     data = Text(Path(text["path"]), sequence_length=16, samples=3, portion=(0.7, 1.0), order="spread")

@@ -118,9 +118,10 @@ def test_a_model_is_scored_in_the_type_that_the_scorer_asks_for(plain, tmp_path)
     class SeesWide(Sees):
         dtype: ClassVar[str] = "float32"
 
-    for number, scorer in enumerate((Sees, SeesWide)):
-        ecoflap.run(plain(score=scorer, allocate="ecoflap"), folder=tmp_path / str(number))
-    assert seen == [None, torch.float32]
+    for number, (scorer, compute) in enumerate([(Sees, "model"), (SeesWide, "model"), (Sees, "float32")]):
+        model = {"source": plain()["model"], "compute": compute}
+        ecoflap.run(plain(model=model, score=scorer, allocate="ecoflap"), folder=tmp_path / str(number))
+    assert seen == [None, torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
@@ -217,7 +218,7 @@ def test_activations_that_overflow_stop_the_run_with_the_layers_name(plain, pico
         matrix.weight.data.fill_(3e4)
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.down_proj\.weight: its inputs hold NaN or infinite"):
         ecoflap.run(
-            plain(model=None, score=None, evaluate=None),
+            plain(model={"compute": "model"}, score=None, evaluate=None),
             model=model, processor=pico_tokenizer, folder=tmp_path / "run",
         )  # fmt: skip
 
