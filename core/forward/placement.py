@@ -201,10 +201,13 @@ def numbers_in(batch: Batch) -> int:
     return sum(value.numel() for value in batch.values() if isinstance(value, Tensor))
 
 
-def map_tensors(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change each tensor among nested values, such as a block's arguments or output."""
+def map_tensors(values: Any, change: Callable[[Any], Any], kinds: type[Any] | tuple[type[Any], ...] = Tensor) -> Any:
+    """Change each tensor among nested values, such as a block's arguments or output.
+
+    :param kinds: What is changed, where it is something else that stands for a tensor.
+    """
     return pytree.tree_map(
-        lambda value: change(value) if isinstance(value, Tensor) else value, values, is_leaf=_is_cache
+        lambda value: change(value) if isinstance(value, kinds) else value, values, is_leaf=_is_cache
     )
 
 
