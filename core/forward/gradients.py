@@ -149,8 +149,8 @@ class _Kept:
             raise ModelError(f"{self._layer.name}: the gradient of the loss is NaN or infinite on the calibration data")
         self.seen += 1
         self._is_fed = self._is_fed or bool(gradient.any())
-        for statistic in self._found.values():
-            statistic.add_loss_gradient(gradient)
+        for need, statistic in self._found.items():
+            statistic.add_loss_gradient(gradient.to(self._totals[need].device))
 
     def statistics(self, batches: int) -> Statistics:
         """Give the statistics when so many batches were seen, with or without this layer."""
