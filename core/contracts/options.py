@@ -5,20 +5,29 @@ default of this page is. They are read once, when a recipe is checked. A member 
 refused, so that a misspelt one is never passed over in silence (``ecoflap.core.contracts.conformance``).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
+from ecoflap.core.contracts.optional_methods import (
+    Deals,
+    DealsComparing,
+    Densifies,
+    GivesAnswers,
+    Keeps,
+    ReadsProcessor,
+    Remembers,
+    SavesSurroundings,
+    SavesWeights,
+)
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import (
     Aggregate,
-    Answered,
     Batch,
     Meanwhile,
-    Measure,
     Sample,
     ScoreKind,
     Takes,
@@ -137,7 +146,7 @@ class AllocatorOptions(PartOptions):
     scorers: tuple[str, ...] = ()
     candidates: tuple[Any, ...] = ()
     held_out: float = 0.25
-    keeps: Callable[[Sequence[str]], int | None] | None = None
+    keeps: Keeps | None = None
 
 
 class PrunerOptions(PartOptions):
@@ -251,9 +260,9 @@ class EvaluatorOptions(PartOptions):
 
     wants: type[Any] | None = None
     loss_batch_size: int | None = None
-    remember: Callable[[nn.Module, Any, Callable[[str], None]], Mapping[str, Tensor]] | None = None
-    answers: Callable[[nn.Module, Any, Callable[[str], None]], Iterable[Answered]] | None = None
-    dealt: Callable[..., Mapping[str, Measure]] | None = None
+    remember: Remembers | None = None
+    answers: GivesAnswers | None = None
+    dealt: Deals | DealsComparing | None = None
 
     def lacks(self, sample: Sample) -> str | None:
         """Name what a sample of its data is without that it needs, such as ``label``; None, the default, for nothing.
@@ -280,7 +289,7 @@ class ExporterOptions(PartOptions):
     """
 
     densifies: tuple[str, ...] = ()
-    densify: Callable[[Path, Path], Path] | None = None
+    densify: Densifies | None = None
 
     def views_written(self, context: PlanContext) -> Sequence[str] | None:
         """Name the views that it writes a file of each, for the plan; None, the default, where it writes the model."""
@@ -326,9 +335,9 @@ class AdapterOptions(PartOptions):
     """
 
     priority: int = 0
-    save_surroundings: Callable[[nn.Module, Path], None] | None = None
-    save_weights: Callable[[nn.Module, Mapping[str, Tensor], Path], None] | None = None
-    read_processor: Callable[[Source, nn.Module], Any] | None = None
+    save_surroundings: SavesSurroundings | None = None
+    save_weights: SavesWeights | None = None
+    read_processor: ReadsProcessor | None = None
 
     def running(self, model: nn.Module) -> AbstractContextManager[None]:
         """Give a context in which the engine runs the model, backward and all; the default changes nothing.
