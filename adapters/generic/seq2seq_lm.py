@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.examples import Inputs
+from ecoflap.adapters.generic.examples import Inputs, placed
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import run_small, text_pairs
@@ -65,7 +65,7 @@ class Seq2SeqLMAdapter(GenericAdapter):
         if start:
             inputs["decoder_input_ids"] = torch.tensor([start] * len(samples))
         begins = len(start) or 1  # what a decoder begins with comes first
-        return generated(model, tokenizer, self._placed(model, inputs), generation, begins, start=start)
+        return generated(model, tokenizer, placed(model, inputs), generation, begins, start=start)
 
     def tokens_of(self, model: nn.Module, text: str) -> tuple[int, ...]:
         """Give the tokens of a text without what ends it."""
