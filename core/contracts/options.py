@@ -12,17 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ecoflap.core.contracts.optional_methods import (
-    Deals,
-    DealsComparing,
-    Densifies,
-    GivesAnswers,
-    Keeps,
-    ReadsProcessor,
-    Remembers,
-    SavesSurroundings,
-    SavesWeights,
-)
+from ecoflap.core.contracts import optional_methods as methods
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import (
     Aggregate,
@@ -146,7 +136,7 @@ class AllocatorOptions(PartOptions):
     scorers: tuple[str, ...] = ()
     candidates: tuple[Any, ...] = ()
     held_out: float = 0.25
-    keeps: Keeps | None = None
+    keeps: methods.Keeps | None = None
 
 
 class PrunerOptions(PartOptions):
@@ -260,9 +250,9 @@ class EvaluatorOptions(PartOptions):
 
     wants: type[Any] | None = None
     loss_batch_size: int | None = None
-    remember: Remembers | None = None
-    answers: GivesAnswers | None = None
-    dealt: Deals | DealsComparing | None = None
+    remember: methods.Remembers | None = None
+    answers: methods.GivesAnswers | None = None
+    dealt: methods.Deals | methods.DealsComparing | None = None
 
     def lacks(self, sample: Sample) -> str | None:
         """Name what a sample of its data is without that it needs, such as ``label``; None, the default, for nothing.
@@ -289,7 +279,7 @@ class ExporterOptions(PartOptions):
     """
 
     densifies: tuple[str, ...] = ()
-    densify: Densifies | None = None
+    densify: methods.Densifies | None = None
 
     def views_written(self, context: PlanContext) -> Sequence[str] | None:
         """Name the views that it writes a file of each, for the plan; None, the default, where it writes the model."""
@@ -335,9 +325,9 @@ class AdapterOptions(PartOptions):
     """
 
     priority: int = 0
-    save_surroundings: SavesSurroundings | None = None
-    save_weights: SavesWeights | None = None
-    read_processor: ReadsProcessor | None = None
+    save_surroundings: methods.SavesSurroundings | None = None
+    save_weights: methods.SavesWeights | None = None
+    read_processor: methods.ReadsProcessor | None = None
 
     def running(self, model: nn.Module) -> AbstractContextManager[None]:
         """Give a context in which the engine runs the model, backward and all; the default changes nothing.
@@ -348,9 +338,10 @@ class AdapterOptions(PartOptions):
         return nullcontext()
 
     def left_out(self, model: nn.Module) -> Mapping[str, str]:
-        """Say by parameter or block which matrices are no layers on purpose, and why; none by default.
+        """Say by parameter, or by a block or module around it, which matrices are no layers on purpose, and why.
 
-        Such are the routers of experts, and matrices that the loss never uses. ``ecoflap inspect`` shows the reasons.
+        Such are the routers of experts, and matrices that the loss never uses; by default there are none. Of several
+        names around a matrix the nearest tells. ``ecoflap inspect`` and ``ecoflap plan`` show the reasons.
         """
         return {}
 
