@@ -1,6 +1,7 @@
 """Hold what a part's optional methods answer to the types that their contract declares; parts come from anywhere."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache, wraps
 from inspect import getattr_static, isfunction
 from types import MemberDescriptorType, NoneType, UnionType
@@ -37,9 +38,12 @@ def checking(declared: Any, name: str, part: Any) -> Any:
     if wanted is NoneType or not callable(own):
         return own
 
+    # What one without a default raises, its caller tells with what it was about, such as a file's name.
+    has_default = isfunction(getattr(declared, name, None))
+
     @wraps(own)
     def asked(*given: Any, **named: Any) -> Any:
-        with blaming(asking):
+        with blaming(asking) if has_default else nullcontext():
             answer = own(*given, **named)
             kinds = [get_origin(one) for one in (wanted, *get_args(wanted))]
             if Iterable in kinds and isinstance(answer, Iterable) and not isinstance(answer, str | bytes):
