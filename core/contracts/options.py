@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from ecoflap.core.contracts import optional_methods as methods
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -181,9 +182,7 @@ class RefinerOptions(PartOptions):
     dense_weights: bool = False
 
     def gentler(self) -> Any:
-        """Give a refiner of smaller steps, which is tried where this one made it worse; None, the default, for
-        one that is undone at once.
-        """
+        """Give a refiner of smaller steps, tried where this one made it worse; None, the default, for none."""
         return None
 
 
@@ -340,8 +339,7 @@ class AdapterOptions(PartOptions):
     def left_out(self, model: nn.Module) -> Mapping[str, str]:
         """Say by parameter, or by a block or module around it, which matrices are no layers on purpose, and why.
 
-        Such are the routers of experts, and matrices that the loss never uses; by default there are none. Of several
-        names around a matrix the nearest tells. ``ecoflap inspect`` and ``ecoflap plan`` show the reasons.
+        Such are routers of experts; none by default. Of several names the nearest tells. ``ecoflap inspect`` shows why.
         """
         return {}
 
@@ -351,6 +349,13 @@ class AdapterOptions(PartOptions):
         ``check_adapter`` and the beginning of a run hold the adapter's loss against the ``loss`` in what comes back:
         with transformers that takes the batch with its ``labels``. None, the default, stands for a model whose forward
         computes no loss.
+        """
+        return None
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Bool[Tensor, "batch tokens"] | None:
+        """Say which tokens of a batch's texts the loss is the mean over; None, the default, for all but the first.
+
+        ``perplexity`` and ``continuation`` ask for it. They are those of a decoder's texts, where there is an encoder.
         """
         return None
 
