@@ -7,6 +7,8 @@ import pico_t5
 import pytest
 import torch
 
+from ecoflap.adapters.generic.encoder import EncoderAdapter
+from ecoflap.adapters.generic.seq2seq_lm import Seq2SeqLMAdapter
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.t5 import T5Adapter
 from ecoflap.core.contracts.blame import PartError
@@ -63,6 +65,15 @@ def test_of_an_encoder_with_a_decoder_by_hand():
         terms += [-float(logits.double().log_softmax(-1)[i, token]) for i, token in enumerate(window[middle:].tolist())]
     assert found.n == len(terms) == 5 + 8 + 11
     assert found.value == pytest.approx(math.exp(sum(terms) / len(terms)), rel=1e-6)
+
+
+@pytest.mark.parametrize("adapter", [T5Adapter(), Seq2SeqLMAdapter(), EncoderAdapter()])
+def test_of_those_that_are_asked_for_some_tokens_the_labels_say_which(adapter: Any):
+    labels = torch.tensor([[4, -100, 6], [7, 8, -100]])
+    assert adapter.predicted(torch.nn.Identity(), {"labels": labels}).tolist() == [
+        [True, False, True],
+        [True, True, False],
+    ]
 
 
 class Labelled(LlamaAdapter):
