@@ -17,8 +17,7 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Statistics
 from ecoflap.core.disk.on_disk import zeros_on_disk
 from ecoflap.core.errors import ModelError, listed
-from ecoflap.core.forward.placement import Placement, device_of, requiring_grad, tensors_of
-from ecoflap.core.forward.walk import replaced_forwards
+from ecoflap.core.forward.placement import Placement, device_of, replaced_forwards, requiring_grad, tensors_of
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
-from ecoflap.core.forward.placement import Placement
-from ecoflap.core.forward.walk import model_held
+from ecoflap.core.forward.placement import Placement, model_held
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import open_source
