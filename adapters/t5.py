@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
@@ -107,6 +107,11 @@ class T5Adapter(TransformersAdapter):
             return text_tokens(batch)
         said: Tensor = batch["labels"] != IGNORED
         return said.to(torch.int8)
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+        """Say which tokens the decoder says; of those that the encoder reads there are none."""
+        said: Tensor = batch["labels"] != IGNORED
+        return said
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
         """Give ``encoder``, ``decoder``, and ``decoder_with_past`` where this transformers has caches for it."""

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, Meanwhile, StoredTensor, ViewSize
@@ -178,11 +179,8 @@ def _dense(pruned: PrunedModel, folder: Path) -> tuple[nn.Module, MappedWeights 
 
 def _loaded(adapter: Adapter, source: Any) -> nn.Module:
     """Load a model, and leave the adapter the processor that it has."""
-    processor = adapter.processor
-    try:
+    with processor_kept(adapter):
         return adapter.load(source, None, "cpu")
-    finally:
-        adapter.processor = processor
 
 
 def _write(folder: Path, rank: int, corrections: Mapping[str, Correction]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.core.contracts.hookspecs import hookimpl
+from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor
 from ecoflap.core.disk.sealed import flat
@@ -53,10 +54,11 @@ def _checked(pruned: PrunedModel, folder: Path) -> tuple[Check, tuple[str, ...]]
     A folder that cannot be loaded without a model at hand is compared by its files.
     """
     model, adapter = pruned.model, pruned.adapter
-    state, given, source = model.state_dict(), adapter.processor, str(folder.absolute())
+    state, source = model.state_dict(), str(folder.absolute())
     notes: tuple[str, ...] = ()
     try:
-        again = adapter.load(open_source(source, Path.cwd()), None, "cpu")
+        with processor_kept(adapter):
+            again = adapter.load(open_source(source, Path.cwd()), None, "cpu")
         _compare(folder, state, again.state_dict())
         runtime = library_of(model)
     except ModelError as error:
@@ -64,8 +66,6 @@ def _checked(pruned: PrunedModel, folder: Path) -> tuple[Check, tuple[str, ...]]
         # once it is whole the folder is elsewhere
         reason = str(error).replace(f"{source}{os.sep}", "").replace(source, "this folder")
         runtime, notes = "torch", (f"its files were compared, and no model was made of them: {reason}",)
-    finally:
-        adapter.processor = given
     weights = [path.name for path in sorted(folder.iterdir()) if is_weights(path.name)]
     return Check(weights[0] if weights else "", "model", runtime, 0.0, 0.0), notes
 

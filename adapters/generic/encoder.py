@@ -54,6 +54,11 @@ class EncoderAdapter(GenericAdapter):
         masked = ids.masked_fill(is_masked, token)
         return {**batch, "input_ids": masked, "labels": ids.masked_fill(~is_masked, IGNORED)}
 
+    def predicted(self, model: nn.Module, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+        """Say which words are masked, of which the loss is the mean."""
+        said: Tensor = batch["labels"] != IGNORED
+        return said
+
     def export_views(self, model: nn.Module) -> Sequence[View]:
         """Give ``encoder``."""
         return [view_of_masked_lm(model)]

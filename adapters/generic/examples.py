@@ -21,6 +21,23 @@ def arguments_of(function: Any) -> set[str]:
     return set(signature(function).parameters)
 
 
+def cacheless(model: nn.Module) -> dict[str, bool]:
+    """Give the argument by which a model's forward keeps nothing of a text; none where it takes no such argument."""
+    return {"use_cache": False} if {"use_cache", "kwargs"} & arguments_of(model.forward) else {}
+
+
+def placed(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the tensors among inputs where a model is, and images into its type."""
+    like = next(one for one in model.parameters() if one.is_floating_point())
+
+    def there(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(like.device, like.dtype if value.is_floating_point() else None)
+
+    return {name: there(value) for name, value in inputs.items()}
+
+
 def settings(config: Any, ends: tuple[str, ...]) -> Iterator[int]:
     """Yield every number of a configuration, and of those inside it, whose name ends so."""
     for name, value in vars(config).items():

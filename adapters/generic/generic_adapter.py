@@ -11,7 +11,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from ecoflap.adapters.generic.classes import class_named, made_for, names_in, processor_for, reads_others
-from ecoflap.adapters.generic.examples import Inputs, arguments_of, image_token, patches_of
+from ecoflap.adapters.generic.examples import Inputs, cacheless, image_token, patches_of, placed
 from ecoflap.adapters.generic.layers_seen import VISION, Texts
 from ecoflap.adapters.generic.probe import QFORMER, QUESTION, failure, taken_apart_by
 from ecoflap.adapters.generic.taken_apart import SeenBlock
@@ -59,15 +59,8 @@ class GenericAdapter(TransformersAdapter):
         return experts_one_by_one(model)
 
     def left_out(self, model: nn.Module) -> Mapping[str, str]:
-        """Say which parameters are no layers on purpose, and why; all of them in a block that is left out."""
-        why = self._taken_apart(model).left_out
-        found: dict[str, str] = {}
-        for name, _ in model.named_parameters(remove_duplicate=False):
-            around = name
-            while around and around not in why:
-                around = around.rpartition(".")[0]
-            found |= {name: why[around]} if around else {}
-        return found
+        """Say which parameters and blocks are no layers on purpose, and why."""
+        return self._taken_apart(model).left_out
 
     def why_not(self, source: Source) -> str | None:
         """Say what transformers has a model for that no adapter claims."""
@@ -129,8 +122,7 @@ class GenericAdapter(TransformersAdapter):
 
     def _arguments(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """Give the arguments of the model's forward: the batch where the model is, and without a cache."""
-        takes = {"use_cache", "kwargs"} & arguments_of(model.forward)
-        return {**self._placed(model, batch), **({"use_cache": False} if takes else {})}
+        return {**placed(model, batch), **cacheless(model)}
 
     def _logits(self, model: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
         try:
@@ -157,16 +149,6 @@ class GenericAdapter(TransformersAdapter):
             with torch.no_grad(), lent_weights(model), self.running(model), WithoutProducts():
                 self._logits(model, self._arguments(model, batch))
         return batch
-
-    def _placed(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """Put tensors where the model is, and images into its type."""
-        like = next(one for one in model.parameters() if one.is_floating_point())
-        return {
-            name: value.to(like.device, like.dtype if value.is_floating_point() else None)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in batch.items()
-        }
 
     @classmethod
     def _is_read(cls, model_type: str, name: str | None) -> bool:

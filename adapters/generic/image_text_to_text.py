@@ -7,7 +7,7 @@ from jaxtyping import Int8, Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.generic.composite_views import composite_views, composites_impossible
-from ecoflap.adapters.generic.examples import Inputs, arguments_of
+from ecoflap.adapters.generic.examples import Inputs, arguments_of, placed
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.image_batches import labelled, processed, refuse_padded_images
 from ecoflap.adapters.generic.layers_seen import Texts
@@ -64,7 +64,7 @@ class ImageTextToTextAdapter(GenericAdapter):
         """Have the model answer each question on an image, or say something of the image where none is asked."""
         wording = self._wording(model)
         texts = [wording.prompt(sample.question) for sample in samples]
-        inputs = self._placed(model, processed(model, self.processor, texts, samples, "left"))
+        inputs = placed(model, processed(model, self.processor, texts, samples, "left"))
         begins = 1 if find(model, "config.is_encoder_decoder", bool) else inputs["input_ids"].shape[1]
         return generated(model, tokenizer_of(self.processor), inputs, generation, begins=begins)
 

@@ -16,8 +16,10 @@ from ecoflap.adapters.generic.examples import (
     SAID,
     Inputs,
     arguments_of,
+    cacheless,
     image_inputs,
     patches_of,
+    placed,
     text_inputs,
     with_text,
 )
@@ -74,13 +76,13 @@ def run_small(model: nn.Module, inputs: Inputs) -> tuple[Any, str]:
     :return: What it made, all of zeros, and why there is no cache in it; nothing where there is.
     """
     with torch.no_grad(), lent_weights(model), experts_one_by_one(model), WithoutProducts():
-        given, why_not = _placed(model, inputs), NO_CACHES
+        given, why_not = placed(model, inputs), NO_CACHES
         if has_cache(model):
             try:
                 return model(**given, use_cache=True), ""
             except Exception as error:  # whatever a model does with what is not for it
                 why_not = f"it does not run with a cache: {one_line(error)[:200]}"
-        return model(**given, **_cacheless(model)), why_not
+        return model(**given, **cacheless(model)), why_not
 
 
 def _unread(model: nn.Module, inputs: Inputs, watched: Watched) -> Iterator[str]:
@@ -158,8 +160,9 @@ def _vectors(model: nn.Module, images: Mapping[str, Tensor]) -> int | None:
     for get in (find(model, "get_image_features"), find(model, "base_model.get_image_features")):
         with suppress(Exception), Watch(model, {}, {}):
             known = arguments_of(get)
-            given = {name: value for name, value in images.items() if name in known}
-            made = get(**given) if given else get(*images.values())
+            there = placed(model, images)
+            given = {name: value for name, value in there.items() if name in known}
+            made = get(**given) if given else get(*there.values())
             pooled = getattr(made, "pooler_output", None)
             found = tensors_of(getattr(made, "last_hidden_state", made) if pooled is None else pooled)
             return sum(one.numel() // one.shape[-1] for one in found) // ROWS
@@ -173,7 +176,7 @@ def _missed(model: nn.Module, images: Mapping[str, Tensor]) -> int | None:
     """
     try:
         with Watch(model, {}, {}), experts_one_by_one(model):
-            model(**_placed(model, with_text(model, images, 1)), **_cacheless(model))
+            model(**placed(model, with_text(model, images, 1)), **cacheless(model))
     except Exception as error:  # whatever a model does with what is not for it
         said = VECTORS.search(str(error))
         return None if said is None else int(said[1]) // ROWS
@@ -181,27 +184,15 @@ def _missed(model: nn.Module, images: Mapping[str, Tensor]) -> int | None:
 
 
 def _watched(model: nn.Module, blocks: Mapping[str, nn.Module], inputs: Inputs) -> Watched:
-    given = _placed(model, inputs)
+    given = placed(model, inputs)
     watch = Watch(model, blocks, given)
     with experts_one_by_one(model), watch.on():
         try:
-            output = model(**given, **_cacheless(model))
+            output = model(**given, **cacheless(model))
         except Exception as error:
             _refuse_broken(model, watch, error)
             raise
     return watch.result(output.logits)
-
-
-def _cacheless(model: nn.Module) -> dict[str, bool]:
-    return {"use_cache": False} if {"use_cache", "kwargs"} & arguments_of(model.forward) else {}
-
-
-def _placed(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
-    """Put inputs where a model is, and images into its type."""
-    like = next(one for one in model.parameters() if one.is_floating_point())
-    return {
-        name: value.to(like.device, like.dtype if value.is_floating_point() else None) for name, value in inputs.items()
-    }
 
 
 def _refuse_broken(model: nn.Module, watch: Watch, error: Exception) -> None:

@@ -4,15 +4,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ecoflap.adapters.generic.examples import Inputs
+from ecoflap.adapters.generic.examples import Inputs, placed
 from ecoflap.adapters.generic.generic_adapter import GenericAdapter
 from ecoflap.adapters.generic.layers_seen import Texts
 from ecoflap.adapters.generic.probe import run_small, text_pairs
 from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.hubs.two_languages import has_two_languages, said_from, said_ids, set_languages
 from ecoflap.adapters.shared.generation import check_prompts, generated, without_ends
+from ecoflap.adapters.shared.losses import IGNORED
 from ecoflap.adapters.shared.members import member
 from ecoflap.adapters.shared.text_batches import pairs_of, text_ids, within_vocabulary
 from ecoflap.adapters.shared.texts import padded_rows
@@ -65,7 +67,7 @@ class Seq2SeqLMAdapter(GenericAdapter):
         if start:
             inputs["decoder_input_ids"] = torch.tensor([start] * len(samples))
         begins = len(start) or 1  # what a decoder begins with comes first
-        return generated(model, tokenizer, self._placed(model, inputs), generation, begins, start=start)
+        return generated(model, tokenizer, placed(model, inputs), generation, begins, start=start)
 
     def tokens_of(self, model: nn.Module, text: str) -> tuple[int, ...]:
         """Give the tokens of a text without what ends it."""
@@ -100,6 +102,11 @@ class Seq2SeqLMAdapter(GenericAdapter):
         path = next(name for name, module in model.named_modules() if module is encoder)
         width = made.encoder_last_hidden_state.shape[-1]
         return Halves(path, width, *((nothing, nothing) if why_not else kept_in_both(cache_of(made))))
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Bool[Tensor, "batch tokens"]:
+        """Say which tokens the decoder says; of those that the encoder reads there are none."""
+        said: Tensor = batch["labels"] != IGNORED
+        return said
 
     def _examples(self, model: nn.Module) -> Iterable[tuple[Inputs, Texts]]:
         return text_pairs(model)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -210,8 +211,7 @@ def _described(model: Any, architecture: str | None) -> Iterator[None]:
 
 def _require_folders() -> None:
     timm = imported()
-    major, minor, patch = (int(number) for number in timm.__version__.split(".")[:3])
-    if (major, minor, patch) < (1, 0, 17):
+    if Version(timm.__version__) < Version("1.0.17"):
         raise ModelError(f"timm {timm.__version__} reads no folders: timm 1.0.17 or newer does.")
 
 

@@ -1,6 +1,7 @@
 """Hold what a part's optional methods answer to the types that their contract declares; parts come from anywhere."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache, wraps
 from inspect import getattr_static, isfunction
 from types import MemberDescriptorType, NoneType, UnionType
@@ -21,7 +22,7 @@ def has_member(part: Any, name: str) -> bool:
 
 
 def checking(declared: Any, name: str, part: Any) -> Any:
-    """Give a part's member; a method such that what it answers is of the declared type.
+    """Give a part's member; a method that answers something such that it is of the declared type.
 
     What may be iterated over once is read at once, so that it raises, if it does, where the part is asked.
 
@@ -34,12 +35,15 @@ def checking(declared: Any, name: str, part: Any) -> Any:
     with blaming(asking):
         own = getattr(part, name)
     wanted = _answer_of(declared, name)
-    if wanted is None or not callable(own):
+    if wanted is NoneType or not callable(own):
         return own
+
+    # What one without a default raises, its caller tells with what it was about, such as a file's name.
+    has_default = isfunction(getattr(declared, name, None))
 
     @wraps(own)
     def asked(*given: Any, **named: Any) -> Any:
-        with blaming(asking):
+        with blaming(asking) if has_default else nullcontext():
             answer = own(*given, **named)
             kinds = [get_origin(one) for one in (wanted, *get_args(wanted))]
             if Iterable in kinds and isinstance(answer, Iterable) and not isinstance(answer, str | bytes):
@@ -56,9 +60,26 @@ def checking(declared: Any, name: str, part: Any) -> Any:
 
 @cache
 def _answer_of(declared: Any, name: str) -> Any:
-    """Give the type that a declared method answers; None of a member that is no method."""
-    method = getattr(declared, name, None)
-    return get_type_hints(method)["return"] if isfunction(method) else None
+    """Give the type that a declared method answers; None's of one that answers nothing, or a member that is none."""
+    methods = declared_methods(declared, name)
+    return get_type_hints(methods[0])["return"] if methods else NoneType
+
+
+def declared_methods(declared: Any, name: str) -> tuple[Callable[..., Any], ...]:
+    """Give a method as a class declares it; none of a member that is no method.
+
+    One without a default is declared by its type, which is a protocol, or several for the ways in which it is called.
+    """
+    member = getattr(declared, name, None)
+    if isfunction(member):
+        return (member,)
+    of_type = get_args(get_type_hints(declared).get(name))
+    return tuple(vars(one)["__call__"] for one in of_type if _is_protocol(one))
+
+
+def _is_protocol(hint: Any) -> bool:
+    """Say whether a type is a protocol of what is called."""
+    return getattr(hint, "_is_protocol", False) and isfunction(vars(hint).get("__call__"))
 
 
 def is_text(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ecoflap.core.contracts.abilities import ABILITIES, offers
-from ecoflap.core.contracts.answers import LARGEST, checking, has_member, shown
+from ecoflap.core.contracts.answers import LARGEST, checking, declared_methods, has_member, shown
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.contracts.options import PartOptions
@@ -143,7 +143,11 @@ def _methods(kind: str, part: Any) -> dict[str, Callable[..., Any]]:
     if kind == "adapter":
         sources += [ability for ability in ABILITIES if offers(part, ability)]
     declared = {"__call__": vars(protocol).get("__call__")}
-    declared |= {name: getattr(one, name, None) for one in sources for name in _members(one)}
+    for one in sources:
+        for name in _members(one):
+            ways = declared_methods(one, name)
+            # Of two ways to be called, the second is of an evaluator that is given what it has remembered.
+            declared[name] = ways[-1 if protocol is ComparingEvaluator else 0] if ways else None
     return {name: method for name, method in declared.items() if inspect.isfunction(method)}
 
 
@@ -214,7 +218,7 @@ def _is_number_of(name: str, other: str) -> bool:
 def _wrong_values(kind: str, part: Any) -> Iterator[str]:
     hints = get_type_hints(KINDS[kind].options)
     for name, value in _given(KINDS[kind].options, part):
-        if name not in hints:
+        if name not in hints or declared_methods(KINDS[kind].options, name):
             continue
         try:
             _checker(hints[name]).validate_python(value, strict=True)

@@ -5,20 +5,20 @@ default of this page is. They are read once, when a recipe is checked. A member 
 refused, so that a misspelt one is never passed over in silence (``ecoflap.core.contracts.conformance``).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxtyping import Bool
 from torch import Tensor, nn
 
+from ecoflap.core.contracts import optional_methods as methods
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import (
     Aggregate,
-    Answered,
     Batch,
     Meanwhile,
-    Measure,
     Sample,
     ScoreKind,
     Takes,
@@ -137,7 +137,7 @@ class AllocatorOptions(PartOptions):
     scorers: tuple[str, ...] = ()
     candidates: tuple[Any, ...] = ()
     held_out: float = 0.25
-    keeps: Callable[[Sequence[str]], int | None] | None = None
+    keeps: methods.Keeps | None = None
 
 
 class PrunerOptions(PartOptions):
@@ -182,9 +182,7 @@ class RefinerOptions(PartOptions):
     dense_weights: bool = False
 
     def gentler(self) -> Any:
-        """Give a refiner of smaller steps, which is tried where this one made it worse; None, the default, for
-        one that is undone at once.
-        """
+        """Give a refiner of smaller steps, tried where this one made it worse; None, the default, for none."""
         return None
 
 
@@ -251,9 +249,9 @@ class EvaluatorOptions(PartOptions):
 
     wants: type[Any] | None = None
     loss_batch_size: int | None = None
-    remember: Callable[[nn.Module, Any, Callable[[str], None]], Mapping[str, Tensor]] | None = None
-    answers: Callable[[nn.Module, Any, Callable[[str], None]], Iterable[Answered]] | None = None
-    dealt: Callable[..., Mapping[str, Measure]] | None = None
+    remember: methods.Remembers | None = None
+    answers: methods.GivesAnswers | None = None
+    dealt: methods.Deals | methods.DealsComparing | None = None
 
     def lacks(self, sample: Sample) -> str | None:
         """Name what a sample of its data is without that it needs, such as ``label``; None, the default, for nothing.
@@ -280,7 +278,7 @@ class ExporterOptions(PartOptions):
     """
 
     densifies: tuple[str, ...] = ()
-    densify: Callable[[Path, Path], Path] | None = None
+    densify: methods.Densifies | None = None
 
     def views_written(self, context: PlanContext) -> Sequence[str] | None:
         """Name the views that it writes a file of each, for the plan; None, the default, where it writes the model."""
@@ -326,9 +324,9 @@ class AdapterOptions(PartOptions):
     """
 
     priority: int = 0
-    save_surroundings: Callable[[nn.Module, Path], None] | None = None
-    save_weights: Callable[[nn.Module, Mapping[str, Tensor], Path], None] | None = None
-    read_processor: Callable[[Source, nn.Module], Any] | None = None
+    save_surroundings: methods.SavesSurroundings | None = None
+    save_weights: methods.SavesWeights | None = None
+    read_processor: methods.ReadsProcessor | None = None
 
     def running(self, model: nn.Module) -> AbstractContextManager[None]:
         """Give a context in which the engine runs the model, backward and all; the default changes nothing.
@@ -339,9 +337,9 @@ class AdapterOptions(PartOptions):
         return nullcontext()
 
     def left_out(self, model: nn.Module) -> Mapping[str, str]:
-        """Say by parameter or block which matrices are no layers on purpose, and why; none by default.
+        """Say by parameter, or by a block or module around it, which matrices are no layers on purpose, and why.
 
-        Such are the routers of experts, and matrices that the loss never uses. ``ecoflap inspect`` shows the reasons.
+        Such are routers of experts; none by default. Of several names the nearest tells. ``ecoflap inspect`` shows why.
         """
         return {}
 
@@ -351,6 +349,13 @@ class AdapterOptions(PartOptions):
         ``check_adapter`` and the beginning of a run hold the adapter's loss against the ``loss`` in what comes back:
         with transformers that takes the batch with its ``labels``. None, the default, stands for a model whose forward
         computes no loss.
+        """
+        return None
+
+    def predicted(self, model: nn.Module, batch: Batch) -> Bool[Tensor, "batch tokens"] | None:
+        """Say which tokens of a batch's texts the loss is the mean over; None, the default, for all but the first.
+
+        ``perplexity`` and ``continuation`` ask for it. They are those of a decoder's texts, where there is an encoder.
         """
         return None
 

@@ -81,15 +81,15 @@ class GradientStatistic(Statistic, Protocol):
 class LossStatistic(Statistic, Protocol):
     """Is a statistic of the gradient of the whole model's loss, which is taken before anything is pruned.
 
-    It is each layer's own, and sums a number a weight.
+    It is each layer's own, and sums a number a weight, in main memory wherever the model is.
     """
 
     def sum_into(self, total: Float32[Tensor, "out in"]) -> None:
-        """Take a tensor of zeros to sum into, which may lie in a file. It is called once, before any gradient."""
+        """Take a tensor of zeros to sum into, on the CPU, which may lie in a file. It is called before any gradient."""
         ...
 
     def add_loss_gradient(self, gradient: Float[Tensor, "out in"]) -> None:
-        """Add, once for each batch, the gradient of the batch's loss with respect to the weight."""
+        """Add, once for each batch, the gradient of the batch's loss with respect to the weight, where the total is."""
         ...
 
 

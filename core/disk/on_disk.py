@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -11,6 +12,18 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from ecoflap.core.disk.write_errors import explained
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A tensor that lies in a file, and the device that it was on before."""
+
+    tensor: Shaped[Tensor, "..."]
+    device: torch.device
+
+    def brought(self) -> Shaped[Tensor, "..."]:
+        """Give it on the device that it was on; on the CPU that is what lies in the file."""
+        return self.tensor.to(self.device)
 
 
 def on_disk(tensor: Shaped[Tensor, "..."], folder: Path) -> Shaped[Tensor, "..."]:

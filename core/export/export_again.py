@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ecoflap.core.contracts.events import RunFinished
+from ecoflap.core.contracts.events import RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.disk.paths import from_here
@@ -71,6 +71,7 @@ def export_run(
         log = RunLog(folder, Observers(registry.observers()))
         report = read_report(folder.report)
         check_lines(folder, report)
+        log.emit(RunStarted(folder.path, ("export",)))
         pruned = _pruned(folder, recipe, report, registry, Reading(folder, log, accept_change))
         export_all(folder, recipe, [name], pruned, log)
         report = _written_anew(report, folder, recipe)

@@ -11,9 +11,10 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
-from ecoflap.core.forward.against_model import UNCOMPARED, hold_against_model
+from ecoflap.core.forward.against_model import TOLERANCE, UNCOMPARED, hold_against_model
 from ecoflap.core.forward.capture import without_fast_path
 from ecoflap.core.forward.own_loss import OwnLoss
+from ecoflap.core.forward.placement import device_of
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy
@@ -84,9 +85,18 @@ def _walked(replay: Replay) -> Iterator[str]:
         plain = float(replay.adapter.loss(replay.model, replay.batches[0]))
     for index, block in enumerate(replay.blocks):
         loss = float(replay.loss(index))
-        if loss != plain:
+        if _differs(loss, plain, replay.model):
             yield f"the loss from {block.name} on is {loss}, and that of the plain forward {plain}"
         replay.advance(index)
+
+
+def _differs(loss: float, plain: float, model: nn.Module) -> bool:
+    """Say whether two computations of one loss differ. A CPU adds up in one order, and another device may in any."""
+    if device_of(model).type == "cpu":
+        return loss != plain
+    types = [one.dtype for one in model.parameters() if one.is_floating_point()]
+    step = max([TOLERANCE, *(torch.finfo(dtype).eps for dtype in types)])
+    return not abs(loss - plain) <= step * max(abs(plain), step)  # also where one is no number
 
 
 def _padding(replay: Replay, samples: Sequence[Sample], notes: list[str]) -> Iterator[str]:

@@ -17,8 +17,7 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Statistics
 from ecoflap.core.disk.on_disk import zeros_on_disk
 from ecoflap.core.errors import ModelError, listed
-from ecoflap.core.forward.placement import Placement, device_of, requiring_grad, tensors_of
-from ecoflap.core.forward.walk import replaced_forwards
+from ecoflap.core.forward.placement import Placement, device_of, replaced_forwards, requiring_grad, tensors_of
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
 
@@ -149,8 +148,8 @@ class _Kept:
             raise ModelError(f"{self._layer.name}: the gradient of the loss is NaN or infinite on the calibration data")
         self.seen += 1
         self._is_fed = self._is_fed or bool(gradient.any())
-        for statistic in self._found.values():
-            statistic.add_loss_gradient(gradient)
+        for need, statistic in self._found.items():
+            statistic.add_loss_gradient(gradient.to(self._totals[need].device))
 
     def statistics(self, batches: int) -> Statistics:
         """Give the statistics when so many batches were seen, with or without this layer."""

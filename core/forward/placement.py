@@ -191,6 +191,57 @@ def outside_held(model: nn.Module, anatomy: Anatomy, placement: Placement) -> It
         yield
 
 
+@contextmanager
+def replaced_forwards(
+    blocks: Sequence[Block], forward_of: Callable[[int, Block], Callable[..., Any]]
+) -> Iterator[None]:
+    """Give each block another ``forward`` for a while, made by ``forward_of(index, block)``."""
+    # It goes into the instance's __dict__, where another library's wrapper may already be.
+    spaces = [block.module.__dict__ for block in blocks]
+    before = [space.get("forward") for space in spaces]
+    for index, (space, block) in enumerate(zip(spaces, blocks, strict=True)):
+        space["forward"] = forward_of(index, block)
+    try:
+        yield
+    finally:
+        for space, forward in zip(spaces, before, strict=True):
+            del space["forward"]
+            if forward is not None:
+                space["forward"] = forward
+
+
+@contextmanager
+def model_held(model: nn.Module, anatomy: Anatomy, placement: Placement, spare: int = 0) -> Iterator[None]:
+    """Hold a model as a placement says while it runs, whoever calls its forward: each block for as long as that runs.
+
+    What is in no block is held meanwhile as precisely, where it is.
+
+    :param spare: Bytes of memory that may be spent on being quicker: where blocks take no more than that and stay where
+        they are, all of them are held meanwhile.
+    """
+    blocks = anatomy.blocks
+    wide = placement.widened_bytes(one for block in blocks for one in tensors_of(block.module))
+    with placement.in_place().held(outside_blocks(model, anatomy)):
+        if placement.device is None and wide <= spare:
+            with placement.held(one for block in blocks for one in tensors_of(block.module)):
+                yield
+        else:
+            with blocks_held(placement, blocks):
+                yield
+
+
+@contextmanager
+def blocks_held(placement: Placement, blocks: Sequence[Block]) -> Iterator[None]:
+    """Hold each block as a placement says for as long as it runs, whoever calls the model's forward."""
+
+    def forward_of(_: int, block: Block) -> Callable[..., Any]:
+        original = block.module.forward
+        return lambda *args, **kwargs: placement.run(block.module, original, args, kwargs)
+
+    with replaced_forwards(blocks, forward_of):
+        yield
+
+
 def batch_on(batch: Batch, device: str) -> Batch:
     """Bring the tensors of a batch to a device."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
@@ -201,10 +252,13 @@ def numbers_in(batch: Batch) -> int:
     return sum(value.numel() for value in batch.values() if isinstance(value, Tensor))
 
 
-def map_tensors(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change each tensor among nested values, such as a block's arguments or output."""
+def map_tensors(values: Any, change: Callable[[Any], Any], kinds: type[Any] | tuple[type[Any], ...] = Tensor) -> Any:
+    """Change each tensor among nested values, such as a block's arguments or output.
+
+    :param kinds: What is changed, where it is something else that stands for a tensor.
+    """
     return pytree.tree_map(
-        lambda value: change(value) if isinstance(value, Tensor) else value, values, is_leaf=_is_cache
+        lambda value: change(value) if isinstance(value, kinds) else value, values, is_leaf=_is_cache
     )
 
 

@@ -201,7 +201,7 @@ class LossGradient:
     def add_loss_gradient(self, gradient: Float[Tensor, "out in"]) -> None:
         """Add one batch's gradient."""
         size = gradient.detach().float().abs()
-        self._sum = size if self._sum is None else self._sum.add_(size.to(self._sum.device))
+        self._sum = size if self._sum is None else self._sum.add_(size)
         self.batches += 1
 
     def merge(self, other: "LossGradient") -> None:

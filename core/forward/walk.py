@@ -9,61 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.core.disk.on_disk import on_disk
+from ecoflap.core.disk.on_disk import OnDisk, on_disk
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.placement import Placement, map_tensors, outside_blocks, tensors_of
-from ecoflap.core.model.anatomy import Anatomy, Block
-
-
-@contextmanager
-def replaced_forwards(
-    blocks: Sequence[Block], forward_of: Callable[[int, Block], Callable[..., Any]]
-) -> Iterator[None]:
-    """Give each block another ``forward`` for a while, made by ``forward_of(index, block)``."""
-    # It goes into the instance's __dict__, where another library's wrapper may already be.
-    spaces = [block.module.__dict__ for block in blocks]
-    before = [space.get("forward") for space in spaces]
-    for index, (space, block) in enumerate(zip(spaces, blocks, strict=True)):
-        space["forward"] = forward_of(index, block)
-    try:
-        yield
-    finally:
-        for space, forward in zip(spaces, before, strict=True):
-            del space["forward"]
-            if forward is not None:
-                space["forward"] = forward
-
-
-@contextmanager
-def model_held(model: nn.Module, anatomy: Anatomy, placement: Placement, spare: int = 0) -> Iterator[None]:
-    """Hold a model as a placement says while it runs, whoever calls its forward: each block for as long as that runs.
-
-    What is in no block is held meanwhile as precisely, where it is.
-
-    :param spare: Bytes of memory that may be spent on being quicker: where blocks take no more than that and stay where
-        they are, all of them are held meanwhile.
-    """
-    blocks = anatomy.blocks
-    wide = placement.widened_bytes(one for block in blocks for one in tensors_of(block.module))
-    with placement.in_place().held(outside_blocks(model, anatomy)):
-        if placement.device is None and wide <= spare:
-            with placement.held(one for block in blocks for one in tensors_of(block.module)):
-                yield
-        else:
-            with blocks_held(placement, blocks):
-                yield
-
-
-@contextmanager
-def blocks_held(placement: Placement, blocks: Sequence[Block]) -> Iterator[None]:
-    """Hold each block as a placement says for as long as it runs, whoever calls the model's forward."""
-
-    def forward_of(_: int, block: Block) -> Callable[..., Any]:
-        original = block.module.forward
-        return lambda *args, **kwargs: placement.run(block.module, original, args, kwargs)
-
-    with replaced_forwards(blocks, forward_of):
-        yield
+from ecoflap.core.forward.placement import Placement, map_tensors, replaced_forwards
+from ecoflap.core.model.anatomy import Block
 
 
 class Finished(BaseException):
@@ -101,21 +50,23 @@ class BlockWatch:
     def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
         """Run the block once by calling ``run``, and return what the model is to see as its output.
 
-        The block's weights are held where and as precisely as the walk wants them while this runs.
+        The block's weights are held where and as precisely as the walk wants them while this runs, and what it is given
+        is there too.
         """
         return run()
 
+    def after(self, call: BlockCall) -> None:
+        """See a call when it is over, with what it was given and returned where the rest of the model is."""
+
 
 class CallsSeen(BlockWatch):
-    """Keeps what a block is given and what it returns."""
+    """Keeps what a block is given and what it returns, each where the model has it."""
 
     def __init__(self) -> None:
         self.seen: list[BlockCall] = []
 
-    def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
-        output = run()
-        self.seen.append(BlockCall(number, args, kwargs, output))
-        return output
+    def after(self, call: BlockCall) -> None:
+        self.seen.append(call)
 
 
 class Record:
@@ -137,56 +88,110 @@ class Record:
     def finish(self, block: Block, outputs: list[Any]) -> None:
         outputs = self._kept(outputs)
         self._outputs[block.tower] = outputs
-        self._versions[block.tower] = _versions(outputs)
+        self._versions[block.tower] = _versions(_lying(outputs))
         if block.tapped:
             self._tapped[block.name] = outputs
 
     def outputs(self, block: Block) -> list[Any]:
-        """Give what the last finished block of a tower returned, call by call."""
-        return self._outputs[block.tower]
+        """Give what the last finished block of a tower returned, call by call, with its tensors where they are kept."""
+        return list(_lying(self._outputs[block.tower]))
 
-    def output(self, block: Block, call: int) -> Any:
-        return self._tapped.get(block.name, self._outputs[block.tower])[call]
+    def lent(self) -> "Lent":
+        """Give what is recorded to one forward."""
+        return Lent(self._outputs, self._tapped, self._shared)
 
     def convert(self, change: Callable[[Tensor], Tensor]) -> None:
         """Put what ``change`` makes of each recorded tensor in its place, and keep it where that was."""
 
-        def changed(tensor: Tensor) -> Tensor:
-            made = change(tensor)
-            return tensor if made is tensor else self._kept(made)
+        def changed(kept: Tensor | OnDisk) -> Tensor | OnDisk:
+            if isinstance(kept, Tensor):
+                return change(kept)
+            made = change(kept.tensor)
+            return kept if made is kept.tensor else OnDisk(kept_in(self._folder, made), kept.device)
 
         self._change(changed)
 
     def settled(self) -> "Record":
         """Keep what another process has sent where it was kept there, and give this record."""
-        self._change(self._kept)
+
+        def settle(sent: Tensor | OnDisk) -> Tensor | OnDisk:
+            if isinstance(sent, Tensor):
+                return sent
+            # The GPU of that number is the other process' own: this one has another.
+            return OnDisk(kept_in(self._folder, sent.tensor), torch.device(sent.device.type))
+
+        self._change(settle)
         return self
 
-    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
-        self._outputs = map_tensors(self._outputs, change)
-        self._tapped = map_tensors(self._tapped, change)
+    def _change(self, change: Callable[[Any], Any]) -> None:
+        kinds = (Tensor, OnDisk)
+        self._outputs = map_tensors(self._outputs, change, kinds)
+        self._tapped = map_tensors(self._tapped, change, kinds)
         self._shared = {
-            at: [replace(one, value=map_tensors(one.value, change)) for one in shared]
+            at: [replace(one, value=map_tensors(one.value, change, kinds)) for one in shared]
             for at, shared in self._shared.items()
         }
-        self._versions = {tower: _versions(outputs) for tower, outputs in self._outputs.items()}
+        self._versions = {tower: _versions(_lying(outputs)) for tower, outputs in self._outputs.items()}
+
+    def check(self) -> None:
+        """Refuse a model that has written into a recorded tensor, which would silently spoil every later replay."""
+        for tower, outputs in self._outputs.items():
+            _refuse_written(tower, self._versions[tower], _lying(outputs))
 
     def keep(self, block: Block, call: int, shared: list["_Shared"]) -> None:
         self._shared[block.name, call] = [replace(one, value=self._kept(one.value)) for one in shared]
 
     def _kept(self, values: Any) -> Any:
-        return kept_in(self._folder, values)
+        if self._folder is None:
+            return values
+        return map_tensors(values, lambda tensor: OnDisk(kept_in(self._folder, tensor), tensor.device))
+
+
+class Lent:
+    """What is recorded of a batch, as one forward has it: each tensor on the device that it was on.
+
+    What lies on a disk is brought there once, although each of the blocks before the last finished one returns it.
+    """
+
+    def __init__(
+        self,
+        outputs: Mapping[str, Sequence[Any]],
+        tapped: Mapping[str, Sequence[Any]],
+        shared: Mapping[tuple[str, int], Sequence[_Shared]],
+    ) -> None:
+        self._outputs, self._tapped, self._shared = outputs, tapped, shared
+        self._lent: dict[tuple[str, int], tuple[str, Any, list[int]]] = {}
+
+    def output(self, block: Block, call: int) -> Any:
+        """Give what a block returns in a call: its own output, or that of its tower's last finished one."""
+        name, recorded = block.tower, self._outputs[block.tower]
+        if block.name in self._tapped:
+            name, recorded = block.name, self._tapped[block.name]
+        if (name, call) not in self._lent:
+            output = _brought(recorded[call])
+            self._lent[name, call] = block.tower, output, _versions(output)
+        return self._lent[name, call][1]
 
     def share_again(self, block: Block, call: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Put into a block's arguments what it put there when it ran."""
         given = dict(_mappings(args, kwargs))
         for one in self._shared.get((block.name, call), ()):
-            given[one.argument][one.key] = one.value
+            given[one.argument][one.key] = _brought(one.value)
 
     def check(self) -> None:
-        """Refuse a model that has written into a recorded tensor, which would silently spoil every later replay."""
-        for tower, outputs in self._outputs.items():
-            if self._versions[tower] != _versions(outputs):
-                raise ModelError(f"the model writes in place into what the blocks of its {tower} tower return")
+        """Refuse a model that has written into what was brought, as :meth:`Record.check` does for what is kept."""
+        for tower, output, versions in self._lent.values():
+            _refuse_written(tower, versions, output)
+
+
+def _lying(values: Any) -> Any:
+    """Give the tensors that lie on a disk among nested values as they lie there."""
+    return map_tensors(values, lambda kept: kept.tensor, OnDisk)
+
+
+def _brought(values: Any) -> Any:
+    """Bring what lies on a disk among nested values to the devices that it was on."""
+    return map_tensors(values, OnDisk.brought, OnDisk)
 
 
 def kept_in(folder: Path | None, values: Any) -> Any:
@@ -226,6 +231,7 @@ class Walk:
         home: torch.device | None = None,
     ) -> None:
         self._blocks, self._record, self._first, self._last = blocks, record, first, last
+        self._lent = record.lent()
         self._placement, self._watch, self._home = placement, watch, home
         self._calls = [0] * len(blocks)
         self._outputs: list[Any] = []
@@ -243,6 +249,7 @@ class Walk:
                     # Nothing is recorded of a block that is called any number of times: nothing comes after it.
                     result = [] if self._blocks[self._last].calls is None else self._outputs
         self._record.check()
+        self._lent.check()
         return result
 
     @contextmanager
@@ -269,8 +276,8 @@ class Walk:
     def _stub(self, index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             block, call = self._blocks[index], self._enter(index)
-            self._record.share_again(block, call, args, kwargs)
-            return self._record.output(block, call)
+            self._lent.share_again(block, call, args, kwargs)
+            return self._lent.output(block, call)
 
         return forward
 
@@ -291,6 +298,7 @@ class Walk:
             else:
                 output = self._placement.run(block.module, watched, args, kwargs)
             self._record.keep(block, number, [*_shared(before, args, kwargs)])
+            self._watch.after(BlockCall(number, args, kwargs, output))
             self._outputs.append(output)
             return output
 
@@ -319,9 +327,14 @@ class Walk:
                 raise ModelError(f"{block.name} ran {calls} times in one forward; its adapter declares {declared}")
 
 
-def _versions(outputs: list[Any]) -> list[int]:
+def _versions(outputs: Any) -> list[int]:
     """Give a number for each tensor that changes when it is written to."""
     return [tensor._version for tensor in tensors_in(outputs)]
+
+
+def _refuse_written(tower: str, before: list[int], outputs: Any) -> None:
+    if before != _versions(outputs):
+        raise ModelError(f"the model writes in place into what the blocks of its {tower} tower return")
 
 
 def _mappings(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str | int, MutableMapping[Any, Any]]]:

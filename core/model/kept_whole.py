@@ -32,11 +32,11 @@ def kept_whole(
 
     :param towers: All that the adapter names, also those that the anatomy leaves out.
     :param pruned: Names of the layers that budgets are about.
-    :param left_out: By parameter, why the adapter leaves it out on purpose.
+    :param left_out: By parameter or block, why the adapter leaves it out on purpose.
     """
     found: dict[str, KeptWhole] = {}
-    never = never_pruned(model, anatomy, towers)
-    kept = ((_reason(model, anatomy, one, left_out), prod(one.shape), one.name) for one in never)
+    never = never_pruned(model, anatomy, towers, left_out)
+    kept = ((_reason(model, anatomy, one), prod(one.shape), one.name) for one in never)
     for reason, size, name in (*kept, *_layers(anatomy, pruned)):
         before = found.get(reason, KeptWhole(reason, 0, name))
         found[reason] = before._replace(parameters=before.parameters + size)
@@ -50,15 +50,13 @@ def _layers(anatomy: Anatomy, pruned: Container[str]) -> Iterator[tuple[str, int
             yield f"the tower {block.tower}, which is kept", layer.size, layer.name
 
 
-def _reason(model: nn.Module, anatomy: Anatomy, one: NeverPruned, left_out: Mapping[str, str]) -> str:
+def _reason(model: nn.Module, anatomy: Anatomy, one: NeverPruned) -> str:
     """Say why a parameter is kept that is no layer."""
-    if one.name in left_out:
-        return left_out[one.name]
     if one.kind is Kind.SMALL:
         return SMALL
     if one.kind is Kind.OFFERED:
         return "outside the blocks; include: takes it in"
-    if one.kind in (Kind.EMBEDDING, Kind.CONVOLUTION):
+    if one.kind in (Kind.LEFT_OUT, Kind.EMBEDDING, Kind.CONVOLUTION):
         return one.reason
     if is_router(model, one.name):
         return ROUTER

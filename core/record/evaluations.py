@@ -154,7 +154,7 @@ class Evaluation:
 
     def _remember(self, path: Path, model: nn.Module, adapter: Adapter, note: Note) -> dict[str, str]:
         """Ask what is to be remembered of the dense model, and write it; its seal by the file's name."""
-        file, found = self.remembered(path), self.evaluator.built.remember(model, adapter, note)
+        file, found = self.remembered(path), self.evaluator.options.remember(model, adapter, note)
         return {file.name: write_remembered(file, self.evaluator.use, found)}
 
     def _dense_line(self, path: Path) -> dict[str, Any]:

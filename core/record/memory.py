@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 from ecoflap.core.record.environment import peak_memory
 
@@ -31,14 +31,17 @@ class MemoryWatch:
 
     def __init__(self) -> None:
         self._most = 0
+        self._lock = Lock()
         self._ended = Event()
         self._thread = Thread(target=self._watch, name="memory", daemon=True)
         self._thread.start()
 
     def most(self) -> int:
         """Give the most bytes that were held at any look so far."""
-        self._most = max(self._most, held())
-        return self._most
+        now = held()
+        with self._lock:  # it is asked for in two threads
+            self._most = max(self._most, now)
+            return self._most
 
     def stop(self) -> None:
         """Look no more."""

@@ -6,6 +6,8 @@ chunk by chunk, and lets the divergence from other logits stand in the place of 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
 from typing import Any
 
 from jaxtyping import Float, Float32
@@ -96,15 +98,19 @@ def _place(targets: Tensor) -> tuple[int, int]:
 
 @contextmanager
 def _in_place_of_cross_entropy(other: Callable[..., Tensor]) -> Iterator[None]:
+    """Put something in the place of ``F.cross_entropy``, for all threads: on a GPU the backward has its own."""
     original = functional.cross_entropy
+    taken = signature(original)
 
-    def cross_entropy(input: Tensor, target: Tensor, **options: Any) -> Tensor:
+    @wraps(original)
+    def cross_entropy(*args: Any, **kwargs: Any) -> Tensor:
+        given = taken.bind(*args, **kwargs).arguments
         # Who asks for one number of all rows does not compute a loss of ours, and would take a row's for the whole.
-        if options.get("reduction") != "none":
-            return original(input, target, **options)
-        return other(original, input, target, **options)
+        if given.get("reduction") != "none":
+            return original(*args, **kwargs)
+        return other(original, given.pop("input"), given.pop("target"), **given)
 
-    functional.cross_entropy = cross_entropy  # type: ignore[assignment]
+    functional.cross_entropy = cross_entropy
     try:
         yield
     finally:

@@ -1,8 +1,7 @@
 """The model of one run: loaded when it is first needed, pruned in place, or read back from the run folder."""
 
 import gc
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,8 +10,8 @@ import torch
 from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.forward.placement import Placement
-from ecoflap.core.forward.walk import model_held
+from ecoflap.core.contracts.kept_processor import processor_kept
+from ecoflap.core.forward.placement import Placement, model_held
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import open_source
@@ -152,24 +151,16 @@ class RunModel:
     def _load(self, source: Source, dtype: torch.dtype | None) -> tuple[nn.Module, MappedWeights | None]:
         """Load a model, and say where its weights are, if they stay in their files.
 
-        What is mapped from the scratch folder needs no name there any more, and is gone from the disk with its mapping.
+        A processor that the adapter was given stays, in place of the one beside the model. What is mapped from the
+        scratch folder needs no name there any more, and is gone from the disk with its mapping.
         """
         adapter = self._prepared.adapter
         with (
-            self._given_processor(),
+            nullcontext() if adapter.processor is None else processor_kept(adapter),
             blaming(f"the adapter {type(adapter).__name__}, loading {source.name},"),
             mapped_beside(self._folder) if self._keys.offload == "disk" else nullcontext() as mapped,
         ):
             return adapter.load(replace(source, mapped=mapped), dtype, self.home), mapped
-
-    @contextmanager
-    def _given_processor(self) -> Iterator[None]:
-        """Keep a processor that the adapter was given, in place of the one that it reads beside a model."""
-        adapter = self._prepared.adapter
-        given = adapter.processor
-        yield
-        if given is not None:
-            adapter.processor = given
 
 
 def held_in(prepared: Prepared, folder: RunFolder) -> torch.dtype | None:

@@ -12,6 +12,7 @@ import torch
 
 from ecoflap.core.contracts.abilities import Generates, offers
 from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.contracts.records import Batch, Sample, TokenChoice
 from ecoflap.core.errors import DataError, EcoflapError
@@ -78,17 +79,16 @@ def processor_read(prepared: Prepared) -> Iterator[list[str]]:
     for, and would be saved with it.
     """
     adapter, read = prepared.adapter, prepared.adapter_options.read_processor
-    before, problems = adapter.processor, []
-    if before is None and prepared.source.model is None and prepared.knows_processor and read is not None:
-        try:
-            with blaming(f"the adapter {type(adapter).__name__}, reading a processor,"):
-                adapter.processor = read(prepared.source, prepared.model)
-        except EcoflapError as error:
-            problems = [f"model: {problem}" for problem in error.problems]
-    try:
+    problems: list[str] = []
+    with processor_kept(adapter):
+        is_given = adapter.processor is not None or prepared.source.model is not None
+        if not is_given and prepared.knows_processor and read is not None:
+            try:
+                with blaming(f"the adapter {type(adapter).__name__}, reading a processor,"):
+                    adapter.processor = read(prepared.source, prepared.model)
+            except EcoflapError as error:
+                problems = [f"model: {problem}" for problem in error.problems]
         yield problems
-    finally:
-        adapter.processor = before
 
 
 def trial_problems(prepared: Prepared, passed_over: Container[str]) -> Iterator[str]:

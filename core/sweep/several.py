@@ -33,6 +33,7 @@ class Runners:
         for place in range(request.processes):
             self._places.put(place)
         self._running: set[subprocess.Popen[str]] = set()
+        self._is_stopped = False
         self._lock = threading.Lock()
 
     def run(self, recipe: Recipe, folder: Path) -> str:
@@ -42,17 +43,20 @@ class Runners:
             with TemporaryDirectory() as own:
                 file, failure = Path(own) / "recipe.yaml", Path(own) / "failure"
                 file.write_text(recipe.dump(), encoding="utf-8")
-                return self._ended(self._started(file, folder, failure, place), failure)
+                process = self._started(file, folder, failure, place)
+                return "the sweep was ended before it began" if process is None else self._ended(process, failure)
         finally:
             self._places.put(place)
 
     def stop(self) -> None:
-        """End what is under way; it goes on with the next sweep."""
+        """End what is under way, and begin nothing more; it goes on with the next sweep."""
         with self._lock:
+            self._is_stopped = True
             for process in self._running:
                 process.terminate()
 
-    def _started(self, file: Path, folder: Path, failure: Path, place: int) -> subprocess.Popen[str]:
+    def _started(self, file: Path, folder: Path, failure: Path, place: int) -> subprocess.Popen[str] | None:
+        """Start a run; None where all of them are to end."""
         request = self._request
         registry = [] if request.registry is None else ["--registry", str(request.registry)]
         options = [*["--allow-code"] * request.allow_code, *["--accept-change"] * request.accept_change, *registry]
@@ -60,6 +64,8 @@ class Runners:
         command = [sys.executable, "-P", "-m", "ecoflap", "run", *places, *options]
         environment = _environment(place, request.processes)
         with self._lock:
+            if self._is_stopped:
+                return None
             process = subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
             )

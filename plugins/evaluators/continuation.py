@@ -20,7 +20,7 @@ from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.means import mean_over_images
-from ecoflap.plugins.evaluators.shared.model_calls import IGNORED, loss_of, predicted
+from ecoflap.plugins.evaluators.shared.model_calls import loss_of, predicted
 
 
 @hookimpl
@@ -68,15 +68,15 @@ class Continuation:
         def is_right(numbered: tuple[int, list[Sample]]) -> bool:
             number, choices = numbered
             losses = [loss_of("continuation", number, model, adapter, [one]) for one in choices]
-            labels = losses[0].batch.get("labels")
-            if labels is not None and bool((labels[0, -self.ending :] == IGNORED).any()):
+            asked = predicted(model, adapter, losses[0])
+            if not bool(asked[-self.ending :].all()):
                 raise DataError(
                     f"continuation: of window {number} the model is not asked for all of the last {self.ending} "
                     f"tokens, as one that guesses masked words is not. Take perplexity."
                 )
-            if predicted(losses[0]) < self.ending:
+            if int(asked.sum()) < self.ending:
                 raise DataError(
-                    f"continuation: of window {number} the model predicts {predicted(losses[0])} tokens and reads the "
+                    f"continuation: of window {number} the model predicts {int(asked.sum())} tokens and reads the "
                     f"others, so that an ending of {self.ending} is not all its own. Take longer windows."
                 )
             right, *wrong = (one.loss for one in losses)

@@ -19,7 +19,7 @@ from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.means import mean_of_means
-from ecoflap.plugins.evaluators.shared.model_calls import predicted, shared_losses
+from ecoflap.plugins.evaluators.shared.model_calls import BatchLoss, predicted, shared_losses
 
 _LARGEST = math.log(sys.float_info.max)
 """Nats whose exponential is a float still."""
@@ -56,7 +56,11 @@ class Perplexity:
     def dealt(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
         """Measure as the call does, each process some of the windows."""
         windows = _windows(self.data(adapter, model, note))
-        found = shared_losses("perplexity", model, adapter, windows, predicted, ranks)
+
+        def counted(window: BatchLoss) -> int:
+            return int(predicted(model, adapter, window).sum())
+
+        found = shared_losses("perplexity", model, adapter, windows, counted, ranks)
         if not found:
             raise DataError("perplexity: its data holds no window.")
         means, counts = zip(*found, strict=True)

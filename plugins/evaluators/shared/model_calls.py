@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, ModelError
@@ -17,8 +19,6 @@ from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
 
 Value = TypeVar("Value")
-IGNORED = -100
-"""The mark of a label that is padding, in transformers."""
 
 
 class BatchLoss(NamedTuple):
@@ -56,14 +56,14 @@ def shared_losses(
     return ranks.deal(enumerate(batched), compute)
 
 
-def predicted(window: BatchLoss) -> int:
-    """Count the tokens of a window, which is the batch's one sample, that the loss is the mean over.
+def predicted(model: nn.Module, adapter: Adapter, window: BatchLoss) -> Bool[Tensor, " tokens"]:
+    """Say which tokens of a window, which is the batch's one sample, the loss is the mean over.
 
-    Where an encoder reads part of the window, the decoder's labels say which. Otherwise it is all tokens but the first.
+    The adapter knows it, of a decoder's text or of words that are masked. By default it is all tokens but the first.
     """
-    labels, tokens = window.batch.get("labels"), window.samples[0].tokens
+    told, tokens = options_of(AdapterOptions, adapter).predicted(model, window.batch), window.samples[0].tokens
     assert tokens is not None  # who calls has seen to it
-    return len(tokens) - 1 if labels is None else int((labels != IGNORED).sum())
+    return torch.arange(len(tokens)) > 0 if told is None else told[0]
 
 
 def loss_of(name: str, number: int, model: nn.Module, adapter: Adapter, samples: list[Sample]) -> BatchLoss:

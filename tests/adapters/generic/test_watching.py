@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.adapters.generic.layers_seen import ROUTER, Texts
+from ecoflap.adapters.generic.probe import _vectors
 from ecoflap.adapters.generic.stacks import stacks_of
 from ecoflap.adapters.generic.taken_apart import BETWEEN, IDLE, OVERWRITTEN, UNUSED, TakenApart, take_apart
 from ecoflap.adapters.generic.watch import Watch
@@ -12,6 +13,24 @@ from ecoflap.adapters.hubs.weightless import lent_weights
 from ecoflap.core.errors import ModelError
 
 ROWS, LENGTH, WIDTH = 2, 5, 4
+
+
+class Seeing(nn.Module):
+    """Makes seven vectors of each image by itself, of images in its own type alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 1)
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        return self.patches(pixel_values).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vectors_of_images_are_counted_in_the_type_of_the_model(dtype: torch.dtype):
+    images = {"pixel_values": torch.randn(ROWS, 3, 1, 7)}
+    with torch.no_grad():
+        assert _vectors(Seeing().to(dtype), images) == 7
 
 
 class Mixing(nn.Module):

@@ -21,8 +21,7 @@ from ecoflap.adapters.t5 import T5Adapter
 from ecoflap.core.contracts.abilities import Generates, Generation, Said, offers
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError
-from ecoflap.core.forward.placement import Placement
-from ecoflap.core.forward.walk import blocks_held
+from ecoflap.core.forward.placement import Placement, blocks_held
 from ecoflap.core.model.anatomy import Anatomy
 
 GREEDY = Generation(max_new_tokens=7, min_new_tokens=0)

@@ -1,16 +1,18 @@
 """A part is held to its kind's contract when a recipe names it: near misses, old signatures, wrong values."""
 
 from inspect import getdoc, isfunction
+from pathlib import Path
 
 import pytest
 
-from ecoflap import Anatomy, Gram, Pruned, load_registry
+from ecoflap import Anatomy, Gram, Measure, Pruned, load_registry
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.answers import has_member
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.conformance import contract_problems, factory_problems, options_of
 from ecoflap.core.contracts.kinds import KINDS
 from ecoflap.core.contracts.options import EvaluatorOptions, PrunerOptions, ScorerOptions
+from ecoflap.core.contracts.records import Answered
 from ecoflap.core.errors import EcoflapError
 
 
@@ -233,6 +235,84 @@ def test_a_refiner_of_the_whole_model_is_given_no_sub_blocks(members, said):
     assert problems("refiner", with_members("refiner", **members)) == []
     (problem,) = problems("refiner", with_members("refiner", scope="model", **members))
     assert problem.startswith(said)
+
+
+def answering(name, answer):
+    """A part of any kind whose method of this name, and no other, answers this."""
+    return type("Mine", (), {"__call__": lambda self: None, name: lambda self, *given: answer})()
+
+
+WITHOUT_DEFAULT = [
+    ("allocator", "keeps", ([],), "all of them", "a whole number or None"),
+    ("evaluator", "remember", (None, None, print), {"logits": 1.0}, "Mapping[a text, Tensor]"),
+    ("evaluator", "answers", (None, None, print), ["red"], "Iterable[Answered]"),
+    ("evaluator", "dealt", (None, None, print, None), {"loss": 1.0}, "Mapping[a text, Measure]"),
+    ("exporter", "densify", (None, None), "model.onnx", "Path"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "given", "wrong", "wanted"), WITHOUT_DEFAULT)
+def test_a_wrong_answer_of_a_method_without_a_default_names_part_and_member(kind, name, given, wrong, wanted):
+    asked = getattr(options_of(KINDS[kind].options, answering(name, wrong)), name)
+    with pytest.raises(PartError) as error:
+        asked(*given)
+    assert str(error.value).startswith(
+        f"the {kind} Mine, asked for its {name}, answered {wrong!r}, and is to answer {wanted}. docs/hooks.md"
+    )
+
+
+def test_a_right_answer_of_a_method_without_a_default_is_passed_on():
+    measures = {"loss": Measure(1.0, 2, 0.5)}
+    for kind, name, given, answer in [
+        ("allocator", "keeps", ([],), 3),
+        ("allocator", "keeps", ([],), None),
+        ("evaluator", "dealt", (None, None, print, None), measures),
+        ("evaluator", "dealt", (None, None, print, None, {}), measures),
+        ("exporter", "densify", (None, None), Path("model.onnx")),
+        ("adapter", "read_processor", (None, None), object()),
+        ("adapter", "save_weights", (None, {}, None), "what nobody looks at"),
+    ]:
+        assert getattr(options_of(KINDS[kind].options, answering(name, answer)), name)(*given) is answer
+    answers = (Answered("red", "0") for _ in range(2))
+    assert (
+        options_of(EvaluatorOptions, answering("answers", answers)).answers(None, None, print)
+        == [Answered("red", "0")] * 2
+    )
+
+
+def test_an_error_of_the_disk_while_a_model_is_saved_stays_one():
+    def full(self, model, folder):
+        raise OSError(28, "No space left on device")
+
+    options = options_of(KINDS["adapter"].options, type("Mine", (), {"save_surroundings": full})())
+    with pytest.raises(OSError, match="No space left"):
+        options.save_surroundings(None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "said"),
+    [
+        ("allocator", {"__call__": lambda self, groups, keep: [], "keeps": lambda self: 0},
+         "its keeps takes (), and is called with (layers)"),
+        ("exporter", {"__call__": lambda self, pruned, folder: None, "densify": staticmethod(lambda file: file)},
+         "its densify takes (file), and is called with (file, target)"),
+        ("evaluator", {"__call__": lambda self, model, adapter, note: {}, "dealt": lambda self, model: {}},
+         "its dealt takes (model), and is called with (model, adapter, note, ranks)"),
+        ("evaluator", {"__call__": lambda self, model, adapter, note, dense: {},
+                       "remember": lambda self, model, adapter, note: {},
+                       "dealt": lambda self, model, adapter, note, ranks: {}},
+         "its dealt takes (model, adapter, note, ranks), and is called with (model, adapter, note, ranks, dense)"),
+    ],
+)  # fmt: skip
+def test_a_method_without_a_default_of_another_signature_is_refused(kind, members, said):
+    (problem,) = problems(kind, type("Mine", (), members)())
+    assert problem.startswith(said)
+
+
+def test_a_value_where_a_method_without_a_default_is_wanted_is_refused():
+    members = {"__call__": lambda self, groups, keep: [], "keeps": 3}
+    (problem,) = problems("allocator", type("Mine", (), members)())
+    assert problem.startswith("its member keeps should be a method, not 3.")
 
 
 def test_a_value_where_a_method_is_wanted_is_refused():

@@ -154,6 +154,22 @@ def test_a_run_of_a_model_in_memory_is_exported_too(plain, pico_llama, pico_toke
     assert (ecoflap.export_run(done.folder, "letters", registry=letters) / "w.letters").is_file()
 
 
+def test_each_runs_log_has_what_became_of_it(plain, letters, tmp_path):
+    """One registry, whose observers hear of several runs: an export of the first after the second."""
+    for name in ("first", "second"):
+        ecoflap.run(plain(evaluate=None), folder=tmp_path / name, registry=letters)
+
+    def log(name):
+        return [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+
+    before, others = log("first"), log("second")
+    ecoflap.export_run(tmp_path / "first", "letters", registry=letters)
+    assert log("second") == others
+    told = [(line["event"], line.get("stage") or line.get("stages")) for line in log("first")[len(before) :]]
+    assert told[0] == ("RunStarted", ["export"])
+    assert told[-1] == ("RunFinished", None)
+
+
 def test_by_the_command_line(run, letters, ecoflap_command, tmp_path):
     code, out, err = ecoflap_command("export", run.folder, "--to", "letters", "--set", "letter=z")
     assert code == 0, err

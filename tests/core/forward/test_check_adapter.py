@@ -55,6 +55,29 @@ def test_a_right_one_gives_its_anatomy_and_both_losses(pico_llama):
     assert found.notes == ()
 
 
+class Unsteady(LlamaAdapter):
+    """Its loss is summed up in another order each time, as a GPU may."""
+
+    share = 1e-6
+    _times = 0
+
+    def loss(self, model, batch):
+        self._times += 1
+        return super().loss(model, batch) * (1 + self.share * self._times)
+
+
+class Unsteadier(Unsteady):
+    share = 1e-3
+
+
+def test_an_order_of_sums_is_another_loss_on_a_cpu_alone(pico_llama, monkeypatch):
+    assert "the loss from model.layers.0 on is" in " ".join(told(Unsteady(), pico_llama()))
+    monkeypatch.setattr("ecoflap.core.forward.check_adapter.device_of", lambda model: torch.device("cuda"))
+    assert ecoflap.check_adapter(Unsteady(), pico_llama(), SAMPLES).blocks
+    problems = " ".join(told(Unsteadier(), pico_llama()))
+    assert "the loss from lm_head on is" in problems
+
+
 class Unknown(LlamaAdapter):
     def own_inputs(self, model, batch):
         return None

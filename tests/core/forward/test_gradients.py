@@ -140,6 +140,33 @@ def test_a_batch_that_a_layer_has_no_part_in_counts_with_zeros(pico_llama, batch
     assert torch.equal(once[LossGradient].magnitude, torch.full(layers[1].shape, 0.5))
 
 
+def test_gradients_are_brought_to_where_their_total_is(pico_llama, batches):
+    layers = [layer for _, layer in Replay(pico_llama(), LlamaAdapter(), batches).anatomy.layers()][:1]
+    moved = []
+
+    class Elsewhere(torch.Tensor):
+        """Stands for a gradient on a GPU, of which a statistic that moves nothing can sum what was moved alone."""
+
+        def to(self, device):
+            moved.append(device)
+            return torch.full(self.shape, 3.0)
+
+    class Sum(LossGradient):
+        """Sums without a look at where anything is."""
+
+        def add_loss_gradient(self, gradient):
+            assert type(gradient) is torch.Tensor
+            self._sum.add_(gradient)
+            self.batches += 1
+
+    def stream(visit):
+        visit(layers[0], torch.full(layers[0].shape, 3.0).as_subclass(Elsewhere))
+
+    (found,) = kept_gradients(stream, layers, (Sum,), None, 1).values()
+    assert moved == [torch.device("cpu")]
+    assert torch.equal(found[Sum].magnitude, torch.full(layers[0].shape, 3.0))
+
+
 def test_two_are_merged():
     one, two, whole = LossGradient(3), LossGradient(3), LossGradient(3)
     drawn = [torch.randn(2, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(5)]

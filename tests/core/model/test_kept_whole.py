@@ -63,6 +63,16 @@ def test_every_parameter_is_counted_once_with_its_reason():
     assert sum(one.parameters for one in found) == sum(p.numel() for p in model.parameters()) - 16
 
 
+def test_what_a_block_is_left_out_for_is_said_of_its_matrices_and_the_nearest_name_tells():
+    left_out = {"second": "it is idle", "second.odd.weight": "of no use", "embedding": "never asked for"}
+    found = kept_whole(*taken_apart(), pruned=["first.used.weight"], left_out=left_out)
+    told = {one.reason: one.parameters for one in found}
+    assert told["it is idle"] == 16 + 12 + 48  # its unused matrix, its router, its experts; its layer is the tower's
+    assert told["of no use"] == 16
+    assert told["norms, biases and scales"] == 2 * 8
+    assert told["embedding"] == 32
+
+
 def test_the_largest_comes_first():
     sizes = [one.parameters for one in kept_whole(*taken_apart(), pruned=[], left_out={})]
     assert sizes == sorted(sizes, reverse=True)

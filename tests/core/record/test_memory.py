@@ -24,6 +24,26 @@ def test_what_was_held_for_a_while_is_the_most():
     assert watch.most() > before + SIZE // 2
 
 
+def test_what_one_thread_has_seen_another_does_not_take_back(monkeypatch):
+    monkeypatch.setattr(memory, "_EVERY", 60)
+    watch = MemoryWatch()
+    asked = []
+
+    def held():
+        """Tell little; before that is told, another thread asks and is told much."""
+        asked.append(1)
+        if len(asked) == 2:
+            return 1 << 50
+        watch.most()
+        return 1
+
+    monkeypatch.setattr(memory, "held", held)
+    found = watch.most()
+    monkeypatch.setattr(memory, "held", lambda: 1)
+    assert (found, watch.most()) == (1 << 50, 1 << 50)
+    watch.stop()
+
+
 @on_linux
 def test_a_mapped_file_is_not_held(tmp_path):
     (tmp_path / "file").write_bytes(bytes(SIZE))

@@ -7,7 +7,7 @@ from torch import nn
 
 from ecoflap.adapters.shared.losses import info_nce, mean_nll, mean_nll_of_hidden
 from ecoflap.core.errors import ModelError
-from ecoflap.core.refining.logits import DenseLogits, kl_of_rows
+from ecoflap.core.refining.logits import DenseLogits, kl_of_rows, seen_by_losses
 
 
 def drawn(*shape, seed=0):
@@ -31,6 +31,22 @@ def test_kl_stands_in_the_place_of_the_loss_at_real_labels():
         found = mean_nll(logits, labels)
     assert float(found) == pytest.approx(float(kl(dense, logits)[labels >= 0].mean()), rel=1e-5)
     assert float(mean_nll(logits, labels)) != pytest.approx(float(found))
+
+
+def test_options_of_a_cross_entropy_may_be_given_by_their_place():
+    logits, targets, weight = drawn(4, 7), torch.tensor([1, 2, 3, 6]), drawn(7, seed=2).abs()
+    plain = F.cross_entropy(logits, targets, weight)
+    by_place, by_name = [], []
+    with seen_by_losses(lambda rows, given: by_place.append((rows, given))):
+        assert torch.equal(F.cross_entropy(logits, targets, weight), plain)  # one number of all rows is passed on
+        assert not by_place
+        found = F.cross_entropy(logits, targets, weight, None, -100, None, "none")
+    with seen_by_losses(lambda rows, given: by_name.append((rows, given))):
+        F.cross_entropy(input=logits, target=targets, reduction="none", weight=weight)
+    assert torch.equal(found, F.cross_entropy(logits, targets, weight, reduction="none"))
+    for ((rows, given),) in (by_place, by_name):
+        assert torch.equal(rows, logits)
+        assert torch.equal(given, targets)
 
 
 def test_chunks_that_are_made_anew_in_the_backward_meet_their_own(monkeypatch):

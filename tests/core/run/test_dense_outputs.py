@@ -289,7 +289,7 @@ def test_one_that_answers_with_no_tensors_is_named_and_leaves_nothing(comparing,
             return {"losses": [1.0]}
 
     with pytest.raises(
-        EcoflapError, match=r"Wrong, asked for what to remember, answered with \[1\.0\]; it gives a tens"
+        EcoflapError, match=r"Wrong, asked for its remember, answered \{'losses': \[1\.0\]\}, and is to answer Map"
     ):
         ecoflap.run(comparing(evaluate={"use": Wrong, "data": text}), folder=tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.safetensors"))

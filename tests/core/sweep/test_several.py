@@ -1,6 +1,7 @@
 """Runs of a sweep that are done several at a time."""
 
 import json
+import subprocess
 import sys
 import threading
 
@@ -62,6 +63,17 @@ def test_what_is_under_way_is_ended_where_the_sweep_is():
     with pytest.raises(KeyboardInterrupt):
         jobs.throw(KeyboardInterrupt())
     assert ended.is_set()
+
+
+def test_nothing_begins_after_the_end(plain, monkeypatch, tmp_path):
+    """A thread may be on its way to a run when all of them are ended."""
+    recipe = parse_recipe(plain(), registry=load_registry())
+    runners = Runners(SweepRequest(what=tmp_path / "recipe.yaml", folder=tmp_path, processes=2))
+    begun = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *command, **options: begun.append(command))
+    runners.stop()
+    assert runners.run(recipe, tmp_path / "run") == "the sweep was ended before it began"
+    assert not begun
 
 
 @pytest.mark.slow

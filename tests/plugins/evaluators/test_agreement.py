@@ -225,7 +225,8 @@ class Bare(Ends):
 
 
 def test_answers_of_another_form_are_refused():
-    with pytest.raises(EcoflapError, match="agreement: Bare answered with 'red'; it gives an Answered for each sample"):
+    said = r"evaluator Bare, asked for its answers, answered \['red', 'blue'\], and is to answer Iterable\[Answered\]"
+    with pytest.raises(EcoflapError, match=said):
         Agreement(of=Bare()).remember(nn.Identity(), LlamaAdapter(), ignore)
 
 

@@ -95,6 +95,9 @@ def test_a_model_that_is_asked_for_some_of_the_ending_is_refused(pico_llama: Cal
         def loss(self, model: Any, batch: Any) -> Any:
             return super().loss(model, {name: batch[name] for name in ("input_ids", "attention_mask")})
 
+        def predicted(self, model: Any, batch: Any) -> Any:
+            return batch["labels"] != -100
+
     samples = tuple(window(12, n) for n in range(3))
     said = "of window 0 the model is not asked for all of the last 4 tokens, as one that guesses masked words is not"
     with pytest.raises(DataError, match=said):

@@ -7,8 +7,11 @@ import pico_t5
 import pytest
 import torch
 
+from ecoflap.adapters.generic.encoder import EncoderAdapter
+from ecoflap.adapters.generic.seq2seq_lm import Seq2SeqLMAdapter
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.t5 import T5Adapter
+from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
@@ -62,6 +65,52 @@ def test_of_an_encoder_with_a_decoder_by_hand():
         terms += [-float(logits.double().log_softmax(-1)[i, token]) for i, token in enumerate(window[middle:].tolist())]
     assert found.n == len(terms) == 5 + 8 + 11
     assert found.value == pytest.approx(math.exp(sum(terms) / len(terms)), rel=1e-6)
+
+
+@pytest.mark.parametrize("adapter", [T5Adapter(), Seq2SeqLMAdapter(), EncoderAdapter()])
+def test_of_those_that_are_asked_for_some_tokens_the_labels_say_which(adapter: Any):
+    labels = torch.tensor([[4, -100, 6], [7, 8, -100]])
+    assert adapter.predicted(torch.nn.Identity(), {"labels": labels}).tolist() == [
+        [True, False, True],
+        [True, True, False],
+    ]
+
+
+class Labelled(LlamaAdapter):
+    """A causal adapter whose batches have labels as transformers takes them, which are shifted in the forward."""
+
+    def collate(self, model: Any, samples: Any) -> Any:
+        batch = super().collate(model, samples)
+        return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def test_labels_in_a_batch_change_no_count(pico_llama: Callable[..., Any]):
+    model, samples = pico_llama(), tuple(sample(length, length) for length in (10, 30, 21))
+    found, expected = (
+        Perplexity(Windows(samples))(model, adapter, ignore)["perplexity"] for adapter in (Labelled(), LlamaAdapter())
+    )
+    assert found == expected
+    assert found.n == 58
+
+
+class Half(LlamaAdapter):
+    """Says that the loss is over the second half."""
+
+    def predicted(self, model: Any, batch: Any) -> Any:
+        ids = batch["input_ids"]
+        return (torch.arange(ids.shape[1]) >= ids.shape[1] // 2).expand(ids.shape)
+
+
+def test_what_is_predicted_is_what_the_adapter_says(pico_llama: Callable[..., Any]):
+    data = Windows(tuple(sample(length, length) for length in (10, 30, 21)))
+    assert Perplexity(data)(pico_llama(), Half(), ignore)["perplexity"].n == 5 + 15 + 11
+
+    class Counts(LlamaAdapter):
+        def predicted(self, model: Any, batch: Any) -> Any:
+            return 9
+
+    with pytest.raises(PartError, match=r"adapter Counts, asked for its predicted, answered 9, and is to answer Bool"):
+        Perplexity(data)(pico_llama(), Counts(), ignore)
 
 
 def test_standard_error_of_equal_windows():
