@@ -21,7 +21,6 @@ from ecoflap.core.contracts.records import (
     Meanwhile,
     Sample,
     ScoreKind,
-    Takes,
     Target,
     Unit,
     View,
@@ -120,7 +119,7 @@ class ScorerOptions(PartOptions):
 class AllocatorOptions(PartOptions):
     """What an allocator may have.
 
-    :cvar takes: ``"score"`` for one that looks at scores that are numbers, ``"curve"`` for one that looks at curves,
+    :cvar takes: ``"number"`` for one that looks at scores that are numbers, ``"curve"`` for one that looks at curves,
         ``"weights"`` for one that looks at numbers of single weights (``Group.weight_scores``); None for one that looks
         at none, so that none is computed.
     :cvar scorers: The names of the scorers whose scores it reads, where its formula is about what these measure: a
@@ -133,7 +132,7 @@ class AllocatorOptions(PartOptions):
         cannot tell, for reasons that its call gives. None, the default, stands for what a sparsity leaves.
     """
 
-    takes: Takes | None = "score"
+    takes: ScoreKind | None = "number"
     scorers: tuple[str, ...] = ()
     candidates: tuple[Any, ...] = ()
     held_out: float = 0.25

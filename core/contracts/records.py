@@ -27,12 +27,8 @@ It is a number, larger being kept longer; or how the loss rises; or, of a layer,
 KeptScore: TypeAlias = float | Curve | WeightScores
 """A score as the engine keeps it: numbers of single weights lie in a file."""
 ScoreKind = Literal["number", "curve", "weights"]
-"""What a scorer's scores are: a number, a curve, or a number for each weight."""
-Takes = Literal["score", "curve", "weights"]
-"""Which of these an allocator looks at; ``score`` is a number."""
-SCORES_CALLED: Mapping[ScoreKind | Takes, str] = {
-    "number": "numbers", "score": "numbers", "curve": "curves", "weights": "numbers a weight",
-}  # fmt: skip
+"""What a scorer's scores are, and an allocator takes: a number, a curve, or a number for each weight."""
+SCORES_CALLED: Mapping[ScoreKind, str] = {"number": "numbers", "curve": "curves", "weights": "numbers a weight"}
 """What scores are called that a scorer gives, or an allocator takes."""
 
 Aggregate = Literal["sum", "mean", "per_parameter"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind, Takes
+from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_budget import is_patterned
@@ -66,7 +66,7 @@ def _without_sparsity(allocator: PartSpec) -> str:
 
 def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -> None:
     """Note an allocator that takes scores of one kind where the scorer gives those of another."""
-    wanted = _kind_of(allocator.options.takes)
+    wanted = allocator.options.takes
     gives = _gives(scorer)
     if wanted is None or gives in (None, wanted):
         return
@@ -82,22 +82,17 @@ def _note_other_kind(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -
 def _note_other_scorer(reader: KeyReader, scorer: PartSpec, allocator: PartSpec) -> None:
     """Note an allocator whose formula is about what one scorer measures, where the scores are of another."""
     wanted, takes, like = allocator.options.scorers, allocator.options.takes, scorer.options.like
-    if not wanted or like is None or like in wanted or _gives(scorer) != _kind_of(takes):
+    if not wanted or like is None or like in wanted or _gives(scorer) != takes:
         return
     registry = reader.parts.registry
     if scorer.factory in [registry.find("scorer", name) for name in wanted if name in registry.names("scorer")]:
         return
-    others = _that_fit(reader, "allocator", "takes", _kind_of(takes), reads_all=True)
+    others = _that_fit(reader, "allocator", "takes", takes, reads_all=True)
     reader.problems.add(
         ("allocate",),
         f"{allocator.use} reads the scores of {' or '.join(wanted)}, and those of {like or scorer.use} are others. "
         f"Write score: {wanted[0]}, or allocate by what reads any {SCORES_CALLED[takes]}: {others}.",
     )
-
-
-def _kind_of(takes: Takes | None) -> ScoreKind | None:
-    """Say what scores are that an allocator takes, as a scorer says what it gives."""
-    return "number" if takes == "score" else takes
 
 
 def _gives(scorer: PartSpec) -> ScoreKind | None:
@@ -119,8 +114,8 @@ def _that_fit(reader: KeyReader, kind: str, member: str, wanted: str | None, *, 
     if reads_all:
         found = {name: one for name, one in found.items() if not _reads_some(one)}
     values = {name: getattr(one, member, "number") for name, one in found.items()}
-    alike = {wanted, "score"} if wanted == "number" else {wanted}
-    return ", ".join(name for name, value in values.items() if isinstance(value, property) or value in alike) or "none"
+    fit = (name for name, value in values.items() if isinstance(value, property) or value == wanted)
+    return ", ".join(fit) or "none"
 
 
 def _reads_some(allocator: Any) -> bool:

@@ -30,7 +30,7 @@ class Alpha:
     """
 
     spread: float = 0.3
-    takes: ClassVar[Literal["score"]] = "score"
+    takes: ClassVar[Literal["number"]] = "number"
     scorers: ClassVar[tuple[str, ...]] = ("hill",)
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import AllocatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.contracts.records import SCORES_CALLED, Takes
+from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind
 from ecoflap.core.errors import EcoflapError
 
 
@@ -51,7 +51,7 @@ class BestOf:
         return self.of
 
     @property
-    def takes(self) -> Takes | None:
+    def takes(self) -> ScoreKind | None:
         """Say which kind of scores the candidates take; None where none takes any."""
         return next(iter(self._kinds()), None)
 
@@ -81,7 +81,7 @@ class BestOf:
         found = (options_of(AllocatorOptions, allocator).scorers for allocator in self.of)
         return [names for names in found if names]
 
-    def _kinds(self) -> set[Takes]:
+    def _kinds(self) -> set[ScoreKind]:
         found = (options_of(AllocatorOptions, allocator).takes for allocator in self.of)
         return {takes for takes in found if takes is not None}
 

@@ -32,7 +32,7 @@ class Ecoflap:
     """
 
     max_sparsity: float | None = None
-    takes: ClassVar[Literal["score"]] = "score"
+    takes: ClassVar[Literal["number"]] = "number"
 
     def __post_init__(self) -> None:
         if self.max_sparsity is not None and not 0 <= self.max_sparsity <= 1:

@@ -30,7 +30,7 @@ class Owl:
     """
 
     spread: float = 0.08
-    takes: ClassVar[Literal["score"]] = "score"
+    takes: ClassVar[Literal["number"]] = "number"
     scorers: ClassVar[tuple[str, ...]] = ("outlier_share",)
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ SMALL = "version: 1\nmodel: m\nsparsity: 0.5\nprune: magnitude\n"
         (["export=null"], {"export": []}),
         (["towers.vision=keep"], {"towers": {"vision": "keep"}}),
         (["towers.vision.prune.use=magnitude"], {"towers": {"vision": {"prune": {"use": "magnitude"}}}}),
-        (["model.dtype=float32"], {"model": {"source": "m", "dtype": "float32", "device": "auto"}}),
+        (["model.dtype=float32"], {"model": {"source": "m", "dtype": "float32", "compute": "auto", "device": "auto"}}),
     ],
 )
 def test_set(parse, assignments, expected):

@@ -23,7 +23,7 @@ def test_is_offered():
 
 @pytest.mark.parametrize(
     ("of", "takes"),
-    [((Uniform(), Ecoflap(), Owl()), "score"), ((Uniform(), Marginal()), "curve"), ((Uniform(),) * 2, None)],
+    [((Uniform(), Ecoflap(), Owl()), "number"), ((Uniform(), Marginal()), "curve"), ((Uniform(),) * 2, None)],
 )
 def test_it_takes_what_its_candidates_take(of, takes):
     best = BestOf(of)
