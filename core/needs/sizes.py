@@ -43,14 +43,30 @@ def bytes_of_weight(prepared: Prepared) -> int:
 def dtype_of(prepared: Prepared) -> torch.dtype:
     """Give the type that the recipe asks for, or that the configuration names."""
     asked = prepared.recipe.model.dtype
-    stored = prepared.source.config.get("dtype") or prepared.source.config.get("torch_dtype") or "float32"
-    dtype: torch.dtype = getattr(torch, str(stored if asked == "auto" else asked).removeprefix("torch."), torch.float32)
+    return _dtype_of_files(prepared) if asked == "auto" else _dtype_called(asked)
+
+
+def _dtype_of_files(prepared: Prepared) -> torch.dtype:
+    config = prepared.source.config
+    return _dtype_called(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _dtype_called(name: Any) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, str(name).removeprefix("torch."), torch.float32)
     return dtype
 
 
 def largest_block(anatomy: Anatomy) -> int:
     """Count the prunable weights of the block that has most."""
     return max(sum(layer.size for layer in layers) for layers in anatomy.layers_of.values())
+
+
+def bytes_of_blocks(prepared: Prepared) -> int:
+    """Give the bytes of all weights of blocks of which any is pruned."""
+    pruned = {layer.name for pool in prepared.pools for _, layer in pool.layers}
+    blocks = {block.name: block.module for block, layer in prepared.anatomy.layers() if layer.name in pruned}
+    parameters = {id(one): one.numel() for module in blocks.values() for one in module.parameters()}
+    return bytes_of_weight(prepared) * sum(parameters.values())
 
 
 def bytes_of_statistics(prepared: Prepared) -> int:
@@ -169,6 +185,15 @@ def bytes_put_together(prepared: Prepared) -> int:
     stored = {_end_of(name) for file in files for name in MappedFile(file).places}
     made = [one for name, one in whole.items() if _end_of(name) not in stored]
     return bytes_of_weight(prepared) * sum(one.numel() for one in made)
+
+
+def bytes_in_scratch(prepared: Prepared) -> int:
+    """Give the bytes of what a model that stays in its files begins with beside them: its weights in another type, or
+    those that the library puts together.
+    """
+    if dtype_of(prepared) != _dtype_of_files(prepared):
+        return parameters_of(prepared) * bytes_of_weight(prepared)
+    return bytes_put_together(prepared)
 
 
 def _end_of(name: str) -> str:

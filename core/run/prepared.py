@@ -173,6 +173,11 @@ class Prepared:
         return of_blocks | {"dense"} if self.model_refiners else of_blocks
 
     @property
+    def looks_before_rounds(self) -> bool:
+        """Say whether refiners of the last round may ask what the weights were before the first one."""
+        return self.recipe.round_count > 1 and bool(self.targets_asked)
+
+    @property
     def looks_at_dense(self) -> bool:
         """Say whether a refiner asks what the dense model gave."""
         return "dense" in self.targets_asked
