@@ -56,6 +56,10 @@ def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
         made_of += f", evaluating in float32 {bytes_text(held.wide.evaluating)}"
     if held.scorer:
         made_of += f", what the scorer holds {bytes_text(held.scorer)}"
+    if held.before:
+        made_of += f", weights before the first round {bytes_text(held.before)}"
+    if held.tried:
+        made_of += f", those that a trial puts back {bytes_text(held.tried)}"
     if held.remembered:
         made_of += f", remembered of the dense model {bytes_text(held.remembered)}"
     for name, size in held.exporting.items():
@@ -121,9 +125,11 @@ def _disk(prepared: Prepared, places: Places, written: DiskNeeds) -> Iterator[Ro
     yield "disk", bytes_text(sum(size for _, size in written.files)), made_of
     what = f"finished blocks{f' of {rounds} rounds' if rounds > 1 else ''}"
     if places.offloaded:
-        what = "masks of finished blocks"
+        what = f"masks of finished blocks{', and all weights of the round before' if rounds > 1 else ''}"
     made_of = f"{what}, until model/ is complete"
     for name, size in (
+        ("weights of another type or put together, for refiners and outside blocks", written.beside),
+        ("earlier, while candidates are tried,", written.trying),
         ("gradients of the loss", written.gradients),
         ("recorded activations", written.spilled),
         ("the refiner's steps", written.steps),

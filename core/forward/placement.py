@@ -185,8 +185,8 @@ def outside_blocks(model: nn.Module, anatomy: Anatomy) -> list[Tensor]:
 
 @contextmanager
 def outside_held(model: nn.Module, anatomy: Anatomy, placement: Placement) -> Iterator[None]:
-    """Hold what is in no block as precisely as a placement says, but for weights of layers: those may be written to."""
-    written = {id(layer.parameter) for _, layer in anatomy.layers()}
+    """Hold what is in no block as precisely as a placement says, but for what a block shares: blocks are written to."""
+    written = {id(one) for block in anatomy.blocks for one in tensors_of(block.module)}
     with placement.in_place().held(one for one in outside_blocks(model, anatomy) if id(one) not in written):
         yield
 

@@ -1,5 +1,6 @@
 """Hold weights where a model's files have them: mapped, read as they are looked at, and free to leave memory again."""
 
+import mmap
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -87,6 +88,7 @@ class MappedWeights:
     def forget(self, folder: Path) -> None:
         """Ask no more whether files of a folder have changed, because they are about to be deleted."""
         self._stamps = {file: stamp for file, stamp in self._stamps.items() if not file.is_relative_to(folder)}
+        self._files = {file: opened for file, opened in self._files.items() if not file.is_relative_to(folder)}
 
     def read_ahead(self, weights: Iterable[str]) -> None:
         """Ask the system to read weights that are looked at next, while something else is computed."""
@@ -156,6 +158,19 @@ class MappedFile:
 def mapped(place: Place) -> Shaped[Tensor, "..."]:
     """Map a weight."""
     return MappedFile(place.file).tensor(place.name)
+
+
+def copied(weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Copy a weight into memory that is mapped for it alone, and goes back to the system with it.
+
+    An allocator would keep what is freed, and put small things there that stay, such as masks, so that the weights of
+    the next block do not fit there any more.
+
+    :param weight: Of one number or more.
+    """
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, weight.nbytes, **private)
+    return torch.frombuffer(memory, dtype=weight.dtype).view(weight.shape).copy_(weight)
 
 
 def _stamp(file: Path) -> tuple[int, int]:

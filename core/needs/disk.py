@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from ecoflap.core.needs.exports import exported_bytes, meanwhile_of
 from ecoflap.core.needs.memory import Places
 from ecoflap.core.needs.sizes import (
+    bytes_in_scratch,
     bytes_inside_blocks,
+    bytes_of_blocks,
     bytes_of_gradients,
     bytes_of_record,
     bytes_of_scorer,
@@ -24,7 +26,11 @@ class DiskNeeds:
     """Is what a run writes, in bytes.
 
     :param files: What it leaves, by name.
-    :param blocks: Finished blocks of all rounds; where the model stays in files, their masks alone.
+    :param blocks: Finished blocks of all rounds; where the model stays in files, their masks, and of the round before
+        all weights.
+    :param beside: Where the model stays in files, weights that these do not have as they are computed with, as far as
+        they are there when the last blocks are finished.
+    :param trying: What is there while candidates are tried, of a model that stays in files and before it is pruned.
     :param gradients: Those of the loss that pruners or the scorer ask for.
     :param spilled: What blocks gave, where that is kept on the disk.
     :param steps: What a refiner of the whole model writes at each of its steps.
@@ -35,6 +41,8 @@ class DiskNeeds:
 
     files: tuple[tuple[str, int], ...]
     blocks: int
+    beside: int
+    trying: int
     gradients: int
     spilled: int
     steps: int
@@ -44,8 +52,9 @@ class DiskNeeds:
     @property
     def meanwhile(self) -> int:
         """Give what is there at the most until the run is done, beside what it leaves."""
-        pruning = self.blocks + self.gradients + self.spilled + self.steps
-        return max(pruning, self.blocks + 2 * self.put_together, self.put_together + self.exporting)
+        pruning = self.blocks + self.beside + self.gradients + self.spilled + self.steps
+        saving = self.blocks + self.beside + 2 * self.put_together
+        return max(pruning, saving, self.trying, self.put_together + self.exporting)
 
     @property
     def peak(self) -> int:
@@ -63,19 +72,41 @@ def disk_needs(prepared: Prepared, places: Places) -> DiskNeeds:
         # What a refined block is held against is as large as what is recorded, for each target.
         spilled = bytes_of_record(prepared) * (1 + len(prepared.targets_asked)) + bytes_inside_blocks(prepared)
         gradients = max(gradients, bytes_of_scorer(prepared)[1])  # the scorer's are gone when pruners ask for theirs
-    of_rounds = prepared.recipe.round_count * (prepared.size * width + masks)
+    blocks = prepared.recipe.round_count * (prepared.size * width + masks)
+    beside = trying = 0
+    if places.offloaded:
+        blocks, beside, trying = _offloaded(prepared)
+        trying += gradients + spilled if trying else 0
     exporting = meanwhile_of(prepared, places.offloaded).values()
     return DiskNeeds(
         files=(
             ("model/", parameters_of(prepared) * width),
             ("masks", masks),
+            *([("rounds/", (prepared.recipe.round_count - 1) * masks)] if prepared.recipe.round_count > 1 else ()),
             *((name, size) for name, size in kept if size),
             *exports,
         ),
-        blocks=of_rounds - (prepared.size * width if places.offloaded else 0),  # finished blocks are model/ itself
+        blocks=blocks,
+        beside=beside,
+        trying=trying,
         gradients=gradients,
         spilled=spilled,
         steps=bytes_of_steps(prepared),
         put_together=bytes_put_together(prepared) if places.offloaded else 0,
         exporting=max((one.disk for one in exporting), default=0),
     )
+
+
+def _offloaded(prepared: Prepared) -> tuple[int, int, int]:
+    """Give what is there beside ``model/`` of blocks, in the scratch folder, and while candidates are tried.
+
+    Finished blocks of the last round, or of a trial before it, are as large as they are in ``model/``, of which they
+    become a part. What lies in the scratch folder goes block by block with the first round, unless refiners look at it
+    later. So with rounds no trial takes more than the last round does.
+    """
+    rounds, blocks, scratch = prepared.recipe.round_count, bytes_of_blocks(prepared), bytes_in_scratch(prepared)
+    masks = prepared.size // 8 * min(rounds, 2)
+    outside = parameters_of(prepared) * bytes_of_weight(prepared) - blocks
+    beside = scratch if prepared.looks_before_rounds else max(0, scratch - blocks)
+    trying = masks + max(0, scratch - outside) if prepared.recipe.allocate.options.candidates else 0
+    return masks + (blocks if rounds > 1 else 0), beside, trying

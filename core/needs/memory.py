@@ -65,6 +65,8 @@ class MemoryNeeds:
     :param wide: What is held in float32 although the model is narrower.
     :param scorer: What the scorer holds for itself beside what its replay widens.
     :param remembered: What one evaluator remembers of the dense model: before anything is scored or recorded.
+    :param before: The weights as they were before the first round, where they are in memory and refiners look at them.
+    :param tried: The weights that are put back after a candidate was tried, where they are in memory.
     :param exporting: What each exporter takes that says so, by its name, when all else but the masks is done.
     """
 
@@ -76,15 +78,18 @@ class MemoryNeeds:
     scorer: int
     refining: int
     remembered: int
+    before: int
+    tried: int
     exporting: dict[str, int]
 
     @property
     def peak(self) -> int:
         """Give what is held at the most, with the libraries."""
-        pruning = self.wide.pruning + self.statistics + self.recorded + self.masks + self.refining
+        pruning = self.statistics + self.recorded + self.masks + max(self.refining, self.tried)
+        working = self.before + max(self.wide.pruning + pruning, self.wide.scoring + self.scorer)
         evaluating = self.wide.evaluating + self.remembered
         exporting = self.masks + max(self.exporting.values(), default=0)
-        return LIBRARIES + self.weights + max(pruning, self.wide.scoring + self.scorer, evaluating, exporting)
+        return LIBRARIES + self.weights + max(working, evaluating, exporting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +119,7 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
     wide = _in_float32(prepared, places)
     refining = bytes_of_refining(prepared) + recorded * len(prepared.targets_asked)
     refining += 0 if places.spilled else bytes_inside_blocks(prepared)
-    if refining and prepared.recipe.round_count > 1:
-        refining += prepared.size * width  # the dense weights, for what the dense model gave
+    whole = 0 if places.offloaded else prepared.size * width
     held_by_scorer, recorded_by_scorer = bytes_of_scorer(prepared)
     exporting = meanwhile_of(prepared, places.offloaded)
     return MemoryNeeds(
@@ -127,6 +131,8 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
         scorer=held_by_scorer + (0 if places.spilled else recorded_by_scorer),
         refining=refining,
         remembered=max(bytes_remembered(prepared), default=0),
+        before=whole if prepared.looks_before_rounds else 0,
+        tried=whole if prepared.recipe.allocate.options.candidates else 0,
         exporting={name: one.memory for name, one in exporting.items()},
     )
 

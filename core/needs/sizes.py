@@ -50,6 +50,14 @@ def largest_block(anatomy: Anatomy) -> int:
     return max(sum(layer.size for layer in layers) for layers in anatomy.layers_of.values())
 
 
+def bytes_of_blocks(prepared: Prepared) -> int:
+    """Give the bytes of all weights of blocks of which any is pruned."""
+    pruned = {layer.name for pool in prepared.pools for _, layer in pool.layers}
+    blocks = {block.name: block.module for block, layer in prepared.anatomy.layers() if layer.name in pruned}
+    parameters = {id(one): one.numel() for module in blocks.values() for one in module.parameters()}
+    return bytes_of_weight(prepared) * sum(parameters.values())
+
+
 def bytes_of_statistics(prepared: Prepared) -> int:
     """Give the bytes of the statistics of the block that needs most.
 
@@ -166,6 +174,15 @@ def bytes_put_together(prepared: Prepared) -> int:
     stored = {_end_of(name) for file in files for name in MappedFile(file).places}
     made = [one for name, one in whole.items() if _end_of(name) not in stored]
     return bytes_of_weight(prepared) * sum(one.numel() for one in made)
+
+
+def bytes_in_scratch(prepared: Prepared) -> int:
+    """Give the bytes of what a model that stays in its files begins with beside them: its weights in another type, or
+    those that the library puts together.
+    """
+    if prepared.dtype != prepared.dtype_of_files:
+        return parameters_of(prepared) * bytes_of_weight(prepared)
+    return bytes_put_together(prepared)
 
 
 def _end_of(name: str) -> str:

@@ -15,11 +15,11 @@ from torch import Tensor
 from ecoflap.core.disk.safetensors_header import StoredAs
 from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
-from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.pruning.masks import PackedMasks, popcount
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.shards import Shards, check_put_away
-from ecoflap.core.ranks.ranks import Ranks
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 
 _FORMAT = "ecoflap.block"
 _WAY_OUT = "Delete it, and the run prunes that block again; or start anew with --fresh"
@@ -114,6 +114,13 @@ class BlockFiles:
         if popcount(bits) != self.plan.layers[layer.name].keep:
             raise FormatError(f"{file.path}: the mask of {layer.name} does not hold what the plan keeps")
         return FinishedLayer(bits, file.read(layer.name) if layer.name in file.hashes else None)
+
+
+def are_all_there(folder: Path, plan: Plan, anatomy: Anatomy) -> bool:
+    """Say whether a folder has a file of each block with layers of a plan, for this process alone."""
+    files = BlockFiles(folder, plan, ALONE)
+    planned = (any(layer.name in plan.layers for layer in anatomy.layers_of[block.name]) for block in anatomy.blocks)
+    return all(files.is_there(index) for index, is_planned in enumerate(planned) if is_planned)
 
 
 def is_block_file(path: Path) -> bool:

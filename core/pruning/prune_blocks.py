@@ -184,6 +184,8 @@ class BlockwisePruning:
                     _take_over(layer, finished[layer.name])
         else:
             dense = self._dense(index, layers, inside)
+            if self.shards is not None:
+                self.shards.take_into_memory(layers)
             changed = self._prune(index, layers, masks)
             changed = list(layers) if self._refine(index, layers, masks, dense) else changed
             self._files.write(index, block, masks, layers, changed)

@@ -6,7 +6,8 @@ blocks are finished, the saved model gets links to their files, so that no weigh
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,8 @@ from ecoflap.core.disk.reading import open_file
 from ecoflap.core.disk.sealed import hash_of, sealed, write_safetensors
 from ecoflap.core.disk.whole_files import link_or_copy
 from ecoflap.core.errors import FormatError
-from ecoflap.core.model.anatomy import Block
-from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped
+from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.model.mapped_weights import MappedWeights, Place, copied, mapped
 
 INDEX = "model.safetensors.index.json"
 """The file in which transformers looks up which weight is in which file."""
@@ -39,6 +40,28 @@ class Shards:
     model: nn.Module
     weights: MappedWeights
     folder: Path
+
+    def take_into_memory(self, layers: Sequence[Layer]) -> None:
+        """Hold copies of some layers' weights, to be written to.
+
+        What they were mapped from stays as its file has it, for a trial that puts it back and for refiners that look at
+        the dense weights later: pages of a mapping that were written to are in memory as long as anybody holds it.
+        """
+        for parameter in {id(layer.parameter): layer.parameter for layer in layers}.values():
+            parameter.data = copied(parameter.data)
+
+    @contextmanager
+    def putting_back(self) -> Iterator[None]:
+        """Let blocks be put away for a while; afterwards weights are held where they were, and the files may go."""
+        before = [(parameter, parameter.data) for parameter in self.model.parameters()]
+        places = dict(self.weights.places)
+        try:
+            yield
+        finally:
+            for parameter, data in before:
+                parameter.data = data
+            self.weights.places.update(places)
+            self.weights.forget(self.folder)
 
     def put_away(self, number: int, block: Block) -> dict[str, dict[str, str]]:
         """Write a block's weights into files, and hold them from then on where these have them.

@@ -12,7 +12,7 @@ def offload_problems(prepared: Prepared) -> Iterator[str]:
     if prepared.recipe.model.offload != "disk":
         return
     yield from (f"model.offload: disk {problem}. Use cpu, or leave it out." for problem in _of_model(prepared))
-    yield from (f"model.offload: disk {problem}" for problem in _of_recipe(prepared))
+    yield from (f"model.offload: disk {problem}" for problem in _of_refiners(prepared))
 
 
 def _of_model(prepared: Prepared) -> Iterator[str]:
@@ -32,17 +32,9 @@ def _of_model(prepared: Prepared) -> Iterator[str]:
         yield f"reads safetensors files, and {source.name} has its weights in {other[0]}"
 
 
-def _of_recipe(prepared: Prepared) -> Iterator[str]:
-    recipe = prepared.recipe
+def _of_refiners(prepared: Prepared) -> Iterator[str]:
     for refiner in prepared.model_refiners:
         yield (
             f"keeps one block in memory, and the refiner {refiner.use} trains all weights of the model at once. Leave "
             f"it out, or refine block by block with reconstruct."
-        )
-    if recipe.round_count > 1:
-        yield "goes through the model's files once, and this recipe has rounds. Leave rounds out."
-    if recipe.allocate.options.candidates:
-        yield (
-            f"goes through the model's files once, and the allocator {recipe.allocate.use} prunes the model by each of "
-            f"its candidates. Name one of them."
         )

@@ -37,7 +37,7 @@ from ecoflap.core.run import stages
 from ecoflap.core.run.adapter_check import check_adapter_on_data, is_to_be_checked
 from ecoflap.core.run.data import RunData
 from ecoflap.core.run.prepare import prepare
-from ecoflap.core.run.rounds import after_rounds
+from ecoflap.core.run.rounds import after_rounds, rounds_ahead
 from ecoflap.core.run.run_model import RunModel, held_in
 from ecoflap.core.run.same_ranks import (
     check_enough_batches,
@@ -177,12 +177,17 @@ def _stages(state: RunState) -> Run:
         _warn_of_other_models(state)
         check_adapter_on_data(state)
         stages.evaluate(state, "dense", state.model.get())
-        last = after_rounds(state)
-        plan = stages.plan(last)
-        model = stages.prune(last, plan)
+        plan, model = _pruned(state)
     stages.evaluate(state, "pruned", model)
     report = state.ranks.first(partial(_finish, state, plan, model))
     return Run(folder.path, state.recipe, plan, report, model)
+
+
+def _pruned(state: RunState) -> tuple[Plan, nn.Module]:
+    """Do all rounds, and save the model; what is held of the dense one for refiners is not held behind it."""
+    last = after_rounds(state)
+    plan = stages.plan(last)
+    return plan, stages.prune(last, plan)
 
 
 def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
@@ -192,8 +197,7 @@ def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
     measures = measures_of(folder.evaluations, state.evaluations)
     known, keys = provenance_of(folder, state.recipe, plan, measures), state.recipe.calibration
     batches = partial(state.data.batches, keys) if keys is not None else None
-    offloaded = state.recipe.model.offload == "disk"
-    pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches, offloaded)
+    pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches, state.model.stays_on_disk)
     export_all(folder, state.recipe, state.missing_exports, pruned, state.log)
     return _report(state, plan, model, measures)
 
@@ -256,7 +260,7 @@ def _stages_ahead(state: RunState) -> Iterator[str]:
     if state.to_evaluate("dense"):
         yield "evaluate dense"
     if not state.is_pruned:
-        for number in (*range(1, state.recipe.round_count), None):
+        for number in (*rounds_ahead(state), None):
             folder = state.folder if number is None else state.folder.round(number)
             planning = ("score", "allocate") if state.prepared.looks_at_scores else ("allocate",)
             names = ("prune",) if state.ranks.first(folder.plan.is_file) else (*planning, "prune")

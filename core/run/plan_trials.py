@@ -20,6 +20,7 @@ from ecoflap.core.forward.placement import outside_held, restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
@@ -45,13 +46,15 @@ class PlanTrials:
     """Prunes a model by several plans, one after the other; afterwards its weights are what they were, bit for bit.
 
     What a trial found is kept as a line in the run folder, and its finished blocks until then, so that a run that was
-    cut off goes on where it was.
+    cut off goes on where it was. Of a model in memory a copy is held meanwhile. One that stays in its files is mapped
+    from the trial's, and afterwards from where it was.
 
     :param replay: Makes a replay of the model on some batches, shared by all processes or by those it is given.
     :param batches: Those that the run prunes by; the last of them are held out here.
     :param held_out: The share of them that is held out; one at least.
     :param left: The masks of the round before, within which trials prune.
     :param sequential: Whether statistics are taken again before each group of a block's layers.
+    :param shards: Gives what takes finished blocks out of memory into a folder; None where the model is in memory.
     :param ranks: The processes of the run.
     """
 
@@ -65,6 +68,7 @@ class PlanTrials:
     tokens: Mapping[str, TokenChoice] = field(default_factory=dict)
     left: Mapping[str, Tensor] = field(default_factory=dict)
     sequential: bool = False
+    shards: Callable[[Path], Shards | None] = lambda folder: None
     ranks: Ranks = ALONE
 
     def best(self, plans: Mapping[str, Plan]) -> Plan:
@@ -78,6 +82,7 @@ class PlanTrials:
             self.log.emit(Progress("allocate", number, len(plans), "candidates"))
             known = self.ranks.first(partial(self._known, plan))
             found[label] = self._tried(label, plan) if known is None else known
+            self.ranks.at_first(partial(shutil.rmtree, self._blocks_of(plan), ignore_errors=True))
         self.log.emit(Progress("allocate", len(plans), len(plans), "candidates"))
         self.ranks.at_first(lambda: shutil.rmtree(self._blocks, ignore_errors=True))
         return plans[self._taken(found)]
@@ -111,6 +116,9 @@ class PlanTrials:
     def _blocks(self) -> Path:
         return self.folder.blocks / "trials"
 
+    def _blocks_of(self, plan: Plan) -> Path:
+        return self._blocks / _digest(plan)[:16]
+
     def _known(self, plan: Plan) -> _Outcome | None:
         """Give what an earlier process, or another candidate with the same plan, has found."""
         lines = read_lines(self.folder.trials, _LINE) if self.folder.trials.is_file() else []
@@ -128,17 +136,19 @@ class PlanTrials:
         """Prune the model by a plan, for as long as its loss is looked at."""
         replay = self.replay(self.batches[: -len(self._held_out)])
         layers = [layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]
-        with outside_held(replay.model, replay.anatomy, replay.placement), restored(layers):
-            blocks = self._blocks / _digest(plan)[:16]
+        shards = self.shards(self._blocks_of(plan))
+        outside = outside_held(replay.model, replay.anatomy, replay.placement)
+        with outside, restored(layers) if shards is None else shards.putting_back():
             pruning = BlockwisePruning(
                 replay,
                 plan,
                 self.pruners,
-                blocks,
+                self._blocks_of(plan),
                 lambda event: None,
                 sequential=self.sequential,
                 tokens_of=self.tokens,
                 left=self.left,
+                shards=shards,
             )
             try:
                 pruning()

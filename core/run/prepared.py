@@ -51,12 +51,15 @@ class Prepared:
     def dtype(self) -> torch.dtype:
         """Give the model's type: that of one in memory, or what the recipe asks for or the configuration names."""
         if self.source.model is not None:
-            return next(layer.parameter.dtype for _, layer in self.anatomy.layers())
+            return next((layer.parameter.dtype for _, layer in self.anatomy.layers()), torch.float32)
         asked = self.recipe.model.dtype
-        stored = self.source.config.get("dtype") or self.source.config.get("torch_dtype") or "float32"
-        name = str(stored if asked == "auto" else asked).removeprefix("torch.")
-        dtype: torch.dtype = getattr(torch, name, torch.float32)
-        return dtype
+        return self.dtype_of_files if asked == "auto" else _dtype_called(asked)
+
+    @property
+    def dtype_of_files(self) -> torch.dtype:
+        """Give the type that the configuration names."""
+        config = self.source.config
+        return _dtype_called(config.get("dtype") or config.get("torch_dtype") or "float32")
 
     @property
     def is_on_cpu(self) -> bool:
@@ -207,9 +210,20 @@ class Prepared:
         return of_blocks | {"dense"} if self.model_refiners else of_blocks
 
     @property
+    def looks_before_rounds(self) -> bool:
+        """Say whether refiners of the last round may ask what the weights were before the first one."""
+        return self.recipe.round_count > 1 and bool(self.targets_asked)
+
+    @property
     def looks_at_dense(self) -> bool:
         """Say whether a refiner asks what the dense model gave."""
         return "dense" in self.targets_asked
+
+
+def _dtype_called(name: object) -> torch.dtype:
+    """Give a type by the name that recipes and configurations have for it."""
+    dtype: torch.dtype = getattr(torch, str(name).removeprefix("torch."), torch.float32)
+    return dtype
 
 
 def _first_said(own: tuple[PartSpec, ...] | None, shared: tuple[PartSpec, ...]) -> tuple[PartSpec, ...]:

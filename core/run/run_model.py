@@ -62,6 +62,11 @@ class RunModel:
         """Give the device that blocks visit one at a time; None where the whole model is there."""
         return None if self.device == self.home else self.device
 
+    @property
+    def stays_on_disk(self) -> bool:
+        """Say whether weights stay in files, but for the block that is being pruned."""
+        return self._keys.offload == "disk"
+
     def get(self) -> nn.Module:
         """Give the model that there is; the source's, loaded and checked, where there is none yet."""
         if self._model is None:
@@ -86,7 +91,7 @@ class RunModel:
 
         :param folder: Where finished blocks are kept.
         """
-        if self._keys.offload != "disk":
+        if not self.stays_on_disk:
             return None
         model = self.get()
         assert self._mapped is not None  # it was loaded by this very process
@@ -158,7 +163,7 @@ class RunModel:
         with (
             nullcontext() if adapter.processor is None else processor_kept(adapter),
             blaming(f"the adapter {type(adapter).__name__}, loading {source.name},"),
-            mapped_beside(self._folder) if self._keys.offload == "disk" else nullcontext() as mapped,
+            mapped_beside(self._folder) if self.stays_on_disk else nullcontext() as mapped,
         ):
             return adapter.load(replace(source, mapped=mapped), dtype, self.home), mapped
 

@@ -235,6 +235,7 @@ def _trials(state: RunState) -> PlanTrials:
         tokens=prepared.tokens,
         left=left,
         sequential=state.recipe.sequential,
+        shards=state.model.shards,
         ranks=state.ranks,
     )
 

@@ -22,7 +22,8 @@ from ecoflap.core.errors import EcoflapError
 
 @dataclass(frozen=True)
 class BestOf:
-    """Try candidates by pruning, and take the first of those with the smallest loss. It holds a copy of the weights.
+    """Try candidates by pruning, and take the first of those with the smallest loss. It holds a copy of the weights
+    that the model has in memory.
 
     :param of: The candidates. One that needs no score, such as ``uniform``, is what others have to be better than.
     :param held_out: The share of the calibration batches that is held out, at least one of them.

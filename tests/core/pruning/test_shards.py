@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from offloaded import assert_alike, in_memory, pico_model, recipe_of, stopping_behind, weights_in
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 import ecoflap
 from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
+from ecoflap.core.disk.sealed import sealed, write_safetensors
 from ecoflap.core.errors import FormatError, RecipeError, RunError
 from ecoflap.core.export.verify import verify
+from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.model.mapped_weights import MappedWeights, Place
+from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.registry.registry import load_registry
@@ -24,59 +29,14 @@ pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights 
 pytest.importorskip("accelerate")
 
 
-def _model(kind: str) -> Any:
-    """Build a pico model: with a matrix a weight, with tied ones, or with experts in one of two layouts."""
-    import pico_causal
-    import pico_decoder
-
-    return {**pico_causal.FAMILIES, **pico_decoder.FAMILIES}[kind].build()
-
-
 @pytest.fixture(params=["llama", "llama-tied", pytest.param("mixtral", marks=pytest.mark.slow), "gpt_oss"])
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """A recipe of a model in several files."""
-    from pico_words import tokenizer
-
-    _model(request.param).save_pretrained(tmp_path / "dense", max_shard_size="20KB")
-    tokenizer().save_pretrained(tmp_path / "dense")
-    lines = (" ".join(f"w{(7 * line + word) % 40}" for word in range(30)) for line in range(20))
-    (tmp_path / "text.txt").write_text("\n".join(lines))
-    text = {"use": "text", "path": str(tmp_path / "text.txt"), "samples": 4, "sequence_length": 16}
-    return {
-        "version": 1, "model": {"source": str(tmp_path / "dense"), "offload": "disk"}, "calibration": text,
-        "sparsity": 0.5, "score": {"use": "zeroth_order", "samples": 2}, "allocate": "ecoflap", "prune": "sparsegpt",
-        "evaluate": {"use": "perplexity", "data": text}, "export": "safetensors",
-    }  # fmt: skip
-
-
-def in_memory(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {**recipe, "model": recipe["model"]["source"]}
-
-
-def weights_in(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return recipe_of(request.param, tmp_path)
 
 
 def bytes_in(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def stopping_behind(name: str) -> Any:
-    def stop(event: Any) -> None:
-        if isinstance(event, LayerPruned) and name in event.name:
-            raise KeyboardInterrupt
-
-    return stop
-
-
-def assert_alike(a: Path, b: Path) -> None:
-    """Hold two runs to the same masks, the same weights under the same names, and the same figures."""
-    assert (a / "masks.safetensors").read_bytes() == (b / "masks.safetensors").read_bytes()
-    there, here = weights_in(a / "model"), weights_in(b / "model")
-    assert there.keys() == here.keys()
-    assert [name for name, one in there.items() if not torch.equal(one, here[name])] == []
-    reports = [ecoflap.read_report(folder / "report.json") for folder in (a, b)]
-    assert reports[0].measures == reports[1].measures
 
 
 @pytest.mark.parametrize("prune", ["wanda", "sparsegpt"])
@@ -116,8 +76,7 @@ def test_numbers_of_weights_and_their_gradients_are_the_same(recipe, tmp_path):
 def test_another_type_than_the_files_have(recipe, tmp_path):
     as_asked = {**recipe, "model": {**recipe["model"], "dtype": "bfloat16"}, "score": None, "allocate": "uniform"}
     ecoflap.run(as_asked, folder=tmp_path / "disk")
-    asked = {**as_asked, "model": {"source": recipe["model"]["source"], "dtype": "bfloat16"}}
-    ecoflap.run(asked, folder=tmp_path / "memory")
+    ecoflap.run(in_memory(as_asked), folder=tmp_path / "memory")
     assert_alike(tmp_path / "disk", tmp_path / "memory")
 
 
@@ -260,17 +219,9 @@ def test_a_shard_that_is_missing_or_cut_off_is_named_by_the_plan_and_the_run(rec
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        ({"refine": "distill"}, r"the refiner distill trains all weights of the model at once"),
-        ({"rounds": 2}, r"this recipe has rounds"),
-        ({"allocate": {"use": "best_of", "of": ["uniform", "ecoflap"]}}, r"the allocator best_of prunes"),
-    ],
-)
-def test_what_asks_for_the_whole_model_in_memory_is_refused(recipe, keys, said, tmp_path):
-    with pytest.raises(RecipeError, match=f"model.offload: disk .*{said}"):
-        ecoflap.run({**recipe, **keys}, folder=tmp_path / "run")
+def test_what_asks_for_the_whole_model_in_memory_is_refused(recipe, tmp_path):
+    with pytest.raises(RecipeError, match=r"model\.offload: disk .*the refiner distill trains all weights"):
+        ecoflap.run({**recipe, "refine": "distill"}, folder=tmp_path / "run")
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
@@ -303,7 +254,7 @@ def test_other_files_than_safetensors_are_refused(recipe, tmp_path):
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
 def test_a_model_in_memory_is_refused(recipe, tmp_path):
     with pytest.raises(RecipeError, match=r"model\.offload: disk is for a model that is read from its files"):
-        ecoflap.run(recipe, model=_model("llama"), folder=tmp_path / "run")
+        ecoflap.run(recipe, model=pico_model("llama"), folder=tmp_path / "run")
 
 
 @pytest.mark.parametrize("recipe", ["llama", pytest.param("mixtral", marks=pytest.mark.slow)], indirect=True)
@@ -338,3 +289,26 @@ def test_several_processes_hold_the_same_files(recipe, heard_by, tmp_path):
     ended = several(2, lambda ranks: ecoflap.run(recipe, folder=tmp_path / "run", ranks=ranks), tmp_path)
     assert ended == [(0, "")] * 2
     assert_alike(tmp_path / "run", tmp_path / "alone")
+
+
+def test_what_was_put_away_for_a_while_is_mapped_from_where_it_was(tmp_path):
+    """Also its place is known again, and the files that it was put into may go."""
+    layer = Layer("0.weight", torch.nn.Linear(3, 2, bias=False))
+    model, block = torch.nn.Sequential(layer.module), Block("0", layer.module, "language")
+    dense = layer.weight.detach().clone()
+    write_safetensors(tmp_path / "model.safetensors", {"w": sealed(dense)})
+    weights = MappedWeights(tmp_path / "scratch")
+    place = Place(tmp_path / "model.safetensors", "w", "w")
+    layer.parameter.data = mapped = weights.map("0.weight", place, torch.float32)
+    shards = Shards(model, weights, tmp_path / "trial")
+    with shards.putting_back():
+        shards.take_into_memory([layer])
+        layer.parameter.data.zero_()
+        shards.put_away(0, block)
+        assert weights.places["0.weight"].file.is_relative_to(tmp_path / "trial")
+        assert not layer.weight.any()
+    assert layer.parameter.data_ptr() == mapped.data_ptr()
+    assert torch.equal(layer.weight, dense)
+    assert weights.places == {"0.weight": place}
+    shutil.rmtree(tmp_path / "trial")
+    weights.refuse_changed()

@@ -67,8 +67,6 @@ PRUNED = {
 def test_it_is_pruned_and_measured_as_one_that_is_stored_so(recipe_of, plain, tmp_path, how, place):
     keys, where = PRUNED[how], {}
     if place == "on the disk":
-        if how in ("by the better budget", "in rounds"):
-            pytest.skip("these keep the model in memory")
         if is_before("5"):
             pytest.skip("transformers 5 leaves weights in their files")
         keys, where = {**keys, "calibration": {**plain()["calibration"], "keep": "disk"}}, {"offload": "disk"}
