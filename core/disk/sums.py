@@ -37,18 +37,24 @@ def write_sums(folder: Path, known: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def check_sums(
-    folder: Path, way_out: str, *, only: Callable[[str], bool] = lambda _: True, required: bool = False
+    folder: Path,
+    way_out: str,
+    *,
+    only: Callable[[str], bool] = lambda _: True,
+    added: Callable[[str], bool] | None = None,
+    required: bool = False,
 ) -> None:
     """Refuse a folder in which a file is other than it was listed, or missing, or was added.
 
     :param way_out: Ends each sentence.
     :param only: Which files are looked at, by their path in the folder: a reader may check others itself.
+    :param added: Which files may not have been added; by default those that are looked at.
     :param required: Refuse a folder without a list, too. Otherwise it is one that nothing of ours wrote.
     :raises FormatError: With everything that differs.
     """
     if not required and not (folder / SUMS).is_file():
         return
-    if problems := [f"{problem} {way_out}" for problem in differing(folder, only)]:
+    if problems := [f"{problem} {way_out}" for problem in differing(folder, only, added)]:
         raise FormatError(*problems)
 
 
@@ -72,7 +78,9 @@ def check_listed(folder: Path, found: Callable[[], Mapping[str, str]]) -> None:
         raise FormatError(*problems)
 
 
-def differing(folder: Path, only: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
+def differing(
+    folder: Path, only: Callable[[str], bool] = lambda _: True, added: Callable[[str], bool] | None = None
+) -> Iterator[str]:
     """Say in a sentence what each file that differs from the list is, and what the list says."""
     try:
         listed, there = read_sums(folder), set(_names(folder))
@@ -89,8 +97,8 @@ def differing(folder: Path, only: Callable[[str], bool] = lambda _: True) -> Ite
             yield f"{folder / name} is missing: {SUMS} lists it."
         else:
             yield from _difference(folder / name, sha256)
-    added = sorted(name for name in there - set(listed) if only(name))
-    yield from (f"{folder / name} was added: {SUMS} does not list it." for name in added)
+    strangers = sorted(name for name in there - set(listed) if (added or only)(name))
+    yield from (f"{folder / name} was added: {SUMS} does not list it." for name in strangers)
 
 
 def _difference(path: Path, sha256: str) -> Iterator[str]:
