@@ -164,7 +164,7 @@ class Statistics(dict[type[Any], Any]):
     def __getitem__(self, kind: type[StatisticType]) -> StatisticType:
         """Give the statistic of a type.
 
-        :raises ModelError: Where the pruner or scorer did not name this type among those it needs.
+        :raises ModelError: Where no pruner, metric or scorer named this type among those it needs.
         """
         try:
             found: StatisticType = super().__getitem__(kind)
@@ -172,7 +172,7 @@ class Statistics(dict[type[Any], Any]):
             there = ", ".join(one.__name__ for one in self) or "none"
             raise ModelError(
                 f"the statistic {kind.__name__} was not taken of this layer's inputs; taken: {there}. Name it in the "
-                f"pruner's `needs`, or in the call of replay.run"
+                f"`needs` of the pruner or metric that asks for it, or in the call of replay.run"
             ) from None
         return found
 

@@ -30,6 +30,8 @@ from ecoflap.core.registry.registry import load_registry
 
 _PACKED: dict[str, Values] = {"packed": "exact", "packed-int8": "int8", "packed-int8a8": "int8a8"}
 _WEIGHTS = ("dense", *_PACKED)
+_TYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""By their names in a recipe's ``model.dtype``."""
 _DESCRIBING = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*")
 """Names of files that tell people about a model, and that nothing is loaded from."""
 _WAY_OUT = f"Restore the folder as it was; or, if it was changed on purpose, delete {SUMS}."
@@ -39,7 +41,7 @@ def load_model(
     folder: str | os.PathLike[str],
     *,
     device: str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     adapter: Adapter | None = None,
     weights: Literal["dense", "packed", "packed-int8", "packed-int8a8"] = "dense",
     embeddings: Literal["dense", "packed", "packed-int8", "packed-int8a8"] = "dense",
@@ -53,7 +55,7 @@ def load_model(
 
     :param folder: With ``model.packed.safetensors``, or its shards and their index, and the model's configuration; or
         a run's, with one such export.
-    :param dtype: None keeps what is stored.
+    :param dtype: A type of torch's, or its name in a recipe, such as ``bfloat16``; None keeps what is stored.
     :param adapter: For a model whose folder does not say what it is; afterwards its ``processor`` is the model's. By
         default the one that claims the folder is found.
     :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
@@ -73,17 +75,27 @@ def load_model(
             raise ModelError(f"{where}: {unknown('way to hold weights', str(said), _WEIGHTS)}")
     if weights == "dense" and embeddings != "dense":
         raise ModelError(f"embeddings: {embeddings} goes with packed weights: say weights='packed' or in int8, too")
-    if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
-        raise ModelError(f"dtype is {dtype!r}; it is a floating-point type of torch, such as torch.bfloat16, or None")
+    kept_in = _type_of(dtype)
     elsewhere = _kind_of(device, weights, embeddings) != "cpu"
     packing = None if weights == "dense" or elsewhere else begun(_PACKED[weights], _PACKED.get(embeddings))
     source = _opened(from_here(folder))
     adapter = adapter if adapter is not None else _adapter_of(source)
     with nullcontext() if packing is None else staying_packed(packing):
-        model = adapter.load(source, dtype, device).eval()
+        model = adapter.load(source, kept_in, device).eval()
     if weights == "packed" and elsewhere:
         pack_model(model)
     return model
+
+
+def _type_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Give the type that weights are to be in; None where it is that which is stored."""
+    named = _TYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if named is None or (isinstance(named, torch.dtype) and named.is_floating_point):
+        return named
+    raise ModelError(
+        f"dtype is {dtype!r}; it is a floating-point type of torch, such as torch.bfloat16, its name, one of "
+        f"{', '.join(_TYPES)}, or None"
+    )
 
 
 def _kind_of(device: str, weights: str, embeddings: str) -> str:

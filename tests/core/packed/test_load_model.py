@@ -475,3 +475,21 @@ def test_a_run_without_a_packed_export(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError, match=r"no packed file.*The exporter safetensors writes one"):
         ecoflap.load_model(tmp_path / "empty")
+
+
+@needs_llama
+def test_a_type_may_be_named_as_recipes_do(llama: Path):
+    assert ecoflap.load_model(llama, dtype="bfloat16").dtype is torch.bfloat16
+    assert ecoflap.load_model(llama, dtype="auto").dtype is ecoflap.load_model(llama).dtype
+    with pytest.raises(ModelError, match=r"dtype is 'bf16'; it is a floating-point type of torch.*, float32, bfloat16"):
+        ecoflap.load_model(llama, dtype="bf16")
+
+
+def test_a_damaged_packed_file_says_what_to_do(tmp_path: Path):
+    file = tmp_path / "model.packed.safetensors"
+    save_packed(file, {"a": torch.rand(6, 16)}, {})
+    whole = file.read_bytes()
+    for cut in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-8], whole[:40]):
+        file.write_bytes(cut)
+        with pytest.raises(FormatError, match=r"Fetch it anew, or export it anew: .* --overwrite\.$"):
+            ecoflap.load_packed(file)

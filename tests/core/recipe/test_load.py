@@ -269,7 +269,7 @@ def test_all_problems_at_once_each_with_its_place(told):
         r.yaml:1:10: version: should be 1, not 2.
         r.yaml:2:7: seed: should be a valid integer, not 'x'.
         r.yaml:3:1: sed: unknown key 'sed'. Did you mean 'seed'?
-        r.yaml:4:20: model.dtyp: unknown key 'dtyp'. Did you mean 'dtype'? Known: adapter, config, device, dtype,
+        r.yaml:4:20: model.dtyp: unknown key 'dtyp'. Did you mean 'dtype'? Known: adapter, compute, config, device,
         r.yaml:4:39: model.dtype: should be 'auto', 'float32', 'bfloat16' or 'float16', not 'float64'.
         r.yaml:4:56: model.device: should be auto, cpu, cuda or cuda:N, not 'gpu'.
         r.yaml:5:14: calibration: text needs path:, which is missing.
@@ -357,10 +357,10 @@ def test_shipped_recipes_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "recipes" / "quickstart.yaml").write_text(SMALL)
     monkeypatch.setattr("ecoflap.core.recipe.load.files", lambda package: tmp_path)
     assert find_recipe("quickstart") == find_recipe("quickstart.yaml") == tmp_path / "recipes" / "quickstart.yaml"
-    with pytest.raises(
-        RecipeError, match=r"no shipped recipe named 'quikstart'\. Did you mean 'quickstart'\? Known: quickstart"
-    ):
+    with pytest.raises(RecipeError, match=r"no shipped recipe named 'quikstart'\. Did you mean 'quickstart'\?$"):
         find_recipe("quikstart")
+    with pytest.raises(RecipeError, match=r"no shipped recipe named 'other'\. Known: quickstart\.$"):
+        find_recipe("other")
 
 
 def test_a_folder_is_asked_for_the_recipe_in_it(folder):
