@@ -41,6 +41,8 @@ Target = Literal["dense", "own"]
 """What a refined block is held against: what the dense block gave in the dense model, or gives on its own inputs."""
 Granularity = Literal["layer", "block", "tower", "model"]
 """What shares one sparsity."""
+PADDING, TEXT, IMAGE = 0, 1, 2
+"""What an adapter's ``tokens`` says of a position: padding, text, or a patch of an image or a query."""
 TokenChoice = Literal["real", "text", "balanced", "drifting", "all"]
 """Which tokens count in statistics of layers' inputs.
 

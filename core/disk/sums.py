@@ -19,7 +19,7 @@ from ecoflap.core.errors import FormatError
 
 SUMS = "SHA256SUMS"
 
-_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
+_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
 _ESCAPES: Mapping[str, str] = {"\\\\": "\\", "\\n": "\n"}
 """What stands in an escaped name for one of its characters."""
 
@@ -126,13 +126,19 @@ def read_sums(folder: Path) -> Mapping[str, str]:
     found: dict[str, str] = {}
     *lines, rest = text.split("\n")
     for number, line in enumerate([*lines, *([rest] if rest else [])], 1):
-        match = _LINE.fullmatch(line)
-        name = None if match is None else _unescaped(match[3]) if match[1] else match[3]
-        # A name leads nowhere else, and is listed once.
-        if match is None or name is None or not _is_inside(name) or name in found:
+        listed = listed_in(line)
+        # A name leads nowhere else, and is listed once; capitals would be a bit that turned.
+        if listed is None or not _is_inside(listed[0]) or listed[0] in found or listed[1] != listed[1].lower():
             raise FormatError(f"{path}:{number}: this line is not the SHA-256 of a file in the folder, listed once.")
-        found[name] = match[2]
+        found[listed[0]] = listed[1]
     return found
+
+
+def listed_in(line: str) -> tuple[str, str] | None:
+    """Read a line as ``sha256sum`` writes it: a file's name and its SHA-256; None of any other line."""
+    match = _LINE.fullmatch(line)
+    name = None if match is None else _unescaped(match[3]) if match[1] else match[3]
+    return None if match is None or name is None else (name, match[2])
 
 
 def _is_another(file: Path, found: str, listed: str) -> str:

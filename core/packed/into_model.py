@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.core.disk.safetensors_header import DTYPES
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.shapes import first_difference, shapes_of, tensors_of
 from ecoflap.core.model.source import weight_files
@@ -157,10 +157,9 @@ def _refuse_another(model: nn.Module, path: Path, entries: Mapping[str, Entry]) 
     real = {name for name, weight in model.state_dict().items() if weight.is_floating_point()}
     integers = [name for name, entry in entries.items() if name in real and not DTYPES[entry.dtype].is_floating_point]
     if integers:
-        more = f" and {len(integers) - 3} more" if len(integers) > 3 else ""
         raise ModelError(
             f"{path} holds integers where the model has real numbers, and nothing says what they stand for: "
-            f"{', '.join(integers[:3])}{more}."
+            f"{first_of(integers, 3)}."
         )
 
 

@@ -15,11 +15,12 @@ from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Target, TokenChoice, View
+from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.arithmetic import is_slow
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
-from ecoflap.core.pruning.plan import SHARED, Pool, pools_of
+from ecoflap.core.pruning.plan import SHARED, Pool, pools_of, scored_in
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.refining.dense_block import targets_of
@@ -54,7 +55,7 @@ class Prepared:
             return next(layer.parameter.dtype for _, layer in self.anatomy.layers())
         asked = self.recipe.model.dtype
         stored = self.source.config.get("dtype") or self.source.config.get("torch_dtype") or "float32"
-        name = str(stored if asked == "auto" else asked).removeprefix("torch.")
+        name = dtype_name(stored if asked == "auto" else asked)
         dtype: torch.dtype = getattr(torch, name, torch.float32)
         return dtype
 
@@ -90,7 +91,14 @@ class Prepared:
         """Give what a part is given that looks for problems."""
         refused = cache(self._refused)
         known = self.knows_processor
-        return PlanContext(self.recipe, self.anatomy, self.adapter, self.model, self._views, refused, known)
+        return PlanContext(
+            self.recipe, self.anatomy, self.adapter, self.model, self._views, refused, known, lambda: self.scored
+        )
+
+    @cached_property
+    def scored(self) -> Anatomy:
+        """Give the anatomy of what is scored."""
+        return scored_in(self.anatomy, self.pools)
 
     @cached_property
     def adapter_options(self) -> AdapterOptions:
