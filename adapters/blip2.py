@@ -22,7 +22,7 @@ from ecoflap.adapters.shared.generation import (
     shared,
     without_ends,
 )
-from ecoflap.adapters.shared.images import IMAGE, pixels_of, text_to_say
+from ecoflap.adapters.shared.images import pixels_of, text_to_say
 from ecoflap.adapters.shared.losses import IGNORED, mean_nll
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
@@ -32,7 +32,7 @@ from ecoflap.adapters.shared.texts import check_tokens, padded_rows
 from ecoflap.adapters.views.blip2 import Queries, views_of_blip2
 from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
-from ecoflap.core.contracts.records import Batch, Sample, View
+from ecoflap.core.contracts.records import IMAGE, Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 

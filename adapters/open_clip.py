@@ -15,7 +15,6 @@ from ecoflap.adapters.hubs.open_clip import Processor
 from ecoflap.adapters.shared import timm_vit
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.embeddings import unit_vectors
-from ecoflap.adapters.shared.images import IMAGE
 from ecoflap.adapters.shared.losses import JUDGED_ALONE, info_nce, sigmoid_pairs
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
@@ -24,7 +23,7 @@ from ecoflap.adapters.shared.transforms import transformed
 from ecoflap.adapters.views.images import views_of_open_clip
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Batch, Sample, View
+from ecoflap.core.contracts.records import IMAGE, Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Layout, Source, Tower
 

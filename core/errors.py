@@ -85,8 +85,13 @@ def dtype_name(dtype: object) -> str:
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """Name the first of several, at most so many, for a message; ``…`` stands for the others."""
+    """Name the first of several, at most so many, for a message that counts them; ``…`` stands for the others."""
     return f"{', '.join(names[:most])}{' …' if len(names) > most else ''}"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Name the first of several like :func:`listed`, and say how many others there are: ``a, b and 5 more``."""
+    return f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"
 
 
 def refuse_below_one(name: str, value: int) -> None:

@@ -19,6 +19,8 @@ from torch import nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is first imported
 
+os.environ.pop("COLUMNS", None)  # by which tables would be folded: processes of pytest-xdist have it
+
 # On a machine that does other work besides, an example may take any time: how long says nothing of what is tested.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -53,7 +53,7 @@ def saved(folder, form="function", external=True, dtype=np.float32, store=torch.
     if form == "coo":
         save_embedded(model, packed, to_coo(model, names)[1])
     else:
-        pack = onnx_encoding.pack(model, names, Storage(layout=form, values=store), PATTERNS)
+        pack = onnx_encoding.pack(model, names, Storage(form=form, values=store), PATTERNS)
         assert [one.form for one in pack] == ["bitmask", "2:4", "2:4"]
         ir.save(model, packed, external_data="packed.onnx.data" if external else None)
     return packed, dense

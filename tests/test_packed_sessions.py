@@ -53,7 +53,7 @@ def saved(folder, weights=None, store="float32", **how):
     weights = weights or matrices()
     ir.save(chain(weights), folder / "dense.onnx")
     model = chain(weights)
-    onnx_encoding.pack(model, {name: name for name in weights}, Storage("packed_op", values=STORED[store]))
+    onnx_encoding.pack(model, {name: name for name in weights}, Storage(weights="packed_op", values=STORED[store]))
     ir.save(model, folder / "packed.onnx", **how)
     return folder / "packed.onnx", folder / "dense.onnx"
 

@@ -20,10 +20,9 @@ from ecoflap.adapters.hubs.hugging_face import load_transformers_model
 from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.hubs.weightless import WithoutProducts, lent_weights
-from ecoflap.adapters.shared.images import IMAGE
 from ecoflap.adapters.shared.losses import IGNORED, mean_nll_in_chunks
 from ecoflap.adapters.shared.members import find, member
-from ecoflap.core.contracts.records import Batch
+from ecoflap.core.contracts.records import IMAGE, Batch
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 

@@ -4,14 +4,14 @@ transformers draws a weight that is missing at random, leaves out one that it ha
 they were the weights themselves. It says so in a log at most.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ecoflap.adapters.shared.stored_types import types_in
-from ecoflap.core.errors import ModelError, dtype_name
+from ecoflap.core.errors import ModelError, dtype_name, first_of
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import snapshot, weight_files
 
@@ -65,13 +65,13 @@ def refuse_other_weights(
 
 def _missing(source: Source, names: list[str]) -> Iterator[str]:
     if names:  # transformers would go on with random numbers in their place
-        yield f"{source.name} lacks {len(names)} of the model's weights: {_listed(names)}."
+        yield f"{source.name} lacks {len(names)} of the model's weights: {first_of(names, _NAMED)}."
 
 
 def _reshaped(source: Source, found: list[str | tuple[str, Any, Any]]) -> Iterator[str]:
     if found:  # of which transformers 4.51 gives the names alone
         rows = sorted(one if isinstance(one, str) else _shapes(*one) for one in found)
-        yield f"{source.name} holds weights of other shapes than its config.json says: {_listed(rows)}."
+        yield f"{source.name} holds weights of other shapes than its config.json says: {first_of(rows, _NAMED)}."
 
 
 def _shapes(name: str, stored: Iterable[int], wanted: Iterable[int]) -> str:
@@ -86,8 +86,8 @@ def _unknown(source: Source, names: list[str], others: Iterable[nn.Module]) -> I
     if left:
         yield (
             f"{source.name} holds {len(left)} weights that its config.json does not know, and that would be left out: "
-            f"{_listed(sorted(left))}. The configuration is of another model, or a key of it is wrong, such as the "
-            f"number of layers or that there are biases."
+            f"{first_of(sorted(left), _NAMED)}. The configuration is of another model, or a key of it is wrong, such "
+            f"as the number of layers or that there are biases."
         )
 
 
@@ -104,7 +104,7 @@ def integer_problems(source: Source, model: nn.Module | None = None) -> Iterator
     if found:
         yield (
             f"{source.name} holds integers in {len(found)} weights, and its config.json has no quantization_config "
-            f"that says what numbers they stand for: {_listed(found)}. Name the model that it was made from."
+            f"that says what numbers they stand for: {first_of(found, _NAMED)}. Name the model that it was made from."
         )
 
 
@@ -129,9 +129,4 @@ def _quantised_in(config: Mapping[Any, Any]) -> Mapping[str, Any] | None:
 def _which(source: Source) -> str:
     """Name integers among the weights of a folder, those of experts first."""
     names = sorted(_integers_in(source), key=lambda name: ("expert" not in name, name))
-    return f": {_listed(names)} are integers" if names else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return f": {first_of(names, _NAMED)} are integers" if names else ""

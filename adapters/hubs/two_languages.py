@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ecoflap.adapters.shared.members import find
-from ecoflap.core.errors import DataError, nearest
+from ecoflap.core.errors import DataError, first_of, nearest
 
 SHOWN = 8
 """How many of the languages that there are a message names."""
@@ -111,5 +111,4 @@ def _codes(tokenizer: Any) -> Collection[str]:
 
 def _shown(known: Collection[str]) -> str:
     """List languages, as a sentence."""
-    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    return f"Known: {', '.join([*known][:SHOWN])}{more}."
+    return f"Known: {first_of([*known], SHOWN)}."

@@ -24,7 +24,6 @@ from ecoflap.adapters.lavis_blip2.reading import (
 )
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.generation import distinct_images
-from ecoflap.adapters.shared.images import IMAGE
 from ecoflap.adapters.shared.losses import IGNORED, info_nce, mean_nll
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
@@ -34,7 +33,7 @@ from ecoflap.adapters.views.blip2 import views_of_lavis
 from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Batch, Sample, View
+from ecoflap.core.contracts.records import IMAGE, Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
 from ecoflap.core.packed.into_model import fill, packed_in

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Int8
 from torch import Tensor, nn
 
-from ecoflap.adapters.shared.images import IMAGE, image_tokens
+from ecoflap.adapters.shared.images import image_tokens
 from ecoflap.adapters.shared.matrices import matrices, tower_at
 from ecoflap.adapters.shared.members import find, member
-from ecoflap.core.contracts.records import Batch
+from ecoflap.core.contracts.records import IMAGE, Batch
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 
 VISION, QFORMER = "vision_model.encoder.layers", "qformer.encoder.layer"

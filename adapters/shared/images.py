@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from ecoflap.adapters.shared.losses import labels_of
 from ecoflap.adapters.shared.members import member
 from ecoflap.adapters.shared.texts import first_said
-from ecoflap.core.contracts.records import Batch, Sample
+from ecoflap.core.contracts.records import IMAGE, Batch, Sample
 from ecoflap.core.errors import DataError, ModelError
 
 PREFIXES = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 """What a model puts before the patches, by the names of the parameters in its embeddings."""
-IMAGE = 2
-"""What an adapter's ``tokens`` says of a position that holds a patch of an image, or a query."""
 
 
 def image_seeds(pixel_values: Float[Tensor, "batch ..."]) -> Int64[Tensor, " batch"]:

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
-from ecoflap.adapters.shared.images import IMAGE
 from ecoflap.adapters.shared.members import find, member
+from ecoflap.core.contracts.records import IMAGE
 
 CLASSES = frozenset({"timm.models.eva.Eva", "timm.models.vision_transformer.VisionTransformer"})
 MATRICES = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

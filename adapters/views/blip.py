@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoflap.adapters.shared.members import member
-from ecoflap.adapters.views.images import IMAGE_AXES, images_of, views_of_pair
+from ecoflap.adapters.views.images import IMAGE_AXES, images_of_tower, views_of_pair
 from ecoflap.adapters.views.view import BATCH, SAID, SEQUENCE, TEXT_AXES, Example, view, without
 from ecoflap.core.contracts.records import View
 
@@ -144,7 +144,7 @@ class Matching(nn.Module):
 
 def views_of_blip_caption(model: nn.Module) -> Iterator[View]:
     """Yield ``vision``; ``decoder``, which says something of what that gives; and ``all`` in one graph."""
-    images, decoder = _images(model), member(model, "text_decoder", nn.Module)
+    images, decoder = images_of_tower(model), member(model, "text_decoder", nn.Module)
     texts = _texts(member(decoder, "bert.embeddings.word_embeddings.weight"))
 
     def of_seen(example: Example) -> dict[str, Tensor]:
@@ -160,7 +160,11 @@ def views_of_blip_caption(model: nn.Module) -> Iterator[View]:
 
 def views_of_blip_vqa(model: nn.Module) -> Iterator[View]:
     """Yield ``vision``; ``encoder``, which reads a question with it; ``decoder``, which answers; and ``all``."""
-    images, encoder, decoder = _images(model), member(model, "text_encoder"), member(model, "text_decoder", nn.Module)
+    images, encoder, decoder = (
+        images_of_tower(model),
+        member(model, "text_encoder"),
+        member(model, "text_decoder", nn.Module),
+    )
     words = member(encoder, "embeddings.word_embeddings.weight", Tensor)
     texts = _texts(words)
 
@@ -189,7 +193,7 @@ def views_of_blip_vqa(model: nn.Module) -> Iterator[View]:
 
 def views_of_blip_retrieval(model: nn.Module) -> Iterator[View]:
     """Yield ``vision`` and ``text``, vectors of length 1; ``pair``, which compares them; and ``match``."""
-    images, encoder = _images(model), member(model, "text_encoder", nn.Module)
+    images, encoder = images_of_tower(model), member(model, "text_encoder", nn.Module)
     words = member(encoder, "embeddings.word_embeddings.weight", Tensor)
 
     def texts(example: Example) -> dict[str, Tensor]:
@@ -206,12 +210,7 @@ def views_of_blip_retrieval(model: nn.Module) -> Iterator[View]:
 
 
 def _vision(model: nn.Module) -> View:
-    return view("vision", Seen(member(model, "vision_model")), _images(model), ("image_embeds",), IMAGE_AXES)
-
-
-def _images(model: nn.Module) -> Callable[[Example], dict[str, Tensor]]:
-    embeddings = member(model, "vision_model.embeddings")
-    return images_of(embeddings, embeddings.image_size)
+    return view("vision", Seen(member(model, "vision_model")), images_of_tower(model), ("image_embeds",), IMAGE_AXES)
 
 
 def _seen(model: nn.Module, example: Example) -> dict[str, Tensor]:

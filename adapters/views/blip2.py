@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoflap.adapters.shared.members import find, member
-from ecoflap.adapters.views.images import IMAGE_AXES, PIXELS, images_of, views_of_pair
+from ecoflap.adapters.views.images import IMAGE_AXES, PIXELS, images_of, images_of_tower, views_of_pair
 from ecoflap.adapters.views.texts import view_from_embeddings
 from ecoflap.adapters.views.view import BATCH, SAID, TEXT_AXES, Example, view
 from ecoflap.core.contracts.records import View
@@ -135,7 +135,7 @@ def views_of_blip2(model: nn.Module, image: list[int], says: bool) -> Iterator[V
     :param image: The tokens that stand for an image in a text.
     :param says: Whether the text model has a decoder that is given what it said so far.
     """
-    seen, text = _images(model), member(model, "language_model")
+    seen, text = images_of_tower(model), member(model, "language_model")
     vision = _queries(model, member(model, "language_projection", nn.Module), is_normalised=False)
     count = len(text.get_input_embeddings().weight)
 
@@ -160,7 +160,7 @@ def views_of_blip2_retrieval(model: nn.Module) -> Iterator[View]:
     vision = _queries(model, member(model, "vision_projection", nn.Module), is_normalised=True)
     text = QueryTexts(*(member(model, name, nn.Module) for name in ("embeddings", "qformer", "text_projection")))
     count = len(member(model, "embeddings.word_embeddings.weight"))
-    yield from views_of_pair(_images(model), _texts(count), (vision, text, BestQueryPair(vision, text, None)))
+    yield from views_of_pair(images_of_tower(model), _texts(count), (vision, text, BestQueryPair(vision, text, None)))
 
 
 def views_of_lavis(model: nn.Module, kind: str) -> Iterator[View]:
@@ -188,11 +188,6 @@ def views_of_lavis(model: nn.Module, kind: str) -> Iterator[View]:
 def _queries(model: nn.Module, projection: nn.Module, is_normalised: bool) -> Queries:
     sees, qformer = (member(model, name, nn.Module) for name in ("vision_model", "qformer"))
     return Queries(sees, qformer, member(model, "query_tokens", Tensor), projection, is_normalised)
-
-
-def _images(model: nn.Module) -> Callable[[Example], dict[str, Tensor]]:
-    embeddings = member(model, "vision_model.embeddings")
-    return images_of(embeddings, embeddings.image_size)
 
 
 def _texts(count: int) -> Callable[[Example], dict[str, Tensor]]:

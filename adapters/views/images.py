@@ -158,6 +158,12 @@ def images_of(stem: nn.Module, size: Any) -> Callable[[Example], dict[str, Tenso
     return made
 
 
+def images_of_tower(model: nn.Module) -> Callable[[Example], dict[str, Tensor]]:
+    """Give what makes the images that a model's vision tower reads, of the size that its embeddings know."""
+    embeddings = member(model, "vision_model.embeddings")
+    return images_of(embeddings, embeddings.image_size)
+
+
 def views_of_pair(
     images: Callable[[Example], dict[str, Tensor]],
     texts: Callable[[Example], dict[str, Tensor]],
@@ -180,8 +186,7 @@ def views_of_pair(
 
 def views_of_clip(model: nn.Module) -> Iterator[View]:
     """Yield ``vision``, ``text`` and ``pair`` of a CLIP of transformers; of its vision tower alone ``vision``."""
-    embeddings = member(model, "vision_model.embeddings")
-    images = images_of(embeddings, embeddings.image_size)
+    images = images_of_tower(model)
     projection = member(model, "visual_projection", nn.Module)
     vision = ImageEmbeds(member(model, "vision_model", nn.Module), projection)
     tower = find(model, "text_model", nn.Module)

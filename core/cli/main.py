@@ -325,12 +325,15 @@ def verify(
         Path, typer.Argument(help="A run's folder, a sweep's, an export's, or a run's model/.", callback=_usable)
     ],
 ) -> None:
-    """Check every file of a folder against what was written, and say which differ, and from what."""
+    """Hold each file of a folder to what was written, and say which differ; end with 3 where a run is unfinished."""
     from ecoflap.core.cli.tables import show
     from ecoflap.core.cli.verify_table import verify_table
     from ecoflap.core.export.verify import verify as checked
 
-    show(verify_table(checked(folder)))
+    found = checked(folder)
+    show(verify_table(found))
+    if found.unfinished:
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -1,11 +1,12 @@
 """Make the tables that ``ecoflap list`` prints."""
 
 from collections.abc import Callable, Iterator
-from inspect import Parameter, getdoc, signature
+from inspect import getdoc
 from typing import Any
 
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.kinds import KINDS
+from ecoflap.core.registry.parameters import parameters_of
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.text.columns import left
 
@@ -28,8 +29,7 @@ def _parts(registry: Registry, kind: str) -> Iterator[tuple[str, str, str, str]]
 def _parameters(factory: Callable[..., Any]) -> str:
     """Write a factory's parameters with their defaults; nothing of one whose code tells no parameters."""
     try:
-        found = signature(factory).parameters.values()
-    except (TypeError, ValueError):  # written in C
+        found, _ = parameters_of(factory)
+    except TypeError:  # as of one that is written in C
         return ""
-    empty = Parameter.empty
-    return ", ".join(p.name if p.default is empty else f"{p.name}={p.default!r}" for p in found)
+    return ", ".join(p.name if p.required else f"{p.name}={p.default!r}" for p in found.values())

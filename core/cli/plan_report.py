@@ -9,7 +9,6 @@ from ecoflap.core.cli.needs_table import needs
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
-from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.needs.exports import kept_of
 from ecoflap.core.needs.sizes import samples_of, tokens_of_sample
@@ -206,16 +205,8 @@ def _scoring(prepared: Prepared) -> str:
 def _forwards(prepared: Prepared, scorer: PartSpec, batches: int) -> int | None:
     """Give how many forwards a scorer takes; None where it cannot say."""
     with blaming(f"the scorer {scorer.use}, asked for its forwards,"):
-        forwards: int | None = scorer.options.forwards(_scored(prepared), batches)
+        forwards: int | None = scorer.options.forwards(prepared.scored, batches)
     return forwards
-
-
-def _scored(prepared: Prepared) -> Anatomy:
-    """Give the anatomy of what is scored: of no tower that is kept, or that has a pattern."""
-    pools = [pool for pool in prepared.pools if not isinstance(pool.sparsity, Pattern)]
-    blocks = {block.name for pool in pools for block, _ in pool.layers}
-    towers = tuple(tower for tower in prepared.anatomy.towers if tower.blocks[0].name in blocks)
-    return Anatomy(towers, prepared.anatomy.layers_of)
 
 
 def _data(prepared: Prepared, keys: Calibration | None, samples: int | None = None) -> str:

@@ -38,9 +38,12 @@ class _Output(Console):
 
 
 def show(sections: Sequence[Section]) -> None:
-    """Print to standard output: as wide as the terminal, or as wide as the rows where it is none."""
+    """Print to standard output: as wide as the terminal, or as wide as the rows where it is none.
+
+    The variable COLUMNS, which a shell keeps to itself unless it is exported, says another width.
+    """
     console = _Output()
-    if not console.is_terminal:
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         console = _Output(width=UNFOLDED)
     for section in sections:
         if section.title:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from statistics import stdev
@@ -135,18 +136,19 @@ class Comparison:
         """Name all towers."""
         return list(dict.fromkeys(tower for run in self.runs for tower in run.report.towers))
 
-    @property
+    @cached_property
     def groups(self) -> list[RunGroup]:
         """Put runs together by method, in the order of the runs, and by sparsity, from the smallest on."""
-        methods = list(dict.fromkeys(run.method for run in self.runs))
-        keys = {(methods.index(run.method), run.level) for run in self.runs}
-        return [self._group(methods[at], level) for at, level in sorted(keys)]
+        found: dict[str, dict[float, list[ComparedRun]]] = {}
+        for run in self.runs:
+            found.setdefault(run.method, {}).setdefault(run.level, []).append(run)
+        return [
+            RunGroup(method, level, tuple(sorted(runs, key=lambda run: run.seed)))
+            for method, levels in found.items()
+            for level, runs in sorted(levels.items())
+        ]
 
-    def _group(self, method: str, level: float) -> RunGroup:
-        found = [run for run in self.runs if run.method == method and run.level == level]
-        return RunGroup(method, level, tuple(sorted(found, key=lambda run: run.seed)))
-
-    @property
+    @cached_property
     def has_seeds(self) -> bool:
         """Say whether any runs are seeds of each other."""
         return any(len(group.by_seeds) > 1 for group in self.groups)

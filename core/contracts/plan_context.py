@@ -23,6 +23,7 @@ class PlanContext:
     :param list_views: Gives the names of :attr:`views`; asked at most once.
     :param list_refused: Gives by an exporter's name what :meth:`views_refused` does.
     :param knows_processor: Whether the adapter's ``processor`` is the one that a run would have, or None as there.
+    :param list_scored: Gives :attr:`scored`; None where all towers are.
     """
 
     recipe: Any
@@ -32,11 +33,17 @@ class PlanContext:
     list_views: Callable[[], tuple[str, ...]] = field(default=tuple, repr=False, compare=False)
     list_refused: Callable[[str], Mapping[str, str]] = field(default=lambda exporter: {}, repr=False, compare=False)
     knows_processor: bool = False
+    list_scored: Callable[[], Anatomy] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def views(self) -> tuple[str, ...]:
         """Names of the views that the adapter can export of this model; empty where it exports none."""
         return self.list_views()
+
+    @cached_property
+    def scored(self) -> Anatomy:
+        """Give the anatomy of what scores are asked of: of each tower that is pruned, and by no pattern."""
+        return self.anatomy if self.list_scored is None else self.list_scored()
 
     def views_refused(self, exporter: str) -> Mapping[str, str]:
         """Say by name which views an exporter cannot write of this model, and why, as the adapter has it."""

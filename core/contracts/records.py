@@ -37,6 +37,8 @@ Target = Literal["dense", "own"]
 """What a refined block is held against: what the dense block gave in the dense model, or gives on its own inputs."""
 Granularity = Literal["layer", "block", "tower", "model"]
 """What shares one sparsity."""
+PADDING, TEXT, IMAGE = 0, 1, 2
+"""What an adapter's ``tokens`` says of a position: padding, text, or a patch of an image or a query."""
 TokenChoice = Literal["real", "text", "balanced", "drifting", "all"]
 """Which tokens count in statistics of layers' inputs.
 
@@ -160,7 +162,7 @@ class Statistics(dict[type[Any], Any]):
     def __getitem__(self, kind: type[StatisticType]) -> StatisticType:
         """Give the statistic of a type.
 
-        :raises ModelError: Where the pruner or scorer did not name this type among those it needs.
+        :raises ModelError: Where no pruner, metric or scorer named this type among those it needs.
         """
         try:
             found: StatisticType = super().__getitem__(kind)
@@ -168,7 +170,7 @@ class Statistics(dict[type[Any], Any]):
             there = ", ".join(one.__name__ for one in self) or "none"
             raise ModelError(
                 f"the statistic {kind.__name__} was not taken of this layer's inputs; taken: {there}. Name it in the "
-                f"pruner's `needs`, or in the call of replay.run"
+                f"`needs` of the pruner or metric that asks for it, or in the call of replay.run"
             ) from None
         return found
 

@@ -138,6 +138,7 @@ class Sealed:
     stream: BufferedReader
     places: Mapping[str, tuple[str, tuple[int, ...], int, int]]
     """Each tensor's dtype, its shape, and where in the file it begins and ends, by its name."""
+    way_out: str = ""
 
     def mapping(self) -> dict[str, Any]:
         """Give the mapping that the manifest is, of a format where it is JSON."""
@@ -187,7 +188,8 @@ class Sealed:
         except OSError as error:  # of a disk, which names no file
             raise FormatError(unread(error, self.path)) from error
         if dtype not in DTYPES or read < len(raw):
-            raise FormatError(f"{self.path}: the tensor {name!r} cannot be read: it is cut off, or of the type {dtype}")
+            why = f"it is cut off, or of the type {dtype}"
+            raise FormatError(_ended(f"{self.path}: the tensor {name!r} cannot be read: {why}", self.way_out))
         return self._checked(name, raw)
 
     def mapped(self, name: str) -> Tensor:
@@ -209,17 +211,19 @@ class Sealed:
         dtype, shape, _, _ = self.places[name]
         tensor = raw.view(DTYPES[dtype]).reshape(shape)
         if _hash(name, tensor, _bytes(tensor)) != self.hashes[name]:
-            raise FormatError(f"{self.path}: the tensor {name!r} is damaged: it is not what was written (SHA-256)")
+            why = "it is not what was written (SHA-256)"
+            raise FormatError(_ended(f"{self.path}: the tensor {name!r} is damaged: {why}", self.way_out))
         return tensor
 
 
 @contextmanager
-def open_sealed(path: Path, form: str | None) -> Iterator[Sealed]:
+def open_sealed(path: Path, form: str | None, way_out: str = "") -> Iterator[Sealed]:
     """Open a file and check its header; a truncated, changed or foreign one is refused.
 
     :param form: The format's name; None where a file of any format will do.
+    :param way_out: What to do where it is truncated or damaged, and not of another format or version.
     """
-    with _stream(path) as stream, _opened(path) as handle:
+    with _stream(path) as stream, _opened(path, way_out) as handle:
         metadata: dict[str, str] = handle.metadata() or {}
         found = metadata.get("format", "nothing")
         if found != (form or found) or not {"version", "manifest", "sha256", "seal"} <= set(metadata):
@@ -231,9 +235,10 @@ def open_sealed(path: Path, form: str | None) -> Iterator[Sealed]:
             known = f"version {VERSION!r} is known here"
             raise FormatError(f"{path} is in version {metadata['version']!r} of {form!r}; {known}. Update ecoflap.")
         if metadata["seal"] != _seal(metadata["manifest"], metadata["sha256"]):
-            raise FormatError(f"{path}: its header is damaged: it is not what was written (SHA-256)")
+            problem = f"{path}: its header is damaged: it is not what was written (SHA-256)"
+            raise FormatError(_ended(problem, way_out))
         hashes = _hashes(path, metadata["sha256"])
-        sealed = Sealed(path, metadata["manifest"], hashes, metadata["seal"], stream, places_in(stream))
+        sealed = Sealed(path, metadata["manifest"], hashes, metadata["seal"], stream, places_in(stream), way_out)
         sealed.expect(sealed.places)
         yield sealed
 
@@ -253,11 +258,16 @@ def _stream(path: Path) -> BufferedReader:
         raise FormatError(unread(error, path)) from error
 
 
-def _opened(path: Path) -> Any:
+def _ended(problem: str, way_out: str) -> str:
+    return f"{problem}. {way_out}" if way_out else problem
+
+
+def _opened(path: Path, way_out: str) -> Any:
     try:
         return safe_open(path, framework="np")  # for its header alone; for torch it maps the whole file
     except (SafetensorError, ValueError, OSError) as error:
-        raise FormatError(f"{path} is truncated, damaged or not a safetensors file: {error}") from error
+        problem = f"{path} is truncated, damaged or not a safetensors file: {error}"
+        raise FormatError(_ended(problem, way_out)) from error
 
 
 def _hashes(path: Path, text: str) -> Mapping[str, str]:

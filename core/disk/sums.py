@@ -19,7 +19,7 @@ from ecoflap.core.errors import FormatError
 
 SUMS = "SHA256SUMS"
 
-_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
+_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
 _ESCAPES: Mapping[str, str] = {"\\\\": "\\", "\\n": "\n"}
 """What stands in an escaped name for one of its characters."""
 
@@ -37,18 +37,24 @@ def write_sums(folder: Path, known: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def check_sums(
-    folder: Path, way_out: str, *, only: Callable[[str], bool] = lambda _: True, required: bool = False
+    folder: Path,
+    way_out: str,
+    *,
+    only: Callable[[str], bool] = lambda _: True,
+    added: Callable[[str], bool] | None = None,
+    required: bool = False,
 ) -> None:
     """Refuse a folder in which a file is other than it was listed, or missing, or was added.
 
     :param way_out: Ends each sentence.
     :param only: Which files are looked at, by their path in the folder: a reader may check others itself.
+    :param added: Which files may not have been added; by default those that are looked at.
     :param required: Refuse a folder without a list, too. Otherwise it is one that nothing of ours wrote.
     :raises FormatError: With everything that differs.
     """
     if not required and not (folder / SUMS).is_file():
         return
-    if problems := [f"{problem} {way_out}" for problem in differing(folder, only)]:
+    if problems := [f"{problem} {way_out}" for problem in differing(folder, only, added)]:
         raise FormatError(*problems)
 
 
@@ -72,7 +78,9 @@ def check_listed(folder: Path, found: Callable[[], Mapping[str, str]]) -> None:
         raise FormatError(*problems)
 
 
-def differing(folder: Path, only: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
+def differing(
+    folder: Path, only: Callable[[str], bool] = lambda _: True, added: Callable[[str], bool] | None = None
+) -> Iterator[str]:
     """Say in a sentence what each file that differs from the list is, and what the list says."""
     try:
         listed, there = read_sums(folder), set(_names(folder))
@@ -89,8 +97,8 @@ def differing(folder: Path, only: Callable[[str], bool] = lambda _: True) -> Ite
             yield f"{folder / name} is missing: {SUMS} lists it."
         else:
             yield from _difference(folder / name, sha256)
-    added = sorted(name for name in there - set(listed) if only(name))
-    yield from (f"{folder / name} was added: {SUMS} does not list it." for name in added)
+    strangers = sorted(name for name in there - set(listed) if (added or only)(name))
+    yield from (f"{folder / name} was added: {SUMS} does not list it." for name in strangers)
 
 
 def _difference(path: Path, sha256: str) -> Iterator[str]:
@@ -118,13 +126,19 @@ def read_sums(folder: Path) -> Mapping[str, str]:
     found: dict[str, str] = {}
     *lines, rest = text.split("\n")
     for number, line in enumerate([*lines, *([rest] if rest else [])], 1):
-        match = _LINE.fullmatch(line)
-        name = None if match is None else _unescaped(match[3]) if match[1] else match[3]
-        # A name leads nowhere else, and is listed once.
-        if match is None or name is None or not _is_inside(name) or name in found:
+        listed = listed_in(line)
+        # A name leads nowhere else, and is listed once; capitals would be a bit that turned.
+        if listed is None or not _is_inside(listed[0]) or listed[0] in found or listed[1] != listed[1].lower():
             raise FormatError(f"{path}:{number}: this line is not the SHA-256 of a file in the folder, listed once.")
-        found[name] = match[2]
+        found[listed[0]] = listed[1]
     return found
+
+
+def listed_in(line: str) -> tuple[str, str] | None:
+    """Read a line as ``sha256sum`` writes it: a file's name and its SHA-256; None of any other line."""
+    match = _LINE.fullmatch(line)
+    name = None if match is None else _unescaped(match[3]) if match[1] else match[3]
+    return None if match is None or name is None else (name, match[2])
 
 
 def _is_another(file: Path, found: str, listed: str) -> str:

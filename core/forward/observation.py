@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int8, Shaped
 from torch import Tensor
 
 from ecoflap.core.contracts.protocols import GradientStatistic
-from ecoflap.core.contracts.records import Statistics
+from ecoflap.core.contracts.records import PADDING, Statistics
 from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
 from ecoflap.core.forward.capture import Picked
@@ -161,7 +161,7 @@ class Observation(BlockWatch):
     def _real_positions(self) -> Bool[Tensor, "batch tokens"] | None:
         if self._layers[0].layout == "selected":
             return None
-        return self._tokens_of(self._block.tower, self._call) > 0
+        return self._tokens_of(self._block.tower, self._call) != PADDING
 
     def _first_fed(self, layer: Layer, inputs: Tensor) -> str:
         """Name the first layer that was fed this very tensor in this batch."""

@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int8, Shaped
 from torch import Tensor
 
-from ecoflap.core.contracts.records import TokenChoice
+from ecoflap.core.contracts.records import IMAGE, PADDING, TEXT, TokenChoice
 from ecoflap.core.errors import ModelError
 
 _CACHED = 1 << 16  # elements: 256 kB of float32, so that a square is summed while it is still in the core's cache
-TEXT, IMAGE = 1, 2  # what a position is, as adapters say it
 _ROWS = 512  # enough for a matrix product at full speed
 _STRIP = 384  # rows of a Gram matrix in a product: fewer leave out more of what is above the diagonal, but are slower
 
@@ -58,14 +57,14 @@ class TokenWeights:
             return torch.ones_like(kinds, dtype=torch.bool)
         text, images = (0, 0) if self._choice == "real" else self._counts(tower, call)
         if not text or not images:
-            return kinds > 0
+            return kinds != PADDING
         if self._choice == "balanced":
             half = (text + images) / 2
             return (kinds == TEXT) * (half / text) + (kinds == IMAGE) * (half / images)
         if self._choice == "text":
             return kinds == TEXT
         if tower not in self._drifts:
-            return kinds > 0
+            return kinds != PADDING
         drift, mean = self._drifts[tower][number][call], self._mean_drift(tower, call)
         return (kinds == TEXT) | _drifting_most(kinds, drift, mean)
 

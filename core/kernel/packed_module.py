@@ -105,7 +105,7 @@ class PackedLinear(DenseState, nn.Linear):
         share = 1 - self.kept / max(1, self.in_features * self.out_features)
         sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         values = "" if self.values == "exact" else f", {self.values}"
-        return f"{sizes}, sparsity={share:.3f}, {str(self.dtype).removeprefix('torch.')}{values}"
+        return f"{sizes}, sparsity={share:.3f}, {dtype_name(self.dtype)}{values}"
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Refuse a parameter in the place of the packed weights."""

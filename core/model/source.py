@@ -182,7 +182,7 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
         return {"state_dict": _state_digest(source.model or load())}
     if source.path.is_file():
         return {source.path.name: sha256_of(source.path)}
-    beside = [source.path / name for name in source.files if _is_setting(name)]
+    beside = [source.path / name for name in source.files if is_setting(name)]
     files = sorted({*_files_with_weights(source), *beside})
     found = {file.relative_to(source.path).as_posix(): sha256_of(file) for file in files}
     check_listed(source.path, lambda: found)
@@ -195,7 +195,7 @@ def are_other_weights(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     Nothing is known of two of different kinds, such as a hub's commit beside files.
     """
     kinds = [one.keys() & {"commit", "state_dict"} for one in (one, other)]
-    weights = [{digest for name, digest in one.items() if not _is_setting(name)} for one in (one, other)]
+    weights = [{digest for name, digest in one.items() if not is_setting(name)} for one in (one, other)]
     return kinds[0] == kinds[1] and weights[0] != weights[1]
 
 
@@ -224,7 +224,8 @@ def _named_in(index: Path) -> list[str]:
     return names
 
 
-def _is_setting(name: str) -> bool:
+def is_setting(name: str) -> bool:
+    """Say whether a model or its processor is loaded from a file, beside the weights, by its name."""
     return any(fnmatch(name, pattern) for pattern in SETTINGS)
 
 
@@ -269,7 +270,7 @@ def _in_folder(name: str, folder: Path) -> Source:
     files = _files_in(folder)
     source = Source(name, path=folder, files=files)
     _files_with_weights(source)  # refuses an index that leads elsewhere
-    check_listed(folder, lambda: {name: sha256_of(folder / name) for name in files if _is_setting(name)})
+    check_listed(folder, lambda: {name: sha256_of(folder / name) for name in files if is_setting(name)})
     ggufs = [file for file in files if file.endswith(".gguf")]
     only_gguf = [file.suffix for file in weight_files(source)] == [".gguf"]
     if "config.json" in files and not only_gguf:

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ecoflap.core.disk.sums import SUMS, listed_in
 from ecoflap.core.disk.whole_files import sha256_of, whole_file
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import ModelError, RunError
 
-SUMS = "SHA256SUMS"
-_SUM = re.compile(r"(?P<digest>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
 _GGUF = re.compile(r"[\w.-]*\w\.gguf")  # a file's bare name, for it becomes one in the cache
 _PART = re.compile(r"(?P<name>.+\.gguf)\.part-?(?P<number>\d+)")
 _REQUIRED = re.compile(r"[\w.-]+")
@@ -74,8 +73,8 @@ def _written_to_cache(target: Path) -> Iterator[None]:
 def _sums_in(file: Path) -> Iterator[tuple[str, str]]:
     """Yield the name and SHA-256 of each line, as ``sha256sum`` writes them; what is none is passed over."""
     for line in file.read_text("utf-8", errors="replace").splitlines():
-        if match := _SUM.fullmatch(line.rstrip()):
-            yield match["name"], match["digest"].lower()
+        if (listed := listed_in(line.rstrip())) is not None:
+            yield listed[0], listed[1].lower()
 
 
 def _is_whole(file: Path, digest: str) -> bool:

@@ -1,6 +1,6 @@
 """Build a model without weights and give it those of a packed file, one tensor in memory beside it at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatch
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.core.disk.safetensors_header import DTYPES
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.shapes import first_difference, shapes_of, tensors_of
 from ecoflap.core.model.source import weight_files
@@ -32,10 +32,19 @@ def packed_in(source: Source) -> Path | None:
     """
     if source.path is None or not source.path.is_dir() or not any(map(is_packed, source.files)):
         return None
-    dense = [file.name for file in weight_files(source) if not is_packed(file.name)]
-    if dense:
-        raise ModelError(f"{source.path} holds packed weights and dense ones ({dense[0]}): move one of them away.")
+    refuse_dense(source.path, [file.name for file in weight_files(source)])
     return source.path
+
+
+def refuse_dense(folder: Path, files: Iterable[str]) -> None:
+    """Refuse a packed folder of whose files with weights some are dense, such as were saved over what was exported."""
+    dense = sorted(name for name in files if not is_packed(name))
+    if dense:
+        raise ModelError(
+            f"{folder} holds packed weights and dense ones ({dense[0]}), as model.save_pretrained(folder) leaves them: "
+            f"nobody can tell which are meant. Move the ones or the others away; what was overwritten beside them, as "
+            f"config.json, `ecoflap export` writes anew with --overwrite."
+        )
 
 
 def is_packed(name: str) -> bool:
@@ -148,10 +157,9 @@ def _refuse_another(model: nn.Module, path: Path, entries: Mapping[str, Entry]) 
     real = {name for name, weight in model.state_dict().items() if weight.is_floating_point()}
     integers = [name for name, entry in entries.items() if name in real and not DTYPES[entry.dtype].is_floating_point]
     if integers:
-        more = f" and {len(integers) - 3} more" if len(integers) > 3 else ""
         raise ModelError(
             f"{path} holds integers where the model has real numbers, and nothing says what they stand for: "
-            f"{', '.join(integers[:3])}{more}."
+            f"{first_of(integers, 3)}."
         )
 
 

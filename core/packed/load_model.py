@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
@@ -11,13 +12,14 @@ from torch import nn
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.disk.sums import check_sums
+from ecoflap.core.disk.sums import SUMS, check_sums
 from ecoflap.core.errors import FormatError, ModelError, unknown
 from ecoflap.core.kernel.library import Values
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.own_code import own_code
-from ecoflap.core.model.source import open_source
-from ecoflap.core.packed.into_model import is_packed, packed_in, staying_packed
+from ecoflap.core.model.source import is_setting, open_source
+from ecoflap.core.packed.exported_folder import exported_folder
+from ecoflap.core.packed.into_model import is_packed, refuse_dense, staying_packed
 from ecoflap.core.packed.pack_model import pack_model
 from ecoflap.core.packed.packing import begun
 from ecoflap.core.packed.read_packed import masks_in
@@ -28,25 +30,32 @@ from ecoflap.core.registry.registry import load_registry
 
 _PACKED: dict[str, Values] = {"packed": "exact", "packed-int8": "int8", "packed-int8a8": "int8a8"}
 _WEIGHTS = ("dense", *_PACKED)
+_TYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""By their names in a recipe's ``model.dtype``."""
+_DESCRIBING = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*")
+"""Names of files that tell people about a model, and that nothing is loaded from."""
+_WAY_OUT = f"Restore the folder as it was; or, if it was changed on purpose, delete {SUMS}."
 
 
 def load_model(
     folder: str | os.PathLike[str],
     *,
     device: str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     adapter: Adapter | None = None,
     weights: Literal["dense", "packed", "packed-int8", "packed-int8a8"] = "dense",
     embeddings: Literal["dense", "packed", "packed-int8", "packed-int8a8"] = "dense",
 ) -> nn.Module:
     """Load the model that the ``safetensors`` exporter wrote, in eval mode: dense again, or run from packed weights.
 
-    Every byte is checked: the weights as they are read, and what lies beside them by the folder's ``SHA256SUMS``, which
-    an export has. Beside the model one of its tensors is in memory at a time. The model's
-    tokenizer or processor lies in the folder in its own library's format, and :func:`load_masks` reads the masks.
+    Every byte that is read is checked: the weights as they are read, and what lies beside them by the folder's
+    ``SHA256SUMS``, which an export has; the model card and the licence may be edited. Beside the model one of its
+    tensors is in memory at a time. The model's tokenizer or processor lies in the folder in its own library's format,
+    and :func:`load_masks` reads the masks.
 
-    :param folder: With ``model.packed.safetensors``, or its shards and their index, and the model's configuration.
-    :param dtype: None keeps what is stored.
+    :param folder: With ``model.packed.safetensors``, or its shards and their index, and the model's configuration; or
+        a run's, with one such export.
+    :param dtype: A type of torch's, or its name in a recipe, such as ``bfloat16``; None keeps what is stored.
     :param adapter: For a model whose folder does not say what it is; afterwards its ``processor`` is the model's. By
         default the one that claims the folder is found.
     :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
@@ -66,17 +75,27 @@ def load_model(
             raise ModelError(f"{where}: {unknown('way to hold weights', str(said), _WEIGHTS)}")
     if weights == "dense" and embeddings != "dense":
         raise ModelError(f"embeddings: {embeddings} goes with packed weights: say weights='packed' or in int8, too")
-    if not (dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
-        raise ModelError(f"dtype is {dtype!r}; it is a floating-point type of torch, such as torch.bfloat16, or None")
+    kept_in = _type_of(dtype)
     elsewhere = _kind_of(device, weights, embeddings) != "cpu"
     packing = None if weights == "dense" or elsewhere else begun(_PACKED[weights], _PACKED.get(embeddings))
     source = _opened(from_here(folder))
     adapter = adapter if adapter is not None else _adapter_of(source)
     with nullcontext() if packing is None else staying_packed(packing):
-        model = adapter.load(source, dtype, device).eval()
+        model = adapter.load(source, kept_in, device).eval()
     if weights == "packed" and elsewhere:
         pack_model(model)
     return model
+
+
+def _type_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Give the type that weights are to be in; None where it is that which is stored."""
+    named = _TYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if named is None or (isinstance(named, torch.dtype) and named.is_floating_point):
+        return named
+    raise ModelError(
+        f"dtype is {dtype!r}; it is a floating-point type of torch, such as torch.bfloat16, its name, one of "
+        f"{', '.join(_TYPES)}, or None"
+    )
 
 
 def _kind_of(device: str, weights: str, embeddings: str) -> str:
@@ -140,12 +159,12 @@ def _adapter_of(source: Source) -> Adapter:
         ) from error
 
 
-def _opened(folder: Path) -> Source:
-    if not folder.is_dir():
-        raise FormatError(f"{folder} is not a folder: name the one with the packed file and the model's configuration")
+def _opened(named: Path) -> Source:
+    folder = exported_folder(named)
+    refuse_dense(folder, [file.name for file in folder.glob("*.safetensors")])  # transformers deletes shards, too
     locate(folder)
     # Packed files check themselves, tensor by tensor, as they are read.
-    check_sums(folder, "Get the folder anew.", only=lambda name: not is_packed(name))
+    check_sums(folder, _WAY_OUT, only=_may_be_read, added=lambda name: is_setting(name) and not is_packed(name))
     try:
         source = open_source(str(folder), Path.cwd())
     except ModelError as error:
@@ -153,5 +172,9 @@ def _opened(folder: Path) -> Source:
             f"{folder} holds weights, and not what model they are of ({error}) Build the model as before, then "
             f"model.load_state_dict(ecoflap.load_packed({str(folder)!r}))."
         ) from error
-    packed_in(source)
     return source
+
+
+def _may_be_read(name: str) -> bool:
+    """Say whether loading may look at a file: not at the card and the licence, which are their owner's to edit."""
+    return not is_packed(name) and not any(fnmatch(name, pattern) for pattern in _DESCRIBING)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, dtype_name, first_of
 from ecoflap.core.kernel.arena import Arena
 from ecoflap.core.kernel.library import TYPES, Values
 from ecoflap.core.kernel.order import Shape
@@ -68,8 +68,7 @@ class Packing:
         for name, reason in self.dense.items():
             reasons.setdefault(reason, []).append(name)
         for reason, names in reasons.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"dense, because {reason}: {', '.join(names[:3])}{more}")
+            lines.append(f"dense, because {reason}: {first_of(names, 3)}")
         return "\n".join(lines)
 
     def held(self, is_vocabulary: bool) -> Values:
@@ -123,7 +122,7 @@ def why_dense(
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "its max_norm changes it when it is used"
     if dtype not in TYPES or shape is None:
-        return f"{str(dtype).removeprefix('torch.')} is not multiplied packed"
+        return f"{dtype_name(dtype)} is not multiplied packed"
     sparsity = 1 - shape.kept / max(1, shape.outputs * shape.inputs)
     if shape.values == "exact" and sparsity < LEAST_SPARSITY and not is_vocabulary:
         return f"less than {100 * LEAST_SPARSITY:.0f} % of it is zero"
@@ -212,8 +211,7 @@ def refuse_packed(model: nn.Module) -> None:
     """Refuse a model that runs packed, where dense parameters are asked for."""
     names = [name for name, _ in packed_modules(model)]
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ModelError(
-            f"the weights of {', '.join(names[:3])}{more} are packed already: they can be run and saved, and not "
+            f"the weights of {first_of(names, 3)} are packed already: they can be run and saved, and not "
             f"pruned or packed again. Load the model with weights='dense'."
         )

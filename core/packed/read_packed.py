@@ -16,6 +16,8 @@ from ecoflap.core.packed.contents import FORMAT, Contents, Entry, contents_of
 from ecoflap.core.packed.shards import SHARD, Located, locate
 from ecoflap.core.pruning.masks import PackedMasks, pack, popcount, unpack
 
+_ANEW = "Fetch it anew, or export it anew: `ecoflap export` replaces what is there with --overwrite."
+
 
 def load_packed(path: str | os.PathLike[str]) -> dict[str, Shaped[Tensor, "..."]]:
     """Read the state dict that was saved: every name, tied ones sharing one tensor.
@@ -104,7 +106,7 @@ def _mask_bits(file: Sealed, name: str, entry: Entry) -> Tensor:
 
 def _opened(located: Located) -> Iterator[tuple[Sealed, Contents]]:
     for path in located.files:
-        with open_sealed(path, FORMAT) as file:
+        with open_sealed(path, FORMAT, _ANEW) as file:
             contents = contents_of(file)
             located.check(path, file.seal, contents.tensors, contents.metadata.get(SHARD))
             yield file, contents

@@ -173,8 +173,17 @@ def _shards_in(folder: Path, stem: str) -> list[Path]:
     return sorted(folder.glob(f"{stem}-{digits}-of-{digits}.safetensors"))
 
 
+def holds_packed(folder: Path) -> bool:
+    """Say whether a folder has a packed file, an index of several, or a shard of one."""
+    return bool(_wholes_in(folder) or _shards_in(folder, "*.packed"))
+
+
+def _wholes_in(folder: Path) -> list[Path]:
+    return sorted([*folder.glob(f"*{ENDING}"), *folder.glob(f"*{ENDING}{INDEX}")])
+
+
 def _only_in(folder: Path) -> Path:
-    found = sorted([*folder.glob(f"*{ENDING}"), *folder.glob(f"*{ENDING}{INDEX}")])
+    found = _wholes_in(folder)
     if len(found) == 1:
         return found[0]
     if found:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ecoflap.core.errors import KernelError, ModelError
+from ecoflap.core.errors import KernelError, ModelError, dtype_name
 from ecoflap.core.packed.packing import ATTRIBUTE, Packing, what_would_be_lost
 
 ROWS, COLUMNS = 32, 64
@@ -101,7 +101,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Linear, str]]:
 def why_not_two_four(weight: Float[Tensor, "out in"]) -> str:
     """Say why a matrix cannot run 2:4; empty where it can."""
     if weight.dtype not in (torch.float16, torch.bfloat16):
-        return f"it is {str(weight.dtype).removeprefix('torch.')}, and not in 16 bits"
+        return f"it is {dtype_name(weight.dtype)}, and not in 16 bits"
     outputs, inputs = weight.shape
     if outputs % ROWS or inputs % COLUMNS or not weight.numel():
         return f"it is {outputs} × {inputs}, and not a multiple of {ROWS} × {COLUMNS}"

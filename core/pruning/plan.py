@@ -1,7 +1,7 @@
 """The plan: how many weights each layer keeps, and why. It sums exactly to what the recipe asks."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -269,3 +269,11 @@ def pools_of(
         else:
             pools.append(Pool(tower.name, tower_sparsity, tuple(layers)))
     return [Pool(SHARED, sparsity, tuple(shared)), *pools] if shared else pools
+
+
+def scored_in(anatomy: Anatomy, pools: Iterable[Pool]) -> Anatomy:
+    """Give the anatomy of the towers whose budgets scores divide: of none that is kept, or that has a pattern."""
+    divided = [pool for pool in pools if not isinstance(pool.sparsity, Pattern)]
+    blocks = {block.name for pool in divided for block, _ in pool.layers}
+    towers = tuple(tower for tower in anatomy.towers if tower.blocks[0].name in blocks)
+    return Anatomy(towers, anatomy.layers_of)

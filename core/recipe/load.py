@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.errors import RecipeError, cut, unknown
+from ecoflap.core.errors import RecipeError, cut, nearest, unknown
 from ecoflap.core.recipe.overrides import Assignment, override
 from ecoflap.core.recipe.read_keys import KeyReader
 from ecoflap.core.recipe.read_recipe import read_recipe
@@ -74,5 +74,7 @@ def find_recipe(name: str) -> Path:
         named = " or ".join(map(str, inside[:3]))
         raise RecipeError(f"{cut(name)} is a folder: name a recipe in it, such as {named}.")
     if found is None:
-        raise RecipeError(f"{cut(name)} is no file, and there is {unknown('shipped recipe', name, tuple(shipped))}")
+        near = nearest(name.removesuffix(".yaml"), shipped)  # which of so many says more than all of them
+        told = f"no shipped recipe named {cut(name)!r}.{near}" if near else unknown("shipped recipe", name, [*shipped])
+        raise RecipeError(f"{cut(name)} is no file, and there is {told}")
     return found

@@ -1,10 +1,13 @@
 """``--set key.path=value``: changes a recipe before it is checked, and remembers who wrote what."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+from ecoflap.core.errors import RecipeError
 from ecoflap.core.recipe.keys import bare_keys, engine_keys, list_keys
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, parse_yaml
@@ -25,6 +28,28 @@ class Assignment:
 
     key: str
     value: Document
+
+
+def as_assignments(set_: Sequence[str] | Mapping[str, Any] | str) -> tuple[str, ...]:
+    """Write what Python may give for ``set_`` as texts like those of ``--set``: one text alone, or values by keys.
+
+    :raises RecipeError: Where a value is of a type that no recipe writes.
+    """
+    if isinstance(set_, str):
+        return (set_,)
+    if not isinstance(set_, Mapping):
+        return tuple(set_)
+    return tuple(f"{key}={_as_text(key, value)}" for key, value in set_.items())
+
+
+def _as_text(key: str, value: Any) -> str:
+    text = str(value) if isinstance(value, (str, Path)) else None
+    if text is not None and parse_yaml(text, Place(key))[0].value == text:
+        return text
+    try:
+        return json.dumps(value if text is None else text)
+    except TypeError as error:
+        raise RecipeError(f"set_: {key}: {described(value)} is none of the values that a recipe writes.") from error
 
 
 def override(document: Document, assignments: Sequence[str | Assignment]) -> tuple[Document, list[str]]:

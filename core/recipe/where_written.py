@@ -21,11 +21,15 @@ class WhereWritten:
     def put_before(self, problem: str) -> str:
         """Put before a problem, which begins with its key, where this is written; nothing where it is not.
 
-        A value that stands for a list of one, or for a part alone, is written at the key around it.
+        A value that stands for a list of one, or for a part alone, is written at the key around it. What ``--set``
+        changed inside of the key is named too, for the value in the file may be blameless.
         """
         key, colon, _ = problem.partition(": ")
         place = self._of(key) if colon else None
-        return problem if place is None else f"{place}: {problem}"
+        if place is None:
+            return problem
+        inside = (at for path, at in self._places.items() if path.startswith(f"{key}.") and at.is_set)
+        return f"{', with '.join(dict.fromkeys(map(str, (place, *inside))))}: {problem}"
 
     def _of(self, key: str) -> Place | None:
         while key and key not in self._places:

@@ -5,7 +5,7 @@ from collections.abc import Container
 from torch import nn
 
 from ecoflap.core.budget.select import is_finite, is_nonzero
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.model.anatomy import Anatomy
 
 
@@ -13,8 +13,7 @@ def refuse_broken(model: nn.Module, source: str) -> None:
     """Refuse a model with NaN or infinite weights, naming them, before anything is computed from them."""
     broken = [name for name, p in model.named_parameters() if p.is_floating_point() and not is_finite(p.data)]
     if broken:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise ModelError(f"{source}: NaN or infinite weights in {', '.join(broken[:3])}{more}. Get the model anew")
+        raise ModelError(f"{source}: NaN or infinite weights in {first_of(broken, 3)}. Get the model anew")
 
 
 def nonzeros(anatomy: Anatomy, names: Container[str]) -> int:

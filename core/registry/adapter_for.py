@@ -47,8 +47,12 @@ def _unclaimed(source: Source, adapters: Mapping[str, Adapter]) -> str:
     )
     kind = source.config.get("model_type", "unknown")
     made = ", ".join(source.config.get("architectures") or ())
+    found = f"a model of type {kind!r}{f' ({made})' if made else ''}."
+    built = made if source.model is None else type(source.model).__name__
+    if made and built not in made.split(", "):
+        found = f"a {built} of type {kind!r}. Its configuration is of {made}: give that, the model with its head."
     return (
-        f"{source.name}: no adapter claims a model of type {kind!r}{f' ({made})' if made else ''}. "
+        f"{source.name}: no adapter claims {found} "
         f"{''.join(f'{reason} ' for reason in reasons)}Known adapters: {', '.join(sorted(adapters))}. docs/adapters.md "
         f"says how to write one for it.{not_run(source.config)}"
     )

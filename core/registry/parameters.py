@@ -4,12 +4,13 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import to_jsonable_python
 
@@ -55,10 +56,20 @@ class Parameter:
         """Read what a recipe writes as a value of the parameter's type.
 
         It is read as JSON, because that, read strictly by pydantic, is what a recipe means: a list may be a tuple, a
-        text may be a path or the value of an enum, and nothing else is converted.
+        text may be a path or the value of an enum, and nothing else is converted. A text alone where a list of texts is
+        meant is a list of it, as it is for the recipe's own keys.
 
         :raises ValidationError: Where it is no such value.
         """
+        try:
+            return self._validated(written)
+        except ValidationError:
+            if isinstance(written, str):
+                with suppress(ValidationError):
+                    return self._validated([written])
+            raise
+
+    def _validated(self, written: Any) -> Any:
         return self._type_adapter.validate_json(json.dumps(to_jsonable_python(written)), strict=True)
 
     @cached_property

@@ -21,6 +21,7 @@ from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.differences import changes, is_within
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
+from ecoflap.core.recipe.overrides import as_assignments
 from ecoflap.core.recipe.schema import Recipe, may_change
 from ecoflap.core.record.environment import versions
 from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
@@ -74,7 +75,7 @@ def run(
     model: nn.Module | None = None,
     processor: Any = None,
     folder: Path | str | None = None,
-    set_: Sequence[str] = (),
+    set_: Sequence[str] | Mapping[str, Any] | str = (),
     registry: Registry | None = None,
     fresh: bool = False,
     allow_code: bool = False,
@@ -88,7 +89,7 @@ def run(
     :param model: A model in memory, pruned in place instead of the recipe's source.
     :param processor: Its tokenizer or processor.
     :param folder: The run folder; ``runs/NAME`` by default. A run that was cut off there goes on.
-    :param set_: Overrides like ``--set``, such as ``prune.use=sparsegpt``.
+    :param set_: Overrides like ``--set``, such as ``["prune.use=sparsegpt"]``, or ``{"prune.use": "sparsegpt"}``.
     :param fresh: Begin anew, deleting what the folder holds of an earlier run.
     :param allow_code: Follow the import paths of the recipe, which are refused otherwise. Objects and classes that a
         mapping holds need no leave.
@@ -98,6 +99,7 @@ def run(
         arguments, and has the pruned model afterwards.
     """
     registry = (registry or load_registry()).trusting(allow_code)
+    set_ = as_assignments(set_)
     checked = _checked(recipe, set_, registry, model)
     refuse_numbered_device(ranks, checked)
     target = from_here(folder if folder is not None else Path("runs") / default_name(recipe, set_))

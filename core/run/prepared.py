@@ -15,11 +15,12 @@ from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Target, TokenChoice, View
+from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.arithmetic import is_slow
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
-from ecoflap.core.pruning.plan import SHARED, Pool, pools_of
+from ecoflap.core.pruning.plan import SHARED, Pool, pools_of, scored_in
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.refining.dense_block import targets_of
@@ -93,7 +94,14 @@ class Prepared:
         """Give what a part is given that looks for problems."""
         refused = cache(self._refused)
         known = self.knows_processor
-        return PlanContext(self.recipe, self.anatomy, self.adapter, self.model, self._views, refused, known)
+        return PlanContext(
+            self.recipe, self.anatomy, self.adapter, self.model, self._views, refused, known, lambda: self.scored
+        )
+
+    @cached_property
+    def scored(self) -> Anatomy:
+        """Give the anatomy of what is scored."""
+        return scored_in(self.anatomy, self.pools)
 
     @cached_property
     def adapter_options(self) -> AdapterOptions:
@@ -222,7 +230,7 @@ class Prepared:
 
 def _dtype_called(name: object) -> torch.dtype:
     """Give a type by the name that recipes and configurations have for it."""
-    dtype: torch.dtype = getattr(torch, str(name).removeprefix("torch."), torch.float32)
+    dtype: torch.dtype = getattr(torch, dtype_name(name), torch.float32)
     return dtype
 
 

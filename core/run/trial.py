@@ -14,9 +14,8 @@ from ecoflap.core.contracts.abilities import Generates, offers
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.protocols import ignore
-from ecoflap.core.contracts.records import Batch, Sample, TokenChoice
+from ecoflap.core.contracts.records import IMAGE, TEXT, Batch, Sample, TokenChoice
 from ecoflap.core.errors import DataError, EcoflapError
-from ecoflap.core.forward.statistics import IMAGE, TEXT
 from ecoflap.core.pruning.calibration import SAMPLES_AT_A_GLANCE, Calibration, read_samples
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe

@@ -26,6 +26,9 @@ State = Literal["done", "begun", "to do"]
 MOST_RUNS = 10_000
 """A few keys of many values each have more combinations than could be listed, let alone run."""
 
+_ONE_LIST = re.compile(r"--set ([^=\n]+)=\s*\[(.+)\]: .* not a list\.")
+"""A problem with a list that was written on the command line."""
+
 LONGEST_NAME = 120
 """Bytes of a run folder's name, of which some scripts take three or four a letter; a digest stands behind them."""
 
@@ -126,7 +129,17 @@ def _loaded(path: Path, choice: Choice, registry: Registry) -> Recipe:
     seed = [] if choice.seed is None else [Assignment(SEED, Document(choice.seed, Place("seeds")))]
     # A part before what is inside of it: another one drops the parameters of the one that was there.
     set_ = sorted([*choice.own, *choice.grid], key=lambda one: one.key.removesuffix(".use").count("."))
-    return load_recipe(path, set_=[*set_, *seed], registry=registry)
+    try:
+        return load_recipe(path, set_=[*set_, *seed], registry=registry)
+    except RecipeError as error:
+        raise RecipeError(*map(_without_brackets, error.problems)) from error
+
+
+def _without_brackets(problem: str) -> str:
+    """Say how values in turn are written, where a list of them was taken for one value, which the key cannot have."""
+    values = _ONE_LIST.match(problem)
+    in_turn = f" To give it these in turn: --set {values[1]}={values[2]}, without brackets." if values else ""
+    return f"{problem}{in_turn}"
 
 
 def _with_seed(run: PlannedRun) -> PlannedRun:

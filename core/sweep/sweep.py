@@ -1,7 +1,6 @@
 """Run a sweep: its runs one after another in one process, of which those that are done are not done again."""
 
 import gc
-import json
 import shutil
 import sys
 import traceback
@@ -18,9 +17,7 @@ from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.errors import RunError
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run
-from ecoflap.core.record.report import read_report
-from ecoflap.core.record.reuse import what_scores_depend_on
-from ecoflap.core.record.sweep_list import is_sweep, swept_runs
+from ecoflap.core.record.sweep_list import is_sweep
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run.pipeline import run
 from ecoflap.core.sweep.failures import failure_of
@@ -29,6 +26,7 @@ from ecoflap.core.sweep.grid import PlannedRun, planned_runs
 from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.runs import record_runs
 from ecoflap.core.sweep.several import Runners, at_once
+from ecoflap.core.sweep.taking_over import Earlier, earlier_runs, evaluated, scored, to_reuse
 from ecoflap.core.text.numbers import time_text
 from ecoflap.core.text.printable import printable
 
@@ -44,15 +42,6 @@ class Swept:
     folder: Path
     finished: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EarlierRun:
-    """Holds a finished run of an earlier grid, which may serve again; its fields are those of a `PlannedRun`."""
-
-    folder: RunFolder
-    model: str
-    scores: str
 
 
 def _to_stderr(line: str) -> None:
@@ -84,7 +73,7 @@ def sweep(
     if request.fresh:
         _empty(runs)
     record_runs(request.target, list(map(_entry, runs)), fresh=request.fresh)
-    earlier: list[PlannedRun | EarlierRun] = list(_earlier_runs(request.target, runs))
+    earlier: list[Earlier] = list(earlier_runs(request.target, runs))
     tell(f"sweep folder {request.target}: {states_text(runs)}")
     heads = {run.folder.path: f"[{n}/{len(runs)}] {', '.join(run.choice.words)}" for n, run in enumerate(runs, 1)}
     failed: dict[Path, str] = {}
@@ -104,7 +93,7 @@ def sweep(
 def _ended(
     request: SweepRequest,
     runs: Sequence[PlannedRun],
-    earlier: list[PlannedRun | EarlierRun],
+    earlier: list[Earlier],
     registry: Registry,
     heads: Mapping[Path, str],
     tell: Callable[[str], None],
@@ -123,7 +112,7 @@ def _ended(
 def _at_once(
     request: SweepRequest,
     runs: Sequence[PlannedRun],
-    earlier: list[PlannedRun | EarlierRun],
+    earlier: list[Earlier],
     heads: Mapping[Path, str],
     tell: Callable[[str], None],
 ) -> Iterator[tuple[PlannedRun, str]]:
@@ -138,8 +127,8 @@ def _at_once(
 
     def waits(planned: PlannedRun, running: Sequence[PlannedRun]) -> bool:
         """Wait for a run that is finding what this one could take over, and that nobody has found yet."""
-        scoring = any(one.scores == planned.scores for one in running) and _scored(planned, earlier) is None
-        evaluating = any(one.model == planned.model for one in running) and _evaluated(planned, earlier) is None
+        scoring = any(one.scores == planned.scores for one in running) and scored(planned, earlier) is None
+        evaluating = any(one.model == planned.model for one in running) and evaluated(planned, earlier) is None
         return (planned.scored and scoring) or (bool(planned.recipe.evaluate) and evaluating)
 
     left = [one for one in runs if one not in done]
@@ -170,19 +159,7 @@ def states_text(runs: Sequence[PlannedRun]) -> str:
     return f"{len(runs)} runs: {', '.join(counts)}"
 
 
-def _earlier_runs(target: Path, runs: Sequence[PlannedRun]) -> Iterator[EarlierRun]:
-    names = {run.folder.path.name for run in runs}
-    for name in [entry["folder"] for entry in swept_runs(target) if entry["folder"] not in names]:
-        folder = RunFolder(target / name)
-        report = read_report(folder.report)
-        recipe = report.recipe.plain()
-        scores = json.dumps(what_scores_depend_on(recipe)) if report.is_scored else ""
-        yield EarlierRun(folder, json.dumps(recipe["model"]), scores)
-
-
-def _failure(
-    planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun], registry: Registry, *, accept_change: bool
-) -> str:
+def _failure(planned: PlannedRun, earlier: Sequence[Earlier], registry: Registry, *, accept_change: bool) -> str:
     """Do one run, and return what went wrong as text: an exception would keep the model in memory."""
     _forget_peaks()
     try:
@@ -196,25 +173,9 @@ def _failure(
     return ""
 
 
-def _reusing(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) -> Recipe:
+def _reusing(planned: PlannedRun, earlier: Sequence[Earlier]) -> Recipe:
     """Give the recipe of a run, which takes over what earlier ones have found."""
     return planned.recipe.model_copy(update={"reuse": (*planned.recipe.reuse, *to_reuse(planned, earlier))})
-
-
-def to_reuse(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) -> list[Path]:
-    """Return the first earlier runs whose scores and whose dense evaluation this one can take over."""
-    found = [_scored(planned, earlier), _evaluated(planned, earlier)]
-    return list(dict.fromkeys(one.folder.path for one in found if one is not None))
-
-
-def _scored(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) -> PlannedRun | EarlierRun | None:
-    same = (one for one in earlier if planned.scored and one.scores == planned.scores and one.folder.plan.is_file())
-    return next(same, None)
-
-
-def _evaluated(planned: PlannedRun, earlier: Sequence[PlannedRun | EarlierRun]) -> PlannedRun | EarlierRun | None:
-    same = (one for one in earlier if one.model == planned.model and one.folder.evaluations.is_file())
-    return next(same, None)
 
 
 def _forget_peaks() -> None:

@@ -57,6 +57,11 @@ class Place:
     column: int = 0
     folder: Path = field(default_factory=Path.cwd)
 
+    @property
+    def is_set(self) -> bool:
+        """Say whether it is a ``--set``."""
+        return self.source.startswith("--set ")
+
     def __str__(self) -> str:
         return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
 

@@ -45,7 +45,7 @@ def check_view(
     import onnx
 
     # ONNX cannot tell the shapes of a graph with sparse initializers.
-    onnx.checker.check_model(str(path), full_check=settings.storage.form != "coo")
+    onnx.checker.check_model(str(path), full_check=settings.storage.weights != "coo")
     way_out = "Set a larger tolerance, if that is near enough"
     if settings.storage.values not in (None, torch.float32):
         way_out += ", or values: auto"

@@ -103,10 +103,10 @@ def pack(
         except EcoflapError as error:
             problems += error.problems
     packed = [one for one in encoded if one.values is not None]
-    problems += _names_in_the_way(model, packed, storage.layout)
+    problems += _names_in_the_way(model, packed, storage.form)
     if problems:
         raise EcoflapError(*problems)
-    _replace_all(model, packed, storage.layout)
+    _replace_all(model, packed, storage.form)
     return [one.stored for one in encoded]
 
 
@@ -128,11 +128,11 @@ def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Enco
     weight = value.const_value.numpy()
     nonzeros, shape = int(np.count_nonzero(weight)), tuple(weight.shape)
     dense = _Encoded(StoredTensor(name, "dense", shape, nonzeros, weight.nbytes, weight.nbytes), value)
-    if storage.form not in ("bitmask", "packed_op") or weight.size > LARGEST or value.is_graph_input():
+    if storage.weights not in ("bitmask", "packed_op") or weight.size > LARGEST or value.is_graph_input():
         return dense
     dtype = _stored_type(weight.dtype, storage.values)
     cast = partial(_cast, name=name, dtype=dtype, lossy=storage.lossy)
-    if storage.form == "packed_op" and (product := _product(dense, cast)):
+    if storage.weights == "packed_op" and (product := _product(dense, cast)):
         return product
     smallest: _Encoded = dense
     for kind, values, places in _encodings(weight, has_pattern, cast):

@@ -135,7 +135,7 @@ class Onnx:
         if problems := [*self._own_problems(), *width_problems(weights, "onnx")]:
             raise ModelError(*problems)
         require_zeros(pruned, "onnx")
-        storage = Storage(self.weights, self.form, TYPES[self.values], self.lossy)
+        storage = Storage(weights=self.weights, form=self.form, values=TYPES[self.values], lossy=self.lossy)
         settings = Settings(storage, self.opset, self.tolerance)
         return export_views(pruned, self.views, "onnx", lambda view: write_view(view, pruned, folder, settings))
 

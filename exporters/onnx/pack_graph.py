@@ -61,7 +61,7 @@ class GraphPacker:
         for name in self.pruned:
             if self._wanted[name] != self._own[name]:
                 self._round(name)
-        packed = self._packed() if self.storage.form in ("bitmask", "packed_op") else ()
+        packed = self._packed() if self.storage.weights in ("bitmask", "packed_op") else ()
         found = {tensor.name: tensor for tensor in packed if tensor.form != "dense"}
         sizes = self._narrow()
         found |= {layer: self._dense(layer, sizes[name]) for name, layer in self.pruned.items() if name in sizes}

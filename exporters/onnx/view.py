@@ -121,7 +121,7 @@ def _save(packer: GraphPacker, path: Path, data: Path) -> list[StoredTensor]:
     import onnx_ir as ir
 
     model = packer.graph.model
-    stored, sparse = packer.sparse() if packer.storage.form == "coo" else (packer.stored, {})
+    stored, sparse = packer.sparse() if packer.storage.weights == "coo" else (packer.stored, {})
     initializers = model.graph.initializers.items()
     size = sum(value.const_value.nbytes for name, value in initializers if name not in sparse)
     whole = size + sum(map(len, sparse.values()))

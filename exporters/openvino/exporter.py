@@ -115,7 +115,13 @@ class OpenVino:
         usual = ROUNDED_TOLERANCE if self.weights == "int8" else FLOAT_TOLERANCE
         tolerance = usual if self.tolerance is None else self.tolerance
         settings = Settings(self.weights, self._inputs(pruned), tolerance)
-        return export_views(pruned, self.views, "onnx", lambda view: write_view(view, pruned, folder, settings))
+        return export_views(
+            pruned,
+            self.views,
+            "openvino",
+            lambda view: write_view(view, pruned, folder, settings),
+            by_way_of="onnx",
+        )
 
     def _inputs(self, pruned: PrunedModel) -> dict[str, Inputs]:
         """Run the calibration data through the model, and say how the inputs of each parameter are rounded."""

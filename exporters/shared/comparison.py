@@ -8,7 +8,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from ecoflap.core.contracts.records import Check, View
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, dtype_name
 
 Compute: TypeAlias = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 """Gives the outputs of a view in its order, of inputs by their names."""
@@ -114,4 +114,4 @@ def sizes_text(inputs: Mapping[str, Tensor]) -> str:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{list(tensor.shape)} of {dtype_name(tensor.dtype)}"

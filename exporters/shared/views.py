@@ -74,18 +74,25 @@ def _notes(refused: Mapping[str, str]) -> Iterator[str]:
 
 
 def export_views(
-    pruned: PrunedModel, wanted: Sequence[str] | None, exporter: str, write: Callable[[View], Exported]
+    pruned: PrunedModel,
+    wanted: Sequence[str] | None,
+    exporter: str,
+    write: Callable[[View], Exported],
+    *,
+    by_way_of: str | None = None,
 ) -> Exported:
     """Write each view that is wanted, in the adapter's order; where one fails, no file of the others is left.
 
     :param wanted: Their names; None asks for all that the exporter can write.
     :param exporter: The name of the exporter.
     :param write: Writes the files of one view.
+    :param by_way_of: The name of another exporter whose files these are made of, so that it cannot write what that one
+        cannot.
     :raises ModelError: Where the adapter has none, or lacks one that is wanted.
     """
     written: list[Exported] = []
     with blaming(f"the adapter {type(pruned.adapter).__name__}, asked which views cannot be exported,"):
-        refused = options_of(AdapterOptions, pruned.adapter).views_refused(pruned.model, exporter)
+        refused = options_of(AdapterOptions, pruned.adapter).views_refused(pruned.model, by_way_of or exporter)
     try:
         for view in _chosen(pruned, wanted, refused, exporter):
             written.append(write(view))

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +19,11 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.errors import DataError, EcoflapError, ModelError, nearest, one_line
+from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Tower
 from ecoflap.core.model.hub import asked_once
 from ecoflap.plugins.evaluators.harness.measures import draws_forgotten, measures_of
+from ecoflap.plugins.evaluators.harness.tasks import Harness, check_tasks, code_of, seeds
 from ecoflap.plugins.evaluators.shared.checks import why_unable
 
 
@@ -61,24 +61,19 @@ class LmEval:
     chat_template: bool = False
 
     def __post_init__(self) -> None:
-        if not self.tasks:
-            raise EcoflapError("tasks is empty; at least one is needed")
-        for name, value, least in (("batch_size", self.batch_size, 1), ("num_fewshot", self.num_fewshot, 0)):
-            if value is not None and value < least:
-                raise EcoflapError(f"{name} is {value}; at least {least} is needed")
-        if self.limit is not None and self.limit <= 0:
-            raise EcoflapError(f"limit is {self.limit}; more than 0 is needed, or null for all documents")
+        check_tasks(self.tasks, self.limit, self.batch_size)
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise EcoflapError(f"num_fewshot is {self.num_fewshot}; at least 0 is needed")
 
     def runs_code_of(self) -> tuple[Path, ...]:
-        """Name the folder of tasks: the harness runs the Python that a task of one's own names."""
-        return () if self.include_path is None else (self.include_path,)
+        return code_of(self.include_path)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where the harness is not there or does not know a task, and where the model does not fit it."""
         yield from self._misfits(context.model, context.adapter, context.anatomy.towers)
         if context.knows_processor:
             yield from self._unread(context.adapter, context.anatomy.towers)
-        yield from self._wrong_tasks()
+        yield from HARNESS.wrong_tasks(self.tasks, self.include_path)
 
     def _misfits(self, model: nn.Module, adapter: Any, towers: Iterable[Tower]) -> Iterator[str]:
         """Say why a model cannot be run as it is asked."""
@@ -105,21 +100,8 @@ class LmEval:
         elif not hasattr(adapter.processor, "convert_tokens_to_ids"):
             yield f"lm_eval needs the model's tokenizer: {way_out}"
 
-    def _wrong_tasks(self) -> Iterator[str]:
-        """Say why the tasks cannot be run."""
-        if find_spec("lm_eval") is None:
-            yield "lm_eval needs EleutherAI's harness: pip install 'ecoflap[lm-eval]'."
-        elif self.include_path is not None and not self.include_path.is_dir():
-            yield f"lm_eval: include_path: {self.include_path} is no folder."
-        else:
-            known = _manager(self.tasks, self.include_path).all_tasks
-            for task in self.tasks:
-                if task not in known:
-                    unknown = f"lm_eval: tasks: the harness knows no {task!r} among {len(known)} tasks."
-                    yield f"{unknown}{nearest(task, known)} All of them: lm-eval ls tasks."
-
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
-        wrong = [*self._wrong_tasks()]
+        wrong = [*HARNESS.wrong_tasks(self.tasks, self.include_path)]
         if wrong:
             raise DataError(*wrong)
         unfit = [*self._misfits(model, adapter, adapter.towers(model))]
@@ -149,27 +131,18 @@ class LmEval:
         import lm_eval
         from datasets.exceptions import DatasetsError
 
-        try:
-            with asked_once():  # or it asks a hub that does not answer again and again, for half a minute
-                found = lm_eval.simple_evaluate(
-                    model=wrapped,
-                    tasks=[*self.tasks],
-                    task_manager=_manager(self.tasks, self.include_path),
-                    num_fewshot=self.num_fewshot,
-                    limit=self.limit,
-                    log_samples=False,
-                    apply_chat_template=self.chat_template,
-                    random_seed=self.seed,
-                    numpy_random_seed=self.seed,
-                    torch_random_seed=self.seed,
-                    fewshot_random_seed=self.seed,
-                )
-        except (OSError, ValueError, NotImplementedError, DatasetsError) as error:
-            reason = one_line(error).rstrip(".")
-            raise DataError(
-                f"lm_eval: {reason}. Data of its tasks come from the Hugging Face hub, unless they were read "
-                "before; tasks on files of your own are found in include_path."
-            ) from error
+        # asked once, or it asks a hub that does not answer again and again, for half a minute
+        with HARNESS.explained(DatasetsError), asked_once():
+            found = lm_eval.simple_evaluate(
+                model=wrapped,
+                tasks=[*self.tasks],
+                task_manager=_manager(self.tasks, self.include_path),
+                num_fewshot=self.num_fewshot,
+                limit=self.limit,
+                log_samples=False,
+                apply_chat_template=self.chat_template,
+                **seeds(self.seed),
+            )
         return dict(found)
 
 
@@ -201,6 +174,11 @@ def _manager(tasks: tuple[str, ...], include_path: Path | None) -> Any:
         own = TaskManager(include_path=include_path, include_defaults=False)
         is_own = set(tasks) <= set(own.all_subtasks)
         return own if is_own else TaskManager(include_path=include_path)
+
+
+HARNESS = Harness(
+    "lm_eval", "lm_eval needs EleutherAI's harness: pip install 'ecoflap[lm-eval]'.", "lm-eval ls tasks", _manager
+)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,9 +18,10 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.errors import DataError, EcoflapError, nearest, one_line, refuse_below_one
+from ecoflap.core.errors import DataError
 from ecoflap.core.model.hub import asked_once
 from ecoflap.plugins.evaluators.harness.measures import draws_forgotten, measures_of
+from ecoflap.plugins.evaluators.harness.tasks import Harness, check_tasks, code_of, seeds
 from ecoflap.plugins.evaluators.shared.checks import check_ability
 
 
@@ -53,35 +53,17 @@ class LmmsEval:
     wants: ClassVar[type[Any]] = Generates
 
     def __post_init__(self) -> None:
-        if not self.tasks:
-            raise EcoflapError("tasks is empty; at least one is needed")
-        refuse_below_one("batch_size", self.batch_size)
-        if self.limit is not None and self.limit <= 0:
-            raise EcoflapError(f"limit is {self.limit}; more than 0 is needed, or null for all documents")
+        check_tasks(self.tasks, self.limit, self.batch_size)
 
     def runs_code_of(self) -> tuple[Path, ...]:
-        """Name the folder of tasks: the harness runs the Python that a task of one's own names."""
-        return () if self.include_path is None else (self.include_path,)
+        return code_of(self.include_path)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where the harness is not there, or does not know a task."""
-        return self._wrong_tasks()
-
-    def _wrong_tasks(self) -> Iterator[str]:
-        """Say why the tasks cannot be run."""
-        if find_spec("lmms_eval") is None:
-            yield "lmms_eval needs LMMs-Lab's harness: pip install 'ecoflap[lmms]', best in an environment of its own."
-        elif self.include_path is not None and not self.include_path.is_dir():
-            yield f"lmms_eval: include_path: {self.include_path} is no folder."
-        else:
-            known = _manager(self.tasks, self.include_path).all_tasks
-            for task in self.tasks:
-                if task not in known:
-                    unknown = f"lmms_eval: tasks: the harness knows no {task!r} among {len(known)} tasks."
-                    yield f"{unknown}{nearest(task, known)} All of them: lmms-eval tasks."
+        return HARNESS.wrong_tasks(self.tasks, self.include_path)
 
     def __call__(self, model: nn.Module, adapter: Adapter, note: Note) -> Mapping[str, Measure]:
-        wrong = [*self._wrong_tasks()]
+        wrong = [*HARNESS.wrong_tasks(self.tasks, self.include_path)]
         if wrong:
             raise DataError(*wrong)
         check_ability("lmms_eval", Generates, adapter, model)
@@ -96,25 +78,15 @@ class LmmsEval:
 
         from ecoflap.plugins.evaluators.harness.lmms_eval_models import Speaking
 
-        try:
-            with asked_once():
-                found = simple_evaluate(
-                    model=Speaking(model, adapter, self.batch_size),
-                    tasks=[*self.tasks],
-                    task_manager=_manager(self.tasks, self.include_path),
-                    limit=self.limit,
-                    log_samples=False,
-                    random_seed=self.seed,
-                    numpy_random_seed=self.seed,
-                    torch_random_seed=self.seed,
-                    fewshot_random_seed=self.seed,
-                )
-        except (OSError, ValueError, NotImplementedError, DatasetsError, RetryError) as error:
-            reason = one_line(error.__cause__ or error).rstrip(".")  # what it tried five times, and why
-            raise DataError(
-                f"lmms_eval: {reason}. Data of its tasks come from the Hugging Face hub, unless they were read before; "
-                "tasks on files of your own are found in include_path."
-            ) from error
+        with HARNESS.explained(DatasetsError, retried=(RetryError,)), asked_once():
+            found = simple_evaluate(
+                model=Speaking(model, adapter, self.batch_size),
+                tasks=[*self.tasks],
+                task_manager=_manager(self.tasks, self.include_path),
+                limit=self.limit,
+                log_samples=False,
+                **seeds(self.seed),
+            )
         return dict(found)
 
 
@@ -127,6 +99,14 @@ def _manager(tasks: tuple[str, ...], include_path: Path | None) -> Any:
         place = None if include_path is None else str(include_path)
         own = TaskManager(include_path=place, include_defaults=False)
         return own if set(tasks) <= set(own.all_tasks) else TaskManager(include_path=place)
+
+
+HARNESS = Harness(
+    "lmms_eval",
+    "lmms_eval needs LMMs-Lab's harness: pip install 'ecoflap[lmms]', best in an environment of its own.",
+    "lmms-eval tasks",
+    _manager,
+)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The observer ``progress`` shows how far a run is: as a bar with the time left on a terminal, else as plain lines."""
 
-import sys
 from time import monotonic
 
 from rich.console import Console
@@ -38,7 +37,7 @@ class Progress:
     """Shows how far a run is. It writes to the standard error stream, so that results can be piped."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True)  # it asks for sys.stderr as it writes, which may be another by then
         self._bars: Bars | None = None
         self._task = TaskID(0)
         self._said = 0.0
@@ -49,7 +48,6 @@ class Progress:
         """Show an event, or nothing of one that says nothing of progress."""
         match event:
             case RunStarted():
-                self._console = Console(stderr=True, file=sys.stderr)
                 self._say(f"run folder {event.folder}")
             case StageStarted():
                 self._begin(event.stage)

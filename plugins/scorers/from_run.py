@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.hookspecs import hookimpl
@@ -12,7 +12,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate, Score, ScoreKind, Unit
 from ecoflap.core.errors import EcoflapError, RunError, listed
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.model.anatomy import Block, Layer, Tower
+from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.pruning.scores import Scores
 from ecoflap.core.record.folder import RunFolder
@@ -71,8 +71,7 @@ class FromRun:
         except EcoflapError as error:
             yield from error.problems
             return
-        pruned = [tower for tower in context.anatomy.towers if _is_scored(tower, context.recipe)]
-        names = _names(context.anatomy.layers([block for tower in pruned for block in tower.blocks]), scores.unit)
+        names = _names(context.scored.layers(), scores.unit)
         missing = [name for name in names if name not in scores.values]
         if missing:
             yield (
@@ -98,13 +97,6 @@ class FromRun:
 
     def _scores(self) -> Scores:
         return read_scores_of(self.run / "plan.json", self.run / "scores.jsonl", _WAY_OUT)
-
-
-def _is_scored(tower: Tower, recipe: Any) -> bool:
-    """Say whether a tower is pruned by a budget that scores divide."""
-    own = recipe.towers.get(tower.name)
-    named = tower.prunable or tower.name in recipe.included
-    return named and own != "keep" and (own is None or own.pattern is None)
 
 
 def _names(layers: Iterable[tuple[Block, Layer]], unit: Unit) -> list[str]:

@@ -24,13 +24,11 @@ from torch import Tensor, nn
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.records import Aggregate
+from ecoflap.core.contracts.records import IMAGE, TEXT, Aggregate
 from ecoflap.core.errors import ModelError, listed, refuse_below_one
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
-
-_TEXT, _IMAGE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ class TokenDiversity:
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Name the layers whose outputs cannot be seen by their tokens: experts, and parts of a parameter."""
-        anatomy = context.anatomy
-        scored = [block for tower in anatomy.towers if _is_scored(tower, context.recipe) for block in tower.blocks]
-        unseen = [layer.name for _, layer in anatomy.layers(scored) if not _is_seen(layer)]
+        unseen = [layer.name for _, layer in context.scored.layers() if not _is_seen(layer)]
         if unseen:
             yield (
                 f"it looks at what a layer gives for each token, which of {listed(unseen, 3)} ({len(unseen)} in all) "
@@ -99,14 +95,6 @@ def _terms(
     return found
 
 
-def _is_scored(tower: Tower, recipe: Any) -> bool:
-    """Say whether a recipe has a score for a tower's layers: it prunes them, and not by a pattern."""
-    own = recipe.towers.get(tower.name)
-    if own is None:
-        return tower.prunable or tower.name in recipe.included
-    return own != "keep" and own.pattern is None
-
-
 def _is_seen(layer: Layer) -> bool:
     is_whole = layer.part is None and layer.attribute == "weight"
     return is_whole and layer.layout in ("batch token", "token batch")
@@ -139,7 +127,7 @@ def _add(terms: _Terms, layer: Layer, outputs: Float[Tensor, "..."], kinds: Int8
         outputs = outputs.reshape(tokens, batch, -1).transpose(0, 1)
     for given, kind in zip(outputs.reshape(batch, tokens, -1).float(), kinds.to(outputs.device), strict=True):
         unit = nn.functional.normalize(given, dim=1)
-        images, text = unit[kind == _IMAGE], unit[kind == _TEXT]
+        images, text = unit[kind == IMAGE], unit[kind == TEXT]
         for name, own in (("v", images), ("l", text)):
             if len(own) > 1:
                 terms[name].append(1 - _mean_cosine(own))

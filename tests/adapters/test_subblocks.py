@@ -142,13 +142,15 @@ def test_training_lowers_the_error_of_each_and_masks_stay(case, name, tmp_path):
     done = [event for event in events if isinstance(event, Refined)]
     assert not [event for event in events if isinstance(event, Warned) and "as a whole" in event.message]
     better = [event for event in done if event.is_kept]
+    assert better
     assert len(better) >= 0.8 * len(done)
     assert all(event.after["held_out"] < event.before["held_out"] for event in better)
-    weights, before = dict(one.model.named_parameters()), dict(one.dense.named_parameters())
+    weights, before, moved = dict(one.model.named_parameters()), dict(one.dense.named_parameters()), 0
     for parameter, mask in masks.items():
         if parameter in weights and weights[parameter].shape == mask.shape:
             assert torch.equal(weights[parameter] != 0, mask)
-            assert not torch.equal(weights[parameter], before[parameter] * mask) or not better
+            moved += not torch.equal(weights[parameter], before[parameter] * mask)
+    assert moved
 
 
 @pytest.mark.parametrize("name", ["mamba2", "gemma3n_text"])

@@ -5,6 +5,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ecoflap.core.budget.select import is_finite
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Metric
 from ecoflap.core.contracts.records import Statistics
@@ -14,7 +15,7 @@ from ecoflap.core.errors import ModelError
 def numbers_of(metric: Metric, weight: Float[Tensor, "out in"], seen: Statistics) -> Float[Tensor, "out in"]:
     """Give the number that a metric has for each weight.
 
-    :raises ModelError: Where it gives something else.
+    :raises ModelError: Where it gives something else, or what is NaN or infinite.
     """
     name = f"the metric {type(metric).__name__}"
     with blaming(name):
@@ -22,4 +23,9 @@ def numbers_of(metric: Metric, weight: Float[Tensor, "out in"], seen: Statistics
     if not isinstance(values, Tensor) or values.shape != weight.shape or not values.is_floating_point():
         found = f"{values.dtype} of {tuple(values.shape)}" if isinstance(values, Tensor) else f"{values!r:.100}"
         raise ModelError(f"{name} gave {found}; it gives one floating-point number for each weight")
+    if not is_finite(values) and is_finite(weight):
+        raise ModelError(
+            f"{name} gave NaN or infinite numbers for weights that are finite. Look at its formula, as for a division "
+            f"by what may be zero, or at the layer's inputs, which may not be finite"
+        )
     return values

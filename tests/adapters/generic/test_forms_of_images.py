@@ -8,7 +8,7 @@ from pico_composites import PATCH, TEXT, TOWER, VISION
 from pico_words import token
 
 from ecoflap.adapters.generic.image_text_to_text import ImageTextToTextAdapter
-from ecoflap.adapters.shared.images import IMAGE
+from ecoflap.core.contracts.records import IMAGE
 
 LLAMA = {"model_type": "llama", **TEXT}
 SETTINGS: dict[str, dict[str, Any]] = {

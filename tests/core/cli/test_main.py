@@ -237,10 +237,22 @@ def test_list_shows_parts_with_their_parameters(ecoflap_command):
     line = next(line for line in out.splitlines() if line.strip().startswith("sparsegpt"))
     assert "damping=0.01, block_size=128" in line
     assert "ecoflap.plugins.pruners.sparsegpt:SparseGPT (built-in)" in line
+    line = next(line for line in out.splitlines() if line.strip().startswith("dsnot"))
+    assert "inner=Wanda(" in line
     code, _, err = ecoflap_command("list", "pruners")
     assert code == 2
     assert "'pruners'" in err
     assert "Did you mean 'pruner'?" in err
+
+
+def test_a_run_that_is_not_finished_is_verified_with_3(finished, ecoflap_command):
+    folder, *_ = finished
+    assert ecoflap_command("verify", folder)[0] == 0
+    for gone in (folder / "report.json", folder / "report.html"):
+        gone.unlink(missing_ok=True)
+    code, out, _ = ecoflap_command("verify", folder)
+    assert code == 3
+    assert "not finished" in out
 
 
 def test_inspect_shows_a_model_without_reading_its_weights(pico, ecoflap_command, tmp_path):

@@ -46,6 +46,16 @@ def test_markup_in_a_columns_title_is_text_too(capsys):
     assert row == ["1", "2", r"c\[d]"]
 
 
+def test_what_is_no_terminal_is_as_wide_as_columns_says(capsys, monkeypatch):
+    rows = [("word " * 30,)]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show([Section("", left("said"), rows)])
+    assert max(map(len, capsys.readouterr().out.splitlines())) > 140
+    monkeypatch.setenv("COLUMNS", "60")
+    show([Section("", left("said"), rows)])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
+
+
 def test_columns_in_a_row():
     assert left("a", "b") == (Column("a"), Column("b"))
     assert right("n") == (Column("n", "right"),)

@@ -15,6 +15,7 @@ from transformers_version import is_before
 import ecoflap
 from ecoflap.adapters.hubs.description import describe
 from ecoflap.core.contracts.protocols import PrunedModel
+from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.model.source import open_source
 from ecoflap.core.packed.into_model import without_weights
@@ -397,3 +398,98 @@ def test_what_holds_no_masks_is_refused(tmp_path: Path, export: Path):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(FormatError, match=shard.name):
         ecoflap.load_masks(export)
+
+
+def exported_in(run: Path, name: str = "safetensors") -> Path:
+    """Export into a folder as a run has it, with the list of its files."""
+    (folder := run / "exports" / name).mkdir(parents=True)
+    SMALL(half_pruned("llama"), folder)
+    (folder / "README.md").write_text("As it was exported.")
+    write_sums(folder)
+    return folder
+
+
+@needs_llama
+def test_what_is_not_read_may_be_edited_and_added(tmp_path: Path):
+    folder = exported_in(tmp_path)
+    expected = bits(ecoflap.load_model(folder))
+    (folder / "README.md").write_text("Of somebody who knows more.")
+    (folder / "notes.txt").write_text("x")
+    (folder / "figure.png").write_bytes(b"x")
+    (folder / "LICENSE").write_text("x")
+    assert bits(ecoflap.load_model(folder)) == expected
+    (folder / "README.md").unlink()
+    assert bits(ecoflap.load_model(folder)) == expected
+
+
+@needs_llama
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "vocab.txt"])
+def test_what_may_be_read_is_as_it_was_written(name: str, tmp_path: Path):
+    """Other settings, whether they were changed or added, would make another model of the same weights."""
+    folder = exported_in(tmp_path)
+    text = (folder / name).read_text() if (folder / name).is_file() else "{}"
+    (folder / name).write_text(f"{text}\n")
+    with pytest.raises(FormatError, match=rf"{name} was added|{name} is not what was written") as refused:
+        ecoflap.load_model(folder)
+    assert "or, if it was changed on purpose, delete SHA256SUMS" in str(refused.value)
+
+
+@needs_llama
+def test_a_setting_that_is_gone_is_missed(tmp_path: Path):
+    folder = exported_in(tmp_path)
+    (folder / "generation_config.json").unlink()
+    with pytest.raises(FormatError, match=r"generation_config\.json is missing"):
+        ecoflap.load_model(folder)
+
+
+@needs_llama
+def test_weights_that_were_saved_over_an_export_are_the_reason(tmp_path: Path):
+    folder = exported_in(tmp_path)
+    ecoflap.load_model(folder).save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"dense ones \(model\.safetensors\), as model\.save_pretrained.*--overwrite"):
+        ecoflap.load_model(folder)
+
+
+@needs_llama
+def test_a_run_stands_for_its_export(tmp_path: Path):
+    folder = exported_in(tmp_path / "run")
+    assert bits(ecoflap.load_model(tmp_path / "run")) == bits(ecoflap.load_model(folder))
+    for other in ("exports", "model", "exports/hugging_face"):
+        (tmp_path / "run" / other).mkdir(exist_ok=True)
+        with pytest.raises(FormatError, match=f"{other} holds no packed file.*Its run has one: name {folder}"):
+            ecoflap.load_model(tmp_path / "run" / other)
+    second = exported_in(tmp_path / "run", "safetensors-2")
+    with pytest.raises(FormatError, match=f"several: name {folder} or {second}"):
+        ecoflap.load_model(tmp_path / "run")
+
+
+@needs_llama
+def test_a_run_without_a_packed_export(tmp_path: Path):
+    pruned = half_pruned("llama")
+    pruned.adapter.save(pruned.model, tmp_path / "run" / "model")
+    (tmp_path / "run" / "recipe.yaml").write_text("")
+    with pytest.raises(FormatError, match=f"no packed file.* `ecoflap export {tmp_path / 'run'} --to safetensors`"):
+        ecoflap.load_model(tmp_path / "run")
+    with pytest.raises(FormatError, match=r"dense checkpoint: load it .*from_pretrained, and ecoflap\.pack_model"):
+        ecoflap.load_model(tmp_path / "run" / "model")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FormatError, match=r"no packed file.*The exporter safetensors writes one"):
+        ecoflap.load_model(tmp_path / "empty")
+
+
+@needs_llama
+def test_a_type_may_be_named_as_recipes_do(llama: Path):
+    assert ecoflap.load_model(llama, dtype="bfloat16").dtype is torch.bfloat16
+    assert ecoflap.load_model(llama, dtype="auto").dtype is ecoflap.load_model(llama).dtype
+    with pytest.raises(ModelError, match=r"dtype is 'bf16'; it is a floating-point type of torch.*, float32, bfloat16"):
+        ecoflap.load_model(llama, dtype="bf16")
+
+
+def test_a_damaged_packed_file_says_what_to_do(tmp_path: Path):
+    file = tmp_path / "model.packed.safetensors"
+    save_packed(file, {"a": torch.rand(6, 16)}, {})
+    whole = file.read_bytes()
+    for cut in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-8], whole[:40]):
+        file.write_bytes(cut)
+        with pytest.raises(FormatError, match=r"Fetch it anew, or export it anew: .* --overwrite\.$"):
+            ecoflap.load_packed(file)

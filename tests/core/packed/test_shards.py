@@ -168,13 +168,14 @@ def test_a_shard_of_another_export_is_refused(shards, tmp_path):
     (tmp_path / "other").mkdir()
     state, masks = weights(seed=1)
     save_packed(tmp_path / "other" / NAME, state, masks, {"run": "x"}, shard_bytes=600)
-    for file in folder.glob("*-of-*.safetensors"):
-        if (tmp_path / "other" / file.name).is_file():
-            before = file.read_bytes()
-            shutil.copy(tmp_path / "other" / file.name, file)
-            with pytest.raises(FormatError, match=f"{file.name} is not the shard that its index was written with"):
-                load_packed(folder)
-            file.write_bytes(before)
+    both = [file for file in folder.glob("*-of-*.safetensors") if (tmp_path / "other" / file.name).is_file()]
+    assert both
+    for file in both:
+        before = file.read_bytes()
+        shutil.copy(tmp_path / "other" / file.name, file)
+        with pytest.raises(FormatError, match=f"{file.name} is not the shard that its index was written with"):
+            load_packed(folder)
+        file.write_bytes(before)
     load_packed(folder)
 
 

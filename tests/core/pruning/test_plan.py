@@ -12,7 +12,7 @@ from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.budget.curves import Curve
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import EcoflapError, ModelError
-from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.pruning.plan import make_plan, pools_of, scored_in
 from ecoflap.core.pruning.plan_file import read_plan, write_plan
 from ecoflap.core.pruning.scores import Scores
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
@@ -161,3 +161,15 @@ def test_an_allocator_that_breaks_the_budget_is_refused(anatomy, counts, told):
 
     with pytest.raises(EcoflapError, match=told):
         make_plan(pools_of(anatomy, Fraction(1, 2), {}, []), Wrong(), "tower", scored(anatomy))
+
+
+def test_what_is_scored_is_neither_kept_nor_of_a_pattern(anatomy):
+    def towers(sparsity, own, kept):
+        return [tower.name for tower in scored_in(anatomy, pools_of(anatomy, sparsity, own, kept)).towers]
+
+    half = Fraction(1, 2)
+    assert towers(half, {}, []) == ["vision", "language"]  # the Q-Former is kept by default
+    assert towers(half, {"qformer": None}, ["vision"]) == ["qformer", "language"]
+    assert towers(half, {"vision": Pattern(1, 2)}, []) == ["language"]
+    assert towers(Pattern(2, 4), {}, []) == []
+    assert towers(Pattern(2, 4), {"vision": half}, []) == ["vision"]

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.core.errors import RecipeError
+from ecoflap.core.recipe.overrides import as_assignments
+from ecoflap.core.text.strict_yaml import Place, parse_yaml
+
 FULL = """\
 version: 1
 model: {source: ./model, dtype: bfloat16}
@@ -84,3 +88,17 @@ def test_set_with_null_removes(parse):
 )
 def test_set_that_cannot_be_applied(told, assignment, said):
     assert said in told(FULL, assignment)
+
+
+def test_python_may_give_a_mapping_or_one_text():
+    assert as_assignments("sparsity=0.6") == ("sparsity=0.6",)
+    assert as_assignments(["a=1", "b=2"]) == ("a=1", "b=2")
+    given = {"sparsity": 0.6, "prune.use": "wanda", "model": Path("m"), "export": [], "score": None, "name": "0.5"}
+    texts = as_assignments(given)
+    assert texts[:3] == ("sparsity=0.6", "prune.use=wanda", "model=m")
+    for text, value in zip(texts, given.values(), strict=True):
+        read = parse_yaml(text.partition("=")[2], Place("here"))[0].value
+        assert read == (str(value) if isinstance(value, Path) else value)
+        assert type(read) is type(value) or isinstance(value, Path)
+    with pytest.raises(RecipeError, match=r"set_: prune: <object .* is none of the values that a recipe writes"):
+        as_assignments({"prune": object()})

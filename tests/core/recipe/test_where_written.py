@@ -61,3 +61,13 @@ def test_recipes_that_say_the_same_are_equal_wherever_they_are_written():
     first, second = (parse_recipe(lines + text, registry=registry, file="mine.yaml") for lines in ("", "\n# two\n"))
     assert first.plain() == second.plain()
     assert first.placed("prune: no.") != second.placed("prune: no.")
+
+
+def test_what_was_set_inside_of_a_key_is_named_with_it():
+    text = "version: 1\nmodel: m\nsparsity: 0.5\nprune: magnitude\ncalibration: {use: text, path: t.txt, samples: 4}\n"
+    recipe = parse_recipe(text, set_=["calibration.samples=0"], registry=load_registry(), file="g.yaml")
+    told = recipe.placed("calibration: the data has no samples.")
+    assert told == "g.yaml:5:14, with --set calibration.samples=0: calibration: the data has no samples."
+    assert recipe.placed("prune: no.") == "g.yaml:4:8: prune: no."
+    whole = parse_recipe(text, set_=["prune=wanda"], registry=load_registry(), file="g.yaml")
+    assert whole.placed("prune: no.") == "--set prune=wanda: prune: no."

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from ecoflap import Dataset, Pruner
 from ecoflap.core.registry.parameters import code_name, parameters_of
@@ -24,6 +25,16 @@ class Part:
 @dataclass
 class WrongDefault:
     words: list[str] = field(default_factory=fails)
+
+
+@dataclass
+class Lists:
+    views: tuple[str, ...] | None = None
+    files: list[Path] = field(default_factory=list)
+    either: str | tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    pair: tuple[str, str] = ("a", "b")
+    number: int = 1
 
 
 class WrongName:
@@ -74,3 +85,15 @@ def test_a_factory_may_take_any_others():
 def test_a_factory_that_cannot_be_read_is_told(factory, told):
     with pytest.raises(TypeError, match=told):
         parameters_of(factory)
+
+
+def test_a_text_where_a_list_of_texts_is_meant_is_a_list_of_it():
+    parameters, _ = parameters_of(Lists)
+    assert parameters["views"].read("decoder") == ("decoder",)
+    assert parameters["views"].read(["a", "b"]) == ("a", "b")
+    assert parameters["views"].read(None) is None
+    assert parameters["files"].read("x.txt") == [Path("x.txt")]
+    assert parameters["either"].read("a") == "a"
+    for name, wrong in (("views", 3), ("counts", "a"), ("pair", "a"), ("number", "1")):
+        with pytest.raises(ValidationError):
+            parameters[name].read(wrong)

@@ -258,6 +258,11 @@ def test_a_model_no_adapter_claims(plain):
         ModelError, match=r"no adapter claims a model of type 'gpt9' \(GPT9\)\. Known adapters: .*llama, .*how to"
     ) as refused:
         adapter_for(Source("x", config={"model_type": "gpt9", "architectures": ["GPT9"]}), registry)
+    bare = torch.nn.Linear(1, 1)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    headless = r"no adapter claims a Linear of type 'llama'\. Its configuration is of LlamaForCausalLM: give that, the"
+    with pytest.raises(ModelError, match=headless):
+        adapter_for(Source("Linear", config=config, model=bare), registry)
     assert "model.adapter" not in str(refused.value)  # an adapter of another family would prune it wrongly
     with pytest.raises(
         EcoflapError, match=r"model\.adapter: pathlib:PurePath: it is no adapter: it has no matches, load"

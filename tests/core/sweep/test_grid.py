@@ -155,3 +155,10 @@ def test_a_folders_name_is_a_name_whatever_letters_a_method_has(grid):
     names = [run.folder.path.name for run in runs]
     assert len(set(names)) == 3
     assert all(0 < len(name.encode()) < 140 and name[0] not in "-." for name in names)
+
+
+def test_a_list_where_values_were_meant_is_told_how_to_write_them(grid):
+    with pytest.raises(RecipeError, match=r"not a list\. To give it these in turn: --set sparsity=0\.5,0\.6, without"):
+        grid("sparsity=[0.5,0.6]")
+    (one,) = grid("export=[]")  # which is one value, that keys of lists may have
+    assert one.recipe.export == ()

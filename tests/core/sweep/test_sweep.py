@@ -8,6 +8,7 @@ import pytest
 from killing import fork
 from sealed_by_hand import write_sealed
 
+from ecoflap.core.cli.sweep_table import sweep_table
 from ecoflap.core.compare.comparison import compared
 from ecoflap.core.contracts.events import LayerPruned, RunStarted, StageStarted
 from ecoflap.core.errors import EcoflapError, RunError
@@ -82,6 +83,23 @@ def test_scores_and_the_dense_evaluation_are_computed_once_and_models_are_not_ke
     expected = {"plain-sparsity-0.5-seed-0": (), "scored-sparsity-0.5-seed-0": both[:1]}
     for run in found:
         assert run.taken_over == expected.get(run.name, both if run.report.is_scored else both[:1])
+
+
+def test_the_list_beforehand_says_what_is_taken_over_then(file, tmp_path):
+    """A run that evaluates nothing leaves no dense evaluation, and one of an earlier grid does."""
+    methods = {"blind": {"evaluate": [], "score": None, "allocate": "uniform"}, "plain": METHODS["plain"]}
+    request = SweepRequest(file(methods=methods, grid={}), folder=tmp_path / "s")
+
+    def listed(request):
+        (section,) = sweep_table(request, planned_sweep(request))
+        return {row[1]: row[3:] for row in section.rows}
+
+    assert listed(request) == {"blind-seed-0": ("none", "none"), "plain-seed-0": ("none", "computed")}
+    sweep(request)
+    (other,) = listed(
+        SweepRequest(file(methods={"scored": METHODS["scored"]}, grid={}), folder=tmp_path / "s")
+    ).values()
+    assert other == ("computed", "that of plain-seed-0")
 
 
 def test_models_are_kept_where_that_is_asked(file, tmp_path):

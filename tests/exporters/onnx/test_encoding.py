@@ -35,10 +35,10 @@ def _small_weights_too(monkeypatch):
     monkeypatch.setattr(onnx_encoding, "OVERHEAD", -(10**9))
 
 
-def packed(weights, patterns=MappingProxyType({}), **storage):
+def packed(matrices, patterns=MappingProxyType({}), **storage):
     """The packed model as a ModelProto, and what was said of it."""
-    model = chain(weights)
-    stored = pack(model, {name: name for name in weights}, Storage(**storage), patterns)
+    model = chain(matrices)
+    stored = pack(model, {name: name for name in matrices}, Storage(**storage), patterns)
     return ir.to_proto(model), stored
 
 
@@ -76,7 +76,7 @@ def weights(draw):
 @settings(max_examples=150)
 def test_any_weight_reads_back(weight):
     for layout in ("function", "inline"):
-        proto, (stored,) = packed({"w": weight}, layout=layout)
+        proto, (stored,) = packed({"w": weight}, form=layout)
         assert stored.form == "bitmask"
         # The zero of a pruned weight is positive.
         assert equal(unpack_initializers(proto)["w"], np.where(weight == 0, weight.dtype.type(0), weight))
@@ -104,7 +104,7 @@ def test_onnxruntime_gives_what_the_dense_model_gives(layout, own, store):
     dense = {"a": sparse((13, 24)), "b": two_of_four((24, 32), 0, seed=1), "c": two_of_four((32, 16), 1, seed=2)}
     dense = {name: (weight * 64).clip(-250, 250).round().astype(dtype) for name, weight in dense.items()}
     patterns = {"b": Pattern(2, 4), "c": Pattern(2, 4)}
-    proto, stored = packed(dense, patterns, layout=layout, values=STORED[store])
+    proto, stored = packed(dense, patterns, form=layout, values=STORED[store])
     assert [one.form for one in stored] == ["bitmask", "2:4", "2:4"]
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
@@ -117,7 +117,7 @@ def test_onnxruntime_gives_what_the_dense_model_gives(layout, own, store):
 @pytest.mark.parametrize("layout", ["function", "inline"])
 def test_onnxruntime_unpacks_when_it_loads(tmp_path, layout):
     dense = {"a": sparse((13, 24)), "b": two_of_four((24, 32), 0, seed=1)}
-    proto, _ = packed(dense, layout=layout, values=torch.float16, patterns={"b": Pattern(2, 4)})
+    proto, _ = packed(dense, form=layout, values=torch.float16, patterns={"b": Pattern(2, 4)})
     options = runtime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     session(proto, "ORT_ENABLE_BASIC", options)
@@ -129,7 +129,7 @@ def test_openvino_runs_inlined_nodes(store):
     pytest.importorskip("openvino")
     dense = {"a": sparse((13, 24)), "b": two_of_four((24, 32), 0, seed=1), "c": two_of_four((32, 16), 1, seed=2)}
     patterns = {"b": Pattern(2, 4), "c": Pattern(2, 4)}
-    inline, stored = packed(dense, layout="inline", values=store, patterns=patterns)
+    inline, stored = packed(dense, form="inline", values=store, patterns=patterns)
     assert [one.form for one in stored] == ["bitmask", "2:4", "2:4"]
     x = np.random.default_rng(0).standard_normal((3, 13)).astype(np.float32)
     found = []
@@ -159,7 +159,7 @@ def test_the_reference_of_onnx_agrees():
 def test_a_file_has_the_size_that_theory_gives(tmp_path, monkeypatch, size, sparsity, store, width, layout):
     monkeypatch.undo()
     weight = (sparse((size, size), sparsity) * 64).clip(-250, 250).round()
-    proto, (stored,) = packed({"w": weight}, values=STORED[store], layout=layout)
+    proto, (stored,) = packed({"w": weight}, values=STORED[store], form=layout)
     exact = np.count_nonzero(weight == 0) / weight.size
     bound = ((1 - exact) + 1 / (8 * width)) * 1.02 * weight.size * width
     assert len(proto.SerializeToString()) <= bound
@@ -203,7 +203,7 @@ def test_what_would_not_get_smaller_stays_dense(monkeypatch):
     assert set(unpack_initializers(proto)) == {"half"}
     monkeypatch.setattr(onnx_encoding, "LARGEST", 100)
     assert [one.form for one in packed(dense)[1]] == ["dense"] * 3
-    assert [one.form for one in packed(dense, form="dense")[1]] == ["dense"] * 3
+    assert [one.form for one in packed(dense, weights="dense")[1]] == ["dense"] * 3
 
 
 def test_an_input_with_a_default_stays_dense():
@@ -223,7 +223,7 @@ def test_the_graph_keeps_its_names_and_nothing_is_said_twice():
     assert [function.name for function in proto.functions] == ["UnpackBitmask"]
     assert {opset.domain: opset.version for opset in proto.opset_import} == {"": 20, "ecoflap": 1}
     assert not proto.metadata_props
-    inline, _ = packed({"a": sparse((16, 16))}, layout="inline")
+    inline, _ = packed({"a": sparse((16, 16))}, form="inline")
     assert not inline.functions
     assert {opset.domain for opset in inline.opset_import} == {""}
 
@@ -415,7 +415,7 @@ def test_a_changed_2_4_weight_is_refused(change, told):
 
 @pytest.mark.parametrize("number", range(17))
 def test_changed_nodes_of_an_inlined_weight_are_refused(number):
-    proto, _ = packed({"w": sparse((11, 13))}, layout="inline")
+    proto, _ = packed({"w": sparse((11, 13))}, form="inline")
     proto.graph.node[number].op_type = "Identity"
     with pytest.raises(FormatError, match="w: the nodes that unpack it are not those"):
         unpack_initializers(proto)

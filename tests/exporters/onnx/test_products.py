@@ -74,7 +74,8 @@ def test_the_function_is_the_product(name, shape):
 
 def packed(model, names, store="float32"):
     """What was said of a model's weights, as they are in it now."""
-    return [one.form for one in pack(model, {name: name for name in names}, Storage("packed_op", values=STORED[store]))]
+    storage = Storage(weights="packed_op", values=STORED[store])
+    return [one.form for one in pack(model, {name: name for name in names}, storage)]
 
 
 def session(model):

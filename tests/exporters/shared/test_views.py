@@ -186,8 +186,18 @@ def test_a_run_does_not_begin_for_a_view_that_is_not_there(use: str, pico_llama_
     assert not (tmp_path / "run" / "plan.json").exists()
 
 
-def test_one_view_that_is_written_as_a_text_is_told_to_be_a_list():
+def test_one_view_may_be_written_without_a_list():
     recipe = {"version": 1, "model": "./m", "sparsity": 0.5, "prune": "magnitude"}
     recipe["export"] = {"use": "onnx", "views": "vision"}
-    with pytest.raises(ecoflap.EcoflapError, match=r"views: should be a list, not 'vision'"):
-        parse_recipe(recipe, registry=ecoflap.load_registry())
+    read = parse_recipe(recipe, registry=ecoflap.load_registry())
+    recipe["export"] = {"use": "onnx", "views": ["vision"]}
+    assert read == parse_recipe(recipe, registry=ecoflap.load_registry())
+    assert list(read.export[0].built.views) == ["vision"]
+
+
+def test_an_exporter_that_goes_by_way_of_another_is_told_by_its_own_name(write: Callable[[View], Exported]):
+    """OpenVINO's files are made of ONNX, so what onnx cannot write it cannot either."""
+    written = export_views(pruned(Refusing("text", "vision")), None, "openvino", write, by_way_of="onnx")
+    assert [file.name for file in written.files] == ["vision.bin"]
+    with pytest.raises(ModelError, match=r"openvino: views: .*text.*it is long"):
+        export_views(pruned(Refusing("text", "vision")), ["text"], "openvino", write, by_way_of="onnx")

@@ -153,7 +153,7 @@ def test_of_what_it_cannot_be_asked(tasks: Path, monkeypatch: pytest.MonkeyPatch
     (told,) = LmEval(("pick",), tasks, through="adapter").problems(context(adapter=adapter, model=model))
     assert told == "lm_eval: through: adapter needs a model that can make texts: ClipAdapter has none."
     assert "is no folder" in next(LmEval(("pick",), tasks / "none").problems(context()))
-    monkeypatch.setattr("ecoflap.plugins.evaluators.lm_eval.find_spec", lambda name: None)
+    monkeypatch.setattr("ecoflap.plugins.evaluators.harness.tasks.find_spec", lambda name: None)
     assert [*LmEval(("pick",)).problems(context())] == [
         "lm_eval needs EleutherAI's harness: pip install 'ecoflap[lm-eval]'."
     ]  # fmt: skip

@@ -13,7 +13,6 @@ from plan_contexts import context
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
-from ecoflap.plugins.evaluators import lmms_eval
 from ecoflap.plugins.evaluators.lmms_eval import LmmsEval
 
 
@@ -84,9 +83,9 @@ def test_tasks_that_show_something_else(code: str, told: str, tasks: Path):
 
 
 def test_the_harness_or_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lmms_eval, "find_spec", lambda name: name)
+    monkeypatch.setattr("ecoflap.plugins.evaluators.harness.tasks.find_spec", lambda name: name)
     assert "is no folder" in next(LmmsEval(("box_vqa",), tmp_path / "none").problems(context()))
-    monkeypatch.setattr(lmms_eval, "find_spec", lambda name: None)
+    monkeypatch.setattr("ecoflap.plugins.evaluators.harness.tasks.find_spec", lambda name: None)
     (told,) = LmmsEval(("box_vqa",)).problems(context())
     assert told == "lmms_eval needs LMMs-Lab's harness: pip install 'ecoflap[lmms]', best in an environment of its own."
     with pytest.raises(DataError, match="pip install"):

@@ -71,12 +71,19 @@ def test_it_passes_on_the_problems_of_its_metric():
         (lambda weight: weight > 0, r"Answers gave torch.bool of \(4, 8\)"),
         (lambda weight: 3, "the metric Answers gave 3; it gives one"),
         (lambda weight: 1 / 0, "the metric Answers raised ZeroDivisionError"),
-        (lambda weight: weight / 0, "the metric is NaN or infinite somewhere"),
+        (lambda weight: weight / 0, "the metric Answers gave NaN or infinite numbers for weights that are finite"),
     ],
 )
 def test_a_metric_is_held_to_its_contract(answer, said):
     with pytest.raises(EcoflapError, match=said):
         ByMetric(Answers(answer))(drawn(4, 8), both_of(correlated(8)), Keep(16), PLACE)
+
+
+def test_a_metric_is_not_blamed_for_weights_that_are_not_finite():
+    weight = drawn(4, 8)
+    weight[0, 0] = torch.nan
+    with pytest.raises(EcoflapError, match="the weights or the layer's inputs are not finite"):
+        ByMetric(Size())(weight, both_of(correlated(8)), Keep(16), PLACE)
 
 
 def test_a_metric_of_a_pattern():

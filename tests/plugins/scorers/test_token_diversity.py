@@ -3,7 +3,6 @@
 from dataclasses import replace
 from itertools import combinations, product
 from statistics import fmean
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,18 +100,13 @@ def test_of_families_every_layer_is_scored_or_refused_by_the_plan(name):
     family = MODELS[name]
     model, adapter = family.build(), family.adapter()
     replay = Replay(model, adapter, [adapter.collate(model, family.samples(2))])
-    problems = list(TokenDiversity().problems(context(SimpleNamespace(towers={}, included=()), replay.anatomy)))
+    problems = list(TokenDiversity().problems(context(None, replay.anatomy)))
     kept = {"llava": {"vision"}, "mixtral": {"language"}}.get(name, set())
     assert bool(problems) == bool(kept)
     assert all(problem.startswith("it looks at what a layer gives for each token") for problem in problems)
-    for choice in ("keep", SimpleNamespace(pattern="2:4")):
-        towers = SimpleNamespace(towers=dict.fromkeys(kept, choice), included=())
-        assert not list(TokenDiversity().problems(context(towers, replay.anatomy)))
-    by_default = [replace(one, prunable=one.name not in kept) for one in replay.anatomy.towers]
-    anatomy = replace(replay.anatomy, towers=tuple(by_default))
-    assert not list(TokenDiversity().problems(context(SimpleNamespace(towers={}, included=()), anatomy)))
-    asked = context(SimpleNamespace(towers={}, included=tuple(kept)), anatomy)
-    assert list(TokenDiversity().problems(asked)) == problems
+    others = replace(replay.anatomy, towers=tuple(one for one in replay.anatomy.towers if one.name not in kept))
+    asked = replace(context(None, replay.anatomy), list_scored=lambda: others)
+    assert not list(TokenDiversity().problems(asked))
     layers = [layer for block, layer in replay.anatomy.layers() if block.tower not in kept]
     scores = dict(TokenDiversity()(replay, layers))
     assert set(scores) == {layer.name for layer in layers}
