@@ -30,7 +30,7 @@ from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
 from ecoflap.core.record.reuse import of_other_models
 from ecoflap.core.record.run_log import RunLog, SilentLog
-from ecoflap.core.record.weights import nonzeros
+from ecoflap.core.record.weights import nonzeros, zeros_before
 from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run import stages
@@ -188,6 +188,7 @@ def _stages(state: RunState) -> Run:
         _identify_data(state)
         _warn_of_other_models(state)
         check_adapter_on_data(state)
+        state.ranks.at_first(partial(_warn_of_zeros, state))
         stages.evaluate(state, "dense", state.model.get())
         last = after_rounds(state)
         plan = stages.plan(last)
@@ -242,6 +243,15 @@ def _warn_of_other_models(state: RunState) -> None:
     model = state.data.model_fingerprint["model"]
     for sentence in state.ranks.first(lambda: list(of_other_models(state.recipe, model))):
         state.log.note(sentence)
+
+
+def _warn_of_zeros(state: RunState) -> None:
+    """Note that the model has been pruned already, unless the recipe says no sparsity: masks of elsewhere are meant."""
+    pools = state.prepared.pools
+    if state.recipe.sparsity_fraction is not None or state.recipe.pattern is not None:
+        told = zeros_before(state.model.anatomy, {layer.name for pool in pools for _, layer in pool.layers})
+        if told is not None:
+            state.log.note(told)
 
 
 def _claim(state: RunState) -> None:
