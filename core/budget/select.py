@@ -2,7 +2,7 @@
 
 from functools import cache
 from math import isfinite
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Budget, Keep, Pattern
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, unknown
 
 Compare = Literal["row", "layer"]
 """Which weights a weight competes with: those of its own output row, or all of its layer."""
@@ -48,8 +48,10 @@ def select(metric: Float[Tensor, "out in"], budget: Budget, compare: Compare = "
     :param metric: One number for each weight; larger is kept longer.
     :param compare: ``"row"`` gives each output row its share, ``"layer"`` compares all weights of the matrix. A pattern
         always compares the m of a run.
-    :raises EcoflapError: Where the metric is not finite, or the budget does not fit the matrix.
+    :raises EcoflapError: Where the metric is not finite, the budget does not fit the matrix, or nothing is compared so.
     """
+    if compare not in get_args(Compare):
+        raise EcoflapError(unknown("way to compare", str(compare), get_args(Compare)))
     if not is_finite(metric):
         raise EcoflapError("the metric is NaN or infinite somewhere: the weights or the layer's inputs are not finite")
     metric = metric.detach()

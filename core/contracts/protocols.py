@@ -222,7 +222,11 @@ class Adapter(Protocol):
         ...
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the model in the family's own format, so that the family's own library loads it."""
+        """Write the model in the family's own format, so that the family's own library loads it.
+
+        What was written is found again, or the run is refused: every prunable parameter by its name in
+        ``state_dict()``, in ``*.safetensors`` or in ``*.pt``, ``*.pth`` or ``*.bin`` of ``torch.save``; or by ``load``.
+        """
         ...
 
 

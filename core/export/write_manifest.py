@@ -53,7 +53,7 @@ def write_manifest(
         tensors=tuple(map(ManifestTensor.of, written.tensors)),
         checks=written.checks,
         notes=written.notes,
-        versions=versions(),
+        versions=versions([part.factory]),
     )
     write_sealed_json(folder / MANIFEST, manifest.model_dump(mode="json"))
     return folder / MANIFEST

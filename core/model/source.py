@@ -179,7 +179,7 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
     if is_on_hub(source):
         return {"commit": (snapshot(source) or _config_on_hub(source.name).parent).name}
     if source.path is None:
-        return {"state_dict": _state_digest(source.model or load())}
+        return {"state_dict": _state_digest(load() if source.model is None else source.model)}
     if source.path.is_file():
         return {source.path.name: sha256_of(source.path)}
     beside = [source.path / name for name in source.files if is_setting(name)]

@@ -17,6 +17,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Refined, Warned
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, Target, TokenChoice
+from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import EcoflapError, ModelError, listed
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.observation import Observed
@@ -359,7 +360,8 @@ def pruned_layer(
 ) -> Pruned:
     """Ask a pruner for one layer, and hold its answer to the plan: a pruner may come from anywhere."""
     try:
-        with blaming(f"the pruner {pruner.use}"):
+        who = f"the pruner {pruner.use}"
+        with blaming(who), untouched(who, weight, seen):
             pruned: Pruned = pruner.built(weight, seen, planned.budget, place)
             problem = what_is_wrong(pruned, weight, planned.budget)
     except EcoflapError as error:

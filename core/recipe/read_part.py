@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from datetime import date
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError
 
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.conformance import contract_problems, with_article
+from ecoflap.core.contracts.conformance import contract_problems, factory_problems, with_article
 from ecoflap.core.disk.paths import PathError, absolute
 from ecoflap.core.errors import EcoflapError, RegistryError, one_line
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -22,6 +23,9 @@ from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
 from ecoflap.core.registry.registry import ON_TRUST, Registry
 from ecoflap.core.text.problems import Problems
 from ecoflap.core.text.strict_yaml import KeyPath, described
+
+_WRITTEN = (str, int, float, date, list, tuple, Mapping, type(None))
+"""What YAML has; anything else is an object from Python."""
 
 
 class PartReader:
@@ -49,11 +53,17 @@ class PartReader:
         factory = self._find(kind, use, use_path) if isinstance(use, str) else use
         if use is None or factory is None:
             return None
+        is_function = inspect.isfunction(use)
         use = self.registry.real_name(kind, use) if isinstance(use, str) else self._name_of(kind, use)
         try:
             parameters, others = parameters_of(factory)
         except TypeError as error:
             self.problems.add(use_path, f"{code_name(factory)}: {error}.")
+            return None
+        # A function that lacks arguments may be the part itself, which is called with them; its annotations tell.
+        lacks = is_function and any(one.required and one.name not in given for one in parameters.values())
+        if lacks and (unmade := " ".join(factory_problems(kind, factory))):
+            self.problems.add(use_path, f"{code_name(factory)}: {unmade}")
             return None
         filled = {name: value for name, value in fill.items() if _takes(parameters.get(name), value)}
         given = {**filled, **self._site_defaults(kind, use, given, path), **given}
@@ -76,7 +86,7 @@ class PartReader:
         if isinstance(use, str) or _makes(use):
             return use, {str(key): value for key, value in written.items() if key != "use"}
         found = "this has no use: with a name" if isinstance(written, Mapping) else f"this is {described(written)}"
-        if callable(written):
+        if not isinstance(written, _WRITTEN):
             found += ", of which no recipe could say how it was made: make its class a dataclass, or give the class"
         known = ", ".join(self.registry.choices(kind)) or "none"
         wanted = f"should be {with_article(kind)}: a name, or {{use: name, parameter: value}}"

@@ -19,6 +19,9 @@ from ecoflap.core.text.strict_yaml import KeyPath, described
 
 SOURCE = "required, and missing: a hub id, a folder or a file, such as model: ./folder."
 
+MEMORY = "memory"
+"""The source of a recipe that names none, for its model is given in memory."""
+
 
 def read_recipe(reader: KeyReader, *, in_memory: bool) -> Recipe:
     """Check a document and make a recipe of it.
@@ -54,13 +57,13 @@ def _model(reader: KeyReader, written: Any, in_memory: bool) -> Any:
     if written is None and not in_memory:
         reader.problems.add(("model",), SOURCE)
     if written is None:
-        return {"source": "memory"}
+        return {"source": MEMORY}
     if not isinstance(written, (str, dict)):
         reader.problems.add(("model",), f"should be a source, or {{source: …, dtype: …}}, not {described(written)}.")
-        return {"source": "memory"}
+        return {"source": MEMORY}
     fields = reader.mapping(Model, written, ("model",))
     if in_memory:
-        fields.setdefault("source", "memory")
+        fields.setdefault("source", MEMORY)
     if isinstance(fields.get("source"), str):
         fields["source"] = _source(reader, fields["source"])
         _check_revision(reader, fields["source"], fields.get("revision"))

@@ -3,8 +3,10 @@
 import platform
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,16 +19,41 @@ CAN_CHANGE_NUMBERS = (
 """Packages that compute, or read what is computed with."""
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of everything that can change a number: Python, this package, its plugins and libraries."""
+def versions(used: Iterable[Callable[..., Any]] = ()) -> dict[str, str]:
+    """Return the versions of all that can change a number: Python, this package, libraries, and plugins that are used.
+
+    :param used: What makes the parts that are used. A plugin that is only installed computes nothing.
+    """
     found = {"python": platform.python_version()}
-    plugins = {point.dist.name for point in entry_points(group="ecoflap") if point.dist is not None}
-    for name in dict.fromkeys([*CAN_CHANGE_NUMBERS, *sorted(plugins)]):
+    for name in dict.fromkeys([*CAN_CHANGE_NUMBERS, *_plugins_with(used)]):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
+
+
+def _plugins_with(used: Iterable[Callable[..., Any]]) -> list[str]:
+    """Name the distributions with plugins whose package has any of the code that is used."""
+    packages = {_package(str(getattr(one, "__module__", ""))) for one in used}
+    points = [point for point in entry_points(group="ecoflap") if point.dist is not None]
+    return sorted({point.dist.name for point in points if point.dist and _package(point.module) in packages})
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def changed_versions(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Say what has another version than before, came or is gone; empty where nothing has.
+
+    Of plugins only those that are used as before: what a recipe names may change where it changes nothing that is
+    there, and with it which of them are used.
+    """
+    names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
+    always = {"python", *CAN_CHANGE_NUMBERS}
+    told = [name for name in names if name in always or (name in before and name in now)]
+    return ", ".join(f"{name} {before.get(name, 'absent')} (now {now.get(name, 'absent')})" for name in told)
 
 
 def peak_memory() -> int:

@@ -15,9 +15,11 @@ from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, wr
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, removed_leftovers
 from ecoflap.core.errors import EcoflapError, RunError
+from ecoflap.core.record.environment import changed_versions
 from ecoflap.core.record.remembered import DENSE
 from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
 
+FROM_PYTHON = "(folder=, accept_change=True and fresh=True from Python)"
 _ANEW = "Restore it, or begin the run anew with --fresh."
 _UNDO = (
     "Undo the change: a folder keeps the recipe that it was begun with. To run another, copy it to a place of its own "
@@ -122,8 +124,7 @@ class RunFolder:
     def holds_results(self) -> bool:
         """Say whether anything was found or made here that would have to be found again."""
         found = (self.evaluations, self.dense, self.scores, self.refinements, self.plan, self.report)
-        made = (self.masks, self.blocks, self.rounds, self.model, self.exports)
-        return any(path.exists() for path in (*found, *made))
+        return any(path.exists() for path in (*found, self.masks, self.blocks, self.rounds, self.model, self.exports))
 
     @property
     def lock(self) -> Path:
@@ -164,7 +165,7 @@ class RunFolder:
             go_on = "go on with what is there now with --accept-change, " if changed.keys() <= MAY_CHANGE else ""
             raise RunError(
                 f"{self.path} was begun with another {named} than is there now. "
-                f"Run into another folder with --folder, {go_on}or begin this one anew with --fresh"
+                f"Run into another folder with --folder, {go_on}or begin this one anew with --fresh {FROM_PYTHON}"
             )
         if changed or not found.keys() <= before.keys():
             write_sealed_json(self.fingerprints, {**before, **found})
@@ -180,15 +181,14 @@ class RunFolder:
         """
         before = self.read_fingerprints()
         known: Mapping[str, str] = before.get(VERSIONS, now)
-        names = [name for name in dict.fromkeys([*known, *now]) if known.get(name) != now.get(name)]
-        changed = ", ".join(f"{name} {known.get(name, 'absent')} (now {now.get(name, 'absent')})" for name in names)
+        changed = changed_versions(known, now)
         if changed and working and not accept:
             raise RunError(
                 f"{self.path} was begun with {changed}: what is left would be computed by other code than what is "
                 f"there. Install the versions of before, go on all the same with --accept-change, run into another "
-                f"folder with --folder, or begin this one anew with --fresh"
+                f"folder with --folder, or begin this one anew with --fresh {FROM_PYTHON}"
             )
-        if VERSIONS not in before or (changed and working):
+        if VERSIONS not in before or (known != now and working):
             write_sealed_json(self.fingerprints, {**before, VERSIONS: dict(now)})
         return [f"it was begun with {changed}, which was accepted"] if changed and working else []
 

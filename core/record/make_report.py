@@ -13,7 +13,7 @@ from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.errors import RunError
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.environment import machine, versions
+from ecoflap.core.record.environment import machine
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.memory import MEASURED
@@ -31,6 +31,7 @@ class Outcome:
     :param exports: The exports' manifests by name.
     :param device: Where the model's blocks ran.
     :param computed_in: The type of the model's products.
+    :param versions: Of Python, and of the distributions whose code has run.
     """
 
     parameters: int
@@ -40,6 +41,7 @@ class Outcome:
     exports: Mapping[str, Manifest]
     device: str
     computed_in: torch.dtype
+    versions: Mapping[str, str]
 
 
 def make_report(folder: RunFolder, recipe: Recipe, plan: Plan, outcome: Outcome) -> Report:
@@ -64,7 +66,7 @@ def make_report(folder: RunFolder, recipe: Recipe, plan: Plan, outcome: Outcome)
         "stages": folder.stages(),
         "warnings": folder.warnings(),
         "machine": {**machine(outcome.device, outcome.computed_in), "memory": MEASURED},
-        "versions": versions(),
+        "versions": dict(outcome.versions),
         "exports": {name: manifest.model_dump(mode="json") for name, manifest in outcome.exports.items()},
         "lines": folder.last_seals(),
         "refined": folder.refined(),

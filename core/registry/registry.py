@@ -1,5 +1,6 @@
 """Find parts by name: what plugins offer, under the names and with the defaults that registry files give."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -226,6 +227,12 @@ def _add_offers(kind: str, known: dict[str, Offer], plugin: Plugin, offered: obj
         if not isinstance(name, str) or ":" in name or not callable(factory):
             wanted = "a name without ':' and a callable are wanted"
             yield f"{plugin} offers the {kind} {name!r}: {factory!r}; {wanted}. {plugin.way_out}"
+        elif not inspect.isclass(factory) and not inspect.isroutine(factory):
+            made = type(factory).__qualname__
+            yield (
+                f"{plugin} offers the {kind} {name!r} as an object, a {made}, and what makes one is wanted: offer the "
+                f"class {made}, or a function that makes one. {plugin.way_out}"
+            )
         elif name in known and known[name].factory is not factory:
             yield _conflict(kind, name, known[name], Offer(factory, plugin))
         else:

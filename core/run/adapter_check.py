@@ -1,11 +1,18 @@
 """Hold the adapter against the model where a run begins, on its own data: two forwards of one batch."""
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.kept_processor import processor_kept
+from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.against_model import AgainstModel, hold_against_model
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.recipe.schema import Calibration
+from ecoflap.core.record.readback import check_written
 from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.run.stages import RunState
@@ -16,8 +23,8 @@ CHECKED = ("stack", "blocks", "matrix", "no matrix")
 
 
 def is_to_be_checked(state: RunState) -> bool:
-    """Say whether a run has data to check its adapter on, and has not come past that before it was cut off."""
-    return _data(state) is not None and state.ranks.first(
+    """Say whether a run has anything to check its adapter by, and has not come past that before it was cut off."""
+    return (_data(state) is not None or _saves_otherwise(state)) and state.ranks.first(
         lambda: not state.folder.plan.is_file() and not state.folder.is_pruned
     )
 
@@ -26,30 +33,63 @@ def check_adapter_on_data(state: RunState) -> None:
     """Refuse an adapter whose loss is not the model's own, or that lists a part of what it prunes only.
 
     A tower that runs and is not the adapter's is warned of, and refused where the adapter was named for a model that it
-    does not know. A loss of no logits is refused where the whole model is to be refined by them.
+    does not know. A loss of no logits is refused where the whole model is to be refined by them. So is, of a model in
+    memory, an adapter that saves it so that nobody finds its weights again.
 
     :raises ModelError: With everything that is wrong.
     """
-    keys = _data(state)
-    if keys is None or not is_to_be_checked(state):
+    if not is_to_be_checked(state):
         return
-    adapter, source, named = state.prepared.adapter, state.prepared.source, state.recipe.model.adapter_name
+    keys = _data(state)
     with state.log.stage("check"):
-        replay = state.replay([state.data.first_batch(keys)], keys, ranks=ALONE)
-        with refusing_misfit(adapter, named, source):
-            found = hold_against_model(replay)
-            state.model.refuse_changed(state.ranks)
-            refused = [] if found.wrong_loss is None else [found.wrong_loss]
-            is_strict = named is not None and not knows(adapter, source)
-            for kind, sentence in _forgotten(found):
-                if kind == WARNED_OF and not is_strict:
-                    state.log.note(sentence)
-                else:
-                    refused.append(sentence)
-            if refused:
-                raise ModelError(*refused)
-        if state.prepared.model_refiners:
-            check_logits(replay)
+        if keys is not None:
+            _hold_against_model(state, keys)
+        if _saves_otherwise(state):
+            state.ranks.first(partial(_try_to_save, state))
+
+
+def _hold_against_model(state: RunState, keys: Calibration) -> None:
+    adapter, source, named = state.prepared.adapter, state.prepared.source, state.recipe.model.adapter_name
+    replay = state.replay([state.data.first_batch(keys)], keys, ranks=ALONE)
+    with refusing_misfit(adapter, named, source):
+        found = hold_against_model(replay)
+        state.model.refuse_changed(state.ranks)
+        refused = [] if found.wrong_loss is None else [found.wrong_loss]
+        is_strict = named is not None and not knows(adapter, source)
+        for kind, sentence in _forgotten(found):
+            if kind == WARNED_OF and not is_strict:
+                state.log.note(sentence)
+            else:
+                refused.append(sentence)
+        if refused:
+            raise ModelError(*refused)
+    if state.prepared.model_refiners:
+        check_logits(replay)
+
+
+def _saves_otherwise(state: RunState) -> bool:
+    """Say whether nothing is known of how a model is saved: it is in memory, and its adapter not of transformers' kind.
+
+    Others were read from files by the same adapter, or by the library whose format it writes.
+    """
+    return state.prepared.source.model is not None and state.prepared.adapter_options.save_weights is None
+
+
+def _try_to_save(state: RunState) -> None:
+    """Save the dense model and find its weights again, for what it comes to later would be lost.
+
+    It takes as long as saving the pruned one and as much of the disk, which is free again at once.
+    """
+    adapter, model = state.prepared.adapter, state.model.get()
+    pruned = [layer.name for pool in state.prepared.pools for _, layer in pool.layers]
+    # A process that is killed leaves it to the next one, which deletes what has such a name.
+    with TemporaryDirectory(prefix=".saved-", suffix=".partial", dir=state.folder.path) as folder:
+        inside = Path(folder)
+        who = f"the adapter {type(adapter).__name__}, saving the model for a trial,"
+        with blaming(who), explained(state.folder.model, inside):
+            adapter.save(model, inside)
+        with processor_kept(adapter):
+            check_written(inside, model, pruned, partial(state.model.read, inside))
 
 
 def _data(state: RunState) -> Calibration | None:

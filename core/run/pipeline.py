@@ -25,18 +25,19 @@ from ecoflap.core.recipe.overrides import as_assignments
 from ecoflap.core.recipe.schema import Recipe, may_change
 from ecoflap.core.record.environment import versions
 from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
-from ecoflap.core.record.folder import RunFolder, open_run
+from ecoflap.core.record.folder import FROM_PYTHON, RunFolder, open_run
 from ecoflap.core.record.make_report import Outcome, make_report
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
 from ecoflap.core.record.reuse import of_other_models
 from ecoflap.core.record.run_log import RunLog, SilentLog
-from ecoflap.core.record.weights import nonzeros
+from ecoflap.core.record.weights import nonzeros, zeros_before
 from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run import stages
 from ecoflap.core.run.adapter_check import check_adapter_on_data, is_to_be_checked
 from ecoflap.core.run.data import RunData
+from ecoflap.core.run.held_model import refuse_pruned_in_place, run_eagerly, uncompiled
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.rounds import after_rounds, rounds_ahead
 from ecoflap.core.run.run_model import RunModel, held_in
@@ -86,7 +87,8 @@ def run(
 
     :param recipe: A file, the name of a shipped recipe, a mapping like a recipe's, which may hold parts as objects or
         classes, or a recipe that was loaded.
-    :param model: A model in memory, pruned in place instead of the recipe's source.
+    :param model: A model in memory, pruned in place instead of the recipe's source: for another run it is loaded anew,
+        and so it is to go on with one that was cut off. One from ``torch.compile`` runs as it was written meanwhile.
     :param processor: Its tokenizer or processor.
     :param folder: The run folder; ``runs/NAME`` by default. A run that was cut off there goes on.
     :param set_: Overrides like ``--set``, such as ``["prune.use=sparsegpt"]``, or ``{"prune.use": "sparsegpt"}``.
@@ -100,11 +102,13 @@ def run(
     """
     registry = (registry or load_registry()).trusting(allow_code)
     set_ = as_assignments(set_)
+    model = model if model is None else uncompiled(model)
     checked = _checked(recipe, set_, registry, model)
     refuse_numbered_device(ranks, checked)
     target = from_here(folder if folder is not None else Path("runs") / default_name(recipe, set_))
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # of the caller's: weights are written, and have gradients
+        stack.enter_context(run_eagerly(model))
         prepared = prepare(checked, registry, model, processor, own=target)
         run_folder = ranks.first(lambda: stack.enter_context(open_run(target, fresh=fresh)))
         log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
@@ -136,13 +140,14 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
 
 def carry_out(state: RunState) -> Run:
     """Do every stage that is not done yet, and tell observers how it went."""
-    check_same(state.ranks, state.recipe)
+    here = _versions(state)
+    check_same(state.ranks, state.recipe, here)
     check_sendable(state.ranks, state.prepared.pruners)
     state.ranks.first(partial(_claim, state))
     ahead = tuple(_stages_ahead(state))
     working = any(stage not in ("load", "check") for stage in ahead)
     accepted = state.ranks.first(
-        lambda: state.folder.identify_versions(versions(), working=working, accept=state.accept_change)
+        lambda: state.folder.identify_versions(here, working=working, accept=state.accept_change)
     )
     state.log.emit(RunStarted(state.folder.path, ahead))
     for warning in (*state.prepared.also_changed, *accepted):
@@ -154,6 +159,11 @@ def carry_out(state: RunState) -> Run:
         raise
     state.log.emit(RunFinished(state.folder.path, result.report))
     return result
+
+
+def _versions(state: RunState) -> dict[str, str]:
+    """Give the versions of all whose code the run goes through: its recipe's parts and the adapter, named or found."""
+    return versions([*(spec.factory for _, spec in state.recipe.specs()), type(state.prepared.adapter)])
 
 
 def _still_to_evaluate(state: RunState) -> Iterator[tuple[int, Evaluation]]:
@@ -171,6 +181,8 @@ def _stages(state: RunState) -> Run:
     folder = state.folder
     check_same_found(state.ranks, state.data.model_fingerprint)
     check_same_evaluated(state.ranks, _still_to_evaluate(state))
+    if state.prepared.source.model is not None:
+        state.ranks.first(lambda: refuse_pruned_in_place(folder, state.data.model_fingerprint))
     state.ranks.first(lambda: folder.identify(state.data.model_fingerprint))
     if state.is_pruned:
         plan, model = _go_on_behind_pruning(state)
@@ -178,6 +190,7 @@ def _stages(state: RunState) -> Run:
         _identify_data(state)
         _warn_of_other_models(state)
         check_adapter_on_data(state)
+        state.ranks.at_first(partial(_warn_of_zeros, state))
         stages.evaluate(state, "dense", state.model.get())
         plan, model = _pruned(state)
     stages.evaluate(state, "pruned", model)
@@ -238,6 +251,15 @@ def _warn_of_other_models(state: RunState) -> None:
         state.log.note(sentence)
 
 
+def _warn_of_zeros(state: RunState) -> None:
+    """Note that the model has been pruned already, unless the recipe says no sparsity: masks of elsewhere are meant."""
+    pools = state.prepared.pools
+    if state.recipe.sparsity_fraction is not None or state.recipe.pattern is not None:
+        told = zeros_before(state.model.anatomy, {layer.name for pool in pools for _, layer in pool.layers})
+        if told is not None:
+            state.log.note(told)
+
+
 def _claim(state: RunState) -> None:
     """Refuse a folder of another recipe, or one that was edited; keys that follow what is there already may change."""
     folder = state.folder
@@ -246,7 +268,7 @@ def _claim(state: RunState) -> None:
         if changed:
             raise RunError(
                 f"{folder.path} was begun with another recipe: {'; '.join(changed)} (before vs now). "
-                f"Run into another folder with --folder, or begin this one anew with --fresh"
+                f"Run into another folder with --folder, or begin this one anew with --fresh {FROM_PYTHON}"
             )
     if folder.report.is_file():
         check_lines(folder, read_report(folder.report))
@@ -283,6 +305,7 @@ def _report(state: RunState, plan: Plan, model: nn.Module, measures: Mapping[str
         exports=exported_manifests(state.folder, state.recipe),
         device=state.model.device,
         computed_in=state.model.held_in or state.prepared.dtype,
+        versions=_versions(state),
     )
     report = make_report(state.folder, state.recipe, plan, outcome)
     write_report(state.folder, report)

@@ -17,6 +17,7 @@ from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.checks import part_problems, recipe_problems
+from ecoflap.core.run.held_model import named_otherwise, require_given
 from ecoflap.core.run.prepared import Prepared, pools_in
 from ecoflap.core.run.trial import processor_read, token_problems, trial_problems
 
@@ -54,7 +55,9 @@ def prepare(
     :raises RecipeError: With every problem there is.
     """
     config = recipe.model.config if planning else None
-    if model is not None:
+    if model is None:
+        require_given(recipe)
+    else:
         refuse_packed(model)
     source = in_memory(model) if model is not None else open_source(recipe.model.revised_source, Path.cwd(), config)
     adapter = recipe.model.named_adapter() or adapter_for(source, registry)
@@ -70,7 +73,8 @@ def prepare(
     pools = tuple(pools_in(anatomy, recipe))
     prepared = Prepared(recipe, source, adapter, anatomy, pools, weightless)
     with processor_read(prepared) as unread:
-        problems = [*strangers(recipe, own), *unread, *recipe_problems(prepared, registry), *token_problems(prepared)]
+        problems = [] if model is None else list(named_otherwise(recipe, source))
+        problems += [*strangers(recipe, own), *unread, *recipe_problems(prepared, registry), *token_problems(prepared)]
         of_data = list(_data_problems(prepared, trying=not unread))
     shipped = recipe.model.config
     if shipped is not None and is_on_hub(source) and not planning:

@@ -10,17 +10,17 @@ from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.differences import changes
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.environment import versions
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.run.data import RunData
 
 
-def check_same(ranks: Ranks, recipe: Recipe) -> None:
+def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str]) -> None:
     """Refuse processes that were given different recipes, or that have other versions of libraries.
 
+    :param versions: Those of this process.
     :raises RunError: With the ranks and what differs.
     """
-    (recipe_of_first, versions_of_first), *others = ranks.gather((recipe.plain(), versions()))
+    (recipe_of_first, versions_of_first), *others = ranks.gather((recipe.plain(), dict(versions)))
     problems = []
     for rank, (own_recipe, own_versions) in enumerate(others, 1):
         problems += [f"rank {rank} has another recipe: {one}" for one in changes(recipe_of_first, own_recipe)]

@@ -1,6 +1,7 @@
 """The stages of a run, a function each, over what a run holds: evaluate, plan (score, allocate), prune and save."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.core.budget.counts import Pattern
-from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.blame import PartError, blaming
 from ecoflap.core.contracts.records import Batch, Granularity
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.whole_files import whole_folder
 from ecoflap.core.disk.write_errors import explained
+from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.export.stage import missing_exports
 from ecoflap.core.forward.placement import outside_held
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.emptied import emptied
+from ecoflap.core.pruning.left_alone import left_alone
 from ecoflap.core.pruning.masks import PackedMasks, save_masks
 from ecoflap.core.pruning.plan import Plan, Pool, make_plan
 from ecoflap.core.pruning.plan_file import read_plan, read_scores_of, write_plan
@@ -273,7 +276,8 @@ def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Bl
     dtype = torch.float32 if keys.scorer.options.dtype == "float32" else None
     data = state.recipe.score_calibration if keys.scorer.options.data else None
     spare = spare_for_scoring(state.prepared)
-    with state.replay(batches, data, dtype, ranks, spare) as replay:
+    alone = left_alone(keys.scorer.use, [layer for _, layer in layers], state.folder.scores, ranks)
+    with alone, state.replay(batches, data, dtype, ranks, spare) as replay:
         unchanged = state.model.refuse_changed
         return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit, unchanged)
 
@@ -333,13 +337,25 @@ def _save(state: RunState, model: nn.Module, masks: PackedMasks) -> None:
     """Write masks and model, and read them back."""
     folder = state.folder
     save_masks(folder.masks, masks)
-    with whole_folder(folder.model) as inside:
+    with whole_folder(folder.model) as inside, _telling_what_is_kept(state):
         who = f"the adapter {type(state.prepared.adapter).__name__}, saving the model,"
         with blaming(who), explained(folder.model, inside):
             _write_model(state, model, inside)
         check_saved(inside, model, masks, partial(state.model.read, inside))
         write_sums(inside)
     folder.drop_blocks()
+
+
+@contextmanager
+def _telling_what_is_kept(state: RunState) -> Iterator[None]:
+    """Say of an adapter that cannot save its model, or not as it is, that nothing has to be pruned again."""
+    try:
+        yield
+    except (PartError, FormatError, ModelError) as error:
+        anew = ", with the model loaded anew" if state.prepared.source.model is not None else ""
+        kept = f"Finished blocks are kept in {state.folder.blocks}: mend the adapter's save, and run again{anew}"
+        *others, last = error.problems
+        raise type(error)(*others, f"{last.rstrip('.')}. {kept}") from error
 
 
 def _write_model(state: RunState, model: nn.Module, folder: Path) -> None:

@@ -9,16 +9,17 @@ from ecoflap.core.budget.select import is_finite
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Metric
 from ecoflap.core.contracts.records import Statistics
+from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import ModelError
 
 
 def numbers_of(metric: Metric, weight: Float[Tensor, "out in"], seen: Statistics) -> Float[Tensor, "out in"]:
     """Give the number that a metric has for each weight.
 
-    :raises ModelError: Where it gives something else, or what is NaN or infinite.
+    :raises ModelError: Where it gives something else, or what is NaN or infinite, or writes into what it is given.
     """
     name = f"the metric {type(metric).__name__}"
-    with blaming(name):
+    with blaming(name), untouched(name, weight, seen):
         values: Any = metric(weight, seen)
     if not isinstance(values, Tensor) or values.shape != weight.shape or not values.is_floating_point():
         found = f"{values.dtype} of {tuple(values.shape)}" if isinstance(values, Tensor) else f"{values!r:.100}"

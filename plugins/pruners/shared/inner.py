@@ -11,6 +11,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import PrunerOptions
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
+from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import ModelError
 from ecoflap.core.pruning.pruner_answer import what_is_wrong
 
@@ -28,7 +29,7 @@ def prune_by(
     :raises ModelError: Where it returns something else than a mask and a weight that hold the budget.
     """
     name = type(inner).__name__
-    with blaming(f"the inner pruner {name}"):
+    with blaming(f"the inner pruner {name}"), untouched(f"the inner pruner {name}", weight, seen):
         pruned = inner(weight, seen, budget, layer)
         problem = what_is_wrong(pruned, weight, budget)
     if problem:

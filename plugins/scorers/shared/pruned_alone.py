@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from ecoflap.core.budget.counts import Keep, keep_count
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import Pruned, Statistics
+from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
@@ -41,7 +42,8 @@ def _pruned(
     with replay.placement.as_precise().held([layer.parameter]):
         weight, budget = layer.weight.data.contiguous(), Keep(keep_count(layer.size, level))
         try:
-            answer = pruner(weight, statistics, budget, place)
+            with untouched(f"the pruner {type(pruner).__name__}", weight, statistics):
+                answer = pruner(weight, statistics, budget, place)
         except EcoflapError as error:
             raise type(error)(*(f"{layer.name}: {problem}" for problem in error.problems)) from error
         problem = what_is_wrong(answer, weight, budget)

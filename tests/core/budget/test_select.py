@@ -1,6 +1,7 @@
 """Masks keep exactly what the budget says, and what a stable sort would keep."""
 
 import math
+from inspect import unwrap
 
 import pytest
 import torch
@@ -100,6 +101,11 @@ class TestSelect:
     def test_refuses_runs_that_do_not_fit(self):
         with pytest.raises(EcoflapError, match="in_features 6 is not divisible by 4"):
             select(torch.ones(2, 6), Pattern(2, 4))
+
+    @pytest.mark.parametrize("budget", [Keep(6), Pattern(1, 2)])
+    def test_refuses_to_compare_in_a_way_that_is_not_known(self, budget):
+        with pytest.raises(EcoflapError, match=r"way to compare named 'rows'\. Did you mean 'row'\? Known: layer, row"):
+            unwrap(select)(torch.ones(2, 6), budget, "rows")  # as it is where no test checks types
 
     @pytest.mark.parametrize("compare", ["row", "layer"])
     def test_refuses_more_than_there_are(self, compare):

@@ -50,6 +50,39 @@ def test_an_object_that_no_recipe_could_write_is_told_how_it_can_be(registry):
     assert parse_recipe({**recipe, "score": Scores}, registry=registry).score.scorer.use == f"{__name__}:Scores"
 
 
+def test_an_adapter_from_python_is_told_so_too(registry):
+    recipe = {"version": 1, "model": {"source": "m", "adapter": Scores()}, "sparsity": 0.5, "prune": "magnitude"}
+    with pytest.raises(EcoflapError, match=r"model\.adapter: should be an adapter: .* make its class a dataclass, or"):
+        parse_recipe(recipe, registry=registry)
+
+
+def test_what_yaml_could_have_is_told_as_what_it_is(registry):
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": 3}
+    with pytest.raises(EcoflapError, match=r"prune: should be a pruner: .*; this is 3\. Known:"):
+        parse_recipe(recipe, registry=registry)
+
+
+def scored(replay, layers):
+    """What a scorer does, and no function that makes one."""
+    return ((layer.name, 1.0) for layer in layers)
+
+
+def makes(scored: int) -> Scores:
+    """A function that makes one, of a parameter."""
+    return Scores()
+
+
+@pytest.mark.parametrize("score", [scored, lambda replay, layers: iter(()), {"use": scored}])
+def test_a_function_that_is_itself_the_part_is_told_from_one_that_makes_it(registry, score):
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": score}
+    said = r"(scored|<lambda>): it is no class, and does not say that it makes a scorer\. Name a class; or, "
+    with pytest.raises(EcoflapError, match=said):
+        parse_recipe(recipe, registry=registry)
+    with pytest.raises(EcoflapError, match=r"makes needs scored:, which is missing"):
+        parse_recipe({**recipe, "score": makes}, registry=registry)
+    assert parse_recipe({**recipe, "score": {"use": makes, "scored": 3}}, registry=registry).score.scorer.built
+
+
 def test_a_part_is_built_once_when_the_recipe_is_checked(registry):
     BUILT.clear()
     recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": {"use": Counted}}

@@ -55,6 +55,25 @@ def test_a_name_of_another_kind_is_told_with_how_it_is_written(problems, kind, n
     assert said.split("Known: ")[1].split(". ", 1)[1] == told
 
 
+def test_an_object_in_the_place_of_its_class_is_told_with_the_class(world, problems):
+    text = """
+from functools import partial
+from ecoflap import hookimpl
+
+class Made:
+    def __call__(self, weight, seen, budget, layer): ...
+
+@hookimpl
+def ecoflap_register_pruners():
+    return {"made": Made(), "partly": partial(Made)}
+"""
+    world.module("toy_o", text)
+    said = problems(world.load, "plugins: {o: toy_o}")
+    for name, made in (("made", "Made"), ("partly", "partial")):
+        assert f"offers the pruner '{name}' as an object, a {made}, and what makes one is wanted" in said
+    assert "offer the class Made, or a function that makes one." in said
+
+
 def test_a_metric_that_nothing_takes_is_told_too(world, problems):
     world.module("toy_m", METRIC)
     registry = world.load("plugins: {a: toy_a, m: toy_m}")

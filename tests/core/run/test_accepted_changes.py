@@ -21,11 +21,11 @@ def stopped(plain, heard_by, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     def stopped(**keys):
-        monkeypatch.setattr(pipeline, "versions", lambda: OLDER)
+        monkeypatch.setattr(pipeline, "versions", lambda used: OLDER)
         recipe = plain(evaluate=None, export=None, **keys)
         with pytest.raises(KeyboardInterrupt):
             ecoflap.run(recipe, folder=tmp_path / "run", registry=heard_by(stop))
-        monkeypatch.setattr(pipeline, "versions", lambda: NEWER)
+        monkeypatch.setattr(pipeline, "versions", lambda used: NEWER)
         return recipe, tmp_path / "run"
 
     return stopped
@@ -48,7 +48,7 @@ def test_other_versions_are_said_and_the_user_decides(stopped):
 def test_a_finished_run_may_be_looked_at_with_any_version(stopped, monkeypatch):
     recipe, folder = stopped()
     ecoflap.run(recipe, folder=folder, accept_change=True)
-    monkeypatch.setattr(pipeline, "versions", lambda: OLDER)
+    monkeypatch.setattr(pipeline, "versions", lambda used: OLDER)
     assert ecoflap.run(recipe, folder=folder).report.kept == 11520
     with pytest.raises(RunError, match=r"was begun with ecoflap 9\.0 \(now 8\.0\)"):
         ecoflap.run({**recipe, "export": "safetensors"}, folder=folder)
@@ -59,7 +59,7 @@ def test_data_that_changed_are_gone_on_with_only_if_asked_for(stopped, pico, tmp
     text.write_bytes((pico / "text.jsonl").read_bytes())
     calibration = {"use": "text", "path": str(text), "sequence_length": 16, "samples": 4, "batch_size": 2}
     recipe, folder = stopped(calibration=calibration)
-    monkeypatch.setattr(pipeline, "versions", lambda: OLDER)
+    monkeypatch.setattr(pipeline, "versions", lambda used: OLDER)
     text.write_text(text.read_text().replace("word1 ", "word2 "))
     with pytest.raises(RunError, match=r"another calibration data than .* with --accept-change, or begin"):
         ecoflap.run(recipe, folder=folder)

@@ -170,7 +170,7 @@ def test_a_model_in_memory_is_pruned_in_place_and_again_by_a_finished_run(plain,
     second = ecoflap.run(recipe, model=again, processor=pico_tokenizer, folder=tmp_path / "run")
     assert second.model is again
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
-    with pytest.raises(RunError, match=r"another model \(state_dict\) than is there now"):
+    with pytest.raises(RunError, match=r"another model than is given now\. A model in memory is pruned in place"):
         ecoflap.run(recipe, model=pico_llama(seed=5), processor=pico_tokenizer, folder=tmp_path / "run")
 
 

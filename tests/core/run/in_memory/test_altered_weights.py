@@ -1,0 +1,147 @@
+"""Weights that were altered before a run, by a scorer, or by what only looks at them: it is said, or refused."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ecoflap
+from ecoflap import ColumnNorm, Pruned, select
+from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.placement import restored
+
+SHORT = {"score": None, "allocate": "uniform", "prune": "magnitude", "evaluate": None, "export": None}
+ZERO = "were zero before anything was pruned"
+
+
+class Shrinks:
+    """Moves each layer by hand, and does not come back to the same bits."""
+
+    def __call__(self, replay, layers):
+        for layer in layers:
+            layer.weight.data.mul_(0.9)
+            loss = replay.loss(0)
+            layer.weight.data.div_(0.9)
+            yield layer.name, float(loss.mean())
+
+
+class Exchanges(Shrinks):
+    """Gives one layer another tensor."""
+
+    def __call__(self, replay, layers):
+        layers[1].parameter.data = layers[1].parameter.data.roll(1)
+        yield from ((layer.name, 1.0 + number) for number, layer in enumerate(layers))
+
+
+class PutsBack(Shrinks):
+    """Moves each layer in every way that ends with the same bits."""
+
+    def __call__(self, replay, layers):
+        for layer in layers:
+            before = layer.weight.detach().clone()
+            layer.weight.data.mul_(0.9)
+            layer.weight.data.copy_(before)
+            with restored([layer]):
+                layer.weight.data.zero_()
+            with replay.perturbed(layer, torch.ones(layer.shape)):
+                yield layer.name, float(replay.loss(0).mean())
+
+
+@pytest.mark.parametrize(("scorer", "first"), [(Shrinks, r"layers\.0\.self_attn\.q_proj"), (Exchanges, "k_proj")])
+def test_it_is_named_with_the_first_layer_and_a_run_that_goes_on_asks_it_again(plain, tmp_path, scorer, first):
+    recipe = plain(score=scorer, evaluate=None, export=None)
+    for _ in range(2):
+        said = (
+            rf"the scorer \S+{scorer.__name__} has left the weights of model\.\S*{first}\.weight\b.* replay\.perturbed"
+        )
+        with pytest.raises(ModelError, match=said):
+            ecoflap.run(recipe, folder=tmp_path / "run")
+        assert not (tmp_path / "run" / "scores.jsonl").exists()
+
+
+@pytest.mark.parametrize("offload", [None, "disk"])
+def test_what_comes_back_to_the_same_bits_is_left_to_do_it(plain, pico, tmp_path, offload):
+    model = {"source": str(pico / "model"), "offload": offload}
+    recipe = plain(score=PutsBack, prune="magnitude", evaluate=None, export=None, model=model)
+    done = ecoflap.run(recipe, folder=tmp_path / "run")
+    before, after = load_file(pico / "model" / "model.safetensors"), done.model.state_dict()
+    masks = ecoflap.load_masks(done.folder)
+    assert all(torch.equal(after[name][mask], before[name][mask]) for name, mask in masks.items())
+
+
+class InPlace:
+    """A metric that writes into the weights, as abs_ does."""
+
+    needs = (ColumnNorm,)
+
+    def __call__(self, weight, seen):
+        return weight.abs_() * seen[ColumnNorm].squared
+
+
+class Corrects:
+    """A pruner that writes into the weights, which a run that goes on would not do again."""
+
+    def __call__(self, weight, seen, budget, layer):
+        mask = select(weight.abs(), budget)
+        return Pruned(mask, weight.mul_(2).mul_(mask))
+
+
+@pytest.mark.parametrize(
+    ("prune", "who"),
+    [
+        ({"use": "by_metric", "metric": InPlace}, "the metric InPlace"),
+        (Corrects, r"the pruner \S*:Corrects"),
+        ({"use": "refit", "inner": Corrects}, "the inner pruner Corrects"),
+    ],
+)
+def test_what_writes_into_the_weights_that_it_looks_at_is_named(plain, tmp_path, prune, who):
+    recipe = plain(**{**SHORT, "prune": prune})
+    said = rf"model\.layers\.0\.self_attn\.q_proj\.weight: {who} wrote into the weights, which"
+    with pytest.raises(ModelError, match=said):
+        ecoflap.run(recipe, folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("metric", ["local_metric", "weight_metric"])
+def test_a_metric_that_a_scorer_asks_is_held_to_the_same(plain, tmp_path, metric):
+    keys = {**SHORT, "score": {"use": metric, "metric": InPlace}, "allocate": None}
+    with pytest.raises(ModelError, match="the metric InPlace wrote into the weights"):
+        ecoflap.run(plain(**keys), folder=tmp_path / "run")
+
+
+def test_a_model_in_memory_that_is_pruned_twice_is_told(plain, pico_llama, pico_tokenizer, tmp_path):
+    model, recipe = pico_llama(), plain(**SHORT, model=None)
+    first, second = (
+        ecoflap.run({**recipe, "sparsity": sparsity}, model=model, processor=pico_tokenizer, folder=tmp_path / name)
+        for sparsity, name in ((0.7, "first"), (0.5, "second"))
+    )
+    assert first.report.warnings == ()
+    zeros = first.plan.size - first.plan.keep
+    (warning,) = second.report.warnings
+    assert warning.startswith(
+        f"model: 70.0% of the weights that may be pruned, {zeros:,} of {first.plan.size:,}, {ZERO}"
+    )
+    assert second.report.kept_zeros == second.plan.keep - first.plan.keep
+
+
+def test_so_is_a_folder_that_was_pruned_and_the_share_from_which_on_it_is(plain, tmp_path):
+    for sparsity, told in ((0.09, False), (0.11, True)):
+        first = ecoflap.run(plain(**SHORT, sparsity=sparsity), folder=tmp_path / f"{sparsity}")
+        second = ecoflap.run(plain(**SHORT, model=str(first.folder / "model")), folder=tmp_path / f"{sparsity} again")
+        assert any(ZERO in one for one in second.report.warnings) == told, sparsity
+
+
+def test_rounds_and_masks_of_elsewhere_are_no_pruning_of_before(plain, tmp_path):
+    keys = {**SHORT, "sparsity": None, "allocate": None}
+    rounds = ecoflap.run(plain(**SHORT, rounds=2), folder=tmp_path / "rounds")
+    masks = {"use": "from_masks", "path": str(rounds.folder)}
+    taken = ecoflap.run(plain(**{**keys, "prune": masks}), folder=tmp_path / "taken")
+    pruned = {"use": "from_masks", "path": str(rounds.folder / "model"), "zeros": True}
+    own = ecoflap.run(plain(**{**keys, "prune": pruned}, model=str(rounds.folder / "model")), folder=tmp_path / "own")
+    assert not [one for run in (rounds, taken, own) for one in run.report.warnings if ZERO in one]
+
+
+def test_16_bits_make_no_zeros_that_are_told(plain, pico_llama, pico_tokenizer, tmp_path):
+    model = pico_llama(dtype=torch.float16)
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight.data[:2] = 0  # a dead output or two
+    recipe = plain(**SHORT, model={"compute": "float32"})
+    assert ecoflap.run(recipe, model=model, processor=pico_tokenizer, folder=tmp_path / "run").report.warnings == ()
