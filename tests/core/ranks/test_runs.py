@@ -266,7 +266,7 @@ def test_another_recipe_is_named_with_its_rank(recipes, tmp_path):
 def test_other_versions_are_named_with_their_rank(recipes, tmp_path, monkeypatch):
     def run(rank):
         if rank:
-            monkeypatch.setattr("ecoflap.core.run.same_ranks.versions", lambda: {"torch": "0.1"})
+            monkeypatch.setattr("ecoflap.core.run.pipeline.versions", lambda used: {"torch": "0.1"})
         return recipes["sums"]
 
     said = refused(tmp_path, run)
