@@ -243,6 +243,7 @@ class PrunedModel:
         layers are fed. None where there are none.
     :param offloaded: Whether its weights stay in files, as those of a model that is larger than memory: an exporter is
         then to hold one of them at a time, as far as it can.
+    :param held_in: The type that the run held weights in while it used them; None for their own.
     """
 
     model: nn.Module
@@ -251,6 +252,7 @@ class PrunedModel:
     provenance: Provenance | None = None
     calibration: Callable[[], Sequence[Batch]] | None = None
     offloaded: bool = False
+    held_in: torch.dtype | None = None
 
     @property
     def parameter_masks(self) -> Mapping[str, Bool[Tensor, "..."]]:

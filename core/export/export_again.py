@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ecoflap.core.contracts.events import RunFinished, RunStarted
@@ -14,7 +15,7 @@ from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import RunError, dtype_name
 from ecoflap.core.export.exports import export_names, is_recorded
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.model.mapped_weights import mapped_beside
@@ -25,7 +26,7 @@ from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.folder import CALIBRATION_DATA, RunFolder, open_run, require_finished
+from ecoflap.core.record.folder import ARITHMETIC, CALIBRATION_DATA, RunFolder, open_run, require_finished
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.recorded_recipe import RecordedRecipe
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
@@ -142,7 +143,8 @@ def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registr
     masks, known = masks_as_planned(folder.masks, plan), provenance_of(folder, recipe, plan, measures)
     keys = recipe.calibration
     batches = None if keys is None else partial(reading.batches, keys, adapter, model)
-    return PrunedModel(model, adapter, masks, known, batches, offloaded)
+    is_wide = folder.read_fingerprints().get(ARITHMETIC) == dtype_name(torch.float32)
+    return PrunedModel(model, adapter, masks, known, batches, offloaded, torch.float32 if is_wide else None)
 
 
 def _written_anew(before: Report, folder: RunFolder, recipe: Recipe) -> Report:

@@ -32,9 +32,9 @@ class Placement:
         """Hold parameters and buffers there; afterwards their storage is the old one, which nothing has written to."""
         moved = [tensor for tensor in tensors if self._is_elsewhere(tensor) or self._is_narrower(tensor)]
         originals = [tensor.data for tensor in moved]
-        for tensor in moved:
-            tensor.data = self.brought(tensor.data)
         try:
+            for tensor in moved:  # for which memory may not be enough
+                tensor.data = self.brought(tensor.data)
             yield
         finally:
             for tensor, original in zip(moved, originals, strict=True):
@@ -94,8 +94,8 @@ class HeldBlocks:
     def hold(self, blocks: Iterable[Block]) -> None:
         """Hold some blocks."""
         for block in blocks:
-            held = self._held[block.name] = ExitStack()
-            held.enter_context(self._placement.held(tensors_of(block.module)))
+            self._held[block.name] = ExitStack()
+            self._held[block.name].enter_context(self._placement.held(tensors_of(block.module)))
 
     def let_go(self, blocks: Iterable[Block]) -> None:
         """Let go of those of some blocks that are held."""
@@ -216,18 +216,15 @@ def model_held(model: nn.Module, anatomy: Anatomy, placement: Placement, spare: 
 
     What is in no block is held meanwhile as precisely, where it is.
 
-    :param spare: Bytes of memory that may be spent on being quicker: where blocks take no more than that and stay where
-        they are, all of them are held meanwhile.
+    :param spare: Bytes of memory that may be spent on being quicker: where the model takes no more than that and stays
+        where it is, all of it is held meanwhile.
     """
-    blocks = anatomy.blocks
-    wide = placement.widened_bytes(one for block in blocks for one in tensors_of(block.module))
-    with placement.in_place().held(outside_blocks(model, anatomy)):
-        if placement.device is None and wide <= spare:
-            with placement.held(one for block in blocks for one in tensors_of(block.module)):
-                yield
-        else:
-            with blocks_held(placement, blocks):
-                yield
+    if placement.device is None and placement.widened_bytes(tensors_of(model)) <= spare:
+        with placement.held(tensors_of(model)):
+            yield
+        return
+    with placement.in_place().held(outside_blocks(model, anatomy)), blocks_held(placement, anatomy.blocks):
+        yield
 
 
 @contextmanager

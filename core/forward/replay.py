@@ -11,7 +11,6 @@ from copy import copy
 from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -61,9 +60,8 @@ class Replay:
         ``loss``, ``run`` and ``each`` give what all batches come to, the same in every process and whatever their
         number, and all processes have to call them in the same order.
     :param keep_in: A folder on whose disk the record is kept; None keeps it in memory.
-    :param spare: Bytes of memory that may be spent on being quicker, which changes no bit of a loss or gradient. As a
-        context manager it then holds all blocks in ``dtype``, each until it is recorded, where they take no more than
-        that, so that none is converted at each forward; and ``gradients`` keeps activations that fit into the rest.
+    :param spare: Bytes of memory that may be spent on being quicker, which changes no bit: as a context manager on all
+        blocks in ``dtype``, each until it is recorded, and by ``gradients`` on activations, each where they fit.
     """
 
     def __init__(
@@ -93,20 +91,22 @@ class Replay:
         self._finished = 0
         self._moved: list[str] = []
         self._of_loss: dict[str, Statistics] = {}
-        self._outside = ExitStack()
+        self._entered = ExitStack()
         self._spare, self._held = spare, HeldBlocks(self.placement)
 
     def __enter__(self) -> "Replay":
-        self._outside.enter_context(self.placement.in_place().held(self._tensors_outside))
-        wide = self.placement.widened_bytes(one for block in self.blocks for one in tensors_of(block.module))
-        if wide <= self._spare and self.placement.device is None:
-            self._spare -= wide
-            self._held.hold(self.blocks)
+        wide = self.placement.widened_bytes(tensors_of(self.model))
+        at_once = wide <= self._spare and self.placement.device is None
+        with ExitStack() as entered:  # and left, where memory is not enough
+            entered.callback(self._held.let_go, self.blocks)
+            entered.enter_context(self.placement.in_place().held(self._tensors_outside))
+            self._held.hold(self.blocks if at_once else ())
+            self._entered = entered.pop_all()
+        self._spare -= wide if at_once else 0
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._held.let_go(self.blocks)
-        self._outside.close()
+    def __exit__(self, *raised: object) -> None:
+        self._entered.close()
 
     def run(
         self,

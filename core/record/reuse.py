@@ -117,7 +117,7 @@ def _comparable(recipe: Mapping[str, Any]) -> dict[str, Any]:
         score["calibration"] = _without(score["calibration"], "keep")
     return {
         **recipe,
-        "model": _without(model, "offload"),
+        "model": _without(_without(model, "offload"), "compute"),  # of which a fingerprint tells what came of it
         "calibration": _without(calibration, "keep"),
         "score": score,
     }

@@ -45,6 +45,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     yield from _length_problems(prepared)
     yield from _ability_problems(prepared, registry)
     yield from _logit_problems(prepared, registry)
+    yield from _head_problems(prepared)
     yield from _subblock_problems(prepared)
     yield from _plan_problems(prepared)
 
@@ -207,6 +208,21 @@ def _logit_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
                 f"{where}: {spec.use} holds what the pruned model says against what the dense one says, and the loss "
                 f"of the adapter {name} is no cross entropy of logits here: {why}. Refine its blocks, by "
                 f"refine: [reconstruct]."
+            )
+
+
+def _head_problems(prepared: Prepared) -> Iterator[str]:
+    """Say where a head is pruned that the model applies in pieces, and refined by what the dense one would say.
+
+    What a block gave is recorded call by call, and of a head in pieces their number is no one's to know.
+    """
+    heads = [block.name for pool in prepared.pools for block, _ in pool.layers if block.calls is None]
+    for where, spec in prepared.recipe.specs():
+        if heads and spec in prepared.model_refiners:
+            yield (
+                f"{where}: {spec.use} holds what the pruned model says against what the dense one says, which is not "
+                f"known any more once {heads[0]} is pruned: the model applies it in pieces. Leave {heads[0]} out of "
+                f"include, or refine by refine: [reconstruct]."
             )
 
 

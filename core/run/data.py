@@ -4,8 +4,6 @@ import json
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.source import fingerprint
@@ -34,7 +32,7 @@ class RunData:
         """Give what tells the model apart from others, the files that its adapter is given, and what it computes in."""
         adapter, stored = self._prepared.recipe.model.adapter, self._prepared.dtype
         files = {"adapter": digests(adapter)} if adapter and digests(adapter) else {}
-        is_narrow = stored.itemsize < torch.float32.itemsize
+        is_narrow = self._prepared.may_be_narrow
         arithmetic = {ARITHMETIC: dtype_name(self._model.held_in or stored)} if is_narrow else {}
         return {"model": fingerprint(self._prepared.source, self._model.get), **files, **arithmetic}
 

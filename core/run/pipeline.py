@@ -212,7 +212,8 @@ def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
     measures = measures_of(folder.evaluations, state.evaluations)
     known, keys = provenance_of(folder, state.recipe, plan, measures), state.recipe.calibration
     batches = partial(state.data.batches, keys) if keys is not None else None
-    pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches, state.model.stays_on_disk)
+    how = state.model.stays_on_disk, state.model.held_in
+    pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches, *how)
     export_all(folder, state.recipe, state.missing_exports, pruned, state.log)
     return _report(state, plan, model, measures)
 

@@ -15,11 +15,13 @@ from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Target, TokenChoice, View
+from ecoflap.core.disk.stored_type import stored_type
 from ecoflap.core.errors import dtype_name
 from ecoflap.core.model.anatomy import Anatomy, Source
-from ecoflap.core.model.arithmetic import is_slow
+from ecoflap.core.model.arithmetic import is_slow, slow_types
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
+from ecoflap.core.model.source import weight_files
 from ecoflap.core.pruning.plan import SHARED, Pool, pools_of, scored_in
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
@@ -50,7 +52,7 @@ class Prepared:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Give the model's type: that of one in memory, or what the recipe asks for or the configuration names."""
+        """Give the model's type: that of one in memory, or what the recipe asks for or it is stored in."""
         if self.source.model is not None:
             return next((layer.parameter.dtype for _, layer in self.anatomy.layers()), torch.float32)
         asked = self.recipe.model.dtype
@@ -58,9 +60,23 @@ class Prepared:
 
     @property
     def dtype_of_files(self) -> torch.dtype:
-        """Give the type that the configuration names."""
-        config = self.source.config
-        return _dtype_called(config.get("dtype") or config.get("torch_dtype") or "float32")
+        """Give the type that the model is stored in: float32 where nothing tells."""
+        return self._stored or torch.float32
+
+    @cached_property
+    def _stored(self) -> torch.dtype | None:
+        """Give the type that the configuration names, or that the first file is in; None where neither tells."""
+        named = self.source.config.get("dtype") or self.source.config.get("torch_dtype")
+        if named:
+            return _dtype_called(named)
+        files = [file for file in weight_files(self.source) if file.suffix == ".safetensors"]
+        return stored_type(files[0]) if files else None
+
+    @property
+    def may_be_narrow(self) -> bool:
+        """Say whether weights may be narrower than float32: they are, or it shows only when they are read."""
+        is_told = self.source.model is not None or self.recipe.model.dtype != "auto" or self._stored is not None
+        return self.dtype.itemsize < torch.float32.itemsize or not is_told
 
     @property
     def is_on_cpu(self) -> bool:
@@ -77,10 +93,11 @@ class Prepared:
         None stands for the model's own type. Float32 is for a model that is narrower, where the recipe asks for it, or
         leaves it open and the CPU is slow in the model's type.
         """
-        if self.dtype.itemsize >= torch.float32.itemsize:
+        if not self.may_be_narrow:
             return None
-        asked = self.recipe.model.compute
-        is_better = asked == "auto" and self.is_on_cpu and is_slow(self.dtype)
+        asked, is_known = self.recipe.model.compute, self.dtype != torch.float32
+        lacks = is_slow(self.dtype) if is_known else bool(slow_types())
+        is_better = asked == "auto" and self.is_on_cpu and lacks
         return torch.float32 if is_better or asked == "float32" else None
 
     @property

@@ -11,6 +11,7 @@ from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
+from ecoflap.core.errors import dtype_name
 from ecoflap.core.forward.placement import Placement, model_held
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
@@ -174,5 +175,6 @@ def held_in(prepared: Prepared, folder: RunFolder) -> torch.dtype | None:
     A run that goes on computes as it was begun, also on a machine that would do otherwise.
     """
     begun = folder.read_fingerprints().get(ARITHMETIC)
-    wanted = prepared.held_in if begun is None else DTYPES[begun]
-    return None if wanted == prepared.dtype else wanted
+    if begun is None:
+        return prepared.held_in
+    return torch.float32 if begun == dtype_name(torch.float32) else None

@@ -103,7 +103,7 @@ def test_a_run_without_a_report_is_said_not_to_be_finished(folder, ecoflap_comma
         delete(folder / name)
     assert verify(folder).unfinished == [folder]
     code, out, _ = ecoflap_command("verify", folder)
-    assert code == 0
+    assert code == 3
     assert "not finished" in out
     assert "it has no report.json" in out
 

@@ -156,6 +156,21 @@ def test_what_has_logits_may_and_blocks_of_any_model(row, refiner):
     assert refined(row, refiner).pools
 
 
+def test_a_head_in_pieces_is_not_pruned_where_the_model_is_refined_by_what_it_says(plain):
+    """A run would come upon it behind all pruning, when it asks for what the dense head gave."""
+
+    def asked(**keys):
+        recipe = parse_recipe(plain(include=["lm_head"], **keys), registry=load_registry())
+        return prepare(recipe, load_registry())
+
+    told = (
+        r"refine\.1: distill holds what .* once lm_head is pruned: the model applies it in pieces\. Leave lm_head out"
+    )
+    with pytest.raises(RecipeError, match=told):
+        asked(refine=["reconstruct", "distill"])
+    assert asked(refine=["reconstruct"]).block_refiners["language"]
+
+
 def test_sub_blocks_are_refused_where_no_block_has_any(pico_llama, pico_tokenizer, plain, monkeypatch):
     layers = LlamaAdapter.layers
     monkeypatch.setattr(LlamaAdapter, "layers", lambda self, block: layers(self, block)[:4])

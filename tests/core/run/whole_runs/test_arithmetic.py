@@ -1,7 +1,9 @@
 """A narrow model whose products are computed in float32: as if it were stored in that, and it stays as narrow."""
 
+import itertools
 import json
 import signal
+from shutil import copytree
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from torch.nn import functional
 from transformers_version import is_before
 
 import ecoflap
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import EcoflapError, RunError
+from ecoflap.core.forward.placement import Placement
 from ecoflap.core.pruning.masks import read_masks
 from ecoflap.core.record.folder import RunFolder
 
@@ -166,3 +169,70 @@ def test_of_a_model_in_memory_its_weights_say_what_it_is_in(plain, pico_llama, p
         assert {one.dtype for one in model.parameters()} == {dtype}
         kept[dtype] = RunFolder(run.folder).read_fingerprints().get("arithmetic")
     assert kept == {torch.bfloat16: "float32", torch.float32: None}
+
+
+@pytest.mark.parametrize("place", ["in memory", "on the disk"])
+def test_a_type_that_no_configuration_names_is_that_of_the_files(pico, plain, tmp_path, slow_here, place):
+    if place == "on the disk" and is_before("5"):
+        pytest.skip("transformers 5 leaves weights in their files")
+    slow_here(True)
+    copytree(pico / "model", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    without = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(without))
+    where = {"offload": "disk"} if place == "on the disk" else {}
+
+    def measured(name, **model):
+        recipe = plain(model={"source": str(tmp_path / "model"), **model}, export=None)
+        return ecoflap.run(recipe, folder=tmp_path / name)
+
+    wide, left_open = measured("wide", dtype="float32"), measured("open", **where)
+    assert measures(left_open) == measures(wide)
+    assert measures(measured("own", compute="model", **where)) != measures(wide)
+    assert RunFolder(left_open.folder).read_fingerprints()["arithmetic"] == "float32"
+    assert {one.dtype for one in left_open.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("failing", [1, 2, 5, 12, 20, 30, 45])
+@pytest.mark.parametrize("free", [0, 1 << 40])
+def test_memory_that_is_not_enough_leaves_a_model_as_narrow_as_it_was(
+    plain, pico_llama, pico_tokenizer, tmp_path, monkeypatch, failing, free
+):
+    """Whichever tensor is widened when there is none left."""
+    for name in ("run_model.spare_memory", "stages.spare_for_scoring"):
+        monkeypatch.setattr(f"ecoflap.core.run.{name}", lambda prepared: free)
+    brought, count = Placement.brought, itertools.count(1)
+
+    def short(self, tensor):
+        if next(count) == failing:
+            raise MemoryError
+        return brought(self, tensor)
+
+    monkeypatch.setattr(Placement, "brought", short)
+    model = pico_llama(dtype=torch.bfloat16)
+    before = {name: (one, one.data_ptr()) for name, one in model.named_parameters()}
+    recipe = plain(model={"compute": "float32"}, export=None, refine=[{"use": "distill", "steps": 1}])
+    with pytest.raises((MemoryError, EcoflapError), match=r"MemoryError|^$"):  # the latter from within a forward
+        ecoflap.run(recipe, model=model, processor=pico_tokenizer, folder=tmp_path / "run")
+    for name, one in model.named_parameters():
+        assert one.dtype == torch.bfloat16, name
+        assert (one, one.data_ptr()) == before[name]
+
+
+def test_the_same_arithmetic_by_another_key_is_taken_over(recipe_of, tmp_path, slow_here):
+    slow_here(True)
+    first = ecoflap.run(recipe_of({}), folder=tmp_path / "first")
+    second = ecoflap.run(recipe_of({"compute": "float32"}, reuse=[str(first.folder)]), folder=tmp_path / "second")
+    assert set(RunFolder(second.folder).taken_over()) == {"dense evaluation", "scores"}
+
+
+def test_an_export_that_looks_at_inputs_computes_as_the_run_did(recipe_of, tmp_path):
+    """Once behind pruning, and once more from the finished run."""
+    written = {}
+    for name, compute in (("wide", "float32"), ("own", "model")):
+        recipe = {**recipe_of({"compute": compute}, score=None, allocate="uniform"), "prune": "magnitude"}
+        run = ecoflap.run({**recipe, "export": {"use": "eora", "rank": 2}}, folder=tmp_path / name)
+        written[name] = (run.folder / "exports" / "eora" / "adapter_model.safetensors").read_bytes()
+        ecoflap.export_run(run.folder, {"use": "eora", "rank": 2}, overwrite=True)
+        assert (run.folder / "exports" / "eora" / "adapter_model.safetensors").read_bytes() == written[name]
+    assert written["wide"] != written["own"]
