@@ -202,8 +202,8 @@ def _logit_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     name = _name(prepared.adapter, registry)
     with blaming(f"the adapter {name}, asked why its loss is of no logits,"):
         why = prepared.adapter_options.why_no_logits(prepared.model)
-    for where, spec in prepared.recipe.specs():
-        if why and spec in prepared.model_refiners:
+    for where, spec in _model_refiners(prepared):
+        if why:
             yield (
                 f"{where}: {spec.use} holds what the pruned model says against what the dense one says, and the loss "
                 f"of the adapter {name} is no cross entropy of logits here: {why}. Refine its blocks, by "
@@ -217,13 +217,18 @@ def _head_problems(prepared: Prepared) -> Iterator[str]:
     What a block gave is recorded call by call, and of a head in pieces their number is no one's to know.
     """
     heads = [block.name for pool in prepared.pools for block, _ in pool.layers if block.calls is None]
-    for where, spec in prepared.recipe.specs():
-        if heads and spec in prepared.model_refiners:
+    for where, spec in _model_refiners(prepared):
+        if heads:
             yield (
                 f"{where}: {spec.use} holds what the pruned model says against what the dense one says, which is not "
                 f"known any more once {heads[0]} is pruned: the model applies it in pieces. Leave {heads[0]} out of "
                 f"include, or refine by refine: [reconstruct]."
             )
+
+
+def _model_refiners(prepared: Prepared) -> Iterator[tuple[str, PartSpec]]:
+    """Yield each refiner of the whole model with its place in the recipe."""
+    yield from ((where, spec) for where, spec in prepared.recipe.specs() if spec in prepared.model_refiners)
 
 
 def evaluators_of(recipe: Recipe) -> Iterator[tuple[str, PartSpec]]:
