@@ -30,10 +30,10 @@ class RunData:
     @cached_property
     def model_fingerprint(self) -> dict[str, Any]:
         """Give what tells the model apart from others, the files that its adapter is given, and what it computes in."""
-        adapter, stored = self._prepared.recipe.model.adapter, self._prepared.dtype
+        adapter = self._prepared.recipe.model.adapter
         files = {"adapter": digests(adapter)} if adapter and digests(adapter) else {}
         is_narrow = self._prepared.may_be_narrow
-        arithmetic = {ARITHMETIC: dtype_name(self._model.held_in or stored)} if is_narrow else {}
+        arithmetic = {ARITHMETIC: dtype_name(self._model.computed_in)} if is_narrow else {}
         return {"model": fingerprint(self._prepared.source, self._model.get), **files, **arithmetic}
 
     @cached_property

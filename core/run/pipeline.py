@@ -305,7 +305,7 @@ def _report(state: RunState, plan: Plan, model: nn.Module, measures: Mapping[str
         bytes=exported_bytes(state.folder, state.recipe),
         exports=exported_manifests(state.folder, state.recipe),
         device=state.model.device,
-        computed_in=state.model.held_in or state.prepared.dtype,
+        computed_in=state.model.computed_in,
         versions=_versions(state),
     )
     report = make_report(state.folder, state.recipe, plan, outcome)

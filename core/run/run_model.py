@@ -68,6 +68,11 @@ class RunModel:
         """Say whether weights stay in files, but for the block that is being pruned."""
         return self._keys.offload == "disk"
 
+    @property
+    def computed_in(self) -> torch.dtype:
+        """Give the type of the model's products."""
+        return self.held_in or self._prepared.dtype
+
     def get(self) -> nn.Module:
         """Give the model that there is; the source's, loaded and checked, where there is none yet."""
         if self._model is None:
