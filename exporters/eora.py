@@ -80,7 +80,9 @@ class Eora:
             yield _NO_DATA
         if not any(parameter.is_meta for parameter in context.model.parameters()):
             yield _NO_DENSE
-        yield from self._too_small([layer for _, layer in context.anatomy.layers() if _is_linear(layer)])
+        kept = {name for name, own in context.recipe.towers.items() if own == "keep"}
+        pruned = [layer for block, layer in context.anatomy.layers() if block.tower not in kept]
+        yield from self._too_small([layer for layer in pruned if _is_linear(layer)])
 
     def _too_small(self, layers: list[Layer]) -> Iterator[str]:
         small = [layer for layer in layers if self.rank >= min(layer.shape)]

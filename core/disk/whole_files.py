@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ecoflap.core.disk.reading import ReadError, open_file, unread
@@ -71,6 +71,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def delete_whole(path: Path) -> None:
+    """Delete a folder, if it is there. Half of one is never taken for a whole: it gets the name of leftovers first.
+
+    One that the system does not let go stays as it is.
+    """
+    aside = _beside(path, _PARTIAL)
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

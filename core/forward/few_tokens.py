@@ -5,12 +5,19 @@ With fewer tokens than inputs there are changes of the weights that no calibrati
 
 from collections.abc import Mapping
 
+from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.forward.statistics import Gram
 
 
 def few_tokens(gram: Gram) -> str | None:
     """Say how many tokens a layer saw, where it has more inputs; None where it has not."""
     return f"{gram.tokens} tokens for {gram.in_features} inputs" if gram.tokens < gram.in_features else None
+
+
+def few_among(seen: Mapping[str, Statistics]) -> dict[str, str]:
+    """Give what :func:`few_tokens` says of each layer whose Gram matrix is of few tokens, by the layer's name."""
+    grams = {name: one.get(Gram) for name, one in seen.items()}
+    return {name: said for name, gram in grams.items() if gram is not None and (said := few_tokens(gram))}
 
 
 def warning_of_few(few: Mapping[str, str]) -> str:

@@ -193,8 +193,8 @@ class _Summed:
     def finish(self) -> None:
         for layer in self._layers:
             gradient = self._sums[layer.name]
-            if gradient is not None:
-                self._visit(layer, gradient)
+            if gradient is not None:  # its block may have left the device by now
+                self._visit(layer, gradient.to(layer.weight.device))
 
 
 class _Resident:

@@ -72,9 +72,12 @@ class Observation(BlockWatch):
     the spans before it, so that what is summed has the same bits whichever process has seen which span.
 
     :param needs: The statistics' types; each layer gets one of each.
+    :param device: Where the block runs; None where its weights are.
     """
 
-    def __init__(self, block: Block, layers: Sequence[Layer], needs: Sequence[type[Any]]) -> None:
+    def __init__(
+        self, block: Block, layers: Sequence[Layer], needs: Sequence[type[Any]], device: torch.device | None = None
+    ) -> None:
         self._block, self._layers = block, layers
         self._names = frozenset(layer.name for layer in layers)
         self._of_inputs = [need for need in needs if not issubclass(need, GradientStatistic)]
@@ -88,6 +91,7 @@ class Observation(BlockWatch):
         self._fed: set[str] = set()  # layers with a real token among their inputs
         self._tokens_of: TokensOf
         self._weights_of: WeightsOf
+        self._runs_on = device
         self._device = torch.device("cpu")  # where inputs are seen
         self._call = 0  # which call of the block in one forward is being seen
         self._calls: Counter[str] = Counter()  # of each layer, in this batch
@@ -290,11 +294,12 @@ class Observation(BlockWatch):
 
         Then ‖X_j‖ is 1 and X Xᵀ the identity, so that what is left for a method to look at is the weight.
         """
-        found = Statistics({need: need(layer.shape[1]).to(layer.weight.device) for need in self._order}, is_fed=False)
+        device = self._runs_on or layer.weight.device
+        found = Statistics({need: need(layer.shape[1]).to(device) for need in self._order}, is_fed=False)
         for statistic in found.values():
-            statistic.add(torch.eye(layer.shape[1], device=layer.weight.device))
+            statistic.add(torch.eye(layer.shape[1], device=device))
             if isinstance(statistic, GradientStatistic):
-                statistic.add_gradient(torch.ones_like(layer.weight))
+                statistic.add_gradient(torch.ones_like(layer.weight, device=device))
         return found
 
 

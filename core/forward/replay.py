@@ -23,6 +23,7 @@ from ecoflap.core.contracts.records import Batch, LayerPlace, Statistics, TokenC
 from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
+from ecoflap.core.forward.few_tokens import few_among
 from ecoflap.core.forward.gradients import kept_gradients, saved_bytes, stream_gradients
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation, Observed
@@ -88,7 +89,8 @@ class Replay:
         self.own: Sequence[int] = [number for span in self._spans for number in span]
         self._records = Records((number, Record(keep_in)) for number in self.own)
         self._keep_in = keep_in
-        self._finished = 0
+        self.finished = 0  # blocks that have been recorded
+        self.few: dict[str, str] = {}  # what few_tokens says, by the layers whose Gram matrices run() has given
         self._moved: list[str] = []
         self._of_loss: dict[str, Statistics] = {}
         self._entered = ExitStack()
@@ -125,7 +127,9 @@ class Replay:
         :param tokens: Which tokens count in the statistics of inputs.
         :return: By layer name, its statistics by type: ``seen[name][Gram]``.
         """
-        return self.observed(i, needs, layers, tokens).everywhere(self.ranks)
+        seen = self.observed(i, needs, layers, tokens).everywhere(self.ranks)
+        self.few |= few_among(seen)
+        return seen
 
     def observed(
         self,
@@ -169,7 +173,7 @@ class Replay:
             self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder or self._keep_in, len(self.batches))
 
     def _observed(self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice) -> Observed:
-        observation = Observation(self.blocks[i], layers, needs)
+        observation = Observation(self.blocks[i], layers, needs, self.placement.device)
         # It takes forwards of its own, so they come before the one in which the weights are asked for.
         drifts = self._drifts(i) if tokens == "drifting" else {}
         weights = TokenWeights(tokens, self.tokens, len(self.batches), drifts)
@@ -244,7 +248,7 @@ class Replay:
 
     def recorded(self, number: int) -> Sequence[Any]:
         """Give what the block that was recorded last returned on a batch, call by call."""
-        return self._records[number].outputs(self.blocks[self._finished - 1])
+        return self._records[number].outputs(self.blocks[self.finished - 1])
 
     def widen(self, dtype: torch.dtype) -> None:
         """Hold what is recorded in at least this precision, for a model that is from now on held in it."""
@@ -267,7 +271,7 @@ class Replay:
             for number, record in self._records.items():
                 record.finish(self.blocks[i], self._forward(number, first=i, last=i, home=home))
         self._held.let_go([self.blocks[i]])
-        self._finished = i + 1
+        self.finished = i + 1
 
     def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, " batches"]:
         """Compute the loss of each batch, with the blocks before ``i`` as recorded and the real rest of the model.
@@ -340,18 +344,13 @@ class Replay:
         return LayerPlace(layer.name, block.tower, block.name, *numbers, layer.transposed)
 
     @property
-    def finished(self) -> int:
-        """Say how many blocks have been recorded."""
-        return self._finished
-
-    @property
     def _adapter_name(self) -> str:
         return f"the adapter {type(self.adapter).__name__}"
 
     def _require(self, i: int) -> None:
         """Refuse a block whose predecessors are not recorded: only the last finished block's output is kept."""
-        if i not in (0, self._finished):
-            done = f"{self._finished} blocks have" if self._finished else "no block has"
+        if i not in (0, self.finished):
+            done = f"{self.finished} blocks have" if self.finished else "no block has"
             raise ModelError(
                 f"{self.blocks[i].name} is block {i}, but {done} been recorded. Call advance() for each block before "
                 f"it, beginning with advance(0)"

@@ -18,6 +18,7 @@ from ecoflap.core.contracts.events import Event, Progress, Warned
 from ecoflap.core.contracts.records import Aggregate, Estimate, KeptScore, Score, Unit
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import ModelError, cut, listed, nearest
+from ecoflap.core.forward.few_tokens import warning_of_few
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.scores import (
@@ -71,6 +72,8 @@ def score_layers(
             for note in answer.notes if isinstance(answer, Curve) else ():
                 emit(Warned(f"{scorer.use}: {note}"))
             emit(Progress("score", len(done), total, f"{unit}s"))
+    if replay.few:
+        emit(Warned(f"{scorer.use}: {warning_of_few(replay.few)}"))
     scores = _complete(scorer.use, done, names, unit)
     for sentence in _uninformative(scores, unit):
         emit(Warned(f"{scorer.use}: {sentence}"))

@@ -52,6 +52,15 @@ class PartSpec:
                 if isinstance(inner, PartSpec):
                     yield from inner.with_inner(f"{where}.{name}")
 
+    @property
+    def candidates(self) -> "dict[str, PartSpec]":
+        """Give the allocators that are tried, by labels that tell them apart; of most that is this one alone."""
+        named: tuple[Any, ...] = self.options.candidates
+        tried = [spec for _, spec in self.with_inner("") if any(spec.built is one for one in named)]
+        uses = [spec.use for spec in tried]
+        labels = [use if uses.count(use) == 1 else f"{use} {at}" for at, use in enumerate(uses, 1)]
+        return dict(zip(labels, tried, strict=True)) or {self.use: self}
+
 
 def _built(value: Any) -> Any:
     if isinstance(value, PartSpec):

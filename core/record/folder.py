@@ -13,7 +13,7 @@ from filelock import lock_descriptor
 from ecoflap.core.disk.sealed_lines import append_line, last_seal, read_lines
 from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, write_sealed_json
 from ecoflap.core.disk.sums import check_sums
-from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, removed_leftovers
+from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, delete_whole, removed_leftovers
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.record.environment import changed_versions
 from ecoflap.core.record.remembered import DENSE
@@ -113,7 +113,7 @@ class RunFolder:
     def drop_blocks(self) -> None:
         """Delete the finished blocks, those of all rounds, which have served once the model is complete."""
         for blocks in (self.blocks, *self.rounds.glob("*/blocks")):
-            shutil.rmtree(blocks, ignore_errors=True)
+            delete_whole(blocks)
 
     @property
     def is_ours(self) -> bool:

@@ -282,20 +282,21 @@ def _subblock_problems(prepared: Prepared) -> Iterator[str]:
 
 
 def _plan_problems(prepared: Prepared) -> Iterator[str]:
-    """Try the whole plan where the allocator looks at no scores, so that nothing else decides about it."""
-    plan = None
+    """Try the whole plan of each allocator that looks at no scores, so that nothing else decides about it."""
     without = list(weightless(prepared.pools))
     if without:  # which no budget can be made for
         yield from without
         return
-    if prepared.pools and not prepared.recipe.takes_scores:
-        allocator = prepared.recipe.allocate
+    plans = []
+    for label, allocator in prepared.recipe.allocate.candidates.items() if prepared.pools else ():
+        where = (prepared.recipe.allocated_at, *([] if allocator is prepared.recipe.allocate else [label]))
         try:
-            with blaming(f"the allocator {allocator.use}"):
-                plan = make_plan(prepared.pools, allocator.built, "layer", None)
+            if not allocator.options.takes:
+                with blaming(f"the allocator {allocator.use}"):
+                    plans.append(make_plan(prepared.pools, allocator.built, "layer", None))
         except EcoflapError as error:
-            yield from (f"{prepared.recipe.allocated_at}: {problem}" for problem in error.problems)
-    yield from emptying_shares(prepared.pools, plan)
+            yield from (f"{': '.join(where)}: {problem}" for problem in error.problems)
+    yield from emptying_shares(prepared.pools, None if prepared.recipe.takes_scores else next(iter(plans), None))
 
 
 def _asked(

@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ecoflap.core.disk.whole_files import delete_whole
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.pruning.block_files import are_all_there
 from ecoflap.core.pruning.masks import PackedMasks, save_masks
@@ -69,7 +70,7 @@ def _drop_before(state: RunState, number: int) -> None:
         blocks = state.folder.round(number - 1).blocks
         state.model.forget_blocks(blocks)
         state.ranks.gather(None)  # no process holds weights there any more
-        state.ranks.at_first(partial(shutil.rmtree, blocks, ignore_errors=True))
+        state.ranks.at_first(partial(delete_whole, blocks))
 
 
 def _keep_masks(folder: RunFolder, masks: PackedMasks) -> None:

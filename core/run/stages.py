@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -200,21 +199,8 @@ def _plans(
     state: RunState, allocator: PartSpec, pools: Sequence[Pool], granularity: Granularity, scores: Scores | None
 ) -> dict[str, Plan]:
     """Make the plan of each allocator that is tried. One process does: files of scores are read once."""
-    candidates = _candidates(allocator)
+    candidates = allocator.candidates
     return {label: _made(state, one, pools, granularity, scores) for label, one in candidates.items()}
-
-
-def _candidates(allocator: PartSpec) -> dict[str, PartSpec]:
-    """Give the allocators that are tried, by labels that tell them apart; of most recipes that is the one they name."""
-    inner = [spec for _, spec in allocator.with_inner("") if any(spec.built is one for one in _tried(allocator))]
-    names = [spec.use for spec in inner]
-    labels = [name if names.count(name) == 1 else f"{name} {at}" for at, name in enumerate(names, 1)]
-    return dict(zip(labels, inner, strict=True)) or {allocator.use: allocator}
-
-
-def _tried(allocator: PartSpec) -> tuple[Any, ...]:
-    candidates: tuple[Any, ...] = allocator.options.candidates
-    return candidates
 
 
 def _made(

@@ -1,7 +1,6 @@
 """Run a sweep: its runs one after another in one process, of which those that are done are not done again."""
 
 import gc
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ecoflap.core.disk.reading import what_to_mend
+from ecoflap.core.disk.whole_files import delete_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run
@@ -193,9 +193,7 @@ def delete_model(folder: RunFolder) -> None:
         if folder.model.is_symlink():
             folder.model.unlink()
             return
-        aside = folder.model.with_name(".model.partial")  # what a killed process leaves under such a name is removed
-        folder.model.rename(aside)
-        shutil.rmtree(aside)
+        delete_whole(folder.model)
 
 
 def _refuse_strangers(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The allocator ``threshold`` keeps what is above one threshold for all weights of the model, or of each tower.
+"""The allocator ``threshold`` keeps what is above one threshold for all weights of the model, or of some towers each.
 
     k_g = |{(i, j) ∈ g : S_ij > t}| and a share of those that equal t,   with the t at which Σ k_g = K
 
@@ -29,7 +29,7 @@ from ecoflap.core.budget.water_fill import split, water_fill
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, unknown
 
 _UPPER, _LOWER = 1 << 15, 1 << 16
 """How many values the upper 15 and the lower 16 of the 31 bits have."""
@@ -39,18 +39,28 @@ _UPPER, _LOWER = 1 << 15, 1 << 16
 class Threshold:
     """Give groups what they have of the largest numbers, so that layers of larger ones keep more.
 
-    :param each: Whether there is one threshold for the whole ``model`` or one for each ``tower``, all of which have the
+    :param each: Whether there is one threshold for the whole ``model`` or one for each ``tower``; or lists of towers
+        that share one, such as ``[[vision], [encoder, decoder]]``, a tower in none of them having its own. All have the
         recipe's sparsity. A tower with a sparsity of its own has a threshold of its own in any case.
     """
 
-    each: Literal["model", "tower"] = "model"
+    each: Literal["model", "tower"] | tuple[tuple[str, ...], ...] = "model"
     takes: ClassVar[Literal["weights"]] = "weights"
 
+    def __post_init__(self) -> None:
+        named = [tower for towers in self._together for tower in towers]
+        twice = [tower for tower in dict.fromkeys(named) if named.count(tower) > 1]
+        if twice:
+            raise EcoflapError(f"each names {', '.join(twice)} twice; a tower has one threshold")
+
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say where the recipe's groups are of several towers."""
+        """Say where the recipe's groups are of several towers, and which towers this model lacks."""
         score = context.recipe.score
-        if self.each == "tower" and score is not None and score.granularity == "model":
+        if self.each != "model" and score is not None and score.granularity == "model":
             yield "each tower has a threshold, and with score.granularity: model all towers are one group. Use layer"
+        towers = [tower.name for tower in context.anatomy.towers]
+        for name in (name for names in self._together for name in names if name not in towers):
+            yield f"each: {unknown('tower', name, towers)}"
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         missing = [group.name for group in groups if len(group.weight_scores) != len(group.layer_names)]
@@ -65,13 +75,21 @@ class Threshold:
         """Give the groups that share a threshold, and how many weights they keep: towers the same share of theirs."""
         towers: dict[str, list[Group]] = {}
         for group in groups:
-            towers.setdefault(group.tower if self.each == "tower" else "", []).append(group)
+            towers.setdefault(self._shares_with(group.tower), []).append(group)
         sizes, floors, caps = (
             [sum(of(group) for group in inside) for inside in towers.values()]
             for of in (lambda group: group.size, lambda group: group.floor, lambda group: group.most)
         )
         shares = water_fill([0] * len(sizes), sizes, floors, caps, keep, list(towers))
         return list(zip(towers.values(), shares, strict=True))
+
+    def _shares_with(self, tower: str) -> str:
+        """Name by one of them the towers that have a threshold together with this one."""
+        return "" if self.each == "model" else next((names[0] for names in self._together if tower in names), tower)
+
+    @property
+    def _together(self) -> tuple[tuple[str, ...], ...]:
+        return () if isinstance(self.each, str) else self.each
 
 
 def _largest(groups: Sequence[Group], keep: int) -> list[int]:

@@ -17,13 +17,13 @@ from ecoflap.core.budget.curves import Curve, check_levels
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import PrunerOptions
+from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import Aggregate, ScoreKind, Statistics
 from ecoflap.core.errors import NotFiniteError, refuse_below_one
-from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.forward.statistics import Gram
 from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.core.recipe.rounds import shares_of_rounds
 from ecoflap.plugins.pruners.wanda import Wanda
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
 from ecoflap.plugins.scorers.shared.pruned_alone import pruned_alone
@@ -61,6 +61,20 @@ class Sensitivity:
         """Say what the yielded names stand for: a block where all of its matrices are pruned together."""
         return "block" if self.joint else "layer"
 
+    def problems(self, context: PlanContext) -> Iterator[str]:
+        """Say which levels ask for no more than earlier rounds have pruned: the loss would not rise at them."""
+        recipe = context.recipe
+        if recipe.round_count == 1 or recipe.sparsity is None:
+            return
+        gone, last = shares_of_rounds(recipe.rounds, recipe.sparsity)[-2:]
+        past = [level for level in self.levels if level <= gone]
+        if past:
+            above = [round(gone + (1 - gone) * part, 2) for part in (0.25, 0.5, 0.75)]
+            yield (
+                f"levels {', '.join(f'{level:g}' for level in past)} are no more than the {gone:g} that is gone before "
+                f"the last round, which asks for {last:g}: nothing rises there. Take higher ones, such as {above}"
+            )
+
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
         """Count the forwards, each of which runs from the pruned block on, and one of the dense model a batch."""
         units = len(anatomy.blocks) if self.joint else sum(1 for _ in anatomy.layers())
@@ -85,7 +99,7 @@ class Sensitivity:
 
         :param name: That of the block or of the layer which the layers are.
         """
-        losses, notes = [], dict.fromkeys(_few(layers, seen))
+        losses, notes = [], dict[str, None]()
         for level in self.levels:
             with pruned_alone(replay, index, layers, self.prune, seen, level) as noted:
                 notes.update(dict.fromkeys(noted))
@@ -97,14 +111,6 @@ class Sensitivity:
                         f"other points: {error}. Leave this level out of score.levels, or choose another score.prune"
                     ) from error
         return losses, tuple(notes)
-
-
-def _few(layers: Sequence[Layer], seen: Mapping[str, Statistics]) -> Iterator[str]:
-    """Warn of layers whose Gram matrices are of few tokens."""
-    grams = {layer.name: seen[layer.name].get(Gram) for layer in layers if layer.name in seen}
-    few = {name: said for name, gram in grams.items() if gram is not None and (said := few_tokens(gram))}
-    if few:
-        yield warning_of_few(few)
 
 
 @hookimpl

@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from exported import half_pruned
+from plan_contexts import context
 from safetensors.torch import load_file
 
 import ecoflap
 import ecoflap.exporters.eora as eora
+from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import Exporter
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError, RunError
+from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places, memory_needs
 from ecoflap.core.recipe.load import parse_recipe
@@ -220,6 +224,19 @@ def test_what_the_plan_refuses(recipe: dict[str, Any], keys: dict[str, Any], pro
     asked = {key: value for key, value in {**recipe, **keys}.items() if value is not None}
     with pytest.raises(RecipeError, match=problem):
         ecoflap.run(asked, folder=tmp_path / "run")
+
+
+def test_matrices_of_a_tower_that_is_kept_are_not_too_small(pico_llama: Any):
+    model = pico_llama().to("meta")
+    anatomy = Anatomy.of(LlamaAdapter().towers(model), LlamaAdapter().layers)
+
+    def said(towers: dict[str, str]) -> list[str]:
+        asked = SimpleNamespace(calibration=object(), towers=towers)
+        return list(Eora(rank=32).problems(context(asked, anatomy, model=model)))
+
+    (problem,) = said({})
+    assert "of rank 32 is no smaller than" in problem
+    assert not said({"language": "keep"})
 
 
 def test_a_model_in_memory_has_no_dense_weights_left(

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from ecoflap.core.disk import whole_files as files
 from ecoflap.core.disk.reading import ReadError
 from ecoflap.core.disk.whole_files import (
+    delete_whole,
     removed_leftovers,
     sha256_of,
     whole_folder,
@@ -173,6 +175,21 @@ def test_a_kill_between_the_two_renames_is_mended(tmp_path, cure):
             raise ZeroDivisionError
     assert (tmp_path / "model" / "a").read_text() == "old"
     assert names(tmp_path) == ["model"]
+
+
+def test_half_of_a_deleted_folder_is_a_leftover_and_no_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "blocks"
+    (folder / "shards").mkdir(parents=True)
+    (folder / "shards" / "1").write_bytes(b"1")
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *args, **keys: None)
+        delete_whole(folder)
+    assert not folder.exists()
+    assert removed_leftovers(tmp_path) == [tmp_path / ".blocks.partial"]
+    folder.mkdir()
+    delete_whole(folder)
+    delete_whole(folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_removed_leftovers_looks_below_and_spares_the_rest(tmp_path):

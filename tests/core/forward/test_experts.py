@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from ecoflap import Anatomy, ColumnNorm, Gram, Layer, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import Warned
+from ecoflap.core.forward.observation import Observation
 from ecoflap.core.forward.statistics import LossGradient, RegionalGradient
 from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.pruning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT
@@ -238,6 +240,17 @@ def test_the_loss_gradient_of_each_expert_is_autograds(model):
 
 def test_the_loss_gradient_of_an_expert_without_a_token_is_ones():
     assert_loss_gradients(without_last_expert(), unfed=2)
+
+
+def test_statistics_of_an_expert_without_a_token_are_where_its_block_runs(monkeypatch):
+    monkeypatch.setattr("ecoflap.core.forward.observation._is_finite", lambda one: True)  # meta has no numbers
+    replay = replay_of(without_last_expert())
+    layers = [layer for _, layer in replay.anatomy.layers() if layer.layout == "routed"]
+    observation = Observation(replay.blocks[0], layers, (ColumnNorm, RegionalGradient), torch.device("meta"))
+    for found in observation.observed(ALONE).seen.values():  # of nothing seen, so that no layer is fed
+        assert not found.is_fed
+        tensors = [tensor for one in found.values() for tensor in vars(one).values() if torch.is_tensor(tensor)]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 def assert_loss_gradients(model: nn.Module, unfed: int) -> None:

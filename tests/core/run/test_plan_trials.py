@@ -199,6 +199,16 @@ def test_one_batch_is_too_few(plans, trials, batches):
         trials(batches[:1]).best(plans)
 
 
+@pytest.mark.parametrize("others", [["uniform"], ["ecoflap"]])
+def test_the_plan_of_each_candidate_that_needs_no_score_is_made_before_anything_is_loaded(plain, tmp_path, others):
+    few = plain(score=None, allocate="uniform", prune="magnitude", sparsity=0.25)
+    of = [*others, {"use": "from_file", "path": str(ecoflap.run(few, folder=tmp_path / "few").folder)}]
+    score = None if others == ["uniform"] else "magnitude"
+    with pytest.raises(RecipeError, match=r"allocate: from_file: .*plan\.json: its plan keeps \d+ weights of these"):
+        ecoflap.run(plain(score=score, allocate={"use": "best_of", "of": of}), folder=tmp_path / "run")
+    assert not (tmp_path / "run" / "scores.jsonl").exists()
+
+
 @pytest.mark.parametrize("score", [{"use": "sensitivity", "samples": 2}, None])
 def test_a_run_prunes_by_the_plan_that_was_taken(plain, lasting, tmp_path, score):
     """The run is that of its candidate alone, whichever it is."""

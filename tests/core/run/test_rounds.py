@@ -47,7 +47,7 @@ def kept(masks):
         {"prune": {"use": "refit", "inner": {"use": "swap", "inner": "wanda"}}},
         {"prune": {"use": "by_metric", "metric": "ria"}},
         {"score": None, "allocate": {"use": "atp", "beta": 0.1}},
-        {"score": {"use": "sensitivity", "samples": 2}},
+        {"score": {"use": "sensitivity", "samples": 2, "levels": [0.5, 0.7]}},
         {"score": {"use": "zeroth_order", "samples": 2, "granularity": "layer"}},
         {"score": {"use": "weight_metric", "metric": "magnitude_gradient"}},
         {"score": {"use": "weight_metric", "metric": "wanda", "granularity": "block"}, "prune": "magnitude"},

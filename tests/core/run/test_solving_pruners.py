@@ -54,7 +54,7 @@ def told(plain, pico, tmp_path):
 
     def told(prune, windows=1, **keys):
         text = {"use": "text", "path": str(pico / "text.jsonl"), "sequence_length": 16, "samples": windows}
-        recipe = plain(prune=prune, calibration=text, score=None, export=None, evaluate=None, **keys)
+        recipe = plain(**{"prune": prune, "calibration": text, "score": None, "export": None, "evaluate": None, **keys})
         return [one for one in ecoflap.run(recipe, folder=tmp_path / "run").report.warnings if "tokens for" in one]
 
     return told
@@ -78,6 +78,23 @@ def test_of_a_block_those_layers_are_told_of_that_have_more_inputs_than_tokens(t
 @pytest.mark.parametrize(("prune", "windows"), [("wanda", 1), ("admm", 3)])
 def test_nothing_is_told_where_nothing_is_solved_or_tokens_are_enough(told, prune, windows):
     assert told(prune, windows) == []
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        {"use": "sensitivity", "prune": "sparsegpt"},
+        {"use": "local_metric", "metric": "optimal_brain_surgeon"},
+        {"use": "weight_metric", "metric": "optimal_brain_surgeon"},
+    ],
+    ids=str,
+)
+def test_a_scorer_that_solves_by_them_tells_it_once_of_all_layers(told, score):
+    assert told("magnitude", score=score) == [
+        f"{score['use']}: model.layers.0.self_attn.q_proj.weight: 16 tokens for 32 inputs, and those of 20 other "
+        "layers are few: what is solved by them may fit the calibration data alone. Calibrate on more samples, or on "
+        "longer ones"
+    ]
 
 
 def test_too_few_tokens_leave_what_the_inner_pruner_kept(plain, pico, tmp_path):

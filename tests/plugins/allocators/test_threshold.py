@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from plan_contexts import context
 
 from ecoflap import EcoflapError, Group, WeightScores
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.plugins.allocators.threshold import Threshold
 
 FEW = st.sampled_from([0.0, -0.0, 0.5, 1.0, 1.0000001, 3e-45, 1e30])
@@ -103,6 +105,25 @@ def test_each_tower_keeps_the_same_share_by_a_threshold_of_its_own(group):
     assert Threshold()(groups, 6) == [4, 2, 0, 0]
     assert Threshold("tower")(groups, 6) == [2, 1, 0, 3]
     assert sum(Threshold("tower")(groups, 7)) == 7  # ⌊N_t·(1 − s)⌋ of each tower, and the weight that is left over
+
+
+def test_towers_that_are_named_together_share_a_threshold(group):
+    groups = [
+        group([100.0, 50.0], name="v", tower="vision"), group([9.0, 8.0], name="e", tower="encoder"),
+        group([1.0, 2.0], name="d", tower="decoder"), group([5.0, 6.0], name="q", tower="query"),
+    ]  # fmt: skip
+    assert Threshold("tower")(groups, 4) == [1, 1, 1, 1]
+    assert Threshold((("encoder", "decoder"),))(groups, 4) == [1, 2, 0, 1]
+    assert Threshold((("vision", "query"), ("encoder", "decoder")))(groups, 4) == [2, 2, 0, 0]
+    with pytest.raises(EcoflapError, match="each names encoder twice; a tower has one threshold"):
+        Threshold((("encoder", "decoder"), ("encoder",)))
+
+
+def test_a_plan_hears_of_towers_that_the_model_lacks(pico_llama):
+    model = pico_llama()
+    anatomy = Anatomy.of(LlamaAdapter().towers(model), LlamaAdapter().layers)
+    (problem,) = Threshold((("langage", "language"),)).problems(context(SimpleNamespace(score=None), anatomy))
+    assert problem == "each: no tower named 'langage'. Did you mean 'language'? Known: language."
 
 
 def test_without_numbers_it_says_of_which_group(group):

@@ -1,7 +1,10 @@
 """Sensitivity curves against a model whose blocks are pruned one after the other by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from plan_contexts import context
 
 from ecoflap import ColumnNorm, EcoflapError, Keep, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
@@ -139,18 +142,32 @@ def test_a_level_without_a_finite_loss_is_named(replay, joint):
     assert all(torch.equal(tensor, before[name]) for name, tensor in replay.model.state_dict().items())
 
 
-def test_what_the_pruner_notes_and_too_few_tokens_are_told_with_the_curve(pico_llama):
+def test_what_the_pruner_notes_is_told_with_the_curve(pico_llama):
     ids = torch.randint(3, 60, (1, 12), generator=torch.Generator().manual_seed(0))
-    replay = Replay(pico_llama(), LlamaAdapter(), [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    replay, again = (
+        Replay(pico_llama(), LlamaAdapter(), [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]) for _ in "ab"
+    )
     curves = dict(Sensitivity(samples=1, prune=Refit())(replay, all_layers(replay)))
-    by_wanda = dict(Sensitivity(samples=1)(replay, all_layers(replay)))
+    by_wanda = dict(Sensitivity(samples=1)(again, all_layers(again)))
     assert curves == by_wanda  # Refit keeps what Wanda gave, and has to say so
     for name, curve in curves.items():
-        few, kept = curve.notes
+        (kept,) = curve.notes
         first, *_ = replay.anatomy.layers_of[name]
-        assert few.startswith(f"{first.name}: 12 tokens for 32 inputs, and those of 6 other layers are few")
         assert kept == f"{first.name}: fewer tokens than inputs are too few to refit by, so the inner result is kept"
         assert by_wanda[name].notes == ()
+    assert replay.few.keys() == {layer.name for layer in all_layers(replay)}
+    assert not again.few  # Wanda asks for no Gram matrix
+
+
+def test_levels_that_earlier_rounds_have_passed_are_refused_by_the_plan():
+    def said(rounds, levels=(0.4, 0.6, 0.8), sparsity=0.6):
+        recipe = SimpleNamespace(rounds=rounds, round_count=len(rounds) if rounds else 1, sparsity=sparsity)
+        return list(Sensitivity(levels=levels).problems(context(recipe)))
+
+    assert said(None) == said((0.2, 0.39, 0.6)) == said((0.3, 0.6), sparsity=None) == []
+    (problem,) = said((0.2, 0.6, 0.7), sparsity=0.7)
+    assert problem.startswith("levels 0.4, 0.6 are no more than the 0.6 that is gone before the last round, which asks")
+    assert problem.endswith("such as [0.7, 0.8, 0.9]")
 
 
 @pytest.mark.parametrize("joint", [True, False])
