@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, stoppable
+from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, leave_last_word, stoppable
 from ecoflap.core.disk.paths import why_unusable
 from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.errors import EcoflapError, SaidElsewhereError, cut
@@ -135,7 +135,7 @@ def run(
         from ecoflap.core.registry.registry import load_registry
         from ecoflap.core.run.pipeline import run as run_recipe
 
-        parts = load_registry(registry, allow_code=allow_code)
+        parts = load_registry(registry, allow_code=allow_code).heard_by("last word", leave_last_word)
         if profile:
             from ecoflap.core.cli.profiling import StageProfiles, process_began
 
@@ -214,7 +214,7 @@ def sweep(
         from ecoflap.core.sweep.sweep import planned_sweep
         from ecoflap.core.sweep.sweep import sweep as run_sweep
 
-        loaded = load_registry(registry)
+        loaded = load_registry(registry).heard_by("last word", leave_last_word)
         request = SweepRequest(
             what,
             set_=set_ or (),

@@ -4,17 +4,24 @@ A process that signal n has ended has the code 128 + n: 130 after Ctrl-C, 143 af
 scheduler ends one, and 141 where nobody reads its output any more, as behind ``| head``.
 """
 
+import faulthandler
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from ecoflap.core.contracts.events import Event, RunStarted
+from ecoflap.core.ranks.launch import are_several, how_ended
+
 GOES_ON = "stopped; the same command goes on from here"
 NOBODY_READS = 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_SPEAKS = 'while read -r line; do case $line in *": Bus error"*) printf "\\n%s\\n" "$0" >&2 ;; esac; done'
+"""What a shell does that is given what faulthandler writes, and is called by what there is to say."""
 
 
 class Stopped(BaseException):
@@ -69,6 +76,39 @@ def end_at_once() -> None:
     """Let a signal from now on end the process at once, for its work is done and only Python's own is left."""
     for number in _heeded():
         signal.signal(number, _exit)
+
+
+def leave_last_word(event: Event) -> None:
+    """Hear a run begin, and where its model stays in its files leave word of what SIGBUS means with a shell.
+
+    By SIGBUS the system ends at once who reads a mapped file that was cut shorter. A handler in Python would never run:
+    the instruction that has failed is tried again first. That of faulthandler is no Python; what it writes goes to a
+    shell, and the process ends as it would have. With several processes, their starter says it.
+    """
+    if not isinstance(event, RunStarted) or are_several() or not hasattr(signal, "SIGBUS") or faulthandler.is_enabled():
+        return
+    from ecoflap.core.ranks.watch import said_of
+    from ecoflap.core.record.folder import RunFolder
+
+    if RunFolder(event.folder).read_recipe()["model"].get("offload") != "disk":
+        return
+    told = {"rank": None, "problems": [how_ended(-signal.SIGBUS)]}
+    listens, speaks = os.pipe()
+    try:
+        # It is in the background of a shell that ends at once, out of reach of Ctrl-C, and ends with this process.
+        subprocess.run(
+            ["/bin/sh", "-c", f"exec 3<&0; {{ {_SPEAKS}; }} <&3 &", f"ecoflap: {said_of(told, 1)}"],
+            stdin=listens,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):  # no shell, no word
+        os.close(speaks)
+    else:
+        faulthandler.enable(speaks, all_threads=False)
+    finally:
+        os.close(listens)
 
 
 def _heeded() -> list[signal.Signals]:

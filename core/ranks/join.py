@@ -4,10 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ecoflap.core.errors import EcoflapError, RankError, SaidElsewhereError
 from ecoflap.core.ranks.launch import are_several
@@ -17,11 +18,15 @@ from ecoflap.core.ranks.watch import Watch
 
 _WAITS = timedelta(days=7)
 """How long one process waits for another: the first may export for hours. Whoever is gone is found out otherwise."""
+_COMES = 600.0
+"""Seconds that the others have to come: where many import torch from one disk that they share, it takes minutes."""
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(comes: float = _COMES) -> Iterator[Ranks]:
     """Give the processes of this run: those that torchrun started, or this one alone.
+
+    :param comes: Seconds that the others have to come here. Those that have not are named.
 
     An error in one of them ends all. Each raises why: the one whose error it is that, said by rank; others that this
     one has ended the run; and one that has found the same as another, that this was said there.
@@ -30,17 +35,11 @@ def joined() -> Iterator[Ranks]:
         yield ALONE
         return
     by_device = _own_device()
+    watch = _watch(comes)
     try:
-        distributed.init_process_group("nccl" if by_device else "gloo", timeout=_WAITS)
-        group = distributed.new_group(backend="gloo", timeout=_WAITS) if by_device else None
-        watch = Watch(_store(), distributed.get_rank(), distributed.get_world_size())
-    except (RuntimeError, ValueError) as error:
-        raise RankError(
-            f"the processes of this run cannot find each other by what the environment says, as torchrun sets RANK, "
-            f"WORLD_SIZE, MASTER_ADDR and MASTER_PORT: {error}"
-        ) from error
-    watch.start()
-    try:
+        watch.wait_for_all(comes)
+        watch.start()
+        group = _group(by_device)
         yield Processes(watch, group, by_device=by_device)
         distributed.barrier(group=group)
     except BaseException as error:
@@ -80,9 +79,37 @@ def _own_device() -> bool:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or there) <= there
 
 
-def _store() -> Store:
-    """Connect to the store by which the processes found each other; a connection serves one thread at a time."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
+def _watch(seconds: float) -> Watch:
+    """Give what watches over them, by a connection of its own to the store: one serves one thread at a time.
+
+    :param seconds: How long to try.
+    """
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        # Where torchrun's own process holds no store, the first rank does, and torch finds it there by its port.
+        holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        limit = timedelta(seconds=seconds)
+        store = TCPStore(host, port, is_master=holds, timeout=limit, wait_for_workers=False, multi_tenant=True)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise RankError(_cannot_meet(error)) from error
+    store.set_timeout(timedelta(seconds=30))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"ecoflap {attempt}", store)
+    return Watch(PrefixStore(f"ecoflap {attempt}", store), rank, size)
+
+
+def _group(by_device: bool) -> Any:
+    """Let the processes connect; give the group by which main memory is sent, None where that is the one of all."""
+    try:
+        distributed.init_process_group("nccl" if by_device else "gloo", timeout=_WAITS)
+        return distributed.new_group(backend="gloo", timeout=_WAITS) if by_device else None
+    except (RuntimeError, ValueError) as error:
+        raise RankError(_cannot_meet(error)) from error
+
+
+def _cannot_meet(error: Exception) -> str:
+    why = f"{error.args[0]} is not set" if isinstance(error, KeyError) else str(error)
+    return (
+        f"the processes of this run cannot find each other by what the environment says, as torchrun sets RANK, "
+        f"WORLD_SIZE, MASTER_ADDR and MASTER_PORT, where torchrun itself or rank 0 has to answer: {why}"
+    )

@@ -71,7 +71,7 @@ def launch(size: int, command: Sequence[str]) -> int:
             codes = [child.poll() for child in children]
             if until is None and any(codes):
                 ended = next(rank for rank, code in enumerate(codes) if code)
-                told = tell(PrefixStore("ecoflap 0", store), ended, _how(codes[ended] or 0))
+                told = tell(PrefixStore("ecoflap 0", store), ended, how_ended(codes[ended] or 0))
                 until = time.monotonic() + _PATIENCE
             if until is not None and time.monotonic() > until:
                 for child in children:
@@ -84,8 +84,8 @@ def launch(size: int, command: Sequence[str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def _how(code: int) -> str:
-    """Say how a process ended that has not said so itself."""
+def how_ended(code: int) -> str:
+    """Say how a process ended that has not said so itself, by the code that subprocess has for it."""
     if code >= 0:
         return f"it ended with code {code}"
     name = signal.Signals(-code).name

@@ -23,6 +23,8 @@ from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from ecoflap.core.errors import RankError, first_of
+
 EVERY = 0.5
 """Seconds between two signs of life."""
 SILENT = 30.0
@@ -52,15 +54,26 @@ class Watch:
         self._store, self._ended = store, Event()
         self._thread = Thread(target=self._watch, name="ecoflap watch", daemon=True)
 
+    def wait_for_all(self, seconds: float) -> None:
+        """Say which process this is, and wait until all have said so: nobody watches over one that has not come.
+
+        :param seconds: How long.
+        :raises RankError: With those that have not come by then; or with one that has failed meanwhile.
+        """
+        try:
+            self._wait_for_all(time.monotonic() + seconds, f"{seconds:.0f} seconds")
+        except RuntimeError as error:  # as in the thread: whoever holds the store is gone
+            raise RankError(self._heard(_store_gone())) from error
+
     def start(self) -> None:
-        """Say which process this is, and begin to give signs of life and to look for those of others."""
-        self._store.set(f"process {self.rank}", json.dumps(this_process()))
+        """Begin to give signs of life and to look for those of others."""
         self._thread.start()
 
     def stop(self) -> None:
         """End, as when all are done."""
         self._ended.set()
-        self._thread.join(2 * EVERY)
+        if self._thread.is_alive():
+            self._thread.join(2 * EVERY)
 
     def tell(self, *problems: str) -> dict[str, Any]:
         """Tell all that this process ends with an error, unless another has told so before; give what was told first.
@@ -82,6 +95,19 @@ class Watch:
             time.sleep(EVERY / 5)
         return self.lost or f"the connection to another rank broke, and none of them is gone. {_GOES_ON}"
 
+    def _wait_for_all(self, until: float, limit: str) -> None:
+        self._store.set(_name_of(self.rank), json.dumps(this_process()))
+        names = [_name_of(rank) for rank in range(self.size)]
+        while not self._store.check(names):
+            is_late = time.monotonic() > until
+            missing = [rank for rank, name in enumerate(names) if is_late and not self._store.check([name])]
+            told = self.tell(_absent(missing, self.size, limit)) if missing else self._told()
+            if told is not None and told["rank"] == self.rank:
+                raise RankError(*told["problems"])
+            if told is not None:
+                raise RankError(self._heard(told))
+            time.sleep(EVERY / 5)
+
     def _watch(self) -> None:
         watched = Watched(self._store, (self.rank + 1) % self.size)
         while not self._ended.wait(EVERY):
@@ -102,8 +128,7 @@ class Watch:
 
     def _end(self, told: dict[str, Any]) -> None:
         """End this process because another has ended, from wherever it is."""
-        self.speaks = self.rank == speaker_of(told) if told["rank"] is not None else _is_first_here()
-        self.lost = said_of(told, self.size)
+        self._heard(told)
         taken = signal.getsignal(signal.SIGTERM)
         # Who waits for a process that is gone learns it from a broken connection, and who was sent a signal from that.
         if not self._ended.wait(_GRACE / 4) and not self.is_ending:
@@ -113,6 +138,12 @@ class Watch:
             if self.speaks:
                 print(f"ecoflap: {self.lost}", file=sys.stderr, flush=True)
             os._exit(2)
+
+    def _heard(self, told: dict[str, Any]) -> str:
+        """Keep why this process ends by another's doing, and whether it is this one that says so; give why."""
+        self.speaks = self.rank == speaker_of(told) if told["rank"] is not None else _is_first_here()
+        self.lost = said_of(told, self.size)
+        return self.lost
 
 
 class Watched:
@@ -144,9 +175,24 @@ class Watched:
 
     def _process(self) -> dict[str, Any]:
         """Give what the process has said that it is; nothing where it has not come so far."""
-        key = f"process {self.rank}"
+        key = _name_of(self.rank)
         found: dict[str, Any] = json.loads(self._store.get(key)) if self._store.check([key]) else {}
         return found
+
+
+def _name_of(rank: int) -> str:
+    """Name in the store what a process has said that it is; nothing is there until it has come."""
+    return f"process {rank}"
+
+
+def _absent(missing: list[int], size: int, limit: str) -> str:
+    """Say which processes have not come, what may be the matter, and what to do."""
+    several = len(missing) > 1
+    return (
+        f"rank{'s' * several} {first_of([str(rank) for rank in missing], 8)} of {size} {'have' if several else 'has'} "
+        f"not come within {limit}: not started, or ended before, as where a machine has no ecoflap, cannot load what "
+        f"--registry names, or was out of memory. See what was said there, mend it, and start all again"
+    )
 
 
 def this_process() -> dict[str, Any]:

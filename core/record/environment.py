@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import dtype_name
 
 CAN_CHANGE_NUMBERS = (
@@ -33,11 +34,39 @@ def versions(used: Iterable[Callable[..., Any]] = ()) -> dict[str, str]:
     return found
 
 
+class Source(NamedTuple):
+    """Says which file a module was read from, and what is in it."""
+
+    file: str
+    sha256: str
+
+
+NO_SOURCE = Source("no file", "none")
+"""Stands for that of a module which is not used, or has no file."""
+
+
+def sources(used: Iterable[Callable[..., Any]]) -> dict[str, Source]:
+    """Return the source of each module that is used and of which no version tells, by the module's name.
+
+    Such are parts by an import path, and those that a registry file names.
+
+    :param used: What makes the parts that are used.
+    """
+    names = {name: None for one in used if _package(name := str(getattr(one, "__module__", ""))) != "ecoflap"}
+    told = {package for package, _ in _plugins()} if names else set()
+    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names if _package(name) not in told}
+    return {name: Source(file, sha256_of(Path(file))) for name, file in files.items() if file and Path(file).is_file()}
+
+
 def _plugins_with(used: Iterable[Callable[..., Any]]) -> list[str]:
     """Name the distributions with plugins whose package has any of the code that is used."""
     packages = {_package(str(getattr(one, "__module__", ""))) for one in used}
-    points = [point for point in entry_points(group="ecoflap") if point.dist is not None]
-    return sorted({point.dist.name for point in points if point.dist and _package(point.module) in packages})
+    return sorted({distribution for package, distribution in _plugins() if package in packages})
+
+
+def _plugins() -> list[tuple[str, str]]:
+    """List the package and the distribution of each plugin that is installed."""
+    return [(_package(point.module), point.dist.name) for point in entry_points(group="ecoflap") if point.dist]
 
 
 def _package(module: str) -> str:

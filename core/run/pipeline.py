@@ -1,7 +1,7 @@
 """A run: score → allocate → prune block by block → evaluate, before and after → save → export; each stage resumable."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from ecoflap.core.recipe.differences import changes, is_within
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.overrides import as_assignments
 from ecoflap.core.recipe.schema import Recipe, may_change
-from ecoflap.core.record.environment import versions
+from ecoflap.core.record.environment import sources, versions
 from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
 from ecoflap.core.record.folder import FROM_PYTHON, RunFolder, open_run
 from ecoflap.core.record.make_report import Outcome, make_report
@@ -141,7 +141,7 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
 def carry_out(state: RunState) -> Run:
     """Do every stage that is not done yet, and tell observers how it went."""
     here = _versions(state)
-    check_same(state.ranks, state.recipe, here)
+    check_same(state.ranks, state.recipe, here, sources(_used(state)))
     check_sendable(state.ranks, state.prepared.pruners)
     state.ranks.first(partial(_claim, state))
     ahead = tuple(_stages_ahead(state))
@@ -162,8 +162,12 @@ def carry_out(state: RunState) -> Run:
 
 
 def _versions(state: RunState) -> dict[str, str]:
-    """Give the versions of all whose code the run goes through: its recipe's parts and the adapter, named or found."""
-    return versions([*(spec.factory for _, spec in state.recipe.specs()), type(state.prepared.adapter)])
+    return versions(_used(state))
+
+
+def _used(state: RunState) -> list[Callable[..., Any]]:
+    """Name all whose code the run goes through: what makes its recipe's parts, and the adapter, named or found."""
+    return [*(spec.factory for _, spec in state.recipe.specs()), type(state.prepared.adapter)]
 
 
 def _still_to_evaluate(state: RunState) -> Iterator[tuple[int, Evaluation]]:

@@ -10,21 +10,24 @@ from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.differences import changes
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.record.environment import NO_SOURCE, Source
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.run.data import RunData
 
 
-def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str]) -> None:
-    """Refuse processes that were given different recipes, or that have other versions of libraries.
+def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], sources: Mapping[str, Source]) -> None:
+    """Refuse processes that were given different recipes, or that have other versions of libraries or other code.
 
     :param versions: Those of this process.
+    :param sources: Of the modules of which no version tells.
     :raises RunError: With the ranks and what differs.
     """
-    (recipe_of_first, versions_of_first), *others = ranks.gather((recipe.plain(), dict(versions)))
+    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(sources)))
     problems = []
-    for rank, (own_recipe, own_versions) in enumerate(others, 1):
-        problems += [f"rank {rank} has another recipe: {one}" for one in changes(recipe_of_first, own_recipe)]
-        problems += [f"rank {rank} has {one}" for one in _other_versions(versions_of_first, own_versions)]
+    for rank, own in enumerate(others, 1):
+        problems += [f"rank {rank} has another recipe: {one}" for one in changes(first[0], own[0])]
+        problems += [f"rank {rank} has {one}" for one in _other_versions(first[1], own[1])]
+        problems += [f"rank {rank} has {one}" for one in _other_sources(first[2], own[2])]
     _refuse(problems, "rank 0's vs its own")
 
 
@@ -109,6 +112,14 @@ def _other_versions(first: Mapping[str, str], own: Mapping[str, str]) -> Iterato
     for name in dict.fromkeys([*first, *own]):
         if first.get(name) != own.get(name):
             yield f"{name} {own.get(name, 'absent')}, and rank 0 {first.get(name, 'absent')}"
+
+
+def _other_sources(first: Mapping[str, Source], own: Mapping[str, Source]) -> Iterator[str]:
+    for name in dict.fromkeys([*first, *own]):
+        both = first.get(name, NO_SOURCE), own.get(name, NO_SOURCE)
+        if both[0].sha256 != both[1].sha256:
+            told = " vs ".join(f"{one.file} of SHA-256 {one.sha256[:12]}" for one in both)
+            yield f"another source of {name}, which is to be the same everywhere: {told}"
 
 
 def _refuse(problems: list[str], why: str) -> None:

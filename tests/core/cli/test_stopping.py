@@ -16,7 +16,7 @@ pytest.importorskip("transformers.models.llama", reason="a process of its own kn
 
 COMMAND = [sys.executable, "-m", "ecoflap"]
 PARTS = """
-import atexit, os
+import atexit, mmap, os
 from ecoflap.plugins.pruners.magnitude import Magnitude
 
 def stop():
@@ -37,6 +37,15 @@ class StopsAtTheEnd(Magnitude):
     def problems(self, context):
         atexit.register(stop)
         return ()
+
+class ReadsWhatIsCut(Magnitude):
+    def __call__(self, weight, seen, budget, layer):
+        with open("mapped", "w+b") as file:
+            file.write(bytes(2 * mmap.PAGESIZE))
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0)
+            os.truncate(file.fileno(), 0)
+            return mapped[mmap.PAGESIZE]
 """
 
 
@@ -69,6 +78,20 @@ def test_a_run_that_is_stopped_says_so_and_goes_on(stopping, number, code, tmp_p
     assert ended.stderr.endswith("ecoflap: stopped; the same command goes on from here\n")
     assert "Traceback" not in ended.stderr
     assert sorted(path.name for path in (tmp_path / "run" / "blocks").iterdir()) == ["000.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="the system has no such signal")
+@pytest.mark.parametrize("offload", ["disk", pytest.param("cpu", marks=pytest.mark.slow)])
+def test_sigbus_is_explained_where_the_model_is_streamed(stopping, offload):
+    if offload == "disk":
+        pytest.importorskip("transformers", minversion="5")
+        pytest.importorskip("accelerate")
+    ended = stopping("ReadsWhatIsCut", 0, "run", "--folder", "run", "--set", f"model.offload={offload}")
+    assert ended.returncode == -signal.SIGBUS, ended.stderr
+    said = "\necoflap: this run has ended: SIGBUS ended it, as where a file is cut shorter that is being read"
+    assert ended.stderr.count(said) == (offload == "disk")
+    assert ended.stderr.endswith("The same command goes on from where it was\n") == (offload == "disk")
+    assert "Fatal Python error" not in ended.stderr
 
 
 def test_a_plan_that_is_stopped_has_nothing_to_go_on_from(stopping):

@@ -11,12 +11,13 @@ from several import several
 import ecoflap
 from ecoflap import ColumnNorm, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, RunError
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.record.environment import Source
 from ecoflap.core.record.report import read_report
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.same_ranks import refuse_numbered_device
+from ecoflap.core.run.same_ranks import check_same, refuse_numbered_device
 from ecoflap.plugins.pruners.wanda import Wanda
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
 
@@ -272,6 +273,60 @@ def test_other_versions_are_named_with_their_rank(recipes, tmp_path, monkeypatch
     said = refused(tmp_path, run)
     assert "rank 1 has torch 0.1, and rank 0 " in said
     assert "rank 1 has python absent" in said.lower()
+
+
+OWN_PART = """
+from ecoflap import hookimpl
+from ecoflap.plugins.pruners.wanda import Wanda
+
+class Own(Wanda):
+    'A pruner of disk {rank}.'
+
+@hookimpl
+def ecoflap_register_pruners():
+    return {{"own": Own}}
+"""
+
+
+@pytest.mark.parametrize("named", ["own_part:Own", "own"])
+def test_another_source_of_a_part_is_named_with_its_rank(plain, named, tmp_path, monkeypatch):
+    for rank in range(2):  # as two machines have a module
+        (tmp_path / f"disk {rank}").mkdir()
+        (tmp_path / f"disk {rank}" / "own_part.py").write_text(OWN_PART.format(rank=rank))
+    registry = tmp_path / "registry.yaml"
+    registry.write_text("version: 1\nplugins: {own: own_part}\n")
+
+    def run(ranks):
+        monkeypatch.syspath_prepend(tmp_path / f"disk {ranks.rank}")
+        parts = load_registry(None if ":" in named else registry, allow_code=":" in named)
+        ecoflap.run(plain(prune=named), folder=tmp_path / "run", registry=parts, ranks=ranks)
+
+    first, _ = several(2, run, tmp_path)
+    files = [f"{tmp_path}/disk {rank}/own_part.py of SHA-256 " for rank in range(2)]
+    assert f"rank 1 has another source of own_part, which is to be the same everywhere: {files[0]}" in first.said
+    assert f" vs {files[1]}" in first.said
+    assert not (tmp_path / "run").exists()
+
+
+class Second(Ranks):
+    """The second of two processes, by what the first has."""
+
+    rank, size = 1, 2
+
+    def __init__(self, first):
+        self._first = first
+
+    def gather(self, mine):
+        return [self._first, mine]
+
+
+def test_a_source_may_lie_elsewhere(plain):
+    recipe = parse_recipe(plain(), registry=load_registry())
+    ranks = Second((recipe.plain(), {}, {"part": Source("/a/part.py", "0" * 64)}))
+    check_same(ranks, recipe, {}, {"part": Source("/b/part.py", "0" * 64)})
+    said = r"another source of part, .*: /a/part\.py of SHA-256 000000000000 vs no file of SHA-256 none"
+    with pytest.raises(RunError, match=said):
+        check_same(ranks, recipe, {}, {})
 
 
 def test_other_data_are_named_with_their_rank(recipes, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Several processes that do something together, as torchrun would start them."""
 
 import os
+import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,33 +23,60 @@ class Ended(NamedTuple):
     said: str
 
 
-def several(size: int, call: Callable[[Ranks], Any], folder: Path) -> list[Ended]:
+class Started(NamedTuple):
+    """Says how several processes are started, where that is not as ``--processes`` does it.
+
+    :param lost: Those that end with code 3 before they join.
+    :param comes: Seconds that the others wait for them.
+    :param hears: Whether what has started them tells the others how one has ended, as nobody on another machine does.
+    :param holds: Whether it holds the store by which they find each other; otherwise the first of them does.
+    """
+
+    lost: tuple[int, ...] = ()
+    comes: float = 60.0
+    hears: bool = True
+    holds: bool = True
+
+
+BY_PROCESSES = Started()
+
+
+def several(size: int, call: Callable[[Ranks], Any], folder: Path, how: Started = BY_PROCESSES) -> list[Ended]:
     """Call it in several processes, which is quicker in forks than starting Python anew.
 
     :param folder: Where the processes leave what they say.
     """
     store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    children = {_forked(rank, size, store.port, call, folder / f"said by {rank}"): rank for rank in range(size)}
+    port = store.port if how.holds else _free_port()
+    children = {_forked(rank, size, port, call, folder / f"said by {rank}", how): rank for rank in range(size)}
     ended = [Ended(0, "")] * size
     for _ in range(size):
         child, status = os.waitpid(-1, 0)
         rank, code = children[child], os.waitstatus_to_exitcode(status)
-        if code:
+        if code and how.hears:
             tell(PrefixStore("ecoflap 0", store), rank, f"it ended with {code}")
         ended[rank] = Ended(code, (folder / f"said by {rank}").read_text())
     return ended
 
 
-def _forked(rank: int, size: int, port: int, call: Callable[[Ranks], Any], said: Path) -> int:
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _forked(rank: int, size: int, port: int, call: Callable[[Ranks], Any], said: Path, how: Started) -> int:
     said.write_text("")
     child = fork()
     if child:
         return child
     try:
+        if rank in how.lost:
+            os._exit(3)
         number = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": str(how.holds)}
         os.environ.update({**number, **found, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)})
-        with joined() as ranks:
+        with joined(how.comes) as ranks:
             call(ranks)
         os._exit(0)
     except EcoflapError as error:
