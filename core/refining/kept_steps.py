@@ -72,6 +72,7 @@ class KeptSteps:
         """
         first, tensors = self.ranks.first(lambda: self._read(count, parameters))
         put(tensors, parameters, optimiser)
+        del tensors  # of the weights, which are four bytes for each
         self.tell(first, count)
         written = monotonic()
         for step in range(first, count):
