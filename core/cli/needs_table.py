@@ -80,8 +80,10 @@ def _arithmetic(prepared: Prepared) -> Iterator[Row]:
     """Say what a narrow model's products are computed in, where that is not its own type or would better not be."""
     named, is_lacking = dtype_name(prepared.dtype), prepared.is_on_cpu and is_slow(prepared.dtype)
     why = f"torch does products in {named} several times as slowly on this CPU"
-    if prepared.held_in is not None:
+    if prepared.held_in is not None and (is_lacking or prepared.recipe.model.compute == "float32"):
         yield "arithmetic", "products in float32", f"{why}; it stays in {named}" if is_lacking else "as the recipe asks"
+    elif prepared.held_in is not None:
+        yield "arithmetic", "products in float32", "this CPU is slow in a type that weights are in, or may be"
     elif is_lacking:
         yield "slow", f"products in {named}", f"{why}: model.compute: float32 is quicker, and prunes nearly the same"
 

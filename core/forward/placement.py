@@ -128,7 +128,8 @@ def restored(layers: Sequence[Layer]) -> Iterator[None]:
 def added(layer: Layer, dtype: torch.dtype, delta: Float[Tensor, "out in"]) -> Iterator[None]:
     """Give a layer's parameter its data in ``dtype`` with ``delta`` on the layer's matrix of it.
 
-    A part is written in place and put back: its parameter may be that of a hundred experts, all perturbed at once.
+    A part is written in place and put back: its parameter may be that of a hundred experts, all perturbed at once. Of
+    one that is mapped from a file those pages stay in memory, unless :func:`restored` holds a copy that they go with.
     """
     parameter = layer.parameter
     if layer.part is None:
@@ -140,6 +141,7 @@ def added(layer: Layer, dtype: torch.dtype, delta: Float[Tensor, "out in"]) -> I
     matrix = layer.matrix_of(parameter.data)
     before = matrix.clone()
     matrix.add_(delta)
+    del delta
     try:
         yield
     finally:

@@ -1,11 +1,13 @@
 """Describe a model as an adapter takes it apart: into towers, blocks and layers, by name and without mathematics."""
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
@@ -205,6 +207,14 @@ class Anatomy:
     def blocks(self) -> tuple[Block, ...]:
         """Give the blocks of all towers, in the order they run."""
         return tuple(block for tower in self.towers for block in tower.blocks)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Give the type that most weights of its layers are in: those of one tower may be in another than the rest."""
+        sizes: Counter[torch.dtype] = Counter()
+        for _, layer in self.layers():
+            sizes[layer.parameter.dtype] += layer.size
+        return sizes.most_common(1)[0][0]
 
     def layers(self, blocks: Sequence[Block] | None = None) -> Iterator[tuple[Block, Layer]]:
         """Yield each layer with its block, in the order the blocks run.

@@ -1,5 +1,6 @@
 """Give the bytes of each thing that a run holds or writes, from the shapes of the model and from what its parts say."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,10 +8,11 @@ import torch
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
-from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.core.model.mapped_weights import MappedFile
 from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.model.source import files_read
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration
 from ecoflap.core.run.prepared import Prepared
 
@@ -148,16 +150,35 @@ def bytes_remembered(prepared: Prepared) -> list[int]:
 
 
 def bytes_of_refining(prepared: Prepared) -> int:
-    """Give the bytes of what a refiner holds: four numbers a weight by Adam, of a block or of the whole model,
-    and what the block was, where one looks at that.
+    """Give the bytes of what refiners hold of a block, or of the whole model, beside the model itself.
 
     The activations of the batch that is trained on come on top: they depend on how the model's library computes them.
     """
+    width = bytes_of_weight(prepared)
     if prepared.model_refiners:
-        return 16 * prepared.size + 4 * (parameters_of(prepared) - prepared.size)
-    refiners = [one for of_tower in prepared.block_refiners.values() for one in of_tower]
-    dense = bytes_of_weight(prepared) if any(one.options.dense_weights for one in refiners) else 0
-    return (16 + dense) * largest_block(prepared.anatomy) if refiners else 0
+        layers = [layer for pool in prepared.pools for _, layer in pool.layers]
+        widened = 4 * (parameters_of(prepared) - prepared.size) if width < 4 else 0
+        return _bytes_of_training(layers, prepared.model_refiners, width) + widened
+    inside = [tower for tower in prepared.anatomy.towers if not tower.outside]
+    blocks = [(prepared.anatomy.layers_of[block.name], tower.name) for tower in inside for block in tower.blocks]
+    refiners = prepared.block_refiners
+    return max((_bytes_of_training(layers, refiners[tower], width) for layers, tower in blocks), default=0)
+
+
+def _bytes_of_training(layers: Sequence[Layer], refiners: Sequence[PartSpec], width: int) -> int:
+    """Give the bytes of what refiners hold of layers, one refiner after another.
+
+    By Adam those are four numbers a weight: its value in float32, or of one that is in float32 already what it was
+    before; its gradient; and two moments. From the second refiner on there is what the one before has left, too. Beside
+    them are a mask, another of what is a part of a parameter, and dense weights where one looks at these.
+
+    :param width: Bytes of a weight of the model.
+    """
+    if not refiners:
+        return 0
+    numbers = 4 * (4 if len(refiners) == 1 else 5)
+    dense = width if any(one.options.dense_weights for one in refiners) else 0
+    return sum((numbers + 1 + (layer.part is not None) + dense) * layer.size for layer in layers)
 
 
 def bytes_put_together(prepared: Prepared) -> int:

@@ -16,13 +16,14 @@ from ecoflap.core.model.anatomy import Layer
 class _Trained:
     """A parameter that layers are, or are parts of.
 
-    :param kept: What is trained of it. A part that is no layer here is neither kept nor pruned: it stays.
+    :param kept: What is trained of it.
+    :param is_layer: What of it is a layer here; None for all of it. The rest is neither kept nor pruned: it stays.
     """
 
     parameter: nn.Parameter
     dtype: torch.dtype
     kept: Bool[Tensor, "..."]
-    pruned: Bool[Tensor, "..."]
+    is_layer: Bool[Tensor, "..."] | None
 
     def mask_gradient(self, gradient: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return gradient * self.kept.to(gradient.device)
@@ -33,9 +34,10 @@ class _Trained:
         :param before: What a part that is no layer comes back to: an optimiser's weight decay knows no mask.
         """
         data = self.parameter.data
-        rounded = data.to(self.dtype).to(data.dtype).masked_fill_(self.pruned.to(data.device), 0.0)
-        is_layer = (self.kept | self.pruned).to(data.device)
-        data.copy_(rounded if bool(is_layer.all()) else torch.where(is_layer, rounded, before.to(rounded)))
+        rounded = data.to(self.dtype).to(data.dtype).masked_fill_(~self.kept.to(data.device), 0.0)
+        if self.is_layer is not None:
+            rounded = torch.where(self.is_layer.to(data.device), rounded, before.to(rounded))
+        data.copy_(rounded)
 
 
 class TrainedWeights:
@@ -68,11 +70,12 @@ class TrainedWeights:
 
         :param placement: In float32.
         """
-        homes = [one.parameter.data for one in self._trained]
-        self._before = [home.clone() for home in homes]
+        self._before = homes = [one.parameter.data for one in self._trained]
         with requiring_grad(module, self._layers):
             try:
                 with placement.held(tensors_of(module)), self._masked_gradients():
+                    held = zip(homes, self.parameters, strict=True)
+                    self._before = [_not_trained(home, parameter.data) for home, parameter in held]
                     yield
                     self.round()
                     trained = [one.parameter.data for one in self._trained]
@@ -94,8 +97,9 @@ class TrainedWeights:
                 one.parameter.grad = None
 
     def remember(self) -> None:
-        """Keep the weights as they are now, for :meth:`restore`."""
-        self._remembered = [one.parameter.data.clone() for one in self._trained]
+        """Keep the weights as they are now, for :meth:`restore`; those that were not trained yet are there already."""
+        both = zip(self._before, self.parameters, strict=True)
+        self._remembered = [_as_now(before, parameter.data) for before, parameter in both]
 
     def restore(self) -> None:
         """Take back the weights that were remembered last, and drop gradients."""
@@ -114,11 +118,24 @@ class TrainedWeights:
 
 
 def _trained(layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> _Trained:
-    parameter = layers[0].parameter
+    first, parameter = layers[0], layers[0].parameter
+    if first.part is None:  # its mask is all there is to hold
+        kept = first.as_stored(masks[first.name]).to(parameter.device).contiguous()
+        return _Trained(parameter, parameter.dtype, kept, None)
     kept = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
-    pruned = kept.clone()
+    is_layer = kept.clone()
     for layer in layers:
-        mask = masks[layer.name].to(parameter.device)
-        layer.matrix_of(kept).copy_(mask)
-        layer.matrix_of(pruned).copy_(~mask)
-    return _Trained(parameter, parameter.dtype, kept, pruned)
+        layer.matrix_of(kept).copy_(masks[layer.name])
+        layer.matrix_of(is_layer).fill_(True)
+    return _Trained(parameter, parameter.dtype, kept, None if bool(is_layer.all()) else is_layer)
+
+
+def _not_trained(home: Float[Tensor, "..."], held: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Give what stays as it was while a weight is trained: its home, or a copy where it is trained in there."""
+    return home.clone() if held.data_ptr() == home.data_ptr() else home
+
+
+def _as_now(before: Float[Tensor, "..."], now: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Give what a weight was before where it is that still, with the signs of its zeros; else a copy of it."""
+    was = before.to(now)
+    return before if torch.equal(was, now) and torch.equal(was.signbit(), now.signbit()) else now.clone()

@@ -32,8 +32,10 @@ class RunData:
         """Give what tells the model apart from others, the files that its adapter is given, and what it computes in."""
         adapter = self._prepared.recipe.model.adapter
         files = {"adapter": digests(adapter)} if adapter and digests(adapter) else {}
-        is_narrow = self._prepared.may_be_narrow
-        arithmetic = {ARITHMETIC: dtype_name(self._model.computed_in)} if is_narrow else {}
+        held = self._model.held_in
+        # The model's own type is not named, for it may show only when weights are read: its files are in here, too.
+        computed_in = "model" if held is None else dtype_name(held)
+        arithmetic = {ARITHMETIC: computed_in} if self._prepared.may_be_narrow else {}
         return {"model": fingerprint(self._prepared.source, self._model.get), **files, **arithmetic}
 
     @cached_property

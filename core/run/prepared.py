@@ -52,9 +52,9 @@ class Prepared:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Give the model's type: that of one in memory, or what the recipe asks for or it is stored in."""
+        """Give the model's type: that of most of one in memory, or what the recipe asks for or it is stored in."""
         if self.source.model is not None:
-            return next((layer.parameter.dtype for _, layer in self.anatomy.layers()), torch.float32)
+            return self.anatomy.dtype
         asked = self.recipe.model.dtype
         return self.dtype_of_files if asked == "auto" else _dtype_called(asked)
 
@@ -72,11 +72,18 @@ class Prepared:
         files = [file for file in weight_files(self.source) if file.suffix == ".safetensors"]
         return stored_type(files[0]) if files else None
 
+    @cached_property
+    def _types(self) -> frozenset[torch.dtype]:
+        """Give the types of all weights, of which one in memory may have several; none where nothing tells."""
+        if self.source.model is not None:
+            return frozenset(one.dtype for one in self.source.model.parameters() if one.is_floating_point())
+        is_told = self.recipe.model.dtype != "auto" or self._stored is not None
+        return frozenset({self.dtype} if is_told else ())
+
     @property
     def may_be_narrow(self) -> bool:
-        """Say whether weights may be narrower than float32: they are, or it shows only when they are read."""
-        is_told = self.source.model is not None or self.recipe.model.dtype != "auto" or self._stored is not None
-        return self.dtype.itemsize < torch.float32.itemsize or not is_told
+        """Say whether weights may be narrower than float32: any of them is, or it shows only when they are read."""
+        return not self._types or any(one.itemsize < torch.float32.itemsize for one in self._types)
 
     @property
     def is_on_cpu(self) -> bool:
@@ -95,8 +102,8 @@ class Prepared:
         """
         if not self.may_be_narrow:
             return None
-        asked, is_known = self.recipe.model.compute, self.dtype != torch.float32
-        lacks = is_slow(self.dtype) if is_known else bool(slow_types())
+        asked = self.recipe.model.compute
+        lacks = any(map(is_slow, self._types)) if self._types else bool(slow_types())
         is_better = asked == "auto" and self.is_on_cpu and lacks
         return torch.float32 if is_better or asked == "float32" else None
 

@@ -70,8 +70,8 @@ class RunModel:
 
     @property
     def computed_in(self) -> torch.dtype:
-        """Give the type of the model's products."""
-        return self.held_in or self._prepared.dtype
+        """Give the type of the model's products, or of most of them; where it is its own, its weights tell."""
+        return self.held_in or self.anatomy.dtype
 
     def get(self) -> nn.Module:
         """Give the model that there is; the source's, loaded and checked, where there is none yet."""

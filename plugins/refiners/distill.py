@@ -4,8 +4,8 @@
 
 x are the positions of the calibration data that the loss is about. It is knowledge distillation (Hinton, Vinyals &
 Dean, Distilling the Knowledge in a Neural Network, 2015) at temperature 1, of a few dozen steps. It sees the whole
-model at once, so it needs the memory of training it: 16 bytes a weight (float32 weights, gradients and two moments),
-and the activations of one batch.
+model at once, so it needs the memory of training it: 17 bytes a weight beside the model (in float32 the weights, or of
+a float32 model what they were before, gradients and two moments; and the mask), and the activations of one batch.
 """
 
 from collections.abc import Callable, Mapping

@@ -22,6 +22,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate, Estimate
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.noise import gaussian
+from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
@@ -64,16 +65,23 @@ class ZerothOrder:
         return 2 * units * batches * self.noises
 
     def held_numbers(self, anatomy: Anatomy) -> int:
-        """Count the directions of what is moved at once, and the step along one of them."""
+        """Count the directions of what is moved at once, and the step along one of them.
+
+        Parts of a parameter are put back from copies, which are as many numbers.
+        """
         blocks = [[layer.size for layer in layers] for layers in anatomy.layers_of.values()]
+        parts = [[layer.size for layer in layers if layer.part is not None] for layers in anatomy.layers_of.values()]
         largest = max((size for sizes in blocks for size in sizes), default=0)
-        return (max(map(sum, blocks), default=0) if self.joint else largest) + largest
+        at_once = sum if self.joint else max
+        return largest + sum(max(map(at_once, filter(None, one)), default=0) for one in (blocks, parts))
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Estimate]]:
         for index, block, mine in block_by_block(replay, layers):
             units = {block.name: mine} if self.joint else {layer.name: [layer] for layer in mine}
-            for name, moved in units.items():
-                yield name, self._estimate(replay, index, moved)
+            # What is written in place of weights that stay in files would stay in memory, block by block.
+            with restored([layer for layer in mine if _is_moved_in_place(layer, replay)]):
+                for name, moved in units.items():
+                    yield name, self._estimate(replay, index, moved)
 
     def _estimate(self, replay: Replay, index: int, moved: Sequence[Layer]) -> Estimate:
         """Estimate the score of what is moved. Each batch gives one term, which is the mean over its noises."""
@@ -96,6 +104,11 @@ class ZerothOrder:
     def _loss(self, replay: Replay, index: int, directions: Mapping[Layer, Tensor], batch: int, step: float) -> float:
         with _moved(replay, directions, step):
             return float(replay.loss(index, [batch])[0])
+
+
+def _is_moved_in_place(layer: Layer, replay: Replay) -> bool:
+    """Say whether it is a part of a parameter that is not widened first."""
+    return layer.part is not None and not replay.placement.widened_bytes([layer.parameter])
 
 
 @contextmanager

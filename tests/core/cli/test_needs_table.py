@@ -249,3 +249,12 @@ def test_each_choice_is_told_with_its_disk_and_what_does_not_fit(pico_llama_fold
 def in_bytes(size: str) -> float:
     number, unit = size.split()
     return float(number) * UNITS[unit]
+
+
+def test_where_nothing_tells_the_type_before_weights_are_read_the_plan_says_why_it_is_float32(plain, monkeypatch):
+    monkeypatch.setattr("ecoflap.core.run.prepared.Prepared._stored", None)
+    monkeypatch.setattr("ecoflap.core.run.prepared.slow_types", lambda: ["bfloat16"])
+    registry = load_registry()
+    needs = prepared_tables(prepare(parse_recipe(plain(), registry=registry), registry))[-1].rows
+    told = [row[1:] for row in needs if row[0] == "arithmetic"]
+    assert told == [("products in float32", "this CPU is slow in a type that weights are in, or may be")]

@@ -1,13 +1,16 @@
 """Models that stay in their files while they are pruned: the same bits as in memory, by the names on disk, resumed."""
 
 import errno
+import gc
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killing import in_a_fork
 from offloaded import assert_alike, in_memory, pico_model, recipe_of, stopping_behind, weights_in
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -22,6 +25,7 @@ from ecoflap.core.model.mapped_weights import MappedWeights, Place
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.memory import MemoryWatch, held
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
 
@@ -289,6 +293,26 @@ def test_several_processes_hold_the_same_files(recipe, heard_by, tmp_path):
     ended = several(2, lambda ranks: ecoflap.run(recipe, folder=tmp_path / "run", ranks=ranks), tmp_path)
     assert ended == [(0, "")] * 2
     assert_alike(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere what is held is not told apart from files")
+def test_what_is_held_while_experts_are_moved_does_not_grow_with_the_model(tmp_path):
+    from pico_causal import KINDS, build
+
+    score = {"use": "zeroth_order", "samples": 1, "joint": True}
+    recipe = recipe_of("gpt_oss", tmp_path, score=score, prune="magnitude", evaluate=None, export=None)
+    ecoflap.run(recipe, folder=tmp_path / "first")  # libraries are imported
+
+    def save() -> None:
+        model = build("gpt_oss", 14, **{**KINDS["gpt_oss"], "hidden_size": 256, "intermediate_size": 384})
+        model.save_pretrained(tmp_path / "dense")
+
+    assert in_a_fork({}, save) == 0  # whose memory would be there to be taken here
+    gc.collect()
+    before, watch = held(), MemoryWatch()
+    ecoflap.run(recipe, folder=tmp_path / "run")
+    watch.stop()
+    assert watch.most() - before < 0.5 * (tmp_path / "dense" / "model.safetensors").stat().st_size
 
 
 def test_what_was_put_away_for_a_while_is_mapped_from_where_it_was(tmp_path):

@@ -12,7 +12,7 @@ FLOAT32 = Placement(torch.float32)
 
 
 class Two(nn.Module):
-    """A matrix in bfloat16, a stack of two of which one is a layer, and a bias that is none."""
+    """A matrix, a stack of two of which one is a layer, and a bias that is none, drawn in bfloat16."""
 
     def __init__(self):
         super().__init__()
@@ -25,9 +25,10 @@ class Two(nn.Module):
         return (x @ self.weight.T + self.bias) @ self.stack[1].T @ self.stack[0]
 
 
-@pytest.fixture
-def module():
-    return Two()
+@pytest.fixture(params=[torch.bfloat16, torch.float32])
+def module(request):
+    """It is held in float32 beside its own weights, or trained in place."""
+    return Two().to(request.param)
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def trained(module):
 
 def test_adam_moves_every_kept_weight_and_no_other(module, trained):
     weights, masks = trained
-    before = {name: value.data.clone() for name, value in module.named_parameters()}
+    before, dtype = {name: value.data.clone() for name, value in module.named_parameters()}, module.weight.dtype
     flags = {name: value.requires_grad for name, value in module.named_parameters()}
     with weights.held(module, FLOAT32):
         assert all(parameter.dtype == torch.float32 for parameter in weights.parameters)
@@ -53,7 +54,7 @@ def test_adam_moves_every_kept_weight_and_no_other(module, trained):
     assert torch.equal(module.weight != 0, masks["weight"])
     assert (module.weight != before["weight"])[masks["weight"]].all()
     assert torch.equal(module.stack[1].T != 0, masks["stack[1]"])
-    assert module.weight.dtype == torch.bfloat16
+    assert module.weight.dtype == dtype
     assert torch.equal(module.stack[0], before["stack"][0])
     assert torch.equal(module.bias, before["bias"])
     assert {name: value.requires_grad for name, value in module.named_parameters()} == flags
@@ -81,6 +82,20 @@ def test_what_is_remembered_comes_back(module, trained):
         weights.restore()
         assert weights.are_finite()
     assert torch.equal(module.weight, before)
+
+
+def test_what_is_remembered_later_comes_back_as_it_was_then(module, trained):
+    """Also where nothing but the signs of zeros is other than it was at first."""
+    weights, masks = trained
+    with weights.held(module, FLOAT32):
+        for change in (lambda data: data[~masks["weight"]].neg(), lambda data: data[~masks["weight"]] + 7):
+            weights.remember()
+            module.weight.data[~masks["weight"]] = change(module.weight.data)
+            weights.remember()
+            then = module.weight.data.clone()
+            module.weight.data.fill_(torch.nan)
+            weights.restore()
+            assert torch.equal(module.weight.data.view(torch.int32), then.view(torch.int32))
 
 
 def test_an_error_leaves_the_weights_as_they_were(module, trained):

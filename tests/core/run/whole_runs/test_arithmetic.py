@@ -8,6 +8,7 @@ from shutil import copytree
 import pytest
 import torch
 from killing import in_a_fork
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers_version import is_before
 
@@ -171,15 +172,62 @@ def test_of_a_model_in_memory_its_weights_say_what_it_is_in(plain, pico_llama, p
     assert kept == {torch.bfloat16: "float32", torch.float32: None}
 
 
+@pytest.mark.parametrize("compute", ["model", "float32"])
+def test_a_model_in_memory_that_is_narrow_in_part_is_computed_as_the_recipe_says(
+    plain, pico_llama, pico_tokenizer, tmp_path, compute
+):
+    def in_two_types():
+        """Its first layer is in float32, and is given and gives what those around it take."""
+        model = pico_llama(dtype=torch.bfloat16)
+        attention = model.model.layers[0].self_attn
+        attention.q_proj.float()
+        attention.q_proj.register_forward_pre_hook(lambda module, given: (given[0].to(module.weight.dtype),))
+        attention.q_proj.register_forward_hook(lambda _, given, found: found.to(attention.k_proj.weight.dtype))
+        return model
+
+    def run(name, model, **keys):
+        recipe = plain(model=keys or None, export=None)
+        return ecoflap.run(recipe, model=model, processor=pico_tokenizer, folder=tmp_path / name)
+
+    wide, mixed = run("wide", in_two_types().float()), run("mixed", in_two_types(), compute=compute)
+    assert (measures(mixed) == measures(wide)) is (compute == "float32")
+    assert mixed.report.machine["computed_in"] == {"model": "bfloat16", "float32": "float32"}[compute]
+
+
+def without_type(folder):
+    """Let a configuration name no type."""
+    config = json.loads((folder / "config.json").read_text())
+    without = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    (folder / "config.json").write_text(json.dumps(without))
+    return folder
+
+
+@pytest.mark.parametrize("compute", ["auto", "model"])
+def test_a_type_that_shows_only_in_the_weights_is_the_same_when_a_run_goes_on(
+    pico, plain, lasting, killer, tmp_path, monkeypatch, compute
+):
+    monkeypatch.setattr("ecoflap.core.run.prepared.slow_types", list)
+    source = without_type(copytree(pico / "model", tmp_path / "model"))
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    recipe = plain(model={"source": str(source), "compute": compute}, export={"use": "eora", "rank": 2})
+    whole = ecoflap.run(recipe, folder=tmp_path / "whole")
+    folder = tmp_path / "run"
+    assert in_a_fork(killer("event:LayerPruned:5"), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
+    run = ecoflap.run(recipe, folder=folder)
+    assert measures(run) == measures(whole)
+    assert lasting(folder) == lasting(whole.folder)
+    ecoflap.export_run(folder, {"use": "eora", "rank": 2}, overwrite=True)
+    assert lasting(folder) == lasting(whole.folder)
+    assert run.report.machine["computed_in"] == whole.report.machine["computed_in"] == "bfloat16"
+
+
 @pytest.mark.parametrize("place", ["in memory", "on the disk"])
 def test_a_type_that_no_configuration_names_is_that_of_the_files(pico, plain, tmp_path, slow_here, place):
     if place == "on the disk" and is_before("5"):
         pytest.skip("transformers 5 leaves weights in their files")
     slow_here(True)
-    copytree(pico / "model", tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    without = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-    (tmp_path / "model" / "config.json").write_text(json.dumps(without))
+    without_type(copytree(pico / "model", tmp_path / "model"))
     where = {"offload": "disk"} if place == "on the disk" else {}
 
     def measured(name, **model):
