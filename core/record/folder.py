@@ -246,8 +246,7 @@ VERSIONS = "versions"
 """The key of the fingerprints that says by which versions of Python and libraries the run was begun."""
 
 ARITHMETIC = "arithmetic"
-"""The key of the fingerprints that says what a model that may be narrower is computed in: ``float32``, or its own type,
-``model``."""
+"""The key of the fingerprints that says what a narrow model is computed in: ``float32``, or its own type, ``model``."""
 
 CALIBRATION_DATA, SCORING_DATA = "calibration data", "scoring data"
 """The keys of the fingerprints of what pruners and scorer look at, and of what the scorer alone does."""
