@@ -231,7 +231,13 @@ IN_TORCH: dict[str, Callable[[Path], Any]] = {
     "packed-int8": packed_int8,
     "packed-int8a8": packed_int8a8,
 }
-RUNTIMES = (*IN_TORCH, "onnxruntime", "onnxruntime-packed", "openvino", "llama.cpp")
+COMPILED = "-compiled"
+"""Ends the name of a way whose steps transformers compiles."""
+COMPILABLE = ("torch", "ours-dense", "packed", "ours-int8", "packed-int8", "packed-int8a8")
+RUNTIMES = (
+    *IN_TORCH, *(f"{name}{COMPILED}" for name in COMPILABLE),
+    "onnxruntime", "onnxruntime-packed", "openvino", "llama.cpp",
+)  # fmt: skip
 
 
 def loaded(runtime: str, path: Path, threads: int, length: int, all_logits: bool) -> Runtime:
@@ -244,7 +250,10 @@ def loaded(runtime: str, path: Path, threads: int, length: int, all_logits: bool
     import torch
 
     torch.set_num_threads(threads)
-    return InTorch(IN_TORCH[runtime](path))
+    model = InTorch(IN_TORCH[runtime.removesuffix(COMPILED)](path))
+    if runtime.endswith(COMPILED):
+        ecoflap.compile_generation(model.model, length)
+    return model
 
 
 def imported(runtime: str) -> None:

@@ -7,7 +7,8 @@
 
 ``make`` writes a model dense, pruned at three sparsities, and as llama.cpp has it (llama-cpp-python's wheel, and the
 converter of its source distribution); what is there is not made again. ``measure`` starts a process for each way to
-run it, all once before any is started again, and appends a line for each to benchmarks/results/runtime.jsonl.
+run it, all once before any is started again, and appends a line for each to benchmarks/results/runtime.jsonl; those
+called compiled say tokens by ``ecoflap.compile_generation``.
 ``table`` gives medians over the rounds, by the clock, with the ratio to torch dense and to our kernel with nothing
 pruned. All is in bfloat16 that does not say otherwise; a CPU without arithmetic for it is faster in float32.
 
@@ -64,6 +65,12 @@ def ways() -> Iterator[Way]:
     yield Way("ours int8 dense", "ours-int8", "dense")
     yield from of_each("packed int8 {}", "packed-int8", "{}/exports/safetensors")
     yield from of_each("packed int8a8 {}", "packed-int8a8", "{}/exports/safetensors")
+    yield Way("torch dense compiled", "torch-compiled", "dense")
+    yield Way("ours dense compiled", "ours-dense-compiled", "dense")
+    yield from of_each("packed {} compiled", "packed-compiled", "{}/exports/safetensors")
+    yield Way("ours int8 dense compiled", "ours-int8-compiled", "dense")
+    yield from of_each("packed int8 {} compiled", "packed-int8-compiled", "{}/exports/safetensors")
+    yield from of_each("packed int8a8 {} compiled", "packed-int8a8-compiled", "{}/exports/safetensors")
     yield Way("torch int8", "torch-int8", "dense")
     yield Way("onnxruntime float32", "onnxruntime", f"onnx/dense/{VIEW}.onnx")
     yield Way("onnxruntime int8", "onnxruntime", f"onnx/int8/{VIEW}.onnx")
@@ -239,7 +246,8 @@ def look(folder: Path, models: Sequence[str], names: Sequence[str]) -> None:
     """Append the perplexity of each way, for which a machine need not be idle."""
     for model in models:
         for way in ways():
-            if (not names or way.name in names) and (folder / model / way.path).exists():
+            asked = way.name in names if names else not way.runtime.endswith("-compiled")  # which says the same
+            if asked and (folder / model / way.path).exists():
                 tell(model, way, started(folder / model, way, 1, "--perplexity"), 1)
 
 
