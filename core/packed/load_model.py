@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
@@ -50,8 +51,8 @@ def load_model(
 
     Every byte that is read is checked: the weights as they are read, and what lies beside them by the folder's
     ``SHA256SUMS``, which an export has; the model card and the licence may be edited. Beside the model one of its
-    tensors is in memory at a time. The model's tokenizer or processor lies in the folder in its own library's format,
-    and :func:`load_masks` reads the masks.
+    tensors is in memory at a time. The model's tokenizer or processor lies in the folder in its own library's format;
+    it is read with an adapter of yours alone. :func:`load_masks` reads the masks.
 
     :param folder: With ``model.packed.safetensors``, or its shards and their index, and the model's configuration; or
         a run's, with one such export.
@@ -79,7 +80,8 @@ def load_model(
     elsewhere = _kind_of(device, weights, embeddings) != "cpu"
     packing = None if weights == "dense" or elsewhere else begun(_PACKED[weights], _PACKED.get(embeddings))
     source = _opened(from_here(folder))
-    adapter = adapter if adapter is not None else _adapter_of(source)
+    if adapter is None:  # nobody will ask one that is found here for its processor
+        adapter, source = _adapter_of(source), replace(source, with_processor=False)
     with nullcontext() if packing is None else staying_packed(packing):
         model = adapter.load(source, kept_in, device).eval()
     if weights == "packed" and elsewhere:
