@@ -88,7 +88,7 @@ class EvaVitAdapter:
         model = source.model.eval() if source.model is not None else self._loaded(source, device).to(dtype=dtype)
         if not timm_vit.is_covered(model):
             raise ModelError(f"{source.name} is a {timm_hub.class_name(model)}; this adapter knows {FITS}.")
-        if device != "meta":
+        if device != "meta" and source.with_processor:
             given = self.processor if source.model is not None else None
             self.processor = self.read_processor(source, model) or given
         return model if source.model is not None else model.to(device)

@@ -83,7 +83,7 @@ class OpenClipAdapter:
         model, config = open_clip_hub.load(source, device, self.architecture)
         _check_kind(model)
         describe(model, config)
-        if device != "meta":
+        if device != "meta" and source.with_processor:
             self.processor = self.read_processor(source, model)
         return model.to(device, dtype)
 

@@ -2,19 +2,21 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
-from ecoflap.core.contracts.records import Check, Exported, StoredTensor
+from ecoflap.core.contracts.records import Check, Exported, Meanwhile, StoredTensor, ViewSize
 from ecoflap.core.disk.sealed import flat
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.export.surroundings import is_weights
+from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
 from ecoflap.core.record.readback import stored
 from ecoflap.exporters.shared.loading_code import library_of
@@ -29,6 +31,17 @@ class HuggingFace:
     It is as large as the dense model; the ``safetensors`` exporter's is smaller. It is read again by that library, and
     compared bit by bit.
     """
+
+    def meanwhile(self, view: ViewSize) -> Meanwhile:
+        """Tell what it takes to read back what was written: the model once more, in memory where the pruned one is.
+
+        In files that would be nothing, but experts of one parameter may be put together of those in the files: they are
+        taken apart in memory to be written, and what is read back is put together on the disk.
+        """
+        if not view.offloaded:
+            return Meanwhile(view.parameters * view.width)
+        experts = sum(layer.size for layer in view.layers if isinstance(layer.part, int)) * view.width
+        return Meanwhile(experts, experts)
 
     def __call__(self, pruned: PrunedModel, folder: Path) -> Exported:
         """Write the files; a model without masks is written too, for nothing in them depends on a mask."""
@@ -53,13 +66,11 @@ def _checked(pruned: PrunedModel, folder: Path) -> tuple[Check, tuple[str, ...]]
 
     A folder that cannot be loaded without a model at hand is compared by its files.
     """
-    model, adapter = pruned.model, pruned.adapter
-    state, source = model.state_dict(), str(folder.absolute())
+    model, source = pruned.model, str(folder.absolute())
+    state = model.state_dict()
     notes: tuple[str, ...] = ()
     try:
-        with processor_kept(adapter):
-            again = adapter.load(open_source(source, Path.cwd()), None, "cpu")
-        _compare(folder, state, again.state_dict())
+        _compare(folder, state, _read_back(pruned, source, folder).state_dict())
         runtime = library_of(model)
     except ModelError as error:
         _compare(folder, state, dict(stored(folder, set(state))))
@@ -68,6 +79,16 @@ def _checked(pruned: PrunedModel, folder: Path) -> tuple[Check, tuple[str, ...]]
         runtime, notes = "torch", (f"its files were compared, and no model was made of them: {reason}",)
     weights = [path.name for path in sorted(folder.iterdir()) if is_weights(path.name)]
     return Check(weights[0] if weights else "", "model", runtime, 0.0, 0.0), notes
+
+
+def _read_back(pruned: PrunedModel, name: str, folder: Path) -> nn.Module:
+    """Load what was written, and leave the adapter the processor that it has.
+
+    Where weights of the pruned model stay in files, so do those of this one.
+    """
+    source = open_source(name, Path.cwd())
+    with processor_kept(pruned.adapter), mapped_beside(folder) if pruned.offloaded else nullcontext() as mapped:
+        return pruned.adapter.load(replace(source, mapped=mapped), None, "cpu")
 
 
 def _compare(folder: Path, state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

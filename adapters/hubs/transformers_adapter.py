@@ -61,7 +61,8 @@ class TransformersAdapter(ABC):
             return source.model.eval()
         model = self._read_model(source, dtype, device)
         if device != "meta":
-            self.processor = self.read_processor(source, model)
+            if source.with_processor:
+                self.processor = self.read_processor(source, model)
             forget_header()
         return model
 

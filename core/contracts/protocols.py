@@ -183,7 +183,7 @@ class Adapter(Protocol):
         ...
 
     def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
-        """Load the model in eval mode, and set ``processor``.
+        """Load the model in eval mode, and set ``processor``, which need not be where the source is without it.
 
         :param dtype: The type of its weights; None keeps the checkpoint's.
         :param device: Where they go; ``meta`` gives the model without weights, and no processor.

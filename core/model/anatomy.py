@@ -40,6 +40,8 @@ class Source:
         planned by it does not load it twice. It is empty for every library that can do without.
     :param mapped: Takes the places of the weights where they are to stay in files, because the model is larger than
         memory. None reads them into memory, as far as the model's library does.
+    :param with_processor: Whether an adapter's ``load`` is to read the processor too. Where nobody can reach that, a
+        large tokenizer would take more memory than a small model for nothing.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Source:
     model: nn.Module | None = None
     loaded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     mapped: MappedWeights | None = field(default=None, compare=False, repr=False)
+    with_processor: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ecoflap.core.disk.sealed import flat
@@ -17,7 +18,7 @@ from ecoflap.core.packed.contents import INTEGERS
 
 _Bits: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.signedinteger[Any]]]"
 _PIECE = 1 << 18
-"""Numbers that are looked at in one go."""
+"""Numbers that are looked at in one go; those of whole bytes of a mask."""
 
 
 def bits_of(tensor: Shaped[Tensor, "..."]) -> _Bits:
@@ -36,11 +37,12 @@ def are_equal_but_for_signs_of_zeros(one: Float[Tensor, "..."], other: Float[Ten
     return all(map(_are_equal, _pieces(bits_of(one)), _pieces(bits_of(other))))
 
 
-def spread(kept: _Bits, mask: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Tensor:
-    """Put the kept numbers where a mask keeps them, and zeros elsewhere; a piece at a time has indices of its own."""
-    dense, done = np.zeros(len(mask), kept.dtype), 0
-    for start in range(0, len(mask), _PIECE):
-        places = np.flatnonzero(mask[start : start + _PIECE])
+def spread(kept: _Bits, bits: NDArray[np.uint8], size: int) -> Tensor:
+    """Put the kept numbers where a mask's packed bits keep them, and zeros elsewhere; a piece at a time is unpacked."""
+    dense, done = np.zeros(size, kept.dtype), 0
+    for start in range(0, size, _PIECE):
+        mask = np.unpackbits(bits[start // 8 : (start + _PIECE) // 8], bitorder="little")
+        places = np.flatnonzero(mask.view(bool))
         dense[start : start + _PIECE][places] = kept[done : done + len(places)]
         done += len(places)
     return torch.from_numpy(dense)

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
@@ -20,10 +21,10 @@ from ecoflap.core.model.own_code import own_code
 from ecoflap.core.model.source import is_setting, open_source
 from ecoflap.core.packed.exported_folder import exported_folder
 from ecoflap.core.packed.into_model import is_packed, refuse_dense, staying_packed
-from ecoflap.core.packed.pack_model import pack_model
 from ecoflap.core.packed.packing import begun
 from ecoflap.core.packed.read_packed import masks_in
 from ecoflap.core.packed.shards import locate
+from ecoflap.core.packed.two_four import run_two_four
 from ecoflap.core.pruning.masks import MASKS, PackedMasks, read_masks
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.registry import load_registry
@@ -50,8 +51,8 @@ def load_model(
 
     Every byte that is read is checked: the weights as they are read, and what lies beside them by the folder's
     ``SHA256SUMS``, which an export has; the model card and the licence may be edited. Beside the model one of its
-    tensors is in memory at a time. The model's tokenizer or processor lies in the folder in its own library's format,
-    and :func:`load_masks` reads the masks.
+    tensors is in memory at a time. The model's tokenizer or processor lies in the folder in its own library's format;
+    it is read with an adapter of yours alone. :func:`load_masks` reads the masks.
 
     :param folder: With ``model.packed.safetensors``, or its shards and their index, and the model's configuration; or
         a run's, with one such export.
@@ -59,7 +60,7 @@ def load_model(
     :param adapter: For a model whose folder does not say what it is; afterwards its ``processor`` is the model's. By
         default the one that claims the folder is found.
     :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
-        on a GPU those that are pruned 2:4, once the model is there.
+        on a GPU those that are pruned 2:4, once the model is there; a warning says where none is.
         ``model.ecoflap_packing`` says which, and what stays dense and why. docs/kernel.md has how fast that is where.
         ``packed-int8`` rounds weights to int8 as they are read, of each ``nn.Linear`` that takes fewer bytes so, and
         in each product x to int16; ``packed-int8a8`` rounds x to int8.
@@ -79,11 +80,12 @@ def load_model(
     elsewhere = _kind_of(device, weights, embeddings) != "cpu"
     packing = None if weights == "dense" or elsewhere else begun(_PACKED[weights], _PACKED.get(embeddings))
     source = _opened(from_here(folder))
-    adapter = adapter if adapter is not None else _adapter_of(source)
+    if adapter is None:  # nobody will ask one that is found here for its processor
+        adapter, source = _adapter_of(source), replace(source, with_processor=False)
     with nullcontext() if packing is None else staying_packed(packing):
         model = adapter.load(source, kept_in, device).eval()
     if weights == "packed" and elsewhere:
-        pack_model(model)
+        run_two_four(model)
     return model
 
 

@@ -14,7 +14,7 @@ from ecoflap.core.errors import FormatError
 from ecoflap.core.packed.bits import bits_of, nonzeros_of, spread
 from ecoflap.core.packed.contents import FORMAT, Contents, Entry, contents_of
 from ecoflap.core.packed.shards import SHARD, Located, locate
-from ecoflap.core.pruning.masks import PackedMasks, pack, popcount, unpack
+from ecoflap.core.pruning.masks import PackedMasks, check_fit, pack, popcount
 
 _ANEW = "Fetch it anew, or export it anew: `ecoflap export` replaces what is there with --overwrite."
 
@@ -140,12 +140,12 @@ def _read_stored(file: Sealed, name: str, entry: Entry) -> StoredPacked:
 
 def _read_packed(file: Sealed, name: str, entry: Entry) -> Tensor:
     stored = _read_stored(file, name, entry)
-    values = stored.values
     try:
-        mask = unpack(stored.bits, entry.shape)
+        check_fit(stored.bits, entry.shape)
     except FormatError as error:
         raise FormatError(f"{file.path}: {name}: {error}") from error
-    return spread(bits_of(values), mask.reshape(-1).numpy()).view(values.dtype).reshape(entry.shape)
+    dense = spread(bits_of(stored.values), stored.bits.numpy(), entry.size)
+    return dense.view(stored.values.dtype).reshape(entry.shape)
 
 
 def _read_mask(file: Sealed, name: str, entry: Entry) -> Tensor:

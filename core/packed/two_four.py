@@ -5,7 +5,7 @@ Neural Networks", 2021). What is stored is those two and where they are: 9/16 of
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ ROWS, COLUMNS = 32, 64
 """What outputs and inputs have to be multiples of, for cuSPARSELt and for CUTLASS, in 16 bits."""
 LEAST_CAPABILITY = (8, 0)
 """Of an Ampere, the first that has sparse tensor cores."""
+_WAY_OUT = "On the CPU any pattern runs packed: device='cpu', or move it there and pack it. For a GPU prune it 2:4."
 
 
 class TwoFourLinear(nn.Linear):
@@ -62,14 +63,11 @@ class TwoFourLinear(nn.Linear):
 def run_two_four(model: nn.Module) -> Packing:
     """Put modules that run 2:4 in the place of each ``nn.Linear`` whose weights are; in place, on the GPU they are on.
 
+    Where there is none, the model stays dense, and a warning says why.
+
     :raises ModelError: Where the GPU has no sparse tensor cores, or the model is on several kinds of device.
     """
-    devices = {parameter.device for parameter in model.parameters()}
-    if {device.type for device in devices} != {"cuda"}:
-        raise ModelError(f"a model that is to run 2:4 is on GPUs whole, and this is on {', '.join(map(str, devices))}")
-    weak = [device for device in devices if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY]
-    if weak:
-        raise ModelError(f"{weak[0]} has no sparse tensor cores, which GPUs have from Ampere on: leave it dense")
+    _refuse_other_devices({parameter.device for parameter in model.parameters()})
     packing = Packing()
     for name, module, reason in list(_candidates(model)):
         if reason:
@@ -82,7 +80,20 @@ def run_two_four(model: nn.Module) -> Packing:
         packing.bytes_dense += weight.nbytes
         packing.bytes_packed += weight.nbytes * 9 // 16
     setattr(model, ATTRIBUTE, packing)
+    if not packing.packed:
+        why = next((f"{name}: {reason}" for name, reason in packing.dense.items()), "no nn.Linear of it is half zeros")
+        told = f"no matrix of this model runs packed on the GPU, all stay dense. {why}. {_WAY_OUT}"
+        warnings.warn(told, stacklevel=3)  # for who packs
     return packing
+
+
+def _refuse_other_devices(devices: Collection[torch.device]) -> None:
+    """Refuse a model that is elsewhere than on GPUs with sparse tensor cores."""
+    if {device.type for device in devices} != {"cuda"}:
+        raise ModelError(f"a model that is to run 2:4 is on GPUs whole, and this is on {', '.join(map(str, devices))}")
+    weak = [device for device in devices if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY]
+    if weak:
+        raise ModelError(f"{weak[0]} has no sparse tensor cores, which GPUs have from Ampere on: leave it dense")
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Linear, str]]:

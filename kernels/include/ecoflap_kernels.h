@@ -1,8 +1,10 @@
 /* The C interface of ecoflap's kernels: products with weights that stay packed. No Python and no torch in it.
 
    A matrix of `outputs` rows and `inputs` columns is one piece of memory in the kernel's order, which src/order.h
-   describes. It holds no pointers: it may be copied, written to a file and mapped. Functions that can fail return 0, or
-   a code of `ecoflap_code`; ecoflap_message() then says what is wrong, for the calling thread. */
+   describes. It holds no pointers: it may be copied, written to a file and mapped. Where it is given it begins at a multiple
+   of 8 bytes, or is refused; x, bias, y, values and dense weights begin at a multiple of their type's size, which is not
+   checked, and masks anywhere. Functions that can fail return 0, or a code of `ecoflap_code`; ecoflap_message() then says
+   what is wrong, for the calling thread. */
 #ifndef ECOFLAP_KERNELS_H
 #define ECOFLAP_KERNELS_H
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 from exported import bits, half_pruned, outputs
 from table import ROWS
+from torch import nn
 
 from ecoflap.adapters.hubs import hugging_face as transformers_files
 from ecoflap.core.contracts.protocols import Exporter
+from ecoflap.core.contracts.records import Meanwhile, ViewSize
 from ecoflap.core.errors import FormatError, ModelError
+from ecoflap.core.model.anatomy import Layer
 from ecoflap.exporters.hugging_face import HuggingFace, ecoflap_register_exporters
 from ecoflap.exporters.shared.loading_code import library_of
 from ecoflap.exporters.shared.model_card import CARD
@@ -142,3 +145,17 @@ def test_a_checkpoint_that_reads_back_differently_is_refused(folder: Path, monke
     monkeypatch.setattr(type(pruned.adapter), "save", shifted)
     with pytest.raises(FormatError, match="reads back other than it was written"):
         HuggingFace()(pruned, folder)
+
+
+def test_what_reading_it_back_takes_is_predicted():
+    """The model once more; of one that stays in files what its library makes of several weights."""
+    held = ViewSize(4 * 10**9, 3 * 10**9, 15 * 10**8, 10**8, 2, offloaded=False)
+    assert HuggingFace().meanwhile(held) == Meanwhile(8 * 10**9)
+    assert HuggingFace().meanwhile(replace(held, offloaded=True)) == Meanwhile(0)
+    experts = nn.Module()
+    experts.register_parameter("down_proj", nn.Parameter(torch.zeros(4, 8, 6)))
+    parts = tuple(Layer(f"experts.down_proj[{number}]", experts, "down_proj", part=number) for number in range(4))
+    alone = replace(held, layers=(Layer("head.weight", nn.Linear(6, 8)),))
+    assert HuggingFace().meanwhile(replace(alone, offloaded=True)) == Meanwhile(0)
+    with_experts = replace(alone, offloaded=True, layers=alone.layers + parts)
+    assert HuggingFace().meanwhile(with_experts) == Meanwhile(2 * 192, 2 * 192)

@@ -1,5 +1,6 @@
 // The library under sanitizers, without Python: every path against a sum in double, with memory that ends where the
-// matrix ends, damaged matrices, and threads. `make test-kernel` compiles it with them and runs it.
+// matrix ends and begins wherever it may, damaged matrices, and threads. `make test-kernel` compiles it with them and
+// runs it.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +8,7 @@
 
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "ecoflap_kernels.h"
@@ -28,16 +30,17 @@ void check(bool is_right, const char *what, int path, int type) {
   ++failures;
 }
 
-// Memory of exactly so many bytes, aligned to lines: a sanitizer sees what is read beyond it.
+// Memory of exactly so many bytes, which begins at a line or so many bytes `past` one: a sanitizer sees what is read
+// beyond it.
 struct Bytes {
-  explicit Bytes(int64_t count) : size(count) {
-    if (posix_memalign(&memory, 64, size_t(count > 0 ? count : 1)) != 0) abort();
+  explicit Bytes(int64_t count, int64_t past = 0) : size(count), past(past) {
+    if (posix_memalign(&memory, 64, size_t(count + past > 0 ? count + past : 1)) != 0) abort();
   }
   Bytes(const Bytes &) = delete;
   ~Bytes() { free(memory); }
-  uint8_t *at() const { return static_cast<uint8_t *>(memory); }
+  uint8_t *at() const { return static_cast<uint8_t *>(memory) + past; }
   void *memory = nullptr;
-  int64_t size;
+  int64_t size, past;
 };
 
 // What a row of weights stands for once it is int8.
@@ -59,7 +62,7 @@ struct Matrix {
   std::vector<uint8_t> raw;
   std::unique_ptr<Bytes> packed;
 
-  Matrix(int type, int64_t outputs, int64_t inputs, double sparsity)
+  Matrix(int type, int64_t outputs, int64_t inputs, double sparsity, int64_t past = 0)
       : type(type), real(real_type(type)), outputs(outputs), inputs(inputs), dense(size_t(outputs * inputs)),
         raw(size_t(outputs * inputs * real_size(type) + 1)) {
     std::uniform_real_distribution<float> value(-1, 1), share(0, 1);
@@ -68,36 +71,40 @@ struct Matrix {
       dense[i] = number_at(real, raw.data(), int64_t(i));
       kept += dense[i] != 0;
     }
-    packed = std::make_unique<Bytes>(ecoflap_packed_bytes(type, outputs, inputs, kept));
+    packed = std::make_unique<Bytes>(ecoflap_packed_bytes(type, outputs, inputs, kept), past);
     int code = ecoflap_pack_dense(packed->at(), packed->size, type, outputs, inputs, raw.data(), kept);
     check(code == ECOFLAP_OK, "pack_dense", 0, type);
     for (int64_t i = 0; is_int8(type) && i < outputs; ++i) round_row(dense.data() + i * inputs, inputs, real);
   }
 };
 
-int multiply(int path, const Matrix &w, const Bytes &x, int64_t batch, const Bytes &y, int threads) {
-  return ecoflap_packed_linear(path, w.packed->at(), w.packed->size, w.real, w.outputs, w.inputs, x.at(), batch, w.inputs,
-                               nullptr, y.at(), threads);
+int multiply(int path, const Matrix &w, const Bytes &x, int64_t batch, const Bytes &y, int threads, int64_t gap = 0,
+             const void *bias = nullptr) {
+  return ecoflap_packed_linear(path, w.packed->at(), w.packed->size, w.real, w.outputs, w.inputs, x.at(), batch,
+                               w.inputs + gap, bias, y.at(), threads);
 }
 
 int decode(int path, const Matrix &w, const Bytes &out) {
   return ecoflap_unpack(path, w.packed->at(), w.packed->size, w.real, w.outputs, w.inputs, 0, w.outputs, out.at(), 2);
 }
 
-void test_product(int path, const Matrix &w, int64_t batch, int threads) {
-  int64_t size = real_size(w.type);
-  Bytes x(batch * w.inputs * size), y(batch * w.outputs * size);
+// With a `gap` between rows, which holds no numbers, there is a bias too, and all begins as far from a line as it may.
+void test_product(int path, const Matrix &w, int64_t batch, int threads, int64_t gap) {
+  int64_t size = real_size(w.type), past = gap > 0 ? size : 0, stride = w.inputs + gap, count = batch * stride - gap;
+  Bytes x(count * size, past), y(batch * w.outputs * size, past), bias(w.outputs * size, past);
   std::uniform_real_distribution<float> value(-1, 1);
-  for (int64_t i = 0; i < batch * w.inputs; ++i) put_number(w.real, x.at(), i, value(random_bits));
-  check(multiply(path, w, x, batch, y, threads) == ECOFLAP_OK, "packed_linear", path, w.type);
+  for (int64_t i = 0; i < count; ++i) put_number(w.real, x.at(), i, i % stride < w.inputs ? value(random_bits) : NAN);
+  for (int64_t i = 0; i < w.outputs; ++i) put_number(w.real, bias.at(), i, gap > 0 ? value(random_bits) : 0);
+  int code = multiply(path, w, x, batch, y, threads, gap, gap > 0 ? bias.at() : nullptr);
+  check(code == ECOFLAP_OK, "packed_linear", path, w.type);
   double most = w.real == ECOFLAP_FLOAT32 ? 1e-5 : w.real == ECOFLAP_FLOAT16 ? 2e-3 : 1.6e-2;
   double half_scale = !is_int8(w.type) ? 0 : 0.5 / (rounds_x_to_int8(w.type) ? 127 : 32767);  // x is below 1
   for (int64_t row = 0; row < batch; ++row)
     for (int64_t i = 0; i < w.outputs; ++i) {
-      double sum = 0, sizes = 1, rounding = 0;
+      double sum = number_at(w.real, bias.at(), i), sizes = 1 + fabs(sum), rounding = 0;
       for (int64_t k = 0; k < w.inputs; ++k) {
         double weight = double(w.dense[size_t(i * w.inputs + k)]);
-        double product = weight * number_at(w.real, x.at(), row * w.inputs + k);
+        double product = weight * number_at(w.real, x.at(), row * stride + k);
         sum += product, sizes += fabs(product), rounding += half_scale * fabs(weight);
       }
       double error = fabs(number_at(w.real, y.at(), row * w.outputs + i) - sum);
@@ -105,8 +112,8 @@ void test_product(int path, const Matrix &w, int64_t batch, int threads) {
     }
 }
 
-void test_decoding(int path, const Matrix &w) {
-  Bytes out(w.outputs * w.inputs * real_size(w.type));
+void test_decoding(int path, const Matrix &w, int64_t past) {
+  Bytes out(w.outputs * w.inputs * real_size(w.type), past);
   int code = decode(path, w, out);
   check(code == ECOFLAP_OK, "unpack", path, w.type);
   bool is_same = true;
@@ -130,10 +137,10 @@ void test_not_finite(int path, const Matrix &w) {
   }
 }
 
-// The packed file's order: bits and values in memory that ends with them.
+// The packed file's order: bits and values in memory that ends with them, and begins at no even address and at no line.
 void test_rows(const Matrix &w) {
   int64_t count = w.outputs * w.inputs, size = real_size(w.type);
-  Bytes bits((count + 7) / 8), values(w.kept * size), again(w.packed->size);
+  Bytes bits((count + 7) / 8, 1), values(w.kept * size, size), again(w.packed->size);
   memset(bits.at(), 0, size_t(bits.size));
   for (int64_t i = 0, next = 0; i < count; ++i) {
     if (number_at(w.real, w.raw.data(), i) == 0) continue;
@@ -143,6 +150,22 @@ void test_rows(const Matrix &w) {
   int code = ecoflap_pack_rows(again.at(), again.size, w.type, w.outputs, w.inputs, bits.at(), values.at(), w.kept);
   check(code == ECOFLAP_OK, "pack_rows", 0, w.type);
   check(memcmp(again.at(), w.packed->at(), size_t(again.size)) == 0, "order of rows", 0, w.type);
+}
+
+// A whole matrix that begins at another address than a multiple of 8 is neither read nor written.
+void test_refused(int path, Matrix &w) {
+  int64_t size = real_size(w.type);
+  Bytes x(w.inputs * size), y(w.outputs * size), out(w.outputs * w.inputs * size);
+  memset(x.at(), 0, size_t(x.size));
+  auto moved = std::make_unique<Bytes>(w.packed->size, 1);
+  memcpy(moved->at(), w.packed->at(), size_t(moved->size));
+  std::swap(w.packed, moved);
+  check(ecoflap_check(w.packed->at(), w.packed->size) == ECOFLAP_BAD_MATRIX, "check of an odd address", path, w.type);
+  check(multiply(path, w, x, 1, y, 1) == ECOFLAP_BAD_MATRIX, "product from an odd address", path, w.type);
+  check(decode(path, w, out) == ECOFLAP_BAD_MATRIX, "decoding from an odd address", path, w.type);
+  int code = ecoflap_pack_dense(w.packed->at(), w.packed->size, w.type, w.outputs, w.inputs, w.raw.data(), w.kept);
+  check(code == ECOFLAP_BAD_ARGUMENT, "packing to an odd address", path, w.type);
+  std::swap(w.packed, moved);
 }
 
 // Whatever bytes are changed, no path may read or write beyond the memory.
@@ -170,16 +193,18 @@ void test_path(int path) {
   for (int type = 0; type < ECOFLAP_TYPES; ++type)
     for (const auto &size : sizes)
       for (double sparsity : sparsities) {
-        Matrix w(type, size[0], size[1], sparsity);
-        for (int64_t batch : {1, 2, 7, 33}) test_product(path, w, batch, 1);
+        Matrix w(type, size[0], size[1], sparsity, size[0] % 2 * 8);
+        for (int64_t batch : {1, 2, 7, 33})
+          for (int64_t gap : {0, 3}) test_product(path, w, batch, 1, gap);
         if (is_int8(type)) test_not_finite(path, w);
-        test_decoding(path, w);
+        for (int64_t past : {int64_t(0), real_size(type)}) test_decoding(path, w, past);
         test_rows(w);
+        test_refused(path, w);
         test_damage(path, w);
       }
   for (int type : {ECOFLAP_BFLOAT16 + 0, ECOFLAP_INT8 + ECOFLAP_BFLOAT16, ECOFLAP_INT8A8 + ECOFLAP_FLOAT16}) {
     Matrix large(type, 1500, 300, 0.5);
-    for (int threads : {1, 2, 4}) test_product(path, large, 9, threads);
+    for (int threads : {1, 2, 4}) test_product(path, large, 9, threads, 0);
   }
 }
 

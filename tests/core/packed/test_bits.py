@@ -18,7 +18,7 @@ several = st.lists(st.sampled_from(NUMBERS), max_size=20)
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(bits, "_PIECE", 3)
+    monkeypatch.setattr(bits, "_PIECE", 8)
 
 
 @types
@@ -43,8 +43,17 @@ def test_only_signs_of_zeros_may_differ(dtype, numbers, at, other):
 def test_what_is_kept_is_put_where_it_was(dtype, mask):
     keep = torch.tensor(mask, dtype=torch.bool)
     weight = torch.arange(1, len(mask) + 1).to(dtype).masked_fill(~keep, 0)
-    again = spread(bits_of(weight[keep]), keep.numpy())
+    packed = np.array([sum(kept << bit for bit, kept in enumerate(mask[at : at + 8])) for at in range(0, len(mask), 8)])
+    again = spread(bits_of(weight[keep]), packed.astype(np.uint8), len(mask))
     assert torch.equal(again.view(dtype) if len(again) else weight, weight)
+
+
+def test_a_mask_is_unpacked_a_piece_at_a_time(monkeypatch):
+    """At no time is there a byte for each weight."""
+    unpack, unpacked = np.unpackbits, []
+    monkeypatch.setattr(np, "unpackbits", lambda some, **how: unpacked.append(8 * len(some)) or unpack(some, **how))
+    assert spread(np.arange(1, 21, dtype=np.int16), np.array([255, 255, 15], np.uint8), 20).tolist() == [*range(1, 21)]
+    assert unpacked == [8, 8, 8]
 
 
 def test_a_transposed_matrix_is_read_in_its_own_order():

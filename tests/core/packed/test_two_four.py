@@ -1,10 +1,14 @@
 """2:4 matrices on a GPU: which can be, checked anywhere; how they multiply, where there is a GPU."""
 
+import re
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 import ecoflap
+import ecoflap.core.packed.two_four as two_four_module
 from ecoflap.core.errors import KernelError, ModelError
 from ecoflap.core.packed.two_four import TwoFourLinear, run_two_four, why_not_two_four
 
@@ -45,6 +49,51 @@ def test_a_model_on_the_cpu_is_refused():
         run_two_four(nn.Linear(64, 64))
 
 
+@pytest.fixture
+def taken_for_gpus(monkeypatch):
+    """Nothing that runs here multiplies 2:4: what is not is found out on the CPU."""
+    monkeypatch.setattr(two_four_module, "_refuse_other_devices", lambda devices: None)
+
+
+def half_zeros(dtype=torch.bfloat16, inputs=128):
+    """Pruned by size alone, so that some four weights hold three that stay."""
+    layer = nn.Linear(inputs, 64)
+    layer.weight.data = layer.weight.data.masked_fill(layer.weight.abs() <= layer.weight.abs().median(), 0)
+    return layer.to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("layers", "why"),
+    [
+        ([nn.Linear(128, 64), half_zeros(), half_zeros(inputs=96)], r"1\.weight: more than two of four weights"),
+        ([half_zeros(torch.float32), half_zeros()], r"0\.weight: it is float32, and not in 16 bits"),
+        ([nn.Linear(128, 64)], r"no nn\.Linear of it is half zeros"),
+    ],
+)
+def test_where_nothing_runs_packed_it_is_said_once(layers, why, taken_for_gpus):
+    model = nn.Sequential(*layers)
+    with pytest.warns(UserWarning, match="runs packed on the GPU") as told:
+        packing = run_two_four(model)
+    (warning,) = told
+    said = str(warning.message)
+    assert re.match(rf"no matrix of this model runs packed on the GPU, all stay dense\. {why}", said)
+    assert "device='cpu'" in said
+    assert "prune it 2:4" in said
+    assert packing.packed == []
+    assert list(model) == layers
+
+
+def test_where_something_runs_packed_nothing_is_said(taken_for_gpus, monkeypatch):
+    monkeypatch.setattr(two_four_module, "TwoFourLinear", lambda dense: nn.Identity())  # which needs a GPU
+    model = nn.Sequential(half_zeros(), nn.Linear(128, 64).bfloat16())
+    model[1].weight.data = two_four()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        packing = run_two_four(model)
+    assert packing.packed == ["1.weight"]
+    assert list(packing.dense) == ["0.weight"]
+
+
 class TestOnAGpu:
     pytestmark = on_gpu
 
@@ -79,6 +128,12 @@ class TestOnAGpu:
         assert torch.equal(packed.state_dict()["0.weight"], 2 * dense[0].weight)
         with pytest.raises(KernelError, match="prune it with pattern 2:4"):
             packed.load_state_dict({name: torch.ones_like(value) for name, value in again.items()})
+
+    def test_what_is_pruned_in_another_way_stays_dense_with_a_warning(self):
+        model = nn.Sequential(half_zeros()).cuda()
+        with pytest.warns(UserWarning, match=r"no matrix .* 0\.weight: more than two of four"):
+            ecoflap.pack_model(model)
+        assert type(model[0]) is nn.Linear
 
     @types
     def test_it_is_neither_moved_nor_cast(self, dtype):

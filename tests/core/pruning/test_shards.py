@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from ecoflap.core.disk.sealed import sealed, write_safetensors
 from ecoflap.core.errors import FormatError, RecipeError, RunError
 from ecoflap.core.export.verify import verify
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.model.mapped_weights import MappedWeights, Place
+from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped_beside
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.memory import MemoryWatch, held
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
+from ecoflap.exporters import hugging_face
 
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
 pytest.importorskip("accelerate")
@@ -242,6 +244,32 @@ def test_an_onnx_file_has_the_same_bytes_also_where_it_is_written_later(recipe, 
     assert written == files[1].read_bytes()
     ecoflap.export_run(tmp_path / "disk", onnx, overwrite=True)
     assert files[0].read_bytes() == written
+    assert not list((tmp_path / "disk").rglob(".weights-*"))
+
+
+@pytest.mark.parametrize("recipe", ["llama-tied", "mixtral"], indirect=True)
+def test_a_dense_export_is_read_back_from_files_and_is_that_of_a_model_in_memory(recipe, tmp_path, monkeypatch):
+    """What is mapped lies in the export, or where the library makes it of several, as mixtral's experts, beside it."""
+    mapped = []
+
+    @contextmanager
+    def noted(folder):
+        with mapped_beside(folder) as weights:
+            mapped.append(weights)
+            yield weights
+
+    monkeypatch.setattr(hugging_face, "mapped_beside", noted)
+    recipe = {**recipe, "score": None, "allocate": "uniform", "prune": "wanda", "export": ["hugging_face"]}
+    recipe.pop("evaluate")
+    done = ecoflap.run(recipe, folder=tmp_path / "disk")
+    (weights,) = mapped
+    assert set(weights.places) == {name for name, _ in done.model.named_parameters()}
+    in_export = {name for name, place in weights.places.items() if place.file.name == "model.safetensors"}
+    assert set(weights.places) - in_export == {name for name in weights.places if ".experts." in name}
+    ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
+    assert len(mapped) == 1
+    exports = [tmp_path / name / "exports" / "hugging_face" for name in ("disk", "memory")]
+    assert len({(folder / "model.safetensors").read_bytes() for folder in exports}) == 1
     assert not list((tmp_path / "disk").rglob(".weights-*"))
 
 
