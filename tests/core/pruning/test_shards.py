@@ -247,7 +247,7 @@ def test_an_onnx_file_has_the_same_bytes_also_where_it_is_written_later(recipe, 
     assert not list((tmp_path / "disk").rglob(".weights-*"))
 
 
-@pytest.mark.parametrize("recipe", ["llama-tied", "mixtral"], indirect=True)
+@pytest.mark.parametrize("recipe", ["llama-tied", pytest.param("mixtral", marks=pytest.mark.slow)], indirect=True)
 def test_a_dense_export_is_read_back_from_files_and_is_that_of_a_model_in_memory(recipe, tmp_path, monkeypatch):
     """What is mapped lies in the export, or where the library makes it of several, as mixtral's experts, beside it."""
     mapped = []
