@@ -80,7 +80,9 @@ class Eora:
             yield _NO_DATA
         if not any(parameter.is_meta for parameter in context.model.parameters()):
             yield _NO_DENSE
+        asked = context.recipe.included
         kept = {name for name, own in context.recipe.towers.items() if own == "keep"}
+        kept |= {one.name for one in context.anatomy.towers if not one.prunable and one.name not in asked}
         pruned = [layer for block, layer in context.anatomy.layers() if block.tower not in kept]
         yield from self._too_small([layer for layer in pruned if _is_linear(layer)])
 

@@ -73,16 +73,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
 
 
-def delete_whole(path: Path) -> None:
+def delete_whole(path: Path) -> bool:
     """Delete a folder, if it is there. Half of one is never taken for a whole: it gets the name of leftovers first.
 
     One that the system does not let go stays as it is.
+
+    :return: Whether nothing of it is left.
     """
     aside = _beside(path, _PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
         path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
+    return not (path.exists() or aside.exists())
 
 
 def link_or_copy(source: Path, target: Path) -> None:

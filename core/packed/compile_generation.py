@@ -19,9 +19,11 @@ _ON_EVERY_DEVICE = "_compile_all_devices"
 
 
 def compile_generation(model: nn.Module, length: int = 512) -> None:
-    """Have ``generate`` say each token but the first by compiled code, with the same tokens as before.
+    """Have ``generate`` say each token but the first by compiled code.
 
-    The first call of ``generate`` compiles, which takes half a minute or a few, and needs a C++ compiler. It is for a
+    Tokens are those of before but where two are nearly equal: sums are rounded in another order. The first call of
+    ``generate`` compiles, which takes half a minute or more, and needs a C++ compiler; one with another number of texts
+    at once compiles anew. It is for a decoder, or a decoder with images, as transformers has it: a
     model of transformers with its weights packed or dense, in place: its ``generation_config`` is changed, and what is
     saved asks for keys and values of fixed length, too, but for nothing to be compiled.
 
@@ -39,16 +41,21 @@ def compile_generation(model: nn.Module, length: int = 512) -> None:
             f"transformers compiles no {type(model).__name__}: its class does not say that it can be. generate runs it "
             f"as it is"
         )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(model).__name__} reads by an encoder, and what it has read has another length for each prompt, for "
+            f"which its steps would be compiled anew. generate runs it as it is"
+        )
+    if not hasattr(settings, "max_cache_len"):  # without it each length is compiled for anew
+        raise ModelError("this transformers compiles one length at a time: pip install -U 'transformers>=5.24'")
     _require_compiler()
-    settings.cache_implementation, settings.max_cache_len = "static", length
     settings.compile_config = _compile_config()
+    settings.cache_implementation, settings.max_cache_len = "static", length
 
 
 def _compile_config() -> Any:
-    try:
-        from transformers import CompileConfig
-    except ImportError as error:
-        raise ModelError("this transformers does not compile what it generates: pip install -U transformers") from error
+    from transformers import CompileConfig
+
     config = CompileConfig(fullgraph=False, dynamic=False, mode="default")
     setattr(config, _ON_EVERY_DEVICE, True)
     return config

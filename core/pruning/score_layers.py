@@ -58,6 +58,7 @@ def score_layers(
     total = len(dict.fromkeys(names))
     remaining = [layer for name, (_, layer) in zip(names, layers, strict=True) if name not in done]
     emit(Progress("score", len(done), total, f"{unit}s"))
+    told: set[str] = set()
     if remaining:
         asked = [layer for _, layer in layers] if scorer.options.together else remaining
         for name, score in _asked(scorer, replay, asked):
@@ -71,13 +72,20 @@ def score_layers(
             ranks.at_first(partial(append_line, path, score_line(name, done[name])))
             for note in answer.notes if isinstance(answer, Curve) else ():
                 emit(Warned(f"{scorer.use}: {note}"))
+            _tell_few(scorer.use, replay, told, emit)
             emit(Progress("score", len(done), total, f"{unit}s"))
-    if replay.few:
-        emit(Warned(f"{scorer.use}: {warning_of_few(replay.few)}"))
     scores = _complete(scorer.use, done, names, unit)
     for sentence in _uninformative(scores, unit):
         emit(Warned(f"{scorer.use}: {sentence}"))
     return Scores(unit, aggregate, scores)
+
+
+def _tell_few(use: str, replay: Replay, told: set[str], emit: Callable[[Event], None]) -> None:
+    """Warn of layers that saw few tokens, of which nothing was told yet: block by block, as they are looked at."""
+    few = {name: said for name, said in replay.few.items() if name not in told}
+    if few:
+        emit(Warned(f"{use}: {warning_of_few(few)}"))
+        told.update(few)
 
 
 def _begun(path: Path, unit: Unit, aggregate: Aggregate) -> Mapping[str, KeptScore]:

@@ -91,7 +91,7 @@ def _watch(seconds: float) -> Watch:
         holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         limit = timedelta(seconds=seconds)
         store = TCPStore(host, port, is_master=holds, timeout=limit, wait_for_workers=False, multi_tenant=True)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:  # a port beyond 65535 is a TypeError
         raise RankError(_cannot_meet(error)) from error
     store.set_timeout(timedelta(seconds=30))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

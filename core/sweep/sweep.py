@@ -193,7 +193,8 @@ def delete_model(folder: RunFolder) -> None:
         if folder.model.is_symlink():
             folder.model.unlink()
             return
-        delete_whole(folder.model)
+        if not delete_whole(folder.model):
+            raise RunError(f"{folder.model} cannot be deleted, as is done without --keep-models")
 
 
 def _refuse_strangers(folder: Path) -> None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -67,13 +68,16 @@ class ZerothOrder:
     def held_numbers(self, anatomy: Anatomy) -> int:
         """Count the directions of what is moved at once, and the step along one of them.
 
-        Parts of a parameter are put back from copies, which are as many numbers.
+        Parts of a parameter in float32 are put back from copies, a block's at a time.
         """
         blocks = [[layer.size for layer in layers] for layers in anatomy.layers_of.values()]
         parts = [[layer.size for layer in layers if layer.part is not None] for layers in anatomy.layers_of.values()]
-        largest = max((size for sizes in blocks for size in sizes), default=0)
+        copies = max(map(sum, parts), default=0)
+        if not copies or anatomy.dtype != torch.float32:  # a narrower one is widened first, and that is a copy
+            copies = 0
         at_once = sum if self.joint else max
-        return largest + sum(max(map(at_once, filter(None, one)), default=0) for one in (blocks, parts))
+        blocks = [sizes for sizes in blocks if sizes]
+        return max(map(max, blocks), default=0) + max(map(at_once, blocks), default=0) + copies
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Estimate]]:
         for index, block, mine in block_by_block(replay, layers):

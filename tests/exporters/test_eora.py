@@ -231,7 +231,7 @@ def test_matrices_of_a_tower_that_is_kept_are_not_too_small(pico_llama: Any):
     anatomy = Anatomy.of(LlamaAdapter().towers(model), LlamaAdapter().layers)
 
     def said(towers: dict[str, str]) -> list[str]:
-        asked = SimpleNamespace(calibration=object(), towers=towers)
+        asked = SimpleNamespace(calibration=object(), towers=towers, included=frozenset())
         return list(Eora(rank=32).problems(context(asked, anatomy, model=model)))
 
     (problem,) = said({})

@@ -1,5 +1,7 @@
 """Greedy tokens of a compiled model against those it says uncompiled, and what is refused."""
 
+import os
+import shutil
 import subprocess
 import sys
 
@@ -56,10 +58,15 @@ print(called.count(torch.ops.ecoflap.packed_linear))
 """
 
 
-@pytest.mark.parametrize("backend", ["nothing", pytest.param("inductor", marks=[pytest.mark.slow])])
+without_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
+
+
+@pytest.mark.parametrize("backend", ["nothing", pytest.param("inductor", marks=[pytest.mark.slow, without_compiler])])
 def test_tokens_are_those_of_the_model_as_it_was_and_one_code_serves_all_lengths(backend):
     """Apart from these tests, whose checks of types torch cannot compile."""
-    done = subprocess.run([sys.executable, "-c", SAYS, backend], capture_output=True, text=True, check=False)
+    compiler = {} if backend == "inductor" else {"CXX": sys.executable}
+    command = [sys.executable, "-c", SAYS, backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **compiler})
     assert done.returncode == 0, done.stderr
     # The step that says one token, once: two blocks of seven products.
     assert int(done.stdout) == (14 if backend == "nothing" else 0)
@@ -75,8 +82,9 @@ def packed(pico_llama):
     return model
 
 
-def test_what_is_saved_says_nothing_of_it(packed, tmp_path):
+def test_what_is_saved_says_nothing_of_it(packed, tmp_path, monkeypatch):
     plain = said(packed)
+    monkeypatch.setenv("CXX", sys.executable)  # nothing is compiled here
     ecoflap.compile_generation(packed)
     packed.save_pretrained(tmp_path / "saved")
     again = type(packed).from_pretrained(tmp_path / "saved")
@@ -103,6 +111,14 @@ def test_what_cannot_be_compiled_is_refused(packed, monkeypatch):
         ecoflap.compile_generation(Silent())
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ModelError, match=r"torch compiles by no-such-compiler, and there is none: install it, or name"):
+        ecoflap.compile_generation(packed)
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr(packed.config, "is_encoder_decoder", True)
+    with pytest.raises(ModelError, match="LlamaForCausalLM reads by an encoder, and what it has read has another len"):
+        ecoflap.compile_generation(packed)
+    monkeypatch.delattr(packed.generation_config, "max_cache_len")
+    monkeypatch.setattr(packed.config, "is_encoder_decoder", False)
+    with pytest.raises(ModelError, match="this transformers compiles one length at a time: pip install -U"):
         ecoflap.compile_generation(packed)
     monkeypatch.setattr(type(packed), "_can_compile_fullgraph", False)
     with pytest.raises(ModelError, match="transformers compiles no LlamaForCausalLM: its class does not say"):

@@ -60,7 +60,8 @@ def test_one_that_dies_while_they_connect_is_found_out(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [({"MASTER_ADDR": None}, "MASTER_ADDR is not set"), ({"MASTER_PORT": "a"}, "'a'")]
+    ("wrong", "said"),
+    [({"MASTER_ADDR": None}, "MASTER_ADDR is not set"), ({"MASTER_PORT": "a"}, "'a'"), ({"MASTER_PORT": "99999"}, "")],
 )
 def test_an_environment_that_names_no_place_is_refused(wrong, said, monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
