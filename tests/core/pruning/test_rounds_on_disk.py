@@ -17,6 +17,7 @@ from several import several
 
 import ecoflap
 from ecoflap.core.contracts.events import LayerPruned, Progress, RunStarted, StageStarted
+from ecoflap.core.disk import whole_files
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.export.verify import verify
 from ecoflap.core.needs.disk import disk_needs
@@ -25,7 +26,6 @@ from ecoflap.core.pruning import shards
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.memory import MemoryWatch, held
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run import rounds
 from ecoflap.core.run.prepare import prepare
 
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
@@ -208,15 +208,16 @@ def test_a_run_that_is_killed_while_files_of_the_round_before_go(unbroken_of, tm
 
     def run() -> None:
         def begun(path: Path, ignore_errors: bool = False) -> None:
-            if path.name == "blocks":
-                next(path.glob("*.safetensors")).unlink()
+            if path.parent.name == "1" and (found := [*path.glob("*.safetensors")]):
+                found[0].unlink()
                 die()
 
-        rounds.shutil = SimpleNamespace(rmtree=begun)
+        whole_files.shutil = SimpleNamespace(rmtree=begun)
         ecoflap.run(recipe, folder=folder)
 
     assert in_a_fork({}, run) == -signal.SIGKILL
-    assert (folder / "rounds/1/blocks").is_dir()
+    assert (folder / "rounds/1/.blocks.partial").is_dir()  # and no block that is not whole
+    assert not (folder / "rounds/1/blocks").exists()
     ecoflap.run(recipe, folder=folder)
     assert_same(folder, unbroken)
 
