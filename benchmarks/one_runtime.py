@@ -4,7 +4,7 @@
         [--perplexity]
 
 A process for each, because what a process holds in memory can only be told of a whole one. Generation is greedy, of one
-text of sixteen tokens; a token's time is that of all tokens but the first, divided by their number.
+text of sixteen tokens or as many as are asked; a token's time is that of all tokens but the first, by their number.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import ecoflap
 
 PROMPT = 16
-"""Tokens that are given."""
+"""Tokens that are given, where nothing else is asked."""
 
 
 class Runtime(Protocol):
@@ -231,11 +231,11 @@ IN_TORCH: dict[str, Callable[[Path], Any]] = {
     "packed-int8": packed_int8,
     "packed-int8a8": packed_int8a8,
 }
-COMPILED = "-compiled"
-"""Ends the name of a way whose steps transformers compiles."""
-COMPILABLE = ("torch", "ours-dense", "packed", "ours-int8", "packed-int8", "packed-int8a8")
+GROUPED = "-grouped"
+"""Ends the name of a way in which queries that share keys are attended to together."""
+GROUPABLE = ("torch", "ours-dense", "packed", "ours-int8", "packed-int8", "packed-int8a8")
 RUNTIMES = (
-    *IN_TORCH, *(f"{name}{COMPILED}" for name in COMPILABLE),
+    *IN_TORCH, *(f"{name}{GROUPED}" for name in GROUPABLE),
     "onnxruntime", "onnxruntime-packed", "openvino", "llama.cpp",
 )  # fmt: skip
 
@@ -250,9 +250,9 @@ def loaded(runtime: str, path: Path, threads: int, length: int, all_logits: bool
     import torch
 
     torch.set_num_threads(threads)
-    model = InTorch(IN_TORCH[runtime.removesuffix(COMPILED)](path))
-    if runtime.endswith(COMPILED):
-        ecoflap.compile_generation(model.model, length)
+    model = InTorch(IN_TORCH[runtime.removesuffix(GROUPED)](path))
+    if runtime.endswith(GROUPED):
+        ecoflap.group_attention(model.model)
     return model
 
 
@@ -311,12 +311,13 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=PROMPT, help="tokens that are given")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--windows", type=Path, required=True, help="JSON: lists of tokens; the first begins the text")
     parser.add_argument("--perplexity", action="store_true", help="of the windows, in place of the times")
     asked = parser.parse_args()
     windows = json.loads(asked.windows.read_text("utf-8"))
-    length = max(len(windows[0]), PROMPT + asked.tokens + 1)
+    length = max(len(windows[0]), asked.prompt + asked.tokens + 1)
     imported(asked.runtime)
     before = resident()
     model = loaded(asked.runtime, asked.path, asked.threads, length, asked.perplexity)
@@ -324,7 +325,7 @@ def main() -> None:
     if asked.perplexity:
         found = {"perplexity": perplexity(model, windows)}
     else:
-        found = measured(model, windows[0][:PROMPT], asked.tokens, asked.repeats)
+        found = measured(model, windows[0][: asked.prompt], asked.tokens, asked.repeats)
         found |= {"resident": resident() - before, "load": os.getloadavg()[0]}
     print(json.dumps(found), flush=True)
 

@@ -8,7 +8,7 @@
 ``make`` writes a model dense, pruned at three sparsities, and as llama.cpp has it (llama-cpp-python's wheel, and the
 converter of its source distribution); what is there is not made again. ``measure`` starts a process for each way to
 run it, all once before any is started again, and appends a line for each to benchmarks/results/runtime.jsonl; those
-called compiled say tokens by ``ecoflap.compile_generation``.
+called grouped attend by ``ecoflap.group_attention``.
 ``table`` gives medians over the rounds, by the clock, with the ratio to torch dense and to our kernel with nothing
 pruned. All is in bfloat16 that does not say otherwise; a CPU without arithmetic for it is faster in float32.
 
@@ -55,6 +55,14 @@ class Way:
     path: str
 
 
+@dataclass(frozen=True)
+class Length:
+    """Says how many tokens are given, and how many are said after the first."""
+
+    given: int
+    said: int
+
+
 def ways() -> Iterator[Way]:
     yield Way("torch dense", "torch", "dense")
     yield Way("torch dense float32", "torch-float32", "dense")
@@ -65,12 +73,12 @@ def ways() -> Iterator[Way]:
     yield Way("ours int8 dense", "ours-int8", "dense")
     yield from of_each("packed int8 {}", "packed-int8", "{}/exports/safetensors")
     yield from of_each("packed int8a8 {}", "packed-int8a8", "{}/exports/safetensors")
-    yield Way("torch dense compiled", "torch-compiled", "dense")
-    yield Way("ours dense compiled", "ours-dense-compiled", "dense")
-    yield from of_each("packed {} compiled", "packed-compiled", "{}/exports/safetensors")
-    yield Way("ours int8 dense compiled", "ours-int8-compiled", "dense")
-    yield from of_each("packed int8 {} compiled", "packed-int8-compiled", "{}/exports/safetensors")
-    yield from of_each("packed int8a8 {} compiled", "packed-int8a8-compiled", "{}/exports/safetensors")
+    yield Way("torch dense grouped", "torch-grouped", "dense")
+    yield Way("ours dense grouped", "ours-dense-grouped", "dense")
+    yield from of_each("packed {} grouped", "packed-grouped", "{}/exports/safetensors")
+    yield Way("ours int8 dense grouped", "ours-int8-grouped", "dense")
+    yield from of_each("packed int8 {} grouped", "packed-int8-grouped", "{}/exports/safetensors")
+    yield from of_each("packed int8a8 {} grouped", "packed-int8a8-grouped", "{}/exports/safetensors")
     yield Way("torch int8", "torch-int8", "dense")
     yield Way("onnxruntime float32", "onnxruntime", f"onnx/dense/{VIEW}.onnx")
     yield Way("onnxruntime int8", "onnxruntime", f"onnx/int8/{VIEW}.onnx")
@@ -224,15 +232,17 @@ def write_ggufs(place: Path, converter: Path) -> None:
 
 
 def measure(
-    folder: Path, models: Sequence[str], threads: Sequence[int], rounds: int, names: Sequence[str], tokens: int
+    folder: Path, models: Sequence[str], threads: Sequence[int], rounds: int, names: Sequence[str], length: Length
 ) -> None:
     for model in models:
         chosen = [way for way in ways() if (not names or way.name in names) and (folder / model / way.path).exists()]
         for count in threads:
             for _ in range(rounds):
                 for way in chosen:
-                    found = started(folder / model, way, count, "--tokens", str(tokens))
-                    tell(model, way, found | {"file": megabytes_of(folder / model / way.path)}, count)
+                    asked = "--tokens", str(length.said), "--prompt", str(length.given)
+                    found = started(folder / model, way, count, *asked)
+                    size = {"file": megabytes_of(folder / model / way.path), "prompt": length.given}
+                    tell(model, way, found | size, count)
 
 
 def megabytes_of(path: Path) -> float:
@@ -246,7 +256,7 @@ def look(folder: Path, models: Sequence[str], names: Sequence[str]) -> None:
     """Append the perplexity of each way, for which a machine need not be idle."""
     for model in models:
         for way in ways():
-            asked = way.name in names if names else not way.runtime.endswith("-compiled")  # which says the same
+            asked = way.name in names if names else not way.runtime.endswith("-grouped")  # which says the same
             if asked and (folder / model / way.path).exists():
                 tell(model, way, started(folder / model, way, 1, "--perplexity"), 1)
 
@@ -273,13 +283,16 @@ def tell(model: str, way: Way, found: Mapping[str, Any], threads: int) -> None:
 def table() -> None:
     """Print a table for each model, machine and number of threads."""
     rows = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
-    kinds = ((row["model"], row["threads"], row["machine"]) for row in rows if "token_wall" in row)
-    for model, threads, machine_of_it in dict.fromkeys(kinds):
+    kinds = (
+        (row["model"], row["threads"], row["machine"], row.get("prompt", 16)) for row in rows if "token_wall" in row
+    )
+    for model, threads, machine_of_it, prompt in dict.fromkeys(kinds):
         own = [row for row in rows if row["model"] == model and row["machine"] == machine_of_it]
-        print(f"\n{model}, {threads} thread(s), {machine_of_it}:\n")
+        print(f"\n{model}, {threads} thread(s), {machine_of_it}, after {prompt} tokens:\n")
         print("| | tokens/s | of torch dense | of ours dense | first token, ms | memory, MB | file, MB | perplexity |")
         print("|---|---:|---:|---:|---:|---:|---:|---:|")
         timed = [row for row in own if row["threads"] == threads and "token_wall" in row]
+        timed = [row for row in timed if row.get("prompt", 16) == prompt]
         for name in dict.fromkeys(row["way"] for row in timed):
             print(line_of(name, timed, [row for row in own if row["way"] == name and "perplexity" in row]))
 
@@ -308,6 +321,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64, help="that are said after the first")
+    parser.add_argument("--prompt", type=int, default=16, help="tokens that are given")
     parser.add_argument("--ways", nargs="+", default=[], choices=[way.name for way in ways()], metavar="WAY")
     asked = parser.parse_args()
     if asked.what == "make":
@@ -315,7 +329,7 @@ def main() -> None:
     elif asked.what == "perplexity":
         look(asked.folder, [model for model in asked.models if model != "random-1b"], asked.ways)
     elif asked.what == "measure":
-        measure(asked.folder, asked.models, asked.threads, asked.rounds, asked.ways, asked.tokens)
+        measure(asked.folder, asked.models, asked.threads, asked.rounds, asked.ways, Length(asked.prompt, asked.tokens))
     else:
         table()
 

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from ecoflap.core.model.anatomy import Layer as Layer
     from ecoflap.core.model.anatomy import Source as Source
     from ecoflap.core.model.anatomy import Tower as Tower
-    from ecoflap.core.packed.compile_generation import compile_generation as compile_generation
+    from ecoflap.core.packed.group_attention import group_attention as group_attention
     from ecoflap.core.packed.load_model import load_masks as load_masks
     from ecoflap.core.packed.load_model import load_model as load_model
     from ecoflap.core.packed.pack_model import pack_model as pack_model
@@ -107,7 +107,7 @@ _HOME = {
     "forward.replay": ("Replay",),
     "forward.statistics": ("ColumnNorm", "Gram", "LossGradient", "RegionalGradient"),
     "model.anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
-    "packed.compile_generation": ("compile_generation",),
+    "packed.group_attention": ("group_attention",),
     "packed.load_model": ("load_masks", "load_model"),
     "packed.pack_model": ("pack_model",),
     "packed.packing": ("Packing",),
