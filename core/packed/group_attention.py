@@ -42,7 +42,8 @@ def group_attention(model: nn.Module) -> None:
             f"{type(model).__name__} attends by {text._attn_implementation!r}: load it with attn_implementation='sdpa'"
         )
     _register()
-    model.set_attn_implementation(NAME)
+    changed: Any = model
+    changed.set_attn_implementation(NAME)
 
 
 def _register() -> None:
