@@ -31,6 +31,7 @@ from statistics import median
 from typing import Any
 
 from kernel import machine  # type: ignore[import-not-found]
+from one_runtime import GROUPABLE, GROUPED, PROMPT  # type: ignore[import-not-found]
 
 RESULTS = Path(__file__).with_name("results") / "runtime.jsonl"
 CHILD = Path(__file__).with_name("one_runtime.py")
@@ -64,6 +65,14 @@ class Length:
 
 
 def ways() -> Iterator[Way]:
+    """Give each way to run a model, and after them those in which attention is grouped too."""
+    yield from plain_ways()
+    for way in plain_ways():
+        if way.runtime in GROUPABLE:
+            yield Way(f"{way.name} grouped", f"{way.runtime}{GROUPED}", way.path)
+
+
+def plain_ways() -> Iterator[Way]:
     yield Way("torch dense", "torch", "dense")
     yield Way("torch dense float32", "torch-float32", "dense")
     yield Way("ours dense", "ours-dense", "dense")
@@ -73,12 +82,6 @@ def ways() -> Iterator[Way]:
     yield Way("ours int8 dense", "ours-int8", "dense")
     yield from of_each("packed int8 {}", "packed-int8", "{}/exports/safetensors")
     yield from of_each("packed int8a8 {}", "packed-int8a8", "{}/exports/safetensors")
-    yield Way("torch dense grouped", "torch-grouped", "dense")
-    yield Way("ours dense grouped", "ours-dense-grouped", "dense")
-    yield from of_each("packed {} grouped", "packed-grouped", "{}/exports/safetensors")
-    yield Way("ours int8 dense grouped", "ours-int8-grouped", "dense")
-    yield from of_each("packed int8 {} grouped", "packed-int8-grouped", "{}/exports/safetensors")
-    yield from of_each("packed int8a8 {} grouped", "packed-int8a8-grouped", "{}/exports/safetensors")
     yield Way("torch int8", "torch-int8", "dense")
     yield Way("onnxruntime float32", "onnxruntime", f"onnx/dense/{VIEW}.onnx")
     yield Way("onnxruntime int8", "onnxruntime", f"onnx/int8/{VIEW}.onnx")
@@ -256,7 +259,7 @@ def look(folder: Path, models: Sequence[str], names: Sequence[str]) -> None:
     """Append the perplexity of each way, for which a machine need not be idle."""
     for model in models:
         for way in ways():
-            asked = way.name in names if names else not way.runtime.endswith("-grouped")  # which says the same
+            asked = way.name in names if names else not way.runtime.endswith(GROUPED)  # which says the same
             if asked and (folder / model / way.path).exists():
                 tell(model, way, started(folder / model, way, 1, "--perplexity"), 1)
 
@@ -284,15 +287,15 @@ def table() -> None:
     """Print a table for each model, machine and number of threads."""
     rows = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
     kinds = (
-        (row["model"], row["threads"], row["machine"], row.get("prompt", 16)) for row in rows if "token_wall" in row
+        (row["model"], row["threads"], row["machine"], row.get("prompt", PROMPT)) for row in rows if "token_wall" in row
     )
     for model, threads, machine_of_it, prompt in dict.fromkeys(kinds):
         own = [row for row in rows if row["model"] == model and row["machine"] == machine_of_it]
         print(f"\n{model}, {threads} thread(s), {machine_of_it}, after {prompt} tokens:\n")
         print("| | tokens/s | of torch dense | of ours dense | first token, ms | memory, MB | file, MB | perplexity |")
         print("|---|---:|---:|---:|---:|---:|---:|---:|")
-        timed = [row for row in own if row["threads"] == threads and "token_wall" in row]
-        timed = [row for row in timed if row.get("prompt", 16) == prompt]
+        asked = threads, prompt
+        timed = [row for row in own if "token_wall" in row and (row["threads"], row.get("prompt", PROMPT)) == asked]
         for name in dict.fromkeys(row["way"] for row in timed):
             print(line_of(name, timed, [row for row in own if row["way"] == name and "perplexity" in row]))
 
@@ -321,7 +324,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64, help="that are said after the first")
-    parser.add_argument("--prompt", type=int, default=16, help="tokens that are given")
+    parser.add_argument("--prompt", type=int, default=PROMPT, help="tokens that are given")
     parser.add_argument("--ways", nargs="+", default=[], choices=[way.name for way in ways()], metavar="WAY")
     asked = parser.parse_args()
     if asked.what == "make":

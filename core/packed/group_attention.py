@@ -72,8 +72,8 @@ def attend(
     groups = key.shape[1]
     is_plain = not dropout and all(others.get(name) is None for name in ("softcap", "position_bias", "s_aux"))
     if queries != 1 or heads == groups or query.device.type != "cpu" or not is_plain or not _is_of_all(attention_mask):
-        whole = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
-        return whole[0], None
+        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)
+        return found, None
     rows = query.reshape(batch, groups, heads // groups, -1)
     found = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=attention_mask, scale=scaling)
     return found.reshape(batch, 1, heads, -1), None

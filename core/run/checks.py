@@ -287,16 +287,16 @@ def _plan_problems(prepared: Prepared) -> Iterator[str]:
     if without:  # which no budget can be made for
         yield from without
         return
-    plans = []
-    for label, allocator in prepared.recipe.allocate.candidates.items() if prepared.pools else ():
-        where = (prepared.recipe.allocated_at, *([] if allocator is prepared.recipe.allocate else [label]))
+    recipe, plans = prepared.recipe, []
+    unscored = {label: spec for label, spec in recipe.allocate.candidates.items() if not spec.options.takes}
+    for label, allocator in unscored.items() if prepared.pools else ():
+        where = recipe.allocated_at if allocator is recipe.allocate else f"{recipe.allocated_at}: {label}"
         try:
-            if not allocator.options.takes:
-                with blaming(f"the allocator {allocator.use}"):
-                    plans.append(make_plan(prepared.pools, allocator.built, "layer", None))
+            with blaming(f"the allocator {allocator.use}"):
+                plans.append(make_plan(prepared.pools, allocator.built, "layer", None))
         except EcoflapError as error:
-            yield from (f"{': '.join(where)}: {problem}" for problem in error.problems)
-    yield from emptying_shares(prepared.pools, None if prepared.recipe.takes_scores else next(iter(plans), None))
+            yield from (f"{where}: {problem}" for problem in error.problems)
+    yield from emptying_shares(prepared.pools, None if recipe.takes_scores else next(iter(plans), None))
 
 
 def _asked(

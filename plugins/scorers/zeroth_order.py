@@ -70,13 +70,11 @@ class ZerothOrder:
 
         Parts of a parameter in float32 are put back from copies, a block's at a time.
         """
-        blocks = [[layer.size for layer in layers] for layers in anatomy.layers_of.values()]
-        parts = [[layer.size for layer in layers if layer.part is not None] for layers in anatomy.layers_of.values()]
-        copies = max(map(sum, parts), default=0)
-        if not copies or anatomy.dtype != torch.float32:  # a narrower one is widened first, and that is a copy
-            copies = 0
+        blocks = [[layer.size for layer in layers] for layers in anatomy.layers_of.values() if layers]
+        parts = [sum(layer.size for layer in layers if layer.part is not None) for layers in anatomy.layers_of.values()]
+        # A narrower one is widened first, and that is a copy.
+        copies = max(parts) if any(parts) and anatomy.dtype == torch.float32 else 0
         at_once = sum if self.joint else max
-        blocks = [sizes for sizes in blocks if sizes]
         return max(map(max, blocks), default=0) + max(map(at_once, blocks), default=0) + copies
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Estimate]]:
