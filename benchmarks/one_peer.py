@@ -34,7 +34,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -103,7 +103,8 @@ def ours(setting: Setting, model: Path, windows: Tensor, code: Path | None) -> t
     from ecoflap.plugins.pruners.wanda import Wanda
 
     adapter = LlamaAdapter()
-    loaded = adapter.load(open_source(str(model), Path.cwd()), None, "cpu")
+    source = replace(open_source(str(model), Path.cwd()), with_processor=False)  # as the published codes read none
+    loaded = adapter.load(source, None, "cpu")
     pruner = {"wanda": Wanda, "sparsegpt": SparseGPT}[setting.method]()
     gone, of = setting.pattern
     asked = Pattern(of - gone, of) if of else Fraction(str(setting.sparsity))
