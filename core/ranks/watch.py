@@ -5,8 +5,11 @@ limit is. This tells within a minute that one is gone, and which, whatever the o
 
 Signs of life come from a thread, which has to wait while a library holds Python's lock, as torch.jit.save does for as
 long as it writes. So one that is silent is looked at as the system sees it: on the same machine its process is there or
-it is not, and one that computes is alive. Of another machine only a broken connection tells as much. Who is silent and
-may be alive, as one that was stopped, is given ten minutes.
+it is not, and one that computes is alive. Of another machine only a broken connection tells as much; so each process
+watches over the next one of its own machine, too. One that is stopped, as by SIGSTOP, the system calls so, and it is
+named as soon as it is looked at: a process that waits for its turn or for its memory is never called that. Whoever else
+is silent and may be alive is given ten minutes: nothing tells one that a disk leaves hanging from one that holds
+Python's lock while a slow disk takes what it has written.
 """
 
 import _thread
@@ -17,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -31,6 +35,8 @@ SILENT = 30.0
 """Seconds without one after which a process is looked at, and is taken for gone where nothing says that it is alive."""
 LONG = 600.0
 """Seconds without one after which also a process is taken for gone that is there, and neither speaks nor computes."""
+LOOK = 5.0
+"""Seconds that count at most between two looks: who was stopped or starved itself has not seen the others be silent."""
 _GRACE = 10.0
 """Seconds that a process has to end by itself when another has failed; it may be waiting in a device's library."""
 _FAILED, _BROKEN = "failed", "broken"
@@ -109,19 +115,28 @@ class Watch:
             time.sleep(EVERY / 5)
 
     def _watch(self) -> None:
-        watched = Watched(self._store, (self.rank + 1) % self.size)
+        watched: list[Watched] = []
         while not self._ended.wait(EVERY):
             try:
                 self._store.add(f"alive {self.rank}", 1)
-                gone, told = watched.why_gone(), self._told()
+                watched = watched or [Watched(self._store, rank) for rank in self._neighbours()]
+                gone = {one.rank: why for one in watched if (why := one.why_gone()) is not None}
+                told = self._told()
             except Exception:  # of several kinds, by backend and version: whoever holds the store is gone
                 told = _store_gone()
             else:
-                if gone is not None:
-                    told = tell(self._store, watched.rank, gone)
+                for rank, why in gone.items():
+                    told = tell(self._store, rank, why)
             if told is not None and told["rank"] != self.rank:
                 self._end(told)
                 return
+
+    def _neighbours(self) -> set[int]:
+        """Give the next process, and the next of this machine, of which the system tells more."""
+        others = [(self.rank + step) % self.size for step in range(1, self.size)]
+        here = _machine()
+        near = (rank for rank in others if here is not None and _process(self._store, rank).get("machine") == here)
+        return {*others[:1], *islice(near, 1)}
 
     def _told(self) -> dict[str, Any] | None:
         return json.loads(self._store.get(_FAILED)) if self._store.check([_FAILED]) else None
@@ -147,37 +162,40 @@ class Watch:
 
 
 class Watched:
-    """Knows of one process when it last gave a sign of life, and looks at it where it gives none."""
+    """Knows for how long one process has given no sign of life, and looks at it where it gives none."""
 
     def __init__(self, store: Store, rank: int) -> None:
         self.rank, self._store = rank, store
-        self._signs, self._used, self._at = 0, "", time.monotonic()
+        self._signs, self._used = 0, ""
+        self._silent, self._looked = 0.0, time.monotonic()
 
     def why_gone(self) -> str | None:
         """Say why the process is taken for gone; None where it is not."""
-        signs = self._store.add(f"alive {self.rank}", 0)
-        if signs != self._signs:
-            self._signs, self._at = signs, time.monotonic()
-        if time.monotonic() - self._at <= SILENT:
+        signs, now = self._store.add(f"alive {self.rank}", 0), time.monotonic()
+        self._silent = self._silent + min(now - self._looked, LOOK) if signs == self._signs else 0.0
+        self._signs, self._looked = signs, now
+        if self._silent <= SILENT:
             return None
-        process, here = self._process(), _machine()
+        process, here = _process(self._store, self.rank), _machine()
         is_here = here is not None and process.get("machine") == here
-        used = _time_used(process) if is_here else ""
-        if used is None:
+        seen = _seen(process) if is_here else {}
+        if seen is None:
             return "its process is gone"
-        if is_here and used != self._used:
-            is_first, self._used = not self._used, used
-            self._at = self._at if is_first else time.monotonic()
+        if seen.get("state") == "T":  # by a debugger it would be "t", whose user looks at it
+            return f"it is stopped, as SIGSTOP does it, and gave no sign of life for {SILENT:.0f} seconds"
+        if is_here and seen["used"] != self._used:
+            is_first, self._used = not self._used, seen["used"]
+            self._silent = self._silent if is_first else 0.0
         may_live = is_here or (process and not self._store.check([_BROKEN]))
         limit = LONG if may_live else SILENT
-        silent = time.monotonic() - self._at > limit
-        return f"there was no sign of life of it for {limit:.0f} seconds" if silent else None
+        return f"there was no sign of life of it for {limit:.0f} seconds" if self._silent > limit else None
 
-    def _process(self) -> dict[str, Any]:
-        """Give what the process has said that it is; nothing where it has not come so far."""
-        key = _name_of(self.rank)
-        found: dict[str, Any] = json.loads(self._store.get(key)) if self._store.check([key]) else {}
-        return found
+
+def _process(store: Store, rank: int) -> dict[str, Any]:
+    """Give what a process has said that it is; nothing where it has not come so far."""
+    key = _name_of(rank)
+    found: dict[str, Any] = json.loads(store.get(key)) if store.check([key]) else {}
+    return found
 
 
 def _name_of(rank: int) -> str:
@@ -208,11 +226,11 @@ def _machine() -> str | None:
         return None
 
 
-def _time_used(process: Mapping[str, Any]) -> str | None:
-    """Give how long a process of this machine has computed so far; None where it is gone."""
+def _seen(process: Mapping[str, Any]) -> dict[str, str] | None:
+    """Give what the system tells of a process of this machine; None where it is gone."""
     found = _numbers_of(process["number"])
     is_there = found is not None and found["began"] == process["began"] and found["state"] not in ("Z", "X")
-    return found["used"] if found is not None and is_there else None
+    return found if is_there else None
 
 
 def _numbers_of(process: int) -> dict[str, str] | None:

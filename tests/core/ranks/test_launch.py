@@ -59,6 +59,28 @@ def test_who_has_failed_is_named_where_nobody_is_left_to_do_it(code, said, monke
     assert re.match(f"ecoflap: rank . of 2 has ended this run: .*{said}", err) if said else not err
 
 
+STOPS = """
+from ecoflap.core.ranks import watch
+from ecoflap.core.ranks.join import joined
+
+watch.EVERY, watch.SILENT, watch._GRACE = 0.1, 2.0, 0.5
+with joined() as ranks:
+    if rank == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    ranks.gather(rank)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isfile("/proc/self/stat"), reason="the system tells otherwise who is stopped")
+def test_one_that_is_stopped_is_named_and_ends_with_all(monkeypatch, capfd):
+    monkeypatch.setattr(launching, "_PATIENCE", 3.0)
+    began = time.monotonic()
+    assert launch(2, python(STOPS)) == 128 + signal.SIGKILL
+    assert time.monotonic() - began < 60
+    assert "rank 1 of 2 has ended this run: it is stopped, as SIGSTOP does it" in capfd.readouterr().err
+
+
 STARTER = """
 import signal, sys
 from ecoflap.core.ranks.launch import launch

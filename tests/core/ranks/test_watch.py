@@ -1,16 +1,20 @@
 """A process that gives no sign of life any more is found out, and which it is, whatever the others wait in."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import HashStore, TCPStore
 
 from ecoflap.core.ranks import watch as watching
-from ecoflap.core.ranks.watch import Watch, tell
+from ecoflap.core.ranks.watch import Watch, Watched, tell
 
 
 @pytest.fixture
@@ -54,12 +58,12 @@ def another(store):
     """``another(code)``: a process that runs this code and has said which it is, but gives no sign of life."""
     begun = []
 
-    def begin(code, **otherwise):
+    def begin(code, rank=1, **otherwise):
         process = subprocess.Popen([sys.executable, "-c", code])
         begun.append(process)
         told = watching._numbers_of(process.pid)
         found = {**watching.this_process(), "number": process.pid, "began": told["began"], **otherwise}
-        store.set("process 1", json.dumps(found))
+        store.set(f"process {rank}", json.dumps(found))
         return process
 
     yield begin
@@ -109,6 +113,52 @@ def test_a_process_that_is_there_and_idle_has_the_longer_limit(store, ended, ano
     watch.start()
     assert ended()
     assert "there was no sign of life of it for 4 seconds" in watch.lost
+
+
+def stop(process):
+    """Stop a process, and wait until the system has it as such."""
+    os.kill(process.pid, signal.SIGSTOP)
+    until = time.monotonic() + 10
+    while watching._numbers_of(process.pid)["state"] != "T":
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@needs_linux
+def test_a_process_that_is_stopped_is_named_long_before_one_that_may_be_alive(store, ended, another):
+    stop(another(SLEEPS))
+    watch = Watch(store, 0, 2)
+    watch.start()
+    assert ended()
+    said = "rank 1 of 2 has ended this run: it is stopped, as SIGSTOP does it, and gave no sign of life for 1 seconds"
+    assert watch.lost.startswith(said)
+
+
+@needs_linux
+def test_the_next_of_the_same_machine_is_watched_behind_one_of_another(store, ended, another):
+    """As the first of a machine by its last: of another machine nobody sees that a process is stopped."""
+    another(SLEEPS, rank=1, machine="another")
+    stop(another(SLEEPS, rank=2))
+    watch = Watch(store, 0, 3)
+    watch.start()
+    assert ended()
+    assert watch.lost.startswith("rank 2 of 3 has ended this run: it is stopped")
+
+
+def test_time_in_which_one_could_not_look_itself_does_not_count(store, monkeypatch):
+    """As where all processes were stopped for an hour, and this one is the first to go on."""
+    now = [0.0]
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(watching, "LOOK", 0.4)
+    watched = Watched(store, 1)
+    now[0] += 3600
+    assert watched.why_gone() is None
+    now[0] += 3600
+    assert watched.why_gone() is None
+    now[0] += 3600
+    assert watched.why_gone() == "there was no sign of life of it for 1 seconds"
+    store.add("alive 1", 1)
+    assert watched.why_gone() is None
 
 
 @needs_linux
