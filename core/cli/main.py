@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, leave_last_word, stoppable
+from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, leave_last_word, leave_word_of_sigbus, stoppable
 from ecoflap.core.disk.paths import why_unusable
 from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.errors import EcoflapError, SaidElsewhereError, cut
@@ -104,8 +104,7 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-) -> None:
-    pass
+) -> None: ...
 
 
 @app.command()
@@ -288,7 +287,7 @@ def export(
 ) -> None:
     """Export the model of a finished run once more, into its exports/ folder."""
     refuse_several("export")
-    with stoppable():
+    with stoppable(maps_files=True):
         from ecoflap.core.cli.export_table import export_table
         from ecoflap.core.cli.tables import show
         from ecoflap.core.export.export_again import export_run
@@ -312,7 +311,7 @@ def densify(
 ) -> None:
     """Turn a packed file into an ordinary one, which any library reads."""
     refuse_several("densify")
-    with stoppable():
+    with stoppable(maps_files=True):
         from ecoflap.core.export.densify import densify as write_dense
         from ecoflap.core.registry.registry import load_registry
 
@@ -326,6 +325,7 @@ def verify(
     ],
 ) -> None:
     """Hold each file of a folder to what was written, and say which differ; end with 3 where a run is unfinished."""
+    leave_word_of_sigbus()
     from ecoflap.core.cli.tables import show
     from ecoflap.core.cli.verify_table import verify_table
     from ecoflap.core.export.verify import verify as checked

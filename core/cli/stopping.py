@@ -36,12 +36,15 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def stoppable(said: str = GOES_ON) -> Iterator[None]:
+def stoppable(said: str = GOES_ON, *, maps_files: bool = False) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the command with a word, instead of a traceback. A second one ends it at once.
 
     :param said: The word, such as how to go on. Of two contexts within each other the inner one says it.
         Empty where another process says it.
+    :param maps_files: Whether it reads mapped files, so that SIGBUS is to end it with a word, too.
     """
+    if maps_files:
+        leave_word_of_sigbus()
     before = {number: signal.signal(number, _stop) for number in _heeded()}
     try:
         yield
@@ -81,23 +84,38 @@ def end_at_once() -> None:
 def leave_last_word(event: Event) -> None:
     """Hear a run begin, and where its model stays in its files leave word of what SIGBUS means with a shell.
 
-    By SIGBUS the system ends at once who reads a mapped file that was cut shorter. A handler in Python would never run:
-    the instruction that has failed is tried again first. That of faulthandler is no Python; what it writes goes to a
-    shell, and the process ends as it would have. With several processes, their starter says it.
+    With several processes, their starter says it.
     """
-    if not isinstance(event, RunStarted) or are_several() or not hasattr(signal, "SIGBUS") or faulthandler.is_enabled():
+    if not isinstance(event, RunStarted) or are_several() or not hasattr(signal, "SIGBUS"):
         return
     from ecoflap.core.ranks.watch import said_of
     from ecoflap.core.record.folder import RunFolder
 
-    if RunFolder(event.folder).read_recipe()["model"].get("offload") != "disk":
+    if RunFolder(event.folder).read_recipe()["model"].get("offload") == "disk":
+        _leave_with_shell(said_of({"rank": None, "problems": [how_ended(-signal.SIGBUS)]}, 1))
+
+
+def leave_word_of_sigbus() -> None:
+    """Leave word with a shell of what SIGBUS means, for a command that reads mapped files and does not go on."""
+    if hasattr(signal, "SIGBUS"):
+        why = how_ended(-signal.SIGBUS)
+        _leave_with_shell(f"this command has ended: {why}. Put back what was there, and start it again")
+
+
+def _leave_with_shell(said: str) -> None:
+    """Have a shell say something if SIGBUS ends this process, unless faulthandler is somebody else's already.
+
+    By SIGBUS the system ends at once who reads a mapped file that was cut shorter. A handler in Python would never run:
+    the instruction that has failed is tried again first. That of faulthandler is no Python; what it writes goes to a
+    shell, and the process ends as it would have.
+    """
+    if faulthandler.is_enabled():
         return
-    told = {"rank": None, "problems": [how_ended(-signal.SIGBUS)]}
     listens, speaks = os.pipe()
     try:
         # It is in the background of a shell that ends at once, out of reach of Ctrl-C, and ends with this process.
         subprocess.run(
-            ["/bin/sh", "-c", f"exec 3<&0; {{ {_SPEAKS}; }} <&3 &", f"ecoflap: {said_of(told, 1)}"],
+            ["/bin/sh", "-c", f"exec 3<&0; {{ {_SPEAKS}; }} <&3 &", f"ecoflap: {said}"],
             stdin=listens,
             stdout=subprocess.DEVNULL,
             start_new_session=True,

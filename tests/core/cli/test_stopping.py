@@ -94,6 +94,46 @@ def test_sigbus_is_explained_where_the_model_is_streamed(stopping, offload):
     assert "Fatal Python error" not in ended.stderr
 
 
+CUT = """
+import mmap, os, sys
+from ecoflap.core.cli.main import main
+from ecoflap.core.export import {module} as module
+
+def read_what_is_cut(*_, **__):
+    with open("mapped", "w+b") as file:
+        file.write(bytes(2 * mmap.PAGESIZE))
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0)
+        os.truncate(file.fileno(), 0)
+        return mapped[mmap.PAGESIZE]
+
+module.{name} = read_what_is_cut
+main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="the system has no such signal")
+@pytest.mark.parametrize(
+    ("module", "name", "command"),
+    [
+        ("export_again", "export_run", ("export", ".", "--to", "safetensors")),
+        pytest.param("densify", "densify", ("densify", "a", "b"), marks=pytest.mark.slow),
+        pytest.param("verify", "verify", ("verify", "."), marks=pytest.mark.slow),
+    ],
+)
+def test_sigbus_is_explained_where_files_of_a_run_are_read(module, name, command, tmp_path):
+    whole = [sys.executable, "-c", CUT.format(module=module, name=name), *command]
+    environment = {**os.environ, "PYTHONPATH": str(Path(ecoflap.__file__).parents[1])}
+    ended = subprocess.run(
+        whole, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert ended.returncode == -signal.SIGBUS, ended.stderr
+    said = "\necoflap: this command has ended: SIGBUS ended it, as where a file is cut shorter that is being read"
+    assert ended.stderr.count(said) == 1
+    assert ended.stderr.endswith("Put back what was there, and start it again\n")
+    assert "Fatal Python error" not in ended.stderr
+
+
 def test_a_plan_that_is_stopped_has_nothing_to_go_on_from(stopping):
     ended = stopping("StopsPlan", signal.SIGTERM, "plan")
     assert (ended.returncode, ended.stderr) == (143, "\necoflap: stopped\n")
