@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
 from ecoflap.core.errors import ModelError
@@ -27,29 +27,37 @@ class ParameterMasks(Mapping[str, Tensor]):
 
     A part of a parameter that is no layer is kept whole.
 
-    :param masks: By layer, as its parameter lies.
+    :param by_layer: Each as its parameter lies.
     """
 
-    def __init__(self, model: nn.Module, masks: Mapping[str, Bool[Tensor, "..."]]) -> None:
-        self._model, self._masks = model, masks
+    def __init__(self, model: nn.Module, by_layer: Mapping[str, Bool[Tensor, "..."]]) -> None:
+        self._model, self.by_layer = model, by_layer
         self._layers: dict[str, list[tuple[str, Part | None]]] = {}
-        for layer in masks:
+        for layer in by_layer:
             name, part = parameter_and_part(layer)
             self._layers.setdefault(name, []).append((layer, part))
 
     def __getitem__(self, name: str) -> Bool[Tensor, "..."]:
         layers = self._layers[name]
         if layers[0][1] is None:
-            return self._masks[name]
+            return self.by_layer[name]
         whole = torch.ones(self._model.get_parameter(name).shape, dtype=torch.bool)
         for layer, part in layers:
             assert part is not None  # a parameter is a layer, or its parts are
-            place = part_of(whole, part)
-            if place.shape != self._masks[layer].shape:
-                found, wanted = tuple(self._masks[layer].shape), tuple(place.shape)
+            place, mask = part_of(whole, part), self.by_layer[layer]
+            if place.shape != mask.shape:
+                found, wanted = tuple(mask.shape), tuple(place.shape)
                 raise ModelError(f"the mask of {layer} has the shape {found}, and its part of the parameter {wanted}")
-            place.copy_(self._masks[layer])
+            place.copy_(mask)
         return whole
+
+    def places(self, name: str) -> tuple[Shaped[Tensor, "..."], dict[str, Shaped[Tensor, "..."]]] | None:
+        """Give a parameter without data, and of its layers each as a view of it; None of one that is a layer itself."""
+        parts = [(layer, part) for layer, part in self._layers[name] if part is not None]
+        if not parts:
+            return None
+        whole = torch.empty(self._model.get_parameter(name).shape, device="meta")
+        return whole, {layer: part_of(whole, part) for layer, part in parts}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)

@@ -11,10 +11,10 @@ from torch import Tensor
 from ecoflap.core.disk.safetensors_header import DTYPES
 from ecoflap.core.disk.sealed import Sealed, open_sealed
 from ecoflap.core.errors import FormatError
-from ecoflap.core.packed.bits import bits_of, nonzeros_of, spread
+from ecoflap.core.packed.bits import bits_of, nonzero_bits, nonzeros_of, spread
 from ecoflap.core.packed.contents import FORMAT, Contents, Entry, contents_of
 from ecoflap.core.packed.shards import SHARD, Located, locate
-from ecoflap.core.pruning.masks import PackedMasks, check_fit, pack, popcount
+from ecoflap.core.pruning.masks import PackedMasks, all_kept, check_fit, popcount
 
 _ANEW = "Fetch it anew, or export it anew: `ecoflap export` replaces what is there with --overwrite."
 
@@ -100,8 +100,8 @@ def _mask_bits(file: Sealed, name: str, entry: Entry) -> Tensor:
     if entry.packed:
         return _read_mask(file, name, entry)
     if entry.kept == entry.size:
-        return pack(torch.ones(entry.shape, dtype=torch.bool))
-    return pack(_read_dense(file, name, entry).ne(0))
+        return all_kept(entry.size)
+    return nonzero_bits(_read_dense(file, name, entry))
 
 
 def _opened(located: Located) -> Iterator[tuple[Sealed, Contents]]:

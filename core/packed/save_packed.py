@@ -5,18 +5,17 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
 
 from ecoflap.core.disk.safetensors_header import NAMES
 from ecoflap.core.disk.sealed import VERSION, SealedTensor, write_sealed
 from ecoflap.core.errors import EcoflapError, unknown
-from ecoflap.core.packed.bits import bits_of, nonzeros_of
+from ecoflap.core.packed.bits import bits_of, gathered, nonzeros_pruned, zeroed
 from ecoflap.core.packed.contents import FORMAT, Contents, Entry
 from ecoflap.core.packed.shards import SHARD, About, divide, forget_shards, refuse_reserved, write_shards
-from ecoflap.core.pruning.masks import pack
+from ecoflap.core.pruning.masks import bits_in, popcount, shape_in
 
 _PRUNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -44,15 +43,15 @@ def save_packed(
     """
     refuse_reserved(metadata)
     first = _first_names(state)
-    by_first, found = _by_first_name(state, masks, first)
+    bits, found = _by_first_name(state, masks, first)
     if problems := [*_tensor_problems(state), *found]:
         raise EcoflapError(*problems)
-    entries = _entries(state, by_first, first)
+    entries = _entries(state, bits, first)
     shards = _divided(entries, shard_bytes)
 
     def write(file: Path, number: int) -> str:
         which = {SHARD: f"{number + 1} of {len(shards)}"} if len(shards) > 1 else {}
-        return _write(file, state, by_first, Contents(metadata={**metadata, **which}, tensors=shards[number]))
+        return _write(file, state, bits, Contents(metadata={**metadata, **which}, tensors=shards[number]))
 
     if len(shards) > 1:
         about = About(format=FORMAT, version=VERSION, total_size=sum(e.bytes_packed for e in entries.values()))
@@ -95,17 +94,17 @@ def _tensor_problems(state: Mapping[str, Tensor]) -> Iterator[str]:
     yield from type_problems(state)
 
 
-class _Masks(Mapping[str, Tensor]):
-    """The masks by the first names of their tensors. Each is asked for whenever it is looked at, and none is held.
+class _MaskBits(Mapping[str, Tensor]):
+    """Packed masks by the first names of their tensors. Each is asked for whenever it is looked at, and none is held.
 
-    Those of a run are bits that are unpacked for it, and a copy of all of them would be a bit for each weight again.
+    Those of a run are there as bits, which are never unpacked for all weights of a tensor.
     """
 
     def __init__(self, masks: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         self._masks, self._names = masks, names
 
-    def __getitem__(self, first: str) -> Tensor:
-        return self._masks[self._names[first]].detach().to("cpu", torch.bool)
+    def __getitem__(self, first: str) -> UInt8[Tensor, "bytes"]:
+        return bits_in(self._masks, self._names[first])
 
     def __contains__(self, first: object) -> bool:
         return first in self._names  # a mapping's own way is to get the mask
@@ -119,47 +118,50 @@ class _Masks(Mapping[str, Tensor]):
 
 def _by_first_name(
     state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]
-) -> tuple[_Masks, list[str]]:
-    """Give each mask by the first name of its tensor, and say what is wrong with masks."""
+) -> tuple[_MaskBits, list[str]]:
+    """Give each packed mask by the first name of its tensor, and say what is wrong with masks."""
     names: dict[str, str] = {}
-    by_first = _Masks(masks, names)
+    by_first = _MaskBits(masks, names)
     problems: list[str] = []
-    for name, mask in masks.items():
-        problems += _mask_problems(state, name, mask, first)
+    for name in masks:
+        problems += _mask_problems(state, name, masks, first)
         if problems:
             continue
-        if first[name] in names and not torch.equal(mask.detach().to("cpu", torch.bool), by_first[first[name]]):
+        if first[name] in names and not torch.equal(bits_in(masks, name), by_first[first[name]]):
             problems.append(f"{name} and {first[name]} are one tensor with two masks that differ")
         names[first[name]] = name
     return by_first, problems
 
 
-def _mask_problems(state: Mapping[str, Tensor], name: str, mask: Tensor, first: Mapping[str, str]) -> Iterator[str]:
+def _mask_problems(
+    state: Mapping[str, Tensor], name: str, masks: Mapping[str, Tensor], first: Mapping[str, str]
+) -> Iterator[str]:
     if name not in state:
         yield f"a mask has {unknown('tensor', name, list(state))}"
         return
-    if mask.shape != state[name].shape:
-        yield f"the mask of {name} has the shape {tuple(mask.shape)}, its weight {tuple(state[name].shape)}"
+    shape, wanted = shape_in(masks, name), tuple(state[name].shape)
+    if shape != wanted:
+        yield f"the mask of {name} has the shape {shape}, its weight {wanted}"
     yield from prunable_problems({name: state[name]})
     for taken in {f"{first[name]}.values", f"{first[name]}.mask"} & set(state):
         yield f"{taken} is in the way: the pruned weight {name} is stored under this name"
 
 
-def _entries(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], first: Mapping[str, str]) -> dict[str, Entry]:
+def _entries(state: Mapping[str, Tensor], bits: Mapping[str, Tensor], first: Mapping[str, str]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name, tensor in state.items():
         if first[name] != name:
             entries[name] = entries[first[name]].model_copy(update={"same_as": first[name]})
         else:
-            entries[name] = _entry(tensor, masks.get(name))
+            entries[name] = _entry(tensor, bits.get(name))
     return entries
 
 
-def _entry(tensor: Tensor, mask: Tensor | None) -> Entry:
+def _entry(tensor: Tensor, bits: Tensor | None) -> Entry:
     entry = Entry(shape=tuple(tensor.shape), dtype=NAMES[tensor.dtype])
-    if mask is None:
+    if bits is None:
         return entry
-    as_packed = entry.model_copy(update={"kept": int(mask.count_nonzero()), "packed": True})
+    as_packed = entry.model_copy(update={"kept": popcount(bits), "packed": True})
     return as_packed.model_copy(update={"packed": as_packed.bytes_packed < as_packed.bytes_dense})
 
 
@@ -173,37 +175,42 @@ def _divided(entries: Mapping[str, Entry], shard_bytes: int | None) -> list[dict
     return shards
 
 
-def _write(path: Path, state: Mapping[str, Tensor], masks: Mapping[str, Tensor], contents: Contents) -> str:
+def _write(path: Path, state: Mapping[str, Tensor], bits: Mapping[str, Tensor], contents: Contents) -> str:
     """Write one file, and return its seal."""
     tensors: dict[str, SealedTensor] = {}
     for name, entry in contents.tensors.items():
         if entry.same_as is None:
-            tensors |= _stored(name, state[name], masks, entry)
+            tensors |= _stored(name, state[name], bits, entry)
     return write_sealed(path, FORMAT, contents.model_dump_json(), tensors)
 
 
-def _stored(name: str, tensor: Tensor, masks: Mapping[str, Tensor], entry: Entry) -> dict[str, SealedTensor]:
+def _stored(name: str, tensor: Tensor, bits: Mapping[str, Tensor], entry: Entry) -> dict[str, SealedTensor]:
     """Give what the file holds of one tensor of the state dict, by the names in the file."""
-    if name not in masks:
+    if name not in bits:
         return {name: SealedTensor(tensor.dtype, entry.shape, lambda: tensor)}
     if not entry.packed:
-        return {name: SealedTensor(tensor.dtype, entry.shape, partial(_checked, name, tensor, masks))}
+        return {name: SealedTensor(tensor.dtype, entry.shape, partial(_dense, name, tensor, bits))}
+    kept = entry.kept or 0
     return {
-        f"{name}.values": SealedTensor(tensor.dtype, (entry.kept or 0,), partial(_kept_values, name, tensor, masks)),
-        f"{name}.mask": SealedTensor(torch.uint8, (entry.mask_bytes,), lambda: pack(masks[name])),
+        f"{name}.values": SealedTensor(tensor.dtype, (kept,), partial(_kept_values, name, tensor, bits, kept)),
+        f"{name}.mask": SealedTensor(torch.uint8, (entry.mask_bytes,), lambda: bits[name]),
     }
 
 
-def _checked(name: str, weight: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
-    _kept_values(name, weight, masks)
-    return weight.detach().cpu().masked_fill(~masks[name], 0)
+def _dense(name: str, weight: Tensor, bits: Mapping[str, Tensor]) -> Tensor:
+    """Give a weight with ``0.0`` where it is pruned, also for ``-0.0``."""
+    mask = bits[name]
+    _refuse_nonzeros(name, weight, mask)
+    return zeroed(bits_of(weight), mask.numpy()).view(weight.dtype).reshape(weight.shape)
 
 
-def _kept_values(name: str, weight: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
-    """Take the kept weights out; an error if one that is not kept is anything but zero."""
-    kept = np.compress(masks[name].reshape(-1).numpy(), bits_of(weight))
-    values = torch.from_numpy(kept).view(weight.dtype)
-    wrong = nonzeros_of(weight) - nonzeros_of(values)
+def _kept_values(name: str, weight: Tensor, bits: Mapping[str, Tensor], kept: int) -> Tensor:
+    mask = bits[name]
+    _refuse_nonzeros(name, weight, mask)
+    return gathered(bits_of(weight), mask.numpy(), kept).view(weight.dtype)
+
+
+def _refuse_nonzeros(name: str, weight: Tensor, mask: Tensor) -> None:
+    wrong = nonzeros_pruned(weight, mask.numpy())
     if wrong:
         raise EcoflapError(f"{name}: {wrong} weights that its mask prunes are not zero. Multiply it by its mask first.")
-    return values

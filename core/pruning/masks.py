@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ecoflap.core.disk.sealed import SealedTensor, open_sealed, write_sealed
 from ecoflap.core.errors import FormatError
+from ecoflap.core.model.parameter_masks import ParameterMasks
 
 MASKS = "masks.safetensors"
 """The file of a run folder that holds the masks."""
@@ -23,6 +24,8 @@ _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=
 """How many bits each byte has."""
 _count_ones: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = getattr(np, "bitwise_count", _ONES.__getitem__)
 """Numpy's own, which it has since version 2, takes a sixth of the time."""
+_PIECE = 1 << 20
+"""Bytes whose bits are counted in one go."""
 
 
 class PackedMasks(Mapping[str, Tensor]):
@@ -85,7 +88,52 @@ def unpack(bits: UInt8[Tensor, "bytes"], shape: tuple[int, ...]) -> Bool[Tensor,
 
 def popcount(bits: UInt8[Tensor, "bytes"]) -> int:
     """Count the weights that packed bits keep."""
-    return int(_count_ones(bits.cpu().numpy()).sum(dtype=np.int64))
+    row = bits.cpu().numpy()
+    pieces = (row[start : start + _PIECE] for start in range(0, len(row), _PIECE))
+    return sum(int(_count_ones(piece).sum(dtype=np.int64)) for piece in pieces)
+
+
+def bits_in(masks: Mapping[str, Tensor], name: str) -> UInt8[Tensor, "bytes"]:
+    """Give one of several masks packed; where they are held so, none is unpacked for it."""
+    if isinstance(masks, PackedMasks):
+        check_fit(masks.bits[name], masks.shape_of(name))
+        return masks.bits[name]
+    if isinstance(masks, ParameterMasks):
+        return _bits_of_parts(masks, name)
+    return pack(masks[name].detach().to("cpu", torch.bool))
+
+
+def shape_in(masks: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Give the shape of one of several masks; where they are held packed, none is unpacked for it."""
+    if isinstance(masks, PackedMasks):
+        return masks.shape_of(name)
+    if isinstance(masks, ParameterMasks):
+        places = masks.places(name)
+        return shape_in(masks.by_layer, name) if places is None else tuple(places[0].shape)
+    return tuple(masks[name].shape)
+
+
+def all_kept(size: int) -> UInt8[Tensor, "bytes"]:
+    """Give the packed mask that keeps all of so many weights."""
+    bits = torch.full(((size + 7) // 8,), 255, dtype=torch.uint8)
+    if size % 8:
+        bits[-1] = (1 << size % 8) - 1
+    return bits
+
+
+def _bits_of_parts(masks: ParameterMasks, name: str) -> Tensor:
+    """Put the packed masks of a parameter's parts together; what is no layer of it is kept."""
+    places = masks.places(name)
+    if places is None:
+        return bits_in(masks.by_layer, name)
+    whole, parts = places
+    are_as_large = all(shape_in(masks.by_layer, layer) == tuple(place.shape) for layer, place in parts.items())
+    if not are_as_large or any(place.storage_offset() % 8 or place.numel() % 8 for place in parts.values()):
+        return pack(masks[name])  # it says which is not; and parts that begin within a byte are those of small models
+    bits = all_kept(whole.numel())
+    for layer, place in parts.items():
+        bits[place.storage_offset() // 8 :][: place.numel() // 8] = bits_in(masks.by_layer, layer)
+    return bits
 
 
 class _Mask(BaseModel):
@@ -101,16 +149,12 @@ class _Masks(BaseModel):
 
 def save_masks(path: Path, masks: Mapping[str, Bool[Tensor, "..."]]) -> None:
     """Write masks into a sealed safetensors file, as packed bits with their shapes and counts in its metadata."""
-    entries = {name: _Mask(shape=tuple(mask.shape), kept=int(mask.count_nonzero())) for name, mask in masks.items()}
+    entries = {name: _Mask(shape=shape_in(masks, name), kept=popcount(bits_in(masks, name))) for name in masks}
     tensors = {
-        name: SealedTensor(torch.uint8, ((prod(entry.shape) + 7) // 8,), partial(_packed, masks, name))
+        name: SealedTensor(torch.uint8, ((prod(entry.shape) + 7) // 8,), partial(bits_in, masks, name))
         for name, entry in entries.items()
     }
     write_sealed(path, _FORMAT, _Masks(masks=entries).model_dump_json(), tensors)
-
-
-def _packed(masks: Mapping[str, Tensor], name: str) -> Tensor:
-    return masks.bits[name] if isinstance(masks, PackedMasks) else pack(masks[name])
 
 
 def read_masks(path: Path) -> PackedMasks:

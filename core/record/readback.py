@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.model.parameter_masks import ParameterMasks, parameter_and_part
-from ecoflap.core.pruning.masks import PackedMasks, popcount, read_masks
+from ecoflap.core.packed.bits import nonzeros_pruned
+from ecoflap.core.pruning.masks import PackedMasks, bits_in, popcount, read_masks
 from ecoflap.core.pruning.plan import Plan
 
 _PICKLED = (".pt", ".pth", ".bin")
@@ -54,7 +55,7 @@ def check_saved(folder: Path, model: nn.Module, layers: Mapping[str, Tensor], re
     masks, state = ParameterMasks(model, layers), model.state_dict()
     for name, saved in _read_back(folder, masks, reload):
         _check_equal(folder, name, saved, state[name])
-        if bool((saved.cpu().ne(0) > masks[name]).any()):
+        if nonzeros_pruned(saved, bits_in(masks, name).numpy()):
             raise FormatError(f"{folder}: {name} holds a weight that its mask prunes")
 
 

@@ -1,6 +1,7 @@
 """Write the README.md of an exported folder, so that it can be pushed to a hub as it is."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from ecoflap.core.contracts.records import Provenance
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import hub_id
+from ecoflap.core.pruning.masks import bits_in, popcount, shape_in
 from ecoflap.core.text.numbers import NO_VALUE, with_error
 from ecoflap.core.text.strict_yaml import write_yaml
 from ecoflap.core.text.templates import render
@@ -126,12 +128,12 @@ def _counted(pruned: PrunedModel) -> tuple[dict[str, float], float]:
     for tower in adapter.towers(pruned.model):
         names = [layer.name for block in tower.blocks for layer in adapter.layers(block) if layer.name in masks]
         if names:
-            towers[tower.name] = _sparsity_of(masks[name] for name in names)
-    return towers, _sparsity_of(pruned.parameter_masks[name] for name in names_once(pruned))
+            towers[tower.name] = _sparsity_of(masks, names)
+    return towers, _sparsity_of(pruned.parameter_masks, names_once(pruned))
 
 
-def _sparsity_of(masks: Iterable[Tensor]) -> float:
-    counts = [(mask.numel(), int(mask.count_nonzero())) for mask in masks]
+def _sparsity_of(masks: Mapping[str, Tensor], names: Iterable[str]) -> float:
+    counts = [(prod(shape_in(masks, name)), popcount(bits_in(masks, name))) for name in names]
     size, kept = sum(size for size, _ in counts), sum(kept for _, kept in counts)
     return 1 - kept / size if size else 0.0
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.errors import EcoflapError, ModelError, listed
+from ecoflap.core.packed.bits import nonzeros_pruned
+from ecoflap.core.pruning.masks import bits_in
 
 NAMED = 5
 """How many layers a message names."""
@@ -36,7 +38,8 @@ def require_zeros(pruned: PrunedModel, exporter: str) -> None:
     :param exporter: The name of the exporter, for the message.
     """
     masks = pruned.parameter_masks
-    moved = [name for name, mask in masks.items() if _has_moved(pruned.model.get_parameter(name), mask)]
+    weights = {name: pruned.model.get_parameter(name) for name in masks}
+    moved = [name for name, weight in weights.items() if nonzeros_pruned(weight, bits_in(masks, name).numpy())]
     if moved:
         raise ModelError(
             f"{exporter}: {some(moved)}: weights that were pruned are not zero any more. Prune the model again."
@@ -54,7 +57,3 @@ def names_once(pruned: PrunedModel) -> list[str]:
 def some(names: list[str]) -> str:
     """Name some layers for a message."""
     return listed(names, NAMED)
-
-
-def _has_moved(weight: Tensor, mask: Tensor) -> bool:
-    return bool((weight.detach().ne(0) & ~mask.to(weight.device)).any())

@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ecoflap.core.disk import sealed
 from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.packed import save_packed as writing
 from ecoflap.core.packed.read_packed import inspect_packed, load_packed, masks_in, stream_packed
 from ecoflap.core.packed.save_packed import save_packed
@@ -158,6 +160,30 @@ def test_no_second_set_of_masks_is_held_while_a_file_is_written(tmp_path):
         tracemalloc.stop()
     assert most < sum(map(len, masks.bits.values())) * 0.75
     assert all(same(one, weight) for one in load_packed(tmp_path / "x").values())
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers"), [((2048, 2048), ("w",)), ((4, 1024, 1024), ("w[0]", "w[1]", "w[2]", "w[3]"))]
+)
+@pytest.mark.parametrize("keep", [0.5, 0.99])
+def test_no_mask_of_a_byte_for_each_weight_is_made_of_a_large_tensor(tmp_path, shape, layers, keep):
+    """Beside what is written of it, a piece of 2 MB: its mask would be 4 MB, and its masked copies more."""
+    model = nn.Module()
+    weight, mask = drawn(*shape, keep=keep)
+    model.register_parameter("w", nn.Parameter(weight))
+    masks = PackedMasks()
+    for layer, part in zip(layers, mask if len(layers) > 1 else (mask,), strict=True):
+        masks.put(layer, pack(part), tuple(part.shape))
+    tracemalloc.start()  # which sees what NumPy makes
+    try:
+        save_packed(tmp_path / "x", {"w": weight}, ParameterMasks(model, masks))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    entry = inspect_packed(tmp_path / "x").tensors["w"]
+    assert (entry.kept, entry.packed) == (int(mask.sum()), keep < 0.9)
+    assert most < entry.bytes_packed + 2 * 2**20
+    assert same(load_packed(tmp_path / "x")["w"], weight)
 
 
 def test_all_problems_are_said_at_once(tmp_path):
@@ -386,7 +412,7 @@ def test_an_edited_manifest_breaks_the_seal(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x"
     state = small(path)
-    monkeypatch.setattr(writing, "nonzeros_of", lambda weight: 1 / 0)
+    monkeypatch.setattr(writing, "nonzeros_pruned", lambda weight, bits: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         small(path, seed=1)
     assert os.listdir(tmp_path) == ["x"]
@@ -397,10 +423,10 @@ KILLED = """
 import sys, time
 import torch
 from ecoflap.core.packed import save_packed as writing
-def nonzeros_of(weight):
+def wait(*_):
     print("half", flush=True)
     time.sleep(60)
-writing.nonzeros_of = nonzeros_of
+writing.nonzeros_pruned = wait
 weight = torch.zeros(1000, 1000)
 writing.save_packed(sys.argv[1], {"w": weight}, {"w": weight > 0})
 """
@@ -435,6 +461,7 @@ def test_nothing_is_allocated_for_what_the_file_cannot_hold(forger, name, claim,
     forger.sign()
     monkeypatch.setattr(torch, "ones", None)
     monkeypatch.setattr(torch, "empty", None)
+    monkeypatch.setattr(torch, "full", None)
     for read in (inspect_packed, load_packed, masks_in):
         with pytest.raises(FormatError, match=words):
             read(forger.path)

@@ -280,15 +280,15 @@ def test_a_name_that_is_taken(tmp_path):
 def test_a_failed_write_leaves_what_was_there(shards, monkeypatch):
     folder, state, _ = shards
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    counted, nonzeros_of = [], writing.nonzeros_of
+    counted, nonzeros_pruned = [], writing.nonzeros_pruned
 
-    def full(weight):
+    def full(weight, bits):
         counted.append(weight)
-        if len(counted) == 5:  # of each tensor all weights are counted, then those that are kept
+        if len(counted) == 3:  # each tensor is held to its mask once
             raise OSError(28, "No space left on device")
-        return nonzeros_of(weight)
+        return nonzeros_pruned(weight, bits)
 
-    monkeypatch.setattr(writing, "nonzeros_of", full)
+    monkeypatch.setattr(writing, "nonzeros_pruned", full)
     other, masks = weights(seed=1)
     with pytest.raises(EcoflapError, match="the disk is full"):
         save_packed(folder / NAME, other, masks, shard_bytes=500)

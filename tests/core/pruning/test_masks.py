@@ -9,11 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ecoflap.core.disk import sealed
 from ecoflap.core.errors import FormatError
+from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.pruning import masks
-from ecoflap.core.pruning.masks import pack, popcount, read_masks, save_masks, unpack
+from ecoflap.core.pruning.masks import (
+    PackedMasks,
+    all_kept,
+    bits_in,
+    pack,
+    popcount,
+    read_masks,
+    save_masks,
+    shape_in,
+    unpack,
+)
 
 SHAPES = st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple)
 
@@ -37,6 +49,59 @@ def test_older_numpy_counts_by_a_table(monkeypatch):
     every = torch.arange(256, dtype=torch.uint8)
     monkeypatch.setattr(masks, "_count_ones", masks._ONES.__getitem__)
     assert popcount(every) == sum(number.bit_count() for number in range(256))
+
+
+def test_many_are_counted_a_piece_at_a_time(monkeypatch):
+    monkeypatch.setattr(masks, "_PIECE", 3)
+    mask = drawn((100,), 5)
+    assert popcount(pack(mask)) == int(mask.sum())
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 13])
+def test_all_of_so_many_are_kept(size):
+    assert torch.equal(all_kept(size), pack(torch.ones(size, dtype=torch.bool)))
+
+
+class Parts(nn.Module):
+    """Has parameters whose parts begin with a byte of a packed mask, and within one."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.Parameter(torch.randn(3, 4, 2))
+        self.uneven = nn.Parameter(torch.randn(3, 3, 3))
+        self.rows = nn.Parameter(torch.randn(7, 8))
+        self.plain = nn.Parameter(torch.randn(3, 5))
+
+
+LAYERS = {
+    "experts[0]": (4, 2),
+    "experts[2]": (4, 2),
+    "uneven[1]": (3, 3),
+    "rows[1:3]": (2, 8),
+    "rows[3:7]": (4, 8),
+    "plain": (3, 5),
+}
+
+
+@pytest.mark.parametrize("are_packed", [True, False])
+def test_packed_masks_are_put_together_as_the_masks_are(are_packed):
+    drawn_ones = {name: drawn(shape, seed) for seed, (name, shape) in enumerate(LAYERS.items())}
+    by_layer = PackedMasks()
+    for name, mask in drawn_ones.items():
+        by_layer.put(name, pack(mask), tuple(mask.shape))
+    plain = ParameterMasks(Parts(), drawn_ones)
+    wanted = {name: (pack(plain[name]).tolist(), tuple(plain[name].shape)) for name in plain}
+    whole = ParameterMasks(Parts(), by_layer) if are_packed else plain
+    assert {name: (bits_in(whole, name).tolist(), shape_in(whole, name)) for name in whole} == wanted
+
+
+def test_packed_masks_are_written_as_others_are(tmp_path):
+    mask = drawn((16, 9), 1)
+    packed = PackedMasks()
+    packed.put("w", pack(mask), (16, 9))
+    save_masks(tmp_path / "packed", packed)
+    save_masks(tmp_path / "plain", {"w": mask})
+    assert (tmp_path / "packed").read_bytes() == (tmp_path / "plain").read_bytes()
 
 
 def test_the_first_weight_is_the_lowest_bit():
