@@ -67,12 +67,12 @@ class Eora:
     def meanwhile(self, view: ViewSize) -> Meanwhile:
         """Tell what is held beside the pruned model: the dense one, the adapter, and what solving the largest takes.
 
-        Weights that stay in files are not held. Inputs that calibration records, and Gram matrices of a block, come on
-        top.
+        Weights that stay in files are not held, but those of the dense model that its library puts together lie on the
+        disk meanwhile. Inputs that calibration records, and Gram matrices of a block, come on top.
         """
         largest = max((layer.shape[1] * sum(layer.shape) for layer in view.layers if _is_linear(layer)), default=0)
         dense = 0 if view.offloaded else view.parameters * view.width
-        return Meanwhile(dense + self.predicted_bytes(view) + 8 * _SOLVING * largest)
+        return Meanwhile(dense + self.predicted_bytes(view) + 8 * _SOLVING * largest, view.put_together)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the recipe and of the model keeps it from correcting anything."""

@@ -247,6 +247,8 @@ class ViewSize:
     :param width: Bytes of a weight.
     :param offloaded: Whether weights stay in files, as those of a model that is larger than memory.
     :param layers: Those that are pruned.
+    :param put_together: Bytes of weights of the whole model that its library makes of several in its files, as all
+        experts of a layer: of one that stays in these files they lie beside them. None are counted of one in memory.
     """
 
     parameters: int
@@ -256,6 +258,7 @@ class ViewSize:
     width: int
     offloaded: bool
     layers: tuple[Layer, ...] = ()
+    put_together: int = 0
 
 
 @dataclass(frozen=True)

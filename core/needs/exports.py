@@ -7,7 +7,7 @@ from torch import nn
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.records import Meanwhile, ViewSize
-from ecoflap.core.needs.sizes import bytes_of_weight
+from ecoflap.core.needs.sizes import bytes_of_weight, bytes_put_together
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.run.prepared import Prepared
 
@@ -61,4 +61,5 @@ def _size(module: nn.Module, prepared: Prepared, offloaded: bool) -> ViewSize:
     prunable = sum(layer.size for layer in layers)
     kept = sum(kept_of(sum(layer.size for layer in own), sparsity) for own, sparsity in pruned)
     largest, width = max(inside.values(), default=0), bytes_of_weight(prepared)
-    return ViewSize(sum(inside.values()), prunable, kept, largest, width, offloaded, layers)
+    made = bytes_put_together(prepared) if offloaded else 0
+    return ViewSize(sum(inside.values()), prunable, kept, largest, width, offloaded, layers, made)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from exported import half_pruned
+from offloaded import recipe_of
 from plan_contexts import context
 from safetensors.torch import load_file
 
@@ -167,6 +168,29 @@ def loaded(mapped: list[bool], adapter: Any, source: Any) -> Any:
     files = {place.file.name for place in source.mapped.places.values()} if source.mapped else set()
     mapped.append(files == {"model.safetensors"})
     return model
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_experts_that_are_put_together_lie_on_the_disk_as_predicted(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Those of a Mixtral lie beside the dense model's files; those of the other are in its files as they are."""
+    pytest.importorskip("transformers", minversion="5", reason="experts are put together from transformers 5 on")
+    keys = {"export": {"use": "eora", "rank": 2}, "score": None, "allocate": "uniform", "prune": "wanda"}
+    asked = recipe_of(kind, tmp_path, **keys, evaluate=None)
+    registry, found = load_registry(), []
+    prepared = prepare(parse_recipe(asked, registry=registry), registry, planning=True)
+    predicted = disk_needs(prepared, Places.asked(prepared.recipe)).exporting
+
+    def measured(adapter: Any, source: Any) -> Any:
+        model = adapter.load(source, None, "cpu")
+        found.extend(path.stat().st_size for path in source.mapped.scratch.iterdir())
+        return model
+
+    monkeypatch.setattr(eora, "_loaded", measured)
+    ecoflap.run(asked, folder=tmp_path / "run")
+    assert (predicted > 0) == (kind == "mixtral")
+    assert predicted <= sum(found) < predicted + 1000 * len(found) + 1  # each has a header
 
 
 def test_dense_weights_that_change_while_they_are_read_are_refused(
