@@ -1,7 +1,10 @@
 """A run on several processes comes to what it comes to on one, bit by bit, however it is cut off."""
 
+import errno
+import os
 import signal
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,6 +216,72 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(
     again = partial(ecoflap.run, recipes[name], folder=folder)
     assert several(then, lambda ranks: again(ranks=ranks), tmp_path) == [(0, "")] * then
     assert everything(folder) == everything(tmp_path / "alone")
+
+
+def filling(rank, call, named):
+    """Give what several processes do where the disk of one is full as soon as a call is about such a file."""
+
+    def run(ranks, run):
+        real = getattr(os, call)
+
+        def full(descriptor, *more):
+            if named in os.readlink(f"/proc/self/fd/{descriptor}"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(descriptor, *more)
+
+        if ranks.rank == rank:
+            setattr(os, call, full)  # in a process of its own
+        run(ranks=ranks)
+
+    return run
+
+
+needs_linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system names open files otherwise")
+FULL = "could not be written: the disk is full "
+WAY_OUT = "Make room, then run the same command again: what is finished is kept."
+
+
+@needs_linux
+@pytest.mark.parametrize("offload", [None, pytest.param("disk", marks=SLOW)])
+def test_a_disk_that_fills_ends_all_with_one_sentence_and_the_run_goes_on(recipes, everything, offload, tmp_path):
+    """The first of two writes all blocks; the second waits for it meanwhile."""
+    if offload:
+        pytest.importorskip("transformers", minversion="5", reason="weights stay in their files from version 5 on")
+        pytest.importorskip("accelerate")
+    recipe = {**recipes["sums"], "model": {"source": recipes["sums"]["model"], "offload": offload}}
+    ecoflap.run(recipe, folder=tmp_path / "alone")
+    folder = tmp_path / "run"
+    run = partial(ecoflap.run, recipe, folder=folder)
+    fill = filling(0, "fsync", "/run/blocks/shards/.001" if offload else "/run/blocks/.001")
+    first, second = several(2, lambda ranks: fill(ranks, run), tmp_path)
+    assert (first.code, second.code) == (2, 2)
+    assert first.said.startswith(f"RunError: {folder / 'blocks'}/")
+    assert f"001.safetensors {FULL}" in first.said
+    assert first.said.endswith(WAY_OUT)
+    assert second.said.startswith("SaidElsewhereError: rank 0 of 2 has ended this run: ")  # the user is not told twice
+    assert FULL in second.said
+    assert [path.name for path in (folder / "blocks").glob("*.safetensors")] == ["000.safetensors"]
+    assert several(2, lambda ranks: run(ranks=ranks), tmp_path) == [(0, "")] * 2
+    assert everything(folder) == everything(tmp_path / "alone")
+
+
+@needs_linux
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system makes room otherwise")
+def test_a_full_disk_of_another_than_the_first_is_said_with_its_rank(recipes, everything, tmp_path):
+    """As where what it recorded of its own batches lies on a disk of its machine."""
+    recipe = {**recipes["sums"], "calibration": {**recipes["sums"]["calibration"], "keep": "disk"}}
+    ecoflap.run(recipe, folder=tmp_path / "alone")
+    run = partial(ecoflap.run, recipe, folder=tmp_path / "run")
+    fill = filling(1, "posix_fallocate", "/run/")
+    first, second = several(2, lambda ranks: fill(ranks, run), tmp_path)
+    assert (first.code, second.code) == (2, 2)
+    assert first.said.startswith("RankError: rank 1 of 2 has ended this run: ")  # the second may write elsewhere
+    assert FULL in first.said
+    assert second.said.startswith("RankError: rank 1 of 2: ")
+    assert FULL in second.said
+    assert second.said.endswith(WAY_OUT)
+    assert several(2, lambda ranks: run(ranks=ranks), tmp_path) == [(0, "")] * 2
+    assert everything(tmp_path / "run") == everything(tmp_path / "alone")
 
 
 def refused(tmp_path, recipe_of, size=2):
