@@ -118,11 +118,13 @@ class MappedWeights:
 def mapped_beside(folder: Path) -> Iterator[MappedWeights]:
     """Give what maps the weights of a model that is loaded meanwhile; those of no file of its own lie in this folder.
 
-    Afterwards they need no name there any more, and are gone from the disk with their mapping.
+    Afterwards they need no name there any more, and are gone from the disk with their mapping. A network disk may keep
+    files, and so their folder, for as long as they are mapped.
     """
     folder.mkdir(parents=True, exist_ok=True)  # another machine may not have it
-    # By this name a later process deletes what a killed one has left.
-    with TemporaryDirectory(prefix=".weights-", suffix=".partial", dir=folder) as scratch:
+    # By this name a later process deletes what a killed one, or such a disk, has left.
+    named = TemporaryDirectory(prefix=".weights-", suffix=".partial", dir=folder, ignore_cleanup_errors=True)
+    with named as scratch:
         yield MappedWeights(Path(scratch))
 
 

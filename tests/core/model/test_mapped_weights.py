@@ -1,5 +1,6 @@
 """Weights that stay in their files: what they hold of memory, of which type they are, whether a file has changed."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import torch
 from sparse import memory_and_swap, write_zeros
 
 from ecoflap.core.disk.sealed import sealed, write_safetensors
+from ecoflap.core.disk.whole_files import removed_leftovers
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.model import mapped_weights
-from ecoflap.core.model.mapped_weights import MappedWeights, Place
+from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped_beside
 from ecoflap.core.record.memory import held
 
 SIZE = 32 << 20
@@ -56,6 +58,25 @@ def test_another_type_is_written_where_there_is_room_and_keeps_its_name_on_disk(
     assert torch.equal(found, weights["a"].bfloat16())
     assert mapped.places["model.a"].file.parent == tmp_path / "scratch"
     assert mapped.places["model.a"].name_on_disk == "a"
+
+
+def test_a_network_disk_may_keep_the_folder_of_what_is_mapped(stored, tmp_path, monkeypatch):
+    """There a file that is in use gets another name in its folder instead of none, until it is let go."""
+    file, weights = stored
+    remove = os.rmdir
+
+    def keeping(path, **how):
+        if ".weights-" in str(path):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        remove(path, **how)
+
+    monkeypatch.setattr(os, "rmdir", keeping)
+    with mapped_beside(tmp_path / "run") as mapped:
+        narrow = mapped.map("a", place(file, "a"), torch.bfloat16)
+    assert torch.equal(narrow, weights["a"].bfloat16())
+    (kept,) = (tmp_path / "run").iterdir()
+    monkeypatch.undo()
+    assert removed_leftovers(tmp_path / "run") == [kept]
 
 
 @pytest.mark.parametrize("change", ["touched", "gone"])
