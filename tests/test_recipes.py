@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pico_encoders
 import pico_t5
 import pytest
 from pico_llava import FAMILIES
@@ -86,6 +87,17 @@ ON_PICO_T5 = {
 }
 """What makes a recipe short whose model is read from the hub."""
 
+FEW_MASKED = ["evaluate.0.data.samples=2", "evaluate.0.data.sequence_length=16"]
+FEW_MASKED += [setting.replace(".0.", ".1.") for setting in FEW_MASKED]
+FEW_MASKED += ["calibration.samples=8", "calibration.sequence_length=16"]
+FEW_SCORED = ["score.calibration.samples=4", "score.calibration.sequence_length=16"]
+ON_PICO_ENCODER = {
+    "encoder/fast": FEW_MASKED,
+    "encoder/balanced": [*FEW_MASKED, *FEW_SCORED],
+    "encoder/best": [*FEW_MASKED, *FEW_SCORED],
+}
+"""The same of an encoder that fills in masked words."""
+
 ON_PICO_LLAVA = {"quickstart-llava": [*FEW_PICTURES, "evaluate.data.samples=4"]}
 """What makes a recipe short whose model and questions are joined of packages first."""
 
@@ -150,7 +162,8 @@ def test_every_run_of_a_sweep_is_valid_with_its_model(name, registry, pico_llama
 
 
 def test_every_recipe_is_run_on_something():
-    assert {*ON_PICO, *ON_ITS_OWN, *ON_PICO_T5, *ON_PICO_LLAVA, *PAPER} == {*RECIPES}
+    ran = {*ON_PICO, *ON_ITS_OWN, *ON_PICO_T5, *ON_PICO_ENCODER, *ON_PICO_LLAVA, *PAPER}
+    assert ran == {*RECIPES}
 
 
 @pytest.mark.parametrize("name", ON_PICO)
@@ -183,6 +196,12 @@ def test_the_recipe_runs_on_the_model_in_the_box(name, registry, tmp_path):
 def test_the_recipe_runs_on_a_pico_t5(name, registry, tmp_path):
     pico_t5.adapter().save(pico_t5.build(), tmp_path / "t5")
     run(name, registry, tmp_path / "run", [f"model.source={tmp_path / 't5'}", *ON_PICO_T5[name]])
+
+
+@pytest.mark.parametrize("name", ON_PICO_ENCODER)
+def test_the_recipe_runs_on_a_pico_encoder(name, registry, tmp_path):
+    pico_encoders.adapter().save(pico_encoders.build("bert", 2), tmp_path / "bert")
+    run(name, registry, tmp_path / "run", [f"model.source={tmp_path / 'bert'}", *ON_PICO_ENCODER[name]])
 
 
 @pytest.mark.parametrize("name", ON_PICO_LLAVA)
