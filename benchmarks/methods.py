@@ -64,7 +64,10 @@ BUDGETS = {
     # ATP's authors search for its one number.
     "atp": ("score=null", f"allocate={{use: best_of, of: [{', '.join(f'{{use: atp, beta: {b}}}' for b in BETAS)}]}}"),
     "local metric": ("score=local_metric", "allocate=ecoflap"),
+    "token diversity": ("score={use: token_diversity, granularity: layer}", "allocate=ecoflap"),  # as TAMP allocates
     "first order or none": ("score={use: first_order, samples: 32}", "allocate={use: best_of, of: [uniform, ecoflap]}"),
+    "owl or none": ("score=outlier_share", "allocate={use: best_of, of: [uniform, owl]}"),
+    "alpha or none": ("score=hill", "allocate={use: best_of, of: [uniform, alpha]}"),
     "curves or none": ("score={use: sensitivity, samples: 32}", "allocate={use: best_of, of: [uniform, marginal]}"),
 }
 TOKENS = ("text", "balanced", "drifting")
