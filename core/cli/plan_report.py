@@ -1,7 +1,7 @@
 """Say what a run would do and need, from configurations alone."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 from ecoflap.core.budget.counts import Pattern
@@ -9,6 +9,7 @@ from ecoflap.core.cli.needs_table import needs
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
+from ecoflap.core.contracts.records import TokenChoice
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.needs.exports import kept_of
 from ecoflap.core.needs.sizes import samples_of, tokens_of_sample
@@ -109,7 +110,7 @@ def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
         yield "score", f"{recipe.score.scorer.use}: {_scoring(prepared)}"
     else:
         yield "score", f"nothing: {recipe.allocate.use} looks at no score" if prepared.pools else "nothing"
-    yield "allocate", _allocating(recipe.allocate)
+    yield "allocate", _allocating(recipe.allocate, prepared.tokens_tried)
     blocks = len({block.name for pool in prepared.pools for block, _ in pool.layers})
     yield "prune", f"{_pruners(prepared)}: {blocks} blocks, {_looked_at(prepared)}"
     refiners = [*dict.fromkeys(one.use for of_tower in prepared.block_refiners.values() for one in of_tower)]
@@ -144,12 +145,16 @@ def _refiners(recipe: Recipe) -> list[PartSpec]:
     return [spec for _, spec in recipe.specs() if spec.kind == "refiner"]
 
 
-def _allocating(allocator: PartSpec) -> str:
-    """Name the allocator, and those that it lets the engine try."""
+def _allocating(allocator: PartSpec, tokens: Sequence[TokenChoice]) -> str:
+    """Name the allocator, and those that it lets the engine try.
+
+    :param tokens: The choices of tokens that each is tried by.
+    """
     if not allocator.options.candidates:
         return allocator.use
     tried = [spec.use for _, spec in allocator.with_inner("") if spec is not allocator]
-    return f"{allocator.use}: the model is pruned by each of {', '.join(tried)}, to see which loses least"
+    by = f" by {', '.join(tokens)} tokens each, {len(tried) * len(tokens)} times in all" if tokens else ""
+    return f"{allocator.use}: the model is pruned by each of {', '.join(tried)}{by}, to see which loses least"
 
 
 def _said_of_exports(prepared: Prepared) -> Iterator[tuple[str, str]]:
@@ -177,10 +182,11 @@ def _looked_at(prepared: Prepared) -> str:
     said = f"each block {times} on {_data(prepared, recipe.calibration)}"
     if any(issubclass(need, LossStatistic) for need in needs):
         said += ", after a backward of the whole model"
-    if drifting := [tower for tower in towers if prepared.tokens[tower] == "drifting"]:
+    tokens = prepared.tokens()
+    if drifting := [tower for tower in towers if tokens[tower] == "drifting"]:
         blocks = "each block" if drifting == towers else f"each block of {', '.join(drifting)}"
         said += f"; {blocks} once more{' for each group' if groups else ''} to see which tokens drift"
-    if chosen := {tower: prepared.tokens[tower] for tower in towers if prepared.tokens[tower] != "real"}:
+    if chosen := {tower: tokens[tower] for tower in towers if tokens[tower] != "real"}:
         said += f"; tokens that count: {', '.join(f'{choice} in {tower}' for tower, choice in chosen.items())}"
     return said
 

@@ -22,6 +22,7 @@ from ecoflap.core.contracts.records import (
     Sample,
     ScoreKind,
     Target,
+    TokenChoice,
     Unit,
     View,
     ViewSize,
@@ -124,9 +125,9 @@ class AllocatorOptions(PartOptions):
         at none, so that none is computed.
     :cvar scorers: The names of the scorers whose scores it reads, where its formula is about what these measure: a
         recipe with another is refused. Without any, the default, it reads all of the kind that it takes.
-    :cvar candidates: Other allocators, by whose plans the engine prunes the model, one after the other, to take the
-        plan with the smallest loss on batches that were held out.
+    :cvar candidates: Other allocators, by whose plans the engine prunes, to take the one with the least held-out loss.
     :cvar held_out: The share of the calibration batches that is held out for that.
+    :cvar tokens: Which tokens count in statistics: choices that each candidate is tried by, for that of the recipe.
     :cvar keeps: A method ``keeps(layers)`` that says how many weights of the layers of these names it keeps in all,
         where that is its own to say: a recipe with such an allocator may leave ``sparsity`` out. It gives None where it
         cannot tell, for reasons that its call gives. None, the default, stands for what a sparsity leaves.
@@ -136,6 +137,7 @@ class AllocatorOptions(PartOptions):
     scorers: tuple[str, ...] = ()
     candidates: tuple[Any, ...] = ()
     held_out: float = 0.25
+    tokens: tuple[TokenChoice, ...] = ()
     keeps: methods.Keeps | None = None
 
 

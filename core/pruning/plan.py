@@ -15,7 +15,7 @@ from ecoflap.core.budget.water_fill import split
 from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.contracts.records import Estimate, Granularity
+from ecoflap.core.contracts.records import Estimate, Granularity, TokenChoice
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.pruning.scores import Scores
@@ -85,10 +85,15 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """The budget of every layer and the share of every group, by name, in the order the model runs."""
+    """The budget of every layer and the share of every group, by name, in the order the model runs.
+
+    :param tokens: Which tokens count in statistics of layers' inputs, where several choices were tried; None where the
+        recipe says it.
+    """
 
     layers: Mapping[str, PlannedLayer]
     groups: Mapping[str, PlannedGroup]
+    tokens: TokenChoice | None = None
 
     @property
     def size(self) -> int:
@@ -129,6 +134,7 @@ class Plan:
             "towers": self.sparsity_by_tower(),
             "groups": {name: asdict(group) for name, group in self.groups.items()},
             "layers": {name: asdict(layer) for name, layer in self.layers.items()},
+            **({"tokens": self.tokens} if self.tokens else {}),
         }
 
 

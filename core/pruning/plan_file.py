@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from ecoflap.core.contracts.records import TokenChoice
 from ecoflap.core.disk.sealed_lines import has_seal, last_seal
 from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.disk.validation import read_validated
@@ -28,6 +29,7 @@ class _Contents(BaseModel):
     layers: dict[str, PlannedLayer]
     groups: dict[str, PlannedGroup]
     scores: str
+    tokens: TokenChoice | None = None
 
 
 def write_plan(path: Path, plan: Plan, kept_whole: Mapping[str, int], scores: Path) -> None:
@@ -45,7 +47,7 @@ def read_plan(path: Path) -> Plan:
     :raises RunError: Where it cannot be read, or is no plan that this version wrote: with each place in it.
     """
     found = _read(path)
-    return Plan(found.layers, found.groups)
+    return Plan(found.layers, found.groups, found.tokens)
 
 
 def read_scores_of(plan: Path, scores: Path, way_out: str = _WAY_OUT) -> Scores:

@@ -70,6 +70,7 @@ def make_report(folder: RunFolder, recipe: Recipe, plan: Plan, outcome: Outcome)
         "exports": {name: manifest.model_dump(mode="json") for name, manifest in outcome.exports.items()},
         "lines": folder.last_seals(),
         "refined": folder.refined(),
+        "tokens": plan.tokens,
     }
     try:
         # By way of JSON, so that a report in memory equals the one that is read back.

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from ecoflap.core.budget.curves import Curve
+from ecoflap.core.contracts.records import TokenChoice
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_lines import has_seal
 from ecoflap.core.disk.sealed_text import write_sealed_text
@@ -126,6 +127,7 @@ class Report(_Entry):
     :param bytes: Of the weights in ``model/`` and, by name, in each export.
     :param exports: By name; without those that have no manifest.
     :param refined: What refiners did, block by block and to the model; empty where there were none.
+    :param tokens: Which tokens counted in statistics of layers' inputs, where several choices were tried.
     :param lines: Of each file that grows by the line the seal that its last line had, by the file's name.
     """
 
@@ -149,6 +151,7 @@ class Report(_Entry):
     exports: Mapping[str, Manifest]
     lines: Mapping[str, str]
     refined: tuple[RecordedRefinement, ...] = ()
+    tokens: TokenChoice | None = None
 
     @model_validator(mode="after")
     def _counts_agree(self) -> "Report":

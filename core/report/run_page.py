@@ -89,6 +89,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "allocate", recipe.allocate.use
     if recipe.score is not None:
         yield "score", recipe.score.use
+    if report.tokens is not None:
+        yield "tokens", report.tokens
     yield "seed", str(recipe.seed)
     yield "sparsity", f"{100 * report.sparsity:.4f} % of {report.prunable:,} prunable weights"
     yield "kept", f"{report.kept:,} weights, of which {report.kept_zeros:,} happen to be zero"

@@ -96,23 +96,27 @@ def _include_problems(prepared: Prepared) -> Iterator[str]:
 
 def _token_problems(prepared: Prepared) -> Iterator[str]:
     """Yield towers whose tokens are weighted for a statistic that cannot weigh them."""
-    for tower in prepared.pruned_towers:
-        choice, pruner = prepared.tokens[tower], prepared.pruners[tower]
+    weighing = [(key, towers) for key, choice, towers in prepared.token_choices if choice == "balanced"]
+    for key, tower in ((key, tower) for key, towers in weighing for tower in towers):
+        pruner = prepared.pruners[tower]
         wrong = [need.__name__ for need in pruner.options.needs if not getattr(need, "takes_weights", True)]
-        if choice == "balanced" and wrong:
+        if wrong:
             yield (
-                f"tokens: balanced weighs tokens in sums of squares, and {pruner.use}, which prunes the {tower} tower, "
+                f"{key}: balanced weighs tokens in sums of squares, and {pruner.use}, which prunes the {tower} tower, "
                 f"asks for {', '.join(wrong)}, which cannot weigh them. Set tokens: real, all, text or drifting, for "
                 f"this tower alone by towers.{tower}.tokens"
             )
 
 
 def _statistic_problems(prepared: Prepared) -> Iterator[str]:
-    """Yield towers whose own choice of tokens changes nothing, for their pruner asks for no statistic of inputs.
+    """Yield choices of tokens, a tower's own or tried, that change nothing: no pruner asks for statistics of inputs.
 
     What is chosen for the whole model stays beside every pruner that a sweep compares, and the plan says what it does.
     """
-    for key, (choice, towers) in prepared.token_keys.items():
+    at, keys = f"{prepared.recipe.allocated_at}.tokens", [key for key, _, _ in prepared.token_choices]
+    if prepared.tokens_tried and at not in keys:
+        yield f"{at}: nothing is tried, for {' and '.join(keys)} say it of every tower that is pruned. Remove one"
+    for key, choice, towers in prepared.token_choices:
         pruners = [prepared.pruners[tower] for tower in towers]
         needs = [need for pruner in pruners for need in pruner.options.needs]
         if key != "tokens" and choice != "real" and not any(map(is_of_inputs, needs)):

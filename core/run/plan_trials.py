@@ -52,6 +52,7 @@ class PlanTrials:
     :param replay: Makes a replay of the model on some batches, shared by all processes or by those it is given.
     :param batches: Those that the run prunes by; the last of them are held out here.
     :param held_out: The share of them that is held out; one at least.
+    :param tokens: Gives which tokens count in statistics, by tower, of a plan's choice.
     :param left: The masks of the round before, within which trials prune.
     :param sequential: Whether statistics are taken again before each group of a block's layers.
     :param shards: Gives what takes finished blocks out of memory into a folder; None where the model is in memory.
@@ -65,7 +66,7 @@ class PlanTrials:
     folder: RunFolder
     log: RunLog
     _: KW_ONLY
-    tokens: Mapping[str, TokenChoice] = field(default_factory=dict)
+    tokens: Callable[[TokenChoice | None], Mapping[str, TokenChoice]] = lambda taken: {}
     left: Mapping[str, Tensor] = field(default_factory=dict)
     sequential: bool = False
     shards: Callable[[Path], Shards | None] = lambda folder: None
@@ -146,7 +147,7 @@ class PlanTrials:
                 self._blocks_of(plan),
                 lambda event: None,
                 sequential=self.sequential,
-                tokens_of=self.tokens,
+                tokens_of=self.tokens(plan.tokens),
                 left=self.left,
                 shards=shards,
             )
@@ -165,8 +166,9 @@ class PlanTrials:
 
 
 def _digest(plan: Plan) -> str:
-    """Tell plans apart by what layers keep; that two candidates call groups otherwise changes nothing."""
-    return sha256(json.dumps({name: layer.keep for name, layer in plan.layers.items()}).encode()).hexdigest()
+    """Tell plans apart by what layers keep and by their tokens; that two call groups otherwise changes nothing."""
+    kept = {name: layer.keep for name, layer in plan.layers.items()}
+    return sha256(json.dumps([kept, plan.tokens] if plan.tokens else kept).encode()).hexdigest()
 
 
 def held_out_of(batches: int, share: float) -> int:

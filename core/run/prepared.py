@@ -196,19 +196,31 @@ class Prepared:
         own = {name: tower.prune for name, tower in self.recipe.towers.items() if tower != "keep"}
         return {tower.name: own.get(tower.name) or self.recipe.prune for tower in self.anatomy.towers}
 
-    @property
-    def tokens(self) -> Mapping[str, TokenChoice]:
-        """Give which tokens count in the statistics of each tower, its own choice or the one that all others share."""
+    def tokens(self, taken: TokenChoice | None = None) -> Mapping[str, TokenChoice]:
+        """Give which tokens count in the statistics of each tower, its own choice or the one that all others share.
+
+        :param taken: That one, where several are tried; None for the recipe's.
+        """
         own = {name: tower.tokens for name, tower in self.recipe.towers.items() if tower != "keep"}
-        return {tower.name: own.get(tower.name) or self.recipe.tokens for tower in self.anatomy.towers}
+        return {tower.name: own.get(tower.name) or taken or self.recipe.tokens for tower in self.anatomy.towers}
 
     @property
-    def token_keys(self) -> Mapping[str, tuple[TokenChoice, tuple[str, ...]]]:
-        """Give the keys that choose tokens: for each its choice, and the pruned towers that it is for."""
+    def tokens_tried(self) -> tuple[TokenChoice, ...]:
+        """Give the choices of tokens that each candidate is tried by; none where the recipe says which count."""
+        options = self.recipe.allocate.options
+        return options.tokens if options.candidates else ()
+
+    @property
+    def token_choices(self) -> Sequence[tuple[str, TokenChoice, tuple[str, ...]]]:
+        """Give each choice of tokens with the key that makes it, and the pruned towers that it is for."""
         own = {name: tower.tokens for name, tower in self.recipe.towers.items() if tower != "keep"}
-        keys = {name: f"towers.{name}.tokens" if own.get(name) else "tokens" for name in self.pruned_towers}
-        towers = {key: tuple(name for name in keys if keys[name] == key) for key in keys.values()}
-        return {key: (self.tokens[names[0]], names) for key, names in towers.items()}
+        of_towers = [
+            (f"towers.{name}.tokens", choice, (name,)) for name in self.pruned_towers if (choice := own.get(name))
+        ]
+        shared, tried = tuple(name for name in self.pruned_towers if not own.get(name)), self.tokens_tried
+        key = f"{self.recipe.allocated_at}.tokens" if tried else "tokens"
+        of_all = [(key, choice, shared) for choice in tried or (self.recipe.tokens,) if shared]
+        return [*of_towers, *of_all]
 
     @property
     def block_refiners(self) -> Mapping[str, tuple[PartSpec, ...]]:

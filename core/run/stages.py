@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -198,9 +199,16 @@ def plan(state: RunState) -> Plan:
 def _plans(
     state: RunState, allocator: PartSpec, pools: Sequence[Pool], granularity: Granularity, scores: Scores | None
 ) -> dict[str, Plan]:
-    """Make the plan of each allocator that is tried. One process does: files of scores are read once."""
-    candidates = allocator.candidates
-    return {label: _made(state, one, pools, granularity, scores) for label, one in candidates.items()}
+    """Make the plan of each allocator that is tried, and of each choice of tokens that it is tried by.
+
+    One process does: files of scores are read once.
+    """
+    candidates, tried = allocator.candidates, state.prepared.tokens_tried
+    plans = {label: _made(state, one, pools, granularity, scores) for label, one in candidates.items()}
+    if not tried:
+        return plans
+    both = product(plans.items(), tried)
+    return {f"{label} by {choice} tokens": replace(plan, tokens=choice) for (label, plan), choice in both}
 
 
 def _made(
@@ -293,7 +301,7 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
             refiners_of=prepared.block_refiners,
             dense=dense,
             sequential=state.recipe.sequential,
-            tokens_of=prepared.tokens,
+            tokens_of=prepared.tokens(made.tokens),
             left=state.before.masks if state.before else PackedMasks(),
             dense_weights=state.before.dense_weights if state.before else {},
             shards=state.model.shards(state.folder.blocks),

@@ -112,15 +112,15 @@ def token_problems(prepared: Prepared) -> Iterator[str]:
     The first samples tell it, where they can be tried. What is wrong with these is told by :func:`trial_problems`. A
     tower that has read text alone may read images later in the data, where the model has another tower for them.
     """
-    keys = {key: one for key, one in prepared.token_keys.items() if one[0] not in ("real", "all")}
+    choices = [one for one in prepared.token_choices if one[1] not in ("real", "all")]
     use = next((use for use in data_uses(prepared.recipe) if use.where == "calibration"), None)
-    if not keys or use is None or not prepared.knows_processor or _why_untried(use) is not None:
+    if not choices or use is None or not prepared.knows_processor or _why_untried(use) is not None:
         return
     try:
         batch = _first_batch(use, prepared)
     except EcoflapError:
         return
-    for key, (choice, towers) in keys.items():
+    for key, choice, towers in choices:
         kinds = [_kinds_read(tower, choice, batch, prepared) for tower in towers]
         if all(one == {IMAGE} or (one == {TEXT} and len(prepared.anatomy.towers) == 1) for one in kinds):
             yield (

@@ -1,9 +1,10 @@
 """The allocator ``best_of`` tries several allocators, and takes the one whose pruned model loses least.
 
-    g* = argmin over candidates g of L(model pruned by the plan of g, held-out calibration batches)
+    (g*, t*) = argmin over candidates g and tokens t of L(model pruned by the plan of g and t, held-out batches)
 
 The model is pruned by each candidate's plan, with the recipe's own pruner, on all calibration batches but the last
-ones, on which the loss is then looked at. Budgets by scores of single blocks can be worse than none; this finds out.
+ones, on which the loss is then looked at. Budgets by scores of single blocks can be worse than none, and statistics of
+text alone better or worse than those of images too; this finds out.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.options import AllocatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind
+from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind, TokenChoice
 from ecoflap.core.errors import EcoflapError
 
 
@@ -27,14 +28,21 @@ class BestOf:
 
     :param of: The candidates. One that needs no score, such as ``uniform``, is what others have to be better than.
     :param held_out: The share of the calibration batches that is held out, at least one of them.
+    :param tokens: Which tokens count in statistics: choices that each candidate is tried by, such as ``[real, text]``,
+        in the place of the recipe's ``tokens``. A tower with its own keeps that. Empty, none are tried.
     """
 
     of: tuple[Allocator, ...]
     held_out: float = 0.25
+    tokens: tuple[TokenChoice, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.of) < 2:
+        if len(self.of) * max(1, len(self.tokens)) < 2:
             raise EcoflapError(f"of has {len(self.of)} candidates; name two or more, as in of: [uniform, ecoflap]")
+        if len(self.tokens) == 1 or len(set(self.tokens)) < len(self.tokens):
+            raise EcoflapError(
+                f"tokens is [{', '.join(self.tokens)}]; name two or more that differ, as in tokens: [real, text]"
+            )
         if not 0 < self.held_out < 1:
             raise EcoflapError(f"held_out is {self.held_out}; it is a share between 0 and 1")
         if any(isinstance(allocator, BestOf) for allocator in self.of):
@@ -63,7 +71,12 @@ class BestOf:
         return tuple(name for name in wanted[0] if all(name in names for names in wanted)) if wanted else ()
 
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say where there is no calibration data to hold some of out, or too few."""
+        """Say where there is no calibration data to hold some of out, or too few; or where the recipe says tokens."""
+        if self.tokens and context.recipe.tokens != "real":
+            yield (
+                f"it tries {', '.join(self.tokens)} tokens, and the recipe has tokens: {context.recipe.tokens}, which "
+                f"would be passed over. Remove one of them"
+            )
         keys = context.recipe.calibration
         if keys is None:
             yield "it looks at the loss of calibration data, and the recipe has none: add calibration:"

@@ -1,13 +1,17 @@
 """The recipe's choice of tokens, from the file to the masks."""
 
+import json
+
 import pytest
 import torch
+from sealed_by_hand import read_lines
 
 import ecoflap
 from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.pruning.masks import read_masks
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
@@ -53,7 +57,7 @@ def test_a_tower_has_its_own_choice_or_the_recipes(plain, pico):
     registry = load_registry()
 
     def chosen(**keys):
-        return prepare(parse_recipe(looking(plain, pico, **keys), registry=registry), registry).tokens
+        return prepare(parse_recipe(looking(plain, pico, **keys), registry=registry), registry).tokens()
 
     assert chosen() == {"language": "real"}
     assert chosen(tokens="text") == {"language": "text"}
@@ -117,3 +121,88 @@ def test_a_towers_choice_is_refused_where_its_pruner_asks_for_no_statistic_of_in
 @pytest.mark.parametrize("keys", [{"tokens": "all"}, {"tokens": "text"}, {"sequential": True}])
 def test_what_is_said_of_the_whole_model_stands_beside_every_pruner_that_is_compared(plain, pico, keys):
     planned(looking(plain, pico, prune="magnitude", **keys))
+
+
+TRIED = ("real", "text", "balanced")
+
+
+def tried(plain, pico, folder, **keys):
+    """Run with one budget, and the tokens that lose least of three choices."""
+    recipe = looking(plain, pico, score=None, export=None, evaluate=None, **keys)
+    recipe["allocate"] = {"use": "best_of", "of": ["uniform"], "tokens": list(TRIED)}
+    return ecoflap.run(recipe, folder=folder)
+
+
+@pytest.mark.parametrize("keys", [{}, {"rounds": 2}])
+def test_a_run_prunes_by_the_tokens_that_lose_least(plain, pico, tmp_path, keys):
+    """The run is that by this choice alone, whichever it is."""
+    done = tried(plain, pico, tmp_path / "run", **keys)
+    losses = {line["candidate"]: line["loss"] for line in read_lines(done.folder / "trials.jsonl")}
+    assert list(losses) == [f"uniform by {choice} tokens" for choice in TRIED]
+    assert len(set(losses.values())) == 3
+    taken = min(TRIED, key=lambda choice: losses[f"uniform by {choice} tokens"])
+    assert done.plan.tokens == done.report.tokens == taken
+    assert json.loads((done.folder / "plan.json").read_text("utf-8"))["tokens"] == taken
+    assert any(one.endswith(f"uniform by {taken} tokens was taken") for one in done.report.warnings)
+    if not keys:  # of rounds each takes its own
+        alone = run(plain, pico, tmp_path / "alone", tokens=taken)
+        assert alone.plan.tokens is None
+        assert masks_of(done) == masks_of(alone)
+        others = [run(plain, pico, tmp_path / choice, tokens=choice) for choice in TRIED if choice != taken]
+        assert all(masks_of(done) != masks_of(other) for other in others)
+
+
+def masks_of(run):
+    return {name: mask.tolist() for name, mask in read_masks(run.folder / "masks.safetensors").items()}
+
+
+@pytest.mark.parametrize("where", ["plan_trials", "stages"])
+def test_a_run_that_was_cut_off_takes_the_same_tokens(plain, pico, tmp_path, lasting, monkeypatch, where):
+    whole = tried(plain, pico, tmp_path / "whole")
+    asked = []
+
+    class CutOff(BlockwisePruning):
+        def __call__(self):
+            asked.append(dict(self.tokens_of))
+            if len(asked) == (2 if where == "plan_trials" else 1):
+                raise KeyboardInterrupt
+            return super().__call__()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"ecoflap.core.run.{where}.BlockwisePruning", CutOff)
+        with pytest.raises(KeyboardInterrupt):
+            tried(plain, pico, tmp_path / "cut")
+    known = (tmp_path / "cut" / "trials.jsonl").read_bytes()
+    assert len(read_lines(tmp_path / "cut" / "trials.jsonl")) == (1 if where == "plan_trials" else 3)
+    done = tried(plain, pico, tmp_path / "cut")
+    assert (tmp_path / "cut" / "trials.jsonl").read_bytes().startswith(known)
+    assert lasting(done.folder) == lasting(whole.folder)
+    assert done.plan.tokens == whole.plan.tokens
+    assert asked[-1] == {"language": whole.plan.tokens if where == "stages" else TRIED[1]}
+
+
+KINDLESS = "tells tokens of text from those of images, and those of language are of one kind here"
+OWN = {"towers": {"language": {"tokens": "real"}}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"prune": "dsnot"}, "allocate.tokens: balanced weighs tokens in sums of squares, and dsnot, which prunes the"),
+        (
+            {"prune": "magnitude"},
+            "allocate.tokens: balanced changes nothing, for no statistic of layers' inputs is ask",
+        ),
+        ({"tokens": "text"}, "allocate: it tries real, balanced tokens, and the recipe has tokens: text, which would"),
+        (OWN, "allocate.tokens: nothing is tried, for towers.language.tokens say it of every tower that is pruned."),
+    ],
+)
+def test_tokens_that_cannot_be_tried_are_refused_by_the_plan(plain, pico, keys, told):
+    tokens = {"allocate": {"use": "best_of", "of": ["uniform"], "tokens": ["real", "balanced"]}, "score": None}
+    planned(looking(plain, pico, **tokens))
+    with pytest.raises(RecipeError) as refused:
+        planned(looking(plain, pico, **tokens, **keys))
+    (problem,) = refused.value.problems
+    assert problem.startswith(told)
+    with pytest.raises(RecipeError, match=f"allocate.tokens: balanced {KINDLESS}"):
+        planned(plain(**tokens))

@@ -1,5 +1,6 @@
 """Plans that are tried on a model: losses against pruning by hand, and what a killed trial leaves."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -107,6 +108,23 @@ def test_what_was_tried_is_not_tried_again(plans, trials, told, tmp_path, monkey
 def test_of_equal_plans_the_first_is_taken(plans, trials):
     copy = make_plan_like(plans["half"])
     assert trials().best({"first": plans["half"], "second": copy}) is plans["half"]
+
+
+def test_a_plan_with_other_tokens_is_another(plans, trials, tmp_path, monkeypatch):
+    asked = []
+
+    class Watched(BlockwisePruning):
+        def __call__(self):
+            asked.append(dict(self.tokens_of))
+            return super().__call__()
+
+    monkeypatch.setattr("ecoflap.core.run.plan_trials.BlockwisePruning", Watched)
+    tried = {choice: replace(plans["half"], tokens=choice) for choice in (None, "real", "all")}
+    trials(tokens=lambda taken: {"language": taken or "text"}).best(tried)
+    assert asked == [{"language": choice} for choice in ("text", "real", "all")]
+    lines = read_lines(tmp_path / "trials.jsonl")
+    assert len({line["plan"] for line in lines}) == 3
+    assert len({line["loss"] for line in lines}) == 1  # magnitudes know nothing of tokens
 
 
 def make_plan_like(plan):

@@ -234,6 +234,10 @@ def test_the_work_is_told_in_forwards_and_tokens(plain):
     assert work(allocate=best)["allocate"] == (
         "best_of: the model is pruned by each of uniform, ecoflap, to see which loses least"
     )
+    assert work(allocate={**best, "tokens": ["real", "all"]})["allocate"] == (
+        "best_of: the model is pruned by each of uniform, ecoflap by real, all tokens each, 4 times in all, to see "
+        "which loses least"
+    )
     assert work(score="magnitude")["score"] == "magnitude: no data needed"
     assert work(score={"use": "sensitivity", "samples": 3})["score"] == (
         "sensitivity: 20 forwards from the block in question on, over 3 samples of 16 tokens, 2 a batch"

@@ -38,6 +38,9 @@ def test_it_takes_what_its_candidates_take(of, takes):
         ({"of": (Uniform(),)}, "of has 1 candidates; name two or more"),
         ({"of": (Ecoflap(), Marginal())}, "of has candidates that look at curves and numbers;"),
         ({"of": (Uniform(), BestOf((Uniform(), Owl())))}, "of has a best_of among its candidates"),
+        ({"of": (), "tokens": ("real", "text")}, "of has 0 candidates"),
+        ({"of": (Uniform(), Owl()), "tokens": ("text",)}, r"tokens is \[text\]; name two or more that differ"),
+        ({"of": (Uniform(),), "tokens": ("text", "text")}, r"tokens is \[text, text\]; name two or more that differ"),
         ({"of": (Uniform(), Owl()), "held_out": 1.0}, r"held_out is 1\.0; it is a share"),
     ],
 )
@@ -51,6 +54,7 @@ class Asks:
     """A recipe of which only the calibration data are looked at."""
 
     calibration: Any
+    tokens: str = "real"
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,13 @@ def test_a_plan_hears_of_too_few_batches(samples, size, told):
     assert [told in problem for problem in problems] == ([True] if told else [])
     (problem,) = BestOf((Uniform(), Owl())).problems(context(recipe=Asks(None)))
     assert "the recipe has none: add calibration:" in problem
+
+
+@pytest.mark.parametrize(("tokens", "told"), [("real", 0), ("all", 1)])
+def test_a_recipe_does_not_say_the_tokens_that_are_to_be_tried(tokens, told):
+    data = Calibration(data=spec("dataset", Data(8)))
+    asked = context(recipe=Asks(data, tokens))
+    problems = list(BestOf((Uniform(),), tokens=("real", "text")).problems(asked))
+    assert len(problems) == told
+    assert all("it tries real, text tokens, and the recipe has tokens: all" in problem for problem in problems)
+    assert not list(BestOf((Uniform(), Owl())).problems(asked))
