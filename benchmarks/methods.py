@@ -93,10 +93,14 @@ EVERYWHERE = {
         for pruner in ("wanda", "admm", "admm → reconstruct")
     },
 }
+CHOICES = {
+    **{choice: (*UNIFORM, f"tokens={choice}") for choice in TOKENS},
+    "the best": ("score=null", f"allocate={{use: best_of, of: [uniform], tokens: [real, {', '.join(TOKENS)}]}}"),
+}
 ON_TOKENS = {
-    f"{pruner} on {tokens} tokens": (*UNIFORM, *PRUNERS[pruner], f"tokens={tokens}")
+    f"{pruner} on {choice} tokens": (*settings, *PRUNERS[pruner])
     for pruner in ("wanda", "admm")
-    for tokens in TOKENS
+    for choice, settings in CHOICES.items()
 }
 """Where a tower has tokens of images and of text."""
 CHAINS = {**EVERYWHERE, **ON_TOKENS}
@@ -190,7 +194,8 @@ def _one_less(folder: Path, row: Row) -> list[str]:
     size, kept = (sum(layer[key] for layer in layers.values()) for key in ("size", "keep"))
     # Half a weight more than are kept, so that rounding down gives their number whatever the float's last digit is.
     sparsity = (size - kept - 0.5) / size
-    return ["score=null", f"allocate={{use: from_file, path: '{path}'}}", f"sparsity={sparsity}"]
+    tokens = [f"tokens={plan['tokens']}"] if "tokens" in plan else []
+    return ["score=null", f"allocate={{use: from_file, path: '{path}'}}", f"sparsity={sparsity}", *tokens]
 
 
 def rows(

@@ -181,7 +181,7 @@ def test_a_run_that_was_cut_off_takes_the_same_tokens(plain, pico, tmp_path, las
     assert asked[-1] == {"language": whole.plan.tokens if where == "stages" else TRIED[1]}
 
 
-KINDLESS = "tells tokens of text from those of images, and those of language are of one kind here"
+TWO = {"allocate": {"use": "best_of", "of": ["uniform"], "tokens": ["real", "balanced"]}, "score": None}
 OWN = {"towers": {"language": {"tokens": "real"}}}
 
 
@@ -189,20 +189,19 @@ OWN = {"towers": {"language": {"tokens": "real"}}}
     ("keys", "told"),
     [
         ({"prune": "dsnot"}, "allocate.tokens: balanced weighs tokens in sums of squares, and dsnot, which prunes the"),
-        (
-            {"prune": "magnitude"},
-            "allocate.tokens: balanced changes nothing, for no statistic of layers' inputs is ask",
-        ),
+        ({"prune": "magnitude"}, "allocate.tokens: balanced changes nothing, for no statistic of layers' inputs is"),
         ({"tokens": "text"}, "allocate: it tries real, balanced tokens, and the recipe has tokens: text, which would"),
         (OWN, "allocate.tokens: nothing is tried, for towers.language.tokens say it of every tower that is pruned."),
     ],
 )
 def test_tokens_that_cannot_be_tried_are_refused_by_the_plan(plain, pico, keys, told):
-    tokens = {"allocate": {"use": "best_of", "of": ["uniform"], "tokens": ["real", "balanced"]}, "score": None}
-    planned(looking(plain, pico, **tokens))
     with pytest.raises(RecipeError) as refused:
-        planned(looking(plain, pico, **tokens, **keys))
+        planned(looking(plain, pico, **TWO, **keys))
     (problem,) = refused.value.problems
     assert problem.startswith(told)
-    with pytest.raises(RecipeError, match=f"allocate.tokens: balanced {KINDLESS}"):
-        planned(plain(**tokens))
+
+
+def test_tokens_are_tried_where_the_data_have_both_kinds(plain, pico):
+    planned(looking(plain, pico, **TWO))
+    with pytest.raises(RecipeError, match=r"allocate\.tokens: balanced tells tokens of text from those of im"):
+        planned(plain(**TWO))
