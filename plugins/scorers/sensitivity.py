@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from ecoflap.core.budget.counts import keep_count
 from ecoflap.core.budget.curves import Curve, check_levels
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.hookspecs import hookimpl
@@ -62,7 +63,7 @@ class Sensitivity:
         return "block" if self.joint else "layer"
 
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say which levels ask for no more than earlier rounds have pruned: the loss would not rise at them."""
+        """Say which levels ask for no more than earlier rounds have pruned in the mean: no loss would rise at them."""
         recipe = context.recipe
         if recipe.round_count == 1 or recipe.sparsity is None:
             return
@@ -89,8 +90,24 @@ class Sensitivity:
             seen = replay.run(index, needs) if needs else {}
             units = {block.name: mine} if self.joint else {layer.name: [layer] for layer in mine}
             for name, pruned in units.items():
+                passed = tuple(self._passed(name, pruned))
                 losses, notes = self._tried(replay, index, name, pruned, seen)
-                yield name, Curve(self.levels, tuple(loss - dense for loss in losses), notes)
+                yield name, Curve(self.levels, tuple(loss - dense for loss in losses), (*passed, *notes))
+
+    def _passed(self, name: str, layers: Sequence[Layer]) -> Iterator[str]:
+        """Say which levels ask for no more than is zero already, as where a round took more of a block than of others.
+
+        :param name: That of the block or of the layer which the layers are.
+        """
+        gone = [(layer.size, layer.size - int(layer.weight.count_nonzero())) for layer in layers]
+        at = [level for level in self.levels if all(size - keep_count(size, level) <= zeros for size, zeros in gone)]
+        if at:
+            share = sum(zeros for _, zeros in gone) / sum(size for size, _ in gone)
+            past = ", ".join(f"{level:g}" for level in at)
+            yield (
+                f"{name}: {share:.2f} of it is zero already, so that nothing rises at {past}, and its curve says "
+                f"little. Take higher levels"
+            )
 
     def _tried(
         self, replay: Replay, index: int, name: str, layers: Sequence[Layer], seen: Mapping[str, Statistics]

@@ -171,6 +171,24 @@ def test_levels_that_earlier_rounds_have_passed_are_refused_by_the_plan():
 
 
 @pytest.mark.parametrize("joint", [True, False])
+def test_of_a_part_that_has_passed_levels_already_they_are_named(replay, joint):
+    second = replay.blocks[1].name
+    layers = replay.anatomy.layers_of[second]
+    for layer in layers:
+        layer.weight.data.copy_(pruned_by_hand(layer.weight.data, None, 0.62, by_row=False))
+    first, *others = layers
+    scorer = Sensitivity(samples=4, prune=Magnitude(), joint=joint)
+    told = {name: curve.notes for name, curve in scorer(replay, all_layers(replay)) if curve.notes}
+    said = (
+        "0.62 of it is zero already, so that nothing rises at 0.4, 0.6, and its curve says little. Take higher levels"
+    )
+    assert told == {name: (f"{name}: {said}",) for name in ([second] if joint else [layer.name for layer in layers])}
+    first.weight.data.copy_(torch.ones_like(first.weight))
+    again = dict(scorer(Replay(replay.model, LlamaAdapter(), replay.batches), layers))
+    assert [name for name, curve in again.items() if curve.notes] == ([] if joint else [layer.name for layer in others])
+
+
+@pytest.mark.parametrize("joint", [True, False])
 def test_forwards_are_counted(replay, joint):
     assert len(all_layers(replay)) == 7 * len(replay.blocks)
     scorer = Sensitivity(levels=(0.4, 0.6), joint=joint)
