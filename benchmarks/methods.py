@@ -54,15 +54,15 @@ PRUNERS = {
     "admm → distill": ("prune=admm", f"refine=[{DISTILL}]"),
     "admm → reconstruct → distill": ("prune=admm", f"refine=[{RECONSTRUCT}, {DISTILL}]"),
 }
-BETAS = (0, 0.01, 0.02, 0.04)
+ATP = [f"{{use: atp, beta: {beta}}}" for beta in (0, 0.01, 0.02, 0.04)]
+"""Its authors search for its one number."""
 BUDGETS = {
     "zeroth order": (),  # the recipe's own
     "first order": ("score={use: first_order, samples: 32}", "allocate=ecoflap"),
     "curves": ("score={use: sensitivity, samples: 32}", "allocate=marginal"),
     "owl": ("score=outlier_share", "allocate=owl"),
     "alpha": ("score=hill", "allocate=alpha"),
-    # ATP's authors search for its one number.
-    "atp": ("score=null", f"allocate={{use: best_of, of: [{', '.join(f'{{use: atp, beta: {b}}}' for b in BETAS)}]}}"),
+    "atp": ("score=null", f"allocate={{use: best_of, of: [{', '.join(ATP)}]}}"),
     "local metric": ("score=local_metric", "allocate=ecoflap"),
     "token diversity": ("score={use: token_diversity, granularity: layer}", "allocate=ecoflap"),  # as TAMP allocates
     "first order or none": ("score={use: first_order, samples: 32}", "allocate={use: best_of, of: [uniform, ecoflap]}"),
@@ -105,6 +105,8 @@ ON_TOKENS = {
 """Where a tower has tokens of images and of text."""
 CHAINS = {**EVERYWHERE, **ON_TOKENS}
 """What is set for each row of a recipe that is no row of its own; one sparsity for all unless a budget is named."""
+DEEP = {"atp": (f"allocate={{use: best_of, of: [{', '.join(ATP[:-1])}]}}",)}
+"""What language models have otherwise by a budget: by a β of 0.04 some of 30 blocks would lose more than they have."""
 MODELS = {
     "smollm2": "box/smollm2",
     "gemma3": "box/gemma3",
@@ -112,6 +114,7 @@ MODELS = {
     "clip": "box/clip",
     "vision": "box/clip",
 }
+LANGUAGE = ("smollm2", "gemma3")
 SHIPPED = {
     "smollm2": ("language/fast", "language/balanced", "language/best"),
     "gemma3": ("language/fast", "language/balanced", "language/best"),
@@ -161,13 +164,14 @@ class Row:
         less = _one_less(folder, self) if self.jitter else ()
         model = OF_MODEL.get(self.model, ())
         if self.method in CHAINS:
-            return [*model, *CHAINS[self.method], *own, *less]
+            deep = DEEP.get(self.method.partition(" → ")[0], ()) if self.model in LANGUAGE else ()
+            return [*model, *CHAINS[self.method], *deep, *own, *less]
         return [*model, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 
 def _evaluation(model: str) -> list[str]:
     """Ask a language model for 32 windows and 128 endings of each of two texts, and the others all questions."""
-    if model not in ("smollm2", "gemma3"):
+    if model not in LANGUAGE:
         return []
     wikipedia = f"{{use: text, path: '{RECIPES / 'data' / 'wikipedia.jsonl'}', portion: [0.7, 1], order: spread, %s}}"
     python = f"{{use: text, path: '{_topics()}', order: spread, %s}}"

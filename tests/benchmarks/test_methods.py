@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 import ecoflap
+from ecoflap.core.budget.counts import Group
 from ecoflap.core.recipe.load import find_recipe, load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LAYERS = {"smollm2": 30, "gemma3": 18, "blip2": 4, "clip": 4, "vision": 4}
+"""Blocks of the deepest tower of each model, at least."""
 
 
 @pytest.mark.parametrize("sparsity", ["0.6", "0.37"])
@@ -35,4 +38,8 @@ def test_what_each_row_sets_is_valid_in_its_recipe(model, tmp_path, monkeypatch)
     for row in done:
         recipe = load_recipe(find_recipe(row.recipe), set_=row.settings(tmp_path), registry=registry)
         assert (recipe.seed, str(recipe.sparsity)) == (0, "0.7")
+        if row.method.startswith("atp"):
+            groups = [Group(f"b{number}", 100, 0.0) for number in range(LAYERS[model])]
+            plans = [allocator(groups, 30 * len(groups)) for allocator in recipe.allocate.built.of]
+            assert len({tuple(plan) for plan in plans}) == len(plans) >= 3  # none is refused, and each is another
         assert ("tokens" in row.method) == (recipe.tokens != "real" or bool(recipe.allocate.options.tokens))

@@ -13,7 +13,7 @@ from ecoflap.core.record.report import Report, read_report
 KEYS = [
     "version", "finished", "recipe", "parameters", "prunable", "kept", "kept_zeros", "sparsity", "towers", "groups",
     "blocks", "measures", "bytes", "stages", "warnings", "machine", "versions", "exports", "lines", "refined",
-    "seal",
+    "tokens", "seal",
 ]  # fmt: skip
 
 

@@ -119,7 +119,7 @@ def test_a_plan_with_other_tokens_is_another(plans, trials, tmp_path, monkeypatc
             return super().__call__()
 
     monkeypatch.setattr("ecoflap.core.run.plan_trials.BlockwisePruning", Watched)
-    tried = {choice: replace(plans["half"], tokens=choice) for choice in (None, "real", "all")}
+    tried = {str(choice): replace(plans["half"], tokens=choice) for choice in (None, "real", "all")}
     trials(tokens=lambda taken: {"language": taken or "text"}).best(tried)
     assert asked == [{"language": choice} for choice in ("text", "real", "all")]
     lines = read_lines(tmp_path / "trials.jsonl")
