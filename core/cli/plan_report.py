@@ -182,12 +182,15 @@ def _looked_at(prepared: Prepared) -> str:
     said = f"each block {times} on {_data(prepared, recipe.calibration)}"
     if any(issubclass(need, LossStatistic) for need in needs):
         said += ", after a backward of the whole model"
-    tokens = prepared.tokens()
+    tokens, tried = prepared.tokens(), prepared.tokens_tried
     if drifting := [tower for tower in towers if tokens[tower] == "drifting"]:
         blocks = "each block" if drifting == towers else f"each block of {', '.join(drifting)}"
         said += f"; {blocks} once more{' for each group' if groups else ''} to see which tokens drift"
     if chosen := {tower: tokens[tower] for tower in towers if tokens[tower] != "real"}:
         said += f"; tokens that count: {', '.join(f'{choice} in {tower}' for tower, choice in chosen.items())}"
+    if tried:
+        said += f"; tokens that count: of {', '.join(tried)} those that lose least"
+        said += ", and blocks are run once more to see which drift" if "drifting" in tried else ""
     return said
 
 

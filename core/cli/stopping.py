@@ -43,10 +43,10 @@ def stoppable(said: str = GOES_ON, *, maps_files: bool = False) -> Iterator[None
         Empty where another process says it.
     :param maps_files: Whether it reads mapped files, so that SIGBUS is to end it with a word, too.
     """
-    if maps_files:
-        leave_word_of_sigbus()
     before = {number: signal.signal(number, _stop) for number in _heeded()}
     try:
+        if maps_files:
+            leave_word_of_sigbus()
         yield
     except (KeyboardInterrupt, Stopped) as stop:
         if said:

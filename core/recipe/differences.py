@@ -55,7 +55,8 @@ _NOT_SET = object()
 def _differing(old: Any, new: Any, path: str) -> Iterator[tuple[str, str, str]]:
     """Yield where two plain values differ; of a part that was exchanged only the names, not its parameters."""
     if not isinstance(old, dict) or not isinstance(new, dict):
-        if old != new:
+        # What an earlier version did not know stands for nothing where it is not set now.
+        if old != new and not (_NOT_SET in (old, new) and _is_unset(old) and _is_unset(new)):
             yield path, _shown(old), _shown(new)
     elif old.get("use") != new.get("use"):
         yield f"{path}.use", _shown(old.get("use")), _shown(new.get("use"))
@@ -65,8 +66,12 @@ def _differing(old: Any, new: Any, path: str) -> Iterator[tuple[str, str, str]]:
             yield from _differing(old.get(key, _NOT_SET), new.get(key, _NOT_SET), inside)
 
 
+def _is_unset(value: Any) -> bool:
+    return value is _NOT_SET or value is None or value == []
+
+
 def _shown(value: Any) -> str:
-    if value is _NOT_SET or value is None or value == []:
+    if _is_unset(value):
         return "not set"
     if isinstance(value, dict) and "use" in value:
         return str(value["use"])

@@ -127,7 +127,7 @@ class Report(_Entry):
     :param bytes: Of the weights in ``model/`` and, by name, in each export.
     :param exports: By name; without those that have no manifest.
     :param refined: What refiners did, block by block and to the model; empty where there were none.
-    :param tokens: Which tokens counted in statistics of layers' inputs, where several choices were tried.
+    :param tokens: Which tokens counted in statistics of inputs, where several were tried; of rounds, in the last one.
     :param lines: Of each file that grows by the line the seal that its last line had, by the file's name.
     """
 

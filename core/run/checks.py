@@ -96,15 +96,17 @@ def _include_problems(prepared: Prepared) -> Iterator[str]:
 
 def _token_problems(prepared: Prepared) -> Iterator[str]:
     """Yield towers whose tokens are weighted for a statistic that cannot weigh them."""
+    tried_at = f"{prepared.recipe.allocated_at}.tokens"
     weighing = [(key, towers) for key, choice, towers in prepared.token_choices if choice == "balanced"]
     for key, tower in ((key, tower) for key, towers in weighing for tower in towers):
         pruner = prepared.pruners[tower]
         wrong = [need.__name__ for need in pruner.options.needs if not getattr(need, "takes_weights", True)]
         if wrong:
+            way_out = "Take balanced out, or set" if key == tried_at else "Set"
             yield (
                 f"{key}: balanced weighs tokens in sums of squares, and {pruner.use}, which prunes the {tower} tower, "
-                f"asks for {', '.join(wrong)}, which cannot weigh them. Set tokens: real, all, text or drifting, for "
-                f"this tower alone by towers.{tower}.tokens"
+                f"asks for {', '.join(wrong)}, which cannot weigh them. {way_out} tokens: real, all, text or "
+                f"drifting, for this tower alone by towers.{tower}.tokens"
             )
 
 
@@ -113,15 +115,18 @@ def _statistic_problems(prepared: Prepared) -> Iterator[str]:
 
     What is chosen for the whole model stays beside every pruner that a sweep compares, and the plan says what it does.
     """
-    at, keys = f"{prepared.recipe.allocated_at}.tokens", [key for key, _, _ in prepared.token_choices]
-    if prepared.tokens_tried and at not in keys:
+    at = f"{prepared.recipe.allocated_at}.tokens"
+    keys = {key: towers for key, _, towers in prepared.token_choices}
+    if prepared.tokens_tried and keys and at not in keys:
         yield f"{at}: nothing is tried, for {' and '.join(keys)} say it of every tower that is pruned. Remove one"
-    for key, choice, towers in prepared.token_choices:
+    for key, towers in keys.items():
         pruners = [prepared.pruners[tower] for tower in towers]
         needs = [need for pruner in pruners for need in pruner.options.needs]
-        if key != "tokens" and choice != "real" and not any(map(is_of_inputs, needs)):
+        chosen = [choice for of, choice, _ in prepared.token_choices if of == key and choice != "real"]
+        if key != "tokens" and chosen and not any(map(is_of_inputs, needs)):
+            change = "changes" if len(chosen) == 1 else "change"
             yield (
-                f"{key}: {choice} changes nothing, for no statistic of layers' inputs is asked for by "
+                f"{key}: {' and '.join(chosen)} {change} nothing, for no statistic of layers' inputs is asked for by "
                 f"{pruners[0].use}. Remove this, or prune by what does, such as wanda"
             )
 

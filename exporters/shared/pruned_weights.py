@@ -8,7 +8,7 @@ from torch import Tensor
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.errors import EcoflapError, ModelError, listed
 from ecoflap.core.packed.bits import nonzeros_pruned
-from ecoflap.core.pruning.masks import bits_in
+from ecoflap.core.pruning.masks import bits_in, shape_in
 
 NAMED = 5
 """How many layers a message names."""
@@ -39,6 +39,8 @@ def require_zeros(pruned: PrunedModel, exporter: str) -> None:
     """
     masks = pruned.parameter_masks
     weights = {name: pruned.model.get_parameter(name) for name in masks}
+    if odd := [name for name, weight in weights.items() if shape_in(masks, name) != tuple(weight.shape)]:
+        raise ModelError(f"{exporter}: {some(odd)}: the mask has another shape than the weight.")
     moved = [name for name, weight in weights.items() if nonzeros_pruned(weight, bits_in(masks, name).numpy())]
     if moved:
         raise ModelError(

@@ -73,7 +73,8 @@ class Sensitivity:
             above = [round(gone + (1 - gone) * part, 2) for part in (0.25, 0.5, 0.75)]
             yield (
                 f"levels {', '.join(f'{level:g}' for level in past)} are no more than the {gone:g} that is gone before "
-                f"the last round, which asks for {last:g}: nothing rises there. Take higher ones, such as {above}"
+                f"the last round, which asks for {last:g}: little or nothing rises there. Take higher ones, such as "
+                f"{above}"
             )
 
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
@@ -105,8 +106,8 @@ class Sensitivity:
             share = sum(zeros for _, zeros in gone) / sum(size for size, _ in gone)
             past = ", ".join(f"{level:g}" for level in at)
             yield (
-                f"{name}: {share:.2f} of it is zero already, so that nothing rises at {past}, and its curve says "
-                f"little. Take higher levels"
+                f"{name}: {share:.2f} of it is zero already, so that little or nothing rises at {past}, and its "
+                f"curve says little. Take higher levels"
             )
 
     def _tried(

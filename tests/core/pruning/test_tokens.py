@@ -190,13 +190,17 @@ OWN = {"towers": {"language": {"tokens": "real"}}}
     [
         ({"prune": "dsnot"}, "allocate.tokens: balanced weighs tokens in sums of squares, and dsnot, which prunes the"),
         ({"prune": "magnitude"}, "allocate.tokens: balanced changes nothing, for no statistic of layers' inputs is"),
+        (
+            {"prune": "magnitude", "allocate": {**TWO["allocate"], "tokens": ["real", "text", "balanced"]}},
+            "allocate.tokens: text and balanced change nothing, for no statistic of layers' inputs is",
+        ),
         ({"tokens": "text"}, "allocate: it tries real, balanced tokens, and the recipe has tokens: text, which would"),
         (OWN, "allocate.tokens: nothing is tried, for towers.language.tokens say it of every tower that is pruned."),
     ],
 )
 def test_tokens_that_cannot_be_tried_are_refused_by_the_plan(plain, pico, keys, told):
     with pytest.raises(RecipeError) as refused:
-        planned(looking(plain, pico, **TWO, **keys))
+        planned(looking(plain, pico, **{**TWO, **keys}))
     (problem,) = refused.value.problems
     assert problem.startswith(told)
 

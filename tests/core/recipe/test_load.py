@@ -342,6 +342,14 @@ def test_differences_name_keys_with_both_values(parse):
     assert len(changes(*others, ignore=())) == 4
 
 
+def test_a_parameter_that_an_earlier_version_lacked_is_no_difference_unless_it_is_set():
+    before = {"allocate": {"use": "best_of", "of": ["uniform", "ecoflap"]}}
+    now, tried = ({"allocate": {**before["allocate"], "tokens": tokens}} for tokens in ([], ["real", "text"]))
+    assert differences(before, now) == []
+    assert differences(now, before) == []
+    assert differences(before, tried) == ["allocate.tokens: not set vs ['real', 'text']"]
+
+
 def test_load_and_find(folder, registry):
     (folder / "r.yaml").write_text(SMALL)
     assert load_recipe(find_recipe(str(folder / "r.yaml")), set_=["seed=3"], registry=registry).seed == 3

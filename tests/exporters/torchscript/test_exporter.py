@@ -553,6 +553,9 @@ def test_nothing_pruned_and_weights_that_moved(tmp_path):
     given.model.twice.weight.data += 1
     with pytest.raises(ModelError, match=r"twice.weight: weights that were pruned are not zero any more"):
         TorchScript()(given, tmp_path)
+    odd = replace(given, masks={name: mask[:-1] for name, mask in given.masks.items()})
+    with pytest.raises(ModelError, match=r"twice.weight.*: the mask has another shape than the weight"):
+        TorchScript()(odd, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

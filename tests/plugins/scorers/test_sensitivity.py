@@ -179,9 +179,8 @@ def test_of_a_part_that_has_passed_levels_already_they_are_named(replay, joint):
     first, *others = layers
     scorer = Sensitivity(samples=4, prune=Magnitude(), joint=joint)
     told = {name: curve.notes for name, curve in scorer(replay, all_layers(replay)) if curve.notes}
-    said = (
-        "0.62 of it is zero already, so that nothing rises at 0.4, 0.6, and its curve says little. Take higher levels"
-    )
+    past = "little or nothing rises at 0.4, 0.6, and its curve says little"
+    said = f"0.62 of it is zero already, so that {past}. Take higher levels"
     assert told == {name: (f"{name}: {said}",) for name in ([second] if joint else [layer.name for layer in layers])}
     first.weight.data.copy_(torch.ones_like(first.weight))
     again = dict(scorer(Replay(replay.model, LlamaAdapter(), replay.batches), layers))
