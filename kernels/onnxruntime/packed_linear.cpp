@@ -1,11 +1,14 @@
-// An operator of onnxruntime: `ecoflap::PackedLinear(x, values, masks)` with the attribute `sizes` = [inputs, outputs],
-// y = x W' with a matrix that stays packed. `RegisterCustomOps` is what onnxruntime looks for in a library.
+// Operators of onnxruntime: `ecoflap::PackedLinear(x, values, masks)` and `ecoflap::PackedLinearInt8(x, values, masks,
+// scales)` with the attribute `sizes` = [inputs, outputs], y = x W' with a matrix that stays packed. `RegisterCustomOps`
+// is what onnxruntime looks for in a library.
 //
 // `masks` and `values` are parts of a matrix in the kernel's order (src/order.h), the values with the 64 zero bytes that
-// follow them: they are multiplied where onnxruntime has them, and nothing is copied. Starts are counted when a session is
-// made, and masks that do not fit the values are refused then. x and y are float32 whatever type the values have.
+// follow them: they are multiplied where onnxruntime has them, and nothing is copied. Starts, and of int8 the sums of each
+// output, are counted when a session is made, and masks that do not fit the values are refused then. x and y are float32
+// whatever type the values have; int8 has a scale for each output, and x is rounded to int16 row by row (src/int8.h).
 //
 // Work is given to onnxruntime's own threads: others beside them would have to fight for the cores.
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,7 +18,7 @@
 #include <string>
 #include <vector>
 
-#include "../src/path.h"
+#include "../src/int8.h"
 #include "runtime.h"
 
 namespace ecoflap {
@@ -76,6 +79,7 @@ Tensor opened(const OrtApi *api, const OrtValue *value) {
 int type_of(ONNXTensorElementDataType type) {
   if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) return ECOFLAP_FLOAT32;
   if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16) return ECOFLAP_BFLOAT16;
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8) return ECOFLAP_INT8 + ECOFLAP_FLOAT32;
   return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? ECOFLAP_FLOAT16 : -1;
 }
 
@@ -105,32 +109,52 @@ const float *arranged(const float *x, int64_t batch, const Matrix &w, int64_t mo
 struct Work {
   const Task &task;
   Product product;
-  int64_t each;  // blocks that are done at a time
+  int64_t each;     // blocks that are done at a time
+  bool all_finite;  // or a row of x is computed in float: that of an int8 product which cannot be rounded
   std::atomic<bool> damaged{false};
 
   static void one(void *work, size_t share) {
     Work &all = *static_cast<Work *>(work);
     int64_t first = int64_t(share) * all.each, end = first + all.each, blocks = all.task.weight.blocks;
     for (int64_t block = first; block < (end < blocks ? end : blocks); ++block)
-      if (!all.product(all.task, block)) all.damaged = true;
+      if (!all.product(all.task, block))
+        all.damaged = true;
+      else if (!all.all_finite)
+        put_not_finite(all.task, block);
   }
 };
+
+// Adds up each output's whole numbers, of a matrix whose masks fit its values.
+void add_up(const Matrix &w, const Path &path, int64_t *sums) {
+  for (int64_t block = 0; block < w.blocks; ++block) {
+    const uint8_t *p = w.values_of(block);
+    for (int64_t c = 0; c < w.padded; c += kColumns) {
+      alignas(kLine) int8_t tile[kColumns / 4][kOutputs][4];
+      p = path.expand(w.type, w.masks_of(block) + c, p, tile);
+      for (auto &four : tile)
+        for (int64_t i = 0; i < kOutputs; ++i)
+          sums[block * kOutputs + i] += four[i][0] + four[i][1] + four[i][2] + four[i][3];
+    }
+  }
+}
 
 class PackedLinear {
  public:
   const OrtApi *api() const { return api_; }
 
-  PackedLinear(const OrtApi *api, const OrtKernelInfo *info) : api_(api), name_(name_of(info)) {
+  // `scaled`: whether values are int8, and there are scales.
+  PackedLinear(const OrtApi *api, const OrtKernelInfo *info, bool scaled) : api_(api), name_(name_of(info)) {
     int64_t sizes[2];
     refuse_if(!found_sizes(info, sizes), "its sizes are not said to be [inputs, outputs]");
     Tensor values = constant(info, 1), masks = constant(info, 2);
     int type = type_of(values.type);
-    refuse_if(type < 0, "its values are of a type that is not known");
+    refuse_if(type < 0 || is_int8(type) != scaled, "its values are of a type that is not known");
     int64_t kept = values.count() - kLine / size_of(type);
     refuse_if(packed_bytes(type, sizes[1], sizes[0], kept) < 0, "no matrix has its sizes and its values");
     take(type, sizes[1], sizes[0], kept, values, masks);
     path_ = path_from(named_path(), type);
     refuse_if(path_ == nullptr, "no path that this CPU has multiplies it");
+    if (scaled) take_scales(constant(info, 3));
   }
 
   void compute(OrtKernelContext *context) const {
@@ -221,15 +245,41 @@ class PackedLinear {
     weight_ = {type, outputs, inputs, kept, padded, blocks, starts_.data(), bits, nullptr, nullptr, first, full};
   }
 
+  void take_scales(const Tensor &scales) {
+    refuse_if(scales.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || scales.count() != weight_.outputs,
+              "its scales are not one for each output");
+    scales_.assign(size_t(weight_.blocks * kOutputs), 0.0f);  // a product reads those of a whole block
+    if (weight_.outputs > 0) memcpy(scales_.data(), scales.data, size_t(weight_.outputs) * sizeof(float));
+    for (float scale : scales_)
+      refuse_if(!(scale >= 0 && scale <= FLT_MAX), "its scales are no finite numbers from 0 on");
+    sums_.assign(scales_.size(), 0);
+    add_up(weight_, *path_, sums_.data());
+    weight_.scales = scales_.data(), weight_.sums = sums_.data();
+  }
+
   void multiply(OrtKernelContext *context, const float *x, int64_t batch, float *y) const {
     const Matrix &w = weight_;
-    if (batch == 0 || w.outputs == 0) return;
+    if (w.outputs == 0) return;
+    int64_t each = is_int8(w.type) ? rows_at_a_time(w) : batch;
+    for (int64_t first = 0; first < batch; first += each) {
+      int64_t rows = batch - first < each ? batch - first : each;
+      multiply_some(context, x + first * w.inputs, rows, y + first * w.outputs);
+    }
+  }
+
+  void multiply_some(OrtKernelContext *context, const float *x, int64_t batch, float *y) const {
+    const Matrix &w = weight_;
+    int kind = kind_of(w.type);
     std::vector<float> memory;
     Task task = {};
     task.weight = w, task.batch = batch, task.y = y, task.in_out = ECOFLAP_FLOAT32;
-    task.x = arranged(x, batch, w, path_->rows[w.type], memory);
+    task.given = x, task.stride = w.inputs;
+    if (is_int8(w.type))
+      round_rows(&task, *path_, memory_for_x(rounded_bytes(w, batch)));
+    else
+      task.x = arranged(x, batch, w, path_->rows[kind], memory);
     int64_t bytes = (w.kept * size_of(w.type) / w.blocks + 2 * w.padded + 1) * batch;
-    Work work{task, path_->product[w.type], bytes > kWorthwhile ? 1 : kWorthwhile / bytes};
+    Work work{task, path_->product[kind], bytes > kWorthwhile ? 1 : kWorthwhile / bytes, all_finite(task)};
     int64_t shares = (w.blocks + work.each - 1) / work.each;
     if (shares == 1)
       Work::one(&work, 0);
@@ -243,21 +293,25 @@ class PackedLinear {
   Matrix weight_ = {};
   std::vector<uint64_t> starts_;
   std::vector<uint16_t> masks_;
+  std::vector<float> scales_;
+  std::vector<int64_t> sums_;
   const Path *path_ = nullptr;
 };
 
-constexpr size_t kInputs = 3;
-
+// `kScaled`: whether it is the operator for int8.
+template <bool kScaled>
 OrtCustomOp described() {
+  static constexpr size_t kInputs = kScaled ? 4 : 3;
   OrtCustomOp op = {};
   op.version = kRuntimeVersion;
-  op.GetName = [](const OrtCustomOp *) { return "PackedLinear"; };
+  op.GetName = [](const OrtCustomOp *) { return kScaled ? "PackedLinearInt8" : "PackedLinear"; };
   op.GetExecutionProviderType = [](const OrtCustomOp *) { return "CPUExecutionProvider"; };
   op.GetInputTypeCount = [](const OrtCustomOp *) { return kInputs; };
   op.GetInputType = [](const OrtCustomOp *, size_t index) {
-    constexpr ONNXTensorElementDataType kTypes[kInputs] = {
-        ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED,
-        ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8};
+    constexpr ONNXTensorElementDataType kTypes[] = {
+        ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+        kScaled ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED,
+        ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
     return kTypes[index];
   };
   op.GetOutputTypeCount = [](const OrtCustomOp *) { return size_t(1); };
@@ -269,7 +323,7 @@ OrtCustomOp described() {
   op.GetStartVersion = [](const OrtCustomOp *) { return 1; };
   op.GetEndVersion = [](const OrtCustomOp *) { return 1; };
   op.CreateKernelV2 = [](const OrtCustomOp *, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
-    return guarded(api, [&] { *kernel = new PackedLinear(api, info); });
+    return guarded(api, [&] { *kernel = new PackedLinear(api, info, kScaled); });
   };
   op.KernelComputeV2 = [](void *kernel, OrtKernelContext *context) {
     const PackedLinear &linear = *static_cast<PackedLinear *>(kernel);
@@ -279,13 +333,13 @@ OrtCustomOp described() {
   return op;
 }
 
-// Sessions use it as long as they live, so it is made once and stays.
+// Sessions use them as long as they live, so they are made once and stay.
 OrtCustomOpDomain *domain(const OrtApi *api) {
-  static const OrtCustomOp op = described();
+  static const OrtCustomOp ops[] = {described<false>(), described<true>()};
   static OrtCustomOpDomain *made = [api] {
     OrtCustomOpDomain *out;
     must(api->CreateCustomOpDomain("ecoflap", &out));
-    must(api->CustomOpDomain_Add(out, &op));
+    for (const OrtCustomOp &op : ops) must(api->CustomOpDomain_Add(out, &op));
     return out;
   }();
   return made;
@@ -294,7 +348,7 @@ OrtCustomOpDomain *domain(const OrtApi *api) {
 }  // namespace
 }  // namespace ecoflap
 
-// Adds the operator to a session's options; null, or what is wrong.
+// Adds the operators to a session's options; null, or what is wrong.
 extern "C" ECOFLAP_API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
   using namespace ecoflap;
   const OrtApi *api = base->GetApi(kRuntimeVersion);

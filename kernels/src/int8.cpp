@@ -115,6 +115,12 @@ void round_rows(Task *task, const Path &path, void *memory) {
   task->scales = scales;
 }
 
+bool all_finite(const Task &task) {
+  for (int64_t row = 0; is_int8(task.weight.type) && row < task.batch; ++row)
+    if (task.scales[row] != task.scales[row]) return false;
+  return true;
+}
+
 void put_not_finite(const Task &task, int64_t block) {
   const Matrix &w = task.weight;
   int real = real_type(w.type);

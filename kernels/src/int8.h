@@ -22,6 +22,9 @@ int64_t rounded_bytes(const Matrix &w, int64_t batch);
 // Rounds all rows of x into `memory`, which is aligned to lines; task.x and task.scales are there then.
 void round_rows(Task *task, const Path &path, void *memory);
 
+// Whether every row of x was rounded, or is float as it is.
+bool all_finite(const Task &task);
+
 // Writes one block's outputs for rows of x that hold an infinity or a NaN, as a product in float has them.
 void put_not_finite(const Task &task, int64_t block);
 

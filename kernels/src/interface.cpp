@@ -80,12 +80,6 @@ int begun(void *out, int64_t bytes, int type, int64_t outputs, int64_t inputs, i
 
 int written(const char *problem) { return problem == nullptr ? ECOFLAP_OK : refused(ECOFLAP_BAD_ARGUMENT, problem); }
 
-void *memory_for_x(int64_t bytes) {
-  void *memory = scratch(kForX, bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-
 template <class T>
 void put_row(int type, const void *row, int64_t inputs, int64_t padded, T *to, int64_t step) {
   for (int64_t k = 0; k < padded; ++k) {
@@ -167,12 +161,6 @@ struct Unpacking {
   }
 };
 
-bool all_finite(const Task &task) {
-  for (int64_t row = 0; is_int8(task.weight.type) && row < task.batch; ++row)
-    if (task.scales[row] != task.scales[row]) return false;
-  return true;
-}
-
 int multiply_some(const Path &path, Task task, int threads) {
   const Matrix &w = task.weight;
   int kind = kind_of(w.type);
@@ -186,14 +174,6 @@ int multiply_some(const Path &path, Task task, int threads) {
   Multiplying all{task, path.product[kind], shared_out(w.blocks, threads), all_finite(task)};
   in_parallel(threads, all.shares.count(), Multiplying::one, &all);
   return all.damaged ? bad_matrix("its masks do not fit its kept values") : ECOFLAP_OK;
-}
-
-// Rows of x that are read anew for every block: more of them than this would not stay in a core's cache.
-constexpr int64_t kBytesOfX = 2 << 20;
-
-int64_t rows_at_a_time(const Matrix &w) {
-  int64_t rows = kBytesOfX / (w.padded * 2 + 1);
-  return rows < 64 ? 64 : rows / 16 * 16;
 }
 
 int multiply(const Path &path, const Task &all, int threads) {

@@ -53,6 +53,17 @@ constexpr int64_t kAnyBatch = INT64_MAX;
 enum Purpose { kForX, kForBlock, kPurposes };
 void *scratch(Purpose purpose, int64_t bytes);
 
+// The same for x; where there is not enough, std::bad_alloc is thrown.
+void *memory_for_x(int64_t bytes);
+
+// How many rows of x are gone through at a time: they are read anew for every block, and more would not stay in a core's
+// cache.
+inline int64_t rows_at_a_time(const Matrix &w) {
+  constexpr int64_t kBytesOfX = 2 << 20;
+  int64_t rows = kBytesOfX / (w.padded * 2 + 1);
+  return rows < 64 ? 64 : rows / 16 * 16;
+}
+
 // How many rows are multiplied together from `row` on, where at most `most` are.
 inline int64_t rows_from(int64_t row, int64_t batch, int64_t most) {
   while (most > batch - row) most /= 2;

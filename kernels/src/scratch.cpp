@@ -1,6 +1,8 @@
 // Memory that a thread uses again from call to call.
 #include <stdlib.h>
 
+#include <new>
+
 #include "path.h"
 
 namespace ecoflap {
@@ -29,6 +31,12 @@ struct Block {
 void *scratch(Purpose purpose, int64_t bytes) {
   thread_local Block blocks[kPurposes];
   return blocks[purpose].of_size(bytes);
+}
+
+void *memory_for_x(int64_t bytes) {
+  void *memory = scratch(kForX, bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
 }
 
 }  // namespace ecoflap

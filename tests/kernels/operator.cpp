@@ -1,4 +1,4 @@
-// The operator for onnxruntime under sanitizers, with a runtime that is none: tensors end where their memory ends. Every
+// The operators for onnxruntime under sanitizers, with a runtime that is none: tensors end where their memory ends. Every
 // type and several sizes against a sum in double; damaged and impossible matrices are refused.
 #include <math.h>
 #include <stdio.h>
@@ -37,13 +37,13 @@ struct OrtTensorTypeAndShapeInfo {
   const OrtValue *value;
 };
 struct OrtCustomOpDomain {
-  const OrtCustomOp *op;
+  std::vector<const OrtCustomOp *> ops;
 };
 struct OrtSessionOptions {
   OrtCustomOpDomain *domain;
 };
 struct OrtKernelInfo {
-  const OrtValue *values, *masks;
+  const OrtValue *values, *masks, *scales;
   std::vector<int64_t> sizes;
 };
 struct OrtKernelContext {
@@ -74,7 +74,7 @@ OrtApi runtime() {
     return nullptr;
   };
   api.CustomOpDomain_Add = [](OrtCustomOpDomain *domain, const OrtCustomOp *op) -> OrtStatus * {
-    domain->op = op;
+    domain->ops.push_back(op);
     return nullptr;
   };
   api.AddCustomOpDomain = [](OrtSessionOptions *options, OrtCustomOpDomain *domain) -> OrtStatus * {
@@ -118,7 +118,7 @@ OrtApi runtime() {
   };
   api.KernelInfoGetConstantInput_tensor = [](const OrtKernelInfo *info, size_t index, int *is_constant,
                                              const OrtValue **out) -> OrtStatus * {
-    *out = index == 1 ? info->values : info->masks;
+    *out = index == 1 ? info->values : index == 2 ? info->masks : info->scales;
     return *is_constant = *out != nullptr, nullptr;
   };
   api.KernelContext_ParallelFor = [](const OrtKernelContext *, void (*work)(void *, size_t), size_t total, size_t,
@@ -132,20 +132,21 @@ OrtApi runtime() {
 
 const OrtApi api = runtime();
 
-// A matrix as the file has it: masks and values apart.
+// A matrix as the file has it: masks, values and scales apart; `dense` is what they stand for.
 struct Weight {
   int64_t outputs, inputs;
+  double near;  // how far a product may be off, for each input: x goes in int16 where values are int8
   std::vector<float> dense;
-  std::unique_ptr<OrtValue> values, masks;
+  std::unique_ptr<OrtValue> values, masks, scales;
 
   Weight(int type, int64_t outputs, int64_t inputs, double sparsity)
-      : outputs(outputs), inputs(inputs), dense(size_t(outputs * inputs)) {
+      : outputs(outputs), inputs(inputs), near(is_int8(type) ? 2e-5 : 1e-6), dense(size_t(outputs * inputs)) {
     std::vector<uint8_t> raw(dense.size() * 4 + 1);
     std::uniform_real_distribution<float> value(-1, 1), share(0, 1);
     int64_t kept = 0;
     for (size_t i = 0; i < dense.size(); ++i) {
-      put_number(type, raw.data(), int64_t(i), share(random_bits) < sparsity ? 0.0f : value(random_bits));
-      dense[i] = number_at(type, raw.data(), int64_t(i));
+      put_number(real_type(type), raw.data(), int64_t(i), share(random_bits) < sparsity ? 0.0f : value(random_bits));
+      dense[i] = number_at(real_type(type), raw.data(), int64_t(i));
       kept += dense[i] != 0;
     }
     std::vector<uint64_t> packed(size_t(ecoflap_packed_bytes(type, outputs, inputs, kept)) / 8);
@@ -155,17 +156,26 @@ struct Weight {
     const uint8_t *first = reinterpret_cast<uint8_t *>(packed.data()) + kLine + rounded(8 * (blocks + 1), kLine);
     constexpr ONNXTensorElementDataType kTypes[] = {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
                                                     ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
-                                                    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16};
+                                                    ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+                                                    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8};
     int64_t width = size_of(type);
     values = std::make_unique<OrtValue>(kTypes[type], std::vector<int64_t>{kept + kLine / width}, width);
     memset(values->data, 0, size_t(kept * width + kLine));
-    memcpy(values->data, first + 2 * blocks * columns, size_t(kept * width));
+    const uint8_t *behind = first + 2 * blocks * columns;
+    int64_t more = is_int8(type) ? blocks * kOutputs * int64_t(sizeof(float) + sizeof(int64_t)) : 0;
+    memcpy(values->data, behind + more, size_t(kept * width));
     masks = std::make_unique<OrtValue>(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
                                        std::vector<int64_t>{blocks, columns, 2}, 1);
     memcpy(masks->data, first, size_t(2 * blocks * columns));
+    if (!is_int8(type)) return;
+    scales = std::make_unique<OrtValue>(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, std::vector<int64_t>{outputs}, 4);
+    memcpy(scales->data, behind, size_t(outputs) * sizeof(float));
+    int portable = ecoflap_path_count() - 1, bytes = int(packed.size()) * 8;
+    check(ecoflap_unpack(portable, packed.data(), bytes, ECOFLAP_FLOAT32, outputs, inputs, 0, outputs, dense.data(), 1) == 0,
+          "unpack");
   }
 
-  OrtKernelInfo info() const { return {values.get(), masks.get(), {inputs, outputs}}; }
+  OrtKernelInfo info() const { return {values.get(), masks.get(), scales.get(), {inputs, outputs}}; }
 };
 
 bool refused(const OrtCustomOp &op, const OrtKernelInfo &info, const char *expected) {
@@ -191,7 +201,7 @@ void test_products(const OrtCustomOp &op, const Weight &w) {
         for (int64_t k = 0; k < w.inputs; ++k)
           sum += double(w.dense[size_t(output * w.inputs + k)]) * static_cast<float *>(x.data)[row * w.inputs + k];
         float found = static_cast<float *>(context.y->data)[row * w.outputs + output];
-        check(fabs(found - sum) < 1e-6 * double(w.inputs + 2), "a product is right");
+        check(fabs(found - sum) < w.near * double(w.inputs + 2), "a product is right");
       }
   }
   OrtValue narrow(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, {1, w.inputs + 1}, 4);
@@ -215,6 +225,20 @@ void test_refusals(const OrtCustomOp &op, Weight &w) {
   check(refused(op, info, "it is no constant"), "no constant");
   info.values = w.masks.get();
   check(refused(op, info, "of a type that is not known"), "masks for values");
+  if (w.scales != nullptr) {
+    info = w.info();
+    OrtValue longer(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, {w.outputs + 1}, 4);
+    info.scales = &longer;
+    check(refused(op, info, "its scales are not one for each output"), "too many scales");
+    info.scales = w.masks.get();
+    check(refused(op, info, "its scales are not one for each output"), "masks for scales");
+    float *scale = static_cast<float *>(w.scales->data), before = *scale;
+    for (float wrong : {-1.0f, float(INFINITY), float(NAN)}) {
+      *scale = wrong;
+      check(refused(op, w.info(), "its scales are no finite numbers from 0 on"), "a wrong scale");
+    }
+    *scale = before;
+  }
   static_cast<uint8_t *>(w.masks->data)[0] ^= 1;
   check(refused(op, w.info(), "its masks do not fit its kept values"), "a wrong mask");
 }
@@ -224,15 +248,17 @@ void test_refusals(const OrtCustomOp &op, Weight &w) {
 int main() {
   OrtApiBase base = {[](uint32_t version) { return version <= kRuntimeVersion ? &api : nullptr; }, nullptr};
   OrtSessionOptions options = {};
-  check(RegisterCustomOps(&options, &base) == nullptr, "the operator is registered");
+  check(RegisterCustomOps(&options, &base) == nullptr, "the operators are registered");
   OrtApiBase old = {[](uint32_t version) { return version == 1 ? &api : nullptr; }, nullptr};
   check(std::unique_ptr<OrtStatus>(RegisterCustomOps(&options, &old)) != nullptr, "an old runtime is refused");
-  const OrtCustomOp &op = *options.domain->op;
-  for (int type : {ECOFLAP_FLOAT32, ECOFLAP_BFLOAT16, ECOFLAP_FLOAT16}) {
+  check(options.domain->ops.size() == 2, "there are two operators");
+  for (int type : {ECOFLAP_FLOAT32, ECOFLAP_BFLOAT16, ECOFLAP_FLOAT16, ECOFLAP_INT8}) {  // the last for float32
+    const OrtCustomOp &op = *options.domain->ops[is_int8(type)], &other = *options.domain->ops[!is_int8(type)];
     constexpr int64_t kSizes[][2] = {{1, 1}, {16, 32}, {70, 129}, {33, 64}, {160, 512}};
     for (const int64_t (&size)[2] : kSizes)
       for (double sparsity : {0.0, 0.5, 1.0}) test_products(op, Weight(type, size[0], size[1], sparsity));
     Weight w(type, 40, 70, 0.5);
+    check(refused(other, w.info(), "of a type that is not known"), "values of the other operator");
     test_refusals(op, w);
   }
   check(tasks > 0, "the runtime's threads were given work");
