@@ -279,10 +279,10 @@ class Meanwhile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """How an exporter stored one pruned weight.
+    """How an exporter stored one pruned weight, or one that it rounded to int8.
 
     :param name: The layer's, or that of the tensor in the file where it is stored several times.
-    :param form: ``dense``, ``bitmask``, ``2:4``, ``packed_op``, ``coo``, ``int8``, ``low rank``.
+    :param form: ``dense``, ``bitmask``, ``2:4``, ``packed_op``, ``packed_op int8``, ``coo``, ``int8``, ``low rank``.
     :param dense_bytes: What it takes with every weight written out, in the type it is stored in; of ``int8`` in
         the type that it has in the model.
     :param stored_bytes: What it takes in the file.

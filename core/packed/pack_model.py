@@ -85,7 +85,7 @@ def _candidates(model: nn.Module, packing: Packing) -> Iterator[Candidate]:
     shared: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         shared.setdefault(id(parameter), []).append(name)
-    of_words = vocabulary_weights(model, packing)
+    of_words = frozenset() if packing.embeddings is None else vocabulary_weights(model)
     for names in shared.values():
         weight, is_vocabulary = model.get_parameter(names[0]), not of_words.isdisjoint(names)
         values = packing.held(is_vocabulary)

@@ -142,10 +142,8 @@ def what_would_be_lost(module: nn.Module) -> str:
     return ""
 
 
-def vocabulary_weights(model: nn.Module, packing: Packing) -> frozenset[str]:
-    """Name the weights of embeddings and of heads that transformers names, where it was said how they are held."""
-    if packing.embeddings is None:
-        return frozenset()
+def vocabulary_weights(model: nn.Module) -> frozenset[str]:
+    """Name the weights of embeddings and of heads that transformers names."""
     modules = list(model.named_modules(remove_duplicate=False))
     heads = {id(module.get_output_embeddings()) for _, module in modules if hasattr(module, "get_output_embeddings")}
     named = (name for name, module in modules if isinstance(module, nn.Embedding) or id(module) in heads)

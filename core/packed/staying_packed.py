@@ -55,7 +55,7 @@ class StayingPacked:
             pruned, too.
         """
         candidates: dict[str, Candidate] = {}
-        of_words = vocabulary_weights(model, packing)
+        of_words = frozenset() if packing.embeddings is None else vocabulary_weights(model)
         for name, entry in entries.items():
             is_vocabulary = not of_words.isdisjoint(names.get(name, ()))
             values = packing.held(is_vocabulary)

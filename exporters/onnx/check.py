@@ -1,7 +1,8 @@
 """Compare an exported ONNX file, run in onnxruntime, with the view of the torch model that it was made from."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from ecoflap.core.contracts.records import Check, StoredTensor, View
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.place import FILE, absent
 from ecoflap.exporters.onnx.dense import write_apart
-from ecoflap.exporters.onnx.forms.product import FORM
+from ecoflap.exporters.onnx.forms.product import FORMS
 from ecoflap.exporters.onnx.settings import Settings
 from ecoflap.exporters.shared.comparison import Comparison, sizes_text
 
@@ -21,24 +22,43 @@ Examples: TypeAlias = tuple[Mapping[str, Tensor], ...]
 
 ALONE, WITH_KERNELS = "onnxruntime", "onnxruntime with ecoflap's kernels"
 
-UNPACKING = {"bitmask": 30, "2:4": 15, "packed_op": 45}
+ROUNDED = ", weights rounded in torch too"
+"""Ends what a manifest calls the comparison that shows whether weights in int8 were written right."""
+
+ROUNDED_TOLERANCE, ROUNDED_X_TOLERANCE = 1e-3, 1e-2
+"""How far an output may be off then, in shares of its largest magnitude; and where kernels round x to int16 too."""
+
+UNPACKING = {"bitmask": 30, "2:4": 15, "packed_op": 45, "packed_op int8": 45}
 """Bytes of memory that onnxruntime takes for a weight of a form while it loads a file."""
 
 UNPACKED_AT_MOST = 4 * 10**9
 """Bytes that a reader's machine is likely to have for that."""
 
 
+@dataclass(frozen=True)
+class Computed:
+    """Says what a view computes in torch.
+
+    :param examples: Inputs by name, in the types that the file takes.
+    :param outputs: Of each what the model makes of it.
+    :param rounded: What it makes of it with those weights rounded that are int8 in the file; None where none are.
+    """
+
+    examples: Examples
+    outputs: Sequence[Sequence[Tensor]]
+    rounded: Sequence[Sequence[Tensor]] | None = None
+
+
 def check_view(
     path: Path,
     view: View,
-    computed: tuple[Examples, Sequence[Sequence[Tensor]]],
+    computed: Computed,
     stored: Sequence[StoredTensor],
     settings: Settings,
     folder: Path | None,
 ) -> tuple[Check, ...]:
     """Hold a file to the format's rules and to the model's outputs, in each way that it can be run here.
 
-    :param computed: Inputs by name, in the types that the file takes, and of each what the model makes of it.
     :param folder: Where weights may lie while the file is run; None where memory takes them.
     :raises ModelError: Where an output is out of its tolerance, or onnxruntime cannot run the file.
     """
@@ -46,21 +66,34 @@ def check_view(
 
     # ONNX cannot tell the shapes of a graph with sparse initializers.
     onnx.checker.check_model(str(path), full_check=settings.storage.weights != "coo")
-    way_out = "Set a larger tolerance, if that is near enough"
-    if settings.storage.values not in (None, torch.float32):
-        way_out += ", or values: auto"
-    examples, expected = computed
-    outputs = {id(inputs): made for inputs, made in zip(examples, expected, strict=True)}
     return tuple(
-        Comparison(
-            view,
-            examples,
-            model=lambda inputs: outputs[id(inputs)],
-            file=partial(_run, opened(), view),
-            runtime=runtime,
-        ).check(path.name, settings.tolerance, f"{way_out}.")
+        check
         for runtime, opened in _runtimes(path, view, stored, folder).items()
+        for check in _checks(path.name, view, computed, settings, runtime, opened())
     )
+
+
+def _checks(
+    file: str, view: View, computed: Computed, settings: Settings, runtime: str, session: Any
+) -> Iterator[Check]:
+    """Hold one way to run a file to the model, and to the model with rounded weights where the file has them."""
+    numbers = {id(inputs): number for number, inputs in enumerate(computed.examples)}
+    run = cache(lambda number: _run(session, view, computed.examples[number]))
+
+    def compared(outputs: Sequence[Sequence[Tensor]], what: str) -> Comparison:
+        def model(inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+            return outputs[numbers[id(inputs)]]
+
+        return Comparison(view, computed.examples, model, lambda inputs: run(numbers[id(inputs)]), what)
+
+    if computed.rounded is not None:
+        close = ROUNDED_X_TOLERANCE if runtime == WITH_KERNELS else ROUNDED_TOLERANCE
+        yield compared(computed.rounded, f"{runtime}{ROUNDED}").check(file, close, "Write floats: values: auto.")
+    way_out = "Set a larger tolerance, if that is near enough"
+    is_rounded = computed.rounded is not None
+    if is_rounded or settings.storage.values not in (None, torch.float32):
+        way_out += ", or values: auto"
+    yield compared(computed.outputs, runtime).check(file, settings.allowed(is_rounded), f"{way_out}.")
 
 
 def _runtimes(
@@ -69,7 +102,7 @@ def _runtimes(
     """Name the ways to run a file that there are here, and what opens it for each."""
     from ecoflap.onnx import load_session
 
-    multiplied = not absent(FILE) and any(tensor.form == FORM for tensor in stored)
+    multiplied = not absent(FILE) and any(tensor.form in FORMS for tensor in stored)
     if folder is not None:
         return {WITH_KERNELS if multiplied else ALONE: partial(_mapped_session, path, view, folder, multiplied)}
     alone = {ALONE: partial(_session, path, view, stored)}

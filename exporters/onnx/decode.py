@@ -18,6 +18,7 @@ from ecoflap.exporters.onnx.forms import product
 from ecoflap.exporters.onnx.forms.bitmask import BITMASK
 from ecoflap.exporters.onnx.forms.form import DOMAIN, Form, bits_of
 from ecoflap.exporters.onnx.forms.pattern import PATTERN
+from ecoflap.exporters.onnx.forms.product import PRODUCTS, Product
 from ecoflap.exporters.onnx.tensors import Opened, elements, numpy_type, read
 
 FORMS: Mapping[str, Form] = {form.function: form for form in (BITMASK, PATTERN)}
@@ -117,24 +118,24 @@ def _in_nodes(source: Opened) -> Iterator[Packed]:
     seen = _Graph(source, {tensor.name: tensor for tensor in graph.initializer}, announced)
     _check_functions(source)
     bodies = _bodies(graph.node)
-    products: dict[str, list[int]] = {}
+    products: dict[tuple[str, str], list[int]] = {}
     for number, node in enumerate(graph.node):
-        if node.domain == DOMAIN and node.op_type == product.FUNCTION:
-            products.setdefault(_multiplied_name(seen, node), []).append(number)
+        if node.domain == DOMAIN and (kind := PRODUCTS.get(node.op_type)):
+            products.setdefault((kind.function, _multiplied_name(seen, node, kind)), []).append(number)
         elif node.domain == DOMAIN:
             yield _called(seen, number)
         elif node.name in bodies:
             yield _inlined(seen, tuple(bodies[node.name].values()))
-    for name, numbers in products.items():
-        yield _multiplied(seen, name, tuple(numbers))
+    for (function, name), numbers in products.items():
+        yield _multiplied(seen, name, PRODUCTS[function], tuple(numbers))
 
 
 def _check_functions(source: Opened) -> None:
     """Refuse functions that were changed: onnxruntime runs those in the file, and they must do what is done here."""
+    known = {name: form.proto for name, form in FORMS.items()} | {name: kind.proto for name, kind in PRODUCTS.items()}
     for function in source.proto.functions:
         if function.domain != DOMAIN:
             continue
-        known = {name: form.proto for name, form in FORMS.items()} | {product.FUNCTION: product.proto}
         made = known.get(function.name)
         expected = made(function.opset_import[0].version) if made and function.opset_import else None
         if (
@@ -161,36 +162,38 @@ def _called(graph: _Graph, number: int) -> Packed:
     return _packed(graph, form, node.output[0], to[0], (number,), tuple(node.input))
 
 
-def _multiplied_name(graph: _Graph, node: Any) -> str:
+def _multiplied_name(graph: _Graph, node: Any, kind: Product) -> str:
     """Name the matrix that a node multiplies with, by its initializers."""
-    name = node.input[1].removesuffix(".values") if len(node.input) == 3 else ""
+    name = node.input[1].removesuffix(".values") if len(node.input) > 1 else ""
     sizes = [attribute for attribute in node.attribute if attribute.name == product.SIZES and len(attribute.ints) == 2]
-    if not name or tuple(node.input[1:]) != product.initializers(name) or len(node.output) != 1 or len(sizes) != 1:
+    if not name or tuple(node.input[1:]) != kind.initializers(name) or len(node.output) != 1 or len(sizes) != 1:
+        *others, last = kind.parts
         raise FormatError(
-            f"{graph.source.where}: {node.name or node.op_type}: this version multiplies x with values and masks, "
-            f"whose sizes are [inputs, outputs]; this is something else. Export the model again."
+            f"{graph.source.where}: {node.name or node.op_type}: this version multiplies x with {', '.join(others)} "
+            f"and {last}, whose sizes are [inputs, outputs]; this is something else. Export the model again."
         )
     return name
 
 
-def _multiplied(graph: _Graph, name: str, nodes: tuple[int, ...]) -> Multiplied:
+def _multiplied(graph: _Graph, name: str, kind: Product, nodes: tuple[int, ...]) -> Multiplied:
     """Describe a matrix that is multiplied as it is."""
-    where, inputs = f"{graph.source.where}: {name}", product.initializers(name)
+    where, inputs = f"{graph.source.where}: {name}", kind.initializers(name)
     if missing := [tensor for tensor in inputs if tensor not in graph.tensors]:
         raise FormatError(f"{where}: {', '.join(missing)}: no initializer has this name. Export the model again.")
     said = {tuple(attribute.ints) for number in nodes for attribute in graph.nodes[number].attribute}
-    values, masks = (graph.tensors[tensor] for tensor in inputs)
-    dtype, shape = numpy_type(values.data_type, where), said.pop()
-    if said or dtype.name not in _FLOATS:
-        raise FormatError(f"{where}: its values are no floats of 16 or 32 bits, or it is multiplied with several sizes")
+    tensors = [graph.tensors[tensor] for tensor in inputs]
+    dtype, shape = numpy_type(tensors[0].data_type, where), said.pop()
+    if said or dtype.name not in kind.types:
+        types = ", ".join(kind.types)
+        raise FormatError(f"{where}: its values are {dtype.name} and none of {types}, or it has several sizes")
     elements(shape, where)
-    check = partial(_check_product, graph.source, where, (values, masks), shape)
-    fill = partial(_fill_product, graph.source, where, (values, masks), shape)
+    check = partial(_check_product, graph.source, where, tensors, shape)
+    fill = partial(_fill_product, graph.source, where, tensors, shape)
     return Multiplied(
         name=name,
-        form=product.FORM,
+        form=kind.form,
         shape=shape,
-        data_type=masks.FLOAT,
+        data_type=tensors[0].FLOAT,
         nodes=(),
         initializers=inputs,
         fill=fill,
@@ -199,19 +202,19 @@ def _multiplied(graph: _Graph, name: str, nodes: tuple[int, ...]) -> Multiplied:
     )
 
 
-def _check_product(source: Opened, where: str, tensors: tuple[Any, Any], shape: tuple[int, ...]) -> None:
-    values, masks = (read(source, tensor) for tensor in tensors)
+def _check_product(source: Opened, where: str, tensors: Sequence[Any], shape: tuple[int, ...]) -> None:
+    values, masks, *scales = (read(source, tensor) for tensor in tensors)
     try:
-        product.check(values, masks, product.sizes_of(values.dtype, *shape))
+        product.check(values, masks, product.sizes_of(values.dtype, *shape), *scales)
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from error
 
 
-def _fill_product(source: Opened, where: str, tensors: tuple[Any, Any], shape: tuple[int, ...], zeros: Zeros) -> Array:
+def _fill_product(source: Opened, where: str, tensors: Sequence[Any], shape: tuple[int, ...], zeros: Zeros) -> Array:
     _check_product(source, where, tensors, shape)
-    values, masks = (read(source, tensor) for tensor in tensors)
+    values, masks, *scales = (read(source, tensor) for tensor in tensors)
     dense = zeros(shape, np.dtype(np.float32))
-    product.fill(dense, values, masks)
+    product.fill(dense, values, masks, *scales)
     return dense
 
 

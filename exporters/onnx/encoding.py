@@ -1,8 +1,8 @@
 """Store pruned weights of an ONNX graph in packed form: stock onnxruntime unpacks them once, on loading the model.
 
 A packed weight keeps its name in the graph; NAME.values, NAME.mask (or NAME.positions) and NAME.shape are initializers.
-That of a linear layer may be multiplied as it is instead, by one node: NAME.values and NAME.masks. These forms are
-packed here, in an ``onnx_ir.Model``; sparse initializers, which onnx_ir does not have, by
+That of a linear layer may be multiplied as it is instead, by one node: NAME.values, NAME.masks and, of int8,
+NAME.scales. These forms are packed here, in an ``onnx_ir.Model``; sparse initializers, which onnx_ir does not have, by
 :func:`ecoflap.exporters.onnx.forms.coo.to_coo`, as messages that are written in the places of initializers.
 """
 
@@ -22,10 +22,10 @@ from ecoflap.core.packed.packing import LEAST_SPARSITY
 from ecoflap.exporters.onnx import products
 from ecoflap.exporters.onnx.forms import bitmask as onnx_bitmask
 from ecoflap.exporters.onnx.forms import pattern as onnx_pattern
-from ecoflap.exporters.onnx.forms import product as onnx_product
 from ecoflap.exporters.onnx.forms.bitmask import BITMASK
 from ecoflap.exporters.onnx.forms.form import DOMAIN, Form
 from ecoflap.exporters.onnx.forms.pattern import PATTERN
+from ecoflap.exporters.onnx.forms.product import EXACT, INT8, Product
 from ecoflap.exporters.onnx.graph import TRANSPOSED
 from ecoflap.exporters.onnx.scratch import Keep, in_memory
 from ecoflap.exporters.onnx.settings import Storage
@@ -34,41 +34,36 @@ from ecoflap.exporters.onnx.tensors import library
 OVERHEAD = 512
 """Bytes that packing a weight costs beside its initializers: names, a node, where its data are."""
 
-LARGEST = 2**28 - 1
-"""Elements of the largest weight that is packed: onnxruntime unpacks none that takes it more than 1 GiB in int32."""
-
 _OPSET = 18  # the first with BitwiseAnd
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Is a weight as it will be stored; without values it stays as it is.
+    """Is a weight as it will be stored; without a form it stays as it is.
 
-    :param form: None where it is multiplied as it is, and not unpacked.
+    :param form: What unpacks it, or multiplies with it as it is.
+    :param parts: What is stored of it, but for the shape that a form may have.
     """
 
     stored: StoredTensor
     weight: Any
-    form: Form | None = None
-    values: NDArray[Any] | None = None
-    places: NDArray[Any] | None = None
+    form: Form | Product | None = None
+    parts: tuple[NDArray[Any], ...] = ()
 
     @property
     def name(self) -> str:
         """Give the name of what is packed: [inputs, outputs] where it is multiplied as it is."""
-        turned = self.form is None and products.is_transposed(self.weight)
+        turned = isinstance(self.form, Product) and products.is_transposed(self.weight)
         return f"{self.weight.name}{TRANSPOSED}" if turned else str(self.weight.name)
 
     def kept(self, keep: Keep) -> "_Encoded":
         """Keep what is stored of it somewhere."""
-        if self.values is None or self.places is None:
-            return self
-        return replace(self, values=keep(self.values), places=keep(self.places))
+        return replace(self, parts=tuple(map(keep, self.parts)))
 
     @property
     def initializers(self) -> tuple[str, ...]:
         """Name the initializers that take its place."""
-        return self.form.initializers(self.name) if self.form else onnx_product.initializers(self.name)
+        return self.form.initializers(self.name) if self.form else ()
 
 
 def pack(
@@ -80,8 +75,8 @@ def pack(
 ) -> list[StoredTensor]:
     """Pack pruned weights of a graph, in place. Do it last: optimizers would unpack them again.
 
-    A weight that would not get smaller stays dense, and so does one of more than :data:`LARGEST` elements or one that
-    is also an input of the graph. Nothing is changed if an error is raised.
+    A weight that would not get smaller stays dense, and so does one of more than :data:`products.LARGEST` elements or
+    one that is also an input of the graph. Nothing is changed if an error is raised.
 
     :param model: An ``onnx_ir.Model`` of opset 18 or later.
     :param names: Initializers of the graph, and for each the pruned layer's name. What is zero in the initializer is
@@ -102,7 +97,7 @@ def pack(
             encoded.append(one.kept(keep))
         except EcoflapError as error:
             problems += error.problems
-    packed = [one for one in encoded if one.values is not None]
+    packed = [one for one in encoded if one.form]
     problems += _names_in_the_way(model, packed, storage.form)
     if problems:
         raise EcoflapError(*problems)
@@ -128,34 +123,36 @@ def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Enco
     weight = value.const_value.numpy()
     nonzeros, shape = int(np.count_nonzero(weight)), tuple(weight.shape)
     dense = _Encoded(StoredTensor(name, "dense", shape, nonzeros, weight.nbytes, weight.nbytes), value)
-    if storage.weights not in ("bitmask", "packed_op") or weight.size > LARGEST or value.is_graph_input():
+    if storage.weights not in ("bitmask", "packed_op") or weight.size > products.LARGEST or value.is_graph_input():
         return dense
     dtype = _stored_type(weight.dtype, storage.values)
     cast = partial(_cast, name=name, dtype=dtype, lossy=storage.lossy)
-    if storage.weights == "packed_op" and (product := _product(dense, cast)):
-        return product
+    if storage.weights == "packed_op" and (product := _product(dense, cast, storage.int8)):
+        return replace(product, stored=replace(product.stored, dense_bytes=weight.size * dtype.itemsize))
     smallest: _Encoded = dense
     for kind, values, places in _encodings(weight, has_pattern, cast):
         size = values.nbytes + places.nbytes + 8 * weight.ndim
         if size + OVERHEAD < weight.nbytes and (smallest.form is None or size < smallest.stored.stored_bytes):
             stored = StoredTensor(name, kind.name, shape, nonzeros, weight.size * dtype.itemsize, size)
-            smallest = _Encoded(stored, value, kind, values, places)
+            smallest = _Encoded(stored, value, kind, (values, places))
     return smallest
 
 
-def _product(dense: _Encoded, cast: Callable[[NDArray[Any]], NDArray[Any]]) -> _Encoded | None:
+def _product(dense: _Encoded, cast: Callable[[NDArray[Any]], NDArray[Any]], int8: bool) -> _Encoded | None:
     """Store the weight of a linear layer as it is multiplied; None where it is none, or would gain nothing."""
     stored, transposed = dense.stored, products.is_transposed(dense.weight)
     weight = dense.weight.const_value.numpy()
     sparse = stored.nonzeros <= (1 - LEAST_SPARSITY) * weight.size
     if transposed is None or weight.ndim != 2 or weight.dtype != np.float32 or not sparse:
         return None
-    values, masks = products.encode(cast(weight.T if transposed else weight))
-    size, width = values.nbytes + masks.nbytes, values.dtype.itemsize
-    if size + OVERHEAD >= weight.nbytes or 8 * masks.nbytes > LARGEST:  # filled up, it may be too large to unpack
+    matrix = weight.T if transposed else weight
+    product = INT8 if int8 else EXACT
+    parts = products.rounded(matrix, stored.name) if int8 else products.encode(cast(matrix))
+    size = sum(part.nbytes for part in parts)
+    too_large = 8 * parts[1].nbytes > products.LARGEST  # to unpack, filled up as it is
+    if size + OVERHEAD >= weight.nbytes or too_large:
         return None
-    stored = replace(stored, form=onnx_product.FORM, dense_bytes=weight.size * width, stored_bytes=size)
-    return _Encoded(stored, dense.weight, values=values, places=masks)
+    return _Encoded(replace(stored, form=product.form, stored_bytes=size), dense.weight, product, parts)
 
 
 def _encodings(
@@ -210,7 +207,7 @@ def _names_in_the_way(model: Any, packed: Sequence[_Encoded], layout: str) -> Se
     problems = []
     for one in packed:
         new = set(one.initializers)
-        if layout == "inline" and one.form:
+        if layout == "inline" and isinstance(one.form, Form):
             new |= {name for node in one.form.nodes(one.weight.name, 1) for name in node.output} - {one.weight.name}
         problems += [f"{name} is in the way: {one.weight.name} is packed under this name" for name in new & taken]
     version = model.opset_imports.get("", 0)
@@ -221,35 +218,32 @@ def _names_in_the_way(model: Any, packed: Sequence[_Encoded], layout: str) -> Se
 
 def _replace_all(model: Any, packed: Sequence[_Encoded], layout: str) -> None:
     ir = library("onnx_ir")
-    multiplied = [one for one in packed if one.form is None]
-    for one in multiplied:
-        assert one.values is not None
-        assert one.places is not None
-        products.replace(model, one.weight, one.name, one.values, one.places)
-    if multiplied:
-        products.add_function(model)
-    unpacked = [one for one in packed if one.form]
-    nodes = [node for one in unpacked for node in _replace(ir, model, one, layout)]
+    multiplied = [(one, one.form) for one in packed if isinstance(one.form, Product)]
+    for one, product in multiplied:
+        products.replace(model, one.weight, one.name, product, one.parts)
+    for product in {product.function: product for _, product in multiplied}.values():
+        products.add_function(model, product)
+    unpacked = [(one, one.form) for one in packed if isinstance(one.form, Form)]
+    nodes = [node for one, form in unpacked for node in _replace(ir, model, one, form, layout)]
     if nodes:
         if len(model.graph):
             model.graph.insert_before(model.graph[0], nodes)
         else:
             model.graph.extend(nodes)
     if layout == "function" and unpacked:
-        for form in {one.form.function: one.form for one in unpacked if one.form}.values():
+        for form in {form.function: form for _, form in unpacked}.values():
             function = ir.serde.deserialize_function(form.proto(model.opset_imports[""]))
             model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = 1
 
 
-def _replace(ir: Any, model: Any, one: _Encoded, layout: str) -> list[Any]:
+def _replace(ir: Any, model: Any, one: _Encoded, form: Form, layout: str) -> list[Any]:
     """Put a weight's packed initializers in the place of the dense one, and return the nodes that unpack it."""
-    weight, form = one.weight, one.form
-    assert form is not None
+    weight = one.weight
     name, dtype = weight.name, weight.const_value.dtype
     shape = np.array(weight.const_value.shape.numpy(), np.int64)
     known = {}
-    for initializer, array in zip(form.initializers(name), (one.values, one.places, shape), strict=True):
+    for initializer, array in zip(form.initializers(name), (*one.parts, shape), strict=True):
         known[initializer] = _constant(ir, initializer, array)
         model.graph.register_initializer(known[initializer])
     protos = [form.call(name, int(dtype))] if layout == "function" else form.nodes(name, int(dtype))

@@ -27,7 +27,10 @@ LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 23)
 PACKING = {"bitmask": 15, "coo": 26}
 """Bytes of memory for each number of a weight while it is packed in a form, measured; in others and dense 8."""
-TYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+ROUNDING = 16
+"""The same of a weight that is rounded to int8."""
+TYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": None}
+"""The float that weights are stored in, which those have that are not rounded to int8."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,24 @@ class Onnx:
         smaller, ``dense`` everything.
     :param form: ``function`` unpacks by a function that the file brings along, ``inline`` by plain nodes, for runtimes
         that know no local functions (OpenVINO).
-    :param values: The type that pruned weights are stored in; ``auto`` is the one each has in the model.
+    :param values: The type that pruned weights are stored in; ``auto`` is the one each has in the model. ``int8``
+        rounds the matrices of ``packed_op`` to whole numbers of a scale for each output; what it does not make a
+        product keeps its type.
+    :param embeddings: ``int8`` rounds embeddings and heads too, pruned or not, for ``packed_op``.
     :param opset: 18 to 22.
     :param tolerance: How far an output may be from torch's, in shares of the largest magnitude of that output, over
-        two batch sizes and lengths. A narrower type of values needs a larger one.
-    :param lossy: Whether a narrower type may turn a weight into zero or infinity.
+        two batch sizes and lengths. By default 1e-4, and 0.25 where weights are rounded to int8: then the file is held
+        to torch with rounded weights too, within 1e-3, and 1e-2 where kernels round x. A narrower float needs more.
+    :param lossy: Whether a narrower float may turn a weight into zero or infinity. In int8 small ones become zero.
     """
 
     views: tuple[str, ...] | None = None
     weights: Literal["bitmask", "packed_op", "coo", "dense"] = "bitmask"
     form: Literal["function", "inline"] = "function"
-    values: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    values: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    embeddings: Literal["dense", "int8"] = "dense"
     opset: int = 20
-    tolerance: float = 1e-4
+    tolerance: float | None = None
     lossy: bool = False
 
     densifies: ClassVar[tuple[str, ...]] = (".onnx",)
@@ -66,7 +74,7 @@ class Onnx:
         dtype = TYPES[self.values]
         stored = dtype.itemsize if dtype else view.width
         dense, others = view.prunable * stored, (view.parameters - view.prunable) * view.width
-        bits = view.kept * stored + view.prunable // 8
+        bits = view.kept * (1 if self.values == "int8" else stored) + view.prunable // 8
         packed = {"bitmask": bits, "packed_op": bits, "coo": view.kept * (stored + 3), "dense": dense}
         return others + min(dense, packed[self.weights])
 
@@ -79,19 +87,20 @@ class Onnx:
         file = self.predicted_bytes(view)
         wide, embedded = 4 * view.parameters, file if file <= EXTERNAL_ABOVE else 0
         widened = wide if view.width < 4 else 0
+        rounded = wide if self._storage.rounds else 0  # as torch computes with it
         if view.offloaded:
             beside = (view.parameters - view.prunable) * view.width if self.weights == "coo" else 0
             indices = 5 * view.kept if self.weights == "coo" else 0  # which take 8 bytes in memory, and 3 in the file
             held = max(
-                PACKING.get(self.weights, 8) * view.largest,
+                (ROUNDING if self._storage.rounds else PACKING.get(self.weights, 8)) * view.largest,
                 2 * embedded + indices,
                 beside if beside > EXTERNAL_ABOVE else 0,
             )
-            return Meanwhile(held, max(widened + file, wide))
+            return Meanwhile(held, max(widened + file + rounded, wide))
         unpacking = UNPACKING.get(self.weights, 0) * view.prunable
         is_alone = 0 < unpacking <= UNPACKED_AT_MOST
         session = unpacking + 8 * (view.parameters - view.prunable) if is_alone else 2 * wide
-        return Meanwhile(max(widened + file, session) + embedded)
+        return Meanwhile(max(widened + max(file, rounded), session) + embedded)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of the libraries here, and of the model keeps it from exporting."""
@@ -113,7 +122,25 @@ class Onnx:
                 f"weights: {FORM} is an operator, which runs without ecoflap's library as a function of the file, and "
                 f"form: inline is for runtimes that know none. Use weights: bitmask for those."
             )
-        yield from tolerance_problems(self.tolerance)
+        for key in ("values", "embeddings"):
+            if getattr(self, key) == "int8" and self.weights != FORM:
+                yield (
+                    f"{key}: int8 is for matrices that kernels multiply as they are, and weights is {self.weights}. "
+                    f"Set weights: {FORM} beside it; for other runtimes the exporter openvino writes int8."
+                )
+        if self.tolerance is not None:
+            yield from tolerance_problems(self.tolerance)
+
+    @property
+    def _storage(self) -> Storage:
+        return Storage(
+            weights=self.weights,
+            form=self.form,
+            values=TYPES[self.values],
+            lossy=self.lossy,
+            int8=self.values == "int8",
+            words_int8=self.embeddings == "int8",
+        )
 
     def views_written(self, context: PlanContext) -> list[str]:
         """Name those of its views that the model has and that can be written."""
@@ -135,8 +162,7 @@ class Onnx:
         if problems := [*self._own_problems(), *width_problems(weights, "onnx")]:
             raise ModelError(*problems)
         require_zeros(pruned, "onnx")
-        storage = Storage(weights=self.weights, form=self.form, values=TYPES[self.values], lossy=self.lossy)
-        settings = Settings(storage, self.opset, self.tolerance)
+        settings = Settings(self._storage, self.opset, self.tolerance)
         return export_views(pruned, self.views, "onnx", lambda view: write_view(view, pruned, folder, settings))
 
     @staticmethod

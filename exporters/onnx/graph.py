@@ -30,11 +30,13 @@ class Graph:
 
     :param model: An ``onnx_ir.Model``.
     :param names: Initializers that are a matrix of the model, or its transpose, by the matrix' name in the model.
+    :param transposed: Those that are its transpose.
     :param lost: Matrices that the graph computes with, but that became part of another constant.
     """
 
     model: Any
     names: Mapping[str, str]
+    transposed: frozenset[str]
     lost: tuple[str, ...]
 
     def release(self) -> None:
@@ -66,10 +68,10 @@ def graph_of(view: View, inputs: Mapping[str, Tensor], names: Mapping[int, str],
     _check_axes(view, model)
     compute_in_float32(model.graph)
     matrices, others = _named(module, names)
-    found, lost = _optimised(model, matrices)
+    found, transposed, lost = _optimised(model, matrices)
     _rename(model.graph, others)
     _make_anonymous(model)
-    return Graph(model, found, lost)
+    return Graph(model, found, transposed, lost)
 
 
 def _named(module: nn.Module, names: Mapping[int, str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -169,7 +171,7 @@ def _check_axes(view: View, model: Any) -> None:
         )
 
 
-def _optimised(model: Any, own: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _optimised(model: Any, own: Mapping[str, str]) -> tuple[dict[str, str], frozenset[str], tuple[str, ...]]:
     """Fold what is constant, and find the matrices again: a linear layer's is folded into its transpose.
 
     :param own: Names in the model, by those in the graph.
@@ -188,8 +190,10 @@ def _optimised(model: Any, own: Mapping[str, str]) -> tuple[dict[str, str], tupl
     layers = {name: own[transposed.get(name, name)] for name in graph.initializers if name in own or name in transposed}
     called = _rename(graph, {name: layer + TRANSPOSED * (name in transposed) for name, layer in layers.items()})
     found = set(layers.values())
-    return {called[name]: layer for name, layer in layers.items()}, tuple(
-        own[name] for name in used if own[name] not in found
+    return (
+        {called[name]: layer for name, layer in layers.items()},
+        frozenset(called[name] for name in layers if name in transposed),
+        tuple(own[name] for name in used if own[name] not in found),
     )
 
 
@@ -214,16 +218,17 @@ def _is_folded(node: Any, own: Mapping[str, str]) -> bool | None:
     matrices = [value for value in node.inputs if value is not None and value.name in own and value.is_initializer()]
     if not matrices:
         return None
-    return _is_transpose(node) and len(matrices[0].uses()) == 1
+    return is_transpose(node) and len(matrices[0].uses()) == 1
 
 
-def _is_transpose(node: Any) -> bool:
+def is_transpose(node: Any) -> bool:
+    """Say whether a node transposes a matrix."""
     perm = node.attributes.get("perm")
     return node.op_type == "Transpose" and perm is not None and list(perm.as_ints()) == [1, 0]
 
 
 def _transposes(value: Any) -> list[Any]:
-    return [node for node, _ in value.uses() if _is_transpose(node)]
+    return [node for node, _ in value.uses() if is_transpose(node)]
 
 
 def _merge_transposes(value: Any) -> None:

@@ -1,6 +1,9 @@
-"""Pack what was pruned in an exported graph, and store what stays dense in the 16 bits that it has in the model."""
+"""Pack what was pruned in an exported graph, and store what stays dense in the 16 bits that it has in the model.
 
-from collections.abc import Iterator, Mapping
+Products, and embeddings and heads where a recipe says so, may be rounded to int8.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +15,10 @@ from torch import Tensor
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.records import StoredTensor
 from ecoflap.core.errors import ModelError, dtype_name
+from ecoflap.exporters.onnx import products
 from ecoflap.exporters.onnx.encoding import OVERHEAD, pack
 from ecoflap.exporters.onnx.forms.coo import to_coo
+from ecoflap.exporters.onnx.forms.product import INT8
 from ecoflap.exporters.onnx.graph import Graph
 from ecoflap.exporters.onnx.scratch import Keep, in_memory, rows_of
 from ecoflap.exporters.onnx.settings import Storage
@@ -32,10 +37,13 @@ class GraphPacker:
 
     :param masks: By layer.
     :param types: The type that each parameter has in the model, by its name; the graph computes in float32.
+    :param words: Names of the embeddings and heads that are rounded to int8, pruned or not.
     :param keep: Keeps arrays that are made of weights until all are written.
     :ivar pruned: The graph's initializers that were pruned, and the layer that each is.
     :ivar lost: Pruned layers that became part of another constant of the graph, and cannot be packed.
-    :ivar stored: How each pruned layer is stored; empty until :meth:`pack` is called.
+    :ivar stored: How each pruned layer is stored, and each that was rounded; empty until :meth:`pack` is called.
+    :ivar left: Embeddings and heads that were to be rounded, and are not.
+    :ivar rounded: Parameters that were rounded to int8, and whether a scale is one of a row, and not of a column.
     """
 
     def __init__(
@@ -45,11 +53,15 @@ class GraphPacker:
         types: Mapping[str, torch.dtype],
         storage: Storage,
         keep: Keep = in_memory,
+        words: Collection[str] = (),
     ) -> None:
         self.graph, self.masks, self.storage, self._keep = graph, masks, storage, keep
         self.pruned = {name: layer for name, layer in graph.names.items() if layer in masks}
         self.lost = [layer for layer in graph.lost if layer in masks]
         self.stored: list[StoredTensor] = []
+        self.rounded: dict[str, bool] = {}
+        self.left: list[str] = []
+        self._words = {name: layer for name, layer in graph.names.items() if layer in words}
         self._own = {name: types[layer] for name, layer in graph.names.items()}
         self._wanted = {name: storage.values or self._own[name] for name in self.pruned}
 
@@ -58,16 +70,20 @@ class GraphPacker:
 
         :raises ModelError: Where a type loses a weight, and may not.
         """
+        words = {name: stored for name in self._words if (stored := self._round_words(name))}
+        self.left = [layer for name, layer in self._words.items() if name not in words]
+        self.pruned = {name: layer for name, layer in self.pruned.items() if name not in words}
         for name in self.pruned:
             if self._wanted[name] != self._own[name]:
                 self._round(name)
         packed = self._packed() if self.storage.weights in ("bitmask", "packed_op") else ()
-        found = {tensor.name: tensor for tensor in packed if tensor.form != "dense"}
+        found = {tensor.name: tensor for tensor in (*words.values(), *packed) if tensor.form != "dense"}
         sizes = self._narrow()
         found |= {layer: self._dense(layer, sizes[name]) for name, layer in self.pruned.items() if name in sizes}
         found |= {layer: self._dense(layer, 4 * self.masks[layer].numel()) for layer in self.lost}
         in_order = ((layer, mask) for layer, mask in self.masks.items() if layer in found)
         self.stored = [replace(found[layer], shape=tuple(mask.shape)) for layer, mask in in_order]
+        self.stored += [tensor for tensor in words.values() if tensor.name not in self.masks]
 
     def sparse(self) -> tuple[list[StoredTensor], dict[str, NDArray[np.uint8]]]:
         """Make sparse initializers of what was pruned: how each layer is stored then, and those by name."""
@@ -92,13 +108,35 @@ class GraphPacker:
             )
         value.const_value = ir.tensor(self._keep(rounded.numpy()), name=name)
 
+    def _round_words(self, name: str) -> StoredTensor | None:
+        """Round an embedding or a head to int8; None where it stays as it is."""
+        weight, layer = self.graph.model.graph.initializers[name], self._words[name]
+        array = weight.const_value.numpy()
+        shape = array.shape[::-1] if name in self.graph.transposed else array.shape
+        dense, nonzeros = array.size * self._own[name].itemsize, int(np.count_nonzero(array))
+        if array.nbytes < NARROWED_FROM:
+            return None
+        if (found := products.round_words(self.graph.model, weight, layer, self._keep)) is None:
+            return None
+        self.rounded[layer] = True
+        return StoredTensor(layer, found[0], tuple(shape), nonzeros, dense, found[1])
+
     def _packed(self) -> Iterator[StoredTensor]:
         """Pack type by type the layers that get smaller so."""
+        values = self.graph.model.graph.initializers
+        by_rows = {
+            layer: (name in self.graph.transposed) != bool(products.is_transposed(values[name]))
+            for name, layer in self.pruned.items()
+        }
         worthwhile = {name: layer for name, layer in self.pruned.items() if self._shrinks(layer, self._wanted[name])}
         for dtype in dict.fromkeys(self._wanted.values()):
             names = {name: layer for name, layer in worthwhile.items() if self._wanted[name] == dtype}
             patterns = {layer: pattern_of(self.masks[layer]) for layer in names.values()}
-            yield from pack(self.graph.model, names, replace(self.storage, values=dtype), patterns, self._keep)
+            storage = replace(self.storage, values=dtype)
+            for tensor in pack(self.graph.model, names, storage, patterns, self._keep):
+                if tensor.form == INT8.form:
+                    self.rounded[tensor.name] = by_rows[tensor.name]
+                yield tensor
 
     def _shrinks(self, layer: str, dtype: torch.dtype) -> bool:
         """Say whether a layer takes less packed than it would dense in that type, and not just less than in float32."""

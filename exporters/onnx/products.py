@@ -1,19 +1,35 @@
 """Make linear layers of an ONNX graph products with a packed matrix, one node each, in an ``onnx_ir.Model``.
 
 A linear layer is a ``MatMul`` whose second factor is the weight, [inputs, outputs], or a ``Gemm`` with the weight
-transposed, [outputs, inputs]. Whatever else reads a weight, an embedding for one, needs it dense.
+transposed, [outputs, inputs]. Whatever else reads a weight, an embedding for one, needs it dense. Embeddings and heads
+may be rounded to int8 all the same, by :func:`round_words`: rows are looked up in int8, by standard operators, and one
+weight that is both is stored twice, in rows and in the kernel's order.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ecoflap.core.errors import EcoflapError, KernelError
 from ecoflap.core.kernel.matrix import pack_dense
 from ecoflap.core.kernel.order import shape_of
+from ecoflap.core.kernel.whole_numbers import rounded_rows
 from ecoflap.exporters.onnx.forms.form import DOMAIN
-from ecoflap.exporters.onnx.forms.product import FUNCTION, SIZES, SLACK, initializers, proto, sizes_of
+from ecoflap.exporters.onnx.forms.product import EXACT, INT8, SIZES, SLACK, Product, sizes_of
+from ecoflap.exporters.onnx.graph import TRANSPOSED, is_transpose
+from ecoflap.exporters.onnx.scratch import Keep, rows_of
+
+LARGEST = 2**28 - 1
+"""Elements of the largest weight that is packed: onnxruntime unpacks none that takes it more than 1 GiB in int32."""
+
+LOOKED_UP = "int8"
+"""What reports call an embedding whose rows are in int8, and that is no product."""
 
 _PLAIN = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
 """What a ``Gemm`` is that is a linear layer."""
@@ -22,11 +38,15 @@ _UNSAID = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
 
 def is_transposed(weight: Any) -> bool | None:
     """Say whether a weight is [outputs, inputs]; None where not all that reads it are linear layers of one kind."""
-    kinds = {_kind(node, at) for node, at in weight.uses()}
+    kinds = {kind_of(node, at) for node, at in weight.uses()}
     return kinds.pop() if len(kinds) == 1 and not weight.is_graph_output() else None
 
 
-def _kind(node: Any, at: int) -> bool | None:
+def kind_of(node: Any, at: int) -> bool | None:
+    """Say whether a linear layer reads a weight as [outputs, inputs]; None of a node that is none.
+
+    :param at: The number of the input that the weight is.
+    """
     if at != 1 or node.domain:
         return None
     if node.op_type == "MatMul":
@@ -35,57 +55,195 @@ def _kind(node: Any, at: int) -> bool | None:
     return True if node.op_type == "Gemm" and _UNSAID | given == _PLAIN else None
 
 
-def encode(weight: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Give what is stored of a weight [inputs, outputs]: values, in its type, and masks."""
+def encode(weight: NDArray[Any], product: Product = EXACT) -> tuple[NDArray[Any], ...]:
+    """Give what is stored of a weight [inputs, outputs], part by part: values in its type, or in int8.
+
+    :raises KernelError: Where a weight that is to be int8 is not finite.
+    """
     bits = torch.from_numpy(np.require(weight.T, requirements=("C", "W")).view(f"i{weight.itemsize}"))
     dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[weight.dtype.name]
-    packed = pack_dense(bits.view(dtype))
-    shape = shape_of(packed)
-    end = shape.values_at + shape.kept * weight.itemsize
-    masks, values = packed[shape.masks_at : shape.values_at], packed[shape.values_at : end]
+    packed = pack_dense(bits.view(dtype), values="int8" if product is INT8 else "exact")
+    shape, own = shape_of(packed), np.dtype(np.int8) if product is INT8 else weight.dtype
+    end = shape.values_at + shape.kept * shape.itemsize
+    masks, values = packed[shape.masks_at : shape.scales_at].clone(), packed[shape.values_at : end]
     zeros = np.zeros(SLACK, np.uint8)
-    stored = np.concatenate([values.numpy(), zeros]).view(weight.dtype)
-    return stored, masks.numpy().reshape(sizes_of(weight.dtype, *weight.shape).masks)
+    stored = np.concatenate([values.numpy(), zeros]).view(own)
+    parts = stored, masks.numpy().reshape(sizes_of(own, *weight.shape).masks)
+    if product is EXACT:
+        return parts
+    scales = packed[shape.scales_at : shape.scales_at + 4 * shape.outputs]
+    return (*parts, scales.numpy().copy().view(np.float32))
 
 
-def replace(model: Any, weight: Any, name: str, values: NDArray[Any], masks: NDArray[Any]) -> None:
-    """Put products in the place of the linear layers that read a weight, and its values and masks in its place.
+def rounded(matrix: NDArray[Any], name: str) -> tuple[NDArray[Any], ...]:
+    """Give what is stored of a matrix [inputs, outputs] in int8: a kept weight that rounds to zero stays kept.
+
+    :param name: For the message, where a weight is not finite.
+    """
+    with _named(name):
+        return encode(matrix, INT8)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the weight that cannot be rounded, and say the way out."""
+    try:
+        yield
+    except KernelError as error:
+        raise EcoflapError(f"{name}: {error}. Leave it in floats: values: auto, embeddings: dense.") from error
+
+
+def replace(model: Any, weight: Any, name: str, product: Product, parts: Sequence[NDArray[Any]]) -> None:
+    """Put products in the place of the linear layers that read a weight, and what is stored of it in its place.
 
     :param weight: The initializer, for which :func:`is_transposed` has an answer.
     :param name: Of the weight as [inputs, outputs].
     """
-    import onnx_ir as ir
-
     shape = weight.const_value.shape.numpy()
     sizes = shape[::-1] if is_transposed(weight) else shape
-    stored = []
-    for called, array in zip(initializers(name), (values, masks), strict=True):
-        tensor = ir.tensor(array, name=called)
-        value = ir.Value(name=called, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        model.graph.register_initializer(value)
-        stored.append(value)
+    stored = register(model, product.initializers(name), parts)
     for node, _ in list(weight.uses()):
-        _replace_node(node, stored, sizes)
+        replace_node(node, product, stored, sizes)
     model.graph.initializers.pop(weight.name)
 
 
-def _replace_node(node: Any, stored: list[Any], sizes: tuple[int, ...]) -> None:
+def register(model: Any, names: Sequence[str], arrays: Sequence[NDArray[Any]]) -> list[Any]:
+    """Make initializers of arrays."""
+    import onnx_ir as ir
+
+    stored = []
+    for name, array in zip(names, arrays, strict=True):
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        model.graph.register_initializer(value)
+        stored.append(value)
+    return stored
+
+
+def replace_node(node: Any, product: Product, stored: Sequence[Any], sizes: Sequence[int]) -> None:
+    """Put a product in the place of a linear layer.
+
+    :param stored: The initializers that it multiplies by.
+    :param sizes: [inputs, outputs].
+    """
     import onnx_ir as ir
 
     (x, _, *bias), (y,) = node.inputs, node.outputs
     attributes = [ir.AttrInt64s(SIZES, list(sizes))]
-    made = [ir.Node(DOMAIN, FUNCTION, [x, *stored], attributes, name=node.name)]
+    made = [ir.Node(DOMAIN, product.function, [x, *stored], attributes, name=node.name)]
     if bias and bias[0] is not None:
-        product = made[0].outputs[0]
-        product.name, product.type, product.shape = f"{y.name}.product", y.type, y.shape
-        made.append(ir.Node("", "Add", [product, bias[0]], name=f"{node.name}.bias" if node.name else None))
+        sums = made[0].outputs[0]
+        sums.name, sums.type, sums.shape = f"{y.name}.product", y.type, y.shape
+        made.append(ir.Node("", "Add", [sums, bias[0]], name=f"{node.name}.bias" if node.name else None))
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], made, [y], [made[-1].outputs[0]])
 
 
-def add_function(model: Any) -> None:
+def add_function(model: Any, product: Product) -> None:
     """Bring the function along by which a runtime without the library multiplies."""
     import onnx_ir as ir
 
-    function = ir.serde.deserialize_function(proto(model.opset_imports[""]))
+    function = ir.serde.deserialize_function(product.proto(model.opset_imports[""]))
     model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = 1
+
+
+def round_words(model: Any, weight: Any, name: str, keep: Keep) -> tuple[str, int] | None:
+    """Store an embedding, a head, or one that is both, in int8, in place, pruned or not.
+
+    :param weight: The initializer: [words, width], or [width, words] where only ``MatMul`` reads it.
+    :param name: Of it in the model.
+    :return: What reports call that, and its bytes; None where it stays as it is, since something else reads it too.
+    """
+    turned = is_transposed(weight) is False
+    readers = _readers(weight, turned)
+    if readers is None or not _can_be_rounded(weight, turned, readers.layers):
+        return None
+    array: NDArray[Any] = weight.const_value.numpy()
+    parts: list[NDArray[Any]] = []
+    if readers.layers:
+        matrix, title = (array, weight.name) if turned else (array.T, f"{weight.name}{TRANSPOSED}")
+        parts += [keep(part) for part in rounded(matrix, name)]
+        stored = register(model, INT8.initializers(title), parts)
+        for layer in readers.layers:
+            replace_node(layer, INT8, stored, matrix.shape)
+        for transpose in readers.transposes:
+            transpose.graph.remove(transpose, safe=True)
+        add_function(model, INT8)
+    if readers.lookups:
+        rows = [keep(part) for part in _rows(array, name)]
+        looked_up = register(model, [f"{weight.name}.rows", f"{weight.name}.row_scales"], rows)
+        for lookup in readers.lookups:
+            _replace_lookup(lookup, *looked_up)
+        parts += rows
+    model.graph.initializers.pop(weight.name)
+    return INT8.form if readers.layers else LOOKED_UP, sum(part.nbytes for part in parts)
+
+
+@dataclass(frozen=True)
+class _Readers:
+    """Holds the nodes that read an embedding or a head.
+
+    :param lookups: Those that take rows of it.
+    :param layers: Linear layers.
+    :param transposes: What is between it and some of those.
+    """
+
+    lookups: list[Any] = field(default_factory=list)
+    layers: list[Any] = field(default_factory=list)
+    transposes: list[Any] = field(default_factory=list)
+
+
+def _readers(weight: Any, turned: bool) -> _Readers | None:
+    """Sort the nodes that read a weight; None where one is of another kind.
+
+    :param turned: Whether it is [width, words].
+    """
+    found = _Readers()
+    for node, at in weight.uses():
+        if _is_lookup(node, at):
+            found.lookups.append(node)
+        elif is_transpose(node) and is_transposed(node.outputs[0]) is False:
+            found.transposes.append(node)
+            found.layers.extend(layer for layer, _ in node.outputs[0].uses())
+        elif kind_of(node, at) is (not turned):
+            found.layers.append(node)
+        else:
+            return None
+    return found
+
+
+def _is_lookup(node: Any, at: int) -> bool:
+    axis = node.attributes.get("axis")
+    return (node.op_type, node.domain, at) == ("Gather", "", 0) and (axis is None or axis.as_int() == 0)
+
+
+def _can_be_rounded(weight: Any, turned: bool, layers: Sequence[Any]) -> bool:
+    """Say whether it is a matrix of the graph's own, and not too large to be unpacked where it is multiplied."""
+    shape, dtype = weight.const_value.shape.numpy(), weight.const_value.dtype.name
+    if len(shape) != 2 or dtype != "FLOAT" or weight.is_graph_input() or weight.is_graph_output() or not weight.uses():
+        return False
+    inputs, outputs = shape if turned else shape[::-1]
+    return not layers or 8 * prod(sizes_of(np.dtype(np.int8), inputs, outputs).masks) <= LARGEST
+
+
+def _rows(weight: NDArray[Any], name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round rows, some at a time: whole numbers, and a scale for each row."""
+    with _named(name):
+        pieces = [rounded_rows(torch.from_numpy(np.ascontiguousarray(piece))) for piece in rows_of(weight)]
+    whole, scales = (torch.cat(parts).numpy() for parts in zip(*pieces, strict=True))
+    return whole, scales[:, None]
+
+
+def _replace_lookup(node: Any, rows: Any, scales: Any) -> None:
+    """Look rows up in whole numbers, and multiply them with their scales."""
+    import onnx_ir as ir
+
+    ids, (y,) = node.inputs[1], node.outputs
+    looked_up, scale = ir.node("Gather", [rows, ids]), ir.node("Gather", [scales, ids])
+    cast = ir.node("Cast", looked_up.outputs, {"to": ir.DataType.FLOAT})
+    times = ir.node("Mul", [*cast.outputs, *scale.outputs])
+    wide = ir.DataType.FLOAT
+    for made, what, dtype in ((looked_up, "rows", rows.dtype), (scale, "scales", wide), (cast, "whole", wide)):
+        made.outputs[0].name, made.outputs[0].dtype = f"{y.name}.{what}", dtype
+    nodes = [looked_up, scale, cast, times]
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, [y], times.outputs)

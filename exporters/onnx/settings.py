@@ -18,21 +18,42 @@ class Storage:
     :param values: The type that values are stored in, float32, float16 or bfloat16, where it is narrower than the
         weight's own; they are cast to that when the model is loaded. None is the weight's own.
     :param lossy: Whether a narrower type may make a weight zero or infinite.
+    :param int8: Whether matrices of products are rounded to int8, with a scale for each output.
+    :param words_int8: Whether embeddings and heads are, pruned or not, with a scale for each row.
     """
 
     weights: Literal["bitmask", "packed_op", "coo", "dense"] = "bitmask"
     form: Literal["function", "inline"] = "function"
     values: torch.dtype | None = None
     lossy: bool = False
+    int8: bool = False
+    words_int8: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Say whether weights are rounded to int8."""
+        return self.int8 or self.words_int8
+
+
+FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
+"""How far an output may be off, in shares of its largest magnitude; in int8 what is wrong altogether is farther off."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Says how a view is written.
 
-    :param tolerance: How far an output may be from torch's, in shares of its largest magnitude.
+    :param tolerance: How far an output may be from torch's, in shares of its largest magnitude; None is as usual.
     """
 
     storage: Storage
     opset: int
-    tolerance: float
+    tolerance: float | None
+
+    def allowed(self, is_rounded: bool) -> float:
+        """Say how far an output may be off.
+
+        :param is_rounded: Whether weights are in int8; then a file is also held to torch with those weights, closer.
+        """
+        usual = INT8_TOLERANCE if is_rounded else FLOAT_TOLERANCE
+        return usual if self.tolerance is None else self.tolerance

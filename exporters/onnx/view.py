@@ -7,20 +7,31 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.contracts.records import Exported, StoredTensor, View
+from ecoflap.core.contracts.records import Check, Exported, StoredTensor, View
 from ecoflap.core.forward.placement import Placement, tensors_of
-from ecoflap.exporters.onnx.check import Examples, check_view, needs_own_loader, unpacking_bytes
+from ecoflap.core.kernel.whole_numbers import rounded_rows
+from ecoflap.core.packed.packing import vocabulary_weights
+from ecoflap.exporters.onnx.check import (
+    ROUNDED,
+    Computed,
+    Examples,
+    check_view,
+    needs_own_loader,
+    unpacking_bytes,
+)
 from ecoflap.exporters.onnx.embedded import save_embedded, without_data
-from ecoflap.exporters.onnx.forms.product import FORM
+from ecoflap.exporters.onnx.forms.product import FORMS
 from ecoflap.exporters.onnx.graph import graph_of
 from ecoflap.exporters.onnx.pack_graph import GraphPacker
 from ecoflap.exporters.onnx.scratch import Keep, PlacedInFiles, Scratch, in_memory
 from ecoflap.exporters.onnx.settings import Settings
 
+ROWS_ROUNDED = 1 << 10  # at a time: it takes memory of 30 bytes for each of their weights
 EXTERNAL_ABOVE = 10**9  # bytes of weights; protobuf ends at 2 GB
 MESSAGE_AT_MOST = 2**31 - 2**26  # the same with sparse weights, which are part of the message in any case
 PLACED = Placement(torch.float32, torch.device("cpu"))
@@ -35,9 +46,9 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
     examples = as_computed(view.inputs), as_computed(view.other)
     try:
         with _scratch(pruned, folder) as scratch:
-            stored, lost, expected = _written(view, examples, pruned, files, settings, scratch)
+            packer, stored, computed = _written(view, examples, pruned, files, settings, scratch)
         with _scratch(pruned, folder) as scratch:
-            checks = check_view(files[0], view, (examples, expected), stored, settings, scratch)
+            checks = check_view(files[0], view, computed, stored, settings, scratch)
     except BaseException:
         for file in files:
             file.unlink(missing_ok=True)
@@ -45,7 +56,8 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
     written = tuple(file for file in files if file.exists())
     saved = sum(tensor.dense_bytes - tensor.stored_bytes for tensor in stored)
     size = sum(file.stat().st_size for file in written)
-    return Exported(written, tuple(stored), checks, size + saved, tuple(_notes(files[0].name, stored, lost)))
+    notes = [*_notes(files[0].name, stored, packer), *_rounding_notes(files[0].name, checks, settings)]
+    return Exported(written, tuple(stored), checks, size + saved, tuple(notes))
 
 
 @contextmanager
@@ -65,22 +77,54 @@ def _written(
     files: tuple[Path, Path],
     settings: Settings,
     folder: Path | None,
-) -> tuple[list[StoredTensor], list[str], list[Sequence[Tensor]]]:
+) -> tuple[GraphPacker, list[StoredTensor], Computed]:
     """Write a view's files, and compute its outputs in torch.
 
     :param folder: Where weights lie that are not to stay in memory.
-    :return: How pruned weights are stored, those that became parts of other constants, and the outputs of each example.
+    :return: What packed the graph, which has no weights any more, how they are stored, and what torch computes.
     """
     scratch = None if folder is None else Scratch(folder)
     placed = PLACED if scratch is None else PlacedInFiles(PLACED.dtype, PLACED.device, scratch=scratch)
+    keep = scratch.keep if scratch else in_memory
     types = {id(parameter): parameter.dtype for parameter in view.module.parameters()}
     with placed.held(list(tensors_of(view.module))), torch.no_grad():
-        packer = _packed(view, examples[0], pruned, types, settings, scratch.keep if scratch else in_memory)
+        packer = _packed(view, examples[0], pruned, types, settings, keep)
         try:
             stored = _save(packer, *files)
         finally:
             packer.graph.release()
-        return stored, packer.lost, [view.module(*inputs.values()) for inputs in examples]
+        outputs, rounded = [view.module(*inputs.values()) for inputs in examples], None
+        if packer.rounded:
+            with _rounded(pruned.model, packer.rounded, keep):
+                rounded = [view.module(*inputs.values()) for inputs in examples]
+        return packer, stored, Computed(examples, outputs, rounded)
+
+
+@contextmanager
+def _rounded(model: nn.Module, by_rows: Mapping[str, bool], keep: Keep) -> Iterator[None]:
+    """Give parameters for a while the values that they have in int8, by torch alone: no order of a kernel is in them.
+
+    :param by_rows: By name, whether a scale is one of a row, and not of a column.
+    """
+    parameters = {name: model.get_parameter(name) for name in by_rows}
+    before = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = torch.from_numpy(keep(_rounded_weight(parameter.data, by_rows[name]).numpy()))
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = before[name]
+
+
+def _rounded_weight(weight: Float32[Tensor, "rows columns"], by_rows: bool) -> Float32[Tensor, "rows columns"]:
+    matrix, made = weight if by_rows else weight.T, torch.empty_like(weight)
+    outputs = made if by_rows else made.T
+    for first in range(0, len(matrix), ROWS_ROUNDED):
+        some = slice(first, first + ROWS_ROUNDED)
+        whole, scales = rounded_rows(matrix[some])
+        outputs[some] = whole * scales[:, None]
+    return made
 
 
 def as_computed(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,7 +149,10 @@ def _packed(
     names = names_by_identity(pruned.model, pruned.parameter_masks)
     graph = graph_of(view, inputs, names, settings.opset)
     own = {names[key]: dtype for key, dtype in types.items() if key in names}
-    packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage, keep)
+    of_words = vocabulary_weights(pruned.model) if settings.storage.words_int8 else ()
+    parameters = dict(pruned.model.named_parameters(remove_duplicate=False))
+    words = {names[id(parameters[name])] for name in of_words if name in parameters}
+    packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage, keep, words)
     packer.pack()
     return packer
 
@@ -144,18 +191,35 @@ def _save_beside_sparse(model: Any, sparse: Mapping[str, NDArray[Any]], path: Pa
     onnx.save_model(proto, str(path), save_as_external_data=True, location=data.name)
 
 
-def _notes(file: str, stored: list[StoredTensor], lost: list[str]) -> Iterator[str]:
+def _notes(file: str, stored: list[StoredTensor], packer: GraphPacker) -> Iterator[str]:
     if needs_own_loader(stored):
         yield (
             f"{file}: a plain onnxruntime takes some {unpacking_bytes(stored) / 1e9:.0f} GB of memory to load it. Load "
             f"it with ecoflap.onnx.load_session, or make an ordinary file of it with: ecoflap densify {file}"
         )
-    if any(tensor.form == FORM for tensor in stored):
+    if any(tensor.form in FORMS for tensor in stored):
         yield (
             f"{file}: its linear layers are multiplied from packed weights by ecoflap's library of kernels, which "
             f"ecoflap.onnx.load_session registers. An onnxruntime without it makes them dense when it loads the file."
         )
-    if lost:
-        yield f"{file}: stored dense, as parts of other constants of the graph: {', '.join(lost)}"
+    if packer.lost:
+        yield f"{file}: stored dense, as parts of other constants of the graph: {', '.join(packer.lost)}"
+    if packer.left:
+        yield (
+            f"{file}: not rounded by embeddings: int8, too small or too large for it or read by something else too: "
+            f"{', '.join(packer.left)}"
+        )
     if any(tensor.form == "coo" for tensor in stored):
         yield f"{file}: its weights are sparse initializers, which OpenVINO does not read. weights: bitmask is smaller."
+
+
+def _rounding_notes(file: str, checks: Sequence[Check], settings: Settings) -> Iterator[str]:
+    """Say how far a file with weights in int8 is off."""
+    own = [check for check in checks if not check.runtime.endswith(ROUNDED) and check.tolerance]
+    if own and len(own) < len(checks):
+        share = max(settings.allowed(True) * check.difference / check.tolerance for check in own)
+        yield (
+            f"{file}: with weights in int8 an output is up to {share:.2g} of its largest magnitude from the model's, "
+            f"on made-up examples. Measure what that costs on data of yours; values: auto and embeddings: dense round "
+            f"nothing."
+        )

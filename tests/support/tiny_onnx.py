@@ -59,3 +59,33 @@ def damages(path, count, seed=0):
     for at, value in zip(random.integers(len(whole), size=count), random.integers(256, size=count), strict=True):
         path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
         yield
+
+
+def by_hand(values, masks, inputs, outputs):
+    """Read a packed matrix weight by weight, in the order that the format's description has."""
+    together = masks.shape[2] // 2
+    dense, at = np.zeros((inputs, outputs), values.dtype), 0
+    for block, group, output, one in np.ndindex(len(masks), masks.shape[1], 16, together):
+        bit = output * together + one
+        if masks[block, group, bit // 8] >> bit % 8 & 1:
+            dense[group * together + one, block * 16 + output] = values[at]
+            at += 1
+    assert not values[at:].astype(np.float32).any()
+    assert values[at:].nbytes == 64
+    return dense
+
+
+def changed(proto, name, change):
+    """Give an initializer other bytes."""
+    (tensor,) = (one for one in proto.graph.initializer if one.name == name)
+    raw = bytearray(tensor.raw_data)
+    change(raw)
+    tensor.raw_data = bytes(raw)
+    return tensor
+
+
+def set_byte(at, value):
+    def change(raw):
+        raw[at] = value
+
+    return change

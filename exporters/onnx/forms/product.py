@@ -1,18 +1,21 @@
-"""Define the product with a packed matrix, ``ecoflap::PackedLinear(x, values, masks)``: one node, two ways to run it.
+"""Define products with packed matrices: one node each, ``ecoflap::PackedLinear(x, values, masks)``, two ways to run it.
 
 Where the library of kernels is registered with onnxruntime, its operator of that name multiplies, and the matrix stays
 packed. Everywhere else the function of that name does, which the file brings along: standard operators that unpack the
 matrix once, when the file is loaded, and multiply. A registered operator goes before a function of the file.
 
+``ecoflap::PackedLinearInt8(x, values, masks, scales)`` has values in int8 and a scale in float32 for each output. The
+operator rounds x too, to int16 row by row; the function does not.
+
 Values and masks lie in the kernel's order, so that they are multiplied where onnxruntime has them: a session that put
 them in order would hold each matrix twice. The order is one for all CPUs. Sixteen outputs are a block. ``masks`` is
 [blocks, columns, 2]: 16 bits for each input, the first output in the lowest. ``values`` are those that are kept, block
 by block, input by input, and then 64 bytes of zeros. bfloat16 goes by pairs of inputs, output by output, and its masks
-are [blocks, columns / 2, 4]. Inputs are filled up to 32 and outputs to 16, with bits that are zero.
-``kernels/src/order.h`` says the same.
+are [blocks, columns / 2, 4]; int8 goes by fours, and its masks are [blocks, columns / 4, 8]. Inputs are filled up to 32
+and outputs to 16, with bits that are zero. ``kernels/src/order.h`` says the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +25,6 @@ from numpy.typing import NDArray
 from ecoflap.core.errors import FormatError
 from ecoflap.exporters.onnx.forms.form import DOMAIN, bits_of, constant, converted
 
-FORM = "packed_op"
-"""What reports call it."""
-FUNCTION = "PackedLinear"
 SIZES = "sizes"
 """The attribute: [inputs, outputs]."""
 
@@ -41,7 +41,7 @@ _BLOCKS = 64
 class Sizes:
     """Says what lies where in a packed matrix.
 
-    :param together: How many inputs lie output by output: 2 in bfloat16, else 1.
+    :param together: How many inputs lie output by output: 2 in bfloat16, 4 in int8, else 1.
     """
 
     inputs: int
@@ -57,16 +57,48 @@ class Sizes:
 
 def sizes_of(dtype: np.dtype[Any], inputs: int, outputs: int) -> Sizes:
     """Say what lies where in a packed matrix with values of this type."""
-    return Sizes(inputs, outputs, 2 if dtype.name == "bfloat16" else 1)
+    return Sizes(inputs, outputs, {"bfloat16": 2, "int8": 4}.get(dtype.name, 1))
 
 
-def initializers(weight: str) -> tuple[str, str]:
-    """Name the initializers of a matrix: values and masks."""
-    return f"{weight}.values", f"{weight}.masks"
+@dataclass(frozen=True)
+class Product:
+    """Is one kind of product.
+
+    :param form: What reports call it.
+    :param function: The name of the operator and of the function.
+    :param parts: What a matrix is stored as, in the order of inputs behind x.
+    :param types: What numpy calls the types that its values may have.
+    """
+
+    form: str
+    function: str
+    parts: tuple[str, ...]
+    types: tuple[str, ...]
+
+    def initializers(self, weight: str) -> tuple[str, ...]:
+        """Name the initializers of a matrix."""
+        return tuple(f"{weight}.{part}" for part in self.parts)
+
+    def proto(self, opset: int) -> Any:
+        """Make the function as an ``onnx.FunctionProto``."""
+        from onnx import helper
+
+        imports = [helper.make_opsetid("", opset)]
+        inputs, body = ["x", *self.parts], _body("scales" in self.parts)
+        return helper.make_function(DOMAIN, self.function, inputs, ["y"], body, imports, [SIZES])
 
 
-def check(values: NDArray[Any], masks: NDArray[Any], sizes: Sizes) -> None:
-    """Refuse values and masks that do not fit each other.
+FORM = "packed_op"
+"""What recipes call products, and reports those with values in floats."""
+EXACT = Product(FORM, "PackedLinear", ("values", "masks"), ("float64", "float32", "float16", "bfloat16"))
+INT8 = Product(f"{FORM} int8", "PackedLinearInt8", ("values", "masks", "scales"), ("int8",))
+
+PRODUCTS: Mapping[str, Product] = {product.function: product for product in (EXACT, INT8)}
+FORMS = frozenset(product.form for product in PRODUCTS.values())
+
+
+def check(values: NDArray[Any], masks: NDArray[Any], sizes: Sizes, scales: NDArray[Any] | None = None) -> None:
+    """Refuse values, masks and scales that do not fit each other.
 
     :raises FormatError: With what is wrong.
     """
@@ -83,9 +115,13 @@ def check(values: NDArray[Any], masks: NDArray[Any], sizes: Sizes) -> None:
         raise FormatError(f"its masks keep {kept} weights but {len(values) - slack} values are stored")
     if bits_of(values[kept:]).any():
         raise FormatError("the bytes behind its values are not zero")
+    if scales is not None and (scales.dtype != np.float32 or scales.shape != (sizes.outputs,)):
+        raise FormatError("its scales are not a float32 for each output")
+    if scales is not None and not (np.isfinite(scales) & (scales >= 0)).all():
+        raise FormatError("its scales are no finite numbers from 0 on")
 
 
-def fill(dense: NDArray[Any], values: NDArray[Any], masks: NDArray[Any]) -> None:
+def fill(dense: NDArray[Any], values: NDArray[Any], masks: NDArray[Any], scales: NDArray[Any] | None = None) -> None:
     """Write a matrix into one that is zero, [inputs, outputs]."""
     sizes, start = sizes_of(values.dtype, *dense.shape), 0
     target = bits_of(dense)
@@ -98,6 +134,8 @@ def fill(dense: NDArray[Any], values: NDArray[Any], masks: NDArray[Any]) -> None
         rows = _columns(tile, sizes).swapaxes(1, 2).reshape(-1, sizes.masks[1] * sizes.together)
         outputs = target[:, first * OUTPUTS : (first + _BLOCKS) * OUTPUTS]
         outputs[:] = rows[: outputs.shape[1], : sizes.inputs].T
+    if scales is not None:
+        dense *= scales
 
 
 def _bits(masks: NDArray[Any], sizes: Sizes) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -113,20 +151,17 @@ def _columns(ordered: NDArray[Any], sizes: Sizes) -> NDArray[Any]:
     return ordered.reshape(-1, groups, OUTPUTS, sizes.together).swapaxes(2, 3).reshape(-1, columns, OUTPUTS)
 
 
-def proto(opset: int) -> Any:
-    """Make the function as an ``onnx.FunctionProto``."""
-    from onnx import helper
+def _body(scaled: bool) -> list[Any]:
+    """Make the nodes of a function.
 
-    imports = [helper.make_opsetid("", opset)]
-    return helper.make_function(DOMAIN, FUNCTION, ["x", "values", "masks"], ["y"], _body(), imports, [SIZES])
-
-
-def _body() -> list[Any]:
+    :param scaled: Whether values are whole numbers of scales.
+    """
     from onnx import AttributeProto, TensorProto, helper
 
     node = helper.make_node
     sizes = node("Constant", [], ["sizes"])
     sizes.attribute.add(name="value_ints", ref_attr_name=SIZES, type=AttributeProto.INTS)
+    widened = "whole" if scaled else "weight"
     return [
         sizes,
         constant("bits", np.array([1, 2, 4, 8, 16, 32, 64, 128], np.uint8)),
@@ -145,13 +180,14 @@ def _body() -> list[Any]:
         node("Mul", ["count", "ones"], ["from_one"]),
         node("Sub", ["from_one", "one"], ["number"]),
         node("Gather", ["values", "number"], ["gathered"]),
-        # [blocks, columns, 16, 1], in bfloat16 [blocks, columns / 2, 16, 2]
+        # [blocks, columns, 16, 1], in bfloat16 [blocks, columns / 2, 16, 2], in int8 [blocks, columns / 4, 16, 4]
         node("Shape", ["masks"], ["groups"], start=0, end=2),
         node("Concat", ["groups", "block"], ["blocks"], axis=0),
         node("Reshape", ["gathered", "blocks"], ["ordered"]),
         node("Transpose", ["ordered"], ["by_input"], perm=[1, 3, 0, 2]),
         node("Flatten", ["by_input"], ["padded"], axis=2),
         node("Slice", ["padded", "first", "sizes"], ["stored"]),
-        node("Cast", ["stored"], ["weight"], to=TensorProto.FLOAT),
+        node("Cast", ["stored"], [widened], to=TensorProto.FLOAT),
+        *([node("Mul", ["whole", "scales"], ["weight"])] if scaled else []),
         node("MatMul", ["x", "weight"], ["y"]),
     ]

@@ -19,6 +19,7 @@ ir = pytest.importorskip("onnx_ir")
 runtime = pytest.importorskip("onnxruntime")
 
 from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
+from ecoflap.exporters.onnx import products as onnx_products  # noqa: E402
 from ecoflap.exporters.onnx import tensors as onnx_tensors  # noqa: E402
 from ecoflap.exporters.onnx.decode import packed_in, unpacked  # noqa: E402
 from ecoflap.exporters.onnx.encoding import pack  # noqa: E402
@@ -201,7 +202,7 @@ def test_what_would_not_get_smaller_stays_dense(monkeypatch):
     assert [one.form for one in stored] == ["dense", "dense", "bitmask"]
     assert [one.stored_bytes == one.dense_bytes for one in stored] == [True, True, False]
     assert set(unpack_initializers(proto)) == {"half"}
-    monkeypatch.setattr(onnx_encoding, "LARGEST", 100)
+    monkeypatch.setattr(onnx_products, "LARGEST", 100)
     assert [one.form for one in packed(dense)[1]] == ["dense"] * 3
     assert [one.form for one in packed(dense, weights="dense")[1]] == ["dense"] * 3
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_onnx import chain, outputs, sparse
+from tiny_onnx import by_hand, chain, changed, outputs, set_byte, sparse
 
 from ecoflap.core.errors import EcoflapError, FormatError
 
@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
 from ecoflap.exporters.onnx.decode import packed_in, unpacked  # noqa: E402
 from ecoflap.exporters.onnx.encoding import pack  # noqa: E402
-from ecoflap.exporters.onnx.forms.product import check, fill, proto, sizes_of  # noqa: E402
+from ecoflap.exporters.onnx.forms.product import EXACT, check, fill, sizes_of  # noqa: E402
 from ecoflap.exporters.onnx.products import encode  # noqa: E402
 from ecoflap.exporters.onnx.settings import Storage  # noqa: E402
 from ecoflap.exporters.onnx.tensors import Opened  # noqa: E402
@@ -32,20 +32,6 @@ SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 40))
 @pytest.fixture(autouse=True)
 def _small_weights_too(monkeypatch):
     monkeypatch.setattr(onnx_encoding, "OVERHEAD", -(10**9))
-
-
-def by_hand(values, masks, inputs, outputs):
-    """Read a matrix weight by weight, in the order that the format's description has."""
-    together = masks.shape[2] // 2
-    dense, at = np.zeros((inputs, outputs), values.dtype), 0
-    for block, group, output, one in np.ndindex(len(masks), masks.shape[1], 16, together):
-        bit = output * together + one
-        if masks[block, group, bit // 8] >> bit % 8 & 1:
-            dense[group * together + one, block * 16 + output] = values[at]
-            at += 1
-    assert not values[at:].astype(np.float32).any()
-    assert values[at:].nbytes == 64
-    return dense
 
 
 @settings(max_examples=25)
@@ -68,7 +54,7 @@ def test_the_function_is_the_product(name, shape):
     values, masks = encode(weight)
     inputs = {"values": values, "masks": masks}
     x = np.random.default_rng(0).standard_normal((2, 3, shape[0])).astype(np.float32)
-    run = ReferenceEvaluator(proto(20))
+    run = ReferenceEvaluator(EXACT.proto(20))
     assert np.array_equal(run.run(None, {"x": x, **inputs}, {"sizes": list(shape)})[0], x @ weight.astype(np.float32))
 
 
@@ -191,22 +177,6 @@ def saved(store="float32"):
     model = chain({"w": sparse((40, 20))})
     packed(model, "w", store)
     return ir.to_proto(model)
-
-
-def changed(proto, name, change):
-    """Give an initializer other bytes."""
-    (tensor,) = (one for one in proto.graph.initializer if one.name == name)
-    raw = bytearray(tensor.raw_data)
-    change(raw)
-    tensor.raw_data = bytes(raw)
-    return tensor
-
-
-def set_byte(at, value):
-    def change(raw):
-        raw[at] = value
-
-    return change
 
 
 DAMAGE = {

@@ -1,0 +1,285 @@
+"""Files of whole models with weights in int8: by torch with the same weights, alone and with kernels, words too."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from exported import half_pruned, planned
+from pico_decoder import build
+from torch import nn
+
+from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.protocols import Adapter, PrunedModel
+from ecoflap.core.contracts.records import View
+from ecoflap.core.errors import ModelError
+from ecoflap.core.kernel import place
+from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
+from ecoflap.exporters.onnx import encoding as onnx_encoding
+from ecoflap.exporters.onnx import products as onnx_products
+from ecoflap.exporters.onnx import view as onnx_view
+from ecoflap.exporters.onnx.exporter import Onnx
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from ecoflap.onnx import densify, load_session  # noqa: E402
+
+ALONE, KERNELS = "onnxruntime", "onnxruntime with ecoflap's kernels"
+ALSO = ", weights rounded in torch too"
+INT8 = {"weights": "packed_op", "values": "int8"}
+WORDS = {**INT8, "embeddings": "int8"}
+needs_library = pytest.mark.skipif(bool(place.absent(place.FILE)), reason=place.absent(place.FILE))
+MODELS = [
+    ("llama", "decoder"),
+    pytest.param("llama-tied", "decoder", marks=pytest.mark.slow),
+    pytest.param("llama", "decoder_with_past", marks=pytest.mark.slow),
+    pytest.param("opt", "decoder_with_past", marks=pytest.mark.slow),
+    pytest.param("t5", "encoder", marks=pytest.mark.slow),
+    pytest.param("t5", "decoder", marks=pytest.mark.slow),
+    pytest.param("llava", "all", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(autouse=True)
+def _small_weights_too(monkeypatch):
+    monkeypatch.setattr(onnx_encoding, "OVERHEAD", 0)
+
+
+def session(path):
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def view_of(model, name):
+    return next(view for view in model.adapter.export_views(model.model) if view.name == name)
+
+
+def outputs(one, view):
+    """On the example that the file was not traced with."""
+    return one.run(None, {name: tensor.numpy() for name, tensor in view.other.items()})
+
+
+def assert_near(found, expected, most):
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=most * np.abs(other).max())
+
+
+def round_by_rows(weight):
+    scales = weight.abs().amax(1, keepdim=True) / 127
+    weight.copy_((weight.double() / scales.double().clamp(min=1e-300)).round().float() * scales)
+
+
+def in_torch(model, view, names, transposed=()):
+    """What a view computes when these parameters are rounded, in plain torch; the model stays so."""
+    with torch.no_grad():
+        for name in names:
+            weight = model.model.get_parameter(name).data
+            round_by_rows(weight.T if name in transposed else weight)
+        return [made.numpy() for made in view.module(*view.other.values())]
+
+
+@needs_library
+@pytest.mark.parametrize("how", [INT8, WORDS], ids=["layers", "words too"])
+@pytest.mark.parametrize(("row", "name"), MODELS)
+def test_a_model_is_as_in_torch_with_the_same_weights(row, name, how, tmp_path):
+    model = half_pruned(row)
+    written = Onnx(views=(name,), **how)(model, tmp_path)
+    forms = Counter(tensor.form for tensor in written.tensors)
+    assert forms["packed_op int8"] > 10
+    assert set(forms) <= {"packed_op int8", "bitmask", "int8"}
+    assert [check.runtime for check in written.checks] == [f"{ALONE}{ALSO}", ALONE, f"{KERNELS}{ALSO}", KERNELS]
+    assert all(check.difference <= check.tolerance for check in written.checks)
+    close, far, _, _ = written.checks
+    assert close.difference < far.difference
+    assert any("with weights in int8 an output is up to" in note for note in written.notes)
+
+    (file,), view = written.files, view_of(model, name)
+    alone, ours = outputs(session(file), view), outputs(load_session(file), view)
+    rounded = [tensor.name for tensor in written.tensors if "int8" in tensor.form]
+    expected = in_torch(model, view, rounded)
+    assert_near(alone, expected, 1e-4)
+    assert_near(ours, expected, 5e-3)
+    ordinary = outputs(session(densify(file, tmp_path / "dense.onnx")), view)
+    assert_near(ordinary, alone, 1e-6)
+
+
+class Turned(nn.Module):
+    """Holds its matrices as [in, out]."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for name, shape in (("first", (48, 64)), ("second", (64, 48))):
+            mask = torch.rand(shape, generator=generator) < 0.5
+            self.register_parameter(name, nn.Parameter(torch.randn(shape, generator=generator) * mask))
+
+    def forward(self, x):
+        return (torch.tanh(x @ self.first / 8) @ self.second,)
+
+
+class TurnedFamily(Adapter):
+    processor = None
+
+    def towers(self, model):
+        return [Tower("text", (Block("whole", model, "text"),))]
+
+    def layers(self, block):
+        return [Layer(name, block.module, name, transposed=True) for name in ("first", "second")]
+
+    def export_views(self, model):
+        x, other = (torch.randn(b, t, 48, generator=torch.Generator().manual_seed(b)) for b, t in ((2, 5), (3, 7)))
+        axes = {"x": {0: "batch", 1: "sequence"}}
+        return [View("text", model.eval(), {"x": x}, {"x": other}, ("y",), axes)]
+
+
+@needs_library
+def test_matrices_that_a_model_holds_turned_have_a_scale_for_each_output(tmp_path):
+    module = Turned()
+    masks = {name: parameter.detach() != 0 for name, parameter in module.named_parameters()}
+    model = PrunedModel(module, TurnedFamily(), masks)
+    written = Onnx(**INT8)(model, tmp_path)
+    assert [tensor.form for tensor in written.tensors] == ["packed_op int8"] * 2
+    (file,), view = written.files, view_of(model, "text")
+    alone, ours = outputs(session(file), view), outputs(load_session(file), view)
+    expected = in_torch(model, view, masks, transposed=masks)
+    assert_near(alone, expected, 1e-5)
+    assert_near(ours, expected, 1e-3)
+
+
+def llama(tied, dtype=torch.float32):
+    """A LLaMA whose layers are half pruned, and whose words are not."""
+    model, adapter = build(tied).to(dtype).eval(), LlamaAdapter()
+    masks = {}
+    for _, layer in Anatomy.of(adapter.towers(model), adapter.layers).layers():
+        masks[layer.name] = torch.rand(layer.shape, generator=torch.Generator().manual_seed(len(masks))) < 0.5
+        layer.weight.data *= masks[layer.name]
+    return PrunedModel(model, adapter, masks)
+
+
+@needs_library
+@pytest.mark.parametrize(("tied", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_words_that_were_not_pruned_are_rounded(tied, dtype, tmp_path):
+    model = llama(tied, dtype)
+    written = Onnx(views=("decoder",), **WORDS)(model, tmp_path)
+    (file,) = written.files
+    graph = onnx.load(file).graph
+    arrays = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    words = "model.embed_tokens.weight"
+    head = f"{words}.transposed" if tied else "lm_head.weight.transposed"
+    expected = {words} if tied else {words, "lm_head.weight"}
+    assert {tensor.name for tensor in written.tensors} - set(model.masks) == expected
+    assert arrays[f"{words}.rows"].dtype == np.int8
+    assert arrays[f"{words}.row_scales"].shape == (64, 1)
+    assert arrays[f"{head}.values"].dtype == np.int8
+    assert not {words, head, f"{words}.float32"} & set(arrays)
+    assert not [node for node in graph.node if node.op_type == "Transpose" and words in node.input]
+    if tied:
+        assert arrays[f"{words}.row_scales"].tobytes() == arrays[f"{head}.scales"].tobytes()
+    stored = next(tensor for tensor in written.tensors if tensor.name == words)
+    assert stored.stored_bytes == sum(array.nbytes for name, array in arrays.items() if name.startswith(words))
+    assert stored.dense_bytes == 64 * 32 * dtype.itemsize
+    assert written.dense_bytes > file.stat().st_size
+
+
+def test_words_stay_as_they_are_where_it_is_not_asked_for(tmp_path):
+    written = Onnx(views=("decoder",), **INT8)(llama(tied=True), tmp_path)
+    names = {one.name for one in onnx.load(written.files[0]).graph.initializer}
+    assert "model.embed_tokens.weight" in names
+    assert {tensor.form for tensor in written.tensors} == {"packed_op int8"}
+
+
+def test_words_alone_are_rounded(tmp_path):
+    written = Onnx(views=("decoder",), weights="packed_op", embeddings="int8")(llama(tied=True), tmp_path)
+    assert {tensor.form for tensor in written.tensors} == {"packed_op", "packed_op int8"}
+    assert {function.name for function in onnx.load(written.files[0]).functions} == {"PackedLinear", "PackedLinearInt8"}
+
+
+def test_words_that_are_too_large_to_be_unpacked_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_products, "LARGEST", 64 * 32 - 1)
+    written = Onnx(views=("decoder",), **WORDS)(llama(tied=True), tmp_path)
+    assert "model.embed_tokens.weight" in {one.name for one in onnx.load(written.files[0]).graph.initializer}
+    assert "model.embed_tokens.weight" not in {tensor.name for tensor in written.tensors}
+    assert any("not rounded by embeddings: int8" in note and "embed_tokens" in note for note in written.notes)
+
+
+@pytest.mark.parametrize("how", [INT8, WORDS], ids=["layers", "words too"])
+def test_a_model_in_its_files_is_exported_to_the_same_bytes(how, tmp_path):
+    files = []
+    for offloaded in (False, True):
+        folder, model = tmp_path / str(offloaded), llama(tied=True, dtype=torch.bfloat16)
+        folder.mkdir()
+        weights = {name: tensor.data_ptr() for name, tensor in model.model.state_dict().items()}
+        moved = PrunedModel(model.model, model.adapter, model.masks, offloaded=offloaded)
+        written = Onnx(views=("decoder",), **how)(moved, folder)
+        assert {name: tensor.data_ptr() for name, tensor in model.model.state_dict().items()} == weights
+        files.append(written.files[0].read_bytes())
+    assert files[0] == files[1]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("key", ["values", "embeddings"])
+@pytest.mark.parametrize("weights", ["bitmask", "coo", "dense"])
+def test_int8_takes_products(key, weights):
+    model = half_pruned("vit")
+    (problem,) = Onnx(weights=weights, **{key: "int8"}).problems(planned(model.model, model.adapter))
+    assert f"{key}: int8 is for matrices that kernels multiply as they are, and weights is {weights}" in problem
+    assert "Set weights: packed_op beside it" in problem
+
+
+def in_another_order(weight, product):
+    values, *others = ENCODE(weight, product)
+    return (np.concatenate([values[-65::-1], values[-64:]]), *others)
+
+
+ENCODE = onnx_products.encode
+
+
+def test_an_order_that_is_wrong_does_not_hide_behind_rounding(tmp_path, monkeypatch):
+    """Within any tolerance that a user may set."""
+    monkeypatch.setattr(onnx_products, "encode", in_another_order)
+    with pytest.raises(ModelError, match=r"weights rounded in torch too is up to .* where tolerance is 0\.001"):
+        Onnx(views=("vision",), **INT8, tolerance=100.0)(half_pruned("vit"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_which_nothing_is_rounded_is_held_to_what_is_usual(tmp_path):
+    """As where no matrix has zeros enough."""
+    model = llama(tied=True)
+    for name, mask in model.masks.items():
+        mask.fill_(value=True)
+        model.model.get_parameter(name).data.clamp_(min=1e-3)
+    written = Onnx(views=("decoder",), **INT8)(model, tmp_path)
+    assert {tensor.form for tensor in written.tensors} == {"dense"}
+    (check,) = written.checks
+    logits = model.model(**view_of(model, "decoder").other).logits.abs().max()
+    assert check.tolerance < 1e-2 * float(logits.detach())
+    assert not any("int8" in note for note in written.notes)
+
+
+def test_rounding_is_held_to_the_tolerance(tmp_path):
+    with pytest.raises(ModelError, match=r"vision\.onnx: output .* in onnxruntime is up to .*values: auto"):
+        Onnx(views=("vision",), **INT8, tolerance=1e-6)(half_pruned("vit"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parameters_are_what_they_were_where_torch_fails(monkeypatch, tmp_path):
+    def failing(weight, by_rows):
+        raise MemoryError
+
+    monkeypatch.setattr(onnx_view, "_rounded_weight", failing)
+    model = llama(tied=True)
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    with pytest.raises(MemoryError):
+        Onnx(views=("decoder",), **WORDS)(model, tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.state_dict().items())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path):
+    model = llama(tied=False)
+    model.model.get_parameter("lm_head.weight").data[3, 4] = float("inf")
+    with pytest.raises(Exception, match=r"lm_head\.weight: a weight is not finite.*embeddings: dense"):
+        Onnx(views=("decoder",), **WORDS)(model, tmp_path)
