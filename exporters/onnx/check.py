@@ -1,9 +1,11 @@
 """Compare an exported ONNX file, run in onnxruntime, with the view of the torch model that it was made from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
 import torch
@@ -21,12 +23,14 @@ Examples: TypeAlias = tuple[Mapping[str, Tensor], ...]
 """Inputs of a view by name, of different sizes."""
 
 ALONE, WITH_KERNELS = "onnxruntime", "onnxruntime with ecoflap's kernels"
+DECODED = "onnxruntime with decoded weights"
 
 ROUNDED = ", weights rounded in torch too"
 """Ends what a manifest calls the comparison that shows whether weights in int8 were written right."""
 
-ROUNDED_TOLERANCE, ROUNDED_X_TOLERANCE = 1e-3, 1e-2
-"""How far an output may be off then, in shares of its largest magnitude; and where kernels round x to int16 too."""
+ROUNDED_TOLERANCE = 1e-3
+"""How far an output may be off then, in shares of its largest magnitude, but where kernels round x too: to int16, which
+makes 0.07 of SmolLM2's logits on made-up keys and values."""
 
 UNPACKING = {"bitmask": 30, "2:4": 15, "packed_op": 45, "packed_op int8": 45}
 """Bytes of memory that onnxruntime takes for a weight of a form while it loads a file."""
@@ -66,11 +70,16 @@ def check_view(
 
     # ONNX cannot tell the shapes of a graph with sparse initializers.
     onnx.checker.check_model(str(path), full_check=settings.storage.weights != "coo")
-    return tuple(
-        check
-        for runtime, opened in _runtimes(path, view, stored, folder).items()
-        for check in _checks(path.name, view, computed, settings, runtime, opened())
-    )
+    ways = _runtimes(path, view, stored, folder)
+    with ExitStack() as stack:
+        if computed.rounded is not None and ALONE not in ways:  # kernels, which round x, are no proof of an order
+            inside = Path(stack.enter_context(TemporaryDirectory(dir=folder or path.parent)))
+            ways = {DECODED: partial(_mapped_session, path, view, inside, False), **ways}
+        return tuple(
+            check
+            for runtime, opened in ways.items()
+            for check in _checks(path.name, view, computed, settings, runtime, opened())
+        )
 
 
 def _checks(
@@ -86,11 +95,11 @@ def _checks(
 
         return Comparison(view, computed.examples, model, lambda inputs: run(numbers[id(inputs)]), what)
 
+    is_rounded = computed.rounded is not None
     if computed.rounded is not None:
-        close = ROUNDED_X_TOLERANCE if runtime == WITH_KERNELS else ROUNDED_TOLERANCE
+        close = settings.allowed(is_rounded) if runtime == WITH_KERNELS else ROUNDED_TOLERANCE
         yield compared(computed.rounded, f"{runtime}{ROUNDED}").check(file, close, "Write floats: values: auto.")
     way_out = "Set a larger tolerance, if that is near enough"
-    is_rounded = computed.rounded is not None
     if is_rounded or settings.storage.values not in (None, torch.float32):
         way_out += ", or values: auto"
     yield compared(computed.outputs, runtime).check(file, settings.allowed(is_rounded), f"{way_out}.")

@@ -53,7 +53,7 @@ class Settings:
     def allowed(self, is_rounded: bool) -> float:
         """Say how far an output may be off.
 
-        :param is_rounded: Whether weights are in int8; then a file is also held to torch with those weights, closer.
+        :param is_rounded: Whether weights are in int8; then what its weights stand for is also held to torch, closer.
         """
         usual = INT8_TOLERANCE if is_rounded else FLOAT_TOLERANCE
         return usual if self.tolerance is None else self.tolerance

@@ -15,6 +15,7 @@ from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel import place
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
+from ecoflap.exporters.onnx import check as onnx_check
 from ecoflap.exporters.onnx import encoding as onnx_encoding
 from ecoflap.exporters.onnx import products as onnx_products
 from ecoflap.exporters.onnx import view as onnx_view
@@ -27,6 +28,7 @@ pytest.importorskip("onnxscript")
 from ecoflap.onnx import densify, load_session  # noqa: E402
 
 ALONE, KERNELS = "onnxruntime", "onnxruntime with ecoflap's kernels"
+DECODED = "onnxruntime with decoded weights"
 ALSO = ", weights rounded in torch too"
 INT8 = {"weights": "packed_op", "values": "int8"}
 WORDS = {**INT8, "embeddings": "int8"}
@@ -237,9 +239,26 @@ def in_another_order(weight, product):
 ENCODE = onnx_products.encode
 
 
-def test_an_order_that_is_wrong_does_not_hide_behind_rounding(tmp_path, monkeypatch):
+@needs_library
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_a_file_that_is_not_unpacked_alone_is_decoded_for_the_comparison(tmp_path, monkeypatch, offloaded):
+    """As one of a large model, or of one in its files: kernels round x too, and are held to less."""
+    monkeypatch.setattr(onnx_check, "UNPACKED_AT_MOST", 0)
+    model = llama(tied=True)
+    written = Onnx(views=("decoder",), **WORDS)(
+        PrunedModel(model.model, model.adapter, model.masks, offloaded=offloaded), tmp_path
+    )
+    ways = [f"{DECODED}{ALSO}", DECODED, f"{KERNELS}{ALSO}", KERNELS]
+    assert [check.runtime for check in written.checks] == ways
+    assert [path.name for path in tmp_path.iterdir()] == ["decoder.onnx"]
+
+
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_an_order_that_is_wrong_does_not_hide_behind_rounding(tmp_path, monkeypatch, unpacked):
     """Within any tolerance that a user may set."""
     monkeypatch.setattr(onnx_products, "encode", in_another_order)
+    if not unpacked:
+        monkeypatch.setattr(onnx_check, "UNPACKED_AT_MOST", 0)
     with pytest.raises(ModelError, match=r"weights rounded in torch too is up to .* where tolerance is 0\.001"):
         Onnx(views=("vision",), **INT8, tolerance=100.0)(half_pruned("vit"), tmp_path)
     assert not list(tmp_path.iterdir())
