@@ -112,7 +112,7 @@ class InOpenVino(StepByStep):
 
 
 class InOnnxRuntime(StepByStep):
-    """onnxruntime alone, or with our operator registered."""
+    """onnxruntime alone, or with our operators registered."""
 
     def __init__(self, path: Path, threads: int, registers: bool) -> None:
         import onnxruntime

