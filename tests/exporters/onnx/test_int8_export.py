@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from exported import half_pruned, planned
+from exported import view_of as size_of
 from pico_decoder import build
 from torch import nn
 
@@ -217,6 +218,13 @@ def test_a_model_in_its_files_is_exported_to_the_same_bytes(how, tmp_path):
         assert {name: tensor.data_ptr() for name, tensor in model.model.state_dict().items()} == weights
         files.append(written.files[0].read_bytes())
     assert files[0] == files[1]
+
+
+def test_what_a_plan_says_of_it():
+    assert Onnx(**INT8).predicted_bytes(size_of(1000, 800, 400, 4)) == 200 * 4 + 400 + 100
+    floats, rounded = (Onnx(**how).meanwhile(size_of(10**9, 9 * 10**8, 10**8, 2)) for how in ({}, INT8))
+    assert rounded.memory > 8 * 10**9  # widened, and rounded besides
+    assert (floats.disk, rounded.disk) == (0, 4 * 10**9)  # where onnxruntime maps decoded ones
 
 
 # What is refused
