@@ -116,18 +116,20 @@ class GraphPacker:
         dense, nonzeros = array.size * self._own[name].itemsize, int(np.count_nonzero(array))
         if array.nbytes < NARROWED_FROM:
             return None
+        by_rows = self._has_scales_of_rows(name)
         if (found := products.round_words(self.graph.model, weight, layer, self._keep)) is None:
             return None
-        self.rounded[layer] = True
+        self.rounded[layer] = by_rows
         return StoredTensor(layer, found[0], tuple(shape), nonzeros, dense, found[1])
+
+    def _has_scales_of_rows(self, name: str) -> bool:
+        """Say whether a scale is one of a row of the model's parameter, as long as its readers are what they were."""
+        of_columns = products.is_transposed(self.graph.model.graph.initializers[name]) is False
+        return (name in self.graph.transposed) == of_columns
 
     def _packed(self) -> Iterator[StoredTensor]:
         """Pack type by type the layers that get smaller so."""
-        values = self.graph.model.graph.initializers
-        by_rows = {
-            layer: (name in self.graph.transposed) != bool(products.is_transposed(values[name]))
-            for name, layer in self.pruned.items()
-        }
+        by_rows = {layer: self._has_scales_of_rows(name) for name, layer in self.pruned.items()}
         worthwhile = {name: layer for name, layer in self.pruned.items() if self._shrinks(layer, self._wanted[name])}
         for dtype in dict.fromkeys(self._wanted.values()):
             names = {name: layer for name, layer in worthwhile.items() if self._wanted[name] == dtype}

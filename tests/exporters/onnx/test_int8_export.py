@@ -116,9 +116,11 @@ class Turned(nn.Module):
         for name, shape in (("first", (48, 64)), ("second", (64, 48))):
             mask = torch.rand(shape, generator=generator) < 0.5
             self.register_parameter(name, nn.Parameter(torch.randn(shape, generator=generator) * mask))
+        self.words = nn.Embedding.from_pretrained(torch.randn(48, 32, generator=generator))
 
     def forward(self, x):
-        return (torch.tanh(x @ self.first / 8) @ self.second,)
+        """What words are like, of those that are likely: they are read as a matrix [words, width] alone."""
+        return (torch.softmax(torch.tanh(x @ self.first / 8) @ self.second, -1) @ self.words.weight,)
 
 
 class TurnedFamily(Adapter):
@@ -137,15 +139,17 @@ class TurnedFamily(Adapter):
 
 
 @needs_library
-def test_matrices_that_a_model_holds_turned_have_a_scale_for_each_output(tmp_path):
+@pytest.mark.parametrize(("how", "more"), [(INT8, []), (WORDS, ["words.weight"])], ids=["layers", "words too"])
+def test_matrices_that_a_model_holds_turned_have_a_scale_for_each_output(tmp_path, how, more):
     module = Turned()
-    masks = {name: parameter.detach() != 0 for name, parameter in module.named_parameters()}
+    masks = {name: module.get_parameter(name).detach() != 0 for name in ("first", "second")}
     model = PrunedModel(module, TurnedFamily(), masks)
-    written = Onnx(**INT8)(model, tmp_path)
-    assert [tensor.form for tensor in written.tensors] == ["packed_op int8"] * 2
+    written = Onnx(**how)(model, tmp_path)
+    rounded = [*masks, *more]
+    assert {tensor.name: tensor.form for tensor in written.tensors} == dict.fromkeys(rounded, "packed_op int8")
     (file,), view = written.files, view_of(model, "text")
     alone, ours = outputs(session(file), view), outputs(load_session(file), view)
-    expected = in_torch(model, view, masks, transposed=masks)
+    expected = in_torch(model, view, rounded, transposed=rounded)
     assert_near(alone, expected, 1e-5)
     assert_near(ours, expected, 1e-3)
 
