@@ -29,8 +29,8 @@ ROUNDED = ", weights rounded in torch too"
 """Ends what a manifest calls the comparison that shows whether weights in int8 were written right."""
 
 ROUNDED_TOLERANCE = 1e-3
-"""How far an output may be off then, in shares of its largest magnitude, but where kernels round x too: to int16, which
-makes 0.07 of SmolLM2's logits on made-up keys and values."""
+"""How far an output may be off then, in shares of its largest magnitude, unless a user allows more, but where kernels
+round x too: to int16, which makes 0.07 of SmolLM2's logits on made-up keys and values."""
 
 UNPACKING = {"bitmask": 30, "2:4": 15, "packed_op": 45, "packed_op int8": 45}
 """Bytes of memory that onnxruntime takes for a weight of a form while it loads a file."""
@@ -95,13 +95,13 @@ def _checks(
 
         return Comparison(view, computed.examples, model, lambda inputs: run(numbers[id(inputs)]), what)
 
-    is_rounded = computed.rounded is not None
-    if computed.rounded is not None:
-        close = settings.allowed(is_rounded) if runtime == WITH_KERNELS else ROUNDED_TOLERANCE
-        yield compared(computed.rounded, f"{runtime}{ROUNDED}").check(file, close, "Write floats: values: auto.")
-    way_out = "Set a larger tolerance, if that is near enough"
+    is_rounded, way_out = computed.rounded is not None, "Set a larger tolerance, if that is near enough"
     if is_rounded or settings.storage.values not in (None, torch.float32):
-        way_out += ", or values: auto"
+        way_out += ", or values: auto, embeddings: dense" if is_rounded else ", or values: auto"
+    if computed.rounded is not None:
+        allowed = max(ROUNDED_TOLERANCE, settings.tolerance or 0.0)
+        close = settings.allowed(is_rounded) if runtime == WITH_KERNELS else allowed
+        yield compared(computed.rounded, f"{runtime}{ROUNDED}").check(file, close, f"{way_out}.")
     yield compared(computed.outputs, runtime).check(file, settings.allowed(is_rounded), f"{way_out}.")
 
 

@@ -267,13 +267,25 @@ def test_a_file_that_is_not_unpacked_alone_is_decoded_for_the_comparison(tmp_pat
 
 @pytest.mark.parametrize("unpacked", [True, False])
 def test_an_order_that_is_wrong_does_not_hide_behind_rounding(tmp_path, monkeypatch, unpacked):
-    """Within any tolerance that a user may set."""
     monkeypatch.setattr(onnx_products, "encode", in_another_order)
     if not unpacked:
         monkeypatch.setattr(onnx_check, "UNPACKED_AT_MOST", 0)
-    with pytest.raises(ModelError, match=r"weights rounded in torch too is up to .* where tolerance is 0\.001"):
-        Onnx(views=("vision",), **INT8, tolerance=100.0)(half_pruned("vit"), tmp_path)
+    said = r"weights rounded in torch too is up to .* where tolerance is 0\.001\..*values: auto, embeddings: dense\."
+    with pytest.raises(ModelError, match=said):
+        Onnx(views=("vision",), **INT8)(half_pruned("vit"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tolerance_that_a_user_sets_is_that_of_rounded_weights_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_products, "encode", in_another_order)
+    close, *_ = Onnx(views=("vision",), **INT8, tolerance=100.0)(half_pruned("vit"), tmp_path).checks
+    assert close.runtime == f"{ALONE}{ALSO}"
+    assert 1e-3 < 100 * close.difference / close.tolerance < 100
+
+
+def test_the_way_out_of_rounded_words_is_named(tmp_path):
+    with pytest.raises(ModelError, match="or values: auto, embeddings: dense"):
+        Onnx(views=("decoder",), weights="packed_op", embeddings="int8", tolerance=1e-6)(llama(tied=True), tmp_path)
 
 
 def test_a_file_in_which_nothing_is_rounded_is_held_to_what_is_usual(tmp_path):
