@@ -14,6 +14,7 @@ from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Exported, Meanwhile, ViewSize
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.place import FILE, absent
+from ecoflap.core.packed.packing import LEAST_SPARSITY
 from ecoflap.exporters.onnx.check import UNPACKED_AT_MOST, UNPACKING
 from ecoflap.exporters.onnx.dense import write_dense
 from ecoflap.exporters.onnx.forms.product import FORM
@@ -54,7 +55,7 @@ class Onnx:
     :param opset: 18 to 22.
     :param tolerance: How far an output may be from torch's, in shares of the largest magnitude of that output, over
         two batch sizes and lengths. By default 1e-4, and 0.25 where weights are rounded to int8: then the file is held
-        to torch with rounded weights too, within 1e-3 where nothing rounds x. A narrower float needs more.
+        to torch with rounded weights too, by default within 1e-3 where nothing rounds x. A narrower float needs more.
     :param lossy: Whether a narrower float may turn a weight into zero or infinity. In int8 small ones become zero.
     """
 
@@ -73,8 +74,11 @@ class Onnx:
         """Tell the size of one view's file; a weight that several views share is in the file of each."""
         dtype = TYPES[self.values]
         stored = dtype.itemsize if dtype else view.width
-        dense, others = view.prunable * stored, (view.parameters - view.prunable) * view.width
-        bits = view.kept * (1 if self.values == "int8" else stored) + view.prunable // 8
+        words = self._words(view)
+        dense, others = view.prunable * stored, (view.parameters - view.prunable - words) * view.width
+        others += words * 2 + words // 8  # in rows and as a product
+        rounds = self.values == "int8" and view.kept <= (1 - LEAST_SPARSITY) * view.prunable
+        bits = view.kept * (1 if rounds else stored) + view.prunable // 8
         packed = {"bitmask": bits, "packed_op": bits, "coo": view.kept * (stored + 3), "dense": dense}
         return others + min(dense, packed[self.weights])
 
@@ -97,11 +101,17 @@ class Onnx:
                 beside if beside > EXTERNAL_ABOVE else 0,
             )
             return Meanwhile(held, max(widened + file + rounded, wide + (file if rounded else 0)))
-        unpacking = UNPACKING.get(self.weights, 0) * view.prunable
+        unpacking = UNPACKING.get(self.weights, 0) * (view.prunable + self._words(view))
         is_alone = 0 < unpacking <= UNPACKED_AT_MOST
         session = unpacking + 8 * (view.parameters - view.prunable) if is_alone else 2 * wide
         decoded = 0 if is_alone else rounded  # for onnxruntime to map
         return Meanwhile(max(widened + max(file, rounded), session) + embedded, decoded)
+
+    def _words(self, view: ViewSize) -> int:
+        """Guess how many weights are in int8 as a head that is not pruned: those of the largest parameter."""
+        if self.embeddings != "int8" or any(layer.parameter.numel() == view.largest for layer in view.layers):
+            return 0
+        return min(view.largest, view.parameters - view.prunable)
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of the libraries here, and of the model keeps it from exporting."""

@@ -1,6 +1,7 @@
 """Files of whole models with weights in int8: by torch with the same weights, alone and with kernels, words too."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,9 +227,20 @@ def test_a_model_in_its_files_is_exported_to_the_same_bytes(how, tmp_path):
 
 def test_what_a_plan_says_of_it():
     assert Onnx(**INT8).predicted_bytes(size_of(1000, 800, 400, 4)) == 200 * 4 + 400 + 100
+    assert Onnx(**INT8).predicted_bytes(size_of(1000, 800, 600, 4)) == 200 * 4 + 600 * 4 + 100  # nothing is rounded
+    assert Onnx(**WORDS).predicted_bytes(size_of(1000, 800, 400, 4)) == 2 * 200 + 25 + 400 + 100
     floats, rounded = (Onnx(**how).meanwhile(size_of(10**9, 9 * 10**8, 10**8, 2)) for how in ({}, INT8))
     assert rounded.memory > 8 * 10**9  # widened, and rounded besides
     assert (floats.disk, rounded.disk) == (0, 4 * 10**9)  # where onnxruntime maps decoded ones
+
+
+def test_a_head_that_is_not_pruned_is_unpacked_too():
+    """The largest parameter is taken for one, unless it is a layer."""
+    view = size_of(10**8, 5 * 10**7, 25 * 10**6, 4)
+    layers = (Layer("whole", nn.Linear(10**4, 10**4, bias=False, device="meta")),)
+    floats, words = (Onnx(**how).meanwhile(view) for how in (INT8, WORDS))
+    assert (floats.disk, words.disk) == (0, 4 * 10**8)  # as more than 4 GB are decoded
+    assert Onnx(**WORDS).meanwhile(replace(view, layers=layers)) == floats
 
 
 # What is refused
