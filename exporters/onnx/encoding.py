@@ -202,14 +202,13 @@ def _cast(weight: NDArray[Any], name: str, dtype: np.dtype[Any], lossy: bool) ->
 
 def _names_in_the_way(model: Any, packed: Sequence[_Encoded], layout: str) -> Sequence[str]:
     """Say which names that packed weights bring along the graph has already."""
-    taken = {value.name for node in model.graph for value in node.outputs}
-    taken |= {*model.graph.initializers, *(value.name for value in model.graph.inputs)}
-    problems = []
+    taken = products.names_taken(model)
+    problems: list[str] = []
     for one in packed:
         new = set(one.initializers)
         if layout == "inline" and isinstance(one.form, Form):
             new |= {name for node in one.form.nodes(one.weight.name, 1) for name in node.output} - {one.weight.name}
-        problems += [f"{name} is in the way: {one.weight.name} is packed under this name" for name in new & taken]
+        problems += products.in_the_way(one.weight, new, taken)
     version = model.opset_imports.get("", 0)
     if packed and version < _OPSET:
         problems.append(f"packed weights take opset {_OPSET} or later; the model has {version}. Export it anew.")

@@ -6,7 +6,7 @@ may be rounded to int8 all the same, by :func:`round_words`: rows are looked up 
 weight that is both is stored twice, in rows and in the kernel's order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -93,6 +93,17 @@ def _named(name: str) -> Iterator[None]:
         raise EcoflapError(f"{name}: {error}. Leave it in floats: values: auto, embeddings: dense.") from error
 
 
+def names_taken(model: Any) -> set[str]:
+    """Give the names that no initializer can be given any more."""
+    taken = {value.name for node in model.graph for value in node.outputs}
+    return taken | {*model.graph.initializers, *(value.name for value in model.graph.inputs)}
+
+
+def in_the_way(weight: Any, names: Iterable[str], taken: Collection[str]) -> list[str]:
+    """Say which of the names that a packed weight brings along are taken."""
+    return [f"{name} is in the way: {weight.name} is packed under this name" for name in names if name in taken]
+
+
 def replace(model: Any, weight: Any, name: str, product: Product, parts: Sequence[NDArray[Any]]) -> None:
     """Put products in the place of the linear layers that read a weight, and what is stored of it in its place.
 
@@ -153,17 +164,22 @@ def round_words(model: Any, weight: Any, name: str, keep: Keep) -> tuple[str, in
     :param weight: The initializer: [words, width], or [width, words] where only ``MatMul`` reads it.
     :param name: Of it in the model.
     :return: What reports call that, and its bytes; None where it stays as it is, since something else reads it too.
+    :raises EcoflapError: Where it is not finite, or a name that it brings along is taken.
     """
     turned = is_transposed(weight) is False
     readers = _readers(weight, turned)
     if readers is None or not _can_be_rounded(weight, turned, readers.layers):
         return None
     array: NDArray[Any] = weight.const_value.numpy()
+    matrix, title = (array, weight.name) if turned else (array.T, f"{weight.name}{TRANSPOSED}")
+    as_layer, as_rows = INT8.initializers(title), (f"{weight.name}.rows", f"{weight.name}.row_scales")
+    names = (*(as_layer if readers.layers else ()), *(as_rows if readers.lookups else ()))
+    if problems := in_the_way(weight, names, names_taken(model)):
+        raise EcoflapError(*problems)
     parts: list[NDArray[Any]] = []
     if readers.layers:
-        matrix, title = (array, weight.name) if turned else (array.T, f"{weight.name}{TRANSPOSED}")
         parts += [keep(part) for part in rounded(matrix, name)]
-        stored = register(model, INT8.initializers(title), parts)
+        stored = register(model, as_layer, parts)
         for layer in readers.layers:
             replace_node(layer, INT8, stored, matrix.shape)
         for transpose in readers.transposes:
@@ -171,7 +187,7 @@ def round_words(model: Any, weight: Any, name: str, keep: Keep) -> tuple[str, in
         add_function(model, INT8)
     if readers.lookups:
         rows = [keep(part) for part in _rows(array, name)]
-        looked_up = register(model, [f"{weight.name}.rows", f"{weight.name}.row_scales"], rows)
+        looked_up = register(model, as_rows, rows)
         for lookup in readers.lookups:
             _replace_lookup(lookup, *looked_up)
         parts += rows

@@ -20,7 +20,8 @@ from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
 from ecoflap.exporters.onnx.decode import packed_in, unpacked  # noqa: E402
 from ecoflap.exporters.onnx.encoding import pack  # noqa: E402
 from ecoflap.exporters.onnx.forms.product import EXACT, check, fill, sizes_of  # noqa: E402
-from ecoflap.exporters.onnx.products import encode  # noqa: E402
+from ecoflap.exporters.onnx.products import encode, round_words  # noqa: E402
+from ecoflap.exporters.onnx.scratch import in_memory  # noqa: E402
 from ecoflap.exporters.onnx.settings import Storage  # noqa: E402
 from ecoflap.exporters.onnx.tensors import Opened  # noqa: E402
 
@@ -168,6 +169,18 @@ def test_a_name_in_the_way_is_said():
     nodes = [node("Relu", ["x"], ["w.masks"]), node("MatMul", ["w.masks", "w"], ["y"])]
     with pytest.raises(EcoflapError, match=r"w\.masks is in the way"):
         packed(graph(nodes, {"w": sparse((13, 24))}), "w")
+
+
+@pytest.mark.parametrize("name", ["w.transposed.scales", "w.row_scales"])
+def test_a_name_in_the_way_of_words_is_said_before_anything_is_changed(name):
+    nodes = [
+        node("Relu", ["x"], [name]), node("Gemm", [name, "w"], ["y"], transB=1), node("Gather", ["w", "ids"], ["g"])
+    ]  # fmt: skip
+    model = graph(nodes, {"w": sparse((24, 13)), "ids": np.array([0], np.int64)})
+    with pytest.raises(EcoflapError, match=rf"{name} is in the way: w is packed"):
+        round_words(model, model.graph.initializers["w"], "w", in_memory)
+    assert operators(model) == ["Relu", "Gemm", "Gather"]
+    assert set(model.graph.initializers) == {"w", "ids"}
 
 
 # Damage
