@@ -98,9 +98,9 @@ def _decoded(runtime: Any, source: Opened, found: Sequence[Packed], options: Any
 def library() -> Path:
     """Give the library of kernels, whose operators a session takes by ``SessionOptions.register_custom_ops_library``.
 
-    :raises KernelError: Where there is none, or it is for another CPU or cut off.
+    :raises KernelError: Where there is none, or it is for another CPU, of another version or cut off.
     """
-    if reason := place.absent(place.FILE) or place.unfit(place.FILE):
+    if isinstance(reason := place.opened_at(place.FILE), str):
         raise KernelError(reason)
     return place.FILE
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_onnx import chain, changed, sparse
 
-from ecoflap.core.errors import FormatError
+from ecoflap.core.errors import FormatError, KernelError
 from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers torch's operator
 from ecoflap.core.kernel import place
 from ecoflap.core.kernel.matrix import pack_dense
@@ -193,6 +193,18 @@ def test_without_the_library_its_function_runs_and_a_warning_says_so(tmp_path, m
     assert run(session, x).tobytes() == run(plain(packed), x).tobytes()
 
 
+@needs_library
+def test_a_library_of_another_version_is_not_given_to_onnxruntime(tmp_path, monkeypatch):
+    """One may lack an operator, and onnxruntime runs the function of the file then and says nothing."""
+    packed, here = saved(tmp_path, {"w": weight_of((40, 20))}), place.ABI
+    monkeypatch.setattr(place, "ABI", here + 1)
+    said = rf"is of version {here}, and {here + 1} is needed\. Install ecoflap again"
+    with pytest.raises(KernelError, match=said):
+        load_session(packed)
+    with pytest.raises(KernelError, match=said):
+        library()
+
+
 # Damage, and what the operator itself refuses
 
 
@@ -239,7 +251,18 @@ def other_sizes(proto):
     proto.graph.node[0].attribute[0].ints[:] = [40, 36]
 
 
-WRONG = {fewer_scales: "its scales are not one for each output", other_sizes: "its masks are not of its sizes"}
+def nothing_of_many(proto):
+    """No inputs, and outputs of which nothing in the file takes a byte."""
+    proto.graph.node[0].attribute[0].ints[:] = [0, 2**28]
+    for tensor, size in zip(proto.graph.initializer, (64, 0), strict=False):
+        tensor.dims[:], tensor.raw_data = [size], bytes(size)
+
+
+WRONG = {
+    fewer_scales: "its scales are not one for each output",
+    other_sizes: "its masks are not of its sizes",
+    nothing_of_many: "no matrix has its sizes and its values",
+}
 
 
 @needs_library

@@ -252,7 +252,7 @@ def test_a_library_that_is_none_is_named(tmp_path, monkeypatch):
     packed, _ = saved(tmp_path)
     monkeypatch.setattr(place, "FILE", tmp_path / "foreign.so")
     place.FILE.write_bytes(b"of another CPU")
-    with pytest.raises(KernelError, match=r"foreign\.so cannot be used by onnxruntime: .*Install ecoflap again"):
+    with pytest.raises(KernelError, match=r"foreign\.so cannot be used here: .*Install ecoflap again"):
         load_session(packed)
 
 

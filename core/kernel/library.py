@@ -13,9 +13,8 @@ from typing import Any, Literal
 import torch
 
 from ecoflap.core.errors import KernelError
-from ecoflap.core.kernel.place import FILE, absent, unfit
+from ecoflap.core.kernel.place import FILE, opened_at
 
-ABI = 3
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The types of weights, as the library numbers them."""
 Values = Literal["exact", "int8", "int8a8"]
@@ -25,7 +24,6 @@ VALUES: dict[Values, int] = {"exact": 0, "int8": 3, "int8a8": 6}
 
 _MATRIX = (c_void_p, c_int64)
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "ecoflap_abi": (c_int, ()),
     "ecoflap_message": (c_char_p, ()),
     "ecoflap_path_count": (c_int, ()),
     "ecoflap_path_name": (c_char_p, (c_int,)),
@@ -64,14 +62,11 @@ class Way:
 class Library:
     """Holds the opened library."""
 
-    def __init__(self, file: Path) -> None:
-        opened = ctypes.CDLL(str(file))
+    def __init__(self, opened: ctypes.CDLL) -> None:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(opened, name)
             function.restype, function.argtypes = result, arguments
         self.functions = opened
-        if opened.ecoflap_abi() != ABI:
-            raise OSError(f"it is of version {opened.ecoflap_abi()}, and {ABI} is needed")
 
     def call(self, name: str, *arguments: object) -> None:
         """Call a function that gives a code.
@@ -100,13 +95,10 @@ class Library:
 @cache
 def opened() -> Library | str:
     """Open the library; give the reason in words where there is none."""
-    if reason := absent(FILE) or unfit(FILE):
-        return reason
-    try:
-        library = Library(FILE)
-    except (OSError, AttributeError) as error:
-        return f"{FILE} cannot be used here: {error}. Install ecoflap again"
-    run_on = openmp()
+    found = opened_at(FILE)
+    if isinstance(found, str):
+        return found
+    library, run_on = Library(found), openmp()
     library.functions.ecoflap_run_on(None if run_on is None else ctypes.cast(run_on, c_void_p))
     return library
 

@@ -1,11 +1,15 @@
-"""Say where the compiled library of kernels stands and whether it can be opened here; nothing here imports torch."""
+"""Say where the compiled library of kernels stands, and open it if it can be here; nothing here imports torch."""
 
+import ctypes
 import os
 import platform
 from pathlib import Path
 from struct import unpack_from
 
 FILE = Path(__file__).with_name("libecoflap_kernels.so")
+
+ABI = 4
+"""The version of the library that goes with these sources, as ``ECOFLAP_ABI`` in ``ecoflap_kernels.h``."""
 
 _ELF = b"\x7fELF\x02\x01"
 """How a library for Linux begins, of 64 bits with the lowest byte first; what begins otherwise is not looked at."""
@@ -42,6 +46,18 @@ def unfit(file: Path) -> str:
     if here in _CPUS.values() and made_for != here:
         return f"{file} was compiled for {made_for}, and this is {here}. Install ecoflap again"
     return ""
+
+
+def opened_at(file: Path) -> ctypes.CDLL | str:
+    """Open a library of the version that goes with these sources; give the reason in words where there is none."""
+    if reason := absent(file) or unfit(file):
+        return reason
+    try:
+        library = ctypes.CDLL(str(file))
+        version = library.ecoflap_abi()
+    except (OSError, AttributeError) as error:
+        return f"{file} cannot be used here: {error}. Install ecoflap again"
+    return library if version == ABI else f"{file} is of version {version}, and {ABI} is needed. Install ecoflap again"
 
 
 def _end(header: bytes) -> int:

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define ECOFLAP_ABI 3
+#define ECOFLAP_ABI 4
 
 enum ecoflap_code { ECOFLAP_OK = 0, ECOFLAP_BAD_ARGUMENT = 1, ECOFLAP_BAD_MATRIX = 2, ECOFLAP_NO_PATH = 3 };
 enum ecoflap_state { ECOFLAP_USABLE = 0, ECOFLAP_CPU_LACKS_IT = 1, ECOFLAP_NOT_COMPILED = 2 };
@@ -41,7 +41,8 @@ enum ecoflap_type {
   ECOFLAP_TYPES = 9
 };
 
-/* Which version of this interface the library has: ECOFLAP_ABI when it was compiled. */
+/* Which version of this interface and of the operators for onnxruntime the library has: ECOFLAP_ABI when it was
+   compiled. */
 ECOFLAP_API int ecoflap_abi(void);
 
 /* What went wrong in this thread's last call that failed. */

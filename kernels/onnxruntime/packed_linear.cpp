@@ -124,20 +124,6 @@ struct Work {
   }
 };
 
-// Adds up each output's whole numbers, of a matrix whose masks fit its values.
-void add_up(const Matrix &w, const Path &path, int64_t *sums) {
-  for (int64_t block = 0; block < w.blocks; ++block) {
-    const uint8_t *p = w.values_of(block);
-    for (int64_t c = 0; c < w.padded; c += kColumns) {
-      alignas(kLine) int8_t tile[kColumns / 4][kOutputs][4];
-      p = path.expand(w.type, w.masks_of(block) + c, p, tile);
-      for (auto &four : tile)
-        for (int64_t i = 0; i < kOutputs; ++i)
-          sums[block * kOutputs + i] += four[i][0] + four[i][1] + four[i][2] + four[i][3];
-    }
-  }
-}
-
 class PackedLinear {
  public:
   const OrtApi *api() const { return api_; }
@@ -150,7 +136,8 @@ class PackedLinear {
     int type = type_of(values.type);
     refuse_if(type < 0 || is_int8(type) != scaled, "its values are of a type that is not known");
     int64_t kept = values.count() - kLine / size_of(type);
-    refuse_if(packed_bytes(type, sizes[1], sizes[0], kept) < 0, "no matrix has its sizes and its values");
+    bool is_nothing = sizes[0] == 0 && sizes[1] > 0;  // no masks would stand for the outputs that are gone through
+    refuse_if(is_nothing || packed_bytes(type, sizes[1], sizes[0], kept) < 0, "no matrix has its sizes and its values");
     take(type, sizes[1], sizes[0], kept, values, masks);
     path_ = path_from(named_path(), type);
     refuse_if(path_ == nullptr, "no path that this CPU has multiplies it");
@@ -253,7 +240,8 @@ class PackedLinear {
     for (float scale : scales_)
       refuse_if(!(scale >= 0 && scale <= FLT_MAX), "its scales are no finite numbers from 0 on");
     sums_.assign(scales_.size(), 0);
-    add_up(weight_, *path_, sums_.data());
+    for (int64_t block = 0; block < weight_.blocks; ++block)
+      add_up(weight_, block, path_->expand, sums_.data() + block * kOutputs);
     weight_.scales = scales_.data(), weight_.sums = sums_.data();
   }
 

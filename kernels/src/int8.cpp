@@ -85,6 +85,16 @@ const char *round_weights(int type, const void *values, int64_t count, float *sc
   return nullptr;
 }
 
+void add_up(const Matrix &m, int64_t block, Expand expand, int64_t *sums) {
+  const uint8_t *p = m.values_of(block);
+  for (int64_t c = 0; c < m.padded; c += kColumns) {
+    alignas(kLine) int8_t tile[kColumns / 4][kOutputs][4];
+    p = expand(m.type, m.masks_of(block) + c, p, tile);
+    for (auto &four : tile)
+      for (int64_t i = 0; i < kOutputs; ++i) sums[i] += four[i][0] + four[i][1] + four[i][2] + four[i][3];
+  }
+}
+
 int64_t rounded_bytes(const Matrix &w, int64_t batch) {
   int64_t scales = rounded(batch * int64_t(sizeof(double)), kLine), row = w.padded * int64_t(sizeof(int16_t));
   return scales + batch * row + row + w.padded * int64_t(sizeof(float));

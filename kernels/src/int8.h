@@ -16,6 +16,9 @@ namespace ecoflap {
 // Rounds the values of one row; null, or what is wrong.
 const char *round_weights(int type, const void *values, int64_t count, float *scale, int8_t *out);
 
+// Adds up the whole numbers of each of a block's outputs, whose masks fit its values.
+void add_up(const Matrix &m, int64_t block, Expand expand, int64_t *sums);
+
 // Memory that rounding x takes.
 int64_t rounded_bytes(const Matrix &w, int64_t batch);
 

@@ -4,6 +4,8 @@
 #include <float.h>
 #include <string.h>
 
+#include "int8.h"
+
 namespace ecoflap {
 
 namespace {
@@ -55,10 +57,7 @@ const char *starts_problem(const Matrix &m) {
 // Whether the sums of a block's outputs are those of its values.
 bool adds_up(const Matrix &m, int64_t block) {
   int64_t sums[kOutputs] = {};
-  const uint16_t *masks = m.masks_of(block);
-  const int8_t *p = reinterpret_cast<const int8_t *>(m.values_of(block));
-  for (int64_t at = 0; at < kOutputs * m.padded; ++at)
-    if (masks[at / 16] >> at % 16 & 1) sums[at / 4 % kOutputs] += *p++;
+  add_up(m, block, kPortable.expand, sums);
   return memcmp(sums, m.sums + block * kOutputs, sizeof sums) == 0;
 }
 

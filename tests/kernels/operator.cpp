@@ -243,6 +243,15 @@ void test_refusals(const OrtCustomOp &op, Weight &w) {
   check(refused(op, w.info(), "its masks do not fit its kept values"), "a wrong mask");
 }
 
+// Nothing in memory stands for the outputs, however many are said.
+void test_no_inputs(const OrtCustomOp &op, const Weight &all_pruned) {
+  OrtKernelInfo info = all_pruned.info();
+  OrtValue empty(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, {0}, 1);
+  info.masks = &empty;
+  info.sizes = {0, int64_t(1) << 28};
+  check(refused(op, info, "no matrix has its sizes"), "outputs of no inputs");
+}
+
 }  // namespace
 
 int main() {
@@ -260,6 +269,7 @@ int main() {
     Weight w(type, 40, 70, 0.5);
     check(refused(other, w.info(), "of a type that is not known"), "values of the other operator");
     test_refusals(op, w);
+    test_no_inputs(op, Weight(type, 16, 32, 1.0));
   }
   check(tasks > 0, "the runtime's threads were given work");
   printf("%d failures\n", failures);

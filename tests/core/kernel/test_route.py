@@ -141,6 +141,13 @@ def test_a_library_for_another_cpu_or_that_is_cut_off_is_never_opened(monkeypatc
 
 
 @needs_library
+def test_a_library_of_another_version_is_not_used(monkeypatch, opened_anew):
+    here = place.ABI
+    monkeypatch.setattr(place, "ABI", here + 1)
+    assert opened_anew().endswith(f"is of version {here}, and {here + 1} is needed. Install ecoflap again")
+
+
+@needs_library
 def test_the_library_that_is_here_fits(tmp_path):
     assert place.unfit(place.FILE) == ""
     (tmp_path / "cut.so").write_bytes(place.FILE.read_bytes()[:-1])
