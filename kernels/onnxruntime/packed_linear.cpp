@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "../src/int8.h"
+#include "huge_pages.h"
 #include "runtime.h"
 
 namespace ecoflap {
@@ -142,6 +143,8 @@ class PackedLinear {
     path_ = path_from(named_path(), type);
     refuse_if(path_ == nullptr, "no path that this CPU has multiplies it");
     if (scaled) take_scales(constant(info, 3));
+    put_into_huge_pages(values.data, size_t(values.count() * size_of(type)));
+    put_into_huge_pages(masks.data, size_t(masks.count()));
   }
 
   void compute(OrtKernelContext *context) const {
