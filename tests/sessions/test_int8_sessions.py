@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_onnx import chain, changed, sparse
+from tiny_onnx import at_odd_offsets, chain, changed, sparse
 
 from ecoflap.core.errors import FormatError, KernelError
 from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers torch's operator
@@ -280,16 +280,7 @@ def test_the_operator_refuses_what_is_no_matrix(tmp_path, change):
 def test_external_data_that_are_not_aligned(tmp_path):
     """Another tool may write them so."""
     weight = weight_of((256, 80))
-    proto, data = onnx.load(saved(tmp_path, {"w": weight})), bytearray(b"\x00")
-    for tensor in proto.graph.initializer:
-        at, raw = len(data), tensor.raw_data
-        data += raw + b"\x00" * (1 - len(raw) % 2)
-        tensor.ClearField("raw_data")
-        tensor.data_location = tensor.EXTERNAL
-        for key, value in (("location", "odd.data"), ("offset", at), ("length", len(raw))):
-            tensor.external_data.add(key=key, value=str(value))
-    (tmp_path / "odd.data").write_bytes(data)
-    (tmp_path / "odd.onnx").write_bytes(proto.SerializeToString())
+    odd = at_odd_offsets(onnx.load(saved(tmp_path, {"w": weight})), tmp_path)
     x = rows_of(weight.shape, 3)
     for load in (load_session, with_library):
-        assert run(load(tmp_path / "odd.onnx"), x).tobytes() == exact(x, weight).tobytes()
+        assert run(load(odd), x).tobytes() == exact(x, weight).tobytes()

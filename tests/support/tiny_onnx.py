@@ -89,3 +89,23 @@ def set_byte(at, value):
         raw[at] = value
 
     return change
+
+
+def at_odd_offsets(proto, folder, smallest=0):
+    """Write a model whose external data begin at odd bytes, as those of another tool may.
+
+    :param smallest: Bytes of the smallest initializer that lies apart.
+    """
+    data = bytearray(b"\x00")
+    for tensor in proto.graph.initializer:
+        at, raw = len(data), tensor.raw_data
+        if len(raw) < smallest:
+            continue
+        data += raw + b"\x00" * (1 - len(raw) % 2)
+        tensor.ClearField("raw_data")
+        tensor.data_location = tensor.EXTERNAL
+        for key, value in (("location", "odd.data"), ("offset", at), ("length", len(raw))):
+            tensor.external_data.add(key=key, value=str(value))
+    (folder / "odd.data").write_bytes(data)
+    (folder / "odd.onnx").write_bytes(proto.SerializeToString())
+    return folder / "odd.onnx"
