@@ -97,7 +97,7 @@ def _include_problems(prepared: Prepared) -> Iterator[str]:
 def _token_problems(prepared: Prepared) -> Iterator[str]:
     """Yield towers whose tokens are weighted for a statistic that cannot weigh them."""
     tried_at = f"{prepared.recipe.allocated_at}.tokens"
-    weighing = [(key, towers) for key, choice, towers in prepared.token_choices if choice == "balanced"]
+    weighing = [(key, towers) for key, choices, towers in prepared.token_choices if "balanced" in choices]
     for key, tower in ((key, tower) for key, towers in weighing for tower in towers):
         pruner = prepared.pruners[tower]
         wrong = [need.__name__ for need in pruner.options.needs if not getattr(need, "takes_weights", True)]
@@ -116,13 +116,13 @@ def _statistic_problems(prepared: Prepared) -> Iterator[str]:
     What is chosen for the whole model stays beside every pruner that a sweep compares, and the plan says what it does.
     """
     at = f"{prepared.recipe.allocated_at}.tokens"
-    keys = {key: towers for key, _, towers in prepared.token_choices}
+    keys = [key for key, _, _ in prepared.token_choices]
     if prepared.tokens_tried and keys and at not in keys:
         yield f"{at}: nothing is tried, for {' and '.join(keys)} say it of every tower that is pruned. Remove one"
-    for key, towers in keys.items():
+    for key, choices, towers in prepared.token_choices:
         pruners = [prepared.pruners[tower] for tower in towers]
         needs = [need for pruner in pruners for need in pruner.options.needs]
-        chosen = [choice for of, choice, _ in prepared.token_choices if of == key and choice != "real"]
+        chosen = [choice for choice in choices if choice != "real"]
         if key != "tokens" and chosen and not any(map(is_of_inputs, needs)):
             change = "changes" if len(chosen) == 1 else "change"
             yield (

@@ -211,15 +211,15 @@ class Prepared:
         return options.tokens if options.candidates else ()
 
     @property
-    def token_choices(self) -> Sequence[tuple[str, TokenChoice, tuple[str, ...]]]:
-        """Give each choice of tokens with the key that makes it, and the pruned towers that it is for."""
+    def token_choices(self) -> Sequence[tuple[str, tuple[TokenChoice, ...], tuple[str, ...]]]:
+        """Give each key that chooses tokens, its choices, several where they are tried, and its pruned towers."""
         own = {name: tower.tokens for name, tower in self.recipe.towers.items() if tower != "keep"}
         of_towers = [
-            (f"towers.{name}.tokens", choice, (name,)) for name in self.pruned_towers if (choice := own.get(name))
+            (f"towers.{name}.tokens", (choice,), (name,)) for name in self.pruned_towers if (choice := own.get(name))
         ]
         shared, tried = tuple(name for name in self.pruned_towers if not own.get(name)), self.tokens_tried
         key = f"{self.recipe.allocated_at}.tokens" if tried else "tokens"
-        of_all = [(key, choice, shared) for choice in tried or (self.recipe.tokens,) if shared]
+        of_all = [(key, tried or (self.recipe.tokens,), shared)] if shared else []
         return [*of_towers, *of_all]
 
     @property

@@ -112,7 +112,8 @@ def token_problems(prepared: Prepared) -> Iterator[str]:
     The first samples tell it, where they can be tried. What is wrong with these is told by :func:`trial_problems`. A
     tower that has read text alone may read images later in the data, where the model has another tower for them.
     """
-    choices = [one for one in prepared.token_choices if one[1] not in ("real", "all")]
+    all_choices = ((key, choice, towers) for key, tried, towers in prepared.token_choices for choice in tried)
+    choices = [one for one in all_choices if one[1] not in ("real", "all")]
     use = next((use for use in data_uses(prepared.recipe) if use.where == "calibration"), None)
     if not choices or use is None or not prepared.knows_processor or _why_untried(use) is not None:
         return

@@ -15,8 +15,21 @@ from ecoflap.core.cli.stopping import stoppable
 pytest.importorskip("transformers.models.llama", reason="a process of its own knows no LLaMA here")
 
 COMMAND = [sys.executable, "-m", "ecoflap"]
-PARTS = """
-import atexit, mmap, os
+READS = """
+import mmap, os
+
+def read_what_is_cut(*_, **__):
+    with open("mapped", "w+b") as file:
+        file.write(bytes(2 * mmap.PAGESIZE))
+        file.flush()
+        mapped = mmap.mmap(file.fileno(), 0)
+        os.truncate(file.fileno(), 0)
+        return mapped[mmap.PAGESIZE]
+"""
+PARTS = (
+    READS
+    + """
+import atexit
 from ecoflap.plugins.pruners.magnitude import Magnitude
 
 def stop():
@@ -40,13 +53,9 @@ class StopsAtTheEnd(Magnitude):
 
 class ReadsWhatIsCut(Magnitude):
     def __call__(self, weight, seen, budget, layer):
-        with open("mapped", "w+b") as file:
-            file.write(bytes(2 * mmap.PAGESIZE))
-            file.flush()
-            mapped = mmap.mmap(file.fileno(), 0)
-            os.truncate(file.fileno(), 0)
-            return mapped[mmap.PAGESIZE]
+        return read_what_is_cut()
 """
+)
 
 
 @pytest.fixture
@@ -94,22 +103,16 @@ def test_sigbus_is_explained_where_the_model_is_streamed(stopping, offload):
     assert "Fatal Python error" not in ended.stderr
 
 
-CUT = """
-import mmap, os, sys
+CUT = (
+    READS
+    + """
 from ecoflap.core.cli.main import main
 from ecoflap.core.export import {module} as module
-
-def read_what_is_cut(*_, **__):
-    with open("mapped", "w+b") as file:
-        file.write(bytes(2 * mmap.PAGESIZE))
-        file.flush()
-        mapped = mmap.mmap(file.fileno(), 0)
-        os.truncate(file.fileno(), 0)
-        return mapped[mmap.PAGESIZE]
 
 module.{name} = read_what_is_cut
 main()
 """
+)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="the system has no such signal")
