@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ecoflap.core.budget.curves import Curve as Curve
     from ecoflap.core.budget.select import select as select
     from ecoflap.core.budget.weight_scores import WeightScores as WeightScores
+    from ecoflap.core.checking.check_adapter import check_adapter as check_adapter
     from ecoflap.core.contracts.hookspecs import hookimpl as hookimpl
     from ecoflap.core.contracts.options import AdapterOptions as AdapterOptions
     from ecoflap.core.contracts.options import AllocatorOptions as AllocatorOptions
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.records import ViewSize as ViewSize
     from ecoflap.core.errors import EcoflapError as EcoflapError
     from ecoflap.core.export.export_again import export_run as export_run
-    from ecoflap.core.forward.check_adapter import check_adapter as check_adapter
     from ecoflap.core.forward.replay import Replay as Replay
     from ecoflap.core.forward.statistics import ColumnNorm as ColumnNorm
     from ecoflap.core.forward.statistics import Gram as Gram
@@ -86,6 +86,7 @@ _HOME = {
     "budget.curves": ("Curve",),
     "budget.select": ("select",),
     "budget.weight_scores": ("WeightScores",),
+    "checking.check_adapter": ("check_adapter",),
     "contracts.hookspecs": ("hookimpl",),
     "contracts.options": (
         "AdapterOptions", "AllocatorOptions", "DatasetOptions", "EvaluatorOptions", "ExporterOptions",
@@ -103,7 +104,6 @@ _HOME = {
     ),
     "errors": ("EcoflapError",),
     "export.export_again": ("export_run",),
-    "forward.check_adapter": ("check_adapter",),
     "forward.replay": ("Replay",),
     "forward.statistics": ("ColumnNorm", "Gram", "LossGradient", "RegionalGradient"),
     "model.anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),

@@ -21,7 +21,7 @@ from ecoflap.core.needs.memory import (
 from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_weight
 from ecoflap.core.record.memory import available_memory
 from ecoflap.core.run.prepared import Prepared
-from ecoflap.core.run.spare_memory import spare_for_scoring
+from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text
 
 Row: TypeAlias = tuple[str, str, str]
@@ -68,12 +68,15 @@ def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
 
 
 def _spent_on_speed(prepared: Prepared) -> Iterator[Row]:
-    """Say what scoring may hold beside what it needs."""
+    """Say what scoring and pruning may hold beside what they need."""
+    most = "up to half of what is free"
+    if spare_for_pruning(prepared):
+        yield "for speed", most, "pruning keeps all batches' forwards of a block waiting for its layers, if they fit"
     if spare_for_scoring(prepared):
         is_wide = prepared.scores_in_float32 or prepared.held_in is not None
         at_once = is_wide and bytes_of_weight(prepared) < 4 and is_widened_at_once(prepared)
         whole = "the model in float32 at once, which is counted above, and " if at_once else ""
-        yield "for speed", "up to half of what is free", f"scoring keeps {whole}activations of a backward, if they fit"
+        yield "for speed", most, f"scoring keeps {whole}activations of a backward, if they fit"
 
 
 def _arithmetic(prepared: Prepared) -> Iterator[Row]:

@@ -178,7 +178,8 @@ def _looked_at(prepared: Prepared) -> str:
         return "no data needed"
     needs = [need for tower in towers for need in pruners[tower].options.needs]
     groups = recipe.sequential and any(map(is_of_inputs, needs))
-    times = "once, and once for each group of its layers that share an input," if groups else "twice"
+    anew = "once if forwards can wait for its layers, else once for each group of those that share an input and once,"
+    times = anew if groups else "twice"
     said = f"each block {times} on {_data(prepared, recipe.calibration)}"
     if any(issubclass(need, LossStatistic) for need in needs):
         said += ", after a backward of the whole model"

@@ -50,27 +50,35 @@ def watching(layers: Sequence[Layer], see: See) -> Iterator[None]:
 
     :raises ModelError: Where a part of a layer's parameter is multiplied that is no layer.
     """
-    matrices = _Matrices(layers)
+    matrices = Matrices(layers)
     products = _Products(matrices, see)
+    with linear_seen(matrices, lambda layer, inputs: see(layer, inputs, products.picked(inputs))), products:
+        yield
+
+
+@contextmanager
+def linear_seen(matrices: "Matrices", see: Callable[[Layer, Tensor], None]) -> Iterator[None]:
+    """Call ``see`` before every ``F.linear`` with one of these matrices.
+
+    It is replaced, because torch's own functions in Python, as that of nn.MultiheadAttention, hide what they call from
+    a mode.
+    """
     original = functional.linear
 
     def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         layer = matrices.at(weight)
         if layer is not None:
-            see(layer, input, products.picked(input))
+            see(layer, input)
         return original(input, weight, bias)
 
-    # F.linear is replaced, because torch's own functions in Python, as that of nn.MultiheadAttention, hide what they
-    # call from the mode.
     functional.linear = linear
     try:
-        with products:
-            yield
+        yield
     finally:
         functional.linear = original
 
 
-class _Matrices:
+class Matrices:
     """Knows which layer a tensor is by where it lies: it may be the layer's parameter, or any view that is its matrix.
 
     It holds the parameters, so that no other tensor takes their identity.
@@ -102,7 +110,7 @@ class _Matrices:
 class _Products(TorchFunctionMode):
     """Listens to products other than ``F.linear``, and remembers which rows were picked from which tensor."""
 
-    def __init__(self, matrices: _Matrices, see: See) -> None:
+    def __init__(self, matrices: Matrices, see: See) -> None:
         super().__init__()
         self._matrices, self._see = matrices, see
         self._picked: Picked | None = None

@@ -4,12 +4,12 @@ Each draw has its own generator on the CPU, seeded by the recipe's seed and a na
 in which layers are scored nor on how many processes share the work, and the global generator is never touched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 
@@ -24,18 +24,37 @@ def gaussian(shape: tuple[int, ...], seed: int, *names: str | int) -> Float[Tens
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators for a while; afterwards they are as they were."""
-    generators = [torch.default_generator]
-    if torch.cuda.is_initialized():
-        generators += torch.cuda.default_generators
-    states = [generator.get_state() for generator in generators]
-    for generator in generators:
+    before = GeneratorStates.now()
+    for generator in _generators():
         # torch.manual_seed would note a stack trace each time for a CUDA that may never come
         generator.manual_seed(seed)
     try:
         yield
     finally:
-        for generator, state in zip(generators, states, strict=True):
+        before.restore()
+
+
+class GeneratorStates:
+    """Is what the global generators were in the middle of something that may go on later."""
+
+    def __init__(self, states: Sequence[UInt8[Tensor, " bytes"]]) -> None:
+        self._states = states
+
+    @classmethod
+    def now(cls) -> "GeneratorStates":
+        """Give what they are at present."""
+        return cls([generator.get_state() for generator in _generators()])
+
+    def restore(self) -> None:
+        """Put the generators back to what they were."""
+        # One of a CUDA that was not there yet stays as it is.
+        for generator, state in zip(_generators(), self._states, strict=False):
             generator.set_state(state)
+
+
+def _generators() -> list[torch.Generator]:
+    on_gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [torch.default_generator, *on_gpus]
 
 
 def seed_for(seed: int, *names: str | int) -> int:

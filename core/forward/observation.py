@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import ReferenceType, ref
@@ -36,11 +37,13 @@ class Observed:
     :param owners: By the layer's name, the process that has its statistics.
     :param seen: By the layer's name, its statistics; those of another process' layers are empty.
     :param inputs: By the layer's name, the first layer that is fed the same; empty where no input was looked at.
+    :param each_once: Whether each was seen once in a forward; False where that was not looked at.
     """
 
     owners: Mapping[str, int]
     seen: Mapping[str, Statistics]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    each_once: bool = False
 
     @classmethod
     def of(cls, seen: Mapping[str, Statistics], layers: Sequence[Layer], size: int) -> "Observed":
@@ -133,6 +136,17 @@ class Observation(BlockWatch):
         self._calls[layer.name] += 1
         if self._may_end and self._calls == self._usual:
             raise Finished
+
+    def see_alike(self, layers: Sequence[Layer], inputs: Float[Tensor, "... in"]) -> None:
+        """Add the one input of some layers."""
+        with suppress(Finished):
+            for layer in layers:
+                self.see(layer, inputs)
+
+    @property
+    def saw_each_once(self) -> bool:
+        """Say whether the last batch came to each layer, and to none twice."""
+        return self._calls == dict.fromkeys(self._names, 1)
 
     @property
     def knows_inputs(self) -> bool:

@@ -40,6 +40,10 @@ class Placement:
             for tensor, original in zip(moved, originals, strict=True):
                 tensor.data = original
 
+    def leaves(self, tensors: Iterable[Tensor]) -> bool:
+        """Say whether these tensors are held as they are."""
+        return not any(self._is_elsewhere(tensor) or self._is_narrower(tensor) for tensor in tensors)
+
     def brought(self, tensor: Tensor) -> Tensor:
         """Give a tensor as it is held, which is elsewhere or narrower."""
         return tensor.to(device=self.device, dtype=self.dtype if self._is_narrower(tensor) else None)

@@ -1,48 +1,37 @@
-"""Run a model's own forward from any block on, with everything before it answered from a record.
-
-Hand-carried arguments are what breaks pruning code with each release of the model library. Here the model's own forward
-does the walking: each earlier block is replaced by a stub that returns what was recorded, so only what is asked for
-costs anything, whatever the blocks' signatures are.
-"""
+"""What is learnt of a model by running it from any block on: statistics of its layers, losses and gradients."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from copy import copy
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int8
-from torch import Tensor, nn
+from jaxtyping import Float, Float64
+from torch import Tensor
 
-from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.protocols import Adapter, LossStatistic
-from ecoflap.core.contracts.records import Batch, LayerPlace, Statistics, TokenChoice
-from ecoflap.core.errors import ModelError, NotFiniteError
+from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
+from ecoflap.core.contracts.records import Statistics, TokenChoice
+from ecoflap.core.errors import NotFiniteError
 from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.few_tokens import few_among
 from ecoflap.core.forward.gradients import kept_gradients, saved_bytes, stream_gradients
-from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observation, Observed
-from ecoflap.core.forward.placement import HeldBlocks, Placement, added, numbers_in, outside_blocks, tensors_of
+from ecoflap.core.forward.paused import Begun, PausedForwards, may_pause, numbers_paused
+from ecoflap.core.forward.placement import added, numbers_in
+from ecoflap.core.forward.recorded_model import RecordedModel
 from ecoflap.core.forward.statistics import TokenWeights
-from ecoflap.core.forward.walk import BlockCall, BlockWatch, CallsSeen, Record, Records, Walk, kept_in
-from ecoflap.core.model.anatomy import Anatomy, Block, Layer
-from ecoflap.core.ranks.ranks import ALONE, Ranks
-from ecoflap.core.ranks.shares import spans_dealt, spans_of
-
-Value = TypeVar("Value")
+from ecoflap.core.model.anatomy import Layer
 
 
-class Replay:
-    """A model, its blocks in the order they run, and for each batch what each tower's last finished block returned.
+class Replay(RecordedModel):
+    """Learns of a model, from any block on, what scorers, pruners and evaluators ask: statistics, losses and gradients.
 
-    ``run(i)``, ``calls(i)``, ``loss(i)`` and ``advance(i)`` need the blocks before ``i`` recorded, by ``advance(0)``
-    and so on. As a context manager it also keeps what is not in any block in ``dtype``, which saves converting it at
-    each forward.
+    It is made as :class:`RecordedModel` says. ``run(i)``, ``calls(i)``, ``loss(i)`` and ``advance(i)`` need the blocks
+    before ``i`` recorded, by ``advance(0)`` and so on.
 
     **What may be hooked.** Module hooks of PyTorch fire as in the model's own forward, on block ``i`` and on all that
     is inside it: forward pre-hooks before it runs, forward hooks with its output, which they may change, before the
@@ -50,65 +39,22 @@ class Replay:
     blocks after ``i`` none runs in ``run``, ``calls`` and ``advance``, and all do in ``loss``. A matrix that a model
     applies without calling its module, such as a packed ``in_proj_weight``, fires no hook; ``run`` sees its inputs all
     the same.
-
-    :param seed: Every forward runs in a forked global generator seeded by this and the batch's number: two losses of
-        one batch are the same function of the weights.
-    :param dtype: Blocks and everything else are held in at least this precision while they run; their weights come back
-        bit for bit. None runs the model as it is.
-    :param device: Where blocks run, brought there one at a time, while the rest of the model, the batches and what is
-        recorded stay where they are. None runs blocks where they are.
-    :param ranks: The processes that share the batches. Each runs those of its numbers in ``own`` and records these;
-        ``loss``, ``run`` and ``each`` give what all batches come to, the same in every process and whatever their
-        number, and all processes have to call them in the same order.
-    :param keep_in: A folder on whose disk the record is kept; None keeps it in memory.
-    :param spare: Bytes of memory that may be spent on being quicker, which changes no bit: as a context manager on all
-        blocks in ``dtype``, each until it is recorded, and by ``gradients`` on activations, each where they fit.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        adapter: Adapter,
-        batches: Sequence[Batch],
-        *,
-        anatomy: Anatomy | None = None,
-        seed: int = 0,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        ranks: Ranks = ALONE,
-        keep_in: Path | None = None,
-        spare: int = 0,
-    ) -> None:
-        self.model, self.adapter, self.batches = model, adapter, batches
-        self.anatomy = anatomy or Anatomy.of(adapter.towers(model), adapter.layers)
-        self.blocks: tuple[Block, ...] = self.anatomy.blocks
-        self.seed, self.dtype = seed, dtype
-        self.placement = Placement(dtype, None if device is None else torch.device(device))
-        self.ranks = ranks
-        self._spans = spans_dealt(spans_of(len(batches), ranks.size), ranks.size)[ranks.rank]
-        self.own: Sequence[int] = [number for span in self._spans for number in span]
-        self._records = Records((number, Record(keep_in)) for number in self.own)
-        self._keep_in = keep_in
-        self.finished = 0  # blocks that have been recorded
-        self.few: dict[str, str] = {}  # what few_tokens says, by the layers whose Gram matrices run() has given
-        self._moved: list[str] = []
-        self._of_loss: dict[str, Statistics] = {}
-        self._entered = ExitStack()
-        self._spare, self._held = spare, HeldBlocks(self.placement)
+    @cached_property
+    def few(self) -> dict[str, str]:
+        """Say what :func:`few_tokens` does, by the layers whose Gram matrices ``run`` has given."""
+        return {}
 
-    def __enter__(self) -> "Replay":
-        wide = self.placement.widened_bytes(tensors_of(self.model))
-        at_once = wide <= self._spare and self.placement.device is None
-        with ExitStack() as entered:  # and left, where memory is not enough
-            entered.callback(self._held.let_go, self.blocks)
-            entered.enter_context(self.placement.in_place().held(self._tensors_outside))
-            self._held.hold(self.blocks if at_once else ())
-            self._entered = entered.pop_all()
-        self._spare -= wide if at_once else 0
-        return self
+    @cached_property
+    def _of_loss(self) -> dict[str, Statistics]:
+        """Hold the statistics of the loss' gradient that are taken, by the layer's name."""
+        return {}
 
-    def __exit__(self, *raised: object) -> None:
-        self._entered.close()
+    @cached_property
+    def _moved(self) -> list[str]:
+        """Name the layers that are perturbed now."""
+        return []
 
     def run(
         self,
@@ -137,8 +83,13 @@ class Replay:
         needs: Sequence[type[Any]] = (),
         layers: Sequence[Layer] | None = None,
         tokens: TokenChoice = "real",
+        paused: PausedForwards | None = None,
     ) -> Observed:
-        """Run block ``i`` as :meth:`run` does, and give each layer's statistics to one process, its owner."""
+        """Run block ``i`` as :meth:`run` does, and give each layer's statistics to one process, its owner.
+
+        :param paused: Forwards that wait for these layers, which share an input. As long as they are in step the block
+            is not run anew.
+        """
         asked = self.anatomy.layers_of[self.blocks[i].name] if layers is None else layers
         of_loss = [need for need in needs if issubclass(need, LossStatistic)]
         if any(need not in self._of_loss.get(layer.name, {}) for layer in asked for need in of_loss):
@@ -147,7 +98,7 @@ class Replay:
         if of_loss and not others:
             seen = Observed.of({layer.name: self._of_loss[layer.name] for layer in asked}, asked, self.ranks.size)
         else:
-            seen = self._observed(i, others, asked, tokens)
+            seen = self._observed(i, others, asked, tokens, paused)
         return seen.joined(needs, self._of_loss) if of_loss else seen
 
     def keep_loss_gradients(
@@ -172,17 +123,38 @@ class Replay:
         with wide:
             self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder or self._keep_in, len(self.batches))
 
-    def _observed(self, i: int, needs: Sequence[type[Any]], layers: Sequence[Layer], tokens: TokenChoice) -> Observed:
+    def _observed(
+        self,
+        i: int,
+        needs: Sequence[type[Any]],
+        layers: Sequence[Layer],
+        tokens: TokenChoice,
+        paused: PausedForwards | None,
+    ) -> Observed:
         observation = Observation(self.blocks[i], layers, needs, self.placement.device)
         # It takes forwards of its own, so they come before the one in which the weights are asked for.
         drifts = self._drifts(i) if tokens == "drifting" else {}
         weights = TokenWeights(tokens, self.tokens, len(self.batches), drifts)
-        with self._holding(i) as home:
-            for span in self._spans:
-                for number in span:
-                    self._observe(i, number, observation, weights, home)
-                observation.end_span(first=self.ranks.rank == 0)
+        if paused is not None and paused.come_to(layers):
+            self._see_each(
+                observation, weights, lambda number: observation.see_alike(layers, paused.inputs(number, layers))
+            )
+        else:
+            with self._holding(i) as home:
+                self._see_each(observation, weights, lambda number: self._see(i, number, observation, home))
         return observation.observed(self.ranks)
+
+    def _see_each(self, observation: Observation, weights: TokenWeights, see: Callable[[int], None]) -> None:
+        """Let an observation see each own batch, span by span."""
+        for span in self._spans:
+            for number in span:
+                observation.begin(partial(self._tokens, self.batches[number]), partial(weights.of, number))
+                see(number)
+            observation.end_span(first=self.ranks.rank == 0)
+
+    def _see(self, i: int, number: int, observation: Observation, home: torch.device | None) -> None:
+        with watching(self.anatomy.layers_of[self.blocks[i].name], observation.see):
+            self._forward(number, first=i, last=i, watch=observation, home=home)
 
     def fed_alike(self, i: int, layers: Sequence[Layer]) -> Observed:
         """Find out which layers of block ``i`` are fed the same, on as few batches as tell it, and sum nothing."""
@@ -190,17 +162,11 @@ class Replay:
         weights = TokenWeights("real", self.tokens, len(self.batches), {})
         with self._holding(i) as home:
             for number in self.own:
-                self._observe(i, number, observation, weights, home)
+                observation.begin(partial(self._tokens, self.batches[number]), partial(weights.of, number))
+                self._see(i, number, observation, home)
                 if observation.knows_inputs:
                     break
-        return observation.observed(self.ranks)
-
-    def _observe(
-        self, i: int, number: int, observation: Observation, weights: TokenWeights, home: torch.device | None
-    ) -> None:
-        observation.begin(partial(self._tokens, self.batches[number]), partial(weights.of, number))
-        with watching(self.anatomy.layers_of[self.blocks[i].name], observation.see):
-            self._forward(number, first=i, last=i, watch=observation, home=home)
+        return replace(observation.observed(self.ranks), each_once=observation.saw_each_once)
 
     def _drifts(self, i: int) -> dict[str, list[list[Tensor]]]:
         """Say by its tower how far block ``i`` turns each position, batch by batch and call by call."""
@@ -213,65 +179,37 @@ class Replay:
         ]
         return {block.tower: self.gathered(found)}
 
-    def calls(self, i: int) -> Iterator[Sequence[BlockCall]]:
-        """Run block ``i`` on one own batch after the other, and yield its calls with their inputs and outputs.
+    def paused(
+        self,
+        i: int,
+        needs: Sequence[type[Any]],
+        layers: Sequence[Layer],
+        alike: Observed,
+        tokens: TokenChoice,
+    ) -> PausedForwards:
+        """Begin block ``i`` on each own batch, so that its forwards wait for these layers; on none where they cannot.
 
-        Most blocks are called once a batch. The tensors are the model's own: copy what is kept, change nothing.
+        :param needs: Types of the statistics that are to be taken of their inputs.
+        :param alike: What :meth:`fed_alike` has found out of them.
+        :param tokens: Which tokens are to count in the statistics of inputs.
         """
-        for number in self.own:
-            yield self.calls_of(i, number)
+        block, begun = self.blocks[i], dict[int, Begun]()
+        needed = numbers_paused(layers, alike) * max(layer.weight.element_size() for layer in layers)
+        positions = sum(self.tokens(number, block.tower).numel() for number in self.own)
+        fits = self._keep_in is None and positions * needed <= self._spare
+        asks_no_more = tokens != "drifting" and not any(issubclass(need, GradientStatistic) for need in needs)
+        if fits and asks_no_more and alike.each_once and may_pause(block, layers, self.placement):
+            for number in self.own:
+                begun[number] = Begun()
+                self._forward(number, first=i, last=i, watch=begun[number])
+        return PausedForwards(self.anatomy.layers_of[block.name], layers, begun)
 
-    def calls_of(self, i: int, number: int) -> Sequence[BlockCall]:
-        """Run block ``i`` on one batch, and give its calls with their inputs and outputs, as :meth:`calls` does."""
-        listener = CallsSeen()
-        self._forward(number, first=i, last=i, watch=listener)
-        return listener.seen
-
-    def each(self, compute: Callable[[int], Value]) -> list[Value]:
-        """Compute something of each batch by its number, here of the own ones, and give that of all, in their order."""
-        return self.gathered([compute(number) for number in self.own])
-
-    def gathered(self, mine: Sequence[Value]) -> list[Value]:
-        """Give what there is of each batch, in their order, from what each process has of its own."""
-        return [value for some in self.ranks.gather(list(mine)) for value in some]
-
-    def kept(self, values: Any) -> Any:
-        """Put the tensors among nested values where the record is kept."""
-        return kept_in(self._keep_in, values)
-
-    def with_all_batches(self) -> "Replay":
-        """Give a replay for this process alone, in which what others have recorded of their batches is recorded too."""
-        whole = copy(self)
-        whole.ranks, whole.own, whole._spans = ALONE, range(len(self.batches)), spans_of(len(self.batches), 1)
-        whole._records = Records(enumerate(self.ranks.gather_each(self._records, len(self.batches), Record.settled)))
-        return whole
-
-    def recorded(self, number: int) -> Sequence[Any]:
-        """Give what the block that was recorded last returned on a batch, call by call."""
-        return self._records[number].outputs(self.blocks[self.finished - 1])
-
-    def widen(self, dtype: torch.dtype) -> None:
-        """Hold what is recorded in at least this precision, for a model that is from now on held in it."""
-
-        def wider(tensor: Tensor) -> Tensor:
-            narrower = tensor.is_floating_point() and tensor.element_size() < dtype.itemsize
-            return tensor.to(dtype) if narrower else tensor
-
-        for record in self._records.values():
-            record.convert(wider)
-
-    def tokens(self, number: int, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
-        """Say what each position of a batch is, as the adapter's ``tokens`` does."""
-        return self._tokens(self.batches[number], tower, call)
-
-    def advance(self, i: int) -> None:
-        """Record block ``i`` as it is now, so that the blocks after it see its present output."""
-        self._require(i)
-        with self._holding(i) as home:
-            for number, record in self._records.items():
-                record.finish(self.blocks[i], self._forward(number, first=i, last=i, home=home))
-        self._held.let_go([self.blocks[i]])
-        self.finished = i + 1
+    def take_over(self, i: int, paused: PausedForwards) -> bool:
+        """Record what paused forwards of block ``i`` give when they are over, and say whether they stayed in step."""
+        is_over = paused.finish()
+        if is_over:
+            self._record(i, ((number, [output]) for number, output in paused.outputs()))
+        return is_over
 
     def loss(self, i: int = 0, batches: Sequence[int] | None = None) -> Float64[Tensor, " batches"]:
         """Compute the loss of each batch, with the blocks before ``i`` as recorded and the real rest of the model.
@@ -326,74 +264,3 @@ class Replay:
         largest = max(self.own, key=lambda number: numbers_in(self.batches[number]))
         with self._prepared(largest) as batch:
             return saved_bytes(self.model, self.adapter, batch, self.anatomy) <= self._spare
-
-    def _tokens(self, batch: Batch, tower: str, call: int) -> Tensor:
-        with blaming(self._adapter_name):
-            return self.adapter.tokens(self.model, batch, tower, call)
-
-    def _loss(self, batch: Batch) -> Float[Tensor, ""]:
-        with blaming(f"{self._adapter_name}, computing the loss,"):
-            return self.adapter.loss(self.model, batch)
-
-    def place(self, i: int, layer: Layer) -> LayerPlace:
-        """Say which layer of block ``i`` it is, as a pruner is told."""
-        block = self.blocks[i]
-        tower = [other.name for other in self.blocks if other.tower == block.tower]
-        inside = [other.name for other in self.anatomy.layers_of[block.name]]
-        numbers = tower.index(block.name), inside.index(layer.name)
-        return LayerPlace(layer.name, block.tower, block.name, *numbers, layer.transposed)
-
-    @property
-    def _adapter_name(self) -> str:
-        return f"the adapter {type(self.adapter).__name__}"
-
-    def _require(self, i: int) -> None:
-        """Refuse a block whose predecessors are not recorded: only the last finished block's output is kept."""
-        if i not in (0, self.finished):
-            done = f"{self.finished} blocks have" if self.finished else "no block has"
-            raise ModelError(
-                f"{self.blocks[i].name} is block {i}, but {done} been recorded. Call advance() for each block before "
-                f"it, beginning with advance(0)"
-            )
-
-    @contextmanager
-    def _holding(self, i: int) -> Iterator[torch.device | None]:
-        """Hold a block's weights over several forwards that end with it, and say where they were.
-
-        A block that is called more than once is not held, and None is given: between two calls others run, and no more
-        than one block is to be there.
-        """
-        if self.blocks[i].calls != 1:
-            yield None
-            return
-        with self.placement.module_held(self.blocks[i].module) as home:
-            yield home
-
-    @torch.no_grad()
-    def _forward(
-        self,
-        number: int,
-        first: int,
-        last: int | None,
-        watch: BlockWatch | None = None,
-        home: torch.device | None = None,
-    ) -> Any:
-        """Compute the loss of one batch, or with ``last``, the outputs of all calls of that block.
-
-        :param home: Where the weights of block ``last`` were, where they are held already.
-        """
-        self._require(first)
-        walk = Walk(self.blocks, self._records[number], first, last, self.placement, watch or BlockWatch(), home)
-        with without_fast_path(), self._prepared(number) as batch:
-            return walk.take(lambda: self._loss(batch))
-
-    @contextmanager
-    def _prepared(self, number: int) -> Iterator[Batch]:
-        """Give one batch, with the global generators forked and seeded."""
-        outside = self.placement.in_place().held(self._tensors_outside)
-        with seeded(seed_for(self.seed, number)), outside:
-            yield self.batches[number]
-
-    @cached_property
-    def _tensors_outside(self) -> list[Tensor]:
-        return outside_blocks(self.model, self.anatomy)

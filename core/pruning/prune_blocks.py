@@ -21,6 +21,7 @@ from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import EcoflapError, ModelError, listed
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.observation import Observed
+from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.forward.placement import device_of, restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.statistics import Gram
@@ -102,7 +103,7 @@ class BlockwisePruning:
                 self._finish_block(index, layers, masks, inside)
                 done += 1
                 self.emit(Progress("prune", done, total, "blocks"))
-            if self._needs_data(index, planned):
+            if self._needs_data(index, planned) and self.replay.finished <= index:
                 self.replay.advance(index)
         return masks
 
@@ -215,22 +216,33 @@ class BlockwisePruning:
     def _pruned(self, index: int, layers: Sequence[Layer]) -> Iterator[tuple[Layer, _Outcome]]:
         """Prune the layers of a block, and yield what became of each as soon as that is known."""
         if self.sequential and any(map(is_of_inputs, self._needs(index))):
-            alike = self.replay.fed_alike(index, layers)
-            self._warn_of_unfed(layers, alike)
-            for group in by_input(layers, alike):
-                yield from self._prune_layers(index, group, self._seen(index, group))
+            yield from self._pruned_in_turn(index, layers)
         else:
             seen = self._seen(index, layers)
             self._warn_of_unfed(layers, seen)
             yield from self._prune_layers(index, layers, seen)
 
-    def _seen(self, index: int, layers: Sequence[Layer]) -> Observed:
+    def _pruned_in_turn(self, index: int, layers: Sequence[Layer]) -> Iterator[tuple[Layer, _Outcome]]:
+        """Prune the layers that share an input together, and look at those behind them when they are pruned."""
+        alike = self.replay.fed_alike(index, layers)
+        self._warn_of_unfed(layers, alike)
+        with self.replay.paused(index, self._needs(index), layers, alike, self._tokens(index)) as paused:
+            for group in by_input(layers, alike):
+                yield from self._prune_layers(index, group, self._seen(index, group, paused))
+            if not self._refiners(index):  # which change what it gives
+                self.replay.take_over(index, paused)
+
+    def _tokens(self, index: int) -> TokenChoice:
+        """Say which tokens count in the statistics of a block's layers."""
+        return self.tokens_of.get(self.replay.blocks[index].tower, "real")
+
+    def _seen(self, index: int, layers: Sequence[Layer], paused: PausedForwards | None = None) -> Observed:
         """Take the statistics that a block's pruner asks for, with the block as it is now."""
         needs, tower = self._needs(index), self.replay.blocks[index].tower
         if not needs:
             return Observed.of({}, layers, self.replay.ranks.size)
         with blaming(f"a statistic of the pruner {self.pruner_of[tower].use}"):
-            return self.replay.observed(index, needs, layers, self.tokens_of.get(tower, "real"))
+            return self.replay.observed(index, needs, layers, self._tokens(index), paused)
 
     def _prune_layers(self, index: int, layers: Sequence[Layer], seen: Observed) -> Iterator[tuple[Layer, _Outcome]]:
         """Prune some layers of a block, each by its owner: own ones first, then those of the others are taken over."""

@@ -5,11 +5,11 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ecoflap.core.checking.against_model import AgainstModel, hold_against_model
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.against_model import AgainstModel, hold_against_model
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.recipe.schema import Calibration
 from ecoflap.core.record.readback import check_written

@@ -27,3 +27,10 @@ def spare_for_scoring(prepared: Prepared) -> int:
     score = prepared.recipe.score
     is_allowed = score is not None and prepared.looks_at_scores and score.scorer.options.only_reads
     return spare_memory(prepared) if is_allowed else 0
+
+
+def spare_for_pruning(prepared: Prepared) -> int:
+    """Give the bytes that forwards may hold which wait for layers to be pruned in their turn."""
+    keys = prepared.recipe.calibration
+    is_asked = prepared.recipe.sequential and keys is not None and keys.keep == "memory"
+    return spare_memory(prepared) if is_asked else 0

@@ -42,7 +42,7 @@ from ecoflap.core.run.data import RunData
 from ecoflap.core.run.plan_trials import PlanTrials
 from ecoflap.core.run.prepared import Prepared, pools_in
 from ecoflap.core.run.run_model import RunModel
-from ecoflap.core.run.spare_memory import spare_for_scoring
+from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
     """Prune and refine the model in place; what its replays recorded is gone afterwards."""
     prepared, keys = state.prepared, state.recipe.calibration
     batches = state.data.batches(keys)
-    replay = state.replay(batches, keys)
+    replay = state.replay(batches, keys, spare=spare_for_pruning(prepared))
     dense = state.replay(batches, keys) if prepared.looks_at_dense else None
     outside = outside_held(replay.model, replay.anatomy, replay.placement)
     with state.log.stage(state.stage("prune")), outside:

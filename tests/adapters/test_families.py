@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import ecoflap
 from ecoflap import Replay
+from ecoflap.core.checking.against_model import UNCOMPARED
 from ecoflap.core.contracts.abilities import ABILITIES
 from ecoflap.core.contracts.conformance import contract_problems, options_of
 from ecoflap.core.contracts.options import AdapterOptions
@@ -26,7 +27,6 @@ from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, EcoflapError
 from ecoflap.core.export.surroundings import save_surroundings
-from ecoflap.core.forward.against_model import UNCOMPARED
 from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.model.anatomy import Anatomy, Layer, Source
 from ecoflap.core.model.never_pruned import why_left_out

@@ -408,6 +408,9 @@ def test_memory_that_is_spent_on_speed_is_told(plain, monkeypatch):
         kept = needs(1 << 40, **keys)
         assert "for speed" not in kept
     assert "for speed" not in needs(None)
+    in_turn = {"sequential": True, "score": None, "allocate": "uniform"}
+    assert "forwards of a block waiting" in needs(1 << 40, **in_turn)["for speed"]
+    assert "for speed" not in needs(1 << 40, **in_turn, calibration={**plain()["calibration"], "keep": "disk"})
 
 
 @pytest.mark.parametrize("lacks", [True, False])

@@ -36,7 +36,7 @@ def step(pico_llama, tmp_path):
     adapter = LlamaAdapter()
     batch = {"input_ids": torch.arange(24).reshape(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.int64)}
 
-    def step(pruner, sparsity="1/2", model=None):
+    def step(pruner, sparsity="1/2", model=None, spare=0):
         from fractions import Fraction
 
         model = model or pico_llama()
@@ -44,7 +44,7 @@ def step(pico_llama, tmp_path):
         wanted = Pattern.parse(sparsity) if ":" in sparsity else Fraction(sparsity)
         plan = make_plan(pools_of(anatomy, wanted, {}, []), Uniform(), "layer", None)
         events = []
-        replay = Replay(model, adapter, [batch])
+        replay = Replay(model, adapter, [batch], spare=spare)
         pruners = {"language": spec("pruner", pruner)}
         return BlockwisePruning(replay, plan, pruners, tmp_path / "blocks", events.append), events
 
@@ -320,11 +320,12 @@ def test_experts_are_grouped_by_what_the_adapter_says_of_them_and_never_by_their
     ]
 
 
-def test_with_sequential_a_layer_sees_what_pruned_ones_before_it_give(step):
+@pytest.mark.parametrize("spare", [0, 1 << 30], ids=["a forward for each group", "forwards that wait"])
+def test_with_sequential_a_layer_sees_what_pruned_ones_before_it_give(step, spare):
     """o is pruned by what attention gives with q, k and v pruned, down by what pruned gate and up give."""
     plain, _ = step(Wanda())
     expected = plain()
-    one, _ = step(Wanda())
+    one, _ = step(Wanda(), spare=spare)
     one = replace(one, sequential=True, folder=one.folder.parent / "sequential")
     masks = one()
     order = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from ecoflap.core.forward.uses import Uses
+from ecoflap.core.checking.uses import Uses
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.model.kept_parts import is_connector, is_router, kept_outside
 from ecoflap.core.model.never_pruned import why_left_out

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ecoflap.core.checking.against_model import TOLERANCE, UNCOMPARED, hold_against_model
+from ecoflap.core.checking.own_loss import OwnLoss
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
-from ecoflap.core.forward.against_model import TOLERANCE, UNCOMPARED, hold_against_model
 from ecoflap.core.forward.capture import without_fast_path
-from ecoflap.core.forward.own_loss import OwnLoss
 from ecoflap.core.forward.placement import device_of
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.statistics import ColumnNorm

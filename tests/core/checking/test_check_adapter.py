@@ -14,9 +14,9 @@ from ecoflap.adapters.blip2 import Blip2Adapter
 from ecoflap.adapters.clip import ClipAdapter
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.adapters.shared.matrices import matrices
+from ecoflap.core.checking.against_model import UNCOMPARED
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import DataError
-from ecoflap.core.forward.against_model import UNCOMPARED
 from ecoflap.core.model.anatomy import Layer, Tower
 
 SAMPLES = [Sample(tokens=torch.arange(3, 3 + length)) for length in (12, 7, 9)]
@@ -72,7 +72,7 @@ class Unsteadier(Unsteady):
 
 def test_an_order_of_sums_is_another_loss_on_a_cpu_alone(pico_llama, monkeypatch):
     assert "the loss from model.layers.0 on is" in " ".join(told(Unsteady(), pico_llama()))
-    monkeypatch.setattr("ecoflap.core.forward.check_adapter.device_of", lambda model: torch.device("cuda"))
+    monkeypatch.setattr("ecoflap.core.checking.check_adapter.device_of", lambda model: torch.device("cuda"))
     assert ecoflap.check_adapter(Unsteady(), pico_llama(), SAMPLES).blocks
     problems = " ".join(told(Unsteadier(), pico_llama()))
     assert "the loss from lm_head on is" in problems

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.core.forward.coverage import Coverage
-from ecoflap.core.forward.uses import Uses, watching_uses
+from ecoflap.core.checking.coverage import Coverage
+from ecoflap.core.checking.uses import Uses, watching_uses
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 
 

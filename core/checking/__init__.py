@@ -1,0 +1,1 @@
+"""Holding an adapter against the model that it is for."""

@@ -1,0 +1,182 @@
+"""Forwards of one block that run together, each paused before the product with a matrix that is to be pruned first.
+
+A layer that sees what pruned ones before it give has to wait for them. If the block is run anew for each group of
+layers that share an input, that is a forward for each group and batch, and one more for what the block gives then.
+Paused, it is one in all: each batch's forward is a greenlet, which gives way where it comes to a matrix that is not
+pruned yet.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+from weakref import ReferenceType, ref
+
+import torch
+from greenlet import getcurrent, greenlet
+from torch import Tensor
+
+from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.capture import Matrices, linear_seen, without_fast_path
+from ecoflap.core.forward.noise import GeneratorStates
+from ecoflap.core.forward.observation import Observed
+from ecoflap.core.forward.placement import Placement, tensors_of
+from ecoflap.core.forward.walk import BlockWatch, Finished
+from ecoflap.core.model.anatomy import Block, Layer
+
+
+class Begun(BlockWatch):
+    """Ends a forward where a block would begin, and keeps what it takes to run the block from there."""
+
+    run: Callable[[], Any]
+    states: GeneratorStates
+    is_shared: bool
+
+    def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
+        """Keep the call, and end the forward."""
+        self.run, self.states = run, GeneratorStates.now()
+        self.is_shared = any(isinstance(value, MutableMapping) for value in (*args, *kwargs.values()))
+        raise Finished
+
+
+class _Paused:
+    """Is the forward of one batch: how far it has come, and with what.
+
+    :param begun: The call of the block.
+    """
+
+    def __init__(self, begun: Begun) -> None:
+        self._greenlet, self._states = greenlet(begun.run), begun.states
+        self._told: dict[str, ReferenceType[Tensor]] = {}  # by the names of layers to come, the inputs that were told
+        self.at: Layer | None = None  # the layer that it waits for
+        self.inputs: Tensor | None = None  # and what that is fed
+        self.output: Any = None
+
+    def go_on(self) -> None:
+        """Run to the next layer that is to be waited for, or to the end."""
+        self.at = self.inputs = None
+        outside = GeneratorStates.now()
+        self._states.restore()
+        try:
+            result = self._greenlet.switch()
+        finally:
+            self._states = GeneratorStates.now()
+            outside.restore()
+        if self._greenlet.dead:
+            self.output = result
+
+    def tell(self, names: Iterable[str]) -> Tensor:
+        """Give the input that it waits with, as that of these layers."""
+        assert self.inputs is not None
+        self._told.update(dict.fromkeys(names, ref(self.inputs)))
+        return self.inputs
+
+    def meet(self, layer: Layer, inputs: Tensor, is_pruned: bool) -> None:
+        """Give way before a product, from within the forward, until the layer is pruned."""
+        if not is_pruned:
+            self.at, self.inputs = layer, inputs
+            engine = getcurrent().parent
+            assert engine is not None  # a forward runs in its own greenlet
+            engine.switch()
+        told = self._told.pop(layer.name, None)
+        if told is None or told() is not inputs:
+            raise ModelError(
+                f"{layer.name} is fed otherwise in some batches than in the first, so that it cannot be pruned in its "
+                f"turn. Leave out sequential"
+            )
+
+    def close(self) -> None:
+        """Leave the forward where it is."""
+        if self._greenlet:
+            self._greenlet.throw()
+        self.at = self.inputs = None
+
+
+class PausedForwards:
+    """The forwards of a block on several batches, which come to its layers together.
+
+    They stay in step as long as each comes to the same layers in the same order, by ``F.linear``, and outside of any
+    context that the others would then run in, such as an autocast of the model's own. Where one does not, all are
+    ended, and whoever wants the inputs of layers that are left, or what the block gives, runs it anew.
+
+    :param layers: All layers of the block.
+    :param waits_for: Those that are to be pruned before their product is computed.
+    :param begun: The block's call on each batch, by its number; none where forwards of this block cannot wait.
+    """
+
+    def __init__(self, layers: Sequence[Layer], waits_for: Sequence[Layer], begun: Mapping[int, Begun]) -> None:
+        self._layers = layers
+        self._is_pruned = dict.fromkeys((layer.name for layer in waits_for), False)
+        # What blocks leave for each other in a mapping is recorded by the walk, which is over.
+        can_wait = not any(one.is_shared for one in begun.values())
+        self._forwards = {number: _Paused(one) for number, one in begun.items()} if can_wait else {}
+
+    def __enter__(self) -> "PausedForwards":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._end()
+
+    def come_to(self, group: Sequence[Layer]) -> bool:
+        """Let each go on to the first of some layers that share an input, and say whether all did.
+
+        All layers that they have waited for are pruned now.
+        """
+        names = {layer.name for layer in group}
+        is_there = self._go_on(lambda at: at is not None and at.name in names)
+        self._is_pruned.update(dict.fromkeys(names, True))  # when they go on next
+        return is_there
+
+    def finish(self) -> bool:
+        """Let each go on to its end, and say whether all did. All layers are pruned now."""
+        return self._go_on(lambda at: at is None)
+
+    def inputs(self, number: int, group: Sequence[Layer]) -> Tensor:
+        """Give the input, on a batch, of the layers that its forward has come to."""
+        return self._forwards[number].tell(layer.name for layer in group)
+
+    def outputs(self) -> Iterator[tuple[int, Any]]:
+        """Yield what the block has returned on each batch, by its number, and forget it."""
+        while self._forwards:
+            number = next(iter(self._forwards))
+            yield number, self._forwards.pop(number).output
+
+    @torch.no_grad()
+    def _go_on(self, is_there: Callable[[Layer | None], bool]) -> bool:
+        """Let each go on; where one does not come where it should, end all."""
+
+        def see(layer: Layer, inputs: Tensor) -> None:
+            if layer.name in self._is_pruned:
+                forward.meet(layer, inputs, self._is_pruned[layer.name])
+
+        with without_fast_path(), linear_seen(Matrices(self._layers), see):
+            for forward in self._forwards.values():
+                context = _context()
+                forward.go_on()
+                if not is_there(forward.at) or _context() != context:
+                    self._end()
+                    return False
+        return bool(self._forwards)
+
+    def _end(self) -> None:
+        while self._forwards:
+            self._forwards.popitem()[1].close()
+
+
+def may_pause(block: Block, layers: Sequence[Layer], placement: Placement) -> bool:
+    """Say whether forwards of a block may wait for some of its layers.
+
+    They call the block once, behind its own hooks, and with the very tensors that are pruned meanwhile; and which
+    tokens an expert is given is not known before its router has run.
+    """
+    is_called_once = block.calls == 1 and not block.module._forward_hooks
+    return is_called_once and placement.leaves(tensors_of(block.module)) and all(x.layout != "routed" for x in layers)
+
+
+def numbers_paused(layers: Sequence[Layer], alike: Observed) -> int:
+    """Count the numbers a position that a forward holds at the most while it waits: each input, and each product."""
+    inputs = [layer.shape[1] for layer in layers if alike.inputs[layer.name] == layer.name]
+    return sum(inputs) + sum(layer.shape[0] for layer in layers)
+
+
+def _context() -> tuple[Any, ...]:
+    """Give the states of this thread that a context of the model's own may change."""
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()

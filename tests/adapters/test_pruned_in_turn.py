@@ -1,0 +1,40 @@
+"""For every family: ``sequential`` by forwards that wait, against a forward of a block for each group of its layers."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from spec import spec
+from table import ALL_ROWS
+
+from ecoflap import Anatomy, Replay
+from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+from ecoflap.plugins.allocators.uniform import Uniform
+from ecoflap.plugins.pruners.wanda import Wanda
+
+KINDS = {"blip2_t5", "deepseek_v3", "llama", "llava", "phi", "vit"}
+"""A block of Phi's gives one input to attention and to its MLP behind it; DeepSeek's attention uses its input twice."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in sorted(ALL_ROWS)]
+)
+def test_each_family_comes_out_the_same(name, tmp_path):
+    row = ALL_ROWS[name]
+    model, adapter = row.build(), row.adapter()
+    samples = list(row.samples(2 * row.batch_size))
+    batches = [adapter.collate(model, some) for some in (samples[: row.batch_size], samples[row.batch_size :])]
+    anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
+    plan = make_plan(pools_of(anatomy, Fraction(1, 2), {}, []), Uniform(), "layer", None)
+    pruners = dict.fromkeys((tower.name for tower in anatomy.towers), spec("pruner", Wanda()))
+    dense = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    found = []
+    for spare in (0, 1 << 30):
+        model.load_state_dict(dense)
+        replay = Replay(model, adapter, batches, anatomy=anatomy, spare=spare)
+        masks = BlockwisePruning(replay, plan, pruners, tmp_path / str(spare), lambda event: None, sequential=True)()
+        found.append({**masks, **{key: tensor.clone() for key, tensor in model.state_dict().items()}})
+    anew, waiting = found
+    assert anew.keys() == waiting.keys()
+    assert all(torch.equal(tensor, waiting[key]) for key, tensor in anew.items())
