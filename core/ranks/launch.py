@@ -33,10 +33,18 @@ def refuse_several(command: str) -> None:
     :raises RankError: In the first of them. The others end as though all were well: torchrun ends all as soon as one
         fails, and might do so before the first has spoken.
     """
-    if not are_several():
-        return
     if not is_first():
         sys.exit(0)
+    require_alone(command)
+
+
+def require_alone(command: str) -> None:
+    """Refuse the same in each of the processes, where Python code calls it: one that ended would end its caller.
+
+    :raises RankError: Where this is one of several.
+    """
+    if not are_several():
+        return
     several = "; ecoflap sweep … --processes 2 does two runs at once" if command == "sweep" else ""
     raise RankError(
         f"ecoflap {command} is for one process, and WORLD_SIZE says that there are {os.environ['WORLD_SIZE']}: "
