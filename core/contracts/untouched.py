@@ -27,7 +27,9 @@ def untouched(who: str, weight: Tensor, seen: Mapping[type[Any], Any]) -> Iterat
     given = [("the weights", weight)]
     for kind, statistic in seen.items():
         members = getattr(statistic, "__dict__", {}).items()
-        given += [(f"{kind.__name__}.{name}", one) for name, one in members if name[0] != "_" and _is_dense(one)]
+        given += [
+            (f"{kind.__name__}.{name}", one) for name, one in members if name[0] != "_" and isinstance(one, Tensor)
+        ]
     before = [(name, tensor, _writes(tensor), _sums_of_bits(tensor)) for name, tensor in given]
     yield
     written = [
@@ -42,17 +44,15 @@ def untouched(who: str, weight: Tensor, seen: Mapping[type[Any], Any]) -> Iterat
         )
 
 
-def _is_dense(member: Any) -> bool:
-    return isinstance(member, Tensor) and member.layout is torch.strided and member.element_size() in _WHOLE
-
-
 def _writes(tensor: Tensor) -> int | None:
     """Give how often a tensor was written to, as PyTorch counts it; None of one of inference, of which it does not."""
     return None if tensor.is_inference() else tensor._version
 
 
 def _sums_of_bits(tensor: Shaped[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """Sum each row as whole numbers of its bits, which wrap around."""
+    """Sum each row as whole numbers of its bits, which wrap around; give nothing of one whose bits are no such rows."""
+    if tensor.layout is not torch.strided or tensor.element_size() not in _WHOLE:
+        return torch.empty(0, dtype=torch.int64)
     rows = tensor.detach()
     if rows.ndim == 2 and rows.stride(0) < rows.stride(1):
         rows = rows.t()  # columns lie in one piece, and are read as fast

@@ -80,8 +80,10 @@ def test_tensors_of_which_writes_are_not_counted_are_looked_at_too():
             weight.zero_()
 
 
-def test_members_that_have_no_dense_bits_are_passed_over():
+def test_of_a_sparse_member_writes_are_counted():
     seen = {Sum: Sum()}
     seen[Sum].matrix = torch.eye(3).to_sparse()
     with untouched("the metric Mine", torch.ones(2, 3), seen):
-        pass
+        seen[Sum].matrix.to_dense().zero_()
+    with pytest.raises(ModelError, match=r"wrote into Sum\.matrix"), untouched("it", torch.ones(2, 3), seen):
+        seen[Sum].matrix.mul_(2)
