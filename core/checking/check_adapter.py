@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from ecoflap.core.checking.against_model import TOLERANCE, UNCOMPARED, hold_against_model
 from ecoflap.core.checking.own_loss import OwnLoss
+from ecoflap.core.checking.saved import try_to_save
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
@@ -18,6 +21,10 @@ from ecoflap.core.forward.placement import device_of
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.model.source import open_source
+
+LARGEST_SAVED = 1e9
+"""Bytes of the largest model that is saved for a trial: it is written in full, where temporary files go."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +48,13 @@ def check_adapter(
 
     The loss is the model's own. No tower, block or matrix that runs is missing, and what is listed is a matrix; each is
     fed tokens of the tower it reads, and no padding; the loss from every block on is the whole forward's; every matrix
-    has a gradient. Small models and a few samples of unequal length are enough.
+    has a gradient; and what the adapter saves is found again. Small models and a few samples of unequal length are
+    enough.
 
     :param own_loss: Computes of ``(model, batch)`` what the adapter's loss is held against, by the model's own forward
         and logits. By default it is what the model's forward makes of the adapter's ``own_inputs``.
     :return: The anatomy, with all the adapter names, and both losses. Where there is nothing to hold the loss against,
-        or samples do not run alone, its ``notes`` say so.
+        samples do not run alone, or the model is too large to be saved for a trial, its ``notes`` say so.
     :raises ModelError: With everything that is wrong.
     """
     with blaming(f"the adapter {type(adapter).__name__}, taking the model apart,"):
@@ -61,6 +69,7 @@ def check_adapter(
         problems += _walked(replay)
         problems += _padding(replay, samples, notes)
         problems += _without_gradient(replay)
+        problems += _saved(replay, notes)
     except EcoflapError as error:
         problems += error.problems
     if problems:
@@ -137,3 +146,27 @@ def _without_gradient(replay: Replay) -> Iterator[str]:
     for _, layer in replay.anatomy.layers():
         if layer.name not in seen:
             yield f"{layer.name}: the loss does not depend on it"
+
+
+def _saved(replay: Replay, notes: list[str]) -> Iterator[str]:
+    """Save the model into a folder that is deleted again, and say what of its layers is not found there."""
+    adapter, model = replay.adapter, replay.model
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    if size > LARGEST_SAVED:
+        notes.append(
+            f"save was not tried, for the weights have {size / 1e9:,.1f} GB, and up to {LARGEST_SAVED / 1e9:g} GB are "
+            f"written for a trial: check it with a small model of the family"
+        )
+        return
+
+    def load() -> nn.Module:
+        with blaming(f"the adapter {type(adapter).__name__}, loading what it has saved,"):
+            return adapter.load(open_source(str(inside), inside), None, "cpu")
+
+    layers = [layer.name for _, layer in replay.anatomy.layers()]
+    with TemporaryDirectory() as folder:
+        inside = Path(folder)
+        try:
+            try_to_save(adapter, model, layers, inside, load)
+        except EcoflapError as error:  # nobody finds the folder any more
+            yield from (problem.replace(folder, "what save wrote") for problem in error.problems)

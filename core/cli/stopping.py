@@ -20,6 +20,8 @@ from ecoflap.core.ranks.launch import are_several, how_ended
 GOES_ON = "stopped; the same command goes on from here"
 NOBODY_READS = 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_WRITTEN = "one of a model/ or a packed one of an export"
+"""Which files are read by a command that reads what runs have written."""
 _SPEAKS = 'while read -r line; do case $line in *": Bus error"*) printf "\\n%s\\n" "$0" >&2 ;; esac; done'
 """What a shell does that is given what faulthandler writes, and is called by what there is to say."""
 
@@ -98,7 +100,7 @@ def leave_last_word(event: Event) -> None:
 def leave_word_of_sigbus() -> None:
     """Leave word with a shell of what SIGBUS means, for a command that reads mapped files and does not go on."""
     if hasattr(signal, "SIGBUS"):
-        why = how_ended(-signal.SIGBUS)
+        why = how_ended(-signal.SIGBUS, _WRITTEN)
         _leave_with_shell(f"this command has ended: {why}. Put back what was there, and start it again")
 
 

@@ -1,5 +1,6 @@
 """Do ``ecoflap verify``: hold every file of a folder to what was written, and tell all that differs at once."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, read_manifest
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.remembered import check_remembered
-from ecoflap.core.record.report import check_lines, read_report
+from ecoflap.core.record.report import Report, check_lines, read_report
 from ecoflap.core.record.sweep_list import SWEEP, swept_runs
 from ecoflap.core.refining import finished_refiners, kept_steps
 
@@ -190,6 +191,20 @@ def _reported(folder: RunFolder) -> None:
     report = read_report(folder.report)
     check_lines(folder, report)
     check_records(folder, report)
+    _check_tokens(folder, report)
+
+
+def _check_tokens(folder: RunFolder, report: Report) -> None:
+    """Refuse a report that names another choice of tokens than the plan, of which it has it."""
+    if not lexists(folder.plan):
+        return  # it was named before
+    planned = read_plan(folder.plan).tokens
+    if report.tokens != planned:
+        told, known = (json.dumps(choice) for choice in (report.tokens, planned))
+        raise RunError(
+            f"{folder.report}: tokens is {told}, and {known} in {folder.plan.name}. Restore the one that was changed; "
+            f"or delete {folder.report.name} and run the recipe again, which writes the report anew."
+        )
 
 
 def _decided(folder: RunFolder, found: Verified) -> None:

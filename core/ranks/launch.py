@@ -16,9 +16,6 @@ _PATIENCE = 12.0
 _LOOKS = 0.1
 """Seconds between two looks at the processes."""
 
-_MEANS = {"SIGBUS": ", as where a file is cut shorter that is being read, such as a model's with model.offload: disk"}
-"""What a signal comes from, by its name, where its user may not know."""
-
 
 def are_several() -> bool:
     """Say whether this is one of several processes: torchrun says so in the environment, and so does this."""
@@ -36,10 +33,18 @@ def refuse_several(command: str) -> None:
     :raises RankError: In the first of them. The others end as though all were well: torchrun ends all as soon as one
         fails, and might do so before the first has spoken.
     """
-    if not are_several():
-        return
     if not is_first():
         sys.exit(0)
+    require_alone(command)
+
+
+def require_alone(command: str) -> None:
+    """Refuse the same in each of the processes, where Python code calls it: one that ended would end its caller.
+
+    :raises RankError: Where this is one of several.
+    """
+    if not are_several():
+        return
     several = "; ecoflap sweep … --processes 2 does two runs at once" if command == "sweep" else ""
     raise RankError(
         f"ecoflap {command} is for one process, and WORLD_SIZE says that there are {os.environ['WORLD_SIZE']}: "
@@ -84,12 +89,17 @@ def launch(size: int, command: Sequence[str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def how_ended(code: int) -> str:
-    """Say how a process ended that has not said so itself, by the code that subprocess has for it."""
+def how_ended(code: int, read: str = "a model's with model.offload: disk") -> str:
+    """Say how a process ended that has not said so itself, by the code that subprocess has for it.
+
+    :param read: Which files it may have been reading, of which one that is cut shorter ends it by SIGBUS.
+    """
     if code >= 0:
         return f"it ended with code {code}"
     name = signal.Signals(-code).name
-    return f"{name} ended it{_MEANS.get(name, '')}"
+    # Its user may not know what that comes from.
+    means = f", as where a file is cut shorter that is being read, such as {read}" if name == "SIGBUS" else ""
+    return f"{name} ended it{means}"
 
 
 def _environment(rank: int, size: int, port: int) -> dict[str, str]:

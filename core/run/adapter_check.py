@@ -6,13 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ecoflap.core.checking.against_model import AgainstModel, hold_against_model
-from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.kept_processor import processor_kept
-from ecoflap.core.disk.write_errors import explained
+from ecoflap.core.checking.saved import try_to_save
 from ecoflap.core.errors import ModelError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.recipe.schema import Calibration
-from ecoflap.core.record.readback import check_written
 from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.run.stages import RunState
@@ -85,11 +82,7 @@ def _try_to_save(state: RunState) -> None:
     # A process that is killed leaves it to the next one, which deletes what has such a name.
     with TemporaryDirectory(prefix=".saved-", suffix=".partial", dir=state.folder.path) as folder:
         inside = Path(folder)
-        who = f"the adapter {type(adapter).__name__}, saving the model for a trial,"
-        with blaming(who), explained(state.folder.model, inside):
-            adapter.save(model, inside)
-        with processor_kept(adapter):
-            check_written(inside, model, pruned, partial(state.model.read, inside))
+        try_to_save(adapter, model, pruned, inside, partial(state.model.read, inside), state.folder.model)
 
 
 def _data(state: RunState) -> Calibration | None:

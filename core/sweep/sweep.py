@@ -15,6 +15,7 @@ import torch
 from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.disk.whole_files import delete_whole
 from ecoflap.core.errors import RunError
+from ecoflap.core.ranks.launch import require_alone
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder, open_run
 from ecoflap.core.record.sweep_list import is_sweep
@@ -66,8 +67,10 @@ def sweep(
     """Do what ``ecoflap sweep`` does.
 
     :param tell: Is given a line when a run begins and when it ends.
-    :raises EcoflapError: With every problem of every run, before the first begins.
+    :raises EcoflapError: With every problem of every run, before the first begins; or where several processes do it,
+        as under torchrun.
     """
+    require_alone("sweep")
     registry = registry or load_registry()
     runs = planned_sweep(request, registry)
     if request.fresh:

@@ -289,6 +289,90 @@ def test_a_bias_of_two_axes_is_no_matrix():
     assert "model.layers.0.mlp.experts.down_proj_bias is listed by layers(), and nothing is multiplied by it" in found
 
 
+class SavesOthers(LlamaAdapter):
+    """Saves a layer with other bits, as one that rounds what it writes."""
+
+    def save(self, model, folder):
+        state = {name: one.detach().clone() for name, one in model.state_dict().items()}
+        state["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
+        torch.save(state, folder / "weights.pt")
+
+
+class SavesNarrow(LlamaAdapter):
+    def save(self, model, folder):
+        torch.save({name: one.bfloat16() for name, one in model.state_dict().items()}, folder / "weights.pt")
+
+
+class Renames(LlamaAdapter):
+    """Saves under names of its own, which only its load could find again."""
+
+    def save(self, model, folder):
+        torch.save({f"mine.{name}": one for name, one in model.state_dict().items()}, folder / "weights.pt")
+        model.config.save_pretrained(folder)
+
+
+class LoadsRenamed(Renames):
+    def __init__(self, model):
+        self.model, self.loaded = model, 0
+
+    def load(self, source, dtype, device):
+        self.loaded += 1
+        self.processor = "the one beside it"
+        state = torch.load(source.path / "weights.pt")
+        found = type(self.model)(self.model.config)
+        found.load_state_dict({name.removeprefix("mine."): one for name, one in state.items()})
+        return found
+
+
+class SavesNothing(LlamaAdapter):
+    def save(self, model, folder):
+        pass
+
+
+class CannotSave(LlamaAdapter):
+    def save(self, model, folder):
+        raise KeyError("name")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (SavesOthers, "what save wrote: model.layers.1.mlp.up_proj.weight reads back other than it was written"),
+        (SavesNarrow, "weight reads back other than it was written"),
+        (Renames, "what save wrote: no file there has lm_head.weight under that name, and as a model it is not read: "),
+        (
+            SavesNothing,
+            "what save wrote: no file there has lm_head.weight under that name, and as a model it is not re",
+        ),
+        (CannotSave, "the adapter CannotSave, saving the model for a trial, raised KeyError: 'name'"),
+    ],
+)
+def test_what_is_saved_and_not_found_again_is_told(adapter, said, pico_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (problem,) = told(adapter(), pico_llama())
+    assert said in problem
+    assert not list(tmp_path.iterdir())
+    assert str(tmp_path) not in problem
+
+
+def test_what_only_load_finds_again_is_loaded_and_the_processor_stays(pico_llama):
+    model = pico_llama()
+    adapter = LoadsRenamed(model)
+    adapter.processor = "its own"
+    assert ecoflap.check_adapter(adapter, model, SAMPLES).notes == ()
+    assert (adapter.loaded, adapter.processor) == (1, "its own")
+
+
+def test_a_large_model_is_not_saved_and_a_note_says_so(pico_llama, monkeypatch):
+    model = pico_llama()
+    size = sum(one.numel() * one.element_size() for one in model.parameters())
+    monkeypatch.setattr("ecoflap.core.checking.check_adapter.LARGEST_SAVED", size - 1)
+    (note,) = ecoflap.check_adapter(SavesNothing(), model, SAMPLES).notes
+    assert note.startswith("save was not tried, for the weights have 0.0 GB, and up to ")
+    monkeypatch.setattr("ecoflap.core.checking.check_adapter.LARGEST_SAVED", size)
+    assert "no file there has" in " ".join(told(SavesNothing(), model))
+
+
 class Broken(LlamaAdapter):
     def towers(self, model):
         return model.nowhere

@@ -14,6 +14,7 @@ from ecoflap.core.cli.stopping import stoppable
 
 pytest.importorskip("transformers.models.llama", reason="a process of its own knows no LLaMA here")
 
+CUT_SHORTER = "SIGBUS ended it, as where a file is cut shorter that is being read"
 COMMAND = [sys.executable, "-m", "ecoflap"]
 READS = """
 import mmap, os
@@ -97,7 +98,7 @@ def test_sigbus_is_explained_where_the_model_is_streamed(stopping, offload):
         pytest.importorskip("accelerate")
     ended = stopping("ReadsWhatIsCut", 0, "run", "--folder", "run", "--set", f"model.offload={offload}")
     assert ended.returncode == -signal.SIGBUS, ended.stderr
-    said = "\necoflap: this run has ended: SIGBUS ended it, as where a file is cut shorter that is being read"
+    said = f"\necoflap: this run has ended: {CUT_SHORTER}, such as a model's with model.offload: disk"
     assert ended.stderr.count(said) == (offload == "disk")
     assert ended.stderr.endswith("The same command goes on from where it was\n") == (offload == "disk")
     assert "Fatal Python error" not in ended.stderr
@@ -131,7 +132,7 @@ def test_sigbus_is_explained_where_files_of_a_run_are_read(module, name, command
         whole, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240
     )
     assert ended.returncode == -signal.SIGBUS, ended.stderr
-    said = "\necoflap: this command has ended: SIGBUS ended it, as where a file is cut shorter that is being read"
+    said = f"\necoflap: this command has ended: {CUT_SHORTER}, such as one of a model/ or a packed one of an export"
     assert ended.stderr.count(said) == 1
     assert ended.stderr.endswith("Put back what was there, and start it again\n")
     assert "Fatal Python error" not in ended.stderr

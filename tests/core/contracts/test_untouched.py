@@ -19,7 +19,11 @@ class Sum:
     [
         (lambda weight, seen: weight.detach().abs_(), "the weights,"),
         (lambda weight, seen: weight[1:].zero_(), "the weights,"),
+        (lambda weight, seen: weight.data.neg_(), "the weights,"),
+        (lambda weight, seen: weight[1:].data.neg_(), "the weights,"),
+        (lambda weight, seen: weight.numpy().fill(0), "the weights,"),
         (lambda weight, seen: seen[Sum].matrix.sqrt_(), r"Sum\.matrix,"),
+        (lambda weight, seen: seen[Sum].matrix.data.zero_(), r"Sum\.matrix,"),
         (lambda weight, seen: seen[Sum].matrix.add_(weight.mul_(2)[0]), r"the weights and Sum\.matrix,"),
     ],
 )
@@ -28,6 +32,32 @@ def test_what_was_written_into_is_told(write, told):
     said = rf"the metric Mine wrote into {told} which it is given to look at"
     with pytest.raises(ModelError, match=said), untouched("the metric Mine", *given):
         write(*given)
+
+
+LAID_OUT = {
+    "rows": lambda weight: weight,
+    "transposed": lambda weight: weight.t().contiguous().t(),
+    "rows of an odd length": lambda weight: weight[:, 1:].contiguous(),
+    "rows that lie apart": lambda weight: weight[:, 1:],
+    "columns that lie apart": lambda weight: torch.stack([weight, weight], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("how", LAID_OUT)
+def test_one_sign_is_seen_wherever_weights_lie(how, dtype):
+    whole = torch.arange(48, dtype=dtype).reshape(6, 8)
+    whole[5, 7] = -1
+    weight = LAID_OUT[how](whole)
+    with pytest.raises(ModelError, match="wrote into the weights"), untouched("the metric Mine", weight, {}):
+        weight.data.abs_()
+
+
+@pytest.mark.parametrize("order", [lambda rows: rows.flip(0), lambda rows: rows.flip(1)])
+def test_weights_that_change_places_are_seen(order):
+    weight = torch.arange(48.0).reshape(6, 8)
+    with pytest.raises(ModelError, match="wrote into the weights"), untouched("the metric Mine", weight, {}):
+        weight.data.copy_(order(weight).clone())
 
 
 def test_what_it_has_made_itself_it_may_write_into():
@@ -43,8 +73,17 @@ def test_an_error_of_its_own_comes_first():
         weight.zero_().fill_(1 / 0)
 
 
-def test_tensors_of_which_writes_are_not_counted_are_passed_over():
+def test_tensors_of_which_writes_are_not_counted_are_looked_at_too():
     with torch.inference_mode():
         weight = torch.ones(2, 3)
-        with untouched("the metric Mine", weight, {}):
+        with pytest.raises(ModelError, match="wrote into the weights"), untouched("the metric Mine", weight, {}):
             weight.zero_()
+
+
+def test_of_a_sparse_member_writes_are_counted():
+    seen = {Sum: Sum()}
+    seen[Sum].matrix = torch.eye(3).to_sparse()
+    with untouched("the metric Mine", torch.ones(2, 3), seen):
+        seen[Sum].matrix.to_dense().zero_()
+    with pytest.raises(ModelError, match=r"wrote into Sum\.matrix"), untouched("it", torch.ones(2, 3), seen):
+        seen[Sum].matrix.mul_(2)

@@ -88,6 +88,24 @@ def test_an_export_of_another_plan_is_told(folder):
         verify(folder)
 
 
+@pytest.mark.parametrize(("reported", "planned"), [("text", None), (None, "text"), ("real", "text")])
+def test_a_report_and_a_plan_of_other_tokens_are_told(folder, reported, planned):
+    for name, tokens in (("report.json", reported), ("plan.json", planned)):
+        edit_sealed(folder / name, lambda file, tokens=tokens: file.update(tokens=tokens))
+    with pytest.raises(FormatError) as caught:
+        verify(folder)
+    told, known = ("null" if tokens is None else f'"{tokens}"' for tokens in (reported, planned))
+    (said,) = (problem for problem in caught.value.problems if "tokens" in problem)
+    assert said.startswith(f"{folder / 'report.json'}: tokens is {told}, and {known} in plan.json. Restore the one ")
+
+
+def test_a_report_and_a_plan_of_the_same_tokens_belong_together(folder):
+    shutil.rmtree(folder / "exports")  # which know the plan as it was
+    for name in ("report.json", "plan.json"):
+        edit_sealed(folder / name, lambda file: file.update(tokens="text"))
+    assert folder / "report.json" in verify(folder).files
+
+
 def test_what_is_not_ours_is_said_and_not_refused(folder, ecoflap_command):
     (folder / "notes.txt").write_text("mine")
     assert verify(folder).strangers == [folder / "notes.txt"]

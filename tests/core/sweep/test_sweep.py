@@ -11,7 +11,7 @@ from sealed_by_hand import write_sealed
 from ecoflap.core.cli.sweep_table import sweep_table
 from ecoflap.core.compare.comparison import compared
 from ecoflap.core.contracts.events import LayerPruned, RunStarted, StageStarted
-from ecoflap.core.errors import EcoflapError, RunError
+from ecoflap.core.errors import EcoflapError, RankError, RunError
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.sweep_list import swept_runs
 from ecoflap.core.sweep.request import SweepRequest
@@ -48,6 +48,16 @@ class Ear:
 
     def of(self, stage):
         return [folder for folder, name in self.stages if name == stage]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_from_python_one_of_several_processes_is_refused_as_in_a_shell(file, tmp_path, monkeypatch, rank):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    said = "ecoflap sweep is for one process, and WORLD_SIZE says that there are 2: .* ecoflap sweep … --processes 2"
+    with pytest.raises(RankError, match=said):
+        sweep(SweepRequest(file(), folder=tmp_path / "s"))
+    assert not (tmp_path / "s").exists()
 
 
 def test_scores_and_the_dense_evaluation_are_computed_once_and_models_are_not_kept(file, heard_by, tmp_path):

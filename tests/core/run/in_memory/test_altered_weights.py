@@ -77,6 +77,13 @@ class InPlace:
         return weight.abs_() * seen[ColumnNorm].squared
 
 
+class InPlaceByData(InPlace):
+    """A metric that writes in a way of which PyTorch does not count."""
+
+    def __call__(self, weight, seen):
+        return weight.data.abs_() * seen[ColumnNorm].squared
+
+
 class Corrects:
     """A pruner that writes into the weights, which a run that goes on would not do again."""
 
@@ -89,6 +96,7 @@ class Corrects:
     ("prune", "who"),
     [
         ({"use": "by_metric", "metric": InPlace}, "the metric InPlace"),
+        ({"use": "by_metric", "metric": InPlaceByData}, "the metric InPlaceByData"),
         (Corrects, r"the pruner \S*:Corrects"),
         ({"use": "refit", "inner": Corrects}, "the inner pruner Corrects"),
     ],
@@ -100,10 +108,11 @@ def test_what_writes_into_the_weights_that_it_looks_at_is_named(plain, tmp_path,
         ecoflap.run(recipe, folder=tmp_path / "run")
 
 
-@pytest.mark.parametrize("metric", ["local_metric", "weight_metric"])
-def test_a_metric_that_a_scorer_asks_is_held_to_the_same(plain, tmp_path, metric):
-    keys = {**SHORT, "score": {"use": metric, "metric": InPlace}, "allocate": None}
-    with pytest.raises(ModelError, match="the metric InPlace wrote into the weights"):
+@pytest.mark.parametrize("metric", [InPlace, InPlaceByData])
+@pytest.mark.parametrize("scorer", ["local_metric", "weight_metric"])
+def test_a_metric_that_a_scorer_asks_is_held_to_the_same(plain, tmp_path, scorer, metric):
+    keys = {**SHORT, "score": {"use": scorer, "metric": metric}, "allocate": None}
+    with pytest.raises(ModelError, match=f"the metric {metric.__name__} wrote into the weights"):
         ecoflap.run(plain(**keys), folder=tmp_path / "run")
 
 
