@@ -303,6 +303,8 @@ class Check:
     :param difference: The largest absolute difference, on two batch sizes and lengths, of the output that is off most
         for its size.
     :param tolerance: How much of a difference was allowed in that output.
+    :param is_rounded: Whether torch computed with the weights as they are rounded in the file, so that the difference
+        does not tell what rounding costs.
     """
 
     file: str
@@ -310,6 +312,7 @@ class Check:
     runtime: str
     difference: float
     tolerance: float
+    is_rounded: bool = False
 
 
 @dataclass(frozen=True)
