@@ -164,10 +164,8 @@ def _encodings(
     """
     found = []
     if has_pattern and (groups := onnx_pattern.grouped(weight)) is not None:
-        found.append((PATTERN, *onnx_pattern.encode(groups, cast(groups))))
-    # Masked as integers, with the sign left out: no floating-point unit quiets a NaN.
-    kept = weight.ravel()[np.flatnonzero(weight)]
-    found.append((BITMASK, *onnx_bitmask.encode(weight, cast(kept))))
+        found.append((PATTERN, *onnx_pattern.encode(groups, cast)))
+    found.append((BITMASK, *onnx_bitmask.encode(weight, cast)))
     return found
 
 

@@ -26,7 +26,7 @@ from ecoflap.exporters.shared.views import export_views, plan_notes, plan_proble
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 23)
-PACKING = {"bitmask": 15, "coo": 26}
+PACKING = {"bitmask": 11, "coo": 26}
 """Bytes of memory for each number of a weight while it is packed in a form, measured; in others and dense 8."""
 ROUNDING = 16
 """The same of a weight that is rounded to int8."""
