@@ -72,8 +72,9 @@ def vocabulary_of(view: nn.Module, model: nn.Module) -> tuple[Vocabulary, ...]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim == 2}
     known = {id(matrices[name]) for name in vocabulary_weights(model) if name in matrices}
-    held = [(module._parameters.get("weight"), isinstance(module, nn.Embedding)) for module in view.modules()]
-    read = [(weight, is_embedding) for weight, is_embedding in held if weight is not None and id(weight) in known]
-    weights = {id(weight): weight for weight, _ in read}
-    ways = {(id(weight), is_embedding) for weight, is_embedding in read}
-    return tuple(Vocabulary(weight, (key, True) in ways, (key, False) in ways) for key, weight in weights.items())
+    are_embeddings: dict[nn.Parameter, set[bool]] = {}
+    for module in view.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and id(weight) in known:
+            are_embeddings.setdefault(weight, set()).add(isinstance(module, nn.Embedding))
+    return tuple(Vocabulary(weight, True in kinds, False in kinds) for weight, kinds in are_embeddings.items())

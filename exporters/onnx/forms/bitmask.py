@@ -5,7 +5,6 @@ zeros; ``values`` begins with a zero, which every pruned weight takes. At sparsi
 weight and (1-s) + 1/16 of a 16 bit one.
 """
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -13,19 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.errors import FormatError
-from ecoflap.exporters.onnx.forms.form import Cast, Form, bits_of, constant, converted
+from ecoflap.exporters.onnx.forms.form import Cast, Convert, Form, bits_of, constant, converted
 
 _CHUNK = 1 << 16
 """Weights that are packed or unpacked at a time, a multiple of 8; with more, fresh memory costs as much time again."""
 
 
-def encode(
-    weight: NDArray[Any], cast: Callable[[NDArray[Any]], NDArray[Any]]
-) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Give what is stored of a weight: values and mask. Some weights at a time are looked at, by their bits.
-
-    :param cast: Gives values in the type that they are stored in.
-    """
+def encode(weight: NDArray[Any], convert: Convert) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Give what is stored of a weight: values and mask. Some weights at a time are looked at, by their bits."""
     flat, start = bits_of(weight.reshape(-1)), 1
     kept, mask = np.zeros(1 + np.count_nonzero(weight), flat.dtype), np.empty((len(flat) + 7) // 8, np.uint8)
     for first in range(0, len(flat), _CHUNK):
@@ -35,7 +29,7 @@ def encode(
         found = chunk[np.flatnonzero(are_kept)]
         kept[start : start + len(found)] = found
         start += len(found)
-    return cast(kept.view(weight.dtype)), mask
+    return convert(kept.view(weight.dtype)), mask
 
 
 def _check(values: NDArray[Any], mask: NDArray[Any], shape: tuple[int, ...]) -> None:

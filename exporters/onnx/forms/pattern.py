@@ -6,7 +6,6 @@ the last axis, as in ``nn.Linear``, and the size of a row where they run along t
 many bytes as a bitmask, and unpacking it in onnxruntime takes less time.
 """
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.errors import FormatError
-from ecoflap.exporters.onnx.forms.form import Cast, Form, bits_of, constant, converted
+from ecoflap.exporters.onnx.forms.form import Cast, Convert, Form, bits_of, constant, converted
 
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 _FOUR_OF = (np.arange(256, dtype=np.uint8)[:, None] >> _SHIFTS) & 3
@@ -41,13 +40,10 @@ def grouped(weight: NDArray[Any]) -> NDArray[Any] | None:
     return next((view for view in seen if np.count_nonzero(view, axis=1).max() <= 2), None)
 
 
-def encode(
-    groups: NDArray[Any], cast: Callable[[NDArray[Any]], NDArray[Any]]
-) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+def encode(groups: NDArray[Any], convert: Convert) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Give what is stored of a weight: values and positions. Some groups at a time are looked at, by their bits.
 
     :param groups: What :func:`grouped` gave.
-    :param cast: Gives values in the type that they are stored in.
     """
     before, _, after = groups.shape
     numbers, step = bits_of(groups), 2 * max(1, _CHUNK // (4 * after))  # positions of two fill whole bytes
@@ -59,7 +55,7 @@ def encode(
         pairs[first:end] = np.take_along_axis(some, places.astype(np.intp), axis=1)
         four = places.reshape(-1, 4) << _SHIFTS
         positions[first * after // 2 : end * after // 2] = np.bitwise_or.reduce(four, axis=1, dtype=np.uint8)
-    return cast(pairs.view(groups.dtype)), positions
+    return convert(pairs.view(groups.dtype)), positions
 
 
 def _check(values: NDArray[Any], positions: NDArray[Any], shape: tuple[int, ...]) -> None:

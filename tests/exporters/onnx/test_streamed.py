@@ -24,10 +24,12 @@ from ecoflap.core.record.memory import MemoryWatch, held
 from ecoflap.exporters.onnx import embedded as onnx_embedded
 from ecoflap.exporters.onnx import scratch as onnx_scratch
 from ecoflap.exporters.onnx import view as onnx_view
+from ecoflap.exporters.onnx.decode import packed_in, unpacked
 from ecoflap.exporters.onnx.encoding import pack
 from ecoflap.exporters.onnx.exporter import PACKING, Onnx
 from ecoflap.exporters.onnx.scratch import PlacedInFiles, Scratch, rows_of
 from ecoflap.exporters.onnx.settings import Storage
+from ecoflap.exporters.onnx.tensors import Opened
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -278,17 +280,22 @@ def test_what_an_export_takes_is_predicted():
     assert in_memory.disk == 0
 
 
-@pytest.mark.parametrize("pattern", [None, Pattern(2, 4)], ids=str)
-@pytest.mark.parametrize("values", [None, torch.bfloat16], ids=str)
-def test_packing_a_weight_takes_what_is_predicted(values, pattern):
-    """Of one that keeps nearly all, or has a pattern: nothing as large as an index of each weight is made."""
-    weight = two_of_four((1024, 2048)) if pattern else sparse((1024, 2048), 0.1)
-    model = chain({"w": weight})
+@pytest.mark.parametrize("axis", [None, 1, 0])
+@pytest.mark.parametrize("values", [torch.float32, torch.bfloat16], ids=str)
+def test_packing_a_weight_takes_what_is_predicted(values, axis):
+    """Of one that keeps nearly all, or has a pattern: nothing as large as an index of each weight is made.
+
+    :param axis: The one along which two of every four are kept.
+    """
+    weight = sparse((1024, 2048), 0.1) if axis is None else two_of_four((1024, 2048), axis)
+    model, patterns = chain({"w": weight}), {} if axis is None else {"w": Pattern(2, 4)}
     tracemalloc.start()  # which sees what NumPy makes
     try:
-        (stored,) = pack(model, {"w": "w"}, Storage("bitmask", values=values), {"w": pattern})
+        (stored,) = pack(model, {"w": "w"}, Storage("bitmask", values=values, lossy=True), patterns)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert stored.form == ("2:4" if pattern else "bitmask")
+    assert stored.form == ("bitmask" if axis is None else "2:4")
     assert weight.nbytes + most < PACKING["bitmask"] * weight.size
+    found = unpacked(packed_in(Opened(ir.to_proto(model), None)), np.zeros)["w"]
+    assert found.tobytes() == torch.from_numpy(weight).to(values).float().numpy().tobytes()
