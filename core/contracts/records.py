@@ -236,6 +236,19 @@ class View:
     dynamic: Mapping[str, Mapping[int, str]]
 
 
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Is a matrix of a view that an embedding, a head or both have.
+
+    :param is_looked_up: Whether an embedding takes rows of it.
+    :param is_multiplied: Whether a head multiplies with it.
+    """
+
+    parameter: nn.Parameter
+    is_looked_up: bool
+    is_multiplied: bool
+
+
 @dataclass(frozen=True)
 class ViewSize:
     """What a plan knows of a view, or of the whole model, that is to be exported.
@@ -249,6 +262,7 @@ class ViewSize:
     :param layers: Those that are pruned.
     :param put_together: Bytes of weights of the whole model that its library makes of several in its files, as all
         experts of a layer: of one that stays in these files they lie beside them. None are counted of one in memory.
+    :param vocabulary: Its embeddings and heads, pruned or not.
     """
 
     parameters: int
@@ -259,6 +273,7 @@ class ViewSize:
     offloaded: bool
     layers: tuple[Layer, ...] = ()
     put_together: int = 0
+    vocabulary: tuple[Vocabulary, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -303,6 +318,8 @@ class Check:
     :param difference: The largest absolute difference, on two batch sizes and lengths, of the output that is off most
         for its size.
     :param tolerance: How much of a difference was allowed in that output.
+    :param is_rounded: Whether torch computed with the weights as they are rounded in the file, so that the difference
+        does not tell what rounding costs.
     """
 
     file: str
@@ -310,6 +327,7 @@ class Check:
     runtime: str
     difference: float
     tolerance: float
+    is_rounded: bool = False
 
 
 @dataclass(frozen=True)

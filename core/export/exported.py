@@ -60,6 +60,7 @@ def _is_check(one: Any) -> bool:
         isinstance(one, Check)
         and all(map(is_text, (one.file, one.view, one.runtime)))
         and all(isinstance(number, int | float) and isfinite(number) for number in (one.difference, one.tolerance))
+        and isinstance(one.is_rounded, bool)
     )
 
 

@@ -6,8 +6,9 @@ from torch import nn
 
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.records import Meanwhile, ViewSize
+from ecoflap.core.contracts.records import Meanwhile, ViewSize, Vocabulary
 from ecoflap.core.needs.sizes import bytes_of_weight, bytes_put_together
+from ecoflap.core.packed.packing import vocabulary_weights
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.run.prepared import Prepared
 
@@ -62,4 +63,18 @@ def _size(module: nn.Module, prepared: Prepared, offloaded: bool) -> ViewSize:
     kept = sum(kept_of(sum(layer.size for layer in own), sparsity) for own, sparsity in pruned)
     largest, width = max(inside.values(), default=0), bytes_of_weight(prepared)
     made = bytes_put_together(prepared) if offloaded else 0
-    return ViewSize(sum(inside.values()), prunable, kept, largest, width, offloaded, layers, made)
+    words = vocabulary_of(module, prepared.model)
+    return ViewSize(sum(inside.values()), prunable, kept, largest, width, offloaded, layers, made, words)
+
+
+def vocabulary_of(view: nn.Module, model: nn.Module) -> tuple[Vocabulary, ...]:
+    """Find the embeddings and heads of a model that a view of it has; one that is tied is both."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim == 2}
+    known = {id(matrices[name]) for name in vocabulary_weights(model) if name in matrices}
+    are_embeddings: dict[nn.Parameter, set[bool]] = {}
+    for module in view.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and id(weight) in known:
+            are_embeddings.setdefault(weight, set()).add(isinstance(module, nn.Embedding))
+    return tuple(Vocabulary(weight, True in kinds, False in kinds) for weight, kinds in are_embeddings.items())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,7 +101,8 @@ def _checks(
     if computed.rounded is not None:
         allowed = max(ROUNDED_TOLERANCE, settings.tolerance or 0.0)
         close = settings.allowed(is_rounded) if runtime == WITH_KERNELS else allowed
-        yield compared(computed.rounded, f"{runtime}{ROUNDED}").check(file, close, f"{way_out}.")
+        found = compared(computed.rounded, f"{runtime}{ROUNDED}").check(file, close, f"{way_out}.")
+        yield replace(found, is_rounded=True)
     yield compared(computed.outputs, runtime).check(file, settings.allowed(is_rounded), f"{way_out}.")
 
 

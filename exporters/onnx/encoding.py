@@ -6,7 +6,7 @@ NAME.scales. These forms are packed here, in an ``onnx_ir.Model``; sparse initia
 :func:`ecoflap.exporters.onnx.forms.coo.to_coo`, as messages that are written in the places of initializers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from ecoflap.exporters.onnx import products
 from ecoflap.exporters.onnx.forms import bitmask as onnx_bitmask
 from ecoflap.exporters.onnx.forms import pattern as onnx_pattern
 from ecoflap.exporters.onnx.forms.bitmask import BITMASK
-from ecoflap.exporters.onnx.forms.form import DOMAIN, Form
+from ecoflap.exporters.onnx.forms.form import DOMAIN, Convert, Form
 from ecoflap.exporters.onnx.forms.pattern import PATTERN
 from ecoflap.exporters.onnx.forms.product import EXACT, INT8, Product
 from ecoflap.exporters.onnx.graph import TRANSPOSED
@@ -126,11 +126,11 @@ def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Enco
     if storage.weights not in ("bitmask", "packed_op") or weight.size > products.LARGEST or value.is_graph_input():
         return dense
     dtype = _stored_type(weight.dtype, storage.values)
-    cast = partial(_cast, name=name, dtype=dtype, lossy=storage.lossy)
-    if storage.weights == "packed_op" and (product := _product(dense, cast, storage.int8)):
+    convert = partial(_cast, name=name, dtype=dtype, lossy=storage.lossy)
+    if storage.weights == "packed_op" and (product := _product(dense, convert, storage.int8)):
         return replace(product, stored=replace(product.stored, dense_bytes=weight.size * dtype.itemsize))
     smallest: _Encoded = dense
-    for kind, values, places in _encodings(weight, has_pattern, cast):
+    for kind, values, places in _encodings(weight, has_pattern, convert):
         size = values.nbytes + places.nbytes + 8 * weight.ndim
         if size + OVERHEAD < weight.nbytes and (smallest.form is None or size < smallest.stored.stored_bytes):
             stored = StoredTensor(name, kind.name, shape, nonzeros, weight.size * dtype.itemsize, size)
@@ -138,7 +138,7 @@ def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Enco
     return smallest
 
 
-def _product(dense: _Encoded, cast: Callable[[NDArray[Any]], NDArray[Any]], int8: bool) -> _Encoded | None:
+def _product(dense: _Encoded, convert: Convert, int8: bool) -> _Encoded | None:
     """Store the weight of a linear layer as it is multiplied; None where it is none, or would gain nothing."""
     stored, transposed = dense.stored, products.is_transposed(dense.weight)
     weight = dense.weight.const_value.numpy()
@@ -147,7 +147,7 @@ def _product(dense: _Encoded, cast: Callable[[NDArray[Any]], NDArray[Any]], int8
         return None
     matrix = weight.T if transposed else weight
     product = INT8 if int8 else EXACT
-    parts = products.rounded(matrix, stored.name) if int8 else products.encode(cast(matrix))
+    parts = products.rounded(matrix, stored.name) if int8 else products.encode(convert(matrix))
     size = sum(part.nbytes for part in parts)
     too_large = 8 * parts[1].nbytes > products.LARGEST  # to unpack, filled up as it is
     if size + OVERHEAD >= weight.nbytes or too_large:
@@ -156,18 +156,13 @@ def _product(dense: _Encoded, cast: Callable[[NDArray[Any]], NDArray[Any]], int8
 
 
 def _encodings(
-    weight: NDArray[Any], has_pattern: bool, cast: Callable[[NDArray[Any]], NDArray[Any]]
+    weight: NDArray[Any], has_pattern: bool, convert: Convert
 ) -> Sequence[tuple[Form, NDArray[Any], NDArray[Any]]]:
-    """Give the ways to store a weight; of two that take as much, the one that is unpacked faster comes first.
-
-    :param cast: Gives values in the type that they are stored in.
-    """
+    """Give the ways to store a weight; of two that take as much, the one that is unpacked faster comes first."""
     found = []
     if has_pattern and (groups := onnx_pattern.grouped(weight)) is not None:
-        found.append((PATTERN, *onnx_pattern.encode(groups, cast(groups))))
-    # Masked as integers, with the sign left out: no floating-point unit quiets a NaN.
-    kept = weight.ravel()[np.flatnonzero(weight)]
-    found.append((BITMASK, *onnx_bitmask.encode(weight, cast(kept))))
+        found.append((PATTERN, *onnx_pattern.encode(groups, convert)))
+    found.append((BITMASK, *onnx_bitmask.encode(weight, convert)))
     return found
 
 

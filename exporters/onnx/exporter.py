@@ -1,7 +1,7 @@
 """Write ONNX files, one a view of the model: pruned weights are stored packed, and unpacked by the graph itself."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -11,13 +11,15 @@ import torch
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
-from ecoflap.core.contracts.records import Exported, Meanwhile, ViewSize
+from ecoflap.core.contracts.records import Exported, Meanwhile, ViewSize, Vocabulary
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.place import FILE, absent
 from ecoflap.core.packed.packing import LEAST_SPARSITY
 from ecoflap.exporters.onnx.check import UNPACKED_AT_MOST, UNPACKING
 from ecoflap.exporters.onnx.dense import write_dense
 from ecoflap.exporters.onnx.forms.product import FORM
+from ecoflap.exporters.onnx.pack_graph import NARROWED_FROM
+from ecoflap.exporters.onnx.products import bytes_of_words, can_be_multiplied
 from ecoflap.exporters.onnx.settings import Settings, Storage
 from ecoflap.exporters.onnx.view import EXTERNAL_ABOVE, write_view
 from ecoflap.exporters.shared.comparison import tolerance_problems
@@ -26,7 +28,7 @@ from ecoflap.exporters.shared.views import export_views, plan_notes, plan_proble
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 23)
-PACKING = {"bitmask": 15, "coo": 26}
+PACKING = {"bitmask": 11, "coo": 26}
 """Bytes of memory for each number of a weight while it is packed in a form, measured; in others and dense 8."""
 ROUNDING = 16
 """The same of a weight that is rounded to int8."""
@@ -75,11 +77,12 @@ class Onnx:
         dtype = TYPES[self.values]
         stored = dtype.itemsize if dtype else view.width
         words = self._words(view)
-        dense, others = view.prunable * stored, (view.parameters - view.prunable - words) * view.width
-        others += words * 2 + words // 8  # in rows and as a product
-        rounds = self.values == "int8" and view.kept <= (1 - LEAST_SPARSITY) * view.prunable
-        bits = view.kept * (1 if rounds else stored) + view.prunable // 8
-        packed = {"bitmask": bits, "packed_op": bits, "coo": view.kept * (stored + 3), "dense": dense}
+        rest = _without(words, view)
+        dense, others = rest.prunable * stored, (rest.parameters - rest.prunable) * view.width
+        others += sum(bytes_of_words(one, _kept_of(one, view)) for one in words)
+        rounds = self.values == "int8" and rest.kept <= (1 - LEAST_SPARSITY) * rest.prunable
+        bits = rest.kept * (1 if rounds else stored) + rest.prunable // 8
+        packed = {"bitmask": bits, "packed_op": bits, "coo": rest.kept * (stored + 3), "dense": dense}
         return others + min(dense, packed[self.weights])
 
     def meanwhile(self, view: ViewSize) -> Meanwhile:
@@ -101,17 +104,17 @@ class Onnx:
                 beside if beside > EXTERNAL_ABOVE else 0,
             )
             return Meanwhile(held, max(widened + file + rounded, wide + (file if rounded else 0)))
-        unpacking = UNPACKING.get(self.weights, 0) * (view.prunable + self._words(view))
+        heads = (one for one in self._words(view) if one.is_multiplied and not _is_pruned(one, view))
+        unpacked = view.prunable + sum(one.parameter.numel() for one in heads)
+        unpacking = UNPACKING.get(self.weights, 0) * unpacked
         is_alone = 0 < unpacking <= UNPACKED_AT_MOST
         session = unpacking + 8 * (view.parameters - view.prunable) if is_alone else 2 * wide
         decoded = 0 if is_alone else rounded  # for onnxruntime to map
         return Meanwhile(max(widened + max(file, rounded), session) + embedded, decoded)
 
-    def _words(self, view: ViewSize) -> int:
-        """Guess how many weights are in int8 as a head that is not pruned: those of the largest parameter."""
-        if self.embeddings != "int8" or any(layer.parameter.numel() == view.largest for layer in view.layers):
-            return 0
-        return min(view.largest, view.parameters - view.prunable)
+    def _words(self, view: ViewSize) -> list[Vocabulary]:
+        """Give the embeddings and heads of a view that are rounded to int8."""
+        return [one for one in view.vocabulary if self.embeddings == "int8" and _is_rounded(one)]
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of the libraries here, and of the model keeps it from exporting."""
@@ -180,6 +183,33 @@ class Onnx:
     def densify(file: Path, target: Path) -> Path:
         """Write an ordinary ONNX file of the same model, as :func:`ecoflap.onnx.densify` does."""
         return write_dense(file, target)
+
+
+def _without(words: Sequence[Vocabulary], view: ViewSize) -> ViewSize:
+    """Take embeddings and heads out of what a plan knows of a view."""
+    pruned = [one for one in words if _is_pruned(one, view)]
+    return replace(
+        view,
+        parameters=view.parameters - sum(one.parameter.numel() for one in words),
+        prunable=view.prunable - sum(one.parameter.numel() for one in pruned),
+        kept=view.kept - sum(_kept_of(one, view) for one in pruned),
+    )
+
+
+def _is_rounded(one: Vocabulary) -> bool:
+    """Say whether a matrix is neither too small nor too large to be rounded, as far as its shape tells."""
+    words, width = one.parameter.shape
+    return 4 * words * width >= NARROWED_FROM and (not one.is_multiplied or can_be_multiplied(width, words))
+
+
+def _is_pruned(one: Vocabulary, view: ViewSize) -> bool:
+    return any(layer.parameter is one.parameter for layer in view.layers)
+
+
+def _kept_of(one: Vocabulary, view: ViewSize) -> int:
+    """Tell how many weights of an embedding or a head stay; of one that is pruned as large a share as of all."""
+    size = one.parameter.numel()
+    return size * view.kept // view.prunable if _is_pruned(one, view) else size
 
 
 @hookimpl

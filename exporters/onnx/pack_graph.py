@@ -5,16 +5,19 @@ Products, and embeddings and heads where a recipe says so, may be rounded to int
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.records import StoredTensor
 from ecoflap.core.errors import ModelError, dtype_name
+from ecoflap.core.pruning.masks import bits_in, popcount, shape_in
 from ecoflap.exporters.onnx import products
 from ecoflap.exporters.onnx.encoding import OVERHEAD, pack
 from ecoflap.exporters.onnx.forms.coo import to_coo
@@ -24,6 +27,7 @@ from ecoflap.exporters.onnx.scratch import Keep, in_memory, rows_of
 from ecoflap.exporters.onnx.settings import Storage
 
 SEMI_STRUCTURED = Pattern(2, 4)
+_HAS_TWO = np.array([four.bit_count() == 2 for four in range(16)])
 
 FOLDED_AT_MOST = 1 << 30
 """Bytes of the largest constant that onnxruntime computes when it loads a model."""
@@ -80,9 +84,9 @@ class GraphPacker:
         found = {tensor.name: tensor for tensor in (*words.values(), *packed) if tensor.form != "dense"}
         sizes = self._narrow()
         found |= {layer: self._dense(layer, sizes[name]) for name, layer in self.pruned.items() if name in sizes}
-        found |= {layer: self._dense(layer, 4 * self.masks[layer].numel()) for layer in self.lost}
-        in_order = ((layer, mask) for layer, mask in self.masks.items() if layer in found)
-        self.stored = [replace(found[layer], shape=tuple(mask.shape)) for layer, mask in in_order]
+        found |= {layer: self._dense(layer, 4 * prod(shape_in(self.masks, layer))) for layer in self.lost}
+        in_order = (layer for layer in self.masks if layer in found)
+        self.stored = [replace(found[layer], shape=shape_in(self.masks, layer)) for layer in in_order]
         self.stored += [tensor for tensor in words.values() if tensor.name not in self.masks]
 
     def sparse(self) -> tuple[list[StoredTensor], dict[str, NDArray[np.uint8]]]:
@@ -93,20 +97,24 @@ class GraphPacker:
         return [replace(one, shape=tensor.shape) for one, tensor in zip(said, self.stored, strict=True)], sparse
 
     def _round(self, name: str) -> None:
-        """Give a weight the values that its type can hold."""
+        """Give a weight the values that its type can hold, some rows at a time."""
         import onnx_ir as ir
 
         value = self.graph.model.graph.initializers[name]
-        wide = torch.from_numpy(value.const_value.numpy())
-        rounded = wide.to(self._wanted[name]).to(wide.dtype)
-        gone = int(((wide != 0) & ((rounded == 0) | (rounded.isinf() & wide.isfinite()))).count_nonzero())
+        array, gone = value.const_value.numpy(), 0
+        made = np.empty_like(array)
+        for rows, target in zip(rows_of(array), rows_of(made), strict=True):
+            wide = torch.from_numpy(rows)
+            rounded = wide.to(self._wanted[name]).to(wide.dtype)
+            gone += int(((wide != 0) & ((rounded == 0) | (rounded.isinf() & wide.isfinite()))).count_nonzero())
+            target[...] = rounded.numpy()
         if gone and not self.storage.lossy:
             dtype = dtype_name(self._wanted[name])
             raise ModelError(
                 f"{self.pruned[name]}: {gone} weights that were kept become zero or infinite in {dtype}. Use values: "
                 f"auto or a wider type, or allow it with lossy: true."
             )
-        value.const_value = ir.tensor(self._keep(rounded.numpy()), name=name)
+        value.const_value = ir.tensor(self._keep(made), name=name)
 
     def _round_words(self, name: str) -> StoredTensor | None:
         """Round an embedding or a head to int8; None where it stays as it is."""
@@ -133,7 +141,7 @@ class GraphPacker:
         worthwhile = {name: layer for name, layer in self.pruned.items() if self._shrinks(layer, self._wanted[name])}
         for dtype in dict.fromkeys(self._wanted.values()):
             names = {name: layer for name, layer in worthwhile.items() if self._wanted[name] == dtype}
-            patterns = {layer: pattern_of(self.masks[layer]) for layer in names.values()}
+            patterns = {layer: self._pattern(layer) for layer in names.values()}
             storage = replace(self.storage, values=dtype)
             for tensor in pack(self.graph.model, names, storage, patterns, self._keep):
                 if tensor.form == INT8.form:
@@ -142,9 +150,12 @@ class GraphPacker:
 
     def _shrinks(self, layer: str, dtype: torch.dtype) -> bool:
         """Say whether a layer takes less packed than it would dense in that type, and not just less than in float32."""
-        mask = self.masks[layer]
-        size = int(mask.count_nonzero()) * dtype.itemsize + mask.numel() // 8
-        return size + OVERHEAD < mask.numel() * dtype.itemsize
+        size = prod(shape_in(self.masks, layer))
+        packed = popcount(bits_in(self.masks, layer)) * dtype.itemsize + size // 8
+        return packed + OVERHEAD < size * dtype.itemsize
+
+    def _pattern(self, layer: str) -> Pattern | None:
+        return pattern_of(bits_in(self.masks, layer), shape_in(self.masks, layer))
 
     def _narrow(self) -> dict[str, int]:
         """Store dense matrices of 16 bits in 16 bits, and give the bytes of each matrix that is dense."""
@@ -155,16 +166,17 @@ class GraphPacker:
         return wide | _narrow(self.graph.model, halves, self._keep)
 
     def _dense(self, layer: str, size: int) -> StoredTensor:
-        mask = self.masks[layer]
-        return StoredTensor(layer, "dense", tuple(mask.shape), int(mask.count_nonzero()), size, size)
+        kept = popcount(bits_in(self.masks, layer))
+        return StoredTensor(layer, "dense", shape_in(self.masks, layer), kept, size, size)
 
 
-def pattern_of(mask: Tensor) -> Pattern | None:
-    """Recognise 2:4, where exactly two are kept of every four inputs."""
-    if mask.shape[-1] % SEMI_STRUCTURED.m:
+def pattern_of(bits: UInt8[Tensor, "bytes"], shape: tuple[int, ...]) -> Pattern | None:
+    """Recognise 2:4 by the packed bits of a mask, where exactly two are kept of every four inputs."""
+    if shape[-1] % SEMI_STRUCTURED.m:
         return None
-    kept = mask.reshape(-1, SEMI_STRUCTURED.m).sum(1)
-    return SEMI_STRUCTURED if bool((kept == SEMI_STRUCTURED.n).all()) else None
+    packed = bits.numpy()
+    fours = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[: prod(shape) // SEMI_STRUCTURED.m]
+    return SEMI_STRUCTURED if _HAS_TWO[fours].all() else None
 
 
 def _narrow(model: Any, types: Mapping[str, torch.dtype], keep: Keep) -> dict[str, int]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ecoflap.core.contracts.records import Vocabulary
 from ecoflap.core.errors import EcoflapError, KernelError
 from ecoflap.core.kernel.matrix import pack_dense
 from ecoflap.core.kernel.order import shape_of
@@ -195,6 +196,26 @@ def round_words(model: Any, weight: Any, name: str, keep: Keep) -> tuple[str, in
     return INT8.form if readers.layers else LOOKED_UP, sum(part.nbytes for part in parts)
 
 
+def can_be_multiplied(inputs: int, outputs: int) -> bool:
+    """Say whether a matrix in int8 is not too large to be unpacked where no kernel multiplies."""
+    return 8 * prod(_masks_of_words(inputs, outputs)) <= LARGEST
+
+
+def bytes_of_words(one: Vocabulary, kept: int) -> int:
+    """Give the bytes that :func:`round_words` makes of a matrix [words, width].
+
+    :param kept: How many of its weights are not zero.
+    """
+    words, width = one.parameter.shape
+    rows = words * (width + 4) if one.is_looked_up else 0
+    product = kept + SLACK + prod(_masks_of_words(width, words)) + 4 * words if one.is_multiplied else 0
+    return rows + product
+
+
+def _masks_of_words(inputs: int, outputs: int) -> tuple[int, int, int]:
+    return sizes_of(np.dtype(np.int8), inputs, outputs).masks
+
+
 @dataclass(frozen=True)
 class _Readers:
     """Holds the nodes that read an embedding or a head.
@@ -239,7 +260,7 @@ def _can_be_rounded(weight: Any, turned: bool, layers: Sequence[Any]) -> bool:
     if len(shape) != 2 or dtype != "FLOAT" or weight.is_graph_input() or weight.is_graph_output() or not weight.uses():
         return False
     inputs, outputs = shape if turned else shape[::-1]
-    return not layers or 8 * prod(sizes_of(np.dtype(np.int8), inputs, outputs).masks) <= LARGEST
+    return not layers or can_be_multiplied(inputs, outputs)
 
 
 def _rows(weight: NDArray[Any], name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

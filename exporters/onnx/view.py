@@ -16,14 +16,7 @@ from ecoflap.core.contracts.records import Check, Exported, StoredTensor, View
 from ecoflap.core.forward.placement import Placement, tensors_of
 from ecoflap.core.kernel.whole_numbers import rounded_rows
 from ecoflap.core.packed.packing import vocabulary_weights
-from ecoflap.exporters.onnx.check import (
-    ROUNDED,
-    Computed,
-    Examples,
-    check_view,
-    needs_own_loader,
-    unpacking_bytes,
-)
+from ecoflap.exporters.onnx.check import Computed, Examples, check_view, needs_own_loader, unpacking_bytes
 from ecoflap.exporters.onnx.embedded import save_embedded, without_data
 from ecoflap.exporters.onnx.forms.product import FORMS
 from ecoflap.exporters.onnx.graph import graph_of
@@ -215,8 +208,8 @@ def _notes(file: str, stored: list[StoredTensor], packer: GraphPacker) -> Iterat
 
 def _rounding_notes(file: str, checks: Sequence[Check], settings: Settings) -> Iterator[str]:
     """Say how far a file with weights in int8 is off."""
-    own = [check for check in checks if not check.runtime.endswith(ROUNDED) and check.tolerance]
-    if own and len(own) < len(checks):
+    own = [check for check in checks if not check.is_rounded and check.tolerance]
+    if own and any(check.is_rounded for check in checks):
         share = max(settings.allowed(True) * check.difference / check.tolerance for check in own)
         yield (
             f"{file}: with weights in int8 an output is up to {share:.2g} of its largest magnitude from the model's, "

@@ -47,6 +47,26 @@ def chain(weights):
     return ir.Model(graph, ir_version=10)
 
 
+def session(model, **options):
+    """Run a model of onnx_ir by onnxruntime alone, which is told these options."""
+    import onnx_ir as ir
+    import onnxruntime
+
+    asked = onnxruntime.SessionOptions()
+    for name, value in {"log_severity_level": 3, **options}.items():  # errors, which are raised too
+        setattr(asked, name, value)
+    data = ir.to_proto(model).SerializeToString()
+    return onnxruntime.InferenceSession(data, asked, providers=["CPUExecutionProvider"])
+
+
+def operators_once_loaded(model, folder):
+    """What a model's operators are when onnxruntime has optimised it."""
+    import onnx
+
+    session(model, optimized_model_filepath=str(folder / "loaded.onnx"))
+    return [node.op_type for node in onnx.load(folder / "loaded.onnx").graph.node]
+
+
 def outputs(session, rows=3, seed=7):
     (described,) = session.get_inputs()
     x = np.random.default_rng(seed).standard_normal((rows, described.shape[1])).astype(np.float32)

@@ -12,18 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.errors import FormatError
-from ecoflap.exporters.onnx.forms.form import Cast, Form, bits_of, constant, converted
+from ecoflap.exporters.onnx.forms.form import Cast, Convert, Form, bits_of, constant, converted
 
 _CHUNK = 1 << 16
-"""Weights that are unpacked at a time, a multiple of 8; with more, fresh memory costs as much time again."""
+"""Weights that are packed or unpacked at a time, a multiple of 8; with more, fresh memory costs as much time again."""
 
 
-def encode(weight: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Give what is stored of a weight: values and mask.
-
-    :param values: The non-zero weights in row-major order, in the type they are stored in.
-    """
-    return np.concatenate([np.zeros(1, values.dtype), values]), np.packbits(weight.ravel() != 0, bitorder="little")
+def encode(weight: NDArray[Any], convert: Convert) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Give what is stored of a weight: values and mask. Some weights at a time are looked at, by their bits."""
+    flat, start = bits_of(weight.reshape(-1)), 1
+    kept, mask = np.zeros(1 + np.count_nonzero(weight), flat.dtype), np.empty((len(flat) + 7) // 8, np.uint8)
+    for first in range(0, len(flat), _CHUNK):
+        chunk = flat[first : first + _CHUNK]
+        are_kept = chunk << 1 != 0  # without its sign -0.0 is zero too
+        mask[first // 8 : (first + _CHUNK) // 8] = np.packbits(are_kept, bitorder="little")
+        found = chunk[np.flatnonzero(are_kept)]
+        kept[start : start + len(found)] = found
+        start += len(found)
+    return convert(kept.view(weight.dtype)), mask
 
 
 def _check(values: NDArray[Any], mask: NDArray[Any], shape: tuple[int, ...]) -> None:

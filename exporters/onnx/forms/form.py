@@ -20,6 +20,9 @@ Fill = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], None]
 Cast = Callable[[str, str], Any]
 """Makes the node that casts a value to the weight's own type."""
 
+Convert = Callable[[NDArray[Any]], NDArray[Any]]
+"""Gives values in the type that they are stored in."""
+
 
 @dataclass(frozen=True)
 class Form:

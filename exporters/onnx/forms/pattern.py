@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.errors import FormatError
-from ecoflap.exporters.onnx.forms.form import Cast, Form, bits_of, constant, converted
+from ecoflap.exporters.onnx.forms.form import Cast, Convert, Form, bits_of, constant, converted
 
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 _FOUR_OF = (np.arange(256, dtype=np.uint8)[:, None] >> _SHIFTS) & 3
@@ -24,7 +24,7 @@ _PAIR_OF = np.array(
     np.uint8,
 )
 _CHUNK = 1 << 15
-"""Values that are unpacked at a time; with more, fresh memory costs as much time again."""
+"""Values that are packed or unpacked at a time; with more, fresh memory costs as much time again."""
 
 
 def grouped(weight: NDArray[Any]) -> NDArray[Any] | None:
@@ -40,17 +40,22 @@ def grouped(weight: NDArray[Any]) -> NDArray[Any] | None:
     return next((view for view in seen if np.count_nonzero(view, axis=1).max() <= 2), None)
 
 
-def encode(groups: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """Give what is stored of a weight: values and positions.
+def encode(groups: NDArray[Any], convert: Convert) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Give what is stored of a weight: values and positions. Some groups at a time are looked at, by their bits.
 
     :param groups: What :func:`grouped` gave.
-    :param values: The same in the type the values are stored in.
     """
-    kept = np.packbits(groups != 0, axis=1, bitorder="little")
-    places = np.moveaxis(_PAIR_OF[kept[:, 0]], -1, 1)
-    four = places.reshape(-1, 4) << _SHIFTS
-    pairs = np.take_along_axis(values, places.astype(np.intp), axis=1)
-    return pairs, np.bitwise_or.reduce(four, axis=1, dtype=np.uint8)
+    before, _, after = groups.shape
+    numbers, step = bits_of(groups), 2 * max(1, _CHUNK // (4 * after))  # positions of two fill whole bytes
+    pairs, positions = np.empty((before, 2, after), numbers.dtype), np.empty(groups.size // 8, np.uint8)
+    for first in range(0, before, step):
+        some, end = numbers[first : first + step], first + step
+        kept = np.packbits(some << 1 != 0, axis=1, bitorder="little")  # without its sign -0.0 is zero too
+        places = np.moveaxis(_PAIR_OF[kept[:, 0]], -1, 1)
+        pairs[first:end] = np.take_along_axis(some, places.astype(np.intp), axis=1)
+        four = places.reshape(-1, 4) << _SHIFTS
+        positions[first * after // 2 : end * after // 2] = np.bitwise_or.reduce(four, axis=1, dtype=np.uint8)
+    return convert(pairs.view(groups.dtype)), positions
 
 
 def _check(values: NDArray[Any], positions: NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -21,7 +21,14 @@ def written(**changed: Any) -> dict[str, Any]:
         "bytes": {"model": 64, "deflated": 40, "dense": None, "stored": 34},
         "tensors": [{"name": name, "form": form, **tensor} for name, form in forms.items()],
         "checks": [
-            {"file": "decoder.onnx", "view": "decoder", "runtime": "onnxruntime", "difference": 0.0, "tolerance": 1e-4}
+            {
+                "file": "decoder.onnx",
+                "view": "decoder",
+                "runtime": "onnxruntime",
+                "difference": 0.0,
+                "tolerance": 1e-4,
+                "is_rounded": True,
+            }
         ],
         "notes": ["It needs a reader."],
         "versions": {"torch": "2.13"},
@@ -41,8 +48,13 @@ def read(tmp_path):
 def test_it_is_read_as_it_was_written(read):
     manifest = read(written())
     assert manifest.model_dump(mode="json") == written()
-    assert manifest.checks == (Check("decoder.onnx", "decoder", "onnxruntime", 0.0, 1e-4),)
+    assert manifest.checks == (Check("decoder.onnx", "decoder", "onnxruntime", 0.0, 1e-4, is_rounded=True),)
     assert read(written(run=None)).run is None
+
+
+def test_one_of_before_checks_told_of_rounding_is_read(read):
+    before = [{key: value for key, value in CHECK.items() if key != "is_rounded"}]
+    assert read(written(checks=before)).checks == (Check("decoder.onnx", "decoder", "onnxruntime", 0.0, 1e-4),)
 
 
 def test_what_tables_take_of_it(read):

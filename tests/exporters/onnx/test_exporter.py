@@ -18,6 +18,7 @@ from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.forward.placement import Placement, tensors_of
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
+from ecoflap.core.pruning.masks import pack
 from ecoflap.exporters.onnx import check as onnx_check
 from ecoflap.exporters.onnx import view as onnx_view
 from ecoflap.exporters.onnx.exporter import Onnx, ecoflap_register_exporters
@@ -279,6 +280,10 @@ def test_sixteen_bits_are_computed_in_float32_and_stored_in_16(tmp_path, dtype, 
         assert all(t.stored_bytes <= (t.nonzeros / (96 * 64) + 1 / 16) * 1.02 * t.dense_bytes for t in written.tensors)
 
 
+def pattern_in(mask):
+    return pattern_of(pack(mask), tuple(mask.shape))
+
+
 def test_two_of_four_is_recognised_by_the_mask(tmp_path):
     model, masks = toy(pattern=Pattern(2, 4))
     (tmp_path / "dense").mkdir()
@@ -288,9 +293,20 @@ def test_two_of_four_is_recognised_by_the_mask(tmp_path):
     assert_same_as_dense(tmp_path / "text.onnx", tmp_path / "dense" / "text.onnx", Family().export_views(model)[0])
     masks["up.weight"][0, :4] = torch.tensor([True, False, False, False])
     model.up.weight.data[0, 1:4] = 0
-    assert pattern_of(masks["up.weight"]) is None
-    assert pattern_of(masks["down.weight"]) == Pattern(2, 4)
-    assert pattern_of(torch.ones(4, 6, dtype=torch.bool)) is None
+    assert pattern_in(masks["up.weight"]) is None
+    assert pattern_in(masks["down.weight"]) == Pattern(2, 4)
+    assert pattern_in(torch.ones(4, 6, dtype=torch.bool)) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 8), (5, 12)], ids=str)
+def test_two_of_four_is_two_of_every_four(shape):
+    """In the last byte of packed bits, which may hold four, as in those before."""
+    mask = torch.tensor([False, True, True, False]).repeat(*shape[:-1], shape[-1] // 4)
+    assert pattern_in(mask) == Pattern(2, 4)
+    for at in range(mask.numel()):
+        changed = mask.clone()
+        changed.view(-1)[at] ^= True
+        assert pattern_in(changed) is None
 
 
 def test_coo_only_where_it_is_smaller(tmp_path):

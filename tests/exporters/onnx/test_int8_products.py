@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_onnx import by_hand, chain, changed, outputs, set_byte, sparse
+from tiny_onnx import by_hand, chain, changed, operators_once_loaded, outputs, session, set_byte, sparse
 
 from ecoflap.core.errors import EcoflapError, FormatError
 
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
-runtime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
@@ -75,12 +75,6 @@ def packed(model, names, int8=True):
     return [one.form for one in pack(model, {name: name for name in names}, Storage("packed_op", int8=int8))]
 
 
-def session(model):
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    return runtime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def test_onnxruntime_runs_it_by_itself_bit_by_bit():
     weights = {"a": sparse((13, 24)), "b": sparse((24, 320), 0.7, seed=1), "c": sparse((320, 16), 0.9, seed=2)}
     rounded = {name: (numbers := whole(weight))[0].astype(np.float32) * numbers[1] for name, weight in weights.items()}
@@ -93,11 +87,7 @@ def test_onnxruntime_runs_it_by_itself_bit_by_bit():
 def test_the_weights_are_folded_when_it_is_loaded(tmp_path):
     model = chain({"a": sparse((48, 64))})
     packed(model, "a")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
-    runtime.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    assert [node.op_type for node in onnx.load(tmp_path / "loaded.onnx").graph.node] == ["MatMul"]
+    assert operators_once_loaded(model, tmp_path) == ["MatMul"]
 
 
 def test_what_is_hardly_sparse_is_unpacked():

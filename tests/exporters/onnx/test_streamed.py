@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table import ROWS
+from tiny_onnx import chain, sparse, two_of_four
 from torch import nn
 
+from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import View, ViewSize
 from ecoflap.core.errors import ModelError
@@ -21,8 +24,12 @@ from ecoflap.core.record.memory import MemoryWatch, held
 from ecoflap.exporters.onnx import embedded as onnx_embedded
 from ecoflap.exporters.onnx import scratch as onnx_scratch
 from ecoflap.exporters.onnx import view as onnx_view
-from ecoflap.exporters.onnx.exporter import Onnx
+from ecoflap.exporters.onnx.decode import packed_in, unpacked
+from ecoflap.exporters.onnx.encoding import pack
+from ecoflap.exporters.onnx.exporter import PACKING, Onnx
 from ecoflap.exporters.onnx.scratch import PlacedInFiles, Scratch, rows_of
+from ecoflap.exporters.onnx.settings import Storage
+from ecoflap.exporters.onnx.tensors import Opened
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -258,17 +265,37 @@ def test_weights_are_widened_in_files_and_come_back(in_pieces, tmp_path):
 def test_what_an_export_takes_is_predicted():
     large = ViewSize(4 * 10**9, 3 * 10**9, 15 * 10**8, 10**8, 2, True)
     offloaded = Onnx().meanwhile(large)
-    assert offloaded.memory == 15 * 10**8  # a weight
+    assert offloaded.memory == 11 * 10**8  # a weight
     assert Onnx(weights="dense").meanwhile(large).memory == 8 * 10**8
     assert offloaded.disk == 16 * 10**9 + Onnx().predicted_bytes(large)
     small = ViewSize(4 * 10**6, 3 * 10**6, 15 * 10**5, 10**5, 2, True)
     file = Onnx().predicted_bytes(small)
-    assert Onnx().meanwhile(small).memory == max(15 * 10**5, 2 * file)
-    sparse = Onnx(weights="coo")
-    file = sparse.predicted_bytes(small)
-    assert (
-        sparse.meanwhile(small).memory == 2 * file + 5 * 15 * 10**5
-    )  # an index is 8 bytes in memory and 3 in the file
+    assert Onnx().meanwhile(small).memory == max(11 * 10**5, 2 * file)
+    as_coo = Onnx(weights="coo")
+    file = as_coo.predicted_bytes(small)
+    # an index is 8 bytes in memory and 3 in the file
+    assert as_coo.meanwhile(small).memory == 2 * file + 5 * 15 * 10**5
     in_memory = Onnx().meanwhile(ViewSize(4 * 10**9, 3 * 10**9, 15 * 10**8, 10**8, 2, False))
     assert in_memory.memory == 32 * 10**9
     assert in_memory.disk == 0
+
+
+@pytest.mark.parametrize("axis", [None, 1, 0])
+@pytest.mark.parametrize("values", [torch.float32, torch.bfloat16], ids=str)
+def test_packing_a_weight_takes_what_is_predicted(values, axis):
+    """Of one that keeps nearly all, or has a pattern: nothing as large as an index of each weight is made.
+
+    :param axis: The one along which two of every four are kept.
+    """
+    weight = sparse((1024, 2048), 0.1) if axis is None else two_of_four((1024, 2048), axis)
+    model, patterns = chain({"w": weight}), {} if axis is None else {"w": Pattern(2, 4)}
+    tracemalloc.start()  # which sees what NumPy makes
+    try:
+        (stored,) = pack(model, {"w": "w"}, Storage("bitmask", values=values, lossy=True), patterns)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert stored.form == ("bitmask" if axis is None else "2:4")
+    assert weight.nbytes + most < PACKING["bitmask"] * weight.size
+    found = unpacked(packed_in(Opened(ir.to_proto(model), None)), np.zeros)["w"]
+    assert found.tobytes() == torch.from_numpy(weight).to(values).float().numpy().tobytes()
