@@ -1,11 +1,12 @@
 """Prune one model by one code, and print what it took as a line of JSON: peers.py starts this.
 
-    python benchmarks/one_peer.py ours|wanda|sparsegpt|llmcompressor SETTING MODEL TOKENS WEIGHTS [--code PATH]
+    python benchmarks/one_peer.py ours|in_turn|wanda|sparsegpt|llmcompressor SETTING MODEL TOKENS WEIGHTS [--code PATH]
 
 MODEL is a folder as transformers writes it, in the type that all compute in, TOKENS a safetensors file with the
 windows ``calibration``; the prunable matrices go into WEIGHTS afterwards. The clock runs while the model is pruned,
-from the windows to the last weight: not while libraries are imported or the model is read. Only ``ours`` imports
-ecoflap, so that llm-compressor may have an environment of its own.
+from the windows to the last weight: not while libraries are imported or the model is read. Only ``ours`` and
+``in_turn``, which is ours with ``sequential: true``, import ecoflap, so that llm-compressor may have an environment of
+its own.
 
 The published codes are read from where they lie and run as they are, but for what today's libraries and a machine
 without a GPU ask. Each change is a text that has to be there, or nothing is run:
@@ -35,6 +36,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +47,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MEGABYTE = 1 << 20
+SPARE = 1 << 30
+"""Bytes that a run would find free here for forwards that wait: more than they take."""
 POSITIONS = {
     "cache['position_ids'] = kwargs['position_ids']": "cache['position_ids'] = kwargs['position_embeddings']",
     "position_ids=position_ids": "position_embeddings=position_ids",
@@ -86,8 +90,11 @@ class Setting:
 Prune = Callable[[], object]
 
 
-def ours(setting: Setting, model: Path, windows: Tensor, code: Path | None) -> tuple[Any, Prune]:
-    """Our engine as a run uses it: the plan, every check, and each finished block written to disk."""
+def ours(setting: Setting, model: Path, windows: Tensor, code: Path | None, in_turn: bool = False) -> tuple[Any, Prune]:
+    """Our engine as a run uses it: the plan, every check, and each finished block written to disk.
+
+    :param in_turn: Whether a block's layers see what those before them in it give after they were pruned.
+    """
     from fractions import Fraction
 
     from ecoflap import Replay
@@ -111,11 +118,11 @@ def ours(setting: Setting, model: Path, windows: Tensor, code: Path | None) -> t
 
     def prune() -> None:
         batches = [adapter.collate(loaded, [Sample(tokens=window)]) for window in windows]
-        replay = Replay(loaded, adapter, batches)
+        replay = Replay(loaded, adapter, batches, spare=SPARE if in_turn else 0)
         plan = make_plan(pools_of(replay.anatomy, asked, {}, []), Uniform(), "layer", None)
         spec = PartSpec("pruner", setting.method, {}, lambda: pruner)
         with tempfile.TemporaryDirectory() as folder:
-            BlockwisePruning(replay, plan, {"language": spec}, Path(folder), lambda event: None)()
+            BlockwisePruning(replay, plan, {"language": spec}, Path(folder), lambda event: None, sequential=in_turn)()
 
     return loaded, prune
 
@@ -169,7 +176,8 @@ def llmcompressor(setting: Setting, model: Path, windows: Tensor, code: None) ->
 
 
 CODES: Mapping[str, Callable[..., tuple[Any, Prune]]] = {
-    "ours": ours, "wanda": wanda, "sparsegpt": sparsegpt, "llmcompressor": llmcompressor,
+    "ours": ours, "in_turn": partial(ours, in_turn=True), "wanda": wanda, "sparsegpt": sparsegpt,
+    "llmcompressor": llmcompressor,
 }  # fmt: skip
 
 

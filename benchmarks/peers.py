@@ -43,13 +43,15 @@ from ecoflap.plugins.evaluators.perplexity import Perplexity
 CHILD = Path(__file__).with_name("one_peer.py")
 SETTINGS = ("wanda-50%", "wanda-60%", "wanda-2:4", "sparsegpt-50%", "sparsegpt-2:4")
 NAMES = {
-    "ours": "ours", "wanda": "locuslab/wanda", "sparsegpt": "IST-DASLab/sparsegpt", "llmcompressor": "llm-compressor",
+    "ours": "ours", "in_turn": "ours, in turn", "wanda": "locuslab/wanda", "sparsegpt": "IST-DASLab/sparsegpt",
+    "llmcompressor": "llm-compressor",
 }  # fmt: skip
+OURS = ("ours", "in_turn")
 CALIBRATION = Text(samples=16, sequence_length=512, portion=(0, 0.7))
 HELD_OUT = Text(samples=16, sequence_length=512, portion=(0.7, 1), order="spread")
 ROWS = (
-    "| setting | who | CPU s | ours / theirs | MB | ours / theirs | of it by pruning | zeros | masks as ours "
-    "| perplexity |"
+    "| setting | who | CPU s | ours / theirs | in turn / theirs | MB | ours / theirs | in turn / theirs "
+    "| of it by pruning | zeros | masks as ours | perplexity |"
 )
 
 
@@ -72,9 +74,9 @@ class Row:
 def rows(rounds: int, settings: Sequence[str], codes: Mapping[str, Path]) -> Iterator[Row]:
     """Give the rows in the order they are done: ours before what is held against it."""
     for number, setting in product(range(rounds), settings):
-        for who in ("ours", "wanda", "sparsegpt", "llmcompressor"):
-            does_it = who in ("ours", "llmcompressor") or setting.startswith(who)
-            if does_it and (who == "ours" or who in codes):
+        for who in NAMES:
+            does_it = who in (*OURS, "llmcompressor") or setting.startswith(who)
+            if does_it and (who in OURS or who in codes):
                 yield Row(setting, who, number)
 
 
@@ -116,7 +118,7 @@ class Bench:
         """Prune in a process of its own, on one thread."""
         code = self.codes.get(row.who)
         interpreter = str(code) if row.who == "llmcompressor" else sys.executable
-        more = [] if row.who in ("ours", "llmcompressor") else ["--code", str(code)]
+        more = [] if row.who in (*OURS, "llmcompressor") else ["--code", str(code)]
         files = (self.work / "dense", self.work / "tokens.safetensors", weights)
         command = [interpreter, str(CHILD), row.who, row.setting, *map(str, files), *more]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -145,7 +147,7 @@ class Bench:
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Write a Markdown table: medians over rounds, and in brackets the least and the most."""
     yield ROWS
-    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     for setting in dict.fromkeys(line["setting"] for line in lines):
         mine = [line for line in lines if line["setting"] == setting]
         for who in [name for name in NAMES if any(line["who"] == name for line in mine)]:
@@ -153,8 +155,8 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             (first,) = (line for line in own if line["round"] == 0)
             yield " | ".join((
                 f"| {setting}", NAMES[who],
-                spread([line["cpu_seconds"] for line in own], 1), ratio(mine, who, seconds),
-                spread([memory(line) for line in own], 0), ratio(mine, who, memory),
+                spread([line["cpu_seconds"] for line in own], 1), *(ratio(mine, one, who, seconds) for one in OURS),
+                spread([memory(line) for line in own], 0), *(ratio(mine, one, who, memory) for one in OURS),
                 spread([memory(line) - line["megabytes"]["before"] for line in own], 0),
                 f"{first['zeros']:,}", f"{100 * first['masks_as_ours']:.2f} %", f"{first['perplexity']:.2f} |",
             ))  # fmt: skip
@@ -168,11 +170,11 @@ def memory(line: Mapping[str, Any]) -> float:
     return float(line["megabytes"]["unevictable"])
 
 
-def ratio(lines: Sequence[Mapping[str, Any]], who: str, what: Callable[[Mapping[str, Any]], float]) -> str:
-    """Write ours over theirs, each of two in the same round; nothing beside ourselves."""
-    of = {name: {line["round"]: what(line) for line in lines if line["who"] == name} for name in ("ours", who)}
-    both = of["ours"].keys() & of[who].keys()
-    return "" if who == "ours" or not both else spread([of["ours"][number] / of[who][number] for number in both], 2)
+def ratio(lines: Sequence[Mapping[str, Any]], one: str, who: str, what: Callable[[Mapping[str, Any]], float]) -> str:
+    """Write one of ours over theirs, each of two in the same round; nothing beside ourselves."""
+    of = {name: {line["round"]: what(line) for line in lines if line["who"] == name} for name in (one, who)}
+    both = of[one].keys() & of[who].keys()
+    return "" if who in OURS or not both else spread([of[one][number] / of[who][number] for number in both], 2)
 
 
 def spread(values: Sequence[float], digits: int) -> str:
