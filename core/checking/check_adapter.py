@@ -161,7 +161,10 @@ def _saved(replay: Replay, notes: list[str]) -> Iterator[str]:
 
     def load() -> nn.Module:
         with blaming(f"the adapter {type(adapter).__name__}, loading what it has saved,"):
-            return adapter.load(open_source(str(inside), inside), None, "cpu")
+            loaded = adapter.load(open_source(str(inside), inside), None, "cpu")
+        if not isinstance(loaded, nn.Module):
+            raise ModelError(f"the adapter {type(adapter).__name__} loads no model from what it has saved: {loaded!r}")
+        return loaded
 
     layers = [layer.name for _, layer in replay.anatomy.layers()]
     with TemporaryDirectory() as folder:

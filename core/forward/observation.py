@@ -37,13 +37,14 @@ class Observed:
     :param owners: By the layer's name, the process that has its statistics.
     :param seen: By the layer's name, its statistics; those of another process' layers are empty.
     :param inputs: By the layer's name, the first layer that is fed the same; empty where no input was looked at.
-    :param each_once: Whether each was seen once in a forward; False where that was not looked at.
+    :param held: The most bytes that a forward held at one of their products; None where that was not looked at, or
+        where forwards cannot wait there, for not each of them is multiplied once and by ``F.linear``.
     """
 
     owners: Mapping[str, int]
     seen: Mapping[str, Statistics]
     inputs: Mapping[str, str] = field(default_factory=dict)
-    each_once: bool = False
+    held: int | None = None
 
     @classmethod
     def of(cls, seen: Mapping[str, Statistics], layers: Sequence[Layer], size: int) -> "Observed":

@@ -6,20 +6,23 @@ Paused, it is one in all: each batch's forward is a greenlet, which gives way wh
 pruned yet.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.capture import Matrices, linear_seen, without_fast_path
+from ecoflap.core.forward.capture import Matrices, linear_seen
 from ecoflap.core.forward.noise import GeneratorStates
-from ecoflap.core.forward.observation import Observed
 from ecoflap.core.forward.placement import Placement, tensors_of
-from ecoflap.core.forward.walk import BlockWatch, Finished
+from ecoflap.core.forward.walk import BlockWatch, Finished, tensors_in
 from ecoflap.core.model.anatomy import Block, Layer
 
 
@@ -28,12 +31,18 @@ class Begun(BlockWatch):
 
     run: Callable[[], Any]
     states: GeneratorStates
-    is_shared: bool
+    can_wait: bool
+
+    def __init__(self) -> None:
+        self._outside = _context()
 
     def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
         """Keep the call, and end the forward."""
         self.run, self.states = run, GeneratorStates.now()
-        self.is_shared = any(isinstance(value, MutableMapping) for value in (*args, *kwargs.values()))
+        # What blocks leave for each other in a mapping is recorded by the walk, which is over when the block runs; and
+        # so is a context of the model's own around its blocks.
+        is_shared = any(isinstance(value, MutableMapping) for value in (*args, *kwargs.values()))
+        self.can_wait = not is_shared and _context() == self._outside
         raise Finished
 
 
@@ -63,11 +72,12 @@ class _Paused:
         if self._greenlet.dead:
             self.output = result
 
-    def tell(self, names: Iterable[str]) -> Tensor:
-        """Give the input that it waits with, as that of these layers."""
+    def tell(self, group: Sequence[Layer]) -> tuple[list[Layer], Tensor]:
+        """Give the input that it waits with as that of some layers, and these with the one that it is at first."""
+        assert self.at is not None
         assert self.inputs is not None
-        self._told.update(dict.fromkeys(names, ref(self.inputs)))
-        return self.inputs
+        self._told.update(dict.fromkeys((layer.name for layer in group), ref(self.inputs)))
+        return [self.at, *(layer for layer in group if layer is not self.at)], self.inputs
 
     def meet(self, layer: Layer, inputs: Tensor, is_pruned: bool) -> None:
         """Give way before a product, from within the forward, until the layer is pruned."""
@@ -100,13 +110,19 @@ class PausedForwards:
     :param layers: All layers of the block.
     :param waits_for: Those that are to be pruned before their product is computed.
     :param begun: The block's call on each batch, by its number; none where forwards of this block cannot wait.
+    :param running: Gives the context in which the model runs.
     """
 
-    def __init__(self, layers: Sequence[Layer], waits_for: Sequence[Layer], begun: Mapping[int, Begun]) -> None:
-        self._layers = layers
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        waits_for: Sequence[Layer],
+        begun: Mapping[int, Begun],
+        running: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._layers, self._running = layers, running
         self._is_pruned = dict.fromkeys((layer.name for layer in waits_for), False)
-        # What blocks leave for each other in a mapping is recorded by the walk, which is over.
-        can_wait = not any(one.is_shared for one in begun.values())
+        can_wait = all(one.can_wait for one in begun.values())
         self._forwards = {number: _Paused(one) for number, one in begun.items()} if can_wait else {}
 
     def __enter__(self) -> "PausedForwards":
@@ -129,9 +145,9 @@ class PausedForwards:
         """Let each go on to its end, and say whether all did. All layers are pruned now."""
         return self._go_on(lambda at: at is None)
 
-    def inputs(self, number: int, group: Sequence[Layer]) -> Tensor:
-        """Give the input, on a batch, of the layers that its forward has come to."""
-        return self._forwards[number].tell(layer.name for layer in group)
+    def inputs(self, number: int, group: Sequence[Layer]) -> tuple[list[Layer], Tensor]:
+        """Give the layers that the forward of a batch has come to, in the order it does, and their input."""
+        return self._forwards[number].tell(group)
 
     def outputs(self) -> Iterator[tuple[int, Any]]:
         """Yield what the block has returned on each batch, by its number, and forget it."""
@@ -139,7 +155,6 @@ class PausedForwards:
             number = next(iter(self._forwards))
             yield number, self._forwards.pop(number).output
 
-    @torch.no_grad()
     def _go_on(self, is_there: Callable[[Layer | None], bool]) -> bool:
         """Let each go on; where one does not come where it should, end all."""
 
@@ -147,7 +162,7 @@ class PausedForwards:
             if layer.name in self._is_pruned:
                 forward.meet(layer, inputs, self._is_pruned[layer.name])
 
-        with without_fast_path(), linear_seen(Matrices(self._layers), see):
+        with self._running(), linear_seen(Matrices(self._layers), see):
             for forward in self._forwards.values():
                 context = _context()
                 forward.go_on()
@@ -171,12 +186,50 @@ def may_pause(block: Block, layers: Sequence[Layer], placement: Placement) -> bo
     return is_called_once and placement.leaves(tensors_of(block.module)) and all(x.layout != "routed" for x in layers)
 
 
-def numbers_paused(layers: Sequence[Layer], alike: Observed) -> int:
-    """Count the numbers a position that a forward holds at the most while it waits: each input, and each product."""
-    inputs = [layer.shape[1] for layer in layers if alike.inputs[layer.name] == layer.name]
-    return sum(inputs) + sum(layer.shape[0] for layer in layers)
+class ProductsSeen(TorchDispatchMode):
+    """Looks at a forward at each product with some layers: which are ``F.linear``, and what it has made and holds then.
+
+    :ivar most: The most bytes that it held.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self._names = {layer.name for layer in layers}
+        self._matrices = Matrices(layers)
+        self._count: Counter[str] = Counter()
+        self._made: dict[StorageWeakRef, int] = {}
+        self.most = 0
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look at what runs meanwhile."""
+        with linear_seen(self._matrices, self._see), self:
+            yield
+
+    @property
+    def are_linear_once(self) -> bool:
+        """Say whether each layer was multiplied once, by ``F.linear``."""
+        return self._count == dict.fromkeys(self._names, 1)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {_storage(tensor) for tensor in tensors_in([*args, *(kwargs or {}).values()])}
+        of_made = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors_in(made)}
+        self._made |= {storage: size for storage, size in of_made.items() if storage not in given}
+        return made
+
+    def _see(self, layer: Layer, inputs: Tensor) -> None:
+        self._count[layer.name] += 1
+        self._made = {storage: size for storage, size in self._made.items() if not storage.expired()}
+        self.most = max(self.most, sum(self._made.values()))
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 def _context() -> tuple[Any, ...]:
     """Give the states of this thread that a context of the model's own may change."""
-    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.get_default_dtype()

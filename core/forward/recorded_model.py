@@ -8,6 +8,7 @@ costs anything, whatever the blocks' signatures are.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import without_fast_path
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import HeldBlocks, Placement, outside_blocks, tensors_of
-from ecoflap.core.forward.walk import BlockCall, BlockWatch, CallsSeen, Record, Records, Walk, kept_in
+from ecoflap.core.forward.walk import BlockCall, BlockWatch, CallsSeen, GivenSeen, Record, Records, Walk, kept_in
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.ranks.shares import spans_dealt, spans_of
@@ -120,6 +121,18 @@ class RecordedModel:
     def calls_of(self, i: int, number: int) -> Sequence[BlockCall]:
         """Run block ``i`` on one batch, and give its calls with their inputs and outputs, as :meth:`calls` does."""
         listener = CallsSeen()
+        self._forward(number, first=i, last=i, watch=listener)
+        return listener.seen
+
+    def given_to(self, i: int, number: int) -> Sequence[BlockCall]:
+        """Give the calls of block ``i`` on one batch with what it is given, and no outputs.
+
+        It does not run for that, unless it is called more than once: a later call may be given what an earlier one
+        made.
+        """
+        if self.blocks[i].calls != 1:
+            return [replace(call, output=None) for call in self.calls_of(i, number)]
+        listener = GivenSeen()
         self._forward(number, first=i, last=i, watch=listener)
         return listener.seen
 

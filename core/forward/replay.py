@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
 from ecoflap.core.contracts.records import Statistics, TokenChoice
 from ecoflap.core.errors import NotFiniteError
@@ -20,7 +23,7 @@ from ecoflap.core.forward.capture import watching, without_fast_path
 from ecoflap.core.forward.few_tokens import few_among
 from ecoflap.core.forward.gradients import kept_gradients, saved_bytes, stream_gradients
 from ecoflap.core.forward.observation import Observation, Observed
-from ecoflap.core.forward.paused import Begun, PausedForwards, may_pause, numbers_paused
+from ecoflap.core.forward.paused import Begun, PausedForwards, ProductsSeen, may_pause
 from ecoflap.core.forward.placement import added, numbers_in
 from ecoflap.core.forward.recorded_model import RecordedModel
 from ecoflap.core.forward.statistics import TokenWeights
@@ -136,9 +139,7 @@ class Replay(RecordedModel):
         drifts = self._drifts(i) if tokens == "drifting" else {}
         weights = TokenWeights(tokens, self.tokens, len(self.batches), drifts)
         if paused is not None and paused.come_to(layers):
-            self._see_each(
-                observation, weights, lambda number: observation.see_alike(layers, paused.inputs(number, layers))
-            )
+            self._see_each(observation, weights, lambda number: observation.see_alike(*paused.inputs(number, layers)))
         else:
             with self._holding(i) as home:
                 self._see_each(observation, weights, lambda number: self._see(i, number, observation, home))
@@ -160,13 +161,15 @@ class Replay(RecordedModel):
         """Find out which layers of block ``i`` are fed the same, on as few batches as tell it, and sum nothing."""
         observation = Observation(self.blocks[i], layers, ())
         weights = TokenWeights("real", self.tokens, len(self.batches), {})
-        with self._holding(i) as home:
+        products = ProductsSeen(layers)
+        with self._holding(i) as home, products.looking():
             for number in self.own:
                 observation.begin(partial(self._tokens, self.batches[number]), partial(weights.of, number))
                 self._see(i, number, observation, home)
                 if observation.knows_inputs:
                     break
-        return replace(observation.observed(self.ranks), each_once=observation.saw_each_once)
+        can_wait = observation.saw_each_once and products.are_linear_once
+        return replace(observation.observed(self.ranks), held=products.most if can_wait else None)
 
     def _drifts(self, i: int) -> dict[str, list[list[Tensor]]]:
         """Say by its tower how far block ``i`` turns each position, batch by batch and call by call."""
@@ -194,15 +197,29 @@ class Replay(RecordedModel):
         :param tokens: Which tokens are to count in the statistics of inputs.
         """
         block, begun = self.blocks[i], dict[int, Begun]()
-        needed = numbers_paused(layers, alike) * max(layer.weight.element_size() for layer in layers)
-        positions = sum(self.tokens(number, block.tower).numel() for number in self.own)
-        fits = self._keep_in is None and positions * needed <= self._spare
         asks_no_more = tokens != "drifting" and not any(issubclass(need, GradientStatistic) for need in needs)
-        if fits and asks_no_more and alike.each_once and may_pause(block, layers, self.placement):
+        if asks_no_more and may_pause(block, layers, self.placement) and self._has_room_for(alike.held):
             for number in self.own:
                 begun[number] = Begun()
                 self._forward(number, first=i, last=i, watch=begun[number])
-        return PausedForwards(self.anatomy.layers_of[block.name], layers, begun)
+        return PausedForwards(self.anatomy.layers_of[block.name], layers, begun, self._running)
+
+    def _has_room_for(self, held: int | None) -> bool:
+        """Say whether all own batches may hold at once what the first of them held.
+
+        Scores of attention are as many as the square of a text's tokens.
+        """
+        if held is None or self._keep_in is not None:
+            return False
+        sizes = [numbers_in(self.batches[number]) / numbers_in(self.batches[self.own[0]]) for number in self.own]
+        return sum(held * max(size, size**2) for size in sizes) <= self._spare
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Run a part of the model as its loss does."""
+        running = options_of(AdapterOptions, self.adapter).running(self.model)
+        with torch.no_grad(), without_fast_path(), running, blaming(f"{self._adapter_name}, computing the loss,"):
+            yield
 
     def take_over(self, i: int, paused: PausedForwards) -> bool:
         """Record what paused forwards of block ``i`` give when they are over, and say whether they stayed in step."""

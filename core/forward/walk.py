@@ -24,6 +24,7 @@ class BlockCall:
     """One call of a block in one forward: what it was given and what it returned.
 
     :param number: Which of the block's calls in this forward, from 0.
+    :param output: None where nobody asked for it.
     """
 
     number: int
@@ -47,6 +48,9 @@ class _Shared:
 class BlockWatch:
     """Stands around each call of the block that a walk ends with; by itself it does nothing."""
 
+    def before(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """See what a call is given, where the rest of the model is, before any weight is brought for it."""
+
     def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
         """Run the block once by calling ``run``, and return what the model is to see as its output.
 
@@ -57,6 +61,17 @@ class BlockWatch:
 
     def after(self, call: BlockCall) -> None:
         """See a call when it is over, with what it was given and returned where the rest of the model is."""
+
+
+class GivenSeen(BlockWatch):
+    """Keeps what a block is given in its first call, and ends the forward before it runs."""
+
+    def __init__(self) -> None:
+        self.seen: list[BlockCall] = []
+
+    def before(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.seen.append(BlockCall(number, args, kwargs, None))
+        raise Finished
 
 
 class CallsSeen(BlockWatch):
@@ -288,6 +303,7 @@ class Walk:
             number = self._enter(index)
             if index != self._last:
                 return self._placement.run(block.module, original, args, kwargs)
+            self._watch.before(number, args, kwargs)
 
             def watched(*args: Any, **kwargs: Any) -> Any:
                 return self._watch.around(number, args, kwargs, lambda: original(*args, **kwargs))

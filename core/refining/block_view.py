@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import proxy
@@ -48,9 +47,7 @@ class BlockView(HiddenView):
         outputs = {name: gave.outputs for name, gave in dense.gave.items()}
         super().__init__(replay, replay.blocks[index], layers, masks, outputs, target, ranks)
         self.dense_weights = dense.weights
-        self._calls = [
-            [replace(call, output=None) for call in replay.calls_of(index, n)] for n in range(len(replay.batches))
-        ]
+        self._calls = [replay.given_to(index, number) for number in range(len(replay.batches))]
         self.subblocks = self._subblocks(dense)
         """Its sub-blocks, in the order they run; none where it is trained as a whole, or nobody asks for them."""
 

@@ -151,5 +151,11 @@ def put(
         parameter = parameters[number]
         if key == _WEIGHT:
             parameter.data.copy_(tensor)
-        elif optimiser is not None:  # Adam counts its steps on the CPU, wherever the weight is
-            optimiser.state[parameter][key] = tensor.to(parameter.device) if tensor.dim() else tensor
+        elif optimiser is not None:
+            optimiser.state[parameter][key] = tensor.to(_home(tensor, parameter, optimiser))
+
+
+def _home(tensor: Tensor, parameter: nn.Parameter, optimiser: torch.optim.Optimizer) -> torch.device:
+    """Say where an optimiser has a tensor: beside the weight, but for the steps that Adam counts unless it is fused."""
+    (group,) = (group for group in optimiser.param_groups if any(one is parameter for one in group["params"]))
+    return parameter.device if tensor.dim() or group.get("fused") else tensor.device

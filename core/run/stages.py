@@ -223,7 +223,7 @@ def _trials(state: RunState) -> PlanTrials:
     batches, held_out = state.data.batches(state.recipe.calibration), state.recipe.allocate.options.held_out
     prepared, left = state.prepared, state.before.masks if state.before else PackedMasks()
     return PlanTrials(
-        partial(state.replay, keys=state.recipe.calibration),
+        partial(state.replay, keys=state.recipe.calibration, spare=spare_for_pruning(prepared)),
         batches,
         held_out,
         prepared.pruners,

@@ -49,7 +49,9 @@ class Descent:
         """
         rates = [self.rate_of(weight.detach()) for weight in view.parameters]
         # β₂ of .95 forgets within twenty steps: there are a few dozen, and .999 would still look at the first one's.
-        optimiser = torch.optim.Adam([{"params": [weight]} for weight in view.parameters], betas=(0.9, 0.95), fused=True)
+        # A fused step takes a tenth of the time on a CPU, where the other is a dozen passes over each tensor.
+        groups = [{"params": [weight]} for weight in view.parameters]
+        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
         numbers = view.training
         for step in view.steps(self.steps, optimiser):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):

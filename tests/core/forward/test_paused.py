@@ -1,5 +1,6 @@
 """Forwards that wait for the layers of their block, against a forward of the block for each group of layers."""
 
+from contextlib import contextmanager
 from fractions import Fraction
 
 import pytest
@@ -126,6 +127,23 @@ def use_autocast(model):
         block.mlp.forward = forward
 
 
+def use_autocast_around(model):
+    """Run all blocks in an autocast: a block that runs by itself would be outside of it."""
+    original = model.model.forward
+
+    def forward(*args, **kwargs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return original(*args, **kwargs)
+
+    model.model.forward = forward
+
+
+def multiply_one(model):
+    """Multiply k, which shares its input with q and v, by another product than these."""
+    for block in model.model.layers:
+        block.self_attn.k_proj.__class__ = Multiplied
+
+
 def hook(model):
     for block in model.model.layers:
         block.register_forward_hook(lambda module, args, output: output * 2)
@@ -135,12 +153,22 @@ def hook(model):
     ("change", "keys"),
     [
         (multiply, {}),
+        (multiply_one, {}),
         (use_autocast, {}),
+        (use_autocast_around, {}),
         (hook, {}),
         (lambda model: model.half(), {"dtype": torch.float32}),
         (lambda model: None, {"pruner": ByMetric(WandaPlusPlus())}),
     ],
-    ids=["another product", "an autocast", "a hook of the block", "another precision", "gradients"],
+    ids=[
+        "another product",
+        "another product of one input",
+        "an autocast",
+        "an autocast around",
+        "a hook of the block",
+        "another precision",
+        "gradients",
+    ],
 )
 def test_what_cannot_wait_runs_anew(both, change, keys):
     waiting, anew = both(change=change, **keys)
@@ -149,10 +177,61 @@ def test_what_cannot_wait_runs_anew(both, change, keys):
     assert functional.linear.__module__ == "torch._C._nn"
 
 
-@pytest.mark.parametrize("spare", [0, 4 * sum(2 * LENGTHS[0] for _ in range(3)) * 32])
-def test_forwards_wait_only_where_memory_takes_them(pico_llama, tmp_path, spare):
-    run = Run(pico_llama, tmp_path / "blocks", spare)
-    assert run.projected > WAITING
+def test_forwards_wait_only_where_memory_takes_what_they_hold(pico_llama, tmp_path):
+    """What a forward holds is at least its residual and the input of down, and at most all that it has made."""
+    run = Run(pico_llama, tmp_path / "blocks", 0)
+    (first, *_) = run.replay.anatomy.layers_of.values()
+    held = Replay(run.model, LlamaAdapter(), run.replay.batches).fed_alike(0, first).held
+    (down,) = (layer for layer in first if "down_proj" in layer.name)
+    positions = 2 * LENGTHS[0]
+    assert (
+        4 * positions * (down.shape[0] + down.shape[1]) <= held < 4 * positions * sum(sum(x.shape) for x in first) * 2
+    )
+    together = sum(held * max(length / LENGTHS[0], (length / LENGTHS[0]) ** 2) for length in LENGTHS)
+    assert Run(pico_llama, tmp_path / "more", int(together) + 1).projected == WAITING
+    assert Run(pico_llama, tmp_path / "less", int(together) - 1).projected > WAITING
+
+
+def test_layers_may_be_listed_in_another_order_than_they_run(pico_llama, tmp_path):
+    """Where they run anew the one that runs first names their input, and so it does where forwards wait."""
+    run = Run(pico_llama, tmp_path / "blocks", 0)
+    layers = run.replay.anatomy.layers_of["model.layers.0"]
+    k, q = (next(layer for layer in layers if name in layer.name) for name in ("k_proj", "q_proj"))
+    replay = Replay(run.model, LlamaAdapter(), run.replay.batches, spare=PLENTY)
+    alike = replay.fed_alike(0, (k, q))
+    needs = Wanda.needs
+    with replay.paused(0, needs, (k, q), alike, "real") as paused:
+        waiting = replay.observed(0, needs, (k, q), paused=paused)
+    anew = replay.observed(0, needs, (k, q))
+    assert waiting.inputs == anew.inputs == {k.name: q.name, q.name: q.name}
+
+
+class Counting(LlamaAdapter):
+    """Counts how often the model is run in the adapter's context."""
+
+    inside = False
+
+    @contextmanager
+    def running(self, model):
+        self.inside = True
+        yield
+        self.inside = False
+
+
+def test_forwards_run_in_the_context_of_the_adapter(pico_llama):
+    model, adapter, found = pico_llama(), Counting(), []
+    replay = Replay(model, adapter, [batch_of(length) for length in LENGTHS], spare=PLENTY)
+    (layers, *_) = replay.anatomy.layers_of.values()
+    alike = replay.fed_alike(0, layers)
+    model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *of_a_hook: found.append(adapter.inside))
+    groups = [[layer for layer in layers if alike.inputs[layer.name] == first] for first in set(alike.inputs.values())]
+    with replay.paused(0, Wanda.needs, layers, alike, "real") as paused:
+        for group in sorted(groups, key=lambda group: layers.index(group[0])):
+            assert paused.come_to(group)
+            for number in range(len(LENGTHS)):
+                paused.inputs(number, group)
+        assert replay.take_over(0, paused)
+    assert found == [True] * len(LENGTHS)
 
 
 def test_what_is_recorded_is_what_the_pruned_block_gives(pico_llama, tmp_path):

@@ -38,8 +38,8 @@ def test_masks_are_those_by_the_chosen_tokens(plain, pico, tmp_path, monkeypatch
     seen = []
     real = Replay.observed
 
-    def noting(self, i, needs=(), layers=None, tokens="real"):
-        found = real(self, i, needs, layers, tokens)
+    def noting(self, i, needs=(), layers=None, tokens="real", paused=None):
+        found = real(self, i, needs, layers, tokens, paused)
         seen.append((tokens, {name: one[ColumnNorm].squared.clone() for name, one in found.seen.items()}))
         return found
 

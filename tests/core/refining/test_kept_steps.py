@@ -9,7 +9,7 @@ from torch import nn
 from ecoflap.core.disk.sealed import check_sealed, open_sealed, sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
-from ecoflap.core.refining.kept_steps import FORMAT, KeptSteps
+from ecoflap.core.refining.kept_steps import FORMAT, Kept, KeptSteps, put
 
 OWN = '{"refiner": "distill", "failed": 0, "of": 7, "done": 3}'
 GOALS = (torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(2, 3, 5))
@@ -43,11 +43,15 @@ def adam(parameters):
     return torch.optim.Adam(parameters, betas=(0.9, 0.95))
 
 
+def fused(parameters):
+    return torch.optim.Adam(parameters, betas=(0.9, 0.95), fused=True)
+
+
 def momentum(parameters):
     return torch.optim.SGD(parameters, momentum=0.9)
 
 
-@pytest.mark.parametrize("make", [adam, momentum])
+@pytest.mark.parametrize("make", [adam, fused, momentum])
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_it_goes_on_with_the_same_bits(tmp_path, make, stop):
     (tmp_path / "whole").mkdir()
@@ -58,6 +62,17 @@ def test_it_goes_on_with_the_same_bits(tmp_path, make, stop):
         assert torch.equal(ours, theirs)
     assert told == [(done, 7) for done in range(stop, 8)]
     check_sealed(kept.file, FORMAT)
+
+
+@pytest.mark.parametrize(("make", "device"), [(adam, "cpu"), (fused, "meta")])
+def test_steps_that_adam_has_counted_lie_where_it_looks_for_them(make, device):
+    """A fused step has them beside the weight, as on a GPU, and any other on the CPU."""
+    weight = nn.Parameter(torch.zeros(3, device="meta"))
+    optimiser = make([weight])
+    tensors = {Kept(0, "step"): torch.tensor(2.0), Kept(0, "exp_avg"): torch.zeros(3)}
+    put(tensors, [weight], optimiser)
+    assert optimiser.state[weight]["step"].device.type == device
+    assert optimiser.state[weight]["exp_avg"].device.type == "meta"
 
 
 def test_names_in_the_file_are_those_of_earlier_versions(tmp_path):
