@@ -115,8 +115,17 @@ MODELS = {
     "vision": "box/clip",
 }
 LANGUAGE = ("smollm2", "gemma3")
+SHORTER = {
+    "language/best, shortened": (
+        "calibration.samples=48",
+        "score.samples=6",
+        "score.calibration.samples=6",
+        "refine=[reconstruct, {use: distill, steps: 32}]",
+    ),
+}
+"""Shipped recipes with half of the text and of the steps."""
 SHIPPED = {
-    "smollm2": ("language/fast", "language/balanced", "language/best"),
+    "smollm2": ("language/fast", "language/balanced", "language/best", *SHORTER),
     "gemma3": ("language/fast", "language/balanced", "language/best"),
     "blip2": ("box/blip2-best", "vision-language/fast", "vision-language/balanced", "vision-language/best"),
     "clip": ("box/clip-best", "image-text/fast", "image-text/balanced", "image-text/best"),
@@ -155,7 +164,7 @@ class Row:
 
     @property
     def recipe(self) -> str:
-        return MODELS[self.model] if self.method in CHAINS else self.method
+        return MODELS[self.model] if self.method in CHAINS else self.method.removesuffix(", shortened")
 
     def settings(self, folder: Path) -> list[str]:
         """Give what is to be set in the recipe."""
@@ -166,7 +175,7 @@ class Row:
         if self.method in CHAINS:
             deep = DEEP.get(self.method.partition(" → ")[0], ()) if self.model in LANGUAGE else ()
             return [*model, *CHAINS[self.method], *deep, *own, *less]
-        return [*model, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
+        return [*model, *SHORTER.get(self.method, ()), *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 
 def _evaluation(model: str) -> list[str]:
