@@ -187,14 +187,16 @@ def may_pause(block: Block, layers: Sequence[Layer], placement: Placement) -> bo
 
 
 class ProductsSeen(TorchDispatchMode):
-    """Looks at a forward at each product with some layers: which are ``F.linear``, and what it has made and holds then.
+    """Looks at a forward at each product with a block's layers: is it ``F.linear``, and what was made and is held then.
 
+    :param layers: All layers of the block.
+    :param asked: Those that are looked at.
     :ivar most: The most bytes that it held.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], asked: Sequence[Layer]) -> None:
         super().__init__()
-        self._names = {layer.name for layer in layers}
+        self._names = {layer.name for layer in asked}
         self._matrices = Matrices(layers)
         self._count: Counter[str] = Counter()
         self._made: dict[StorageWeakRef, int] = {}
@@ -208,8 +210,8 @@ class ProductsSeen(TorchDispatchMode):
 
     @property
     def are_linear_once(self) -> bool:
-        """Say whether each layer was multiplied once, by ``F.linear``."""
-        return self._count == dict.fromkeys(self._names, 1)
+        """Say whether each layer that is looked at was multiplied once, by ``F.linear``."""
+        return all(self._count[name] == 1 for name in self._names)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -161,7 +161,7 @@ class Replay(RecordedModel):
         """Find out which layers of block ``i`` are fed the same, on as few batches as tell it, and sum nothing."""
         observation = Observation(self.blocks[i], layers, ())
         weights = TokenWeights("real", self.tokens, len(self.batches), {})
-        products = ProductsSeen(layers)
+        products = ProductsSeen(self.anatomy.layers_of[self.blocks[i].name], layers)
         with self._holding(i) as home, products.looking():
             for number in self.own:
                 observation.begin(partial(self._tokens, self.batches[number]), partial(weights.of, number))

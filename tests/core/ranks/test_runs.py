@@ -86,7 +86,16 @@ def recipes(plain, data):
         export=None,
     )
     few = plain(calibration=data(3, batch_size=1), evaluate=None, export=None)
+    in_turn = plain(
+        calibration=data(5, batch_size=1),
+        score=None,
+        allocate="uniform",
+        prune="sparsegpt",
+        sequential=True,
+        export=None,
+    )
     return {
+        "in turn": in_turn,
         "sums": sums,
         "trained": trained,
         "gradients": gradients,
@@ -123,6 +132,8 @@ SLOW = pytest.mark.slow
 CASES = [
     ("sums", 2),
     pytest.param("sums", 4, marks=SLOW),
+    ("in turn", 2),
+    pytest.param("in turn", 4, marks=SLOW),
     pytest.param("trained", 2, marks=SLOW),
     pytest.param("gradients", 3, marks=SLOW),
     ("loss gradients", 2),
