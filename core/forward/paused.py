@@ -189,37 +189,38 @@ def may_pause(block: Block, layers: Sequence[Layer], placement: Placement) -> bo
 class ProductsSeen(TorchDispatchMode):
     """Looks at a forward at each product with a block's layers: is it ``F.linear``, and what was made and is held then.
 
-    :param layers: All layers of the block.
-    :param asked: Those that are looked at.
     :ivar most: The most bytes that it held.
     """
 
-    def __init__(self, layers: Sequence[Layer], asked: Sequence[Layer]) -> None:
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
         super().__init__()
-        self._names = {layer.name for layer in asked}
-        self._matrices = Matrices(layers)
         self._count: Counter[str] = Counter()
         self._made: dict[StorageWeakRef, int] = {}
         self.most = 0
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let what a model has compiled run as it is compiled."""
+        return True
+
     @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Look at what runs meanwhile."""
-        with linear_seen(self._matrices, self._see), self:
+    def looking(self, layers: Sequence[Layer]) -> Iterator[None]:
+        """Look at what runs meanwhile, where all layers of the block are in their places."""
+        with linear_seen(Matrices(layers), self._see), self:
             yield
 
-    @property
-    def are_linear_once(self) -> bool:
-        """Say whether each layer that is looked at was multiplied once, by ``F.linear``."""
-        return all(self._count[name] == 1 for name in self._names)
+    def are_linear_once(self, layers: Sequence[Layer]) -> bool:
+        """Say whether each of some layers was multiplied once, by ``F.linear``."""
+        return all(self._count[layer.name] == 1 for layer in layers)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        given = {_storage(tensor) for tensor in tensors_in([*args, *(kwargs or {}).values()])}
-        of_made = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors_in(made)}
-        self._made |= {storage: size for storage, size in of_made.items() if storage not in given}
+        given = _storages([*args, *(kwargs or {}).values()])
+        self._made |= {storage: size for storage, size in _storages(made).items() if storage not in given}
         return made
 
     def _see(self, layer: Layer, inputs: Tensor) -> None:
@@ -228,10 +229,14 @@ class ProductsSeen(TorchDispatchMode):
         self.most = max(self.most, sum(self._made.values()))
 
 
-def _storage(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())
+def _storages(values: Any) -> dict[StorageWeakRef, int]:
+    """Give the bytes of what tensors lie in. One that is sparse, or not on a device, has nothing of the kind."""
+    storages = (tensor.untyped_storage() for tensor in tensors_in(values) if tensor.layout is torch.strided)
+    return {StorageWeakRef(storage): storage.nbytes() for storage in storages}
 
 
 def _context() -> tuple[Any, ...]:
     """Give the states of this thread that a context of the model's own may change."""
-    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.get_default_dtype()
+    attention = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
+    autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), autocast, attention

@@ -255,6 +255,15 @@ def numbers_in(batch: Batch) -> int:
     return sum(value.numel() for value in batch.values() if isinstance(value, Tensor))
 
 
+def times_as_large(batch: Batch, first: Batch) -> float:
+    """Say how many times as large as another a batch is, by the tensor that is so most: its text, if not its images."""
+    sizes = {name: value.numel() for name, value in first.items() if isinstance(value, Tensor)}
+    shares = (
+        value.numel() / sizes[name] for name, value in batch.items() if isinstance(value, Tensor) and sizes.get(name)
+    )
+    return max(shares, default=1.0)
+
+
 def map_tensors(values: Any, change: Callable[[Any], Any], kinds: type[Any] | tuple[type[Any], ...] = Tensor) -> Any:
     """Change each tensor among nested values, such as a block's arguments or output.
 

@@ -1,7 +1,7 @@
 """What is learnt of a model by running it from any block on: statistics of its layers, losses and gradients."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from math import isfinite
@@ -24,7 +24,7 @@ from ecoflap.core.forward.few_tokens import few_among
 from ecoflap.core.forward.gradients import kept_gradients, saved_bytes, stream_gradients
 from ecoflap.core.forward.observation import Observation, Observed
 from ecoflap.core.forward.paused import Begun, PausedForwards, ProductsSeen, may_pause
-from ecoflap.core.forward.placement import added, numbers_in
+from ecoflap.core.forward.placement import added, numbers_in, times_as_large
 from ecoflap.core.forward.recorded_model import RecordedModel
 from ecoflap.core.forward.statistics import TokenWeights
 from ecoflap.core.model.anatomy import Layer
@@ -161,15 +161,21 @@ class Replay(RecordedModel):
         """Find out which layers of block ``i`` are fed the same, on as few batches as tell it, and sum nothing."""
         observation = Observation(self.blocks[i], layers, ())
         weights = TokenWeights("real", self.tokens, len(self.batches), {})
-        products = ProductsSeen(self.anatomy.layers_of[self.blocks[i].name], layers)
-        with self._holding(i) as home, products.looking():
+        products, may_wait = ProductsSeen(), self._may_wait(i, layers)
+        inside = self.anatomy.layers_of[self.blocks[i].name]
+        with self._holding(i) as home, products.looking(inside) if may_wait else nullcontext():
             for number in self.own:
                 observation.begin(partial(self._tokens, self.batches[number]), partial(weights.of, number))
                 self._see(i, number, observation, home)
                 if observation.knows_inputs:
                     break
-        can_wait = observation.saw_each_once and products.are_linear_once
+        can_wait = may_wait and observation.saw_each_once and products.are_linear_once(layers)
         return replace(observation.observed(self.ranks), held=products.most if can_wait else None)
+
+    def _may_wait(self, i: int, layers: Sequence[Layer]) -> bool:
+        """Say whether forwards of block ``i`` may wait for some of its layers, as far as that shows before it runs."""
+        has_memory = self._spare > 0 and self._keep_in is None
+        return has_memory and may_pause(self.blocks[i], layers, self.placement)
 
     def _drifts(self, i: int) -> dict[str, list[list[Tensor]]]:
         """Say by its tower how far block ``i`` turns each position, batch by batch and call by call."""
@@ -198,20 +204,19 @@ class Replay(RecordedModel):
         """
         block, begun = self.blocks[i], dict[int, Begun]()
         asks_no_more = tokens != "drifting" and not any(issubclass(need, GradientStatistic) for need in needs)
-        if asks_no_more and may_pause(block, layers, self.placement) and self._has_room_for(alike.held):
+        if asks_no_more and alike.held is not None and self._has_room_for(alike.held):
             for number in self.own:
-                begun[number] = Begun()
+                with torch.no_grad():
+                    begun[number] = Begun()
                 self._forward(number, first=i, last=i, watch=begun[number])
         return PausedForwards(self.anatomy.layers_of[block.name], layers, begun, self._running)
 
-    def _has_room_for(self, held: int | None) -> bool:
+    def _has_room_for(self, held: int) -> bool:
         """Say whether all own batches may hold at once what the first of them held.
 
         Scores of attention are as many as the square of a text's tokens.
         """
-        if held is None or self._keep_in is not None:
-            return False
-        sizes = [numbers_in(self.batches[number]) / numbers_in(self.batches[self.own[0]]) for number in self.own]
+        sizes = [times_as_large(self.batches[number], self.batches[self.own[0]]) for number in self.own]
         return sum(held * max(size, size**2) for size in sizes) <= self._spare
 
     @contextmanager

@@ -222,8 +222,10 @@ def _made(
 def _trials(state: RunState) -> PlanTrials:
     batches, held_out = state.data.batches(state.recipe.calibration), state.recipe.allocate.options.held_out
     prepared, left = state.prepared, state.before.masks if state.before else PackedMasks()
+    copied = prepared.size * prepared.dtype.itemsize  # the weights that a trial puts back
+    spare = max(0, spare_for_pruning(prepared) - copied)
     return PlanTrials(
-        partial(state.replay, keys=state.recipe.calibration, spare=spare_for_pruning(prepared)),
+        partial(state.replay, keys=state.recipe.calibration, spare=spare),
         batches,
         held_out,
         prepared.pruners,

@@ -9,9 +9,11 @@ from spec import spec
 from torch import nn
 from torch.nn import functional
 
-from ecoflap import Anatomy, Replay
+from ecoflap import Anatomy, Layer, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.paused import ProductsSeen
+from ecoflap.core.forward.placement import times_as_large
 from ecoflap.core.pruning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.plugins.allocators.uniform import Uniform
@@ -127,6 +129,12 @@ def use_autocast(model):
         block.mlp.forward = forward
 
 
+def use_gradients(model):
+    """Multiply where gradients are kept: other forwards would keep theirs."""
+    for block in model.model.layers:
+        block.mlp.forward = torch.enable_grad()(block.mlp.forward)
+
+
 def use_autocast_around(model):
     """Run all blocks in an autocast: a block that runs by itself would be outside of it."""
     original = model.model.forward
@@ -156,6 +164,7 @@ def hook(model):
         (multiply_one, {}),
         (use_autocast, {}),
         (use_autocast_around, {}),
+        (use_gradients, {}),
         (hook, {}),
         (lambda model: model.half(), {"dtype": torch.float32}),
         (lambda model: None, {"pruner": ByMetric(WandaPlusPlus())}),
@@ -165,6 +174,7 @@ def hook(model):
         "another product of one input",
         "an autocast",
         "an autocast around",
+        "gradients that are kept",
         "a hook of the block",
         "another precision",
         "gradients",
@@ -181,7 +191,7 @@ def test_forwards_wait_only_where_memory_takes_what_they_hold(pico_llama, tmp_pa
     """What a forward holds is at least its residual and the input of down, and at most all that it has made."""
     run = Run(pico_llama, tmp_path / "blocks", 0)
     (first, *_) = run.replay.anatomy.layers_of.values()
-    held = Replay(run.model, LlamaAdapter(), run.replay.batches).fed_alike(0, first).held
+    held = Replay(run.model, LlamaAdapter(), run.replay.batches, spare=1).fed_alike(0, first).held
     (down,) = (layer for layer in first if "down_proj" in layer.name)
     positions = 2 * LENGTHS[0]
     assert (
@@ -190,6 +200,37 @@ def test_forwards_wait_only_where_memory_takes_what_they_hold(pico_llama, tmp_pa
     together = sum(held * max(length / LENGTHS[0], (length / LENGTHS[0]) ** 2) for length in LENGTHS)
     assert Run(pico_llama, tmp_path / "more", int(together) + 1).projected == WAITING
     assert Run(pico_llama, tmp_path / "less", int(together) - 1).projected > WAITING
+
+
+def test_a_batch_is_as_large_as_its_longest_text_whatever_its_images_are():
+    image = torch.zeros(2, 3, 8, 8)
+    first, longer = ({"pixel_values": image, "input_ids": torch.zeros(2, length), "n": 3} for length in (5, 40))
+    assert times_as_large(longer, first) == 8
+    assert times_as_large(first, longer) == 1
+    assert times_as_large({"texts": ["a"]}, {"texts": ["b"]}) == 1
+
+
+def test_what_has_no_storage_is_passed_over():
+    """A model may make a sparse tensor; of a view nothing is counted twice."""
+    products = ProductsSeen()
+    linear = nn.Linear(4, 4, bias=False)
+    layer = Layer("one.weight", linear)
+    with products.looking([layer]), torch.no_grad():
+        hidden = torch.ones(3, 4).view(3, 4)
+        torch.eye(3).to_sparse() @ hidden
+        linear(hidden)
+    assert products.are_linear_once([layer])
+    assert 4 * 3 * 4 <= products.most <= 4 * (3 * 4 + 3 * 3 + 3 * 4)
+
+
+def test_a_parameter_that_is_a_part_of_another_tensor_is_known_where_it_is_widened(pico_llama, tmp_path):
+    def change(model):
+        model.half()
+        for block in model.model.layers:
+            both = torch.cat([block.mlp.gate_proj.weight.data, block.mlp.up_proj.weight.data])
+            block.mlp.gate_proj.weight, block.mlp.up_proj.weight = map(nn.Parameter, both.chunk(2))
+
+    assert Run(pico_llama, tmp_path / "blocks", PLENTY, change, dtype=torch.float32).projected > WAITING
 
 
 def test_layers_may_be_listed_in_another_order_than_they_run(pico_llama, tmp_path):
