@@ -81,22 +81,15 @@ def test_weights_have_the_same_bits_as_with_a_forward_for_each_group(both, prune
     assert waiting.projected == WAITING < anew.projected
 
 
-class Noisy(nn.Module):
-    """Adds noise of the global generator, as a model does that drops out or samples."""
+def make_noisy(model):
+    """Add noise of the global generator, as a model does that drops out or samples."""
 
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *args, **kwargs):
-        output = self.inner(*args, **kwargs)
+    def noisy(module, args, output):
         return output + torch.randn_like(output) / 10
 
-
-def make_noisy(model):
     for block in model.model.layers:
-        block.post_attention_layernorm = Noisy(block.post_attention_layernorm)
-        block.mlp.act_fn = Noisy(block.mlp.act_fn)
+        block.post_attention_layernorm.register_forward_hook(noisy)
+        block.mlp.gate_proj.register_forward_hook(noisy)
 
 
 def test_each_forward_draws_its_own_random_numbers(both):
@@ -264,7 +257,7 @@ def test_forwards_run_in_the_context_of_the_adapter(pico_llama):
     replay = Replay(model, adapter, [batch_of(length) for length in LENGTHS], spare=PLENTY)
     (layers, *_) = replay.anatomy.layers_of.values()
     alike = replay.fed_alike(0, layers)
-    model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *of_a_hook: found.append(adapter.inside))
+    model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *of_a_hook: found.append(adapter.inside))
     groups = [[layer for layer in layers if alike.inputs[layer.name] == first] for first in set(alike.inputs.values())]
     with replay.paused(0, Wanda.needs, layers, alike, "real") as paused:
         for group in sorted(groups, key=lambda group: layers.index(group[0])):
