@@ -117,13 +117,16 @@ MODELS = {
 LANGUAGE = ("smollm2", "gemma3")
 SHORTER = {
     "language/best, shortened": (
-        "calibration.samples=48",
-        "score.samples=6",
-        "score.calibration.samples=6",
-        "refine=[reconstruct, {use: distill, steps: 32}]",
+        "language/best",
+        (
+            "calibration.samples=48",
+            "score.samples=6",
+            "score.calibration.samples=6",
+            "refine=[reconstruct, {use: distill, steps: 32}]",
+        ),
     ),
 }
-"""Shipped recipes with half of the text and of the steps."""
+"""Shipped recipes, and the settings that give them half of the text and of the steps."""
 SHIPPED = {
     "smollm2": ("language/fast", "language/balanced", "language/best", *SHORTER),
     "gemma3": ("language/fast", "language/balanced", "language/best"),
@@ -164,7 +167,13 @@ class Row:
 
     @property
     def recipe(self) -> str:
-        return MODELS[self.model] if self.method in CHAINS else self.method.removesuffix(", shortened")
+        shipped, _ = self._shipped
+        return MODELS[self.model] if self.method in CHAINS else shipped
+
+    @property
+    def _shipped(self) -> tuple[str, tuple[str, ...]]:
+        """Give the shipped recipe that a method is, and what shortens it."""
+        return SHORTER.get(self.method, (self.method, ()))
 
     def settings(self, folder: Path) -> list[str]:
         """Give what is to be set in the recipe."""
@@ -175,7 +184,8 @@ class Row:
         if self.method in CHAINS:
             deep = DEEP.get(self.method.partition(" → ")[0], ()) if self.model in LANGUAGE else ()
             return [*model, *CHAINS[self.method], *deep, *own, *less]
-        return [*model, *SHORTER.get(self.method, ()), *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
+        _, shorter = self._shipped
+        return [*model, *shorter, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 
 def _evaluation(model: str) -> list[str]:

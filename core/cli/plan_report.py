@@ -8,7 +8,7 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.cli.needs_table import needs
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
+from ecoflap.core.contracts.protocols import LossStatistic
 from ecoflap.core.contracts.records import TokenChoice
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.needs.exports import kept_of
@@ -177,7 +177,7 @@ def _looked_at(prepared: Prepared) -> str:
     if not towers:
         return "no data needed"
     needs = [need for tower in towers for need in pruners[tower].options.needs]
-    groups = recipe.sequential and any(map(is_of_inputs, needs))
+    groups = prepared.prunes_in_turn
     anew = "once if forwards can wait for its layers, else once for each group of those that share an input and once,"
     times = anew if groups else "twice"
     said = f"each block {times} on {_data(prepared, recipe.calibration)}"

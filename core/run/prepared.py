@@ -13,7 +13,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
-from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.contracts.protocols import Adapter, is_of_inputs
 from ecoflap.core.contracts.records import Target, TokenChoice, View
 from ecoflap.core.disk.stored_type import stored_type
 from ecoflap.core.errors import dtype_name
@@ -112,6 +112,12 @@ class Prepared:
         """Name the towers that are pruned, in the order they run."""
         pruned = {block.tower for pool in self.pools for block, _ in pool.layers}
         return [tower.name for tower in self.anatomy.towers if tower.name in pruned]
+
+    @property
+    def prunes_in_turn(self) -> bool:
+        """Say whether layers wait for those before them in their block, which change what a pruner looks at."""
+        needs = (need for tower in self.pruned_towers for need in self.pruners[tower].options.needs)
+        return self.recipe.sequential and any(map(is_of_inputs, needs))
 
     @cached_property
     def context(self) -> PlanContext:

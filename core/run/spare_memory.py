@@ -4,7 +4,6 @@ import os
 
 import torch
 
-from ecoflap.core.contracts.protocols import is_of_inputs
 from ecoflap.core.record.memory import available_memory
 from ecoflap.core.run.prepared import Prepared
 
@@ -32,7 +31,6 @@ def spare_for_scoring(prepared: Prepared) -> int:
 
 def spare_for_pruning(prepared: Prepared) -> int:
     """Give the bytes that forwards may hold which wait for layers to be pruned in their turn."""
-    recipe, keys = prepared.recipe, prepared.recipe.calibration
-    needs = [need for tower in prepared.pruned_towers for need in prepared.pruners[tower].options.needs]
-    is_asked = recipe.sequential and any(map(is_of_inputs, needs)) and keys is not None and keys.keep == "memory"
-    return spare_memory(prepared) if is_asked else 0
+    keys = prepared.recipe.calibration
+    can_wait = prepared.prunes_in_turn and keys is not None and keys.keep == "memory"
+    return spare_memory(prepared) if can_wait else 0
