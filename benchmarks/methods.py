@@ -1,7 +1,7 @@
 """Every method and the sensible chains of them, on the models in the box, each beside its seconds and its memory.
 
     python benchmarks/methods.py smollm2 runs/methods benchmarks/results/methods.jsonl [--seeds 0 1 2] [--only admm]
-        [--sparsities 0.6 2:4] [--no-jitter] [--dtype float32]
+        [--sparsities 0.6 2:4] [--no-jitter] [--dtype float32] [--reuse runs/methods/ROW]
     python benchmarks/methods.py --table benchmarks/results/methods.jsonl
     python benchmarks/methods.py --curve benchmarks/results/methods.jsonl
 
@@ -10,7 +10,8 @@ and the most memory it held. A row that is there is not done again, so this may 
 ``jitter`` is the first seed by the plan of its row without it, with one weight less in each layer: what that moves is
 noise, and so is any smaller difference. The second perplexity is of a text that is in every Python, the documentation
 of its language, so that nothing is tuned to one text; and of both it is asked too which of four endings a passage has,
-so that nothing is tuned to one measure.
+so that nothing is tuned to one measure. Of a run that ``--reuse`` names the dense model's evaluation is taken over, and
+scores where they are the same: the row says so, its seconds are without them, and its table has a † there.
 """
 
 import argparse
@@ -234,11 +235,15 @@ def rows(
                 yield Row(model, method, sparsity, seeds[0], jitter=True, dtype=dtype)
 
 
-def figures(row: Row, work: Path) -> dict[str, Any]:
-    """Do one row, and give what came out."""
+def figures(row: Row, work: Path, reuse: Path | None) -> dict[str, Any]:
+    """Do one row, and give what came out.
+
+    :param reuse: A run's folder, of which it takes over what is the same.
+    """
     folder = work / row.name
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    settings = [part for setting in row.settings(work) for part in ("--set", setting)]
+    shared = [] if reuse is None else [f"reuse=['{reuse.absolute()}']"]
+    settings = [part for setting in (*row.settings(work), *shared) for part in ("--set", setting)]
     command = [sys.executable, "-m", "ecoflap", "run", row.recipe, "--folder", str(folder), *settings]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -247,12 +252,18 @@ def figures(row: Row, work: Path) -> dict[str, Any]:
     return {
         "name": row.name, **asdict(row),
         **{when: {name: one["value"] for name, one in found.items()} for when, found in report["measures"].items()},
-        "cpu_seconds": round(after.ru_utime - before.ru_utime, 1),
+        "cpu_seconds": round(after.ru_utime - before.ru_utime, 1), "taken_over": _taken_over(folder),
         "stages": {stage["stage"]: round(stage["seconds"], 1) for stage in report["stages"]},
         "peak_megabytes": max(stage["peak_memory"] for stage in report["stages"]) >> 20,
         "undone": sum(not one["is_kept"] for one in report.get("refined", ())),
         "machine": report["machine"],
     }  # fmt: skip
+
+
+def _taken_over(folder: Path) -> list[str]:
+    """Name what a run has from another one."""
+    path = folder / "taken_over.jsonl"
+    return [json.loads(line)["what"] for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -313,8 +324,9 @@ def _cells(lines: Sequence[Mapping[str, Any]], measure: str) -> str:
 
 
 def _cost(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Write the mean of the CPU seconds, both evaluations among them, and the most memory."""
-    return f"{mean(line['cpu_seconds'] for line in lines):.0f} | {max(line['peak_megabytes'] for line in lines)}"
+    """Write the mean of the CPU seconds, both evaluations among them unless one was taken over, and the most memory."""
+    less = " †" if any(line.get("taken_over") for line in lines) else ""
+    return f"{mean(line['cpu_seconds'] for line in lines):.0f}{less} | {max(line['peak_megabytes'] for line in lines)}"
 
 
 def main() -> None:
@@ -326,6 +338,7 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", default=list(SPARSITIES))
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--dtype", help="read the model in it, and not in what its recipe says")
+    parser.add_argument("--reuse", type=Path, help="a run whose dense evaluation and equal scores are taken over")
     parser.add_argument("--no-jitter", action="store_true", help="leave out the rows with one weight a layer less")
     parser.add_argument("--table", action="store_true", help="write the tables of what is done")
     parser.add_argument("--curve", action="store_true", help="write what quality costs, of what is done")
@@ -336,7 +349,7 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     wanted = rows(asked.model, asked.sparsities, asked.seeds, asked.only, asked.dtype)
     wanted = (row for row in wanted if not (row.jitter and asked.no_jitter))
-    do(wanted, asked.results, "name", lambda row: row.name, lambda row: figures(row, asked.work))
+    do(wanted, asked.results, "name", lambda row: row.name, lambda row: figures(row, asked.work, asked.reuse))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ Compare = Literal["row", "layer"]
 _CACHED = 1 << 16
 """So many elements stay in a core's cache."""
 
+_PAIRED = 16
+"""The longest runs of which all pairs are compared."""
+
 
 def row_counts(count: int, rows: int, columns: int) -> Int64[Tensor, " rows"]:
     """Spread a count over rows: row i keeps ⌊(i+1)·count/rows⌋ - ⌊i·count/rows⌋, so that a remainder spreads evenly.
@@ -52,18 +55,22 @@ def select(metric: Float[Tensor, "out in"], budget: Budget, compare: Compare = "
     """
     if compare not in get_args(Compare):
         raise EcoflapError(unknown("way to compare", str(compare), get_args(Compare)))
-    if not is_finite(metric):
-        raise EcoflapError("the metric is NaN or infinite somewhere: the weights or the layer's inputs are not finite")
+    check_finite(metric)
     metric = metric.detach()
     rows, columns = metric.shape
     check_fits(budget, rows, columns)
     if isinstance(budget, Pattern):
-        runs = metric.reshape(-1, budget.m)
-        kept = _best(runs, budget.n) if budget.m <= 16 else _largest(runs, torch.full((len(runs),), budget.n))
-        return kept.reshape(metric.shape)
+        runs = metric.reshape(-1, budget.m).T
+        return best_of_columns(runs.contiguous(), budget.n).T.reshape(metric.shape)
     if compare == "row":
         return _largest(metric, row_counts(budget.count, rows, columns))
     return _largest(metric.reshape(1, -1), torch.tensor([budget.count])).reshape(metric.shape)
+
+
+def check_finite(metric: Float[Tensor, "..."]) -> None:
+    """Refuse a metric that is NaN or infinite somewhere, by which nothing can be chosen."""
+    if not is_finite(metric):
+        raise EcoflapError("the metric is NaN or infinite somewhere: the weights or the layer's inputs are not finite")
 
 
 def is_finite(values: Float[Tensor, "..."]) -> bool:
@@ -107,21 +114,27 @@ def _bits(weight: Float[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     return weight.contiguous().view(integers[weight.element_size()])
 
 
-def _best(runs: Float[Tensor, "runs m"], n: int) -> Bool[Tensor, "runs m"]:
-    """Select the n largest of each short run: those that fewer than n others beat.
+def best_of_columns(metric: Float[Tensor, "m runs"], n: int) -> Bool[Tensor, "m runs"]:
+    """Select the n largest of each column: those that fewer than n others beat, and of equal ones the later.
 
     All pairs are compared at once, and a small matrix product counts by how many each is beaten: some twenty times
-    faster than a selection in each run. It is done in pieces, since a run of m has m² pairs, which should stay in the
-    cache.
+    faster than a selection in each column. It is done in pieces, since a column of m has m² pairs, which should stay in
+    the cache. Of long columns there would be too many.
     """
-    m = runs.shape[1]
-    duels, later_wins = _duels(m, runs.device)
-    kept = torch.empty(runs.shape[::-1], dtype=torch.bool, device=runs.device)
-    step = max(1, (1 << 22 if runs.is_cuda else 1 << 15) // m**2)
-    for piece, answer in zip(runs.T.contiguous().split(step, dim=1), kept.split(step, dim=1), strict=True):
-        wins = torch.ge(piece, piece[:, None], out=piece.new_empty(m, *piece.shape, dtype=torch.float32))
-        torch.lt(torch.addmm(later_wins, duels, wins.flatten(0, 1)), n, out=answer)
-    return kept.T
+    m, columns = metric.shape
+    if m > _PAIRED:
+        return _largest(metric.T, torch.full((columns,), n)).T
+    step = max(1, (1 << 22 if metric.is_cuda else 1 << 15) // m**2)
+    if columns <= step:
+        return _beaten(metric) < n
+    return torch.cat([_beaten(piece) for piece in metric.contiguous().split(step, dim=1)], dim=1) < n
+
+
+def _beaten(metric: Float[Tensor, "m runs"]) -> Float32[Tensor, "m runs"]:
+    """Count by how many others of its column each is beaten."""
+    duels, later_wins = _duels(len(metric), metric.device)
+    wins = torch.ge(metric, metric[:, None], out=metric.new_empty(len(metric), *metric.shape, dtype=torch.float32))
+    return torch.addmm(later_wins, duels, wins.flatten(0, 1))
 
 
 @cache

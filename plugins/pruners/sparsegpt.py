@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Budget, Keep, Pattern
-from ecoflap.core.budget.select import check_fits, is_finite, select, zeros_first
+from ecoflap.core.budget.select import best_of_columns, check_finite, check_fits, is_finite, select
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner, Statistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
@@ -79,12 +79,14 @@ class _Columns:
     """Holds a weight while it is pruned, transposed so that each of its columns is contiguous."""
 
     def __init__(self, weight: Float[Tensor, "out in"], factor: Factor) -> None:
-        self.weight = weight
-        self.has_zeros = bool((weight == 0).any())
         self.factor = factor
-        self.now = weight.T.float().masked_fill(factor.pivots.dead[:, None], 0).contiguous()
+        self.now = weight.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        zeros = self.now == 0
+        self.zeros = zeros if bool(zeros.any()) else None
+        if bool(factor.pivots.dead.any()):
+            self.now.masked_fill_(factor.pivots.dead[:, None], 0)
         self.lost = torch.empty_like(self.now)  # of the finished columns, the values that were pruned
-        self.kept = torch.empty_like(self.now)  # of the chosen columns, 1 for each weight that is kept
+        self.goes = torch.empty_like(self.now)  # of the chosen columns, 1 for each weight that is pruned
 
     def prune_block(self, start: int, stop: int, share: Budget) -> None:
         """Prune the columns from ``start`` up to ``stop``, all columns before them being finished."""
@@ -96,41 +98,50 @@ class _Columns:
             last = min(first + step, stop)
             self._update(start, first, last)
             if isinstance(share, Pattern):
-                self._choose(first, last, share)
+                self._choose_runs(first, last, share.n)
             self._prune(first, last)
+        if isinstance(share, Pattern):  # of all runs at once, which chose by what they keep and what they lost
+            check_finite((self.now[start:stop] + self.lost[start:stop]) * self.factor.pivots.values[start:stop, None])
 
     def _update(self, start: int, first: int, last: int) -> None:
         """Let the columns from ``first`` up to ``last`` make up for what those from ``start`` up to ``first`` lost."""
         if start < first:
             self.now[first:last].addmm_(self.factor.follow[first:last, start:first], self.lost[start:first], alpha=-1)
 
-    def _choose(self, first: int, last: int, share: Budget) -> None:
+    def _metric(self, first: int, last: int) -> Float[Tensor, "some out"]:
         # The paper's metric is the square of this one, which gives the same order but may overflow.
-        metric = (self.now[first:last] * self.factor.pivots.values[first:last, None]).abs_().T
-        if self.has_zeros:
-            metric = zeros_first(metric, self.weight[:, first:last])
-        self.kept[first:last] = select(metric, share, "layer").T
+        metric = (self.now[first:last] * self.factor.pivots.values[first:last, None]).abs_()
+        # Weights that are zero go before those of a dead input, whose metric is 0 too.
+        return metric if self.zeros is None else metric.masked_fill_(self.zeros[first:last], -1)
+
+    def _choose(self, first: int, last: int, share: Keep) -> None:
+        kept = select(self._metric(first, last).T, share, "layer")
+        torch.logical_not(kept.T, out=self.goes[first:last])
+
+    def _choose_runs(self, first: int, last: int, n: int) -> None:
+        """Choose in the one run of each row that these columns are, as ``select`` does, which looks at more."""
+        torch.logical_not(best_of_columns(self._metric(first, last), n), out=self.goes[first:last])
 
     def _prune(self, first: int, last: int) -> None:
         """Prune one column after the other, each updated from those before it since ``first``."""
         lost = self.lost[first:last]
-        rows = zip(self.now[first:last], lost, self.kept[first:last], self.factor.follow[first:last], strict=True)
-        for j, (now, gone, kept, follow) in enumerate(rows):
+        rows = zip(self.now[first:last], lost, self.goes[first:last], self.factor.follow[first:last], strict=True)
+        for j, (now, gone, goes, follow) in enumerate(rows):
             if j:
                 now.addmv_(lost[:j].T, follow[first : first + j], alpha=-1)
-            torch.addcmul(now, now, kept, value=-1, out=gone)
-            now.sub_(gone)
+            torch.mul(now, goes, out=gone)
+        self.now[first:last].sub_(lost)
 
     def result(self, dtype: torch.dtype) -> tuple[Bool[Tensor, "out in"], Float[Tensor, "out in"]]:
         """Give the mask and the weight in a type.
 
         :raises EcoflapError: Where an updated weight is beyond the type's range.
         """
-        mask = self.kept.T.bool().contiguous()
+        mask = self.goes.T.logical_not()
         weight = self.now.T.to(dtype, memory_format=torch.contiguous_format)
         if not is_finite(weight):
             raise EcoflapError(f"SparseGPT's updated weights do not fit {dtype}: raise damping, or use float32")
-        return mask, weight
+        return mask.contiguous(), weight
 
 
 @hookimpl
