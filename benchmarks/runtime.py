@@ -94,6 +94,7 @@ def plain_ways() -> Iterator[Way]:
     yield Way("onnxruntime float32", "onnxruntime", f"onnx/dense/{VIEW}.onnx")
     yield Way("onnxruntime int8", "onnxruntime", f"onnx/int8/{VIEW}.onnx")
     yield Way("openvino int8", "openvino", f"openvino/{VIEW}.xml")
+    yield Way("onnxruntime ours int8 dense", "onnxruntime-packed", f"onnx/dense-int8/{VIEW}.onnx")
     yield from of_each("onnxruntime packed {}", "onnxruntime-packed", f"onnx/{{}}/{VIEW}.onnx")
     yield from of_each("onnxruntime packed int8 {}", "onnxruntime-packed", f"onnx/{{}}-int8/{VIEW}.onnx")
     for kind in GGUFS:
@@ -116,7 +117,6 @@ def make(folder: Path, models: Sequence[str], converter: Path | None) -> None:
             prune(model, place, sparsity)
         if model in ONNX:
             write_packed_onnx(ONNX[model], place)
-        if model == "smollm2":  # of the others a file in float32 is more than this is worth
             write_dense_onnx(ONNX[model], place)
             write_openvino(ONNX[model], place)
         if converter is not None:
@@ -166,7 +166,13 @@ def prune(model: str, place: Path, sparsity: float) -> None:
 
 
 def write_packed_onnx(name: str, place: Path) -> None:
-    """Write what onnxruntime multiplies packed by our operators, in floats and in int8, where it is not there."""
+    """Write what onnxruntime multiplies packed by our operators, in floats and in int8, where it is not there.
+
+    In int8 also with nothing pruned, so that what zeros gain is told from what eight bits do.
+    """
+    whole = place / "onnx" / "dense-int8"
+    if not (whole / f"{VIEW}.onnx").is_file():
+        write_view(*dense_of(name, place), whole, PACKED["{}-int8"])
     for sparsity in SPARSITIES:
         for folder, how in PACKED.items():
             target = place / "onnx" / folder.format(sparsity)

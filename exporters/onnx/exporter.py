@@ -14,7 +14,6 @@ from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Exported, Meanwhile, ViewSize, Vocabulary
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.place import FILE, absent
-from ecoflap.core.packed.packing import LEAST_SPARSITY
 from ecoflap.exporters.onnx.check import UNPACKED_AT_MOST, UNPACKING
 from ecoflap.exporters.onnx.dense import write_dense
 from ecoflap.exporters.onnx.forms.product import FORM
@@ -51,8 +50,8 @@ class Onnx:
     :param form: ``function`` unpacks by a function that the file brings along, ``inline`` by plain nodes, for runtimes
         that know no local functions (OpenVINO).
     :param values: The type that pruned weights are stored in; ``auto`` is the one each has in the model. ``int8``
-        rounds the matrices of ``packed_op`` to whole numbers of a scale for each output; what it does not make a
-        product keeps its type.
+        rounds the matrices of ``packed_op`` to whole numbers of a scale for each output, however few of their weights
+        are zero; what it does not make a product keeps its type.
     :param embeddings: ``int8`` rounds embeddings and heads too, pruned or not, for ``packed_op``.
     :param opset: 18 to 22.
     :param tolerance: How far an output may be from torch's, in shares of the largest magnitude of that output, over
@@ -80,8 +79,7 @@ class Onnx:
         rest = _without(words, view)
         dense, others = rest.prunable * stored, (rest.parameters - rest.prunable) * view.width
         others += sum(bytes_of_words(one, _kept_of(one, view)) for one in words)
-        rounds = self.values == "int8" and rest.kept <= (1 - LEAST_SPARSITY) * rest.prunable
-        bits = rest.kept * (1 if rounds else stored) + rest.prunable // 8
+        bits = rest.kept * (1 if self.values == "int8" else stored) + rest.prunable // 8
         packed = {"bitmask": bits, "packed_op": bits, "coo": rest.kept * (stored + 3), "dense": dense}
         return others + min(dense, packed[self.weights])
 

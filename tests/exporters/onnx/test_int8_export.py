@@ -234,7 +234,7 @@ def test_a_model_in_its_files_is_exported_to_the_same_bytes(how, tmp_path):
 
 def test_what_a_plan_says_of_it():
     assert Onnx(**INT8).predicted_bytes(size_of(1000, 800, 400, 4)) == 200 * 4 + 400 + 100
-    assert Onnx(**INT8).predicted_bytes(size_of(1000, 800, 600, 4)) == 200 * 4 + 600 * 4 + 100  # nothing is rounded
+    assert Onnx(**INT8).predicted_bytes(size_of(1000, 800, 800, 4)) == 200 * 4 + 800 + 100  # nothing is zero
     assert Onnx(**WORDS).predicted_bytes(size_of(1000, 800, 400, 4)) == 200 * 4 + 400 + 100  # no words are known
     floats, rounded = (Onnx(**how).meanwhile(size_of(10**9, 9 * 10**8, 10**8, 2)) for how in ({}, INT8))
     assert rounded.memory > 8 * 10**9  # widened, and rounded besides
