@@ -118,8 +118,8 @@ def _worst(ranks: Sequence[Mapping[str, Any]], stage: str) -> tuple[float, float
 
 def work(model: str, folder: Path, set_: Sequence[str]) -> None:
     """Be one process of a run, and write what it measured."""
+    from ecoflap.core.machine.environment import peak_memory
     from ecoflap.core.ranks.join import joined
-    from ecoflap.core.record.environment import peak_memory
     from ecoflap.core.run import stages
     from ecoflap.core.run.pipeline import run
 

@@ -211,7 +211,7 @@ _LOAD = """
 import sys, time
 import torch
 from ecoflap import load_model
-from ecoflap.core.record.memory import MemoryWatch
+from ecoflap.core.machine.memory import MemoryWatch
 watch, started = MemoryWatch(), time.perf_counter()
 model = load_model(sys.argv[1], weights="packed")
 asked, config = {"input_ids": torch.arange(8)[None]}, model.config

@@ -8,7 +8,7 @@ from ecoflap.core.cli.tables import Section
 from ecoflap.core.kernel.library import Library, opened, openmp
 from ecoflap.core.kernel.place import FILE
 from ecoflap.core.kernel.route import route
-from ecoflap.core.model.arithmetic import slow_types
+from ecoflap.core.machine.arithmetic import slow_types
 from ecoflap.core.text.columns import left
 
 _WIDE = 64

@@ -351,7 +351,7 @@ def report(run: Annotated[Path, typer.Argument(help="The folder of a finished ru
     from ecoflap.core.cli.export_table import export_table
     from ecoflap.core.cli.run_table import run_table
     from ecoflap.core.cli.tables import show
-    from ecoflap.core.record.folder import require_finished
+    from ecoflap.core.record.open_run import require_finished
     from ecoflap.core.record.report import read_report
 
     found = read_report(require_finished(run).report)

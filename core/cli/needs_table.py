@@ -7,7 +7,8 @@ from typing import TypeAlias
 
 from ecoflap.core.disk.write_errors import free_for
 from ecoflap.core.errors import dtype_name
-from ecoflap.core.model.arithmetic import is_slow
+from ecoflap.core.machine.arithmetic import is_slow
+from ecoflap.core.machine.memory import available_memory
 from ecoflap.core.needs.disk import DiskNeeds, disk_needs
 from ecoflap.core.needs.memory import (
     LIBRARIES,
@@ -19,7 +20,6 @@ from ecoflap.core.needs.memory import (
     other_places,
 )
 from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_weight
-from ecoflap.core.record.memory import available_memory
 from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text

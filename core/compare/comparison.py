@@ -9,7 +9,8 @@ from statistics import stdev
 from typing import Any
 
 from ecoflap.core.compare.methods import method_names, seeds_of
-from ecoflap.core.record.folder import RunFolder, require_finished
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.open_run import require_finished
 from ecoflap.core.record.report import RecordedMeasure, Report, read_report
 from ecoflap.core.record.sweep_list import is_sweep, swept_runs
 from ecoflap.core.text.numbers import mean

@@ -26,7 +26,8 @@ from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.folder import ARITHMETIC, CALIBRATION_DATA, RunFolder, open_run, require_finished
+from ecoflap.core.record.folder import ARITHMETIC, CALIBRATION_DATA, RunFolder
+from ecoflap.core.record.open_run import open_run, require_finished
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.recorded_recipe import RecordedRecipe
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report

@@ -13,8 +13,8 @@ from ecoflap.core.disk.sealed import flat
 from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.export.surroundings import is_weights
+from ecoflap.core.machine.environment import versions
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.record.environment import versions
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestBytes, ManifestFile, ManifestRun, ManifestTensor
 
 PIECE, SAMPLE = 1 << 17, 4 << 20

@@ -2,8 +2,8 @@
 
 from time import perf_counter
 
+from ecoflap.core.machine.memory import MemoryWatch
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.memory import MemoryWatch
 
 
 class Clock:

@@ -1,21 +1,16 @@
-"""Keep a run folder: its files by name, the lock of the process that runs there, and whose model and data it is of."""
+"""Keep a run folder: its files by name, what is noted in it, and whose model and data it is of."""
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import lock_descriptor
-
 from ecoflap.core.disk.sealed_lines import append_line, last_seal, read_lines
 from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, write_sealed_json
 from ecoflap.core.disk.sums import check_sums
-from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, delete_whole, removed_leftovers
-from ecoflap.core.errors import EcoflapError, RunError
-from ecoflap.core.record.environment import changed_versions
+from ecoflap.core.disk.whole_files import delete_whole
+from ecoflap.core.errors import RunError
+from ecoflap.core.machine.environment import changed_versions
 from ecoflap.core.record.remembered import DENSE
 from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
 
@@ -269,132 +264,3 @@ def _which(what: str, before: Any, now: Any) -> str:
         return what
     files = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     return f"{what} ({', '.join(files)})"
-
-
-@contextmanager
-def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
-    """Make or take up a run folder, for this process alone.
-
-    A run that is refused before it has found anything leaves no folder where none was, and in one that was there, and
-    no run's, nothing.
-
-    :param fresh: Delete what an earlier run left there.
-    """
-    folder = RunFolder(path)
-    try:
-        _refuse_strangers(folder)
-        there = _There.before(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        if not fresh:
-            _refuse_links(folder)
-        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR | NOT_THROUGH_LINKS, 0o644)
-    except OSError as error:
-        raise RunError(
-            f"the run folder {path} cannot be written: {error.strerror}. Name another one with --folder"
-        ) from error
-    try:
-        _lock(folder, lock)
-        if fresh:
-            _empty(folder)
-        removed_leftovers(path)
-        try:
-            yield folder
-        except EcoflapError:
-            there.restore(folder)
-            raise
-    finally:
-        os.close(lock)
-
-
-@dataclass(frozen=True)
-class _There:
-    """Holds what was there before a run.
-
-    :param ours: Whether a run was begun there.
-    :param entries: Names in the folder.
-    :param absent: The folder and those above it that were not there, the innermost first.
-    """
-
-    ours: bool
-    entries: frozenset[str]
-    absent: tuple[Path, ...]
-
-    @classmethod
-    def before(cls, folder: RunFolder) -> "_There":
-        path = folder.path
-        entries = frozenset(entry.name for entry in path.iterdir()) if path.is_dir() else frozenset()
-        return cls(folder.is_ours, entries, tuple(one for one in (path, *path.parents) if not one.exists()))
-
-    def restore(self, folder: RunFolder) -> None:
-        """Delete what a run has begun, unless it has found anything, or was begun before."""
-        if self.ours or folder.holds_results:
-            return
-        with suppress(OSError):  # what is said of the refusal counts for more; a folder with files of others stays
-            for entry in [entry for entry in folder.path.iterdir() if entry.name not in self.entries]:
-                _delete(entry)
-            for made in self.absent:
-                made.rmdir()
-
-
-def _refuse_strangers(folder: RunFolder) -> None:
-    """Refuse a folder with files that are no run's: nothing is written among them, still less deleted."""
-    path = folder.path
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{path} is a file; a run needs a folder. Name another one with --folder")
-    if path.is_dir() and not folder.is_ours and any(not entry.name.startswith(".") for entry in path.iterdir()):
-        raise RunError(f"{path} is not empty, and no run was begun there. Name another folder with --folder")
-
-
-def _refuse_links(folder: RunFolder) -> None:
-    """Refuse a folder with links, through which a run would write into files and folders that are not its own.
-
-    ``model/`` may be one: it is read, or replaced as a whole.
-    """
-    links = [entry.name for entry in folder.path.iterdir() if entry.is_symlink() and entry != folder.model]
-    if links:
-        raise RunError(
-            f"{folder.path}: {', '.join(sorted(links))} is a link, and a run writes into its own folder alone. Put "
-            f"what it links to in its place, or name another folder with --folder"
-        )
-
-
-def _lock(folder: RunFolder, lock: int) -> None:
-    """Take the folder for this process. Closing the file gives it back, as does the process's end, however it comes."""
-    try:
-        locked = lock_descriptor(lock, blocking=False)
-    except OSError as error:
-        raise RunError(f"{folder.lock} cannot be locked: {error.strerror}. Name a folder on another disk") from error
-    if not locked:
-        raise RunError(
-            f"another process is running in {folder.path}. Wait for it, or name another folder with --folder"
-        )
-    if not folder.lock.exists():  # another process was refused meanwhile, and has deleted what it had begun
-        raise RunError(f"{folder.path} was deleted while it was opened. Run again")
-
-
-def _empty(folder: RunFolder) -> None:
-    """Delete all that a run left. What says whose the folder is goes last: a process killed here leaves no stranger.
-
-    The report goes first, for it says what else there is.
-    """
-    first, last = (folder.report,), (folder.fingerprints, folder.recipe)
-    others = (entry for entry in folder.path.iterdir() if entry not in (folder.lock, *first, *last))
-    for entry in [*first, *others, *last]:
-        _delete(entry)
-
-
-def _delete(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink(missing_ok=True)
-
-
-def require_finished(path: Path) -> RunFolder:
-    """Open the folder of a finished run whose results are wanted."""
-    folder = RunFolder(path)
-    if not folder.recipe.is_file():
-        raise RunError(f"{path}: no run folder: it has no recipe.yaml")
-    if not folder.report.is_file():
-        raise RunError(f"{path}: this run is not finished: it has no report.json. Run its recipe again to go on")
-    return folder

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.errors import RunError
+from ecoflap.core.machine.environment import machine
+from ecoflap.core.machine.memory import MEASURED
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.environment import machine
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
-from ecoflap.core.record.memory import MEASURED
 from ecoflap.core.record.report import Report
 
 

@@ -17,16 +17,17 @@ from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
+from ecoflap.core.machine.environment import sources, versions
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.differences import changes, is_within
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.overrides import as_assignments
 from ecoflap.core.recipe.schema import Recipe, may_change
-from ecoflap.core.record.environment import sources, versions
 from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
-from ecoflap.core.record.folder import FROM_PYTHON, RunFolder, open_run
+from ecoflap.core.record.folder import FROM_PYTHON, RunFolder
 from ecoflap.core.record.make_report import Outcome, make_report
+from ecoflap.core.record.open_run import open_run
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
 from ecoflap.core.record.reuse import of_other_models

@@ -17,8 +17,8 @@ from ecoflap.core.contracts.protocols import Adapter, is_of_inputs
 from ecoflap.core.contracts.records import Target, TokenChoice, View
 from ecoflap.core.disk.stored_type import stored_type
 from ecoflap.core.errors import dtype_name
+from ecoflap.core.machine.arithmetic import is_slow, slow_types
 from ecoflap.core.model.anatomy import Anatomy, Source
-from ecoflap.core.model.arithmetic import is_slow, slow_types
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
 from ecoflap.core.model.source import weight_files

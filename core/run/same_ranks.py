@@ -5,12 +5,12 @@ from pickle import PicklingError
 from typing import Any
 
 from ecoflap.core.errors import RunError
+from ecoflap.core.machine.environment import NO_SOURCE, Source
 from ecoflap.core.ranks.parcels import packed
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.differences import changes
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.environment import NO_SOURCE, Source
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.run.data import RunData
 

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from ecoflap.core.record.memory import available_memory
+from ecoflap.core.machine.memory import available_memory
 from ecoflap.core.run.prepared import Prepared
 
 

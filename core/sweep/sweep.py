@@ -17,7 +17,8 @@ from ecoflap.core.disk.whole_files import delete_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.ranks.launch import require_alone
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.record.folder import RunFolder, open_run
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.open_run import open_run
 from ecoflap.core.record.sweep_list import is_sweep
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run.pipeline import run

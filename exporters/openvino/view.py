@@ -14,7 +14,7 @@ from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor, View
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import tensors_of
-from ecoflap.core.model.arithmetic import lacks_eight_bits
+from ecoflap.core.machine.arithmetic import lacks_eight_bits
 from ecoflap.exporters.onnx.check import Examples
 from ecoflap.exporters.onnx.view import PLACED, as_computed
 from ecoflap.exporters.openvino.check import comparison, with_inputs_in_floats

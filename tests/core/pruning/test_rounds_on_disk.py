@@ -20,11 +20,11 @@ from ecoflap.core.contracts.events import LayerPruned, Progress, RunStarted, Sta
 from ecoflap.core.disk import whole_files
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.export.verify import verify
+from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places
 from ecoflap.core.pruning import shards
 from ecoflap.core.recipe.load import parse_recipe
-from ecoflap.core.record.memory import MemoryWatch, held
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
 

@@ -21,12 +21,12 @@ from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
 from ecoflap.core.disk.sealed import sealed, write_safetensors
 from ecoflap.core.errors import FormatError, RecipeError, RunError
 from ecoflap.core.export.verify import verify
+from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped_beside
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.memory import MemoryWatch, held
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
 from ecoflap.exporters import hugging_face

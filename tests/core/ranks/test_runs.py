@@ -15,9 +15,9 @@ import ecoflap
 from ecoflap import ColumnNorm, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError, RunError
+from ecoflap.core.machine.environment import Source
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.load import parse_recipe
-from ecoflap.core.record.environment import Source
 from ecoflap.core.record.report import read_report
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.same_ranks import check_same, refuse_numbered_device

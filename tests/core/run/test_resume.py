@@ -202,7 +202,7 @@ def test_two_processes_in_one_folder(recipe, tmp_path):
     ready, go = os.pipe()
 
     def hold():
-        from ecoflap.core.record.folder import open_run
+        from ecoflap.core.record.open_run import open_run
 
         with open_run(tmp_path / "run", fresh=False):
             os.write(go, b"!")

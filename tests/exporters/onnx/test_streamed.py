@@ -19,8 +19,8 @@ from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import View, ViewSize
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import tensors_of
+from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
-from ecoflap.core.record.memory import MemoryWatch, held
 from ecoflap.exporters.onnx import embedded as onnx_embedded
 from ecoflap.exporters.onnx import scratch as onnx_scratch
 from ecoflap.exporters.onnx import view as onnx_view

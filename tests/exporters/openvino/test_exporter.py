@@ -17,8 +17,8 @@ from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.export.openvino_core import openvino_core
+from ecoflap.core.machine.arithmetic import lacks_eight_bits
 from ecoflap.core.model.anatomy import Block, Layer, Tower
-from ecoflap.core.model.arithmetic import lacks_eight_bits
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.exporters.openvino import convert as openvino_convert

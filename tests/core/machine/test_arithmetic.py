@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ecoflap.core.model.arithmetic import is_slow, lacks_eight_bits, slow_types
+from ecoflap.core.machine.arithmetic import is_slow, lacks_eight_bits, slow_types
 
 
 def test_it_is_what_onednn_says(monkeypatch):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 
-from ecoflap.core.record.environment import peak_memory
+from ecoflap.core.machine.environment import peak_memory
 
 _EVERY = 0.02
 """Seconds between two looks. What is held for less may be missed; a look takes some microseconds."""

@@ -5,14 +5,14 @@ import sys
 from hashlib import sha256
 from importlib import import_module
 
-from ecoflap.core.record import environment
-from ecoflap.core.record.environment import Source, changed_versions, peak_memory, sources, versions
+from ecoflap.core.machine import environment
+from ecoflap.core.machine.environment import Source, changed_versions, peak_memory, sources, versions
 
 WITHOUT_UNIX = """
 import sys
 sys.modules["fcntl"] = sys.modules["resource"] = None  # as where Windows is: importing them fails
-import ecoflap.core.record.folder
-from ecoflap.core.record.environment import peak_memory
+import ecoflap.core.record.open_run
+from ecoflap.core.machine.environment import peak_memory
 assert peak_memory() >= 0
 """
 

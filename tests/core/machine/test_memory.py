@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ecoflap.core.record import memory
-from ecoflap.core.record.memory import MemoryWatch, available_memory, held, left_in_groups
+from ecoflap.core.machine import memory
+from ecoflap.core.machine.memory import MemoryWatch, available_memory, held, left_in_groups
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="only Linux tells")
 SIZE = 64 << 20
