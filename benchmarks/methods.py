@@ -283,8 +283,10 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def curve(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Write for each model, sparsity and dtype what quality costs: methods by their CPU seconds, the better in bold.
 
-    Better is what nothing cheaper is as good as. Of several measures it is the first.
+    Better is what nothing cheaper is as good as. Of several measures it is the first. Rows that have something of
+    another run are left out: what they took is not all that they need.
     """
+    lines = [line for line in lines if not line.get("taken_over")]
     for model, sparsity, dtype in dict.fromkeys(map(_group, lines)):
         mine = [line for line in lines if _group(line) == (model, sparsity, dtype) and not line["jitter"]]
         measure = _measures(mine)[0]

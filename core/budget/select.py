@@ -127,7 +127,7 @@ def best_of_columns(metric: Float[Tensor, "m runs"], n: int) -> Bool[Tensor, "m 
     step = max(1, (1 << 22 if metric.is_cuda else 1 << 15) // m**2)
     if columns <= step:
         return _beaten(metric) < n
-    return torch.cat([_beaten(piece) for piece in metric.contiguous().split(step, dim=1)], dim=1) < n
+    return torch.cat([_beaten(piece) < n for piece in metric.contiguous().split(step, dim=1)], dim=1)
 
 
 def _beaten(metric: Float[Tensor, "m runs"]) -> Float32[Tensor, "m runs"]:

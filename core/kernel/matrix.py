@@ -59,14 +59,19 @@ def pack_dense(
     return out
 
 
-def shape_for(weight: Float[Tensor, "out in"], values: Values = "exact") -> Shape:
-    """Say what a dense matrix is when it is packed.
+def kept_in_int8(nonzeros: int, size: int) -> int:
+    """Say how many weights of a matrix in int8 are kept: its zeros too where they are few.
 
-    In int8 zeros are kept too where they are few: a product that need not read masks reads less.
+    A product that need not read masks reads less.
     """
-    kept, all_of_it = int(_magnitudes(weight).count_nonzero()), weight.numel()
-    if values != "exact" and 8 * kept > 7 * all_of_it:
-        kept = all_of_it
+    return size if 8 * nonzeros > 7 * size else nonzeros
+
+
+def shape_for(weight: Float[Tensor, "out in"], values: Values = "exact") -> Shape:
+    """Say what a dense matrix is when it is packed."""
+    kept = int(_magnitudes(weight).count_nonzero())
+    if values != "exact":
+        kept = kept_in_int8(kept, weight.numel())
     return Shape(weight.dtype, weight.shape[0], weight.shape[1], kept, values)
 
 

@@ -129,11 +129,11 @@ def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Enco
     convert = partial(_cast, name=name, dtype=dtype, lossy=storage.lossy)
     if storage.weights == "packed_op" and (product := _product(dense, convert, storage.int8)):
         return replace(product, stored=replace(product.stored, dense_bytes=weight.size * dtype.itemsize))
-    smallest: _Encoded = dense
+    smallest, dense_bytes = dense, weight.size * dtype.itemsize
     for kind, values, places in _encodings(weight, has_pattern, convert):
         size = values.nbytes + places.nbytes + 8 * weight.ndim
-        if size + OVERHEAD < weight.nbytes and (smallest.form is None or size < smallest.stored.stored_bytes):
-            stored = StoredTensor(name, kind.name, shape, nonzeros, weight.size * dtype.itemsize, size)
+        if size + OVERHEAD < dense_bytes and (smallest.form is None or size < smallest.stored.stored_bytes):
+            stored = StoredTensor(name, kind.name, shape, nonzeros, dense_bytes, size)
             smallest = _Encoded(stored, value, kind, (values, places))
     return smallest
 

@@ -18,7 +18,7 @@ from ecoflap.exporters.onnx.check import UNPACKED_AT_MOST, UNPACKING
 from ecoflap.exporters.onnx.dense import write_dense
 from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.pack_graph import NARROWED_FROM
-from ecoflap.exporters.onnx.products import bytes_of_words, can_be_multiplied
+from ecoflap.exporters.onnx.products import bytes_in_int8, bytes_of_words, can_be_multiplied
 from ecoflap.exporters.onnx.settings import Settings, Storage
 from ecoflap.exporters.onnx.view import EXTERNAL_ABOVE, write_view
 from ecoflap.exporters.shared.comparison import tolerance_problems
@@ -50,8 +50,8 @@ class Onnx:
     :param form: ``function`` unpacks by a function that the file brings along, ``inline`` by plain nodes, for runtimes
         that know no local functions (OpenVINO).
     :param values: The type that pruned weights are stored in; ``auto`` is the one each has in the model. ``int8``
-        rounds the matrices of ``packed_op`` to whole numbers of a scale for each output, however few of their weights
-        are zero; what it does not make a product keeps its type.
+        rounds the pruned layers' matrices of ``packed_op`` to whole numbers of a scale for each output, however few of
+        their weights are zero; what it does not make a product keeps its type.
     :param embeddings: ``int8`` rounds embeddings and heads too, pruned or not, for ``packed_op``.
     :param opset: 18 to 22.
     :param tolerance: How far an output may be from torch's, in shares of the largest magnitude of that output, over
@@ -79,7 +79,9 @@ class Onnx:
         rest = _without(words, view)
         dense, others = rest.prunable * stored, (rest.parameters - rest.prunable) * view.width
         others += sum(bytes_of_words(one, _kept_of(one, view)) for one in words)
-        bits = rest.kept * (1 if self.values == "int8" else stored) + rest.prunable // 8
+        bits = rest.kept * stored + rest.prunable // 8
+        if self.values == "int8":
+            bits = bytes_in_int8(rest.kept, rest.prunable)
         packed = {"bitmask": bits, "packed_op": bits, "coo": rest.kept * (stored + 3), "dense": dense}
         return others + min(dense, packed[self.weights])
 

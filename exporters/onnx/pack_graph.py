@@ -138,7 +138,7 @@ class GraphPacker:
     def _packed(self) -> Iterator[StoredTensor]:
         """Pack type by type the layers that get smaller so."""
         by_rows = {layer: self._has_scales_of_rows(name) for name, layer in self.pruned.items()}
-        worthwhile = {name: layer for name, layer in self.pruned.items() if self._shrinks(layer, self._wanted[name])}
+        worthwhile = {name: layer for name, layer in self.pruned.items() if self._shrinks(name, layer)}
         for dtype in dict.fromkeys(self._wanted.values()):
             names = {name: layer for name, layer in worthwhile.items() if self._wanted[name] == dtype}
             patterns = {layer: self._pattern(layer) for layer in names.values()}
@@ -148,11 +148,17 @@ class GraphPacker:
                     self.rounded[tensor.name] = by_rows[tensor.name]
                 yield tensor
 
-    def _shrinks(self, layer: str, dtype: torch.dtype) -> bool:
-        """Say whether a layer takes less packed than it would dense in that type, and not just less than in float32."""
-        size = prod(shape_in(self.masks, layer))
-        packed = popcount(bits_in(self.masks, layer)) * dtype.itemsize + size // 8
-        return packed + OVERHEAD < size * dtype.itemsize
+    def _shrinks(self, name: str, layer: str) -> bool:
+        """Say whether a layer takes less packed than it would dense in its type, and not just less than in float32."""
+        size, width = prod(shape_in(self.masks, layer)), self._wanted[name].itemsize
+        kept = popcount(bits_in(self.masks, layer))
+        packed = products.bytes_in_int8(kept, size) if self._may_be_rounded(name) else kept * width + size // 8
+        return packed + OVERHEAD < size * width
+
+    def _may_be_rounded(self, name: str) -> bool:
+        """Say whether a weight is stored in int8 if it can be a product: it is what a linear layer multiplies by."""
+        weight = self.graph.model.graph.initializers[name]
+        return self.storage.int8 and products.is_transposed(weight) is not None
 
     def _pattern(self, layer: str) -> Pattern | None:
         return pattern_of(bits_in(self.masks, layer), shape_in(self.masks, layer))

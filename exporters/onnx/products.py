@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ecoflap.core.contracts.records import Vocabulary
 from ecoflap.core.errors import EcoflapError, KernelError
-from ecoflap.core.kernel.matrix import pack_dense
+from ecoflap.core.kernel.matrix import kept_in_int8, pack_dense
 from ecoflap.core.kernel.order import shape_of
 from ecoflap.core.kernel.whole_numbers import rounded_rows
 from ecoflap.exporters.onnx.forms.form import DOMAIN
@@ -201,6 +201,11 @@ def can_be_multiplied(inputs: int, outputs: int) -> bool:
     return 8 * prod(_masks_of_words(inputs, outputs)) <= LARGEST
 
 
+def bytes_in_int8(nonzeros: int, size: int) -> int:
+    """Give the bytes of a matrix in int8 and of its masks, without its scales and what fills masks up."""
+    return kept_in_int8(nonzeros, size) + size // 8
+
+
 def bytes_of_words(one: Vocabulary, kept: int) -> int:
     """Give the bytes that :func:`round_words` makes of a matrix [words, width].
 
@@ -208,7 +213,8 @@ def bytes_of_words(one: Vocabulary, kept: int) -> int:
     """
     words, width = one.parameter.shape
     rows = words * (width + 4) if one.is_looked_up else 0
-    product = kept + SLACK + prod(_masks_of_words(width, words)) + 4 * words if one.is_multiplied else 0
+    values = kept_in_int8(kept, words * width)
+    product = values + SLACK + prod(_masks_of_words(width, words)) + 4 * words if one.is_multiplied else 0
     return rows + product
 
 

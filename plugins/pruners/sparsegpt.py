@@ -100,7 +100,7 @@ class _Columns:
             if isinstance(share, Pattern):
                 self._choose_runs(first, last, share.n)
             self._prune(first, last)
-        if isinstance(share, Pattern):  # of all runs at once, which chose by what they keep and what they lost
+        if isinstance(share, Pattern):  # of all runs at once: NaN and infinity stay in what is kept or what was lost
             check_finite((self.now[start:stop] + self.lost[start:stop]) * self.factor.pivots.values[start:stop, None])
 
     def _update(self, start: int, first: int, last: int) -> None:

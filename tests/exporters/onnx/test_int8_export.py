@@ -20,6 +20,7 @@ from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.core.needs.exports import vocabulary_of
 from ecoflap.exporters.onnx import check as onnx_check
 from ecoflap.exporters.onnx import encoding as onnx_encoding
+from ecoflap.exporters.onnx import pack_graph
 from ecoflap.exporters.onnx import products as onnx_products
 from ecoflap.exporters.onnx import view as onnx_view
 from ecoflap.exporters.onnx.exporter import Onnx
@@ -204,6 +205,18 @@ def test_words_stay_as_they_are_where_it_is_not_asked_for(tmp_path):
     assert {tensor.form for tensor in written.tensors} == {"packed_op int8"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_need_be_zero(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(pack_graph, "OVERHEAD", 0)
+    masks = {name: torch.ones_like(mask) for name, mask in llama(tied=True).masks.items()}
+    written = Onnx(views=("decoder",), **INT8)(PrunedModel(build(True).to(dtype), LlamaAdapter(), masks), tmp_path)
+    assert {tensor.name: tensor.form for tensor in written.tensors} == dict.fromkeys(masks, "packed_op int8")
+    size, outputs = sum(mask.numel() for mask in masks.values()), sum(len(mask) for mask in masks.values())
+    predicted = Onnx(**INT8).predicted_bytes(size_of(size, size, size, dtype.itemsize))
+    taken = sum(tensor.stored_bytes for tensor in written.tensors)
+    assert predicted == size + size // 8 <= taken - 4 * outputs < 1.2 * predicted  # masks of few rows are filled up
+
+
 def test_words_alone_are_rounded(tmp_path):
     written = Onnx(views=("decoder",), weights="packed_op", embeddings="int8")(llama(tied=True), tmp_path)
     assert {tensor.form for tensor in written.tensors} == {"packed_op", "packed_op int8"}
@@ -234,7 +247,7 @@ def test_a_model_in_its_files_is_exported_to_the_same_bytes(how, tmp_path):
 
 def test_what_a_plan_says_of_it():
     assert Onnx(**INT8).predicted_bytes(size_of(1000, 800, 400, 4)) == 200 * 4 + 400 + 100
-    assert Onnx(**INT8).predicted_bytes(size_of(1000, 800, 800, 4)) == 200 * 4 + 800 + 100  # nothing is zero
+    assert Onnx(**INT8).predicted_bytes(size_of(1000, 800, 720, 4)) == 200 * 4 + 800 + 100  # a zero is kept too
     assert Onnx(**WORDS).predicted_bytes(size_of(1000, 800, 400, 4)) == 200 * 4 + 400 + 100  # no words are known
     floats, rounded = (Onnx(**how).meanwhile(size_of(10**9, 9 * 10**8, 10**8, 2)) for how in ({}, INT8))
     assert rounded.memory > 8 * 10**9  # widened, and rounded besides
