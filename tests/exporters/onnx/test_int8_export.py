@@ -160,7 +160,7 @@ def test_matrices_that_a_model_holds_turned_have_a_scale_for_each_output(tmp_pat
 
 def llama(tied, dtype=torch.float32):
     """A LLaMA whose layers are half pruned, and whose words are not."""
-    model, adapter = build(tied).to(dtype).eval(), LlamaAdapter()
+    model, adapter = build(tied, num_hidden_layers=1).to(dtype).eval(), LlamaAdapter()
     masks = {}
     for _, layer in Anatomy.of(adapter.towers(model), adapter.layers).layers():
         masks[layer.name] = torch.rand(layer.shape, generator=torch.Generator().manual_seed(len(masks))) < 0.5
