@@ -194,6 +194,18 @@ def _shipped_parts_are_registered_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _versions_are_looked_up_once() -> Iterator[None]:
+    """A run asks for each twice, and what is installed stays what it is, but in other places."""
+    from ecoflap.core.record import environment
+
+    version = environment.version
+    known = cache(lambda name, places: version(name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "version", lambda name: known(name, tuple(sys.path)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _operators_are_read_once() -> Iterator[None]:
     """For each file torch reads anew how every operator is written to ONNX: half of the time that a small one takes."""
     if not hasattr(torch.onnx, "export") or find_spec("onnxscript") is None:
