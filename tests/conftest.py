@@ -5,16 +5,15 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
-from functools import cache, partial, wraps
+from functools import cache, partial
 from importlib.util import find_spec
-from inspect import isclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
+from checked_calls import checked
 from hypothesis import HealthCheck, settings
 from torch import nn
 
@@ -33,44 +32,6 @@ NEEDED = [name for name in os.environ.get("ECOFLAP_TESTS_NEED", "").split(",") i
 """Libraries whose tests must run: without one, with one of its tests skipped or with none of them, the tests fail."""
 RUN: set[str] = set()
 SKIPPED: list[str] = []
-
-
-def has_shapes(hint: Any) -> bool:
-    """Say whether an annotation holds the shape of a tensor, at any depth."""
-    if isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
-        return True
-    return any(map(has_shapes, hint if isinstance(hint, list) else get_args(hint)))
-
-
-AXES = jaxtyping.jaxtyped("context")
-"""In which the axes that are named in a function's annotations have one size each."""
-
-
-def checked(given: Any, *, typechecker: Callable[..., Any]) -> Any:
-    """Check types as jaxtyping's hook has it, and the sizes of axes against one another only where axes are named.
-
-    The hook wraps each function of the package so that a call first binds its arguments twice, and checks them twice,
-    which takes longer than most of the functions do. Without a named axis there is nothing that a context of its own
-    adds to the check of the types, and with one nothing that binding adds to the context.
-    """
-    if isclass(given):
-        if is_dataclass(given) and "__init__" in vars(given):
-            given.__init__ = checked(given.__init__, typechecker=typechecker)
-        return given
-    try:
-        shaped = any(map(has_shapes, get_type_hints(given).values()))
-    except NameError:  # of what is imported for type checkers alone
-        shaped = True
-    typed = typechecker(given)
-    if not shaped:
-        return typed
-
-    @wraps(typed)
-    def call(*arguments: Any, **named: Any) -> Any:
-        with AXES:
-            return typed(*arguments, **named)
-
-    return call
 
 
 # What ``--jaxtyping-packages`` puts before every function, from the first import of the package on.
