@@ -169,7 +169,7 @@ def _versions_are_looked_up_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _operators_are_read_once() -> Iterator[None]:
     """For each file torch reads anew how every operator is written to ONNX: half of the time that a small one takes."""
-    if not hasattr(torch.onnx, "export") or find_spec("onnxscript") is None:
+    if find_spec("onnxscript") is None:
         yield
         return
     usual = torch.onnx.export
