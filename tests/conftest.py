@@ -4,7 +4,7 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,14 +44,15 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"ECOFLAP_TESTS_NEED names {', '.join(absent)}, which cannot be imported here")
 
 
-def pytest_collection() -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What there is by then stays to the end: a million objects, which every full collection would look at again."""
     gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    """What there is by now stays to the end: a million objects, which every full collection would look at again."""
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def is_named_after(library: str, test: str) -> bool:
