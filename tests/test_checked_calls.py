@@ -118,3 +118,13 @@ def test_nothing_that_it_has_seen_is_held():
     del seen
     gc.collect()
     assert gone() is None
+
+
+def test_a_type_that_only_type_checkers_know_is_passed_over():
+    def naming(given: "OnlyTypeCheckersKnow", number: int) -> int:  # type: ignore[name-defined] # noqa: F821
+        return number
+
+    naming = check(naming)
+    assert naming(object(), 1) == 1
+    with pytest.raises(Exception, match="Type-check error"):
+        naming(object(), "1")

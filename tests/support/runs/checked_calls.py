@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jaxtyping
 
-AXES = jaxtyping.jaxtyped("context")
+JAXTYPED = jaxtyping.jaxtyped
+AXES = JAXTYPED("context")
 """In which the axes that are named in a function's annotations have one size each."""
 Typechecker = Callable[..., Any]
 
@@ -57,7 +58,11 @@ KNOWN: dict[CodeType, Check] = {}
 
 
 def _first(given: FunctionType, typechecker: Typechecker) -> Any:
-    shaped, bare = _is_shaped(given), _bare(given)
+    try:
+        shaped = any(map(has_shapes, get_type_hints(given).values()))
+    except NameError:  # of what is imported for type checkers alone, which jaxtyping passes over
+        return JAXTYPED(given, typechecker=typechecker)
+    bare = _bare(given)
     if bare is not None:
         made = typechecker(bare)
         if made is bare or (made.__closure__ is None and any(value is bare for _, value in _named(made))):
@@ -90,13 +95,6 @@ def _in_context(typed: Callable[..., Any]) -> Callable[..., Any]:
             return typed(*arguments, **named)
 
     return call
-
-
-def _is_shaped(given: Callable[..., Any]) -> bool:
-    try:
-        return any(map(has_shapes, get_type_hints(given).values()))
-    except NameError:  # of what is imported for type checkers alone
-        return True
 
 
 def has_shapes(hint: Any) -> bool:
