@@ -1,19 +1,19 @@
 """Pico models: real classes of transformers at toy size, built without a network. Fixtures hand out the builders."""
 
+import gc
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
-from functools import partial
+from collections.abc import Callable, Generator, Iterator
+from functools import cache, partial
 from importlib.util import find_spec
-from inspect import isclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
+from checked_calls import checked
 from hypothesis import HealthCheck, settings
 from torch import nn
 
@@ -34,30 +34,6 @@ RUN: set[str] = set()
 SKIPPED: list[str] = []
 
 
-def has_shapes(hint: Any) -> bool:
-    """Say whether an annotation holds the shape of a tensor, at any depth."""
-    if isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
-        return True
-    return any(map(has_shapes, hint if isinstance(hint, list) else get_args(hint)))
-
-
-def checked(given: Any, *, typechecker: Callable[..., Any], jaxtyped: Callable[..., Any] = jaxtyping.jaxtyped) -> Any:
-    """Check types as jaxtyping's hook has it, and the sizes of axes against one another only where axes are named.
-
-    The hook wraps each function of the package so that a call first binds its arguments twice, which takes longer than
-    most of the functions do. Without a named axis there is nothing that this adds to the check of the types.
-    """
-    if isclass(given):
-        if is_dataclass(given) and "__init__" in vars(given):
-            given.__init__ = checked(given.__init__, typechecker=typechecker)
-        return given
-    try:
-        shaped = any(map(has_shapes, get_type_hints(given).values()))
-    except NameError:  # of what is imported for type checkers alone
-        shaped = True
-    return jaxtyped(given, typechecker=typechecker) if shaped else typechecker(given)
-
-
 # What ``--jaxtyping-packages`` puts before every function, from the first import of the package on.
 jaxtyping.jaxtyped = lambda *, typechecker: partial(checked, typechecker=typechecker)
 
@@ -66,6 +42,17 @@ def pytest_configure() -> None:
     absent = [name for name in NEEDED if find_spec(name) is None]
     if absent:
         raise pytest.UsageError(f"ECOFLAP_TESTS_NEED names {', '.join(absent)}, which cannot be imported here")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What there is by then stays to the end: a million objects, which every full collection would look at again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def is_named_after(library: str, test: str) -> bool:
@@ -137,6 +124,67 @@ def drawing(_draw: Callable[[], str | None], monkeypatch: pytest.MonkeyPatch) ->
     from ecoflap.core.report import drawings
 
     monkeypatch.setattr(drawings, "obstacle", _draw)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shipped_parts_are_registered_once() -> Iterator[None]:
+    """A process of a user's does it once, and here nearly every test, for whose pico models it takes long.
+
+    It is done anew for whoever has another registry file, or looks for installed plugins in other places.
+    """
+    from ecoflap.core.registry import registry
+
+    if os.environ.get("ECOFLAP_REGISTRY"):
+        yield
+        return
+    places, read, load = sys.path.copy(), registry.read_settings, registry._load
+    shipped = read(None, None)
+    parts = load(shipped, installed=True)
+
+    def settings(path: Path | str | None, base: Path | None) -> Any:
+        is_shipped = path is None and base is None and not os.environ.get("ECOFLAP_REGISTRY")
+        return shipped if is_shipped else read(path, base)
+
+    def loaded(settings: Any, *, installed: bool) -> Any:
+        known = settings is shipped and installed and sys.path == places
+        return parts if known else load(settings, installed=installed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "read_settings", settings)
+        patch.setattr(registry, "_load", loaded)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _versions_are_looked_up_once() -> Iterator[None]:
+    """A run asks for each twice, and what is installed stays what it is, but in other places."""
+    from ecoflap.core.record import environment
+
+    version = environment.version
+    known = cache(lambda name, places: version(name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "version", lambda name: known(name, tuple(sys.path)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_are_read_once() -> Iterator[None]:
+    """For each file torch reads anew how every operator is written to ONNX: half of the time that a small one takes."""
+    if find_spec("onnxscript") is None:
+        yield
+        return
+    usual = torch.onnx.export
+
+    def export(*given: Any, **named: Any) -> Any:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
+            ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
+        return usual(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", export)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,12 +3,14 @@
 import errno
 import json
 import os
+import shutil
 from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
 
+import ecoflap
 from ecoflap.core.registry.registry import load_registry
 
 
@@ -44,6 +46,18 @@ def plain(pico):
         return {key: value for key, value in recipe.items() if value is not None}
 
     return plain
+
+
+@pytest.fixture(scope="session")
+def plain_run(plain, tmp_path_factory):
+    """A finished run of ``plain()``, which nobody changes."""
+    return ecoflap.run(plain(), folder=tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.fixture
+def copied_run(plain_run, tmp_path):
+    """The same in a folder that a test may change; its model is everybody's."""
+    return replace(plain_run, folder=shutil.copytree(plain_run.folder, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

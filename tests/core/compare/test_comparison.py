@@ -366,8 +366,8 @@ def test_a_markdown_cell_cannot_end_its_column():
     assert len(head) == len(rule) == len(row)
 
 
-def test_a_row_a_run_with_the_same_columns(plain, tmp_path):
-    run = ecoflap.run(plain(), folder=tmp_path / "run")
+def test_a_row_a_run_with_the_same_columns(plain, plain_run, tmp_path):
+    run = plain_run
     other = ecoflap.run(plain(evaluate=None, export=["hugging_face"]), folder=tmp_path / "other")
     first, second = rows(compared([run.folder, other.folder]))
     assert first.keys() == second.keys()

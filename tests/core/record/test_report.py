@@ -18,8 +18,8 @@ KEYS = [
 
 
 @pytest.fixture
-def run(plain, tmp_path):
-    return ecoflap.run(plain(), folder=tmp_path / "run")
+def run(copied_run):
+    return copied_run
 
 
 def test_the_report_holds_what_the_files_do(run):

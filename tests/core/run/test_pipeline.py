@@ -143,8 +143,8 @@ def test_transformers_alone_loads_the_model_and_says_the_same(plain, tmp_path):
         assert torch.equal(loaded(tokens).logits, run.model(tokens).logits)
 
 
-def test_a_plan_is_taken_over_exactly(plain, tmp_path):
-    first = ecoflap.run(plain(), folder=tmp_path / "first")
+def test_a_plan_is_taken_over_exactly(plain, plain_run, tmp_path):
+    first = plain_run
     recipe = plain(allocate={"use": "from_file", "path": str(first.folder)}, score=None, prune="magnitude")
     second = ecoflap.run(recipe, folder=tmp_path / "second")
     kept = [{name: layer.keep for name, layer in run.plan.layers.items()} for run in (first, second)]
@@ -152,8 +152,8 @@ def test_a_plan_is_taken_over_exactly(plain, tmp_path):
     assert len(set(kept[0].values())) > 2
 
 
-def test_scores_are_taken_from_another_run(plain, tmp_path):
-    first = ecoflap.run(plain(), folder=tmp_path / "first")
+def test_scores_are_taken_from_another_run(plain, plain_run, tmp_path):
+    first = plain_run
     second = ecoflap.run(plain(score={"use": "from_run", "run": str(first.folder)}), folder=tmp_path / "second")
     assert (second.folder / "plan.json").read_bytes() == (first.folder / "plan.json").read_bytes()
     assert (second.folder / "scores.jsonl").read_bytes() == (first.folder / "scores.jsonl").read_bytes()
@@ -238,14 +238,14 @@ def test_a_singular_gram_is_warned_of_once(plain, pico, tmp_path):
     assert all(line in log for line in warned)
 
 
-def test_masks_of_another_plan_are_refused(plain, tmp_path):
-    run = ecoflap.run(plain(), folder=tmp_path / "run")
+def test_masks_of_another_plan_are_refused(plain, copied_run):
+    run = copied_run
     plan = read_sealed(run.folder / "plan.json")
     name = next(iter(plan["layers"]))
     plan["layers"][name]["keep"] -= 1
     write_sealed(run.folder / "plan.json", plan)
     with pytest.raises(ecoflap.EcoflapError, match=rf"masks\.safetensors: keeps \d+ weights of {name} where the plan"):
-        ecoflap.run(plain(), folder=tmp_path / "run")
+        ecoflap.run(plain(), folder=run.folder)
 
 
 def test_a_saver_that_writes_something_else_is_found_out(plain, pico_llama, pico_tokenizer, tmp_path, monkeypatch):

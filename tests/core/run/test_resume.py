@@ -291,8 +291,7 @@ def test_a_file_that_may_not_grow_ends_the_command_with_2(recipe, unbroken, last
     assert lasting(tmp_path / "run") == unbroken
 
 
-def test_another_recipe_is_refused_with_what_differs(plain, tmp_path):
-    ecoflap.run(plain(), folder=tmp_path / "run")
+def test_another_recipe_is_refused_with_what_differs(plain, copied_run, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(RunError) as caught:
         ecoflap.run(plain(sparsity=0.6, prune={"use": "wanda", "compare": "layer"}), folder=tmp_path / "run")
@@ -328,10 +327,9 @@ def test_another_model_or_other_data_are_refused(recipe, pico, killer, tmp_path,
     ecoflap.run(recipe, folder=folder)
 
 
-def test_a_folder_of_an_earlier_version_is_known_by_its_data(plain, tmp_path):
+def test_a_folder_of_an_earlier_version_is_known_by_its_data(plain, copied_run):
     """A parameter of calibration data that its recipe lacks is of a later version: the windows themselves decide."""
-    folder = tmp_path / "run"
-    before = ecoflap.run(plain(), folder=folder).plan
+    folder, before = copied_run.folder, copied_run.plan
     written = folder / "recipe.yaml"
     assert written.read_text().count("bos: auto") == 2  # of what calibrates and of what evaluates
     earlier = re.sub(r",? *bos: auto", "", written.read_text().partition("\n# seal: ")[0])
@@ -391,9 +389,8 @@ def test_an_evaluation_whose_text_changed_is_done_again(plain, pico, tmp_path):
     assert first.pruned["perplexity"].value != second.pruned["perplexity"].value
 
 
-def test_an_export_that_lost_a_file_is_written_again(plain, tmp_path):
-    folder = tmp_path / "run"
-    ecoflap.run(plain(), folder=folder)
+def test_an_export_that_lost_a_file_is_written_again(plain, copied_run):
+    folder = copied_run.folder
     file = folder / "exports" / "safetensors" / "model.packed.safetensors"
     before = file.read_bytes()
     file.unlink()
@@ -401,8 +398,8 @@ def test_an_export_that_lost_a_file_is_written_again(plain, tmp_path):
     assert file.read_bytes() == before
 
 
-def test_reuse_takes_over_scores_and_the_dense_evaluation_where_equal(plain, tmp_path):
-    first = ecoflap.run(plain(), folder=tmp_path / "first")
+def test_reuse_takes_over_scores_and_the_dense_evaluation_where_equal(plain, plain_run, tmp_path):
+    first = plain_run
     reuse = [str(first.folder)]
 
     def stages(run):

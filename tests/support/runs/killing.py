@@ -73,12 +73,15 @@ def fork() -> int:
 
     A compiled model of OpenVINO, which an earlier test left, waits there for threads that a child has not, or crashes.
     """
-    gc.freeze()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which do nothing here
-        child = os.fork()
-    if child:
-        gc.unfreeze()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which do nothing here
+            child = os.fork()
+        if not child:
+            gc.freeze()
+    finally:
+        gc.enable()
     return child
 
 
