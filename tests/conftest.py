@@ -158,7 +158,7 @@ def _shipped_parts_are_registered_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _versions_are_looked_up_once() -> Iterator[None]:
     """A run asks for each twice, and what is installed stays what it is, but in other places."""
-    from ecoflap.core.record import environment
+    from ecoflap.core.machine import environment
 
     version = environment.version
     known = cache(lambda name, places: version(name))
