@@ -172,8 +172,8 @@ def test_one_file_is_run_by_the_library_where_it_is_registered_and_by_itself_els
     weights = {"a": weight_of((40, 64)), "b": weight_of((64, 24), seed=1), "few": weight_of((24, 8), 0.1, seed=2)}
     packed, x = saved(tmp_path, weights), rows_of((40, 8), 5)
     ordinary = run(plain(densify(packed, tmp_path / "new.onnx")), x)
-    first, second = (np.multiply(*rounded(weights[name])) for name in "ab")
-    expected = x @ first @ second @ weights["few"]
+    first, second, few = (np.multiply(*rounded(weight)) for weight in weights.values())
+    expected = x @ first @ second @ few
     np.testing.assert_allclose(ordinary, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert run(plain(packed), x).tobytes() == ordinary.tobytes()
     ours = run(load_session(packed), x)

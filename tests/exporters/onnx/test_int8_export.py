@@ -20,7 +20,6 @@ from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.core.needs.exports import vocabulary_of
 from ecoflap.exporters.onnx import check as onnx_check
 from ecoflap.exporters.onnx import encoding as onnx_encoding
-from ecoflap.exporters.onnx import pack_graph
 from ecoflap.exporters.onnx import products as onnx_products
 from ecoflap.exporters.onnx import view as onnx_view
 from ecoflap.exporters.onnx.exporter import Onnx
@@ -242,13 +241,21 @@ def test_words_stay_as_they_are_where_it_is_not_asked_for(tmp_path):
     assert {tensor.form for tensor in written.tensors} == {"packed_op int8"}
 
 
+def unpruned(model):
+    """The same with masks that keep all, and no weight that is zero."""
+    for name, mask in model.masks.items():
+        mask.fill_(value=True)
+        model.model.get_parameter(name).data.clamp_(min=1e-3)
+    return model
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_need_be_zero(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(pack_graph, "OVERHEAD", 0)
-    masks = {name: torch.ones_like(mask) for name, mask in llama(tied=True).masks.items()}
-    written = Onnx(views=("decoder",), **INT8)(PrunedModel(build(True).to(dtype), LlamaAdapter(), masks), tmp_path)
-    assert {tensor.name: tensor.form for tensor in written.tensors} == dict.fromkeys(masks, "packed_op int8")
-    size, outputs = sum(mask.numel() for mask in masks.values()), sum(len(mask) for mask in masks.values())
+def test_nothing_need_be_zero(tmp_path, dtype):
+    model = unpruned(speaking(tied=True, dtype=dtype))
+    written = Onnx(views=("decoder",), **INT8)(model, tmp_path)
+    assert {tensor.name: tensor.form for tensor in written.tensors} == dict.fromkeys(model.masks, "packed_op int8")
+    sizes = [mask.shape for mask in model.masks.values()]
+    size, outputs = sum(rows * columns for rows, columns in sizes), sum(rows for rows, _ in sizes)
     predicted = Onnx(**INT8).predicted_bytes(size_of(size, size, size, dtype.itemsize))
     taken = sum(tensor.stored_bytes for tensor in written.tensors)
     assert predicted == size + size // 8 <= taken - 4 * outputs < 1.2 * predicted  # masks of few rows are filled up
@@ -373,12 +380,10 @@ def test_the_way_out_of_rounded_words_is_named(tmp_path):
         Onnx(views=("decoder",), weights="packed_op", embeddings="int8", tolerance=1e-6)(speaking(tied=True), tmp_path)
 
 
-def test_a_file_in_which_nothing_is_rounded_is_held_to_what_is_usual(tmp_path):
-    """As where no matrix has zeros enough."""
-    model = speaking(tied=True)
-    for name, mask in model.masks.items():
-        mask.fill_(value=True)
-        model.model.get_parameter(name).data.clamp_(min=1e-3)
+def test_a_file_in_which_nothing_is_rounded_is_held_to_what_is_usual(tmp_path, monkeypatch):
+    """As where all matrices are too large."""
+    monkeypatch.setattr(onnx_products, "LARGEST", 0)
+    model = unpruned(speaking(tied=True))
     written = Onnx(views=("decoder",), **INT8)(model, tmp_path)
     assert {tensor.form for tensor in written.tensors} == {"dense"}
     (check,) = written.checks
