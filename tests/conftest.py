@@ -5,6 +5,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,7 +132,8 @@ def drawing(_draw: Callable[[], str | None], monkeypatch: pytest.MonkeyPatch) ->
 def _shipped_parts_are_registered_once() -> Iterator[None]:
     """A process of a user's does it once, and here nearly every test, for whose pico models it takes long.
 
-    It is done anew for whoever has another registry file, or looks for installed plugins in other places.
+    It is done anew for whoever has another registry file, or looks for installed plugins in other places. Observers,
+    which keep whose run they hear, are made anew each time.
     """
     from ecoflap.core.registry import registry
 
@@ -146,8 +149,12 @@ def _shipped_parts_are_registered_once() -> Iterator[None]:
         return shipped if is_shipped else read(path, base)
 
     def loaded(settings: Any, *, installed: bool) -> Any:
-        known = settings is shipped and installed and sys.path == places
-        return parts if known else load(settings, installed=installed)
+        if settings is not shipped or not installed or sys.path != places:
+            return load(settings, installed=installed)
+        return replace(parts, _observers=tuple((name, anew(hear)) for name, hear in parts._observers))
+
+    def anew(hear: Callable[[Any], None]) -> Callable[[Any], None]:
+        return getattr(type(hear.__self__)(), hear.__name__) if hasattr(hear, "__self__") else hear
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "read_settings", settings)
@@ -176,10 +183,11 @@ def _operators_are_read_once() -> Iterator[None]:
     usual = torch.onnx.export
 
     def export(*given: Any, **named: Any) -> Any:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
+        with suppress(ImportError, AttributeError):  # of a torch that has them elsewhere, and reads them each time
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-        if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
-            ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
+            if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
+                ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
         return usual(*given, **named)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,8 @@
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ import torch
 from checked_calls import KNOWN, checked
 from jaxtyping import Float
 from torch import Tensor
+
+from ecoflap.core.budget.select import best_of_columns
+from ecoflap.core.kernel.matrix import kept_in_int8
 
 beartype = pytest.importorskip("beartype").beartype
 
@@ -100,6 +104,39 @@ def test_what_it_gives_has_the_sizes_of_what_it_takes():
     assert turn(torch.ones(2, 2)).shape == (2, 2)
     with pytest.raises(Exception, match="violates type hint"):
         turn(torch.ones(2, 3))
+
+
+def test_what_yields_has_axes_of_its_own():
+    @check
+    def yielding(x: Float[Tensor, "rows columns"]) -> Iterator[int]:
+        yield len(x)
+
+    @check
+    def both(x: Float[Tensor, "rows columns"], other: Tensor) -> list[int]:
+        return [*yielding(x), *yielding(other)]
+
+    assert both(torch.ones(2, 3), torch.ones(4, 5)) == [2, 4]
+    with pytest.raises(Exception, match="Type-check error"):
+        yielding(torch.ones(2))
+
+
+def test_a_dataclass_is_held_to_its_fields():
+    @check
+    @dataclass
+    class Pair:
+        rows: int
+        columns: int = 1
+
+    assert Pair(2) == Pair(2, 1)
+    with pytest.raises(Exception, match="violates type hint"):
+        Pair("2")  # type: ignore[arg-type]
+
+
+def test_what_ships_is_checked():
+    with pytest.raises(Exception, match="violates type hint"):
+        kept_in_int8("1", 2)  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="violates type hint"):
+        best_of_columns(torch.ones(3), 1)
 
 
 def test_nothing_that_it_has_seen_is_held():

@@ -126,10 +126,13 @@ def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Enco
     if storage.weights not in ("bitmask", "packed_op") or weight.size > products.LARGEST or value.is_graph_input():
         return dense
     dtype = _stored_type(weight.dtype, storage.values)
+    dense_bytes = weight.size * dtype.itemsize
     convert = partial(_cast, name=name, dtype=dtype, lossy=storage.lossy)
-    if storage.weights == "packed_op" and (product := _product(dense, convert, storage.int8)):
-        return replace(product, stored=replace(product.stored, dense_bytes=weight.size * dtype.itemsize))
-    smallest, dense_bytes = dense, weight.size * dtype.itemsize
+    if storage.weights == "packed_op":
+        product = _product(replace(dense, stored=replace(dense.stored, dense_bytes=dense_bytes)), convert, storage.int8)
+        if product is not None:
+            return product
+    smallest = dense
     for kind, values, places in _encodings(weight, has_pattern, convert):
         size = values.nbytes + places.nbytes + 8 * weight.ndim
         if size + OVERHEAD < dense_bytes and (smallest.form is None or size < smallest.stored.stored_bytes):
@@ -151,7 +154,7 @@ def _product(dense: _Encoded, convert: Convert, int8: bool) -> _Encoded | None:
     parts = products.rounded(matrix, stored.name) if int8 else products.encode(convert(matrix))
     size = sum(part.nbytes for part in parts)
     too_large = 8 * parts[1].nbytes > products.LARGEST  # to unpack, filled up as it is
-    if size + OVERHEAD >= weight.nbytes or too_large:
+    if size + OVERHEAD >= stored.dense_bytes or too_large:
         return None
     return _Encoded(replace(stored, form=product.form, stored_bytes=size), dense.weight, product, parts)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from functools import update_wrapper, wraps
-from inspect import isclass
+from inspect import isclass, isgeneratorfunction
 from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -20,7 +20,8 @@ def checked(given: Any, *, typechecker: Typechecker) -> Any:
 
     The hook wraps each function of the package so that a call first binds its arguments twice, and checks them twice,
     which takes longer than most of the functions do. Without a named axis there is nothing that a context of its own
-    adds to the check of the types, and with one nothing that binding adds to the context.
+    adds to the check of the types, and with one nothing that binding adds to the context. What yields is checked as the
+    hook has it: its arguments would be looked at when it begins, in the context of whoever asks it to.
     """
     if isclass(given):
         if is_dataclass(given) and "__init__" in vars(given):
@@ -61,6 +62,8 @@ def _first(given: FunctionType, typechecker: Typechecker) -> Any:
     try:
         shaped = any(map(has_shapes, get_type_hints(given).values()))
     except NameError:  # of what is imported for type checkers alone, which jaxtyping passes over
+        return JAXTYPED(given, typechecker=typechecker)
+    if shaped and isgeneratorfunction(given):
         return JAXTYPED(given, typechecker=typechecker)
     bare = _bare(given)
     if bare is not None:
