@@ -126,19 +126,21 @@ def _encode(value: Any, name: str, storage: Storage, has_pattern: bool) -> _Enco
     if storage.weights not in ("bitmask", "packed_op") or weight.size > products.LARGEST or value.is_graph_input():
         return dense
     dtype = _stored_type(weight.dtype, storage.values)
-    dense_bytes = weight.size * dtype.itemsize
     convert = partial(_cast, name=name, dtype=dtype, lossy=storage.lossy)
-    if storage.weights == "packed_op":
-        product = _product(replace(dense, stored=replace(dense.stored, dense_bytes=dense_bytes)), convert, storage.int8)
-        if product is not None:
-            return product
-    smallest = dense
+    narrow = replace(dense, stored=replace(dense.stored, dense_bytes=weight.size * dtype.itemsize))
+    product = _product(narrow, convert, storage.int8) if storage.weights == "packed_op" else None
+    return product or _smallest(narrow, convert, has_pattern) or dense
+
+
+def _smallest(dense: _Encoded, convert: Convert, has_pattern: bool) -> _Encoded | None:
+    """Store a weight in the form that takes least; None where none takes less than it does dense."""
+    weight, found = dense.weight.const_value.numpy(), None
     for kind, values, places in _encodings(weight, has_pattern, convert):
         size = values.nbytes + places.nbytes + 8 * weight.ndim
-        if size + OVERHEAD < dense_bytes and (smallest.form is None or size < smallest.stored.stored_bytes):
-            stored = StoredTensor(name, kind.name, shape, nonzeros, dense_bytes, size)
-            smallest = _Encoded(stored, value, kind, (values, places))
-    return smallest
+        if size + OVERHEAD < dense.stored.dense_bytes and (found is None or size < found.stored.stored_bytes):
+            stored = replace(dense.stored, form=kind.name, stored_bytes=size)
+            found = _Encoded(stored, dense.weight, kind, (values, places))
+    return found
 
 
 def _product(dense: _Encoded, convert: Convert, int8: bool) -> _Encoded | None:
