@@ -42,7 +42,7 @@ RECIPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "llava": (
         "quickstart-llava",
         ("calibration.samples=128", f"score={{use: first_order, samples: 32, calibration: {TWO_AT_ONCE}}}",
-         "prune=admm", "evaluate.data.samples=1000"),
+         "prune=admm", "evaluate.data.samples=500"),
     ),
 }  # fmt: skip
 MEASURES = {"blip2": "vqa", "clip": "TR@1", "llava": "vqa"}
