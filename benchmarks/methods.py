@@ -32,6 +32,8 @@ from typing import Any
 
 from result_rows import do, read  # type: ignore[import-not-found]
 
+from ecoflap.core.record.folder import RunFolder
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 RECONSTRUCT, DISTILL = "{use: reconstruct}", "{use: distill}"
 SWAPPED = "{use: refit, inner: {use: swap, inner: wanda}}"
@@ -252,18 +254,12 @@ def figures(row: Row, work: Path, reuse: Path | None) -> dict[str, Any]:
     return {
         "name": row.name, **asdict(row),
         **{when: {name: one["value"] for name, one in found.items()} for when, found in report["measures"].items()},
-        "cpu_seconds": round(after.ru_utime - before.ru_utime, 1), "taken_over": _taken_over(folder),
+        "cpu_seconds": round(after.ru_utime - before.ru_utime, 1), "taken_over": RunFolder(folder).taken_over(),
         "stages": {stage["stage"]: round(stage["seconds"], 1) for stage in report["stages"]},
         "peak_megabytes": max(stage["peak_memory"] for stage in report["stages"]) >> 20,
         "undone": sum(not one["is_kept"] for one in report.get("refined", ())),
         "machine": report["machine"],
     }  # fmt: skip
-
-
-def _taken_over(folder: Path) -> list[str]:
-    """Name what a run has from another one."""
-    path = folder / "taken_over.jsonl"
-    return [json.loads(line)["what"] for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -61,7 +61,7 @@ def select(metric: Float[Tensor, "out in"], budget: Budget, compare: Compare = "
     check_fits(budget, rows, columns)
     if isinstance(budget, Pattern):
         runs = metric.reshape(-1, budget.m).T
-        return best_of_columns(runs.contiguous(), budget.n).T.reshape(metric.shape)
+        return best_of_columns(runs, budget.n).T.reshape(metric.shape)
     if compare == "row":
         return _largest(metric, row_counts(budget.count, rows, columns))
     return _largest(metric.reshape(1, -1), torch.tensor([budget.count])).reshape(metric.shape)
@@ -124,10 +124,10 @@ def best_of_columns(metric: Float[Tensor, "m runs"], n: int) -> Bool[Tensor, "m 
     m, columns = metric.shape
     if m > _PAIRED:
         return _largest(metric.T, torch.full((columns,), n)).T
-    step = max(1, (1 << 22 if metric.is_cuda else 1 << 15) // m**2)
+    metric, step = metric.contiguous(), max(1, (1 << 22 if metric.is_cuda else 1 << 15) // m**2)
     if columns <= step:
         return _beaten(metric) < n
-    return torch.cat([_beaten(piece) < n for piece in metric.contiguous().split(step, dim=1)], dim=1)
+    return torch.cat([_beaten(piece) < n for piece in metric.split(step, dim=1)], dim=1)
 
 
 def _beaten(metric: Float[Tensor, "m runs"]) -> Float32[Tensor, "m runs"]:

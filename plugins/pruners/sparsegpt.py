@@ -98,7 +98,7 @@ class _Columns:
             last = min(first + step, stop)
             self._update(start, first, last)
             if isinstance(share, Pattern):
-                self._choose_runs(first, last, share.n)
+                self._choose(first, last, share)
             self._prune(first, last)
         if isinstance(share, Pattern):  # of all runs at once: NaN and infinity stay in what is kept or what was lost
             check_finite((self.now[start:stop] + self.lost[start:stop]) * self.factor.pivots.values[start:stop, None])
@@ -114,13 +114,11 @@ class _Columns:
         # Weights that are zero go before those of a dead input, whose metric is 0 too.
         return metric if self.zeros is None else metric.masked_fill_(self.zeros[first:last], -1)
 
-    def _choose(self, first: int, last: int, share: Keep) -> None:
-        kept = select(self._metric(first, last).T, share, "layer")
-        torch.logical_not(kept.T, out=self.goes[first:last])
-
-    def _choose_runs(self, first: int, last: int, n: int) -> None:
-        """Choose in the one run of each row that these columns are, as ``select`` does, which looks at more."""
-        torch.logical_not(best_of_columns(self._metric(first, last), n), out=self.goes[first:last])
+    def _choose(self, first: int, last: int, share: Budget) -> None:
+        metric = self._metric(first, last)
+        # Of a pattern it is the one run of each row, for which select would look at more.
+        kept = best_of_columns(metric, share.n) if isinstance(share, Pattern) else select(metric.T, share, "layer").T
+        torch.logical_not(kept, out=self.goes[first:last])
 
     def _prune(self, first: int, last: int) -> None:
         """Prune one column after the other, each updated from those before it since ``first``."""
