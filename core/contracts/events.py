@@ -51,6 +51,7 @@ class Refined:
         ``held_out``.
     :param after: The same afterwards; empty where weights were NaN or infinite.
     :param is_kept: False where it was worse on held-out batches, so that the weights are what they were before.
+    :param number: Which of the refiners of that block, or of the model, it is, from 0: two may be alike.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Refined:
     after: Mapping[str, float]
     is_kept: bool
     seconds: float
+    number: int
 
 
 @dataclass(frozen=True)

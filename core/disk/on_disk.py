@@ -58,6 +58,12 @@ def zeros_on_disk(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Sha
     return zeros
 
 
+def lies_on_disk(tensor: Shaped[Tensor, "..."]) -> bool:
+    """Say whether a tensor lies in a file as :func:`on_disk` has it, or is a part of one that does."""
+    is_here = tensor.device.type == "cpu" and tensor.layout is torch.strided
+    return is_here and tensor.untyped_storage().filename is not None
+
+
 def _make_room(descriptor: int, size: int) -> None:
     """Take the space at once: a disk that fills while a mapped file is written would end the process by a signal."""
     if hasattr(os, "posix_fallocate"):

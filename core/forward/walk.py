@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.core.disk.on_disk import OnDisk, on_disk
+from ecoflap.core.disk.on_disk import OnDisk, lies_on_disk, on_disk
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import Placement, map_tensors, replaced_forwards
 from ecoflap.core.model.anatomy import Block
@@ -210,8 +210,13 @@ def _brought(values: Any) -> Any:
 
 
 def kept_in(folder: Path | None, values: Any) -> Any:
-    """Put the tensors among nested values on the disk of a folder; None leaves them where they are."""
-    return values if folder is None else map_tensors(values, lambda tensor: on_disk(tensor, folder))
+    """Put the tensors among nested values on the disk of a folder; None leaves them where they are.
+
+    One that lies in a file already stays there.
+    """
+    if folder is None:
+        return values
+    return map_tensors(values, lambda tensor: tensor if lies_on_disk(tensor) else on_disk(tensor, folder))
 
 
 class Records(dict[int, Record]):

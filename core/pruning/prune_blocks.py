@@ -325,11 +325,11 @@ class BlockwisePruning:
         done: list[Refined] = []
         refiners = self._refiners(index)
         replay = self.replay.with_all_batches() if refiners else self.replay
-        for refiner in refiners:
+        for number, refiner in enumerate(refiners):
             asked = dense.of(targets_of([refiner.options]))
             view = BlockView(replay, index, layers, oriented, asked, refiner.options.target, self.replay.ranks)
             with view.opened():
-                done += refine_block(view, refiner, self.emit)
+                done += refine_block(view, refiner, number, self.emit)
         return any(one.is_kept for one in done)
 
     def _warn_of_unfed(self, layers: Sequence[Layer], seen: Observed) -> None:

@@ -48,6 +48,6 @@ def refine_model(
         for number in range(len(done), len(refiners)):
             own = {"refiner": plain[number], "number": number, "plan": plan.digest}
             view.kept = KeptSteps(folder / STEPS, own, dense.ranks, tell)
-            done.append(refine(view, refiners[number], emit))
+            done.append(refine(view, refiners[number], number, emit))
             if len(done) < len(refiners):
                 finished.keep(done, view.parameters)

@@ -104,6 +104,7 @@ class RecordedRefinement(_Entry):
     :param before: Its objective before, on batches for ``training`` and on those that were ``held_out``.
     :param after: The same afterwards; empty where weights were NaN or infinite.
     :param is_kept: False where it was undone.
+    :param number: Which of the refiners of that block, or of the model, it is, from 0; reports from before have none.
     """
 
     name: str
@@ -112,6 +113,7 @@ class RecordedRefinement(_Entry):
     after: Mapping[str, float]
     is_kept: bool
     seconds: float = Field(ge=0)
+    number: int | None = Field(default=None, ge=0)
 
 
 class Report(_Entry):

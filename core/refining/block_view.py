@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import proxy
@@ -47,7 +48,7 @@ class BlockView(HiddenView):
         outputs = {name: gave.outputs for name, gave in dense.gave.items()}
         super().__init__(replay, replay.blocks[index], layers, masks, outputs, target, ranks)
         self.dense_weights = dense.weights
-        self._calls = [replay.given_to(index, number) for number in range(len(replay.batches))]
+        self._calls = [self._kept(replay.given_to(index, number)) for number in range(len(replay.batches))]
         self.subblocks = self._subblocks(dense)
         """Its sub-blocks, in the order they run; none where it is trained as a whole, or nobody asks for them."""
 
@@ -74,6 +75,11 @@ class BlockView(HiddenView):
             given = [(call, hidden) for call, each in zip(calls, seen, strict=True) for hidden in each[one.name]]
             found[one.name] = one.error_of(number, [call for call, _ in given], [hidden for _, hidden in given])
         yield found
+
+    def _kept(self, calls: Sequence[BlockCall]) -> list[BlockCall]:
+        """Put what is made anew for a block, as embeddings are for the first, where the record has the rest."""
+        kept = self._replay.kept
+        return [replace(call, args=kept(call.args), kwargs=kept(dict(call.kwargs))) for call in calls]
 
     def _subblocks(self, dense: DenseBlock) -> tuple[SubBlockView, ...]:
         """Give views of the sub-blocks, where each runs in every batch and its tokens are known."""

@@ -21,29 +21,31 @@ _TRIES = 3
 """How often a refiner is tried: steps that are right for one model's weights are too large for another's."""
 
 
-def refine_block(view: BlockView, refiner: PartSpec, emit: Callable[[Event], None]) -> list[Refined]:
+def refine_block(view: BlockView, refiner: PartSpec, number: int, emit: Callable[[Event], None]) -> list[Refined]:
     """Let a refiner train a block, or its sub-blocks one after another where it is a refiner of those.
 
     :param view: Opened.
+    :param number: Which of the block's refiners it is, from 0.
     """
     if refiner.options.each == "block":
-        return [refine(view, refiner, emit)]
+        return [refine(view, refiner, number, emit)]
     if not view.subblocks:
         emit(Warned(f"{view.name}: {refiner.use} trains it as a whole: {WHY_WHOLE}"))
-        return [refine(view, refiner, emit)]
+        return [refine(view, refiner, number, emit)]
     done = []
     for one in view.subblocks:
         with one.opened():
-            done.append(refine(one, refiner, emit))
+            done.append(refine(one, refiner, number, emit))
     return done
 
 
-def refine(view: RefinedView, refiner: PartSpec, emit: Callable[[Event], None]) -> Refined:
+def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Event], None]) -> Refined:
     """Let a refiner train a view, and take back what made it worse.
 
     One that knows a ``gentler`` one is tried again by that, from where it began.
 
     :param view: Opened.
+    :param number: Which of its refiners it is, from 0.
     """
     started = perf_counter()
     weights = view.weights
@@ -68,7 +70,7 @@ def refine(view: RefinedView, refiner: PartSpec, emit: Callable[[Event], None]) 
             one = _gentler(one, refiner.use) if tries < _TRIES else None
     for sentence in _doubts(view, refiner, before, after, tries):
         emit(Warned(sentence))
-    done = Refined(view.name, refiner.use, before, after, is_better, perf_counter() - started)
+    done = Refined(view.name, refiner.use, before, after, is_better, perf_counter() - started, number)
     emit(done)
     return done
 

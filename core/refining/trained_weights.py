@@ -73,7 +73,7 @@ class TrainedWeights:
         self._before = homes = [one.parameter.data for one in self._trained]
         with requiring_grad(module, self._layers):
             try:
-                with placement.held(tensors_of(module)), self._masked_gradients():
+                with placement.held(tensors_of(module)), self._in_row_order(), self._masked_gradients():
                     held = zip(homes, self.parameters, strict=True)
                     self._before = [_not_trained(home, parameter.data) for home, parameter in held]
                     yield
@@ -85,6 +85,23 @@ class TrainedWeights:
             finally:
                 for home, values in zip(homes, trained, strict=True):
                     home.copy_(values)
+
+    @contextmanager
+    def _in_row_order(self) -> Iterator[None]:
+        """Give those that lie otherwise a copy that lies row by row, which is what is trained.
+
+        torch's fused optimisers go through a weight, its gradient and what they keep of it as they lie in memory, and
+        look at no strides; and what comes from another process or a file lies row by row.
+        """
+        others = [one.parameter for one in self._trained if not one.parameter.data.is_contiguous()]
+        lying = [parameter.data for parameter in others]
+        for parameter in others:
+            parameter.data = parameter.data.contiguous()
+        try:
+            yield
+        finally:
+            for parameter, data in zip(others, lying, strict=True):
+                parameter.data = data
 
     @contextmanager
     def _masked_gradients(self) -> Iterator[None]:

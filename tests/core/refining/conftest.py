@@ -29,11 +29,11 @@ def batches(count=3):
 class Case:
     """Block 1 of 3 is pruned and opened; ``dense`` is another model, which nothing of it touches."""
 
-    def __init__(self, model, target="dense"):
+    def __init__(self, model, target="dense", keep_in=None):
         self.model, self.dense = model, copy.deepcopy(model)
         self.batches, self.target = batches(), target
         self.anatomy = Anatomy.of(ADAPTER.towers(model), ADAPTER.layers)
-        self.replay = Replay(model, ADAPTER, self.batches, anatomy=self.anatomy)
+        self.replay = Replay(model, ADAPTER, self.batches, anatomy=self.anatomy, keep_in=keep_in)
         streams = Replay(model, ADAPTER, self.batches, anatomy=self.anatomy)
         numbers = range(len(self.batches))
         self.masks = {}
@@ -69,5 +69,9 @@ class Case:
 
 @pytest.fixture
 def case(pico_llama):
-    """``case(target="dense", dtype=torch.float32)``."""
-    return lambda target="dense", dtype=torch.float32: Case(pico_llama(dtype=dtype), target)
+    """``case(target="dense", dtype=torch.float32, keep_in=None)``."""
+
+    def make(target="dense", dtype=torch.float32, keep_in=None):
+        return Case(pico_llama(dtype=dtype), target, keep_in)
+
+    return make

@@ -4,7 +4,9 @@ import pytest
 import torch
 from hidden_states import hidden_states
 
+from ecoflap.core.disk.on_disk import lies_on_disk
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.walk import tensors_in
 
 
 def real(batch):
@@ -28,6 +30,17 @@ def test_its_inputs_are_what_the_pruned_block_before_it_gives(case):
         for number, state in enumerate(states):
             (found,) = one.view.inputs(number)
             assert_close_where_real(found, state, one.batches[number])
+
+
+def test_where_the_record_is_on_a_disk_nothing_that_it_is_given_stays_in_memory(case, tmp_path):
+    """Hidden states lie there already; what the model makes anew for the block is put beside them."""
+    one, other = case(keep_in=tmp_path), case()
+    given = list(tensors_in([[[*call.args, *call.kwargs.values()] for call in calls] for calls in one.view._calls]))
+    assert len(given) > len(one.batches)
+    assert all(map(lies_on_disk, given))
+    with one.view.opened(), other.view.opened():
+        for number in range(len(one.batches)):
+            assert torch.equal(one.view.outputs(number)[0], other.view.outputs(number)[0])
 
 
 def test_its_outputs_are_those_of_the_pruned_model(case):

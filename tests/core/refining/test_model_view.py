@@ -185,7 +185,7 @@ def test_a_try_that_is_cut_off_goes_on_behind_those_that_failed(case, tmp_path, 
         monkeypatch.setattr(Distilled, "ends_before", ends_before)
         view.kept = KeptSteps(folder / "steps.safetensors", {}, ALONE, lambda done, count: None)
         with view.opened():
-            done = refine(view, spec("refiner", Distilled(steps=3, learning_rate=1.0)), lambda event: None)
+            done = refine(view, spec("refiner", Distilled(steps=3, learning_rate=1.0)), 0, lambda event: None)
             return done, [parameter.data.clone() for parameter in view.parameters]
 
     (tmp_path / "whole").mkdir()

@@ -33,7 +33,7 @@ def weights(one):
 def refined(one, refiner):
     events = []
     with one.view.opened():
-        done = refine(one.view, spec("refiner", refiner), events.append)
+        done = refine(one.view, spec("refiner", refiner), 0, events.append)
     return done, events
 
 

@@ -189,7 +189,7 @@ def test_each_is_judged_by_itself_and_the_next_sees_what_became_of_it(case):
     for one, refiner in zip((kept, undone), refiners, strict=True):
         events = []
         with one.view.opened():
-            done.append(refine_block(one.view, spec("refiner", refiner), events.append))
+            done.append(refine_block(one.view, spec("refiner", refiner), 0, events.append))
     assert [[(each.name, each.is_kept) for each in some] for some in done] == [
         [(ATTENTION, True), (MLP, True)], [(ATTENTION, False), (MLP, True)]
     ]  # fmt: skip
@@ -206,7 +206,7 @@ def test_where_one_ran_in_some_batches_alone_the_block_is_trained_as_a_whole(cas
     view = one.seen([one.inside[0], {ATTENTION: one.inside[1][ATTENTION]}, one.inside[2]])
     assert view.subblocks == ()
     with view.opened():
-        (done,) = refine_block(view, spec("refiner", Steps()), events.append)
+        (done,) = refine_block(view, spec("refiner", Steps()), 0, events.append)
     assert done.name == "model.layers.1"
     assert events[0].message.startswith("model.layers.1: Steps trains it as a whole: it has no two sub-blocks")
 
@@ -240,7 +240,7 @@ def test_what_a_blocks_view_holds_is_freed_with_it(case):
     """Its targets and inputs are as large as all that is recorded, and Python looks for circles when it likes."""
     one = case()
     with one.view.opened():
-        refine_block(one.view, spec("refiner", Steps()), lambda event: None)
+        refine_block(one.view, spec("refiner", Steps()), 0, lambda event: None)
     held = ref(one.view)
     gc.disable()
     one.view = None
@@ -253,4 +253,4 @@ def test_one_that_is_infinitely_far_is_named(case):
     one = case()
     one.inside[0][MLP][0].fill_(math.inf)
     with one.view.opened(), pytest.raises(ModelError, match=rf"^{MLP}: as it was pruned"):
-        refine_block(one.view, spec("refiner", Steps()), lambda event: None)
+        refine_block(one.view, spec("refiner", Steps()), 0, lambda event: None)

@@ -119,3 +119,39 @@ def test_a_float32_module_is_trained_in_place(module, trained):
     with weights.held(module, FLOAT32):
         module.weight.data.mul_(2)
     assert module.weight.data_ptr() == where
+
+
+def as_it_lies(values, lying):
+    """The same numbers as a slice of something wider, or with columns that lie together."""
+    if lying == "transposed":
+        return values.T.contiguous().T
+    wider = torch.full((len(values), 3 * values.shape[1]), 7.0)
+    wider[:, 2 : 2 + values.shape[1]] = values
+    return wider[:, 2 : 2 + values.shape[1]]
+
+
+def trained_by(fused, weight):
+    """What four steps of Adam make of a weight, and where it lay before them."""
+    module = nn.Linear(6, 4, bias=False)
+    module.weight = nn.Parameter(weight)
+    where = weight.data_ptr(), weight.stride()
+    weights = TrainedWeights([Layer("weight", module)], {"weight": torch.ones(4, 6, dtype=torch.bool)})
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    with weights.held(module, FLOAT32):
+        optimiser = torch.optim.Adam(weights.parameters, lr=0.1, fused=fused)
+        for _ in range(4):
+            optimiser.zero_grad()
+            module(x).square().sum().backward()
+            optimiser.step()
+    assert (module.weight.data_ptr(), module.weight.stride()) == where
+    return module.weight.data
+
+
+@pytest.mark.parametrize("lying", ["a slice", "transposed"])
+def test_a_weight_is_trained_the_same_however_it_lies(lying):
+    """A fused step goes through memory as if all of it were the weight."""
+    values = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    weight = as_it_lies(values, lying)
+    torch.testing.assert_close(trained_by(True, weight), trained_by(False, values.clone()))
+    whole = torch.as_strided(weight, (weight.untyped_storage().nbytes() // 4,), (1,), 0)
+    assert (whole == 7).sum() == (48 if lying == "a slice" else 0)

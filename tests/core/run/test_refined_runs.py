@@ -212,6 +212,18 @@ def test_a_run_that_is_killed_in_a_later_refiner_goes_on_there(
     assert len(report.refined) == 2
 
 
+def test_refiners_that_are_alike_and_do_the_same_are_each_told(plain, killer, tmp_path):
+    """Steps far too long are taken back, by the one as by the other; and a killed run tells no block's twice."""
+    both = [{"use": "reconstruct", "steps": 1, "learning_rate": 1e3}] * 2
+    recipe, folder = plain(score=None, allocate="uniform", refine=both, export=None), tmp_path / "run"
+    assert in_a_fork(killer("event:Refined :4"), lambda: ecoflap.run(recipe, folder=folder)) == -signal.SIGKILL
+    report = ecoflap.run(recipe, folder=folder).report
+    assert not any(one.is_kept for one in report.refined)
+    assert [(one.name, one.number) for one in report.refined] == [
+        (f"model.layers.{block}", number) for block in range(3) for number in range(2)
+    ]
+
+
 def test_what_refiners_did_is_told_and_kept(recipe, heard_by, tmp_path):
     heard = []
     run = ecoflap.run(recipe, folder=tmp_path / "run", registry=heard_by(heard.append))
