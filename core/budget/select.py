@@ -70,7 +70,10 @@ def select(metric: Float[Tensor, "out in"], budget: Budget, compare: Compare = "
 def check_finite(metric: Float[Tensor, "..."]) -> None:
     """Refuse a metric that is NaN or infinite somewhere, by which nothing can be chosen."""
     if not is_finite(metric):
-        raise EcoflapError("the metric is NaN or infinite somewhere: the weights or the layer's inputs are not finite")
+        raise EcoflapError(
+            "the metric is NaN or infinite somewhere: the weights or the layer's inputs are not finite, or the formula "
+            "of the metric gives no number for some, as 0 / 0 does"
+        )
 
 
 def is_finite(values: Float[Tensor, "..."]) -> bool:

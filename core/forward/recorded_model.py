@@ -186,8 +186,8 @@ class RecordedModel:
         if i not in (0, self.finished):
             done = f"{self.finished} blocks have" if self.finished else "no block has"
             raise ModelError(
-                f"{self.blocks[i].name} is block {i}, but {done} been recorded. Call advance() for each block before "
-                f"it, beginning with advance(0)"
+                f"{self.blocks[i].name} is block {i}, but {done} been recorded. Call replay.advance(index) for "
+                f"each block before it, from 0 on: at the end of a loop over blocks"
             )
 
     @contextmanager

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import dtype_name
 
 CAN_CHANGE_NUMBERS = (
@@ -32,30 +31,6 @@ def versions(used: Iterable[Callable[..., Any]] = ()) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-class Source(NamedTuple):
-    """Says which file a module was read from, and what is in it."""
-
-    file: str
-    sha256: str
-
-
-NO_SOURCE = Source("no file", "none")
-"""Stands for that of a module which is not used, or has no file."""
-
-
-def sources(used: Iterable[Callable[..., Any]]) -> dict[str, Source]:
-    """Return the source of each module that is used and of which no version tells, by the module's name.
-
-    Such are parts by an import path, and those that a registry file names.
-
-    :param used: What makes the parts that are used.
-    """
-    names = {name: None for one in used if _package(name := str(getattr(one, "__module__", ""))) != "ecoflap"}
-    told = {package for package, _ in _plugins()} if names else set()
-    files = {name: getattr(sys.modules.get(name), "__file__", None) for name in names if _package(name) not in told}
-    return {name: Source(file, sha256_of(Path(file))) for name, file in files.items() if file and Path(file).is_file()}
 
 
 def _plugins_with(used: Iterable[Callable[..., Any]]) -> list[str]:

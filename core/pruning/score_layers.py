@@ -58,13 +58,18 @@ def score_layers(
     total = len(dict.fromkeys(names))
     remaining = [layer for name, (_, layer) in zip(names, layers, strict=True) if name not in done]
     emit(Progress("score", len(done), total, f"{unit}s"))
-    told: set[str] = set()
+    told, earlier = set[str](), frozenset(done)
     if remaining:
         asked = [layer for _, layer in layers] if scorer.options.together else remaining
         for name, score in _asked(scorer, replay, asked):
             _require_wanted(scorer.use, name, names, unit)
-            if name in done:  # by an earlier process; a scorer need not look at which layers it was given
+            if name in earlier:  # by an earlier process; a scorer need not look at which layers it was given
                 continue
+            if name in done:
+                raise ModelError(
+                    f"the scorer {scorer.use} gave {name} a second score, {shown(score)}; it yields one for each "
+                    f"{unit}, so what it finds in several batches is to be put together first"
+                )
             place, shape = places.get(name, (0, None))  # a block has neither
             answer = _checked(scorer, name, score, done, shape)
             refuse(ranks)
@@ -150,8 +155,8 @@ def _checked(
         return _checked_curve(scorer.use, name, score, first)
     if isinstance(score, bool) or not isinstance(score, int | float) or abs(score) > sys.float_info.max:
         raise ModelError(
-            f"{who} {shown(score)} as its score; a score is a finite float or a Curve, and a tensor where the scorer "
-            f"has gives = 'weights'"
+            f"{who} {shown(score)} as its score; a score is a finite float, as float(...) makes of a tensor of one "
+            f"number, or a Curve, and a tensor where the scorer has gives = 'weights'"
         )
     return checked(f"{name}, by the scorer {scorer.use}", score if isinstance(score, Estimate) else float(score))
 

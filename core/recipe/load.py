@@ -1,12 +1,12 @@
 """Loads recipes: reads the YAML, applies ``--set``, and checks the whole of it before anything else is loaded."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.errors import RecipeError, cut, nearest, unknown
+from ecoflap.core.errors import RecipeError, cut, nearest
 from ecoflap.core.recipe.overrides import Assignment, override
 from ecoflap.core.recipe.read_keys import KeyReader
 from ecoflap.core.recipe.read_recipe import read_recipe
@@ -75,6 +75,17 @@ def find_recipe(name: str) -> Path:
         raise RecipeError(f"{cut(name)} is a folder: name a recipe in it, such as {named}.")
     if found is None:
         near = nearest(name.removesuffix(".yaml"), shipped)  # which of so many says more than all of them
-        told = f"no shipped recipe named {cut(name)!r}.{near}" if near else unknown("shipped recipe", name, [*shipped])
-        raise RecipeError(f"{cut(name)} is no file, and there is {told}")
+        known = near or f" Known: {_by_folder(shipped)}."
+        here = "" if os.path.isabs(name) else f" Files are looked for in {os.getcwd()}."
+        raise RecipeError(f"{cut(name)} is no file, and there is no shipped recipe named {cut(name)!r}.{known}{here}")
     return found
+
+
+def _by_folder(names: Iterable[str]) -> str:
+    """List recipes with those of one folder together: ``language/{balanced, best, fast}, quickstart``."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        folders.setdefault(folder and f"{folder}/", []).append(last)
+    listed = (f"{folder}{{{', '.join(inside)}}}" if folder else ", ".join(inside) for folder, inside in folders.items())
+    return ", ".join(listed)

@@ -21,6 +21,7 @@ from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, ModelError, RunError
+from ecoflap.core.machine.part_code import digests_of, sources
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.remembered import DENSE, open_remembered, take_over_remembered, write_remembered
@@ -35,7 +36,7 @@ _NEEDS: Mapping[str, type] = {"measures": dict}
 class Evaluation:
     """Runs one evaluator of a recipe, and finds the lines of it in a run folder.
 
-    A line counts only while evaluator and files are the same: one that was changed is simply run again.
+    A line counts only while evaluator, its code and files are the same: one that was changed is simply run again.
     """
 
     def __init__(self, evaluator: PartSpec) -> None:
@@ -43,7 +44,9 @@ class Evaluation:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        return {"evaluator": self.evaluator.plain(), "files": digests(self.evaluator)}
+        code = sources(spec.factory for _, spec in self.evaluator.with_inner(""))
+        files = digests(self.evaluator) | {f"code of {name}": digest for name, digest in digests_of(code).items()}
+        return {"evaluator": self.evaluator.plain(), "files": files}
 
     @property
     def files(self) -> dict[str, str]:

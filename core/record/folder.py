@@ -11,6 +11,7 @@ from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.disk.whole_files import delete_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.machine.environment import changed_versions
+from ecoflap.core.machine.part_code import Source, digests_of
 from ecoflap.core.record.remembered import DENSE
 from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
 
@@ -187,6 +188,27 @@ class RunFolder:
             write_sealed_json(self.fingerprints, {**before, VERSIONS: dict(now)})
         return [f"it was begun with {changed}, which was accepted"] if changed and working else []
 
+    def identify_code(self, now: Mapping[str, Source], *, accept: bool = False) -> list[str]:
+        """Refuse other code of the run's own parts than the folder was begun with, also where nothing is left to do.
+
+        Of what a recipe does not use any more nothing is refused, and of what it uses now for the first time.
+
+        :param accept: Go on all the same; what is there is by the code of before then.
+        :return: What was accepted, a sentence each.
+        """
+        before: Mapping[str, str] = self.read_fingerprints().get(CODE, {})
+        changed = [name for name, one in now.items() if before.get(name, one.sha256) != one.sha256]
+        if changed and not accept:
+            which = " and ".join(f"another {name} ({now[name].file})" for name in changed)
+            raise RunError(
+                f"{self.path} was begun with {which} than is there now: what is there was computed by other code. Run "
+                f"into another folder with --folder, begin this one anew with --fresh, or keep what is there and go on "
+                f"with --accept-change {FROM_PYTHON}"
+            )
+        if not digests_of(now).items() <= before.items():
+            write_sealed_json(self.fingerprints, {**self.read_fingerprints(), CODE: {**before, **digests_of(now)}})
+        return [f"{name} changed since it was begun, which was accepted" for name in changed]
+
     def last_seals(self) -> dict[str, str]:
         """Give the seals by which it shows later whether lines are gone, by the file's name."""
         names = (self.evaluations.name, self.refinements.name, "stages.jsonl", "warnings.jsonl", "taken_over.jsonl")
@@ -239,6 +261,9 @@ class RunFolder:
 
 VERSIONS = "versions"
 """The key of the fingerprints that says by which versions of Python and libraries the run was begun."""
+
+CODE = "code"
+"""The key of the fingerprints that has the digest of the code of each part that does not come with ecoflap."""
 
 ARITHMETIC = "arithmetic"
 """The key of the fingerprints that says what a narrow model is computed in: ``float32``, or its own type, ``model``."""

@@ -136,6 +136,8 @@ def _delete(entry: Path) -> None:
 def require_finished(path: Path) -> RunFolder:
     """Open the folder of a finished run whose results are wanted."""
     folder = RunFolder(path)
+    if not path.is_dir():
+        raise RunError(f"{path}: there is no such folder; it is looked for in {Path.cwd()}")
     if not folder.recipe.is_file():
         raise RunError(f"{path}: no run folder: it has no recipe.yaml")
     if not folder.report.is_file():

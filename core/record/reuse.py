@@ -1,16 +1,19 @@
 """Find what another run found already and this one may take over, because all that it depends on is the same."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.machine.part_code import digests_of, sources
 from ecoflap.core.model.source import are_other_weights
 from ecoflap.core.pruning.plan_file import read_scores_of
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe, scores_depend_on
 from ecoflap.core.record.evaluations import Evaluation
-from ecoflap.core.record.folder import CALIBRATION_DATA, RunFolder
+from ecoflap.core.record.folder import CALIBRATION_DATA, CODE, RunFolder
 
 
 def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
@@ -54,8 +57,8 @@ def _run_around(path: Path) -> RunFolder | None:
     return next((folder for folder in map(RunFolder, (path, *path.parents[:3])) if folder.is_ours), None)
 
 
-def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> Path | None:
-    """Find the scores of a run of ``reuse:`` with the same scorer, data, model and seed.
+def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], adapter: Adapter, own: Path) -> Path | None:
+    """Find the scores of a run of ``reuse:`` with the same scorer, data, model and seed, by the same code.
 
     There are none for a recipe of rounds, of which each scores the model as it is then. A run whose files of numbers of
     single weights were deleted is passed over.
@@ -64,7 +67,8 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> 
         return None
     keys = _score_keys(recipe.plain())
     seen = {what: one for what, one in fingerprints.items() if what != CALIBRATION_DATA or "calibration" in keys}
-    for folder in _alike(recipe, seen, own, keys):
+    parts = [spec for place, spec in recipe.specs() if place.partition(".")[0] in keys]
+    for folder in _alike(recipe, seen, own, keys, _code(parts, adapter)):
         if folder.plan.is_file() and folder.scores.is_file():
             way_out = f"Restore the file, or take {folder.path} out of reuse:"
             found = read_scores_of(folder.plan, folder.scores, way_out)
@@ -74,25 +78,35 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path) -> 
     return None
 
 
-def found_evaluation(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, evaluation: Evaluation) -> Path | None:
+def found_evaluation(
+    recipe: Recipe, fingerprints: Mapping[str, Any], adapter: Adapter, own: Path, evaluation: Evaluation
+) -> Path | None:
     """Find the lines of a run of ``reuse:`` that evaluated the same dense model with the same evaluator.
 
     One whose file of what is remembered of the dense model was deleted is passed over.
     """
-    for folder in _alike(recipe, fingerprints, own, ("model",)):
+    for folder in _alike(recipe, fingerprints, own, ("model",), _code((), adapter)):
         if evaluation.can_be_taken_over(folder.evaluations):
             return folder.evaluations
     return None
 
 
-def _alike(recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, keys: Sequence[str]) -> Iterator[RunFolder]:
+def _code(parts: Iterable[PartSpec], adapter: Adapter) -> dict[str, str]:
+    """Give the digest of all code that these parts are of, and that came with something else than ecoflap."""
+    return digests_of(sources([*(part.factory for part in parts), type(adapter)]))
+
+
+def _alike(
+    recipe: Recipe, fingerprints: Mapping[str, Any], own: Path, keys: Sequence[str], code: Mapping[str, str]
+) -> Iterator[RunFolder]:
     wanted = _comparable(recipe.plain())
     for folder in map(RunFolder, recipe.reuse):
         if folder.path == own or not folder.fingerprints.is_file():
             continue
         other = _comparable(folder.read_recipe())
         before = folder.read_fingerprints()
-        if all(other.get(key) == wanted.get(key) for key in keys) and fingerprints.items() <= before.items():
+        is_alike = all(other.get(key) == wanted.get(key) for key in keys) and fingerprints.items() <= before.items()
+        if is_alike and code.items() <= before.get(CODE, {}).items():
             yield folder
 
 

@@ -17,7 +17,8 @@ from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
-from ecoflap.core.machine.environment import sources, versions
+from ecoflap.core.machine.environment import versions
+from ecoflap.core.machine.part_code import sources, told_as_versions
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.differences import changes, is_within
@@ -141,15 +142,16 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
 
 def carry_out(state: RunState) -> Run:
     """Do every stage that is not done yet, and tell observers how it went."""
-    here = _versions(state)
-    check_same(state.ranks, state.recipe, here, sources(_used(state)))
+    here, code = versions(_used(state)), sources(_used(state))
+    check_same(state.ranks, state.recipe, here, code)
     check_sendable(state.ranks, state.prepared.pruners)
     state.ranks.first(partial(_claim, state))
     ahead = tuple(_stages_ahead(state))
     working = any(stage not in ("load", "check") for stage in ahead)
-    accepted = state.ranks.first(
-        lambda: state.folder.identify_versions(here, working=working, accept=state.accept_change)
-    )
+    accept = state.accept_change
+    lasting = sources(_used(state, but=may_change()))
+    accepted = state.ranks.first(lambda: state.folder.identify_code(lasting, accept=accept))
+    accepted += state.ranks.first(lambda: state.folder.identify_versions(here, working=working, accept=accept))
     state.log.emit(RunStarted(state.folder.path, ahead))
     for warning in (*state.prepared.also_changed, *accepted):
         state.log.note(warning)
@@ -162,13 +164,13 @@ def carry_out(state: RunState) -> Run:
     return result
 
 
-def _versions(state: RunState) -> dict[str, str]:
-    return versions(_used(state))
+def _used(state: RunState, but: Sequence[str] = ()) -> list[Callable[..., Any]]:
+    """Name all whose code the run goes through: what makes its recipe's parts, and the adapter, named or found.
 
-
-def _used(state: RunState) -> list[Callable[..., Any]]:
-    """Name all whose code the run goes through: what makes its recipe's parts, and the adapter, named or found."""
-    return [*(spec.factory for _, spec in state.recipe.specs()), type(state.prepared.adapter)]
+    :param but: Keys of the recipe whose parts are left out.
+    """
+    parts = (spec.factory for place, spec in state.recipe.specs() if not is_within(place, but))
+    return [*parts, type(state.prepared.adapter)]
 
 
 def _still_to_evaluate(state: RunState) -> Iterator[tuple[int, Evaluation]]:
@@ -311,7 +313,7 @@ def _report(state: RunState, plan: Plan, model: nn.Module, measures: Mapping[str
         exports=exported_manifests(state.folder, state.recipe),
         device=state.model.device,
         computed_in=state.model.computed_in,
-        versions=_versions(state),
+        versions={**versions(_used(state)), **told_as_versions(sources(_used(state)))},
     )
     report = make_report(state.folder, state.recipe, plan, outcome)
     write_report(state.folder, report)

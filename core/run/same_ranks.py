@@ -5,7 +5,7 @@ from pickle import PicklingError
 from typing import Any
 
 from ecoflap.core.errors import RunError
-from ecoflap.core.machine.environment import NO_SOURCE, Source
+from ecoflap.core.machine.part_code import NO_SOURCE, Source
 from ecoflap.core.ranks.parcels import packed
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.differences import changes
@@ -19,7 +19,7 @@ def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], source
     """Refuse processes that were given different recipes, or that have other versions of libraries or other code.
 
     :param versions: Those of this process.
-    :param sources: Of the modules of which no version tells.
+    :param sources: Of the code of their own parts.
     :raises RunError: With the ranks and what differs.
     """
     first, *others = ranks.gather((recipe.plain(), dict(versions), dict(sources)))

@@ -173,7 +173,8 @@ def _take_over_evaluation(state: RunState, evaluation: Evaluation) -> bool:
 def _evaluation_to_take_over(state: RunState, evaluation: Evaluation) -> Path | None:
     if not state.recipe.reuse:
         return None
-    return found_evaluation(state.recipe, state.data.model_fingerprint, state.folder.path, evaluation)
+    adapter = state.prepared.adapter
+    return found_evaluation(state.recipe, state.data.model_fingerprint, adapter, state.folder.path, evaluation)
 
 
 def plan(state: RunState) -> Plan:
@@ -280,7 +281,7 @@ def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Bl
 
 def _take_over_scores(state: RunState) -> None:
     if state.recipe.reuse and not state.folder.scores.is_file():
-        found = found_scores(state.recipe, state.data.fingerprints, state.folder.path)
+        found = found_scores(state.recipe, state.data.fingerprints, state.prepared.adapter, state.folder.path)
         if found is not None:
             state.folder.record_taken_over("scores")
             take_over_scores(found, state.folder.scores)

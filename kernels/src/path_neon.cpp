@@ -1,4 +1,5 @@
-// NEON, as every 64 bit ARM CPU has it: TBL puts values in place by the same tables as on AVX2. No machine has run this.
+// NEON, as every 64 bit ARM CPU has it: TBL puts values in place by the same tables as on AVX2. An
+// emulator has run this, and no machine yet.
 #include "path.h"
 
 #if defined(__aarch64__)

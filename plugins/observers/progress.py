@@ -33,6 +33,11 @@ PLAIN_EVERY = 10.0
 """Seconds between two plain lines of one stage."""
 
 
+_ALWAYS = frozenset(("load", "check"))
+"""Stages of a run that has nothing left to do."""
+_FINISHED = ": finished before, and what it found then is shown; --fresh begins anew"
+
+
 class Progress:
     """Shows how far a run is. It writes to the standard error stream, so that results can be piped."""
 
@@ -48,7 +53,7 @@ class Progress:
         """Show an event, or nothing of one that says nothing of progress."""
         match event:
             case RunStarted():
-                self._say(f"run folder {event.folder}")
+                self._say(f"run folder {event.folder}{_FINISHED if _ALWAYS.issuperset(event.stages) else ''}")
             case StageStarted():
                 self._begin(event.stage)
             case ProgressEvent():

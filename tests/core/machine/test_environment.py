@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-from hashlib import sha256
-from importlib import import_module
 
 from ecoflap.core.machine import environment
-from ecoflap.core.machine.environment import Source, changed_versions, peak_memory, sources, versions
+from ecoflap.core.machine.environment import changed_versions, peak_memory, versions
 
 WITHOUT_UNIX = """
 import sys
@@ -50,20 +48,6 @@ def test_of_plugins_those_count_whose_code_is_used(monkeypatch):
     monkeypatch.setattr(environment, "version", lambda name: "1.0")
     assert versions([Unnamed]).keys() - versions().keys() == {"ours"}
     assert not {"ours", "theirs"} & versions([dict]).keys()
-
-
-def test_sources_are_told_of_what_no_version_tells_of(tmp_path, monkeypatch):
-    """Of the package and of installed plugins a version is told, and a module without a file has no source."""
-    for name in ("by_path", "by_plugin"):
-        (tmp_path / f"{name}.py").write_text("class Part: pass\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    by_path, by_plugin = (import_module(name).Part for name in ("by_path", "by_plugin"))
-    monkeypatch.setattr(environment, "entry_points", lambda group: [Point("theirs", "by_plugin")])
-    typed = type("Typed", (), {"__module__": "nowhere"})
-    digest = sha256(b"class Part: pass\n").hexdigest()
-    assert sources([by_path, by_plugin, Source, dict, typed]) == {
-        "by_path": Source(str(tmp_path / "by_path.py"), digest)
-    }
 
 
 def test_a_plugin_that_came_or_is_not_used_any_more_is_no_change():

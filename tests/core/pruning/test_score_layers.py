@@ -110,7 +110,7 @@ def test_a_scorer_whose_scores_depend_on_each_other_is_asked_for_all_of_them(lay
         (float("inf"), "a.x: the scorer Scorer gave inf"),
         (-1.0, "a.x, by the scorer Scorer: its score is -1.0"),
         (Estimate([-1.0, -2.0]), "a.x, by the scorer Scorer: its score is -1.5"),
-        ("high", "a.x: the scorer Scorer gave 'high' as its score; a score is a finite float or a Curve"),
+        ("high", "a.x: the scorer Scorer gave 'high' as its score; a score is a finite float, "),
         (None, "a.x: the scorer Scorer gave None"),
         (True, "a.x: the scorer Scorer gave True"),
     ],
@@ -120,6 +120,12 @@ def test_a_score_that_is_none_is_refused_by_name_and_not_kept(score, tmp_path, v
         score([("a.x", value)])
     assert str(caught.value).startswith(told)
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_second_score_is_refused(score):
+    """Who yields one for each batch has nobody sum them."""
+    with pytest.raises(ModelError, match=r"Scorer gave a\.x a second score, 3\.0; it yields one for each layer"):
+        score([*GOOD[:2], ("a.x", 3.0)])
 
 
 def test_a_score_for_something_else_is_refused(score):

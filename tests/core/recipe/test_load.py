@@ -1,5 +1,6 @@
 """Recipes: what they become, what every mistake says, and that a resolved recipe loads as itself."""
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -363,12 +364,19 @@ def test_load_and_find(folder, registry):
 def test_shipped_recipes_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "recipes" / "data").mkdir(parents=True)
     (tmp_path / "recipes" / "quickstart.yaml").write_text(SMALL)
+    for name in ("best", "fast"):
+        (tmp_path / "recipes" / "data" / f"{name}.yaml").write_text(SMALL)
     monkeypatch.setattr("ecoflap.core.recipe.load.files", lambda package: tmp_path)
     assert find_recipe("quickstart") == find_recipe("quickstart.yaml") == tmp_path / "recipes" / "quickstart.yaml"
-    with pytest.raises(RecipeError, match=r"no shipped recipe named 'quikstart'\. Did you mean 'quickstart'\?$"):
+    with pytest.raises(
+        RecipeError, match=r"no shipped recipe named 'quikstart'\. Did you mean 'quickstart'\? Files are"
+    ):
         find_recipe("quikstart")
-    with pytest.raises(RecipeError, match=r"no shipped recipe named 'other'\. Known: quickstart\.$"):
+    known, here = r"Known: data/\{best, fast\}, quickstart\.", re.escape(str(Path.cwd()))
+    with pytest.raises(RecipeError, match=rf"named 'other'\. {known} Files are looked for in {here}\.$"):
         find_recipe("other")
+    with pytest.raises(RecipeError, match=rf"named '/other'\. {known}$"):
+        find_recipe("/other")
 
 
 def test_a_folder_is_asked_for_the_recipe_in_it(folder):

@@ -1,5 +1,7 @@
 """What changed between the begin of a run and its end is said, and the user decides."""
 
+import sys
+
 import pytest
 
 import ecoflap
@@ -78,3 +80,65 @@ def test_another_model_is_never_gone_on_with(tmp_path):
     assert "--accept-change" not in str(caught.value)
     folder.identify({"calibration data": "3"}, accept=True)
     assert folder.read_fingerprints() == {"model": {"a": "1"}, "calibration data": "3"}
+
+
+MINE = """
+from ecoflap import Measure
+from ecoflap.plugins.pruners.magnitude import Magnitude
+
+class Mine(Magnitude):
+    pass
+
+class Halves:
+    def __call__(self, model, adapter, note):
+        return {"half": Measure(0.5, 1, 0.0)}
+
+class Score:
+    def __call__(self, replay, layers):
+        for number, layer in enumerate(layers):
+            yield layer.name, 1.0 + number
+"""
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """The module ``code_of_mine`` with a pruner, a scorer and an evaluator, and what edits its file."""
+    file = tmp_path / "code_of_mine.py"
+    file.write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield lambda: file.write_text(file.read_text() + "# edited\n")
+    sys.modules.pop("code_of_mine", None)
+
+
+def test_a_run_is_refused_where_the_code_of_its_parts_is_other(plain, edited, tmp_path):
+    """Also one that is finished: what it would show is of the code of before."""
+    recipe, folder = plain(prune="code_of_mine:Mine", evaluate=None, export=None), tmp_path / "run"
+    ecoflap.run(recipe, folder=folder, allow_code=True)
+    ecoflap.run(recipe, folder=folder, allow_code=True)
+    edited()
+    with pytest.raises(RunError, match=r"begun with another code_of_mine \(.*code_of_mine\.py\) than is there now"):
+        ecoflap.run(recipe, folder=folder, allow_code=True)
+    done = ecoflap.run(recipe, folder=folder, allow_code=True, accept_change=True)
+    assert done.report.warnings[-1] == "code_of_mine changed since it was begun, which was accepted"
+    assert ecoflap.run(recipe, folder=folder, allow_code=True).report.versions["code of code_of_mine"]
+
+
+def test_an_evaluator_that_was_edited_measures_anew(plain, edited, heard_by, tmp_path):
+    recipe, folder, heard = plain(evaluate="code_of_mine:Halves", export=None), tmp_path / "run", []
+    ecoflap.run(recipe, folder=folder, allow_code=True)
+    edited()
+    ecoflap.run(recipe, folder=folder, allow_code=True, registry=heard_by(heard.append))
+    stages = [event.stage for event in heard if isinstance(event, StageStarted)]
+    assert [name for name in stages if name not in ("load", "check")] == ["evaluate dense", "evaluate pruned"]
+
+
+def test_scores_of_a_scorer_that_was_edited_are_not_taken_over(plain, edited, tmp_path):
+    """And those of one that was not are, whatever else was."""
+    recipe = plain(score="code_of_mine:Score", allocate="ecoflap", evaluate=None, export=None)
+    first = ecoflap.run(recipe, folder=tmp_path / "first", allow_code=True).folder
+    again = {**recipe, "prune": "magnitude", "reuse": [str(first)]}
+    ecoflap.run(again, folder=tmp_path / "same", allow_code=True)
+    assert RunFolder(tmp_path / "same").taken_over() == ["scores"]
+    edited()
+    ecoflap.run(again, folder=tmp_path / "other", allow_code=True)
+    assert RunFolder(tmp_path / "other").taken_over() == []

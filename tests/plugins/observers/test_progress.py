@@ -75,8 +75,13 @@ def test_nothing_is_guessed_from_nothing(told, now):
 
 
 def test_the_run_folder_is_told(tmp_path, capsys):
-    Progress().ecoflap_on_event(RunStarted(tmp_path / "run", ()))
+    Progress().ecoflap_on_event(RunStarted(tmp_path / "run", ("load", "prune")))
     assert capsys.readouterr().err == f"run folder {tmp_path / 'run'}\n"
+
+
+def test_of_a_run_that_is_finished_it_is_said(capsys, tmp_path):
+    Progress().ecoflap_on_event(RunStarted(tmp_path / "run", ("load", "check")))
+    assert "run: finished before, and what it found then is shown; --fresh begins anew" in capsys.readouterr().err
 
 
 def all_of(terminal):
