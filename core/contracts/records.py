@@ -263,6 +263,8 @@ class ViewSize:
     :param put_together: Bytes of weights of the whole model that its library makes of several in its files, as all
         experts of a layer: of one that stays in these files they lie beside them. None are counted of one in memory.
     :param vocabulary: Its embeddings and heads, pruned or not.
+    :param unpruned: Matrices of linear layers besides those, which are not pruned, such as those of a tower that is
+        kept: in memory packed int8 rounds them too.
     """
 
     parameters: int
@@ -274,6 +276,7 @@ class ViewSize:
     layers: tuple[Layer, ...] = ()
     put_together: int = 0
     vocabulary: tuple[Vocabulary, ...] = ()
+    unpruned: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Predict what exports take, on disk and while they are written, from what exporters say of each view."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 from torch import nn
@@ -7,8 +8,9 @@ from torch import nn
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.records import Meanwhile, ViewSize, Vocabulary
+from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.needs.sizes import bytes_of_weight, bytes_put_together
-from ecoflap.core.packed.packing import vocabulary_weights
+from ecoflap.core.packed.packing import matrices_of, vocabulary_weights
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.run.prepared import Prepared
 
@@ -63,8 +65,8 @@ def _size(module: nn.Module, prepared: Prepared, offloaded: bool) -> ViewSize:
     kept = sum(kept_of(sum(layer.size for layer in own), sparsity) for own, sparsity in pruned)
     largest, width = max(inside.values(), default=0), bytes_of_weight(prepared)
     made = bytes_put_together(prepared) if offloaded else 0
-    words = vocabulary_of(module, prepared.model)
-    return ViewSize(sum(inside.values()), prunable, kept, largest, width, offloaded, layers, made, words)
+    words, others = vocabulary_of(module, prepared.model), unpruned_of(module, prepared.model, layers)
+    return ViewSize(sum(inside.values()), prunable, kept, largest, width, offloaded, layers, made, words, others)
 
 
 def vocabulary_of(view: nn.Module, model: nn.Module) -> tuple[Vocabulary, ...]:
@@ -78,3 +80,14 @@ def vocabulary_of(view: nn.Module, model: nn.Module) -> tuple[Vocabulary, ...]:
         if weight is not None and id(weight) in known:
             are_embeddings.setdefault(weight, set()).add(isinstance(module, nn.Embedding))
     return tuple(Vocabulary(weight, True in kinds, False in kinds) for weight, kinds in are_embeddings.items())
+
+
+def unpruned_of(view: nn.Module, model: nn.Module, pruned: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Find the matrices of linear layers that a view of a model has beside those that are pruned, each once."""
+    found: dict[int, Layer] = {}
+    for name, form in matrices_of(model).items():
+        owner, _, attribute = name.rpartition(".")
+        layer = Layer(name, model.get_submodule(owner), attribute, transposed=form.transposed)
+        found.setdefault(id(layer.parameter), layer)
+    inside = {id(parameter) for parameter in view.parameters()} - {id(layer.parameter) for layer in pruned}
+    return tuple(layer for key, layer in found.items() if key in inside)

@@ -150,6 +150,23 @@ def vocabulary_weights(model: nn.Module) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name in named)
 
 
+def matrices_of(model: nn.Module) -> dict[str, Form]:
+    """Give the weights of two axes that int8 rounds where they take fewer bytes so, pruned or not, with their forms.
+
+    Embeddings and heads that transformers names are none of them: how those are held is said by itself.
+    """
+    words, found, others = vocabulary_weights(model), {}, set()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        owner, _, attribute = name.rpartition(".")
+        form = form_of(model.get_submodule(owner), attribute)
+        if form is None or parameter.ndim != 2 or name in words:
+            others.add(id(parameter))
+        else:
+            found[name] = form
+    return {name: form for name, form in found.items() if id(parameters[name]) not in others}
+
+
 def is_expected(model: nn.Module, names: Sequence[str]) -> bool:
     """Say whether a weight could be expected to run packed that was not pruned, by what its modules are."""
     return any(_is_expected(model, name) for name in names)

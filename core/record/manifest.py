@@ -57,7 +57,7 @@ class ManifestBytes(_Entry):
 
 
 class ManifestTensor(_Entry):
-    """Says how one pruned weight is stored, as :class:`StoredTensor` does.
+    """Says how one weight is stored that was pruned or rounded to int8, as :class:`StoredTensor` does.
 
     :param sparsity: The share of its weights that is zero.
     """
@@ -104,7 +104,7 @@ class Manifest(_Entry):
 
     @property
     def forms(self) -> str:
-        """Say how pruned weights are stored, such as ``182 bitmask, 2 dense``; empty where there are none."""
+        """Say how these weights are stored, such as ``182 bitmask, 2 dense``; empty where there are none."""
         counts = Counter(tensor.form for tensor in self.tensors)
         return ", ".join(f"{count} {form}" for form, count in counts.most_common())
 

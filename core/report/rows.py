@@ -8,7 +8,7 @@ from ecoflap.core.text.columns import left, right
 from ecoflap.core.text.numbers import NO_VALUE, bytes_text, with_error
 
 MEASURE_COLUMNS = (*left("measure"), *right("dense", "pruned", "over"))
-EXPORT_COLUMNS = (*left("export"), *right("model", "deflated", "dense file", "stored"), *left("pruned weights"))
+EXPORT_COLUMNS = (*left("export"), *right("model", "deflated", "dense file", "stored"), *left("weights"))
 REFINED_COLUMNS = (
     *left("refined", "by"),
     *right("trained on: before", "after", "held-out: before", "after"),
@@ -29,7 +29,7 @@ def measure_text(measure: RecordedMeasure | None) -> str:
 
 
 def export_rows(manifests: Mapping[str, Manifest]) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each export: its sizes, and how it stores pruned weights."""
+    """Yield a row for each export: its sizes, and how it stores what was pruned or rounded."""
     for name, manifest in manifests.items():
         sizes = (NO_VALUE if size is None else bytes_text(size) for size in manifest.sizes)
         yield name, *sizes, manifest.forms

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from torch import nn
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -14,11 +15,13 @@ from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Exported, Meanwhile, ViewSize, Vocabulary
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.place import FILE, absent
+from ecoflap.core.model.anatomy import Layer
 from ecoflap.exporters.onnx.check import UNPACKED_AT_MOST, UNPACKING
 from ecoflap.exporters.onnx.dense import write_dense
+from ecoflap.exporters.onnx.encoding import OVERHEAD
 from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.pack_graph import NARROWED_FROM
-from ecoflap.exporters.onnx.products import bytes_in_int8, bytes_of_words, can_be_multiplied
+from ecoflap.exporters.onnx.products import bytes_in_int8, bytes_of_product, bytes_of_words, can_be_multiplied
 from ecoflap.exporters.onnx.settings import Settings, Storage
 from ecoflap.exporters.onnx.view import EXTERNAL_ABOVE, write_view
 from ecoflap.exporters.shared.comparison import tolerance_problems
@@ -50,8 +53,8 @@ class Onnx:
     :param form: ``function`` unpacks by a function that the file brings along, ``inline`` by plain nodes, for runtimes
         that know no local functions (OpenVINO).
     :param values: The type that pruned weights are stored in; ``auto`` is the one each has in the model. ``int8``
-        rounds the pruned layers' matrices of ``packed_op`` to whole numbers of a scale for each output, however few of
-        their weights are zero; what it does not make a product keeps its type.
+        rounds the matrices of linear layers of ``packed_op``, pruned or not, to whole numbers of a scale for each
+        output; what it does not make a product keeps its type, as do embeddings and heads that are not pruned.
     :param embeddings: ``int8`` rounds embeddings and heads too, pruned or not, for ``packed_op``.
     :param opset: 18 to 22.
     :param tolerance: How far an output may be from torch's, in shares of the largest magnitude of that output, over
@@ -75,10 +78,11 @@ class Onnx:
         """Tell the size of one view's file; a weight that several views share is in the file of each."""
         dtype = TYPES[self.values]
         stored = dtype.itemsize if dtype else view.width
-        words = self._words(view)
-        rest = _without(words, view)
+        words, rounded = self._words(view), self._rounded(view)
+        rest = _without([*(one.parameter for one in words), *(one.parameter for one in rounded)], view)
         dense, others = rest.prunable * stored, (rest.parameters - rest.prunable) * view.width
-        others += sum(bytes_of_words(one, _kept_of(one, view)) for one in words)
+        others += sum(bytes_of_words(one, _kept_of(one.parameter, view)) for one in words)
+        others += sum(_bytes_in_int8(one) for one in rounded)
         bits = rest.kept * stored + rest.prunable // 8
         if self.values == "int8":
             bits = bytes_in_int8(rest.kept, rest.prunable)
@@ -104,17 +108,21 @@ class Onnx:
                 beside if beside > EXTERNAL_ABOVE else 0,
             )
             return Meanwhile(held, max(widened + file + rounded, wide + (file if rounded else 0)))
-        heads = (one for one in self._words(view) if one.is_multiplied and not _is_pruned(one, view))
-        unpacked = view.prunable + sum(one.parameter.numel() for one in heads)
-        unpacking = UNPACKING.get(self.weights, 0) * unpacked
+        heads = (one for one in self._words(view) if one.is_multiplied and not _is_pruned(one.parameter, view))
+        layers = view.prunable + sum(one.size for one in self._rounded(view))
+        unpacking = UNPACKING.get(self.weights, 0) * (layers + sum(one.parameter.numel() for one in heads))
         is_alone = 0 < unpacking <= UNPACKED_AT_MOST
-        session = unpacking + 8 * (view.parameters - view.prunable) if is_alone else 2 * wide
+        session = unpacking + 8 * (view.parameters - layers) if is_alone else 2 * wide
         decoded = 0 if is_alone else rounded  # for onnxruntime to map
         return Meanwhile(max(widened + max(file, rounded), session) + embedded, decoded)
 
     def _words(self, view: ViewSize) -> list[Vocabulary]:
         """Give the embeddings and heads of a view that are rounded to int8."""
         return [one for one in view.vocabulary if self.embeddings == "int8" and _is_rounded(one)]
+
+    def _rounded(self, view: ViewSize) -> list[Layer]:
+        """Give the matrices of a view that are rounded to int8 though they are not pruned."""
+        return [one for one in view.unpruned if self.values == "int8" and _shrinks(one, view.width)]
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of the libraries here, and of the model keeps it from exporting."""
@@ -185,13 +193,13 @@ class Onnx:
         return write_dense(file, target)
 
 
-def _without(words: Sequence[Vocabulary], view: ViewSize) -> ViewSize:
-    """Take embeddings and heads out of what a plan knows of a view."""
-    pruned = [one for one in words if _is_pruned(one, view)]
+def _without(matrices: Sequence[nn.Parameter], view: ViewSize) -> ViewSize:
+    """Take matrices out of what a plan knows of a view."""
+    pruned = [one for one in matrices if _is_pruned(one, view)]
     return replace(
         view,
-        parameters=view.parameters - sum(one.parameter.numel() for one in words),
-        prunable=view.prunable - sum(one.parameter.numel() for one in pruned),
+        parameters=view.parameters - sum(one.numel() for one in matrices),
+        prunable=view.prunable - sum(one.numel() for one in pruned),
         kept=view.kept - sum(_kept_of(one, view) for one in pruned),
     )
 
@@ -202,13 +210,27 @@ def _is_rounded(one: Vocabulary) -> bool:
     return 4 * words * width >= NARROWED_FROM and (not one.is_multiplied or can_be_multiplied(width, words))
 
 
-def _is_pruned(one: Vocabulary, view: ViewSize) -> bool:
-    return any(layer.parameter is one.parameter for layer in view.layers)
+def _shrinks(one: Layer, width: int) -> bool:
+    """Say whether a matrix of which nothing is zero takes less in int8, and is not too large to be rounded.
+
+    :param width: Bytes of a weight.
+    """
+    outputs, inputs = one.shape
+    return _bytes_in_int8(one) + OVERHEAD < one.size * width and can_be_multiplied(inputs, outputs)
 
 
-def _kept_of(one: Vocabulary, view: ViewSize) -> int:
+def _bytes_in_int8(one: Layer) -> int:
+    outputs, inputs = one.shape
+    return bytes_of_product(inputs, outputs, one.size)
+
+
+def _is_pruned(one: nn.Parameter, view: ViewSize) -> bool:
+    return any(layer.parameter is one for layer in view.layers)
+
+
+def _kept_of(one: nn.Parameter, view: ViewSize) -> int:
     """Tell how many weights of an embedding or a head stay; of one that is pruned as large a share as of all."""
-    size = one.parameter.numel()
+    size = one.numel()
     return size * view.kept // view.prunable if _is_pruned(one, view) else size
 
 

@@ -1,6 +1,6 @@
 """Pack what was pruned in an exported graph, and store what stays dense in the 16 bits that it has in the model.
 
-Products, and embeddings and heads where a recipe says so, may be rounded to int8.
+Products, pruned or not, and embeddings and heads where a recipe says so may be rounded to int8.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -42,11 +42,13 @@ class GraphPacker:
     :param masks: By layer.
     :param types: The type that each parameter has in the model, by its name; the graph computes in float32.
     :param words: Names of the embeddings and heads that are rounded to int8, pruned or not.
+    :param unpruned: Names of matrices besides, which no mask is of, that are rounded to int8 where they are products.
     :param keep: Keeps arrays that are made of weights until all are written.
     :ivar pruned: The graph's initializers that were pruned, and the layer that each is.
     :ivar lost: Pruned layers that became part of another constant of the graph, and cannot be packed.
     :ivar stored: How each pruned layer is stored, and each that was rounded; empty until :meth:`pack` is called.
     :ivar left: Embeddings and heads that were to be rounded, and are not.
+    :ivar not_finite: Matrices that no mask is of and that are not rounded, as a weight of each is not finite.
     :ivar rounded: Parameters that were rounded to int8, and whether a scale is one of a row, and not of a column.
     """
 
@@ -58,6 +60,7 @@ class GraphPacker:
         storage: Storage,
         keep: Keep = in_memory,
         words: Collection[str] = (),
+        unpruned: Collection[str] = (),
     ) -> None:
         self.graph, self.masks, self.storage, self._keep = graph, masks, storage, keep
         self.pruned = {name: layer for name, layer in graph.names.items() if layer in masks}
@@ -65,9 +68,11 @@ class GraphPacker:
         self.stored: list[StoredTensor] = []
         self.rounded: dict[str, bool] = {}
         self.left: list[str] = []
+        self.not_finite: list[str] = []
         self._words = {name: layer for name, layer in graph.names.items() if layer in words}
+        self._unpruned = {name: layer for name, layer in graph.names.items() if layer in unpruned}
         self._own = {name: types[layer] for name, layer in graph.names.items()}
-        self._wanted = {name: storage.values or self._own[name] for name in self.pruned}
+        self._wanted = {name: storage.values or self._own[name] for name in (*self.pruned, *self._unpruned)}
 
     def pack(self) -> None:
         """Pack the graph in place.
@@ -88,6 +93,8 @@ class GraphPacker:
         in_order = (layer for layer in self.masks if layer in found)
         self.stored = [replace(found[layer], shape=shape_in(self.masks, layer)) for layer in in_order]
         self.stored += [tensor for tensor in words.values() if tensor.name not in self.masks]
+        unpruned = ((name, found[layer]) for name, layer in self._unpruned.items() if layer in found)
+        self.stored += [replace(tensor, shape=self._shape(name, tensor.shape)) for name, tensor in unpruned]
 
     def sparse(self) -> tuple[list[StoredTensor], dict[str, NDArray[np.uint8]]]:
         """Make sparse initializers of what was pruned: how each layer is stored then, and those by name."""
@@ -120,7 +127,6 @@ class GraphPacker:
         """Round an embedding or a head to int8; None where it stays as it is."""
         weight, layer = self.graph.model.graph.initializers[name], self._words[name]
         array = weight.const_value.numpy()
-        shape = array.shape[::-1] if name in self.graph.transposed else array.shape
         dense, nonzeros = array.size * self._own[name].itemsize, int(np.count_nonzero(array))
         if array.nbytes < NARROWED_FROM:
             return None
@@ -128,7 +134,11 @@ class GraphPacker:
         if (found := products.round_words(self.graph.model, weight, layer, self._keep)) is None:
             return None
         self.rounded[layer] = by_rows
-        return StoredTensor(layer, found[0], tuple(shape), nonzeros, dense, found[1])
+        return StoredTensor(layer, found[0], self._shape(name, array.shape), nonzeros, dense, found[1])
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Give the shape that a matrix has in the model, by that in the graph."""
+        return shape[::-1] if name in self.graph.transposed else shape
 
     def _has_scales_of_rows(self, name: str) -> bool:
         """Say whether a scale is one of a row of the model's parameter, as long as its readers are what they were."""
@@ -136,22 +146,39 @@ class GraphPacker:
         return (name in self.graph.transposed) == of_columns
 
     def _packed(self) -> Iterator[StoredTensor]:
-        """Pack type by type the layers that get smaller so."""
-        by_rows = {layer: self._has_scales_of_rows(name) for name, layer in self.pruned.items()}
+        """Pack type by type the layers that get smaller so, and the matrices besides that are rounded."""
         worthwhile = {name: layer for name, layer in self.pruned.items() if self._shrinks(name, layer)}
+        worthwhile |= self._worth_rounding()
+        by_rows = {layer: self._has_scales_of_rows(name) for name, layer in worthwhile.items()}
         for dtype in dict.fromkeys(self._wanted.values()):
             names = {name: layer for name, layer in worthwhile.items() if self._wanted[name] == dtype}
-            patterns = {layer: self._pattern(layer) for layer in names.values()}
+            patterns = {layer: self._pattern(layer) for layer in names.values() if layer in self.masks}
             storage = replace(self.storage, values=dtype)
             for tensor in pack(self.graph.model, names, storage, patterns, self._keep):
                 if tensor.form == INT8.form:
                     self.rounded[tensor.name] = by_rows[tensor.name]
                 yield tensor
 
+    def _worth_rounding(self) -> dict[str, str]:
+        """Find the matrices without a mask that are rounded; those that cannot be are noted."""
+        found = {}
+        for name, layer in self._unpruned.items():
+            weight = self.graph.model.graph.initializers[name].const_value.numpy()
+            if not (self._may_be_rounded(name) and self._takes_less(name, int(np.count_nonzero(weight)), weight.size)):
+                continue
+            if all(np.isfinite(rows).all() for rows in rows_of(weight)):
+                found[name] = layer
+            else:
+                self.not_finite.append(layer)
+        return found
+
     def _shrinks(self, name: str, layer: str) -> bool:
-        """Say whether a layer takes less packed than it would dense in its type, and not just less than in float32."""
-        size, width = prod(shape_in(self.masks, layer)), self._wanted[name].itemsize
-        kept = popcount(bits_in(self.masks, layer))
+        """Say whether a pruned layer takes less packed."""
+        return self._takes_less(name, popcount(bits_in(self.masks, layer)), prod(shape_in(self.masks, layer)))
+
+    def _takes_less(self, name: str, kept: int, size: int) -> bool:
+        """Say whether a weight takes less packed than dense in its type, and not just less than in float32."""
+        width = self._wanted[name].itemsize
         packed = products.bytes_in_int8(kept, size) if self._may_be_rounded(name) else kept * width + size // 8
         return packed + OVERHEAD < size * width
 

@@ -198,7 +198,7 @@ def round_words(model: Any, weight: Any, name: str, keep: Keep) -> tuple[str, in
 
 def can_be_multiplied(inputs: int, outputs: int) -> bool:
     """Say whether a matrix in int8 is not too large to be unpacked where no kernel multiplies."""
-    return 8 * prod(_masks_of_words(inputs, outputs)) <= LARGEST
+    return 8 * prod(_masks(inputs, outputs)) <= LARGEST
 
 
 def bytes_in_int8(nonzeros: int, size: int) -> int:
@@ -213,12 +213,18 @@ def bytes_of_words(one: Vocabulary, kept: int) -> int:
     """
     words, width = one.parameter.shape
     rows = words * (width + 4) if one.is_looked_up else 0
-    values = kept_in_int8(kept, words * width)
-    product = values + SLACK + prod(_masks_of_words(width, words)) + 4 * words if one.is_multiplied else 0
-    return rows + product
+    return rows + (bytes_of_product(width, words, kept) if one.is_multiplied else 0)
 
 
-def _masks_of_words(inputs: int, outputs: int) -> tuple[int, int, int]:
+def bytes_of_product(inputs: int, outputs: int, kept: int) -> int:
+    """Give the bytes of a matrix in int8, with its scales and what fills masks up.
+
+    :param kept: How many of its weights are not zero.
+    """
+    return kept_in_int8(kept, inputs * outputs) + SLACK + prod(_masks(inputs, outputs)) + 4 * outputs
+
+
+def _masks(inputs: int, outputs: int) -> tuple[int, int, int]:
     return sizes_of(np.dtype(np.int8), inputs, outputs).masks
 
 

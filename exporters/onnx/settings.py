@@ -18,7 +18,7 @@ class Storage:
     :param values: The type that values are stored in, float32, float16 or bfloat16, where it is narrower than the
         weight's own; they are cast to that when the model is loaded. None is the weight's own.
     :param lossy: Whether a narrower type may make a weight zero or infinite.
-    :param int8: Whether matrices of products are rounded to int8, with a scale for each output.
+    :param int8: Whether matrices of products are rounded to int8, pruned or not, with a scale for each output.
     :param words_int8: Whether embeddings and heads are, pruned or not, with a scale for each row.
     """
 

@@ -1,6 +1,6 @@
 """Write one view of a model as an ONNX file: exported, its pruned weights packed, saved, compared with the model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor, View
 from ecoflap.core.forward.placement import Placement, tensors_of
 from ecoflap.core.kernel.whole_numbers import rounded_rows
-from ecoflap.core.packed.packing import vocabulary_weights
+from ecoflap.core.packed.packing import matrices_of, vocabulary_weights
 from ecoflap.exporters.onnx.check import Computed, Examples, check_view, needs_own_loader, unpacking_bytes
 from ecoflap.exporters.onnx.embedded import save_embedded, without_data
 from ecoflap.exporters.onnx.forms.product import FORMS
@@ -142,10 +142,14 @@ def _packed(
     names = names_by_identity(pruned.model, pruned.parameter_masks)
     graph = graph_of(view, inputs, names, settings.opset)
     own = {names[key]: dtype for key, dtype in types.items() if key in names}
-    of_words = vocabulary_weights(pruned.model) if settings.storage.words_int8 else ()
     parameters = dict(pruned.model.named_parameters(remove_duplicate=False))
-    words = {names[id(parameters[name])] for name in of_words if name in parameters}
-    packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage, keep, words)
+
+    def known(weights: Iterable[str]) -> set[str]:
+        return {names[id(parameters[name])] for name in weights if name in parameters}
+
+    words = known(vocabulary_weights(pruned.model) if settings.storage.words_int8 else ())
+    unpruned = known(matrices_of(pruned.model) if settings.storage.int8 else ()) - pruned.parameter_masks.keys()
+    packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage, keep, words, unpruned)
     packer.pack()
     return packer
 
@@ -202,6 +206,8 @@ def _notes(file: str, stored: list[StoredTensor], packer: GraphPacker) -> Iterat
             f"{file}: not rounded by embeddings: int8, too small or too large for it or read by something else too: "
             f"{', '.join(packer.left)}"
         )
+    if packer.not_finite:
+        yield f"{file}: not rounded by values: int8, as a weight of each is not finite: {', '.join(packer.not_finite)}"
     if any(tensor.form == "coo" for tensor in stored):
         yield f"{file}: its weights are sparse initializers, which OpenVINO does not read. weights: bitmask is smaller."
 

@@ -1,9 +1,12 @@
-"""What exporters are told of a view before weights are read: its embeddings and heads, whatever else is larger."""
+"""What exporters are told of a view before weights are read: its embeddings and heads, and what is not pruned."""
+
+from math import ceil
 
 import pytest
 from pico_t5 import build as build_t5
 
-from ecoflap.core.needs.exports import exported_bytes, meanwhile_of, vocabulary_of
+from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.needs.exports import exported_bytes, meanwhile_of, unpruned_of, vocabulary_of
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
@@ -65,3 +68,45 @@ def in_int8():
     """Bytes of 64 words of 32 numbers each, with a scale for each, in rows; and again in the kernel's order."""
     rows = 64 * 32 + 64 * 4
     return rows + (rows + 64 * 32 // 8 + 64)
+
+
+def test_matrices_are_found_that_are_not_pruned(wide):
+    """No embedding and no head, nor what is pruned, nor what another view has."""
+    model = wide(tied=False)
+    layers = {name for name, one in model.named_parameters() if one.ndim == 2 and name.startswith("model.layers")}
+    pruned = Layer("model.layers.0.mlp.up_proj.weight", model.model.layers[0].mlp.up_proj)
+    assert {one.name for one in unpruned_of(model, model, [])} == layers
+    assert {one.name for one in unpruned_of(model, model, [pruned])} == layers - {pruned.name}
+    assert [one.name for one in unpruned_of(model.model.layers[0].mlp.down_proj, model, [])] == [
+        "model.layers.0.mlp.down_proj.weight"
+    ]
+
+
+@pytest.mark.parametrize("values", ["auto", "int8"])
+def test_a_tower_that_is_kept_is_planned_for(values, tmp_path):
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library)
+    model, registry = build_t5(), load_registry()
+    model.save_pretrained(tmp_path, safe_serialization=True)
+    exporter = {"use": "onnx", "views": ["encoder"], "weights": "packed_op", "values": values}
+    recipe = {
+        "version": 1, "model": str(tmp_path), "sparsity": 0.5, "prune": "magnitude", "towers": {"encoder": "keep"},
+        "export": exporter,
+    }  # fmt: skip
+    prepared = prepare(parse_recipe(recipe, registry=registry), registry)
+    (part,) = prepared.recipe.export
+    matrices = [one for name, one in model.encoder.named_parameters() if ".layer." in name and one.ndim == 2]
+    layers = [one for one in matrices if one.shape[1] > 4]  # not what biases by distance are looked up in
+    others = sum(one.numel() for one in model.encoder.parameters()) - sum(one.numel() for one in layers)
+    taken = sum(map(in_int8_as_product if values == "int8" else dense, layers))
+    assert exported_bytes(part, prepared) == 4 * others + taken
+
+
+def dense(weight):
+    return 4 * weight.numel()
+
+
+def in_int8_as_product(weight):
+    """Bytes of whole numbers, all kept, masks that are filled up, and a scale for each output."""
+    outputs, inputs = weight.shape
+    return outputs * inputs + 64 + ceil(outputs / 16) * 16 * ceil(inputs / 32) * 32 // 8 + 4 * outputs
