@@ -47,7 +47,7 @@ RegistryOption = Annotated[
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 AcceptChangeOption = Annotated[
     bool,
-    typer.Option("--accept-change", help="Go on though calibration data or versions of libraries are others now."),
+    typer.Option("--accept-change", help="Go on though calibration data, libraries or your own parts are others now."),
 ]
 AllowCodeOption = Annotated[
     bool,

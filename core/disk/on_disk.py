@@ -36,9 +36,18 @@ def on_disk(tensor: Shaped[Tensor, "..."], folder: Path) -> Shaped[Tensor, "..."
     """
     if not tensor.numel():
         return tensor
-    kept = zeros_on_disk(tensor.shape, tensor.dtype, folder)
-    kept.copy_(tensor.detach())
-    return kept
+    once = _once(tensor.detach())
+    kept = zeros_on_disk(once.shape, tensor.dtype, folder)
+    kept.copy_(once)
+    return kept.expand(tensor.shape)
+
+
+def _once(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """Give what a tensor repeats, as a mask that is one for all texts of a batch, once."""
+    for axis, stride in enumerate(tensor.stride()):
+        if stride == 0:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
 
 
 def zeros_on_disk(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Shaped[Tensor, "..."]:

@@ -4,13 +4,19 @@ A version does not tell: that of a package in work stays what it is, and a part 
 """
 
 import inspect
+import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from ecoflap.core.disk.whole_files import sha256_of
+
+_CODE = (".py", *EXTENSION_SUFFIXES)
+_NOT_OURS = frozenset(("__pycache__", "site-packages", "node_modules"))
 
 
 class Source(NamedTuple):
@@ -23,22 +29,30 @@ class Source(NamedTuple):
 NO_SOURCE = Source("no file", "none")
 """Stands for that of a module which is not used, or has no file."""
 
+_read: dict[str, tuple[list[ModuleSpec | None], Source | None]] = {}
+"""What was found of a module or package, with the specs of all of it that was imported then.
+
+A file that is edited later is not what runs: only what is imported anew, which has another spec, is read again.
+"""
+
 
 def sources(used: Iterable[Callable[..., Any]]) -> dict[str, Source]:
     """Return the source of all code that is used and comes with neither ecoflap nor Python.
 
     Of a module that is in no package it is its file, and of a package all of its modules, for parts share some. Of what
-    a script or a notebook defines it is that class or function: what stands beside it is no part.
+    a script or a notebook defines it is that class or function: what stands beside it is no part. Nothing is said of
+    what no file or cell is known of.
 
     :param used: What makes the parts that are used.
     :return: By the module's name or the package's; in a script by its own.
     """
     found: dict[str, Source] = {}
     for one in used:
-        name = str(getattr(one, "__module__", ""))
-        top = name.partition(".")[0]
-        if top not in {"ecoflap", *sys.stdlib_module_names, *found} and (source := _source(top, one)):
-            found[getattr(one, "__qualname__", top) if top == "__main__" else top] = source
+        top = str(getattr(one, "__module__", "")).partition(".")[0]
+        name = str(getattr(one, "__qualname__", top)) if top == "__main__" else top
+        if top not in {"ecoflap", *sys.stdlib_module_names} and name not in found:
+            source = _written(one) if top == "__main__" else _imported(top)
+            found |= {} if source is None else {name: source}
     return found
 
 
@@ -47,34 +61,54 @@ def digests_of(found: Mapping[str, Source]) -> dict[str, str]:
     return {name: source.sha256 for name, source in found.items()}
 
 
-def told_as_versions(found: Mapping[str, Source]) -> dict[str, str]:
-    """Name each source as reports do beside the versions of libraries."""
-    return {f"code of {name}": f"SHA-256 {source.sha256[:12]}" for name, source in found.items()}
+def _imported(top: str) -> Source | None:
+    modules = [module for name, module in sorted(sys.modules.items()) if name == top or name.startswith(f"{top}.")]
+    specs = [getattr(module, "__spec__", None) for module in modules]
+    known = _read.get(top)
+    if known is None or len(known[0]) != len(specs) or any(a is not b for a, b in zip(known[0], specs, strict=True)):
+        _read[top] = specs, _source(sys.modules.get(top))
+    return _read[top][1]
 
 
-def _source(top: str, one: Callable[..., Any]) -> Source | None:
-    module = sys.modules.get(top)
-    if top == "__main__":
-        return _written(one)
+def _source(module: ModuleType | None) -> Source | None:
     folders = [Path(folder) for folder in getattr(module, "__path__", ())]
     if folders:
-        files = (path for folder in folders for path in sorted(folder.rglob("*.py")))
-        return Source(str(folders[0]), _sum_of(files))
+        files = {file.relative_to(folder).as_posix(): file for folder in folders for file in _code_in(folder)}
+        return Source(str(folders[0]), _sum_of(files)) if files else None
     file = getattr(module, "__file__", None)
     return Source(file, sha256_of(Path(file))) if file and Path(file).is_file() else None
 
 
-def _sum_of(files: Iterable[Path]) -> str:
+def _code_in(folder: Path) -> Iterator[Path]:
+    """Yield files of code, without what editors put beside it, and what was installed into an environment inside."""
+    for inside, folders, names in os.walk(folder):
+        if "pyvenv.cfg" in names:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _NOT_OURS]
+        files = (Path(inside, name) for name in names if not name.startswith(".") and name.endswith(_CODE))
+        yield from (file for file in files if file.is_file())
+
+
+def _sum_of(files: Mapping[str, Path]) -> str:
     whole = sha256()
-    for file in files:
-        whole.update(f"{file.name} {sha256_of(file)}\n".encode())
+    for name, file in sorted(files.items()):
+        whole.update(f"{name} {sha256_of(file)}\n".encode())
     return whole.hexdigest()
 
 
 def _written(one: Callable[..., Any]) -> Source | None:
-    """Give what a script or a notebook says of a class or function; None where that cannot be read, as of a prompt."""
-    try:
-        text, file = inspect.getsource(one), inspect.getsourcefile(one)
-    except (OSError, TypeError):
-        return None
-    return Source(file or "a script", sha256(text.encode()).hexdigest())
+    """Give what a script or a notebook says of a class or function; None where that cannot be read, as of a prompt.
+
+    Of a class in a notebook Python finds no file, and its functions are what there is to read.
+    """
+    inside = [value for value in vars(one).values() if inspect.isfunction(value)] if isinstance(one, type) else []
+    for parts in ([one], inside):
+        try:
+            text = "".join(map(inspect.getsource, parts))
+            file = inspect.getsourcefile(parts[0]) if parts else None
+        except (OSError, TypeError):
+            continue
+        if text:
+            return Source(file or "a script", sha256(text.encode()).hexdigest())
+    return None

@@ -70,7 +70,10 @@ def disk_needs(prepared: Prepared, places: Places) -> DiskNeeds:
     exports = ((part.use, exported_bytes(part, prepared)) for part in prepared.recipe.export)
     if places.spilled:
         # What a refined block is held against is as large as what is recorded, for each target.
-        spilled = bytes_of_record(prepared) * (1 + len(prepared.targets_asked)) + bytes_inside_blocks(prepared)
+        # A block that was given what lay on another device has a copy of that beside the record while it is refined.
+        copied = 1 if prepared.targets_asked and not prepared.is_on_cpu else 0
+        spilled = bytes_of_record(prepared) * (1 + len(prepared.targets_asked) + copied)
+        spilled += bytes_inside_blocks(prepared)
         gradients = max(gradients, bytes_of_scorer(prepared)[1])  # the scorer's are gone when pruners ask for theirs
     blocks = prepared.recipe.round_count * (prepared.size * width + masks)
     beside = trying = 0

@@ -28,6 +28,8 @@ from ecoflap.core.record.remembered import DENSE, open_remembered, take_over_rem
 from ecoflap.core.record.report import RecordedMeasure
 
 STAGES = ("dense", "pruned")
+CODE = "code"
+"""The key of a line that has the digest of an evaluator's code, where that does not come with ecoflap."""
 _LONGEST_NAME = 100
 """Characters of an evaluator's name in that of a file; an import path may be longer than a file system takes."""
 _NEEDS: Mapping[str, type] = {"measures": dict}
@@ -44,9 +46,8 @@ class Evaluation:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        code = sources(spec.factory for _, spec in self.evaluator.with_inner(""))
-        files = digests(self.evaluator) | {f"code of {name}": digest for name, digest in digests_of(code).items()}
-        return {"evaluator": self.evaluator.plain(), "files": files}
+        code = digests_of(sources(spec.factory for _, spec in self.evaluator.with_inner("")))
+        return {"evaluator": self.evaluator.plain(), "files": digests(self.evaluator), **({CODE: code} if code else {})}
 
     @property
     def files(self) -> dict[str, str]:
@@ -68,7 +69,9 @@ class Evaluation:
     def line(self, path: Path, stage: str) -> dict[str, Any] | None:
         """Give the last of what it found of the dense or the pruned model; None where it did not run."""
         wanted = {"stage": stage, **self._identity}
-        lines = [line for line in read_lines(path, _NEEDS) if all(line.get(key) == wanted[key] for key in wanted)]
+        # Lines of before the code of an evaluator of one's own was kept have none, and count.
+        found = read_lines(path, _NEEDS)
+        lines = [line for line in found if all(line.get(key, one) == one for key, one in wanted.items())]
         if self._is_remembered(stage):
             lines = [line for line in lines if self.remembered(path).name in line.get("remembered", {})]
         return lines[-1] if lines else None

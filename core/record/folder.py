@@ -191,13 +191,13 @@ class RunFolder:
     def identify_code(self, now: Mapping[str, Source], *, accept: bool = False) -> list[str]:
         """Refuse other code of the run's own parts than the folder was begun with, also where nothing is left to do.
 
-        Of what a recipe does not use any more nothing is refused, and of what it uses now for the first time.
-
         :param accept: Go on all the same; what is there is by the code of before then.
         :return: What was accepted, a sentence each.
         """
-        before: Mapping[str, str] = self.read_fingerprints().get(CODE, {})
-        changed = [name for name, one in now.items() if before.get(name, one.sha256) != one.sha256]
+        found = self.read_fingerprints()
+        if CODE not in found and not self.holds_results:  # of what an earlier version found nothing is known
+            write_sealed_json(self.fingerprints, {**found, CODE: digests_of(now)})
+        changed = [name for name, one in now.items() if not self.goes_on_with({name: one.sha256})]
         if changed and not accept:
             which = " and ".join(f"another {name} ({now[name].file})" for name in changed)
             raise RunError(
@@ -205,9 +205,31 @@ class RunFolder:
                 f"into another folder with --folder, begin this one anew with --fresh, or keep what is there and go on "
                 f"with --accept-change {FROM_PYTHON}"
             )
-        if not digests_of(now).items() <= before.items():
-            write_sealed_json(self.fingerprints, {**self.read_fingerprints(), CODE: {**before, **digests_of(now)}})
+        if changed:
+            accepted = {**found.get(ACCEPTED_CODE, {}), **{name: now[name].sha256 for name in changed}}
+            write_sealed_json(self.fingerprints, {**found, ACCEPTED_CODE: accepted})
         return [f"{name} changed since it was begun, which was accepted" for name in changed]
+
+    def goes_on_with(self, code: Mapping[str, str]) -> bool:
+        """Say whether code is what the folder was begun with, or was accepted last; of what it does not know it is.
+
+        :param code: The digest of the code of each own part.
+        """
+        found = self.read_fingerprints()
+        known: Mapping[str, str] = {**found.get(CODE, {}), **found.get(ACCEPTED_CODE, {})}
+        return all(known.get(name, digest) == digest for name, digest in code.items())
+
+    def is_all_by(self, code: Mapping[str, str]) -> bool:
+        """Say whether all that is here is known to be by this code, and by no other that was accepted."""
+        found = self.read_fingerprints()
+        return code.items() <= found.get(CODE, {}).items() and code.keys().isdisjoint(found.get(ACCEPTED_CODE, {}))
+
+    def code(self) -> dict[str, str]:
+        """Tell of which code the run's own parts are, as reports do, and which was accepted since, by their digests."""
+        found = self.read_fingerprints()
+        then = {name: f", then {digest[:12]}" for name, digest in found.get(ACCEPTED_CODE, {}).items()}
+        begun = found.get(CODE, {})
+        return {f"code of {name}": f"SHA-256 {digest[:12]}{then.get(name, '')}" for name, digest in begun.items()}
 
     def last_seals(self) -> dict[str, str]:
         """Give the seals by which it shows later whether lines are gone, by the file's name."""
@@ -264,6 +286,9 @@ VERSIONS = "versions"
 
 CODE = "code"
 """The key of the fingerprints that has the digest of the code of each part that does not come with ecoflap."""
+
+ACCEPTED_CODE = "accepted code"
+"""The same of code that was gone on with although it was another."""
 
 ARITHMETIC = "arithmetic"
 """The key of the fingerprints that says what a narrow model is computed in: ``float32``, or its own type, ``model``."""

@@ -1,6 +1,6 @@
 """Find what another run found already and this one may take over, because all that it depends on is the same."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,9 @@ from ecoflap.core.errors import EcoflapError
 from ecoflap.core.machine.part_code import digests_of, sources
 from ecoflap.core.model.source import are_other_weights
 from ecoflap.core.pruning.plan_file import read_scores_of
-from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe, scores_depend_on
 from ecoflap.core.record.evaluations import Evaluation
-from ecoflap.core.record.folder import CALIBRATION_DATA, CODE, RunFolder
+from ecoflap.core.record.folder import CALIBRATION_DATA, RunFolder
 
 
 def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
@@ -67,8 +66,8 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], adapter: Adapt
         return None
     keys = _score_keys(recipe.plain())
     seen = {what: one for what, one in fingerprints.items() if what != CALIBRATION_DATA or "calibration" in keys}
-    parts = [spec for place, spec in recipe.specs() if place.partition(".")[0] in keys]
-    for folder in _alike(recipe, seen, own, keys, _code(parts, adapter)):
+    code = code_of_scores(recipe) | digests_of(sources([type(adapter)]))
+    for folder in _alike(recipe, seen, own, keys, code):
         if folder.plan.is_file() and folder.scores.is_file():
             way_out = f"Restore the file, or take {folder.path} out of reuse:"
             found = read_scores_of(folder.plan, folder.scores, way_out)
@@ -85,15 +84,16 @@ def found_evaluation(
 
     One whose file of what is remembered of the dense model was deleted is passed over.
     """
-    for folder in _alike(recipe, fingerprints, own, ("model",), _code((), adapter)):
+    for folder in _alike(recipe, fingerprints, own, ("model",), digests_of(sources([type(adapter)]))):
         if evaluation.can_be_taken_over(folder.evaluations):
             return folder.evaluations
     return None
 
 
-def _code(parts: Iterable[PartSpec], adapter: Adapter) -> dict[str, str]:
-    """Give the digest of all code that these parts are of, and that came with something else than ecoflap."""
-    return digests_of(sources([*(part.factory for part in parts), type(adapter)]))
+def code_of_scores(recipe: Recipe) -> dict[str, str]:
+    """Give the digest of all code that scores depend on and that comes with something else than ecoflap."""
+    keys = _score_keys(recipe.plain())
+    return digests_of(sources(spec.factory for place, spec in recipe.specs() if place.partition(".")[0] in keys))
 
 
 def _alike(
@@ -106,7 +106,7 @@ def _alike(
         other = _comparable(folder.read_recipe())
         before = folder.read_fingerprints()
         is_alike = all(other.get(key) == wanted.get(key) for key in keys) and fingerprints.items() <= before.items()
-        if is_alike and code.items() <= before.get(CODE, {}).items():
+        if is_alike and folder.is_all_by(code):
             yield folder
 
 

@@ -63,11 +63,16 @@ class FinishedRefiners:
             if not isinstance(done, list) or manifest != self._of(len(done)):
                 return [], {}
             tensors = read_kept(file, parameters)
-            return [_refined(one, self.file) for one in done], tensors
+            return [_refined(one, number, self.file) for number, one in enumerate(done)], tensors
 
 
-def _refined(told: object, path: Path) -> Refined:
+def _refined(told: object, number: int, path: Path) -> Refined:
+    """Read what a refiner did.
+
+    :param number: Which it is; files of before do not say.
+    """
     wanted = {field.name for field in fields(Refined)}
+    told = {"number": number, **told} if isinstance(told, dict) else told
     if not isinstance(told, dict) or told.keys() != wanted:
         raise FormatError(f"{path}: of a finished refiner its manifest has not {', '.join(sorted(wanted))}")
     return Refined(**told)

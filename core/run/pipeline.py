@@ -18,7 +18,7 @@ from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.machine.environment import versions
-from ecoflap.core.machine.part_code import sources, told_as_versions
+from ecoflap.core.machine.part_code import sources
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.differences import changes, is_within
@@ -97,8 +97,8 @@ def run(
     :param fresh: Begin anew, deleting what the folder holds of an earlier run.
     :param allow_code: Follow the import paths of the recipe, which are refused otherwise. Objects and classes that a
         mapping holds need no leave.
-    :param accept_change: Go on with a run although its calibration data, ecoflap, a library or Python changed since it
-        was begun, which is refused otherwise.
+    :param accept_change: Go on with a run although its calibration data, ecoflap, a library, Python or the code of a
+        part of your own changed since it was begun, which is refused otherwise.
     :param ranks: The processes that do it together, from ``ecoflap.ranks.joined``; each calls this with the same
         arguments, and has the pruned model afterwards.
     """
@@ -313,7 +313,7 @@ def _report(state: RunState, plan: Plan, model: nn.Module, measures: Mapping[str
         exports=exported_manifests(state.folder, state.recipe),
         device=state.model.device,
         computed_in=state.model.computed_in,
-        versions={**versions(_used(state)), **told_as_versions(sources(_used(state)))},
+        versions={**versions(_used(state)), **state.folder.code()},
     )
     report = make_report(state.folder, state.recipe, plan, outcome)
     write_report(state.folder, report)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ecoflap.core.errors import EcoflapError, RecipeError
-from ecoflap.core.recipe.differences import changes, differences
+from ecoflap.core.machine.part_code import digests_of, sources
+from ecoflap.core.recipe.differences import changes, differences, is_within
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
-from ecoflap.core.recipe.schema import Recipe, seed_keys
+from ecoflap.core.recipe.schema import Recipe, may_change, seed_keys
+from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import what_scores_depend_on
@@ -70,13 +72,22 @@ class PlannedRun:
 
     @property
     def state(self) -> State:
-        """Say how far the run is. It is done also without its model, but not with another ``evaluate:`` than before."""
-        if self.folder.report.is_file():
+        """Say how far the run is. It is done also without its model, but not with another ``evaluate:`` than before.
+
+        Nor is it where its own parts are of other code now.
+        """
+        if self.folder.report.is_file() and self._is_by_this_code():
             before = read_report(self.folder.report).recipe.plain()
             # A sweep itself adds to reuse: what another of its runs found; nothing else may differ from what was asked.
             if not differences(before, self.recipe.plain(), ignore=("reuse",)):
                 return "done"
         return "begun" if self.folder.is_ours else "to do"
+
+    def _is_by_this_code(self) -> bool:
+        """Say whether its parts are those of its folder, and what evaluators found is found by what they are now."""
+        lasting = (spec.factory for place, spec in self.recipe.specs() if not is_within(place, may_change()))
+        measured = (Evaluation(one).is_done(self.folder.evaluations, "pruned") for one in self.recipe.evaluate)
+        return self.folder.goes_on_with(digests_of(sources(lasting))) and all(measured)
 
     @property
     def model(self) -> str:

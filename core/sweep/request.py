@@ -19,7 +19,7 @@ class SweepRequest:
     :param fresh: Delete first what these runs have left there.
     :param keep_models: Leave each run's ``model/`` where it is; otherwise it goes when the run is finished.
     :param allow_code: Follow import paths in the sweep and its recipe, which are refused otherwise.
-    :param accept_change: Go on with runs although their data or the versions of libraries changed meanwhile.
+    :param accept_change: Go on with runs although their data, libraries or the code of parts changed meanwhile.
     :param processes: How many runs are done at once, each in a process of its own.
     :param registry: The registry file that these processes read; None for the shipped one alone.
     """

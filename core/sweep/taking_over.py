@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
-from ecoflap.core.record.reuse import what_scores_depend_on
+from ecoflap.core.record.reuse import code_of_scores, what_scores_depend_on
 from ecoflap.core.record.sweep_list import is_sweep, swept_runs
 from ecoflap.core.sweep.grid import PlannedRun
 
@@ -49,7 +49,9 @@ def scored(planned: PlannedRun, earlier: Sequence[Earlier], *, ahead: bool = Fal
 
     :param ahead: Take runs that are still to be done for done, as they will be when this one begins.
     """
-    same = (one for one in earlier if planned.scored and one.scores == planned.scores)
+    code = code_of_scores(planned.recipe)
+    alike = (one for one in earlier if planned.scored and one.scores == planned.scores)
+    same = (one for one in alike if one.folder.goes_on_with(code))
     return next((one for one in same if one.folder.plan.is_file() or (ahead and _is_to_be_done(one))), None)
 
 

@@ -121,8 +121,9 @@ class Onnx:
         return [one for one in view.vocabulary if self.embeddings == "int8" and _is_rounded(one)]
 
     def _rounded(self, view: ViewSize) -> list[Layer]:
-        """Give the matrices of a view that are rounded to int8 though they are not pruned."""
-        return [one for one in view.unpruned if self.values == "int8" and _shrinks(one, view.width)]
+        """Give the matrices of a view that are rounded to int8 though not pruned, as far as a plan can tell."""
+        linear = (one for one in view.unpruned if self.values == "int8" and not one.transposed)
+        return [one for one in linear if _shrinks(one, view.width)]
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of the libraries here, and of the model keeps it from exporting."""

@@ -35,7 +35,7 @@ PLAIN_EVERY = 10.0
 
 _ALWAYS = frozenset(("load", "check"))
 """Stages of a run that has nothing left to do."""
-_FINISHED = ": finished before, and what it found then is shown; --fresh begins anew"
+_FINISHED = ": nothing is left to do, and what was found before is shown; --fresh begins anew"
 
 
 class Progress:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecoflap.core.disk.on_disk import on_disk, zeros_on_disk
+from ecoflap.core.disk.on_disk import lies_on_disk, on_disk, zeros_on_disk
 from ecoflap.core.errors import RunError
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
@@ -28,6 +28,16 @@ def test_a_tensor_comes_back_as_it_was(tmp_path_factory, shape, dtype, turned):
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no call for it")
+def test_what_a_tensor_repeats_is_written_once(tmp_path):
+    """A mask that is one for all texts of a batch has them in its shape, and in memory once."""
+    mask = torch.rand(1, 1, 8, 8).expand(16, 1, 8, 8)
+    kept = on_disk(mask, tmp_path)
+    assert torch.equal(kept, mask)
+    assert kept.untyped_storage().nbytes() == 4 * 64
+    assert lies_on_disk(kept[2:3])
+    assert not lies_on_disk(mask)
+
+
 def test_zeros_have_their_room_on_the_disk_before_they_are_written_to(tmp_path, monkeypatch):
     rooms, take = [], os.posix_fallocate
 

@@ -1,12 +1,15 @@
 """Code that comes with neither ecoflap nor Python is known by what is in its files."""
 
+import linecache
 import subprocess
 import sys
 from hashlib import sha256
-from importlib import import_module
+from importlib import import_module, reload
+from zipfile import ZipFile
 
 import pytest
 
+from ecoflap.core.machine import part_code
 from ecoflap.core.machine.part_code import Source, sources
 from ecoflap.plugins.pruners.wanda import Wanda
 
@@ -30,22 +33,54 @@ def written(tmp_path, monkeypatch):
             sys.modules.pop(one, None)
 
 
+@pytest.fixture
+def forgotten(monkeypatch):
+    """Has another process look: what was read before is forgotten."""
+
+    def forgotten(used):
+        monkeypatch.setattr(part_code, "_read", {})
+        return used
+
+    return forgotten
+
+
 def test_a_module_is_its_file(written, tmp_path):
     digest = sha256(b"class Part: pass\n").hexdigest()
     assert sources([written("part_of_mine")]) == {"part_of_mine": Source(str(tmp_path / "part_of_mine.py"), digest)}
 
 
-def test_a_package_is_all_of_its_modules(written, tmp_path):
-    """What two parts share may lie in a module that neither is in."""
+def test_a_package_is_all_of_its_modules(written, tmp_path, forgotten):
+    """What two parts share may lie in a module that neither is in. What editors and environments put there is none."""
     written("parts_of_mine.__init__", "")
     part, _ = written("parts_of_mine.part"), written("parts_of_mine.shared", "FACTOR = 2\n")
+    folder, before = tmp_path / "parts_of_mine", sources([part])
+    assert before["parts_of_mine"].file == str(folder)
+    for name in (".ipynb_checkpoints/part.py", "__pycache__/part.py", "env/lib/part.py", "data.txt", "part.py~"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text("no code of theirs")
+    (folder / "env" / "pyvenv.cfg").write_text("")
+    (folder / ".#part.py").symlink_to(tmp_path / "nowhere")
+    (folder / "folder.py").mkdir()
+    assert sources(forgotten([part])) == before
+    (folder / "shared.py").write_text("FACTOR = 3\n")
+    assert sources(forgotten([part])).keys() == before.keys()
+    assert sources(forgotten([part])) != before
+
+
+def test_what_is_imported_counts_and_not_what_was_written_since(written, tmp_path):
+    part = written("part_in_work")
     before = sources([part])
-    assert before["parts_of_mine"].file == str(tmp_path / "parts_of_mine")
-    (tmp_path / "parts_of_mine" / "data.txt").write_text("no code")
+    (tmp_path / "part_in_work.py").write_text("class Part: factor = 2\n")
     assert sources([part]) == before
-    (tmp_path / "parts_of_mine" / "shared.py").write_text("FACTOR = 3\n")
-    assert sources([part]).keys() == before.keys()
-    assert sources([part]) != before
+    assert sources([reload(sys.modules["part_in_work"]).Part]) != before
+
+
+def test_a_package_in_an_archive_has_no_source(tmp_path, monkeypatch):
+    with ZipFile(tmp_path / "parts.zip", "w") as archive:
+        archive.writestr("zipped_parts/__init__.py", "class Part: pass\n")
+    monkeypatch.syspath_prepend(tmp_path / "parts.zip")
+    assert sources([import_module("zipped_parts").Part]) == {}
+    sys.modules.pop("zipped_parts")
 
 
 def test_nothing_is_said_of_what_comes_with_ecoflap_or_python_or_from_no_file():
@@ -66,4 +101,17 @@ def test_of_a_script_a_part_is_what_defines_it(tmp_path):
     for factor, folder in ((2, "one"), (2, "other"), (3, "one")):
         (tmp_path / "script.py").write_text(SCRIPT.format(factor=factor, folder=folder))
         digests.append(subprocess.check_output([sys.executable, str(tmp_path / "script.py")], text=True))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_of_a_notebook_a_class_is_its_functions(monkeypatch):
+    """Python finds no file of such a class; its functions are of a cell, which the notebook remembers."""
+    digests = []
+    for factor in (2, 2, 3):
+        name, text = f"<cell {len(digests)}>", f"class Part:\n    def __call__(self):\n        return {factor}\n"
+        linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
+        cell = {"__name__": "__main__"}
+        exec(compile(text, name, "exec"), cell)
+        (found,) = sources([cell["Part"]]).values()
+        digests.append(found.sha256)
     assert digests[0] == digests[1] != digests[2]

@@ -1,6 +1,7 @@
 """What finished refiners left is taken up by a run of the same ones, and by no other."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ecoflap.core.disk.sealed import check_sealed, sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.refining.finished_refiners import FORMAT, FinishedRefiners
+from ecoflap.core.refining.kept_steps import taken
 
 BETTER = {"training": 1.0, "held_out": 1.5}
 DONE = [
@@ -36,6 +38,14 @@ def test_weights_and_what_was_done_come_back(finished, count):
     assert finished.take_up(now) == DONE[:count]
     assert all(map(torch.equal, now, parameters(7)))
     check_sealed(finished.file, FORMAT)
+
+
+def test_a_file_of_before_numbers_were_kept_is_taken_up(finished):
+    told = [{key: one for key, one in asdict(done).items() if key != "number"} for done in DONE]
+    manifest = {"refiners": list(finished.refiners[:2]), "plan": "a plan", "done": told}
+    weights = {kept.written(): sealed(one) for kept, one in taken(parameters(7)).items()}
+    write_sealed(finished.file, FORMAT, json.dumps(manifest), weights)
+    assert finished.take_up(parameters(0)) == DONE
 
 
 def test_nothing_is_taken_up_where_nothing_is_kept(finished):

@@ -6,6 +6,7 @@ import pytest
 
 import ecoflap
 from ecoflap.core.contracts.events import StageStarted
+from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.run import pipeline
@@ -102,11 +103,16 @@ class Score:
 
 @pytest.fixture
 def edited(tmp_path, monkeypatch):
-    """The module ``code_of_mine`` with a pruner, a scorer and an evaluator, and what edits its file."""
+    """The module ``code_of_mine`` with a pruner, a scorer and an evaluator, and what edits it for a new process."""
     file = tmp_path / "code_of_mine.py"
     file.write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
-    yield lambda: file.write_text(file.read_text() + "# edited\n")
+
+    def edit():
+        file.write_text(file.read_text() + "# edited\n")
+        sys.modules.pop("code_of_mine", None)
+
+    yield edit
     sys.modules.pop("code_of_mine", None)
 
 
@@ -114,13 +120,29 @@ def test_a_run_is_refused_where_the_code_of_its_parts_is_other(plain, edited, tm
     """Also one that is finished: what it would show is of the code of before."""
     recipe, folder = plain(prune="code_of_mine:Mine", evaluate=None, export=None), tmp_path / "run"
     ecoflap.run(recipe, folder=folder, allow_code=True)
-    ecoflap.run(recipe, folder=folder, allow_code=True)
+    first = ecoflap.run(recipe, folder=folder, allow_code=True).report.versions["code of code_of_mine"]
     edited()
     with pytest.raises(RunError, match=r"begun with another code_of_mine \(.*code_of_mine\.py\) than is there now"):
         ecoflap.run(recipe, folder=folder, allow_code=True)
     done = ecoflap.run(recipe, folder=folder, allow_code=True, accept_change=True)
     assert done.report.warnings[-1] == "code_of_mine changed since it was begun, which was accepted"
-    assert ecoflap.run(recipe, folder=folder, allow_code=True).report.versions["code of code_of_mine"]
+    again = ecoflap.run(recipe, folder=folder, allow_code=True).report.versions["code of code_of_mine"]
+    assert again.startswith(f"{first}, then ")
+    edited()
+    with pytest.raises(RunError, match="begun with another code_of_mine"):
+        ecoflap.run(recipe, folder=folder, allow_code=True)
+
+
+def test_a_folder_that_does_not_tell_its_code_goes_on(plain, edited, tmp_path):
+    """Versions of before kept none. What is there is not said to be by the code that is there now."""
+    recipe, folder = plain(prune="code_of_mine:Mine", evaluate=None, export=None), tmp_path / "run"
+    ecoflap.run(recipe, folder=folder, allow_code=True)
+    known = RunFolder(folder).read_fingerprints()
+    write_sealed_json(RunFolder(folder).fingerprints, {key: one for key, one in known.items() if key != "code"})
+    edited()
+    assert not ecoflap.run(recipe, folder=folder, allow_code=True).report.warnings
+    assert not RunFolder(folder).is_all_by({"code_of_mine": known["code"]["code_of_mine"]})
+    assert "code" not in RunFolder(folder).read_fingerprints()
 
 
 def test_an_evaluator_that_was_edited_measures_anew(plain, edited, heard_by, tmp_path):
@@ -133,7 +155,7 @@ def test_an_evaluator_that_was_edited_measures_anew(plain, edited, heard_by, tmp
 
 
 def test_scores_of_a_scorer_that_was_edited_are_not_taken_over(plain, edited, tmp_path):
-    """And those of one that was not are, whatever else was."""
+    """Nor from a run that has gone on with the new one since; and those of one that was not edited are."""
     recipe = plain(score="code_of_mine:Score", allocate="ecoflap", evaluate=None, export=None)
     first = ecoflap.run(recipe, folder=tmp_path / "first", allow_code=True).folder
     again = {**recipe, "prune": "magnitude", "reuse": [str(first)]}
@@ -141,4 +163,6 @@ def test_scores_of_a_scorer_that_was_edited_are_not_taken_over(plain, edited, tm
     assert RunFolder(tmp_path / "same").taken_over() == ["scores"]
     edited()
     ecoflap.run(again, folder=tmp_path / "other", allow_code=True)
-    assert RunFolder(tmp_path / "other").taken_over() == []
+    ecoflap.run(recipe, folder=first, allow_code=True, accept_change=True)
+    ecoflap.run(again, folder=tmp_path / "third", allow_code=True)
+    assert RunFolder(tmp_path / "other").taken_over() == RunFolder(tmp_path / "third").taken_over() == []

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import pytest
 from killing import fork
@@ -12,6 +13,7 @@ from ecoflap.core.cli.sweep_table import sweep_table
 from ecoflap.core.compare.comparison import compared
 from ecoflap.core.contracts.events import LayerPruned, RunStarted, StageStarted
 from ecoflap.core.errors import EcoflapError, RankError, RunError
+from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.sweep_list import swept_runs
 from ecoflap.core.sweep.request import SweepRequest
@@ -166,6 +168,37 @@ def test_a_run_that_fails_does_not_take_the_others_with_it(file, heard_by, tmp_p
     assert [path.name for path in found.unfinished] == ["plain-sparsity-0.5-seed-0", "scored-sparsity-0.5-seed-0"]
     monkeypatch.undo()
     assert len(sweep(SweepRequest(file(), folder=tmp_path / "s")).finished) == 4
+
+
+SCORER = """
+class Mine:
+    def __call__(self, replay, layers):
+        for number, layer in enumerate(layers):
+            yield layer.name, number + 1.0
+"""
+
+
+def test_a_sweep_takes_nothing_of_a_scorer_that_was_edited(file, plain, tmp_path, monkeypatch):
+    """Runs of before fail with what to do; of new ones the first scores anew, and the next takes that over."""
+    code, folder = tmp_path / "scorer_of_mine.py", tmp_path / "s"
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def swept(text, shares):
+        code.write_text(text)
+        sys.modules.pop("scorer_of_mine", None)
+        grid = {"sparsity": shares}
+        return sweep(SweepRequest(file(grid=grid, methods={"scored": {}}), folder=folder, allow_code=True))
+
+    (tmp_path / "recipe.yaml").write_text(json.dumps(plain(**{**QUICK, "score": "scorer_of_mine:Mine"})))
+    assert len(swept(SCORER, [0.5]).finished) == 1
+    assert not swept(SCORER, [0.5]).failed
+    done = swept(SCORER.replace("1.0", "2.0"), [0.5, 0.6, 0.75])
+    sys.modules.pop("scorer_of_mine")
+    assert [path.name for path in done.failed] == ["scored-sparsity-0.5-seed-0"]
+    assert "begun with another scorer_of_mine" in str([*done.failed.values()])
+    first, second = (RunFolder(path) for path in done.finished)
+    assert "scores" not in first.taken_over()
+    assert "scores" in second.taken_over()
 
 
 def test_another_recipe_is_refused_before_anything_runs_and_fresh_begins_anew(file, plain, heard_by, tmp_path):

@@ -81,7 +81,7 @@ def test_the_run_folder_is_told(tmp_path, capsys):
 
 def test_of_a_run_that_is_finished_it_is_said(capsys, tmp_path):
     Progress().ecoflap_on_event(RunStarted(tmp_path / "run", ("load", "check")))
-    assert "run: finished before, and what it found then is shown; --fresh begins anew" in capsys.readouterr().err
+    assert "run: nothing is left to do, and what was found before is shown; --fresh" in capsys.readouterr().err
 
 
 def all_of(terminal):
