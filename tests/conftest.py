@@ -40,7 +40,9 @@ SKIPPED: list[str] = []
 jaxtyping.jaxtyped = lambda *, typechecker: partial(checked, typechecker=typechecker)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "gpu":  # all other tests hold what runs on the CPU to what does
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     absent = [name for name in NEEDED if find_spec(name) is None]
     if absent:
         raise pytest.UsageError(f"ECOFLAP_TESTS_NEED names {', '.join(absent)}, which cannot be imported here")

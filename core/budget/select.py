@@ -21,6 +21,9 @@ _CACHED = 1 << 16
 _PAIRED = 16
 """The longest runs of which all pairs are compared."""
 
+_ROWS_ON_GPU = 64
+"""Of fewer rows torch's selection, which has a block of threads look at each, takes longer than to sort them all."""
+
 
 def row_counts(count: int, rows: int, columns: int) -> Int64[Tensor, " rows"]:
     """Spread a count over rows: row i keeps ⌊(i+1)·count/rows⌋ - ⌊i·count/rows⌋, so that a remainder spreads evenly.
@@ -191,4 +194,6 @@ def _ascending(metric: Float[Tensor, "rows columns"], index: int) -> Float[Tenso
         rows = max(1, _CACHED // metric.shape[1])
         some = [np.partition(piece.numpy(), index, axis=1)[:, index] for piece in metric.split(rows)]
         return torch.from_numpy(np.concatenate(some))
+    if metric.is_cuda and len(metric) < _ROWS_ON_GPU:
+        return metric.sort(dim=1).values[:, index].clone()
     return metric.kthvalue(index + 1, dim=1).values

@@ -244,6 +244,7 @@ class PrunedModel:
     :param offloaded: Whether its weights stay in files, as those of a model that is larger than memory: an exporter is
         then to hold one of them at a time, as far as it can.
     :param held_in: The type that the run held weights in while it used them; None for their own.
+    :param visits: The device that blocks go to one at a time while they run; None where the model is.
     """
 
     model: nn.Module
@@ -253,6 +254,7 @@ class PrunedModel:
     calibration: Callable[[], Sequence[Batch]] | None = None
     offloaded: bool = False
     held_in: torch.dtype | None = None
+    visits: str | None = None
 
     @property
     def parameter_masks(self) -> Mapping[str, Bool[Tensor, "..."]]:

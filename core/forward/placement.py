@@ -46,7 +46,9 @@ class Placement:
 
     def brought(self, tensor: Tensor) -> Tensor:
         """Give a tensor as it is held, which is elsewhere or narrower."""
-        return tensor.to(device=self.device, dtype=self.dtype if self._is_narrower(tensor) else None)
+        # Moved first: otherwise it is widened where it was, and twice the bytes are moved.
+        there = tensor.to(device=self.device)
+        return there.to(dtype=self.dtype) if self._is_narrower(there) else there
 
     @contextmanager
     def module_held(self, module: nn.Module) -> Iterator[torch.device]:

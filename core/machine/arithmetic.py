@@ -1,7 +1,10 @@
 """Say which types this CPU cannot multiply in by itself, so that a library is slow in them, or not exact."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -36,3 +39,24 @@ def lacks_eight_bits(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def slow_types() -> list[str]:
     """Name the types that are slow here."""
     return [dtype_name(dtype) for dtype in _ASKED if is_slow(dtype)]
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Let a GPU multiply and convolve float32 as it is meanwhile; afterwards it is as it was.
+
+    TF32, which convolutions have unless told otherwise, and products in some containers, keeps eleven of its 24 bits:
+    differences of losses, which zeroth order is made of, and Gram matrices are lost in that.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        before: list[tuple[Any, str, Any]] = [(one, "allow_tf32", one.allow_tf32) for one in (matmul, cudnn)]
+    except RuntimeError:  # said by the names that torch has from 2.9 on, by which alone it is read then
+        before = [(where, "fp32_precision", where.fp32_precision) for where in (matmul, cudnn.conv)]
+    try:
+        for where, name, _ in before:
+            setattr(where, name, False if name == "allow_tf32" else "ieee")
+        yield
+    finally:
+        for where, name, value in before:
+            setattr(where, name, value)

@@ -51,13 +51,16 @@ class TwoFourLinear(nn.Linear):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
         name = f"{prefix}weight"
-        if name in state_dict:
-            weight = state_dict[name].to(self.weight.device, self.weight.dtype)
-            if reason := why_not_two_four(weight):
-                raise KernelError(f"{name} cannot be taken by a layer that runs 2:4: {reason}")
-            self.weight = _compressed(weight)
+        if name not in state_dict:
+            super()._load_from_state_dict(state_dict, prefix, *more)
+            return
+        weight = state_dict[name].to(self.weight.device, self.weight.dtype)
+        if reason := why_not_two_four(weight):
+            raise KernelError(f"{name} cannot be taken by a layer that runs 2:4: {reason}")
+        del self._parameters["weight"]  # torch would copy into it, and nothing is copied into what is compressed
         others = {key: value for key, value in state_dict.items() if key != name}
-        super()._load_from_state_dict(others | {name: self.weight}, prefix, *more)
+        super()._load_from_state_dict(others, prefix, *more)
+        self.register_parameter("weight", _compressed(weight))
 
 
 def run_two_four(model: nn.Module) -> Packing:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from ecoflap.core.errors import RankError
+from ecoflap.core.errors import RankError, one_line
 from ecoflap.core.ranks.parcels import Parcel, Tag, packed, unpacked
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.ranks.watch import Watch
@@ -101,6 +101,11 @@ class Processes(Ranks):
         """Say who is gone, where a connection breaks."""
         try:
             yield
+        except torch.OutOfMemoryError as error:
+            raise RankError(
+                f"rank {self.rank}'s device has no memory for what another process sends it: {one_line(error)}. Set "
+                f"calibration.keep: disk or model.offload: cpu, or lower calibration.batch_size"
+            ) from error
         except RuntimeError as error:
             raise RankError(self._watch.who_is_gone()) from error
 

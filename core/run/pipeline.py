@@ -17,6 +17,7 @@ from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
+from ecoflap.core.machine.arithmetic import whole_float32
 from ecoflap.core.machine.environment import versions
 from ecoflap.core.machine.part_code import sources
 from ecoflap.core.pruning.plan import Plan
@@ -111,6 +112,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # of the caller's: weights are written, and have gradients
         stack.enter_context(run_eagerly(model))
+        stack.enter_context(whole_float32())
         prepared = prepare(checked, registry, model, processor, own=target)
         run_folder = ranks.first(lambda: stack.enter_context(open_run(target, fresh=fresh)))
         log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
@@ -219,7 +221,7 @@ def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
     measures = measures_of(folder.evaluations, state.evaluations)
     known, keys = provenance_of(folder, state.recipe, plan, measures), state.recipe.calibration
     batches = partial(state.data.batches, keys) if keys is not None else None
-    how = state.model.stays_on_disk, state.model.held_in
+    how = state.model.stays_on_disk, state.model.held_in, state.model.visits
     pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches, *how)
     export_all(folder, state.recipe, state.missing_exports, pruned, state.log)
     return _report(state, plan, model, measures)

@@ -89,8 +89,8 @@ class RunModel:
         return self._anatomy
 
     def read(self, folder: Path) -> nn.Module:
-        """Load a model that was saved, to where the run has its model."""
-        return self._read(folder)[0]
+        """Load a model that was saved, into main memory: a GPU may have no room for another one."""
+        return self._read(folder, "cpu")[0]
 
     def shards(self, folder: Path) -> Shards | None:
         """Give what takes finished blocks out of memory; None where the model is in memory.
@@ -156,10 +156,12 @@ class RunModel:
             model, self._mapped = self._load(source, DTYPES.get(self._keys.dtype))
             return model
 
-    def _read(self, folder: Path) -> tuple[nn.Module, MappedWeights | None]:
-        return self._load(open_source(str(folder), Path.cwd()), None)
+    def _read(self, folder: Path, home: str | None = None) -> tuple[nn.Module, MappedWeights | None]:
+        return self._load(open_source(str(folder), Path.cwd()), None, home)
 
-    def _load(self, source: Source, dtype: torch.dtype | None) -> tuple[nn.Module, MappedWeights | None]:
+    def _load(
+        self, source: Source, dtype: torch.dtype | None, home: str | None = None
+    ) -> tuple[nn.Module, MappedWeights | None]:
         """Load a model, and say where its weights are, if they stay in their files.
 
         A processor that the adapter was given stays, in place of the one beside the model. What is mapped from the
@@ -171,7 +173,7 @@ class RunModel:
             blaming(f"the adapter {type(adapter).__name__}, loading {source.name},"),
             mapped_beside(self._folder) if self.stays_on_disk else nullcontext() as mapped,
         ):
-            return adapter.load(replace(source, mapped=mapped), dtype, self.home), mapped
+            return adapter.load(replace(source, mapped=mapped), dtype, home or self.home), mapped
 
 
 def held_in(prepared: Prepared, folder: RunFolder) -> torch.dtype | None:

@@ -16,7 +16,8 @@ def seen_inputs(
     :param need: The statistic's type.
     """
     anatomy = _anatomy(pruned)
-    with Replay(pruned.model, pruned.adapter, batches, anatomy=anatomy, dtype=pruned.held_in) as replay:
+    replay = Replay(pruned.model, pruned.adapter, batches, anatomy=anatomy, dtype=pruned.held_in, device=pruned.visits)
+    with replay:
         for number, block in enumerate(replay.blocks):
             layers = [layer for layer in anatomy.layers_of[block.name] if layer.name in pruned.masks]
             seen = replay.run(number, (need,)) if layers else {}

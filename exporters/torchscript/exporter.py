@@ -19,6 +19,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Exported, Meanwhile, View, ViewSize
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.placement import Placement, tensors_of
 from ecoflap.exporters.shared.comparison import tolerance_problems
 from ecoflap.exporters.shared.pruned_weights import require_masks, require_zeros
 from ecoflap.exporters.shared.views import export_views, plan_notes, plan_problems, plan_written
@@ -26,13 +27,16 @@ from ecoflap.exporters.torchscript.check import check_file
 from ecoflap.exporters.torchscript.store import stored
 from ecoflap.exporters.torchscript.trace import unchanged, write_view
 
+_ON_CPU = Placement(None, torch.device("cpu"))
+"""Where a view is traced and run: its examples are there, and constants of a graph stay where they were traced."""
+
 
 @dataclass(frozen=True)
 class TorchScript:
     """Writes ``NAME.pt`` for each view that the family has, with all the weights it needs; ``torch.jit.load`` reads it.
 
     Pruned weights are stored bit by bit as they are, and unpacked once, when the file is loaded: it buys size, not
-    speed. Weights and constants are on the device that the model was on; ``map_location`` moves the weights alone.
+    speed. Weights and constants are on the CPU; ``map_location`` moves the weights alone.
 
     :param views: Names of the views that are exported; all by default.
     :param weights: ``bitmask`` stores (1-s) of a pruned weight's bytes and a bit each, ``dense`` everything.
@@ -94,9 +98,10 @@ class TorchScript:
         pack = self.weights == "bitmask"
         tensors = {key: stored(name, weight, pack) for key, (name, weight) in weights.items() if key in inside}
         path = folder / f"{view.name}.pt"
-        written = write_view(path, view, [key for key, tensor in tensors.items() if tensor.form != "dense"])
-        packed = [weights[key] if key in written.used else None for key in written.packed]
-        check = check_file(path, view, packed, self.tolerance)
+        with _ON_CPU.held(list(tensors_of(view.module))):
+            written = write_view(path, view, [key for key, tensor in tensors.items() if tensor.form != "dense"])
+            packed = [weights[key] if key in written.used else None for key in written.packed]
+            check = check_file(path, view, packed, self.tolerance)
         used = tuple(tensor for key, tensor in tensors.items() if key in written.used)
         saved = sum(tensor.dense_bytes - tensor.stored_bytes for tensor in used)
         return Exported((path,), used, (check,), path.stat().st_size + saved)

@@ -31,6 +31,7 @@ from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram
 from ecoflap.plugins.pruners.wanda import Wanda
 
 _AT_ONCE = 1 << 20  # pairs that are looked at together: 4 MB, about what stays in a cache
+_AT_ONCE_ON_GPU = 1 << 26  # 256 MB: fewer would leave a GPU with nothing but calls
 _NOISE = 1e-6  # of a row's Σ v²: a smaller gain may be nothing but float32's rounding
 
 
@@ -76,7 +77,7 @@ class Swap:
     def _rows_at_once(self, weight: Float[Tensor, "out in"], budget: Budget) -> int:
         inputs = weight.shape[1]
         tried = budget.m if isinstance(budget, Pattern) else min(self.candidates or inputs, inputs)
-        return max(1, _AT_ONCE // max(inputs * tried, 1))
+        return max(1, (_AT_ONCE_ON_GPU if weight.is_cuda else _AT_ONCE) // max(inputs * tried, 1))
 
     def _best(
         self, rows: "_Rows", some: Int64[Tensor, " some"], budget: Budget

@@ -594,7 +594,8 @@ def test_cuda_gives_what_the_cpu_gives(name: str, method: str, offload: str | No
     usual = run(case_of(name), tmp_path / "cpu", {"device": "cpu"}, **METHODS[method])
     there = run(case_of(name), tmp_path / "cuda", {"device": "cuda", "offload": offload}, **METHODS[method])
     expected, found = (scores(done.folder) for done in (usual, there))
-    assert found == pytest.approx(expected, rel=1e-2)
+    # A score is a difference of losses, so that rounding takes as much of a small one as of the largest.
+    assert found == pytest.approx(expected, rel=1e-2, abs=1e-2 * max(expected.values()))
     masks = [read_masks(done.folder / "masks.safetensors") for done in (usual, there)]
     alike = sum(int((mask == masks[1][layer]).sum()) for layer, mask in masks[0].items())
     assert alike >= 0.98 * usual.plan.size

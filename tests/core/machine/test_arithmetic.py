@@ -1,5 +1,8 @@
 """Types that a CPU has no products for are known."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -39,3 +42,37 @@ def test_what_lacks_sums_of_eight_bits_is_told_by_linux(told, lacks, tmp_path):
     if told is not None:
         (tmp_path / "cpuinfo").write_text(told)
     assert lacks_eight_bits(tmp_path / "cpuinfo") == lacks
+
+
+TF32 = """
+import torch
+from ecoflap.core.machine.arithmetic import whole_float32
+matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+{said}
+try:
+    with whole_float32():
+        print({told})
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    print({told})
+"""
+OLD = "matmul.allow_tf32, cudnn.allow_tf32"
+NEW = "matmul.fp32_precision, cudnn.conv.fp32_precision"
+SAID_NEW = "matmul.fp32_precision = 'tf32'; cudnn.conv.fp32_precision = 'tf32'; cudnn.rnn.fp32_precision = 'ieee'"
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "expected"),
+    [
+        ("", OLD, ["False False", "False True"]),
+        ("torch.set_float32_matmul_precision('high')", OLD, ["False False", "True True"]),
+        pytest.param(SAID_NEW, NEW, ["ieee ieee", "tf32 tf32"], marks=pytest.mark.skipif(
+            not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the old names alone"
+        )),
+    ],
+)  # fmt: skip
+def test_float32_is_whole_on_a_gpu_for_a_while(said, told, expected):
+    """Whatever whoever calls has said; it is theirs again afterwards, also where something went wrong."""
+    code = TF32.format(said=said, told=told)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == expected, done.stderr

@@ -94,6 +94,31 @@ def test_where_something_runs_packed_nothing_is_said(taken_for_gpus, monkeypatch
     assert list(packing.dense) == ["0.weight"]
 
 
+class Compressed(torch.Tensor):
+    """What stands for a compressed tensor here: nothing is copied into it, as into torch's."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.copy_:
+            raise NotImplementedError("no copies into what is compressed")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_dense_state_dict_is_taken_and_what_lacks_is_named(monkeypatch):
+    compress = lambda weight: nn.Parameter(weight.as_subclass(Compressed), requires_grad=False)  # noqa: E731
+    monkeypatch.setattr(two_four_module, "_compressed", compress)
+    layer = nn.Linear(128, 64).bfloat16()
+    layer.weight.data = two_four()
+    packed = TwoFourLinear(layer)
+    packed.load_state_dict({"weight": 2 * two_four(), "bias": torch.ones(64)})
+    assert torch.equal(packed.weight.as_subclass(torch.Tensor), 2 * two_four())
+    assert (packed.bias == 1).all()
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "weight"'):
+        packed.load_state_dict({"bias": torch.ones(64)})
+    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "more"'):
+        packed.load_state_dict({"weight": two_four(), "bias": torch.ones(64), "more": torch.ones(1)})
+
+
 class TestOnAGpu:
     pytestmark = on_gpu
 
