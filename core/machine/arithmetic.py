@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -48,7 +48,7 @@ def whole_float32() -> Iterator[None]:
     TF32, which convolutions have unless told otherwise, and products in some containers, keeps eleven of its 24 bits:
     differences of losses, which zeroth order is made of, and Gram matrices are lost in that.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     try:
         before: list[tuple[Any, str, Any]] = [(one, "allow_tf32", one.allow_tf32) for one in (matmul, cudnn)]
     except RuntimeError:  # said by the names that torch has from 2.9 on, by which alone it is read then
