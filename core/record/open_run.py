@@ -137,7 +137,8 @@ def require_finished(path: Path) -> RunFolder:
     """Open the folder of a finished run whose results are wanted."""
     folder = RunFolder(path)
     if not path.is_dir():
-        raise RunError(f"{path}: there is no such folder; it is looked for in {Path.cwd()}")
+        here = "" if path.is_absolute() else f", looked for in {Path.cwd()}"
+        raise RunError(f"{path}: no run folder: there is no folder of that name{here}")
     if not folder.recipe.is_file():
         raise RunError(f"{path}: no run folder: it has no recipe.yaml")
     if not folder.report.is_file():

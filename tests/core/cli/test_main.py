@@ -317,7 +317,7 @@ def test_compare_refuses_what_is_not_finished(finished, ecoflap_command, tmp_pat
     )
     code, _, err = ecoflap_command("compare", tmp_path / "none")
     assert code == 2
-    assert err == f"ecoflap: {tmp_path / 'none'}: no run folder: it has no recipe.yaml\n"
+    assert err == f"ecoflap: {tmp_path / 'none'}: no run folder: there is no folder of that name\n"
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

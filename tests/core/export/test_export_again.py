@@ -201,7 +201,7 @@ def test_by_the_command_line(run, letters, ecoflap_command, tmp_path):
         (("densify", "nowhere.letters", "x"), "is not there"),
         (("densify", "RUN/plan.json", "x"), "no exporter packs such files. Known endings: "),
         (("densify", "RUN/exports/letters/w.letters", "RUN/exports/letters/w.letters"), "is the packed file itself"),
-        (("report", "nowhere"), "no run folder"),
+        (("report", "nowhere"), "no run folder: there is no folder of that name, looked for in "),
     ],
 )
 def test_mistakes_are_told(arguments, told, run, letters, ecoflap_command):

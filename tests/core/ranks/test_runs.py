@@ -15,7 +15,7 @@ import ecoflap
 from ecoflap import ColumnNorm, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError, RunError
-from ecoflap.core.machine.environment import Source
+from ecoflap.core.machine.part_code import Source
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.report import read_report
