@@ -197,7 +197,8 @@ class RunFolder:
         found = self.read_fingerprints()
         if CODE not in found and not self.holds_results:  # of what an earlier version found nothing is known
             write_sealed_json(self.fingerprints, {**found, CODE: digests_of(now)})
-        changed = [name for name, one in now.items() if not self.goes_on_with({name: one.sha256})]
+        known = _known_code(found)
+        changed = [name for name, one in now.items() if known.get(name, one.sha256) != one.sha256]
         if changed and not accept:
             which = " and ".join(f"another {name} ({now[name].file})" for name in changed)
             raise RunError(
@@ -215,8 +216,7 @@ class RunFolder:
 
         :param code: The digest of the code of each own part.
         """
-        found = self.read_fingerprints()
-        known: Mapping[str, str] = {**found.get(CODE, {}), **found.get(ACCEPTED_CODE, {})}
+        known = _known_code(self.read_fingerprints())
         return all(known.get(name, digest) == digest for name, digest in code.items())
 
     def is_all_by(self, code: Mapping[str, str]) -> bool:
@@ -298,6 +298,11 @@ CALIBRATION_DATA, SCORING_DATA = "calibration data", "scoring data"
 
 MAY_CHANGE = frozenset((CALIBRATION_DATA, SCORING_DATA))
 """Fingerprints that may change while a run goes on, if the user says so."""
+
+
+def _known_code(fingerprints: Mapping[str, Any]) -> dict[str, str]:
+    """Give the digest of the code of each own part, as it was accepted last, or as the folder was begun."""
+    return {**fingerprints.get(CODE, {}), **fingerprints.get(ACCEPTED_CODE, {})}
 
 
 def _without_time(refined: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Find what another run found already and this one may take over, because all that it depends on is the same."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from ecoflap.core.errors import EcoflapError
 from ecoflap.core.machine.part_code import digests_of, sources
 from ecoflap.core.model.source import are_other_weights
 from ecoflap.core.pruning.plan_file import read_scores_of
-from ecoflap.core.recipe.schema import Recipe, scores_depend_on
+from ecoflap.core.recipe.differences import is_within
+from ecoflap.core.recipe.schema import Recipe, may_change, scores_depend_on
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import CALIBRATION_DATA, RunFolder
 
@@ -88,6 +89,11 @@ def found_evaluation(
         if evaluation.can_be_taken_over(folder.evaluations):
             return folder.evaluations
     return None
+
+
+def lasting_parts(recipe: Recipe) -> Iterator[Callable[..., Any]]:
+    """Yield what makes the parts whose code all that a run finds depends on; evaluators and exporters may change."""
+    yield from (spec.factory for place, spec in recipe.specs() if not is_within(place, may_change()))
 
 
 def code_of_scores(recipe: Recipe) -> dict[str, str]:

@@ -32,7 +32,7 @@ from ecoflap.core.record.make_report import Outcome, make_report
 from ecoflap.core.record.open_run import open_run
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
-from ecoflap.core.record.reuse import of_other_models
+from ecoflap.core.record.reuse import lasting_parts, of_other_models
 from ecoflap.core.record.run_log import RunLog, SilentLog
 from ecoflap.core.record.weights import nonzeros, zeros_before
 from ecoflap.core.registry.observers import Observers
@@ -150,10 +150,7 @@ def carry_out(state: RunState) -> Run:
     state.ranks.first(partial(_claim, state))
     ahead = tuple(_stages_ahead(state))
     working = any(stage not in ("load", "check") for stage in ahead)
-    accept = state.accept_change
-    lasting = sources(_used(state, but=may_change()))
-    accepted = state.ranks.first(lambda: state.folder.identify_code(lasting, accept=accept))
-    accepted += state.ranks.first(lambda: state.folder.identify_versions(here, working=working, accept=accept))
+    accepted = state.ranks.first(partial(_identify_code, state, here, working))
     state.log.emit(RunStarted(state.folder.path, ahead))
     for warning in (*state.prepared.also_changed, *accepted):
         state.log.note(warning)
@@ -166,13 +163,19 @@ def carry_out(state: RunState) -> Run:
     return result
 
 
-def _used(state: RunState, but: Sequence[str] = ()) -> list[Callable[..., Any]]:
-    """Name all whose code the run goes through: what makes its recipe's parts, and the adapter, named or found.
+def _identify_code(state: RunState, here: Mapping[str, str], working: bool) -> list[str]:
+    """Hold the folder to the code of the run's own parts, and to versions; give what was accepted.
 
-    :param but: Keys of the recipe whose parts are left out.
+    :param here: The versions of this process.
     """
-    parts = (spec.factory for place, spec in state.recipe.specs() if not is_within(place, but))
-    return [*parts, type(state.prepared.adapter)]
+    lasting = sources([*lasting_parts(state.recipe), type(state.prepared.adapter)])
+    accepted = state.folder.identify_code(lasting, accept=state.accept_change)
+    return accepted + state.folder.identify_versions(here, working=working, accept=state.accept_change)
+
+
+def _used(state: RunState) -> list[Callable[..., Any]]:
+    """Name all whose code the run goes through: what makes its recipe's parts, and the adapter, named or found."""
+    return [*(spec.factory for _, spec in state.recipe.specs()), type(state.prepared.adapter)]
 
 
 def _still_to_evaluate(state: RunState) -> Iterator[tuple[int, Evaluation]]:

@@ -11,14 +11,14 @@ from typing import Any, Literal, TypeVar
 
 from ecoflap.core.errors import EcoflapError, RecipeError
 from ecoflap.core.machine.part_code import digests_of, sources
-from ecoflap.core.recipe.differences import changes, differences, is_within
+from ecoflap.core.recipe.differences import changes, differences
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
-from ecoflap.core.recipe.schema import Recipe, may_change, seed_keys
+from ecoflap.core.recipe.schema import Recipe, seed_keys
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
-from ecoflap.core.record.reuse import what_scores_depend_on
+from ecoflap.core.record.reuse import lasting_parts, what_scores_depend_on
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.sweep.file import SEED, Sweep
@@ -85,9 +85,9 @@ class PlannedRun:
 
     def _is_by_this_code(self) -> bool:
         """Say whether its parts are those of its folder, and what evaluators found is found by what they are now."""
-        lasting = (spec.factory for place, spec in self.recipe.specs() if not is_within(place, may_change()))
+        code = digests_of(sources(lasting_parts(self.recipe)))
         measured = (Evaluation(one).is_done(self.folder.evaluations, "pruned") for one in self.recipe.evaluate)
-        return self.folder.goes_on_with(digests_of(sources(lasting))) and all(measured)
+        return self.folder.goes_on_with(code) and all(measured)
 
     @property
     def model(self) -> str:
