@@ -80,9 +80,14 @@ class BlockFiles:
         return finished
 
     def _follow(self, index: int, block: Block) -> None:
-        """Hold the weights of a block where the first process has put them."""
-        if self.shards is not None and self.ranks.rank > 0:
-            self.shards.hold(index, block)
+        """Hold the weights of a block where the first process has put them, in every process before any goes on.
+
+        What they are mapped from may be deleted then, as the first does behind the last block, when the model is saved.
+        """
+        if self.shards is not None:
+            if self.ranks.rank > 0:
+                self.shards.hold(index, block)
+            self.ranks.gather(None)
 
     @cached_property
     def _names(self) -> frozenset[str]:

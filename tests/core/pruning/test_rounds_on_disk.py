@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from ecoflap.core.disk import whole_files
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.export.verify import verify
 from ecoflap.core.machine.memory import MemoryWatch, held
+from ecoflap.core.model.anatomy import Block
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places
 from ecoflap.core.pruning import shards
@@ -321,6 +323,21 @@ def test_several_processes_come_to_the_bits_of_one(kind, count, tmp_path):
         ended = several(2, lambda ranks, folder=folder: ecoflap.run(recipe, folder=folder, ranks=ranks), tmp_path)
         assert ended == [(0, "")] * 2
         assert_same(folder, tmp_path / "alone")
+
+
+def test_the_first_process_waits_until_others_hold_the_last_block_before_it_deletes_its_files(monkeypatch, tmp_path):
+    recipe = recipe_of("llama", tmp_path, **{**REFINED, "rounds": 1})
+    recipe["calibration"] = {**recipe["calibration"], "batch_size": 1}
+    hold = shards.Shards.hold
+
+    def late(self: shards.Shards, number: int, block: Block) -> None:
+        """Let the first process come as far as to saving the model and deleting its blocks, if nothing holds it."""
+        sleep(1.0 if os.environ["RANK"] == "1" else 0.0)
+        hold(self, number, block)
+
+    monkeypatch.setattr(shards.Shards, "hold", late)
+    ended = several(2, lambda ranks: ecoflap.run(recipe, folder=tmp_path / "run", ranks=ranks), tmp_path)
+    assert ended == [(0, "")] * 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere what is held is not told apart from files")
