@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.records import ViewSize as ViewSize
     from ecoflap.core.errors import EcoflapError as EcoflapError
     from ecoflap.core.export.export_again import export_run as export_run
+    from ecoflap.core.forward.gram import Gram as Gram
     from ecoflap.core.forward.replay import Replay as Replay
     from ecoflap.core.forward.statistics import ColumnNorm as ColumnNorm
-    from ecoflap.core.forward.statistics import Gram as Gram
     from ecoflap.core.forward.statistics import LossGradient as LossGradient
     from ecoflap.core.forward.statistics import RegionalGradient as RegionalGradient
     from ecoflap.core.model.anatomy import Anatomy as Anatomy
@@ -105,7 +105,8 @@ _HOME = {
     "errors": ("EcoflapError",),
     "export.export_again": ("export_run",),
     "forward.replay": ("Replay",),
-    "forward.statistics": ("ColumnNorm", "Gram", "LossGradient", "RegionalGradient"),
+    "forward.gram": ("Gram",),
+    "forward.statistics": ("ColumnNorm", "LossGradient", "RegionalGradient"),
     "model.anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
     "packed.group_attention": ("group_attention",),
     "packed.load_model": ("load_masks", "load_model"),

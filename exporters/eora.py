@@ -28,7 +28,7 @@ from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, Meanwhile, StoredTensor, ViewSize
 from ecoflap.core.errors import FormatError, ModelError, refuse_below_one
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
-from ecoflap.core.forward.statistics import Gram
+from ecoflap.core.forward.gram import Gram
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import fingerprint, open_source

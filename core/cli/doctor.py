@@ -32,6 +32,7 @@ def doctor_tables() -> list[Section]:
         *_sentence("because", taken.why),
         ["zeros save", taken.saved],
         ["library", str(FILE) if isinstance(library, Library) else "none"],
+        ["Gram sums", "the library's, in bfloat16" if taken.adds_grams else "torch's"],
         *_sentence("torch", lacking),
         ["threads", f"{torch.get_num_threads()}, {_whose()}"],
     ]

@@ -5,9 +5,8 @@ one for each of four spans of the batches and merges them in order, so that thei
 saw which.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int8, Shaped
@@ -17,8 +16,6 @@ from ecoflap.core.contracts.records import IMAGE, PADDING, TEXT, TokenChoice
 from ecoflap.core.errors import ModelError
 
 _CACHED = 1 << 16  # elements: 256 kB of float32, so that a square is summed while it is still in the core's cache
-_ROWS = 512  # enough for a matrix product at full speed
-_STRIP = 384  # rows of a Gram matrix in a product: fewer leave out more of what is above the diagonal, but are slower
 
 
 class TokenWeights:
@@ -213,89 +210,3 @@ class LossGradient:
         """Move the sum."""
         self._sum = None if self._sum is None else self._sum.to(device)
         return self
-
-
-class Gram:
-    """Sums x xᵀ over all tokens: the Hessian, up to a factor, of a layer's squared output error.
-
-    Tokens are gathered until there are enough for one product. The products are then the same however the tokens came.
-    The matrix is symmetric: what is above the diagonal is not summed, which saves nearly half of the time.
-
-    :param in_features: The length of one input.
-    """
-
-    def __init__(self, in_features: int) -> None:
-        self.in_features = in_features
-        self.tokens = 0
-        # Behind the diagonal of each strip of rows nothing is summed.
-        self._sum = torch.zeros(in_features, in_features, dtype=torch.float32)
-        self._waiting = torch.zeros(_ROWS, in_features, dtype=torch.float32)
-        self._waits = 0
-        self._factors: dict[Hashable, Any] = {}
-
-    @property
-    def matrix(self) -> Float32[Tensor, "in in"]:
-        whole = self._sum.clone()
-        self._add_products(whole, self._waiting[: self._waits])
-        for start in range(_STRIP, self.in_features, _STRIP):
-            strip = slice(start, start + _STRIP)
-            whole[:start, strip] = whole[strip, :start].T
-        return whole
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Give what another process is sent: the sum, and neither rows that wait nor what was derived."""
-        return {"in_features": self.in_features, "tokens": self.tokens, "sum": self.matrix}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["in_features"])  # type: ignore[misc]
-        self.tokens, self._sum = state["tokens"], state["sum"]
-        self._waiting = self._waiting.to(self._sum.device)
-
-    def add(self, inputs: Float[Tensor, "... in"]) -> None:
-        rows = inputs.detach().reshape(-1, self.in_features)
-        self._changed(len(rows))
-        while len(rows):
-            some = rows[: _ROWS - self._waits]
-            self._waiting[self._waits : self._waits + len(some)] = some
-            self._waits += len(some)
-            rows = rows[len(some) :]
-            if self._waits == _ROWS:
-                self._add_products(self._sum, self._waiting)
-                self._waits = 0
-
-    def cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return what ``make()`` gives, which is kept under its key until inputs are added or the sums are moved.
-
-        Layers with the same inputs share their statistic, and so what a pruner derives from the matrix.
-
-        :param key: Names the pruner and whatever else the value depends on.
-        """
-        if key not in self._factors:
-            self._factors[key] = make()
-        return self._factors[key]
-
-    def merge(self, other: "Gram") -> None:
-        self._changed(other.tokens)
-        other._add_waiting()  # in place, so that there is no third matrix
-        self._sum += other._sum.to(self._sum.device)
-
-    def to(self, device: torch.device | str) -> "Gram":
-        if torch.device(device) != self._sum.device:
-            self._sum, self._waiting = self._sum.to(device), self._waiting.to(device)
-            self._factors.clear()
-        return self
-
-    def _add_waiting(self) -> None:
-        """Add the rows that wait for more of them."""
-        waiting, self._waits = self._waiting[: self._waits], 0
-        self._add_products(self._sum, waiting)
-
-    def _add_products(self, total: Float32[Tensor, "in in"], rows: Float32[Tensor, "tokens in"]) -> None:
-        """Add rows' products to a total, in strips that end behind the diagonal."""
-        for start in range(0, self.in_features, _STRIP):
-            stop = min(start + _STRIP, self.in_features)
-            total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
-
-    def _changed(self, tokens: int) -> None:
-        self.tokens += tokens
-        self._factors.clear()

@@ -42,6 +42,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         c_int,
         (c_int, *_MATRIX, c_int, c_int64, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int),
     ),
+    "ecoflap_path_adds_grams": (c_int, (c_int,)),
+    "ecoflap_add_gram": (c_int, (c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int)),
     "ecoflap_run_on": (None, (c_void_p,)),
 }
 

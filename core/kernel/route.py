@@ -63,6 +63,13 @@ class Route:
             for values, more in VALUES.items()
         }
 
+    @cached_property
+    def adds_grams(self) -> bool:
+        """Say whether the library adds Gram matrices of bfloat16, faster than torch does in float32."""
+        if self.library is None or self.name == TORCH:
+            return False
+        return bool(self.library.functions.ecoflap_path_adds_grams(self.number))
+
     def batch(self, dtype: torch.dtype, values: Values = "exact") -> int:
         """Give the largest batch that the library multiplies itself."""
         return self.batches.get((dtype, values), 0)

@@ -20,11 +20,11 @@ from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, Targe
 from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import EcoflapError, ModelError, listed
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
+from ecoflap.core.forward.gram import Gram
 from ecoflap.core.forward.observation import Observed
 from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.forward.placement import device_of, restored
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.forward.statistics import Gram
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define ECOFLAP_ABI 4
+#define ECOFLAP_ABI 5
 
 enum ecoflap_code { ECOFLAP_OK = 0, ECOFLAP_BAD_ARGUMENT = 1, ECOFLAP_BAD_MATRIX = 2, ECOFLAP_NO_PATH = 3 };
 enum ecoflap_state { ECOFLAP_USABLE = 0, ECOFLAP_CPU_LACKS_IT = 1, ECOFLAP_NOT_COMPILED = 2 };
@@ -82,6 +82,14 @@ ECOFLAP_API int ecoflap_check(const void *packed, int64_t bytes);
 ECOFLAP_API int ecoflap_packed_linear(int path, const void *packed, int64_t bytes, int type, int64_t outputs,
                                       int64_t inputs, const void *x, int64_t batch, int64_t x_stride, const void *bias,
                                       void *y, int threads);
+
+/* Whether a path adds Gram matrices, faster than a dense library's float32 does. */
+ECOFLAP_API int ecoflap_path_adds_grams(int path);
+
+/* Adds X' X to `sums`, `features` rows and columns of float32 without gaps: X has `tokens` rows of bfloat16 that lie `stride`
+   elements apart. What is above the diagonal is in part left as it is, from the 48th column behind it on all of it. */
+ECOFLAP_API int ecoflap_add_gram(int path, const void *x, int64_t tokens, int64_t features, int64_t stride, void *sums,
+                                 int threads);
 
 /* Runs on the threads of an OpenMP runtime that the process has already: give it that runtime's GOMP_parallel. With
    null the library's own threads are used, which is what a process without OpenMP wants. */

@@ -120,6 +120,9 @@ Shares shared_out(int64_t blocks, int threads) {
   return {blocks, threads <= 1 ? blocks : each < 1 ? 1 : each};
 }
 
+// Of an X: its pairs take four bytes for each two of them, and that many bytes can be counted.
+constexpr int64_t kMostElements = INT64_MAX / 8;
+
 // What is less than this is done before another thread has woken up.
 constexpr int64_t kWorthwhile = 1 << 16;
 
@@ -206,6 +209,10 @@ int64_t ecoflap_path_batch(int path, int type) {
   return path_at(path) && type >= 0 && type < ECOFLAP_TYPES ? path_at(path)->batch[kind_of(type)] : 0;
 }
 
+int ecoflap_path_adds_grams(int path) {
+  return path_at(path) != nullptr && state_of(*path_at(path)) == ECOFLAP_USABLE && path_at(path)->add_panel != nullptr;
+}
+
 int64_t ecoflap_packed_bytes(int type, int64_t outputs, int64_t inputs, int64_t kept) {
   return packed_bytes(type, outputs, inputs, kept);
 }
@@ -258,6 +265,21 @@ int ecoflap_packed_linear(int path, const void *packed, int64_t bytes, int type,
   if (x == nullptr && batch * inputs > 0) return refused_null();
   task.batch = batch, task.bias = bias, task.y = y, task.in_out = type, task.given = x, task.stride = x_stride;
   return multiply(*path_at(path), task, threads < 1 ? 1 : threads);
+} catch (const std::bad_alloc &) {
+  return refused(ECOFLAP_BAD_ARGUMENT, "there is not enough memory");
+}
+
+int ecoflap_add_gram(int path, const void *x, int64_t tokens, int64_t features, int64_t stride, void *sums,
+                     int threads) try {
+  if (int code = unusable(path_at(path))) return code;
+  if (!ecoflap_path_adds_grams(path)) return refused(ECOFLAP_NO_PATH, "this path leaves Gram matrices to a dense library");
+  if (tokens < 0 || features < 0 || tokens > kMostElements / (features + kPanel) || (tokens > 1 && stride < features))
+    return refused(ECOFLAP_BAD_ARGUMENT, "there cannot be so many tokens or features, or rows of x overlap");
+  if (tokens == 0 || features == 0) return ECOFLAP_OK;
+  if (x == nullptr || sums == nullptr) return refused_null();
+  add_gram(path_at(path)->add_panel, static_cast<const uint16_t *>(x), tokens, features, stride,
+           static_cast<float *>(sums), threads < 1 ? 1 : threads);
+  return ECOFLAP_OK;
 } catch (const std::bad_alloc &) {
   return refused(ECOFLAP_BAD_ARGUMENT, "there is not enough memory");
 }

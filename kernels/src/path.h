@@ -1,6 +1,7 @@
 // A path: one way of computing a product, for one kind of CPU. Each stands in a file that is compiled for that CPU.
 #pragma once
 
+#include "gram.h"
 #include "order.h"
 
 namespace ecoflap {
@@ -44,6 +45,7 @@ struct Path {
   Expand expand;
   ToRows to_rows;        // or null: expanded, then put one by one; not for int8
   int64_t batch[kKinds]; // the largest that is faster here than a decoded panel and a dense library
+  AddPanel add_panel = nullptr;  // of a Gram matrix; null where a dense library's float32 is as fast, or may be
 };
 
 constexpr int64_t kAnyBatch = INT64_MAX;

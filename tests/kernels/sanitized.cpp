@@ -208,13 +208,32 @@ void test_path(int path) {
   }
 }
 
+// Bytes are counted here: X, and the sums, end where their memory does.
+void test_gram(int path) {
+  for (int64_t tokens : {0, 1, 2, 33, 300})
+    for (int64_t features : {1, 7, 48, 49, 100})
+      for (int64_t gap : {0, 3})
+        for (int threads : {1, 3}) {
+          std::vector<uint16_t> x(size_t(tokens == 0 ? 0 : (tokens - 1) * (features + gap) + features), 0x3f80);  // ones
+          std::vector<float> sums(size_t(features * features), 0.0f);
+          int code = ecoflap_add_gram(path, x.data(), tokens, features, features + gap, sums.data(), threads);
+          bool adds = ecoflap_path_adds_grams(path) != 0, right = code == (adds ? ECOFLAP_OK : ECOFLAP_NO_PATH);
+          for (int64_t row = 0; row < features; ++row)
+            for (int64_t column = 0; column <= row; ++column)
+              right = right && sums[size_t(row * features + column)] == (adds ? float(tokens) : 0.0f);
+          check(right, "a Gram matrix", path, ECOFLAP_BFLOAT16);
+        }
+}
+
 }  // namespace
 
 int main() {
   for (int path = 0; path < ecoflap_path_count(); ++path) {
     bool usable = ecoflap_path_state(path) == ECOFLAP_USABLE;
     printf("%s: %s\n", ecoflap_path_name(path), usable ? "tested" : "skipped, this CPU or this library lacks it");
-    if (usable) test_path(path);
+    if (!usable) continue;
+    test_path(path);
+    test_gram(path);
   }
   printf("%d failures\n", failures);
   return failures != 0;

@@ -14,7 +14,7 @@ from ecoflap.adapters.views.cache import has_cache
 from ecoflap.core.cli.plan_report import plan_tables, prepared_tables
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import ModelError, RecipeError
-from ecoflap.core.forward.statistics import Gram
+from ecoflap.core.forward.gram import Gram
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import parse_recipe

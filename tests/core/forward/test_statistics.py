@@ -1,9 +1,8 @@
-import pickle
-
 import pytest
 import torch
 
-from ecoflap.core.forward.statistics import ColumnNorm, Gram
+from ecoflap.core.forward.gram import Gram
+from ecoflap.core.forward.statistics import ColumnNorm
 
 
 def inputs(tokens=1400, features=24, dtype=torch.float32):
@@ -64,23 +63,6 @@ class TestSplits:
         assert ((gram.matrix - whole) / (scale[:, None] * scale)).abs().max() < 1e-6
 
 
-def test_the_same_tokens_in_one_order_give_the_same_gram_to_the_bit():
-    x = inputs()
-    assert torch.equal(fed(Gram, [x]).matrix, fed(Gram, list(x.split(7))).matrix)
-
-
-@pytest.mark.parametrize("features", [383, 384, 385, 1000])
-def test_a_gram_of_several_strips_is_whole(features):
-    x = torch.randn(700, features, generator=torch.Generator().manual_seed(0))
-    gram, other = Gram(features), Gram(features)
-    gram.add(x[:600])
-    other.add(x[600:])
-    gram.merge(pickle.loads(pickle.dumps(other)))
-    truth = x.double().T @ x.double()
-    assert torch.equal(gram.matrix, gram.matrix.T)
-    assert (gram.matrix - truth).abs().max() < 2e-6 * len(x)
-
-
 @pytest.mark.parametrize("kind", [ColumnNorm, Gram])
 def test_nothing_seen(kind):
     statistic = kind(3)
@@ -110,24 +92,3 @@ def test_moving_gives_itself():
     norm, gram = ColumnNorm(3), Gram(3)
     assert norm.to("cpu") is norm
     assert gram.to(torch.device("cpu")) is gram
-
-
-class TestCached:
-    @pytest.fixture
-    def gram(self):
-        gram = fed(Gram, [inputs(10)])
-        assert gram.cached("mine", lambda: 1) == 1
-        return gram
-
-    def test_is_kept_under_its_key_while_nothing_is_added(self, gram):
-        assert gram.matrix.shape == (24, 24)
-        assert gram.to("cpu").cached("mine", lambda: 2) == 1
-        assert gram.cached("another's", lambda: 2) == 2
-
-    def test_goes_when_inputs_are_added(self, gram):
-        gram.add(inputs(1))
-        assert gram.cached("mine", lambda: 2) == 2
-
-    def test_goes_when_merged(self, gram):
-        gram.merge(Gram(24))
-        assert gram.cached("mine", lambda: 2) == 2

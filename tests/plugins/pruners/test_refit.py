@@ -9,7 +9,8 @@ from one_layer import PLACE
 from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.contracts.records import Pruned
 from ecoflap.core.errors import EcoflapError, ModelError
-from ecoflap.core.forward.statistics import ColumnNorm, Gram
+from ecoflap.core.forward.gram import Gram
+from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.refit import Refit, ecoflap_register_pruners
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT

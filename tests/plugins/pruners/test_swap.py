@@ -10,7 +10,8 @@ from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.budget.select import select
 from ecoflap.core.contracts.records import Pruned
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.statistics import ColumnNorm, Gram
+from ecoflap.core.forward.gram import Gram
+from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT
 from ecoflap.plugins.pruners.swap import Swap, ecoflap_register_pruners
