@@ -54,7 +54,7 @@ class FormatError(EcoflapError):
 
 
 class KernelError(EcoflapError):
-    """Says why a product with packed weights cannot be computed."""
+    """Says why the kernels cannot compute something, or not in the way that is asked for."""
 
 
 class RankError(EcoflapError):

@@ -3,7 +3,7 @@
     H = Σ_n x_n x_nᵀ over all tokens n, in float32
 
 Inputs in bfloat16 are multiplied as they are where the library of kernels can: a product of two of them is exact in
-float32, and torch has no such product on a CPU but by widening both, which takes twice to three times as long.
+float32, and torch has no such product on a CPU but by widening both, which takes two to three times as long.
 """
 
 from collections.abc import Callable, Hashable
@@ -115,6 +115,8 @@ def _multiplies(rows: Float[Tensor, "tokens in"]) -> bool:
 
 def _add_products(total: Float32[Tensor, "in in"], rows: Float[Tensor, "tokens in"]) -> None:
     """Add the products of tokens to a total, at least up to its diagonal."""
+    if not len(rows):  # torch would go over the whole total
+        return
     if _multiplies(rows):
         _add_by_library(total, rows)
         return

@@ -1,7 +1,7 @@
 """Choose how products with packed weights are computed: the library's fastest path, or torch, or what the user says.
 
 ``ECOFLAP_KERNEL`` names a path of the library (``avx2``), or ``torch``: a panel of rows is decoded and given to torch.
-It is read once, when a process first packs a model, loads one packed, or computes a product.
+It is read once, when a process first plans a run, packs a model, loads one packed, or computes a product.
 """
 
 import os

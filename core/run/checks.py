@@ -15,6 +15,7 @@ from ecoflap.core.contracts.options import AdapterOptions, EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import is_of_inputs
 from ecoflap.core.errors import EcoflapError, dtype_name, listed, nearest
+from ecoflap.core.kernel.route import route
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
 from ecoflap.core.pruning.emptied import emptying_shares, weightless
@@ -33,6 +34,7 @@ def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
     yield from _token_problems(prepared)
     yield from _statistic_problems(prepared)
     yield from _device_problems(prepared)
+    yield from _said_by(route)  # a pruner that sums Gram matrices asks for it hours later
     yield from offload_problems(prepared)
     yield from _integer_problems(prepared)
     yield from _pattern_problems(prepared.pools)

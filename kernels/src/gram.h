@@ -1,7 +1,7 @@
 // Sums of products of tokens: X' X, the Gram matrix of a layer's inputs, for rows X of bfloat16.
 //
-// Products of two bfloat16 are exact in float32, so that a CPU that multiplies them in pairs sums what it would sum in
-// float32, at twice the speed. Two tokens lie side by side, feature by feature, which is what vdpbf16ps wants of both
+// Products of two bfloat16 are exact in float32 (vdpbf16ps takes what is below 2^-126 for zero), so that a CPU that
+// multiplies them in pairs sums what it would sum in float32, at twice the speed. Two tokens lie side by side, feature by feature, which is what vdpbf16ps wants of both
 // factors; features are divided into panels of 48. The matrix is symmetric: panels above the diagonal are left out.
 #pragma once
 

@@ -273,7 +273,8 @@ int ecoflap_add_gram(int path, const void *x, int64_t tokens, int64_t features, 
                      int threads) try {
   if (int code = unusable(path_at(path))) return code;
   if (!ecoflap_path_adds_grams(path)) return refused(ECOFLAP_NO_PATH, "this path leaves Gram matrices to a dense library");
-  if (tokens < 0 || features < 0 || tokens > kMostElements / (features + kPanel) || (tokens > 1 && stride < features))
+  if (tokens < 0 || features < 0 || features > kMostElements - kPanel || tokens > kMostElements / (features + kPanel) ||
+      (tokens > 1 && stride < features))
     return refused(ECOFLAP_BAD_ARGUMENT, "there cannot be so many tokens or features, or rows of x overlap");
   if (tokens == 0 || features == 0) return ECOFLAP_OK;
   if (x == nullptr || sums == nullptr) return refused_null();

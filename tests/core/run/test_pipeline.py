@@ -287,6 +287,14 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(plain, pi
     assert not (tmp_path / "run").exists()
 
 
+def test_a_way_of_the_kernels_that_cannot_be_taken_is_refused_before_anything_is_read(plain, tmp_path, take_path):
+    """It is asked for when a pruner first sums a Gram matrix, hours later."""
+    take_path("nowhere")
+    with pytest.raises(RecipeError, match=r"ECOFLAP_KERNEL=nowhere"):
+        ecoflap.run(plain(), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_leaves_the_callers_inference_mode(plain, tmp_path):
     recipe = plain(score={"use": "first_order", "samples": 2})
     expected = ecoflap.run(recipe, folder=tmp_path / "usual").report.measures
