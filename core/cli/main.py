@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ecoflap.core.cli.processes import ProcessesOption, RunsAtOnceOption
 from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, leave_last_word, leave_word_of_sigbus, stoppable
 from ecoflap.core.disk.paths import why_unusable
 from ecoflap.core.disk.reading import what_to_mend
@@ -116,9 +117,7 @@ def run(
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,
     accept_change: AcceptChangeOption = False,
-    processes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Do it in N processes on this machine; torchrun does on several.")
-    ] = 1,
+    processes: ProcessesOption = 1,
     profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into profile.txt.")] = False,
     failure: Annotated[
         Path | None, typer.Option(hidden=True, help="The file in which a sweep is told what the run failed of.")
@@ -195,7 +194,7 @@ def sweep(
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep each run's model/, not only exports.")
     ] = False,
-    processes: Annotated[int, typer.Option(min=1, metavar="N", help="Do N runs at once, each in a process.")] = 1,
+    processes: RunsAtOnceOption = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the runs, and stop.")] = False,
     registry: RegistryOption = None,
     allow_code: AllowCodeOption = False,

@@ -1,0 +1,36 @@
+"""How many processes a command starts, which no machine may be too small for before they have read anything."""
+
+import os
+from typing import Annotated
+
+import typer
+
+EMPTY = 150 << 20
+"""Bytes that a process holds when it has imported torch and read no model yet: 145 to 160 MB on Linux."""
+
+
+def _fitting(size: int) -> int:
+    """Refuse so many processes that the memory is full when they have begun: the system would kill them, or others."""
+    from ecoflap.core.machine.memory import available_memory
+
+    free = available_memory() if size > 1 else None
+    if free is not None and size * EMPTY > free:
+        raise typer.BadParameter(
+            f"{size} processes hold {size * EMPTY / 1e9:.3g} GB before any of them reads a model, and {free / 1e9:.3g} "
+            f"GB of memory are free. More than there are cores, {os.cpu_count()} here, are of no use."
+        )
+    return size
+
+
+ProcessesOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Do it in N processes on this machine; torchrun does on several.",
+        callback=_fitting,
+    ),
+]
+RunsAtOnceOption = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Do N runs at once, each in a process.", callback=_fitting)
+]
