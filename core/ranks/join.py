@@ -40,8 +40,9 @@ def joined(comes: float = _COMES) -> Iterator[Ranks]:
         watch.wait_for_all(comes)
         watch.start()
         group = _group(by_device)
-        yield Processes(watch, group, by_device=by_device)
-        distributed.barrier(group=group)
+        processes = Processes(watch, group, by_device=by_device)
+        yield processes
+        processes.gather(None)  # and no barrier: who waits here for one that is gone is told so as in any exchange
     except BaseException as error:
         told = _told(error, watch)
         if told is error:

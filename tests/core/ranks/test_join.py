@@ -1,6 +1,8 @@
 """Before they join, processes wait for each other; those that do not come are named, and nobody waits for ever."""
 
 import os
+import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -57,6 +59,19 @@ def test_one_that_dies_while_they_connect_is_found_out(tmp_path, monkeypatch, ca
     ended = several(2, lambda ranks: None, tmp_path, Started(hears=False))
     assert [one.code for one in ended] == [2, 3]
     assert "ecoflap: rank 1 of 2 has ended this run: its process is gone. The same command" in capfd.readouterr().err
+
+
+def test_one_that_is_killed_behind_the_run_is_named(tmp_path):
+    """The others wait for it then, so that none ends before all are done."""
+
+    def die(ranks):
+        if ranks.rank == 0:
+            time.sleep(0.5)  # until the other waits
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    dead, alive = several(2, die, tmp_path)
+    assert (dead.code, alive.code) == (-signal.SIGKILL, 2)
+    assert alive.said.startswith("RankError: rank 0 of 2 has ended this run: it ended with -9. The same command")
 
 
 @pytest.mark.parametrize(
