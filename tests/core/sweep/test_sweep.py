@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 from killing import fork
@@ -168,6 +169,31 @@ def test_a_run_that_fails_does_not_take_the_others_with_it(file, heard_by, tmp_p
     assert [path.name for path in found.unfinished] == ["plain-sparsity-0.5-seed-0", "scored-sparsity-0.5-seed-0"]
     monkeypatch.undo()
     assert len(sweep(SweepRequest(file(), folder=tmp_path / "s")).finished) == 4
+
+
+def test_a_second_sweep_of_a_folder_is_refused_and_leaves_the_first_ones_runs(file, heard_by, tmp_path):
+    request, refused = SweepRequest(file(grid={}), folder=tmp_path / "s"), []
+
+    def begin_another(event):
+        if isinstance(event, RunStarted) and event.folder.name == "scored-seed-0":
+            with pytest.raises(RunError) as caught:
+                sweep(replace(request, fresh=True))
+            refused.append(str(caught.value))
+
+    done = sweep(request, registry=heard_by(begin_another))
+    assert refused == [
+        f"another process is running in {tmp_path / 's'}. Wait for it, or name another folder with --folder"
+    ]
+    assert [(path.name, (path / "report.json").is_file()) for path in done.finished] == [
+        ("plain-seed-0", True),
+        ("scored-seed-0", True),
+    ]
+
+
+def test_a_folder_in_which_a_sweep_was_killed_before_its_list_is_taken_up(file, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".sweep.lock").touch()
+    assert len(planned_sweep(SweepRequest(file(), folder=tmp_path / "s"))) == 4
 
 
 SCORER = """
