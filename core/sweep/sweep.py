@@ -14,7 +14,7 @@ import torch
 
 from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.disk.whole_files import delete_whole
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.ranks.launch import require_alone
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder
@@ -90,7 +90,7 @@ def _swept(request: SweepRequest, runs: Sequence[PlannedRun], registry: Registry
         if failure:
             failed[planned.folder.path] = failure
         elif not request.keep_models and planned.folder.model.is_dir():
-            delete_model(planned.folder)
+            _drop_model(planned.folder, heads[planned.folder.path], tell)
     paths = [run.folder.path for run in runs]
     return Swept(
         request.target,
@@ -191,6 +191,14 @@ def _forget_peaks() -> None:
     """Let the GPU's peak memory that a run reports be its own."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
+
+
+def _drop_model(folder: RunFolder, head: str, tell: Callable[[str], None]) -> None:
+    """Delete ``model/``, or tell why that cannot be: the run is finished all the same, and other runs go on."""
+    try:
+        delete_model(folder)
+    except (EcoflapError, OSError) as error:
+        tell(f"{head}: its model is left, and the same command tries again to delete it: {failure_of(error)}")
 
 
 def delete_model(folder: RunFolder) -> None:
