@@ -58,6 +58,20 @@ def locked(lock: Path, what: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_held(lock: Path) -> bool:
+    """Say whether a process holds a lock. One that cannot be asked for, as on a disk without locks, is not held."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | NOT_THROUGH_LINKS)
+    except OSError:
+        return False
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def _writable(path: Path, what: str) -> Iterator[None]:
     try:
