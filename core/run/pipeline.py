@@ -114,6 +114,7 @@ def run(
         stack.enter_context(run_eagerly(model))
         stack.enter_context(whole_float32())
         prepared = prepare(checked, registry, model, processor, own=target)
+        ranks.gather(None)  # until all have read the recipe, which may lie in the folder that fresh empties
         run_folder = ranks.first(lambda: stack.enter_context(open_run(target, fresh=fresh)))
         log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
         run_model = RunModel(prepared, log, target, ranks.first(partial(held_in, prepared, run_folder)))

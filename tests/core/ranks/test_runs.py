@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.report import read_report
 from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.run import pipeline
 from ecoflap.core.run.same_ranks import check_same, refuse_numbered_device
 from ecoflap.plugins.pruners.wanda import Wanda
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
@@ -438,6 +440,18 @@ def test_a_device_by_its_number_is_refused_to_several(plain, pico, tmp_path):
     model = {"source": str(pico / "model"), "device": "cuda:0"}
     said = refused(tmp_path, lambda rank: plain(model=model))
     assert "model.device: cuda:0 names one device, and 2 processes would share it. Say cuda, and each" in said
+
+
+def test_a_recipe_that_lies_in_the_folder_is_read_by_all_before_fresh_deletes_it(recipes, tmp_path, monkeypatch):
+    folder, read = ecoflap.run(recipes["no data"], folder=tmp_path / "run").folder, pipeline._checked
+
+    def late(*given):
+        time.sleep(1.0 if os.environ["RANK"] == "1" else 0.0)
+        return read(*given)
+
+    monkeypatch.setattr(pipeline, "_checked", late)
+    anew = partial(ecoflap.run, folder / "recipe.yaml", folder=folder, fresh=True)
+    assert several(2, lambda ranks: anew(ranks=ranks), tmp_path) == [(0, "")] * 2
 
 
 @pytest.mark.parametrize(("device", "size"), [("cuda:1", 1), ("cuda", 2), ("auto", 2), ("cpu", 2)])
