@@ -61,6 +61,17 @@ def test_one_that_dies_while_they_connect_is_found_out(tmp_path, monkeypatch, ca
     assert "ecoflap: rank 1 of 2 has ended this run: its process is gone. The same command" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("with_device", ["0", "1"])
+def test_one_with_a_device_of_its_own_and_one_without_talk_through_main_memory(with_device, tmp_path, monkeypatch):
+    """Where each took the backend of its own machine, they would wait for each other for ever."""
+    monkeypatch.setattr(joining, "_has_own_device", lambda: os.environ["RANK"] == with_device)
+
+    def talk(ranks):
+        assert ranks.gather(ranks.rank) == [0, 1]
+
+    assert several(2, talk, tmp_path) == [(0, "")] * 2
+
+
 def test_one_that_is_killed_behind_the_run_is_named(tmp_path):
     """The others wait for it then, so that none ends before all are done."""
 
@@ -111,6 +122,14 @@ def test_nobody_is_missed_who_has_come(store):
     with pytest.raises(RankError, match="rank 1 of 2 has not come"):
         Watch(store, 0, 2).wait_for_all(-1.0)
     Watch(store, 1, 2).wait_for_all(-1.0)
+
+
+@pytest.mark.parametrize("have", [(True, True), (True, False), (False, True), (False, False)])
+def test_devices_are_used_where_each_has_one(have, store):
+    first, second = (Watch(store, rank, 2) for rank in range(2))
+    with pytest.raises(RankError, match="rank 1 of 2 has not come"):
+        first.wait_for_all(-1.0, has_device=have[0])
+    assert second.wait_for_all(-1.0, has_device=have[1]) == all(have)
 
 
 class Gone(HashStore):
