@@ -63,13 +63,13 @@ def export_run(
     """
     registry = (registry or load_registry()).trusting(allow_code)
     folder = require_finished(from_here(run))
-    recipe, name = _with_export(folder, to, set_, registry)
-    if is_recorded(folder.exports, name) and not overwrite:
-        raise RunError(
-            f"{folder.exports / name} is there already. Say --overwrite, or overwrite=True from Python, to have it "
-            f"written anew, or move it away."
-        )
-    with open_run(folder.path, fresh=False):
+    with open_run(folder.path, fresh=False):  # before its recipe is read, to which another export may add its own
+        recipe, name = _with_export(folder, to, set_, registry)
+        if is_recorded(folder.exports, name) and not overwrite:
+            raise RunError(
+                f"{folder.exports / name} is there already. Say --overwrite, or overwrite=True from Python, to have it "
+                f"written anew, or move it away."
+            )
         log = RunLog(folder, Observers(registry.observers()))
         report = read_report(folder.report)
         check_lines(folder, report)

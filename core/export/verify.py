@@ -26,6 +26,7 @@ from ecoflap.core.pruning.scores import folder_of, read_scores
 from ecoflap.core.record.evaluations import remembered_seals
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, read_manifest
+from ecoflap.core.record.open_run import is_held
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.remembered import check_remembered
 from ecoflap.core.record.report import Report, check_lines, read_report
@@ -57,8 +58,8 @@ class Verified:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the files that were checked."""
-        return sum(path.stat().st_size for path in self.files)
+        """Bytes of the files that were checked, but for those that a process working there has deleted since."""
+        return sum(path.stat().st_size for path in self.files if path.exists())
 
     def hold(self, check: Callable[[], object], *files: Path) -> bool:
         """Count files as checked, unless the check refuses them, or the system to have them read.
@@ -106,7 +107,7 @@ def _folder(folder: Path, found: Verified, deep: int = 0) -> None:
     if lexists(folder / SUMS):
         _listed(folder, found, partial(check_sums, folder, _ANEW, required=True))
     elif is_run(RunFolder(folder)):
-        found.hold(partial(_run, RunFolder(folder), found))
+        _run_at_rest(RunFolder(folder), found)
     elif lexists(folder / SWEEP):
         _sweep(folder, found)
     else:
@@ -164,6 +165,17 @@ def _tensors(path: Path, found: Verified) -> None:
                 file.read(name)
 
     found.hold(read_all, path)
+
+
+def _run_at_rest(folder: RunFolder, found: Verified) -> None:
+    """Hold a run, unless a process works in it: files that differ then may only have been read at two times."""
+    before = len(found.problems)
+    found.hold(partial(_run, folder, found))
+    if len(found.problems) > before and is_held(folder.lock):
+        found.problems[before:] = [
+            f"{folder.path}: another process is working there, and what differs may be what it writes just now. Verify "
+            f"again when it has ended."
+        ]
 
 
 def _run(folder: RunFolder, found: Verified) -> None:

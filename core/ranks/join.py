@@ -34,14 +34,15 @@ def joined(comes: float = _COMES) -> Iterator[Ranks]:
     if not are_several():
         yield ALONE
         return
-    by_device = _own_device()
+    has_device = _has_own_device()
     watch = _watch(comes)
     try:
-        watch.wait_for_all(comes)
+        by_device = watch.wait_for_all(comes, has_device=has_device)  # one backend for all: with two they would hang
         watch.start()
         group = _group(by_device)
-        yield Processes(watch, group, by_device=by_device)
-        distributed.barrier(group=group)
+        processes = Processes(watch, group, by_device=by_device)
+        yield processes
+        processes.gather(None)  # and no barrier: who waits here for one that is gone is told so as in any exchange
     except BaseException as error:
         told = _told(error, watch)
         if told is error:
@@ -70,7 +71,7 @@ def _told(error: BaseException, watch: Watch) -> BaseException:
     return RankError(*(f"rank {watch.rank} of {watch.size}: {problem}" for problem in problems))
 
 
-def _own_device() -> bool:
+def _has_own_device() -> bool:
     """Take the GPU of this process' number on its machine; say whether each process there has one of its own."""
     if not torch.cuda.is_available():
         return False

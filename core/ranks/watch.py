@@ -60,14 +60,18 @@ class Watch:
         self._store, self._ended = store, Event()
         self._thread = Thread(target=self._watch, name="ecoflap watch", daemon=True)
 
-    def wait_for_all(self, seconds: float) -> None:
+    def wait_for_all(self, seconds: float, *, has_device: bool = False) -> bool:
         """Say which process this is, and wait until all have said so: nobody watches over one that has not come.
 
         :param seconds: How long.
+        :param has_device: Whether this process has a device of its own.
+        :return: Whether each of them has.
         :raises RankError: With those that have not come by then; or with one that has failed meanwhile.
         """
         try:
+            self._store.set(_name_of(self.rank), json.dumps({**this_process(), "has_device": has_device}))
             self._wait_for_all(time.monotonic() + seconds, f"{seconds:.0f} seconds")
+            return all(_process(self._store, rank)["has_device"] for rank in range(self.size))
         except RuntimeError as error:  # as in the thread: whoever holds the store is gone
             raise RankError(self._heard(_store_gone())) from error
 
@@ -102,7 +106,6 @@ class Watch:
         return self.lost or f"the connection to another rank broke, and none of them is gone. {_GOES_ON}"
 
     def _wait_for_all(self, until: float, limit: str) -> None:
-        self._store.set(_name_of(self.rank), json.dumps(this_process()))
         names = [_name_of(rank) for rank in range(self.size)]
         while not self._store.check(names):
             is_late = time.monotonic() > until

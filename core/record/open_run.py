@@ -24,19 +24,13 @@ def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
     :param fresh: Delete what an earlier run left there.
     """
     folder = RunFolder(path)
-    try:
+    with _writable(path, "run folder"):
         _refuse_strangers(folder)
         there = _There.before(folder)
         path.mkdir(parents=True, exist_ok=True)
         if not fresh:
             _refuse_links(folder)
-        lock = os.open(folder.lock, os.O_CREAT | os.O_RDWR | NOT_THROUGH_LINKS, 0o644)
-    except OSError as error:
-        raise RunError(
-            f"the run folder {path} cannot be written: {error.strerror}. Name another one with --folder"
-        ) from error
-    try:
-        _lock(folder, lock)
+    with locked(folder.lock, "run folder"):
         if fresh:
             _empty(folder)
         removed_leftovers(path)
@@ -45,8 +39,47 @@ def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
         except EcoflapError:
             there.restore(folder)
             raise
+
+
+@contextmanager
+def locked(lock: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it is not there, for this process alone.
+
+    :param what: What the folder is.
+    :raises RunError: Where another process holds it, or it cannot be written or locked.
+    """
+    with _writable(lock.parent, what):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | NOT_THROUGH_LINKS, 0o644)
+    try:
+        _lock(lock, descriptor)
+        yield
     finally:
-        os.close(lock)
+        os.close(descriptor)
+
+
+def is_held(lock: Path) -> bool:
+    """Say whether a process holds a lock. One that cannot be asked for, as on a disk without locks, is not held."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | NOT_THROUGH_LINKS)
+    except OSError:
+        return False
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writable(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the {what} {path} cannot be written: {error.strerror}. Name another one with --folder"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -101,18 +134,18 @@ def _refuse_links(folder: RunFolder) -> None:
         )
 
 
-def _lock(folder: RunFolder, lock: int) -> None:
-    """Take the folder for this process. Closing the file gives it back, as does the process's end, however it comes."""
+def _lock(lock: Path, descriptor: int) -> None:
+    """Take a folder for this process. Closing the file gives it back, as does the process's end, however it comes."""
     try:
-        locked = lock_descriptor(lock, blocking=False)
+        taken = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
-        raise RunError(f"{folder.lock} cannot be locked: {error.strerror}. Name a folder on another disk") from error
-    if not locked:
+        raise RunError(f"{lock} cannot be locked: {error.strerror}. Name a folder on another disk") from error
+    if not taken:
         raise RunError(
-            f"another process is running in {folder.path}. Wait for it, or name another folder with --folder"
+            f"another process is running in {lock.parent}. Wait for it, or name another folder with --folder"
         )
-    if not folder.lock.exists():  # another process was refused meanwhile, and has deleted what it had begun
-        raise RunError(f"{folder.path} was deleted while it was opened. Run again")
+    if not lock.exists():  # another process was refused meanwhile, and has deleted what it had begun
+        raise RunError(f"{lock.parent} was deleted while it was opened. Run again")
 
 
 def _empty(folder: RunFolder) -> None:

@@ -8,6 +8,8 @@ from ecoflap.core.disk.sealed_text import read_sealed_json
 from ecoflap.core.errors import RunError, cut
 
 SWEEP = "sweep.json"
+LOCK = ".sweep.lock"
+"""The file that a sweep holds locked in its folder. It is no run's lock, which would make the folder a run's."""
 LONGEST = 255
 """Bytes of a name that file systems take."""
 _WAY_OUT = "Begin the sweep anew with --fresh, or in another folder."

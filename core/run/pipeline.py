@@ -47,6 +47,7 @@ from ecoflap.core.run.run_model import RunModel, held_in
 from ecoflap.core.run.same_ranks import (
     check_enough_batches,
     check_same,
+    check_same_device,
     check_same_evaluated,
     check_same_found,
     check_sendable,
@@ -114,6 +115,7 @@ def run(
         stack.enter_context(run_eagerly(model))
         stack.enter_context(whole_float32())
         prepared = prepare(checked, registry, model, processor, own=target)
+        ranks.gather(None)  # until all have read the recipe, which may lie in the folder that fresh empties
         run_folder = ranks.first(lambda: stack.enter_context(open_run(target, fresh=fresh)))
         log = (RunLog if ranks.rank == 0 else SilentLog)(run_folder, Observers(registry.observers()))
         run_model = RunModel(prepared, log, target, ranks.first(partial(held_in, prepared, run_folder)))
@@ -146,6 +148,7 @@ def carry_out(state: RunState) -> Run:
     """Do every stage that is not done yet, and tell observers how it went."""
     here, code = versions(_used(state)), sources(_used(state))
     check_same(state.ranks, state.recipe, here, code)
+    check_same_device(state.ranks, state.model.device)
     check_sendable(state.ranks, state.prepared.pruners)
     state.ranks.first(partial(_claim, state))
     ahead = tuple(_stages_ahead(state))

@@ -45,6 +45,21 @@ def refuse_numbered_device(ranks: Ranks, recipe: Recipe) -> None:
         )
 
 
+def check_same_device(ranks: Ranks, device: str) -> None:
+    """Refuse processes of which some compute on a GPU and some do not, as where torch sees none on one machine.
+
+    :param device: That of this process.
+    :raises RunError: With the ranks and the kinds of their devices.
+    """
+    of_first, *others = (one.partition(":")[0] for one in ranks.gather(device))
+    problems = [
+        f"rank {rank} computes on {kind}, and rank 0 on {of_first}"
+        for rank, kind in enumerate(others, 1)
+        if kind != of_first
+    ]
+    _refuse(problems, "all have to on the same: see that torch finds a GPU on each machine, or say model.device: cpu")
+
+
 def check_same_found(ranks: Ranks, fingerprints: Mapping[str, Any]) -> None:
     """Refuse processes that have found different models or data.
 

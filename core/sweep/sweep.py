@@ -14,12 +14,12 @@ import torch
 
 from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.disk.whole_files import delete_whole
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.ranks.launch import require_alone
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.open_run import open_run
-from ecoflap.core.record.sweep_list import is_sweep
+from ecoflap.core.record.open_run import locked, open_run
+from ecoflap.core.record.sweep_list import LOCK, is_sweep
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run.pipeline import run
 from ecoflap.core.sweep.failures import failure_of
@@ -69,11 +69,16 @@ def sweep(
 
     :param tell: Is given a line when a run begins and when it ends.
     :raises EcoflapError: With every problem of every run, before the first begins; or where several processes do it,
-        as under torchrun.
+        as under torchrun, or another sweep works in the folder.
     """
     require_alone("sweep")
     registry = registry or load_registry()
     runs = planned_sweep(request, registry)
+    with locked(request.target / LOCK, "sweep's folder"):
+        return _swept(request, runs, registry, tell)
+
+
+def _swept(request: SweepRequest, runs: Sequence[PlannedRun], registry: Registry, tell: Callable[[str], None]) -> Swept:
     if request.fresh:
         _empty(runs)
     record_runs(request.target, list(map(_entry, runs)), fresh=request.fresh)
@@ -85,7 +90,7 @@ def sweep(
         if failure:
             failed[planned.folder.path] = failure
         elif not request.keep_models and planned.folder.model.is_dir():
-            delete_model(planned.folder)
+            _drop_model(planned.folder, heads[planned.folder.path], tell)
     paths = [run.folder.path for run in runs]
     return Swept(
         request.target,
@@ -188,6 +193,14 @@ def _forget_peaks() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def _drop_model(folder: RunFolder, head: str, tell: Callable[[str], None]) -> None:
+    """Delete ``model/``, or tell why that cannot be: the run is finished all the same, and other runs go on."""
+    try:
+        delete_model(folder)
+    except (EcoflapError, OSError) as error:
+        tell(f"{head}: its model is left, and the same command tries again to delete it: {failure_of(error)}")
+
+
 def delete_model(folder: RunFolder) -> None:
     """Delete ``model/`` of a finished run. Half of one is never taken for a whole: it is renamed first.
 
@@ -204,7 +217,7 @@ def delete_model(folder: RunFolder) -> None:
 def _refuse_strangers(folder: Path) -> None:
     if folder.is_file():
         raise RunError(f"{folder} is a file; a sweep needs a folder. Name another one with --folder")
-    if folder.is_dir() and not is_sweep(folder) and any(folder.iterdir()):
+    if folder.is_dir() and not is_sweep(folder) and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise RunError(f"{folder} is not empty, and no sweep was begun there. Name another folder with --folder")
 
 

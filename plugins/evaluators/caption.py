@@ -79,7 +79,7 @@ class Caption:
         return self.dealt(model, adapter, note, ALONE)
 
     def dealt(self, model: nn.Module, adapter: Adapter, note: Note, ranks: Ranks) -> Mapping[str, Measure]:
-        """Measure as the call does, each process having some of the images captioned."""
+        """Measure as the call does, each process having some of the images captioned, which the first scores."""
         missing = [*missing_for(self.metrics)]
         if missing:
             raise DataError(*(f"caption: {problem}" for problem in missing))
@@ -88,8 +88,12 @@ class Caption:
         silent = said.count("")
         if silent:
             note(f"{silent} of {len(said)} captions are empty.")
-        scored = [SCORERS[metric](said, references, images) for metric in dict.fromkeys(self.metrics)]
-        found = {name: measure for measures in scored for name, measure in measures.items()}
+
+        def score() -> dict[str, Measure]:
+            scored = [SCORERS[metric](said, references, images) for metric in dict.fromkeys(self.metrics)]
+            return {name: measure for measures in scored for name, measure in measures.items()}
+
+        found = ranks.first(score)  # SPICE takes up to 8 GB in each process that runs it
         return {**found, "caption ended": mean_over_images(ended, images, "captions")}
 
     @property

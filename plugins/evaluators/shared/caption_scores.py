@@ -11,6 +11,7 @@ from shutil import which
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 
 from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import DataError
@@ -73,10 +74,13 @@ def bleu(said: Words, references: References, images: Sequence[Hashable]) -> Map
 
 
 def spice(said: Words, references: References, images: Sequence[Hashable]) -> Mapping[str, Measure]:
-    """Score captions by SPICE, which runs in Java."""
-    from pycocoevalcap.spice.spice import Spice
+    """Score captions by SPICE, which runs in Java: one process at a time, for its files lie in its package."""
+    from pycocoevalcap.spice import spice as module
 
-    _, each = Spice().compute_score(*_keyed(said, references))
+    own = Path(module.__file__).with_name("tmp")
+    own.mkdir(exist_ok=True)
+    with FileLock(own / ".lock"):
+        _, each = module.Spice().compute_score(*_keyed(said, references))
     return {"spice": mean_over_images([float(one["All"]["f"]) for one in each], images, "captions")}
 
 

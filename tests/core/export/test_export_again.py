@@ -10,12 +10,13 @@ import torch
 import ecoflap
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import RunError
-from ecoflap.core.export import write_manifest
+from ecoflap.core.export import export_again, write_manifest
 from ecoflap.core.export.densify import densify
 from ecoflap.core.export.verify import verify
 from ecoflap.core.export.write_manifest import deflated_share
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import read_manifest
+from ecoflap.core.record.report import read_report
 
 WRITER = '''
 from dataclasses import dataclass
@@ -221,6 +222,23 @@ def test_of_two_exports_of_a_kind_each_keeps_its_folder(run, letters):
     again = ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters, overwrite=True)
     assert again == folders[0]
     assert [(folder / "w.letters").read_text()[0] for folder in folders] == ["b", "c"]
+
+
+def test_an_export_that_another_command_makes_just_before_is_kept(run, letters, monkeypatch):
+    """The other ends before this one holds the run's folder."""
+    taken = export_again.open_run
+
+    def later(path, *, fresh):
+        monkeypatch.setattr(export_again, "open_run", taken)
+        ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters)
+        return taken(path, fresh=fresh)
+
+    monkeypatch.setattr(export_again, "open_run", later)
+    own = ecoflap.export_run(run.folder, "letters", set_=["letter=c"], registry=letters)
+    assert own.name == "letters-2"
+    folders = [run.folder / "exports" / name for name in ("letters", "letters-2")]
+    assert [(folder / "w.letters").read_text()[0] for folder in folders] == ["b", "c"]
+    assert set(read_report(run.folder / "report.json").exports) == {"safetensors", "letters", "letters-2"}
 
 
 def test_an_export_stays_where_writing_it_anew_fails(run, letters, monkeypatch):

@@ -12,6 +12,7 @@ from ecoflap.core.compare.page import write_comparison
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.export.comparison_files import FILES, PAGE
 from ecoflap.core.export.verify import verify
+from ecoflap.core.record.open_run import open_run
 from ecoflap.core.sweep.runs import record_runs
 
 NAMES = (
@@ -80,6 +81,36 @@ def test_what_belongs_together_is_held_together(folder):
     assert "scores.jsonl: its last lines are gone, which plan.json knows" in told
     assert "config.json is missing: SHA256SUMS lists it" in told
     assert "manifest.json is not what was written: its SHA-256 is" in told
+
+
+def test_what_differs_while_a_process_works_there_is_not_called_damage(folder, ecoflap_command):
+    other = shutil.copytree(folder, folder.parent / "other")
+    record_runs(folder.parent, [{"folder": name, "method": "", "seed": 0, "grid": {}} for name in ("run", "other")])
+    for run in (folder, other):
+        (run / "masks.safetensors").unlink()
+    (folder / "plan.json").unlink()
+    with open_run(folder, fresh=False):
+        code, _, err = ecoflap_command("verify", folder)
+        assert code == 2
+        assert err.strip() == (
+            f"ecoflap: {folder}: another process is working there, and what differs may be what it writes just now. "
+            f"Verify again when it has ended."
+        )
+        with pytest.raises(FormatError) as caught:
+            verify(folder.parent)
+        assert [str(folder) in problem for problem in caught.value.problems].count(True) == 1
+        assert any(f"{other / 'masks.safetensors'} is missing" in problem for problem in caught.value.problems)
+    with pytest.raises(FormatError, match=r"plan\.json is missing"):
+        verify(folder)
+
+
+def test_a_run_that_works_meanwhile_and_is_as_it_was_written_is_no_problem(folder):
+    with open_run(folder, fresh=False):
+        found = verify(folder)
+    assert folder / "plan.json" in found.files
+    size = found.bytes
+    (folder / "report.html").unlink()
+    assert 0 < found.bytes < size
 
 
 def test_an_export_of_another_plan_is_told(folder):

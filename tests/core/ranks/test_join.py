@@ -1,6 +1,8 @@
 """Before they join, processes wait for each other; those that do not come are named, and nobody waits for ever."""
 
 import os
+import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -59,6 +61,30 @@ def test_one_that_dies_while_they_connect_is_found_out(tmp_path, monkeypatch, ca
     assert "ecoflap: rank 1 of 2 has ended this run: its process is gone. The same command" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("with_device", ["0", "1"])
+def test_one_with_a_device_of_its_own_and_one_without_talk_through_main_memory(with_device, tmp_path, monkeypatch):
+    """Where each took the backend of its own machine, they would wait for each other for ever."""
+    monkeypatch.setattr(joining, "_has_own_device", lambda: os.environ["RANK"] == with_device)
+
+    def talk(ranks):
+        assert ranks.gather(ranks.rank) == [0, 1]
+
+    assert several(2, talk, tmp_path) == [(0, "")] * 2
+
+
+def test_one_that_is_killed_behind_the_run_is_named(tmp_path):
+    """The others wait for it then, so that none ends before all are done."""
+
+    def die(ranks):
+        if ranks.rank == 0:
+            time.sleep(0.5)  # until the other waits
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    dead, alive = several(2, die, tmp_path)
+    assert (dead.code, alive.code) == (-signal.SIGKILL, 2)
+    assert alive.said.startswith("RankError: rank 0 of 2 has ended this run: it ended with -9. The same command")
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [({"MASTER_ADDR": None}, "MASTER_ADDR is not set"), ({"MASTER_PORT": "a"}, "'a'"), ({"MASTER_PORT": "99999"}, "")],
@@ -96,6 +122,14 @@ def test_nobody_is_missed_who_has_come(store):
     with pytest.raises(RankError, match="rank 1 of 2 has not come"):
         Watch(store, 0, 2).wait_for_all(-1.0)
     Watch(store, 1, 2).wait_for_all(-1.0)
+
+
+@pytest.mark.parametrize("have", [(True, True), (True, False), (False, True), (False, False)])
+def test_devices_are_used_where_each_has_one(have, store):
+    first, second = (Watch(store, rank, 2) for rank in range(2))
+    with pytest.raises(RankError, match="rank 1 of 2 has not come"):
+        first.wait_for_all(-1.0, has_device=have[0])
+    assert second.wait_for_all(-1.0, has_device=have[1]) == all(have)
 
 
 class Gone(HashStore):

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.report import read_report
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.same_ranks import check_same, refuse_numbered_device
+from ecoflap.core.run import pipeline
+from ecoflap.core.run.run_model import RunModel
+from ecoflap.core.run.same_ranks import check_same, check_same_device, refuse_numbered_device
 from ecoflap.plugins.pruners.wanda import Wanda
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
 
@@ -447,6 +450,29 @@ def test_other_devices_are_not(device, size):
     plainest = {"version": 1, "sparsity": 0.5, "allocate": "uniform", "prune": "magnitude"}
     recipe = {**plainest, "model": {"source": "somewhere", "device": device}}
     refuse_numbered_device(ranks, parse_recipe(recipe, registry=load_registry()))
+
+
+def test_a_recipe_that_lies_in_the_folder_is_read_by_all_before_fresh_deletes_it(recipes, tmp_path, monkeypatch):
+    folder, read = ecoflap.run(recipes["no data"], folder=tmp_path / "run").folder, pipeline._checked
+
+    def late(*given):
+        time.sleep(1.0 if os.environ["RANK"] == "1" else 0.0)
+        return read(*given)
+
+    monkeypatch.setattr(pipeline, "_checked", late)
+    anew = partial(ecoflap.run, folder / "recipe.yaml", folder=folder, fresh=True)
+    assert several(2, lambda ranks: anew(ranks=ranks), tmp_path) == [(0, "")] * 2
+
+
+def test_processes_on_other_kinds_of_devices_are_named_with_their_rank(plain, tmp_path, monkeypatch):
+    """As where torch finds no GPU on one of the machines, and ``auto`` takes the CPU there."""
+    monkeypatch.setattr(RunModel, "device", property(lambda self: "cpu" if os.environ["RANK"] == "1" else "cuda"))
+    said = refused(tmp_path, lambda rank: plain())
+    assert "rank 1 computes on cpu, and rank 0 on cuda (all have to on the same: see that torch finds a GPU" in said
+
+
+def test_devices_of_one_kind_may_have_other_numbers():
+    check_same_device(Second("cuda:0"), "cuda:1")
 
 
 def test_more_processes_than_batches_are_refused(plain, data, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.open_run import open_run, require_finished
+from ecoflap.core.record.open_run import is_held, open_run, require_finished
 
 
 @pytest.fixture
@@ -80,6 +80,17 @@ def test_the_lock_stays_when_it_is_given_back(tmp_path):
             with pytest.raises(RunError, match="another process is running"), open_run(tmp_path / "run", fresh=True):
                 pass
         assert os.stat(folder.lock).st_ino == held
+
+
+def test_a_lock_is_held_as_long_as_a_run_is_open(tmp_path, monkeypatch):
+    assert not is_held(tmp_path / "run" / ".lock")
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        assert is_held(folder.lock)
+        assert is_held(folder.lock)  # asking does not take it
+    assert not is_held(folder.lock)
+    with open_run(tmp_path / "run", fresh=False):
+        monkeypatch.setattr("fcntl.flock", lambda *_: os.close(-1))  # as on a disk without locks
+        assert not is_held(folder.lock)
 
 
 def test_only_a_finished_run_is_compared(folder):

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from killing import fork
@@ -14,6 +16,7 @@ from ecoflap.core.compare.comparison import compared
 from ecoflap.core.contracts.events import LayerPruned, RunStarted, StageStarted
 from ecoflap.core.errors import EcoflapError, RankError, RunError
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.open_run import open_run
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.sweep_list import swept_runs
 from ecoflap.core.sweep.request import SweepRequest
@@ -170,6 +173,31 @@ def test_a_run_that_fails_does_not_take_the_others_with_it(file, heard_by, tmp_p
     assert len(sweep(SweepRequest(file(), folder=tmp_path / "s")).finished) == 4
 
 
+def test_a_second_sweep_of_a_folder_is_refused_and_leaves_the_first_ones_runs(file, heard_by, tmp_path):
+    request, refused = SweepRequest(file(grid={}), folder=tmp_path / "s"), []
+
+    def begin_another(event):
+        if isinstance(event, RunStarted) and event.folder.name == "scored-seed-0":
+            with pytest.raises(RunError) as caught:
+                sweep(replace(request, fresh=True))
+            refused.append(str(caught.value))
+
+    done = sweep(request, registry=heard_by(begin_another))
+    assert refused == [
+        f"another process is running in {tmp_path / 's'}. Wait for it, or name another folder with --folder"
+    ]
+    assert [(path.name, (path / "report.json").is_file()) for path in done.finished] == [
+        ("plain-seed-0", True),
+        ("scored-seed-0", True),
+    ]
+
+
+def test_a_folder_in_which_a_sweep_was_killed_before_its_list_is_taken_up(file, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".sweep.lock").touch()
+    assert len(planned_sweep(SweepRequest(file(), folder=tmp_path / "s"))) == 4
+
+
 SCORER = """
 class Mine:
     def __call__(self, replay, layers):
@@ -287,6 +315,27 @@ def test_a_run_whose_folder_is_none_of_the_sweeps_is_refused_by_its_number(tmp_p
         ) as refused:
             use()
         assert told in str(refused.value)
+
+
+def test_a_model_that_cannot_be_deleted_is_told_and_the_other_runs_go_on(file, tmp_path):
+    """As where somebody exports a run that has just ended, or NFS keeps a file that is open elsewhere."""
+    first, told = tmp_path / "s" / "plain-seed-0", []
+    with ExitStack() as held:
+
+        def hold(line):
+            told.append(line)
+            if line.startswith("[1/2] plain, seed=0: done"):
+                held.enter_context(open_run(first, fresh=False))
+
+        done = sweep(SweepRequest(file(grid={}), folder=tmp_path / "s"), tell=hold)
+    assert [path.name for path in done.finished] == ["plain-seed-0", "scored-seed-0"]
+    assert done.failed == {}
+    assert [(path / "model").is_dir() for path in done.finished] == [True, False]
+    (said,) = (line for line in told if "its model is left" in line)
+    assert said.startswith("[1/2] plain, seed=0: its model is left, and the same command tries again to delete it: ")
+    assert f"another process is running in {first}. " in said
+    sweep(SweepRequest(file(grid={}), folder=tmp_path / "s"))
+    assert not (first / "model").exists()
 
 
 def test_a_link_for_a_model_goes_and_what_it_leads_to_stays(file, tmp_path):

@@ -1,15 +1,19 @@
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from plan_contexts import context
+from several import several
 from speaking import Given, Parrot
 from torch import nn
 
 import ecoflap
 from ecoflap.core.contracts.abilities import Generates, Generation
 from ecoflap.core.contracts.protocols import Evaluator, ignore
-from ecoflap.core.contracts.records import Sample
+from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError
+from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.plugins.evaluators import caption
 from ecoflap.plugins.evaluators.caption import Caption
@@ -93,6 +97,24 @@ def test_what_is_missing_is_told_before_a_run_and_by_itself(monkeypatch: pytest.
     assert list(Caption(Given(TWO)).problems(context())) == told
     with pytest.raises(DataError, match="caption: scoring captions needs pycocoevalcap"):
         Caption(Given(TWO))(MODEL, Silent(), ignore)
+
+
+def test_of_several_processes_the_first_alone_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    measure = Measure(0.5, 2, 0.25, "captions")
+
+    def score(*given: Any) -> dict[str, Measure]:
+        (tmp_path / f"scored by {os.environ['RANK']}").touch()
+        return {"spice": measure}
+
+    monkeypatch.setitem(caption.SCORERS, "spice", score)  # type: ignore[arg-type]
+    monkeypatch.setattr(caption, "missing_for", lambda metrics: iter(()))
+
+    def together(ranks: Ranks) -> None:
+        found = Caption(Given(TWO), metrics=("spice",)).dealt(MODEL, Silent("the cat", "a dog"), ignore, ranks)
+        assert found["spice"] == measure
+
+    assert several(2, together, tmp_path) == [(0, "")] * 2
+    assert [path.name for path in tmp_path.glob("scored*")] == ["scored by 0"]
 
 
 def test_every_metric_has_a_scorer():

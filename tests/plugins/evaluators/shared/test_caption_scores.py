@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ecoflap.core.errors import DataError
+from ecoflap.core.record.open_run import is_held
 from ecoflap.plugins.evaluators.shared import caption_scores
 from ecoflap.plugins.evaluators.shared.caption_scores import bleu, cider, missing_for, rouge
 
@@ -103,7 +104,7 @@ def test_nothing_said_scores_nothing():
     assert cider(silent, REFERENCES, [1, 2, 3])["cider"].value == pytest.approx(7.5 / 3)
 
 
-def test_spice_is_the_mean_of_its_f(monkeypatch: pytest.MonkeyPatch):
+def test_spice_is_the_mean_of_its_f_and_runs_once_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The scorer itself takes Java and a parser of 400 MB."""
     from pycocoevalcap.spice import spice as module
 
@@ -111,10 +112,13 @@ def test_spice_is_the_mean_of_its_f(monkeypatch: pytest.MonkeyPatch):
         def compute_score(self, references: Any, said: Any) -> Any:
             assert said == {0: ["a red cat"], 1: ["a dog runs"], 2: ["two small birds fly"]}
             assert references[2] == REFERENCES[2]
+            assert is_held(tmp_path / "tmp" / ".lock")
             return 0.0, [{"All": {"f": value}} for value in (0.1, 0.2, 0.6)]
 
     monkeypatch.setattr(module, "Spice", Scorer)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "spice.py"))
     measure = caption_scores.spice(SAID, REFERENCES, [1, 2, 3])["spice"]
+    assert not is_held(tmp_path / "tmp" / ".lock")
     assert measure.value == pytest.approx(0.3)
     assert measure.standard_error == pytest.approx(stdev([0.1, 0.2, 0.6]) / math.sqrt(3))
 
