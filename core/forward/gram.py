@@ -3,7 +3,7 @@
     H = Σ_n x_n x_nᵀ over all tokens n, in float32
 
 Inputs in bfloat16 are multiplied as they are where the library of kernels can: a product of two of them is exact in
-float32, and torch has no such product on a CPU but by widening both, which takes two to three times as long.
+float32, and torch has no such product on a CPU but by widening both, which takes twice as long and more.
 """
 
 from collections.abc import Callable, Hashable
