@@ -138,8 +138,9 @@ def best_of_columns(metric: Float[Tensor, "m runs"], n: int) -> Bool[Tensor, "m 
 
 def _beaten(metric: Float[Tensor, "m runs"]) -> Float32[Tensor, "m runs"]:
     """Count by how many others of its column each is beaten."""
-    duels, later_wins = _duels(len(metric), metric.device)
-    wins = torch.ge(metric, metric[:, None], out=metric.new_empty(len(metric), *metric.shape, dtype=torch.float32))
+    m, columns = metric.shape
+    duels, later_wins = _duels(m, metric.device)
+    wins = torch.ge(metric, metric[:, None], out=metric.new_empty(m, m, columns, dtype=torch.float32))
     return torch.addmm(later_wins, duels, wins.flatten(0, 1))
 
 

@@ -7,7 +7,7 @@ Frantar & Alistarh, SparseGPT: Massive Language Models Can Be Accurately Pruned 
 which is Optimal Brain Surgeon with one order of the columns for all rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -94,12 +94,14 @@ class _Columns:
         if isinstance(share, Keep):
             self._choose(start, stop, share)
         step = share.m if isinstance(share, Pattern) else _STEP
+        of_columns = [held[start:stop].unbind() for held in (self.now, self.lost, self.goes, self.factor.follow)]
+        columns = list(zip(*of_columns, strict=True))  # once a block: to take one out costs as much as to compute on it
         for first in range(start, stop, step):
             last = min(first + step, stop)
             self._update(start, first, last)
             if isinstance(share, Pattern):
                 self._choose(first, last, share)
-            self._prune(first, last)
+            self._prune(first, columns[first - start : last - start])
         if isinstance(share, Pattern):  # of all runs at once: NaN and infinity stay in what is kept or what was lost
             check_finite((self.now[start:stop] + self.lost[start:stop]) * self.factor.pivots.values[start:stop, None])
 
@@ -120,11 +122,14 @@ class _Columns:
         kept = best_of_columns(metric, share.n) if isinstance(share, Pattern) else select(metric.T, share, "layer").T
         torch.logical_not(kept, out=self.goes[first:last])
 
-    def _prune(self, first: int, last: int) -> None:
-        """Prune one column after the other, each updated from those before it since ``first``."""
+    def _prune(self, first: int, columns: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+        """Prune one column after the other, each updated from those before it since ``first``.
+
+        :param columns: Of each, what it is now, what it has lost, which go, and how it follows those before it.
+        """
+        last = first + len(columns)
         lost = self.lost[first:last]
-        rows = zip(self.now[first:last], lost, self.goes[first:last], self.factor.follow[first:last], strict=True)
-        for j, (now, gone, goes, follow) in enumerate(rows):
+        for j, (now, gone, goes, follow) in enumerate(columns):
             if j:
                 now.addmv_(lost[:j].T, follow[first : first + j], alpha=-1)
             torch.mul(now, goes, out=gone)
