@@ -171,8 +171,9 @@ def _identify_code(state: RunState, here: Mapping[str, str], working: bool) -> l
 
     :param here: The versions of this process.
     """
-    lasting = sources([*lasting_parts(state.recipe), type(state.prepared.adapter)])
-    accepted = state.folder.identify_code(lasting, accept=state.accept_change)
+    adapter = type(state.prepared.adapter)
+    lasting, evaluated_by = sources([*lasting_parts(state.recipe), adapter]), sources([adapter])
+    accepted = state.folder.identify_code(lasting, evaluated_by=evaluated_by, accept=state.accept_change)
     return accepted + state.folder.identify_versions(here, working=working, accept=state.accept_change)
 
 

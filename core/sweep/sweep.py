@@ -57,7 +57,8 @@ def planned_sweep(request: SweepRequest, registry: Registry | None = None) -> li
     """
     sweep = read_sweep(request.what, request.set_, request.seeds)
     trusting = (registry or load_registry()).trusting(request.allow_code)
-    runs = planned_runs(sweep, request.target, trusting, fresh=request.fresh)
+    anew, accepting = request.fresh, request.accept_change
+    runs = planned_runs(sweep, request.target, trusting, fresh=anew, accept_change=accepting)
     _refuse_strangers(request.target)
     return runs
 
