@@ -1,6 +1,7 @@
 """Do the runs of a sweep in several processes at once, each run in a process of its own as the command does it."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from ecoflap.core.ranks.launch import how_ended
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.sweep.failures import failure_in
 from ecoflap.core.sweep.request import SweepRequest
@@ -19,6 +21,9 @@ from ecoflap.core.text.printable import printable
 Job = TypeVar("Job")
 MENDABLE = 2
 """The code of a command that has failed of what its user can mend."""
+STOPPED = "stopped"
+"""Said of a run in the place of what it has failed of, where Ctrl-C or SIGTERM has ended it, as they end a sweep."""
+_STOPPED_WITH = frozenset(code for number in (signal.SIGINT, signal.SIGTERM) for code in (128 + number, -number))
 
 
 class Runners:
@@ -44,7 +49,7 @@ class Runners:
                 file, failure = Path(own) / "recipe.yaml", Path(own) / "failure"
                 file.write_text(recipe.dump(), encoding="utf-8")
                 process = self._started(file, folder, failure, place)
-                return "the sweep was ended before it began" if process is None else self._ended(process, failure)
+                return STOPPED if process is None else self._ended(process, failure)
         finally:
             self._places.put(place)
 
@@ -81,7 +86,7 @@ class Runners:
         told = failure_in(failure)
         if told and process.returncode != MENDABLE:  # it said a traceback, which a run in this process prints
             print(printable(said), file=sys.stderr, end="", flush=True)
-        return told or said.strip() or f"it ended with code {process.returncode}"
+        return told or _why_ended(process.returncode, said)
 
 
 def at_once(
@@ -110,6 +115,18 @@ def at_once(
                     yield running.pop(future), future.result()
         finally:
             stop()
+
+
+def _why_ended(code: int, said: str) -> str:
+    """Say how a run has ended that has not said what it failed of.
+
+    :param said: What it wrote to stderr: its progress, and behind that maybe the reason.
+    """
+    if code in _STOPPED_WITH:
+        return STOPPED
+    lines = said.split("\n") if code > 0 else []  # one that a signal has ended had no time for a reason
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"{how_ended(code)}; it said last: {last}" if last else how_ended(code)
 
 
 def _environment(place: int, count: int) -> dict[str, str]:

@@ -27,7 +27,7 @@ from ecoflap.core.sweep.file import read_sweep
 from ecoflap.core.sweep.grid import PlannedRun, planned_runs
 from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.runs import record_runs
-from ecoflap.core.sweep.several import Runners, at_once
+from ecoflap.core.sweep.several import STOPPED, Runners, at_once
 from ecoflap.core.sweep.taking_over import Earlier, earlier_runs, evaluated, scored, to_reuse
 from ecoflap.core.text.numbers import time_text
 from ecoflap.core.text.printable import printable
@@ -158,7 +158,8 @@ def _tried(do: Callable[[], str], head: str, tell: Callable[[str], None]) -> str
     began = perf_counter()
     failure = do()
     took = time_text(perf_counter() - began)
-    tell(f"{head}: failed after {took}: {failure}" if failure else f"{head}: done in {took}")
+    well = {"": "done in", STOPPED: "stopped after"}.get(failure)
+    tell(f"{head}: {well} {took}" if well else f"{head}: failed after {took}: {failure}")
     return failure
 
 

@@ -12,7 +12,8 @@ from ecoflap import SweepRequest
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.sweep.several import Runners, at_once
+from ecoflap.core.sweep.several import STOPPED, Runners, at_once
+from ecoflap.core.sweep.sweep import sweep
 from ecoflap.core.text.strict_yaml import write_yaml
 
 
@@ -72,7 +73,7 @@ def test_nothing_begins_after_the_end(plain, monkeypatch, tmp_path):
     begun = []
     monkeypatch.setattr(subprocess, "Popen", lambda *command, **options: begun.append(command))
     runners.stop()
-    assert runners.run(recipe, tmp_path / "run") == "the sweep was ended before it began"
+    assert runners.run(recipe, tmp_path / "run") == STOPPED
     assert not begun
 
 
@@ -125,10 +126,21 @@ def running(recipe, tmp_path, monkeypatch):
         ("exit 0", "", ""),
         ("echo loud >&2; printf 'no ecoflap: here' > $failure; exit 2", "no ecoflap: here", ""),
         ("echo Traceback >&2; printf 'ValueError: x' > $failure; exit 1", "ValueError: x", "Traceback\n"),
-        ("echo killed >&2; exit 3", "killed", ""),
-        ("kill -9 $$", "it ended with code -9", ""),
+        ("echo progress >&2; echo killed >&2; exit 3", "it ended with code 3; it said last: killed", ""),
+        ("exit 3", "it ended with code 3", ""),
+        ("echo progress >&2; kill -9 $$", "SIGKILL ended it", ""),
+        ("echo 'ecoflap: stopped' >&2; exit 130", STOPPED, ""),
+        ("kill -15 $$", STOPPED, ""),
     ],
 )
 def test_what_a_process_ended_of_is_told_and_its_traceback_passed_on(running, capsys, script, failure, passed_on):
     assert running(script) == failure
     assert capsys.readouterr().err == passed_on
+
+
+def test_a_run_that_was_stopped_is_not_said_to_have_failed(plain, monkeypatch, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(write_yaml(plain()))
+    monkeypatch.setattr(Runners, "run", lambda *_: STOPPED)
+    told = []
+    sweep(SweepRequest(tmp_path / "recipe.yaml", folder=tmp_path / "s", processes=2), tell=told.append)
+    assert told[-1].startswith("[1/1] seed=0: stopped after ")
