@@ -1,6 +1,7 @@
 """Do the runs of a sweep in several processes at once, each run in a process of its own as the command does it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ MENDABLE = 2
 STOPPED = "stopped"
 """Said of a run in the place of what it has failed of, where Ctrl-C or SIGTERM has ended it, as they end a sweep."""
 _STOPPED_WITH = frozenset(code for number in (signal.SIGINT, signal.SIGTERM) for code in (128 + number, -number))
+_STARTS = ".starting-"
+"""Begins the name of a folder in the sweep's, through which a run is given its recipe and tells what it failed of."""
 
 
 class Runners:
@@ -45,7 +48,7 @@ class Runners:
         """Do one run, and return what went wrong; empty where nothing did."""
         place = self._places.get()
         try:
-            with TemporaryDirectory() as own:
+            with TemporaryDirectory(prefix=_STARTS, dir=folder.parent) as own:
                 file, failure = Path(own) / "recipe.yaml", Path(own) / "failure"
                 file.write_text(recipe.dump(), encoding="utf-8")
                 process = self._started(file, folder, failure, place)
@@ -72,13 +75,21 @@ class Runners:
             if self._is_stopped:
                 return None
             process = subprocess.Popen(
-                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,  # into which nothing is written: the run ends where it is closed
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
             )
             self._running.add(process)
         return process
 
     def _ended(self, process: subprocess.Popen[str], failure: Path) -> str:
-        _, said = process.communicate()
+        assert process.stderr is not None  # for mypy
+        with process:  # and by no communicate(), which would close what the run watches
+            said = process.stderr.read()
         with self._lock:
             self._running.discard(process)
         if process.returncode == 0:
@@ -115,6 +126,12 @@ def at_once(
                     yield running.pop(future), future.result()
         finally:
             stop()
+
+
+def delete_left(folder: Path) -> None:
+    """Delete what a sweep that was killed has left in its folder of runs under way, which have ended with it."""
+    for left in folder.glob(f"{_STARTS}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _why_ended(code: int, said: str) -> str:

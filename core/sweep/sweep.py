@@ -27,7 +27,7 @@ from ecoflap.core.sweep.file import read_sweep
 from ecoflap.core.sweep.grid import PlannedRun, planned_runs
 from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.runs import record_runs
-from ecoflap.core.sweep.several import STOPPED, Runners, at_once
+from ecoflap.core.sweep.several import STOPPED, Runners, at_once, delete_left
 from ecoflap.core.sweep.taking_over import Earlier, earlier_runs, evaluated, scored, to_reuse
 from ecoflap.core.text.numbers import time_text
 from ecoflap.core.text.printable import printable
@@ -80,6 +80,7 @@ def sweep(
 
 
 def _swept(request: SweepRequest, runs: Sequence[PlannedRun], registry: Registry, tell: Callable[[str], None]) -> Swept:
+    delete_left(request.target)
     if request.fresh:
         _empty(runs)
     record_runs(request.target, list(map(_entry, runs)), fresh=request.fresh)
