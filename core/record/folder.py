@@ -106,6 +106,16 @@ class RunFolder:
         return self.path / "refined.jsonl"
 
     @property
+    def profile(self) -> Path:
+        """Say where the time went, where that was asked; no list knows it, and nothing reads it."""
+        return self.path / "profile.txt"
+
+    @property
+    def profiles(self) -> Path:
+        """Give the folder of the same for each stage, as pstats reads it."""
+        return self.path / "profile"
+
+    @property
     def is_pruned(self) -> bool:
         """Say whether the pruned model is complete: its masks are written first, and ``model/`` appears whole."""
         return self.model.is_dir() and self.masks.is_file()
