@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ecoflap.core.cli.processes import ProcessesOption, RunsAtOnceOption
+from ecoflap.core.cli.processes import FailureOption, ProcessesOption, RunsAtOnceOption
 from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, leave_last_word, leave_word_of_sigbus, stoppable
 from ecoflap.core.disk.paths import why_unusable
 from ecoflap.core.disk.reading import what_to_mend
@@ -119,9 +119,7 @@ def run(
     accept_change: AcceptChangeOption = False,
     processes: ProcessesOption = 1,
     profile: Annotated[bool, typer.Option("--profile", help="Write where the time went into profile.txt.")] = False,
-    failure: Annotated[
-        Path | None, typer.Option(hidden=True, help="The file in which a sweep is told what the run failed of.")
-    ] = None,
+    failure: FailureOption = None,
 ) -> None:
     """Run a recipe, or go on with a run that was cut off."""
     if processes > 1 and not are_several():

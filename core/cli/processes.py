@@ -1,9 +1,15 @@
-"""How many processes a command starts, which no machine may be too small for before they have read anything."""
+"""How many processes a command starts, which no machine may be too small for before they have read anything.
+
+And what ties a run to the sweep that has started it.
+"""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ecoflap.core.cli.stopping import end_with_starter
 
 EMPTY = 150 << 20
 """Bytes that a process holds when it has imported torch and read no model yet: 145 to 160 MB on Linux."""
@@ -33,4 +39,19 @@ ProcessesOption = Annotated[
 ]
 RunsAtOnceOption = Annotated[
     int, typer.Option(min=1, metavar="N", help="Do N runs at once, each in a process.", callback=_fitting)
+]
+
+
+def _tied(file: Path | None) -> Path | None:
+    """End with the sweep, which alone names such a file."""
+    if file is not None:
+        end_with_starter()
+    return file
+
+
+FailureOption = Annotated[
+    Path | None,
+    typer.Option(
+        hidden=True, help="Where a sweep is told what the run failed of; it holds stdin open.", callback=_tied
+    ),
 ]

@@ -17,10 +17,7 @@ from typing import Any, NamedTuple
 import ecoflap
 from ecoflap.core.contracts.events import Event, RunFailed, RunFinished, RunStarted, StageFinished, StageStarted
 from ecoflap.core.disk.whole_files import write_whole
-
-FILE = "profile.txt"
-FOLDER = "profile"
-"""In the run folder: the page that is read, and the folder with a file for each stage that pstats reads."""
+from ecoflap.core.record.folder import RunFolder
 
 _ROWS = 15
 """How many files and functions a stage is told by: the rest is a few hundredths of it."""
@@ -49,7 +46,7 @@ class StageProfiles:
     """
 
     def __init__(self, began: float) -> None:
-        self._folder: Path | None = None
+        self._folder: RunFolder | None = None
         self._running: Profile | None = None
         self._began = 0.0
         self._ended = began  # the last stage, or what was before the first
@@ -60,8 +57,9 @@ class StageProfiles:
     def __call__(self, event: Event) -> None:
         """Begin with a stage, and write what is known when it is done, or when the run fails in it."""
         if isinstance(event, RunStarted):
-            self._folder, self._number = event.folder, _next_number(event.folder / FOLDER)
-            self._pages = [*_pages_of(event.folder / FILE), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"]
+            self._folder = folder = RunFolder(event.folder)
+            self._number = _next_number(folder.profiles)
+            self._pages = [*_pages_of(folder.profile), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"]
         elif isinstance(event, StageStarted):
             self._stop("")
             self._gaps.append(perf_counter() - self._ended)
@@ -85,7 +83,7 @@ class StageProfiles:
         self._ended = perf_counter()
         if self._folder is None or not stage:
             return
-        folder = self._folder / FOLDER
+        folder = self._folder.profiles
         folder.mkdir(exist_ok=True)
         profile.dump_stats(folder / f"{self._number:02d}-{stage.replace(' ', '-')}.prof")
         self._number += 1
@@ -94,7 +92,7 @@ class StageProfiles:
     def _add(self, text: str) -> None:
         if self._folder is not None:
             self._pages.append(text)
-            write_whole(self._folder / FILE, "\n\n".join(self._pages) + "\n")
+            write_whole(self._folder.profile, "\n\n".join(self._pages) + "\n")
 
 
 def process_began() -> float:

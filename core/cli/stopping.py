@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -81,6 +82,20 @@ def end_at_once() -> None:
     """Let a signal from now on end the process at once, for its work is done and only Python's own is left."""
     for number in _heeded():
         signal.signal(number, _exit)
+
+
+def end_with_starter() -> None:
+    """End this process at once where what started it is gone, which holds the other end of stdin until then.
+
+    Whoever is killed passes no signal on. What is done is on the disk whole, as where this process is killed itself.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):  # and not by sys.stdin, which Python could not close at the end while it is read
+            pass
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="ecoflap starter", daemon=True).start()
 
 
 def leave_last_word(event: Event) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from ecoflap.core.compare.methods import method_names, seeds_of
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.open_run import require_finished
-from ecoflap.core.record.report import RecordedMeasure, Report, read_report
+from ecoflap.core.record.report import RecordedMeasure, RecordedStage, Report, read_report
 from ecoflap.core.record.sweep_list import is_sweep, swept_runs
 from ecoflap.core.text.numbers import mean
 
@@ -66,15 +66,20 @@ class ComparedRun:
         """Give the pruned model's measures by name."""
         return self.report.measures.pruned
 
+    @cached_property
+    def stages(self) -> tuple[RecordedStage, ...]:
+        """Give its stages but for exports: more of these may be made at any time, and the method is the same."""
+        return tuple(stage for stage in self.report.stages if not stage.is_export)
+
     @property
     def seconds(self) -> float:
         """Add up how long its stages took, over all its processes."""
-        return sum(stage.seconds for stage in self.report.stages)
+        return sum(stage.seconds for stage in self.stages)
 
     @property
     def peak_memory(self) -> int:
-        """Give the most bytes that it held, libraries included."""
-        return max((stage.peak_memory for stage in self.report.stages), default=0)
+        """Give the most bytes that it held in one of them, libraries included."""
+        return max((stage.peak_memory for stage in self.stages), default=0)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _stages_in_order(runs: Sequence[ComparedRun]) -> list[str]:
     """Return the names of all stages, each before the one that comes after it in a run."""
     order: list[str] = []
     for run in runs:
-        own = [stage.stage for stage in run.report.stages]
+        own = [stage.stage for stage in run.stages]
         for name, after in reversed([*zip(own, [*own[1:], None], strict=True)]):
             if name not in order:
                 order.insert(order.index(after) if after in order else len(order), name)
@@ -177,7 +177,7 @@ def _stages_in_order(runs: Sequence[ComparedRun]) -> list[str]:
 def _seconds(runs: Sequence[ComparedRun], order: Sequence[str]) -> dict[str, float]:
     """Return each stage's mean over the runs of a method; a run without the stage counts as zero."""
     return {
-        name: sum(stage.seconds for run in runs for stage in run.report.stages if stage.stage == name) / len(runs)
+        name: sum(stage.seconds for run in runs for stage in run.stages if stage.stage == name) / len(runs)
         for name in order
     }
 

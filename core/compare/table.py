@@ -122,10 +122,11 @@ def table_notes(comparison: Comparison) -> Iterator[str]:
     if comparison.metrics:
         seeds = "mean ± standard deviation over seeds" if comparison.has_seeds else "value ± standard error"
         yield f"Measures: {seeds}."
-    for group in comparison.groups if comparison.has_seeds else ():
+    same = "Of the same seeds, and counted once" if comparison.has_seeds else "Of the same seeds"
+    for group in comparison.groups:
         for runs in group.by_seeds:
             if len(runs) > 1:
-                yield f"Of the same seeds, and counted once: {', '.join(run.name for run in runs)}"
+                yield f"{same}: {', '.join(run.name for run in runs)}"
     if any(run.taken_over for run in comparison.runs):
         whats = dict.fromkeys(what for run in comparison.runs for what in run.taken_over)
         by_what = "; ".join(f"{what} ({', '.join(_that_took(what, comparison))})" for what in whats)

@@ -196,6 +196,8 @@ def _run(folder: RunFolder, found: Verified) -> None:
         found.hold(partial(_reported, folder), folder.report)
     else:
         found.unfinished.append(folder.path)
+    if lexists(folder.profiles):
+        _others(folder.profiles, tuple(folder.profiles.glob("*.prof")), found)
     _others(folder.path, (*_own(folder), *found.files), found)
 
 
@@ -236,7 +238,7 @@ def _decided(folder: RunFolder, found: Verified) -> None:
 
 
 def _own(folder: RunFolder) -> Iterator[Path]:
-    """Yield what was looked at, whatever was found."""
+    """Yield what was looked at, whatever was found, and what is the run's and carries no seal."""
     yield from (
         folder.recipe,
         folder.fingerprints,
@@ -249,7 +251,7 @@ def _own(folder: RunFolder) -> Iterator[Path]:
         folder.rounds,
         folder.model,
     )
-    yield from (folder.exports, folder.path / PAGE, *folder.path.glob("*.jsonl"))
+    yield from (folder.exports, folder.path / PAGE, *folder.path.glob("*.jsonl"), folder.profile, folder.profiles)
 
 
 def _weight_scores(folder: RunFolder, found: Verified) -> None:

@@ -103,11 +103,15 @@ def how_ended(code: int, read: str = "a model's with model.offload: disk") -> st
 
 
 def _environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """Give what torchrun would put into the environment of a process."""
+    """Give what torchrun would put into the environment of a process, and quiet there.
+
+    Of a connection that breaks torch warns by twenty frames of C++, and each process says in a sentence what it means.
+    """
     number, there = str(rank), str(size)
     threads = str(max(1, (os.cpu_count() or 1) // size))
     return {
         "OMP_NUM_THREADS": threads,
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
         **os.environ,
         "RANK": number,
         "LOCAL_RANK": number,

@@ -1,6 +1,6 @@
 """Keep a run folder: its files by name, what is noted in it, and whose model and data it is of."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ from ecoflap.core.machine.part_code import Source, digests_of
 from ecoflap.core.record.remembered import DENSE
 from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
 
-FROM_PYTHON = "(folder=, accept_change=True and fresh=True from Python)"
+FROM_PYTHON = (
+    "(folder=, accept_change=True and fresh=True from Python); in a sweep, whose --fresh empties all of its runs, "
+    "delete this folder alone"
+)
+"""Ends what says to run elsewhere, to go on all the same, or to begin anew."""
 _ANEW = "Restore it, or begin the run anew with --fresh."
 _UNDO = (
     "Undo the change: a folder keeps the recipe that it was begun with. To run another, copy it to a place of its own "
@@ -102,6 +106,16 @@ class RunFolder:
         return self.path / "refined.jsonl"
 
     @property
+    def profile(self) -> Path:
+        """Say where the time went, where that was asked; no list knows it, and nothing reads it."""
+        return self.path / "profile.txt"
+
+    @property
+    def profiles(self) -> Path:
+        """Give the folder of the same for each stage, as pstats reads it."""
+        return self.path / "profile"
+
+    @property
     def is_pruned(self) -> bool:
         """Say whether the pruned model is complete: its masks are written first, and ``model/`` appears whole."""
         return self.model.is_dir() and self.masks.is_file()
@@ -119,8 +133,19 @@ class RunFolder:
     @property
     def holds_results(self) -> bool:
         """Say whether anything was found or made here that would have to be found again."""
-        found = (self.evaluations, self.dense, self.scores, self.refinements, self.plan, self.report)
-        return any(path.exists() for path in (*found, self.masks, self.blocks, self.rounds, self.model, self.exports))
+        return any(path.exists() for path in (self.evaluations, self.dense, self.scores, *self._made_of_scores))
+
+    @property
+    def holds_dense_alone(self) -> bool:
+        """Say whether evaluations of the dense model are all that was found here: of scores there is no line yet."""
+        without_header = read_lines(self.scores)[1:]
+        return not without_header and not any(path.exists() for path in self._made_of_scores)
+
+    @property
+    def _made_of_scores(self) -> tuple[Path, ...]:
+        """Give all that comes behind scoring."""
+        found = (self.trials, self.refinements, self.plan, self.report, self.masks)
+        return *found, self.blocks, self.rounds, self.model, self.exports
 
     @property
     def lock(self) -> Path:
@@ -188,28 +213,52 @@ class RunFolder:
             write_sealed_json(self.fingerprints, {**before, VERSIONS: dict(now)})
         return [f"it was begun with {changed}, which was accepted"] if changed and working else []
 
-    def identify_code(self, now: Mapping[str, Source], *, accept: bool = False) -> list[str]:
+    def identify_code(
+        self, now: Mapping[str, Source], *, evaluated_by: Collection[str] = (), accept: bool = False
+    ) -> list[str]:
         """Refuse other code of the run's own parts than the folder was begun with, also where nothing is left to do.
 
+        Where the other code has found nothing the folder is taken as begun with what is there now.
+
+        :param evaluated_by: The names in ``now`` of which evaluations of the dense model are by, too.
         :param accept: Go on all the same; what is there is by the code of before then.
         :return: What was accepted, a sentence each.
         """
-        found = self.read_fingerprints()
-        if CODE not in found and not self.holds_results:  # of what an earlier version found nothing is known
-            write_sealed_json(self.fingerprints, {**found, CODE: digests_of(now)})
-        known = _known_code(found)
-        changed = [name for name, one in now.items() if known.get(name, one.sha256) != one.sha256]
-        if changed and not accept:
-            which = " and ".join(f"another {name} ({now[name].file})" for name in changed)
+        found, others = self.read_fingerprints(), self.found_by_others(now, evaluated_by)
+        if others and not accept:
             raise RunError(
-                f"{self.path} was begun with {which} than is there now: what is there was computed by other code. Run "
+                f"{self.path} was begun with {others} than is there now: what is there was computed by other code. Run "
                 f"into another folder with --folder, begin this one anew with --fresh, or keep what is there and go on "
                 f"with --accept-change {FROM_PYTHON}"
             )
+        changed = {name: now[name].sha256 for name in self._changed(now)}
+        begun, accepted = found.get(CODE, {}), found.get(ACCEPTED_CODE, {})
+        if others:
+            write_sealed_json(self.fingerprints, {**found, ACCEPTED_CODE: {**accepted, **changed}})
+            return [f"{name} changed since it was begun, which was accepted" for name in changed]
         if changed:
-            accepted = {**found.get(ACCEPTED_CODE, {}), **{name: now[name].sha256 for name in changed}}
-            write_sealed_json(self.fingerprints, {**found, ACCEPTED_CODE: accepted})
-        return [f"{name} changed since it was begun, which was accepted" for name in changed]
+            self.scores.unlink(missing_ok=True)  # there is a header at the most
+            still = {name: digest for name, digest in accepted.items() if name not in changed}
+            write_sealed_json(self.fingerprints, {**found, CODE: {**begun, **changed}, ACCEPTED_CODE: still})
+        elif CODE not in found and not self.holds_results:  # of what an earlier version found nothing is known
+            write_sealed_json(self.fingerprints, {**found, CODE: digests_of(now)})
+        return []
+
+    def found_by_others(self, now: Mapping[str, Source], evaluated_by: Collection[str] = ()) -> str:
+        """Name the code that is other than what has found something here: ``another scorer_of_mine (FILE)``.
+
+        :return: Empty where none is, or where it has found nothing.
+        """
+        changed = self._changed(now)
+        if not changed or not self.holds_results:
+            return ""
+        if self.holds_dense_alone and not {*changed} & {*evaluated_by}:
+            return ""
+        return " and ".join(f"another {name} ({now[name].file})" for name in changed)
+
+    def _changed(self, now: Mapping[str, Source]) -> list[str]:
+        known = _known_code(self.read_fingerprints())
+        return [name for name, one in now.items() if known.get(name, one.sha256) != one.sha256]
 
     def goes_on_with(self, code: Mapping[str, str]) -> bool:
         """Say whether code is what the folder was begun with, or was accepted last; of what it does not know it is.

@@ -96,6 +96,11 @@ class RecordedStage(_Entry):
     seconds: float = Field(ge=0)
     peak_memory: NonNegativeInt
 
+    @property
+    def is_export(self) -> bool:
+        """Say whether an export was written in it, as may be done days after all else."""
+        return self.stage.startswith("export ")
+
 
 class RecordedRefinement(_Entry):
     """Says what a refiner did to a block, or to the model.

@@ -64,15 +64,18 @@ class RunData:
             self._log.note(f"score: samples is {samples} and the calibration data has {there}; all of those were used")
         return calibration.batches(self._model.get(), samples, self._model.home)
 
-    def batch_counts(self) -> dict[str, int]:
-        """Count the batches that are shared, by what they are for."""
+    def batch_counts(self, *, is_planned: bool) -> dict[str, int]:
+        """Count the batches that are shared, by what they are for.
+
+        :param is_planned: Whether there is a plan, so that nothing is scored or tried any more.
+        """
         recipe, counts = self._prepared.recipe, dict[str, int]()
         if recipe.calibration is not None:
             count = self._calibration(recipe.calibration).count()
             options = recipe.allocate.options
-            held_out = held_out_of(count, options.held_out) if options.candidates else 0
+            held_out = held_out_of(count, options.held_out) if options.candidates and not is_planned else 0
             counts["calibration data"] = count - held_out
-        keys = recipe.score_calibration
+        keys = None if is_planned else recipe.score_calibration
         if keys is not None and self._prepared.looks_at_scores and recipe.score is not None:
             options = recipe.score.scorer.options
             if options.data and options.shares:

@@ -171,8 +171,9 @@ def _identify_code(state: RunState, here: Mapping[str, str], working: bool) -> l
 
     :param here: The versions of this process.
     """
-    lasting = sources([*lasting_parts(state.recipe), type(state.prepared.adapter)])
-    accepted = state.folder.identify_code(lasting, accept=state.accept_change)
+    adapter = type(state.prepared.adapter)
+    lasting, evaluated_by = sources([*lasting_parts(state.recipe), adapter]), sources([adapter])
+    accepted = state.folder.identify_code(lasting, evaluated_by=evaluated_by, accept=state.accept_change)
     return accepted + state.folder.identify_versions(here, working=working, accept=state.accept_change)
 
 
@@ -254,10 +255,17 @@ def _taken_up(folder: RunFolder) -> Plan:
 def _identify_data(state: RunState) -> None:
     """Refuse other data than the folder was begun with, or note them where they are accepted."""
     check_same_found(state.ranks, state.data.fingerprints)
-    check_enough_batches(state.ranks, state.data)
+    check_enough_batches(state.ranks, _counts_of_batches_left(state))
     found = state.ranks.first(lambda: state.folder.identify(state.data.fingerprints, accept=state.accept_change))
     for sentence in found:
         state.log.note(sentence)
+
+
+def _counts_of_batches_left(state: RunState) -> dict[str, int]:
+    """Count the batches that are still to be shared, by what they are for."""
+    if state.is_pruned:
+        return {}
+    return state.data.batch_counts(is_planned=state.ranks.first(state.folder.plan.is_file))
 
 
 def _warn_of_other_models(state: RunState) -> None:

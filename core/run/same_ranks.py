@@ -12,7 +12,6 @@ from ecoflap.core.recipe.differences import changes
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.evaluations import Evaluation
-from ecoflap.core.run.data import RunData
 
 
 def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], sources: Mapping[str, Source]) -> None:
@@ -108,15 +107,16 @@ def check_sendable(ranks: Ranks, pruners: Mapping[str, PartSpec]) -> None:
         raise RunError(*problems)
 
 
-def check_enough_batches(ranks: Ranks, data: RunData) -> None:
+def check_enough_batches(ranks: Ranks, counts: Mapping[str, int]) -> None:
     """Refuse more processes than there are batches to share.
 
+    :param counts: How many there are, by what they are for.
     :raises RunError: With both numbers, and what to do.
     """
     problems = [
         f"there are {ranks.size} processes and {count} batches of {what}, of which each takes one at least: start "
         f"fewer, or set batch_size lower, or samples higher"
-        for what, count in data.batch_counts().items()
+        for what, count in counts.items()
         if count < ranks.size
     ]
     if problems:

@@ -21,6 +21,7 @@ from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import lasting_parts, what_scores_depend_on
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.prepare import prepare
+from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.sweep.file import SEED, Sweep
 from ecoflap.core.text.strict_yaml import Document, Place, read_yaml_file
 
@@ -63,12 +64,14 @@ class PlannedRun:
     """Holds one run of a sweep, checked.
 
     :param scored: Whether it looks at scores.
+    :param adapter: What makes its adapter; None until it is prepared.
     """
 
     choice: Choice
     recipe: Recipe
     folder: RunFolder
     scored: bool = False
+    adapter: Callable[..., Any] | None = None
 
     @property
     def state(self) -> State:
@@ -100,11 +103,14 @@ class PlannedRun:
         return json.dumps(what_scores_depend_on(self.recipe.plain())) if self.scored else ""
 
 
-def planned_runs(sweep: Sweep, folder: Path, registry: Registry, *, fresh: bool = False) -> list[PlannedRun]:
+def planned_runs(
+    sweep: Sweep, folder: Path, registry: Registry, *, fresh: bool = False, accept_change: bool = False
+) -> list[PlannedRun]:
     """Return all runs, in the order in which each can use most of what others found.
 
     :param folder: The sweep's folder, in which each run has one.
     :param fresh: Whether what the runs' folders hold will be deleted, so that it does not count.
+    :param accept_change: Whether runs may go on by other code of their parts than they were begun with.
     :raises RecipeError: With all that is wrong with any of them, each thing once.
     """
     found = _Problems()
@@ -119,6 +125,8 @@ def planned_runs(sweep: Sweep, folder: Path, registry: Registry, *, fresh: bool 
     runs = list(_in_folders(runs, folder.absolute()))
     if not fresh:
         runs = found.in_any(runs, _not_another)
+    if not fresh and not accept_change:
+        runs = found.in_any(runs, _not_by_others)
     found.raise_if_any(len(choices))
     return _ordered(runs)
 
@@ -162,19 +170,19 @@ class _Prepared:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._known: dict[str, bool | EcoflapError] = {}
+        self._known: dict[str, Prepared | EcoflapError] = {}
 
     def __call__(self, run: PlannedRun) -> PlannedRun:
         key = json.dumps(_without_seeds(run.recipe.plain()))
         if key not in self._known:
             try:
-                self._known[key] = prepare(run.recipe, self._registry).looks_at_scores
+                self._known[key] = prepare(run.recipe, self._registry)
             except EcoflapError as error:
                 self._known[key] = error
         known = self._known[key]
         if isinstance(known, EcoflapError):
             raise known
-        return replace(run, scored=known)
+        return replace(run, scored=known.looks_at_scores, adapter=type(known.adapter))
 
 
 def _without_seeds(plain: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +204,21 @@ def _not_another(run: PlannedRun) -> PlannedRun:
     if changed:
         raise RecipeError(
             f"begun with another recipe: {'; '.join(changed)} (before vs now). Sweep into another folder with "
-            f"--folder, or begin anew with --fresh"
+            f"--folder, delete the folders of these runs alone, or begin all anew with --fresh"
+        )
+    return run
+
+
+def _not_by_others(run: PlannedRun) -> PlannedRun:
+    """Refuse a run that holds what other code of its parts has found."""
+    by_adapter = [] if run.adapter is None else [run.adapter]
+    code = sources([*lasting_parts(run.recipe), *by_adapter])
+    others = run.folder.found_by_others(code, sources(by_adapter)) if run.folder.is_ours else ""
+    if others:
+        raise RecipeError(
+            f"{run.folder.path} was begun with {others} than is there now: what is there was computed by other code. "
+            f"Delete that folder and give the same command again, which begins this run anew and no other; or keep "
+            f"what is there and go on with --accept-change (accept_change=True from Python)"
         )
     return run
 

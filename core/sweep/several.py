@@ -1,6 +1,8 @@
 """Do the runs of a sweep in several processes at once, each run in a process of its own as the command does it."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from ecoflap.core.ranks.launch import how_ended
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.sweep.failures import failure_in
 from ecoflap.core.sweep.request import SweepRequest
@@ -19,6 +22,11 @@ from ecoflap.core.text.printable import printable
 Job = TypeVar("Job")
 MENDABLE = 2
 """The code of a command that has failed of what its user can mend."""
+STOPPED = "stopped"
+"""Said of a run in the place of what it has failed of, where Ctrl-C or SIGTERM has ended it, as they end a sweep."""
+_STOPPED_WITH = frozenset(code for number in (signal.SIGINT, signal.SIGTERM) for code in (128 + number, -number))
+_STARTS = ".starting-"
+"""Begins the name of a folder in the sweep's, through which a run is given its recipe and tells what it failed of."""
 
 
 class Runners:
@@ -40,11 +48,11 @@ class Runners:
         """Do one run, and return what went wrong; empty where nothing did."""
         place = self._places.get()
         try:
-            with TemporaryDirectory() as own:
+            with TemporaryDirectory(prefix=_STARTS, dir=folder.parent) as own:
                 file, failure = Path(own) / "recipe.yaml", Path(own) / "failure"
                 file.write_text(recipe.dump(), encoding="utf-8")
                 process = self._started(file, folder, failure, place)
-                return "the sweep was ended before it began" if process is None else self._ended(process, failure)
+                return STOPPED if process is None else self._ended(process, failure)
         finally:
             self._places.put(place)
 
@@ -67,13 +75,21 @@ class Runners:
             if self._is_stopped:
                 return None
             process = subprocess.Popen(
-                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,  # into which nothing is written: the run ends where it is closed
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
             )
             self._running.add(process)
         return process
 
     def _ended(self, process: subprocess.Popen[str], failure: Path) -> str:
-        _, said = process.communicate()
+        assert process.stderr is not None  # for mypy
+        with process:  # and by no communicate(), which would close what the run watches
+            said = process.stderr.read()
         with self._lock:
             self._running.discard(process)
         if process.returncode == 0:
@@ -81,7 +97,7 @@ class Runners:
         told = failure_in(failure)
         if told and process.returncode != MENDABLE:  # it said a traceback, which a run in this process prints
             print(printable(said), file=sys.stderr, end="", flush=True)
-        return told or said.strip() or f"it ended with code {process.returncode}"
+        return told or _why_ended(process.returncode, said)
 
 
 def at_once(
@@ -110,6 +126,24 @@ def at_once(
                     yield running.pop(future), future.result()
         finally:
             stop()
+
+
+def delete_left(folder: Path) -> None:
+    """Delete what a sweep that was killed has left in its folder of runs under way, which have ended with it."""
+    for left in folder.glob(f"{_STARTS}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _why_ended(code: int, said: str) -> str:
+    """Say how a run has ended that has not said what it failed of.
+
+    :param said: What it wrote to stderr: its progress, and behind that maybe the reason.
+    """
+    if code in _STOPPED_WITH:
+        return STOPPED
+    lines = said.split("\n") if code > 0 else []  # one that a signal has ended had no time for a reason
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"{how_ended(code)}; it said last: {last}" if last else how_ended(code)
 
 
 def _environment(place: int, count: int) -> dict[str, str]:

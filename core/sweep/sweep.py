@@ -27,7 +27,7 @@ from ecoflap.core.sweep.file import read_sweep
 from ecoflap.core.sweep.grid import PlannedRun, planned_runs
 from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.runs import record_runs
-from ecoflap.core.sweep.several import Runners, at_once
+from ecoflap.core.sweep.several import STOPPED, Runners, at_once, delete_left
 from ecoflap.core.sweep.taking_over import Earlier, earlier_runs, evaluated, scored, to_reuse
 from ecoflap.core.text.numbers import time_text
 from ecoflap.core.text.printable import printable
@@ -57,7 +57,8 @@ def planned_sweep(request: SweepRequest, registry: Registry | None = None) -> li
     """
     sweep = read_sweep(request.what, request.set_, request.seeds)
     trusting = (registry or load_registry()).trusting(request.allow_code)
-    runs = planned_runs(sweep, request.target, trusting, fresh=request.fresh)
+    anew, accepting = request.fresh, request.accept_change
+    runs = planned_runs(sweep, request.target, trusting, fresh=anew, accept_change=accepting)
     _refuse_strangers(request.target)
     return runs
 
@@ -79,6 +80,7 @@ def sweep(
 
 
 def _swept(request: SweepRequest, runs: Sequence[PlannedRun], registry: Registry, tell: Callable[[str], None]) -> Swept:
+    delete_left(request.target)
     if request.fresh:
         _empty(runs)
     record_runs(request.target, list(map(_entry, runs)), fresh=request.fresh)
@@ -157,7 +159,8 @@ def _tried(do: Callable[[], str], head: str, tell: Callable[[str], None]) -> str
     began = perf_counter()
     failure = do()
     took = time_text(perf_counter() - began)
-    tell(f"{head}: failed after {took}: {failure}" if failure else f"{head}: done in {took}")
+    well = {"": "done in", STOPPED: "stopped after"}.get(failure)
+    tell(f"{head}: {well} {took}" if well else f"{head}: failed after {took}: {failure}")
     return failure
 
 

@@ -31,6 +31,7 @@ def test_a_run_writes_where_its_time_went(plain, ecoflap_command, tmp_path):
     assert "pruned_layer" in names
     code, out, err = ecoflap_command("verify", tmp_path / "run")
     assert code == 0, out + err
+    assert "not ours" not in out
     before, between, after = (float(told.partition(f"{what}: ")[2].split()[0]) for what in GAPS)
     assert before > 0
     assert after >= 0

@@ -177,6 +177,30 @@ def test_a_pipe_that_nobody_reads_ends_the_command_as_sigpipe_does(buffered):
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 
+TIED = """
+from time import sleep
+from ecoflap.core.cli.stopping import end_with_starter
+
+end_with_starter()
+print("begun", flush=True)
+sleep(60)
+"""
+
+
+def test_a_process_ends_with_its_starter_which_holds_its_stdin():
+    environment = {**os.environ, "PYTHONPATH": str(Path(ecoflap.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", TIED], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as tied:
+        assert tied.stdout.readline() == b"begun\n"
+        tied.stdin.write(b"a word that nobody means\n")
+        tied.stdin.flush()
+        with pytest.raises(subprocess.TimeoutExpired):
+            tied.wait(0.3)
+        tied.stdin.close()
+        assert tied.wait(30) == 143
+
+
 def test_a_signal_that_is_ignored_stays_so_when_another_stops_the_command():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

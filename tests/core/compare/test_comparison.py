@@ -76,13 +76,25 @@ def test_runs_of_the_same_seeds_alone_are_a_row_each(made):
     comparison = compared([made("first", pruned={"acc": measure(0.5)}), made("again")])
     assert [row["run"] for row in rows(comparison)] == ["first", "again"]
     assert {group["metric"]: group["sd"] for group in as_data(comparison)["groups"]} == {"acc": None, "ppl": None}
-    assert "Measures: value ± standard error." in list(notes(comparison))
+    assert list(notes(comparison))[:2] == ["Measures: value ± standard error.", "Of the same seeds: first, again"]
     comparison_page(comparison, "two")
 
 
 def test_seeds_of_parts_tell_runs_apart(made):
     runs = [made(name, calibration={"use": "text", "seed": seed}) for seed, name in enumerate("ab")]
     assert [row["seeds"] for row in rows(compared(runs))[1:]] == ["2"]
+
+
+def test_exports_which_may_be_made_days_later_count_for_no_time_and_no_memory(made):
+    path = made("a", seconds=3.0)  # loading takes one more
+    late = {"stage": "export onnx", "seconds": 1000.0, "peak_memory": 1000}
+    edit_sealed(path / "report.json", lambda report: {**report, "stages": [*report["stages"], late]})
+    comparison = compared([path])
+    (row,) = rows(comparison)
+    assert (row["time"], row["peak memory"]) == ("4.0 s", "50 B")
+    (time,) = (chapter.drawings[0].svg for chapter in chapters(comparison) if chapter.title == "Time and memory")
+    assert "time of a run in seconds" in time
+    assert "onnx" not in time
 
 
 def test_a_measure_may_be_called_like_another_column(made):

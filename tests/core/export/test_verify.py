@@ -146,6 +146,14 @@ def test_what_is_not_ours_is_said_and_not_refused(folder, ecoflap_command):
     assert "notes.txt: it has no seal and is on no list" in out
 
 
+def test_profiles_are_a_runs_own_and_what_lies_among_them_is_not(folder):
+    (folder / "profile.txt").write_text("prune: 1.00 s")
+    (folder / "profile").mkdir()
+    for name in ("00-load.prof", "notes.txt"):
+        (folder / "profile" / name).write_text("any")
+    assert verify(folder).strangers == [folder / "profile" / "notes.txt"]
+
+
 def test_links_are_not_followed_nor_is_a_disk_walked_through(finished, tmp_path):
     """One that leads back, as there are below /proc, would have no end."""
     there = tmp_path / "work"

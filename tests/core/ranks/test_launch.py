@@ -19,13 +19,15 @@ def python(code):
 
 
 def test_each_process_is_told_who_it_is(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
     code = f"open({str(tmp_path)!r} + '/' + rank, 'w').write(json.dumps(dict(os.environ)))"
     assert launch(2, python(code)) == 0
     for rank in ("0", "1"):
         found = json.loads((tmp_path / rank).read_text())
         wanted = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         assert wanted.items() <= found.items()
+        assert found["TORCH_CPP_LOG_LEVEL"] == "ERROR"
         assert found["OMP_NUM_THREADS"] == str(max(1, (os.cpu_count() or 1) // 2))
 
 
@@ -102,6 +104,29 @@ time.sleep(60)
             time.sleep(0.05)
         starter.send_signal(number)
         assert starter.wait(50) == 128 + number
+
+
+JOINS = """
+from ecoflap.core.ranks.join import joined
+
+with joined():
+    open({folder!r} + "/" + rank, "w").close()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_where_the_starter_is_killed_that_is_said_without_frames_of_torch(tmp_path):
+    starter = [sys.executable, "-c", STARTER.format(command=python(JOINS.format(folder=str(tmp_path))))]
+    with subprocess.Popen(starter, stderr=subprocess.PIPE, text=True) as killed:
+        while len(list(tmp_path.iterdir())) < 2:
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.kill()
+        said = killed.stderr.read()  # until the processes have ended, too
+    assert "the process that started its ranks, or the machine of their rendezvous, does not answer any more" in said
+    assert "TCPStore" not in said
+    assert "frame #" not in said
 
 
 def test_handlers_of_signals_are_put_back():

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import time
 from functools import partial
@@ -479,3 +480,16 @@ def test_more_processes_than_batches_are_refused(plain, data, tmp_path):
     said = refused(tmp_path, lambda rank: plain(calibration=data(4, batch_size=2)), size=3)
     assert "there are 3 processes and 2 batches of calibration data, of which each takes one at least" in said
     assert "there are 3 processes and 1 batches of data to score by" in said
+
+
+def test_batches_of_what_is_done_need_not_suffice(plain, data, tmp_path):
+    """A planned run is scored no more, and of one that is pruned nothing is left to share."""
+    folder = tmp_path / "run"
+    recipe = plain(calibration=data(4, batch_size=2), score={"use": "zeroth_order", "samples": 2})
+    ecoflap.run(recipe, folder=folder)
+    before = {name: (folder / name).read_bytes() for name in ("plan.json", "masks.safetensors")}
+    shutil.rmtree(folder / "model")
+    for size in (2, 3):  # by two it is pruned anew, and by three nothing is done
+        again = several(size, lambda ranks: ecoflap.run(recipe, folder=folder, ranks=ranks), tmp_path)
+        assert again == [(0, "")] * size
+    assert {name: (folder / name).read_bytes() for name in before} == before

@@ -1,9 +1,12 @@
 """Runs of a sweep that are done several at a time."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 
@@ -11,8 +14,10 @@ import ecoflap
 from ecoflap import SweepRequest
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.open_run import is_held
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.sweep.several import Runners, at_once
+from ecoflap.core.sweep.several import STOPPED, Runners, at_once
+from ecoflap.core.sweep.sweep import sweep
 from ecoflap.core.text.strict_yaml import write_yaml
 
 
@@ -72,7 +77,7 @@ def test_nothing_begins_after_the_end(plain, monkeypatch, tmp_path):
     begun = []
     monkeypatch.setattr(subprocess, "Popen", lambda *command, **options: begun.append(command))
     runners.stop()
-    assert runners.run(recipe, tmp_path / "run") == "the sweep was ended before it began"
+    assert runners.run(recipe, tmp_path / "run") == STOPPED
     assert not begun
 
 
@@ -125,10 +130,55 @@ def running(recipe, tmp_path, monkeypatch):
         ("exit 0", "", ""),
         ("echo loud >&2; printf 'no ecoflap: here' > $failure; exit 2", "no ecoflap: here", ""),
         ("echo Traceback >&2; printf 'ValueError: x' > $failure; exit 1", "ValueError: x", "Traceback\n"),
-        ("echo killed >&2; exit 3", "killed", ""),
-        ("kill -9 $$", "it ended with code -9", ""),
+        ("echo progress >&2; echo killed >&2; exit 3", "it ended with code 3; it said last: killed", ""),
+        ("exit 3", "it ended with code 3", ""),
+        ("echo progress >&2; kill -9 $$", "SIGKILL ended it", ""),
+        ("echo 'ecoflap: stopped' >&2; exit 130", STOPPED, ""),
+        ("kill -15 $$", STOPPED, ""),
     ],
 )
 def test_what_a_process_ended_of_is_told_and_its_traceback_passed_on(running, capsys, script, failure, passed_on):
     assert running(script) == failure
     assert capsys.readouterr().err == passed_on
+
+
+def test_a_run_that_was_stopped_is_not_said_to_have_failed(plain, monkeypatch, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(write_yaml(plain()))
+    monkeypatch.setattr(Runners, "run", lambda *_: STOPPED)
+    told = []
+    sweep(SweepRequest(tmp_path / "recipe.yaml", folder=tmp_path / "s", processes=2), tell=told.append)
+    assert told[-1].startswith("[1/1] seed=0: stopped after ")
+
+
+SLEEPS = """
+from time import sleep
+from ecoflap.plugins.pruners.magnitude import Magnitude
+
+class Sleeps(Magnitude):
+    def __call__(self, weight, seen, budget, layer):
+        sleep(0.5)
+        return super().__call__(weight, seen, budget, layer)
+"""
+
+
+@pytest.mark.slow
+def test_runs_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on_at_once(plain, tmp_path):
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    (tmp_path / "recipe.yaml").write_text(write_yaml(plain(prune="sleeps:Sleeps", score=None, evaluate=None)))
+    paths = f"{Path(ecoflap.__file__).parents[1]}{os.pathsep}{tmp_path}"
+    asked = {"env": {**os.environ, "PYTHONPATH": paths}, "cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-m", "ecoflap", "sweep", "recipe.yaml", "--set", "sparsity=0.5,0.6"]
+    command += ["--folder", "s", "--processes", "2", "--allow-code"]
+    runs = [tmp_path / "s" / f"sparsity-{sparsity}-seed-0" for sparsity in (0.5, 0.6)]
+    with subprocess.Popen(command, **asked) as killed:
+        while not all((run / "plan.json").is_file() for run in runs):
+            assert killed.poll() is None, killed.stderr.read()
+            sleep(0.05)
+        killed.kill()
+    until = monotonic() + 5
+    while any(is_held(run / ".lock") for run in runs) and monotonic() < until:
+        sleep(0.05)
+    assert not any(is_held(run / ".lock") or (run / "report.json").is_file() for run in runs)
+    again = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, **asked)
+    assert again.returncode == 0, again.stderr
+    assert not list((tmp_path / "s").glob(".starting-*"))

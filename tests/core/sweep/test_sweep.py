@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.open_run import open_run
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.sweep_list import swept_runs
+from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.runs import record_runs
 from ecoflap.core.sweep.sweep import planned_sweep, sweep
@@ -206,27 +208,61 @@ class Mine:
 """
 
 
-def test_a_sweep_takes_nothing_of_a_scorer_that_was_edited(file, plain, tmp_path, monkeypatch):
-    """Runs of before fail with what to do; of new ones the first scores anew, and the next takes that over."""
-    code, folder = tmp_path / "scorer_of_mine.py", tmp_path / "s"
+@pytest.fixture
+def with_own_scorer(file, plain, tmp_path, monkeypatch):
+    """``swept(text, sparsities)`` sweeps with a scorer of this code beside runs that have none of one's own."""
+    code = tmp_path / "scorer_of_mine.py"
     monkeypatch.syspath_prepend(tmp_path)
+    methods = {"plain": {"score": None}, "scored": {"score": "scorer_of_mine:Mine"}}
 
-    def swept(text, shares):
+    def swept(text, shares=(0.5,), ear=lambda event: None, **asked):
         code.write_text(text)
         sys.modules.pop("scorer_of_mine", None)
-        grid = {"sparsity": shares}
-        return sweep(SweepRequest(file(grid=grid, methods={"scored": {}}), folder=folder, allow_code=True))
+        sweep_file, parts = (
+            file(grid={"sparsity": [*shares]}, methods=methods),
+            replace(load_registry(), _observers=(("ear", ear),)),
+        )
+        return sweep(SweepRequest(sweep_file, folder=tmp_path / "s", allow_code=True, **asked), registry=parts)
 
-    (tmp_path / "recipe.yaml").write_text(json.dumps(plain(**{**QUICK, "score": "scorer_of_mine:Mine"})))
-    assert len(swept(SCORER, [0.5]).finished) == 1
-    assert not swept(SCORER, [0.5]).failed
-    done = swept(SCORER.replace("1.0", "2.0"), [0.5, 0.6, 0.75])
-    sys.modules.pop("scorer_of_mine")
-    assert [path.name for path in done.failed] == ["scored-sparsity-0.5-seed-0"]
-    assert "begun with another scorer_of_mine" in str([*done.failed.values()])
-    first, second = (RunFolder(path) for path in done.finished)
+    yield swept
+    sys.modules.pop("scorer_of_mine", None)
+
+
+def test_a_sweep_refuses_what_another_scorer_has_found_and_begins_that_alone_anew(with_own_scorer, tmp_path):
+    """It says so before anything runs. What it advises loses no other run, and nothing of the new ones is of before."""
+    assert len(with_own_scorer(SCORER).finished) == 2
+    assert not with_own_scorer(SCORER).failed
+    plain, scored = tmp_path / "s" / "plain-sparsity-0.5-seed-0", tmp_path / "s" / "scored-sparsity-0.5-seed-0"
+    ear, edited, shares = Ear(), SCORER.replace("1.0", "2.0"), (0.5, 0.6, 0.75)
+    with pytest.raises(
+        EcoflapError, match=r"was begun with another scorer_of_mine \(.*Delete that folder and"
+    ) as refused:
+        with_own_scorer(edited, shares, ear)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{scored} was begun with")
+    assert not ear.folder
+    before = (plain / "report.json").read_bytes()
+    shutil.rmtree(scored)
+    done = with_own_scorer(edited, shares, ear)
+    assert not done.failed
+    assert (plain / "report.json").read_bytes() == before
+    first, *others = (RunFolder(path) for path in done.finished if path.name.startswith("scored"))
     assert "scores" not in first.taken_over()
-    assert "scores" in second.taken_over()
+    assert [("scores" in run.taken_over()) for run in others] == [True, True]
+
+
+def test_a_sweep_keeps_what_another_scorer_has_found_where_that_is_accepted(with_own_scorer):
+    with_own_scorer(SCORER)
+    assert not with_own_scorer(SCORER.replace("1.0", "2.0"), accept_change=True).failed
+
+
+def test_runs_that_failed_before_they_had_a_score_go_on_with_the_scorer_that_was_mended(with_own_scorer):
+    failed = with_own_scorer(SCORER.replace("for number", "raise ValueError('a bug')\n        for number"))
+    assert [path.name for path in failed.failed] == ["scored-sparsity-0.5-seed-0"]
+    ear = Ear()
+    assert not with_own_scorer(SCORER, ear=ear).failed
+    assert {folder for folder, _ in ear.stages} == {"scored-sparsity-0.5-seed-0"}
+    assert not ear.of("evaluate dense")
 
 
 def test_another_recipe_is_refused_before_anything_runs_and_fresh_begins_anew(file, plain, heard_by, tmp_path):
