@@ -99,6 +99,21 @@ def in_memory(pico_llama_folder: Any, **keys: Any) -> dict[str, float]:
     return {name: float(size) * UNITS[unit] / 1e3 for name, (size, unit) in found.items()}
 
 
+def test_the_plan_says_that_forwards_come_on_top_of_the_peak_and_what_they_grow_with(pico_llama_folder, tmp_path):
+    (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
+    text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
+    assert "beside the peak" not in needs_of(pico_llama_folder, allocate="uniform")
+    keys = {
+        "calibration": {**text, "batch_size": 2},
+        "score": {"use": "zeroth_order", "calibration": {**text, "batch_size": 3}},
+        "evaluate": [{"use": "kl", "data": text, "batch_size": 5}, {"use": "perplexity", "data": text}],
+    }
+    said = needs_of(pico_llama_folder, allocate="ecoflap", **keys)["beside the peak"]
+    assert re.search(r"batch_size \(calibration 2, score\.calibration 3, kl 5, perplexity( \d+)?\): lower that", said)
+    once = needs_of(pico_llama_folder, calibration=text, allocate="ecoflap", score="zeroth_order")
+    assert "(calibration 1)" in once["beside the peak"]
+
+
 @pytest.mark.parametrize(("rounds", "sets"), [(1, 1), (2, 2), (3, 2)])
 def test_packed_masks_of_all_layers_are_counted_and_those_of_the_round_before(
     pico_llama, pico_llama_folder, rounds, sets
