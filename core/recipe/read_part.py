@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
 from math import isfinite
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError
 
+from ecoflap.core.contracts.answers import LARGEST
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems, factory_problems, with_article
 from ecoflap.core.disk.paths import PathError, absolute
@@ -127,9 +128,12 @@ class PartReader:
             return {parameter.name: self._parts(parameter, value, inside)}
         try:
             read = self._absolute(parameter.read(value), inside)
-            if _is_finite(read):
+            if not _is_finite(read):
+                self.problems.add(inside, f"should be finite, not {described(read)}: no report holds an infinity.")
+            elif not _fits(read):
+                self.problems.add(inside, f"should be a whole number of at most 64 bits, not {described(read)}.")
+            else:
                 return {parameter.name: read}
-            self.problems.add(inside, f"should be finite, not {described(read)}: no report holds an infinity.")
         except ValidationError as error:
             self.problems.add_invalid(inside, error)
         except (PydanticUserError, PydanticSerializationError) as error:
@@ -214,11 +218,21 @@ def _takes(parameter: Parameter | None, value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     """Say whether no number in a value is NaN or infinite, which JSON and so a report cannot hold."""
-    if isinstance(value, Mapping):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or isfinite(value)
+    return all(isfinite(one) for one in _inside(value) if isinstance(one, float))
+
+
+def _fits(value: Any) -> bool:
+    """Say whether no whole number in a value is larger than those of 64 bits, with which libraries compute."""
+    return all(abs(one) <= LARGEST for one in _inside(value) if isinstance(one, int))
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """Yield what a value holds at any depth; itself where it holds nothing."""
+    if isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _inside(item)
+    else:
+        yield value
 
 
 def _absolute_in(folder: Path, value: Any) -> Any:
