@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import date
 from math import isfinite
 from pathlib import Path
@@ -71,11 +72,16 @@ class PartReader:
         if not others:
             self.problems.add_unknown_keys(path, given, parameters, owner=use)
         values = {name: value for name, value in given.items() if name not in parameters and others}
+        wrong = []
         for parameter in parameters.values():
+            noted = len(self.problems)
             values.update(self._parameter(parameter, given, path, use))
-        if len(self.problems) > before:
-            return None
+            wrong += [parameter] if len(self.problems) > noted else []
         part = PartSpec(kind, use, values, factory)
+        if len(self.problems) > before:
+            if not any(one.required for one in wrong):
+                self._refused_besides(part, given, path, [one.name for one in wrong])
+            return None
         return part if self._builds(part, given, path) else None
 
     def _split(self, kind: str, written: Any, path: KeyPath) -> tuple[str | Callable[..., Any] | None, dict[str, Any]]:
@@ -196,9 +202,27 @@ class PartReader:
             return part.built
         except (ValueError, TypeError, OSError, EcoflapError) as error:
             text = one_line(error) or repr(error)
-            blamed = next((name for name in given if re.search(rf"\b{re.escape(name)}\b", text)), None)
+            blamed = next((name for name in given if _names(text, name)), None)
             self.problems.add((*path, blamed) if blamed else path, f"{part.use}: {text.rstrip('.')}.")
+            if blamed is not None:
+                self._refused_besides(part, given, path, [blamed])
             return None
+
+    def _refused_besides(self, part: PartSpec, given: Mapping[str, Any], path: KeyPath, wrong: list[str]) -> None:
+        """Note what a part's own code refuses beside parameters that are wrong already, with their defaults for these.
+
+        Its code says one thing at a time. What it says of no other parameter, or of a wrong one too, may be about such
+        a default, and ends this.
+        """
+        left = {name: value for name, value in part.parameters.items() if name not in wrong}
+        try:
+            replace(part, parameters=left).build()
+        except (Exception, SystemExit) as error:  # of parameters that nobody has written together
+            text = one_line(error) or repr(error)
+            blamed = next((name for name in given if name in left and _names(text, name)), None)
+            if blamed is not None and not any(_names(text, name) for name in wrong):
+                self.problems.add((*path, blamed), f"{part.use}: {text.rstrip('.')}.")
+                self._refused_besides(part, given, path, [*wrong, blamed])
 
 
 def _as_written(part: Any) -> dict[str, Any]:
@@ -209,6 +233,11 @@ def _as_written(part: Any) -> dict[str, Any]:
 def _makes(written: Any) -> TypeGuard[Callable[..., Any]]:
     """Say whether this is a class or a function, which only a recipe from Python can hold."""
     return isinstance(written, type) or inspect.isfunction(written)
+
+
+def _names(text: str, name: str) -> bool:
+    """Say whether a text has a parameter's name in it, as a word."""
+    return re.search(rf"\b{re.escape(name)}\b", text) is not None
 
 
 def _takes(parameter: Parameter | None, value: Any) -> bool:
