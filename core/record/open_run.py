@@ -30,6 +30,7 @@ def open_run(path: Path, *, fresh: bool, elsewhere: str = ELSEWHERE) -> Iterator
     folder = RunFolder(path)
     with _writable(path, "run folder", elsewhere):
         _refuse_strangers(folder)
+        _refuse_insides(folder)
         there = _There.before(folder)
         path.mkdir(parents=True, exist_ok=True)
         if not fresh:
@@ -123,6 +124,20 @@ def _refuse_strangers(folder: RunFolder) -> None:
         raise RunError(f"{path} is a file; a run needs a folder. Name another one with --folder")
     if path.is_dir() and not folder.is_ours and any(not entry.name.startswith(".") for entry in path.iterdir()):
         raise RunError(f"{path} is not empty, and no run was begun there. Name another folder with --folder")
+
+
+def _refuse_insides(folder: RunFolder) -> None:
+    """Refuse to begin a run inside what belongs to another, which that one deletes, replaces or calls a stranger's."""
+    if folder.is_ours:
+        return
+    path = folder.path.resolve()
+    for around in filter(lambda one: one.is_ours, map(RunFolder, path.parents)):
+        own = (around.model, around.exports, around.blocks, around.rounds, around.dense, around.scores.with_suffix(""))
+        if (inside := next(filter(path.is_relative_to, own), None)) is not None:
+            raise RunError(
+                f"{folder.path} is inside {inside.name}/ of the run in {around.path}, whose files are its own. Name "
+                f"another folder with --folder"
+            )
 
 
 def _refuse_links(folder: RunFolder, elsewhere: str) -> None:
