@@ -63,7 +63,7 @@ def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
     if held.tried:
         made_of += f", those that a trial puts back {bytes_text(held.tried)}"
     if held.remembered:
-        made_of += f", remembered of the dense model {bytes_text(held.remembered)}"
+        made_of += f", remembered of the dense model at most {bytes_text(held.remembered)}"
     for name, size in held.exporting.items():
         made_of += f", exporting {name} {bytes_text(size)}"
     return "peak memory", bytes_text(held.peak), made_of
