@@ -243,10 +243,10 @@ def test_an_export_that_another_command_makes_just_before_is_kept(run, letters, 
     """The other ends before this one holds the run's folder."""
     taken = export_again.open_run
 
-    def later(path, *, fresh):
+    def later(path, **keys):
         monkeypatch.setattr(export_again, "open_run", taken)
         ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters)
-        return taken(path, fresh=fresh)
+        return taken(path, **keys)
 
     monkeypatch.setattr(export_again, "open_run", later)
     own = ecoflap.export_run(run.folder, "letters", set_=["letter=c"], registry=letters)
