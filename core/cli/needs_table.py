@@ -20,6 +20,7 @@ from ecoflap.core.needs.memory import (
     other_places,
 )
 from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_weight
+from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text
@@ -33,6 +34,7 @@ def needs(prepared: Prepared) -> Iterator[Row]:
     places, others = Places.asked(prepared.recipe), list(other_places(prepared))
     held, written = memory_needs(prepared, places), disk_needs(prepared, places)
     yield _memory(prepared, held)
+    yield from _left_out(prepared.recipe)
     yield from _spent_on_speed(prepared)
     yield from _arithmetic(prepared)
     in_memory = {other: memory_needs(prepared, other).peak for other in others}
@@ -61,10 +63,19 @@ def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
     if held.tried:
         made_of += f", those that a trial puts back {bytes_text(held.tried)}"
     if held.remembered:
-        made_of += f", remembered of the dense model {bytes_text(held.remembered)}"
+        made_of += f", remembered of the dense model at most {bytes_text(held.remembered)}"
     for name, size in held.exporting.items():
         made_of += f", exporting {name} {bytes_text(size)}"
     return "peak memory", bytes_text(held.peak), made_of
+
+
+def _left_out(recipe: Recipe) -> Iterator[Row]:
+    """Say what the peak leaves out, and the batches that it grows with: how a library computes is not known."""
+    batches = [f"{use.where} {use.batch_size}" for use in recipe.calibration_uses()]
+    batches += [f"{part.use} {part.parameters.get('batch_size', '')}".strip() for part in recipe.evaluate]
+    if batches:
+        made_of = f"what a forward of a batch holds, which grows with batch_size ({', '.join(dict.fromkeys(batches))})"
+        yield "beside the peak", "not predicted", f"{made_of}: lower that where it does not fit"
 
 
 def _spent_on_speed(prepared: Prepared) -> Iterator[Row]:

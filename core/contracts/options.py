@@ -266,7 +266,7 @@ class EvaluatorOptions(PartOptions):
         return None
 
     def remembered_bytes(self, context: PlanContext) -> int | None:
-        """Tell how much it remembers of the dense model, for the plan; None, the default, where it cannot say."""
+        """Tell how much it remembers of the dense model at most, for the plan; None, the default, if it cannot say."""
         return None
 
 

@@ -3,9 +3,10 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from ecoflap.core.disk.reading import ReadError, open_file, unread
 from ecoflap.core.disk.write_errors import explained
@@ -42,6 +43,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            _let_read_whom_umask_lets([temporary])
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)
@@ -66,6 +68,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         try:
             yield temporary
+            _let_read_whom_umask_lets(list(temporary.rglob("*")))
             _sync_tree(temporary)
             _swap(temporary, path)
         except BaseException:
@@ -126,6 +129,29 @@ def removed_leftovers(folder: Path) -> list[Path]:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}{suffix}")
+
+
+def _let_read_whom_umask_lets(paths: Iterable[Path]) -> None:
+    """Give files the mode that new ones have, where a library has made them its user's alone, as safetensors does.
+
+    A file with another name elsewhere is left as it is: that one would change too.
+    """
+    found = [(path, path.lstat()) for path in paths]
+    private = [path for path, is_ in found if S_ISREG(is_.st_mode) and is_.st_nlink == 1 and not is_.st_mode & 0o077]
+    if private:
+        usual = _mode_of_a_new_file(private[0])
+        for path in private:
+            path.chmod(usual)
+
+
+def _mode_of_a_new_file(beside: Path) -> int:
+    """Make one and look, since the umask is told only to whoever sets another, and that for all threads."""
+    new = _beside(beside, _PARTIAL)
+    new.touch()
+    try:
+        return new.stat().st_mode & 0o666
+    finally:
+        new.unlink()
 
 
 def sync(path: Path) -> None:

@@ -15,7 +15,7 @@ from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
-from ecoflap.core.errors import RunError, dtype_name
+from ecoflap.core.errors import RecipeError, RunError, dtype_name
 from ecoflap.core.export.exports import export_names, is_recorded
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.model.mapped_weights import mapped_beside
@@ -23,7 +23,8 @@ from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.recipe.load import load_recipe
-from ecoflap.core.recipe.overrides import Assignment
+from ecoflap.core.recipe.overrides import Assignment, read_assignment
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import ARITHMETIC, CALIBRATION_DATA, RunFolder
@@ -63,7 +64,8 @@ def export_run(
     """
     registry = (registry or load_registry()).trusting(allow_code)
     folder = require_finished(from_here(run))
-    with open_run(folder.path, fresh=False):  # before its recipe is read, to which another export may add its own
+    # Before its recipe is read, to which another export may add its own.
+    with open_run(folder.path, fresh=False, elsewhere="copy the run to where you may write, and export the copy"):
         recipe, name = _with_export(folder, to, set_, registry)
         if is_recorded(folder.exports, name) and not overwrite:
             raise RunError(
@@ -87,14 +89,22 @@ def _with_export(
 ) -> tuple[Recipe, str]:
     """Give the run's recipe with an export, and its folder's name; it is the last one, where there was none like it."""
     wanted = {"use": to} if isinstance(to, str) else dict(to)
-    sets: list[str | Assignment] = [_exporting([wanted]), *(f"export.0.{item}" for item in set_)]
     file, before = folder.recipe, folder.read_recipe().get("export") or []
-    plain = load_recipe(file, set_=sets, registry=registry, in_memory=True).export[0].plain()
+    plain = _read_alone(file, wanted, set_, registry).plain()
     parts = list(before) if isinstance(before, list) else [before]
     if plain not in parts:
         parts.append(plain)
     recipe = load_recipe(file, set_=[_exporting(parts)], registry=registry, in_memory=True)
     return recipe, export_names(recipe.export)[parts.index(plain)]
+
+
+def _read_alone(file: Path, wanted: Mapping[str, Any], set_: Sequence[str], registry: Registry) -> PartSpec:
+    """Read an exporter with its parameters as if it were the recipe's only one; messages have what was typed."""
+    try:
+        sets = [_exporting([wanted]), *(read_assignment(text, below="export.0.") for text in set_)]
+        return load_recipe(file, set_=sets, registry=registry, in_memory=True).export[0]
+    except RecipeError as error:
+        raise RecipeError(*(problem.replace(": export.0.", ": ", 1) for problem in error.problems)) from error
 
 
 def _exporting(parts: Sequence[Any]) -> Assignment:

@@ -66,7 +66,7 @@ def disk_needs(prepared: Prepared, places: Places) -> DiskNeeds:
     """Add up what a run leaves on disk, and what it deletes again, with the model and the record in these places."""
     width = bytes_of_weight(prepared)
     masks, gradients, spilled = prepared.size // 8, bytes_of_gradients(prepared), 0
-    kept = ("dense/", sum(bytes_remembered(prepared))), ("scores/", bytes_of_weight_scores(prepared))
+    kept = ("dense/ at most", sum(bytes_remembered(prepared))), ("scores/", bytes_of_weight_scores(prepared))
     exports = ((part.use, exported_bytes(part, prepared)) for part in prepared.recipe.export)
     if places.spilled:
         # What a refined block is held against is as large as what is recorded, for each target.

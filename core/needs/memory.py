@@ -84,7 +84,10 @@ class MemoryNeeds:
 
     @property
     def peak(self) -> int:
-        """Give what is held at the most, with the libraries."""
+        """Give what is held at the most, with the libraries.
+
+        What a forward holds of a batch comes on top: it depends on how the model's library computes it.
+        """
         pruning = self.statistics + self.recorded + self.masks + max(self.refining, self.tried)
         working = self.before + max(self.wide.pruning + pruning, self.wide.scoring + self.scorer)
         evaluating = self.wide.evaluating + self.remembered

@@ -141,7 +141,7 @@ def bytes_of_weight_scores(prepared: Prepared) -> int:
 
 
 def bytes_remembered(prepared: Prepared) -> list[int]:
-    """Give the bytes that each evaluator remembers of the dense model, as far as that is known before data are read."""
+    """Give the bytes that each evaluator remembers of the dense model at most, as far as no data have to be read."""
     found = []
     for part in prepared.recipe.evaluate:
         with blaming(f"the evaluator {part.use}, asked how much it remembers,"):

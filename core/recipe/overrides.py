@@ -78,6 +78,18 @@ def _apply(document: Document, assignment: str | Assignment) -> list[str]:
     return []
 
 
+def read_assignment(text: str, below: str) -> Assignment:
+    """Read a ``--set`` whose key is meant below another one; its place is what was typed.
+
+    :param below: Dotted, with a dot at its end.
+    :raises RecipeError: With what is wrong with it.
+    """
+    read, problems = _read(text)
+    if problems:
+        raise RecipeError(*problems)
+    return Assignment(f"{below}{read.key}", read.value)
+
+
 def _read(text: str) -> tuple[Assignment, list[str]]:
     """Read a ``--set`` of the command line; return it with what is wrong with it."""
     name, equals, written = text.partition("=")

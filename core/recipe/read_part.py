@@ -3,7 +3,8 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import date
 from math import isfinite
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError
 
+from ecoflap.core.contracts.answers import LARGEST
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems, factory_problems, with_article
 from ecoflap.core.disk.paths import PathError, absolute
@@ -70,11 +72,16 @@ class PartReader:
         if not others:
             self.problems.add_unknown_keys(path, given, parameters, owner=use)
         values = {name: value for name, value in given.items() if name not in parameters and others}
+        wrong = []
         for parameter in parameters.values():
+            noted = len(self.problems)
             values.update(self._parameter(parameter, given, path, use))
-        if len(self.problems) > before:
-            return None
+            wrong += [parameter] if len(self.problems) > noted else []
         part = PartSpec(kind, use, values, factory)
+        if len(self.problems) > before:
+            if not any(one.required for one in wrong):
+                self._refused_besides(part, given, path, [one.name for one in wrong])
+            return None
         return part if self._builds(part, given, path) else None
 
     def _split(self, kind: str, written: Any, path: KeyPath) -> tuple[str | Callable[..., Any] | None, dict[str, Any]]:
@@ -127,9 +134,12 @@ class PartReader:
             return {parameter.name: self._parts(parameter, value, inside)}
         try:
             read = self._absolute(parameter.read(value), inside)
-            if _is_finite(read):
+            if not _is_finite(read):
+                self.problems.add(inside, f"should be finite, not {described(read)}: no report holds an infinity.")
+            elif not _fits(read):
+                self.problems.add(inside, f"should be a whole number of at most 64 bits, not {described(read)}.")
+            else:
                 return {parameter.name: read}
-            self.problems.add(inside, f"should be finite, not {described(read)}: no report holds an infinity.")
         except ValidationError as error:
             self.problems.add_invalid(inside, error)
         except (PydanticUserError, PydanticSerializationError) as error:
@@ -192,9 +202,27 @@ class PartReader:
             return part.built
         except (ValueError, TypeError, OSError, EcoflapError) as error:
             text = one_line(error) or repr(error)
-            blamed = next((name for name in given if re.search(rf"\b{re.escape(name)}\b", text)), None)
+            blamed = next((name for name in given if _names(text, name)), None)
             self.problems.add((*path, blamed) if blamed else path, f"{part.use}: {text.rstrip('.')}.")
+            if blamed is not None:
+                self._refused_besides(part, given, path, [blamed])
             return None
+
+    def _refused_besides(self, part: PartSpec, given: Mapping[str, Any], path: KeyPath, wrong: list[str]) -> None:
+        """Note what a part's own code refuses beside parameters that are wrong already, with their defaults for these.
+
+        Its code says one thing at a time. What it says of no other parameter, or of a wrong one too, may be about such
+        a default, and ends this.
+        """
+        left = {name: value for name, value in part.parameters.items() if name not in wrong}
+        try:
+            replace(part, parameters=left).build()
+        except (Exception, SystemExit) as error:  # of parameters that nobody has written together
+            text = one_line(error) or repr(error)
+            blamed = next((name for name in given if name in left and _names(text, name)), None)
+            if blamed is not None and not any(_names(text, name) for name in wrong):
+                self.problems.add((*path, blamed), f"{part.use}: {text.rstrip('.')}.")
+                self._refused_besides(part, given, path, [*wrong, blamed])
 
 
 def _as_written(part: Any) -> dict[str, Any]:
@@ -207,6 +235,11 @@ def _makes(written: Any) -> TypeGuard[Callable[..., Any]]:
     return isinstance(written, type) or inspect.isfunction(written)
 
 
+def _names(text: str, name: str) -> bool:
+    """Say whether a text has a parameter's name in it, as a word."""
+    return re.search(rf"\b{re.escape(name)}\b", text) is not None
+
+
 def _takes(parameter: Parameter | None, value: Any) -> bool:
     """Say whether a parameter is there and has a default of the value's own type, as a seed has."""
     return parameter is not None and type(parameter.default) is type(value)
@@ -214,11 +247,21 @@ def _takes(parameter: Parameter | None, value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     """Say whether no number in a value is NaN or infinite, which JSON and so a report cannot hold."""
-    if isinstance(value, Mapping):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or isfinite(value)
+    return all(isfinite(one) for one in _inside(value) if isinstance(one, float))
+
+
+def _fits(value: Any) -> bool:
+    """Say whether no whole number in a value is larger than those of 64 bits, with which libraries compute."""
+    return all(abs(one) <= LARGEST for one in _inside(value) if isinstance(one, int))
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """Yield what a value holds at any depth; itself where it holds nothing."""
+    if isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _inside(item)
+    else:
+        yield value
 
 
 def _absolute_in(folder: Path, value: Any) -> Any:

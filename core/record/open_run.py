@@ -13,24 +13,29 @@ from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, removed_leftovers
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.record.folder import RunFolder
 
+ELSEWHERE = "name another folder with --folder"
+"""What to do about a folder that cannot be used, where a command takes another one."""
+
 
 @contextmanager
-def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
+def open_run(path: Path, *, fresh: bool, elsewhere: str = ELSEWHERE) -> Iterator[RunFolder]:
     """Make or take up a run folder, for this process alone.
 
     A run that is refused before it has found anything leaves no folder where none was, and in one that was there, and
     no run's, nothing.
 
     :param fresh: Delete what an earlier run left there.
+    :param elsewhere: What else than using this folder can be done, for messages.
     """
     folder = RunFolder(path)
-    with _writable(path, "run folder"):
+    with _writable(path, "run folder", elsewhere):
         _refuse_strangers(folder)
+        _refuse_insides(folder)
         there = _There.before(folder)
         path.mkdir(parents=True, exist_ok=True)
         if not fresh:
-            _refuse_links(folder)
-    with locked(folder.lock, "run folder"):
+            _refuse_links(folder, elsewhere)
+    with locked(folder.lock, "run folder", elsewhere):
         if fresh:
             _empty(folder)
         removed_leftovers(path)
@@ -42,17 +47,18 @@ def open_run(path: Path, *, fresh: bool) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def locked(lock: Path, what: str) -> Iterator[None]:
+def locked(lock: Path, what: str, elsewhere: str = ELSEWHERE) -> Iterator[None]:
     """Hold the lock of a folder, which is made if it is not there, for this process alone.
 
     :param what: What the folder is.
+    :param elsewhere: What else than using this folder can be done, for messages.
     :raises RunError: Where another process holds it, or it cannot be written or locked.
     """
-    with _writable(lock.parent, what):
+    with _writable(lock.parent, what, elsewhere):
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | NOT_THROUGH_LINKS, 0o644)
     try:
-        _lock(lock, descriptor)
+        _lock(lock, descriptor, elsewhere)
         yield
     finally:
         os.close(descriptor)
@@ -73,13 +79,12 @@ def is_held(lock: Path) -> bool:
 
 
 @contextmanager
-def _writable(path: Path, what: str) -> Iterator[None]:
+def _writable(path: Path, what: str, elsewhere: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"the {what} {path} cannot be written: {error.strerror}. Name another one with --folder"
-        ) from error
+        way_out = elsewhere[0].upper() + elsewhere[1:]
+        raise RunError(f"the {what} {path} cannot be written: {error.strerror}. {way_out}") from error
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,21 @@ def _refuse_strangers(folder: RunFolder) -> None:
         raise RunError(f"{path} is not empty, and no run was begun there. Name another folder with --folder")
 
 
-def _refuse_links(folder: RunFolder) -> None:
+def _refuse_insides(folder: RunFolder) -> None:
+    """Refuse to begin a run inside what belongs to another, which that one deletes, replaces or calls a stranger's."""
+    if folder.is_ours:
+        return
+    path = folder.path.resolve()
+    for around in filter(lambda one: one.is_ours, map(RunFolder, path.parents)):
+        own = (around.model, around.exports, around.blocks, around.rounds, around.dense, around.scores.with_suffix(""))
+        if (inside := next(filter(path.is_relative_to, own), None)) is not None:
+            raise RunError(
+                f"{folder.path} is inside {inside.name}/ of the run in {around.path}, whose files are its own. Name "
+                f"another folder with --folder"
+            )
+
+
+def _refuse_links(folder: RunFolder, elsewhere: str) -> None:
     """Refuse a folder with links, through which a run would write into files and folders that are not its own.
 
     ``model/`` may be one: it is read, or replaced as a whole.
@@ -130,20 +149,18 @@ def _refuse_links(folder: RunFolder) -> None:
     if links:
         raise RunError(
             f"{folder.path}: {', '.join(sorted(links))} is a link, and a run writes into its own folder alone. Put "
-            f"what it links to in its place, or name another folder with --folder"
+            f"what it links to in its place, or {elsewhere}"
         )
 
 
-def _lock(lock: Path, descriptor: int) -> None:
+def _lock(lock: Path, descriptor: int, elsewhere: str) -> None:
     """Take a folder for this process. Closing the file gives it back, as does the process's end, however it comes."""
     try:
         taken = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
         raise RunError(f"{lock} cannot be locked: {error.strerror}. Name a folder on another disk") from error
     if not taken:
-        raise RunError(
-            f"another process is running in {lock.parent}. Wait for it, or name another folder with --folder"
-        )
+        raise RunError(f"another process is running in {lock.parent}. Wait for it, or {elsewhere}")
     if not lock.exists():  # another process was refused meanwhile, and has deleted what it had begun
         raise RunError(f"{lock.parent} was deleted while it was opened. Run again")
 

@@ -168,7 +168,11 @@ def read_small_text(file: str | Path) -> str:
         raw = opened.read(LARGEST + 1)
     if len(raw) > LARGEST:
         raise ValueError(TOO_LARGE)
-    return raw.decode("utf-8")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        wrong = f"0x{raw[error.start]:02x} at byte {error.start}"
+        raise ValueError(f"it is no UTF-8, with {wrong}. Save it as UTF-8") from error
 
 
 def _not_a_mapping(value: Any) -> str:

@@ -13,7 +13,10 @@ from ecoflap.core.export.openvino_core import openvino_core
 from ecoflap.exporters.shared.comparison import Comparison, sizes_text
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-"""OpenVINO computes in 16 bits where the CPU can, and rounds inputs by itself; neither is the file's doing."""
+"""OpenVINO computes in 16 bits where the CPU can, and rounds inputs by itself; neither is the file's doing.
+
+Who runs the file gets both unless these are set, so that a manifest says in the name of each comparison: in float32.
+"""
 
 
 def comparison(model: Any, view: View, examples: tuple[Mapping[str, Tensor], ...], what: str) -> Comparison:
@@ -21,7 +24,7 @@ def comparison(model: Any, view: View, examples: tuple[Mapping[str, Tensor], ...
 
     :param model: An ``openvino.Model``, or the path of one.
     :param examples: Inputs by name, in the types that the model takes.
-    :param what: What of it is compared, for the manifest and messages, such as ``OpenVINO``.
+    :param what: What of it is compared, for the manifest and messages, such as ``OpenVINO in float32``.
     :raises ModelError: Where OpenVINO cannot compile it, and later where it cannot run it.
     """
     return Comparison(

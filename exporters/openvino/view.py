@@ -26,8 +26,10 @@ from ecoflap.exporters.shared.pruned_weights import some
 SPARSITY = ("ecoflap", "sparsity")
 """Where a file says how much of each of its matrices of eight bits is zero at least."""
 
-UNROUNDED, IN_FLOATS = "OpenVINO before rounding", "OpenVINO with inputs in floats"
-"""What a manifest calls the comparisons that show whether a view was converted right, and rounded right."""
+AS_IT_IS = "OpenVINO in float32"
+"""What a manifest calls a comparison of a file as it is: whoever runs it may get other sums, as those of bfloat16."""
+UNROUNDED, IN_FLOATS = f"{AS_IT_IS} before rounding", f"{AS_IT_IS} with inputs in floats"
+"""The same of those that show whether a view was converted right, and rounded right."""
 
 SATURATES = " This CPU has no VNNI, without which OpenVINO cuts off large sums: with it, less may be off."
 """What its own pages call saturation."""
@@ -101,7 +103,7 @@ def _check_file(file: Path, view: View, examples: Examples, settings: Settings) 
     How far it is off with inputs rounded is no matter of right and wrong: examples are made up, and what layers are fed
     of them may be many times as large as what calibration showed.
     """
-    model, what = (with_inputs_in_floats(file), IN_FLOATS) if settings.inputs else (file, "OpenVINO")
+    model, what = (with_inputs_in_floats(file), IN_FLOATS) if settings.inputs else (file, AS_IT_IS)
     return comparison(model, view, examples, what).check(file.name, settings.tolerance, WAY_OUT)
 
 
@@ -109,9 +111,9 @@ def _inputs_note(file: Path, view: View, examples: Examples, settings: Settings)
     """Run a file as it is, and say how far it is off."""
     if not settings.inputs:
         return
-    worst = comparison(file, view, examples, "OpenVINO").worst()
+    worst = comparison(file, view, examples, AS_IT_IS).worst()
     if not isfinite(worst.largest):
-        raise ModelError(f"{file.name}: output {worst.output!r} in OpenVINO is no number. The file was removed.")
+        raise ModelError(f"{file.name}: output {worst.output!r} in {AS_IT_IS} is no number. The file was removed.")
     yield (
         f"{file.name}: with inputs in eight bits too, output {worst.output!r} is up to {worst.share:.2g} of its "
         f"largest magnitude from the model's, on made-up examples. Measure what that costs on data of yours; "

@@ -79,7 +79,7 @@ class Kl:
         return no_logits("kl", context.model, context.adapter)
 
     def remembered_bytes(self, context: PlanContext) -> int | None:
-        """Multiply samples, positions and words; None where one of these shows only when the data are read."""
+        """Multiply the most samples, positions and words; None where one of these shows only when the data are read."""
         data, words = options_of(DatasetOptions, self.data), _vocabulary(context.model)
         tokens = data.tokens_per_sample(context.adapter.max_length(context.model))
         limits = [one for one in (self.positions, tokens) if one is not None]

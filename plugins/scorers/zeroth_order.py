@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate, Estimate
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, NotFiniteError
 from ecoflap.core.forward.noise import gaussian
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
@@ -54,6 +54,8 @@ class ZerothOrder:
         for name in ("samples", "noises", "eps"):
             if not getattr(self, name) > 0:
                 raise EcoflapError(f"{name} is {getattr(self, name)}; more than 0 is needed")
+        if self.eps > (largest := torch.finfo(torch.float32).max):
+            raise EcoflapError(f"eps is {self.eps}, and weights are moved in float32, which ends at {largest:.2g}")
 
     @property
     def unit(self) -> Literal["layer", "block"]:
@@ -104,8 +106,11 @@ class ZerothOrder:
         return abs(losses[0] - losses[1]) / (2 * self.eps)
 
     def _loss(self, replay: Replay, index: int, directions: Mapping[Layer, Tensor], batch: int, step: float) -> float:
-        with _moved(replay, directions, step):
-            return float(replay.loss(index, [batch])[0])
+        try:
+            with _moved(replay, directions, step):
+                return float(replay.loss(index, [batch])[0])
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}. A smaller eps than {self.eps:g} moves them less") from error
 
 
 def _is_moved_in_place(layer: Layer, replay: Replay) -> bool:

@@ -193,7 +193,7 @@ def test_a_folder_that_may_not_be_written_is_told(recipe_file, ecoflap_command, 
     (tmp_path / "locked").mkdir(mode=0o500)
     code, _, err = ecoflap_command("run", recipe_file(), "--folder", tmp_path / "locked" / "run")
     assert code == 2
-    assert "cannot be written: Permission denied. Name another one with --folder" in err
+    assert "cannot be written: Permission denied. Name another folder with --folder" in err
 
 
 def test_a_folder_that_cannot_be_made_is_told(recipe_file, ecoflap_command, tmp_path):

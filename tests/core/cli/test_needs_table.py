@@ -99,6 +99,21 @@ def in_memory(pico_llama_folder: Any, **keys: Any) -> dict[str, float]:
     return {name: float(size) * UNITS[unit] / 1e3 for name, (size, unit) in found.items()}
 
 
+def test_the_plan_says_that_forwards_come_on_top_of_the_peak_and_what_they_grow_with(pico_llama_folder, tmp_path):
+    (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
+    text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
+    assert "beside the peak" not in needs_of(pico_llama_folder, allocate="uniform")
+    keys = {
+        "calibration": {**text, "batch_size": 2},
+        "score": {"use": "zeroth_order", "calibration": {**text, "batch_size": 3}},
+        "evaluate": [{"use": "kl", "data": text, "batch_size": 5}, {"use": "perplexity", "data": text}],
+    }
+    said = needs_of(pico_llama_folder, allocate="ecoflap", **keys)["beside the peak"]
+    assert re.search(r"batch_size \(calibration 2, score\.calibration 3, kl 5, perplexity( \d+)?\): lower that", said)
+    once = needs_of(pico_llama_folder, calibration=text, allocate="ecoflap", score="zeroth_order")
+    assert "(calibration 1)" in once["beside the peak"]
+
+
 @pytest.mark.parametrize(("rounds", "sets"), [(1, 1), (2, 2), (3, 2)])
 def test_packed_masks_of_all_layers_are_counted_and_those_of_the_round_before(
     pico_llama, pico_llama_folder, rounds, sets
@@ -181,12 +196,13 @@ def test_what_is_remembered_of_the_dense_model_takes_what_was_predicted(pico_lla
         "prune": "magnitude",
         "evaluate": [{"use": "kl", "data": text, "positions": 4}, {"use": "agreement", "data": text}],
     }
-    assert predicted(recipe)["dense/"] == pytest.approx(3 * 4 * 64 * 4, rel=0.02)
+    assert "remembered of the dense model at most" in in_memory(pico_llama_folder, evaluate=recipe["evaluate"])
+    assert predicted(recipe)["dense/ at most"] == pytest.approx(3 * 4 * 64 * 4, rel=0.02)
     (file,) = (run(recipe, folder=tmp_path / "run").folder / "dense").glob("kl-*")
     with open_sealed(file, None) as inside:
         tensors = [inside.read(name) for name in inside.hashes]
     assert sum(tensor.nbytes for tensor in tensors if tensor.is_floating_point()) == 3 * 4 * 64 * 4
-    assert "dense/" not in predicted({**recipe, "evaluate": recipe["evaluate"][1:]})
+    assert "dense/ at most" not in predicted({**recipe, "evaluate": recipe["evaluate"][1:]})
 
 
 @pytest.mark.parametrize("wrong", [{"memory": -1}, {"memory": 1, "disk": -3}])

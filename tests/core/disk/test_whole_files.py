@@ -10,13 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ecoflap.core.disk import whole_files as files
 from ecoflap.core.disk.reading import ReadError
 from ecoflap.core.disk.whole_files import (
     delete_whole,
+    link_or_copy,
     removed_leftovers,
     sha256_of,
+    whole_file,
     whole_folder,
     write_whole,
 )
@@ -41,6 +45,35 @@ def test_write_whole_creates_folders_and_replaces(tmp_path):
     write_whole(path, b"\0")
     assert path.read_bytes() == b"\0"
     assert names(path.parent) == ["b.json"]
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_what_a_library_writes_for_its_user_alone_gets_the_mode_that_the_umask_says(tmp_path, umask):
+    with whole_folder(tmp_path / "model") as folder:
+        (folder / "inside").mkdir()
+        for file in (folder / "model.safetensors", folder / "inside" / "adapter.safetensors"):
+            save_file({"weight": torch.zeros(2)}, file)
+    with whole_file(tmp_path / "alone.safetensors") as file:
+        save_file({"weight": torch.zeros(2)}, file)
+    written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [path.name for path in written] == ["alone.safetensors", "adapter.safetensors", "model.safetensors"]
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~umask}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_a_private_file_that_has_another_name_stays_private(tmp_path):
+    (tmp_path / "own").write_text("mine")
+    (tmp_path / "own").chmod(0o600)
+    with whole_folder(tmp_path / "linked") as folder:
+        link_or_copy(tmp_path / "own", folder / "own")
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Exports of a finished run, their manifests, and the commands that show them."""
 
+import errno
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -193,12 +195,25 @@ def test_by_the_command_line(run, letters, ecoflap_command, tmp_path):
     assert (tmp_path / "dense").read_text() == "dense"
 
 
+def test_where_a_run_cannot_be_written_no_option_is_named_that_export_lacks(run, letters, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("ecoflap.core.record.open_run.os.open", refuse)
+    with pytest.raises(RunError) as told:
+        ecoflap.export_run(run.folder, "letters", registry=letters)
+    said = f"the run folder {run.folder} cannot be written: {os.strerror(errno.EROFS)}. Copy the run to where you may "
+    assert str(told.value) == f"{said}write, and export the copy"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("export", "nowhere", "--to", "safetensors"), "no run folder"),
         (("export", "RUN", "--to", "onix"), "no exporter named 'onix'"),
-        (("export", "RUN", "--to", "letters", "--set", "leter=b"), "Did you mean 'letter'?"),
+        (("export", "RUN", "--to", "letters", "--set", "leter=b"), "--set leter=b: leter: letters has no parameter"),
+        (("export", "RUN", "--to", "letters", "--set", "letter=3"), "--set letter=3: letter: should be a valid string"),
+        (("export", "RUN", "--to", "letters", "--set", "letter"), "--set letter: should be KEY=VALUE"),
         (("densify", "nowhere.letters", "x"), "is not there"),
         (("densify", "RUN/plan.json", "x"), "no exporter packs such files. Known endings: "),
         (("densify", "RUN/exports/letters/w.letters", "RUN/exports/letters/w.letters"), "is the packed file itself"),
@@ -228,10 +243,10 @@ def test_an_export_that_another_command_makes_just_before_is_kept(run, letters, 
     """The other ends before this one holds the run's folder."""
     taken = export_again.open_run
 
-    def later(path, *, fresh):
+    def later(path, **keys):
         monkeypatch.setattr(export_again, "open_run", taken)
         ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters)
-        return taken(path, fresh=fresh)
+        return taken(path, **keys)
 
     monkeypatch.setattr(export_again, "open_run", later)
     own = ecoflap.export_run(run.folder, "letters", set_=["letter=c"], registry=letters)

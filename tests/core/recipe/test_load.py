@@ -311,6 +311,17 @@ def test_a_number_that_no_report_can_hold_is_refused_where_it_is_written(told, v
     assert "should be finite, not " in told(SMALL.replace("magnitude", f"{{use: odd, limit: {value}}}"))
 
 
+@pytest.mark.parametrize("written", ["block: 9999999999999999999", "block: -9223372036854775808999"])
+def test_a_whole_number_of_more_than_64_bits_is_refused_where_it_is_written(told, written):
+    said = told(SMALL.replace("magnitude", f"{{use: sparsegpt, {written}}}"))
+    assert f"prune.block: should be a whole number of at most 64 bits, not {written[7:]}." in said
+    assert "docs/hooks.md" not in said
+
+
+def test_the_largest_number_of_64_bits_is_read(parse):
+    assert parse(SMALL.replace("magnitude", f"{{use: odd, words: {{a: {2**63 - 1}}}}}"))
+
+
 def test_what_may_change_is_told_from_what_may_not(parse):
     assert {"calibration.keep", "score.calibration.keep", "model.config", "export"} <= set(may_change())
     assert not {"calibration", "calibration.samples", "score"} & set(may_change())
@@ -357,8 +368,11 @@ def test_load_and_find(folder, registry):
     with pytest.raises(RecipeError, match=r"no\.yaml cannot be read"):
         load_recipe(folder / "no.yaml", registry=registry)
     (folder / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match=r"cannot be read: it is no UTF-8, with 0xff at byte 0\. Save it as UTF-8"):
         load_recipe(folder / "bytes.yaml", registry=registry)
+    (folder / "latin.yaml").write_bytes(f"{SMALL}# caf\xe9\n".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"no UTF-8, with 0xe9 at byte \d+\. Save it as UTF-8"):
+        load_recipe(folder / "latin.yaml", registry=registry)
 
 
 def test_shipped_recipes_are_found_by_name(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A part is read once, and what breaks its kind's contract is refused where the recipe has it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -22,6 +23,52 @@ class Agregates(Scores):
     """A scorer with a misspelt member."""
 
     agregate = "mean"
+
+
+@dataclass(frozen=True)
+class Strict(Scores):
+    """A scorer that says one thing at a time of what is wrong with it."""
+
+    order: Literal["random", "given"] = "random"
+    beams: int = 1
+    tokens: int = 8
+    least: int = 2
+    most: int = 4
+
+    def __post_init__(self):
+        for name in ("beams", "tokens"):
+            if getattr(self, name) < 1:
+                raise EcoflapError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if self.least > self.most:
+            raise EcoflapError(f"least is {self.least}, which is more than most, {self.most}")
+        if self.least == 2 and self.most == 3:
+            raise KeyError("least 2")
+
+
+def problems_of(registry, **parameters):
+    score = {"use": Strict, **parameters}
+    recipe = {"version": 1, "model": "m", "sparsity": 0.5, "prune": "magnitude", "score": score}
+    with pytest.raises(EcoflapError) as told:
+        parse_recipe(recipe, registry=registry)
+    return [problem.removeprefix("recipe: score.").partition(":")[0] for problem in told.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"beams": 0, "tokens": -4}, ["beams", "tokens"]),
+        ({"order": "randm", "tokens": 0}, ["order", "tokens"]),
+        ({"order": "randm", "beams": 0, "tokens": 0, "least": 9}, ["order", "beams", "tokens", "least"]),
+        ({"order": "randm", "beams": 3}, ["order"]),
+        ({"beams": 0, "least": 9}, ["beams", "least"]),
+        ({"least": 9, "most": 8, "beams": 2}, ["least"]),  # and not what is wrong with most and least's default
+        ({"least": "9", "most": 1}, ["least"]),  # as its default is 2, which nobody wrote
+        ({"least": 5, "most": 3}, ["least"]),  # by its default the code raises what is no error of users
+        ({"tokens": "8", "orders": 3, "beams": 0}, ["orders", "tokens", "beams"]),
+    ],
+)
+def test_all_that_a_part_refuses_is_told_at_once(registry, parameters, expected):
+    assert problems_of(registry, **parameters) == expected
 
 
 BUILT = []

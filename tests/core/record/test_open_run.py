@@ -93,6 +93,25 @@ def test_a_lock_is_held_as_long_as_a_run_is_open(tmp_path, monkeypatch):
         assert not is_held(folder.lock)
 
 
+@pytest.mark.parametrize("inside", ["model", "exports/new", "blocks/a/b", "rounds/1", "dense", "scores/x"])
+def test_no_run_is_begun_inside_what_belongs_to_another(tmp_path, inside):
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        folder.recipe.write_text("version: 1")
+    told = rf"run/{inside} is inside {inside.split('/')[0]}/ of the run in .*run, whose files are its own\. Name"
+    for fresh in (False, True):
+        with pytest.raises(RunError, match=told), open_run(folder.path / inside, fresh=fresh):
+            pass
+    assert sorted(entry.name for entry in folder.path.iterdir()) == [".lock", "recipe.yaml"]
+
+
+def test_a_run_is_begun_beside_the_folders_of_another_and_below_what_is_no_runs(tmp_path):
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        folder.recipe.write_text("version: 1")
+    for path in (folder.path / "mine" / "model", tmp_path / "model" / "exports"):
+        with open_run(path, fresh=False) as begun:
+            assert begun.lock.exists()
+
+
 def test_only_a_finished_run_is_compared(folder):
     with pytest.raises(RunError, match=r"no run folder: it has no recipe\.yaml"):
         require_finished(folder.path)

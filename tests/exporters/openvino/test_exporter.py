@@ -25,6 +25,7 @@ from ecoflap.exporters.openvino import convert as openvino_convert
 from ecoflap.exporters.openvino import exporter as openvino_exporter
 from ecoflap.exporters.openvino import view as openvino_view
 from ecoflap.exporters.openvino.exporter import OpenVino, ecoflap_register_exporters
+from ecoflap.openvino import compile_model
 
 ov = pytest.importorskip("openvino")
 pytest.importorskip("onnxscript")
@@ -219,7 +220,7 @@ def test_sizes_names_and_checks(tmp_path):
     assert abs(sizes["int8"] - (weights + 4 * (64 * 48 + 128) + 4 * 2 * (128 + 64))) < 200  # scales, divisors
     assert rounded.dense_bytes == pytest.approx(sizes["float"] + (tmp_path / "int8/rows.xml").stat().st_size, rel=0.02)
     assert [(check.view, check.runtime) for check in rounded.checks] == [
-        ("rows", "OpenVINO before rounding"), ("rows", "OpenVINO with inputs in floats"),
+        ("rows", "OpenVINO in float32 before rounding"), ("rows", "OpenVINO in float32 with inputs in floats"),
     ]  # fmt: skip
     before, after = rounded.checks
     assert before.difference <= before.tolerance < after.difference <= after.tolerance
@@ -229,12 +230,20 @@ def test_sizes_names_and_checks(tmp_path):
     assert note.endswith("with it, less may be off." if lacks_eight_bits() else "activations: float costs less.")
     assert plain.notes == ()
     assert {tensor.form for tensor in plain.tensors} == {"dense"}
-    assert len(plain.checks) == 1
+    assert [check.runtime for check in plain.checks] == ["OpenVINO in float32"]
     for path in (*rounded.files, *plain.files):
         data = path.read_bytes()
         assert not [
             word for word in (b"site-packages", bytes(Path.cwd()), b".py", str(tmp_path).encode()) if word in data
         ]
+
+
+def test_asked_for_float32_the_loader_computes_what_the_check_has_compared(tmp_path):
+    (check,) = OpenVino(weights="float")(pruned(), tmp_path).checks
+    compiled = compile_model(tmp_path / check.file, config={"INFERENCE_PRECISION_HINT": "f32"})
+    x = rows(5, 3, 7)
+    for found, expected in zip(compiled({"x": x.numpy()}).values(), pruned().model(x), strict=True):
+        assert np.abs(found - expected.detach().numpy()).max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -338,7 +347,7 @@ def test_a_plan_tells_what_is_wrong(monkeypatch):
         (
             OpenVino(tolerance=1e-5),
             {},
-            r"output '\w+' in OpenVINO with inputs in floats is up to .* tolerance is 1e-05. The file was removed",
+            r"output '\w+' in OpenVINO in float32 with inputs in floats is .* tolerance is 1e-05. The file was removed",
         ),
         (OpenVino(views=("row",)), {}, "Did you mean 'rows'"),
     ],
@@ -376,7 +385,7 @@ def test_a_matrix_that_was_rounded_wrong_is_refused(tmp_path, monkeypatch):
         return type(made)(made.weight[::-1].copy(), made.scale)
 
     monkeypatch.setattr(openvino_view, "rounded", upside_down)
-    with pytest.raises(ModelError, match="in OpenVINO with inputs in floats is up to"):
+    with pytest.raises(ModelError, match="in OpenVINO in float32 with inputs in floats is up to"):
         OpenVino()(pruned(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -392,7 +401,7 @@ def test_a_conversion_that_is_wrong_is_found_before_rounding_hides_it(tmp_path, 
         return made
 
     monkeypatch.setattr(openvino_view, "converted", other)
-    with pytest.raises(ModelError, match="in OpenVINO before rounding is up to"):
+    with pytest.raises(ModelError, match="in OpenVINO in float32 before rounding is up to"):
         OpenVino()(pruned(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

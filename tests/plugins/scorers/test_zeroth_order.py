@@ -9,6 +9,7 @@ from torch import nn
 
 from ecoflap import Block, EcoflapError, Estimate, Layer, Replay, Tower
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.errors import NotFiniteError
 from ecoflap.core.forward.noise import gaussian
 from ecoflap.plugins.scorers import zeroth_order
 from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
@@ -154,6 +155,18 @@ def test_estimates_know_their_standard_error():
     assert estimate == 3.0
     assert estimate.standard_error == pytest.approx(sqrt((4 + 1 + 0 + 9) / 3 / 4))
     assert Estimate([1.0]).standard_error == float("inf")
+
+
+def test_a_step_that_float32_does_not_hold_is_refused_by_its_name():
+    with pytest.raises(EcoflapError, match=r"eps is 1e\+300, and .* in float32, which ends at 3\.4e\+38"):
+        ZerothOrder(eps=1e300)
+
+
+def test_where_weights_are_moved_too_far_for_a_loss_the_step_is_named(pico_llama, batches):
+    replay = Replay(pico_llama(), LlamaAdapter(), batches, dtype=torch.float32)
+    layers = [layer for _, layer in replay.anatomy.layers()]
+    with pytest.raises(NotFiniteError, match=r"q_proj\.weight perturbed, .* A smaller eps than 1e\+38 moves them less"):
+        list(ZerothOrder(eps=1e38)(replay, layers))
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"noises": 0}, {"eps": 0.0}, {"eps": float("nan")}])
