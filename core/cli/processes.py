@@ -10,16 +10,22 @@ from typing import Annotated
 import typer
 
 from ecoflap.core.cli.stopping import end_with_starter
+from ecoflap.core.ranks.launch import are_several
 
 EMPTY = 150 << 20
 """Bytes that a process holds when it has imported torch and read no model yet: 145 to 160 MB on Linux."""
 
 
 def _fitting(size: int) -> int:
-    """Refuse so many processes that the memory is full when they have begun: the system would kill them, or others."""
+    """Refuse so many processes that the memory is full when they have begun: the system would kill them, or others.
+
+    Each of them is given the same number, and finds the memory that the others have left.
+    """
+    if size == 1 or are_several():
+        return size
     from ecoflap.core.machine.memory import available_memory
 
-    free = available_memory() if size > 1 else None
+    free = available_memory()
     if free is not None and size * EMPTY > free:
         raise typer.BadParameter(
             f"{size} processes hold {size * EMPTY / 1e9:.3g} GB before any of them reads a model, and {free / 1e9:.3g} "

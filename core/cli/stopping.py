@@ -88,10 +88,14 @@ def end_with_starter() -> None:
     """End this process at once where what started it is gone, which holds the other end of stdin until then.
 
     Whoever is killed passes no signal on. What is done is on the disk whole, as where this process is killed itself.
+    Stdin is empty from then on: who reads from it would wait for ever, and what is started here is not to hold it.
     """
+    starter, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
     def watch() -> None:
-        while os.read(0, 1):  # and not by sys.stdin, which Python could not close at the end while it is read
+        while os.read(starter, 1):
             pass
         os._exit(128 + signal.SIGTERM)
 

@@ -139,9 +139,10 @@ def _let_read_whom_umask_lets(paths: Iterable[Path]) -> None:
     found = [(path, path.lstat()) for path in paths]
     private = [path for path, is_ in found if S_ISREG(is_.st_mode) and is_.st_nlink == 1 and not is_.st_mode & 0o077]
     if private:
-        usual = _mode_of_a_new_file(private[0])
-        for path in private:
-            path.chmod(usual)
+        others = _mode_of_a_new_file(private[0]) & 0o077
+        for path in private if others else ():
+            with suppress(OSError):  # some mounts show every file as its user's alone, and let nobody change that
+                path.chmod(path.stat().st_mode | others)
 
 
 def _mode_of_a_new_file(beside: Path) -> int:

@@ -71,7 +71,7 @@ class Watch:
         try:
             self._store.set(_name_of(self.rank), json.dumps({**this_process(), "has_device": has_device}))
             self._wait_for_all(time.monotonic() + seconds, f"{seconds:.0f} seconds")
-            return all(_process(self._store, rank)["has_device"] for rank in range(self.size))
+            return all(_process(self._store, rank).get("has_device", False) for rank in range(self.size))
         except RuntimeError as error:  # as in the thread: whoever holds the store is gone
             raise RankError(self._heard(_store_gone())) from error
 

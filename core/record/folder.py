@@ -252,7 +252,8 @@ class RunFolder:
         changed = self._changed(now)
         if not changed or not self.holds_results:
             return ""
-        if self.holds_dense_alone and not {*changed} & {*evaluated_by}:
+        evaluated = {*evaluated_by} if self.evaluations.exists() or self.dense.exists() else set()
+        if self.holds_dense_alone and not {*changed} & evaluated:
             return ""
         return " and ".join(f"another {name} ({now[name].file})" for name in changed)
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EACCES, EROFS
 from pathlib import Path
 
 from filelock import lock_descriptor
@@ -30,7 +31,8 @@ def open_run(path: Path, *, fresh: bool, elsewhere: str = ELSEWHERE) -> Iterator
     folder = RunFolder(path)
     with _writable(path, "run folder", elsewhere):
         _refuse_strangers(folder)
-        _refuse_insides(folder)
+        if not folder.is_ours:
+            refuse_inside_run(path)
         there = _There.before(folder)
         path.mkdir(parents=True, exist_ok=True)
         if not fresh:
@@ -67,7 +69,7 @@ def locked(lock: Path, what: str, elsewhere: str = ELSEWHERE) -> Iterator[None]:
 def is_held(lock: Path) -> bool:
     """Say whether a process holds a lock. One that cannot be asked for, as on a disk without locks, is not held."""
     try:
-        descriptor = os.open(lock, os.O_RDWR | NOT_THROUGH_LINKS)
+        descriptor = _opened(lock)
     except OSError:
         return False
     try:
@@ -76,6 +78,16 @@ def is_held(lock: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def _opened(lock: Path) -> int:
+    """Open a lock to ask for it, also where it may only be read, as in another user's folder."""
+    try:
+        return os.open(lock, os.O_RDWR | NOT_THROUGH_LINKS)
+    except OSError as error:
+        if error.errno not in (EACCES, EROFS):
+            raise
+        return os.open(lock, os.O_RDONLY | NOT_THROUGH_LINKS)
 
 
 @contextmanager
@@ -126,16 +138,17 @@ def _refuse_strangers(folder: RunFolder) -> None:
         raise RunError(f"{path} is not empty, and no run was begun there. Name another folder with --folder")
 
 
-def _refuse_insides(folder: RunFolder) -> None:
-    """Refuse to begin a run inside what belongs to another, which that one deletes, replaces or calls a stranger's."""
-    if folder.is_ours:
-        return
-    path = folder.path.resolve()
+def refuse_inside_run(folder: Path) -> None:
+    """Refuse to begin something inside what belongs to a run, which that one deletes, replaces or calls a stranger's.
+
+    :raises RunError: With the run.
+    """
+    path = folder.resolve()
     for around in filter(lambda one: one.is_ours, map(RunFolder, path.parents)):
         own = (around.model, around.exports, around.blocks, around.rounds, around.dense, around.scores.with_suffix(""))
         if (inside := next(filter(path.is_relative_to, own), None)) is not None:
             raise RunError(
-                f"{folder.path} is inside {inside.name}/ of the run in {around.path}, whose files are its own. Name "
+                f"{folder} is inside {inside.name}/ of the run in {around.path}, whose files are its own. Name "
                 f"another folder with --folder"
             )
 

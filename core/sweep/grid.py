@@ -21,7 +21,6 @@ from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import lasting_parts, what_scores_depend_on
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.prepare import prepare
-from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.sweep.file import SEED, Sweep
 from ecoflap.core.text.strict_yaml import Document, Place, read_yaml_file
 
@@ -170,19 +169,21 @@ class _Prepared:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._known: dict[str, Prepared | EcoflapError] = {}
+        self._known: dict[str, tuple[bool, type] | EcoflapError] = {}
 
     def __call__(self, run: PlannedRun) -> PlannedRun:
         key = json.dumps(_without_seeds(run.recipe.plain()))
         if key not in self._known:
             try:
-                self._known[key] = prepare(run.recipe, self._registry)
+                prepared = prepare(run.recipe, self._registry)
+                self._known[key] = prepared.looks_at_scores, type(prepared.adapter)  # of thousands no model is held
             except EcoflapError as error:
                 self._known[key] = error
         known = self._known[key]
         if isinstance(known, EcoflapError):
             raise known
-        return replace(run, scored=known.looks_at_scores, adapter=type(known.adapter))
+        scored, adapter = known
+        return replace(run, scored=scored, adapter=adapter)
 
 
 def _without_seeds(plain: dict[str, Any]) -> dict[str, Any]:

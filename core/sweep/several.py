@@ -141,7 +141,7 @@ def _why_ended(code: int, said: str) -> str:
     """
     if code in _STOPPED_WITH:
         return STOPPED
-    lines = said.split("\n") if code > 0 else []  # one that a signal has ended had no time for a reason
+    lines = said.split("\n") if code != -signal.SIGKILL else []  # which leaves no time for a reason
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"{how_ended(code)}; it said last: {last}" if last else how_ended(code)
 

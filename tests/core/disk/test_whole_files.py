@@ -76,6 +76,14 @@ def test_a_private_file_that_has_another_name_stays_private(tmp_path):
     assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_a_mode_that_nobody_may_change_stops_no_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "chmod", failing(errno.EPERM))
+    with whole_file(tmp_path / "alone.safetensors") as file:
+        save_file({"weight": torch.zeros(2)}, file)
+    assert (tmp_path / "alone.safetensors").stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [

@@ -34,6 +34,7 @@ NOTHING, DENSE = {}, {"evaluations.jsonl": [{"stage": "dense"}]}
     ("files", "changed", "refused"),
     [
         (NOTHING, "adapter", False),
+        ({"scores.jsonl": [HEADER]}, "adapter", False),
         (DENSE, "adapter", True),
         (DENSE, "scorer", False),
         ({**DENSE, "scores.jsonl": [HEADER]}, "scorer", False),

@@ -104,6 +104,21 @@ def test_no_run_is_begun_inside_what_belongs_to_another(tmp_path, inside):
     assert sorted(entry.name for entry in folder.path.iterdir()) == [".lock", "recipe.yaml"]
 
 
+@pytest.mark.parametrize("refused", [None, errno.EACCES, errno.EROFS])
+def test_a_lock_is_asked_for_also_where_it_may_only_be_read(tmp_path, monkeypatch, refused):
+    real = os.open
+
+    def opened(path, flags, *mode):
+        if refused is not None and flags & os.O_RDWR:
+            raise OSError(refused, os.strerror(refused), path)
+        return real(path, flags, *mode)
+
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        monkeypatch.setattr(os, "open", opened)
+        assert is_held(folder.lock)
+    assert not is_held(folder.lock)
+
+
 def test_a_run_is_begun_beside_the_folders_of_another_and_below_what_is_no_runs(tmp_path):
     with open_run(tmp_path / "run", fresh=False) as folder:
         folder.recipe.write_text("version: 1")

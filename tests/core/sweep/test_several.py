@@ -133,6 +133,7 @@ def running(recipe, tmp_path, monkeypatch):
         ("echo progress >&2; echo killed >&2; exit 3", "it ended with code 3; it said last: killed", ""),
         ("exit 3", "it ended with code 3", ""),
         ("echo progress >&2; kill -9 $$", "SIGKILL ended it", ""),
+        ("echo 'what(): no room' >&2; kill -6 $$", "SIGABRT ended it; it said last: what(): no room", ""),
         ("echo 'ecoflap: stopped' >&2; exit 130", STOPPED, ""),
         ("kill -15 $$", STOPPED, ""),
     ],

@@ -256,6 +256,17 @@ def test_a_sweep_keeps_what_another_scorer_has_found_where_that_is_accepted(with
     assert not with_own_scorer(SCORER.replace("1.0", "2.0"), accept_change=True).failed
 
 
+def test_no_sweep_is_begun_inside_what_belongs_to_a_run(plain, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.recipe.write_text("version: 1")
+    run.lock.touch()
+    (tmp_path / "recipe.yaml").write_text(json.dumps(plain(**QUICK)))
+    with pytest.raises(RunError, match=r"is inside exports/ of the run in"):
+        sweep(SweepRequest(tmp_path / "recipe.yaml", folder=run.exports / "sweep"))
+    assert not run.exports.exists()
+
+
 def test_runs_that_failed_before_they_had_a_score_go_on_with_the_scorer_that_was_mended(with_own_scorer):
     failed = with_own_scorer(SCORER.replace("for number", "raise ValueError('a bug')\n        for number"))
     assert [path.name for path in failed.failed] == ["scored-sparsity-0.5-seed-0"]
