@@ -137,12 +137,12 @@ def _let_read_whom_umask_lets(paths: Iterable[Path]) -> None:
     A file with another name elsewhere is left as it is: that one would change too.
     """
     found = [(path, path.lstat()) for path in paths]
-    private = [path for path, is_ in found if S_ISREG(is_.st_mode) and is_.st_nlink == 1 and not is_.st_mode & 0o077]
-    if private:
-        others = _mode_of_a_new_file(private[0]) & 0o077
-        for path in private if others else ():
-            with suppress(OSError):  # some mounts show every file as its user's alone, and let nobody change that
-                path.chmod(path.stat().st_mode | others)
+    regular = [(path, is_.st_mode) for path, is_ in found if S_ISREG(is_.st_mode) and is_.st_nlink == 1]
+    private = [(path, mode) for path, mode in regular if not mode & 0o077]
+    others = _mode_of_a_new_file(private[0][0]) & 0o077 if private else 0
+    for path, mode in private if others else ():
+        with suppress(OSError):  # some mounts show every file as its user's alone, and let nobody change that
+            path.chmod(mode | others)
 
 
 def _mode_of_a_new_file(beside: Path) -> int:

@@ -224,22 +224,24 @@ class RunFolder:
         :param accept: Go on all the same; what is there is by the code of before then.
         :return: What was accepted, a sentence each.
         """
-        found, others = self.read_fingerprints(), self.found_by_others(now, evaluated_by)
+        found = self.read_fingerprints()
+        changed = _changed_code(found, now)
+        others = self._told_if_found(changed, evaluated_by)
         if others and not accept:
             raise RunError(
                 f"{self.path} was begun with {others} than is there now: what is there was computed by other code. Run "
                 f"into another folder with --folder, begin this one anew with --fresh, or keep what is there and go on "
                 f"with --accept-change {FROM_PYTHON}"
             )
-        changed = {name: now[name].sha256 for name in self._changed(now)}
+        digests = digests_of(changed)
         begun, accepted = found.get(CODE, {}), found.get(ACCEPTED_CODE, {})
         if others:
-            write_sealed_json(self.fingerprints, {**found, ACCEPTED_CODE: {**accepted, **changed}})
+            write_sealed_json(self.fingerprints, {**found, ACCEPTED_CODE: {**accepted, **digests}})
             return [f"{name} changed since it was begun, which was accepted" for name in changed]
         if changed:
             self.scores.unlink(missing_ok=True)  # there is a header at the most
             still = {name: digest for name, digest in accepted.items() if name not in changed}
-            write_sealed_json(self.fingerprints, {**found, CODE: {**begun, **changed}, ACCEPTED_CODE: still})
+            write_sealed_json(self.fingerprints, {**found, CODE: {**begun, **digests}, ACCEPTED_CODE: still})
         elif CODE not in found and not self.holds_results:  # of what an earlier version found nothing is known
             write_sealed_json(self.fingerprints, {**found, CODE: digests_of(now)})
         return []
@@ -249,17 +251,15 @@ class RunFolder:
 
         :return: Empty where none is, or where it has found nothing.
         """
-        changed = self._changed(now)
-        if not changed or not self.holds_results:
+        return self._told_if_found(_changed_code(self.read_fingerprints(), now), evaluated_by)
+
+    def _told_if_found(self, changed: Mapping[str, Source], evaluated_by: Collection[str]) -> str:
+        if not changed:  # and no file is read
             return ""
         evaluated = {*evaluated_by} if self.evaluations.exists() or self.dense.exists() else set()
         if self.holds_dense_alone and not {*changed} & evaluated:
             return ""
-        return " and ".join(f"another {name} ({now[name].file})" for name in changed)
-
-    def _changed(self, now: Mapping[str, Source]) -> list[str]:
-        known = _known_code(self.read_fingerprints())
-        return [name for name, one in now.items() if known.get(name, one.sha256) != one.sha256]
+        return " and ".join(f"another {name} ({one.file})" for name, one in changed.items())
 
     def goes_on_with(self, code: Mapping[str, str]) -> bool:
         """Say whether code is what the folder was begun with, or was accepted last; of what it does not know it is.
@@ -353,6 +353,12 @@ MAY_CHANGE = frozenset((CALIBRATION_DATA, SCORING_DATA))
 def _known_code(fingerprints: Mapping[str, Any]) -> dict[str, str]:
     """Give the digest of the code of each own part, as it was accepted last, or as the folder was begun."""
     return {**fingerprints.get(CODE, {}), **fingerprints.get(ACCEPTED_CODE, {})}
+
+
+def _changed_code(fingerprints: Mapping[str, Any], now: Mapping[str, Source]) -> dict[str, Source]:
+    """Give what is other code now than the fingerprints of a folder know."""
+    known = _known_code(fingerprints)
+    return {name: one for name, one in now.items() if known.get(name, one.sha256) != one.sha256}
 
 
 def _without_time(refined: Mapping[str, Any]) -> dict[str, Any]:
