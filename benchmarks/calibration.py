@@ -6,7 +6,8 @@
 The texts are the Wikipedia articles that ship, the documentation of Python's language that is in every Python, and what
 the installed packages say of themselves (so these differ a little from one environment to another; a row has a digest
 of them). Of each every third document is held out. ``mixed`` draws as many documents of each of the three. Everything
-is in float32. A row that is there is not done again, so this may be stopped and started as one likes.
+is in float32 unless ``--dtype`` says bfloat16, which is a table of its own. A row that is there is not done again, so
+this may be stopped and started as one likes.
 """
 
 import json
@@ -51,10 +52,11 @@ class Row:
     text: str
     samples: int
     seed: int
+    dtype: str = "float32"
 
     @property
     def name(self) -> str:
-        return f"{self.pruner} {self.text} {self.samples} {self.seed}"
+        return f"{self.pruner} {self.text} {self.samples} {self.seed}" + f" {self.dtype}" * (self.dtype != "float32")
 
 
 SETTINGS = (
@@ -63,11 +65,12 @@ SETTINGS = (
     *(("wanda", text, 64) for text in ("wikipedia", "mixed")),
     *(("admm", text, 64) for text in ("python", "packages")),
     *(("admm", text, 256) for text in ("wikipedia", "mixed")),
+    *(("admm", "wikipedia", samples) for samples in (32, 128)),
 )
 
 
-def rows(seeds: Sequence[int]) -> Iterator[Row]:
-    yield from (Row(*setting, seed) for seed, setting in product(seeds, SETTINGS))
+def rows(seeds: Sequence[int], dtype: str) -> Iterator[Row]:
+    yield from (Row(*setting, seed, dtype) for seed, setting in product(seeds, SETTINGS))
 
 
 def documents(text: str) -> list[str]:
@@ -102,7 +105,7 @@ def settings(row: Row, folder: Path) -> list[str]:
     measures = [f"{{use: perplexity, data: {one % MEASURED}}}" for one in held]
     measures += [f"{{use: continuation, ending: 8, data: {one % ENDINGS}}}" for one in held]
     return [
-        "model.dtype=float32", "sparsity=0.6", "score=null", "allocate=uniform", "export=null", f"seed={row.seed}",
+        f"model.dtype={row.dtype}", "sparsity=0.6", "score=null", "allocate=uniform", "export=null", f"seed={row.seed}",
         f"prune={row.pruner}", f"calibration={calibration}", f"evaluate=[{', '.join(measures)}]",
     ]  # fmt: skip
 
@@ -110,7 +113,8 @@ def settings(row: Row, folder: Path) -> list[str]:
 def figures(row: Row, work: Path) -> dict[str, Any]:
     """Do one row, and give what came out; the dense measures are those of the first row that there was."""
     digests, folder = write(work), work / row.name.replace(" ", "-")
-    finished = [path.parent for path in work.glob("*/report.json") if path.parent != folder][:1]
+    ended = (path.parent for path in work.glob("*/report.json") if path.parent != folder)
+    finished = [one for one in ended if one.name.endswith("bfloat16") == (row.dtype == "bfloat16")][:1]
     asked = [*settings(row, work), *(f"reuse={path}" for path in finished)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "ecoflap", "run", "box/smollm2", "--folder", str(folder)]
@@ -127,8 +131,9 @@ def figures(row: Row, work: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def table(lines: Sequence[Mapping[str, Any]], dtype: str) -> Iterator[str]:
     """Write a Markdown table: of each setting the mean over seeds."""
+    lines = [line for line in lines if line.get("dtype", "float32") == dtype]
     dense = lines[0]["dense"]
     yield f"| pruner, what calibrates | {' | '.join(dense)} |\n|---|{'---:|' * len(dense)}"
     yield f"| dense | {' | '.join(f'{value:.3f}' for value in dense.values())} |"
@@ -148,14 +153,15 @@ def _cell(values: Sequence[float], name: str, dense: float) -> str:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    arguments.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     arguments.add_argument("--only", nargs="+", help="rows by their names")
     asked = arguments.parse_args()
     if asked.table:
-        print("\n".join(table(read(asked.results))))
+        print("\n".join(table(read(asked.results), asked.dtype)))
         return
     asked.work.mkdir(parents=True, exist_ok=True)
     work = asked.work.absolute()
-    wanted = (row for row in rows(asked.seeds) if not asked.only or row.name in asked.only)
+    wanted = (row for row in rows(asked.seeds, asked.dtype) if not asked.only or row.name in asked.only)
     do(wanted, asked.results, "name", lambda row: row.name, lambda row: figures(row, work))
 
 

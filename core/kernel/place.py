@@ -8,7 +8,7 @@ from struct import unpack_from
 
 FILE = Path(__file__).with_name("libecoflap_kernels.so")
 
-ABI = 5
+ABI = 6
 """The version of the library that goes with these sources, as ``ECOFLAP_ABI`` in ``ecoflap_kernels.h``."""
 
 _ELF = b"\x7fELF\x02\x01"

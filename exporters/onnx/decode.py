@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.errors import FormatError
-from ecoflap.exporters.onnx.forms import product
+from ecoflap.exporters.onnx.forms import product, rows
 from ecoflap.exporters.onnx.forms.bitmask import BITMASK
 from ecoflap.exporters.onnx.forms.form import DOMAIN, Form, bits_of
 from ecoflap.exporters.onnx.forms.pattern import PATTERN
@@ -27,6 +27,9 @@ Array: TypeAlias = NDArray[Any]
 
 Zeros: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 """Gives an array of a shape and type that is zero."""
+
+_READS: Mapping[str, Product] = {**PRODUCTS, rows.FUNCTION: product.INT8}
+"""What the matrix is that an operator reads."""
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -56,10 +59,12 @@ class Multiplied(Packed):
     """Is a matrix that is multiplied as it is: no node unpacks it.
 
     :param products: Where in the graph's list of nodes those are that multiply with it.
+    :param lookups: Where those are that look rows of it up.
     :param check: Checks its initializers, and makes nothing.
     """
 
     products: tuple[int, ...]
+    lookups: tuple[int, ...]
     check: Callable[[], None]
 
 
@@ -118,21 +123,22 @@ def _in_nodes(source: Opened) -> Iterator[Packed]:
     seen = _Graph(source, {tensor.name: tensor for tensor in graph.initializer}, announced)
     _check_functions(source)
     bodies = _bodies(graph.node)
-    products: dict[tuple[str, str], list[int]] = {}
+    multiplied: dict[tuple[str, str], list[int]] = {}
     for number, node in enumerate(graph.node):
-        if node.domain == DOMAIN and (kind := PRODUCTS.get(node.op_type)):
-            products.setdefault((kind.function, _multiplied_name(seen, node, kind)), []).append(number)
+        if node.domain == DOMAIN and (kind := _READS.get(node.op_type)):
+            multiplied.setdefault((kind.function, _multiplied_name(seen, node, kind)), []).append(number)
         elif node.domain == DOMAIN:
             yield _called(seen, number)
         elif node.name in bodies:
             yield _inlined(seen, tuple(bodies[node.name].values()))
-    for (function, name), numbers in products.items():
-        yield _multiplied(seen, name, PRODUCTS[function], tuple(numbers))
+    for (function, name), numbers in multiplied.items():
+        yield _multiplied(seen, name, PRODUCTS[function], numbers)
 
 
 def _check_functions(source: Opened) -> None:
     """Refuse functions that were changed: onnxruntime runs those in the file, and they must do what is done here."""
-    known = {name: form.proto for name, form in FORMS.items()} | {name: kind.proto for name, kind in PRODUCTS.items()}
+    known: dict[str, Callable[[int], Any]] = {rows.FUNCTION: rows.proto}
+    known |= {name: form.proto for name, form in FORMS.items()} | {name: kind.proto for name, kind in PRODUCTS.items()}
     for function in source.proto.functions:
         if function.domain != DOMAIN:
             continue
@@ -163,20 +169,24 @@ def _called(graph: _Graph, number: int) -> Packed:
 
 
 def _multiplied_name(graph: _Graph, node: Any, kind: Product) -> str:
-    """Name the matrix that a node multiplies with, by its initializers."""
+    """Name the matrix that a node multiplies with, or looks rows up in, by its initializers."""
     name = node.input[1].removesuffix(".values") if len(node.input) > 1 else ""
     sizes = [attribute for attribute in node.attribute if attribute.name == product.SIZES and len(attribute.ints) == 2]
     if not name or tuple(node.input[1:]) != kind.initializers(name) or len(node.output) != 1 or len(sizes) != 1:
         *others, last = kind.parts
+        does = "multiplies x with" if node.op_type == kind.function else "looks rows up in"
         raise FormatError(
-            f"{graph.source.where}: {node.name or node.op_type}: this version multiplies x with {', '.join(others)} "
+            f"{graph.source.where}: {node.name or node.op_type}: this version {does} {', '.join(others)} "
             f"and {last}, whose sizes are [inputs, outputs]; this is something else. Export the model again."
         )
     return name
 
 
-def _multiplied(graph: _Graph, name: str, kind: Product, nodes: tuple[int, ...]) -> Multiplied:
-    """Describe a matrix that is multiplied as it is."""
+def _multiplied(graph: _Graph, name: str, kind: Product, nodes: Sequence[int]) -> Multiplied:
+    """Describe a matrix that is multiplied as it is.
+
+    :param nodes: Where those are that read it.
+    """
     where, inputs = f"{graph.source.where}: {name}", kind.initializers(name)
     if missing := [tensor for tensor in inputs if tensor not in graph.tensors]:
         raise FormatError(f"{where}: {', '.join(missing)}: no initializer has this name. Export the model again.")
@@ -197,7 +207,8 @@ def _multiplied(graph: _Graph, name: str, kind: Product, nodes: tuple[int, ...])
         nodes=(),
         initializers=inputs,
         fill=fill,
-        products=nodes,
+        products=tuple(number for number in nodes if graph.nodes[number].op_type == kind.function),
+        lookups=tuple(number for number in nodes if graph.nodes[number].op_type != kind.function),
         check=check,
     )
 

@@ -1,7 +1,7 @@
 """Make an ordinary ONNX file of a packed one: standard operators and dense initializers, written weight by weight."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -13,6 +13,7 @@ from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.exporters.onnx.decode import Multiplied, Packed, packed_in
 from ecoflap.exporters.onnx.forms.form import DOMAIN
+from ecoflap.exporters.onnx.forms.rows import look_up
 from ecoflap.exporters.onnx.tensors import Opened, is_external, numpy_type, opened, place_of, size_of
 
 _EMBEDDED = 1_000_000_000  # bytes: a model of more has its weights in a file beside it, for protobuf ends at 2 GB
@@ -86,11 +87,11 @@ def without(source: Opened, found: Sequence[Packed]) -> None:
         if isinstance(packed, Multiplied):
             _multiply_dense(proto.graph.node, packed)
     dropped = {number for packed in found for number in packed.nodes}
-    kept = [node for number, node in enumerate(proto.graph.node) if number not in dropped]
-    needed = {*_used(kept), *(output.name for output in proto.graph.output)}
-    unused = {name for packed in found for name in packed.initializers} - needed
     inner = {output for number in dropped for output in proto.graph.node[number].output}
-    _drop(proto.graph.node, dropped)
+    lookups = {number: one.name for one in found if isinstance(one, Multiplied) for number in one.lookups}
+    _look_up_dense(proto.graph.node, lookups, dropped)
+    needed = {*_used(proto.graph.node), *(output.name for output in proto.graph.output)}
+    unused = {name for packed in found for name in packed.initializers} - needed
     _drop(proto.graph.initializer, _numbers(proto.graph.initializer, unused))
     _drop(proto.graph.value_info, _numbers(proto.graph.value_info, weights | unused | inner))
     del proto.graph.sparse_initializer[:]
@@ -108,6 +109,15 @@ def _multiply_dense(nodes: Any, packed: Multiplied) -> None:
         del node.input[:], node.attribute[:]
         node.input.extend([x, packed.name])
         node.op_type, node.domain = "MatMul", ""
+
+
+def _look_up_dense(nodes: Any, lookups: Mapping[int, str], dropped: Collection[int]) -> None:
+    """Have standard operators in the places of lookups, each by its number with its matrix; and drop nodes."""
+    for number in sorted({*lookups, *dropped}, reverse=True):  # those before it keep their numbers
+        node = nodes.pop(number)
+        if number in lookups:
+            for one in reversed(look_up(node.input[0], lookups[number], node.output[0])):
+                nodes.insert(number, one)
 
 
 def _numbers(field: Any, names: set[str]) -> set[int]:

@@ -222,7 +222,7 @@ def _replace_all(model: Any, packed: Sequence[_Encoded], layout: str) -> None:
     for one, product in multiplied:
         products.replace(model, one.weight, one.name, product, one.parts)
     for product in {product.function: product for _, product in multiplied}.values():
-        products.add_function(model, product)
+        products.add_function(model, product.proto(model.opset_imports[""]))
     unpacked = [(one, one.form) for one in packed if isinstance(one.form, Form)]
     nodes = [node for one, form in unpacked for node in _replace(ir, model, one, form, layout)]
     if nodes:

@@ -2,8 +2,8 @@
 
 A linear layer is a ``MatMul`` whose second factor is the weight, [inputs, outputs], or a ``Gemm`` with the weight
 transposed, [outputs, inputs]. Whatever else reads a weight, an embedding for one, needs it dense. Embeddings and heads
-may be rounded to int8 all the same, by :func:`round_words`: rows are looked up in int8, by standard operators, and one
-weight that is both is stored twice, in rows and in the kernel's order.
+may be rounded to int8 all the same, by :func:`round_words`: rows are looked up in int8, by standard operators, or where
+one weight is both in the matrix that is multiplied, which is stored once.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -21,6 +21,7 @@ from ecoflap.core.errors import EcoflapError, KernelError
 from ecoflap.core.kernel.matrix import kept_in_int8, pack_dense
 from ecoflap.core.kernel.order import shape_of
 from ecoflap.core.kernel.whole_numbers import rounded_rows
+from ecoflap.exporters.onnx.forms import rows
 from ecoflap.exporters.onnx.forms.form import DOMAIN
 from ecoflap.exporters.onnx.forms.product import EXACT, INT8, SIZES, SLACK, Product, sizes_of
 from ecoflap.exporters.onnx.graph import TRANSPOSED, is_transpose
@@ -150,11 +151,11 @@ def replace_node(node: Any, product: Product, stored: Sequence[Any], sizes: Sequ
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], made, [y], [made[-1].outputs[0]])
 
 
-def add_function(model: Any, product: Product) -> None:
-    """Bring the function along by which a runtime without the library multiplies."""
+def add_function(model: Any, proto: Any) -> None:
+    """Bring a function along by which a runtime without the library does what an operator of it does."""
     import onnx_ir as ir
 
-    function = ir.serde.deserialize_function(product.proto(model.opset_imports[""]))
+    function = ir.serde.deserialize_function(proto)
     model.functions[function.identifier()] = function
     model.opset_imports[DOMAIN] = 1
 
@@ -173,27 +174,30 @@ def round_words(model: Any, weight: Any, name: str, keep: Keep) -> tuple[str, in
         return None
     array: NDArray[Any] = weight.const_value.numpy()
     matrix, title = (array, weight.name) if turned else (array.T, f"{weight.name}{TRANSPOSED}")
-    as_layer, as_rows = INT8.initializers(title), (f"{weight.name}.rows", f"{weight.name}.row_scales")
-    names = (*(as_layer if readers.layers else ()), *(as_rows if readers.lookups else ()))
+    names = INT8.initializers(title) if readers.layers else (f"{weight.name}.rows", f"{weight.name}.row_scales")
     if problems := in_the_way(weight, names, names_taken(model)):
         raise EcoflapError(*problems)
-    parts: list[NDArray[Any]] = []
+    parts = [keep(part) for part in (rounded(matrix, name) if readers.layers else _rows(array, name))]
+    stored = register(model, names, parts)
     if readers.layers:
-        parts += [keep(part) for part in rounded(matrix, name)]
-        stored = register(model, as_layer, parts)
-        for layer in readers.layers:
-            replace_node(layer, INT8, stored, matrix.shape)
-        for transpose in readers.transposes:
-            transpose.graph.remove(transpose, safe=True)
-        add_function(model, INT8)
-    if readers.lookups:
-        rows = [keep(part) for part in _rows(array, name)]
-        looked_up = register(model, as_rows, rows)
-        for lookup in readers.lookups:
-            _replace_lookup(lookup, *looked_up)
-        parts += rows
+        _read_packed(model, readers, stored, matrix.shape)
+    for lookup in readers.lookups if not readers.layers else ():
+        _replace_lookup(lookup, *stored)
     model.graph.initializers.pop(weight.name)
     return INT8.form if readers.layers else LOOKED_UP, sum(part.nbytes for part in parts)
+
+
+def _read_packed(model: Any, readers: "_Readers", stored: Sequence[Any], sizes: Sequence[int]) -> None:
+    """Put products in the places of layers, and lookups in a packed matrix in those of lookups in a dense one."""
+    for layer in readers.layers:
+        replace_node(layer, INT8, stored, sizes)
+    for transpose in readers.transposes:
+        transpose.graph.remove(transpose, safe=True)
+    add_function(model, INT8.proto(model.opset_imports[""]))
+    for lookup in readers.lookups:
+        _look_up_packed(lookup, stored, sizes)
+    if readers.lookups:
+        add_function(model, rows.proto(model.opset_imports[""]))
 
 
 def can_be_multiplied(inputs: int, outputs: int) -> bool:
@@ -212,8 +216,7 @@ def bytes_of_words(one: Vocabulary, kept: int) -> int:
     :param kept: How many of its weights are not zero.
     """
     words, width = one.parameter.shape
-    rows = words * (width + 4) if one.is_looked_up else 0
-    return rows + (bytes_of_product(width, words, kept) if one.is_multiplied else 0)
+    return bytes_of_product(width, words, kept) if one.is_multiplied else words * (width + 4)
 
 
 def bytes_of_product(inputs: int, outputs: int, kept: int) -> int:
@@ -283,16 +286,33 @@ def _rows(weight: NDArray[Any], name: str) -> tuple[NDArray[np.int8], NDArray[np
     return whole, scales[:, None]
 
 
-def _replace_lookup(node: Any, rows: Any, scales: Any) -> None:
+def _look_up_packed(node: Any, stored: Sequence[Any], sizes: Sequence[int]) -> None:
+    """Look rows up in a matrix that a product multiplies with.
+
+    :param stored: Its initializers.
+    :param sizes: [inputs, outputs].
+    """
+    import onnx_ir as ir
+
+    ids, (y,) = node.inputs[1], node.outputs
+    made = [] if ids.dtype == ir.DataType.INT64 else [ir.node("Cast", [ids], {"to": ir.DataType.INT64})]
+    if made:
+        made[0].outputs[0].name = f"{y.name}.ids"
+    numbers = made[0].outputs[0] if made else ids
+    made.append(ir.Node(DOMAIN, rows.FUNCTION, [numbers, *stored], [ir.AttrInt64s(SIZES, list(sizes))], name=node.name))
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], made, [y], [made[-1].outputs[0]])
+
+
+def _replace_lookup(node: Any, numbers: Any, scales: Any) -> None:
     """Look rows up in whole numbers, and multiply them with their scales."""
     import onnx_ir as ir
 
     ids, (y,) = node.inputs[1], node.outputs
-    looked_up, scale = ir.node("Gather", [rows, ids]), ir.node("Gather", [scales, ids])
+    looked_up, scale = ir.node("Gather", [numbers, ids]), ir.node("Gather", [scales, ids])
     cast = ir.node("Cast", looked_up.outputs, {"to": ir.DataType.FLOAT})
     times = ir.node("Mul", [*cast.outputs, *scale.outputs])
     wide = ir.DataType.FLOAT
-    for made, what, dtype in ((looked_up, "rows", rows.dtype), (scale, "scales", wide), (cast, "whole", wide)):
+    for made, what, dtype in ((looked_up, "rows", numbers.dtype), (scale, "scales", wide), (cast, "whole", wide)):
         made.outputs[0].name, made.outputs[0].dtype = f"{y.name}.{what}", dtype
     nodes = [looked_up, scale, cast, times]
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, [y], times.outputs)

@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define ECOFLAP_ABI 5
+#define ECOFLAP_ABI 6
 
 enum ecoflap_code { ECOFLAP_OK = 0, ECOFLAP_BAD_ARGUMENT = 1, ECOFLAP_BAD_MATRIX = 2, ECOFLAP_NO_PATH = 3 };
 enum ecoflap_state { ECOFLAP_USABLE = 0, ECOFLAP_CPU_LACKS_IT = 1, ECOFLAP_NOT_COMPILED = 2 };

@@ -210,6 +210,35 @@ void test_products(const OrtCustomOp &op, const Weight &w) {
   op.KernelDestroy(kernel);
 }
 
+// Of a matrix that is stored for products in int8.
+void test_rows(const OrtCustomOp &op, const Weight &w) {
+  OrtKernelInfo info = w.info();
+  void *kernel = nullptr;
+  check(op.CreateKernelV2(&op, &api, &info, &kernel) == nullptr, "a kernel for rows is made");
+  for (int64_t count : {0, 1, 9}) {
+    OrtValue ids(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, {count, 1}, 8);
+    std::uniform_int_distribution<int64_t> id(-w.outputs, w.outputs - 1);
+    for (int64_t i = 0; i < count; ++i) static_cast<int64_t *>(ids.data)[i] = id(random_bits);
+    OrtKernelContext context = {&ids, nullptr};
+    check(op.KernelComputeV2(kernel, &context) == nullptr, "rows are looked up");
+    check(context.y->shape == std::vector<int64_t>({count, 1, w.inputs}), "rows have the shape of their numbers");
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t row = static_cast<int64_t *>(ids.data)[i];
+      const float *expected = w.dense.data() + (row < 0 ? row + w.outputs : row) * w.inputs;
+      const float *found = static_cast<float *>(context.y->data) + i * w.inputs;
+      check(memcmp(found, expected, size_t(w.inputs) * sizeof(float)) == 0, "a row is right");
+    }
+  }
+  for (int64_t wrong : {w.outputs, -w.outputs - 1, int64_t(1) << 40, INT64_MIN}) {
+    OrtValue ids(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, {1}, 8);
+    *static_cast<int64_t *>(ids.data) = wrong;
+    OrtKernelContext context = {&ids, nullptr};
+    std::unique_ptr<OrtStatus> status(op.KernelComputeV2(kernel, &context));
+    check(status != nullptr && status->message.find("it has no row") != std::string::npos, "no such row is refused");
+  }
+  op.KernelDestroy(kernel);
+}
+
 void test_refusals(const OrtCustomOp &op, Weight &w) {
   OrtKernelInfo info = w.info();
   info.sizes = {w.inputs, w.outputs + 16};
@@ -260,7 +289,7 @@ int main() {
   check(RegisterCustomOps(&options, &base) == nullptr, "the operators are registered");
   OrtApiBase old = {[](uint32_t version) { return version == 1 ? &api : nullptr; }, nullptr};
   check(std::unique_ptr<OrtStatus>(RegisterCustomOps(&options, &old)) != nullptr, "an old runtime is refused");
-  check(options.domain->ops.size() == 2, "there are two operators");
+  check(options.domain->ops.size() == 3, "there are three operators");
   for (int type : {ECOFLAP_FLOAT32, ECOFLAP_BFLOAT16, ECOFLAP_FLOAT16, ECOFLAP_INT8}) {  // the last for float32
     const OrtCustomOp &op = *options.domain->ops[is_int8(type)], &other = *options.domain->ops[!is_int8(type)];
     constexpr int64_t kSizes[][2] = {{1, 1}, {16, 32}, {70, 129}, {33, 64}, {160, 512}};
@@ -268,6 +297,13 @@ int main() {
       for (double sparsity : {0.0, 0.5, 1.0}) test_products(op, Weight(type, size[0], size[1], sparsity));
     Weight w(type, 40, 70, 0.5);
     check(refused(other, w.info(), "of a type that is not known"), "values of the other operator");
+    if (is_int8(type)) {
+      const OrtCustomOp &rows = *options.domain->ops[2];
+      for (const int64_t (&size)[2] : kSizes)
+        for (double sparsity : {0.0, 0.5, 1.0}) test_rows(rows, Weight(type, size[0], size[1], sparsity));
+      Weight damaged(type, 40, 70, 0.5);
+      test_refusals(rows, damaged);
+    }
     test_refusals(op, w);
     test_no_inputs(op, Weight(type, 16, 32, 1.0));
   }

@@ -84,7 +84,8 @@ class Product:
         from onnx import helper
 
         imports = [helper.make_opsetid("", opset)]
-        inputs, body = ["x", *self.parts], _body("scales" in self.parts)
+        inputs = ["x", *self.parts]
+        body = [*unpacking("scales" in self.parts), helper.make_node("MatMul", ["x", "weight"], ["y"])]
         return helper.make_function(DOMAIN, self.function, inputs, ["y"], body, imports, [SIZES])
 
 
@@ -151,10 +152,10 @@ def _columns(ordered: NDArray[Any], sizes: Sizes) -> NDArray[Any]:
     return ordered.reshape(-1, groups, OUTPUTS, sizes.together).swapaxes(2, 3).reshape(-1, columns, OUTPUTS)
 
 
-def _body(scaled: bool) -> list[Any]:
-    """Make the nodes of a function.
+def unpacking(scaled: bool) -> list[Any]:
+    """Make the nodes that unpack a matrix: from ``values`` and ``masks`` to ``weight``, [inputs, outputs].
 
-    :param scaled: Whether values are whole numbers of scales.
+    :param scaled: Whether values are whole numbers of ``scales``.
     """
     from onnx import AttributeProto, TensorProto, helper
 
@@ -189,5 +190,4 @@ def _body(scaled: bool) -> list[Any]:
         node("Slice", ["padded", "first", "sizes"], ["stored"]),
         node("Cast", ["stored"], [widened], to=TensorProto.FLOAT),
         *([node("Mul", ["whole", "scales"], ["weight"])] if scaled else []),
-        node("MatMul", ["x", "weight"], ["y"]),
     ]

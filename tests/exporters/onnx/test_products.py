@@ -161,16 +161,17 @@ def test_a_name_in_the_way_is_said():
         packed(graph(nodes, {"w": sparse((13, 24))}), "w")
 
 
-@pytest.mark.parametrize("name", ["w.transposed.scales", "w.row_scales"])
-def test_a_name_in_the_way_of_words_is_said_before_anything_is_changed(name):
+@pytest.mark.parametrize(("name", "reads"), [("w.transposed.scales", ["w", "w"]), ("w.row_scales", ["v", "w"])])
+def test_a_name_in_the_way_of_words_is_said_before_anything_is_changed(name, reads):
+    head, words = reads
     nodes = [
-        node("Relu", ["x"], [name]), node("Gemm", [name, "w"], ["y"], transB=1), node("Gather", ["w", "ids"], ["g"])
+        node("Relu", ["x"], [name]), node("Gemm", [name, head], ["y"], transB=1), node("Gather", [words, "ids"], ["g"])
     ]  # fmt: skip
-    model = graph(nodes, {"w": sparse((24, 13)), "ids": np.array([0], np.int64)})
+    model = graph(nodes, {"w": sparse((24, 13)), "v": sparse((24, 13)), "ids": np.array([0], np.int64)})
     with pytest.raises(EcoflapError, match=rf"{name} is in the way: w is packed"):
         round_words(model, model.graph.initializers["w"], "w", in_memory)
     assert operators(model) == ["Relu", "Gemm", "Gather"]
-    assert set(model.graph.initializers) == {"w", "ids"}
+    assert set(model.graph.initializers) == {"w", "v", "ids"}
 
 
 # Damage
