@@ -132,6 +132,8 @@ __version__ = version("ecoflap")
 
 
 def __getattr__(name: str) -> Any:
+    if f"ecoflap.{name}" in PUBLIC:
+        return import_module(f"ecoflap.{name}")
     if name not in _MODULE:
         raise AttributeError(f"module 'ecoflap' has no attribute {name!r}")
     return getattr(import_module(f"ecoflap.core.{_MODULE[name]}"), name)

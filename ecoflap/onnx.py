@@ -27,6 +27,9 @@ __all__ = ["densify", "library", "load_session"]
 _REFUSAL = "ecoflap: "
 """What stands before the words of the library in those of onnxruntime."""
 
+_TWICE = "already set in registry"
+"""What onnxruntime says where a library's operators are registered and come again."""
+
 _OF_A_FILE = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf")
 """Classes of onnxruntime's errors about what stands in a file."""
 
@@ -57,6 +60,11 @@ def load_session(
     except Exception as error:  # onnxruntime has a dozen classes of its own, with no common base
         if said := str(error).partition(_REFUSAL)[2]:
             raise KernelError(f"{path}: {said}") from error
+        if _TWICE in str(error):
+            raise KernelError(
+                f"{path}: the options have the library of kernels already. Give load_session options without it, for "
+                f"it registers it itself; or make an onnxruntime.InferenceSession of them."
+            ) from error
         if type(error).__name__ in _OF_A_FILE:
             raise FormatError(
                 f"{path}: onnxruntime does not take it: {one_line(error)}. It may be damaged, lack a file beside it, "

@@ -117,3 +117,8 @@ def test_the_public_modules_are_those_there_are():
     files = (ROOT / "ecoflap").glob("*.py")
     found = {f"ecoflap.{file.stem}" for file in files if not file.stem.startswith("_")}
     assert set(ecoflap.PUBLIC) == {"ecoflap", *found}
+
+
+def test_a_public_module_is_there_when_it_is_asked_for():
+    code = "import ecoflap; assert ecoflap.kernel.packed_linear is not None"
+    subprocess.run([sys.executable, "-c", code], check=True)

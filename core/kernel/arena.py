@@ -6,12 +6,17 @@ A matrix of its own piece would round each up to a page of 2 MB, which is more t
 import mmap
 from collections.abc import Iterable
 from contextlib import suppress
+from weakref import ReferenceType, ref
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 LINE = 64
+
+_copies: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The copy of each matrix, as long as somebody holds it: of one that two modules share there is one then."""
 
 
 class Arena:
@@ -31,6 +36,22 @@ class Arena:
             raise ValueError(f"{nbytes} bytes are asked for, and {len(piece)} are left")
         self._used += _whole(nbytes)
         return piece
+
+
+def own_memory(packed: UInt8[Tensor, "bytes"]) -> UInt8[Tensor, "bytes"]:
+    """Give a matrix alone in its memory: itself where it is, and else a copy, the same one while it is held.
+
+    A pickle of a tensor holds all of the memory that it is a piece of, and a plain one, as ``pickle`` and what is built
+    on it write, holds that anew for each tensor.
+    """
+    if packed.is_meta or packed.untyped_storage().nbytes() <= packed.nbytes:
+        return packed
+    known: ReferenceType[Tensor] | None = _copies.get(packed)
+    copy = None if known is None else known()
+    if copy is None:
+        copy = torch.empty_like(packed).copy_(packed)
+        _copies[packed] = ref(copy)
+    return copy
 
 
 def _reserved(nbytes: int) -> Tensor:

@@ -4,7 +4,8 @@ What it has in a state dict is what any module has that holds parameters packed:
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -15,10 +16,16 @@ from ecoflap.core.errors import KernelError, dtype_name
 from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers the operator
 from ecoflap.core.kernel import packed_rows as _rows  # noqa: F401 - registers the operator
 from ecoflap.core.kernel import unpacked as _unpacked  # noqa: F401 - registers the operator
+from ecoflap.core.kernel.arena import own_memory
 from ecoflap.core.kernel.library import TYPES
 from ecoflap.core.kernel.matrix import cast, pack_dense, unpack
 from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_weight import PackedWeight
+
+DELETED = (
+    "the {} is packed, and cannot be taken out, as a LoRA of peft's on an nn.MultiheadAttention does. Merge it into "
+    "the dense model, which weights='dense' loads, prune that, and pack it."
+)
 
 
 class DenseState(nn.Module):
@@ -29,12 +36,33 @@ class DenseState(nn.Module):
         """Give the shape of each such parameter, by its name."""
 
     @abstractmethod
+    def _held_in(self) -> Collection[str]:
+        """Name the buffers that hold packed matrices."""
+
+    @abstractmethod
     def _decoded(self, name: str) -> Float[Tensor, "*shape"]:
         """Give one as it is dense."""
 
     @abstractmethod
     def _pack(self, name: str, weight: Float[Tensor, "*shape"]) -> None:
         """Hold these numbers packed in the place of those that one has."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what a pickle holds: each packed matrix with its own bytes, and not with all of the model's."""
+        held = {name: own_memory(self.get_buffer(name)) for name in self._held_in()}
+        return {**self.__dict__, "_buffers": {**self._buffers, **held}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DenseState":
+        """Be copied as the tensors are: those of a model lie in one memory in its copy, too."""
+        made = self.__copy__()
+        memo[id(self)] = made
+        made.__dict__.update(deepcopy(self.__dict__, memo))
+        return made
+
+    def __copy__(self) -> "DenseState":
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name in self._dense_shapes():
@@ -53,6 +81,7 @@ class DenseState(nn.Module):
     ) -> None:
         own = {f"{prefix}{name}": (name, shape) for name, shape in self._dense_shapes().items()}
         others = {key: value for key, value in state_dict.items() if key not in own}
+        error_msgs += _of_a_lora(prefix, others)
         for key, (name, shape) in own.items():
             if key not in state_dict:
                 missing_keys.append(key)
@@ -93,13 +122,17 @@ class PackedLinear(DenseState, nn.Linear):
         return y
 
     @property
-    def weight(self) -> Float[Tensor, "out in"]:  # type: ignore[override]
+    def weight(self) -> Float[Tensor, "out in"]:
         """Give what stands for the dense weights, and is decoded when it is used: writing to it is refused."""
         if torch.compiler.is_dynamo_compiling():  # it cannot follow how a stand-in is made
             dense: Tensor = torch.ops.ecoflap.unpacked(self.packed, self.out_features, self.in_features, self.dtype)
             return dense
         known = Shape(self.dtype, self.out_features, self.in_features, self.kept, self.values)
         return PackedWeight(self.packed, known)
+
+    @weight.deleter
+    def weight(self) -> None:
+        raise KernelError(DELETED.format("weight of this layer"))
 
     def extra_repr(self) -> str:
         share = 1 - self.kept / max(1, self.in_features * self.out_features)
@@ -127,12 +160,23 @@ class PackedLinear(DenseState, nn.Linear):
     def _dense_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {"weight": (self.out_features, self.in_features)}
 
+    def _held_in(self) -> Collection[str]:
+        return ("packed",)
+
     def _decoded(self, name: str) -> Float[Tensor, "out in"]:
         return unpack(self.packed)
 
     def _pack(self, name: str, weight: Float[Tensor, "out in"]) -> None:
         self.packed = pack_dense(weight.to(self.dtype), values=self.values)
         self.kept = shape_of(self.packed).kept
+
+
+def _of_a_lora(prefix: str, state_dict: Mapping[str, Any]) -> list[str]:
+    """Say of an adapter's weights that belong to packed ones, of which peft had made no layer, that none takes them."""
+    parts = {key: key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)}
+    lost = [key for key, part in parts.items() if part == "base_layer" or part.startswith("lora_")]
+    said = "is packed, and takes no LoRA. Merge it into the model that weights='dense' loads, prune and pack that."
+    return [f"{key}: {prefix.rstrip('.')} {said}" for key in lost[:1]]
 
 
 def leaving(fn: Callable[[Tensor], Tensor], packed: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:

@@ -5,7 +5,7 @@ multiply: an attention, or experts. Such a module becomes one of a subclass of i
 a parameter's name gives what stands for the packed matrices.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -19,7 +19,7 @@ from ecoflap.core.errors import KernelError, dtype_name
 from ecoflap.core.kernel.matrix import cast, pack_dense
 from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_experts import PackedExperts
-from ecoflap.core.kernel.packed_module import DenseState, followed, leaving
+from ecoflap.core.kernel.packed_module import DELETED, DenseState, followed, leaving
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
 
@@ -98,7 +98,7 @@ class PackedParameters(DenseState):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied and stored by the class that this was made of."""
-        return _without_state, (self.packs, tuple(self.held)), self.__dict__
+        return _without_state, (self.packs, tuple(self.held)), self.__getstate__()
 
     def _hold(self, name: str, memory: UInt8[Tensor, "bytes"], held: Held) -> None:
         self.held = {**self.held, name: held}
@@ -122,6 +122,9 @@ class PackedParameters(DenseState):
 
     def _dense_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: held.shape for name, held in self.held.items()}
+
+    def _held_in(self) -> Collection[str]:
+        return [f"packed_{name}" for name in self.held]
 
     def _decoded(self, name: str) -> Float[Tensor, "*shape"]:
         return self.held[name].stand_in(self.memory(name)).decoded().contiguous()
@@ -197,7 +200,10 @@ def _member(name: str) -> tuple[str, property]:
     def given(self: PackedParameters) -> Tensor:
         return self.held[name].stand_in(self.memory(name))
 
-    return name, property(given, doc=f"Give what stands for the dense {name}; writing to it is refused.")
+    def deleted(self: PackedParameters) -> None:
+        raise KernelError(DELETED.format(f"{name} of this {self.packs.__name__}"))
+
+    return name, property(given, None, deleted, doc=f"Give what stands for the dense {name}; writing to it is refused.")
 
 
 def _without_state(kind: Any, names: tuple[str, ...]) -> nn.Module:

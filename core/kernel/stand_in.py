@@ -126,7 +126,8 @@ def _with_decoded(
     if any(isinstance(one, StandIn) for one in written):
         raise KernelError(
             "packed weights cannot be written to. Change a copy, which clone() gives, or those of a model that was "
-            "loaded with weights='dense', into which a LoRA is merged too; or give the layer others by load_state_dict."
+            "loaded with weights='dense', into which a LoRA is merged too, or embeddings='dense', the head's too; "
+            "or give the layer others by load_state_dict."
         )
 
     def given(one: StandIn) -> Tensor:

@@ -37,6 +37,8 @@ def group_attention(model: nn.Module) -> None:
         raise ModelError(
             f"{type(model).__name__} has keys of its own for each of {heads} heads: none are to be grouped"
         )
+    if text._attn_implementation == NAME:
+        return
     if text._attn_implementation != "sdpa":
         raise ModelError(
             f"{type(model).__name__} attends by {text._attn_implementation!r}: load it with attn_implementation='sdpa'"

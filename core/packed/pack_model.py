@@ -54,6 +54,8 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
     for where, said in (("values", values), ("embeddings", embeddings)):
         if said not in VALUES and (where, said) != ("embeddings", None):
             raise ModelError(f"{where}: {unknown('way to hold values', str(said), list(VALUES))}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("this model is compiled by torch.jit, and its layers cannot be replaced: pack it before that")
     refuse_packed(model)
     elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
     if any(not one.startswith("cuda") for one in elsewhere):
@@ -89,7 +91,7 @@ def _candidates(model: nn.Module, packing: Packing) -> Iterator[Candidate]:
     for names in shared.values():
         weight, is_vocabulary = model.get_parameter(names[0]), not of_words.isdisjoint(names)
         values = packing.held(is_vocabulary)
-        if weight.ndim < 2:
+        if weight.ndim < 2 or not weight.numel():
             continue
         owner, _, attribute = names[0].rpartition(".")
         module = model.get_submodule(owner)

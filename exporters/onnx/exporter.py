@@ -122,8 +122,7 @@ class Onnx:
 
     def _rounded(self, view: ViewSize) -> list[Layer]:
         """Give the matrices of a view that are rounded to int8 though not pruned, as far as a plan can tell."""
-        linear = (one for one in view.unpruned if self.values == "int8" and not one.transposed)
-        return [one for one in linear if _shrinks(one, view.width)]
+        return [one for one in view.unpruned if self.values == "int8" and _shrinks(one, view.width)]
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say what of the parameters, of the libraries here, and of the model keeps it from exporting."""

@@ -1,6 +1,6 @@
 """Make linear layers of an ONNX graph products with a packed matrix, one node each, in an ``onnx_ir.Model``.
 
-A linear layer is a ``MatMul`` whose second factor is the weight, [inputs, outputs], or a ``Gemm`` with the weight
+A linear layer is a ``MatMul`` whose second factor is the weight, [inputs, outputs], or a ``Gemm``, which may have it
 transposed, [outputs, inputs]. Whatever else reads a weight, an embedding for one, needs it dense. Embeddings and heads
 may be rounded to int8 all the same, by :func:`round_words`: rows are looked up in int8, by standard operators, or where
 one weight is both in the matrix that is multiplied, which is stored once.
@@ -33,9 +33,8 @@ LARGEST = 2**28 - 1
 LOOKED_UP = "int8"
 """What reports call an embedding whose rows are in int8, and that is no product."""
 
-_PLAIN = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
-"""What a ``Gemm`` is that is a linear layer."""
 _UNSAID = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+"""What a ``Gemm`` is that says nothing: a linear layer, as is one that has the weight transposed."""
 
 
 def is_transposed(weight: Any) -> bool | None:
@@ -53,8 +52,9 @@ def kind_of(node: Any, at: int) -> bool | None:
         return None
     if node.op_type == "MatMul":
         return False
-    given = {name: attribute.value for name, attribute in node.attributes.items()}
-    return True if node.op_type == "Gemm" and _UNSAID | given == _PLAIN else None
+    given = _UNSAID | {name: attribute.value for name, attribute in node.attributes.items()}
+    is_layer = node.op_type == "Gemm" and given | {"transB": 0} == _UNSAID
+    return bool(given["transB"]) if is_layer else None
 
 
 def encode(weight: NDArray[Any], product: Product = EXACT) -> tuple[NDArray[Any], ...]:

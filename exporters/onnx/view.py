@@ -18,7 +18,7 @@ from ecoflap.core.kernel.whole_numbers import rounded_rows
 from ecoflap.core.packed.packing import matrices_of, vocabulary_weights
 from ecoflap.exporters.onnx.check import Computed, Examples, check_view, needs_own_loader, unpacking_bytes
 from ecoflap.exporters.onnx.embedded import save_embedded, without_data
-from ecoflap.exporters.onnx.forms.product import FORMS
+from ecoflap.exporters.onnx.forms.product import FORM, FORMS
 from ecoflap.exporters.onnx.graph import graph_of
 from ecoflap.exporters.onnx.pack_graph import GraphPacker
 from ecoflap.exporters.onnx.scratch import Keep, PlacedInFiles, Scratch, in_memory
@@ -198,6 +198,11 @@ def _notes(file: str, stored: list[StoredTensor], packer: GraphPacker) -> Iterat
         yield (
             f"{file}: its linear layers are multiplied from packed weights by ecoflap's library of kernels, which "
             f"ecoflap.onnx.load_session registers. An onnxruntime without it makes them dense when it loads the file."
+        )
+    elif stored and packer.storage.weights == FORM:
+        yield (
+            f"{file}: nothing of it is multiplied as it is packed, as weights: {FORM} asks: no pruned matrix of its "
+            f"graph is one of a linear layer, at least 35 % zeros and read by nothing else. values: int8 rounds none."
         )
     if packer.lost:
         yield f"{file}: stored dense, as parts of other constants of the graph: {', '.join(packer.lost)}"

@@ -1,9 +1,13 @@
 """The memory of a model's packed matrices: side by side, and the process' own."""
 
+import copy
 import os
+import pickle
+from io import BytesIO
 
 import pytest
 import torch
+from torch import nn
 
 from ecoflap.core.kernel.arena import Arena
 from ecoflap.core.kernel.matrix import pack_dense, shape_for
@@ -24,6 +28,45 @@ def test_it_holds_matrices_side_by_side():
     with pytest.raises(ValueError, match="64 bytes are asked for, and 0 are left"):
         arena.take(64)
     assert len(Arena([]).take(0)) == 0
+
+
+def side_by_side(count):
+    """Layers whose matrices are pieces of one memory, and those matrices dense."""
+    weights = [pruned(64, 96, 0.5, torch.float32) for _ in range(count)]
+    shapes = [shape_for(weight) for weight in weights]
+    arena = Arena(shape.nbytes for shape in shapes)
+    parts = zip(weights, shapes, strict=True)
+    return nn.ModuleList(PackedLinear(pack_dense(w, arena.take(s.nbytes))) for w, s in parts), weights
+
+
+def test_a_pickle_holds_each_matrix_once():
+    """Plain pickle writes all of a tensor's memory, for each tensor anew."""
+    layers, weights = side_by_side(8)
+    stored, one = pickle.dumps(layers), pickle.dumps(layers[3])
+    size = sum(layer.packed.nbytes for layer in layers)
+    assert len(stored) < 1.2 * size
+    assert len(one) < 1.5 * size / 8
+    for again, weight in zip(pickle.loads(stored), weights, strict=True):
+        assert torch.equal(again.weight, weight)
+    assert torch.equal(pickle.loads(one).weight, weights[3])
+
+
+@pytest.mark.parametrize("saves", [pickle.dump, torch.save], ids=["pickle", "torch"])
+def test_what_two_modules_share_is_stored_once(saves):
+    layers, _ = side_by_side(4)
+    single, shared = BytesIO(), BytesIO()
+    saves(layers, single)
+    saves(nn.ModuleList([*layers, *(PackedLinear(layer.packed) for layer in layers)]), shared)
+    assert shared.tell() < 1.3 * single.tell()
+
+
+def test_a_copy_lies_in_one_memory_too():
+    layers, weights = side_by_side(3)
+    again = copy.deepcopy(layers)
+    assert len({layer.packed.untyped_storage().data_ptr() for layer in again}) == 1
+    assert again[0].packed.data_ptr() != layers[0].packed.data_ptr()
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(again, weights, strict=True))
+    assert copy.copy(layers[1]).packed is layers[1].packed
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -53,6 +53,12 @@ def test_it_takes_a_state_dict():
     assert torch.equal(layer.weight, other.weight)
 
 
+def test_its_weight_is_not_taken_out():
+    layer = packed(dense())
+    with pytest.raises(KernelError, match="the weight of this layer is packed, and cannot be taken out"):
+        del layer.weight
+
+
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_it_is_cast(dtype):
     layer, x = dense(), numbers(2, 30, dtype=dtype)

@@ -46,6 +46,7 @@ def test_a_model_says_the_same(padded):
     model = llama()
     grouped = copy.deepcopy(model)
     ecoflap.group_attention(grouped)
+    ecoflap.group_attention(grouped)  # once more does nothing
     assert (model.config._attn_implementation, grouped.config._attn_implementation) == ("sdpa", NAME)
     ids, mask = torch.tensor([[3, 5, 8, 9], [0, 0, 7, 2]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     ids, mask = (ids, mask) if padded else (ids[:1], mask[:1])

@@ -1,9 +1,12 @@
 """What peft makes of a packed model: LoRA beside packed weights can be run, and neither trained nor merged."""
 
+import warnings
+
 import pytest
 import torch
 from exported import half_pruned
 from table import ALL_ROWS
+from torch import nn
 
 import ecoflap
 from ecoflap.core.errors import KernelError
@@ -53,3 +56,27 @@ def test_it_is_not_merged(model):
         KernelError, match=r"packed weights cannot be written to.*weights='dense', into which a LoRA is merged"
     ):
         model.merge_and_unload()
+
+
+def test_one_of_an_attention_of_torch_is_refused():
+    """peft takes its weights out, and puts others in."""
+    attention = nn.Sequential(nn.MultiheadAttention(32, 4))
+    with torch.no_grad():
+        attention[0].in_proj_weight[::2] = 0
+    ecoflap.pack_model(attention)
+    with pytest.raises(KernelError, match=r"in_proj_weight of this MultiheadAttention is packed, and cannot"):
+        peft.get_peft_model(attention, peft.LoraConfig(r=4, target_modules=["0"]))(*[torch.ones(2, 3, 32)] * 3)
+
+
+def test_one_of_packed_experts_is_refused(tmp_path):
+    """peft finds no parameters there to put it beside, and would read past its weights."""
+    if "mixtral" not in ALL_ROWS:
+        pytest.skip("this family is not of this environment")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"])
+    peft.get_peft_model(half_pruned("mixtral").model.eval(), config).save_pretrained(tmp_path)
+    packed = half_pruned("mixtral").model.eval()
+    ecoflap.pack_model(packed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of parameters that it does not find
+        with pytest.raises(RuntimeError, match=r"experts is packed, and takes no LoRA\. Merge it into the model"):
+            peft.PeftModel.from_pretrained(packed, tmp_path)

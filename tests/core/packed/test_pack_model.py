@@ -100,6 +100,20 @@ def test_what_stays_dense_is_named_with_the_reason():
     assert "dense, because float64 is not multiplied packed: float64.weight" in str(packing)
 
 
+@pytest.mark.parametrize("values", ["exact", "int8"])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_matrix_of_nothing_stays_as_it_is(values):
+    model = nn.Sequential(nn.Linear(0, 8), *sparse(0.5))
+    assert ecoflap.pack_model(model, values=values).packed[0] == "1.weight"
+    assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script.*:DeprecationWarning")
+def test_what_torch_has_compiled_is_refused():
+    with pytest.raises(ModelError, match=r"compiled by torch\.jit, and its layers cannot be replaced"):
+        ecoflap.pack_model(torch.jit.script(sparse(0.5)))
+
+
 def sparse(share):
     layer = nn.Linear(40, 25)
     layer.weight.data.fill_(1.0).view(-1)[: round(share * 1000)] = 0

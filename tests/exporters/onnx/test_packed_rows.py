@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_onnx import changed, operators_once_loaded, set_byte, sparse
 
-from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.errors import EcoflapError, FormatError, KernelError
 from ecoflap.core.kernel import place
 
 onnx = pytest.importorskip("onnx")
@@ -144,6 +144,14 @@ def test_a_row_that_is_not_there_is_refused(wrong, tmp_path):
     session = load_session(saved(tmp_path, sparse((48, 33))))
     with pytest.raises(Exception, match=r"w\.transposed\.values: it has no row of a number that is asked for"):
         session.run(None, {"ids": np.array([[0, wrong]])})
+
+
+@needs_library
+def test_a_library_that_is_registered_already_is_told(tmp_path):
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(place.FILE))
+    with pytest.raises(KernelError, match=r"have the library of kernels already\. Give load_session options without"):
+        load_session(saved(tmp_path, sparse((48, 33))), options=options)
 
 
 def test_a_damaged_matrix_is_refused(tmp_path):

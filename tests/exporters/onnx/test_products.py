@@ -115,6 +115,17 @@ def test_a_gemm_with_a_bias():
     np.testing.assert_allclose(outputs(session(model)), outputs(session(graph(nodes, weights))), rtol=1e-5, atol=1e-4)
 
 
+def test_a_gemm_whose_weight_lies_as_it_is_multiplied():
+    """As GPT-2's."""
+    weights = {"w": sparse((13, 24)), "b": sparse((24,), 0.0, seed=1)}
+    nodes = [node("Gemm", ["x", "w", "b"], ["y"])]
+    model = graph(nodes, weights)
+    assert packed(model, "w") == ["packed_op"]
+    assert operators(model) == ["PackedLinear", "Add"]
+    assert set(model.graph.initializers) == {"w.values", "w.masks", "b"}
+    np.testing.assert_allclose(outputs(session(model)), outputs(session(graph(nodes, weights))), rtol=1e-5, atol=1e-4)
+
+
 def test_two_layers_share_a_matrix_that_is_stored_once():
     weights = {"w": sparse((13, 13))}
     nodes = [node("MatMul", ["x", "w"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "w"], ["y"])]
@@ -132,7 +143,7 @@ OTHERS = {
         node("MatMul", ["x", "w"], ["h"]), node("Gather", ["w", "rows"], ["g"]), node("Add", ["h", "g"], ["y"])
     ],
     "scaled": [node("Gemm", ["x", "w"], ["y"], alpha=2.0, transB=1)],
-    "not transposed in a Gemm": [node("Gemm", ["x", "w"], ["y"])],
+    "scaled, and not transposed": [node("Gemm", ["x", "w", "b"], ["y"], beta=2.0)],
     "the first factor": [node("Transpose", ["x"], ["t"], perm=[1, 0]), node("MatMul", ["w", "t"], ["y"])],
     "both kinds": [
         node("MatMul", ["x", "w"], ["h"]), node("Gemm", ["h", "w"], ["y"], transB=1)
@@ -142,7 +153,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("nodes", OTHERS.values(), ids=OTHERS)
 def test_what_is_no_linear_layer_is_unpacked_as_before(nodes):
-    weights = {"w": sparse((13, 13)), "rows": np.array([0], np.int64)}
+    weights = {"w": sparse((13, 13)), "b": sparse((13,), 0.0, seed=1), "rows": np.array([0], np.int64)}
     model = graph(nodes, weights)
     assert packed(model, "w") == ["bitmask"]
     assert "PackedLinear" not in operators(model)
