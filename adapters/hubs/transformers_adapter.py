@@ -16,6 +16,7 @@ from ecoflap.adapters.hubs.hugging_face import (
     save_surroundings,
     save_weights,
 )
+from ecoflap.adapters.shared.saved_config import say_type_of_most
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.gguf_header import forget_header
@@ -73,6 +74,7 @@ class TransformersAdapter(ABC):
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model as transformers does, with the processor beside it."""
         save_model(model, self.processor, folder)
+        say_type_of_most(model, folder)
         self._correct(model, folder)
 
     def save_weights(self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -82,6 +84,7 @@ class TransformersAdapter(ABC):
     def save_surroundings(self, model: nn.Module, folder: Path) -> None:
         """Write what :meth:`save` writes beside the weights."""
         save_surroundings(model, self.processor, folder)
+        say_type_of_most(model, folder)
         self._correct(model, folder)
 
     def own_inputs(self, model: nn.Module, batch: Batch) -> Mapping[str, Any] | None:

@@ -47,11 +47,15 @@ def needs(prepared: Prepared) -> Iterator[Row]:
 
 def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
     unknown = prepared.recipe.calibration and not bytes_of_record(prepared)
+    solves = held.solving > held.statistics
+    then = "what a layer is solved with" if solves else "those of a span of batches"
     made_of = (
-        f"weights {bytes_text(held.weights)}, the largest block's statistics {bytes_text(held.statistics)}, recorded "
+        f"weights {bytes_text(held.weights)}, the largest block's statistics {bytes_text(held.statistics)}, "
+        f"{then} {bytes_text(max(held.solving, held.statistics))}, recorded "
         f"activations {'not known before the data are read' if unknown else bytes_text(held.recorded)}, "
-        f"masks {bytes_text(held.masks)}, scoring in float32 {bytes_text(held.wide.scoring)}, "
-        f"refining {bytes_text(held.refining)}, libraries {bytes_text(LIBRARIES)}"
+        f"masks {bytes_text(held.masks)}, checking in float32 {bytes_text(held.wide.checking)}, "
+        f"scoring in float32 {bytes_text(held.wide.scoring)}, refining {bytes_text(held.refining)}, "
+        f"libraries {bytes_text(LIBRARIES)}"
     )
     if held.wide.pruning:
         made_of += f", pruning in float32 {bytes_text(held.wide.pruning)}"

@@ -156,6 +156,10 @@ class PrunerOptions(PartOptions):
         """Name every file and folder that its result depends on; None, the default, stands for its parameters'."""
         return None
 
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Tell how many numbers in float32 it holds while it prunes a layer, beside what it is given; 0 by default."""
+        return 0
+
 
 class RefinerOptions(PartOptions):
     """What a refiner may have.
@@ -371,27 +375,23 @@ class AdapterOptions(PartOptions):
         """Say by name which views an exporter cannot write of this model, and why; none by default.
 
         They are those that :meth:`export_views` gives and torch cannot put into such a file, and those that models like
-        this one have and it has not. The reason is a clause that ends without a full stop. A recipe that names one is
-        refused with it; one that names no views has the others exported, and the plan says what is left out. Like the
-        views it is asked for on a model without weights, and must not compute with it.
+        this one have and it has not. A reason is a clause without a full stop: a recipe that names the view is refused
+        with it, and of one that names none the plan says what is left out. It is asked as the views are.
 
         :param exporter: The exporter's name: ``onnx`` or ``torchscript``.
         """
         return {}
 
     def why_not(self, source: Source) -> str | None:
-        """Say what a model is that no adapter claims, so that its refusal says why; None, the default, if not known.
-
-        It is asked where no adapter's ``matches`` is true, and reads no weights.
-        """
+        """Say what a model is that no adapter's ``matches`` claims, for its refusal; None by default, if not known."""
         return None
 
     def why_no_logits(self, model: nn.Module) -> str | None:
         """Say why this model's loss is no cross entropy of logits, whatever the data are, as a clause; None, the
         default, where it is one, or where that shows on data only.
 
-        A recipe that refines the whole model by what it says is refused with it before weights are read. Where it is
-        None a run finds out on its first batch. Like :meth:`export_views` it is asked on a model without weights.
+        A recipe that refines the whole model is refused with it before weights are read; where it is None a run finds
+        out on its first batch. Like :meth:`export_views` it is asked on a model without weights.
         """
         return None
 

@@ -24,13 +24,23 @@ def untouched(who: str, weight: Tensor, seen: Mapping[type[Any], Any]) -> Iterat
     :param who: The part, for the message.
     :raises ModelError: With what was written into.
     """
-    given = [("the weights", weight)]
+    given = {"the weights": weight}
     for kind, statistic in seen.items():
         members = getattr(statistic, "__dict__", {}).items()
-        given += [
-            (f"{kind.__name__}.{name}", one) for name, one in members if name[0] != "_" and isinstance(one, Tensor)
-        ]
-    before = [(name, tensor, _writes(tensor), _sums_of_bits(tensor)) for name, tensor in given]
+        given |= {f"{kind.__name__}.{name}": one for name, one in members if name[0] != "_" and isinstance(one, Tensor)}
+    cure = "Have it write into what it has made itself: weight.abs().mul_(…) and not weight.abs_().mul_(…)"
+    with unwritten(who, given, cure):
+        yield
+
+
+@contextmanager
+def unwritten(who: str, given: Mapping[str, Tensor], cure: str) -> Iterator[None]:
+    """Refuse what writes into tensors, as :func:`untouched` says.
+
+    :param given: By what the message calls them.
+    :param cure: What its author is to do instead.
+    """
+    before = [(name, tensor, _writes(tensor), _sums_of_bits(tensor)) for name, tensor in given.items()]
     yield
     written = [
         name
@@ -38,10 +48,8 @@ def untouched(who: str, weight: Tensor, seen: Mapping[type[Any], Any]) -> Iterat
         if _writes(tensor) != writes or not torch.equal(_sums_of_bits(tensor), sums)
     ]
     if written:
-        raise ModelError(
-            f"{who} wrote into {' and '.join(written)}, which it is given to look at, and others look at next. Have "
-            f"it write into what it has made itself: weight.abs().mul_(…) and not weight.abs_().mul_(…)"
-        )
+        named = " and ".join(written[:3]) + (f" and {len(written) - 3} more" if len(written) > 3 else "")
+        raise ModelError(f"{who} wrote into {named}, which it is given to look at, and others look at next. {cure}")
 
 
 def _writes(tensor: Tensor) -> int | None:

@@ -25,13 +25,18 @@ def gaussian(shape: tuple[int, ...], seed: int, *names: str | int) -> Float[Tens
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators for a while; afterwards they are as they were."""
     before = GeneratorStates.now()
-    for generator in _generators():
-        # torch.manual_seed would note a stack trace each time for a CUDA that may never come
-        generator.manual_seed(seed)
+    seed_generators(seed)
     try:
         yield
     finally:
         before.restore()
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators, which whoever calls puts back."""
+    for generator in _generators():
+        # torch.manual_seed would note a stack trace each time for a CUDA that may never come
+        generator.manual_seed(seed)
 
 
 class GeneratorStates:

@@ -11,6 +11,7 @@ from ecoflap.core.needs.sizes import (
     bytes_of_record,
     bytes_of_refining,
     bytes_of_scorer,
+    bytes_of_solving,
     bytes_of_statistics,
     bytes_of_weight,
     bytes_remembered,
@@ -52,6 +53,7 @@ class Places:
 class Wide(NamedTuple):
     """Is what each stage holds in float32 of a model that is narrower, because it computes in that, in bytes."""
 
+    checking: int
     scoring: int
     pruning: int
     evaluating: int
@@ -61,6 +63,8 @@ class Wide(NamedTuple):
 class MemoryNeeds:
     """Is what a run holds in memory, in bytes.
 
+    :param statistics: Those of the block that needs most, which are counted while a span's are added, too.
+    :param solving: What a pruner holds of a layer, when those of spans are together.
     :param masks: Those of all layers, packed, and of the round before, within which these are.
     :param wide: What is held in float32 although the model is narrower.
     :param scorer: What the scorer holds for itself beside what its replay widens.
@@ -72,6 +76,7 @@ class MemoryNeeds:
 
     weights: int
     statistics: int
+    solving: int
     recorded: int
     masks: int
     wide: Wide
@@ -88,11 +93,12 @@ class MemoryNeeds:
 
         What a forward holds of a batch comes on top: it depends on how the model's library computes it.
         """
-        pruning = self.statistics + self.recorded + self.masks + max(self.refining, self.tried)
+        choosing = max(self.statistics, self.solving) + self.tried
+        pruning = self.statistics + max(choosing, self.refining) + self.recorded + self.masks
         working = self.before + max(self.wide.pruning + pruning, self.wide.scoring + self.scorer)
         evaluating = self.wide.evaluating + self.remembered
         exporting = self.masks + max(self.exporting.values(), default=0)
-        return LIBRARIES + self.weights + max(working, evaluating, exporting)
+        return LIBRARIES + self.weights + max(self.wide.checking, working, evaluating, exporting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +134,7 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
     return MemoryNeeds(
         weights=(block if places.offloaded else parameters_of(prepared)) * width,
         statistics=bytes_of_statistics(prepared),
+        solving=bytes_of_solving(prepared),
         recorded=recorded,
         masks=prepared.size // 8 * min(prepared.recipe.round_count, 2),
         wide=wide,
@@ -144,13 +151,15 @@ def _in_float32(prepared: Prepared, places: Places) -> Wide:
     """Give what stages widen: what is outside of blocks and a block at a time, or all of it where memory takes that."""
     outside = parameters_of(prepared) - sum(layer.size for _, layer in prepared.anatomy.layers())
     a_block, whole = 4 * (outside + largest_block(prepared.anatomy)), 4 * parameters_of(prepared)
-    scores = bytes_of_weight(prepared) < 4 and prepared.looks_at_scores
+    is_narrow = bytes_of_weight(prepared) < 4
+    checking = a_block if is_narrow and prepared.recipe.calibration is not None else 0
+    scores = is_narrow and prepared.looks_at_scores
     at_once = not places.offloaded and is_widened_at_once(prepared)
     scoring = (whole if at_once else a_block) if scores and (prepared.scores_in_float32 or prepared.held_in) else 0
     if prepared.held_in is None:
-        return Wide(scoring, pruning=0, evaluating=0)
+        return Wide(checking, scoring, pruning=0, evaluating=0)
     is_whole = not places.offloaded and whole <= spare_memory(prepared)
-    return Wide(scoring, pruning=a_block, evaluating=whole if is_whole else a_block)
+    return Wide(checking, scoring, pruning=a_block, evaluating=whole if is_whole else a_block)
 
 
 def other_places(prepared: Prepared) -> Iterator[Places]:

@@ -76,6 +76,18 @@ def bytes_of_statistics(prepared: Prepared) -> int:
     )
 
 
+def bytes_of_solving(prepared: Prepared) -> int:
+    """Give the bytes of what pruners hold while they prune the layer that takes most, beside its statistics."""
+    pruners = prepared.pruners
+    layers = [(block.tower, *layer.shape) for block, layer in prepared.anatomy.layers()]
+    found = 0
+    for tower, outputs, inputs in set(layers):
+        part = pruners[tower]
+        with blaming(f"the pruner {part.use}, asked how many numbers it holds,"):
+            found = max(found, part.options.held_numbers(outputs, inputs))
+    return 4 * found
+
+
 def _bytes_of_statistic(statistic: Any, in_features: int) -> int:
     with blaming(f"the statistic {statistic.__name__}, made without memory,"), torch.device("meta"):
         values = vars(statistic(in_features)).values()

@@ -21,6 +21,7 @@ from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import EcoflapError, ModelError, listed
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.gram import Gram
+from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observed
 from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.forward.placement import device_of, restored
@@ -267,7 +268,7 @@ class BlockwisePruning:
             weight = layer.weight.data.contiguous()
             place = self.replay.place(index, layer)
             statistics = seen.seen.get(layer.name, Statistics())
-            pruned = pruned_layer(weight, planned, pruner, statistics, place)
+            pruned = pruned_layer(weight, planned, pruner, statistics, place, self.replay.seed)
             if layer.name in self.left:
                 left = layer.oriented(self.left[layer.name]).to(weight.device)
                 pruned = held_within(pruned, weight, left, pruner.use)
@@ -368,12 +369,20 @@ def _take_over(layer: Layer, finished: FinishedLayer) -> None:
 
 
 def pruned_layer(
-    weight: Float[Tensor, "out in"], planned: PlannedLayer, pruner: PartSpec, seen: Statistics, place: LayerPlace
+    weight: Float[Tensor, "out in"],
+    planned: PlannedLayer,
+    pruner: PartSpec,
+    seen: Statistics,
+    place: LayerPlace,
+    seed: int,
 ) -> Pruned:
-    """Ask a pruner for one layer, and hold its answer to the plan: a pruner may come from anywhere."""
+    """Ask a pruner for one layer, and hold its answer to the plan: a pruner may come from anywhere.
+
+    :param seed: The recipe's, from which follows what it draws.
+    """
     try:
         who = f"the pruner {pruner.use}"
-        with blaming(who), untouched(who, weight, seen):
+        with seeded(seed_for(seed, "prune", place.name)), blaming(who), untouched(who, weight, seen):
             pruned: Pruned = pruner.built(weight, seen, planned.budget, place)
             problem = what_is_wrong(pruned, weight, planned.budget)
     except EcoflapError as error:

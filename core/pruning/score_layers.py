@@ -15,7 +15,7 @@ from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming, blaming_each
 from ecoflap.core.contracts.events import Event, Progress, Warned
-from ecoflap.core.contracts.records import Aggregate, Estimate, KeptScore, Score, Unit
+from ecoflap.core.contracts.records import SCORES_CALLED, Aggregate, Estimate, KeptScore, Score, Unit
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import ModelError, cut, listed, nearest
 from ecoflap.core.forward.few_tokens import warning_of_few
@@ -151,6 +151,12 @@ def _checked(
         raise ModelError(f"{who} {shown(score)}, and {shown(first)} before; all of its scores are of one kind")
     if of_weights or isinstance(first, WeightScores):
         return _checked_numbers(who, score, shape)
+    is_other = isinstance(score, Curve) != (scorer.options.gives == "curve")
+    if not done and is_other and isinstance(score, Curve | int | float):
+        raise ModelError(
+            f"{who} {shown(score)}, and says that it gives {SCORES_CALLED[scorer.options.gives]}, by which allocators "
+            f"are chosen: one of curves has gives = 'curve', one of numbers gives = 'number', which is the default"
+        )
     if isinstance(score, Curve) or isinstance(first, Curve):
         return _checked_curve(scorer.use, name, score, first)
     if isinstance(score, bool) or not isinstance(score, int | float) or abs(score) > sys.float_info.max:

@@ -50,7 +50,7 @@ class HiddenView(RefinedView):
         target: Target,
         ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(layers, masks, Split.of(len(replay.batches)), ranks)
+        super().__init__(layers, masks, Split.of(len(replay.batches)), replay.seed, ranks)
         self.block, self.name = block, block.name
         self._replay, self._targets, self.target = replay, targets, target
 

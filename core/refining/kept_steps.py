@@ -121,14 +121,15 @@ class KeptSteps:
 def read_kept(file: Sealed, parameters: Sequence[nn.Parameter]) -> dict[Kept, Tensor]:
     """Read a file's tensors.
 
-    :raises FormatError: Where one is of no weight here, or not of its shape; a number is of any weight.
+    :raises FormatError: Where one is of no weight here, or a weight is not of its shape.
     """
     found: dict[Kept, Tensor] = {}
     shapes = {number: tuple(parameter.shape) for number, parameter in enumerate(parameters)}
     for name, (_, shape, _, _) in file.places.items():
         kept = Kept.read(name)
         wanted = None if kept is None else shapes.get(kept.number)
-        if kept is None or wanted is None or shape not in (wanted, ()):
+        is_weight = kept is not None and kept.key == _WEIGHT  # an optimiser keeps what it likes, as Adafactor rows
+        if kept is None or wanted is None or (is_weight and shape != wanted):
             raise FormatError(f"{file.path}: the tensor {name!r} is {shape}, and of the weight there is {wanted}")
         found[kept] = file.read(name)
     return found

@@ -1,6 +1,6 @@
 """The pruned model as a refiner sees it: its loss on each batch, and how far its logits are from the dense model's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ class ModelView(RefinedView):
     _of_try: KeptSteps | None = None
 
     def __init__(self, dense: Replay, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> None:
-        super().__init__(layers, masks, Split.of(len(dense.batches)), dense.ranks)
+        super().__init__(layers, masks, Split.of(len(dense.batches)), dense.seed, dense.ranks)
         self._dense = dense.with_all_batches()
 
     @contextmanager
@@ -56,10 +56,10 @@ class ModelView(RefinedView):
     def begin_try(self, failed: int) -> None:
         self._of_try = replace(self.kept, failed=failed) if self.kept else None
 
-    def steps(self, count: int, optimiser: torch.optim.Optimizer) -> Iterator[int]:
+    def _steps_left(self, count: int, optimiser: torch.optim.Optimizer) -> Iterable[int]:
         # One loop of a try alone: in the file a second one would find the first one's steps for its own.
         kept, self._of_try = self._of_try, None
-        return kept.steps(count, self.parameters, optimiser) if kept else super().steps(count, optimiser)
+        return kept.steps(count, self.parameters, optimiser) if kept else super()._steps_left(count, optimiser)
 
     def loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the adapter's loss of a batch; differentiable."""

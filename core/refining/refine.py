@@ -10,6 +10,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.events import Event, Refined, Warned
 from ecoflap.core.contracts.options import RefinerOptions
 from ecoflap.core.errors import ModelError
+from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView
 from ecoflap.core.refining.views import RefinedView
@@ -60,7 +61,9 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
     one = _gentlest(refiner, tries)
     while one is not None and not is_better:
         view.begin_try(tries)
-        with blaming(f"the refiner {refiner.use}, at {view.name},"):
+        who = f"the refiner {refiner.use}, at {view.name},"
+        drawing = seeded(seed_for(view.seed, "refine", view.name, number, tries))
+        with drawing, weights.trained_alone(who, view.masks), blaming(who):
             one(view)
         weights.round()
         after, tries = _errors(view), tries + 1

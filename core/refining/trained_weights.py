@@ -8,8 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.untouched import unwritten
+from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import Placement, requiring_grad, tensors_of
 from ecoflap.core.model.anatomy import Layer
+
+_CURE = "Have it train view.parameters alone: of nothing else is stored what it becomes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +60,7 @@ class TrainedWeights:
         self._trained = [_trained(inside, masks) for inside in parts.values()]
         self._before: list[Tensor] = []
         self._remembered: list[Tensor] = []
+        self._others: dict[str, Tensor] = {}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -71,6 +76,8 @@ class TrainedWeights:
         :param placement: In float32.
         """
         self._before = homes = [one.parameter.data for one in self._trained]
+        own = {id(one.parameter) for one in self._trained}
+        self._others = {name: one for name, one in module.named_parameters() if id(one) not in own}
         with requiring_grad(module, self._layers):
             try:
                 with placement.held(tensors_of(module)), self._in_row_order(), self._masked_gradients():
@@ -85,6 +92,20 @@ class TrainedWeights:
             finally:
                 for home, values in zip(homes, trained, strict=True):
                     home.copy_(values)
+
+    @contextmanager
+    def trained_alone(self, who: str, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Iterator[None]:
+        """Refuse what writes into other parameters or the masks, or gives one that is trained another form.
+
+        Nothing else is stored of a block, nor put back where a refiner is undone.
+
+        :param who: The refiner, for the message.
+        """
+        forms = [(one.data.dtype, one.data.shape) for one in self.parameters]
+        with unwritten(who, self._others | {f"the mask of {name}": mask for name, mask in masks.items()}, _CURE):
+            yield
+        if forms != [(one.data.dtype, one.data.shape) for one in self.parameters]:
+            raise ModelError(f"{who} has given a parameter another type or shape: it may change its numbers alone")
 
     @contextmanager
     def _in_row_order(self) -> Iterator[None]:

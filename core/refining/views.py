@@ -1,6 +1,6 @@
 """What a refiner is given: a pruned block or the pruned whole model, opened for its kept weights to be trained."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ecoflap.core.forward.noise import seed_for, seed_generators
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.trained_weights import TrainedWeights
@@ -50,6 +51,7 @@ class RefinedView:
     :param masks: By the layer's name, ``[out, in]``, True for what is kept; they stay.
     :param training: Numbers of the calibration batches to train on.
     :param held_out: Numbers of those by which the outcome is judged, and which a refiner leaves alone.
+    :param seed: The recipe's.
     :param ranks: The processes that have the same view, each with all batches, and come to the same weights.
     """
 
@@ -62,9 +64,10 @@ class RefinedView:
         layers: Sequence[Layer],
         masks: Mapping[str, Bool[Tensor, "out in"]],
         split: Split,
+        seed: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.seed = ranks, seed
         self.layers, self.masks = tuple(layers), masks
         self.training, self.held_out = split
         self.weights = TrainedWeights(layers, masks)
@@ -82,9 +85,14 @@ class RefinedView:
         knew of them; a block is done again from its first.
 
         :param optimiser: Of :attr:`parameters`, with nothing but tensors in its state, as Adam and SGD have. Its rates
-            are the refiner's to set before each step.
+            are the refiner's to set before each step. What it draws in a step depends on the step's number alone.
         """
-        yield from range(count)
+        for step in self._steps_left(count, optimiser):
+            seed_generators(seed_for(self.seed, "step", step))  # which whoever asks the refiner puts back
+            yield step
+
+    def _steps_left(self, count: int, optimiser: torch.optim.Optimizer) -> Iterable[int]:
+        return range(count)
 
     def failed_before(self) -> int:
         """Tell how many tries of the refiner an earlier process found to be too large."""

@@ -73,6 +73,10 @@ class Admm:
         if not 0 < self.rho < float("inf"):
             raise EcoflapError(f"rho is {self.rho}; it is a penalty, above 0")
 
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Count the inverse and what it is made of, and of the weights the variables and what steps make of them."""
+        return 5 * inputs**2 + 11 * outputs * inputs
+
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()
         check_fits(budget, *weight.shape)

@@ -94,6 +94,10 @@ class Alps:
         if not 0 <= self.damping < float("inf"):
             raise EcoflapError(f"damping is {self.damping}; it is a share of the mean diagonal, 0 or more")
 
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Count the eigenvectors and what they are made of, and of the weights the variables and what steps make."""
+        return 9 * inputs**2 + 12 * outputs * inputs
+
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()
         check_fits(budget, *weight.shape)

@@ -29,7 +29,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError, refuse_below_one
-from ecoflap.plugins.pruners.shared.inner import needs_with, prune_by
+from ecoflap.plugins.pruners.shared.inner import held_by, needs_with, prune_by
 from ecoflap.plugins.pruners.wanda import Wanda
 
 _TOKENS = 2048
@@ -108,6 +108,10 @@ class Dsnot:
     @property
     def needs(self) -> tuple[type[Any], ...]:
         return needs_with(self.inner, ColumnMoments)
+
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Count what is made of the weights, or what the inner pruner holds before that, if it is more."""
+        return max(20 * outputs * inputs, held_by(self.inner, outputs, inputs))
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()

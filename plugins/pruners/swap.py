@@ -25,7 +25,7 @@ from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import refuse_below_one
 from ecoflap.core.forward.gram import Gram
-from ecoflap.plugins.pruners.shared.inner import needs_with
+from ecoflap.plugins.pruners.shared.inner import held_by, needs_with
 from ecoflap.plugins.pruners.shared.mended import mended
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram
 from ecoflap.plugins.pruners.wanda import Wanda
@@ -60,6 +60,10 @@ class Swap:
     @property
     def needs(self) -> tuple[type[Any], ...]:
         return needs_with(self.inner, Gram)
+
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Count a second Gram matrix and what is made of the weights, or what the inner pruner holds if it is more."""
+        return max(inputs**2 + 20 * outputs * inputs, held_by(self.inner, outputs, inputs))
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         mend = partial(self._swapped, budget)

@@ -21,6 +21,12 @@ def needs_with(inner: Pruner, own: type[Any]) -> tuple[type[Any], ...]:
     return tuple(dict.fromkeys((*options_of(PrunerOptions, inner).needs, own)))
 
 
+def held_by(inner: Pruner, outputs: int, inputs: int) -> int:
+    """Tell how many numbers the inner pruner holds while it prunes a layer."""
+    held: int = options_of(PrunerOptions, inner).held_numbers(outputs, inputs)
+    return held
+
+
 def prune_by(
     inner: Pruner, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace
 ) -> Pruned:

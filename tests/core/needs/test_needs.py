@@ -176,8 +176,20 @@ def test_a_trial_and_refiners_after_rounds_hold_the_weights_once_more_in_memory_
         ):
             held = memory_needs(prepared(**keys), places)
             assert (held.before, held.tried) == (before, tried)
-            larger = max(held.refining, held.tried)
+            larger = max(held.refining, held.statistics + held.tried)  # those of a span, while they are summed
             assert held.peak == LIBRARIES + held.weights + held.before + held.statistics + held.masks + larger
+
+
+def test_what_a_check_widens_is_counted_of_a_narrow_model(prepared, pico_llama):
+    held = memory_needs(prepared(model={"dtype": "bfloat16", "compute": "model"}), Places(True, True))
+    model = pico_llama()
+    outside = sum(one.numel() for one in model.parameters()) - sum(
+        one.numel() for block in model.model.layers for one in block.parameters() if one.ndim == 2
+    )
+    largest = max(sum(one.numel() for one in block.parameters() if one.ndim == 2) for block in model.model.layers)
+    assert held.wide.checking == 4 * (outside + largest)
+    assert held.peak >= LIBRARIES + held.weights + held.wide.checking
+    assert memory_needs(prepared(), Places(True, True)).wide.checking == 0
 
 
 def test_a_device_that_has_one_block_at_a_time_holds_that_and_a_batch(prepared):

@@ -1,5 +1,6 @@
 """The fine step on a pico model: order, resuming, and what a pruner from anywhere may not do."""
 
+import shutil
 from dataclasses import replace
 from typing import ClassVar
 
@@ -341,3 +342,27 @@ def test_with_sequential_a_layer_sees_what_pruned_ones_before_it_give(step, spar
             assert torch.equal(masks[layer.name], pruned.mask)
     assert torch.equal(masks[layers["q_proj"].name], expected[layers["q_proj"].name])
     assert not torch.equal(masks[layers["down_proj"].name], expected[layers["down_proj"].name])
+
+
+class Drawn:
+    """Keeps what it draws."""
+
+    def __call__(self, weight, seen, budget, layer):
+        mask = torch.zeros(weight.numel(), dtype=torch.bool)
+        mask[torch.randperm(weight.numel())[: budget.count]] = True
+        mask = mask.reshape(weight.shape)
+        return Pruned(mask, weight * mask)
+
+
+def test_what_a_pruner_draws_follows_from_the_seed_and_the_layer(step, pico_llama, tmp_path):
+    found = []
+    for seed in (0, 1):
+        model = pico_llama()
+        torch.manual_seed(seed)  # whatever was drawn before
+        fine, _ = step(Drawn(), model=model)
+        fine()
+        found.append([one.data for one in model.model.layers.parameters() if one.ndim == 2])
+        shutil.rmtree(tmp_path / "blocks")
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    first, second = ((block.self_attn.q_proj.weight == 0) for block in model.model.layers[:2])
+    assert not torch.equal(first, second)

@@ -56,7 +56,12 @@ def scored(layers, replay, events, tmp_path):
 @pytest.fixture
 def score(scored):
     """``score(pairs, unit)``: the same of one that gives a number, or what else these are."""
-    return lambda pairs, unit="layer": scored("Scorer", pairs, "sum", unit=unit)
+
+    def score(pairs, unit="layer"):
+        gives = "curve" if any(isinstance(given, Curve) for _, given in pairs) else "number"
+        return scored("Scorer", pairs, "sum", unit=unit, gives=gives)
+
+    return score
 
 
 GOOD = [("a.x", 1.0), ("a.y", 2), ("b.x", Estimate([1.0, 3.0])), ("b.y", 0.0)]
@@ -153,6 +158,15 @@ def test_scores_that_tell_nothing_apart_are_warned_of(score, events, value, said
 def test_scores_that_differ_are_not_warned_of(score, events):
     score(GOOD)
     assert not [event for event in events if isinstance(event, Warned)]
+
+
+@pytest.mark.parametrize(("given", "gives", "said"), [
+    (Curve((0.4, 0.8), (0.1, 0.3)), "number", "says that it gives numbers"),
+    (0.5, "curve", "says that it gives curves"),
+])  # fmt: skip
+def test_a_scorer_gives_what_it_says_that_it_gives(scored, given, gives, said):
+    with pytest.raises(ModelError, match=rf"a\.x: the scorer Scorer gave .*{said}, by which allocators are chosen"):
+        scored("Scorer", [("a.x", given)], "sum", gives=gives)
 
 
 CURVES = [(name, Curve((0.4, 0.8), (0.1, float(at)))) for at, (name, _) in enumerate(GOOD)]

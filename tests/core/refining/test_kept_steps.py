@@ -51,7 +51,12 @@ def momentum(parameters):
     return torch.optim.SGD(parameters, momentum=0.9)
 
 
-@pytest.mark.parametrize("make", [adam, fused, momentum])
+def adafactor(parameters):
+    """Keeps of a matrix a number for each row and each column."""
+    return torch.optim.Adafactor(parameters)
+
+
+@pytest.mark.parametrize("make", [adam, fused, momentum, adafactor])
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_it_goes_on_with_the_same_bits(tmp_path, make, stop):
     (tmp_path / "whole").mkdir()

@@ -131,3 +131,64 @@ def test_one_that_raises_is_named_with_its_block(case):
     with pytest.raises(PartError, match=r"the refiner Raises, at model\.layers\.1, raised ValueError: no\."):
         refined(one, Raises())
     assert all(torch.equal(layer.weight, before[layer.name]) for layer in one.layers)
+
+
+class Writes:
+    """Trains a step, and does something else besides."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def __call__(self, view):
+        Step(0.05)(view)
+        self.what(view)
+
+
+def scale_a_norm(view):
+    with torch.no_grad():
+        view.block.module.input_layernorm.weight.mul_(2)
+
+
+def drop_a_mask(view):
+    next(iter(view.masks.values())).fill_(value=True)
+
+
+def widen(view):
+    view.parameters[0].data = view.parameters[0].data.double()
+
+
+@pytest.mark.parametrize(("what", "said"), [
+    (scale_a_norm, r"wrote into input_layernorm\.weight, which it is given.*Have it train view\.parameters alone"),
+    (drop_a_mask, r"wrote into the mask of model\.layers\.\S+, which it is given"),
+    (widen, "has given a parameter another type or shape"),
+])  # fmt: skip
+def test_what_writes_to_anything_else_is_refused(case, what, said):
+    """Nothing else is stored of a block, and a refiner that is undone has put nothing else back."""
+    with pytest.raises(ModelError, match=rf"the refiner Writes, at model\.layers\.1,.*{said}"):
+        refined(case(), Writes(what))
+
+
+class Draws:
+    """Trains on batches that it draws, and says what it drew."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def __call__(self, view):
+        self.drawn.append(float(torch.rand(())))
+        for _ in view.steps(3, torch.optim.SGD(view.parameters, lr=0.01)):
+            self.drawn.append(float(torch.rand(())))
+        Step(0.05)(view)
+
+
+def test_what_it_draws_follows_from_the_seed_and_the_step(case):
+    found = []
+    for seed in (0, 1):
+        pruned, one = case(), Draws()
+        torch.manual_seed(seed)  # whatever was drawn before
+        state = torch.get_rng_state()
+        refined(pruned, one)
+        found.append(one.drawn)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 4

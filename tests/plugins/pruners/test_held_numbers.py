@@ -1,0 +1,59 @@
+"""What pruners say that they hold while they prune, by what torch has of tensors then."""
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ecoflap.core.budget.counts import Keep
+from ecoflap.core.contracts.conformance import options_of
+from ecoflap.core.contracts.options import PrunerOptions
+from ecoflap.core.contracts.records import LayerPlace, Statistics
+from ecoflap.plugins.pruners.admm import Admm
+from ecoflap.plugins.pruners.alps import Alps
+from ecoflap.plugins.pruners.dsnot import Dsnot
+from ecoflap.plugins.pruners.refit import Refit
+from ecoflap.plugins.pruners.sparsegpt import SparseGPT
+from ecoflap.plugins.pruners.swap import Swap
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of what torch has made since, and not let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.made = {key: one for key, one in self.made.items() if not one[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.made.values()))
+        return found
+
+
+@pytest.mark.parametrize("shape", [(128, 512), (512, 128)], ids=["wide", "high"])
+@pytest.mark.parametrize(
+    "pruner", [SparseGPT(), Admm(), Alps(), Refit(), Swap(), Dsnot()], ids=lambda one: type(one).__name__
+)
+def test_it_is_about_as_much_as_is_held(pruner, shape):
+    generator = torch.Generator().manual_seed(0)
+    weight, x = (torch.randn(*size, generator=generator) for size in (shape, (600, shape[1])))
+    options, seen = options_of(PrunerOptions, pruner), Statistics()
+    for statistic in options.needs:
+        seen[statistic] = statistic(shape[1])
+        seen[statistic].add(x)
+    with Held() as held:
+        pruner(weight, seen, Keep(weight.numel() // 2), LayerPlace("w", "tower", "block", 0, 0))
+    said = 4 * options.held_numbers(*shape)
+    assert 0.5 * held.most <= said <= 2 * held.most
+
+
+def test_an_inner_pruner_that_holds_more_is_counted():
+    inner = Alps()
+    assert Refit(inner=inner).held_numbers(8, 4096) == inner.held_numbers(8, 4096)
+    assert Refit(inner=inner).held_numbers(4096, 8) < Refit(inner=inner).held_numbers(4096, 4096)
