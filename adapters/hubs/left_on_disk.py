@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor, nn
 
+from ecoflap.adapters.hubs.kept_in_float32 import is_kept_in_float32
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.mapped_weights import MappedFile, MappedWeights, Place
 
@@ -97,10 +99,11 @@ class _Slice:
         return self._file.tensor(self._name)[index]
 
 
-def map_weights(model: Any, places: Mapping[str, Any], mapped: MappedWeights) -> None:
+def map_weights(model: Any, places: Mapping[str, Any], mapped: MappedWeights, dtype: torch.dtype) -> None:
     """Put mapped weights in the place of those that were left out; tied ones stay one parameter.
 
     :param places: By the name of a parameter its ``safetensors_file``, and ``weight_name`` in it.
+    :param dtype: What the model was loaded in. What is left out is of that type, also what is float32 once it is read.
     """
     vars(model).pop("hf_device_map", None)  # saving would look for weights around forwards
     names: dict[int, list[str]] = {}
@@ -112,7 +115,8 @@ def map_weights(model: Any, places: Mapping[str, Any], mapped: MappedWeights) ->
         if name is None:
             raise ModelError(f"{tied[0]} is in no file of the model")
         parameter = absent[name]
-        weight = mapped.map(name, _place(places[name], mapped), parameter.dtype)
+        wanted = torch.float32 if is_kept_in_float32(model, name, dtype) else parameter.dtype
+        weight = mapped.map(name, _place(places[name], mapped), wanted)
         _put(model, tied, nn.Parameter(weight, requires_grad=parameter.requires_grad))
     for name, _ in model.named_buffers():
         if name in places:

@@ -2,7 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pico_blip2
+import pico_causal
+import pico_t5
 import pytest
 import torch
 from sparse import memory_and_swap, write_zeros
@@ -42,3 +46,41 @@ def test_one_file_that_is_larger_than_memory_is_mapped(larger_than_memory, tmp_p
     assert {name for name, _ in model.named_parameters()} == set(mapped.places)
     assert sum(one.nbytes for one in model.parameters()) > memory_and_swap()
     assert not model.model.layers[1].mlp.up_proj.weight[-1].any()
+
+
+def both(model: Any, kind: str, dtype: torch.dtype | None, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Save a model, and give its weights as they are read into memory, and as they are mapped."""
+    model.save_pretrained(folder / "model", max_shard_size="20KB")
+    source = open_source(str(folder / "model"), folder)
+    mapped = MappedWeights(folder / "scratch")
+    loaded = [load_transformers_model(kind, replace(source, mapped=one), dtype, "cpu") for one in (None, mapped)]
+    buffers = {name for name, _ in loaded[1].named_buffers()}
+    assert {name for name, _ in loaded[1].named_parameters()} == set(mapped.places) - buffers
+    return [dict(one.state_dict()) for one in loaded]
+
+
+def assert_same_bits(here: dict[str, torch.Tensor], there: dict[str, torch.Tensor]) -> None:
+    assert {name: one.dtype for name, one in here.items()} == {name: one.dtype for name, one in there.items()}
+    assert [name for name, one in here.items() if not torch.equal(one, there[name])] == []
+
+
+KEPT_WIDE = {
+    "t5": (pico_t5.build, "T5ForConditionalGeneration", torch.float16, "wo"),
+    "blip2": (pico_blip2.build, "Blip2ForConditionalGeneration", torch.float16, "qformer"),
+    "gpt_oss": (pico_causal.FAMILIES["gpt_oss"].build, "AutoModelForCausalLM", torch.float16, "norm"),
+    "deepseek_v3": (pico_causal.FAMILIES["deepseek_v3"].build, "AutoModelForCausalLM", torch.bfloat16, "gate.weight"),
+}
+"""Models of whose weights transformers holds some in float32: how each is built and read, in which type, and which."""
+
+
+@pytest.mark.parametrize("name", KEPT_WIDE)
+@pytest.mark.parametrize("asked", [True, False], ids=["cast", "stored"])
+def test_what_transformers_keeps_in_float32_is_float32_on_the_disk_too(name, asked, tmp_path):
+    build, kind, dtype, kept = KEPT_WIDE[name]
+    model = build() if asked else build().to(dtype)
+    memory, disk = both(model, kind, dtype if asked else None, tmp_path)
+    assert_same_bits(disk, memory)
+    wide = {name for name, one in disk.items() if one.dtype == torch.float32}
+    assert wide
+    assert wide < set(disk)
+    assert any(kept in one for one in wide)
