@@ -118,9 +118,25 @@ def map_weights(model: Any, places: Mapping[str, Any], mapped: MappedWeights, dt
         wanted = torch.float32 if is_kept_in_float32(model, name, dtype) else parameter.dtype
         weight = mapped.map(name, _place(places[name], mapped), wanted)
         _put(model, tied, nn.Parameter(weight, requires_grad=parameter.requires_grad))
+    _tie_what_is_equal(model, mapped)
     for name, _ in model.named_buffers():
         if name in places:
             mapped.keep_in_memory(name, _place(places[name], mapped))
+
+
+def _tie_what_is_equal(model: Any, mapped: MappedWeights) -> None:
+    """Tie weights that the configuration ties and the files hold both of, where transformers would in memory.
+
+    While it loads it ties only what the files hold once: it cannot compare what it has left out.
+    """
+    find, pairs = model.get_parameter_or_buffer, dict(model.all_tied_weights_keys)
+    apart = {tied for tied, to in pairs.items() if find(tied) is not find(to)}
+    if not apart:
+        return
+    model.tie_weights(missing_keys=pairs.keys() - apart, recompute_mapping=False)  # which compares what is mapped
+    for tied in apart:
+        if find(tied) is find(pairs[tied]):
+            mapped.tied(tied)
 
 
 def _place(told: Mapping[str, str], mapped: MappedWeights) -> Place:

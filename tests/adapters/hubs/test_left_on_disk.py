@@ -9,6 +9,7 @@ import pico_causal
 import pico_t5
 import pytest
 import torch
+from offloaded import hold_both_copies, pico_model
 from sparse import memory_and_swap, write_zeros
 
 from ecoflap.adapters.hubs.hugging_face import load_transformers_model
@@ -84,3 +85,23 @@ def test_what_transformers_keeps_in_float32_is_float32_on_the_disk_too(name, ask
     assert wide
     assert wide < set(disk)
     assert any(kept in one for one in wide)
+
+
+@pytest.mark.parametrize(
+    ("differ", "names"), [(0.0, ["model.embed_tokens.weight"]), (1.0, ["lm_head.weight", "model.embed_tokens.weight"])]
+)
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_both_copies_of_a_tied_weight_in_the_files_are_tied_where_they_are_equal(differ, names, dtype, tmp_path):
+    """One that differs is not, whatever the configuration says: so transformers has it in memory."""
+    pico_model("llama-tied").save_pretrained(tmp_path / "model")
+    hold_both_copies(tmp_path / "model", differ)
+    source, mapped = open_source(str(tmp_path / "model"), tmp_path), MappedWeights(tmp_path / "scratch")
+    memory, disk = (
+        load_transformers_model("AutoModelForCausalLM", replace(source, mapped=one), dtype, "cpu")
+        for one in (None, mapped)
+    )
+    assert_same_bits(dict(disk.state_dict()), dict(memory.state_dict()))
+    assert (disk.lm_head.weight is disk.model.embed_tokens.weight) == (not differ)
+    assert [name for name in sorted(mapped.places) if "layers" not in name and "norm" not in name] == names
+    assert disk.all_tied_weights_keys == memory.all_tied_weights_keys
+    assert {name for name, _ in disk.named_parameters()} == {name for name, _ in memory.named_parameters()}

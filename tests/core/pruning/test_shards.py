@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from killing import in_a_fork
-from offloaded import assert_alike, in_memory, pico_model, recipe_of, stopping_behind, weights_in
+from offloaded import assert_alike, hold_both_copies, in_memory, pico_model, recipe_of, stopping_behind, weights_in
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
@@ -86,6 +86,22 @@ def test_another_type_than_the_files_have(recipe, dtype, tmp_path):
     ecoflap.run(as_asked, folder=tmp_path / "disk")
     ecoflap.run(in_memory(as_asked), folder=tmp_path / "memory")
     assert_alike(tmp_path / "disk", tmp_path / "memory")
+
+
+@pytest.mark.parametrize("recipe", ["llama-tied"], indirect=True)
+@pytest.mark.parametrize("differ", [0.0, 1.0], ids=["equal", "differ"])
+def test_files_that_hold_a_tied_head_too(recipe, differ, tmp_path):
+    """It is pruned and saved as in memory: once where it is equal to the embedding, else by itself."""
+    hold_both_copies(tmp_path / "dense", differ)
+    recipe = {**recipe, "include": ["lm_head"], "prune": "wanda", "export": ["safetensors", "hugging_face"]}
+    ecoflap.run(recipe, folder=tmp_path / "disk")
+    ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
+    assert_alike(tmp_path / "disk", tmp_path / "memory")
+    assert ("lm_head.weight" in weights_in(tmp_path / "disk" / "model")) == bool(differ)
+    exports = [bytes_in(tmp_path / name / "exports" / "safetensors") for name in ("disk", "memory")]
+    assert exports[0]["model.packed.safetensors"] == exports[1]["model.packed.safetensors"]
+    reports = [ecoflap.read_report(tmp_path / name / "report.json") for name in ("disk", "memory")]
+    assert (reports[0].parameters, reports[0].prunable) == (reports[1].parameters, reports[1].prunable)
 
 
 def test_a_run_that_was_cut_off_goes_on_behind_its_finished_blocks(recipe, heard_by, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ecoflap
 from ecoflap.core.contracts.events import LayerPruned
@@ -37,6 +37,19 @@ def recipe_of(kind: str, folder: Path, **keys: Any) -> dict[str, Any]:
         "evaluate": {"use": "perplexity", "data": text}, "export": "safetensors",
     }  # fmt: skip
     return {key: value for key, value in {**recipe, **keys}.items() if value is not None}
+
+
+def hold_both_copies(folder: Path, differ: float = 0.0) -> None:
+    """Put the weights of a model whose head is tied into one file that holds the head too.
+
+    :param differ: By how much one of its weights is another than the embedding's.
+    """
+    weights = weights_in(folder)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["lm_head.weight"][-1, -1] += differ
+    for file in folder.glob("model*.safetensors*"):
+        file.unlink()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def in_memory(recipe: Mapping[str, Any]) -> dict[str, Any]:
