@@ -270,6 +270,8 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
             read: Any = _class(kind).from_pretrained(
                 place, **arguments, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
             )
+    except RunError:  # what it writes into the scratch folder could not be written
+        raise
     except Exception as error:  # of a damaged file it raises whatever its reader stumbles over
         brought = not_run(source.config) if "trust_remote_code" in str(error) else ""
         why = _integers_or(source, f"{source.name} cannot be loaded:{brought or f' {error}'}")

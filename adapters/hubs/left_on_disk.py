@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.kept_in_float32 import is_kept_in_float32
+from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.mapped_weights import MappedFile, MappedWeights, Place
 
@@ -40,19 +41,28 @@ def places_told(mapped: MappedWeights | None) -> Iterator[dict[str, Any]]:
     """Take the list of places while a model is loaded inside, in place of moving its weights around forwards.
 
     :param mapped: None where weights are read into memory, and nothing is told.
+    :raises RunError: Where what the library makes of several weights cannot be written.
     """
     places: dict[str, Any] = {}
     if mapped is None:
         yield places
         return
+    from transformers.integrations import accelerate
+
+    scratch, save_file = mapped.scratch, accelerate.save_file
 
     def take(model: Any, quantizer: Any, device_map: Any, folder: Any, index: Mapping[str, Any], *_: Any) -> None:
         places.update(index)
+
+    def write(weights: Mapping[str, Tensor], file: str) -> None:
+        with explained(scratch, Path(file)):
+            save_file(weights, file)
 
     with (
         patch("transformers.modeling_utils.accelerate_dispatch", take),
         patch("transformers.modeling_utils.safe_open", _Opened),
         patch("transformers.integrations.accelerate.safe_open", _Opened),
+        patch("transformers.integrations.accelerate.save_file", write),
     ):
         yield places
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from killing import in_a_fork
 from offloaded import assert_alike, hold_both_copies, in_memory, pico_model, recipe_of, stopping_behind, weights_in
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 import ecoflap
@@ -227,6 +227,25 @@ def test_a_disk_that_fills_while_blocks_are_written_is_said_and_the_run_goes_on_
     ecoflap.run(recipe, folder=tmp_path / "full")
     ecoflap.run(recipe, folder=tmp_path / "whole")
     assert_alike(tmp_path / "full", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("recipe", ["mixtral"], indirect=True)
+def test_a_disk_that_fills_while_experts_are_put_together_is_said_of_the_disk(recipe, monkeypatch, tmp_path):
+    """safetensors only prints the system's error, and transformers writes by it while it loads."""
+    from transformers.integrations import accelerate
+
+    def full(weights: Any, file: str) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    recipe = {**recipe, "score": None, "allocate": "uniform", "prune": "magnitude"}
+    monkeypatch.setattr(accelerate, "save_file", full)
+    said = rf"{tmp_path}/run/\.weights-\S* could not be written: the disk is full \(.* free\)\. Make room, then run"
+    with pytest.raises(RunError, match=said):
+        ecoflap.run(recipe, folder=tmp_path / "run")
+    monkeypatch.undo()
+    ecoflap.run(recipe, folder=tmp_path / "run")
+    ecoflap.run(recipe, folder=tmp_path / "whole")
+    assert_alike(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
