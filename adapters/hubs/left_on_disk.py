@@ -7,6 +7,7 @@ transformers makes of several weights, such as the experts of a layer, a file th
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,7 @@ def places_told(mapped: MappedWeights | None) -> Iterator[dict[str, Any]]:
     if mapped is None:
         yield places
         return
-    from transformers.integrations import accelerate
-
-    scratch, save_file = mapped.scratch, accelerate.save_file
+    scratch, save_file = mapped.scratch, import_module("transformers.integrations.accelerate").save_file
 
     def take(model: Any, quantizer: Any, device_map: Any, folder: Any, index: Mapping[str, Any], *_: Any) -> None:
         places.update(index)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from killing import in_a_fork
-from offloaded import assert_alike, hold_both_copies, in_memory, pico_model, recipe_of, stopping_behind, weights_in
-from safetensors import SafetensorError, safe_open
+from offloaded import assert_alike, in_memory, pico_model, recipe_of, stopping_behind, weights_in
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 import ecoflap
@@ -86,22 +86,6 @@ def test_another_type_than_the_files_have(recipe, dtype, tmp_path):
     ecoflap.run(as_asked, folder=tmp_path / "disk")
     ecoflap.run(in_memory(as_asked), folder=tmp_path / "memory")
     assert_alike(tmp_path / "disk", tmp_path / "memory")
-
-
-@pytest.mark.parametrize("recipe", ["llama-tied"], indirect=True)
-@pytest.mark.parametrize("differ", [0.0, 1.0], ids=["equal", "differ"])
-def test_files_that_hold_a_tied_head_too(recipe, differ, tmp_path):
-    """It is pruned and saved as in memory: once where it is equal to the embedding, else by itself."""
-    hold_both_copies(tmp_path / "dense", differ)
-    recipe = {**recipe, "include": ["lm_head"], "prune": "wanda", "export": ["safetensors", "hugging_face"]}
-    ecoflap.run(recipe, folder=tmp_path / "disk")
-    ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
-    assert_alike(tmp_path / "disk", tmp_path / "memory")
-    assert ("lm_head.weight" in weights_in(tmp_path / "disk" / "model")) == bool(differ)
-    exports = [bytes_in(tmp_path / name / "exports" / "safetensors") for name in ("disk", "memory")]
-    assert exports[0]["model.packed.safetensors"] == exports[1]["model.packed.safetensors"]
-    reports = [ecoflap.read_report(tmp_path / name / "report.json") for name in ("disk", "memory")]
-    assert (reports[0].parameters, reports[0].prunable) == (reports[1].parameters, reports[1].prunable)
 
 
 def test_a_run_that_was_cut_off_goes_on_behind_its_finished_blocks(recipe, heard_by, tmp_path):
@@ -227,25 +211,6 @@ def test_a_disk_that_fills_while_blocks_are_written_is_said_and_the_run_goes_on_
     ecoflap.run(recipe, folder=tmp_path / "full")
     ecoflap.run(recipe, folder=tmp_path / "whole")
     assert_alike(tmp_path / "full", tmp_path / "whole")
-
-
-@pytest.mark.parametrize("recipe", ["mixtral"], indirect=True)
-def test_a_disk_that_fills_while_experts_are_put_together_is_said_of_the_disk(recipe, monkeypatch, tmp_path):
-    """safetensors only prints the system's error, and transformers writes by it while it loads."""
-    from transformers.integrations import accelerate
-
-    def full(weights: Any, file: str) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    recipe = {**recipe, "score": None, "allocate": "uniform", "prune": "magnitude"}
-    monkeypatch.setattr(accelerate, "save_file", full)
-    said = rf"{tmp_path}/run/\.weights-\S* could not be written: the disk is full \(.* free\)\. Make room, then run"
-    with pytest.raises(RunError, match=said):
-        ecoflap.run(recipe, folder=tmp_path / "run")
-    monkeypatch.undo()
-    ecoflap.run(recipe, folder=tmp_path / "run")
-    ecoflap.run(recipe, folder=tmp_path / "whole")
-    assert_alike(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
