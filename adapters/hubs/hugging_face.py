@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.absent_tokenizer import why_unreadable, why_without_words
 from ecoflap.adapters.hubs.checked_weights import integer_problems, refuse_other_weights, refuse_quantised
+from ecoflap.adapters.hubs.kept_in_float32 import is_kept_in_float32
 from ecoflap.adapters.hubs.left_on_disk import arguments_for, map_weights, places_told
 from ecoflap.core.contracts.blame import sentence_of
 from ecoflap.core.disk.json_files import read_json
@@ -250,11 +251,7 @@ def _wanted_type(model: Any, name: str, stored: torch.dtype, dtype: torch.dtype 
     """Give the type that ``from_pretrained`` casts a weight to: that asked for, or float32 where its class says so."""
     if dtype is None or stored not in _REAL:
         return stored
-    kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ())] if dtype == torch.float16 else []
-    if dtype in (torch.float16, torch.bfloat16):
-        kept += getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    parts = name.split(".")
-    return torch.float32 if any(one in parts for one in kept) else dtype
+    return torch.float32 if is_kept_in_float32(model, name, dtype) else dtype
 
 
 def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pooler: bool | None) -> nn.Module:
@@ -273,6 +270,8 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
             read: Any = _class(kind).from_pretrained(
                 place, **arguments, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
             )
+    except RunError:  # what it writes into the scratch folder could not be written
+        raise
     except Exception as error:  # of a damaged file it raises whatever its reader stumbles over
         brought = not_run(source.config) if "trust_remote_code" in str(error) else ""
         why = _integers_or(source, f"{source.name} cannot be loaded:{brought or f' {error}'}")
@@ -284,7 +283,7 @@ def _with_weights(kind: str, source: Source, dtype: torch.dtype | None, has_pool
     # of other shapes are refused here, by name
     refuse_other_weights(source, model, read[1], _of_other_classes(source))
     if source.mapped is not None:
-        map_weights(model, places, source.mapped)
+        map_weights(model, places, source.mapped, _own_dtype(model.config))
     if is_gguf:
         _forget_quantization(model)
     _forget_loading(model)

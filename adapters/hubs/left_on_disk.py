@@ -7,13 +7,17 @@ transformers makes of several weights, such as the experts of a layer, a file th
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor, nn
 
+from ecoflap.adapters.hubs.kept_in_float32 import is_kept_in_float32
+from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.mapped_weights import MappedFile, MappedWeights, Place
 
@@ -38,19 +42,26 @@ def places_told(mapped: MappedWeights | None) -> Iterator[dict[str, Any]]:
     """Take the list of places while a model is loaded inside, in place of moving its weights around forwards.
 
     :param mapped: None where weights are read into memory, and nothing is told.
+    :raises RunError: Where what the library makes of several weights cannot be written.
     """
     places: dict[str, Any] = {}
     if mapped is None:
         yield places
         return
+    scratch, save_file = mapped.scratch, import_module("transformers.integrations.accelerate").save_file
 
     def take(model: Any, quantizer: Any, device_map: Any, folder: Any, index: Mapping[str, Any], *_: Any) -> None:
         places.update(index)
+
+    def write(weights: Mapping[str, Tensor], file: str) -> None:
+        with explained(scratch, Path(file)):
+            save_file(weights, file)
 
     with (
         patch("transformers.modeling_utils.accelerate_dispatch", take),
         patch("transformers.modeling_utils.safe_open", _Opened),
         patch("transformers.integrations.accelerate.safe_open", _Opened),
+        patch("transformers.integrations.accelerate.save_file", write),
     ):
         yield places
 
@@ -97,10 +108,11 @@ class _Slice:
         return self._file.tensor(self._name)[index]
 
 
-def map_weights(model: Any, places: Mapping[str, Any], mapped: MappedWeights) -> None:
+def map_weights(model: Any, places: Mapping[str, Any], mapped: MappedWeights, dtype: torch.dtype) -> None:
     """Put mapped weights in the place of those that were left out; tied ones stay one parameter.
 
     :param places: By the name of a parameter its ``safetensors_file``, and ``weight_name`` in it.
+    :param dtype: What the model was loaded in. What is left out is of that type, also what is float32 once it is read.
     """
     vars(model).pop("hf_device_map", None)  # saving would look for weights around forwards
     names: dict[int, list[str]] = {}
@@ -112,11 +124,28 @@ def map_weights(model: Any, places: Mapping[str, Any], mapped: MappedWeights) ->
         if name is None:
             raise ModelError(f"{tied[0]} is in no file of the model")
         parameter = absent[name]
-        weight = mapped.map(name, _place(places[name], mapped), parameter.dtype)
+        wanted = torch.float32 if is_kept_in_float32(model, name, dtype) else parameter.dtype
+        weight = mapped.map(name, _place(places[name], mapped), wanted)
         _put(model, tied, nn.Parameter(weight, requires_grad=parameter.requires_grad))
+    _tie_what_is_equal(model, mapped)
     for name, _ in model.named_buffers():
         if name in places:
             mapped.keep_in_memory(name, _place(places[name], mapped))
+
+
+def _tie_what_is_equal(model: Any, mapped: MappedWeights) -> None:
+    """Tie weights that the configuration ties and the files hold both of, where transformers would in memory.
+
+    While it loads it ties only what the files hold once: it cannot compare what it has left out.
+    """
+    find, pairs = model.get_parameter_or_buffer, dict(model.all_tied_weights_keys)
+    apart = {tied for tied, to in pairs.items() if find(tied) is not find(to)}
+    if not apart:
+        return
+    model.tie_weights(missing_keys=pairs.keys() - apart, recompute_mapping=False)  # which compares what is mapped
+    for tied in apart:
+        if find(tied) is find(pairs[tied]):
+            mapped.tied(tied)
 
 
 def _place(told: Mapping[str, str], mapped: MappedWeights) -> Place:

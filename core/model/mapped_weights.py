@@ -75,6 +75,10 @@ class MappedWeights:
         """Know where a buffer lies that the model holds in memory, so that it is saved under its name there."""
         self._know(buffer, place)
 
+    def tied(self, weight: str) -> None:
+        """Know no more of a weight in whose place another is mapped that is equal to it."""
+        self.places.pop(weight, None)
+
     def refuse_changed(self) -> None:
         """Refuse to go on where a file that weights are mapped from was written, exchanged or deleted since."""
         changed = [file for file, stamp in self._stamps.items() if not self._is_scratch(file) and _stamp(file) != stamp]

@@ -2,9 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pico_blip2
+import pico_causal
+import pico_t5
 import pytest
 import torch
+from offloaded import hold_both_copies, pico_model
 from sparse import memory_and_swap, write_zeros
 
 from ecoflap.adapters.hubs.hugging_face import load_transformers_model
@@ -42,3 +47,61 @@ def test_one_file_that_is_larger_than_memory_is_mapped(larger_than_memory, tmp_p
     assert {name for name, _ in model.named_parameters()} == set(mapped.places)
     assert sum(one.nbytes for one in model.parameters()) > memory_and_swap()
     assert not model.model.layers[1].mlp.up_proj.weight[-1].any()
+
+
+def both(model: Any, kind: str, dtype: torch.dtype | None, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Save a model, and give its weights as they are read into memory, and as they are mapped."""
+    model.save_pretrained(folder / "model", max_shard_size="20KB")
+    source = open_source(str(folder / "model"), folder)
+    mapped = MappedWeights(folder / "scratch")
+    loaded = [load_transformers_model(kind, replace(source, mapped=one), dtype, "cpu") for one in (None, mapped)]
+    buffers = {name for name, _ in loaded[1].named_buffers()}
+    assert {name for name, _ in loaded[1].named_parameters()} == set(mapped.places) - buffers
+    return [dict(one.state_dict()) for one in loaded]
+
+
+def assert_same_bits(here: dict[str, torch.Tensor], there: dict[str, torch.Tensor]) -> None:
+    assert {name: one.dtype for name, one in here.items()} == {name: one.dtype for name, one in there.items()}
+    assert [name for name, one in here.items() if not torch.equal(one, there[name])] == []
+
+
+KEPT_WIDE = {
+    "t5": (pico_t5.build, "T5ForConditionalGeneration", torch.float16, "wo"),
+    "blip2": (pico_blip2.build, "Blip2ForConditionalGeneration", torch.float16, "qformer"),
+    "gpt_oss": (pico_causal.FAMILIES["gpt_oss"].build, "AutoModelForCausalLM", torch.float16, "norm"),
+    "deepseek_v3": (pico_causal.FAMILIES["deepseek_v3"].build, "AutoModelForCausalLM", torch.bfloat16, "gate.weight"),
+}
+"""Models of whose weights transformers holds some in float32: how each is built and read, in which type, and which."""
+
+
+@pytest.mark.parametrize("name", KEPT_WIDE)
+@pytest.mark.parametrize("asked", [True, False], ids=["cast", "stored"])
+def test_what_transformers_keeps_in_float32_is_float32_on_the_disk_too(name, asked, tmp_path):
+    build, kind, dtype, kept = KEPT_WIDE[name]
+    model = build() if asked else build().to(dtype)
+    memory, disk = both(model, kind, dtype if asked else None, tmp_path)
+    assert_same_bits(disk, memory)
+    wide = {name for name, one in disk.items() if one.dtype == torch.float32}
+    assert wide
+    assert wide < set(disk)
+    assert any(kept in one for one in wide)
+
+
+@pytest.mark.parametrize(
+    ("differ", "names"), [(0.0, ["model.embed_tokens.weight"]), (1.0, ["lm_head.weight", "model.embed_tokens.weight"])]
+)
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_both_copies_of_a_tied_weight_in_the_files_are_tied_where_they_are_equal(differ, names, dtype, tmp_path):
+    """One that differs is not, whatever the configuration says: so transformers has it in memory."""
+    pico_model("llama-tied").save_pretrained(tmp_path / "model")
+    hold_both_copies(tmp_path / "model", differ)
+    source, mapped = open_source(str(tmp_path / "model"), tmp_path), MappedWeights(tmp_path / "scratch")
+    memory, disk = (
+        load_transformers_model("AutoModelForCausalLM", replace(source, mapped=one), dtype, "cpu")
+        for one in (None, mapped)
+    )
+    assert_same_bits(dict(disk.state_dict()), dict(memory.state_dict()))
+    assert (disk.lm_head.weight is disk.model.embed_tokens.weight) == (not differ)
+    assert [name for name in sorted(mapped.places) if "layers" not in name and "norm" not in name] == names
+    assert disk.all_tied_weights_keys == memory.all_tied_weights_keys
+    assert {name for name, _ in disk.named_parameters()} == {name for name, _ in memory.named_parameters()}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ecoflap
 from ecoflap.core.contracts.events import LayerPruned
@@ -39,6 +39,19 @@ def recipe_of(kind: str, folder: Path, **keys: Any) -> dict[str, Any]:
     return {key: value for key, value in {**recipe, **keys}.items() if value is not None}
 
 
+def hold_both_copies(folder: Path, differ: float = 0.0) -> None:
+    """Put the weights of a model whose head is tied into one file that holds the head too.
+
+    :param differ: By how much one of its weights is another than the embedding's.
+    """
+    weights = weights_in(folder)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["lm_head.weight"][-1, -1] += differ
+    for file in folder.glob("model*.safetensors*"):
+        file.unlink()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def in_memory(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Give the same recipe with the model in memory."""
     model = {key: value for key, value in recipe["model"].items() if key != "offload"}
@@ -64,7 +77,7 @@ def assert_alike(a: Path, b: Path) -> None:
     """Hold two runs to the same masks, the same weights under the same names, and the same figures."""
     assert (a / "masks.safetensors").read_bytes() == (b / "masks.safetensors").read_bytes()
     there, here = weights_in(a / "model"), weights_in(b / "model")
-    assert there.keys() == here.keys()
+    assert {name: one.dtype for name, one in there.items()} == {name: one.dtype for name, one in here.items()}
     assert [name for name, one in there.items() if not torch.equal(one, here[name])] == []
     reports = [ecoflap.read_report(folder / "report.json") for folder in (a, b)]
     assert reports[0].measures == reports[1].measures
