@@ -8,7 +8,8 @@ x are the block's inputs as the pruned blocks before it give them, and t(x) what
 of the dense model, so that a block also mends what those before it have spoilt (``target: dense``); or what it returns
 on the very same inputs (``target: own``). Guo et al., EBFT: Effective and Block-Wise Fine-Tuning for Sparse LLMs, 2024,
 where errors are not divided by ‖t‖². What reads a hidden state normalises it first, and of many models a few tokens are
-a hundred times as long as all others (Sun et al., Massive Activations in Large Language Models, 2024).
+a hundred times as long as all others (Sun et al., Massive Activations in Large Language Models, 2024). Makni et al.,
+3BASiL, 2026, match a transformer's outputs so behind any one-shot method, with a low-rank part beside what is kept.
 
 With ``each: subblock`` f is one sub-block of a block at a time, in the order they run: its attention, its MLP. Wagner
 et al., A Free Lunch in LLM Compression: Revisiting Retraining after Pruning, 2025, find that as good as whole blocks.
