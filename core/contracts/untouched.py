@@ -29,27 +29,34 @@ def untouched(who: str, weight: Tensor, seen: Mapping[type[Any], Any]) -> Iterat
         members = getattr(statistic, "__dict__", {}).items()
         given |= {f"{kind.__name__}.{name}": one for name, one in members if name[0] != "_" and isinstance(one, Tensor)}
     cure = "Have it write into what it has made itself: weight.abs().mul_(…) and not weight.abs_().mul_(…)"
-    with unwritten(who, given, cure):
+    with unwritten(who, given, cure, counting=True):
         yield
 
 
 @contextmanager
-def unwritten(who: str, given: Mapping[str, Tensor], cure: str) -> Iterator[None]:
+def unwritten(who: str, given: Mapping[str, Tensor], cure: str, *, counting: bool) -> Iterator[None]:
     """Refuse what writes into tensors, as :func:`untouched` says.
 
     :param given: By what the message calls them.
     :param cure: What its author is to do instead.
+    :param counting: Whether a write that has left every bit as it was is one, as PyTorch counts: a model's forward may
+        clamp a parameter of its own.
     """
-    before = [(name, tensor, _writes(tensor), _sums_of_bits(tensor)) for name, tensor in given.items()]
+    before = [(name, tensor, _seen(tensor, counting)) for name, tensor in given.items()]
     yield
-    written = [
-        name
-        for name, tensor, writes, sums in before
-        if _writes(tensor) != writes or not torch.equal(_sums_of_bits(tensor), sums)
-    ]
+    written = [name for name, tensor, seen in before if not _is_same(seen, _seen(tensor, counting))]
     if written:
         named = " and ".join(written[:3]) + (f" and {len(written) - 3} more" if len(written) > 3 else "")
         raise ModelError(f"{who} wrote into {named}, which it is given to look at, and others look at next. {cure}")
+
+
+def _seen(tensor: Tensor, counting: bool) -> tuple[Any, Tensor]:
+    """Give what tells whether a tensor was written to."""
+    return (tensor.dtype, tensor.shape, _writes(tensor) if counting else None), _sums_of_bits(tensor)
+
+
+def _is_same(before: tuple[Any, Tensor], now: tuple[Any, Tensor]) -> bool:
+    return bool(before[0] == now[0] and torch.equal(before[1], now[1]))
 
 
 def _writes(tensor: Tensor) -> int | None:

@@ -6,6 +6,7 @@ A matrix of its own piece would round each up to a page of 2 MB, which is more t
 import mmap
 from collections.abc import Iterable
 from contextlib import suppress
+from multiprocessing.context import get_spawning_popen
 from weakref import ReferenceType, ref
 
 import torch
@@ -44,7 +45,9 @@ def own_memory(packed: UInt8[Tensor, "bytes"]) -> UInt8[Tensor, "bytes"]:
     A pickle of a tensor holds all of the memory that it is a piece of, and a plain one, as ``pickle`` and what is built
     on it write, holds that anew for each tensor.
     """
-    if packed.is_meta or packed.untyped_storage().nbytes() <= packed.nbytes:
+    is_alone = packed.is_meta or packed.untyped_storage().nbytes() <= packed.nbytes
+    # To a process that is being spawned goes the memory itself, once; a copy would be gone before it is taken.
+    if is_alone or get_spawning_popen() is not None:
         return packed
     known: ReferenceType[Tensor] | None = _copies.get(packed)
     copy = None if known is None else known()

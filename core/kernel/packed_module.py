@@ -50,18 +50,18 @@ class DenseState(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Give what a pickle holds: each packed matrix with its own bytes, and not with all of the model's."""
         held = {name: own_memory(self.get_buffer(name)) for name in self._held_in()}
-        return {**self.__dict__, "_buffers": {**self._buffers, **held}}
+        return {**super().__getstate__(), "_buffers": {**self._buffers, **held}}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DenseState":
         """Be copied as the tensors are: those of a model lie in one memory in its copy, too."""
         made = self.__copy__()
         memo[id(self)] = made
-        made.__dict__.update(deepcopy(self.__dict__, memo))
+        made.__dict__.update(deepcopy(super().__getstate__(), memo))
         return made
 
     def __copy__(self) -> "DenseState":
         made = type(self).__new__(type(self))
-        made.__dict__.update(self.__dict__)
+        made.__dict__.update(super().__getstate__())  # without what torch has compiled, which is the original's
         return made
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -102,7 +102,8 @@ class TrainedWeights:
         :param who: The refiner, for the message.
         """
         forms = [(one.data.dtype, one.data.shape) for one in self.parameters]
-        with unwritten(who, self._others | {f"the mask of {name}": mask for name, mask in masks.items()}, _CURE):
+        given = self._others | {f"the mask of {name}": mask for name, mask in masks.items()}
+        with unwritten(who, given, _CURE, counting=False):
             yield
         if forms != [(one.data.dtype, one.data.shape) for one in self.parameters]:
             raise ModelError(f"{who} has given a parameter another type or shape: it may change its numbers alone")

@@ -58,6 +58,7 @@ class RefinedView:
     name: str
     dtype: torch.dtype  # of the weights where the view is not open
     ranks: Ranks = ALONE
+    seed: int = 0
 
     def __init__(
         self,

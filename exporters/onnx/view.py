@@ -202,7 +202,7 @@ def _notes(file: str, stored: list[StoredTensor], packer: GraphPacker) -> Iterat
     elif stored and packer.storage.weights == FORM:
         yield (
             f"{file}: nothing of it is multiplied as it is packed, as weights: {FORM} asks: no pruned matrix of its "
-            f"graph is one of a linear layer, at least 35 % zeros and read by nothing else. values: int8 rounds none."
+            f"graph is one of a linear layer, at least 35 % zeros and read by nothing else."
         )
     if packer.lost:
         yield f"{file}: stored dense, as parts of other constants of the graph: {', '.join(packer.lost)}"

@@ -8,6 +8,7 @@ from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import Pruned, Statistics
 from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Layer
@@ -42,7 +43,8 @@ def _pruned(
     with replay.placement.as_precise().held([layer.parameter]):
         weight, budget = layer.weight.data.contiguous(), Keep(keep_count(layer.size, level))
         try:
-            with untouched(f"the pruner {type(pruner).__name__}", weight, statistics):
+            drawing = seeded(seed_for(replay.seed, "prune", layer.name))
+            with drawing, untouched(f"the pruner {type(pruner).__name__}", weight, statistics):
                 answer = pruner(weight, statistics, budget, place)
         except EcoflapError as error:
             raise type(error)(*(f"{layer.name}: {problem}" for problem in error.problems)) from error

@@ -60,6 +60,30 @@ def test_what_two_modules_share_is_stored_once(saves):
     assert shared.tell() < 1.3 * single.tell()
 
 
+def told_of(layers, answers):
+    answers.put([float(layer(torch.ones(1, 96)).sum()) for layer in layers])
+
+
+def test_a_process_that_is_spawned_is_given_them():
+    """It has the memory itself, which the other one keeps."""
+    layers, _ = side_by_side(3)
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    child = context.Process(target=told_of, args=(layers, answers))
+    child.start()
+    found = answers.get(timeout=120)
+    child.join()
+    assert found == [float(layer(torch.ones(1, 96)).sum()) for layer in layers]
+
+
+def test_what_torch_has_compiled_of_it_stays_with_it():
+    """It is the original's, and a copy's weights may become others."""
+    layers, _ = side_by_side(2)
+    layers[0]._compiled_call_impl = lambda x: "the original's"
+    copies = copy.copy(layers[0]), copy.deepcopy(layers)[0], pickle.loads(pickle.dumps(layers))[0]
+    assert all(torch.equal(one(torch.ones(1, 96)), layers[0].forward(torch.ones(1, 96))) for one in copies)
+
+
 def test_a_copy_lies_in_one_memory_too():
     layers, weights = side_by_side(3)
     again = copy.deepcopy(layers)

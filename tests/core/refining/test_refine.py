@@ -168,6 +168,17 @@ def test_what_writes_to_anything_else_is_refused(case, what, said):
         refined(case(), Writes(what))
 
 
+def clamp_what_is_within(view):
+    """As a model's own forward may, of a parameter of its own."""
+    with torch.no_grad():
+        view.block.module.input_layernorm.weight.clamp_(-1e9, 1e9)
+
+
+def test_a_write_that_leaves_every_bit_is_none(case):
+    done, _ = refined(case(), Writes(clamp_what_is_within))
+    assert done.is_kept
+
+
 class Draws:
     """Trains on batches that it draws, and says what it drew."""
 
