@@ -16,7 +16,8 @@ from ecoflap.adapters.hubs.hugging_face import (
     save_surroundings,
     save_weights,
 )
-from ecoflap.adapters.shared.saved_config import say_type_of_most
+from ecoflap.adapters.hubs.kept_in_float32 import type_of_most
+from ecoflap.adapters.shared.saved_config import say_type
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.gguf_header import forget_header
@@ -74,8 +75,7 @@ class TransformersAdapter(ABC):
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model as transformers does, with the processor beside it."""
         save_model(model, self.processor, folder)
-        say_type_of_most(model, folder)
-        self._correct(model, folder)
+        self._amend(model, folder)
 
     def save_weights(self, model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
         """Write some of the weights as :meth:`save` does, and nothing beside them."""
@@ -84,7 +84,14 @@ class TransformersAdapter(ABC):
     def save_surroundings(self, model: nn.Module, folder: Path) -> None:
         """Write what :meth:`save` writes beside the weights."""
         save_surroundings(model, self.processor, folder)
-        say_type_of_most(model, folder)
+        self._amend(model, folder)
+
+    def _amend(self, model: nn.Module, folder: Path) -> None:
+        """Correct the saved configuration; it has the first weight's type, and InstructBLIP's is kept in float32."""
+        first = next((one.dtype for one in model.parameters() if one.is_floating_point()), None)
+        most = type_of_most(model)
+        if most not in (None, first):
+            say_type(folder, most)
         self._correct(model, folder)
 
     def own_inputs(self, model: nn.Module, batch: Batch) -> Mapping[str, Any] | None:

@@ -1,13 +1,11 @@
 """Correct what transformers writes wrongly into the ``config.json`` of a model that it saves."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ecoflap.core.errors import dtype_name
 
@@ -32,21 +30,6 @@ def say_type(folder: Path, dtype: torch.dtype) -> None:
     config = _read(folder)
     key = "dtype" if "dtype" in config else "torch_dtype"  # its name changed in transformers 4.56
     _amend(folder, (), {key: dtype_name(dtype)})
-
-
-def say_type_of_most(model: nn.Module, folder: Path) -> None:
-    """Write which type most of a saved model's weights are in, where its first weight, which transformers asks, is in
-    another: InstructBLIP's is one of those that its class keeps in float32.
-    """
-    names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-    kept = {part for name in names for part in getattr(model, name, None) or ()}
-    sizes: Counter[torch.dtype] = Counter()
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and kept.isdisjoint(name.split(".")):
-            sizes[parameter.dtype] += parameter.numel()
-    first = next((one.dtype for one in model.parameters() if one.is_floating_point()), None)
-    if sizes and (most := sizes.most_common(1)[0][0]) != first:
-        say_type(folder, most)
 
 
 def _read(folder: Path) -> dict[str, Any]:

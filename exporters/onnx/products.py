@@ -181,8 +181,9 @@ def round_words(model: Any, weight: Any, name: str, keep: Keep) -> tuple[str, in
     stored = register(model, names, parts)
     if readers.layers:
         _read_packed(model, readers, stored, matrix.shape)
-    for lookup in readers.lookups if not readers.layers else ():
-        _replace_lookup(lookup, *stored)
+    else:
+        for lookup in readers.lookups:
+            _replace_lookup(lookup, *stored)
     model.graph.initializers.pop(weight.name)
     return INT8.form if readers.layers else LOOKED_UP, sum(part.nbytes for part in parts)
 

@@ -1,4 +1,4 @@
-"""What is written of a saved model's type, by configurations made here."""
+"""What is written of a saved model's type, by a model made here whose first weight is kept in float32."""
 
 import json
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.adapters.shared.saved_config import say_type_of_most
+from ecoflap.adapters.hubs.kept_in_float32 import type_of_most
+from ecoflap.adapters.llama import LlamaAdapter
 
 
 class Mixed(nn.Module):
@@ -22,8 +23,10 @@ class Mixed(nn.Module):
 
 
 @pytest.mark.parametrize(("dtype", "said"), [(torch.float16, "float16"), (torch.float32, "as it was")])
-def test_the_type_of_most_weights_is_said_where_the_first_is_another(tmp_path, dtype, said):
-    file = tmp_path / "config.json"
+def test_the_type_of_most_weights_is_said_where_the_first_is_another(tmp_path, dtype, said, monkeypatch):
+    model, file = Mixed(dtype), tmp_path / "config.json"
     file.write_text(json.dumps({"dtype": "as it was", "size": 3}))
-    say_type_of_most(Mixed(dtype), tmp_path)
+    assert type_of_most(model) == dtype
+    monkeypatch.setattr(LlamaAdapter, "_correct", lambda *_: None)
+    LlamaAdapter()._amend(model, tmp_path)
     assert json.loads(file.read_text()) == {"dtype": said, "size": 3}
