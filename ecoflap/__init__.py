@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ecoflap.core.budget.select import select as select
     from ecoflap.core.budget.weight_scores import WeightScores as WeightScores
     from ecoflap.core.checking.check_adapter import check_adapter as check_adapter
+    from ecoflap.core.contracts.adapter_options import AdapterOptions as AdapterOptions
     from ecoflap.core.contracts.hookspecs import hookimpl as hookimpl
-    from ecoflap.core.contracts.options import AdapterOptions as AdapterOptions
     from ecoflap.core.contracts.options import AllocatorOptions as AllocatorOptions
     from ecoflap.core.contracts.options import DatasetOptions as DatasetOptions
     from ecoflap.core.contracts.options import EvaluatorOptions as EvaluatorOptions
@@ -87,11 +87,11 @@ _HOME = {
     "budget.select": ("select",),
     "budget.weight_scores": ("WeightScores",),
     "checking.check_adapter": ("check_adapter",),
+    "contracts.adapter_options": ("AdapterOptions",),
     "contracts.hookspecs": ("hookimpl",),
     "contracts.options": (
-        "AdapterOptions", "AllocatorOptions", "DatasetOptions", "EvaluatorOptions", "ExporterOptions",
-        "MetricOptions", "PartOptions", "PrunerOptions", "RefinerOptions",
-        "ScorerOptions",
+        "AllocatorOptions", "DatasetOptions", "EvaluatorOptions", "ExporterOptions", "MetricOptions", "PartOptions",
+        "PrunerOptions", "RefinerOptions", "ScorerOptions",
     ),
     "contracts.plan_context": ("PlanContext",),
     "contracts.protocols": (

@@ -7,9 +7,9 @@ import torch
 from ecoflap.core.checking.coverage import Coverage
 from ecoflap.core.checking.own_loss import OwnLoss, own_loss_of, with_own_loss
 from ecoflap.core.checking.uses import Uses, watching_uses
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy

@@ -2,7 +2,7 @@
 
 An evaluator names the ability that it needs in its class attribute ``wants``, and the plan says where an adapter does
 not offer it. An adapter that offers one for some of its models only has ``refuses(model, ability)`` too, which says of
-a model why it cannot (``ecoflap.core.contracts.options``).
+a model why it cannot (``ecoflap.core.contracts.adapter_options``).
 """
 
 from collections.abc import Sequence

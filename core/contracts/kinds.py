@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ecoflap.core.contracts import options, protocols
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 
 
 class Kind(NamedTuple):
@@ -25,7 +26,7 @@ KINDS: Mapping[str, Kind] = {
     "pruner": Kind(protocols.Pruner, options.PrunerOptions, "prune"),
     "refiner": Kind(protocols.Refiner, options.RefinerOptions, "refine"),
     "metric": Kind(protocols.Metric, options.MetricOptions, ""),
-    "adapter": Kind(protocols.Adapter, options.AdapterOptions, "model.adapter"),
+    "adapter": Kind(protocols.Adapter, AdapterOptions, "model.adapter"),
     "exporter": Kind(protocols.Exporter, options.ExporterOptions, "export"),
     "dataset": Kind(protocols.Dataset, options.DatasetOptions, "calibration"),
     "evaluator": Kind(protocols.Evaluator, options.EvaluatorOptions, "evaluate"),

@@ -1,6 +1,6 @@
 """How the methods are called, and what they answer, that a part may have and for which there is no default.
 
-What a part without one does is said where it is an option (``ecoflap.core.contracts.options``).
+What a part without one does is said where it is an option (``ecoflap.core.contracts.options`` and ``adapter_options``).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -153,11 +153,24 @@ class Statistics(dict[type[Any], Any]):
 
     :param is_fed: False for an expert that saw no token: its statistics are as though each of its inputs had come once
         and alone, so that a method goes by its weights.
+    :param dense_weight: What the layer's weight was before the first round, in the first the weight itself, to be
+        looked at; None for a pruner without ``dense_weights``, and where a scorer prunes.
     """
 
-    def __init__(self, found: Mapping[type[Any], Any] = {}, *, is_fed: bool = True) -> None:
+    def __init__(
+        self,
+        found: Mapping[type[Any], Any] = {},
+        *,
+        is_fed: bool = True,
+        dense_weight: Float[Tensor, "out in"] | None = None,
+    ) -> None:
         super().__init__(found)
         self.is_fed = is_fed
+        self.dense_weight = dense_weight
+
+    def beside(self, dense_weight: Float[Tensor, "out in"]) -> "Statistics":
+        """Give the same statistics with what the layer's weight was before the first round."""
+        return Statistics(self, is_fed=self.is_fed, dense_weight=dense_weight)
 
     def __getitem__(self, kind: type[StatisticType]) -> StatisticType:
         """Give the statistic of a type.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import ModelError
 
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -15,7 +16,7 @@ _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @contextmanager
-def untouched(who: str, weight: Tensor, seen: Mapping[type[Any], Any]) -> Iterator[None]:
+def untouched(who: str, weight: Tensor, seen: Statistics) -> Iterator[None]:
     """Refuse what writes into its layer's weights, or into a tensor that a statistic offers as a member.
 
     PyTorch counts how often a tensor was written to, but not what is written by way of ``.data`` or numpy: so sums of
@@ -25,6 +26,8 @@ def untouched(who: str, weight: Tensor, seen: Mapping[type[Any], Any]) -> Iterat
     :raises ModelError: With what was written into.
     """
     given = {"the weights": weight}
+    if seen.dense_weight is not None and seen.dense_weight is not weight:
+        given["the dense weights"] = seen.dense_weight
     for kind, statistic in seen.items():
         members = getattr(statistic, "__dict__", {}).items()
         given |= {f"{kind.__name__}.{name}": one for name, one in members if name[0] != "_" and isinstance(one, Tensor)}

@@ -104,12 +104,12 @@ def _offloaded(prepared: Prepared) -> tuple[int, int, int]:
     """Give what is there beside ``model/`` of blocks, in the scratch folder, and while candidates are tried.
 
     Finished blocks of the last round, or of a trial before it, are as large as they are in ``model/``, of which they
-    become a part. What lies in the scratch folder goes block by block with the first round, unless refiners look at it
+    become a part. What lies in the scratch folder goes block by block with the first round, unless somebody looks at it
     later. So with rounds no trial takes more than the last round does.
     """
     rounds, blocks, scratch = prepared.recipe.round_count, bytes_of_blocks(prepared), bytes_in_scratch(prepared)
     masks = prepared.size // 8 * min(rounds, 2)
     outside = parameters_of(prepared) * bytes_of_weight(prepared) - blocks
-    beside = scratch if prepared.looks_before_rounds else max(0, scratch - blocks)
+    beside = scratch if prepared.holds_dense_weights else max(0, scratch - blocks)
     trying = masks + max(0, scratch - outside) if prepared.recipe.allocate.options.candidates else 0
     return masks + (blocks if rounds > 1 else 0), beside, trying

@@ -141,7 +141,7 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
         scorer=held_by_scorer + (0 if places.spilled else recorded_by_scorer),
         refining=refining,
         remembered=max(bytes_remembered(prepared), default=0),
-        before=whole if prepared.looks_before_rounds else 0,
+        before=whole if prepared.holds_dense_weights else 0,
         tried=whole if prepared.recipe.allocate.options.candidates else 0,
         exporting={name: one.memory for name, one in exporting.items()},
     )

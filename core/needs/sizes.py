@@ -182,14 +182,15 @@ def _bytes_of_training(layers: Sequence[Layer], refiners: Sequence[PartSpec], wi
 
     By Adam those are four numbers a weight: its value in float32, or of one that is in float32 already what it was
     before; its gradient; and two moments. From the second refiner on there is what the one before has left, too. Beside
-    them are a mask, another of what is a part of a parameter, and dense weights where one looks at these.
+    them are a mask, another of what is a part of a parameter, and dense weights where one of a block looks at these;
+    those of the whole model are held from the beginning.
 
     :param width: Bytes of a weight of the model.
     """
     if not refiners:
         return 0
     numbers = 4 * (4 if len(refiners) == 1 else 5)
-    dense = width if any(one.options.dense_weights for one in refiners) else 0
+    dense = width if any(one.options.dense_weights and one.options.scope == "block" for one in refiners) else 0
     return sum((numbers + 1 + (layer.part is not None) + dense) * layer.size for layer in layers)
 
 

@@ -65,8 +65,8 @@ class BlockwisePruning:
     :param tokens_of: Which tokens count in statistics, by tower; all real ones in a tower that is not named.
     :param sequential: Whether statistics are taken again before each group of a block's layers that share an input.
     :param left: The masks of the round before, within which this one's are; empty in the first.
-    :param dense_weights: The weights that layers had before the first round, for refiners that ask what the dense model
-        gave; empty where the model is dense.
+    :param dense_weights: The weights that layers had before the first round, for pruners and refiners that ask for them
+        or for what the dense model gave; empty where the model is dense.
     :param folder: Where each finished block is kept, so that a run that was cut off goes on behind it: its masks, and
         the weights of layers where the pruner changed more than that.
     :param shards: Takes all weights of a finished block out of memory; None where the model is in memory.
@@ -267,7 +267,7 @@ class BlockwisePruning:
         with self.replay.placement.as_precise().held([layer.parameter]):
             weight = layer.weight.data.contiguous()
             place = self.replay.place(index, layer)
-            statistics = seen.seen.get(layer.name, Statistics())
+            statistics = self._with_dense_weight(layer, seen.seen.get(layer.name, Statistics()), weight, pruner)
             pruned = pruned_layer(weight, planned, pruner, statistics, place, self.replay.seed)
             if layer.name in self.left:
                 left = layer.oriented(self.left[layer.name]).to(weight.device)
@@ -279,6 +279,13 @@ class BlockwisePruning:
         done = LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started)
         few = next((few_tokens(one) for one in statistics.values() if isinstance(one, Gram)), None)
         return _Outcome(finished, pruned.notes, done, few)
+
+    def _with_dense_weight(self, layer: Layer, seen: Statistics, weight: Tensor, pruner: PartSpec) -> Statistics:
+        """Give a layer's statistics with its dense weight, where the pruner looks at that."""
+        if not pruner.options.dense_weights:
+            return seen
+        dense = self.dense_weights[layer.name].to(weight) if layer.name in self.dense_weights else weight
+        return seen.beside(dense)
 
     def _tell(self, layer: Layer, outcome: _Outcome, told: Container[str]) -> None:
         """Tell that a layer was pruned, and what was noted of it that is not told yet."""

@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import without_fast_path
@@ -31,6 +32,8 @@ class ModelView(RefinedView):
 
     :param dense: A replay in which every block with layers was recorded while it was dense. The processes that share
         its batches refine the model together.
+    :param dense_weights: By the layer's name, what its matrix was before anything was pruned, in the model's type;
+        empty where no refiner has ``dense_weights``.
     """
 
     name = "the model"
@@ -38,8 +41,15 @@ class ModelView(RefinedView):
     """Where the next refiner's steps are kept; None for one that begins anew."""
     _of_try: KeptSteps | None = None
 
-    def __init__(self, dense: Replay, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> None:
+    def __init__(
+        self,
+        dense: Replay,
+        layers: Sequence[Layer],
+        masks: Mapping[str, Bool[Tensor, "out in"]],
+        dense_weights: Mapping[str, Float[Tensor, "out in"]] = MappingProxyType({}),
+    ) -> None:
         super().__init__(layers, masks, Split.of(len(dense.batches)), dense.seed, dense.ranks)
+        self.dense_weights = dense_weights
         self._dense = dense.with_all_batches()
 
     @contextmanager

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems, options_of
-from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import ModelError, RegistryError
 from ecoflap.core.model.anatomy import Source

@@ -9,9 +9,10 @@ from torch import nn
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.abilities import offers
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.options import AdapterOptions, EvaluatorOptions
+from ecoflap.core.contracts.options import EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import is_of_inputs
 from ecoflap.core.errors import EcoflapError, dtype_name, listed, nearest

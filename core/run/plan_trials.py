@@ -54,6 +54,7 @@ class PlanTrials:
     :param held_out: The share of them that is held out; one at least.
     :param tokens: Gives which tokens count in statistics, by tower, of a plan's choice.
     :param left: The masks of the round before, within which trials prune.
+    :param dense_weights: The weights that layers had before the first round, for pruners that ask for them.
     :param sequential: Whether statistics are taken again before each group of a block's layers.
     :param shards: Gives what takes finished blocks out of memory into a folder; None where the model is in memory.
     :param ranks: The processes of the run.
@@ -68,6 +69,7 @@ class PlanTrials:
     _: KW_ONLY
     tokens: Callable[[TokenChoice | None], Mapping[str, TokenChoice]] = lambda taken: {}
     left: Mapping[str, Tensor] = field(default_factory=dict)
+    dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
     sequential: bool = False
     shards: Callable[[Path], Shards | None] = lambda folder: None
     ranks: Ranks = ALONE
@@ -149,6 +151,7 @@ class PlanTrials:
                 sequential=self.sequential,
                 tokens_of=self.tokens(plan.tokens),
                 left=self.left,
+                dense_weights=self.dense_weights,
                 shards=shards,
             )
             try:

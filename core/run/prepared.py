@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ecoflap.core.budget.counts import Pattern
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, is_of_inputs
 from ecoflap.core.contracts.records import Target, TokenChoice, View
@@ -260,9 +260,12 @@ class Prepared:
         return of_blocks | {"dense"} if self.model_refiners else of_blocks
 
     @property
-    def looks_before_rounds(self) -> bool:
-        """Say whether refiners of the last round may ask what the weights were before the first one."""
-        return self.recipe.round_count > 1 and bool(self.targets_asked)
+    def holds_dense_weights(self) -> bool:
+        """Say whether somebody looks at the dense weights behind the round, or the block, that changes them."""
+        later = self.recipe.round_count > 1 and (
+            bool(self.targets_asked) or any(pruner.options.dense_weights for pruner in self.pruners.values())
+        )
+        return later or any(refiner.options.dense_weights for refiner in self.model_refiners)
 
     @property
     def looks_at_dense(self) -> bool:

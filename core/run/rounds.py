@@ -25,8 +25,8 @@ from ecoflap.core.run.stages import RoundDone, RunState
 
 
 def after_rounds(state: RunState) -> RunState:
-    """Do all rounds but the last on the model in place, and give the state in which that one begins."""
-    dense = {layer.name: _as_it_is(state, layer) for layer in _wanted_dense(state)}
+    """Do all rounds but the last, if any, on the model in place, and give the state in which that one begins."""
+    state = replace(state, dense_weights={layer.name: _as_it_is(state, layer) for layer in _wanted_dense(state)})
     before: RoundDone | None = None
     for number in rounds_ahead(state):
         folder = state.folder.round(number)
@@ -38,7 +38,7 @@ def after_rounds(state: RunState) -> RunState:
         masks = stages.prune_and_refine(one, plan)
         state.ranks.at_first(partial(_keep_masks, folder, masks))
         _drop_before(state, number)
-        before = RoundDone(plan, masks, dense)
+        before = RoundDone(plan, masks)
     return replace(state, before=before)
 
 
@@ -90,8 +90,8 @@ def _as_it_is(state: RunState, layer: Layer) -> Tensor:
 
 
 def _wanted_dense(state: RunState) -> list[Layer]:
-    """Give the layers whose dense weights are held, because refiners ask for them after they were pruned."""
-    if not state.prepared.looks_before_rounds:
+    """Give the layers whose dense weights are held, because somebody looks at them after they were pruned."""
+    if not state.prepared.holds_dense_weights:
         return []
     wanted = {layer.name for pool in state.prepared.pools for _, layer in pool.layers}
     return [layer for _, layer in state.model.anatomy.layers() if layer.name in wanted]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,7 @@ from ecoflap.core.pruning.masks import PackedMasks, save_masks
 from ecoflap.core.pruning.plan import Plan, Pool, make_plan
 from ecoflap.core.pruning.plan_file import read_plan, read_scores_of, write_plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
-from ecoflap.core.pruning.refine_model import refine_model
+from ecoflap.core.pruning.refine_model import model_view, refine_model
 from ecoflap.core.pruning.score_layers import score_layers
 from ecoflap.core.pruning.scores import Scores, take_over_scores
 from ecoflap.core.ranks.ranks import ALONE, Ranks
@@ -51,12 +51,10 @@ class RoundDone:
 
     :param plan: Of which no layer keeps more afterwards.
     :param masks: What they prune does not come back.
-    :param dense_weights: Those of the model before the first round, where refiners of the last ask for them.
     """
 
     plan: Plan
     masks: PackedMasks
-    dense_weights: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,7 @@ class RunState:
     :param folder: What is done is there already, and need not be done again.
     :param accept_change: Go on although data or versions of libraries changed since the run was begun.
     :param before: The round before; None in the first, which most runs have alone.
+    :param dense_weights: Those of the model before anything was pruned, where somebody looks at them later.
     :param number: Which round it is; None in the last, whose stages are the run's own.
     :param ranks: The processes that do the run. The first decides what is to be done, and writes.
     """
@@ -78,6 +77,7 @@ class RunState:
     data: RunData
     accept_change: bool = False
     before: RoundDone | None = None
+    dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
     number: int | None = None
     ranks: Ranks = ALONE
 
@@ -234,6 +234,7 @@ def _trials(state: RunState) -> PlanTrials:
         state.log,
         tokens=prepared.tokens,
         left=left,
+        dense_weights=state.dense_weights if state.before else {},
         sequential=state.recipe.sequential,
         shards=state.model.shards,
         ranks=state.ranks,
@@ -306,14 +307,15 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
             sequential=state.recipe.sequential,
             tokens_of=prepared.tokens(made.tokens),
             left=state.before.masks if state.before else PackedMasks(),
-            dense_weights=state.before.dense_weights if state.before else {},
+            dense_weights=state.dense_weights if state.before else {},
             shards=state.model.shards(state.folder.blocks),
         )()
     del replay
     if prepared.model_refiners:
         assert dense is not None
         with state.log.stage("refine"):
-            refine_model(dense, made, masks, prepared.model_refiners, state.log.emit, state.folder.blocks)
+            view = model_view(dense, made, masks, state.dense_weights)
+            refine_model(view, prepared.model_refiners, made, state.log.emit, state.folder.blocks)
     return masks
 
 

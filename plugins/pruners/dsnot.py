@@ -29,7 +29,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError, refuse_below_one
-from ecoflap.plugins.pruners.shared.inner import held_by, needs_with, prune_by
+from ecoflap.plugins.pruners.shared.inner import held_by, looks_at_dense, needs_with, prune_by
 from ecoflap.plugins.pruners.wanda import Wanda
 
 _TOKENS = 2048
@@ -108,6 +108,10 @@ class Dsnot:
     @property
     def needs(self) -> tuple[type[Any], ...]:
         return needs_with(self.inner, ColumnMoments)
+
+    @property
+    def dense_weights(self) -> bool:
+        return looks_at_dense(self.inner)
 
     def held_numbers(self, outputs: int, inputs: int) -> int:
         """Count what is made of the weights, or what the inner pruner holds before that, if it is more."""

@@ -24,7 +24,7 @@ from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.core.forward.gram import Gram
 from ecoflap.plugins.pruners.shared.conjugate_gradient import by_conjugate_gradient
-from ecoflap.plugins.pruners.shared.inner import held_by, needs_with
+from ecoflap.plugins.pruners.shared.inner import held_by, looks_at_dense, needs_with
 from ecoflap.plugins.pruners.shared.mended import mended
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram
 from ecoflap.plugins.pruners.wanda import Wanda
@@ -58,6 +58,10 @@ class Refit:
     @property
     def needs(self) -> tuple[type[Any], ...]:
         return needs_with(self.inner, Gram)
+
+    @property
+    def dense_weights(self) -> bool:
+        return looks_at_dense(self.inner)
 
     def held_numbers(self, outputs: int, inputs: int) -> int:
         """Count a second Gram matrix and what is made of the weights, or what the inner pruner holds if it is more."""

@@ -21,8 +21,8 @@ import ecoflap
 from ecoflap import Replay
 from ecoflap.core.checking.against_model import UNCOMPARED
 from ecoflap.core.contracts.abilities import ABILITIES
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import contract_problems, options_of
-from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, EcoflapError

@@ -8,8 +8,8 @@ from torch import nn
 
 import ecoflap
 from ecoflap.core.cli.inspection import inspection
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.model.source import in_memory

@@ -8,8 +8,8 @@ import torch
 from table import GENERIC_ROWS, ROWS
 from torch import Tensor, nn
 
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.model.source import open_source
 
 FAMILIES = {**ROWS, **{name: GENERIC_ROWS[name] for name in ("llava", "qwen2_vl", "gpt2", "bart", "bert")

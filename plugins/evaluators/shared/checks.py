@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from ecoflap.core.contracts.abilities import Generation, offers
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.options import AdapterOptions, DatasetOptions
+from ecoflap.core.contracts.options import DatasetOptions
 from ecoflap.core.contracts.protocols import Dataset
 from ecoflap.core.errors import DataError, EcoflapError, ModelError, refuse_below_one
 

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.abilities import Generation, Said
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError, ModelError

@@ -21,6 +21,12 @@ def needs_with(inner: Pruner, own: type[Any]) -> tuple[type[Any], ...]:
     return tuple(dict.fromkeys((*options_of(PrunerOptions, inner).needs, own)))
 
 
+def looks_at_dense(inner: Pruner) -> bool:
+    """Say whether the inner pruner looks at the dense weights."""
+    looks: bool = options_of(PrunerOptions, inner).dense_weights
+    return looks
+
+
 def held_by(inner: Pruner, outputs: int, inputs: int) -> int:
     """Tell how many numbers the inner pruner holds while it prunes a layer."""
     held: int = options_of(PrunerOptions, inner).held_numbers(outputs, inputs)

@@ -12,8 +12,8 @@ from torch import nn
 
 from ecoflap.adapters.hubs.remembered import Remembered
 from ecoflap.core.cli.plan_report import plan_tables
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.options import AdapterOptions
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry

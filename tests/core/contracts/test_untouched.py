@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import ModelError
 
@@ -28,7 +29,7 @@ class Sum:
     ],
 )
 def test_what_was_written_into_is_told(write, told):
-    given = torch.ones(3, 3), {Sum: Sum()}
+    given = torch.ones(3, 3), Statistics({Sum: Sum()})
     said = rf"the metric Mine wrote into {told} which it is given to look at"
     with pytest.raises(ModelError, match=said), untouched("the metric Mine", *given):
         write(*given)
@@ -49,19 +50,19 @@ def test_one_sign_is_seen_wherever_weights_lie(how, dtype):
     whole = torch.arange(48, dtype=dtype).reshape(6, 8)
     whole[5, 7] = -1
     weight = LAID_OUT[how](whole)
-    with pytest.raises(ModelError, match="wrote into the weights"), untouched("the metric Mine", weight, {}):
+    with pytest.raises(ModelError, match="wrote into the weights"), untouched("the metric Mine", weight, Statistics()):
         weight.data.abs_()
 
 
 @pytest.mark.parametrize("order", [lambda rows: rows.flip(0), lambda rows: rows.flip(1)])
 def test_weights_that_change_places_are_seen(order):
     weight = torch.arange(48.0).reshape(6, 8)
-    with pytest.raises(ModelError, match="wrote into the weights"), untouched("the metric Mine", weight, {}):
+    with pytest.raises(ModelError, match="wrote into the weights"), untouched("the metric Mine", weight, Statistics()):
         weight.data.copy_(order(weight).clone())
 
 
 def test_what_it_has_made_itself_it_may_write_into():
-    weight, seen = torch.ones(2, 3), {Sum: Sum(), int: 3}
+    weight, seen = torch.ones(2, 3), Statistics({Sum: Sum(), int: 3})
     with untouched("the metric Mine", weight, seen):
         weight.abs().mul_(seen[Sum].matrix).sqrt_()
         seen[Sum]._waiting.zero_()  # a statistic may have put off a sum until it is asked
@@ -69,19 +70,22 @@ def test_what_it_has_made_itself_it_may_write_into():
 
 def test_an_error_of_its_own_comes_first():
     weight = torch.ones(2, 3)
-    with pytest.raises(ZeroDivisionError), untouched("the metric Mine", weight, {}):
+    with pytest.raises(ZeroDivisionError), untouched("the metric Mine", weight, Statistics()):
         weight.zero_().fill_(1 / 0)
 
 
 def test_tensors_of_which_writes_are_not_counted_are_looked_at_too():
     with torch.inference_mode():
         weight = torch.ones(2, 3)
-        with pytest.raises(ModelError, match="wrote into the weights"), untouched("the metric Mine", weight, {}):
+        with (
+            pytest.raises(ModelError, match="wrote into the weights"),
+            untouched("the metric Mine", weight, Statistics()),
+        ):
             weight.zero_()
 
 
 def test_of_a_sparse_member_writes_are_counted():
-    seen = {Sum: Sum()}
+    seen = Statistics({Sum: Sum()})
     seen[Sum].matrix = torch.eye(3).to_sparse()
     with untouched("the metric Mine", torch.ones(2, 3), seen):
         seen[Sum].matrix.to_dense().zero_()

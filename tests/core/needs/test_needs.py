@@ -107,6 +107,15 @@ def test_a_model_that_stays_in_files_has_no_second_copy_of_its_blocks(prepared):
     assert in_memory.blocks == masks + prepared().size * 4
 
 
+class LooksAtDense:
+    """A pruner that is never asked here."""
+
+    dense_weights = True
+
+    def __call__(self, weight, seen, budget, layer):
+        raise AssertionError
+
+
 TWO = {"use": "best_of", "of": ["uniform", {"use": "atp", "beta": 0.1}]}
 
 
@@ -171,6 +180,8 @@ def test_a_trial_and_refiners_after_rounds_hold_the_weights_once_more_in_memory_
             ({"rounds": 2}, 0, 0),
             ({"refine": OWN}, 0, 0),
             ({"rounds": 2, "refine": OWN}, once, 0),
+            ({"rounds": 2, "prune": LooksAtDense}, once, 0),
+            ({"prune": LooksAtDense}, 0, 0),
             ({"allocate": TWO}, 0, once),
             ({"rounds": 2, "allocate": TWO, "refine": OWN}, once, once),
         ):

@@ -87,6 +87,18 @@ def test_a_refiner_of_blocks_may_look_at_the_dense_weights(plain, pico, tmp_path
     assert all(torch.equal(weight, dense[name]) for name, weight in seen.items())
 
 
+@pytest.mark.parametrize("keys", [{}, {"rounds": 2}])
+def test_a_refiner_of_the_model_may_look_at_the_dense_weights(plain, pico, tmp_path, monkeypatch, keys):
+    monkeypatch.setattr(LooksAtDenseWeights, "seen", {})
+    monkeypatch.setattr(LooksAtDenseWeights, "scope", "model", raising=False)
+    run = ecoflap.run(
+        plain(score=None, export=None, prune="admm", refine=LooksAtDenseWeights, **keys), folder=tmp_path / "run"
+    )
+    dense = load_file(pico / "model" / "model.safetensors")
+    assert LooksAtDenseWeights.seen.keys() == run.plan.layers.keys()
+    assert all(torch.equal(weight, dense[name]) for name, weight in LooksAtDenseWeights.seen.items())
+
+
 def test_dense_weights_are_held_for_those_that_ask_alone(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(LooksAtDenseWeights, "seen", {})
     monkeypatch.setattr(LooksAtDenseWeights, "dense_weights", False)
