@@ -91,7 +91,7 @@ def _spent_on_speed(prepared: Prepared) -> Iterator[Row]:
         is_wide = prepared.scores_in_float32 or prepared.held_in is not None
         at_once = is_wide and bytes_of_weight(prepared) < 4 and is_widened_at_once(prepared)
         whole = "the model in float32 at once, which is counted above, and " if at_once else ""
-        yield "for speed", most, f"scoring keeps {whole}activations of a backward, if they fit"
+        yield "for speed", most, f"scoring keeps {whole}activations of a backward if it takes one, where they fit"
 
 
 def _arithmetic(prepared: Prepared) -> Iterator[Row]:

@@ -292,7 +292,8 @@ def _claim(state: RunState) -> None:
         if changed:
             raise RunError(
                 f"{folder.path} was begun with another recipe: {'; '.join(changed)} (before vs now). "
-                f"Run into another folder with --folder, or begin this one anew with --fresh {FROM_PYTHON}"
+                f"Run into another folder with --folder, where reuse: [{folder.path}] takes over what would be the "
+                f"same, or begin this one anew with --fresh {FROM_PYTHON}"
             )
     if folder.report.is_file():
         check_lines(folder, read_report(folder.report))

@@ -298,7 +298,8 @@ def test_another_recipe_is_refused_with_what_differs(plain, copied_run, tmp_path
     assert "was begun with another recipe: sparsity: 0.5 vs 0.6; prune.compare: row vs layer (before vs" in str(
         caught.value
     )
-    assert "with --folder, or begin this one anew with --fresh" in str(caught.value)
+    told = f"with --folder, where reuse: [{tmp_path / 'run'}] takes over what would be the same, or begin this one anew"
+    assert told in str(caught.value)
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     run = ecoflap.run(plain(sparsity=0.6), folder=tmp_path / "run", fresh=True)
     assert run.report.sparsity == pytest.approx(0.6)
