@@ -39,6 +39,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Names that PEFT looks for."""
 _SOLVING = 6  # numbers in float64 for each of inputs · (inputs + outputs), measured
 _NO_DATA = "eora needs to know what layers are fed, and there is no calibration data. Add calibration: to the recipe"
+_NO_LINEAR = "it corrects a torch.nn.Linear, and none of the matrices that are pruned is one. Leave it out of export"
 _NO_DENSE = "eora needs the dense weights once more, and a model in memory was pruned in place. Give its folder instead"
 
 
@@ -84,15 +85,17 @@ class Eora:
         kept = {name for name, own in context.recipe.towers.items() if own == "keep"}
         kept |= {one.name for one in context.anatomy.towers if not one.prunable and one.name not in asked}
         pruned = [layer for block, layer in context.anatomy.layers() if block.tower not in kept]
-        yield from self._too_small([layer for layer in pruned if _is_linear(layer)])
+        linear = [layer for layer in pruned if _is_linear(layer)]
+        if pruned and not linear:
+            yield f"eora: {_NO_LINEAR}."
+        yield from self._too_small(linear)
 
     def _too_small(self, layers: list[Layer]) -> Iterator[str]:
-        small = [layer for layer in layers if self.rank >= min(layer.shape)]
-        if small:
-            least = min(min(layer.shape) for layer in small)
+        most = {layer.name: (layer.size - 1) // sum(layer.shape) for layer in layers}
+        if small := [name for name, rank in most.items() if self.rank > rank]:
             yield (
-                f"eora: a matrix of rank {self.rank} is no smaller than {some([layer.name for layer in small])}: "
-                f"rank has to be below {least}"
+                f"eora: a correction of rank {self.rank} takes no fewer numbers than {some(small)}: "
+                f"rank may be {min(most.values())} at most"
             )
 
     def __call__(self, pruned: PrunedModel, folder: Path) -> Exported:

@@ -1,7 +1,9 @@
 """Make views of decoders: with a cache and without, and of those that read vectors in place of tokens."""
 
 from collections.abc import Iterator, Sequence
+from inspect import signature
 
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.experts import experts_in_one_product
@@ -28,8 +30,9 @@ class CausalLM(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
         with experts_in_one_product(self.model):
-            return (self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits,)
+            return (self.model(**given, **_positions(self.model, input_ids, attention_mask), use_cache=False).logits,)
 
 
 class CausalLMWithPast(nn.Module):
@@ -43,8 +46,20 @@ class CausalLMWithPast(nn.Module):
         cache = filled(past)
         given = {"input_ids": input_ids, "attention_mask": attention_mask, cache_argument(self.model): cache}
         with experts_in_one_product(self.model):
-            logits = self.model(**given, use_cache=True).logits
+            logits = self.model(**given, **_positions(self.model, input_ids, attention_mask), use_cache=True).logits
         return logits, *content(cache, len(past) // 2)
+
+
+def _positions(
+    model: nn.Module, ids: Int64[Tensor, "batch said"], mask: Int64[Tensor, "batch total"]
+) -> dict[str, Tensor]:
+    """Give the positions of tokens where a model takes them, as ``generate`` makes them: padding counts for nothing.
+
+    Without them a model that learnt a vector for each position, as GPT-2, would count padding on the left.
+    """
+    if "position_ids" not in signature(model.forward).parameters:
+        return {}
+    return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - ids.shape[1] :]}
 
 
 class FromEmbeddings(nn.Module):

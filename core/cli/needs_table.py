@@ -63,7 +63,7 @@ def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
     if held.scorer:
         made_of += f", what the scorer holds {bytes_text(held.scorer)}"
     if held.before:
-        made_of += f", weights before the first round {bytes_text(held.before)}"
+        made_of += f", the dense weights for who looks at them later {bytes_text(held.before)}"
     if held.tried:
         made_of += f", those that a trial puts back {bytes_text(held.tried)}"
     if held.remembered:

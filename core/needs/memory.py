@@ -69,7 +69,7 @@ class MemoryNeeds:
     :param wide: What is held in float32 although the model is narrower.
     :param scorer: What the scorer holds for itself beside what its replay widens.
     :param remembered: What one evaluator remembers of the dense model: before anything is scored or recorded.
-    :param before: The weights as they were before the first round, where they are in memory and refiners look at them.
+    :param before: The weights as they were before anything was pruned, where they are in memory and looked at later.
     :param tried: The weights that are put back after a candidate was tried, where they are in memory.
     :param exporting: What each exporter takes that says so, by its name, when all else but the masks is done.
     """

@@ -58,8 +58,9 @@ class Onnx:
     :param embeddings: ``int8`` rounds embeddings and heads too, pruned or not, for ``packed_op``.
     :param opset: 18 to 22.
     :param tolerance: How far an output may be from torch's, in shares of the largest magnitude of that output, over
-        two batch sizes and lengths. By default 1e-4, and 0.25 where weights are rounded to int8: then the file is held
-        to torch with rounded weights too, by default within 1e-3 where nothing rounds x. A narrower float needs more.
+        two batch sizes and lengths; by default 1e-4. A narrower float needs more. Where weights are rounded to int8 the
+        file is held to torch with the same weights rounded, within 1e-3 where nothing rounds x and else within 0.25;
+        to those of the model it is held only if this is set.
     :param lossy: Whether a narrower float may turn a weight into zero or infinity. In int8 small ones become zero.
     """
 

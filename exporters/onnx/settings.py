@@ -35,8 +35,8 @@ class Storage:
         return self.int8 or self.words_int8
 
 
-FLOAT_TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
-"""How far an output may be off, in shares of its largest magnitude; in int8 what is wrong altogether is farther off."""
+FLOAT_TOLERANCE = 1e-4
+"""How far an output may be off where nothing is rounded, in shares of its largest magnitude."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ class Settings:
     opset: int
     tolerance: float | None
 
-    def allowed(self, is_rounded: bool) -> float:
-        """Say how far an output may be off.
-
-        :param is_rounded: Whether weights are in int8; then what its weights stand for is also held to torch, closer.
-        """
-        usual = INT8_TOLERANCE if is_rounded else FLOAT_TOLERANCE
-        return usual if self.tolerance is None else self.tolerance
+    @property
+    def allowed(self) -> float:
+        """Say how far an output may be off where no weight is in int8."""
+        return FLOAT_TOLERANCE if self.tolerance is None else self.tolerance

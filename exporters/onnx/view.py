@@ -1,6 +1,6 @@
 """Write one view of a model as an ONNX file: exported, its pruned weights packed, saved, compared with the model."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.contracts.records import Check, Exported, StoredTensor, View
+from ecoflap.core.contracts.records import Exported, StoredTensor, View
 from ecoflap.core.forward.placement import Placement, tensors_of
 from ecoflap.core.kernel.whole_numbers import rounded_rows
 from ecoflap.core.packed.packing import matrices_of, vocabulary_weights
-from ecoflap.exporters.onnx.check import Computed, Examples, check_view, needs_own_loader, unpacking_bytes
+from ecoflap.exporters.onnx.check import Checked, Computed, Examples, check_view, needs_own_loader, unpacking_bytes
 from ecoflap.exporters.onnx.embedded import save_embedded, without_data
 from ecoflap.exporters.onnx.forms.product import FORM, FORMS
 from ecoflap.exporters.onnx.graph import graph_of
@@ -41,7 +41,7 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
         with _scratch(pruned, folder) as scratch:
             packer, stored, computed = _written(view, examples, pruned, files, settings, scratch)
         with _scratch(pruned, folder) as scratch:
-            checks = check_view(files[0], view, computed, stored, settings, scratch)
+            checked = check_view(files[0], view, computed, stored, settings, scratch)
     except BaseException:
         for file in files:
             file.unlink(missing_ok=True)
@@ -49,8 +49,8 @@ def write_view(view: View, pruned: PrunedModel, folder: Path, settings: Settings
     written = tuple(file for file in files if file.exists())
     saved = sum(tensor.dense_bytes - tensor.stored_bytes for tensor in stored)
     size = sum(file.stat().st_size for file in written)
-    notes = [*_notes(files[0].name, stored, packer), *_rounding_notes(files[0].name, checks, settings)]
-    return Exported(written, tuple(stored), checks, size + saved, tuple(notes))
+    notes = [*_notes(files[0].name, stored, packer), *_rounding_notes(files[0].name, checked)]
+    return Exported(written, tuple(stored), checked.checks, size + saved, tuple(notes))
 
 
 @contextmanager
@@ -217,13 +217,11 @@ def _notes(file: str, stored: list[StoredTensor], packer: GraphPacker) -> Iterat
         yield f"{file}: its weights are sparse initializers, which OpenVINO does not read. weights: bitmask is smaller."
 
 
-def _rounding_notes(file: str, checks: Sequence[Check], settings: Settings) -> Iterator[str]:
+def _rounding_notes(file: str, checked: Checked) -> Iterator[str]:
     """Say how far a file with weights in int8 is off."""
-    own = [check for check in checks if not check.is_rounded and check.tolerance]
-    if own and any(check.is_rounded for check in checks):
-        share = max(settings.allowed(True) * check.difference / check.tolerance for check in own)
+    if checked.rounding is not None:
         yield (
-            f"{file}: with weights in int8 an output is up to {share:.2g} of its largest magnitude from the model's, "
-            f"on made-up examples. Measure what that costs on data of yours; values: auto and embeddings: dense round "
-            f"nothing."
+            f"{file}: with weights in int8 an output is up to {checked.rounding:.2g} of its largest magnitude from the "
+            f"model's, on made-up examples. Measure what that costs on data of yours; values: auto and embeddings: "
+            f"dense round nothing."
         )

@@ -11,6 +11,7 @@ from exported import half_pruned
 from offloaded import recipe_of
 from plan_contexts import context
 from safetensors.torch import load_file
+from table import GENERIC_ROWS
 
 import ecoflap
 import ecoflap.exporters.eora as eora
@@ -239,7 +240,7 @@ def test_it_is_written_again_of_a_finished_run_where_the_dense_model_is_there(re
         ({"calibration": None, "prune": "magnitude"}, r"there is no calibration data\. Add calibration: to the recipe"),
         (
             {"export": {"use": "eora", "rank": 32}},
-            r"of rank 32 is no smaller than .*: rank has to be below 16",
+            r"of rank 32 takes no fewer numbers than .*: rank may be 10 at most",  # of 16 × 32
         ),
         ({"export": {"use": "eora", "rank": 0}}, "rank is 0"),
     ],
@@ -259,8 +260,27 @@ def test_matrices_of_a_tower_that_is_kept_are_not_too_small(pico_llama: Any):
         return list(Eora(rank=32).problems(context(asked, anatomy, model=model)))
 
     (problem,) = said({})
-    assert "of rank 32 is no smaller than" in problem
+    assert "of rank 32 takes no fewer numbers than" in problem
     assert not said({"language": "keep"})
+
+
+@pytest.mark.parametrize(("rank", "is_refused"), [(10, False), (11, True)])
+def test_a_correction_takes_fewer_numbers_than_its_matrix(rank: int, is_refused: bool, pico_llama: Any):
+    model = pico_llama().to("meta")
+    anatomy = Anatomy.of(LlamaAdapter().towers(model), LlamaAdapter().layers)
+    assert min(layer.size / sum(layer.shape) for _, layer in anatomy.layers()) == 16 * 32 / 48
+    asked = SimpleNamespace(calibration=object(), towers={}, included=frozenset())
+    assert bool([*Eora(rank=rank).problems(context(asked, anatomy, model=model))]) == is_refused
+
+
+def test_a_model_without_linear_layers_is_refused_before_it_is_pruned():
+    pytest.importorskip("transformers", minversion="5.0")
+    row = GENERIC_ROWS["gpt2"]
+    model, adapter = row.build().to("meta"), row.adapter()
+    anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
+    asked = SimpleNamespace(calibration=object(), towers={}, included=frozenset())
+    (problem,) = Eora(rank=4).problems(context(asked, anatomy, model=model))
+    assert "corrects a torch.nn.Linear, and none of the matrices that are pruned is one" in problem
 
 
 def test_a_model_in_memory_has_no_dense_weights_left(

@@ -1,6 +1,7 @@
 """Views of text models that no family's adapter claims: what each gives, its files, and why some cannot be."""
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def empty_past(view: View) -> list[Tensor]:
+    """A cache of two rows with nothing in it."""
+    return [tensor[:2, :, :0] for key, tensor in view.inputs.items() if key.startswith("past_key_values.")]
+
+
 def text(length: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Two rows, the second of them padded on the left."""
     ids = torch.randint(5, 60, (2, length), generator=torch.Generator().manual_seed(seed))
@@ -83,16 +89,34 @@ def test_views_and_what_cannot_be_one_are_known_without_weights(name: str):
         assert all(refused[view].startswith(why) for view, why in wanted.items())
 
 
+@pytest.mark.parametrize("name", sorted(CAUSAL))
+def test_padding_on_the_left_changes_nothing_of_a_text(name: str):
+    """Models that learnt a vector for each position are told where a text begins, as ``generate`` tells them."""
+    model, views = views_of(name)
+    ids, _ = text(7)
+    for length in (7, 4):  # the second with padding before it
+        mask = (torch.arange(7) >= 7 - length).long().expand(2, 7)
+        with torch.no_grad():
+            alone = model(input_ids=ids[:, 7 - length :]).logits
+        close(run(views["decoder"], ids, mask)[0][:, 7 - length :], alone)
+        if "decoder_with_past" in views:
+            past = empty_past(views["decoder_with_past"])
+            close(run(views["decoder_with_past"], ids, mask, *past)[0][:, 7 - length :], alone)
+
+
 @pytest.mark.parametrize("name", sorted(name for name in CAUSAL if "decoder_with_past" in VIEWS[name]))
 def test_steps_with_a_cache_are_the_whole_text(name: str):
     """From an empty cache on, and across the window of those that have one."""
     model, views = views_of(name)
     ids, mask = text(20)
+    given = {"input_ids": ids, "attention_mask": mask}
+    if "position_ids" in signature(model.forward).parameters:  # the second row begins behind three tokens of padding
+        given["position_ids"] = torch.stack([torch.arange(20), torch.arange(-3, 17).clamp(min=0)])
     with torch.no_grad():
-        whole = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        whole = model(**given, use_cache=False).logits
     close(run(views["decoder"], ids, mask)[0], whole)
     goes_on = views["decoder_with_past"]
-    past = [tensor[:2, :, :0] for key, tensor in goes_on.inputs.items() if key.startswith("past_key_values.")]
+    past = empty_past(goes_on)
     for begin, end in ((0, 6), (6, 12), (12, 13), (13, 20)):
         logits, *past = run(goes_on, ids[:, begin:end], mask[:, :end], *past)
         real = mask[:, begin:end].bool()

@@ -71,6 +71,19 @@ def assert_near(found, expected, most):
         np.testing.assert_allclose(mine, other, rtol=0, atol=most * np.abs(other).max())
 
 
+def farthest(found, model, view):
+    """How far outputs on one of the examples are from the model's, in shares of the largest magnitude of each."""
+    with torch.no_grad():
+        expected = [made.numpy() for made in view.module(*view.other.values())]
+    pairs = zip(found, expected, strict=True)
+    return max(float(np.abs(mine - other).max() / np.abs(other).max()) for mine, other in pairs)
+
+
+def rounding_told(written):
+    (told,) = (note for note in written.notes if "with weights in int8 an output is up to" in note)
+    return float(told.partition("up to ")[2].partition(" of")[0])
+
+
 def round_by_rows(weight):
     scales = weight.abs().amax(1, keepdim=True) / 127
     weight.copy_((weight.double() / scales.double().clamp(min=1e-300)).round().float() * scales)
@@ -94,18 +107,16 @@ def test_a_model_is_as_in_torch_with_the_same_weights(row, name, how, tmp_path):
     forms = Counter(tensor.form for tensor in written.tensors)
     assert forms["packed_op int8"] > 8
     assert set(forms) <= {"packed_op int8", "bitmask", "int8"}
-    ways = [(f"{ALONE}{ALSO}", True), (ALONE, False), (f"{KERNELS}{ALSO}", True), (KERNELS, False)]
+    ways = [(f"{ALONE}{ALSO}", True), (f"{KERNELS}{ALSO}", True)]
     assert [(check.runtime, check.is_rounded) for check in written.checks] == ways
     assert all(check.difference <= check.tolerance for check in written.checks)
-    close, far, _, with_kernels = written.checks
-    assert close.difference < far.difference
-    share = max(0.25 * check.difference / check.tolerance for check in (far, with_kernels))
-    assert any(f"with weights in int8 an output is up to {share:.2g} of" in note for note in written.notes)
 
     (file,), view = written.files, view_of(model, name)
     alone, ours = outputs(session(file), view), outputs(load_session(file), view)
+    assert rounding_told(written) >= 0.94 * max(farthest(alone, model, view), farthest(ours, model, view))
     rounded = [tensor.name for tensor in written.tensors if "int8" in tensor.form]
-    expected = in_torch(model, view, rounded)
+    turned = [name for name in rounded if type(model.model.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D"]
+    expected = in_torch(model, view, rounded, turned)
     assert_near(alone, expected, 1e-4)
     assert_near(ours, expected, 5e-3)
     ordinary = outputs(session(densify(file, tmp_path / "dense.onnx")), view)
@@ -364,7 +375,7 @@ def test_a_file_that_is_not_unpacked_alone_is_decoded_for_the_comparison(tmp_pat
     written = Onnx(views=("decoder",), **WORDS)(
         PrunedModel(model.model, model.adapter, model.masks, offloaded=offloaded), tmp_path
     )
-    ways = [f"{DECODED}{ALSO}", DECODED, f"{KERNELS}{ALSO}", KERNELS]
+    ways = [f"{DECODED}{ALSO}", f"{KERNELS}{ALSO}"]
     assert [check.runtime for check in written.checks] == ways
     assert [path.name for path in tmp_path.iterdir()] == ["decoder.onnx"]
 
@@ -408,6 +419,20 @@ def test_rounding_is_held_to_the_tolerance(tmp_path):
     with pytest.raises(ModelError, match=r"vision\.onnx: output .* in onnxruntime is up to .*values: auto"):
         Onnx(views=("vision",), **INT8, tolerance=1e-6)(half_pruned("vit"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_rounding_loses_is_told_and_refused_where_it_is_asked_for(tmp_path):
+    """Weights of an input that is always zero change nothing but the scales, by which all others are lost."""
+    model = llama(True, torch.float32)
+    kept = {id(model.model.get_parameter(name)): mask for name, mask in model.masks.items()}
+    for block in model.model.model.layers:
+        for norm in (block.input_layernorm, block.post_attention_layernorm):
+            norm.weight.data[0] = 0
+        for linear in (block.self_attn.q_proj, block.self_attn.v_proj, block.mlp.gate_proj, block.mlp.up_proj):
+            linear.weight.data[:, 0] = 1e4 * kept[id(linear.weight)][:, 0]
+    assert rounding_told(Onnx(views=("decoder",), **INT8)(model, tmp_path)) > 0.25
+    with pytest.raises(ModelError, match=r"of its largest magnitude, where tolerance is 0\.25\."):
+        Onnx(views=("decoder",), **INT8, tolerance=0.25)(model, tmp_path)
 
 
 def test_parameters_are_what_they_were_where_torch_fails(monkeypatch, tmp_path):
