@@ -122,20 +122,8 @@ MODELS = {
     "llava": "vision-language/fast",
 }
 LANGUAGE = ("smollm2", "gemma3")
-SHORTER = {
-    "language/best, shortened": (
-        "language/best",
-        (
-            "calibration.samples=48",
-            "score.samples=6",
-            "score.calibration.samples=6",
-            "refine=[reconstruct, {use: distill, steps: 32}]",
-        ),
-    ),
-}
-"""Shipped recipes, and the settings that give them half of the text and of the steps."""
 SHIPPED = {
-    "smollm2": ("language/fast", "language/balanced", "language/best", *SHORTER),
+    "smollm2": ("language/fast", "language/balanced", "language/best", "language/best-shortened"),
     "gemma3": ("language/fast", "language/balanced", "language/best"),
     "blip2": ("box/blip2-best", "vision-language/fast", "vision-language/balanced", "vision-language/best"),
     "clip": ("box/clip-best", "image-text/fast", "image-text/balanced", "image-text/best"),
@@ -182,13 +170,7 @@ class Row:
 
     @property
     def recipe(self) -> str:
-        shipped, _ = self._shipped
-        return MODELS[self.model] if self.method in CHAINS else shipped
-
-    @property
-    def _shipped(self) -> tuple[str, tuple[str, ...]]:
-        """Give the shipped recipe that a method is, and what shortens it."""
-        return SHORTER.get(self.method, (self.method, ()))
+        return MODELS[self.model] if self.method in CHAINS else self.method
 
     def settings(self, folder: Path) -> list[str]:
         """Give what is to be set in the recipe."""
@@ -199,8 +181,7 @@ class Row:
         if self.method in CHAINS:
             deep = DEEP.get(self.method.partition(" → ")[0], ()) if self.model in LANGUAGE else ()
             return [*model, *CHAINS[self.method], *deep, *own, *less]
-        _, shorter = self._shipped
-        return [*model, *shorter, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
+        return [*model, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 
 def _evaluation(model: str) -> list[str]:

@@ -41,6 +41,7 @@ NO_SCORE = [setting for setting in FEW_OF_TWO if not setting.startswith("score")
 ON_PICO = {
     "quickstart-llama": FEW_WORDS, "box/smollm2": FEW_WORDS, "box/gemma3": FEW_WORDS, "stable-rank": [],
     "language/fast": NO_SCORE, "language/balanced": FEW_OF_TWO, "language/best": FEW_OF_TWO,
+    "language/best-shortened": FEW_OF_TWO,
 }  # fmt: skip
 """What makes a recipe fit a pico model."""
 
