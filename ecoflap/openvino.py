@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.core.disk.paths import from_here
+from ecoflap.core.disk.reading import refuse_folder
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.export.openvino_core import openvino_core
@@ -43,6 +44,7 @@ def compile_model(path: str | os.PathLike[str], *, config: Mapping[str, Any] | N
     """
     core = _core()
     file = from_here(path)
+    refuse_folder(file, ".xml")
     model = _model(core, file)
     settings: dict[str, Any] = {}
     if model.has_rt_info(_SPARSITY):

@@ -137,6 +137,13 @@ def test_damage_is_refused_before_onnxruntime_sees_it(tmp_path):
         load_session(packed)
     with pytest.raises(FormatError, match="there is no such file"):
         load_session(tmp_path / "none.onnx")
+    (tmp_path / "empty").mkdir()
+    for read in (load_session, lambda path: densify(path, tmp_path / "dense.onnx")):
+        with pytest.raises(FormatError, match=rf"{tmp_path} is a folder: .* of \S*original\.onnx, {packed}\.$"):
+            read(tmp_path)
+        with pytest.raises(FormatError, match=r"empty is a folder: it holds no \.onnx file"):
+            read(tmp_path / "empty")
+    (tmp_path / "empty").rmdir()
     assert {file.name for file in tmp_path.iterdir()} == {"original.onnx", "packed.onnx"}
 
 

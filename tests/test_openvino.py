@@ -119,6 +119,8 @@ def test_files_that_are_missing_or_damaged_are_told(tmp_path):
     path.write_text(path.read_text()[:200])
     with pytest.raises(FormatError, match=r"view\.xml: OpenVINO cannot read it: "):
         compile_model(path)
+    with pytest.raises(FormatError, match=rf"{tmp_path} is a folder: name the file in it .*, of {path}\.$"):
+        compile_model(tmp_path)
     (tmp_path / "view.bin").unlink()
     with pytest.raises(FormatError, match=r"view\.bin: there is no such file"):
         compile_model(path)

@@ -11,15 +11,15 @@ from torch import nn
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
-from ecoflap.core.contracts.conformance import contract_problems, options_of
+from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import Adapter
-from ecoflap.core.errors import ModelError, RegistryError
+from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Source, Tower
 from ecoflap.core.model.never_pruned import never_pruned, tied_names
 from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.model.source import open_source
 from ecoflap.core.registry.adapter_for import adapter_for
-from ecoflap.core.registry.named_adapter import knows, refusing_misfit
+from ecoflap.core.registry.named_adapter import adapter_named, knows, refusing_misfit
 from ecoflap.core.registry.parameters import code_name
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.text.columns import left, right
@@ -33,7 +33,7 @@ def inspection(source: str, adapter: str | None, registry: Registry) -> list[Sec
     :raises EcoflapError: Where there is no such model, or no adapter for it.
     """
     opened = open_source(source, Path.cwd())
-    chosen = _named(adapter, registry) if adapter else adapter_for(opened, registry)
+    chosen = adapter_named(adapter, registry) if adapter else adapter_for(opened, registry)
     with refusing_misfit(chosen, adapter, opened):
         model, towers, anatomy, matrices = _taken_apart(chosen, opened)
     sections = [
@@ -83,16 +83,6 @@ def _taken_apart(adapter: Adapter, source: Source) -> _TakenApart:
             if tower.outside:
                 (matrices[tower.name],) = adapter.layers(tower.blocks[0])
         return _TakenApart(model, towers, Anatomy.of(towers, adapter.layers), matrices)
-
-
-def _named(name: str, registry: Registry) -> Adapter:
-    """Make the adapter of a name or an import path, and refuse what is none."""
-    with blaming(f"the adapter {name}"):
-        adapter: Adapter = registry.find("adapter", name)()
-    problems = [f"{name}: {problem}" for problem in contract_problems("adapter", adapter, ())]
-    if problems:
-        raise RegistryError(*problems)
-    return adapter
 
 
 def _adapter(adapter: Adapter, source: Source, registry: Registry, is_named: bool) -> tuple[str, str]:

@@ -271,7 +271,7 @@ def inspect(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", callback=_usable)],
+    run: Annotated[Path, typer.Argument(help="The folder of a run whose model is pruned.", callback=_usable)],
     to: Annotated[str, typer.Option("--to", help="An exporter, such as onnx; ecoflap list has all.")],
     set_: Annotated[
         list[str] | None,
@@ -282,7 +282,7 @@ def export(
     accept_change: AcceptChangeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Export the model of a finished run once more, into its exports/ folder."""
+    """Export the pruned model of a run once more, into its exports/ folder."""
     refuse_several("export")
     with stoppable(maps_files=True):
         from ecoflap.core.cli.export_table import export_table
@@ -297,6 +297,8 @@ def export(
         )
         show(export_table({folder.name: read_manifest(folder / MANIFEST)}))
         print(f"files: {folder}")
+        if not (report := run / "report.json").is_file():
+            print(f"no report yet: `ecoflap run {run / 'recipe.yaml'} --folder {run}` writes {report}")
 
 
 @app.command()

@@ -10,7 +10,9 @@ from ecoflap.core.text.numbers import bytes_text, ratio_text
 def run_table(report: Report) -> list[Section]:
     """Return what a run came to: sparsity by tower, measures, and sizes."""
     towers = [(name, f"{100 * share:.2f} %") for name, share in report.towers.items()]
-    sizes = [(name, bytes_text(size) + ratio_text(size, report.model_bytes)) for name, size in report.bytes.items()]
+    sizes = [
+        (name, bytes_text(size) + ratio_text(size, report.dense_bytes(name))) for name, size in report.bytes.items()
+    ]
     title = f"{report.method}: {100 * report.sparsity:.2f} % of {report.prunable:,} weights pruned"
     sections = [
         Section(title, (*left("tower"), *right("sparsity")), towers),

@@ -83,9 +83,13 @@ def _costs(runs: Sequence[ComparedRun], comparison: Comparison) -> Row:
         "model": bytes_text(model),
     }
     for name in comparison.exports:
-        sizes = [run.report.bytes[name] for run in runs if name in run.report.bytes]
-        row[name] = bytes_text(mean(sizes)) + ratio_text(mean(sizes), model) if sizes else NO_VALUE
+        reports = [run.report for run in runs if name in run.report.bytes]
+        row[name] = _size([one.bytes[name] for one in reports], [one.dense_bytes(name) for one in reports])
     return row
+
+
+def _size(sizes: Sequence[int], dense: Sequence[int]) -> str:
+    return bytes_text(mean(sizes)) + ratio_text(mean(sizes), mean(dense)) if sizes else NO_VALUE
 
 
 def tower_rows(comparison: Comparison) -> list[Row]:

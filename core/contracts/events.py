@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins or goes on, or a finished one is exported once more; ``stages`` are those still to be done."""
+    """A run begins or goes on, or its model is exported once more; ``stages`` are those still to be done."""
 
     folder: Path
     stages: tuple[str, ...]

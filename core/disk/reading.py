@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
 
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, FormatError, first_of
 
 _LEAVE = "Change its permissions, or ask whom it belongs to."
 _CURES: Mapping[int, str] = {
@@ -40,6 +40,26 @@ def open_file(path: Path) -> BufferedReader:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def refuse_folder(path: Path, ending: str) -> None:
+    """Refuse a folder where a file is meant, and name those in it that may be.
+
+    :param ending: How the names of such files end.
+    :raises FormatError: Which names them.
+    """
+    if path.is_dir():
+        found = files_in(path, ending)
+        named = f"name the file in it that is meant, of {found}" if found else f"it holds no {ending} file"
+        raise FormatError(f"{path} is a folder: {named}.")
+
+
+def files_in(folder: Path, ending: str) -> str:
+    """Name the files of a folder by an ending, for a message; empty where there are none, or nobody may look."""
+    try:
+        return first_of(sorted(str(path) for path in folder.iterdir() if path.name.endswith(ending)), 5)
+    except OSError:
+        return ""
 
 
 def refuse_irregular(path: Path, descriptor: int) -> None:

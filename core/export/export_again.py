@@ -1,4 +1,4 @@
-"""Do ``ecoflap export``: write another file of a run that is finished, from what it left."""
+"""Do ``ecoflap export``: write another file of a run whose model is pruned, from what it left."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -27,8 +27,9 @@ from ecoflap.core.recipe.overrides import Assignment, read_assignment
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
 from ecoflap.core.record.folder import ARITHMETIC, CALIBRATION_DATA, RunFolder
-from ecoflap.core.record.open_run import open_run, require_finished
+from ecoflap.core.record.open_run import open_run, require_pruned, unfinished
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.recorded_recipe import RecordedRecipe
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
@@ -49,7 +50,11 @@ def export_run(
     accept_change: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Export a finished run's model; the model it was pruned from need not be there any more.
+    """Export a run's pruned model; the model it was pruned from need not be there any more.
+
+    A run of which nothing is missing but exports, as where one was refused, need not be finished. It still is not
+    afterwards: its own ``recipe.yaml``, which has the new export in the place of the one of its kind that was refused,
+    run in the same folder, writes the report.
 
     :param run: The run folder.
     :param to: An exporter's name, or ``{use: name, parameter: value}``.
@@ -59,11 +64,11 @@ def export_run(
         is refused otherwise.
     :param overwrite: Replace an export that is there already.
     :return: The folder with the files, in the run's ``exports/``.
-    :raises EcoflapError: Where the run is not finished, the exporter or a parameter is unknown, or it cannot export the
-        model.
+    :raises EcoflapError: Where the model is not pruned and evaluated yet, the exporter or a parameter is unknown, or it
+        cannot export the model.
     """
     registry = (registry or load_registry()).trusting(allow_code)
-    folder = require_finished(from_here(run))
+    folder = require_pruned(from_here(run))
     # Before its recipe is read, to which another export may add its own.
     with open_run(folder.path, fresh=False, elsewhere="copy the run to where you may write, and export the copy"):
         recipe, name = _with_export(folder, to, set_, registry)
@@ -73,29 +78,62 @@ def export_run(
                 f"written anew, or move it away."
             )
         log = RunLog(folder, Observers(registry.observers()))
-        report = read_report(folder.report)
-        check_lines(folder, report)
+        report = read_report(folder.report) if folder.report.is_file() else None
+        measures = _evaluated(folder, recipe) if report is None else _reported(folder, report)
         log.emit(RunStarted(folder.path, ("export",)))
-        pruned = _pruned(folder, recipe, report, registry, Reading(folder, log, accept_change))
-        export_all(folder, recipe, [name], pruned, log)
-        report = _written_anew(report, folder, recipe)
+        pruned = _pruned(folder, recipe, measures, registry, Reading(folder, log, accept_change))
+        for refused in export_all(folder, recipe, [name], pruned, log).values():
+            raise refused
+        report = None if report is None else _written_anew(report, folder, recipe)
         write_sealed_text(folder.recipe, recipe.dump())
-        log.emit(RunFinished(folder.path, report))
+        if report is not None:
+            log.emit(RunFinished(folder.path, report))
     return folder.exports / name
+
+
+def _reported(folder: RunFolder, report: Report) -> Mapping[str, Any]:
+    check_lines(folder, report)
+    return report.measures.model_dump()
+
+
+def _evaluated(folder: RunFolder, recipe: Recipe) -> Mapping[str, Any]:
+    """Give what a report would say that evaluators found, by stage and name: model cards have it, whenever written.
+
+    :raises RunError: Where one has not looked at the pruned model yet.
+    """
+    evaluations = tuple(map(Evaluation, recipe.evaluate))
+    left = [one.evaluator.use for one in evaluations if not all(one.is_done(folder.evaluations, at) for at in STAGES)]
+    if left:
+        by = " and ".join(left)
+        raise unfinished(folder, f"its model was not evaluated yet by {by} with the data that are there now")
+    return measures_of(folder.evaluations, evaluations)
 
 
 def _with_export(
     folder: RunFolder, to: str | Mapping[str, Any], set_: Sequence[str], registry: Registry
 ) -> tuple[Recipe, str]:
-    """Give the run's recipe with an export, and its folder's name; it is the last one, where there was none like it."""
+    """Give the run's recipe with an export, and its folder's name.
+
+    Where there was none like it, it is the last one; in a run that is not finished it takes the place of one of its
+    kind that was refused.
+    """
     wanted = {"use": to} if isinstance(to, str) else dict(to)
     file, before = folder.recipe, folder.read_recipe().get("export") or []
     plain = _read_alone(file, wanted, set_, registry).plain()
     parts = list(before) if isinstance(before, list) else [before]
     if plain not in parts:
-        parts.append(plain)
+        exports = load_recipe(file, registry=registry, in_memory=True).export
+        at = len(parts) if folder.report.is_file() else _refused(folder, exports, plain["use"])
+        parts[at : at + 1] = [plain]
     recipe = load_recipe(file, set_=[_exporting(parts)], registry=registry, in_memory=True)
     return recipe, export_names(recipe.export)[parts.index(plain)]
+
+
+def _refused(folder: RunFolder, exports: Sequence[PartSpec], use: str) -> int:
+    """Give the place of the first export by an exporter that is not there, or the one behind all of them."""
+    named = enumerate(zip(export_names(exports), exports, strict=True))
+    places = (at for at, (name, part) in named if part.use == use and not is_recorded(folder.exports, name))
+    return next(places, len(exports))
 
 
 def _read_alone(file: Path, wanted: Mapping[str, Any], set_: Sequence[str], registry: Registry) -> PartSpec:
@@ -140,8 +178,10 @@ class Reading:
         return data.batches(model)
 
 
-def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registry, reading: Reading) -> PrunedModel:
-    """Load the pruned model of a run, with its masks and what its report knows of it."""
+def _pruned(
+    folder: RunFolder, recipe: Recipe, measures: Mapping[str, Any], registry: Registry, reading: Reading
+) -> PrunedModel:
+    """Load the pruned model of a run, with its masks and what is known of it."""
     if not folder.is_pruned:
         raise RunError(f"{folder.path}: its model is gone. Run its recipe again")
     folder.check_model()
@@ -150,7 +190,7 @@ def _pruned(folder: RunFolder, recipe: Recipe, report: Report, registry: Registr
     offloaded = recipe.model.offload == "disk"
     with mapped_beside(folder.path) if offloaded else nullcontext() as mapped:
         model = adapter.load(replace(source, mapped=mapped), None, "cpu")
-    plan, measures = read_plan(folder.plan), report.measures.model_dump()
+    plan = read_plan(folder.plan)
     masks, known = masks_as_planned(folder.masks, plan), provenance_of(folder, recipe, plan, measures)
     keys = recipe.calibration
     batches = None if keys is None else partial(reading.batches, keys, adapter, model)

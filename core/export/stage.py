@@ -5,8 +5,10 @@ from typing import Any
 
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Provenance
+from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.export.exports import export, export_names, is_exported, manifests, origin_of, weight_bytes
 from ecoflap.core.pruning.plan import Plan
+from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
@@ -24,21 +26,45 @@ def provenance_of(folder: RunFolder, recipe: Recipe, plan: Plan, measures: Mappi
 
 def missing_exports(folder: RunFolder, recipe: Recipe) -> list[str]:
     """Name the exports whose files are not all there."""
-    specs = zip(export_names(recipe.export), recipe.export, strict=True)
-    return [name for name, spec in specs if not is_exported(folder.exports, name, spec)]
+    return [name for name, spec in _by_name(recipe).items() if not is_exported(folder.exports, name, spec)]
 
 
-def export_all(folder: RunFolder, recipe: Recipe, names: list[str], pruned: PrunedModel, log: RunLog) -> None:
-    """Write the exports of these names, each timed as a stage of its own.
+def export_all(
+    folder: RunFolder, recipe: Recipe, names: list[str], pruned: PrunedModel, log: RunLog
+) -> dict[str, EcoflapError]:
+    """Write the exports of these names, each timed as a stage of its own; one that is refused stops none behind it.
 
     :param pruned: The model with its masks, as they are read back from the run folder.
+    :return: Why some were refused, by their names.
     """
-    specs = dict(zip(export_names(recipe.export), recipe.export, strict=True))
+    specs = _by_name(recipe)
     origin = origin_of(folder, recipe.model.source, pruned.model) if names else None
+    refused: dict[str, EcoflapError] = {}
     for name in names:
-        with log.stage(f"export {name}"):
-            for sentence in export(folder.exports, name, specs[name], pruned, origin):
-                log.note(f"{specs[name].use}: {sentence}")
+        try:
+            with log.stage(f"export {name}"):
+                for sentence in export(folder.exports, name, specs[name], pruned, origin):
+                    log.note(f"{specs[name].use}: {sentence}")
+        except EcoflapError as error:
+            refused[name] = error
+    return refused
+
+
+def ended_by(folder: RunFolder, recipe: Recipe, refused: Mapping[str, EcoflapError]) -> RunError:
+    """Make the error of a run of which nothing is missing but exports: why each is, and the two ways on."""
+    specs, run = _by_name(recipe), folder.path
+    problems = []
+    for name, error in refused.items():
+        *others, last = (f"export {name}: {problem}" for problem in error.problems)
+        anew = f"`ecoflap export {run} --to {specs[name].use} --set …` writes it by other parameters"
+        problems += [*others, f"{last.rstrip('.')}. All else of the run is kept. {anew}"]
+    without = f"`ecoflap run {folder.recipe} --folder {run} --set export=…` ends the run with what you name there"
+    problems[-1] += f"; {without}"
+    return RunError(*problems)
+
+
+def _by_name(recipe: Recipe) -> dict[str, PartSpec]:
+    return dict(zip(export_names(recipe.export), recipe.export, strict=True))
 
 
 def exported_bytes(folder: RunFolder, recipe: Recipe) -> dict[str, int]:

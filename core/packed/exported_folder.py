@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ecoflap.core.errors import FormatError
-from ecoflap.core.packed.shards import ENDING, holds_packed
+from ecoflap.core.packed.shards import ENDING, holds_packed, packed_exports
 
 _EXPORTS, _RECIPE = "exports", "recipe.yaml"
 
@@ -18,7 +18,7 @@ def exported_folder(folder: Path) -> Path:
     if holds_packed(folder):
         return folder
     run = next((at for at in (folder, *folder.parents[:2]) if (at / _EXPORTS).is_dir() or _is_run(at)), None)
-    found = [] if run is None else _packed_in(run / _EXPORTS)
+    found = [] if run is None else packed_exports(run)
     if folder == run and len(found) == 1:
         return found[0]
     raise FormatError(f"{folder} holds no packed file, *{ENDING}. {_way_out(folder, run, found)}")
@@ -26,11 +26,6 @@ def exported_folder(folder: Path) -> Path:
 
 def _is_run(folder: Path) -> bool:
     return (folder / _RECIPE).is_file() and ((folder / "model").is_dir() or (folder / "report.json").is_file())
-
-
-def _packed_in(exports: Path) -> list[Path]:
-    inside = sorted(exports.iterdir()) if exports.is_dir() else []
-    return [path for path in inside if path.is_dir() and not path.name.startswith(".") and holds_packed(path)]
 
 
 def _way_out(folder: Path, run: Path | None, found: list[Path]) -> str:

@@ -69,12 +69,23 @@ def form_of(module: nn.Module, attribute: str) -> Form | None:
         plain = type(module) is nn.Linear or type(module).__name__ in _LINEARS
         return Form() if plain and attribute == "weight" else None
     if isinstance(module, nn.Embedding):
-        return Form() if attribute == "weight" else None
+        return Form() if attribute == "weight" and not is_computed(module) else None
     if is_conv1d(type(module)):
         return Form(transposed=True) if attribute == "weight" else None
     if attribute == "in_proj_weight" and len(weight) % 3 == 0:
         return Form(matrices=3)
     return Form() if isinstance(module, nn.MultiheadAttention) and attribute in _Q_K_V else None
+
+
+def is_computed(module: nn.Embedding) -> bool:
+    """Say whether an embedding's class makes its weight itself, as transformers makes sinusoids of positions.
+
+    Nothing of it is trained, and a library may compute it anew where it reads a model that it has saved. Whether it is
+    frozen says nothing of that: a model that was read has it unfrozen.
+    """
+    kinds = type(module).__mro__
+    own = kinds[: kinds.index(nn.Embedding)]
+    return any(name.endswith("_weight") and callable(made) for kind in own for name, made in vars(kind).items())
 
 
 def _of_experts(module: nn.Module, attribute: str) -> Form | None:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ecoflap.core.contracts.blame import sentence_of
+from ecoflap.core.contracts.blame import blaming, sentence_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sums import SUMS, check_sums
@@ -27,6 +27,7 @@ from ecoflap.core.packed.shards import locate
 from ecoflap.core.packed.two_four import run_two_four
 from ecoflap.core.pruning.masks import MASKS, PackedMasks, read_masks
 from ecoflap.core.registry.adapter_for import adapter_for
+from ecoflap.core.registry.named_adapter import adapter_named, refusing_misfit
 from ecoflap.core.registry.registry import load_registry
 
 _PACKED: dict[str, Values] = {"packed": "exact", "packed-int8": "int8", "packed-int8a8": "int8a8"}
@@ -43,7 +44,7 @@ def load_model(
     *,
     device: str = "cpu",
     dtype: torch.dtype | str | None = None,
-    adapter: Adapter | None = None,
+    adapter: Adapter | str | None = None,
     weights: Literal["dense", "packed", "packed-int8", "packed-int8a8"] = "dense",
     embeddings: Literal["dense", "packed", "packed-int8", "packed-int8a8"] = "dense",
 ) -> nn.Module:
@@ -57,8 +58,8 @@ def load_model(
     :param folder: With ``model.packed.safetensors``, or its shards and their index, and the model's configuration; or
         a run's, with one such export.
     :param dtype: A type of torch's, or its name in a recipe, such as ``bfloat16``; None keeps what is stored.
-    :param adapter: For a model whose folder does not say what it is; afterwards its ``processor`` is the model's. By
-        default the one that claims the folder is found.
+    :param adapter: For a model whose folder does not say what it is; afterwards its ``processor`` is the model's. It
+        may be named as in a recipe, such as ``llama``. By default the one that claims the folder is found.
     :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
         on a GPU those that are pruned 2:4, once the model is there; a warning says where none is.
         ``model.ecoflap_packing`` says which, and what stays dense and why. docs/kernel.md has how fast that is where.
@@ -68,6 +69,7 @@ def load_model(
         is read for each token. ``packed`` keeps every weight, and a sixteenth of memory is added for the masks.
     :raises FormatError: Where a file is truncated, changed or missing.
     :raises KernelError: Where weights are to be packed and ``ECOFLAP_KERNEL`` names a path that cannot be taken here.
+    :raises RegistryError: Where no adapter has the name that is given.
     :raises ModelError: Where the folder does not say which model it is of, or says what no library here can build; or
         where a weight that is to be int8 is not finite.
     """
@@ -80,13 +82,35 @@ def load_model(
     elsewhere = _kind_of(device, weights, embeddings) != "cpu"
     packing = None if weights == "dense" or elsewhere else begun(_PACKED[weights], _PACKED.get(embeddings))
     source = _opened(from_here(folder))
-    if adapter is None:  # nobody will ask one that is found here for its processor
-        adapter, source = _adapter_of(source), replace(source, with_processor=False)
     with nullcontext() if packing is None else staying_packed(packing):
-        model = adapter.load(source, kept_in, device).eval()
+        if isinstance(adapter, str):
+            model = _loaded_by_named(adapter, source, kept_in, device)
+        elif adapter is None:
+            model = _adapter_of(source).load(_without_processor(source), kept_in, device)
+        else:
+            model = adapter.load(source, kept_in, device)
+    model = model.eval()
     if weights == "packed" and elsewhere:
         run_two_four(model)
     return model
+
+
+def _loaded_by_named(name: str, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
+    """Load a model by the adapter of a name, and say of one that is another model's that it does not fit."""
+    if ":" in name:
+        path, _, made = name.partition(":")
+        raise ModelError(
+            f"adapter: {name!r} is an import path, which is followed for recipes alone. Give the adapter itself: from "
+            f"{path} import {made}, then adapter={made}()"
+        )
+    adapter = adapter_named(name, load_registry())
+    with refusing_misfit(adapter, name, source, "adapter"), blaming(f"the adapter {name}, loading {source.name},"):
+        return adapter.load(_without_processor(source), dtype, device)
+
+
+def _without_processor(source: Source) -> Source:
+    """Have no tokenizer or processor read by an adapter that nobody will ask for it."""
+    return replace(source, with_processor=False)
 
 
 def _type_of(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -16,7 +16,7 @@ from ecoflap.core.kernel.order import Shape
 from ecoflap.core.kernel.packed_module import PackedLinear
 from ecoflap.core.kernel.packed_parameters import PackedParameters, hold_packed
 from ecoflap.core.kernel.route import route
-from ecoflap.core.packed.forms import Form, form_of
+from ecoflap.core.packed.forms import Form, form_of, is_computed
 
 ATTRIBUTE = "ecoflap_packing"
 LEAST_SPARSITY = 0.35
@@ -143,11 +143,15 @@ def what_would_be_lost(module: nn.Module) -> str:
 
 
 def vocabulary_weights(model: nn.Module) -> frozenset[str]:
-    """Name the weights of embeddings and of heads that transformers names."""
+    """Name the weights of embeddings, but for computed ones, and of heads that transformers names."""
     modules = list(model.named_modules(remove_duplicate=False))
     heads = {id(module.get_output_embeddings()) for _, module in modules if hasattr(module, "get_output_embeddings")}
-    named = (name for name, module in modules if isinstance(module, nn.Embedding) or id(module) in heads)
+    named = (name for name, module in modules if id(module) in heads or _is_trained_embedding(module))
     return frozenset(f"{name}.weight" for name in named)
+
+
+def _is_trained_embedding(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) and not is_computed(module)
 
 
 def matrices_of(model: nn.Module) -> dict[str, Form]:

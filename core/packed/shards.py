@@ -178,6 +178,13 @@ def holds_packed(folder: Path) -> bool:
     return bool(_wholes_in(folder) or _shards_in(folder, "*.packed"))
 
 
+def packed_exports(run: Path) -> list[Path]:
+    """Give the folders of a run's exports that have packed files; none where it is the folder of no run."""
+    exports = run / "exports"
+    inside = sorted(exports.iterdir()) if exports.is_dir() else []
+    return [path for path in inside if path.is_dir() and not path.name.startswith(".") and holds_packed(path)]
+
+
 def _wholes_in(folder: Path) -> list[Path]:
     return sorted([*folder.glob(f"*{ENDING}"), *folder.glob(f"*{ENDING}{INDEX}")])
 
@@ -191,7 +198,10 @@ def _only_in(folder: Path) -> Path:
     shards = _shards_in(folder, "*.packed")
     if shards:
         raise FormatError(f"{folder} holds {shards[0].name} without the index that belongs to it: it was cut off")
-    raise FormatError(f"{folder} holds no packed file: one is called *{ENDING}, or *{ENDING}{INDEX} if it is in shards")
+    exports = packed_exports(folder)
+    named = f". It is a run's, and its exports have: name {' or '.join(map(str, exports))}" if exports else ""
+    called = f"one is called *{ENDING}, or *{ENDING}{INDEX} if it is in shards"
+    raise FormatError(f"{folder} holds no packed file: {called}{named}")
 
 
 def _read(path: Path) -> Index:

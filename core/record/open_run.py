@@ -198,12 +198,30 @@ def _delete(entry: Path) -> None:
 
 def require_finished(path: Path) -> RunFolder:
     """Open the folder of a finished run whose results are wanted."""
+    folder = _begun_in(path)
+    if not folder.report.is_file():
+        raise unfinished(folder, "it has no report.json")
+    return folder
+
+
+def require_pruned(path: Path) -> RunFolder:
+    """Open the folder of a run whose pruned model is wanted, which is complete before there is a report."""
+    folder = _begun_in(path)
+    if not folder.report.is_file() and not folder.is_pruned:
+        raise unfinished(folder, "its model is not pruned yet")
+    return folder
+
+
+def unfinished(folder: RunFolder, why: str) -> RunError:
+    """Make the error of a run that has not come to what is wanted of it."""
+    return RunError(f"{folder.path}: this run is not finished: {why}. Run its recipe again to go on")
+
+
+def _begun_in(path: Path) -> RunFolder:
     folder = RunFolder(path)
     if not path.is_dir():
         here = "" if path.is_absolute() else f", looked for in {Path.cwd()}"
         raise RunError(f"{path}: no run folder: there is no folder of that name{here}")
     if not folder.recipe.is_file():
         raise RunError(f"{path}: no run folder: it has no recipe.yaml")
-    if not folder.report.is_file():
-        raise RunError(f"{path}: this run is not finished: it has no report.json. Run its recipe again to go on")
     return folder

@@ -216,6 +216,14 @@ class Report(_Entry):
         """Give the size of the weights in ``model/``."""
         return self.bytes["model"]
 
+    def dense_bytes(self, name: str) -> int:
+        """Give what an export's files would take dense, of which each may hold all weights, as its manifest says.
+
+        :param name: The export's. Of one that does not say, and of ``model``, it is the size of the model.
+        """
+        dense = self.exports[name].bytes.dense if name in self.exports else None
+        return self.model_bytes if dense is None else dense
+
     @property
     def export_bytes(self) -> dict[str, int]:
         """Give the size of the weights in each export, by its name."""

@@ -16,7 +16,7 @@ from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
-from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
+from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.machine.arithmetic import whole_float32
 from ecoflap.core.machine.environment import versions
 from ecoflap.core.machine.part_code import sources
@@ -230,7 +230,8 @@ def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
     batches = partial(state.data.batches, keys) if keys is not None else None
     how = state.model.stays_on_disk, state.model.held_in, state.model.visits
     pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches, *how)
-    export_all(folder, state.recipe, state.missing_exports, pruned, state.log)
+    if refused := export_all(folder, state.recipe, state.missing_exports, pruned, state.log):
+        raise ended_by(folder, state.recipe, refused) from next(iter(refused.values()))
     return _report(state, plan, model, measures)
 
 

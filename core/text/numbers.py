@@ -26,9 +26,9 @@ def bytes_text(count: int | float) -> str:
     return f"{count / 1000**power:.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def ratio_text(size: int | float, model: int | float) -> str:
-    """Return how large something is beside the model, as `` (0.66×)``; nothing beside a model that has no bytes."""
-    return f" ({size / model:.2f}×)" if model else ""
+def ratio_text(size: int | float, dense: int | float) -> str:
+    """Return how large something is beside what it is dense, as `` (0.66×)``; nothing beside what has no bytes."""
+    return f" ({size / dense:.2f}×)" if dense else ""
 
 
 def time_text(seconds: int | float) -> str:

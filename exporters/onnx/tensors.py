@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ecoflap.core.disk.reading import refuse_folder
 from ecoflap.core.disk.sums import SUMS, check_sums, read_sums
 from ecoflap.core.errors import EcoflapError, FormatError
 
@@ -46,6 +47,7 @@ def opened(path: Path) -> Opened:
     :raises FormatError: Where it is not there, not what was written, truncated, or no ONNX model.
     """
     onnx, message = library("onnx"), library("google.protobuf.message")
+    refuse_folder(path, ".onnx")
     if not path.is_file():
         raise FormatError(f"{path}: there is no such file. Give the path of an .onnx file.")
     listed = path.name in read_sums(path.parent) if (path.parent / SUMS).is_file() else False

@@ -233,6 +233,14 @@ def test_the_table_has_a_row_a_group_and_one_for_the_dense_model(made):
     assert (pruned["method"], pruned["seeds"], pruned["ppl"]) == ("uniform → wanda", "2", "6 ± 1.4")
     assert pruned["safetensors"] == "600 B (0.60×)"
     assert list(notes(found)) == ["Measures: mean ± standard deviation over seeds."]
+    for run in runs:  # an export of two files that each hold all weights
+        report = read_sealed(run / "report.json")
+        sizes = {"model": 1000, "deflated": None, "dense": 2000, "stored": 600}
+        manifest = {"exporter": "onnx", "run": None, "files": {}, "bytes": sizes, "tensors": [], "checks": []}
+        write_sealed(
+            run / "report.json", {**report, "exports": {"safetensors": {**manifest, "notes": [], "versions": {}}}}
+        )
+    assert rows(compared(runs))[1]["safetensors"] == "600 B (0.30×)"
     (alone,) = rows(compared(runs[:1]))
     assert (alone["run"], alone["ppl dense"], alone["ppl pruned"]) == ("s0", "4 ± 0.5", "5 ± 0.5")
 

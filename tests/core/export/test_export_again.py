@@ -20,34 +20,6 @@ from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import read_manifest
 from ecoflap.core.record.report import read_report
 
-WRITER = '''
-from dataclasses import dataclass
-from pathlib import Path
-from ecoflap import Check, Exported, StoredTensor, hookimpl
-
-@dataclass(frozen=True)
-class Letters:
-    """Writes letters."""
-    letter: str = "a"
-    densifies = (".letters",)
-
-    def __call__(self, pruned, folder):
-        (folder / "w.letters").write_text(self.letter * 10)
-        tensor = StoredTensor("x.weight", "letters", (4, 4), 8, 64, 10)
-        check = Check("w.letters", "whole", "python", 0.0, 1e-4)
-        return Exported((folder / "w.letters",), (tensor,), (check,), 64, ("needs a reader of letters",))
-
-    @staticmethod
-    def densify(file, target):
-        target.write_text("dense")
-        return target
-
-@hookimpl
-def ecoflap_register_exporters():
-    return {"letters": Letters}
-'''
-
-
 SEER = '''
 from dataclasses import dataclass
 from ecoflap import Exported, hookimpl
@@ -66,16 +38,6 @@ class Seen:
 def ecoflap_register_exporters():
     return {"seen": Seen}
 '''
-
-
-@pytest.fixture
-def letters(tmp_path, monkeypatch):
-    """A registry with an exporter of another package."""
-    (tmp_path / "letters_plugin.py").write_text(WRITER)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "registry.yaml").write_text("version: 1\nplugins: {letters: letters_plugin}\n")
-    monkeypatch.setenv("ECOFLAP_REGISTRY", str(tmp_path / "registry.yaml"))
-    return ecoflap.load_registry()
 
 
 @pytest.fixture
@@ -272,10 +234,20 @@ def test_an_export_stays_where_writing_it_anew_fails(run, letters, monkeypatch):
     assert (folder.parent / "letters.json").is_file()
 
 
-def test_an_unfinished_run_is_refused(run):
+@pytest.mark.parametrize(
+    ("gone", "why"),
+    [
+        ("model", "its model is not pruned yet"),
+        ("masks.safetensors", "its model is not pruned yet"),
+        ("evaluations.jsonl", "its model was not evaluated yet by perplexity"),
+    ],
+)
+def test_a_run_that_is_not_pruned_and_evaluated_is_refused(run, gone, why):
     (run.folder / "report.json").unlink()
-    with pytest.raises(ecoflap.EcoflapError, match="not finished"):
+    (run.folder / gone).rename(run.folder.parent / gone)
+    with pytest.raises(RunError, match=rf"not finished: {why}.*Run its recipe again to go on"):
         ecoflap.export_run(run.folder, "hugging_face")
+    assert not (run.folder / "exports" / "hugging_face").exists()
 
 
 def test_an_exporter_that_fails_leaves_nothing(run, letters, monkeypatch):

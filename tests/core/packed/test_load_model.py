@@ -16,7 +16,7 @@ import ecoflap
 from ecoflap.adapters.hubs.description import describe
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.sums import write_sums
-from ecoflap.core.errors import FormatError, ModelError
+from ecoflap.core.errors import EcoflapError, FormatError, ModelError
 from ecoflap.core.model.source import open_source
 from ecoflap.core.packed.into_model import without_weights
 from ecoflap.core.packed.save_packed import save_packed
@@ -228,6 +228,25 @@ def test_it_can_be_exported_again(llama: Path, tmp_path: Path):
     SMALL(PrunedModel(again, adapter, ecoflap.load_masks(llama)), tmp_path / "twice")
     for file in sorted(llama.glob("*.safetensors*")):
         assert (tmp_path / "twice" / file.name).read_bytes() == file.read_bytes()
+
+
+@needs_llama
+def test_an_adapter_may_be_named_as_in_a_recipe(llama: Path):
+    assert bits(ecoflap.load_model(llama, adapter="llama")) == bits(ecoflap.load_model(llama))
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("lama", r"no adapter named 'lama'\. Did you mean 'llama'\?"),
+        ("my.adapters:Mine", r"an import path.*from my\.adapters import Mine, then adapter=Mine\(\)"),
+        ("vit", r"  adapter: vit does not fit .*packed, a LlamaForCausalLM, which it does not know"),
+    ],
+)
+def test_a_name_that_stands_for_no_adapter_of_the_model_is_told(llama: Path, name: str, told: str):
+    with pytest.raises(EcoflapError, match=told):
+        ecoflap.load_model(llama, adapter=name)
 
 
 @pytest.mark.skipif("timm_vit" not in WHOLE, reason="timm is not of this environment")

@@ -100,3 +100,57 @@ def test_what_cannot_be_is_said(pico_llama, tmp_path):
         inspect.unwrap(ecoflap.load_model)(tmp_path, weights="packed", embeddings="packed-int4")
     model = nn.ModuleDict({"words": nn.Embedding(40, 60, max_norm=1.0)})
     assert "max_norm" in ecoflap.pack_model(model, embeddings="int8").dense["words.weight"]
+
+
+@pytest.mark.parametrize("name", [name for name in ("marian", "pegasus") if name in ALL_ROWS])
+@pytest.mark.parametrize("values", ["exact", "int8"])
+def test_positions_that_their_class_computes_stay_dense(name, values, tmp_path):
+    """Marian saves none: they are computed where the model is read again."""
+    built = half_pruned(name).model
+    built.save_pretrained(tmp_path / "dense")
+    model = type(built).from_pretrained(tmp_path / "dense").eval()
+    before = model.state_dict()
+    packing = ecoflap.pack_model(model, values=values, embeddings=values)
+    positions = [key for key in before if key.endswith("embed_positions.weight")]
+    assert len(positions) == 2
+    assert not {*positions} & {*packing.packed}
+    assert any(isinstance(module, PackedEmbedding) for module in model.modules())
+    assert all(torch.equal(model.state_dict()[key], before[key]) for key in positions)
+    model.save_pretrained(tmp_path / "packed")
+    again = type(built).from_pretrained(tmp_path / "packed").state_dict()
+    assert all(torch.equal(again[key], weight) for key, weight in model.state_dict().items())
+
+
+@pytest.mark.skipif("marian" not in ALL_ROWS, reason="transformers here cannot build it")
+def test_computed_positions_of_a_file_stay_dense(tmp_path):
+    pruned = half_pruned("marian")
+    Safetensors()(pruned, tmp_path)
+    read = ecoflap.load_model(tmp_path, weights="packed-int8", embeddings="packed-int8")
+    stored, now = ecoflap.load_packed(tmp_path), read.state_dict()
+    assert any(isinstance(module, PackedEmbedding) for module in read.modules())
+    assert all(torch.equal(now[key], stored[key]) for key in stored if key.endswith("embed_positions.weight"))
+
+
+def test_a_class_that_only_changes_rows_is_trained():
+    class Scaled(nn.Embedding):
+        def forward(self, ids):
+            return 2 * super().forward(ids)
+
+    class Sinusoids(nn.Embedding):
+        @staticmethod
+        def _init_weight(out):
+            return out
+
+    model = nn.ModuleDict({"scaled": Scaled(40, 60), "positions": Sinusoids(40, 60), "words": nn.Embedding(40, 60)})
+    assert set(ecoflap.pack_model(model, embeddings="int8").packed) == {"scaled.weight", "words.weight"}
+    assert type(model["positions"]) is Sinusoids
+
+
+@pytest.mark.skipif("llama" not in ALL_ROWS, reason="transformers here is too old for it")
+def test_what_a_packed_model_takes_is_asked_of_its_buffers_too(pico_llama):
+    model = pico_llama(tied=True)
+    packing = ecoflap.pack_model(model, values="int8", embeddings="int8")
+    norms = [key for key in model.state_dict() if "norm" in key]
+    assert model.num_parameters() == sum(model.state_dict()[key].numel() for key in norms)
+    beside = sum(one.nbytes for name, one in model.named_buffers() if "packed" not in name.rpartition(".")[2])
+    assert model.get_memory_footprint() == packing.bytes_packed + beside + sum(one.nbytes for one in model.parameters())

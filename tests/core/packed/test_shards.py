@@ -269,6 +269,17 @@ def test_two_packed_files_in_a_folder_are_one_too_many(shards):
         load_packed(folder / "empty")
 
 
+def test_of_a_run_the_export_is_named_that_has_the_file(shards, tmp_path):
+    folder, *_ = shards
+    for name in ("onnx", "safetensors"):
+        (tmp_path / "run" / "exports" / name).mkdir(parents=True)
+    whole = tmp_path / "run" / "exports" / "safetensors"
+    for file in folder.glob(f"{NAME.removesuffix('.safetensors')}*"):
+        shutil.copy(file, whole)
+    with pytest.raises(FormatError, match=rf"run holds no packed file: .*its exports have: name {whole}$"):
+        load_packed(tmp_path / "run")
+
+
 def test_a_name_that_is_taken(tmp_path):
     with pytest.raises(EcoflapError, match="'shard' is what a shard says of itself"):
         save_packed(tmp_path / NAME, {"a": torch.zeros(3)}, {}, {"shard": "1 of 2"})

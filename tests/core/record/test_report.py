@@ -7,6 +7,7 @@ from made_report import made_report
 from sealed_by_hand import read_sealed, write_sealed
 
 import ecoflap
+from ecoflap.core.cli.run_table import run_table
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.report import Report, read_report
 
@@ -60,6 +61,17 @@ def test_the_file_is_read_as_the_report_that_was_written(run):
     assert report.sparsities_by_tower() == {"language": [block.sparsity for block in report.blocks.values()]}
     assert report.scores_by_tower() == {"language": [group.score for group in report.groups.values()]}
     assert report.export_bytes == {"safetensors": report.exports["safetensors"].bytes.stored}
+
+
+def test_an_export_is_held_to_what_its_own_files_would_be_dense():
+    """Two files that each hold all weights are twice the model, and no larger than dense ones for that."""
+    sizes = {"model": 1000, "deflated": 900, "dense": 2100, "stored": 1470}
+    manifest = {"version": 1, "exporter": "onnx", "run": None, "files": {}, "bytes": sizes, "tensors": [], "checks": []}
+    plain = {**made_report(), "exports": {"onnx": {**manifest, "notes": [], "versions": {}}}}
+    plain["bytes"] |= {"onnx": 1470}
+    report = Report.model_validate_json(json.dumps(plain))
+    (*_, shown) = run_table(report)
+    assert shown.rows == [("model", "1.0 kB (1.00×)"), ("safetensors", "600 B (0.60×)"), ("onnx", "1.5 kB (0.70×)")]
 
 
 def test_a_report_cannot_be_changed(run):

@@ -608,7 +608,7 @@ def test_the_loader_takes_no_byte_for_another(tmp_path):
     from ecoflap.core.disk.sums import write_sums
 
     (path,) = TorchScript()(uses(), tmp_path).files
-    with pytest.raises(FormatError, match=r"SHA256SUMS cannot be read: .* move it back beside its SHA256SUMS"):
+    with pytest.raises(FormatError, match=r"no SHA256SUMS lies beside it.* Move it back or export it again"):
         torchscript.load(path)
     write_sums(tmp_path)
     found, wanted = torchscript.load(path).state_dict(), load(path).state_dict()
