@@ -22,7 +22,7 @@ def method_names(given: Sequence[str], reports: Sequence[Report]) -> list[str]:
 
 def recipe_of_method(report: Report) -> dict[str, Any]:
     """Return the recipe without what may differ within a method, and without a scorer that nothing asked."""
-    left_out = not_the_method() if report.is_scored else (*not_the_method(), "score")
+    left_out = not_the_method() if report.looked_at_scores else (*not_the_method(), "score")
     return _without(report.recipe.plain(), left_out)
 
 

@@ -53,7 +53,7 @@ class Statistic(Protocol):
     def __init__(self, in_features: int) -> None: ...
 
     def add(self, inputs: Float[Tensor, "... in"]) -> None:
-        """Add the inputs of one call."""
+        """Add the inputs of one call, which are there to be looked at: the model goes on with them."""
         ...
 
     def merge(self, other: Any) -> None:

@@ -55,14 +55,14 @@ def unwritten(who: str, given: Mapping[str, Tensor], cure: str, *, counting: boo
 
 def _seen(tensor: Tensor, counting: bool) -> tuple[Any, Tensor]:
     """Give what tells whether a tensor was written to."""
-    return (tensor.dtype, tensor.shape, _writes(tensor) if counting else None), _sums_of_bits(tensor)
+    return (tensor.dtype, tensor.shape, writes(tensor) if counting else None), _sums_of_bits(tensor)
 
 
 def _is_same(before: tuple[Any, Tensor], now: tuple[Any, Tensor]) -> bool:
-    return bool(before[0] == now[0] and torch.equal(before[1], now[1]))
+    return bool(before[0] == now[0] and torch.equal(before[1].cpu(), now[1].cpu()))
 
 
-def _writes(tensor: Tensor) -> int | None:
+def writes(tensor: Tensor) -> int | None:
     """Give how often a tensor was written to, as PyTorch counts it; None of one of inference, of which it does not."""
     return None if tensor.is_inference() else tensor._version
 

@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int8, Shaped
 from torch import Tensor
 
+from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import GradientStatistic
 from ecoflap.core.contracts.records import PADDING, Statistics
+from ecoflap.core.contracts.untouched import writes
 from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.block_gradient import add_gradients, with_gradients
 from ecoflap.core.forward.capture import Picked
@@ -171,11 +173,11 @@ class Observation(BlockWatch):
             tokens = self._counted_tokens(layer, inputs, picked)
             self._fed.update([layer.name] if len(tokens) else [])
             for statistic in (*mine.values(), *theirs.values()):
-                statistic.add(tokens)
+                _feed(statistic, "add", tokens)
 
     def _add_gradient(self, layer: Layer, gradient: Float[Tensor, "out in"]) -> None:
         for statistic in self._made((layer.name, "gradient"), self._of_gradients).values():
-            statistic.add_gradient(gradient)
+            _feed(statistic, "add_gradient", gradient)
 
     def _real_positions(self) -> Bool[Tensor, "batch tokens"] | None:
         if self._layers[0].layout == "selected":
@@ -287,13 +289,14 @@ class Observation(BlockWatch):
         """Add the sums of a span to those of the spans before it, of which there may be none."""
         total = before[0] if before else self._new(key, list(sums))
         for need, statistic in sums.items():
-            total[need].merge(statistic)
+            with blaming(_called(statistic)):
+                total[need].merge(statistic)
         return total
 
     def _new(self, key: _Key, needs: Sequence[type[Any]]) -> _Sums:
         """Make statistics of some types that have seen nothing yet."""
         (in_features,) = (layer.shape[1] for layer in self._layers if layer.name == key[0])
-        return {need: need(in_features).to(self._device) for need in needs}
+        return {need: _made_of(need, in_features, self._device) for need in needs}
 
     def _answer(self, layer: Layer, summed: Mapping[_Key, _Sums], is_mine: bool) -> Statistics:
         is_fed = layer.layout != "routed" or layer.name in self._fed
@@ -310,12 +313,40 @@ class Observation(BlockWatch):
         Then ‖X_j‖ is 1 and X Xᵀ the identity, so that what is left for a method to look at is the weight.
         """
         device = self._runs_on or layer.weight.device
-        found = Statistics({need: need(layer.shape[1]).to(device) for need in self._order}, is_fed=False)
-        for statistic in found.values():
-            statistic.add(torch.eye(layer.shape[1], device=device))
+        made = {need: _made_of(need, layer.shape[1], device) for need in self._order}
+        for statistic in made.values():
+            _feed(statistic, "add", torch.eye(layer.shape[1], device=device))
             if isinstance(statistic, GradientStatistic):
-                statistic.add_gradient(torch.ones_like(layer.weight, device=device))
-        return found
+                _feed(statistic, "add_gradient", torch.ones_like(layer.weight, device=device))
+        return Statistics(made, is_fed=False)
+
+
+def _made_of(kind: type[Any], in_features: int, device: torch.device) -> Any:
+    """Make a statistic that has seen nothing yet.
+
+    :raises ModelError: Where what its ``to`` gives is none.
+    """
+    with blaming(f"the statistic {kind.__name__}"):
+        made = kind(in_features).to(device)
+    if not isinstance(made, kind):
+        raise ModelError(f"the statistic {kind.__name__}: its to() gave {made!r:.60}; it returns the statistic itself")
+    return made
+
+
+def _feed(statistic: Any, how: str, given: Float[Tensor, "..."]) -> None:
+    """Let a statistic add what the model itself goes on with, and refuse one that writes into it."""
+    before = writes(given)
+    with blaming(_called(statistic)):
+        getattr(statistic, how)(given)
+    if writes(given) != before:
+        raise ModelError(
+            f"{_called(statistic)} wrote into what {how} is given to look at, and the model goes on with. Have it "
+            f"write into what it has made itself: inputs.abs() and not inputs.abs_()"
+        )
+
+
+def _called(statistic: Any) -> str:
+    return f"the statistic {type(statistic).__name__}"
 
 
 def _dealt(fed_alike: Sequence[Sequence[Layer]], size: int) -> dict[str, int]:

@@ -174,21 +174,32 @@ class Report(_Entry):
 
     @property
     def is_scored(self) -> bool:
-        """Say whether the run looked at scores. A recipe may have a scorer that nothing asked."""
+        """Say whether the plan was made by scores, so that each group has one."""
         return any(group.score is not None for group in self.groups.values())
+
+    @property
+    def looked_at_scores(self) -> bool:
+        """Say whether the run has scores, also where ``best_of`` took a plan of none. A recipe may have a scorer that
+        nothing asked.
+        """
+        return any(stage.stage == "score" for stage in self.stages)
 
     @property
     def method(self) -> str:
         """Name the parts that the run used, such as ``zeroth_order → ecoflap → wanda``, and how many rounds it took."""
         parts = " → ".join([self.allocation, self.recipe.prune.use, *(one.use for one in self.recipe.refine)])
+        return f"{parts}, {self.round_count} rounds" if self.round_count > 1 else parts
+
+    @property
+    def round_count(self) -> int:
+        """Give how many rounds it took; 1 where the recipe says none."""
         rounds = self.recipe.rounds
-        count = len(rounds) if isinstance(rounds, tuple) else rounds or 1
-        return f"{parts}, {count} rounds" if count > 1 else parts
+        return len(rounds) if isinstance(rounds, tuple) else rounds or 1
 
     @property
     def allocation(self) -> str:
         """Name the parts that divided the budget, such as ``zeroth_order → ecoflap``."""
-        scorer = [self.recipe.score.use] if self.recipe.score is not None and self.is_scored else []
+        scorer = [self.recipe.score.use] if self.recipe.score is not None and self.looked_at_scores else []
         return " → ".join([*scorer, self.recipe.allocate.use])
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import PartError, blaming
 from ecoflap.core.contracts.records import Batch, Granularity
+from ecoflap.core.contracts.untouched import unwritten
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.whole_files import whole_folder
 from ecoflap.core.disk.write_errors import explained
@@ -155,10 +156,26 @@ def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
     for evaluation in state.to_evaluate(stage):
         if stage == "dense" and state.ranks.first(partial(_take_over_evaluation, state, evaluation)):
             continue
-        with state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.running():
+        left = _left_as_it_was(evaluation.evaluator.use, model, state.model.stays_on_disk)
+        with left, state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.running():
             note = state.log.note_of(evaluation.evaluator.use)
             adapter, unchanged = state.prepared.adapter, state.model.refuse_changed
             evaluation.run(folder.evaluations, stage, model, adapter, note, state.ranks, unchanged)
+
+
+@contextmanager
+def _left_as_it_was(evaluator: str, model: nn.Module, is_on_disk: bool) -> Iterator[None]:
+    """Refuse an evaluator that has changed a weight, which is exported next, and put back whether modules train.
+
+    :param is_on_disk: Whether weights stay in their files, which nobody writes to, and are not read for this.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    given = {} if is_on_disk else dict(model.named_parameters())
+    cure = "Have it put back what it changes, or work on a copy. A run that goes on reads the model anew"
+    with unwritten(f"the evaluator {evaluator}", given, cure, counting=False):
+        yield
+    for module, mode in modes:
+        module.training = mode
 
 
 def _take_over_evaluation(state: RunState, evaluation: Evaluation) -> bool:

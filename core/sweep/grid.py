@@ -98,8 +98,11 @@ class PlannedRun:
 
     @property
     def scores(self) -> str:
-        """Give a text that is equal for runs with the same scores; empty for one that looks at none."""
-        return json.dumps(what_scores_depend_on(self.recipe.plain())) if self.scored else ""
+        """Give a text that is equal for runs with the same scores; empty for one that looks at none, or in rounds, of
+        which each has its own.
+        """
+        at_once = self.scored and self.recipe.round_count == 1
+        return json.dumps(what_scores_depend_on(self.recipe.plain())) if at_once else ""
 
 
 def planned_runs(

@@ -140,7 +140,7 @@ def _at_once(
         """Wait for a run that is finding what this one could take over, and that nobody has found yet."""
         scoring = any(one.scores == planned.scores for one in running) and scored(planned, earlier) is None
         evaluating = any(one.model == planned.model for one in running) and evaluated(planned, earlier) is None
-        return (planned.scored and scoring) or (bool(planned.recipe.evaluate) and evaluating)
+        return (bool(planned.scores) and scoring) or (bool(planned.recipe.evaluate) and evaluating)
 
     left = [one for one in runs if one not in done]
     for planned, failure in at_once(left, request.processes, do, waits, runners.stop):

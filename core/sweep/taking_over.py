@@ -34,7 +34,8 @@ def earlier_runs(target: Path, runs: Sequence[PlannedRun]) -> Iterator[EarlierRu
             continue
         report = read_report(folder.report)
         recipe = report.recipe.plain()
-        scores = json.dumps(what_scores_depend_on(recipe)) if report.is_scored else ""
+        at_once = report.looked_at_scores and report.round_count == 1
+        scores = json.dumps(what_scores_depend_on(recipe)) if at_once else ""
         yield EarlierRun(folder, json.dumps(recipe["model"]), scores)
 
 
@@ -50,7 +51,7 @@ def scored(planned: PlannedRun, earlier: Sequence[Earlier], *, ahead: bool = Fal
     :param ahead: Take runs that are still to be done for done, as they will be when this one begins.
     """
     code = code_of_scores(planned.recipe)
-    alike = (one for one in earlier if planned.scored and one.scores == planned.scores)
+    alike = (one for one in earlier if planned.scores and one.scores == planned.scores)
     same = (one for one in alike if one.folder.goes_on_with(code))
     return next((one for one in same if one.folder.plan.is_file() or (ahead and _is_to_be_done(one))), None)
 

@@ -6,6 +6,7 @@ from table import GENERIC_ROWS, ROWS
 
 from ecoflap import ColumnNorm, Gram, LossGradient, RegionalGradient, Replay
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.model.anatomy import Anatomy
 
 MODELS = {**ROWS, **GENERIC_ROWS}
 
@@ -166,3 +167,21 @@ def test_towers_of_families_count_what_their_adapters_call_text_and_images(name)
                 assert text <= found.tokens <= 2 * text, block.name
             replay.advance(index)
     assert both == {"llava": {"language"}, "blip2_t5": {"encoder"}, "t5": set()}[name]
+
+
+@pytest.mark.parametrize("name", [name for name in ("blip2", "llama") if name in MODELS])
+def test_nothing_drifts_in_a_single_matrix_outside_the_blocks(name):
+    """A projection gives another space, or another number of positions: what it turns is not defined."""
+    row = MODELS[name]
+    adapter, model = row.adapter(), row.build()
+    batches = [adapter.collate(model, row.samples(2))]
+    anatomy = Anatomy.of(adapter.towers(model), adapter.layers, include=row.outside)
+    replay = Replay(model, adapter, batches, anatomy=anatomy)
+    outside = {tower.name for tower in anatomy.towers if tower.outside}
+    assert outside == set(row.outside)
+    for index, block in enumerate(replay.blocks):
+        if block.tower in outside:
+            seen, real = (replay.observed(index, (ColumnNorm,), tokens=choice).seen for choice in ("drifting", "real"))
+            for layer, statistics in seen.items():
+                assert torch.equal(statistics[ColumnNorm].squared, real[layer][ColumnNorm].squared)
+        replay.advance(index)

@@ -8,8 +8,10 @@ from sealed_by_hand import read_sealed, write_sealed
 
 import ecoflap
 from ecoflap.core.cli.run_table import run_table
+from ecoflap.core.compare.methods import method_names
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.report import Report, read_report
+from ecoflap.core.run.plan_trials import PlanTrials
 
 KEYS = [
     "version", "finished", "recipe", "parameters", "prunable", "kept", "kept_zeros", "sparsity", "towers", "groups",
@@ -83,8 +85,26 @@ def test_a_scorer_that_nothing_asked_is_no_part_of_the_method(plain, tmp_path):
     report = ecoflap.run(plain(allocate="uniform", evaluate=None, export=None), folder=tmp_path / "run").report
     assert report.recipe.score.use == "zeroth_order"
     assert not report.is_scored
+    assert not report.looked_at_scores
     assert (report.allocation, report.method) == ("uniform", "uniform → wanda")
     assert report.scores_by_tower() == {}
+
+
+@pytest.mark.parametrize("rule", [{"use": "ecoflap", "max_sparsity": 0.5}, {"use": "ecoflap", "max_sparsity": 0.9}])
+def test_a_method_is_called_alike_whichever_candidate_was_taken(plain, tmp_path, monkeypatch, rule):
+    """A mean over the seeds in which one of them won would be chosen by what came out."""
+    names = []
+    for taken in (min, max):
+        monkeypatch.setattr(PlanTrials, "_taken", lambda self, found, taken=taken: taken(found, key=_is_uniform))
+        recipe = plain(allocate={"use": "best_of", "of": ["uniform", rule]}, evaluate=None, export=None)
+        names.append(ecoflap.run(recipe, folder=tmp_path / taken.__name__).report)
+    assert [report.is_scored for report in names] == [True, False]
+    assert {report.method for report in names} == {"zeroth_order → best_of → wanda"}
+    assert len(set(method_names(["", ""], names))) == 1
+
+
+def _is_uniform(label):
+    return label.startswith("uniform")
 
 
 def test_evaluators_with_one_name_are_numbered(plain, tmp_path):

@@ -4,6 +4,10 @@ import json
 
 import pytest
 
+import ecoflap
+from ecoflap.core.contracts.records import Measure
+from ecoflap.core.errors import ModelError
+
 OTHERS = '''
 from dataclasses import dataclass
 
@@ -122,3 +126,30 @@ def test_scores_that_are_all_equal_are_warned_of(recipe, ecoflap_command, tmp_pa
     assert code == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert any("the score of every layer is 1, so nothing tells them apart" in one for one in report["warnings"])
+
+
+class Meddles:
+    """An evaluator that does to the model what it is told to."""
+
+    def __init__(self, what="norm"):
+        self.what = what
+
+    def __call__(self, model, adapter, note):
+        if self.what == "norm":
+            model.model.norm.weight.data.mul_(1.5)
+        elif self.what == "type":
+            model.half()
+        else:
+            model.train()
+        return {"nothing": Measure(0.0, n=1, standard_error=0.0, unit="samples")}
+
+
+@pytest.mark.parametrize("what", ["norm", "type"])
+def test_an_evaluator_that_changes_the_model_is_refused(plain, tmp_path, what):
+    with pytest.raises(ModelError, match=r"^the evaluator .*Meddles wrote into model\..*, which it is given to"):
+        ecoflap.run(plain(evaluate={"use": Meddles, "what": what}), folder=tmp_path / "run")
+
+
+def test_a_model_that_an_evaluator_leaves_in_training_is_put_back(plain, tmp_path):
+    run = ecoflap.run(plain(evaluate={"use": Meddles, "what": "mode"}), folder=tmp_path / "run")
+    assert not any(module.training for module in run.model.modules())
