@@ -12,12 +12,13 @@ import pytest
 
 import ecoflap
 from ecoflap import SweepRequest
+from ecoflap.core.cli.sweep_table import sweep_table
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.open_run import is_held
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.sweep.several import STOPPED, Runners, at_once
-from ecoflap.core.sweep.sweep import sweep
+from ecoflap.core.sweep.sweep import planned_sweep, sweep
 from ecoflap.core.text.strict_yaml import write_yaml
 
 
@@ -183,3 +184,13 @@ def test_runs_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on_at_on
     again = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, **asked)
     assert again.returncode == 0, again.stderr
     assert not list((tmp_path / "s").glob(".starting-*"))
+
+
+def test_in_rounds_nobody_waits_for_scores_that_are_not_taken_over(plain, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(write_yaml(plain(rounds=2, evaluate=None, export=None)))
+    swept = {"version": 1, "recipe": "recipe.yaml", "grid": {"sparsity": [0.5, 0.6]}}
+    (tmp_path / "sweep.yaml").write_text(write_yaml(swept))
+    request = SweepRequest(tmp_path / "sweep.yaml", folder=tmp_path / "s")
+    (section,) = sweep_table(request, planned := planned_sweep(request))
+    assert [row[3] for row in section.rows] == ["computed", "computed"]
+    assert [one.scores for one in planned] == ["", ""]
