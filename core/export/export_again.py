@@ -122,15 +122,15 @@ def _with_export(
     plain = _read_alone(file, wanted, set_, registry).plain()
     parts = list(before) if isinstance(before, list) else [before]
     if plain not in parts:
-        exports = load_recipe(file, registry=registry, in_memory=True).export
-        at = len(parts) if folder.report.is_file() else _refused(folder, exports, plain["use"])
+        at = len(parts) if folder.report.is_file() else _refused(folder, registry, plain["use"])
         parts[at : at + 1] = [plain]
     recipe = load_recipe(file, set_=[_exporting(parts)], registry=registry, in_memory=True)
     return recipe, export_names(recipe.export)[parts.index(plain)]
 
 
-def _refused(folder: RunFolder, exports: Sequence[PartSpec], use: str) -> int:
+def _refused(folder: RunFolder, registry: Registry, use: str) -> int:
     """Give the place of the first export by an exporter that is not there, or the one behind all of them."""
+    exports = load_recipe(folder.recipe, registry=registry, in_memory=True).export
     named = enumerate(zip(export_names(exports), exports, strict=True))
     places = (at for at, (name, part) in named if part.use == use and not is_recorded(folder.exports, name))
     return next(places, len(exports))
