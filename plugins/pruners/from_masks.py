@@ -73,6 +73,7 @@ class FromMasks:
                 yield from error.problems
             return
         yield from self._strangers(masks, context)
+        yield from self._left_dense(masks, context)
         yield from self._misshapen(masks, [layer for _, layer in context.anatomy.layers()])
 
     def _strangers(self, masks: NamedMasks, context: PlanContext) -> Iterator[str]:
@@ -98,6 +99,23 @@ class FromMasks:
                 f"{self.path}: it prunes what is no layer here: {listed(pruned, _FEW)}. Take these masks out, or name "
                 f"under include: what may be pruned"
             )
+
+    def _left_dense(self, masks: NamedMasks, context: PlanContext) -> Iterator[str]:
+        """Say which towers the masks prune that are kept by default, where the recipe does not say what it wants."""
+        if self.zeros:  # what is not pruned may hold zeros, too
+            return
+        said = {*context.recipe.included, *context.recipe.towers}
+        for tower in context.anatomy.towers:
+            if tower.prunable or tower.name in said:
+                continue
+            counts = [masks.kept(layer.name) for _, layer in context.anatomy.layers(tower.blocks)]
+            pruned = sum(count is not None and count[0] < count[1] for count in counts)
+            if pruned:
+                yield (
+                    f"{self.path}: it prunes {pruned} layers of the tower {tower.name}, which is kept whole by "
+                    f"default. Prune it here too, by include: [{tower.name}], or have it stay whole, by towers: "
+                    f"{{{tower.name}: keep}}"
+                )
 
     def _misshapen(self, masks: NamedMasks, layers: list[Layer]) -> Iterator[str]:
         for layer in layers:
