@@ -1,6 +1,8 @@
 """The allocator ``from_file`` takes over the plan of another run.
 
 k_g = Σ of what the group's layers keep in that plan
+
+Without a sparsity the recipe keeps what the plan does, so that an edited plan says what each layer keeps.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +42,14 @@ class FromFile:
         if context.recipe.round_count > 1:
             yield "a plan of another run is for one sparsity, and each round has its own: remove rounds:"
 
+    def keeps(self, layers: Sequence[str]) -> int | None:
+        """Count what the plan keeps of these layers in all; None where it cannot be read or lacks one of them."""
+        try:
+            planned = self._layers()
+        except EcoflapError:
+            return None
+        return sum(planned[name]["keep"] for name in layers) if all(name in planned for name in layers) else None
+
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         layers = self._layers()
         missing = [name for group in groups for name in group.layer_names if name not in layers]
@@ -48,9 +58,10 @@ class FromFile:
             raise EcoflapError(*problems)
         counts = [sum(layers[name]["keep"] for name in group.layer_names) for group in groups]
         if sum(counts) != keep:
+            fitting = _sparsity_that_leaves(sum(counts), sum(group.size for group in groups))
             raise EcoflapError(
-                f"{self._file}: its plan keeps {sum(counts)} weights of these layers, this recipe's sparsity {keep}: "
-                "give the sparsity the plan was made for"
+                f"{self._file}: its plan keeps {sum(counts)} weights of these layers, this recipe's sparsity {keep}. "
+                f"Leave sparsity out, so that the plan says it; or, where a sparsity is needed, write {fitting}"
             )
         return counts
 
@@ -97,6 +108,12 @@ class FromFile:
         if not group.floor <= kept <= group.most:
             return [f"{self._file}: it keeps {kept} of {group.name}, which may keep {group.floor} to {group.most} here"]
         return []
+
+
+def _sparsity_that_leaves(kept: int, size: int) -> float:
+    """Give a short decimal of which ``keep_count`` makes exactly this many weights: rounded down by less than one."""
+    power = 10 ** len(str(size))
+    return (size - kept) * power // size / power
 
 
 def _is_entry(entry: Any) -> bool:

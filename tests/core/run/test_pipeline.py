@@ -152,6 +152,22 @@ def test_a_plan_is_taken_over_exactly(plain, plain_run, tmp_path):
     assert len(set(kept[0].values())) > 2
 
 
+def test_a_plan_says_how_much_is_pruned_and_an_edited_one_leaves_layers_dense(plain, plain_run, pico, tmp_path):
+    keys = {"score": None, "sparsity": None, "prune": "magnitude", "evaluate": None, "export": None}
+    plan = read_sealed(plain_run.folder / "plan.json")
+    for name, layer in plan["layers"].items():
+        layer["keep"] = layer["size"] if ".layers.0." in name else layer["size"] // 3
+    (tmp_path / "edited.json").write_text(json.dumps(plan))
+    for path in (plain_run.folder, tmp_path / "edited.json"):
+        recipe = plain(**keys, allocate={"use": "from_file", "path": str(path)})
+        run = ecoflap.run(recipe, folder=tmp_path / f"of-{path.name}")
+        wanted = plain_run.plan.dump() if path == plain_run.folder else plan
+        assert {name: layer.keep for name, layer in run.plan.layers.items()} == {
+            name: layer["keep"] for name, layer in wanted["layers"].items()
+        }
+        check(run, pico / "model", None)
+
+
 def test_scores_are_taken_from_another_run(plain, plain_run, tmp_path):
     first = plain_run
     second = ecoflap.run(plain(score={"use": "from_run", "run": str(first.folder)}), folder=tmp_path / "second")
