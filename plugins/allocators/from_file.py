@@ -6,6 +6,7 @@ Without a sparsity the recipe keeps what the plan does, so that an edited plan s
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,9 +39,11 @@ class FromFile:
         return [self.path]
 
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say where the recipe prunes in rounds."""
+        """Say where the recipe prunes in rounds, and where the plan has patterns, of which counts would be left."""
         if context.recipe.round_count > 1:
             yield "a plan of another run is for one sparsity, and each round has its own: remove rounds:"
+        with suppress(EcoflapError):  # the call gives the reasons
+            yield from self._patterns(self._layers(), [layer.name for _, layer in context.scored.layers()])
 
     def keeps(self, layers: Sequence[str]) -> int | None:
         """Count what the plan keeps of these layers in all; None where it cannot be read or lacks one of them."""
@@ -86,6 +89,19 @@ class FromFile:
         if not isinstance(layers, dict) or not all(map(_is_entry, layers.values())):
             raise FormatError(f'{self._file}: it is no plan; a plan has "layers": {{name: {{"size": …, "keep": …}}}}')
         return layers
+
+    def _patterns(self, planned: Mapping[str, Mapping[str, Any]], layers: Sequence[str]) -> Iterator[str]:
+        """Say which layers keep a pattern in the plan, and would keep as many weights wherever they are here."""
+        patterns = {name: planned[name].get("pattern") for name in layers if name in planned}
+        names = [name for name, pattern in patterns.items() if pattern]
+        if names:
+            found = sorted({str(patterns[name]) for name in names})
+            yield (
+                f"{self._file}: it has patterns, {' and '.join(found)} in {len(names)} layers "
+                f"({listed(names, NAMED)}), and this takes over counts alone. Write the pattern under sparsity: in "
+                f"place of allocate:, or of a tower under towers:; or name a copy without its seal and patterns, whose "
+                f"counts are pruned unstructured"
+            )
 
     def _missing(self, missing: Sequence[str], layers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         """Say which layers the plan lacks; of many, as a plan of another model does, the first few."""
