@@ -62,10 +62,7 @@ class FromMasks:
         allocator = context.recipe.allocate
         is_own = allocator.use == "from_masks" and allocator.plain() == {**allocator.plain(), **self.allocate}
         if not is_own and context.recipe.pattern is None:
-            yield (
-                f"it keeps as many weights as the masks do, and the recipe allocates by {allocator.use}: leave "
-                f"allocate and sparsity out, or write a pattern that the masks keep"
-            )
+            yield self._not_allocated(context)
         try:
             masks = masks_from(self.path, zeros=self.zeros)
         except EcoflapError as error:
@@ -75,6 +72,18 @@ class FromMasks:
         yield from self._strangers(masks, context)
         yield from self._left_dense(masks, context)
         yield from self._misshapen(masks, [layer for _, layer in context.anatomy.layers()])
+
+    def _not_allocated(self, context: PlanContext) -> str:
+        """Say how to have the masks' own counts kept, where the recipe allocates otherwise."""
+        head = f"it keeps as many weights as the masks do, and the recipe allocates by {context.recipe.allocate.use}"
+        shared = [spec for _, spec in context.recipe.prune.with_inner("prune") if spec.kind == "pruner"]
+        if any(spec.built == self for spec in shared):
+            return f"{head}: leave allocate and sparsity out, or write a pattern that the masks keep"
+        return (
+            f"{head}, for the other towers are pruned by {context.recipe.prune.use}. Masks are for all towers or for "
+            f"none: write them under prune:; or let the other towers keep as many weights as their masks do, by "
+            f"allocate: {{use: from_masks, path: …}} without sparsity; or write a pattern that the masks keep"
+        )
 
     def _strangers(self, masks: NamedMasks, context: PlanContext) -> Iterator[str]:
         """Say which masks are of nothing that this model has, or prune what is no layer of it."""

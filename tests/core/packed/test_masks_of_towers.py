@@ -64,3 +64,20 @@ def test_masks_that_prune_a_tower_that_is_kept_by_default_are_refused_until_the_
 
 def test_masks_that_leave_a_tower_whole_that_is_kept_by_default_are_taken(prepared, masks):
     assert prepared(prune=masks(*PRUNED)).pruned_towers == PRUNED
+
+
+def test_masks_of_one_tower_alone_are_refused_with_what_helps(prepared, masks):
+    own = {"prune": "magnitude", "towers": {"vision": {"prune": masks(*PRUNED)}}}
+    with pytest.raises(RecipeError) as refused:
+        prepared(**own, sparsity=0.5)
+    (told,) = refused.value.problems
+    assert told == (
+        "towers.vision.prune: it keeps as many weights as the masks do, and the recipe allocates by uniform, for the "
+        "other towers are pruned by magnitude. Masks are for all towers or for none: write them under prune:; or let "
+        "the other towers keep as many weights as their masks do, by allocate: {use: from_masks, path: …} without "
+        "sparsity; or write a pattern that the masks keep"
+    )
+    kept = prepared(**own, allocate=masks(*PRUNED))
+    assert kept.pools[0].sparsity * kept.pools[0].size == len(kept.pools[0].layers)  # a weight of each layer goes
+    with pytest.raises(RecipeError, match=r"prune: it keeps .* by uniform: leave allocate and sparsity out"):
+        prepared(prune=masks(*PRUNED), allocate="uniform", sparsity=0.5)
