@@ -128,7 +128,7 @@ class FromFile:
 
 def _sparsity_that_leaves(kept: int, size: int) -> float:
     """Give a short decimal of which ``keep_count`` makes exactly this many weights: rounded down by less than one."""
-    power = 10 ** len(str(size))
+    power: int = 10 ** len(str(size))
     return (size - kept) * power // size / power
 
 
