@@ -36,6 +36,8 @@ def note_disagreements(reader: KeyReader, fields: Mapping[str, Any]) -> None:
 def _note_rounds(reader: KeyReader, fields: Mapping[str, Any]) -> None:
     """Note what leaves rounds nothing to do, or what a list of them says nothing of."""
     rounds, sparsity = fields["rounds"], fields.get("sparsity")
+    if rounds == 1:  # which is as good as none
+        return
     own = {name: tower for name, tower in fields["towers"].items() if isinstance(tower, TowerChoice)}
     patterns = [fields["pattern"], *(tower.pattern for tower in own.values())]
     pattern = next((one for one in patterns if one is not None), None)

@@ -149,8 +149,8 @@ class Recipe(Keys):
     )
     sparsity: Annotated[float | None, Key(method=False)] = Field(
         None,
-        description="share of the weights to prune, from 0 to below 1, or a pattern such as `2:4`; masks of elsewhere "
-        "(`from_masks`) say it themselves",
+        description="share of the weights to prune, from 0 to below 1, or a pattern such as `2:4`; masks and plans of "
+        "elsewhere (`from_masks`, `from_file`) say it themselves",
     )
     pattern: InstanceOf[Pattern] | None = Field(
         None, description="`n:m`, another way to write a pattern: n weights stay of every m"

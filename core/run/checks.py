@@ -300,12 +300,13 @@ def _plan_problems(prepared: Prepared) -> Iterator[str]:
         yield from without
         return
     recipe, plans = prepared.recipe, []
+    pools = [pool for pool in prepared.pools if not any(_pattern_problems([pool]))]  # others were told
     unscored = {label: spec for label, spec in recipe.allocate.candidates.items() if not spec.options.takes}
-    for label, allocator in unscored.items() if prepared.pools else ():
+    for label, allocator in unscored.items() if pools else ():
         where = recipe.allocated_at if allocator is recipe.allocate else f"{recipe.allocated_at}: {label}"
         try:
             with blaming(f"the allocator {allocator.use}"):
-                plans.append(make_plan(prepared.pools, allocator.built, "layer", None))
+                plans.append(make_plan(pools, allocator.built, "layer", None))
         except EcoflapError as error:
             yield from (f"{where}: {problem}" for problem in error.problems)
     yield from emptying_shares(prepared.pools, None if recipe.takes_scores else next(iter(plans), None))

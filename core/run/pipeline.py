@@ -277,9 +277,9 @@ def _warn_of_other_models(state: RunState) -> None:
 
 
 def _warn_of_zeros(state: RunState) -> None:
-    """Note that the model has been pruned already, unless the recipe says no sparsity: masks of elsewhere are meant."""
+    """Note that the model has been pruned already, unless masks of elsewhere say how much is pruned: they are meant."""
     pools = state.prepared.pools
-    if state.recipe.sparsity_fraction is not None or state.recipe.pattern is not None:
+    if state.recipe.sparsity_fraction is not None or state.recipe.allocated_at == "allocate":
         told = zeros_before(state.model.anatomy, {layer.name for pool in pools for _, layer in pool.layers})
         if told is not None:
             state.log.note(told)

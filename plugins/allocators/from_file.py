@@ -1,9 +1,12 @@
 """The allocator ``from_file`` takes over the plan of another run.
 
 k_g = Σ of what the group's layers keep in that plan
+
+Without a sparsity the recipe keeps what the plan does, so that an edited plan says what each layer keeps.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,9 +39,19 @@ class FromFile:
         return [self.path]
 
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say where the recipe prunes in rounds."""
+        """Say where the recipe prunes in rounds, and where the plan has patterns, of which counts would be left."""
         if context.recipe.round_count > 1:
             yield "a plan of another run is for one sparsity, and each round has its own: remove rounds:"
+        with suppress(EcoflapError):  # the call gives the reasons
+            yield from self._patterns(self._layers(), [layer.name for _, layer in context.scored.layers()])
+
+    def keeps(self, layers: Sequence[str]) -> int | None:
+        """Count what the plan keeps of these layers in all; None where it cannot be read or lacks one of them."""
+        try:
+            planned = self._layers()
+        except EcoflapError:
+            return None
+        return sum(planned[name]["keep"] for name in layers) if all(name in planned for name in layers) else None
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         layers = self._layers()
@@ -48,9 +61,10 @@ class FromFile:
             raise EcoflapError(*problems)
         counts = [sum(layers[name]["keep"] for name in group.layer_names) for group in groups]
         if sum(counts) != keep:
+            fitting = _sparsity_that_leaves(sum(counts), sum(group.size for group in groups))
             raise EcoflapError(
-                f"{self._file}: its plan keeps {sum(counts)} weights of these layers, this recipe's sparsity {keep}: "
-                "give the sparsity the plan was made for"
+                f"{self._file}: its plan keeps {sum(counts)} weights of these layers, this recipe's sparsity {keep}. "
+                f"Leave sparsity out, so that the plan says it; or, where a sparsity is needed, write {fitting}"
             )
         return counts
 
@@ -76,6 +90,19 @@ class FromFile:
             raise FormatError(f'{self._file}: it is no plan; a plan has "layers": {{name: {{"size": …, "keep": …}}}}')
         return layers
 
+    def _patterns(self, planned: Mapping[str, Mapping[str, Any]], layers: Sequence[str]) -> Iterator[str]:
+        """Say which layers keep a pattern in the plan, and would keep as many weights wherever they are here."""
+        patterns = {name: planned[name].get("pattern") for name in layers if name in planned}
+        names = [name for name, pattern in patterns.items() if pattern]
+        if names:
+            found = sorted({str(patterns[name]) for name in names})
+            yield (
+                f"{self._file}: it has patterns, {' and '.join(found)} in {len(names)} layers "
+                f"({listed(names, NAMED)}), and this takes over counts alone. Write the pattern under sparsity: in "
+                f"place of allocate:, or of a tower under towers:; or name a copy without its seal and patterns, whose "
+                f"counts are pruned unstructured"
+            )
+
     def _missing(self, missing: Sequence[str], layers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         """Say which layers the plan lacks; of many, as a plan of another model does, the first few."""
         if len(missing) > NAMED:
@@ -97,6 +124,12 @@ class FromFile:
         if not group.floor <= kept <= group.most:
             return [f"{self._file}: it keeps {kept} of {group.name}, which may keep {group.floor} to {group.most} here"]
         return []
+
+
+def _sparsity_that_leaves(kept: int, size: int) -> float:
+    """Give a short decimal of which ``keep_count`` makes exactly this many weights: rounded down by less than one."""
+    power: int = 10 ** len(str(size))
+    return (size - kept) * power // size / power
 
 
 def _is_entry(entry: Any) -> bool:

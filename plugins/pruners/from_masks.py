@@ -62,10 +62,7 @@ class FromMasks:
         allocator = context.recipe.allocate
         is_own = allocator.use == "from_masks" and allocator.plain() == {**allocator.plain(), **self.allocate}
         if not is_own and context.recipe.pattern is None:
-            yield (
-                f"it keeps as many weights as the masks do, and the recipe allocates by {allocator.use}: leave "
-                f"allocate and sparsity out, or write a pattern that the masks keep"
-            )
+            yield self._not_allocated(context)
         try:
             masks = masks_from(self.path, zeros=self.zeros)
         except EcoflapError as error:
@@ -73,7 +70,20 @@ class FromMasks:
                 yield from error.problems
             return
         yield from self._strangers(masks, context)
+        yield from self._left_dense(masks, context)
         yield from self._misshapen(masks, [layer for _, layer in context.anatomy.layers()])
+
+    def _not_allocated(self, context: PlanContext) -> str:
+        """Say how to have the masks' own counts kept, where the recipe allocates otherwise."""
+        head = f"it keeps as many weights as the masks do, and the recipe allocates by {context.recipe.allocate.use}"
+        shared = [spec for _, spec in context.recipe.prune.with_inner("prune") if spec.kind == "pruner"]
+        if any(spec.built == self for spec in shared):
+            return f"{head}: leave allocate and sparsity out, or write a pattern that the masks keep"
+        return (
+            f"{head}, for the other towers are pruned by {context.recipe.prune.use}. Masks are for all towers or for "
+            f"none: write them under prune:; or let the other towers keep as many weights as their masks do, by "
+            f"allocate: {{use: from_masks, path: …}} without sparsity; or write a pattern that the masks keep"
+        )
 
     def _strangers(self, masks: NamedMasks, context: PlanContext) -> Iterator[str]:
         """Say which masks are of nothing that this model has, or prune what is no layer of it."""
@@ -98,6 +108,23 @@ class FromMasks:
                 f"{self.path}: it prunes what is no layer here: {listed(pruned, _FEW)}. Take these masks out, or name "
                 f"under include: what may be pruned"
             )
+
+    def _left_dense(self, masks: NamedMasks, context: PlanContext) -> Iterator[str]:
+        """Say which towers the masks prune that are kept by default, where the recipe does not say what it wants."""
+        if self.zeros:  # what is not pruned may hold zeros, too
+            return
+        said = {*context.recipe.included, *context.recipe.towers}
+        for tower in context.anatomy.towers:
+            if tower.prunable or tower.name in said:
+                continue
+            counts = [masks.kept(layer.name) for _, layer in context.anatomy.layers(tower.blocks)]
+            pruned = sum(count is not None and count[0] < count[1] for count in counts)
+            if pruned:
+                yield (
+                    f"{self.path}: it prunes {pruned} layers of the tower {tower.name}, which is kept whole by "
+                    f"default. Prune it here too, by include: [{tower.name}], or have it stay whole, by towers: "
+                    f"{{{tower.name}: keep}}"
+                )
 
     def _misshapen(self, masks: NamedMasks, layers: list[Layer]) -> Iterator[str]:
         for layer in layers:

@@ -152,6 +152,45 @@ def test_a_plan_is_taken_over_exactly(plain, plain_run, tmp_path):
     assert len(set(kept[0].values())) > 2
 
 
+def test_a_plan_says_how_much_is_pruned_and_an_edited_one_leaves_layers_dense(plain, plain_run, pico, tmp_path):
+    keys = {"score": None, "sparsity": None, "prune": "magnitude", "evaluate": None, "export": None}
+    plan = read_sealed(plain_run.folder / "plan.json")
+    for name, layer in plan["layers"].items():
+        layer["keep"] = layer["size"] if ".layers.0." in name else layer["size"] // 3
+    (tmp_path / "edited.json").write_text(json.dumps(plan))
+    for path in (plain_run.folder, tmp_path / "edited.json"):
+        recipe = plain(**keys, allocate={"use": "from_file", "path": str(path)})
+        run = ecoflap.run(recipe, folder=tmp_path / f"of-{path.name}")
+        wanted = plain_run.plan.dump() if path == plain_run.folder else plan
+        assert {name: layer.keep for name, layer in run.plan.layers.items()} == {
+            name: layer["keep"] for name, layer in wanted["layers"].items()
+        }
+        check(run, pico / "model", None)
+
+
+def test_a_plan_with_patterns_is_refused_where_they_would_be_lost(plain, plain_run, tmp_path):
+    plan = read_sealed(plain_run.folder / "plan.json")
+    name = list(plan["layers"])[1]
+    plan["layers"][name]["pattern"] = "1:4"
+    file = tmp_path / "edited.json"
+    file.write_text(json.dumps(plan))
+    keys = {"score": None, "prune": "magnitude", "evaluate": None, "export": None}
+    with pytest.raises(RecipeError) as refused:
+        ecoflap.run(plain(**keys, allocate={"use": "from_file", "path": str(file)}), folder=tmp_path / "run")
+    (told,) = refused.value.problems
+    assert told.startswith(f"allocate: {file}: it has patterns, 1:4 in 1 layers ({name}), and this takes over counts")
+    whole = plain(**keys, sparsity="2:4")
+    of = ecoflap.run(whole, folder=tmp_path / "whole").folder
+    with pytest.raises(RecipeError, match=r"it has patterns, 2:4 in \d+ layers"):
+        ecoflap.run(plain(**keys, allocate={"use": "from_file", "path": str(of)}), folder=tmp_path / "run")
+    # its only tower has the pattern here too, so that none is lost
+    own = {"language": {"sparsity": "2:4"}}
+    kept = ecoflap.run(
+        plain(**keys, towers=own, allocate={"use": "from_file", "path": str(of)}), folder=tmp_path / "kept"
+    )
+    assert {layer.pattern for layer in kept.plan.layers.values()} == {"2:4"}
+
+
 def test_scores_are_taken_from_another_run(plain, plain_run, tmp_path):
     first = plain_run
     second = ecoflap.run(plain(score={"use": "from_run", "run": str(first.folder)}), folder=tmp_path / "second")

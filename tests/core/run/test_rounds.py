@@ -317,6 +317,22 @@ def test_reuse_takes_the_dense_evaluation_over_and_no_scores(recipe, plain, unbr
     assert (back.folder / "scores.jsonl").read_bytes() == (other.folder / "scores.jsonl").read_bytes()
 
 
+def test_one_round_is_none_and_may_stand_beside_what_has_no_rounds(plain, tmp_path):
+    keys = {"score": None, "sparsity": "2:4", "prune": "magnitude", "evaluate": None, "export": None}
+    run, without = (ecoflap.run(plain(**keys, rounds=n), folder=tmp_path / f"of-{n}") for n in (1, None))
+    assert run.plan == without.plan
+    masks = {"use": "from_masks", "path": str(run.folder)}
+    taken = ecoflap.run(plain(**{**keys, "sparsity": None, "prune": masks}, rounds=1), folder=tmp_path / "taken")
+    assert taken.plan.keep == run.plan.keep
+
+
+def test_a_pattern_that_does_not_fit_is_told_once(plain, tmp_path):
+    with pytest.raises(RecipeError) as refused:
+        ecoflap.run(plain(score=None, sparsity="2:5", prune="magnitude"), folder=tmp_path / "run")
+    (told,) = refused.value.problems
+    assert told.startswith("pattern 2:5: the inputs of ")
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [

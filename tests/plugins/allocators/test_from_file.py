@@ -1,11 +1,13 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sealed_by_hand import write_sealed
 
-from ecoflap.core.budget.counts import Group
+from ecoflap.core.budget.counts import Group, keep_count
 from ecoflap.core.errors import EcoflapError
-from ecoflap.plugins.allocators.from_file import FromFile, ecoflap_register_allocators
+from ecoflap.plugins.allocators.from_file import FromFile, _sparsity_that_leaves, ecoflap_register_allocators
 
 PLAN = {
     "version": 1,
@@ -85,9 +87,25 @@ def test_other_sizes(plan):
         FromFile(plan)([Group("layers.1", 9, 0.0, ("layers.1.q",))], 5)
 
 
-def test_another_budget_says_both_numbers(plan):
-    with pytest.raises(EcoflapError, match=r"keeps 12 .* sparsity 11"):
+def test_it_says_what_it_keeps_where_it_can_tell(plan, tmp_path):
+    assert FromFile(plan).keeps(["layers.0.q", "layers.1.q"]) == 8
+    assert FromFile(plan).keeps(["layers.0.q", "layers.7.q"]) is None
+    assert FromFile(tmp_path / "nowhere").keeps(["layers.0.q"]) is None
+    plan.write_text("{")
+    assert FromFile(plan).keeps(["layers.0.q"]) is None
+
+
+def test_another_budget_says_both_numbers_and_a_sparsity_that_fits(plan):
+    with pytest.raises(EcoflapError, match=r"keeps 12 .* sparsity 11\. Leave sparsity out.* write 0\.5$"):
         FromFile(plan)(GROUPS, 11)
+
+
+@given(st.integers(1, 10**10).flatmap(lambda size: st.tuples(st.integers(0, size), st.just(size))))
+def test_the_sparsity_that_is_told_fits(counts):
+    kept, size = counts
+    share = _sparsity_that_leaves(kept, size)
+    assert 0 <= share <= 1
+    assert keep_count(size, share) == kept
 
 
 @pytest.mark.parametrize("bounds", [{"floor": 6}, {"cap": 4}])

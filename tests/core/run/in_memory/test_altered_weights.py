@@ -148,6 +148,13 @@ def test_rounds_and_masks_of_elsewhere_are_no_pruning_of_before(plain, tmp_path)
     assert not [one for run in (rounds, taken, own) for one in run.report.warnings if ZERO in one]
 
 
+def test_a_plan_that_says_how_much_is_pruned_does_not_hide_it(plain, tmp_path):
+    first = ecoflap.run(plain(**SHORT), folder=tmp_path / "first")
+    keys = {**SHORT, "sparsity": None, "allocate": {"use": "from_file", "path": str(first.folder)}}
+    again = ecoflap.run(plain(**{**keys, "model": str(first.folder / "model")}), folder=tmp_path / "again")
+    assert any(ZERO in one for one in again.report.warnings)
+
+
 def test_16_bits_make_no_zeros_that_are_told(plain, pico_llama, pico_tokenizer, tmp_path):
     model = pico_llama(dtype=torch.float16)
     for layer in model.model.layers:
