@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from inspect import signature
 
-from jaxtyping import Int64
+import torch
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.experts import experts_in_one_product
@@ -50,16 +50,17 @@ class CausalLMWithPast(nn.Module):
         return logits, *content(cache, len(past) // 2)
 
 
-def _positions(
-    model: nn.Module, ids: Int64[Tensor, "batch said"], mask: Int64[Tensor, "batch total"]
-) -> dict[str, Tensor]:
-    """Give the positions of tokens where a model takes them, as ``generate`` makes them: padding counts for nothing.
+# Its signature has no shapes: where they are checked, as in the tests, a trace would hold the check.
+def _positions(model: nn.Module, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Give the positions of tokens where a model takes them, counted as ``generate`` does from the first real one on.
 
     Without them a model that learnt a vector for each position, as GPT-2, would count padding on the left.
     """
     if "position_ids" not in signature(model.forward).parameters:
         return {}
-    return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, mask.shape[1] - ids.shape[1] :]}
+    before = (mask.cumsum(1) == 0).sum(1, keepdim=True)
+    counted = (torch.ones_like(mask).cumsum(1) - 1 - before).clamp(min=0)
+    return {"position_ids": counted[:, mask.shape[1] - ids.shape[1] :]}
 
 
 class FromEmbeddings(nn.Module):

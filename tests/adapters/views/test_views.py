@@ -365,8 +365,9 @@ def test_a_step_with_a_cache_is_that_of_the_whole_text(name: str, begins: int):
     view = case.views["decoder_with_past"]
     ids, mask = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(1)), torch.ones(2, 7).long()
     mask[1, 0] = 0
+    counted = torch.stack([torch.arange(7), torch.arange(-1, 6).clamp(min=0)])  # from each text's first word on
     with torch.no_grad():
-        whole = case.model(input_ids=ids, attention_mask=mask, use_cache=True)
+        whole = case.model(input_ids=ids, attention_mask=mask, position_ids=counted, use_cache=True)
     kept = [tensor for layer in layers_of(cache_of(whole)) for tensor in layer[:2]]
     past = [tensor[:, :, :begins] for tensor in kept]
     logits, *present = step(view, {"input_ids": ids[:, begins:], "attention_mask": mask}, past)

@@ -31,7 +31,7 @@ IDS = [np.array(5), np.array([-1, 0, 16, 47, -48]), np.arange(12).reshape(3, 4) 
 def looked_up(words, ids):
     """What an embedding whose rows are rounded gives, in plain numpy."""
     scales = np.abs(words).max(1) / np.float32(127)
-    numbers = np.rint(words / np.where(scales, scales, 1).astype(np.float64)[:, None])
+    numbers = np.rint(words / np.where(scales, scales, 1).astype(np.float64)[:, None]) + 0.0  # whole numbers have no -0
     return (numbers.astype(np.float32) * scales[:, None])[ids]
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.options import (
-    AdapterOptions,
     DatasetOptions,
     EvaluatorOptions,
     ExporterOptions,
