@@ -93,6 +93,7 @@ class HalfOfDense:
 
 
 def test_pruners_see_the_weights_that_the_checkpoint_has(tmp_path):
+    pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
     recipe = recipe_of("llama", tmp_path, rounds=3, sparsity=0.6, prune=HalfOfDense)
     ecoflap.run(recipe, folder=tmp_path / "disk")
     ecoflap.run(in_memory(recipe), folder=tmp_path / "memory")
