@@ -63,8 +63,8 @@ class Coverage:
 
         Matrices outside the blocks that the adapter offers are not among them.
         """
-        outside = [tower.name for tower in self.anatomy.towers if tower.outside]
-        mine = [name for name in self._matrices if (block := self._block_of(name)) and block.tower not in outside]
+        found = ((name, self._block_of(name)) for name in self._matrices)
+        mine = [name for name, block in found if block and not self.anatomy.is_outside(block)]
         in_blocks = {*mine, *(name for name in self._matrices if name in self._stack_of)}
         return sum(map(self._covered, in_blocks)), sum(self._parameters[name].numel() for name in in_blocks)
 

@@ -180,8 +180,8 @@ class Replay(RecordedModel):
     def _drifts(self, i: int) -> dict[str, list[list[Tensor]]]:
         """Say by its tower how far block ``i`` turns each position, batch by batch and call by call."""
         block, layers = self.blocks[i], self.anatomy.layers_of[self.blocks[i].name]
-        is_outside = any(tower.outside for tower in self.anatomy.towers if tower.name == block.tower)
-        if is_outside or layers[0].layout == "selected":  # a single matrix turns nothing: it gives another space
+        # A single matrix turns nothing: it gives another space.
+        if self.anatomy.is_outside(block) or layers[0].layout == "selected":
             return {}
         found = [
             [turned(block, layers, call, self.tokens(number, block.tower, call.number) > 0) for call in calls]

@@ -211,6 +211,10 @@ class Anatomy:
         """Give the blocks of all towers, in the order they run."""
         return tuple(block for tower in self.towers for block in tower.blocks)
 
+    def is_outside(self, block: Block) -> bool:
+        """Say whether a block is a single matrix outside the blocks."""
+        return any(tower.outside for tower in self.towers if tower.name == block.tower)
+
     @property
     def dtype(self) -> torch.dtype:
         """Give the type that most weights of its layers are in: those of one tower may be in another than the rest."""

@@ -139,8 +139,7 @@ class BlockwisePruning:
     def _refiners(self, index: int) -> Sequence[PartSpec]:
         """Give the refiners of a block. A single matrix outside the blocks has nothing that it could mend."""
         block = self.replay.blocks[index]
-        outside = {tower.name for tower in self.replay.anatomy.towers if tower.outside}
-        return () if block.tower in outside else self.refiners_of.get(block.tower, ())
+        return () if self.replay.anatomy.is_outside(block) else self.refiners_of.get(block.tower, ())
 
     @cached_property
     def _files(self) -> BlockFiles:

@@ -205,7 +205,7 @@ class Recipe(Keys):
     @property
     def round_count(self) -> int:
         """Say how often the model is scored, allocated and pruned."""
-        return len(self.rounds) if isinstance(self.rounds, tuple) else self.rounds or 1
+        return rounds_in(self.rounds)
 
     @property
     def included(self) -> frozenset[str]:
@@ -282,6 +282,11 @@ def may_change() -> tuple[str, ...]:
 def scores_depend_on() -> tuple[str, ...]:
     """Name the keys that scores depend on."""
     return tuple(name for name, key in _declared(Recipe) if key.scores)
+
+
+def rounds_in(rounds: int | tuple[float, ...] | None) -> int:
+    """Count the rounds that a recipe's ``rounds`` stands for; 1 where it says none."""
+    return len(rounds) if isinstance(rounds, tuple) else rounds or 1
 
 
 def not_the_method() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from ecoflap.core.disk.sealed_lines import has_seal
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.errors import RunError
+from ecoflap.core.recipe.schema import rounds_in
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.recorded_recipe import RecordedRecipe
@@ -188,13 +189,8 @@ class Report(_Entry):
     def method(self) -> str:
         """Name the parts that the run used, such as ``zeroth_order → ecoflap → wanda``, and how many rounds it took."""
         parts = " → ".join([self.allocation, self.recipe.prune.use, *(one.use for one in self.recipe.refine)])
-        return f"{parts}, {self.round_count} rounds" if self.round_count > 1 else parts
-
-    @property
-    def round_count(self) -> int:
-        """Give how many rounds it took; 1 where the recipe says none."""
-        rounds = self.recipe.rounds
-        return len(rounds) if isinstance(rounds, tuple) else rounds or 1
+        count = rounds_in(self.recipe.rounds)
+        return f"{parts}, {count} rounds" if count > 1 else parts
 
     @property
     def allocation(self) -> str:

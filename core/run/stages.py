@@ -87,6 +87,16 @@ class RunState:
         """Give what is to be run."""
         return self.prepared.recipe
 
+    @property
+    def left(self) -> PackedMasks:
+        """Give the masks that the round before has left; none in the first."""
+        return self.before.masks if self.before else PackedMasks()
+
+    @property
+    def weights_before_rounds(self) -> Mapping[str, Tensor]:
+        """Give what weights were before the first round, where somebody looks at them; none in that, which has them."""
+        return self.dense_weights if self.before else {}
+
     def stage(self, name: str) -> str:
         """Name a stage of this round."""
         return stage_of_round(name, self.number)
@@ -239,7 +249,7 @@ def _made(
 
 def _trials(state: RunState) -> PlanTrials:
     batches, held_out = state.data.batches(state.recipe.calibration), state.recipe.allocate.options.held_out
-    prepared, left = state.prepared, state.before.masks if state.before else PackedMasks()
+    prepared = state.prepared
     copied = prepared.size * prepared.dtype.itemsize  # the weights that a trial puts back
     spare = max(0, spare_for_pruning(prepared) - copied)
     return PlanTrials(
@@ -250,8 +260,8 @@ def _trials(state: RunState) -> PlanTrials:
         state.folder,
         state.log,
         tokens=prepared.tokens,
-        left=left,
-        dense_weights=state.dense_weights if state.before else {},
+        left=state.left,
+        dense_weights=state.weights_before_rounds,
         sequential=state.recipe.sequential,
         shards=state.model.shards,
         ranks=state.ranks,
@@ -323,8 +333,8 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
             dense=dense,
             sequential=state.recipe.sequential,
             tokens_of=prepared.tokens(made.tokens),
-            left=state.before.masks if state.before else PackedMasks(),
-            dense_weights=state.dense_weights if state.before else {},
+            left=state.left,
+            dense_weights=state.weights_before_rounds,
             shards=state.model.shards(state.folder.blocks),
         )()
     del replay

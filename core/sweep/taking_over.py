@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from ecoflap.core.recipe.schema import rounds_in
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import code_of_scores, what_scores_depend_on
@@ -34,7 +35,7 @@ def earlier_runs(target: Path, runs: Sequence[PlannedRun]) -> Iterator[EarlierRu
             continue
         report = read_report(folder.report)
         recipe = report.recipe.plain()
-        at_once = report.looked_at_scores and report.round_count == 1
+        at_once = report.looked_at_scores and rounds_in(report.recipe.rounds) == 1
         scores = json.dumps(what_scores_depend_on(recipe)) if at_once else ""
         yield EarlierRun(folder, json.dumps(recipe["model"]), scores)
 
