@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "../src/int8.h"
+#include "../src/tiles.h"
 #include "huge_pages.h"
 
 namespace ecoflap {
@@ -29,18 +30,19 @@ const float *arranged(const float *x, int64_t batch, const Matrix &w, int64_t mo
 struct Work {
   const Task &task;
   Product product;
+  Panel panel;      // where x lies in tiles; else null
   int64_t each;     // blocks that are done at a time
   bool all_finite;  // or a row of x is computed in float: that of an int8 product which cannot be rounded
   std::atomic<bool> damaged{false};
 
   static void one(void *work, size_t share) {
     Work &all = *static_cast<Work *>(work);
-    int64_t first = int64_t(share) * all.each, end = first + all.each, blocks = all.task.weight.blocks;
-    for (int64_t block = first; block < (end < blocks ? end : blocks); ++block)
-      if (!all.product(all.task, block))
-        all.damaged = true;
-      else if (!all.all_finite)
-        put_not_finite(all.task, block);
+    int64_t first = int64_t(share) * all.each, blocks = all.task.weight.blocks;
+    int64_t last = first + all.each < blocks ? first + all.each : blocks;
+    if (!multiplied(all.task, all.product, all.panel, first, last))
+      all.damaged = true;
+    else
+      for (int64_t block = first; !all.all_finite && block < last; ++block) put_not_finite(all.task, block);
   }
 };
 
@@ -77,7 +79,7 @@ template <bool kScaled>
 void PackedLinear<kScaled>::multiply(OrtKernelContext *context, const float *x, int64_t batch, float *y) const {
   const Matrix &w = weight_;
   if (w.outputs == 0) return;
-  int64_t each = is_int8(w.type) ? rows_at_a_time(w) : batch;
+  int64_t each = is_int8(w.type) ? rows_at_a_time(*path_, w, batch) : batch;
   for (int64_t first = 0; first < batch; first += each) {
     int64_t rows = batch - first < each ? batch - first : each;
     multiply_some(context, x + first * w.inputs, rows, y + first * w.outputs);
@@ -93,11 +95,13 @@ void PackedLinear<kScaled>::multiply_some(OrtKernelContext *context, const float
   task.weight = w, task.batch = batch, task.y = y, task.in_out = ECOFLAP_FLOAT32;
   task.given = x, task.stride = w.inputs;
   if (is_int8(w.type))
-    round_rows(&task, *path_, memory_for_x(rounded_bytes(w, batch)));
+    round_rows(&task, *path_, memory_for_x(rounded_bytes(*path_, w, batch)), 1);
   else
     task.x = arranged(x, batch, w, path_->rows[kind], memory);
   int64_t bytes = (w.kept * size_of(w.type) / w.blocks + 2 * w.padded + 1) * batch;
-  Work work{task, path_->product[kind], bytes > kWorthwhile ? 1 : kWorthwhile / bytes, all_finite(task)};
+  bool in_tiles = is_int8(w.type) && lies_in_tiles(*path_, w, batch);
+  int64_t each = in_tiles ? blocks_of_panel(bands_of(w, batch)) / 2 : bytes > kWorthwhile ? 1 : kWorthwhile / bytes;  // how many threads, who knows
+  Work work{task, path_->product[kind], in_tiles ? path_->panel[kind] : nullptr, each, all_finite(task)};
   int64_t shares = (w.blocks + work.each - 1) / work.each;
   if (shares == 1)
     Work::one(&work, 0);

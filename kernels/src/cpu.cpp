@@ -60,7 +60,7 @@ bool may_use_tiles() {
 
 bool has_amx() {
   Registers seven = cpuid(7, 0);
-  return has_avx512_bf16() && bit(seven.d, 22) && bit(seven.d, 24) && saves(0x600e6) && may_use_tiles();
+  return has_avx512_bf16() && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) && saves(0x600e6) && may_use_tiles();
 }
 #else
 bool has_avx2() { return false; }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "numbers.h"
+#include "tiles.h"
 
 namespace ecoflap {
 namespace {
@@ -34,14 +35,14 @@ FOR_EACH_CPU void to_floats(int type, const void *row, int64_t count, float *out
     for (int64_t k = 0; k < count; ++k) out[k] = number_at(type, row, k);
 }
 
-// The scale of a row in float64; NaN where something in it is not finite.
-FOR_EACH_CPU double scale_of(const float *row, int64_t count, double whole) {
+// The bits of the largest absolute value.
+FOR_EACH_CPU int32_t most_bits(const float *row, int64_t count) {
   int32_t most = 0;
   for (int64_t k = 0; k < count; ++k) {
     int32_t size = size_bits(row[k]);
     most = size > most ? size : most;
   }
-  return most < kInfinity ? double(float_of(uint32_t(most))) / whole : double(NAN);
+  return most;
 }
 
 FOR_EACH_CPU void round_row(const float *row, int64_t count, double scale, int16_t *out) {
@@ -51,13 +52,13 @@ FOR_EACH_CPU void round_row(const float *row, int64_t count, double scale, int16
     for (int64_t k = 0; k < count; ++k) out[k] = int16_t(nearest(double(row[k]) * times));
 }
 
-// Lays a row out, `together` of which go side by side.
-void put_int16(const int16_t *row, int64_t padded, int64_t together, uint8_t *to) {
-  for (int64_t k = 0; k < padded; k += 4) memcpy(to + 2 * k * together, row + k, 4 * sizeof(int16_t));
+// Lays a piece of a row out, `together` of which go side by side.
+void put_int16(const int16_t *row, int64_t count, int64_t together, uint8_t *to) {
+  for (int64_t k = 0; k < count; k += 4) memcpy(to + 2 * k * together, row + k, 4 * sizeof(int16_t));
 }
 
-FOR_EACH_CPU void put_planes(const int16_t *row, int64_t padded, int64_t together, bool two, uint8_t *to) {
-  for (int64_t k = 0; k < padded; k += 4)
+FOR_EACH_CPU void put_planes(const int16_t *row, int64_t count, int64_t together, bool two, uint8_t *to) {
+  for (int64_t k = 0; k < count; k += 4)
     for (int64_t i = 0; i < 4; ++i) {
       uint32_t value = uint32_t(int32_t(row[k + i]) + (two ? 32768 : 128));
       uint8_t *at = to + (two ? 2 : 1) * k * together + i;
@@ -65,6 +66,82 @@ FOR_EACH_CPU void put_planes(const int16_t *row, int64_t padded, int64_t togethe
       if (two) at[4] = uint8_t(value);
     }
 }
+
+FOR_EACH_CPU void put_bytes(const int16_t *row, int64_t count, int32_t added, int shift, uint8_t *to) {
+  for (int64_t k = 0; k < count; ++k) to[k] = uint8_t(uint32_t(int32_t(row[k]) + added) >> shift);
+}
+
+constexpr int64_t kPiece = 1024;      // columns that are rounded at a time, on the stack
+constexpr int64_t kRowsOfAShare = 32;  // a whole number of bands, and of groups of rows that go side by side
+
+// Rounds rows, some of them by each thread.
+struct Rounding {
+  const Task &task;
+  const Path &path;
+  double *scales;
+  uint8_t *x;
+
+  static void some(void *context, int64_t share) {
+    const Rounding &all = *static_cast<Rounding *>(context);
+    int64_t first = share * kRowsOfAShare, last = first + kRowsOfAShare;
+    for (int64_t row = first; row < last && row < all.task.batch; ++row) all.round(row);
+  }
+
+ private:
+  const Matrix &w() const { return task.weight; }
+
+  void round(int64_t row) const {
+    int real = real_type(w().type);
+    const uint8_t *given = static_cast<const uint8_t *>(task.given) + row * task.stride * real_size(real);
+    float floats[kPiece];
+    int32_t most = 0;
+    for (int64_t k = 0; k < w().inputs; k += kPiece) {
+      to_floats(real, given + k * real_size(real), columns_from(k, w().inputs), floats);
+      int32_t own = most_bits(floats, columns_from(k, w().inputs));
+      most = own > most ? own : most;
+    }
+    // In float64; NaN where something in the row is not finite.
+    scales[row] = most < kInfinity ? double(float_of(uint32_t(most))) / most_of(w().type) : double(NAN);
+    for (int64_t k = 0; k < w().padded; k += kPiece) {
+      int16_t line[kPiece] = {};
+      int64_t count = columns_from(k, w().inputs);
+      if (count > 0) {
+        to_floats(real, given + k * real_size(real), count, floats);
+        round_row(floats, count, scales[row], line);
+      }
+      put(row, k, line, columns_from(k, w().padded));
+    }
+  }
+
+  static int64_t columns_from(int64_t first, int64_t columns) {
+    return columns - first < kPiece ? columns - first : kPiece;
+  }
+
+  void put(int64_t row, int64_t column, const int16_t *line, int64_t count) const {
+    int type = w().type;
+    if (lies_in_tiles(path, w(), task.batch)) return put_in_tiles(row, column, line, count);
+    int64_t most = path.rows[kind_of(type)], group = row / most * most, together = most;
+    while ((together = rows_from(group, task.batch, together)) <= row - group) group += together;
+    int64_t bytes = path.reads_planes && rounds_x_to_int8(type) ? 1 : 2;
+    uint8_t *to = x + (group * w().padded + column * together + 4 * (row - group)) * bytes;
+    if (path.reads_planes)
+      put_planes(line, count, together, bytes == 2, to);
+    else
+      put_int16(line, count, together, to);
+  }
+
+  void put_in_tiles(int64_t row, int64_t column, const int16_t *line, int64_t count) const {
+    uint8_t bytes[kPiece];
+    bool two = has_planes(w().type);
+    int64_t tiles = rounded(count, kTileLine) / kTileLine, from = column / kTileLine * kTileBytes;
+    for (int low = 0; low < (two ? 2 : 1); ++low) {
+      put_bytes(line, count, two ? 32768 : 128, two && !low ? 8 : 0, bytes);
+      put_line(bytes, count, tiles, place_in_tiles(w(), row, low, x) + from);
+    }
+  }
+};
+
+int64_t scales_bytes(int64_t batch) { return rounded(batch * int64_t(sizeof(double)), kLine); }
 
 bool is_finite(float value) { return size_bits(value) < kInfinity; }
 
@@ -95,34 +172,17 @@ void add_up(const Matrix &m, int64_t block, Expand expand, int64_t *sums) {
   }
 }
 
-int64_t rounded_bytes(const Matrix &w, int64_t batch) {
-  int64_t scales = rounded(batch * int64_t(sizeof(double)), kLine), row = w.padded * int64_t(sizeof(int16_t));
-  return scales + batch * row + row + w.padded * int64_t(sizeof(float));
+int64_t rounded_bytes(const Path &path, const Matrix &w, int64_t batch) {
+  bool in_tiles = lies_in_tiles(path, w, batch);
+  return scales_bytes(batch) + (in_tiles ? bands_of(w, batch) * band_bytes(w) : batch * w.padded * int64_t(sizeof(int16_t)));
 }
 
-void round_rows(Task *task, const Path &path, void *memory) {
-  const Matrix &w = task->weight;
-  int real = real_type(w.type);
-  int64_t most = path.rows[kind_of(w.type)], bytes = path.reads_planes && rounds_x_to_int8(w.type) ? 1 : 2;
-  double *scales = static_cast<double *>(memory);
-  uint8_t *x = static_cast<uint8_t *>(memory) + rounded(task->batch * int64_t(sizeof(double)), kLine);
-  int16_t *line = reinterpret_cast<int16_t *>(x + task->batch * w.padded * int64_t(sizeof(int16_t)));
-  float *floats = reinterpret_cast<float *>(line + w.padded);
-  memset(line, 0, size_t(w.padded) * sizeof(int16_t));
-  int64_t together = 1;
-  for (int64_t row = 0, in_group = 0; row < task->batch; ++row, ++in_group) {
-    if (row == 0 || in_group == together) in_group = 0, together = rows_from(row, task->batch, most);
-    to_floats(real, static_cast<const uint8_t *>(task->given) + row * task->stride * real_size(real), w.inputs, floats);
-    scales[row] = scale_of(floats, w.inputs, most_of(w.type));
-    round_row(floats, w.inputs, scales[row], line);
-    uint8_t *to = x + ((row - in_group) * w.padded + 4 * in_group) * bytes;
-    if (path.reads_planes)
-      put_planes(line, w.padded, together, bytes == 2, to);
-    else
-      put_int16(line, w.padded, together, to);
-  }
+void round_rows(Task *task, const Path &path, void *memory, int threads) {
+  uint8_t *x = static_cast<uint8_t *>(memory) + scales_bytes(task->batch);
+  Rounding all{*task, path, static_cast<double *>(memory), x};
+  in_parallel(threads, rounded(task->batch, kRowsOfAShare) / kRowsOfAShare, Rounding::some, &all);
   task->x = x;
-  task->scales = scales;
+  task->scales = all.scales;
 }
 
 bool all_finite(const Task &task) {

@@ -20,10 +20,10 @@ const char *round_weights(int type, const void *values, int64_t count, float *sc
 void add_up(const Matrix &m, int64_t block, Expand expand, int64_t *sums);
 
 // Memory that rounding x takes.
-int64_t rounded_bytes(const Matrix &w, int64_t batch);
+int64_t rounded_bytes(const Path &path, const Matrix &w, int64_t batch);
 
 // Rounds all rows of x into `memory`, which is aligned to lines; task.x and task.scales are there then.
-void round_rows(Task *task, const Path &path, void *memory);
+void round_rows(Task *task, const Path &path, void *memory, int threads);
 
 // Whether every row of x was rounded, or is float as it is.
 bool all_finite(const Task &task);

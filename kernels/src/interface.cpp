@@ -9,6 +9,7 @@
 #include "int8.h"
 #include "numbers.h"
 #include "reorder.h"
+#include "tiles.h"
 
 namespace ecoflap {
 
@@ -123,6 +124,9 @@ Shares shared_out(int64_t blocks, int threads) {
 // Of an X: its pairs take four bytes for each two of them, and that many bytes can be counted.
 constexpr int64_t kMostElements = INT64_MAX / 8;
 
+// Of features: no path fills up to more.
+constexpr int64_t kGramRounding = 64;
+
 // What is less than this is done before another thread has woken up.
 constexpr int64_t kWorthwhile = 1 << 16;
 
@@ -131,20 +135,27 @@ int worthwhile(int threads, const Matrix &w, int64_t batch) {
   return work / threads < kWorthwhile ? 1 : threads;
 }
 
+// So many panels that no thread has one more than another, where there are that many blocks.
+Shares shared_out_in_panels(int64_t blocks, int64_t bands, int threads) {
+  int64_t panels = rounded((blocks + blocks_of_panel(bands) - 1) / blocks_of_panel(bands), threads);
+  return {blocks, panels == 0 ? 0 : rounded((blocks + panels - 1) / panels, 2)};
+}
+
 struct Multiplying {
   Task task;
   Product product;
+  Panel panel;  // where x lies in tiles; else null
   Shares shares;
   bool all_finite;  // or a row of x is computed in float: that of an int8 product which cannot be rounded
   std::atomic<bool> damaged{false};
 
   static void one(void *context, int64_t share) {
     Multiplying &all = *static_cast<Multiplying *>(context);
-    for (int64_t block = all.shares.first(share); block < all.shares.last(share); ++block)
-      if (!all.product(all.task, block))
-        all.damaged = true;
-      else if (!all.all_finite)
-        put_not_finite(all.task, block);
+    int64_t first = all.shares.first(share), last = all.shares.last(share);
+    if (!multiplied(all.task, all.product, all.panel, first, last))
+      all.damaged = true;
+    else
+      for (int64_t block = first; !all.all_finite && block < last; ++block) put_not_finite(all.task, block);
   }
 };
 
@@ -167,20 +178,25 @@ struct Unpacking {
 int multiply_some(const Path &path, Task task, int threads) {
   const Matrix &w = task.weight;
   int kind = kind_of(w.type);
+  bool in_tiles = lies_in_tiles(path, w, task.batch);
+  threads = worthwhile(threads, w, task.batch);
   if (is_int8(w.type))
-    round_rows(&task, path, memory_for_x(rounded_bytes(w, task.batch)));
+    round_rows(&task, path, memory_for_x(rounded_bytes(path, w, task.batch)), threads);
+  else if (in_tiles)
+    task.x = put_in_tiles(task, threads);
   else if (w.type == ECOFLAP_BFLOAT16 && path.reads_bfloat16)
     task.x = prepared<uint16_t>(task, path.rows[kind]);
   else
     task.x = prepared<float>(task, path.rows[kind]);
-  threads = worthwhile(threads, w, task.batch);
-  Multiplying all{task, path.product[kind], shared_out(w.blocks, threads), all_finite(task)};
+  int64_t bands = bands_of(w, task.batch);
+  Shares shares = in_tiles ? shared_out_in_panels(w.blocks, bands, threads) : shared_out(w.blocks, threads);
+  Multiplying all{task, path.product[kind], in_tiles ? path.panel[kind] : nullptr, shares, all_finite(task)};
   in_parallel(threads, all.shares.count(), Multiplying::one, &all);
   return all.damaged ? bad_matrix("its masks do not fit its kept values") : ECOFLAP_OK;
 }
 
 int multiply(const Path &path, const Task &all, int threads) {
-  int64_t each = rows_at_a_time(all.weight), size = real_size(all.in_out), first = 0;
+  int64_t each = rows_at_a_time(path, all.weight, all.batch), size = real_size(all.in_out), first = 0;
   do {
     Task some = all;
     some.batch = all.batch - first < each ? all.batch - first : each;
@@ -210,7 +226,7 @@ int64_t ecoflap_path_batch(int path, int type) {
 }
 
 int ecoflap_path_adds_grams(int path) {
-  return path_at(path) != nullptr && state_of(*path_at(path)) == ECOFLAP_USABLE && path_at(path)->add_panel != nullptr;
+  return path_at(path) != nullptr && state_of(*path_at(path)) == ECOFLAP_USABLE && path_at(path)->add_gram != nullptr;
 }
 
 int64_t ecoflap_packed_bytes(int type, int64_t outputs, int64_t inputs, int64_t kept) {
@@ -273,13 +289,13 @@ int ecoflap_add_gram(int path, const void *x, int64_t tokens, int64_t features, 
                      int threads) try {
   if (int code = unusable(path_at(path))) return code;
   if (!ecoflap_path_adds_grams(path)) return refused(ECOFLAP_NO_PATH, "this path leaves Gram matrices to a dense library");
-  if (tokens < 0 || features < 0 || features > kMostElements - kPanel || tokens > kMostElements / (features + kPanel) ||
-      (tokens > 1 && stride < features))
+  if (tokens < 0 || features < 0 || features > kMostElements - kGramRounding ||
+      tokens > kMostElements / (features + kGramRounding) || (tokens > 1 && stride < features))
     return refused(ECOFLAP_BAD_ARGUMENT, "there cannot be so many tokens or features, or rows of x overlap");
   if (tokens == 0 || features == 0) return ECOFLAP_OK;
   if (x == nullptr || sums == nullptr) return refused_null();
-  add_gram(path_at(path)->add_panel, static_cast<const uint16_t *>(x), tokens, features, stride,
-           static_cast<float *>(sums), threads < 1 ? 1 : threads);
+  path_at(path)->add_gram({static_cast<const uint16_t *>(x), tokens, features, stride}, static_cast<float *>(sums),
+                          threads < 1 ? 1 : threads);
   return ECOFLAP_OK;
 } catch (const std::bad_alloc &) {
   return refused(ECOFLAP_BAD_ARGUMENT, "there is not enough memory");

@@ -8,7 +8,7 @@ namespace ecoflap {
 
 // A product that is asked for: y = x W' + bias. Rows of x are `padded` long, with zeros behind the last input. Several
 // rows that are multiplied together lie pair of columns by pair of columns: those two inputs of each row, then the next.
-// With int8 they lie by fours, in whole numbers: int8.h.
+// With int8 they lie by fours, in whole numbers: int8.h. Where a path multiplies in tiles they lie as tiles.h says.
 struct Task {
   Matrix weight;
   const void *x;         // float32, or as the weight where the path says so
@@ -23,6 +23,9 @@ struct Task {
 
 // Computes one block's outputs for the whole batch; false where the block's values do not end where they should.
 using Product = bool (*)(const Task &task, int64_t block);
+
+// The same for several blocks, from `first` to before `last`, with x in tiles.
+using Panel = bool (*)(const Task &task, int64_t first, int64_t last);
 
 // Writes the next 32 columns of a block as they would lie if none were pruned; returns where the values after them are.
 using Expand = const uint8_t *(*)(int type, const uint16_t *masks, const uint8_t *values, void *tile);
@@ -45,26 +48,21 @@ struct Path {
   Expand expand;
   ToRows to_rows;        // or null: expanded, then put one by one; not for int8
   int64_t batch[kKinds]; // the largest that is faster here than a decoded panel and a dense library
-  AddPanel add_panel = nullptr;  // of a Gram matrix; null where a dense library's float32 is as fast, or may be
+  AddGram add_gram = nullptr;    // null where a dense library's float32 is as fast, or may be
+  Panel panel[kKinds] = {};      // or null, where nothing is multiplied in tiles
+  int64_t tiles_from[kKinds] = {};  // how many rows of x are multiplied in tiles, or more; 0 for none
 };
 
 constexpr int64_t kAnyBatch = INT64_MAX;
+constexpr int64_t kMostTiled = 1 << 16;  // columns: so many products of bytes are added up in 32 bits
 
 // Memory of this thread that is used again from call to call, aligned to lines; null where there is not enough. What x is
-// made to be lies apart from a block that is put in place.
-enum Purpose { kForX, kForBlock, kPurposes };
+// made to be lies apart from blocks that are put in place, and from sums that are not yet complete.
+enum Purpose { kForX, kForBlock, kForSums, kPurposes };
 void *scratch(Purpose purpose, int64_t bytes);
 
 // The same for x; where there is not enough, std::bad_alloc is thrown.
 void *memory_for_x(int64_t bytes);
-
-// How many rows of x are gone through at a time: they are read anew for every block, and more would not stay in a core's
-// cache.
-inline int64_t rows_at_a_time(const Matrix &w) {
-  constexpr int64_t kBytesOfX = 2 << 20;
-  int64_t rows = kBytesOfX / (w.padded * 2 + 1);
-  return rows < 64 ? 64 : rows / 16 * 16;
-}
 
 // How many rows are multiplied together from `row` on, where at most `most` are.
 inline int64_t rows_from(int64_t row, int64_t batch, int64_t most) {

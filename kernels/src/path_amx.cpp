@@ -1,16 +1,19 @@
-// AMX: 32 columns of a block, put in place, are the very tile that tdpbf16ps wants, so that up to 32 rows of x share
-// them (as in SparAMX: Abdelfattah et al., 2025). One row alone, and types other than bfloat16, go as on any AVX-512.
+// AMX: 32 columns of a block in bfloat16 (64 in int8), put in place, are the very tile that tdpbf16ps (tdpbusd) wants, so
+// that many rows of x share them (as in SparAMX: Abdelfattah et al., 2025). One row alone, few of int8, and types other
+// than these go as on any AVX-512. tiles.h says how x lies.
+//
+// Sums are in tiles 0 to 3: of the band's first run with one block and with the next, then of its second run. x is in 4
+// and 5, weights are in 6 and 7.
 #include "path.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__)
 #include "avx512_lanes.h"
+#include "tiles.h"
 
 namespace ecoflap {
 namespace {
 
-constexpr int64_t kTileRows = 16;
-constexpr int64_t kRowsAtOnce = 2 * kTileRows;
-constexpr int64_t kTileBytes = 1024;
+constexpr int64_t kMostBlocks = 16;  // of a panel
 
 struct TileShapes {
   uint8_t palette = 1, start_row = 0, zeros[14] = {};
@@ -18,105 +21,297 @@ struct TileShapes {
   uint8_t rows[16] = {};
 };
 
-// Sums are in tiles 0 and 1, rows of x in 4 and 5, weights in 7; `rows` are those of x, 32 at most.
-void set_shapes(int64_t rows) {
+// `first` and `second` are how many rows of x its two runs have here; what is not there has no shape.
+void set_shapes(int64_t first, int64_t second) {
   TileShapes shapes;
-  constexpr int kTiles[] = {0, 1, 4, 5, 7};
-  for (int tile : kTiles) {
-    bool second = tile == 1 || tile == 5;
-    int64_t own = tile == 7 ? kTileRows : second ? rows - kTileRows : rows;
-    if (own <= 0) continue;
-    shapes.row_bytes[tile] = 64;
-    shapes.rows[tile] = uint8_t(own < kTileRows ? own : kTileRows);
+  const int64_t rows[] = {first, first, second, second, first, second, kTileRows, kTileRows};
+  for (int tile = 0; tile < 8; ++tile) {
+    shapes.row_bytes[tile] = rows[tile] > 0 ? uint16_t(kTileLine) : 0;
+    shapes.rows[tile] = uint8_t(rows[tile]);
   }
   _tile_loadconfig(&shapes);
 }
 
-// A block's next 32 columns: where they are put in place, or where they lie already.
-template <bool Full>
-const uint8_t *next_tile(const uint16_t *masks, const uint8_t *&p, uint8_t *buffer) {
-  if (Full) return (p += kTileBytes) - kTileBytes;
+// What two blocks and a band add up to, or as much of it as there is.
+template <class Sum>
+struct alignas(kLine) Sums {
+  Sum of[2][2][kTileRows][kOutputs];  // by run, by block
+
+  void store(bool two_runs, bool two_blocks) {
+    _tile_stored(0, of[0][0], kTileLine);
+    if (two_blocks) _tile_stored(1, of[0][1], kTileLine);
+    if (two_runs) _tile_stored(2, of[1][0], kTileLine);
+    if (two_runs && two_blocks) _tile_stored(3, of[1][1], kTileLine);
+  }
+  void load(bool two_runs, bool two_blocks) const {
+    _tile_loadd(0, of[0][0], kTileLine);
+    if (two_blocks) _tile_loadd(1, of[0][1], kTileLine);
+    if (two_runs) _tile_loadd(2, of[1][0], kTileLine);
+    if (two_runs && two_blocks) _tile_loadd(3, of[1][1], kTileLine);
+  }
+};
+
+void begin_sums(bool two_runs, bool two_blocks) {
+  _tile_zero(0);
+  if (two_blocks) _tile_zero(1);  // of a tile without a shape no instruction is valid
+  if (two_runs) _tile_zero(2);
+  if (two_runs && two_blocks) _tile_zero(3);
+}
+
+// Products of bfloat16 are added up in float32.
+struct InBfloat16 {
+  using Sum = float;
+  static void add_first() { _tile_dpbf16ps(0, 4, 6); }
+  static void add_first_second() { _tile_dpbf16ps(1, 4, 7); }
+  static void add_second() { _tile_dpbf16ps(2, 5, 6); }
+  static void add_second_second() { _tile_dpbf16ps(3, 5, 7); }
+
+  static void finish(const Task &task, int64_t block, int64_t row, const float (&first)[kTileRows][kOutputs],
+                     const float (&second)[kTileRows][kOutputs]) {
+    for (int64_t i = 0; i < 2 * kTileRows && row + i < task.batch; ++i)
+      put_outputs(task, block, row + i, i < kTileRows ? first[i] : second[i - kTileRows]);
+  }
+};
+
+// Products of bytes, of which those of x have no sign, are added up in 32 bits.
+struct InBytes {
+  using Sum = int32_t;
+  static void add_first() { _tile_dpbusd(0, 4, 6); }
+  static void add_first_second() { _tile_dpbusd(1, 4, 7); }
+  static void add_second() { _tile_dpbusd(2, 5, 6); }
+  static void add_second_second() { _tile_dpbusd(3, 5, 7); }
+
+  static void finish(const Task &task, int64_t block, int64_t row, const int32_t (&first)[kTileRows][kOutputs],
+                     const int32_t (&second)[kTileRows][kOutputs]) {
+    bool planes = has_planes(task.weight.type);
+    for (int64_t i = 0; i < rows_of_band(task.weight.type) && row + i < task.batch; ++i) {
+      const int32_t *own = i < kTileRows ? first[i] : second[i - kTileRows];
+      int64_t sums[kOutputs];
+      for (int k = 0; k < kOutputs; ++k) sums[k] = planes ? 256 * int64_t(first[i][k]) + second[i][k] : own[k];
+      finish_whole(task, block, row + i, sums, planes ? Int8<2>::kAdded : Int8<1>::kAdded);
+    }
+  }
+};
+
+// A band of x: where its runs begin, and how many rows each has.
+struct Band {
+  Band(const Task &task, int64_t number) : first_row(number * rows_of_band(task.weight.type)) {
+    const Matrix &w = task.weight;
+    int64_t left = task.batch - first_row;
+    first = static_cast<const uint8_t *>(task.x) + number * band_bytes(w);
+    second = first + band_bytes(w) / 2;
+    rows = left < kTileRows ? left : kTileRows;
+    more_rows = has_planes(w.type) ? rows : left - rows < kTileRows ? left - rows : kTileRows;
+  }
+  int64_t first_row, rows, more_rows;
+  const uint8_t *first, *second;
+};
+
+// Puts the next 32 columns of a block in place; returns where the values after them are. What comes later is asked for,
+// line by line.
+inline const uint8_t *put_columns(int type, const uint16_t *masks, const uint8_t *p, uint8_t *to) {
   __builtin_prefetch(masks + kAhead / 8);
+  if (is_int8(type)) {
+    for (int64_t four = 0; four < kColumns / 4; ++four) {
+      __builtin_prefetch(p + kAhead);
+      _mm512_store_si512(to + kLine * four, bytes(mask_of_four(masks, four), p));
+    }
+    return p;
+  }
   for (int64_t pair = 0; pair < kColumns / 2; ++pair) {
     __builtin_prefetch(p + kAhead);
-    _mm512_store_si512(buffer + 64 * pair, words(mask_of(masks, pair), p));
+    _mm512_store_si512(to + kLine * pair, words(mask_of(masks, pair), p));
   }
-  return buffer;
-}
-
-void multiply_tile(const uint8_t *weights, const uint16_t *x, int64_t x_bytes, bool two) {
-  _tile_loadd(7, weights, 64);
-  _tile_loadd(4, x, x_bytes);
-  _tile_dpbf16ps(0, 4, 7);
-  if (!two) return;
-  _tile_loadd(5, reinterpret_cast<const uint8_t *>(x) + kTileRows * x_bytes, x_bytes);
-  _tile_dpbf16ps(1, 5, 7);
-}
-
-// A tile is multiplied when the one after it has been put in place: what was just written is slow to load. `p` is where
-// the block's values begin; returns where they end.
-template <bool Full>
-const uint8_t *multiply_rows(const Task &task, int64_t block, const uint8_t *p, int64_t row, int64_t rows) {
-  alignas(64) uint8_t buffers[2][kTileBytes];
-  const Matrix &w = task.weight;
-  const uint8_t *before = nullptr;
-  const uint16_t *x = static_cast<const uint16_t *>(task.x) + row * w.padded;
-  bool two = rows > kTileRows;
-  set_shapes(rows);
-  _tile_zero(0);
-  if (two) _tile_zero(1);  // of a tile without a shape no instruction is valid
-  for (int64_t c = 0; c < w.padded; c += kColumns) {
-    const uint8_t *tile = next_tile<Full>(w.masks_of(block) + c, p, buffers[c / kColumns & 1]);
-    if (before != nullptr) multiply_tile(before, x + c - kColumns, 2 * w.padded, two);
-    before = tile;
-  }
-  if (before != nullptr) multiply_tile(before, x + w.padded - kColumns, 2 * w.padded, two);
-  alignas(64) float sums[kRowsAtOnce][kOutputs];
-  _tile_stored(0, sums[0], 64);
-  if (two) _tile_stored(1, sums[kTileRows], 64);
-  _tile_release();
-  for (int64_t r = 0; r < rows; ++r) put_outputs(task, block, row + r, sums[r]);
   return p;
 }
 
-template <bool Full>
-bool in_tiles_of(const Task &task, int64_t block, Values values) {
-  for (int64_t row = 0; row < task.batch; row += kRowsAtOnce) {
-    int64_t left = task.batch - row, rows = left < kRowsAtOnce ? left : kRowsAtOnce;
-    if (multiply_rows<Full>(task, block, values.begin, row, rows) != values.end) return false;
+// Puts some tiles of a block where they would lie if nothing were pruned; returns where the values after them are.
+const uint8_t *put_tiles(const Matrix &w, int64_t block, int64_t first, int64_t last, const uint8_t *p, uint8_t *to) {
+  int64_t columns = kTileLine / size_of(w.type), bytes = kOutputs * kColumns * size_of(w.type);
+  const uint16_t *masks = w.masks_of(block);
+  for (int64_t c = first * columns; c < last * columns; c += kColumns, to += bytes) {
+    if (c < w.padded)
+      p = put_columns(w.type, masks + c, p, to);
+    else
+      memset(to, 0, size_t(bytes));  // half a tile, of int8
   }
-  return true;
+  return p;
 }
 
-bool in_tiles(const Task &task, int64_t block) {
-  if (task.batch == 1) return product<Bfloat16>(task, block);
+// Whether tiles lie in the packed matrix as they are multiplied.
+bool lies_in_place(const Matrix &w) { return w.full && w.padded * size_of(w.type) % kTileLine == 0; }
+
+// Few rows of x: each tile is taken out of the packed values for the band, and multiplied when the one after it has been
+// put in place: what was just written is slow to load.
+template <class In>
+bool multiply_band(const Task &task, int64_t block, const Band &band) {
+  alignas(kLine) uint8_t buffers[2][kTileBytes];
   const Matrix &w = task.weight;
-  if (w.full) return in_tiles_of<true>(task, block, values_of(w, block));
-  if (task.batch > kRowsAtOnce) {
-    Values whole = put_in_place(w, block, expand_512);
-    if (whole.begin != nullptr) return whole.end >= whole.begin && in_tiles_of<true>(task, block, whole);
+  const uint8_t *p = w.values_of(block), *before = nullptr;
+  bool two = band.more_rows > 0, in_place = lies_in_place(w);
+  int64_t count = tiles_of(w);
+  set_shapes(band.rows, band.more_rows);
+  begin_sums(two, false);
+  for (int64_t tile = 0; tile <= count; ++tile) {
+    const uint8_t *weights = p;
+    if (tile < count && in_place) {
+      p += kTileBytes;
+    } else if (tile < count) {
+      p = put_tiles(w, block, tile, tile + 1, p, buffers[tile & 1]);
+      weights = buffers[tile & 1];
+    }
+    if (before != nullptr) {
+      _tile_loadd(6, before, kTileLine);
+      _tile_loadd(4, band.first + (tile - 1) * kTileBytes, kTileLine);
+      In::add_first();
+      if (two) {
+        _tile_loadd(5, band.second + (tile - 1) * kTileBytes, kTileLine);
+        In::add_second();
+      }
+    }
+    before = weights;
   }
-  return in_tiles_of<false>(task, block, values_of(w, block));
+  Sums<typename In::Sum> sums;
+  sums.store(two, false);
+  _tile_release();
+  In::finish(task, block, band.first_row, sums.of[0][0], sums.of[1][0]);
+  return p == w.values_of(block + 1);
+}
+
+// Weights of two blocks that are in place: so many tiles of each.
+struct InPlace {
+  const uint8_t *first, *second;
+  int64_t tiles;
+};
+
+// Adds a slice of two blocks and of a band to the sums. Each tile that is loaded is multiplied twice. A share of the next
+// band, from `ahead` on, is asked for meanwhile.
+template <class In>
+void add_slice(const InPlace &w, const uint8_t *x, const uint8_t *more, const uint8_t *ahead, int64_t lines) {
+  for (int64_t tile = 0; tile < w.tiles; ++tile) {
+    int64_t at = tile * kTileBytes;
+    _tile_loadd(4, x + at, kTileLine);
+    _tile_loadd(6, w.first + at, kTileLine);
+    In::add_first();
+    if (w.second != nullptr) {
+      _tile_loadd(7, w.second + at, kTileLine);
+      In::add_first_second();
+    }
+    if (more != nullptr) {
+      _tile_loadd(5, more + at, kTileLine);
+      In::add_second();
+      if (w.second != nullptr) In::add_second_second();
+    }
+    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(ahead + (tile * lines + line) * kLine, 0, 2);
+  }
+}
+
+// The blocks of a panel: their weights are put in place slice by slice, and each slice is multiplied with all bands.
+template <class In>
+class Panelled {
+ public:
+  Panelled(const Task &task, int64_t first, int64_t last)
+      : task_(task), w_(task.weight), first_(first), count_(last - first), bands_(bands_of(w_, task.batch)) {
+    int64_t most = kTilesOfPanel / count_, slices = (tiles_of(w_) + most - 1) / most;
+    each_ = (tiles_of(w_) + slices - 1) / slices;
+  }
+
+  // Whether there is memory for it.
+  bool is_ready() {
+    if (!lies_in_place(w_)) weights_ = static_cast<uint8_t *>(scratch(kForBlock, count_ * each_ * kTileBytes));
+    if (each_ < tiles_of(w_)) sums_ = static_cast<Wide *>(scratch(kForSums, bands_ * pairs() * int64_t(sizeof(Wide))));
+    return (weights_ != nullptr || lies_in_place(w_)) && (sums_ != nullptr || each_ == tiles_of(w_));
+  }
+
+  bool multiply() {
+    int64_t tiles = tiles_of(w_);
+    const uint8_t *at[kMostBlocks];
+    for (int64_t i = 0; i < count_; ++i) at[i] = w_.values_of(first_ + i);
+    set_shapes(kTileRows, kTileRows);
+    for (int64_t from = 0; from < tiles; from += each_) {
+      int64_t to = from + each_ < tiles ? from + each_ : tiles;
+      for (int64_t i = 0; i < count_; ++i) {
+        in_place_[i] = lies_in_place(w_) ? at[i] : weights_ + i * each_ * kTileBytes;
+        at[i] = lies_in_place(w_) ? at[i] + (to - from) * kTileBytes
+                                  : put_tiles(w_, first_ + i, from, to, at[i], weights_ + i * each_ * kTileBytes);
+      }
+      for (int64_t band = 0; band < bands_; ++band) add_band(band, from, to);
+    }
+    _tile_release();
+    for (int64_t i = 0; i < count_; ++i)
+      if (at[i] != w_.values_of(first_ + i + 1)) return false;
+    return true;
+  }
+
+ private:
+  using Wide = Sums<typename In::Sum>;
+
+  int64_t pairs() const { return (count_ + 1) / 2; }
+
+  void add_band(int64_t number, int64_t from, int64_t to) {
+    Band band(task_, number);
+    bool two_runs = band.more_rows > 0, is_first = from == 0, is_last = to == tiles_of(w_);
+    const uint8_t *x = band.first + from * kTileBytes, *more = two_runs ? band.second + from * kTileBytes : nullptr;
+    int64_t lines = number + 1 < bands_ ? 2 * kTileRows / pairs() : 0;
+    for (int64_t pair = 0; pair < pairs(); ++pair) {
+      bool two_blocks = 2 * pair + 1 < count_;
+      Wide own, *sums = sums_ == nullptr ? &own : sums_ + number * pairs() + pair;
+      if (is_first)
+        begin_sums(two_runs, two_blocks);
+      else
+        sums->load(two_runs, two_blocks);
+      const uint8_t *ahead = x + band_bytes(w_) + (2 * pair < pairs() ? 0 : band_bytes(w_) / 2);
+      int64_t share = 2 * pair < pairs() ? pair : pair - (pairs() + 1) / 2;
+      add_slice<In>({in_place_[2 * pair], two_blocks ? in_place_[2 * pair + 1] : nullptr, to - from}, x, more,
+                    ahead + share * lines * (to - from) * kLine, lines);
+      sums->store(two_runs, two_blocks);
+      for (int i = 0; is_last && i < (two_blocks ? 2 : 1); ++i)
+        In::finish(task_, first_ + 2 * pair + i, band.first_row, sums->of[0][i], sums->of[1][i]);
+    }
+  }
+
+  const Task &task_;
+  const Matrix &w_;
+  int64_t first_, count_, bands_, each_;
+  uint8_t *weights_ = nullptr;
+  Wide *sums_ = nullptr;
+  const uint8_t *in_place_[kMostBlocks] = {};
+};
+
+template <class In>
+bool in_tiles(const Task &task, int64_t first, int64_t last) {
+  int64_t bands = bands_of(task.weight, task.batch);
+  if (bands > 1 && tiles_of(task.weight) > 0) {
+    Panelled<In> panelled(task, first, last);
+    if (panelled.is_ready()) return panelled.multiply();
+  }
+  bool fits = true;
+  for (int64_t block = first; block < last; ++block)
+    for (int64_t band = 0; band < bands; ++band) fits &= multiply_band<In>(task, block, Band(task, band));
+  return fits;
 }
 
 }  // namespace
 
 const Path kAmx = {
     "amx",
-    "AMX with bfloat16, and AVX-512 with VBMI2, VNNI and BF16",
+    "AMX with bfloat16 and int8, and AVX-512 with VBMI2, VNNI and BF16",
     cpu_has_amx,
     true,
     true,
-    {product<Float32, expand_512>, in_tiles, product<Half, expand_512>, whole_product<Int8<2>, expand_512>, whole_product<Int8<1>, expand_512>},
-    {16, 1, 16, Int8<2>::kRows, Int8<1>::kRows},
+    {product<Float32, expand_512>, product<Bfloat16, expand_512>, product<Half, expand_512>, whole_product<Int8<2>, expand_512>, whole_product<Int8<1>, expand_512>},
+    {16, 16, 16, Int8<2>::kRows, Int8<1>::kRows},
     expand_512,
     to_rows_512,
-    {256, 192, 256, 512, 512},
+    {256, kAnyBatch, 256, kAnyBatch, kAnyBatch},
+    add_gram_amx,
+    {nullptr, in_tiles<InBfloat16>, nullptr, in_tiles<InBytes>, in_tiles<InBytes>},
+    {0, 2, 0, 3, 5},
 };
 
 }  // namespace ecoflap
 #else
 namespace ecoflap {
-const Path kAmx = {"amx", "AMX with bfloat16, and AVX-512 with VBMI2, VNNI and BF16", cpu_has_amx, true, true, {}, {}, nullptr, nullptr, {}};
+const Path kAmx = {"amx", "AMX with bfloat16 and int8, and AVX-512 with VBMI2, VNNI and BF16", cpu_has_amx, true, true, {}, {}, nullptr, nullptr, {}};
 }
 #endif

@@ -17,7 +17,7 @@ const Path kAvx512Bf16 = {
     expand_512,
     to_rows_512,
     {kAnyBatch, kAnyBatch, kAnyBatch, kAnyBatch, kAnyBatch},
-    add_panel_avx512_bf16,
+    add_gram_avx512_bf16,
 };
 
 }  // namespace ecoflap

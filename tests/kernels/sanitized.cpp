@@ -205,13 +205,17 @@ void test_path(int path) {
   for (int type : {ECOFLAP_BFLOAT16 + 0, ECOFLAP_INT8 + ECOFLAP_BFLOAT16, ECOFLAP_INT8A8 + ECOFLAP_FLOAT16}) {
     Matrix large(type, 1500, 300, 0.5);
     for (int threads : {1, 2, 4}) test_product(path, large, 9, threads, 0);
+    for (double sparsity : {0.0, 0.5}) {  // several bands of x, and rows so long that they are put in place in slices
+      Matrix wide(type, 40, 5000, sparsity);
+      for (int threads : {1, 2}) test_product(path, wide, 115, threads, 3);
+    }
   }
 }
 
 // Bytes are counted here: X, and the sums, end where their memory does.
 void test_gram(int path) {
-  for (int64_t tokens : {0, 1, 2, 33, 300})
-    for (int64_t features : {1, 7, 48, 49, 100})
+  for (int64_t tokens : {0, 1, 2, 33, 300, 530})
+    for (int64_t features : {1, 7, 48, 49, 100, 270})
       for (int64_t gap : {0, 3})
         for (int threads : {1, 3}) {
           std::vector<uint16_t> x(size_t(tokens == 0 ? 0 : (tokens - 1) * (features + gap) + features), 0x3f80);  // ones

@@ -89,6 +89,18 @@ def test_every_path_gives_the_exact_product(outputs, inputs, batch, sparsity, dt
 
 @every_path
 @kinds
+@pytest.mark.parametrize("inputs", [5000, 5024, 4096])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_many_rows_give_the_exact_product(path, values, inputs, sparsity):
+    """So many that a path for tiles has several bands of rows, panels of blocks and slices of columns."""
+    weight, x = pruned(300, inputs, sparsity, torch.bfloat16), numbers(115, inputs, dtype=torch.bfloat16)
+    packed, wanted = pack_dense(weight, values=values), expected(x, weight, values)
+    for threads in (1, 2):
+        assert torch.equal(multiplied(path, x, packed, 300, threads=threads), wanted)
+
+
+@every_path
+@kinds
 @pytest.mark.parametrize("sparsity", [0.0, 0.3])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_longest_sums_do_not_overflow(path, values, sparsity, sign):
