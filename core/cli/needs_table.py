@@ -145,7 +145,9 @@ def _disk(prepared: Prepared, places: Places, written: DiskNeeds) -> Iterator[Ro
     yield "disk", bytes_text(sum(size for _, size in written.files)), made_of
     what = f"finished blocks{f' of {rounds} rounds' if rounds > 1 else ''}"
     if places.offloaded:
-        what = f"masks of finished blocks{', and all weights of the round before' if rounds > 1 else ''}"
+        before = ["of the round before"] if rounds > 1 else []
+        before += ["before the model is refined"] if prepared.model_refiners else []
+        what = f"masks of finished blocks{', and all weights ' if before else ''}{' and '.join(before)}"
     made_of = f"{what}, until model/ is complete"
     for name, size in (
         ("weights of another type or put together, for refiners and outside blocks", written.beside),
@@ -153,6 +155,7 @@ def _disk(prepared: Prepared, places: Places, written: DiskNeeds) -> Iterator[Ro
         ("gradients of the loss", written.gradients),
         ("recorded activations", written.spilled),
         ("the refiner's steps", written.steps),
+        ("what it trains", written.trained),
         ("experts put together, twice while model/ is read back,", 2 * written.put_together),
         ("later, while a view is exported,", written.exporting),
     ):

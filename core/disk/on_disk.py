@@ -67,6 +67,18 @@ def zeros_on_disk(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Sha
     return zeros
 
 
+def matrix_on_disk(tensor: Shaped[Tensor, "..."], folder: Path | None) -> Shaped[Tensor, "..."]:
+    """Put a matrix, or a stack of them, on the disk of a folder, unless it lies in a file already.
+
+    What has one axis stays in memory, where it takes less than a file of its own would.
+
+    :param folder: None leaves all of them where they are.
+    """
+    if folder is None or tensor.dim() < 2 or lies_on_disk(tensor):
+        return tensor
+    return on_disk(tensor, folder)
+
+
 def lies_on_disk(tensor: Shaped[Tensor, "..."]) -> bool:
     """Say whether a tensor lies in a file as :func:`on_disk` has it, or is a part of one that does."""
     is_here = tensor.device.type == "cpu" and tensor.layout is torch.strided

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ecoflap.core.contracts.records import Batch
+from ecoflap.core.disk.on_disk import matrix_on_disk
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
 
@@ -22,10 +24,12 @@ class Placement:
         float32 weight in a bfloat16 model is not touched again.
     :param device: Where blocks run; their inputs are brought along, and their outputs taken back to where the weights
         were, so that no more than one block is there. None runs each block where it is.
+    :param keep_in: A folder on whose disk matrices lie that are held otherwise than they are; None for memory.
     """
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
+    keep_in: Path | None = None
 
     @contextmanager
     def held(self, tensors: Iterable[Tensor]) -> Iterator[None]:
@@ -48,7 +52,8 @@ class Placement:
         """Give a tensor as it is held, which is elsewhere or narrower."""
         # Moved first: otherwise it is widened where it was, and twice the bytes are moved.
         there = tensor.to(device=self.device)
-        return there.to(dtype=self.dtype) if self._is_narrower(there) else there
+        held = there.to(dtype=self.dtype) if self._is_narrower(there) else there
+        return matrix_on_disk(held, self.keep_in)
 
     @contextmanager
     def module_held(self, module: nn.Module) -> Iterator[torch.device]:

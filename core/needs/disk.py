@@ -16,6 +16,7 @@ from ecoflap.core.needs.sizes import (
     bytes_of_weight_scores,
     bytes_put_together,
     bytes_remembered,
+    bytes_trained_in_files,
     parameters_of,
 )
 from ecoflap.core.run.prepared import Prepared
@@ -26,14 +27,15 @@ class DiskNeeds:
     """Is what a run writes, in bytes.
 
     :param files: What it leaves, by name.
-    :param blocks: Finished blocks of all rounds; where the model stays in files, their masks, and of the round before
-        all weights.
+    :param blocks: Finished blocks of all rounds; where the model stays in files, their masks, and all weights of the
+        round before, and of blocks as they were before the whole model was refined.
     :param beside: Where the model stays in files, weights that these do not have as they are computed with, as far as
         they are there when the last blocks are finished.
     :param trying: What is there while candidates are tried, of a model that stays in files and before it is pruned.
     :param gradients: Those of the loss that pruners or the scorer ask for.
     :param spilled: What blocks gave, where that is kept on the disk.
     :param steps: What a refiner of the whole model writes at each of its steps.
+    :param trained: What refiners of the whole model hold of it, where the model stays in files.
     :param put_together: Weights that the library makes of several in the model's files, where the model stays in files:
         beside these they are there as they are computed with, and once more while the saved model is read back.
     :param exporting: What the exporter takes that takes most, later than all of these.
@@ -46,13 +48,14 @@ class DiskNeeds:
     gradients: int
     spilled: int
     steps: int
+    trained: int
     put_together: int
     exporting: int
 
     @property
     def meanwhile(self) -> int:
         """Give what is there at the most until the run is done, beside what it leaves."""
-        pruning = self.blocks + self.beside + self.gradients + self.spilled + self.steps
+        pruning = self.blocks + self.beside + self.gradients + self.spilled + self.steps + self.trained
         saving = self.blocks + self.beside + 2 * self.put_together
         return max(pruning, saving, self.trying, self.put_together + self.exporting)
 
@@ -95,6 +98,7 @@ def disk_needs(prepared: Prepared, places: Places) -> DiskNeeds:
         gradients=gradients,
         spilled=spilled,
         steps=bytes_of_steps(prepared),
+        trained=bytes_trained_in_files(prepared) if places.offloaded else 0,
         put_together=bytes_put_together(prepared) if places.offloaded else 0,
         exporting=max((one.disk for one in exporting), default=0),
     )
@@ -104,12 +108,14 @@ def _offloaded(prepared: Prepared) -> tuple[int, int, int]:
     """Give what is there beside ``model/`` of blocks, in the scratch folder, and while candidates are tried.
 
     Finished blocks of the last round, or of a trial before it, are as large as they are in ``model/``, of which they
-    become a part. What lies in the scratch folder goes block by block with the first round, unless somebody looks at it
-    later. So with rounds no trial takes more than the last round does.
+    become a part; where the whole model is refined, what refiners have made of them does. What lies in the scratch
+    folder goes block by block with the first round, unless somebody looks at it later. So with rounds no trial takes
+    more than the last round does.
     """
     rounds, blocks, scratch = prepared.recipe.round_count, bytes_of_blocks(prepared), bytes_in_scratch(prepared)
     masks = prepared.size // 8 * min(rounds, 2)
     outside = parameters_of(prepared) * bytes_of_weight(prepared) - blocks
     beside = scratch if prepared.holds_dense_weights else max(0, scratch - blocks)
     trying = masks + max(0, scratch - outside) if prepared.recipe.allocate.options.candidates else 0
-    return masks + (blocks if rounds > 1 else 0), beside, trying
+    before = (1 if rounds > 1 else 0) + (1 if prepared.model_refiners else 0)
+    return masks + before * blocks, beside, trying

@@ -126,7 +126,7 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
     block = largest_block(prepared.anatomy)
     recorded = 0 if places.spilled else bytes_of_record(prepared)
     wide = _in_float32(prepared, places)
-    refining = bytes_of_refining(prepared) + recorded * len(prepared.targets_asked)
+    refining = bytes_of_refining(prepared, in_files=places.offloaded) + recorded * len(prepared.targets_asked)
     refining += 0 if places.spilled else bytes_inside_blocks(prepared)
     whole = 0 if places.offloaded else prepared.size * width
     held_by_scorer, recorded_by_scorer = bytes_of_scorer(prepared)

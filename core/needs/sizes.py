@@ -8,6 +8,7 @@ import torch
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
+from ecoflap.core.forward.recomputed import share_weights
 from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.core.model.mapped_weights import MappedFile
 from ecoflap.core.model.parameter_masks import parameter_and_part
@@ -161,20 +162,53 @@ def bytes_remembered(prepared: Prepared) -> list[int]:
     return [size for size in found if size is not None]
 
 
-def bytes_of_refining(prepared: Prepared) -> int:
+def bytes_of_refining(prepared: Prepared, *, in_files: bool = False) -> int:
     """Give the bytes of what refiners hold of a block, or of the whole model, beside the model itself.
 
     The activations of the batch that is trained on come on top: they depend on how the model's library computes them.
+
+    :param in_files: Whether what is held of the whole model lies in files, as :func:`bytes_trained_in_files` says.
     """
     width = bytes_of_weight(prepared)
-    if prepared.model_refiners:
+    if prepared.model_refiners and not in_files:
         layers = [layer for pool in prepared.pools for _, layer in pool.layers]
         widened = 4 * (parameters_of(prepared) - prepared.size) if width < 4 else 0
         return _bytes_of_training(layers, prepared.model_refiners, width) + widened
     inside = [tower for tower in prepared.anatomy.towers if not tower.outside]
     blocks = [(prepared.anatomy.layers_of[block.name], tower.name) for tower in inside for block in tower.blocks]
     refiners = prepared.block_refiners
-    return max((_bytes_of_training(layers, refiners[tower], width) for layers, tower in blocks), default=0)
+    of_blocks = max((_bytes_of_training(layers, refiners[tower], width) for layers, tower in blocks), default=0)
+    return max(of_blocks, _bytes_passing(prepared) if prepared.model_refiners else 0)
+
+
+def _bytes_passing(prepared: Prepared) -> int:
+    """Give the bytes that a model's refiner holds for a moment while what it trains lies in files.
+
+    Those are some numbers in float32 for each weight of a matrix, as its gradient before and behind the mask, and what
+    autocast makes narrower, of the block that runs or of all where several calls share a weight.
+    """
+    largest = max(layer.parameter.numel() for _, layer in prepared.anatomy.layers())
+    shared = share_weights(prepared.anatomy.blocks)
+    return 4 * 4 * largest + 2 * (prepared.size if shared else largest_block(prepared.anatomy))
+
+
+def bytes_trained_in_files(prepared: Prepared) -> int:
+    """Give the bytes of what a model's refiners train, and hold of it, of a model that stays in its files.
+
+    By Adam those are four numbers in float32 a weight: its value, its gradient and two moments. From the second refiner
+    on there is what the one before has left, too. Beside them are masks, what else of the model is widened, and what
+    each block was given of the batch that is trained on.
+    """
+    keys = prepared.recipe.calibration
+    if not prepared.model_refiners or keys is None:
+        return 0
+    numbers = 4 * (4 if len(prepared.model_refiners) == 1 else 5)
+    layers = [layer for pool in prepared.pools for _, layer in pool.layers]
+    trained = sum((numbers + (1 if layer.part is None else 3)) * layer.size for layer in layers)
+    widened = 4 * (parameters_of(prepared) - prepared.size) if bytes_of_weight(prepared) < 4 else 0
+    batches = max(1, -(-(samples_of(keys) or 1) // keys.batch_size))
+    blocks = max(len(tower.blocks) for tower in prepared.anatomy.towers)
+    return trained + widened + blocks * bytes_of_record(prepared, 4) // batches
 
 
 def _bytes_of_training(layers: Sequence[Layer], refiners: Sequence[PartSpec], width: int) -> int:

@@ -113,7 +113,8 @@ class Shards:
         self.weights.refuse_changed()
         parts = folder / "parts"
         parts.mkdir()
-        finished = sorted((self.folder / _STORED).glob("*.safetensors"))
+        files = {place.file for place in self.weights.places.values() if place.file.is_relative_to(self.folder)}
+        finished = sorted(file for file in files if file.parent.name == _STORED)
         for file in finished:
             link_or_copy(file, parts / file.name)
         left = {name: one for name, one in self._weights.items() if self.weights.places[name].file not in finished}

@@ -28,12 +28,14 @@ class FinishedRefiners:
 
     :param refiners: What tells each of a run's refiners from any other, in the order they run.
     :param plan: The digest of the plan by which the model was pruned.
+    :param is_mapped: Whether weights that are taken up stay in the file until they are in their place.
     """
 
     file: Path
     refiners: Sequence[Mapping[str, object]]
     plan: str
     ranks: Ranks
+    is_mapped: bool = False
 
     def keep(self, done: Sequence[Refined], parameters: Sequence[nn.Parameter]) -> None:
         """Write what the first few refiners did, and the weights as they are now."""
@@ -62,7 +64,7 @@ class FinishedRefiners:
             done = manifest.pop("done", None)
             if not isinstance(done, list) or manifest != self._of(len(done)):
                 return [], {}
-            tensors = read_kept(file, parameters)
+            tensors = read_kept(file, parameters, is_mapped=self.is_mapped)
             return [_refined(one, number, self.file) for number, one in enumerate(done)], tensors
 
 

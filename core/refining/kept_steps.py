@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ecoflap.core.disk.on_disk import matrix_on_disk
 from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import Ranks
@@ -54,6 +55,7 @@ class KeptSteps:
     :param refiner: What tells it from any other, of which nothing is taken up.
     :param tell: Is called with how many steps are done, of how many.
     :param failed: How many tries, each of larger steps, came before this one.
+    :param keep_in: On whose disk weights and what the optimiser has of them lie; None for memory.
     """
 
     file: Path
@@ -61,6 +63,7 @@ class KeptSteps:
     ranks: Ranks
     tell: Callable[[int, int], None]
     failed: int = 0
+    keep_in: Path | None = None
 
     EVERY: ClassVar[float] = 120.0
     """Seconds between two writes."""
@@ -71,7 +74,7 @@ class KeptSteps:
         :raises FormatError: Where the file is damaged.
         """
         first, tensors = self.ranks.first(lambda: self._read(count, parameters))
-        put(tensors, parameters, optimiser)
+        put(tensors, parameters, optimiser, self.keep_in)
         del tensors  # a copy of all weights, which would be held to the end
         self.tell(first, count)
         written = monotonic()
@@ -115,12 +118,13 @@ class KeptSteps:
             done = manifest.pop("done", None)
             if manifest != self._of(count) or not isinstance(done, int) or not 0 < done < count:
                 return 0, {}
-            return done, read_kept(file, parameters)
+            return done, read_kept(file, parameters, is_mapped=self.keep_in is not None)
 
 
-def read_kept(file: Sealed, parameters: Sequence[nn.Parameter]) -> dict[Kept, Tensor]:
+def read_kept(file: Sealed, parameters: Sequence[nn.Parameter], *, is_mapped: bool) -> dict[Kept, Tensor]:
     """Read a file's tensors.
 
+    :param is_mapped: Whether they stay in the file, and no more than a page of them is in memory.
     :raises FormatError: Where one is of no weight here, or a weight is not of its shape.
     """
     found: dict[Kept, Tensor] = {}
@@ -131,7 +135,7 @@ def read_kept(file: Sealed, parameters: Sequence[nn.Parameter]) -> dict[Kept, Te
         is_weight = kept is not None and kept.key == _WEIGHT  # an optimiser keeps what it likes, as Adafactor rows
         if kept is None or wanted is None or (is_weight and shape != wanted):
             raise FormatError(f"{file.path}: the tensor {name!r} is {shape}, and of the weight there is {wanted}")
-        found[kept] = file.read(name)
+        found[kept] = file.mapped(name) if is_mapped else file.read(name)
     return found
 
 
@@ -145,15 +149,21 @@ def taken(parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer |
 
 
 def put(
-    tensors: Mapping[Kept, Tensor], parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer | None = None
+    tensors: Mapping[Kept, Tensor],
+    parameters: Sequence[nn.Parameter],
+    optimiser: torch.optim.Optimizer | None = None,
+    keep_in: Path | None = None,
 ) -> None:
-    """Put what :func:`taken` gave where it was taken from."""
+    """Put what :func:`taken` gave where it was taken from.
+
+    :param keep_in: On whose disk that is, of what an optimiser has; None for memory.
+    """
     for (number, key), tensor in tensors.items():
         parameter = parameters[number]
         if key == _WEIGHT:
             parameter.data.copy_(tensor)
         elif optimiser is not None:
-            optimiser.state[parameter][key] = tensor.to(_home(tensor, parameter, optimiser))
+            optimiser.state[parameter][key] = matrix_on_disk(tensor.to(_home(tensor, parameter, optimiser)), keep_in)
 
 
 def _home(tensor: Tensor, parameter: nn.Parameter, optimiser: torch.optim.Optimizer) -> torch.device:

@@ -1,8 +1,9 @@
 """The pruned model as a refiner sees it: its loss on each batch, and how far its logits are from the dense model's."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -17,10 +18,13 @@ from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.capture import without_fast_path
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import Placement
+from ecoflap.core.forward.recomputed import recomputed_blocks
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.refining.logits import DenseLogits, Divergence, kl_of_rows
+from ecoflap.core.refining.optimiser_files import state_on_disk
 from ecoflap.core.refining.views import RefinedView, Split, computing_in
 
 
@@ -34,6 +38,9 @@ class ModelView(RefinedView):
         its batches refine the model together.
     :param dense_weights: By the layer's name, what its matrix was before anything was pruned, in the model's type;
         empty where no refiner has ``dense_weights``.
+    :param keep_in: A folder on whose disk lies all that training holds of the weights, for a model that is larger than
+        memory, and what each block was given. One process refines it then.
+    :ivar shared_by: The processes that have recorded its batches.
     """
 
     name = "the model"
@@ -47,18 +54,36 @@ class ModelView(RefinedView):
         layers: Sequence[Layer],
         masks: Mapping[str, Bool[Tensor, "out in"]],
         dense_weights: Mapping[str, Float[Tensor, "out in"]] = MappingProxyType({}),
+        keep_in: Path | None = None,
     ) -> None:
-        super().__init__(layers, masks, Split.of(len(dense.batches)), dense.seed, dense.ranks)
+        self.shared_by, self.keep_in = dense.ranks, keep_in
+        ranks = dense.ranks if keep_in is None else ALONE
+        super().__init__(layers, masks, Split.of(len(dense.batches)), dense.seed, ranks, keep_in)
         self.dense_weights = dense_weights
         self._dense = dense.with_all_batches()
 
+    @property
+    def blocks(self) -> list[tuple[int, Block]]:
+        """Give the blocks of which layers are trained, each with its number among all."""
+        trained, of = {id(layer) for layer in self.layers}, self._dense.anatomy.layers_of
+        numbered = enumerate(self._dense.blocks)
+        return [(at, block) for at, block in numbered if any(id(layer) in trained for layer in of[block.name])]
+
     @contextmanager
     def opened(self) -> Iterator["ModelView"]:
-        """Hold the model in float32 where it is, and round its weights into place at the end."""
+        """Hold the model in float32 where it is, and round its weights into place at the end.
+
+        What was trained in files is afterwards what ``weights.take`` gives.
+        """
         self._dense.widen(torch.float32)
         running = options_of(AdapterOptions, self._dense.adapter).running(self._dense.model)
-        with self.weights.held(self._dense.model, Placement(torch.float32)), without_fast_path(), running:
+        held = self.weights.held(self._dense.model, Placement(torch.float32, keep_in=self.keep_in))
+        with held, without_fast_path(), running, self._sparing_memory():
             yield self
+
+    def _sparing_memory(self) -> AbstractContextManager[None]:
+        """Have no more than one block's activations in memory, where weights are not there either."""
+        return nullcontext() if self.keep_in is None else recomputed_blocks(self._dense.blocks, self.keep_in)
 
     def failed_before(self) -> int:
         return self.kept.failed_before() if self.kept else 0
@@ -66,10 +91,12 @@ class ModelView(RefinedView):
     def begin_try(self, failed: int) -> None:
         self._of_try = replace(self.kept, failed=failed) if self.kept else None
 
-    def _steps_left(self, count: int, optimiser: torch.optim.Optimizer) -> Iterable[int]:
+    def _steps_left(self, count: int, optimiser: torch.optim.Optimizer) -> Iterator[int]:
         # One loop of a try alone: in the file a second one would find the first one's steps for its own.
         kept, self._of_try = self._of_try, None
-        return kept.steps(count, self.parameters, optimiser) if kept else super()._steps_left(count, optimiser)
+        left = kept.steps(count, self.parameters, optimiser) if kept else super()._steps_left(count, optimiser)
+        with nullcontext() if self.keep_in is None else state_on_disk(optimiser, self.keep_in):
+            yield from left
 
     def loss(self, number: int) -> Float[Tensor, ""]:
         """Compute the adapter's loss of a batch; differentiable."""

@@ -1,14 +1,16 @@
 """Hold layers' weights in float32 for as long as they are trained, pruned ones at zero and without a gradient."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.untouched import unwritten
+from ecoflap.core.disk.on_disk import lies_on_disk, matrix_on_disk, on_disk, zeros_on_disk
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.placement import Placement, requiring_grad, tensors_of
 from ecoflap.core.model.anatomy import Layer
@@ -50,14 +52,19 @@ class TrainedWeights:
     A gradient is masked before anybody sees it, so that a pruned weight stays, whatever an optimiser does with it.
 
     :param masks: By the layer's name, ``[out, in]``, True for what is kept.
+    :param keep_in: A folder on whose disk the weights lie while they are trained, with gradients and all that is kept
+        of them, in files without a name; what they come to is then handed out by :meth:`take`. None for memory.
     """
 
-    def __init__(self, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]], keep_in: Path | None = None
+    ) -> None:
         parts: dict[int, list[Layer]] = {}
         for layer in layers:
             parts.setdefault(id(layer.parameter), []).append(layer)
-        self._layers = tuple(layers)
-        self._trained = [_trained(inside, masks) for inside in parts.values()]
+        self._layers, self._keep_in = tuple(layers), keep_in
+        self._trained = [_trained(inside, masks, keep_in) for inside in parts.values()]
+        self._come_to: dict[int, Tensor] = {}
         self._before: list[Tensor] = []
         self._remembered: list[Tensor] = []
         self._others: dict[str, Tensor] = {}
@@ -72,11 +79,12 @@ class TrainedWeights:
         """Hold a module as a placement says, with these weights of it alone to be trained; then round them into place.
 
         What the module's other weights are afterwards is what they were, bit for bit; where it ends with an error, all.
+        So are all of a module whose weights are trained in files, until :meth:`take`.
 
         :param placement: In float32.
         """
         self._before = homes = [one.parameter.data for one in self._trained]
-        own = {id(one.parameter) for one in self._trained}
+        own = {id(one) for one in self.parameters}
         self._others = {name: one for name, one in module.named_parameters() if id(one) not in own}
         with requiring_grad(module, self._layers):
             try:
@@ -90,8 +98,26 @@ class TrainedWeights:
                 trained = self._before
                 raise
             finally:
-                for home, values in zip(homes, trained, strict=True):
-                    home.copy_(values)
+                self._put(homes, trained)
+
+    def _put(self, homes: Sequence[Tensor], trained: Sequence[Tensor]) -> None:
+        """Write into place what weights came to; of those that are trained in files the homes are files, too."""
+        if self._keep_in is not None:
+            both = zip(self.parameters, trained, strict=True)
+            self._come_to = {id(parameter): values for parameter, values in both}
+            return
+        for home, values in zip(homes, trained, strict=True):
+            home.copy_(values)
+
+    def take(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give those of some parameters that were trained in files what they came to, in the model's type.
+
+        Copies of these are in memory until something else is put in their place.
+        """
+        trained = {id(one.parameter): one for one in self._trained}
+        for parameter in parameters:
+            if id(parameter) in self._come_to:
+                parameter.data = self._come_to[id(parameter)].to(trained[id(parameter)].dtype)
 
     @contextmanager
     def trained_alone(self, who: str, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Iterator[None]:
@@ -113,32 +139,47 @@ class TrainedWeights:
         """Give those that lie otherwise a copy that lies row by row, which is what is trained.
 
         torch's fused optimisers go through a weight, its gradient and what they keep of it as they lie in memory, and
-        look at no strides; and what comes from another process or a file lies row by row.
+        look at no strides; and what comes from another process or a file lies row by row. So does what is mapped from
+        the files of a model, of which each page that is written to would be in memory.
         """
-        others = [one.parameter for one in self._trained if not one.parameter.data.is_contiguous()]
+        others = [one for one in self.parameters if not (one.data.is_contiguous() and self._is_kept(one.data))]
         lying = [parameter.data for parameter in others]
         for parameter in others:
-            parameter.data = parameter.data.contiguous()
+            parameter.data = matrix_on_disk(parameter.data.contiguous(), self._keep_in)
         try:
             yield
         finally:
             for parameter, data in zip(others, lying, strict=True):
                 parameter.data = data
 
+    def _is_kept(self, values: Tensor) -> bool:
+        """Say whether numbers lie where those lie that are trained."""
+        return self._keep_in is None or lies_on_disk(values)
+
     @contextmanager
     def _masked_gradients(self) -> Iterator[None]:
         handles = [one.parameter.register_hook(one.mask_gradient) for one in self._trained]
+        if self._keep_in is not None:
+            handles += [one.register_post_accumulate_grad_hook(self._keep_gradient) for one in self.parameters]
         try:
             yield
         finally:
-            for one, handle in zip(self._trained, handles, strict=True):
+            for handle in handles:
                 handle.remove()
-                one.parameter.grad = None
+            for parameter in self.parameters:
+                parameter.grad = None
+
+    def _keep_gradient(self, parameter: Tensor) -> None:
+        """Put a gradient away as soon as it is complete, so that no other is in memory beside it."""
+        assert parameter.grad is not None
+        parameter.grad = matrix_on_disk(parameter.grad, self._keep_in)
 
     def remember(self) -> None:
         """Keep the weights as they are now, for :meth:`restore`; those that were not trained yet are there already."""
-        both = zip(self._before, self.parameters, strict=True)
-        self._remembered = [_as_now(before, parameter.data) for before, parameter in both]
+        self._remembered = []
+        for before, parameter in zip(self._before, self.parameters, strict=True):
+            was = _is_still(before, parameter.data)
+            self._remembered.append(before if was else _copied(parameter.data, self._keep_in))
 
     def restore(self) -> None:
         """Take back the weights that were remembered last, and drop gradients."""
@@ -156,13 +197,12 @@ class TrainedWeights:
         return all(bool(parameter.data.isfinite().all()) for parameter in self.parameters)
 
 
-def _trained(layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]]) -> _Trained:
+def _trained(layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]], keep_in: Path | None) -> _Trained:
     first, parameter = layers[0], layers[0].parameter
     if first.part is None:  # its mask is all there is to hold
         kept = first.as_stored(masks[first.name]).to(parameter.device).contiguous()
         return _Trained(parameter, parameter.dtype, kept, None)
-    kept = torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
-    is_layer = kept.clone()
+    kept, is_layer = _nothing_of(parameter, keep_in), _nothing_of(parameter, keep_in)
     for layer in layers:
         layer.matrix_of(kept).copy_(masks[layer.name])
         layer.matrix_of(is_layer).fill_(True)
@@ -174,7 +214,18 @@ def _not_trained(home: Float[Tensor, "..."], held: Float[Tensor, "..."]) -> Floa
     return home.clone() if held.data_ptr() == home.data_ptr() else home
 
 
-def _as_now(before: Float[Tensor, "..."], now: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Give what a weight was before where it is that still, with the signs of its zeros; else a copy of it."""
+def _nothing_of(parameter: Tensor, keep_in: Path | None) -> Bool[Tensor, "..."]:
+    """Give a mask that keeps nothing of a parameter."""
+    if keep_in is None:
+        return torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)
+    return zeros_on_disk(parameter.shape, torch.bool, keep_in)
+
+
+def _is_still(before: Float[Tensor, "..."], now: Float[Tensor, "..."]) -> bool:
+    """Say whether a weight is still what it was before, with the signs of its zeros."""
     was = before.to(now)
-    return before if torch.equal(was, now) and torch.equal(was.signbit(), now.signbit()) else now.clone()
+    return torch.equal(was, now) and torch.equal(was.signbit(), now.signbit())
+
+
+def _copied(values: Float[Tensor, "..."], keep_in: Path | None) -> Float[Tensor, "..."]:
+    return values.clone() if keep_in is None else on_disk(values, keep_in)

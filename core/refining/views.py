@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,7 @@ class RefinedView:
     :param held_out: Numbers of those by which the outcome is judged, and which a refiner leaves alone.
     :param seed: The recipe's.
     :param ranks: The processes that have the same view, each with all batches, and come to the same weights.
+    :param keep_in: A folder on whose disk lies what is trained, and all that is kept of it; None for memory.
     """
 
     name: str
@@ -67,11 +69,12 @@ class RefinedView:
         split: Split,
         seed: int,
         ranks: Ranks = ALONE,
+        keep_in: Path | None = None,
     ) -> None:
         self.ranks, self.seed = ranks, seed
         self.layers, self.masks = tuple(layers), masks
         self.training, self.held_out = split
-        self.weights = TrainedWeights(layers, masks)
+        self.weights = TrainedWeights(layers, masks, keep_in)
         self.dtype = layers[0].parameter.dtype
 
     @property

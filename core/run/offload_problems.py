@@ -12,7 +12,6 @@ def offload_problems(prepared: Prepared) -> Iterator[str]:
     if prepared.recipe.model.offload != "disk":
         return
     yield from (f"model.offload: disk {problem}. Use cpu, or leave it out." for problem in _of_model(prepared))
-    yield from (f"model.offload: disk {problem}" for problem in _of_refiners(prepared))
 
 
 def _of_model(prepared: Prepared) -> Iterator[str]:
@@ -30,11 +29,3 @@ def _of_model(prepared: Prepared) -> Iterator[str]:
     other = [file.name for file in weight_files(source) if file.suffix != ".safetensors"]
     if other:
         yield f"reads safetensors files, and {source.name} has its weights in {other[0]}"
-
-
-def _of_refiners(prepared: Prepared) -> Iterator[str]:
-    for refiner in prepared.model_refiners:
-        yield (
-            f"keeps one block in memory, and the refiner {refiner.use} trains all weights of the model at once. Leave "
-            f"it out, or refine block by block with reconstruct."
-        )

@@ -28,7 +28,7 @@ from ecoflap.core.pruning.masks import PackedMasks, save_masks
 from ecoflap.core.pruning.plan import Plan, Pool, make_plan
 from ecoflap.core.pruning.plan_file import read_plan, read_scores_of, write_plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
-from ecoflap.core.pruning.refine_model import model_view, refine_model
+from ecoflap.core.pruning.refine_model import REFINED, model_view, refine_model
 from ecoflap.core.pruning.score_layers import score_layers
 from ecoflap.core.pruning.scores import Scores, take_over_scores
 from ecoflap.core.ranks.ranks import ALONE, Ranks
@@ -341,8 +341,9 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
     if prepared.model_refiners:
         assert dense is not None
         with state.log.stage("refine"):
-            view = model_view(dense, made, masks, state.dense_weights)
-            refine_model(view, prepared.model_refiners, made, state.log.emit, state.folder.blocks)
+            shards = state.model.shards(state.folder.blocks / REFINED)
+            view = model_view(dense, made, masks, state.dense_weights, state.folder.path if shards else None)
+            refine_model(view, prepared.model_refiners, made, state.log.emit, state.folder.blocks, shards)
     return masks
 
 

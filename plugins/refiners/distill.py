@@ -5,7 +5,8 @@
 x are the positions of the calibration data that the loss is about. It is knowledge distillation (Hinton, Vinyals &
 Dean, Distilling the Knowledge in a Neural Network, 2015) at temperature 1, of a few dozen steps. It sees the whole
 model at once, so it needs the memory of training it: 17 bytes a weight beside the model (in float32 the weights, or of
-a float32 model what they were before, gradients and two moments; and the mask), and the activations of one batch.
+a float32 model what they were before, gradients and two moments; and the mask), and the activations of one batch. Of a
+model that stays in its files all of that lies in files too, but for the activations of one block.
 """
 
 from collections.abc import Callable, Mapping

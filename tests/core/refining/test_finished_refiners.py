@@ -31,8 +31,10 @@ def finished(tmp_path):
     return FinishedRefiners(tmp_path / "refined.safetensors", refiners, "a plan", ALONE)
 
 
+@pytest.mark.parametrize("is_mapped", [False, True])
 @pytest.mark.parametrize("count", [1, 2])
-def test_weights_and_what_was_done_come_back(finished, count):
+def test_weights_and_what_was_done_come_back(finished, count, is_mapped):
+    finished = replace(finished, is_mapped=is_mapped)
     finished.keep(DONE[:count], parameters(7))
     now = parameters(0)
     assert finished.take_up(now) == DONE[:count]
@@ -74,7 +76,9 @@ def test_refiners_behind_those_that_are_finished_may_be_others(finished):
     assert replace(finished, refiners=finished.refiners[:1]).take_up(parameters(0)) == DONE[:1]
 
 
-def test_a_damaged_file_is_refused_with_the_way_out(finished):
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_a_damaged_file_is_refused_with_the_way_out(finished, is_mapped):
+    finished = replace(finished, is_mapped=is_mapped)
     finished.keep(DONE, parameters(7))
     content = bytearray(finished.file.read_bytes())
     content[-3] ^= 4

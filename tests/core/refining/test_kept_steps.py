@@ -1,11 +1,13 @@
 """Steps of a refiner that is cut off go on with the bits of one that is not."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from ecoflap.core.disk.on_disk import lies_on_disk
 from ecoflap.core.disk.sealed import check_sealed, open_sealed, sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
@@ -20,9 +22,10 @@ def at_every_step(monkeypatch):
     monkeypatch.setattr(KeptSteps, "EVERY", 0.0)
 
 
-def kept_in(folder, refiner="distill"):
+def kept_in(folder, refiner="distill", keep_in=None):
     told = []
-    return KeptSteps(folder / "steps.safetensors", {"refiner": refiner}, ALONE, lambda *now: told.append(now)), told
+    file, own = folder / "steps.safetensors", {"refiner": refiner}
+    return KeptSteps(file, own, ALONE, lambda *now: told.append(now), keep_in=keep_in), told
 
 
 def trained(kept, count, make, stop=None):
@@ -67,6 +70,32 @@ def test_it_goes_on_with_the_same_bits(tmp_path, make, stop):
         assert torch.equal(ours, theirs)
     assert told == [(done, 7) for done in range(stop, 8)]
     check_sealed(kept.file, FORMAT)
+
+
+@pytest.mark.parametrize("make", [adam, fused, adafactor])
+def test_on_a_disk_they_do_too_and_what_is_taken_up_lies_there(tmp_path, make):
+    (tmp_path / "whole").mkdir()
+    whole = trained(kept_in(tmp_path / "whole")[0], 7, make)
+    trained(kept_in(tmp_path, keep_in=tmp_path)[0], 7, make, 4)
+    optimisers, lying = [], []
+
+    def noted(parameters):
+        optimisers.append(make(parameters))
+        return optimisers[-1]
+
+    kept = kept_in(tmp_path, keep_in=tmp_path)[0]
+    steps = kept.steps
+
+    def looked_at(*args):
+        for step in steps(*args):
+            state = [one for of in optimisers[0].state.values() for one in of.values() if one.dim() > 1]
+            lying.append([lies_on_disk(one) for one in state])
+            yield step
+
+    seen = SimpleNamespace(steps=looked_at)
+    assert all(map(torch.equal, trained(seen, 7, noted), whole))
+    assert lying[0]
+    assert all(lying[0])
 
 
 @pytest.mark.parametrize(("make", "device"), [(adam, "cpu"), (fused, "meta")])

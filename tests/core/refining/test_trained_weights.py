@@ -1,9 +1,12 @@
 """Weights that are trained: their masks hold whatever an optimiser does, and all else is as it was."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from ecoflap.core.disk.on_disk import lies_on_disk
 from ecoflap.core.forward.placement import Placement
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.refining.trained_weights import TrainedWeights
@@ -155,3 +158,73 @@ def test_a_weight_is_trained_the_same_however_it_lies(lying):
     torch.testing.assert_close(trained_by(True, weight), trained_by(False, values.clone()))
     whole = torch.as_strided(weight, (weight.untyped_storage().nbytes() // 4,), (1,), 0)
     assert (whole == 7).sum() == (48 if lying == "a slice" else 0)
+
+
+def trained_where(module, masks, keep_in):
+    """Three steps down from where a module is, in files or in memory; gives what was trained, and what there was."""
+    layers = [Layer("weight", module), Layer("stack[1]", module, "stack", part=1, transposed=True)]
+    weights = TrainedWeights(layers, masks, keep_in)
+    optimiser = torch.optim.AdamW(weights.parameters, lr=0.1, weight_decay=0.1, fused=True)
+    with weights.held(module, Placement(torch.float32, keep_in=keep_in)):
+        weights.remember()
+        for _ in range(3):
+            optimiser.zero_grad()
+            for factor in (1, 2):
+                (factor * module(torch.ones(5, 6) * torch.arange(1, 7))).square().sum().backward()
+            if keep_in is not None:
+                held = [*weights.parameters, *(one.grad for one in weights.parameters)]
+                assert all(map(lies_on_disk, held))
+            optimiser.step()
+    return weights
+
+
+def test_what_is_trained_in_files_is_taken_from_there(module, trained, tmp_path):
+    """The module is as it was until then, tensor for tensor; what is taken has the bits of weights that lay in memory.
+
+    A float32 matrix lies in columns, as one may that is mapped from a model's own file.
+    """
+    _, masks = trained
+    module.weight.data = as_it_lies(module.weight.data, "transposed")
+    other = copy.deepcopy(module)
+    before = {name: value.data for name, value in module.named_parameters()}
+    bits = {name: value.clone() for name, value in before.items()}
+    weights = trained_where(module, masks, tmp_path)
+    for name, value in module.named_parameters():
+        assert value.data_ptr() == before[name].data_ptr()
+        assert torch.equal(value, bits[name])
+        assert value.grad is None
+    weights.take([module.weight, module.bias])
+    assert torch.equal(module.stack, bits["stack"])
+    weights.take([module.stack])
+    trained_where(other, masks, None)
+    assert {name: value.dtype for name, value in module.named_parameters()} == {
+        name: value.dtype for name, value in bits.items()
+    }
+    assert all(map(torch.equal, module.parameters(), other.parameters()))
+    assert not torch.equal(module.weight, bits["weight"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_taken_of_what_ended_with_an_error(module, trained, tmp_path):
+    before = [value.data.clone() for value in module.parameters()]
+    weights = TrainedWeights(trained[0]._layers, trained[1], tmp_path)
+
+    def spoil():
+        with weights.held(module, Placement(torch.float32, keep_in=tmp_path)):
+            module.weight.data.fill_(3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spoil()
+    weights.take(module.parameters())
+    assert all(map(torch.equal, module.parameters(), before))
+
+
+def test_a_placement_puts_matrices_on_a_disk_that_it_widens_and_no_others(tmp_path):
+    module = nn.Linear(4, 3).bfloat16()
+    buffer, before = torch.ones(2, 2), module.weight.data
+    with Placement(torch.float32, keep_in=tmp_path).held([module.weight, module.bias, buffer]):
+        assert (lies_on_disk(module.weight), lies_on_disk(module.bias), lies_on_disk(buffer)) == (True, False, False)
+        assert torch.equal(module.weight, before.float())
+        assert module.bias.dtype == torch.float32
+    assert module.weight.data_ptr() == before.data_ptr()

@@ -1,0 +1,84 @@
+"""Train a model with the activations of one block in memory: what a block was given lies on a disk until its backward.
+
+Gradients are the same, bit for bit: the graph is that of the model's own forward, and what each of its steps has kept
+for the backward is computed again.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ecoflap.core.disk.on_disk import matrix_on_disk
+from ecoflap.core.forward.placement import map_tensors, replaced_forwards
+from ecoflap.core.model.anatomy import Block
+
+
+@contextmanager
+def recomputed_blocks(blocks: Sequence[Block], folder: Path) -> Iterator[None]:
+    """Have each block run again in the backward, whoever calls the model's forward.
+
+    :param folder: On whose disk lies what blocks were given.
+    """
+    keeps_casts = share_weights(blocks)
+
+    def forward_of(_: int, block: Block) -> Callable[..., Any]:
+        original = block.module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                output = original(*args, **kwargs)
+                torch.clear_autocast_cache()
+                return output
+            given = _Given(original, args, kwargs, folder, keeps_casts)
+            return checkpoint(given, use_reentrant=False)
+
+        return forward
+
+    with replaced_forwards(blocks, forward_of):
+        yield
+
+
+class _Given:
+    """Runs a block on what it was given: first on that itself, and then on copies of what has a gradient.
+
+    :param keeps_casts: Whether weights that autocast has made narrower stay so for the blocks behind this one.
+    """
+
+    def __init__(
+        self, forward: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], folder: Path, keeps_casts: bool
+    ) -> None:
+        self._forward, self._folder, self._keeps_casts = forward, folder, keeps_casts
+        self._first: Any = (args, dict(kwargs))
+        self._kept = self._copies(self._first)
+
+    def __call__(self) -> Any:
+        (args, kwargs), self._first = self._first or self._kept, None
+        output = self._forward(*args, **kwargs)
+        if not self._keeps_casts:
+            torch.clear_autocast_cache()
+        return output
+
+    def _copies(self, given: Any) -> Any:
+        """Copy what has a gradient, which is a block's own; others, as a mask or positions, all blocks are given."""
+        copies: dict[int, Tensor] = {}
+
+        def copied(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad or not tensor.is_contiguous():
+                return tensor
+            if id(tensor) not in copies:
+                copies[id(tensor)] = matrix_on_disk(tensor.detach(), self._folder).requires_grad_()
+            return copies[id(tensor)]
+
+        return map_tensors(given, copied)
+
+
+def share_weights(blocks: Sequence[Block]) -> bool:
+    """Say whether a weight is used by several calls of blocks: its gradients are then summed where autocast cast it."""
+    uses = Counter(id(parameter) for block in blocks for parameter in block.module.parameters())
+    return any(block.calls != 1 for block in blocks) or any(count > 1 for count in uses.values())
