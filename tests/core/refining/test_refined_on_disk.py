@@ -130,9 +130,9 @@ def test_it_is_that_of_several_processes_of_which_the_first_refines(unbroken, tm
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no call for it")
-@pytest.mark.parametrize("number", [0, 60, 200])
+@pytest.mark.parametrize("number", [0, 40, 150])
 def test_a_disk_that_fills_meanwhile_is_said_and_the_run_goes_on_later(unbroken, tmp_path, monkeypatch, number):
-    """While masks are unpacked, of which a model has 21; while gradients are put away; and in later steps."""
+    """While masks are unpacked, of which there are 14; while gradients are put away; and in the second refiner."""
     recipe, folder, taken = recipe_with(TWICE, tmp_path), tmp_path / "run", []
 
     def full(descriptor: int, begin: int, size: int) -> None:
