@@ -27,6 +27,14 @@ const float *arranged(const float *x, int64_t batch, const Matrix &w, int64_t mo
   return to.data();
 }
 
+// How many blocks are given out at a time: half a panel, for how many threads take them is not known here; otherwise so many
+// that it is worth a thread's while.
+int64_t blocks_of_share(const Matrix &w, int64_t batch, bool in_tiles) {
+  if (in_tiles) return blocks_of_panel(bands_of(w, batch)) / 2;
+  int64_t bytes = (w.kept * size_of(w.type) / w.blocks + 2 * w.padded + 1) * batch;
+  return bytes > kWorthwhile ? 1 : kWorthwhile / bytes;
+}
+
 struct Work {
   const Task &task;
   Product product;
@@ -98,10 +106,9 @@ void PackedLinear<kScaled>::multiply_some(OrtKernelContext *context, const float
     round_rows(&task, *path_, memory_for_x(rounded_bytes(*path_, w, batch)), 1);
   else
     task.x = arranged(x, batch, w, path_->rows[kind], memory);
-  int64_t bytes = (w.kept * size_of(w.type) / w.blocks + 2 * w.padded + 1) * batch;
   bool in_tiles = is_int8(w.type) && lies_in_tiles(*path_, w, batch);
-  int64_t each = in_tiles ? blocks_of_panel(bands_of(w, batch)) / 2 : bytes > kWorthwhile ? 1 : kWorthwhile / bytes;  // how many threads, who knows
-  Work work{task, path_->product[kind], in_tiles ? path_->panel[kind] : nullptr, each, all_finite(task)};
+  Work work{task, path_->product[kind], in_tiles ? path_->panel[kind] : nullptr, blocks_of_share(w, batch, in_tiles),
+            all_finite(task)};
   int64_t shares = (w.blocks + work.each - 1) / work.each;
   if (shares == 1)
     Work::one(&work, 0);

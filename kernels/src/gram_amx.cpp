@@ -1,11 +1,10 @@
 // tdpbf16ps: sums of products of 32 tokens at a time, in float32. It wants one factor feature by feature and the other
 // pair of tokens by pair of tokens, so that each 16 features lie twice: as tiles of 16 features by 16 pairs, and as their
 // transpose.
+#include "amx_tiles.h"
 #include "gram.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__)
-#include "avx512_lanes.h"
-#include "tiles.h"
+#ifdef ECOFLAP_HAS_AMX
 
 namespace ecoflap {
 namespace {
@@ -14,6 +13,8 @@ constexpr int64_t kPairsOfTile = 16;
 constexpr int64_t kTokensAtOnce = 512;  // that are added up one behind the other: the fewer, the less is rounded away
 constexpr int64_t kSquare = 2 * kTileRows;
 constexpr int64_t kPanelSquares = 8;  // columns whose tiles stay in a core's second cache: a quarter of a megabyte
+
+int64_t tiles_for(int64_t tokens) { return rounded(tokens, 2 * kPairsOfTile) / (2 * kPairsOfTile); }
 
 struct Adding {
   Tokens tokens;
@@ -46,16 +47,6 @@ void put_square(void *context, int64_t square) {
       }
       put_rows(v, all.by_feature + at, kTileLine);
     }
-}
-
-void set_shapes() {
-  struct {
-    uint8_t palette = 1, start_row = 0, zeros[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } shapes;
-  for (int tile = 0; tile < 8; ++tile) shapes.row_bytes[tile] = uint16_t(kTileLine), shapes.rows[tile] = uint8_t(kTileRows);
-  _tile_loadconfig(&shapes);
 }
 
 // Adds the sums of 32 features with 32 others.
@@ -93,7 +84,7 @@ void add_square(const Adding &all, int64_t row, int64_t column) {
 void add_panel(void *context, int64_t panel) {
   const Adding &all = *static_cast<const Adding *>(context);
   int64_t first = panel * kPanelSquares, last = first + kPanelSquares < all.squares ? first + kPanelSquares : all.squares;
-  set_shapes();
+  set_shapes(kTileRows, kTileRows);
   for (int64_t row = first; row < all.squares; ++row)
     for (int64_t column = first; column < last && column <= row; ++column) add_square(all, row, column);
   _tile_release();
@@ -103,13 +94,12 @@ void add_panel(void *context, int64_t panel) {
 
 void add_gram_amx(const Tokens &tokens, float *sums, int threads) {
   int64_t squares = rounded(tokens.features, kSquare) / kSquare, panels = (squares + kPanelSquares - 1) / kPanelSquares;
-  int64_t most = tokens.count < kTokensAtOnce ? tokens.count : kTokensAtOnce, tiles = rounded(most, 2 * kPairsOfTile) / (2 * kPairsOfTile);
-  int64_t bytes = 2 * squares * tiles * kTileBytes;
+  int64_t bytes = 2 * squares * tiles_for(tokens.count < kTokensAtOnce ? tokens.count : kTokensAtOnce) * kTileBytes;
   uint8_t *memory = static_cast<uint8_t *>(memory_for_x(2 * bytes));
   for (int64_t first = 0; first < tokens.count; first += kTokensAtOnce) {
     int64_t left = tokens.count - first, count = left < kTokensAtOnce ? left : kTokensAtOnce;
     Tokens some{tokens.x + first * tokens.stride, count, tokens.features, tokens.stride};
-    Adding all{some, rounded(count, 2 * kPairsOfTile) / (2 * kPairsOfTile), squares, memory, memory + bytes, sums};
+    Adding all{some, tiles_for(count), squares, memory, memory + bytes, sums};
     in_parallel(threads, squares, put_square, &all);
     in_parallel(threads, panels, add_panel, &all);  // the first is the longest
   }

@@ -6,7 +6,7 @@
 // x lies by fours of columns: those four inputs of each row that is multiplied together, then the next four. Most paths
 // read them as int16. vpdpbusd takes bytes without sign on one side, and weights have signs; so for it x goes in planes:
 // x + 32768 as its four high bytes, then its four low ones, or x + 128 as four bytes. What was added, times the sum of the
-// weights, is taken off at the end.
+// weights, is taken off at the end. Paths that multiply in tiles have the planes there: tiles.h.
 #pragma once
 
 #include "path.h"

@@ -121,10 +121,9 @@ Shares shared_out(int64_t blocks, int threads) {
   return {blocks, threads <= 1 ? blocks : each < 1 ? 1 : each};
 }
 
-// Of an X: its pairs take four bytes for each two of them, and that many bytes can be counted.
+// Of tokens that are added at once, by what a path makes of them: it may fill up features, to 64 at most, and its bytes can
+// be counted.
 constexpr int64_t kMostElements = INT64_MAX / 8;
-
-// Of features: no path fills up to more.
 constexpr int64_t kGramRounding = 64;
 
 // What is less than this is done before another thread has woken up.
@@ -289,7 +288,8 @@ int ecoflap_add_gram(int path, const void *x, int64_t tokens, int64_t features, 
                      int threads) try {
   if (int code = unusable(path_at(path))) return code;
   if (!ecoflap_path_adds_grams(path)) return refused(ECOFLAP_NO_PATH, "this path leaves Gram matrices to a dense library");
-  if (tokens < 0 || features < 0 || features > kMostElements - kGramRounding ||
+  bool has_sums = features <= 0 || features <= INT64_MAX / int64_t(sizeof(float)) / features;
+  if (tokens < 0 || features < 0 || !has_sums ||
       tokens > kMostElements / (features + kGramRounding) || (tokens > 1 && stride < features))
     return refused(ECOFLAP_BAD_ARGUMENT, "there cannot be so many tokens or features, or rows of x overlap");
   if (tokens == 0 || features == 0) return ECOFLAP_OK;

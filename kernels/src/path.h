@@ -54,7 +54,8 @@ struct Path {
 };
 
 constexpr int64_t kAnyBatch = INT64_MAX;
-constexpr int64_t kMostTiled = 1 << 16;  // columns: so many products of bytes are added up in 32 bits
+constexpr int64_t kMostTiled = 1 << 16;  // columns, whose products of two bytes are added up in 32 bits
+static_assert(kMostTiled * 255 * 128 <= INT32_MAX, "sums of bytes are whole");
 
 // Memory of this thread that is used again from call to call, aligned to lines; null where there is not enough. What x is
 // made to be lies apart from blocks that are put in place, and from sums that are not yet complete.

@@ -4,33 +4,13 @@
 //
 // Sums are in tiles 0 to 3: of the band's first run with one block and with the next, then of its second run. x is in 4
 // and 5, weights are in 6 and 7.
+#include "amx_tiles.h"
 #include "path.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512VBMI2__) && defined(__AVX512VNNI__) && defined(__AVX512BF16__)
-#include "avx512_lanes.h"
-#include "tiles.h"
+#ifdef ECOFLAP_HAS_AMX
 
 namespace ecoflap {
 namespace {
-
-constexpr int64_t kMostBlocks = 16;  // of a panel
-
-struct TileShapes {
-  uint8_t palette = 1, start_row = 0, zeros[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// `first` and `second` are how many rows of x its two runs have here; what is not there has no shape.
-void set_shapes(int64_t first, int64_t second) {
-  TileShapes shapes;
-  const int64_t rows[] = {first, first, second, second, first, second, kTileRows, kTileRows};
-  for (int tile = 0; tile < 8; ++tile) {
-    shapes.row_bytes[tile] = rows[tile] > 0 ? uint16_t(kTileLine) : 0;
-    shapes.rows[tile] = uint8_t(rows[tile]);
-  }
-  _tile_loadconfig(&shapes);
-}
 
 // What two blocks and a band add up to, or as much of it as there is.
 template <class Sum>
@@ -158,6 +138,7 @@ bool multiply_band(const Task &task, int64_t block, const Band &band) {
       p += kTileBytes;
     } else if (tile < count) {
       p = put_tiles(w, block, tile, tile + 1, p, buffers[tile & 1]);
+      settle_memory();
       weights = buffers[tile & 1];
     }
     if (before != nullptr) {
@@ -184,12 +165,24 @@ struct InPlace {
   int64_t tiles;
 };
 
-// Adds a slice of two blocks and of a band to the sums. Each tile that is loaded is multiplied twice. A share of the next
-// band, from `ahead` on, is asked for meanwhile.
+// A share of a slice of the next band, which is asked for while this one is multiplied: `lines` of each tile of both runs,
+// from `first` on.
+struct Ahead {
+  const uint8_t *x, *more;
+  int64_t first, lines;
+
+  void ask(int64_t at) const {
+    for (int64_t line = first; line < first + lines; ++line) {
+      __builtin_prefetch(x + at + line * kTileLine, 0, 2);
+      __builtin_prefetch(more + at + line * kTileLine, 0, 2);
+    }
+  }
+};
+
+// Adds a slice of two blocks and of a band to the sums. Each tile that is loaded is multiplied twice.
 template <class In>
-void add_slice(const InPlace &w, const uint8_t *x, const uint8_t *more, const uint8_t *ahead, int64_t lines) {
-  for (int64_t tile = 0; tile < w.tiles; ++tile) {
-    int64_t at = tile * kTileBytes;
+void add_slice(const InPlace &w, const uint8_t *x, const uint8_t *more, const Ahead &ahead) {
+  for (int64_t at = 0; at < w.tiles * kTileBytes; at += kTileBytes) {
     _tile_loadd(4, x + at, kTileLine);
     _tile_loadd(6, w.first + at, kTileLine);
     In::add_first();
@@ -202,7 +195,7 @@ void add_slice(const InPlace &w, const uint8_t *x, const uint8_t *more, const ui
       In::add_second();
       if (w.second != nullptr) In::add_second_second();
     }
-    for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(ahead + (tile * lines + line) * kLine, 0, 2);
+    ahead.ask(at);
   }
 }
 
@@ -225,7 +218,7 @@ class Panelled {
 
   bool multiply() {
     int64_t tiles = tiles_of(w_);
-    const uint8_t *at[kMostBlocks];
+    const uint8_t *at[kMostBlocksOfPanel];
     for (int64_t i = 0; i < count_; ++i) at[i] = w_.values_of(first_ + i);
     set_shapes(kTileRows, kTileRows);
     for (int64_t from = 0; from < tiles; from += each_) {
@@ -235,6 +228,7 @@ class Panelled {
         at[i] = lies_in_place(w_) ? at[i] + (to - from) * kTileBytes
                                   : put_tiles(w_, first_ + i, from, to, at[i], weights_ + i * each_ * kTileBytes);
       }
+      settle_memory();
       for (int64_t band = 0; band < bands_; ++band) add_band(band, from, to);
     }
     _tile_release();
@@ -252,7 +246,7 @@ class Panelled {
     Band band(task_, number);
     bool two_runs = band.more_rows > 0, is_first = from == 0, is_last = to == tiles_of(w_);
     const uint8_t *x = band.first + from * kTileBytes, *more = two_runs ? band.second + from * kTileBytes : nullptr;
-    int64_t lines = number + 1 < bands_ ? 2 * kTileRows / pairs() : 0;
+    int64_t lines = number + 1 < bands_ ? (kTileRows + pairs() - 1) / pairs() : 0;  // a pair's share; the last has less
     for (int64_t pair = 0; pair < pairs(); ++pair) {
       bool two_blocks = 2 * pair + 1 < count_;
       Wide own, *sums = sums_ == nullptr ? &own : sums_ + number * pairs() + pair;
@@ -260,10 +254,10 @@ class Panelled {
         begin_sums(two_runs, two_blocks);
       else
         sums->load(two_runs, two_blocks);
-      const uint8_t *ahead = x + band_bytes(w_) + (2 * pair < pairs() ? 0 : band_bytes(w_) / 2);
-      int64_t share = 2 * pair < pairs() ? pair : pair - (pairs() + 1) / 2;
-      add_slice<In>({in_place_[2 * pair], two_blocks ? in_place_[2 * pair + 1] : nullptr, to - from}, x, more,
-                    ahead + share * lines * (to - from) * kLine, lines);
+      int64_t asked = pair * lines < kTileRows ? pair * lines : kTileRows;
+      Ahead ahead{x + band_bytes(w_), band.second + from * kTileBytes + band_bytes(w_), asked,
+                  lines < kTileRows - asked ? lines : kTileRows - asked};
+      add_slice<In>({in_place_[2 * pair], two_blocks ? in_place_[2 * pair + 1] : nullptr, to - from}, x, more, ahead);
       sums->store(two_runs, two_blocks);
       for (int i = 0; is_last && i < (two_blocks ? 2 : 1); ++i)
         In::finish(task_, first_ + 2 * pair + i, band.first_row, sums->of[0][i], sums->of[1][i]);
@@ -275,7 +269,7 @@ class Panelled {
   int64_t first_, count_, bands_, each_;
   uint8_t *weights_ = nullptr;
   Wide *sums_ = nullptr;
-  const uint8_t *in_place_[kMostBlocks] = {};
+  const uint8_t *in_place_[kMostBlocksOfPanel] = {};
 };
 
 template <class In>

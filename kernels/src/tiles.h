@@ -2,8 +2,8 @@
 //
 // Two runs of tiles, each from the first column to the last, are a band, and a product takes one band after the other.
 // A band is 32 rows, of which each run has 16; of int8 with x in 16 bits it is 16 rows, of which the one run has the high
-// bytes and the other the low ones (int8.h). A tile is 32 columns of bfloat16 and 64 of int8. Rows that x has not, and
-// columns behind its last, are zeros.
+// bytes and the other the low ones (int8.h). A tile is 32 columns of bfloat16 and 64 of int8. Behind x's last
+// column there are zeros, or in int8 what stands for them; a row that x has not is anything, and nobody reads what it gives.
 #pragma once
 
 #include "path.h"
@@ -18,7 +18,8 @@ constexpr int64_t kTileBytes = kTileRows * kTileLine;
 // cache, which x and sums pass through. Of few blocks whole rows have room, and no sum waits for the next slice of them; of
 // many x is read from beyond less often, which pays where there is much of it.
 constexpr int64_t kTilesOfPanel = 1024;
-inline int64_t blocks_of_panel(int64_t bands) { return bands <= 3 ? 4 : 16; }
+constexpr int64_t kMostBlocksOfPanel = 16;
+inline int64_t blocks_of_panel(int64_t bands) { return bands <= 3 ? 4 : kMostBlocksOfPanel; }
 
 // Whether x of a task lies in tiles.
 inline bool lies_in_tiles(const Path &path, const Matrix &w, int64_t batch) {

@@ -169,9 +169,9 @@ void test_refused(int path, Matrix &w) {
 }
 
 // Whatever bytes are changed, no path may read or write beyond the memory.
-void test_damage(int path, const Matrix &w) {
+void test_damage(int path, const Matrix &w, int64_t batch = 3) {
   int64_t size = real_size(w.type);
-  Bytes x(3 * w.inputs * size), y(3 * w.outputs * size), out(w.outputs * w.inputs * size);
+  Bytes x(batch * w.inputs * size), y(batch * w.outputs * size), out(w.outputs * w.inputs * size);
   memset(x.at(), 0, size_t(x.size));
   put_number(w.real, x.at(), 0, INFINITY);
   for (int times = 0; times < 60; ++times) {
@@ -179,7 +179,7 @@ void test_damage(int path, const Matrix &w) {
     memcpy(before.at(), w.packed->at(), size_t(before.size));
     int64_t head = times % 2 == 0 ? before.size : 64 + 8 * (w.outputs / 16 + 2);
     for (int i = 0; i < 1 + times % 4; ++i) w.packed->at()[random_bits() % size_t(head)] = uint8_t(random_bits());
-    multiply(path, w, x, 3, y, 1);
+    multiply(path, w, x, batch, y, 1);
     decode(path, w, out);
     ecoflap_check(w.packed->at(), w.packed->size);
     memcpy(w.packed->at(), before.at(), size_t(before.size));
@@ -208,6 +208,7 @@ void test_path(int path) {
     for (double sparsity : {0.0, 0.5}) {  // several bands of x, and rows so long that they are put in place in slices
       Matrix wide(type, 40, 5000, sparsity);
       for (int threads : {1, 2}) test_product(path, wide, 115, threads, 3);
+      test_damage(path, wide, 115);
     }
   }
 }

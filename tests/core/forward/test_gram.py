@@ -112,6 +112,7 @@ class TestByTheLibrary:
             (2, 3, 2, "rows of x overlap"),
             (2**62, 2**62, 2**62, "so many tokens"),
             (1, 2**63 - 1, 1, "so many tokens"),
+            (1, 2**57, 2**57, "so many tokens"),
             (2, 2, 2, "nothing at the address"),
         ],
     )

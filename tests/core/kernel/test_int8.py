@@ -117,6 +117,18 @@ def test_the_longest_sums_do_not_overflow(path, values, sparsity, sign):
 
 @every_path
 @kinds
+@pytest.mark.parametrize("inputs", [65_535, 65_536, 65_537])
+def test_sums_in_tiles_are_as_long_as_32_bits_hold(path, values, inputs):
+    """All numbers as large as can be: of bytes a path for tiles adds 65,536 products at most."""
+    weight = torch.full((17, inputs), 127.0)
+    weight[3] = -127
+    x = torch.full((9, inputs), 2.0)
+    x[1] = -2
+    assert torch.equal(multiplied(path, x, pack_dense(weight, values=values), 17), expected(x, weight, values))
+
+
+@every_path
+@kinds
 def test_sums_are_exact_where_large_ones_cancel(path, values):
     """One is left of sums of billions: an accumulation that rounds anywhere would lose it."""
     weight = torch.full((16, 4096), 127.0)

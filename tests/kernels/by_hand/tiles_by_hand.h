@@ -16,7 +16,7 @@ struct Tile {
 
 thread_local Tile tiles[8];
 
-void by_hand_config(const void *shapes) {
+inline void by_hand_config(const void *shapes) {
   const uint8_t *given = static_cast<const uint8_t *>(shapes);
   if (given[0] != 1) abort();
   for (int t = 0; t < 8; ++t) {
@@ -27,18 +27,18 @@ void by_hand_config(const void *shapes) {
   }
 }
 
-void by_hand_zero(int t) {
+inline void by_hand_zero(int t) {
   if (tiles[t].rows == 0) abort();
   memset(tiles[t].at, 0, sizeof tiles[t].at);
 }
 
-void by_hand_load(int t, const void *from, int64_t stride) {
+inline void by_hand_load(int t, const void *from, int64_t stride) {
   if (tiles[t].rows == 0) abort();
   for (int r = 0; r < tiles[t].rows; ++r)
     memcpy(tiles[t].at[r], static_cast<const uint8_t *>(from) + r * stride, size_t(tiles[t].bytes));
 }
 
-void by_hand_store(int t, void *to, int64_t stride) {
+inline void by_hand_store(int t, void *to, int64_t stride) {
   if (tiles[t].rows == 0) abort();
   for (int r = 0; r < tiles[t].rows; ++r)
     memcpy(static_cast<uint8_t *>(to) + r * stride, tiles[t].at[r], size_t(tiles[t].bytes));
@@ -52,7 +52,7 @@ float half_of(const Tile &tile, int row, int column) {
   return value;
 }
 
-void by_hand_multiply(int c, int a, int b) {
+inline void by_hand_multiply(int c, int a, int b) {
   if (tiles[c].rows != tiles[a].rows || tiles[a].bytes / 4 != tiles[b].rows) abort();
   for (int m = 0; m < tiles[c].rows; ++m)
     for (int n = 0; n < tiles[c].bytes / 4; ++n) {
@@ -64,7 +64,7 @@ void by_hand_multiply(int c, int a, int b) {
     }
 }
 
-void by_hand_multiply_bytes(int c, int a, int b) {
+inline void by_hand_multiply_bytes(int c, int a, int b) {
   if (tiles[c].rows != tiles[a].rows || tiles[a].bytes / 4 != tiles[b].rows) abort();
   for (int m = 0; m < tiles[c].rows; ++m)
     for (int n = 0; n < tiles[c].bytes / 4; ++n) {
@@ -76,7 +76,7 @@ void by_hand_multiply_bytes(int c, int a, int b) {
     }
 }
 
-void by_hand_release() {
+inline void by_hand_release() {
   for (Tile &tile : tiles) tile.rows = 0;
 }
 
