@@ -154,7 +154,7 @@ def _disk(prepared: Prepared, places: Places, written: DiskNeeds) -> Iterator[Ro
         ("earlier, while candidates are tried,", written.trying),
         ("gradients of the loss", written.gradients),
         ("recorded activations", written.spilled),
-        ("the refiner's steps", written.steps),
+        ("the refiner's steps, twice while they are written,", written.steps),
         ("what it trains", written.trained),
         ("experts put together, twice while model/ is read back,", 2 * written.put_together),
         ("later, while a view is exported,", written.exporting),

@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from ecoflap.core.disk.write_errors import explained
+from ecoflap.core.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,20 @@ def zeros_on_disk(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Sha
         # By its name a later process deletes it, should this one be killed between the next lines.
         with NamedTemporaryFile(dir=folder, prefix=".kept-", suffix=".partial") as file:
             _make_room(file.fileno(), size)
-            storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
+            storage = _mapped(file.name, size)
     zeros: Tensor = torch.empty(0, dtype=dtype).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
     return zeros
+
+
+def _mapped(file: str, size: int) -> torch.UntypedStorage:
+    try:
+        storage: torch.UntypedStorage = torch.UntypedStorage.from_file(file, shared=True, nbytes=size)  # type: ignore[assignment]
+    except RuntimeError as error:  # torch has no other for what the system refuses
+        raise RunError(
+            f"{Path(file).parent}: the system maps no further file ({error}). Linux has a limit of how many there are, "
+            f"which sysctl vm.max_map_count=1000000 raises"
+        ) from error
+    return storage
 
 
 def matrix_on_disk(tensor: Shaped[Tensor, "..."], folder: Path | None) -> Shaped[Tensor, "..."]:

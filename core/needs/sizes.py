@@ -8,7 +8,7 @@ import torch
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
-from ecoflap.core.forward.recomputed import share_weights
+from ecoflap.core.forward.recomputed import weights_are_shared
 from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.core.model.mapped_weights import MappedFile
 from ecoflap.core.model.parameter_masks import parameter_and_part
@@ -188,7 +188,7 @@ def _bytes_passing(prepared: Prepared) -> int:
     autocast makes narrower, of the block that runs or of all where several calls share a weight.
     """
     largest = max(layer.parameter.numel() for _, layer in prepared.anatomy.layers())
-    shared = share_weights(prepared.anatomy.blocks)
+    shared = weights_are_shared(prepared.anatomy.blocks)
     return 4 * 4 * largest + 2 * (prepared.size if shared else largest_block(prepared.anatomy))
 
 
@@ -259,6 +259,9 @@ def _end_of(name: str) -> str:
 
 
 def bytes_of_steps(prepared: Prepared) -> int:
-    """Give the bytes of a model's refiner's weights and two moments, and of what one before it left, in float32."""
-    bytes_a_weight = (0, 12, 16)[min(len(prepared.model_refiners), 2)]
+    """Give the bytes of a model's refiner's weights and two moments, and of what one before it left, in float32.
+
+    The first are there twice while they are written anew.
+    """
+    bytes_a_weight = (0, 24, 28)[min(len(prepared.model_refiners), 2)]
     return bytes_a_weight * prepared.size

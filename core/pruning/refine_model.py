@@ -38,7 +38,9 @@ def model_view(
     :param keep_in: A folder on whose disk all lies that is trained; None for memory.
     """
     layers = [layer for _, layer in dense.anatomy.layers() if layer.name in plan.layers]
-    oriented = {layer.name: layer.oriented(matrix_on_disk(masks[layer.name], keep_in)) for layer in layers}
+    # In files one process refines alone, and the others wait for it.
+    looked_at = layers if keep_in is None or dense.ranks.rank == 0 else ()
+    oriented = {layer.name: layer.oriented(matrix_on_disk(masks[layer.name], keep_in)) for layer in looked_at}
     return ModelView(dense, layers, oriented, dense_weights, keep_in)
 
 

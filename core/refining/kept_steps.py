@@ -163,7 +163,9 @@ def put(
         if key == _WEIGHT:
             parameter.data.copy_(tensor)
         elif optimiser is not None:
-            optimiser.state[parameter][key] = matrix_on_disk(tensor.to(_home(tensor, parameter, optimiser)), keep_in)
+            there = tensor.to(_home(tensor, parameter, optimiser))
+            # A number that stays mapped would keep the whole file on the disk when it is written anew.
+            optimiser.state[parameter][key] = matrix_on_disk(there, keep_in) if there.dim() > 1 else there.clone()
 
 
 def _home(tensor: Tensor, parameter: nn.Parameter, optimiser: torch.optim.Optimizer) -> torch.device:

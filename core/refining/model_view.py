@@ -56,7 +56,7 @@ class ModelView(RefinedView):
         dense_weights: Mapping[str, Float[Tensor, "out in"]] = MappingProxyType({}),
         keep_in: Path | None = None,
     ) -> None:
-        self.shared_by, self.keep_in = dense.ranks, keep_in
+        self.shared_by = dense.ranks
         ranks = dense.ranks if keep_in is None else ALONE
         super().__init__(layers, masks, Split.of(len(dense.batches)), dense.seed, ranks, keep_in)
         self.dense_weights = dense_weights

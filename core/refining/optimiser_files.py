@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def state_on_disk(optimiser: torch.optim.Optimizer, folder: Path) -> Iterator[No
     step = optimiser.step
 
     @wraps(step)
-    def stepped(*args: Any, **kwargs: Any) -> Any:
+    def stepped(_: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         with _ZerosOnDisk(folder):
             told = step(*args, **kwargs)
         for state in optimiser.state.values():
@@ -32,13 +33,14 @@ def state_on_disk(optimiser: torch.optim.Optimizer, folder: Path) -> Iterator[No
 
     space = optimiser.__dict__  # a scheduler's wrapper may already be there
     before = space.get("step")
-    space["step"] = stepped
+    space["step"] = own = MethodType(stepped, optimiser)  # a method, as a scheduler that is made now looks for
     try:
         yield
     finally:
-        del space["step"]
-        if before is not None:
-            space["step"] = before
+        if space.get("step") is own:
+            del space["step"]
+            if before is not None:
+                space["step"] = before
 
 
 class _ZerosOnDisk(TorchFunctionMode):

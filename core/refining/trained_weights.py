@@ -144,9 +144,9 @@ class TrainedWeights:
         """
         others = [one for one in self.parameters if not (one.data.is_contiguous() and self._is_kept(one.data))]
         lying = [parameter.data for parameter in others]
-        for parameter in others:
-            parameter.data = matrix_on_disk(parameter.data.contiguous(), self._keep_in)
         try:
+            for parameter in others:
+                parameter.data = matrix_on_disk(parameter.data.contiguous(), self._keep_in)
             yield
         finally:
             for parameter, data in zip(others, lying, strict=True):
@@ -202,7 +202,7 @@ def _trained(layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]
     if first.part is None:  # its mask is all there is to hold
         kept = first.as_stored(masks[first.name]).to(parameter.device).contiguous()
         return _Trained(parameter, parameter.dtype, kept, None)
-    kept, is_layer = _nothing_of(parameter, keep_in), _nothing_of(parameter, keep_in)
+    kept, is_layer = _empty_mask(parameter, keep_in), _empty_mask(parameter, keep_in)
     for layer in layers:
         layer.matrix_of(kept).copy_(masks[layer.name])
         layer.matrix_of(is_layer).fill_(True)
@@ -214,7 +214,7 @@ def _not_trained(home: Float[Tensor, "..."], held: Float[Tensor, "..."]) -> Floa
     return home.clone() if held.data_ptr() == home.data_ptr() else home
 
 
-def _nothing_of(parameter: Tensor, keep_in: Path | None) -> Bool[Tensor, "..."]:
+def _empty_mask(parameter: Tensor, keep_in: Path | None) -> Bool[Tensor, "..."]:
     """Give a mask that keeps nothing of a parameter."""
     if keep_in is None:
         return torch.zeros(parameter.shape, dtype=torch.bool, device=parameter.device)

@@ -49,7 +49,8 @@ class RefinedView:
     While it is open, weights are held in float32; a pruned weight has no gradient, and is zero again when it closes.
 
     :param layers: Those that were pruned.
-    :param masks: By the layer's name, ``[out, in]``, True for what is kept; they stay.
+    :param masks: By the layer's name, ``[out, in]``, True for what is kept; they stay. None are given to a process that
+        waits for another one to refine.
     :param training: Numbers of the calibration batches to train on.
     :param held_out: Numbers of those by which the outcome is judged, and which a refiner leaves alone.
     :param seed: The recipe's.
@@ -71,10 +72,10 @@ class RefinedView:
         ranks: Ranks = ALONE,
         keep_in: Path | None = None,
     ) -> None:
-        self.ranks, self.seed = ranks, seed
+        self.ranks, self.seed, self.keep_in = ranks, seed, keep_in
         self.layers, self.masks = tuple(layers), masks
         self.training, self.held_out = split
-        self.weights = TrainedWeights(layers, masks, keep_in)
+        self.weights = TrainedWeights([layer for layer in layers if layer.name in masks], masks, keep_in)
         self.dtype = layers[0].parameter.dtype
 
     @property

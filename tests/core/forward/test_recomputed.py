@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoflap.core.disk.on_disk import lies_on_disk
+from ecoflap.core.errors import ModelError
 from ecoflap.core.forward import recomputed
 from ecoflap.core.forward.recomputed import recomputed_blocks
 from ecoflap.core.model.anatomy import Block
@@ -145,3 +146,34 @@ def test_a_weight_that_autocast_has_cast_is_not_kept_behind_its_block(tmp_path, 
             model.inner[0](torch.ones(7, 12), scale=model.scale)
         torch.nn.functional.linear(torch.ones(7, 12), weight)
     assert casts.count == 2
+
+
+class Writing(nn.Module):
+    """Writes in place into what it is given."""
+
+    def __init__(self, *, into_scale):
+        super().__init__()
+        self.inner, self.into_scale = Inner(), into_scale
+
+    def forward(self, x, *, scale):
+        (scale if self.into_scale else x).add_(1.0)
+        return self.inner(x, scale=scale)
+
+
+def writing(*, into_scale):
+    model = Model()
+    model.inner[1] = Writing(into_scale=into_scale)
+    return model
+
+
+def test_a_block_may_write_into_its_own_input(tmp_path):
+    model = writing(into_scale=False)
+    own = gradients(model, nullcontext())
+    again = gradients(model, recomputed_blocks(model.blocks(), tmp_path))
+    assert all(map(torch.equal, again, own))
+
+
+def test_one_that_writes_into_what_all_are_given_is_refused(tmp_path):
+    model = writing(into_scale=True)
+    with pytest.raises(ModelError, match=r"inner\.1 writes into what it is given.*Leave out model\.offload: disk"):
+        gradients(model, recomputed_blocks(model.blocks(), tmp_path))

@@ -1,6 +1,7 @@
 """Steps of a refiner that is cut off go on with the bits of one that is not."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -96,6 +97,19 @@ def test_on_a_disk_they_do_too_and_what_is_taken_up_lies_there(tmp_path, make):
     assert all(map(torch.equal, trained(seen, 7, noted), whole))
     assert lying[0]
     assert all(lying[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what is mapped")
+def test_the_file_that_was_taken_up_is_let_go_when_it_is_written_anew(tmp_path):
+    kept, _ = kept_in(tmp_path, keep_in=tmp_path)
+    trained(kept, 7, adam, stop=3)
+    parameters = [nn.Parameter(torch.zeros_like(goal)) for goal in GOALS]
+    optimiser = adam(parameters)
+    for step in kept.steps(7, parameters, optimiser):
+        if step > 4:
+            assert "steps.safetensors" not in Path("/proc/self/maps").read_text("utf-8")
+        sum(one.sum() for one in parameters).backward()
+        optimiser.step()
 
 
 @pytest.mark.parametrize(("make", "device"), [(adam, "cpu"), (fused, "meta")])

@@ -54,6 +54,27 @@ def test_a_scheduler_goes_on_and_finds_its_own_step_again(tmp_path):
     assert vars(optimiser)["step"] is own
 
 
+def test_a_scheduler_that_is_made_meanwhile_sees_the_steps(tmp_path):
+    weight = nn.Parameter(torch.ones(3, 4))
+    optimiser = torch.optim.SGD([weight], lr=1.0)
+    with state_on_disk(optimiser, tmp_path):
+        scheduler = torch.optim.lr_scheduler.StepLR(optimiser, 1)
+        weight.sum().backward()
+        optimiser.step()
+        scheduler.step()  # which warns where it has seen no step
+    assert scheduler.get_last_lr() == [pytest.approx(0.1)]
+
+
+def test_contexts_may_end_in_any_order(tmp_path):
+    optimiser = torch.optim.SGD([nn.Parameter(torch.ones(3, 4))], lr=1.0)
+    first, second = state_on_disk(optimiser, tmp_path), state_on_disk(optimiser, tmp_path)
+    for one in (first, second):
+        one.__enter__()
+    for one in (first, second):
+        one.__exit__(None, None, None)
+    optimiser.step()
+
+
 def test_behind_a_step_that_fails_zeros_are_made_in_memory_again(tmp_path):
     weight = nn.Parameter(torch.ones(3, 4))
     optimiser = torch.optim.Adam([weight])
