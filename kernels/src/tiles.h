@@ -6,9 +6,21 @@
 // column there are zeros, or in int8 what stands for them; a row that x has not is anything, and nobody reads what it gives.
 #pragma once
 
-#include "path.h"
+#include "int8.h"
 
 namespace ecoflap {
+
+// Puts all rows of x in tiles, in memory of this thread.
+const void *put_in_tiles(const Task &task, int threads);
+
+// Writes a row's bytes to where it is in tiles, with zeros behind them to the last tile's end.
+void put_line(const void *bytes, int64_t count, int64_t tiles, uint8_t *to);
+
+}  // namespace ecoflap
+
+namespace {  // one copy a file: some are compiled for CPUs with AMX alone, and a linker would take any of them
+
+using namespace ecoflap;
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileLine = 64;  // bytes of a tile's row
@@ -46,18 +58,17 @@ inline int64_t rows_at_a_time(const Path &path, const Matrix &w, int64_t batch) 
   return rows < 64 ? 64 : rows / 32 * 32;
 }
 
-// Computes some blocks' outputs; false where one's values do not end where they should.
-inline bool multiplied(const Task &task, Product product, Panel panel, int64_t first, int64_t last) {
-  if (panel != nullptr) return panel(task, first, last);
+// Computes the outputs of blocks from `first` to before `last`; false where one's values do not end where they should.
+// `finite` is what all_finite says of the task: otherwise some rows of x are computed in float.
+inline bool multiplied(const Path &path, const Task &task, bool finite, int64_t first, int64_t last) {
+  int kind = kind_of(task.weight.type);
   bool fits = true;
-  for (int64_t block = first; block < last; ++block) fits &= product(task, block);
+  if (lies_in_tiles(path, task.weight, task.batch))
+    fits = path.panel[kind](task, first, last);
+  else
+    for (int64_t block = first; block < last; ++block) fits &= path.product[kind](task, block);
+  for (int64_t block = first; fits && !finite && block < last; ++block) put_not_finite(task, block);
   return fits;
 }
 
-// Puts all rows of x in tiles, in memory of this thread.
-const void *put_in_tiles(const Task &task, int threads);
-
-// Writes a row's bytes to where it is in tiles, with zeros behind them to the last tile's end.
-void put_line(const void *bytes, int64_t count, int64_t tiles, uint8_t *to);
-
-}  // namespace ecoflap
+}  // namespace
