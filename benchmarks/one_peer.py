@@ -1,12 +1,13 @@
 """Prune one model by one code, and print what it took as a line of JSON: peers.py starts this.
 
-    python benchmarks/one_peer.py ours|in_turn|wanda|sparsegpt|llmcompressor SETTING MODEL TOKENS WEIGHTS [--code PATH]
+    python benchmarks/one_peer.py ours|in_turn|on_disk|wanda|sparsegpt|llmcompressor SETTING MODEL TOKENS WEIGHTS
+        [--code PATH]
 
 MODEL is a folder as transformers writes it, in the type that all compute in, TOKENS a safetensors file with the
 windows ``calibration``; the prunable matrices go into WEIGHTS afterwards. The clock runs while the model is pruned,
-from the windows to the last weight: not while libraries are imported or the model is read. Only ``ours`` and
-``in_turn``, which is ours with ``sequential: true``, import ecoflap, so that llm-compressor may have an environment of
-its own.
+from the windows to the last weight: not while libraries are imported or the model is read. Only ``ours``, ``in_turn``,
+which is ours with ``sequential: true``, and ``on_disk``, which has ``offload: disk`` too, import ecoflap, so that
+llm-compressor may have an environment of its own.
 
 The published codes are read from where they lie and run as they are, but for what today's libraries and a machine
 without a GPU ask. Each change is a text that has to be there, or nothing is run:
@@ -34,7 +35,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -90,20 +91,26 @@ class Setting:
 Prune = Callable[[], object]
 
 
-def ours(setting: Setting, model: Path, windows: Tensor, code: Path | None, in_turn: bool = False) -> tuple[Any, Prune]:
+def ours(
+    setting: Setting, model: Path, windows: Tensor, code: Path | None, in_turn: bool = False, on_disk: bool = False
+) -> tuple[Any, Prune]:
     """Our engine as a run uses it: the plan, every check, and each finished block written to disk.
 
     :param in_turn: Whether a block's layers see what those before them in it give after they were pruned.
+    :param on_disk: Whether weights stay in their files, and each finished block goes into one of the saved model's.
     """
     from fractions import Fraction
 
     from ecoflap import Replay
     from ecoflap.adapters.llama import LlamaAdapter
     from ecoflap.core.budget.counts import Pattern
+    from ecoflap.core.contracts.protocols import ignore
     from ecoflap.core.contracts.records import Sample
+    from ecoflap.core.model.mapped_weights import mapped_beside
     from ecoflap.core.model.source import open_source
     from ecoflap.core.pruning.plan import make_plan, pools_of
     from ecoflap.core.pruning.prune_blocks import BlockwisePruning
+    from ecoflap.core.pruning.shards import Shards
     from ecoflap.core.recipe.part_spec import PartSpec
     from ecoflap.plugins.allocators.uniform import Uniform
     from ecoflap.plugins.pruners.sparsegpt import SparseGPT
@@ -111,7 +118,11 @@ def ours(setting: Setting, model: Path, windows: Tensor, code: Path | None, in_t
 
     adapter = LlamaAdapter()
     source = replace(open_source(str(model), Path.cwd()), with_processor=False)  # as the published codes read none
-    loaded = adapter.load(source, None, "cpu")
+    scratch = tempfile.TemporaryDirectory()
+    folder = Path(scratch.name)
+    with mapped_beside(folder) if on_disk else nullcontext() as mapped:
+        loaded = adapter.load(replace(source, mapped=mapped), None, "cpu")
+    shards = None if mapped is None else Shards(loaded, mapped, folder)
     pruner = {"wanda": Wanda, "sparsegpt": SparseGPT}[setting.method]()
     gone, of = setting.pattern
     asked = Pattern(of - gone, of) if of else Fraction(str(setting.sparsity))
@@ -121,8 +132,9 @@ def ours(setting: Setting, model: Path, windows: Tensor, code: Path | None, in_t
         replay = Replay(loaded, adapter, batches, spare=SPARE if in_turn else 0)
         plan = make_plan(pools_of(replay.anatomy, asked, {}, []), Uniform(), "layer", None)
         spec = PartSpec("pruner", setting.method, {}, lambda: pruner)
-        with tempfile.TemporaryDirectory() as folder:
-            BlockwisePruning(replay, plan, {"language": spec}, Path(folder), lambda event: None, sequential=in_turn)()
+        walk = BlockwisePruning(replay, plan, {"language": spec}, folder, ignore, sequential=in_turn, shards=shards)
+        with scratch:
+            walk()
 
     return loaded, prune
 
@@ -176,8 +188,8 @@ def llmcompressor(setting: Setting, model: Path, windows: Tensor, code: None) ->
 
 
 CODES: Mapping[str, Callable[..., tuple[Any, Prune]]] = {
-    "ours": ours, "in_turn": partial(ours, in_turn=True), "wanda": wanda, "sparsegpt": sparsegpt,
-    "llmcompressor": llmcompressor,
+    "ours": ours, "in_turn": partial(ours, in_turn=True), "on_disk": partial(ours, in_turn=True, on_disk=True),
+    "wanda": wanda, "sparsegpt": sparsegpt, "llmcompressor": llmcompressor,
 }  # fmt: skip
 
 

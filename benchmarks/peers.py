@@ -43,15 +43,15 @@ from ecoflap.plugins.evaluators.perplexity import Perplexity
 CHILD = Path(__file__).with_name("one_peer.py")
 SETTINGS = ("wanda-50%", "wanda-60%", "wanda-2:4", "sparsegpt-50%", "sparsegpt-2:4")
 NAMES = {
-    "ours": "ours", "in_turn": "ours, in turn", "wanda": "locuslab/wanda", "sparsegpt": "IST-DASLab/sparsegpt",
-    "llmcompressor": "llm-compressor",
+    "ours": "ours", "in_turn": "ours, in turn", "on_disk": "ours, in turn and on the disk",
+    "wanda": "locuslab/wanda", "sparsegpt": "IST-DASLab/sparsegpt", "llmcompressor": "llm-compressor",
 }  # fmt: skip
-OURS = ("ours", "in_turn")
+OURS = ("ours", "in_turn", "on_disk")
 CALIBRATION = Text(samples=16, sequence_length=512, portion=(0, 0.7))
 HELD_OUT = Text(samples=16, sequence_length=512, portion=(0.7, 1), order="spread")
 ROWS = (
-    "| setting | who | CPU s | ours / theirs | in turn / theirs | MB | ours / theirs | in turn / theirs "
-    "| of it by pruning | zeros | masks as ours | perplexity |"
+    "| setting | who | CPU s | ours / theirs | in turn / theirs | on the disk / theirs | MB | ours / theirs "
+    "| in turn / theirs | on the disk / theirs | of it by pruning | zeros | masks as ours | perplexity |"
 )
 
 
@@ -147,7 +147,7 @@ class Bench:
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Write a Markdown table: medians over rounds, and in brackets the least and the most."""
     yield ROWS
-    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    yield f"|---|---|{'---:|' * 12}"
     for setting in dict.fromkeys(line["setting"] for line in lines):
         mine = [line for line in lines if line["setting"] == setting]
         for who in [name for name in NAMES if any(line["who"] == name for line in mine)]:

@@ -1,4 +1,4 @@
-"""How much memory a run may spend on being quicker: half of what is free, where nothing asks to save it."""
+"""How much memory a run may spend on being quicker: half of what is free, where nothing asks to save that kind."""
 
 import os
 
@@ -16,7 +16,11 @@ def spare_memory(prepared: Prepared) -> int:
     There are none where the model is offloaded or on another device, whose memory is not what is counted here, or where
     the system does not tell what is free.
     """
-    if prepared.recipe.model.offload is not None or not prepared.is_on_cpu:
+    return 0 if prepared.recipe.model.offload else _half_of_what_is_free(prepared)
+
+
+def _half_of_what_is_free(prepared: Prepared) -> int:
+    if not prepared.is_on_cpu:
         return 0
     cores = max(os.cpu_count() or 1, torch.get_num_threads())
     return (available_memory() or 0) // 2 * torch.get_num_threads() // cores
@@ -30,7 +34,11 @@ def spare_for_scoring(prepared: Prepared) -> int:
 
 
 def spare_for_pruning(prepared: Prepared) -> int:
-    """Give the bytes that forwards may hold which wait for layers to be pruned in their turn."""
+    """Give the bytes that forwards may hold which wait for layers to be pruned in their turn.
+
+    They are what the calibration gives, as the record is: whether that may be in memory is said by ``keep``, wherever
+    the weights are.
+    """
     keys = prepared.recipe.calibration
     can_wait = prepared.prunes_in_turn and keys is not None and keys.keep == "memory"
-    return spare_memory(prepared) if can_wait else 0
+    return _half_of_what_is_free(prepared) if can_wait else 0

@@ -21,6 +21,7 @@ from ecoflap.core.contracts.events import LayerPruned, Progress, StageStarted
 from ecoflap.core.disk.sealed import sealed, write_safetensors
 from ecoflap.core.errors import FormatError, RecipeError, RunError
 from ecoflap.core.export.verify import verify
+from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped_beside
@@ -56,6 +57,29 @@ def test_what_stays_on_the_disk_is_pruned_to_the_same_bits(recipe, prune, tmp_pa
     assert bytes_in(tmp_path / "dense") == before
     left = {path.name for path in (tmp_path / "disk").iterdir()}
     assert not {name for name in left if name.endswith(".partial") or name == "blocks"}
+
+
+def test_layers_pruned_in_turn_are_the_same_and_forwards_wait_as_they_do_in_memory(recipe, tmp_path, monkeypatch):
+    """What waits is of the calibration: ``keep: disk`` takes it out of memory, and not where the weights are."""
+    waited = []
+
+    def finish(paused):
+        waited.append(finished(paused))
+        return waited[-1]
+
+    finished = PausedForwards.finish
+    monkeypatch.setattr(PausedForwards, "finish", finish)
+    recipe = {**recipe, "sequential": True}
+    spilled = {**recipe, "calibration": {**recipe["calibration"], "keep": "disk"}}
+    found = {}
+    for name, keys in (("memory", in_memory(recipe)), ("disk", recipe), ("spilled", spilled)):
+        waited.clear()
+        ecoflap.run(keys, folder=tmp_path / name)
+        found[name] = any(waited)
+    assert_alike(tmp_path / "disk", tmp_path / "memory")
+    assert_alike(tmp_path / "spilled", tmp_path / "memory")
+    can_wait = "experts" not in " ".join(weights_in(tmp_path / "dense"))
+    assert found == {"memory": can_wait, "disk": can_wait, "spilled": False}
 
 
 @pytest.mark.parametrize("each", ["block", "subblock"])
