@@ -1,8 +1,9 @@
 """All that is known before weights are read, for a part that looks for problems."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -48,3 +49,19 @@ class PlanContext:
     def views_refused(self, exporter: str) -> Mapping[str, str]:
         """Say by name which views an exporter cannot write of this model, and why, as the adapter has it."""
         return self.list_refused(exporter)
+
+    def left_dense(self, file: Path, is_pruned: Callable[[str], bool]) -> Iterator[str]:
+        """Say which towers a file prunes that are kept by default, where the recipe does not say what it wants.
+
+        :param is_pruned: Says by a layer's name whether the file prunes it.
+        """
+        said = {*self.recipe.included, *self.recipe.towers}
+        for tower in self.anatomy.towers:
+            if not tower.prunable and tower.name not in said:
+                pruned = sum(is_pruned(layer.name) for _, layer in self.anatomy.layers(tower.blocks))
+                if pruned:
+                    yield (
+                        f"{file}: it prunes {pruned} layers of the tower {tower.name}, which is kept whole by default. "
+                        f"Prune it here too, by include: [{tower.name}], or have it stay whole, by towers: "
+                        f"{{{tower.name}: keep}}"
+                    )

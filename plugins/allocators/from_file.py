@@ -39,11 +39,17 @@ class FromFile:
         return [self.path]
 
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say where the recipe prunes in rounds, and where the plan has patterns, of which counts would be left."""
+        """Say where the recipe prunes in rounds, and where the plan has more than would be taken over.
+
+        That is patterns, of which counts would be left, and a tower that stays whole here.
+        """
         if context.recipe.round_count > 1:
             yield "a plan of another run is for one sparsity, and each round has its own: remove rounds:"
         with suppress(EcoflapError):  # the call gives the reasons
-            yield from self._patterns(self._layers(), [layer.name for _, layer in context.scored.layers()])
+            planned = self._layers()
+            yield from self._patterns(planned, [layer.name for _, layer in context.scored.layers()])
+            pruned = {name for name, layer in planned.items() if layer["keep"] < layer["size"]}
+            yield from context.left_dense(self._file, pruned.__contains__)
 
     def keeps(self, layers: Sequence[str]) -> int | None:
         """Count what the plan keeps of these layers in all; None where it cannot be read or lacks one of them."""

@@ -70,7 +70,8 @@ class FromMasks:
                 yield from error.problems
             return
         yield from self._strangers(masks, context)
-        yield from self._left_dense(masks, context)
+        if not self.zeros:  # else what is not pruned may hold zeros, too
+            yield from context.left_dense(self.path, lambda name: _prunes(masks.kept(name)))
         yield from self._misshapen(masks, [layer for _, layer in context.anatomy.layers()])
 
     def _not_allocated(self, context: PlanContext) -> str:
@@ -109,23 +110,6 @@ class FromMasks:
                 f"under include: what may be pruned"
             )
 
-    def _left_dense(self, masks: NamedMasks, context: PlanContext) -> Iterator[str]:
-        """Say which towers the masks prune that are kept by default, where the recipe does not say what it wants."""
-        if self.zeros:  # what is not pruned may hold zeros, too
-            return
-        said = {*context.recipe.included, *context.recipe.towers}
-        for tower in context.anatomy.towers:
-            if tower.prunable or tower.name in said:
-                continue
-            counts = [masks.kept(layer.name) for _, layer in context.anatomy.layers(tower.blocks)]
-            pruned = sum(count is not None and count[0] < count[1] for count in counts)
-            if pruned:
-                yield (
-                    f"{self.path}: it prunes {pruned} layers of the tower {tower.name}, which is kept whole by "
-                    f"default. Prune it here too, by include: [{tower.name}], or have it stay whole, by towers: "
-                    f"{{{tower.name}: keep}}"
-                )
-
     def _misshapen(self, masks: NamedMasks, layers: list[Layer]) -> Iterator[str]:
         for layer in layers:
             mask = masks.of(layer.name)
@@ -145,6 +129,11 @@ class FromMasks:
         if mask is None:
             raise ModelError(f"{self.path}: it has no mask of this layer")
         return mask.T.contiguous() if layer.transposed else mask
+
+
+def _prunes(kept: tuple[int, int] | None) -> bool:
+    """Say whether a mask takes weights out, by how many of how many it keeps; there may be none."""
+    return kept is not None and kept[0] < kept[1]
 
 
 @hookimpl
