@@ -35,10 +35,11 @@ is followed with `--allow-code` alone. A parameter that is itself a part is writ
 
 A path is relative to the folder of the file that writes it; on the command line, to the working directory.
 
-The file is read as YAML 1.2: `2:4`, `on` and `yes` are texts, `1e-3` is a number, a key written twice is an error, and
-tags are refused, as is a file of more than 500 kB. The whole of it is checked before anything is loaded, and all
-problems are told at once, each with its file, line and column: also several of one part. What is wrong with the model,
-or with what a dataset is to read, is told when the recipe itself is right.
+The file is read as YAML 1.2: `2:4`, `on` and `yes` are texts, `1e-3` is a number, a key written twice is an error,
+and tags are refused, as is a file of more than 500 kB. What an anchor names, `calibration: &data {…}`, may be
+repeated, `*data`, or merged, `{<<: *data, samples: 8}`. The whole of the file is checked before anything is loaded,
+and all problems are told at once, each with its file, line and column: also several of one part. What is wrong with
+the model, or with what a dataset is to read, is told when the recipe itself is right.
 
 `--set key.path=value` changes a recipe from the command line, as in `--set sparsity=0.6 --set prune.use=sparsegpt`.
 Another `use` drops the parameters of the part that was there; `null` removes a key of the first table below;

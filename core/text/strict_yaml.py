@@ -1,11 +1,13 @@
 """Read YAML as whoever writes it means it: the scalars of YAML 1.2, no key twice, no tags; every value with its place.
 
+Anchors may be merged by ``<<``, as in YAML 1.1.
+
 PyYAML alone reads ``2:4`` as 124, ``on`` as True and ``1e-3`` as text, and lets the second of two equal keys win.
 """
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -134,6 +136,8 @@ for _name, _pattern, _first in _CORE_SCHEMA:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_PREFIX + _name, re.compile(_pattern), list(_first))
 
+_Dumper.add_implicit_resolver(f"{_PREFIX}merge", re.compile("^<<$"), ["<"])  # a text that says so is quoted
+
 
 def read_yaml(text: str, file: str | Path, error: type[EcoflapError] = RecipeError) -> Document:
     """Read a text that holds a mapping.
@@ -237,6 +241,7 @@ class _Walk:
         self.keys: dict[KeyPath, Place] = {}
         self.values: dict[KeyPath, Place] = {}
         self.problems: list[str] = []
+        self._merged = 0
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         if len(path) > DEEPEST:
@@ -252,12 +257,14 @@ class _Walk:
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[Any, Any]:
         read: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node, is_own in self._pairs(node):
             place = _place(self.start, key_node.start_mark)
             if not isinstance(key_node, yaml.ScalarNode):
                 self.problems.append(f"{place}: a key should be a word, not a mapping or a list.")
                 continue
             key = self._scalar(key_node)
+            if key in read and not is_own:
+                continue
             if key in read:
                 first = self.keys[(*path, key)]
                 self.problems.append(f"{place}: {dotted((*path, key))}: written twice; first at {first}. Remove one.")
@@ -265,6 +272,26 @@ class _Walk:
             self.keys[(*path, key)] = place
             read[key] = self.value(value_node, (*path, key))
         return read
+
+    def _pairs(self, node: yaml.MappingNode, depth: int = 0) -> Iterator[tuple[yaml.Node, yaml.Node, bool]]:
+        """Yield keys and values, and whether they are the mapping's own: those that ``<<`` merges come behind these."""
+        if depth > DEEPEST:
+            raise _TooMuch("nested too deeply; does an alias contain itself?")
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value == "<<" and key.style is None:
+                several = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                merged += ((key, one) for one in several)
+            else:
+                yield key, value, depth == 0
+        for key, one in merged:
+            self._merged += 1
+            if self._merged > MOST_NODES:
+                raise _TooMuch(f"more than {MOST_NODES} values; do aliases repeat each other?")
+            if isinstance(one, yaml.MappingNode):
+                yield from self._pairs(one, depth + 1)
+            else:
+                self.problems.append(f"{_place(self.start, key.start_mark)}: << merges a mapping, or a list of some.")
 
     def _scalar(self, node: yaml.Node) -> Any:
         text = str(node.value)

@@ -94,11 +94,33 @@ def test_anchors_are_allowed():
     assert read_yaml("a: &x {b: 1}\nc: *x", "r.yaml").value == {"a": {"b": 1}, "c": {"b": 1}}
 
 
-def test_merge_keys_are_ordinary_keys():
-    assert read_yaml("a: &x {b: 1}\n<<: *x", "r.yaml").value["<<"] == {"b": 1}
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x {b: 1}\nc: {<<: *x}",
+        "a: &x {b: 1, c: 2}\nd: {c: 3, <<: *x}",
+        "a: &x {b: 1, c: 2}\nd: {<<: *x, c: {e: 3}}",
+        "a: &x {b: 1}\nc: &y {b: 2, d: 3}\ne: {<<: [*x, *y]}\nf: {<<: [*y, *x], g: 4}",
+        "a: &x {b: 1}\nc: &y {<<: *x, d: 2}\ne: {<<: *y, b: 3}",
+        "a: &x {b: 1}\nc: {<<: *x, <<: {d: 2}}",
+        "a: &x {b: {c: 1}}\nd: [{<<: *x}, {<<: *x, b: null}]",
+        "a: {'<<': {b: 1}}",
+    ],
+)
+def test_what_is_merged_is_what_yaml_itself_merges(text):
+    assert read_yaml(text, "r.yaml").value == yaml.safe_load(text)
 
 
-@pytest.mark.parametrize("text", ["a: &x [*x]", "a: " + "[" * 500, "a: &x {b: *x}"])
+def test_what_is_merged_has_the_place_of_the_anchor_and_nothing_else_is_merged():
+    document = read_yaml("a: &x\n  b: 1\nc: {<<: *x, d: 2}", "r.yaml")
+    assert str(document.where(("c", "b"))) == "r.yaml:2:6"
+    with pytest.raises(RecipeError, match=r"r\.yaml:2:5: << merges a mapping, or a list of some"):
+        read_yaml("a: &x [1]\nc: {<<: [*x]}", "r.yaml")
+    with pytest.raises(RecipeError, match=r"r\.yaml:2:11: c\.d: written twice"):
+        read_yaml("a: &x {d: 1}\nc: {d: 2, d: 3, <<: *x}", "r.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: &x [*x]", "a: " + "[" * 500, "a: &x {b: *x}", "a: &x {<<: *x}"])
 def test_endless_depth_is_refused(text):
     with pytest.raises(RecipeError, match="nested too deeply"):
         read_yaml(text, "r.yaml")
@@ -107,6 +129,13 @@ def test_endless_depth_is_refused(text):
 def test_aliases_that_multiply_are_refused_quickly():
     lines = ["a0: &a0 [" + ",".join("1" * 10) + "]"]
     lines += [f"a{i}: &a{i} [" + ",".join([f"*a{i - 1}"] * 10) + "]" for i in range(1, 12)]
+    with pytest.raises(RecipeError, match="do aliases repeat each other"):
+        read_yaml("\n".join(lines), "r.yaml")
+
+
+def test_merges_that_multiply_are_refused_quickly():
+    lines = ["a0: &a0 {b: 1}"]
+    lines += [f"a{i}: &a{i} {{<<: [" + ",".join([f"*a{i - 1}"] * 10) + "]}" for i in range(1, 12)]
     with pytest.raises(RecipeError, match="do aliases repeat each other"):
         read_yaml("\n".join(lines), "r.yaml")
 
