@@ -29,7 +29,10 @@ class Model(Keys):
     """``model:``; a bare text is its source."""
 
     bare = "source"
-    source: str = Field(description="hub id, folder, `file.gguf`, or `package:NAME`", min_length=1)
+    source: str = Field(
+        description="hub id, folder, `file.gguf`, `package:NAME`, or `timm:`, `open_clip:` or `lavis:` and a name",
+        min_length=1,
+    )
     revision: str | None = Field(None, description="a hub id's branch, tag or commit; `org/name@v1.0` says the same")
     config: Annotated[Path | None, Key(may_change=True)] = Field(
         None, description="a hub id's `config.json`, or its folder, for `ecoflap plan` without a network"
