@@ -1,7 +1,7 @@
 """Every method and the sensible chains of them, on the models in the box, each beside its seconds and its memory.
 
     python benchmarks/methods.py smollm2 runs/methods benchmarks/results/methods.jsonl [--seeds 0 1 2] [--only admm]
-        [--sparsities 0.6 2:4] [--no-jitter] [--dtype float32] [--reuse runs/methods/ROW]
+        [--sparsities 0.6 2:4] [--no-jitter] [--dtype float32] [--reuse runs/methods/ROW] [--texts FILE ...]
     python benchmarks/methods.py --table benchmarks/results/methods.jsonl
     python benchmarks/methods.py --curve benchmarks/results/methods.jsonl
 
@@ -10,7 +10,8 @@ and the most memory it held. A row that is there is not done again, so this may 
 ``jitter`` is the first seed by the plan of its row without it, with one weight less in each layer: what that moves is
 noise, and so is any smaller difference. The second perplexity is of a text that is in every Python, the documentation
 of its language, so that nothing is tuned to one text; and of both it is asked too which of four endings a passage has,
-so that nothing is tuned to one measure. Of a run that ``--reuse`` names the dense model's evaluation is taken over, and
+so that nothing is tuned to one measure; with ``--texts`` a language model is asked for the perplexity of these files,
+which nobody has looked at before. Of a run that ``--reuse`` names the dense model's evaluation is taken over, and
 scores where they are the same: the row says so, its seconds are without them, and its table has a † there.
 """
 
@@ -112,7 +113,7 @@ ON_TOKENS = {
 CHAINS = {**EVERYWHERE, **ON_TOKENS}
 """What is set for each row of a recipe that is no row of its own; one sparsity for all unless a budget is named."""
 DEEP = {"atp": (f"allocate={{use: best_of, of: [{', '.join(ATP[:-1])}]}}",)}
-"""What language models have otherwise by a budget: by a β of 0.04 some of 30 blocks would lose more than they have."""
+"""What models with a language model have otherwise by a budget: by a β of 0.04 some of 30 blocks would lose more than they have."""
 MODELS = {
     "smollm2": "box/smollm2",
     "gemma3": "box/gemma3",
@@ -153,6 +154,7 @@ class Row:
     :param jitter: Whether each layer keeps one weight less than in the plan of the row without it.
     :param dtype: What the model is read in, where it is not what its recipe says: a processor without products in
         bfloat16 is several times faster in float32.
+    :param texts: Files that a language model is measured by in the place of the two texts.
     """
 
     model: str
@@ -161,10 +163,13 @@ class Row:
     seed: int
     jitter: bool = False
     dtype: str | None = None
+    texts: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
-        ends = f"{'-jitter' if self.jitter else ''}{f'-{self.dtype}' if self.dtype else ''}"
+        ends = (
+            f"{'-jitter' if self.jitter else ''}{f'-{self.dtype}' if self.dtype else ''}{'-texts' * bool(self.texts)}"
+        )
         plain = f"{self.model}-{self.method}-{self.sparsity}-{self.seed}{ends}"
         return plain.replace(" → ", "+").replace(":", "of").replace("/", "-")
 
@@ -175,25 +180,36 @@ class Row:
     def settings(self, folder: Path) -> list[str]:
         """Give what is to be set in the recipe."""
         dtype = () if self.dtype is None else (f"model.dtype={self.dtype}",)
-        own = (*dtype, f"sparsity={self.sparsity}", f"seed={self.seed}", "export=null", *_evaluation(self.model))
+        own = (
+            *dtype,
+            f"sparsity={self.sparsity}",
+            f"seed={self.seed}",
+            "export=null",
+            *_evaluation(self.model, self.texts),
+        )
         less = _one_less(folder, self) if self.jitter else ()
         model = OF_MODEL.get(self.model, ())
         if self.method in CHAINS:
-            deep = DEEP.get(self.method.partition(" → ")[0], ()) if self.model in LANGUAGE else ()
+            deep = DEEP.get(self.method.partition(" → ")[0], ()) if self.model in (*LANGUAGE, "llava") else ()
             return [*model, *CHAINS[self.method], *deep, *own, *less]
         return [*model, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 
-def _evaluation(model: str) -> list[str]:
-    """Ask a language model for 32 windows and 128 endings of each of two texts, and the others all questions."""
+def _evaluation(model: str, texts: Sequence[Path]) -> list[str]:
+    """Ask a language model for 32 windows, and of the usual texts for 128 endings each, and others all questions."""
     if model not in LANGUAGE:
         return []
     wikipedia = f"{{use: text, path: '{RECIPES / 'data' / 'wikipedia.jsonl'}', portion: [0.7, 1], order: spread, %s}}"
-    python = f"{{use: text, path: '{_topics()}', order: spread, %s}}"
+    usual = (wikipedia, _spread(_topics()))
     windows, endings = "samples: 32, sequence_length: 512", "samples: 128, sequence_length: 32"
-    measures = [f"{{use: perplexity, data: {text % windows}}}" for text in (wikipedia, python)]
-    measures += [f"{{use: continuation, ending: 8, data: {text % endings}}}" for text in (wikipedia, python)]
+    asked = [_spread(text.absolute()) for text in texts] or usual
+    measures = [f"{{use: perplexity, data: {text % windows}}}" for text in asked]
+    measures += [] if texts else [f"{{use: continuation, ending: 8, data: {text % endings}}}" for text in usual]
     return [f"evaluate=[{', '.join(measures)}]"]
+
+
+def _spread(path: Path) -> str:
+    return f"{{use: text, path: '{path}', order: spread, %s}}"
 
 
 def _topics() -> Path:
@@ -218,16 +234,21 @@ def _one_less(folder: Path, row: Row) -> list[str]:
 
 
 def rows(
-    model: str, sparsities: Sequence[str], seeds: Sequence[int], methods: Sequence[str], dtype: str | None
+    model: str,
+    sparsities: Sequence[str],
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    dtype: str | None,
+    texts: Sequence[Path] = (),
 ) -> Iterator[Row]:
     """Give the rows in the order they are done: the first seed's, its jitter, then the other seeds'."""
     there = (*(CHAINS if model in ("blip2", "llava") else EVERYWHERE), *SHIPPED.get(model, ()))
     own = [method for method in methods if method in there]
     for number, sparsity in product(range(len(seeds)), sparsities):
         for method in own:
-            yield Row(model, method, sparsity, seeds[number], dtype=dtype)
+            yield Row(model, method, sparsity, seeds[number], dtype=dtype, texts=tuple(texts))
             if number == 0 and ":" not in sparsity:
-                yield Row(model, method, sparsity, seeds[0], jitter=True, dtype=dtype)
+                yield Row(model, method, sparsity, seeds[0], jitter=True, dtype=dtype, texts=tuple(texts))
 
 
 def figures(row: Row, work: Path, reuse: Path | None) -> dict[str, Any]:
@@ -245,7 +266,7 @@ def figures(row: Row, work: Path, reuse: Path | None) -> dict[str, Any]:
     report = json.loads((folder / "report.json").read_text("utf-8"))
     shutil.rmtree(folder / "model", ignore_errors=True)
     return {
-        "name": row.name, **asdict(row),
+        "name": row.name, **asdict(row), "texts": [text.name for text in row.texts],
         **{when: {name: one["value"] for name, one in found.items()} for when, found in report["measures"].items()},
         "cpu_seconds": round(after.ru_utime - before.ru_utime, 1), "taken_over": RunFolder(folder).taken_over(),
         "stages": {stage["stage"]: round(stage["seconds"], 1) for stage in report["stages"]},
@@ -257,11 +278,11 @@ def figures(row: Row, work: Path, reuse: Path | None) -> dict[str, Any]:
 
 def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Write a Markdown table for each model, sparsity and dtype: each measure, and what it took."""
-    for model, sparsity, dtype in dict.fromkeys(map(_group, lines)):
-        mine = [line for line in lines if _group(line) == (model, sparsity, dtype)]
+    for group in dict.fromkeys(map(_group, lines)):
+        mine = [line for line in lines if _group(line) == group]
         measures = _measures(mine)
         dense = ", ".join(f"{name} {mine[0]['dense'][name]:.4g}" for name in measures)
-        yield f"\n{_title(model, sparsity, dtype)}; dense: {dense}\n"
+        yield f"\n{_title(*group)}; dense: {dense}\n"
         yield f"| method | {' | '.join(f'{name} | one weight a layer less' for name in measures)} | CPU s | MB |"
         yield f"|---|{'---:|---:|' * len(measures)}---:|---:|"
         for method in dict.fromkeys(line["method"] for line in mine):
@@ -276,10 +297,10 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     another run are left out: what they took is not all that they need.
     """
     lines = [line for line in lines if not line.get("taken_over")]
-    for model, sparsity, dtype in dict.fromkeys(map(_group, lines)):
-        mine = [line for line in lines if _group(line) == (model, sparsity, dtype) and not line["jitter"]]
+    for group in dict.fromkeys(map(_group, lines)):
+        mine = [line for line in lines if _group(line) == group and not line["jitter"]]
         measure = _measures(mine)[0]
-        yield f"\n{_title(model, sparsity, dtype)}\n\n| CPU s | method | {measure} |\n|---:|---|---:|"
+        yield f"\n{_title(*group)}\n\n| CPU s | method | {measure} |\n|---:|---|---:|"
         points = []
         for method in dict.fromkeys(line["method"] for line in mine):
             own = [line for line in mine if line["method"] == method]
@@ -296,13 +317,14 @@ def _measures(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in lines[0]["pruned"] if all(name in line["pruned"] for line in lines)]
 
 
-def _group(line: Mapping[str, Any]) -> tuple[str, str, str | None]:
-    """Give what the rows of one table have in common; the first rows had no dtype of their own."""
-    return line["model"], line["sparsity"], line.get("dtype")
+def _group(line: Mapping[str, Any]) -> tuple[str, str, str | None, tuple[str, ...]]:
+    """Give what the rows of one table have in common; the first rows had no dtype and no texts of their own."""
+    return line["model"], line["sparsity"], line.get("dtype"), tuple(line.get("texts", ()))
 
 
-def _title(model: str, sparsity: str, dtype: str | None) -> str:
-    return f"{model}, {sparsity}" if dtype is None else f"{model} in {dtype}, {sparsity}"
+def _title(model: str, sparsity: str, dtype: str | None, texts: Sequence[str]) -> str:
+    named = model if dtype is None else f"{model} in {dtype}"
+    return ", ".join((named, sparsity, *texts))
 
 
 def _cells(lines: Sequence[Mapping[str, Any]], measure: str) -> str:
@@ -329,6 +351,9 @@ def main() -> None:
     parser.add_argument("--sparsities", nargs="+", default=list(SPARSITIES))
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--dtype", help="read the model in it, and not in what its recipe says")
+    parser.add_argument(
+        "--texts", type=Path, nargs="+", default=[], help="measure a language model by these files alone"
+    )
     parser.add_argument("--reuse", type=Path, help="a run whose dense evaluation and equal scores are taken over")
     parser.add_argument("--no-jitter", action="store_true", help="leave out the rows with one weight a layer less")
     parser.add_argument("--table", action="store_true", help="write the tables of what is done")
@@ -338,7 +363,7 @@ def main() -> None:
         print("\n".join((curve if asked.curve else table)(read(asked.results))))
         return
     asked.work.mkdir(parents=True, exist_ok=True)
-    wanted = rows(asked.model, asked.sparsities, asked.seeds, asked.only, asked.dtype)
+    wanted = rows(asked.model, asked.sparsities, asked.seeds, asked.only, asked.dtype, asked.texts)
     wanted = (row for row in wanted if not (row.jitter and asked.no_jitter))
     do(wanted, asked.results, "name", lambda row: row.name, lambda row: figures(row, asked.work, asked.reuse))
 

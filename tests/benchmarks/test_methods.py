@@ -9,7 +9,7 @@ from ecoflap.core.budget.counts import Group
 from ecoflap.core.recipe.load import find_recipe, load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-LAYERS = {"smollm2": 30, "gemma3": 18, "blip2": 4, "clip": 4, "vision": 4}
+LAYERS = {"smollm2": 30, "gemma3": 18, "blip2": 4, "clip": 4, "vision": 4, "llava": 30}
 """Blocks of the deepest tower of each model, at least."""
 
 
@@ -26,7 +26,7 @@ def test_with_jitter_each_layer_keeps_one_weight_less(sparsity, pico_llama, pico
     assert kept[1] == {name: keep - 1 for name, keep in kept[0].items()}
 
 
-@pytest.mark.parametrize("model", ["smollm2", "gemma3", "blip2", "clip", "vision"])
+@pytest.mark.parametrize("model", ["smollm2", "gemma3", "blip2", "clip", "vision", "llava"])
 def test_what_each_row_sets_is_valid_in_its_recipe(model, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.chdir(tmp_path)  # where the text is written that language models are measured on
@@ -43,3 +43,20 @@ def test_what_each_row_sets_is_valid_in_its_recipe(model, tmp_path, monkeypatch)
             plans = [allocator(groups, 30 * len(groups)) for allocator in recipe.allocate.built.of]
             assert len({tuple(plan) for plan in plans}) == len(plans) >= 3  # none is refused, and each is another
         assert ("tokens" in row.method) == (recipe.tokens != "real" or bool(recipe.allocate.options.tokens))
+
+
+def test_texts_are_what_a_language_model_is_measured_by_alone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.chdir(tmp_path)
+    from methods import rows, table
+
+    texts = [tmp_path / "verse.txt", tmp_path / "law.txt"]
+    (row,) = rows("smollm2", ["2:4"], [1], ["wanda"], None, texts)
+    settings = row.settings(tmp_path)
+    recipe = load_recipe(find_recipe(row.recipe), set_=settings, registry=ecoflap.load_registry(installed=False))
+    assert [one.parameters["data"].parameters["path"] for one in recipe.evaluate] == texts
+    assert row.name == "smollm2-wanda-2of4-1-texts"
+    line = {"model": "smollm2", "sparsity": "2:4", "method": "wanda", "jitter": False, "cpu_seconds": 1}
+    line |= {"peak_megabytes": 2, "dense": {"perplexity": 3}, "pruned": {"perplexity": 4}}
+    titles = [one.strip() for one in table([line, {**line, "texts": ["verse.txt"]}]) if "dense:" in one]
+    assert titles == ["smollm2, 2:4; dense: perplexity 3", "smollm2, 2:4, verse.txt; dense: perplexity 3"]
