@@ -113,7 +113,7 @@ ON_TOKENS = {
 CHAINS = {**EVERYWHERE, **ON_TOKENS}
 """What is set for each row of a recipe that is no row of its own; one sparsity for all unless a budget is named."""
 DEEP = {"atp": (f"allocate={{use: best_of, of: [{', '.join(ATP[:-1])}]}}",)}
-"""What models with a language model have otherwise by a budget: by a β of 0.04 some of 30 blocks would lose more than they have."""
+"""What models of 30 blocks have otherwise by a budget: by a β of 0.04 some would lose more than they have."""
 MODELS = {
     "smollm2": "box/smollm2",
     "gemma3": "box/gemma3",
