@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import RunError
+from ecoflap.core.strides import axes_as_they_lie, in_their_places
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class OnDisk:
 def on_disk(tensor: Shaped[Tensor, "..."], folder: Path) -> Shaped[Tensor, "..."]:
     """Copy a tensor into a file without a name, and give it as the file has it: the system keeps in memory what it can.
 
-    The file is gone with the tensor, and with the process, however that ends.
+    Its numbers lie there in the order in which they lay before. The file is gone with the tensor, and with the process,
+    however that ends.
 
     :param folder: On the disk that is meant. It is made where it is not there.
     :raises RunError: Where the disk is full, or the folder cannot be written.
@@ -38,9 +40,11 @@ def on_disk(tensor: Shaped[Tensor, "..."], folder: Path) -> Shaped[Tensor, "..."
     if not tensor.numel():
         return tensor
     once = _once(tensor.detach())
-    kept = zeros_on_disk(once.shape, tensor.dtype, folder)
-    kept.copy_(once)
-    return kept.expand(tensor.shape)
+    axes = axes_as_they_lie(once)
+    laid_out = once.permute(axes)
+    kept = zeros_on_disk(laid_out.shape, tensor.dtype, folder)
+    kept.copy_(laid_out)
+    return in_their_places(kept, axes).expand(tensor.shape)
 
 
 def _once(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

@@ -197,9 +197,11 @@ def followed(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
             f"weights='dense' to run it there. What lies before them in the model was moved: {lost}."
         )
     if probe.dtype not in TYPES:
+        # In a narrow model what a family computes in float32, as rotary frequencies, would be cast with the rest.
+        back = f".to({dtype}) brings it back" if dtype == torch.float32 else "load the model again"
         raise KernelError(
             f"packed weights are {_listed()}, and not {probe.dtype}. Load the model with weights='dense' to have it in "
-            f"that type. What lies before them in the model was cast: .to({dtype}) brings it back."
+            f"that type. What lies before them in the model was cast: {back}."
         )
     return probe.dtype
 

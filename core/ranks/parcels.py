@@ -11,13 +11,33 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ecoflap.core.strides import axes_as_they_lie, in_their_places
+
 
 class Tag(NamedTuple):
-    """Says what a tensor is that is sent by itself."""
+    """Says what a tensor is that is sent by itself.
+
+    :param shape: With its axes in the order in which its numbers lie, in which they are sent.
+    :param axes: Which of the tensor's own each of these is.
+    """
 
     shape: tuple[int, ...]
+    axes: tuple[int, ...]
     dtype: torch.dtype
     device: str
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Tag":
+        axes = axes_as_they_lie(tensor)
+        return cls(tuple(tensor.shape[axis] for axis in axes), axes, tensor.dtype, tensor.device.type)
+
+    def bytes_of(self, tensor: Tensor) -> Tensor:
+        """Give the tensor as the bytes that are sent."""
+        return tensor.permute(self.axes).contiguous().reshape(-1).view(torch.uint8)
+
+    def tensor_of(self, data: Tensor) -> Tensor:
+        """Give the bytes that were sent as the tensor that they are of, on the device that it was on."""
+        return in_their_places(data.view(self.dtype).reshape(self.shape), self.axes).to(self.device)
 
     @property
     def bytes(self) -> int:
@@ -40,7 +60,7 @@ def packed(value: Any) -> tuple[Parcel, list[Tensor]]:
     file, tensors = io.BytesIO(), list[Tensor]()
     pickler = _Pickler(file, tensors)
     pickler.dump(value)
-    tags = tuple(Tag(tuple(one.shape), one.dtype, one.device.type) for one in tensors)
+    tags = tuple(map(Tag.of, tensors))
     return Parcel(file.getvalue(), tags), tensors
 
 

@@ -71,23 +71,23 @@ class Processes(Ranks):
         """
         found = []
         for number, tag in enumerate(parcel.tags):
-            data = self._bytes(mine[number]) if source == self.rank else self._room(tag)
+            data = self._bytes(mine[number], tag) if source == self.rank else self._room(tag)
             distributed.broadcast(data, source, group=self._group_of(data))
-            found.append(mine[number] if source == self.rank else _as_tagged(data, tag))
+            found.append(mine[number] if source == self.rank else tag.tensor_of(data))
         return found
 
     def _send(self, tensor: Tensor, to: int) -> None:
-        data = self._bytes(tensor)
+        data = self._bytes(tensor, Tag.of(tensor))
         distributed.send(data, to, group=self._group_of(data))
 
     def _received(self, tag: Tag, source: int) -> Tensor:
         data = self._room(tag)
         distributed.recv(data, source, group=self._group_of(data))
-        return _as_tagged(data, tag)
+        return tag.tensor_of(data)
 
-    def _bytes(self, tensor: Tensor) -> Tensor:
+    def _bytes(self, tensor: Tensor, tag: Tag) -> Tensor:
         """Give a tensor as bytes, of which every backend knows how to send them, where its backend reads them."""
-        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        flat = tag.bytes_of(tensor)
         return flat if self._by_device else flat.cpu()
 
     def _room(self, tag: Tag) -> Tensor:
@@ -108,7 +108,3 @@ class Processes(Ranks):
             ) from error
         except RuntimeError as error:
             raise RankError(self._watch.who_is_gone()) from error
-
-
-def _as_tagged(data: Tensor, tag: Tag) -> Tensor:
-    return data.view(tag.dtype).reshape(tag.shape).to(tag.device)

@@ -280,6 +280,9 @@ class _Walk:
         merged: list[tuple[yaml.Node, yaml.Node]] = []
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value == "<<" and key.style is None:
+                if merged and depth == 0:
+                    place = _place(self.start, key.start_mark)
+                    self.problems.append(f"{place}: << is written twice; merge a list: <<: [*first, *second].")
                 several = value.value if isinstance(value, yaml.SequenceNode) else [value]
                 merged += ((key, one) for one in several)
             else:

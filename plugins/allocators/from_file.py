@@ -41,7 +41,7 @@ class FromFile:
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where the recipe prunes in rounds, and where the plan has more than would be taken over.
 
-        That is patterns, of which counts would be left, and a tower that stays whole here.
+        That is patterns, of which counts would be left, and a tower or a matrix outside of blocks that stays whole.
         """
         if context.recipe.round_count > 1:
             yield "a plan of another run is for one sparsity, and each round has its own: remove rounds:"
@@ -50,6 +50,7 @@ class FromFile:
             yield from self._patterns(planned, [layer.name for _, layer in context.scored.layers()])
             pruned = {name for name, layer in planned.items() if layer["keep"] < layer["size"]}
             yield from context.left_dense(self._file, pruned.__contains__)
+            yield from self._strangers(pruned, context)
 
     def keeps(self, layers: Sequence[str]) -> int | None:
         """Count what the plan keeps of these layers in all; None where it cannot be read or lacks one of them."""
@@ -92,8 +93,14 @@ class FromFile:
             raise EcoflapError(f"{self._file}: no such file; path is a plan.json, or the folder of a run that has one")
         plan = self._plan()
         layers = plan.get("layers") if isinstance(plan, dict) else None
-        if not isinstance(layers, dict) or not all(map(_is_entry, layers.values())):
+        if not isinstance(layers, dict):
             raise FormatError(f'{self._file}: it is no plan; a plan has "layers": {{name: {{"size": …, "keep": …}}}}')
+        wrong = [name for name, layer in layers.items() if not _is_entry(layer)]
+        if wrong:
+            raise FormatError(
+                f"{self._file}: of {listed(wrong, NAMED)} it does not say by whole numbers how many weights there are "
+                f'and how many stay: "size": …, "keep": …'
+            )
         return layers
 
     def _patterns(self, planned: Mapping[str, Mapping[str, Any]], layers: Sequence[str]) -> Iterator[str]:
@@ -107,6 +114,17 @@ class FromFile:
                 f"({listed(names, NAMED)}), and this takes over counts alone. Write the pattern under sparsity: in "
                 f"place of allocate:, or of a tower under towers:; or name a copy without its seal and patterns, whose "
                 f"counts are pruned unstructured"
+            )
+
+    def _strangers(self, pruned: Iterable[str], context: PlanContext) -> Iterator[str]:
+        """Say what of this model the plan prunes that is no layer here, such as a head that is not included."""
+        layers = {layer.name for _, layer in context.anatomy.layers()}
+        parameters = {name for name, _ in context.model.named_parameters(remove_duplicate=False)}
+        names = [name for name in pruned if name not in layers and name in parameters]
+        if names:
+            yield (
+                f"{self._file}: it prunes what is no layer here: {listed(sorted(names), NAMED)}. Name under include: "
+                f"what may be pruned; or name a copy without its seal and without these"
             )
 
     def _missing(self, missing: Sequence[str], layers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -27,6 +27,13 @@ def test_a_tensor_comes_back_as_it_was(tmp_path_factory, shape, dtype, turned):
     assert kept.data_ptr() != tensor.data_ptr() or not tensor.numel()
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 0, 1)])
+def test_its_numbers_lie_as_they_lay(order, tmp_path):
+    """A sum over the channels of a transposed hidden state is taken in the same order, and has the same bits."""
+    tensor = torch.randn(3, 4, 5).permute(order)
+    assert on_disk(tensor, tmp_path).stride() == tensor.stride()
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no call for it")
 def test_what_a_tensor_repeats_is_written_once(tmp_path):
     """A mask that is one for all texts of a batch has them in its shape, and in memory once."""

@@ -281,6 +281,16 @@ def test_what_was_cast_before_a_refusal_is_brought_back_as_it_says(llama):
     assert torch.equal(model(ids).logits, expected)
 
 
+def test_of_a_narrow_model_that_was_cast_before_a_refusal_nothing_brings_back_what_was_wider(llama):
+    """Rotary frequencies are in float32 there, and to cast the model back would cast them, too."""
+    model, _ = llama
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    model.to(torch.bfloat16)
+    model.model.rotary_emb.inv_freq = frequencies
+    with pytest.raises(KernelError, match=r"not torch.float64.* was cast: load the model again\."):
+        model.double()
+
+
 def test_layers_are_told_apart_by_their_memory(llama):
     model, _ = llama
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]

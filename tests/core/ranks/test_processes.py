@@ -22,7 +22,7 @@ TENSORS = (
 
 
 def same(one, other):
-    assert (one.dtype, one.shape) == (other.dtype, other.shape)
+    assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
     assert torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)))
 
 

@@ -102,7 +102,7 @@ def test_anchors_are_allowed():
         "a: &x {b: 1, c: 2}\nd: {<<: *x, c: {e: 3}}",
         "a: &x {b: 1}\nc: &y {b: 2, d: 3}\ne: {<<: [*x, *y]}\nf: {<<: [*y, *x], g: 4}",
         "a: &x {b: 1}\nc: &y {<<: *x, d: 2}\ne: {<<: *y, b: 3}",
-        "a: &x {b: 1}\nc: {<<: *x, <<: {d: 2}}",
+        "a: &x {b: 1}\nc: {<<: [*x, {d: 2}]}",
         "a: &x {b: {c: 1}}\nd: [{<<: *x}, {<<: *x, b: null}]",
         "a: {'<<': {b: 1}}",
     ],
@@ -116,6 +116,8 @@ def test_what_is_merged_has_the_place_of_the_anchor_and_nothing_else_is_merged()
     assert str(document.where(("c", "b"))) == "r.yaml:2:6"
     with pytest.raises(RecipeError, match=r"r\.yaml:2:5: << merges a mapping, or a list of some"):
         read_yaml("a: &x [1]\nc: {<<: [*x]}", "r.yaml")
+    with pytest.raises(RecipeError, match=r"r\.yaml:2:13: << is written twice; merge a list"):
+        read_yaml("a: &x {d: 1}\nc: {<<: *x, <<: {e: 2}}", "r.yaml")
     with pytest.raises(RecipeError, match=r"r\.yaml:2:11: c\.d: written twice"):
         read_yaml("a: &x {d: 1}\nc: {d: 2, d: 3, <<: *x}", "r.yaml")
 

@@ -68,11 +68,19 @@ def test_no_such_file(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"layers": 3}', '{"layers": {"a": 3}}', '{"layers": {"a": {"size": 1, "keep": "1"}}}', "\x00"],
+    ["{", "[]", "{}", '{"layers": 3}', "\x00"],
 )
 def test_what_is_no_plan(plan, text):
     plan.write_text(text)
     with pytest.raises(EcoflapError, match=r"plan\.json.*plan"):
+        FromFile(plan)(GROUPS, 12)
+
+
+@pytest.mark.parametrize("keep", [1.5, "1", None])
+def test_a_layer_without_whole_numbers_is_named(plan, keep):
+    layers = {**PLAN["layers"], "layers.1.q": {"size": 8, "keep": keep}}
+    plan.write_text(json.dumps({"layers": layers}))
+    with pytest.raises(EcoflapError, match=r"plan\.json: of layers\.1\.q it does not say by whole numbers"):
         FromFile(plan)(GROUPS, 12)
 
 

@@ -60,5 +60,22 @@ def test_a_plan_that_prunes_a_tower_that_is_kept_by_default_is_refused_until_the
     assert prepared(allocate=allocate, towers={"qformer": "keep"}).pruned_towers == PRUNED
 
 
+def test_a_plan_that_prunes_what_is_not_included_here_is_refused(prepared, plan, tmp_path):
+    allocate = plan(*PRUNED)
+    layers = json.loads((tmp_path / "plan.json").read_text())["layers"]
+    head = "language_model.lm_head.weight"
+    layers[head] = {"size": 32, "keep": 16}
+    (tmp_path / "plan.json").write_text(json.dumps({"layers": layers}))
+    with pytest.raises(RecipeError) as refused:
+        prepared(allocate=allocate)
+    assert refused.value.problems == (
+        f"allocate: {allocate['path']}: it prunes what is no layer here: {head}. Name under include: what may be "
+        "pruned; or name a copy without its seal and without these",
+    )
+    layers[head]["keep"] = 32
+    (tmp_path / "plan.json").write_text(json.dumps({"layers": layers}))
+    assert prepared(allocate=allocate).pruned_towers == PRUNED
+
+
 def test_a_plan_that_leaves_a_tower_whole_that_is_kept_by_default_is_taken(prepared, plan):
     assert prepared(allocate=plan(*PRUNED)).pruned_towers == PRUNED
