@@ -12,7 +12,8 @@ from torch import Tensor
 
 def axes_as_they_lie(tensor: Shaped[Tensor, "..."]) -> tuple[int, ...]:
     """Give a tensor's axes from the one with the longest steps to the one with the shortest, equal ones as they are."""
-    return tuple(sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis)))
+    steps = tensor.stride()
+    return tuple(sorted(range(tensor.dim()), key=lambda axis: -steps[axis]))
 
 
 def in_their_places(laid_out: Shaped[Tensor, "..."], axes: Sequence[int]) -> Shaped[Tensor, "..."]:

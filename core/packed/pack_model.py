@@ -54,6 +54,8 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
     for where, said in (("values", values), ("embeddings", embeddings)):
         if said not in VALUES and (where, said) != ("embeddings", None):
             raise ModelError(f"{where}: {unknown('way to hold values', str(said), list(VALUES))}")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a model in memory is wanted, and no {type(model).__name__}; load_model reads a folder")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("this model is compiled by torch.jit, and its layers cannot be replaced: pack it before that")
     refuse_packed(model)

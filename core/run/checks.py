@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
+from math import gcd
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.offload_problems import offload_problems
 from ecoflap.core.run.prepared import Prepared
+
+_USUAL = (2, 4, 8, 16)
+"""Lengths of runs that patterns are written for."""
 
 
 def recipe_problems(prepared: Prepared, registry: Registry) -> Iterator[str]:
@@ -161,9 +165,13 @@ def _pattern_problems(pools: Iterable[Pool]) -> Iterator[str]:
             m = pool.sparsity.m
             uneven = [layer.name for _, layer in pool.layers if layer.shape[1] % m]
             if uneven:
+                shared = gcd(*(layer.shape[1] for _, layer in pool.layers))
+                fitting = ", ".join(str(number) for number in _USUAL if shared % number == 0)
+                instead = f"An m of {' or '.join(fitting.rsplit(', ', 1))} divides all. " if fitting else ""
                 yield (
                     f"pattern {pool.sparsity.n}:{m}: the inputs of {len(uneven)} layers cannot be divided into runs of "
-                    f"{m}: {listed(uneven, 5)}"
+                    f"{m}: {listed(uneven, 5)}. {instead}Or give their tower a sparsity of its own under towers:, or "
+                    f"keep it"
                 )
 
 

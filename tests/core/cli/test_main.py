@@ -102,6 +102,7 @@ def test_wrong_usage_is_2(ecoflap_command, arguments):
         ("sparsity: 0.5\nallocate: {use: from_file, path: nowhere}", "nowhere: no such file; path is a plan.json"),
         ("sparsity: 0.5\nreuse: nowhere", "reuse: {tmp_path}/nowhere is no run folder"),
         ("sparsity: 3:7", "pattern 3:7: the inputs of 21 layers cannot be divided into runs of 7: "),
+        ("sparsity: 3:7", "An m of 2, 4, 8 or 16 divides all. Or give their tower a sparsity of its own under towers:"),
         ("sparsity: 0.5\nprune: wonda", "bad.yaml:4:8: prune: no pruner named 'wonda'. Did you mean 'wanda'?"),
     ],
 )

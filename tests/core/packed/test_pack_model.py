@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 import sys
+from inspect import unwrap
 
 import pytest
 import torch
@@ -112,6 +113,8 @@ def test_a_matrix_of_nothing_stays_as_it_is(values):
 def test_what_torch_has_compiled_is_refused():
     with pytest.raises(ModelError, match=r"compiled by torch\.jit, and its layers cannot be replaced"):
         ecoflap.pack_model(torch.jit.script(sparse(0.5)))
+    with pytest.raises(ModelError, match="a model in memory is wanted, and no str; load_model reads a folder"):
+        unwrap(ecoflap.pack_model)("a folder")  # as it is where no test checks types
 
 
 def sparse(share):
