@@ -213,7 +213,7 @@ def parse_yaml(text: str, start: Place) -> tuple[Document, list[str]]:
     try:
         value = walk.value(node, ())
     except _TooMuch as error:
-        return empty, [f"{start}: {error}"]
+        return empty, [f"{_place(start, error.mark)}: {error}"]
     return Document(value, start, walk.keys, walk.values), walk.problems
 
 
@@ -230,7 +230,11 @@ def _place(start: Place, mark: Any) -> Place:
 
 
 class _TooMuch(Exception):
-    """Says why a document is not read any further."""
+    """Says why a document is not read any further, and at which node."""
+
+    def __init__(self, why: str, node: yaml.Node) -> None:
+        super().__init__(why)
+        self.mark = node.start_mark
 
 
 class _Walk:
@@ -245,9 +249,9 @@ class _Walk:
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         if len(path) > DEEPEST:
-            raise _TooMuch("nested too deeply; does an alias contain itself?")
+            raise _TooMuch("nested too deeply; does an alias contain itself?", node)
         if len(self.values) >= MOST_NODES:
-            raise _TooMuch(f"more than {MOST_NODES} values; do aliases repeat each other?")
+            raise _TooMuch(f"more than {MOST_NODES} values; do aliases repeat each other?", node)
         self.values[path] = _place(self.start, node.start_mark)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
@@ -276,7 +280,7 @@ class _Walk:
     def _pairs(self, node: yaml.MappingNode, depth: int = 0) -> Iterator[tuple[yaml.Node, yaml.Node, bool]]:
         """Yield keys and values, and whether they are the mapping's own: those that ``<<`` merges come behind these."""
         if depth > DEEPEST:
-            raise _TooMuch("nested too deeply; does an alias contain itself?")
+            raise _TooMuch("nested too deeply; does an alias contain itself?", node)
         merged: list[tuple[yaml.Node, yaml.Node]] = []
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value == "<<" and key.style is None:
@@ -290,7 +294,7 @@ class _Walk:
         for key, one in merged:
             self._merged += 1
             if self._merged > MOST_NODES:
-                raise _TooMuch(f"more than {MOST_NODES} values; do aliases repeat each other?")
+                raise _TooMuch(f"more than {MOST_NODES} values; do aliases repeat each other?", one)
             if isinstance(one, yaml.MappingNode):
                 yield from self._pairs(one, depth + 1)
             else:

@@ -128,6 +128,11 @@ def test_endless_depth_is_refused(text):
         read_yaml(text, "r.yaml")
 
 
+def test_where_an_alias_contains_itself_is_said():
+    with pytest.raises(RecipeError, match=r"^r\.yaml:2:4: nested too deeply; does an alias contain itself"):
+        read_yaml("v: 1\na: &x {<<: *x}", "r.yaml")
+
+
 def test_aliases_that_multiply_are_refused_quickly():
     lines = ["a0: &a0 [" + ",".join("1" * 10) + "]"]
     lines += [f"a{i}: &a{i} [" + ",".join([f"*a{i - 1}"] * 10) + "]" for i in range(1, 12)]
