@@ -81,10 +81,12 @@ ON_ITS_OWN = {
 }
 """What makes a recipe for a model in the box short."""
 
+FEW_ANSWERS = [f"evaluate.{at}.data.{few}" for at in (0, 1) for few in ("samples=2", "sequence_length=16")]
+FEW_BATCHES = ["calibration.samples=8", "calibration.sequence_length=16"]  # of four: one to prune by, one to choose by
 ON_PICO_T5 = {
-    "encoder-decoder/fast": [setting for setting in FEW_WORDS if not setting.startswith("score")],
-    "encoder-decoder/balanced": FEW_WORDS,
-    "encoder-decoder/best": FEW_WORDS,
+    "encoder-decoder/fast": [*FEW_BATCHES, *FEW_ANSWERS],
+    "encoder-decoder/balanced": [*FEW_BATCHES, *FEW_WORDS[2:4], *FEW_ANSWERS],
+    "encoder-decoder/best": [*FEW_BATCHES, *FEW_WORDS[2:4], *FEW_ANSWERS],
 }
 """What makes a recipe short whose model is read from the hub."""
 
