@@ -24,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from math import log
 from pathlib import Path
@@ -113,7 +114,7 @@ ON_TOKENS = {
 CHAINS = {**EVERYWHERE, **ON_TOKENS}
 """What is set for each row of a recipe that is no row of its own; one sparsity for all unless a budget is named."""
 DEEP = {"atp": (f"allocate={{use: best_of, of: [{', '.join(ATP[:-1])}]}}",)}
-"""What models of 30 blocks have otherwise by a budget: by a β of 0.04 some would lose more than they have."""
+"""What deep models have otherwise by a budget: by a β of 0.04 some of 30 blocks would lose more than they have."""
 MODELS = {
     "smollm2": "box/smollm2",
     "gemma3": "box/gemma3",
@@ -167,10 +168,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        ends = (
-            f"{'-jitter' if self.jitter else ''}{f'-{self.dtype}' if self.dtype else ''}{'-texts' * bool(self.texts)}"
-        )
-        plain = f"{self.model}-{self.method}-{self.sparsity}-{self.seed}{ends}"
+        ends = ("jitter" * self.jitter, self.dtype, "texts" * bool(self.texts))
+        plain = "-".join((self.model, self.method, self.sparsity, str(self.seed), *filter(None, ends)))
         return plain.replace(" → ", "+").replace(":", "of").replace("/", "-")
 
     @property
@@ -244,11 +243,12 @@ def rows(
     """Give the rows in the order they are done: the first seed's, its jitter, then the other seeds'."""
     there = (*(CHAINS if model in ("blip2", "llava") else EVERYWHERE), *SHIPPED.get(model, ()))
     own = [method for method in methods if method in there]
+    one = partial(Row, model, dtype=dtype, texts=tuple(texts))
     for number, sparsity in product(range(len(seeds)), sparsities):
         for method in own:
-            yield Row(model, method, sparsity, seeds[number], dtype=dtype, texts=tuple(texts))
+            yield one(method, sparsity, seeds[number])
             if number == 0 and ":" not in sparsity:
-                yield Row(model, method, sparsity, seeds[0], jitter=True, dtype=dtype, texts=tuple(texts))
+                yield one(method, sparsity, seeds[0], jitter=True)
 
 
 def figures(row: Row, work: Path, reuse: Path | None) -> dict[str, Any]:

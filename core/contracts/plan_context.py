@@ -1,6 +1,6 @@
 """All that is known before weights are read, for a part that looks for problems."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -65,3 +65,9 @@ class PlanContext:
                         f"Prune it here too, by include: [{tower.name}], or have it stay whole, by towers: "
                         f"{{{tower.name}: keep}}"
                     )
+
+    def beside_layers(self, names: Iterable[str]) -> list[str]:
+        """Give those of some names that are of parameters of the model which are no layers here, nor tied to one."""
+        tied = {id(layer.parameter) for _, layer in self.anatomy.layers()}
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        return [name for name in names if name in parameters and id(parameters[name]) not in tied]

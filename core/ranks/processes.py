@@ -44,8 +44,8 @@ class Processes(Ranks):
             parcels: list[Any] | None = [None] * self.size if self.rank == owner else None
             distributed.gather_object(parcel, parcels, dst=owner, group=self._group)
             if parcels is None:
-                for tensor in tensors:
-                    self._send(tensor, owner)
+                for tensor, tag in zip(tensors, parcel.tags, strict=True):
+                    self._send(tensor, tag, owner)
                 return []
             return [
                 mine if rank == owner else unpacked(one, [self._received(tag, rank) for tag in one.tags])
@@ -76,8 +76,8 @@ class Processes(Ranks):
             found.append(mine[number] if source == self.rank else tag.tensor_of(data))
         return found
 
-    def _send(self, tensor: Tensor, to: int) -> None:
-        data = self._bytes(tensor, Tag.of(tensor))
+    def _send(self, tensor: Tensor, tag: Tag, to: int) -> None:
+        data = self._bytes(tensor, tag)
         distributed.send(data, to, group=self._group_of(data))
 
     def _received(self, tag: Tag, source: int) -> Tensor:

@@ -9,17 +9,15 @@ from ecoflap.core.run.prepared import Prepared
 
 
 def spare_memory(prepared: Prepared) -> int:
-    """Give the bytes that a run may hold beside what it needs: half of what is free.
-
-    A process that has a share of the cores, as one of several that do a run or a sweep, has that share of the memory.
-
-    There are none where the model is offloaded or on another device, whose memory is not what is counted here, or where
-    the system does not tell what is free.
-    """
+    """Give the bytes that a run may hold beside what it needs: half of what is free, and none where it is offloaded."""
     return 0 if prepared.recipe.model.offload else _half_of_what_is_free(prepared)
 
 
 def _half_of_what_is_free(prepared: Prepared) -> int:
+    """Give none where blocks run on another device, whose memory is not what is counted, or where nothing tells.
+
+    A process that has a share of the cores, as one of several that do a run or a sweep, has that share of the memory.
+    """
     if not prepared.is_on_cpu:
         return 0
     cores = max(os.cpu_count() or 1, torch.get_num_threads())

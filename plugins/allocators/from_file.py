@@ -118,12 +118,10 @@ class FromFile:
 
     def _strangers(self, pruned: Iterable[str], context: PlanContext) -> Iterator[str]:
         """Say what of this model the plan prunes that is no layer here, such as a head that is not included."""
-        layers = {layer.name for _, layer in context.anatomy.layers()}
-        parameters = {name for name, _ in context.model.named_parameters(remove_duplicate=False)}
-        names = [name for name in pruned if name not in layers and name in parameters]
+        names = sorted(context.beside_layers(pruned))
         if names:
             yield (
-                f"{self._file}: it prunes what is no layer here: {listed(sorted(names), NAMED)}. Name under include: "
+                f"{self._file}: it prunes what is no layer here: {listed(names, NAMED)}. Name under include: "
                 f"what may be pruned; or name a copy without its seal and without these"
             )
 

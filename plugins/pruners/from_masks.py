@@ -90,10 +90,8 @@ class FromMasks:
         """Say which masks are of nothing that this model has, or prune what is no layer of it."""
         layers = [layer for _, layer in context.anatomy.layers()]
         known = {name for layer in layers if (name := masks.name_of(layer.name)) is not None}
-        tied = {id(layer.parameter) for layer in layers}
-        parameters = dict(context.model.named_parameters(remove_duplicate=False))
-        others = [name for name in masks.masks if name not in known and id(parameters.get(name)) not in tied]
-        unknown = [name for name in others if name not in parameters]
+        parameters = {name for name, _ in context.model.named_parameters(remove_duplicate=False)}
+        unknown = [name for name in masks.masks if name not in known and name not in parameters]
         if unknown:
             without = [layer.name for layer in layers if masks.name_of(layer.name) is None]
             yield (
@@ -101,9 +99,8 @@ class FromMasks:
                 f"that they are another model's ({listed(unknown, _FEW)}).{nearest(unknown[0], without)} Name masks of "
                 f"this model, or take these out"
             )
-        pruned = [
-            name for name in others if name in parameters and not self.zeros and not bool(masks.masks[name].all())
-        ]
+        beside = () if self.zeros else context.beside_layers(masks.masks)
+        pruned = [name for name in beside if not bool(masks.masks[name].all())]
         if pruned:
             yield (
                 f"{self.path}: it prunes what is no layer here: {listed(pruned, _FEW)}. Take these masks out, or name "

@@ -76,9 +76,9 @@ def test_what_is_no_plan(plan, text):
         FromFile(plan)(GROUPS, 12)
 
 
-@pytest.mark.parametrize("keep", [1.5, "1", None])
-def test_a_layer_without_whole_numbers_is_named(plan, keep):
-    layers = {**PLAN["layers"], "layers.1.q": {"size": 8, "keep": keep}}
+@pytest.mark.parametrize("entry", [3, *({"size": 8, "keep": keep} for keep in (1.5, "1", None)), {"size": 8}])
+def test_a_layer_without_whole_numbers_is_named(plan, entry):
+    layers = {**PLAN["layers"], "layers.1.q": entry}
     plan.write_text(json.dumps({"layers": layers}))
     with pytest.raises(EcoflapError, match=r"plan\.json: of layers\.1\.q it does not say by whole numbers"):
         FromFile(plan)(GROUPS, 12)
