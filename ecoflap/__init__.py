@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.records import LayerPlace as LayerPlace
     from ecoflap.core.contracts.records import Meanwhile as Meanwhile
     from ecoflap.core.contracts.records import Measure as Measure
+    from ecoflap.core.contracts.records import Mended as Mended
     from ecoflap.core.contracts.records import Provenance as Provenance
     from ecoflap.core.contracts.records import Pruned as Pruned
     from ecoflap.core.contracts.records import Sample as Sample
@@ -99,8 +100,8 @@ _HOME = {
         "Pruner", "Refiner", "Scorer", "Statistic",
     ),
     "contracts.records": (
-        "Answered", "Check", "Estimate", "Exported", "LayerPlace", "Meanwhile", "Measure", "Provenance", "Pruned",
-        "Sample", "Statistics", "StoredTensor", "View", "ViewSize",
+        "Answered", "Check", "Estimate", "Exported", "LayerPlace", "Meanwhile", "Measure", "Mended", "Provenance",
+        "Pruned", "Sample", "Statistics", "StoredTensor", "View", "ViewSize",
     ),
     "errors": ("EcoflapError",),
     "export.export_again": ("export_run",),

@@ -44,14 +44,18 @@ class LayerPruned:
 
 @dataclass(frozen=True)
 class Refined:
-    """A refiner has trained the kept weights of a block, or of the model.
+    """A refiner has trained the kept weights of a block, or of the model; or a pruner has mended a block's layers.
 
     :param name: The block's name, or ``the model``.
     :param before: Its objective before, a share of what was to be kept: on ``training`` batches, and on those that were
-        ``held_out``.
+        ``held_out``. A pruner that mends another one's choice, as ``refit`` does, looks at all of them: it has the mean
+        over the layers under ``training``, and nothing held out.
     :param after: The same afterwards; empty where weights were NaN or infinite.
-    :param is_kept: False where it was worse on held-out batches, so that the weights are what they were before.
-    :param number: Which of the refiners of that block, or of the model, it is, from 0: two may be alike.
+    :param is_kept: False where it was worse on held-out batches, or in every layer, so that the weights are what they
+        were before.
+    :param seconds: It took so long; a pruner with what it mends.
+    :param number: Which of the refiners of that block, or of the model, it is, from 0: two may be alike. None of a
+        pruner.
     """
 
     name: str
@@ -60,7 +64,7 @@ class Refined:
     after: Mapping[str, float]
     is_kept: bool
     seconds: float
-    number: int
+    number: int | None
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,21 @@ class Answered(NamedTuple):
     image: Hashable
 
 
+class Mended(NamedTuple):
+    """Says how far a pruner that mends another one's choice of a layer's weights came, on the calibration data.
+
+    :param by: The verb of what mends: ``refit``, ``swap``.
+    :param before: The error of the inner pruner's weights, a share of what the layer puts out.
+    :param after: The same of the weights that it found.
+    :param is_kept: False where these were worse, so that the inner pruner's weights stay.
+    """
+
+    by: str
+    before: float
+    after: float
+    is_kept: bool
+
+
 class Pruned(NamedTuple):
     """What a pruner makes of one layer.
 
@@ -141,11 +156,13 @@ class Pruned(NamedTuple):
     :param weight: The weight in its own dtype, zero wherever the mask is False.
     :param notes: Sentences for the run's log, such as a damping that had to be raised; each is told once a block,
         of the first layer that has it.
+    :param mended: What pruners that mend another one's choice came to, the innermost first.
     """
 
     mask: Bool[Tensor, "out in"]
     weight: Float[Tensor, "out in"]
     notes: tuple[str, ...] = ()
+    mended: tuple[Mended, ...] = ()
 
 
 class Statistics(dict[type[Any], Any]):

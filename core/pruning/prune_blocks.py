@@ -9,19 +9,17 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ecoflap.core.budget.select import is_nonzero, kept_only, same_bits
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Refined, Warned
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
-from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics, Target, TokenChoice
-from ecoflap.core.contracts.untouched import untouched
-from ecoflap.core.errors import EcoflapError, ModelError, listed
+from ecoflap.core.contracts.records import Mended, Statistics, Target, TokenChoice
+from ecoflap.core.errors import listed
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.gram import Gram
-from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.observation import Observed
 from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.forward.placement import device_of, restored
@@ -30,8 +28,9 @@ from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within
 from ecoflap.core.pruning.masks import PackedMasks, pack, unpack
-from ecoflap.core.pruning.plan import Plan, PlannedLayer
-from ecoflap.core.pruning.pruner_answer import what_is_wrong
+from ecoflap.core.pruning.mended_blocks import mended_in
+from ecoflap.core.pruning.plan import Plan
+from ecoflap.core.pruning.pruner_answer import pruned_layer
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView
@@ -50,6 +49,7 @@ class _Outcome(NamedTuple):
     notes: tuple[str, ...]
     done: LayerPruned
     few: str | None
+    mended: tuple[Mended, ...]
 
 
 @dataclass(frozen=True)
@@ -201,14 +201,18 @@ class BlockwisePruning:
         notes: set[str] = set()
         few: dict[str, str] = {}
         changed: set[str] = set()
+        mended: list[tuple[LayerPruned, tuple[Mended, ...]]] = []
         for layer, outcome in self._pruned(index, layers):
             self._tell(layer, outcome, notes)
+            mended.append((outcome.done, outcome.mended))
             bits[layer.name] = outcome.layer.bits
             notes.update(outcome.notes)
             few |= {layer.name: outcome.few} if outcome.few else {}
             changed |= {layer.name} if outcome.layer.weight is not None else set()
         for layer in layers:
             _put(masks, layer, bits[layer.name])
+        for event in mended_in(self.replay.blocks[index].name, mended):
+            self.emit(event)
         if few:
             self.emit(Warned(warning_of_few({layer.name: few[layer.name] for layer in layers if layer.name in few})))
         return [layer for layer in layers if layer.name in changed]
@@ -277,7 +281,7 @@ class BlockwisePruning:
         finished = FinishedLayer(pack(layer.as_stored(pruned.mask)), layer.weight.data if more else None)
         done = LayerPruned(layer.name, planned.keep, layer.size, zeros, perf_counter() - started)
         few = next((few_tokens(one) for one in statistics.values() if isinstance(one, Gram)), None)
-        return _Outcome(finished, pruned.notes, done, few)
+        return _Outcome(finished, pruned.notes, done, few, pruned.mended)
 
     def _with_dense_weight(self, layer: Layer, seen: Statistics, weight: Tensor, pruner: PartSpec) -> Statistics:
         """Give a layer's statistics with its dense weight, where the pruner looks at that."""
@@ -372,27 +376,3 @@ def _take_over(layer: Layer, finished: FinishedLayer) -> None:
     old = layer.weight.data
     mask = layer.oriented(unpack(finished.bits, tuple(layer.as_stored(old).shape)))
     old.copy_(kept_only(old, mask.to(old.device)) if finished.weight is None else finished.weight)
-
-
-def pruned_layer(
-    weight: Float[Tensor, "out in"],
-    planned: PlannedLayer,
-    pruner: PartSpec,
-    seen: Statistics,
-    place: LayerPlace,
-    seed: int,
-) -> Pruned:
-    """Ask a pruner for one layer, and hold its answer to the plan: a pruner may come from anywhere.
-
-    :param seed: The recipe's, from which follows what it draws.
-    """
-    try:
-        who = f"the pruner {pruner.use}"
-        with seeded(seed_for(seed, "prune", place.name)), blaming(who), untouched(who, weight, seen):
-            pruned: Pruned = pruner.built(weight, seen, planned.budget, place)
-            problem = what_is_wrong(pruned, weight, planned.budget)
-    except EcoflapError as error:
-        raise type(error)(*(f"{place.name}: {problem}" for problem in error.problems)) from error
-    if problem:
-        raise ModelError(f"{place.name}: the pruner {pruner.use} {problem}")
-    return pruned

@@ -1,5 +1,6 @@
-"""A pruner may come from anywhere, so its answer is held to the budget before anything is made of it."""
+"""Asks a pruner for one layer: it may come from anywhere, so its answer is held to the budget before it is used."""
 
+from math import isfinite
 from typing import Any
 
 import torch
@@ -9,7 +10,37 @@ from torch import Tensor
 from ecoflap.core.budget.counts import Budget, Pattern
 from ecoflap.core.budget.select import is_finite, is_nonzero
 from ecoflap.core.contracts.answers import shown
-from ecoflap.core.contracts.records import Pruned
+from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.records import LayerPlace, Mended, Pruned, Statistics
+from ecoflap.core.contracts.untouched import untouched
+from ecoflap.core.errors import EcoflapError, ModelError
+from ecoflap.core.forward.noise import seed_for, seeded
+from ecoflap.core.pruning.plan import PlannedLayer
+from ecoflap.core.recipe.part_spec import PartSpec
+
+
+def pruned_layer(
+    weight: Float[Tensor, "out in"],
+    planned: PlannedLayer,
+    pruner: PartSpec,
+    seen: Statistics,
+    place: LayerPlace,
+    seed: int,
+) -> Pruned:
+    """Ask a pruner for one layer, and hold its answer to the plan.
+
+    :param seed: The recipe's, from which follows what it draws.
+    """
+    try:
+        who = f"the pruner {pruner.use}"
+        with seeded(seed_for(seed, "prune", place.name)), blaming(who), untouched(who, weight, seen):
+            pruned: Pruned = pruner.built(weight, seen, planned.budget, place)
+            problem = what_is_wrong(pruned, weight, planned.budget)
+    except EcoflapError as error:
+        raise type(error)(*(f"{place.name}: {problem}" for problem in error.problems)) from error
+    if problem:
+        raise ModelError(f"{place.name}: the pruner {pruner.use} {problem}")
+    return pruned
 
 
 def what_is_wrong(pruned: Any, weight: Float[Tensor, "out in"], budget: Budget) -> str | None:
@@ -18,6 +49,8 @@ def what_is_wrong(pruned: Any, weight: Float[Tensor, "out in"], budget: Budget) 
         return f"returned {shown(pruned)}; a pruner returns a Pruned of a mask and a weight"
     if not isinstance(pruned.notes, tuple) or not all(isinstance(note, str) for note in pruned.notes):
         return f"noted {shown(pruned.notes)}; notes are a tuple of sentences"
+    if not isinstance(pruned.mended, tuple) or not all(map(_is_told, pruned.mended)):
+        return f"mended {shown(pruned.mended)}; what was mended is a tuple of Mended with finite errors"
     if pruned.mask.dtype != torch.bool or pruned.mask.shape != weight.shape:
         mask = f"{pruned.mask.dtype} {tuple(pruned.mask.shape)}"
         return f"returned a mask of {mask} for a weight of {tuple(weight.shape)}"
@@ -32,6 +65,13 @@ def what_is_wrong(pruned: Any, weight: Float[Tensor, "out in"], budget: Budget) 
     if bool((is_nonzero(pruned.weight) > pruned.mask).any()):
         return "left a weight that its mask prunes"
     return None if is_finite(pruned.weight) else "returned NaN or infinite weights"
+
+
+def _is_told(mended: Any) -> bool:
+    """Say whether this is a ``Mended`` that a report can hold."""
+    if not isinstance(mended, Mended) or not isinstance(mended.by, str):
+        return False
+    return all(isinstance(error, (int, float)) and isfinite(error) for error in (mended.before, mended.after))
 
 
 def _holds(pattern: Pattern, mask: Bool[Tensor, "out in"]) -> bool:

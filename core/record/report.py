@@ -104,13 +104,15 @@ class RecordedStage(_Entry):
 
 
 class RecordedRefinement(_Entry):
-    """Says what a refiner did to a block, or to the model.
+    """Says what a refiner did to a block, or to the model; or a pruner that mends another one's choice, to a block.
 
     :param name: The block's name, or ``the model``.
-    :param before: Its objective before, on batches for ``training`` and on those that were ``held_out``.
+    :param before: Its objective before, on batches for ``training`` and on those that were ``held_out``, which a pruner
+        has none of.
     :param after: The same afterwards; empty where weights were NaN or infinite.
     :param is_kept: False where it was undone.
-    :param number: Which of the refiners of that block, or of the model, it is, from 0; reports from before have none.
+    :param number: Which of the refiners of that block, or of the model, it is, from 0. A pruner has none, nor have
+        reports from before.
     """
 
     name: str

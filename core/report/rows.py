@@ -38,10 +38,15 @@ def export_rows(manifests: Mapping[str, Manifest]) -> Iterator[tuple[str, ...]]:
 def refined_rows(refined: Iterable[RecordedRefinement]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each block that a refiner trained, or for the model, with its error before and after."""
     for one in refined:
-        before = [f"{one.before[on]:.4g}" for on in ("training", "held_out")]
-        after = [f"{one.after[on]:.4g}" if one.after else "not finite" for on in ("training", "held_out")]
+        before = [_objective(one.before, on) for on in ("training", "held_out")]
+        after = [_objective(one.after, on) if one.after else "not finite" for on in ("training", "held_out")]
         pairs = (text for both in zip(before, after, strict=True) for text in both)
         yield one.name, one.refiner, *pairs, "kept" if one.is_kept else "undone"
+
+
+def _objective(found: Mapping[str, float], on: str) -> str:
+    """Write an error; a pruner that mends holds no batches out, and has none on them."""
+    return f"{found[on]:.4g}" if on in found else NO_VALUE
 
 
 def check_rows(manifests: Mapping[str, Manifest]) -> Iterator[tuple[str, ...]]:

@@ -74,7 +74,7 @@ def _tower_problems(prepared: Prepared) -> Iterator[str]:
                 f"towers.{name}: it is kept whole by default, where {' and '.join(own.plain())} would change nothing. "
                 f"Remove this, or have it pruned too by include: [{name}]."
             )
-        elif name not in towers:
+        elif name not in [*towers, *kept]:
             yield f"towers.{name}: this model has no such tower.{nearest(name, towers)} Known: {', '.join(towers)}."
     if not prepared.pools:
         yield f"towers: every tower of this model is kept, so there is nothing to prune. It has {', '.join(towers)}."

@@ -27,7 +27,7 @@ from ecoflap.core.budget.counts import Budget, Pattern
 from ecoflap.core.budget.select import kept_only
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner
-from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
+from ecoflap.core.contracts.records import LayerPlace, Mended, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.plugins.pruners.shared.inner import held_by, looks_at_dense, needs_with, prune_by
 from ecoflap.plugins.pruners.wanda import Wanda
@@ -121,11 +121,14 @@ class Dsnot:
         weight = weight.detach()
         before = prune_by(self.inner, weight, seen, budget, layer)
         rows = _Rows(weight, before, seen[ColumnMoments], self, budget)
+        first = rows.expected_error()
         for _ in range(self.max_cycles):
             if not rows.exchange():
                 break
         came = rows.mask & ~before.mask
-        return before._replace(mask=rows.mask, weight=kept_only(torch.where(came, weight, before.weight), rows.mask))
+        found = kept_only(torch.where(came, weight, before.weight), rows.mask)
+        mended = (*before.mended, Mended("dsnot", first, rows.expected_error(), True))
+        return before._replace(mask=rows.mask, weight=found, mended=mended)
 
 
 class _Ranked(NamedTuple):
@@ -185,6 +188,11 @@ class _Rows:
         self.come = _ranked((self.coming / variance).abs(), self.coming, ~before.mask, how.max_cycles)
         self.go = _ranked(-self.metric, self.going, before.mask, how.max_cycles)
         self.numbers = [torch.zeros(2, len(weight), dtype=torch.int64, device=weight.device) for _ in range(2)]
+
+    def expected_error(self) -> float:
+        """Give Σ|ε| of all rows as a share of what the dense ones are expected to put out."""
+        output = float(self.coming.sum(1, dtype=torch.float64).abs().sum())
+        return float(self.error.abs().sum()) / output if output else 0.0
 
     def exchange(self) -> bool:
         """Exchange one weight of each row that is not at its end; say whether there was any such row."""

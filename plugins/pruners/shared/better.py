@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ecoflap.core.budget.select import is_finite, kept_only
-from ecoflap.core.contracts.records import Pruned
+from ecoflap.core.contracts.records import Mended, Pruned
 from ecoflap.core.forward.gram import Gram
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized
 
@@ -14,7 +14,8 @@ _NOISE = 1e-10  # of the squared output: so much is nothing but float32's roundi
 def better_of(weight: Float[Tensor, "out in"], before: Pruned, after: Pruned, gram: NormalizedGram, who: str) -> Pruned:
     """Give ``after`` where its squared output error on the calibration data is no larger than that of ``before``.
 
-    Both are compared as they are stored, rounded to the weight's dtype. The notes of ``before`` are always carried on.
+    Both are compared as they are stored, rounded to the weight's dtype. What was noted and mended ``before`` is always
+    carried on.
 
     :param weight: The dense weight.
     :param who: Whose result ``after`` is, for the note.
@@ -23,9 +24,13 @@ def better_of(weight: Float[Tensor, "out in"], before: Pruned, after: Pruned, gr
     if not is_finite(after.weight):
         return _noted(before, f"{who} gave weights that do not fit {weight.dtype}, or are not finite")
     old, new = (gram.error(gram.scaled(pruned.weight) - dense) for pruned in (before, after))
-    if new <= old:
-        return after._replace(notes=(*before.notes, *after.notes))
     output = gram.error(dense)
+    if not output:  # as of a layer whose inputs were always zero: nothing is an error
+        return before
+    mended = (*before.mended, Mended(who, old / output, new / output, new <= old))
+    if new <= old:
+        return after._replace(notes=(*before.notes, *after.notes), mended=mended)
+    before = before._replace(mended=mended)
     if new - old <= _NOISE * output:  # as where nothing was pruned
         return before
     return _noted(
@@ -47,7 +52,8 @@ def solved_or_dense(
     :param who: The pruner's name, for notes.
     """
     before = Pruned(mask, kept_only(weight, mask))
-    return better_of(weight, before, Pruned(mask, kept_only(solved, mask)), normalized(gram), who)
+    found = better_of(weight, before, Pruned(mask, kept_only(solved, mask)), normalized(gram), who)
+    return found._replace(mended=())  # the mask is its own, no other pruner's
 
 
 def _noted(before: Pruned, what: str) -> Pruned:

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from statistics import mean
 from typing import ClassVar
 
 import pytest
@@ -12,8 +13,8 @@ from torch import nn
 from ecoflap import Anatomy, ColumnNorm, EcoflapError, Gram, Layer, Pruned, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.budget.counts import Pattern
-from ecoflap.core.contracts.events import LayerPruned, Warned
-from ecoflap.core.contracts.records import LayerPlace
+from ecoflap.core.contracts.events import LayerPruned, Refined, Warned
+from ecoflap.core.contracts.records import LayerPlace, Mended
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.observation import Observed
 from ecoflap.core.pruning.plan import make_plan, pools_of
@@ -243,6 +244,40 @@ def test_a_pruner_that_returns_nonsense_is_named_with_its_layer(step, answer):
 
     fine, _ = step(Odd())
     with pytest.raises(EcoflapError, match=r"^model\.layers\.0\.self_attn\.q_proj\.weight: the pruner Odd "):
+        fine()
+
+
+class Mends(Magnitude):
+    """Says of q that it was mended twice, of o that it was not, and nothing of the others."""
+
+    TOLD: ClassVar = {"q": (("swap", 0.5, 0.4, True), ("refit", 0.4, 0.3, True)), "o": (("refit", 0.2, 0.9, False),)}
+
+    def __call__(self, weight, seen, budget, layer):
+        told = self.TOLD.get(layer.name.removesuffix("_proj.weight").rpartition(".")[2], ())
+        return super().__call__(weight, seen, budget, layer)._replace(mended=tuple(Mended(*one) for one in told))
+
+
+def test_what_was_mended_is_told_once_a_block_with_the_mean_over_its_layers(step):
+    fine, events = step(Mends())
+    fine()
+    told = [replace(event, seconds=0.0) for event in events if isinstance(event, Refined)]
+    assert told == [
+        Refined(f"model.layers.{block}", by, {"training": before}, {"training": after}, True, 0.0, None)
+        for block in range(3)
+        for by, before, after in (("swap", 0.5, 0.4), ("refit", mean((0.4, 0.2)), mean((0.3, 0.2))))
+    ]
+
+
+@pytest.mark.parametrize("mended", [None, [], (3,), (Mended("a", 0.1, float("nan"), True),), (Mended(1, 0, 0, True),)])
+def test_what_was_mended_is_a_tuple_of_it_with_finite_errors(step, mended):
+    class Odd(Magnitude):
+        def __call__(self, weight, seen, budget, layer):
+            return super().__call__(weight, seen, budget, layer)._replace(mended=mended)
+
+    fine, _ = step(Odd())
+    with pytest.raises(
+        ModelError, match=r"q_proj\.weight: the pruner Odd mended .*; what was mended is a tuple of Mended"
+    ):
         fine()
 
 

@@ -234,6 +234,16 @@ def test_what_does_not_say_that_a_kept_tower_is_pruned_has_none_pruned(own):
         blip2(towers={matrix: own})
 
 
+def test_a_head_that_is_kept_anyway_may_be_kept(pico_llama, pico_tokenizer):
+    keys = {"version": 1, "sparsity": 0.5, "prune": "magnitude", "towers": {"lm_head": "keep"}}
+    registry = load_registry()
+    prepared = prepare(parse_recipe(keys, registry=registry, in_memory=True), registry, pico_llama(), pico_tokenizer)
+    assert prepared.pruned_towers == ["language"]
+    asked = parse_recipe({**keys, "include": ["lm_head"]}, registry=registry, in_memory=True)
+    with pytest.raises(RecipeError, match=r"include: lm_head is to be pruned here and kept under towers\. Remove"):
+        prepare(asked, registry, pico_llama(), pico_tokenizer)
+
+
 @needs_blip2
 @pytest.mark.parametrize("own", [{"sparsity": 0.5}, {"pattern": "2:4"}, {"prune": "magnitude"}])
 def test_how_much_or_what_by_has_a_kept_tower_pruned(own):

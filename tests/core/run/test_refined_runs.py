@@ -247,8 +247,18 @@ def test_what_refiners_did_is_told_and_kept(recipe, heard_by, tmp_path):
     assert "refine" in [event.stage for event in heard if isinstance(event, StageStarted)]
     assert run.report.method == "uniform → wanda → reconstruct → distill"
     page = write_page(tmp_path / "run", run.report).read_text()
-    assert "What refiners did" in page
+    assert "What refiners did, and pruners that mend" in page
     assert "reconstruct" in page
+
+
+def test_what_a_pruner_mended_is_kept_as_refiners_are_without_batches_that_are_held_out(plain, tmp_path):
+    mends = {"use": "refit", "inner": "swap"}
+    run = ecoflap.run(plain(score=None, allocate="uniform", export=None, prune=mends), folder=tmp_path / "run")
+    told = [(one.name, one.refiner, one.number) for one in run.report.refined]
+    assert told == [(f"model.layers.{block}", by, None) for block in range(3) for by in ("swap", "refit")]
+    assert all(one.before.keys() == one.after.keys() == {"training"} for one in run.report.refined)
+    page = write_page(tmp_path / "run", run.report).read_text()
+    assert f"{run.report.refined[0].before['training']:.4g}" in page
 
 
 def test_masks_are_those_without_refiners_in_the_first_block(recipe, plain, tmp_path):

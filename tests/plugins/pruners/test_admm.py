@@ -64,7 +64,7 @@ def test_is_offered():
 @pytest.mark.parametrize("budget", [Keep(300), Keep(517), Keep(24 * 32), Pattern(2, 4), Pattern(1, 8)], ids=str)
 def test_is_the_papers(budget, compare):
     weight, x = drawn(24, 32), correlated(32)
-    mask, after, notes = Admm(compare=compare)(weight, seen(Gram, x), budget, PLACE)
+    mask, after, notes, _ = Admm(compare=compare)(weight, seen(Gram, x), budget, PLACE)
     expected, values = the_paper(weight, x, budget, compare)
     assert notes == ()
     assert torch.equal(mask, expected)
@@ -80,7 +80,7 @@ def test_without_growing_the_mask_is_wandas():
 @pytest.mark.parametrize("budget", [Keep(200), Pattern(2, 4)], ids=str)
 def test_it_ends_at_least_squares_on_its_mask(budget):
     weight, x = drawn(16, 32), correlated(32)
-    mask, after, _ = Admm(iterations=600)(weight, seen(Gram, x), budget, PLACE)
+    mask, after, *_ = Admm(iterations=600)(weight, seen(Gram, x), budget, PLACE)
     held = torch.cat([x.double(), 0.1**0.5 * torch.diag(x.double().norm(dim=0))])
     for row, kept, found in zip(weight.double(), mask, after, strict=True):
         best = torch.linalg.lstsq(held[:, kept], held @ row).solution
@@ -117,7 +117,7 @@ def test_output_error_is_below_sparsegpts(seed, budget):
 def test_counts_are_exact_and_all_is_finite(layer):
     weight, x, budget = layer
     for compare in ("row", "layer"):
-        mask, after, _ = Admm(compare=compare)(weight, seen(Gram, x), budget, PLACE)
+        mask, after, *_ = Admm(compare=compare)(weight, seen(Gram, x), budget, PLACE)
         assert mask.sum() == kept_by(budget, weight)
         if isinstance(budget, Pattern):
             assert (mask.view(-1, budget.m).sum(1) == budget.n).all()
@@ -133,9 +133,9 @@ def test_weights_of_dead_inputs_go_first_and_keep_their_values_otherwise():
     x, weight = correlated(16), drawn(8, 16)
     x[:, [3, 11]] = 0
     weight[:, 5] = 0
-    mask, _, _ = Admm()(weight, seen(Gram, x), Keep(8 * 13), PLACE)
+    mask, *_ = Admm()(weight, seen(Gram, x), Keep(8 * 13), PLACE)
     assert not mask[:, [3, 5, 11]].any()
-    mask, after, _ = Admm()(weight, seen(Gram, x), Keep(8 * 15), PLACE)
+    mask, after, *_ = Admm()(weight, seen(Gram, x), Keep(8 * 15), PLACE)
     assert not mask[:, 5].any()
     assert torch.equal(after[:, [3, 11]], weight[:, [3, 11]])
 
@@ -149,7 +149,7 @@ def test_fewer_tokens_than_inputs_are_solved_by_too():
 
 def test_a_layer_that_never_saw_anything_keeps_its_count():
     weight = drawn(8, 16)
-    mask, after, _ = Admm()(weight, Statistics({Gram: Gram(16)}), Keep(50), PLACE)
+    mask, after, *_ = Admm()(weight, Statistics({Gram: Gram(16)}), Keep(50), PLACE)
     assert mask.sum() == 50
     assert torch.equal(after, torch.where(mask, weight, 0))
 
@@ -174,7 +174,7 @@ def test_the_weight_given_is_left_alone():
 
 def test_what_does_not_fit_the_dtype_is_not_taken():
     weight = torch.full((8, 40), 60000.0, dtype=torch.float16)
-    mask, after, notes = Admm()(weight, seen(Gram, correlated(40).abs()), Keep(40), PLACE)
+    mask, after, notes, _ = Admm()(weight, seen(Gram, correlated(40).abs()), Keep(40), PLACE)
     assert torch.equal(after, torch.where(mask, weight, 0))
     assert notes == (
         "ADMM gave weights that do not fit torch.float16, or are not finite, so what was there before it is kept",

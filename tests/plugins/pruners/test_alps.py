@@ -79,7 +79,7 @@ def test_is_offered():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_is_the_papers(seed, budget, compare):
     weight, x = drawn(24, 32, seed=seed), correlated(32, seed=seed)
-    mask, after, notes = Alps(compare=compare, steps=64)(weight, seen(Gram, x), budget, PLACE)
+    mask, after, notes, _ = Alps(compare=compare, steps=64)(weight, seen(Gram, x), budget, PLACE)
     expected, values = the_paper(weight, x, budget, compare)
     assert notes == ()
     assert torch.equal(mask, expected)
@@ -102,7 +102,7 @@ def test_a_support_that_hardly_moves_is_sought_with_less_penalty():
 def test_inputs_that_have_nothing_in_common_leave_wandas_mask():
     """With XᵀX diagonal no weight can make up for another: the largest |W|·‖X‖ are best, and keep their values."""
     weight, x = drawn(12, 16), torch.cat([torch.diag(torch.logspace(-1, 1, 16))] * 2)
-    mask, after, _ = Alps(damping=0.0)(weight, seen(Gram, x), Keep(70), PLACE)
+    mask, after, *_ = Alps(damping=0.0)(weight, seen(Gram, x), Keep(70), PLACE)
     assert torch.equal(mask, Wanda("layer")(weight, both_of(x), Keep(70), PLACE).mask)
     torch.testing.assert_close(after, torch.where(mask, weight, 0))
 
@@ -134,7 +134,7 @@ def test_output_error_is_below_admms(seed, budget):
 
 def test_ten_steps_come_near_least_squares_on_its_mask():
     weight, x = drawn(32, 64), correlated(64)
-    mask, after, _ = Alps(damping=0.0)(weight, both_of(x), Keep(800), PLACE)
+    mask, after, *_ = Alps(damping=0.0)(weight, both_of(x), Keep(800), PLACE)
 
     class Same:
         needs = ()
@@ -151,7 +151,7 @@ def test_ten_steps_come_near_least_squares_on_its_mask():
 def test_counts_are_exact_and_all_is_finite(layer):
     weight, x, budget = layer
     for compare in ("row", "layer"):
-        mask, after, _ = Alps(compare=compare)(weight, seen(Gram, x), budget, PLACE)
+        mask, after, *_ = Alps(compare=compare)(weight, seen(Gram, x), budget, PLACE)
         assert mask.sum() == kept_by(budget, weight)
         if isinstance(budget, Pattern):
             assert (mask.view(-1, budget.m).sum(1) == budget.n).all()
@@ -166,9 +166,9 @@ def test_weights_of_dead_inputs_go_first_and_keep_their_values_otherwise():
     x, weight = correlated(16), drawn(8, 16)
     x[:, [3, 11]] = 0
     weight[:, 5] = 0
-    mask, _, _ = Alps()(weight, seen(Gram, x), Keep(8 * 13), PLACE)
+    mask, *_ = Alps()(weight, seen(Gram, x), Keep(8 * 13), PLACE)
     assert not mask[:, [3, 5, 11]].any()
-    mask, after, _ = Alps()(weight, seen(Gram, x), Keep(8 * 15), PLACE)
+    mask, after, *_ = Alps()(weight, seen(Gram, x), Keep(8 * 15), PLACE)
     assert not mask[:, 5].any()
     assert torch.equal(after[:, [3, 11]], weight[:, [3, 11]])
 
@@ -181,7 +181,7 @@ def test_fewer_tokens_than_inputs_are_solved_by_too():
 
 def test_a_layer_that_never_saw_anything_keeps_its_count():
     weight = drawn(8, 16)
-    mask, after, _ = Alps()(weight, Statistics({Gram: Gram(16)}), Keep(50), PLACE)
+    mask, after, *_ = Alps()(weight, Statistics({Gram: Gram(16)}), Keep(50), PLACE)
     assert mask.sum() == 50
     assert torch.equal(after, torch.where(mask, weight, 0))
 
@@ -207,7 +207,7 @@ def test_the_weight_given_is_left_alone():
 
 def test_what_does_not_fit_the_dtype_is_not_taken():
     weight = torch.full((8, 40), 60000.0, dtype=torch.float16)
-    mask, after, notes = Alps()(weight, seen(Gram, correlated(40).abs()), Keep(40), PLACE)
+    mask, after, notes, _ = Alps()(weight, seen(Gram, correlated(40).abs()), Keep(40), PLACE)
     assert torch.equal(after, torch.where(mask, weight, 0))
     assert len(notes) == 1
     assert notes[0].startswith("ALPS gave weights that do not fit torch.float16, or are not finite")

@@ -83,7 +83,7 @@ def test_is_offered():
 def test_is_the_papers(budget, m, same_sign, inner, cycles):
     weight, x = drawn(24, 32), leaning(32)
     before = inner(weight, all_of(x), budget, PLACE)
-    mask, after, notes = Dsnot(inner, cycles, same_sign=same_sign)(weight, all_of(x), budget, PLACE)
+    mask, after, notes, _ = Dsnot(inner, cycles, same_sign=same_sign)(weight, all_of(x), budget, PLACE)
     assert notes == ()
     assert torch.equal(mask, slowly(x, weight, before, cycles, m, same_sign))
     assert not torch.equal(mask, before.mask)
@@ -98,6 +98,18 @@ def test_rows_are_expected_to_be_nearer(budget):
     assert new.abs().mean() < 0.5 * old.abs().mean()
     if isinstance(budget, Pattern):  # a row of one ends before its error changes its sign
         assert torch.equal(new.sign(), old.sign())
+
+
+@pytest.mark.parametrize("budget", [Keep(16 * 11), Pattern(2, 4)], ids=str)
+def test_errors_before_and_after_are_shares_of_what_is_expected(budget):
+    weight, x = drawn(16, 32), leaning(32)
+    found = Dsnot()(weight, all_of(x), budget, PLACE)
+    (told,) = found.mended
+    output = expected_error(x, weight, torch.zeros_like(weight)).abs().sum()
+    for pruned, share in ((Wanda()(weight, all_of(x), budget, PLACE), told.before), (found, told.after)):
+        assert share == pytest.approx(float(expected_error(x, weight, pruned.weight).abs().sum() / output), rel=1e-4)
+    assert (told.by, told.is_kept) == ("dsnot", True)
+    assert told.after < told.before
 
 
 def test_the_squared_error_falls_where_means_are_what_inputs_are():
@@ -137,7 +149,7 @@ def test_counts_of_rows_and_runs_stay(layer):
     weight, x, budget = layer
     for inner in (Wanda(), Magnitude()):
         before = inner(weight, all_of(x), budget, PLACE)
-        mask, after, _ = Dsnot(inner, threshold=0.0)(weight, all_of(x), budget, PLACE)
+        mask, after, *_ = Dsnot(inner, threshold=0.0)(weight, all_of(x), budget, PLACE)
         assert mask.sum() == kept_by(budget, weight)
         assert torch.equal(mask.sum(1), before.mask.sum(1))
         if isinstance(budget, Pattern):

@@ -27,7 +27,7 @@ def test_is_offered(path):
 
 def test_it_keeps_what_the_mask_keeps_bit_for_bit(path):
     weight = torch.tensor([[0.1, float("nan"), -0.0], [3.0, -4.0, 5.0]])
-    mask, after, notes = FromMasks(path)(weight, Statistics(), Keep(3), PLACE)
+    mask, after, notes, _ = FromMasks(path)(weight, Statistics(), Keep(3), PLACE)
     assert torch.equal(mask, MASK)
     expected = torch.tensor([[0.1, 0.0, -0.0], [0.0, 0.0, 5.0]])
     assert torch.equal(after.view(torch.int32), expected.view(torch.int32))

@@ -24,14 +24,14 @@ def test_is_offered():
 
 def test_by_layer_is_one_threshold():
     weight = drawn(12, 20)
-    mask, _, _ = Magnitude()(weight, Statistics(), Keep(100), PLACE)
+    mask, *_ = Magnitude()(weight, Statistics(), Keep(100), PLACE)
     assert mask.sum() == 100
     assert weight[mask].abs().min() > weight[~mask].abs().max()
 
 
 def test_by_row_is_one_threshold_a_row():
     weight = drawn(12, 20)
-    mask, _, _ = Magnitude("row")(weight, Statistics(), Keep(12 * 7), PLACE)
+    mask, *_ = Magnitude("row")(weight, Statistics(), Keep(12 * 7), PLACE)
     for row, kept in zip(weight.abs(), mask, strict=True):
         assert kept.sum() == 7
         assert row[kept].min() > row[~kept].max()
@@ -39,7 +39,7 @@ def test_by_row_is_one_threshold_a_row():
 
 def test_by_pattern():
     weight = torch.tensor([[1.0, -4.0, 3.0, 2.0, -0.5, 0.0, 0.25, 0.125]])
-    mask, pruned, _ = Magnitude()(weight, Statistics(), Pattern(2, 4), PLACE)
+    mask, pruned, *_ = Magnitude()(weight, Statistics(), Pattern(2, 4), PLACE)
     assert mask.tolist() == [[False, True, True, False, True, False, True, False]]
     assert pruned.tolist() == [[0, -4, 3, 0, -0.5, 0, 0.25, 0]]
 
@@ -50,7 +50,7 @@ def test_kept_weights_are_the_same_bits_and_the_rest_plus_zero(dtype, budget):
     weight = drawn(12, 20, dtype=dtype)
     weight[0, :8] = -0.0
     before = weight.clone()
-    mask, pruned, _ = Magnitude()(weight, Statistics(), budget, PLACE)
+    mask, pruned, *_ = Magnitude()(weight, Statistics(), budget, PLACE)
     assert pruned.dtype == dtype
     assert torch.equal(bits(weight), bits(before))
     assert torch.equal(bits(pruned)[mask], bits(before)[mask])
@@ -60,7 +60,7 @@ def test_kept_weights_are_the_same_bits_and_the_rest_plus_zero(dtype, budget):
 def test_zeros_go_first_and_a_kept_one_still_counts():
     weight = drawn(4, 4)
     weight[:3] = 0
-    mask, pruned, _ = Magnitude()(weight, Statistics(), Keep(6), PLACE)
+    mask, pruned, *_ = Magnitude()(weight, Statistics(), Keep(6), PLACE)
     assert mask[3].all()
     assert mask.sum() == 6
     assert (pruned != 0).sum() == 4

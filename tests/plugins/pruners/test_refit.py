@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from one_layer import PLACE
 
 from ecoflap.core.budget.counts import Keep, Pattern
-from ecoflap.core.contracts.records import Pruned
+from ecoflap.core.contracts.records import Mended, Pruned
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.forward.gram import Gram
 from ecoflap.core.forward.statistics import ColumnNorm
@@ -41,7 +41,7 @@ def test_is_offered():
 @pytest.mark.parametrize("inner", [Wanda("layer"), SparseGPT()], ids=lambda inner: type(inner).__name__)
 def test_is_least_squares_on_the_inner_mask(inner, damping, parameters, budget):
     weight, x = drawn(16, 32), correlated(32)
-    mask, after, notes = Refit(inner, damping=damping, **parameters)(weight, both_of(x), budget, PLACE)
+    mask, after, notes, _ = Refit(inner, damping=damping, **parameters)(weight, both_of(x), budget, PLACE)
     best = least_squares(x, weight, mask, damping)
     assert notes == ()
     assert torch.equal(mask, inner(weight, both_of(x), budget, PLACE).mask)
@@ -51,7 +51,7 @@ def test_is_least_squares_on_the_inner_mask(inner, damping, parameters, budget):
 def test_without_damping_nothing_is_left_to_gain():
     """The Karush-Kuhn-Tucker conditions: what is left of the output is orthogonal to every kept input."""
     weight, x = drawn(8, 24), correlated(24)
-    mask, after, _ = Refit(solver="exact", damping=0.0)(weight, both_of(x), Keep(90), PLACE)
+    mask, after, *_ = Refit(solver="exact", damping=0.0)(weight, both_of(x), Keep(90), PLACE)
     left = x.double() @ (weight - after).double().T
     cosines = (x.double().T @ left).T / (x.double().norm(dim=0) * left.norm(dim=0)[:, None])
     assert cosines[mask].abs().max() < 1e-4
@@ -77,13 +77,39 @@ def test_they_nest():
     assert torch.equal(nested.mask, swapped.mask)
 
 
+@pytest.mark.parametrize("pruner", [Refit(), Swap()], ids=["refit", "swap"])
+def test_errors_before_and_after_are_shares_of_the_output(pruner):
+    weight, x, budget = drawn(16, 32), correlated(32), Keep(16 * 13)
+    found = pruner(weight, both_of(x), budget, PLACE)
+    output = error(x, weight, torch.zeros_like(weight))
+    before, after = (
+        error(x, weight, pruned.weight) / output for pruned in (Wanda()(weight, both_of(x), budget, PLACE), found)
+    )
+    (told,) = found.mended
+    assert told == Mended(type(pruner).__name__.lower(), told.before, told.after, True)
+    assert (told.before, told.after) == (pytest.approx(before, rel=1e-4), pytest.approx(after, rel=1e-4))
+    assert after < 0.95 * before
+
+
+def test_each_that_mends_tells_its_own_errors():
+    weight, x, budget = drawn(32, 64), correlated(64), Keep(32 * 26)
+    swapped, refitted = Refit(Swap())(weight, both_of(x), budget, PLACE).mended
+    assert (swapped.by, refitted.by) == ("swap", "refit")
+    assert refitted.before == pytest.approx(swapped.after, rel=1e-6)
+
+
+def test_a_layer_that_puts_out_nothing_has_no_error():
+    seen = both_of(torch.zeros(40, 32))
+    assert Refit()(drawn(16, 32), seen, Keep(100), PLACE).mended == ()
+
+
 @settings(max_examples=80)
 @given(layers())
 def test_the_mask_is_the_inner_one_and_no_error_grows(layer):
     weight, x, budget = layer
     before = Wanda()(weight, both_of(x), budget, PLACE)
     for solver in ("exact", "conjugate_gradient"):
-        mask, after, _ = Refit(solver=solver)(weight, both_of(x), budget, PLACE)
+        mask, after, *_ = Refit(solver=solver)(weight, both_of(x), budget, PLACE)
         assert mask.sum() == kept_by(budget, weight)
         assert torch.equal(mask, before.mask)
         assert after.dtype == weight.dtype

@@ -56,7 +56,7 @@ def test_is_offered():
 @pytest.mark.parametrize("block_size", [128, 50, 1000])
 def test_weights_are_the_surgeons(budget, block_size):
     weight, x = drawn(24, 300), correlated(300, log_scale=0.5, tokens=900)
-    mask, after, _ = SparseGPT(block_size=block_size)(weight, seen(Gram, x), budget, PLACE)
+    mask, after, *_ = SparseGPT(block_size=block_size)(weight, seen(Gram, x), budget, PLACE)
     expected, _ = surgeon(weight, x, mask, 0.01)
     assert mask.sum() == (budget.count if isinstance(budget, Keep) else budget.keep_of(weight.numel()))
     assert not after[~mask].any()
@@ -67,7 +67,7 @@ def test_weights_are_the_surgeons(budget, block_size):
 def test_a_patterns_mask_is_the_surgeons():
     """Chosen at every m-th column from values that have felt all columns before it, and none of the m."""
     weight, x, pattern = drawn(8, 48), correlated(48), Pattern(2, 4)
-    mask, _, _ = SparseGPT(block_size=16)(weight, seen(Gram, x), pattern, PLACE)
+    mask, *_ = SparseGPT(block_size=16)(weight, seen(Gram, x), pattern, PLACE)
     for start in range(0, 48, 4):
         before = mask.clone()
         before[:, start:] = True  # nothing is pruned from here on
@@ -79,7 +79,7 @@ def test_a_patterns_mask_is_the_surgeons():
 def test_a_counts_mask_is_the_surgeons():
     """Chosen once for a block of columns, over all rows, from values that have felt the blocks before it."""
     weight, x = drawn(10, 96), correlated(96)
-    mask, _, _ = SparseGPT(block_size=32)(weight, seen(Gram, x), Keep(481), PLACE)
+    mask, *_ = SparseGPT(block_size=32)(weight, seen(Gram, x), Keep(481), PLACE)
     kept = []
     for start in range(0, 96, 32):
         before = mask.clone()
@@ -93,7 +93,7 @@ def test_a_counts_mask_is_the_surgeons():
 
 def test_with_uncorrelated_inputs_it_is_magnitude_in_every_block():
     weight = drawn(16, 300)
-    mask, after, _ = SparseGPT()(weight, seen(Gram, torch.eye(300)), Keep(16 * 150), PLACE)
+    mask, after, *_ = SparseGPT()(weight, seen(Gram, torch.eye(300)), Keep(16 * 150), PLACE)
     for start, keep in ((0, 1024), (128, 1024), (256, 352)):
         block = weight[:, start : start + 128]
         assert torch.equal(mask[:, start : start + 128], Magnitude()(block, Statistics(), Keep(keep), PLACE).mask)
@@ -105,7 +105,7 @@ def test_with_uncorrelated_inputs_it_is_magnitude_in_every_block():
 def test_output_error_is_below_magnitudes_and_below_no_update(seed, log_scale):
     weight, x = drawn(32, 256, seed=100 + seed), correlated(256, seed=seed, tokens=1024, log_scale=log_scale)
     keep = Keep(weight.numel() // 2)
-    mask, after, _ = SparseGPT()(weight, seen(Gram, x), keep, PLACE)
+    mask, after, *_ = SparseGPT()(weight, seen(Gram, x), keep, PLACE)
     ours = error(x, weight, after)
     assert ours < error(x, weight, Magnitude()(weight, Statistics(), keep, PLACE).weight)
     assert ours < error(x, weight, torch.where(mask, weight, 0.0))
@@ -139,7 +139,7 @@ def test_dead_inputs_lose_their_weights_and_the_count_holds(budget):
     x = correlated(40)
     x[:, [3, 17, 30]] = 0
     weight = drawn(8, 40)
-    mask, after, _ = SparseGPT(block_size=16)(weight, seen(Gram, x), budget, PLACE)
+    mask, after, *_ = SparseGPT(block_size=16)(weight, seen(Gram, x), budget, PLACE)
     assert mask.sum() == (budget.count if isinstance(budget, Keep) else 8 * 20)
     assert not after[:, [3, 17, 30]].any()
     live = after.clone()
@@ -150,7 +150,7 @@ def test_dead_inputs_lose_their_weights_and_the_count_holds(budget):
 
 
 def test_a_layer_that_never_saw_anything_keeps_its_count():
-    mask, after, _ = SparseGPT()(drawn(8, 40), Statistics({Gram: Gram(40)}), Keep(100), PLACE)
+    mask, after, *_ = SparseGPT()(drawn(8, 40), Statistics({Gram: Gram(40)}), Keep(100), PLACE)
     assert mask.sum() == 100
     assert not after.any()
 
@@ -159,7 +159,7 @@ def test_a_layer_that_never_saw_anything_keeps_its_count():
 def test_zeros_go_before_all_else(budget):
     weight = drawn(8, 40)
     weight[:, ::4] = 0
-    mask, _, _ = SparseGPT()(weight, seen(Gram, correlated(40)), budget, PLACE)
+    mask, *_ = SparseGPT()(weight, seen(Gram, correlated(40)), budget, PLACE)
     assert mask.sum() == 160
     assert not mask[:, ::4].any()
 
@@ -168,13 +168,13 @@ def test_zeros_go_before_dead_inputs():
     x, weight = correlated(40), drawn(8, 40)
     x[:, 5] = 0
     weight[:, 9] = 0
-    mask, _, _ = SparseGPT()(weight, seen(Gram, x), Keep(8 * 39), PLACE)
+    mask, *_ = SparseGPT()(weight, seen(Gram, x), Keep(8 * 39), PLACE)
     assert not mask[:, 9].any()
     assert mask[:, 5].all()
 
 
 def test_more_zeros_than_are_to_go_are_kept_as_zeros():
-    mask, after, _ = SparseGPT()(torch.zeros(8, 40), seen(Gram, correlated(40)), Keep(100), PLACE)
+    mask, after, *_ = SparseGPT()(torch.zeros(8, 40), seen(Gram, correlated(40)), Keep(100), PLACE)
     assert mask.sum() == 100
     assert not after.any()
 
@@ -182,7 +182,7 @@ def test_more_zeros_than_are_to_go_are_kept_as_zeros():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_is_computed_in_float32_and_given_back_in_its_own_dtype(dtype):
     weight, x = drawn(16, 64).to(dtype), correlated(64)
-    mask, after, _ = SparseGPT()(weight, seen(Gram, x), Keep(512), PLACE)
+    mask, after, *_ = SparseGPT()(weight, seen(Gram, x), Keep(512), PLACE)
     single = SparseGPT()(weight.float(), seen(Gram, x), Keep(512), PLACE)
     assert after.dtype == dtype
     assert after.is_contiguous()
@@ -202,7 +202,7 @@ class TestDamping:
     def test_a_singular_gram_is_damped_more_and_says_so(self):
         weight, x = drawn(8, 40), correlated(40, tokens=10)
         inputs = seen(Gram, x)
-        mask, after, notes = SparseGPT(damping=0.0)(weight, inputs, Keep(160), PLACE)
+        mask, after, notes, _ = SparseGPT(damping=0.0)(weight, inputs, Keep(160), PLACE)
         assert factor_of(inputs, 0.0).pivots.damping == 0.01
         assert notes == ("SparseGPT needed damping 0.01 instead of 0",)
         assert (after - surgeon(weight, x, mask, 0.01)[0]).norm() < 1e-4
@@ -211,7 +211,7 @@ class TestDamping:
         inputs = seen(Gram, correlated(40))
         gram = inputs[Gram]
         gram._sum -= 0.5 * gram.matrix.diagonal().mean() * torch.eye(40)  # not a sum of squares any more
-        mask, after, notes = SparseGPT()(drawn(8, 40), inputs, Keep(160), PLACE)
+        mask, after, notes, _ = SparseGPT()(drawn(8, 40), inputs, Keep(160), PLACE)
         assert factor_of(inputs, 0.01).pivots.damping == 1.0
         assert notes == ("SparseGPT needed damping 1 instead of 0.01",)
         assert mask.sum() == 160

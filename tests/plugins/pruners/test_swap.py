@@ -65,7 +65,7 @@ def test_what_was_zero_does_not_come_back(budget, candidates):
 def test_each_swap_is_the_best_of_all_pairs(budget, m, swaps):
     weight, x = drawn(6, 12), correlated(12)
     first = Magnitude("row")(weight, both_of(x), budget, PLACE)
-    mask, after, notes = Swap(Magnitude("row"), swaps, candidates=None)(weight, both_of(x), budget, PLACE)
+    mask, after, notes, _ = Swap(Magnitude("row"), swaps, candidates=None)(weight, both_of(x), budget, PLACE)
     expected = slowly(x, weight, first.mask, swaps, m)
     assert not torch.equal(mask, first.mask)
     assert torch.equal(mask, expected)
@@ -87,7 +87,7 @@ def test_it_goes_on_from_the_weights_that_are_there():
     """A kept weight counts with the value it has, and one that comes back with its dense one."""
     weight, x = drawn(12, 32), correlated(32)
     before = SparseGPT()(weight, both_of(x), Keep(150), PLACE)
-    mask, after, notes = Swap(SparseGPT())(weight, both_of(x), Keep(150), PLACE)
+    mask, after, notes, _ = Swap(SparseGPT())(weight, both_of(x), Keep(150), PLACE)
     stayed, came = mask & before.mask, mask & ~before.mask
     assert came.any()
     assert torch.equal(after[stayed], before.weight[stayed])
@@ -118,7 +118,7 @@ def test_counts_of_rows_and_runs_stay_and_no_error_grows(layer):
     weight, x, budget = layer
     for inner in (Wanda(), Magnitude()):
         before = inner(weight, both_of(x), budget, PLACE)
-        mask, after, _ = Swap(inner)(weight, both_of(x), budget, PLACE)
+        mask, after, *_ = Swap(inner)(weight, both_of(x), budget, PLACE)
         assert mask.sum() == kept_by(budget, weight)
         assert torch.equal(mask.sum(1), before.mask.sum(1))
         if isinstance(budget, Pattern):

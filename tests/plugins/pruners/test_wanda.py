@@ -33,7 +33,7 @@ def test_is_offered():
 @pytest.mark.parametrize("pruned", [0, 1, 16, 31, 32])
 def test_is_the_method(x, pruned):
     weight = drawn(24, 32)
-    mask, after, _ = Wanda()(weight, seen(ColumnNorm, x), Keep(24 * (32 - pruned)), PLACE)
+    mask, after, *_ = Wanda()(weight, seen(ColumnNorm, x), Keep(24 * (32 - pruned)), PLACE)
     assert torch.equal(mask, sorted_rows(weight, x, pruned))
     assert torch.equal(after, torch.where(mask, weight, 0.0))
 
@@ -41,7 +41,7 @@ def test_is_the_method(x, pruned):
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 32)])
 def test_is_the_method_in_every_run(x, n, m):
     weight = drawn(24, 32)
-    mask, _, _ = Wanda()(weight, seen(ColumnNorm, x), Pattern(n, m), PLACE)
+    mask, *_ = Wanda()(weight, seen(ColumnNorm, x), Pattern(n, m), PLACE)
     for start in range(0, 32, m):
         expected = sorted_rows(weight[:, start : start + m], x[..., start : start + m], m - n)
         assert torch.equal(mask[:, start : start + m], expected)
@@ -49,7 +49,7 @@ def test_is_the_method_in_every_run(x, n, m):
 
 def test_by_layer_is_one_threshold(x):
     weight = drawn(24, 32)
-    mask, _, _ = Wanda("layer")(weight, seen(ColumnNorm, x), Keep(300), PLACE)
+    mask, *_ = Wanda("layer")(weight, seen(ColumnNorm, x), Keep(300), PLACE)
     metric = weight.abs() * x.reshape(-1, 32).norm(dim=0)
     assert mask.sum() == 300
     assert metric[mask].min() > metric[~mask].max()
@@ -71,9 +71,9 @@ def test_zeros_go_first_then_dead_inputs(x):
     weight = drawn(24, 32)
     weight[:, 7] = 0
     inputs = seen(ColumnNorm, x)
-    mask, _, _ = Wanda()(weight, inputs, Keep(24 * 31), PLACE)
+    mask, *_ = Wanda()(weight, inputs, Keep(24 * 31), PLACE)
     assert not mask[:, 7].any()
-    mask, _, _ = Wanda()(weight, inputs, Keep(24 * 30), PLACE)
+    mask, *_ = Wanda()(weight, inputs, Keep(24 * 30), PLACE)
     assert not mask[:, [3, 7]].any()
     assert mask.sum() == 24 * 30
 
@@ -81,7 +81,7 @@ def test_zeros_go_first_then_dead_inputs(x):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_every_dtype_stays_what_it_is(x, dtype):
     weight = drawn(24, 32).to(dtype)
-    mask, after, _ = Wanda()(weight, seen(ColumnNorm, x.to(dtype)), Keep(24 * 10), PLACE)
+    mask, after, *_ = Wanda()(weight, seen(ColumnNorm, x.to(dtype)), Keep(24 * 10), PLACE)
     assert after.dtype == dtype
     assert torch.equal(after[mask], weight[mask])
     assert not after.double().signbit()[~mask].any()
