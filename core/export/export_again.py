@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,27 @@ from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
-from ecoflap.core.text.strict_yaml import Document, Place
+from ecoflap.core.text.strict_yaml import Document, Place, write_yaml
+
+_PRUNED = ("score", "allocate", "refine", "rounds", "towers", "include", "pattern", "sequential", "tokens")
+"""Keys of a recipe that say how a model is pruned, which is over where one is exported, besides these two."""
+_ANYHOW = {"sparsity": 0.5, "prune": "magnitude"}
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Holds what is exported of a run.
+
+    :param recipe: The run's with the export; where a part is gone that it was pruned by, without any of those.
+    :param name: The export's folder.
+    :param plain: The run's recipe with the export, as plain values.
+    :param text: The same as ``recipe.yaml`` has it.
+    """
+
+    recipe: Recipe
+    name: str
+    plain: Mapping[str, Any]
+    text: str
 
 
 def export_run(
@@ -50,7 +71,7 @@ def export_run(
     accept_change: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Export a run's pruned model; the model it was pruned from need not be there any more.
+    """Export a run's pruned model; neither the model it was pruned from nor the pruner need be there any more.
 
     A run of which nothing is missing but exports, as where one was refused, need not be finished. It still is not
     afterwards: its own ``recipe.yaml``, which has the new export in the place of the one of its kind that was refused,
@@ -59,7 +80,8 @@ def export_run(
     :param run: The run folder.
     :param to: An exporter's name, or ``{use: name, parameter: value}``.
     :param set_: Its parameters like ``--set``, such as ``weights=coo``.
-    :param allow_code: Follow the import paths of the run's own recipe, and that of ``to``, which are refused otherwise.
+    :param allow_code: Follow the import paths of the run's own recipe, and that of ``to``. Otherwise that of a part
+        that pruned is left alone, and any other refused.
     :param accept_change: Export although the calibration data, where the exporter looks at them, are others now, which
         is refused otherwise.
     :param overwrite: Replace an export that is there already.
@@ -71,7 +93,8 @@ def export_run(
     folder = require_pruned(from_here(run))
     # Before its recipe is read, to which another export may add its own.
     with open_run(folder.path, fresh=False, elsewhere="copy the run to where you may write, and export the copy"):
-        recipe, name = _with_export(folder, to, set_, registry)
+        wanted = _with_export(folder, to, set_, registry)
+        recipe, name = wanted.recipe, wanted.name
         if is_recorded(folder.exports, name) and not overwrite:
             raise RunError(
                 f"{folder.exports / name} is there already. Say --overwrite, or overwrite=True from Python, to have it "
@@ -81,11 +104,11 @@ def export_run(
         report = read_report(folder.report) if folder.report.is_file() else None
         measures = _evaluated(folder, recipe) if report is None else _reported(folder, report)
         log.emit(RunStarted(folder.path, ("export",)))
-        pruned = _pruned(folder, recipe, measures, registry, Reading(folder, log, accept_change))
+        pruned = _pruned(folder, wanted, measures, registry, Reading(folder, log, accept_change))
         for refused in export_all(folder, recipe, [name], pruned, log).values():
             raise refused
-        report = None if report is None else _written_anew(report, folder, recipe)
-        write_sealed_text(folder.recipe, recipe.dump())
+        report = None if report is None else _written_anew(report, folder, wanted)
+        write_sealed_text(folder.recipe, wanted.text)
         if report is not None:
             log.emit(RunFinished(folder.path, report))
     return folder.exports / name
@@ -109,28 +132,49 @@ def _evaluated(folder: RunFolder, recipe: Recipe) -> Mapping[str, Any]:
     return measures_of(folder.evaluations, evaluations)
 
 
-def _with_export(
-    folder: RunFolder, to: str | Mapping[str, Any], set_: Sequence[str], registry: Registry
-) -> tuple[Recipe, str]:
+def _with_export(folder: RunFolder, to: str | Mapping[str, Any], set_: Sequence[str], registry: Registry) -> _Wanted:
     """Give the run's recipe with an export, and its folder's name.
 
     Where there was none like it, it is the last one; in a run that is not finished it takes the place of one of its
     kind that was refused.
     """
     wanted = {"use": to} if isinstance(to, str) else dict(to)
-    file, before = folder.recipe, folder.read_recipe().get("export") or []
+    written = folder.read_recipe()
+    file, before = folder.recipe, written.get("export") or []
     plain = _read_alone(file, wanted, set_, registry).plain()
     parts = list(before) if isinstance(before, list) else [before]
     if plain not in parts:
         at = len(parts) if folder.report.is_file() else _refused(folder, registry, plain["use"])
         parts[at : at + 1] = [plain]
-    recipe = load_recipe(file, set_=[_exporting(parts)], registry=registry, in_memory=True)
-    return recipe, export_names(recipe.export)[parts.index(plain)]
+    recipe, is_whole = _read(file, [_exporting(parts)], registry)
+    whole = recipe.plain() if is_whole else {**written, "export": recipe.plain()["export"]}
+    kept = _comments(file.read_text("utf-8")) or _comments(recipe.dump())
+    text = recipe.dump() if is_whole else kept + write_yaml(whole)
+    return _Wanted(recipe, export_names(recipe.export)[parts.index(plain)], whole, text)
+
+
+def _read(file: Path, sets: Sequence[Assignment], registry: Registry) -> tuple[Recipe, bool]:
+    """Read the recipe of a run; say whether it is the whole one.
+
+    A part that it was pruned by may be gone, or not be trusted. Then the recipe is read as though another one had
+    pruned, for nothing is asked of it any more.
+    """
+    try:
+        return load_recipe(file, set_=sets, registry=registry, in_memory=True), True
+    except RecipeError:
+        anyhow = {**dict.fromkeys(_PRUNED), **_ANYHOW}
+        others = [Assignment(key, Document(value, Place(key))) for key, value in anyhow.items()]
+        return load_recipe(file, set_=[*sets, *others], registry=registry, in_memory=True), False
+
+
+def _comments(text: str) -> str:
+    """Give the comment that a recipe begins with."""
+    return "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
 
 
 def _refused(folder: RunFolder, registry: Registry, use: str) -> int:
     """Give the place of the first export by an exporter that is not there, or the one behind all of them."""
-    exports = load_recipe(folder.recipe, registry=registry, in_memory=True).export
+    exports = _read(folder.recipe, [], registry)[0].export
     named = enumerate(zip(export_names(exports), exports, strict=True))
     places = (at for at, (name, part) in named if part.use == use and not is_recorded(folder.exports, name))
     return next(places, len(exports))
@@ -140,7 +184,7 @@ def _read_alone(file: Path, wanted: Mapping[str, Any], set_: Sequence[str], regi
     """Read an exporter with its parameters as if it were the recipe's only one; messages have what was typed."""
     try:
         sets = [_exporting([wanted]), *(read_assignment(text, below="export.0.") for text in set_)]
-        return load_recipe(file, set_=sets, registry=registry, in_memory=True).export[0]
+        return _read(file, sets, registry)[0].export[0]
     except RecipeError as error:
         raise RecipeError(*(problem.replace(": export.0.", ": ", 1) for problem in error.problems)) from error
 
@@ -179,9 +223,10 @@ class Reading:
 
 
 def _pruned(
-    folder: RunFolder, recipe: Recipe, measures: Mapping[str, Any], registry: Registry, reading: Reading
+    folder: RunFolder, wanted: _Wanted, measures: Mapping[str, Any], registry: Registry, reading: Reading
 ) -> PrunedModel:
     """Load the pruned model of a run, with its masks and what is known of it."""
+    recipe = wanted.recipe
     if not folder.is_pruned:
         raise RunError(f"{folder.path}: its model is gone. Run its recipe again")
     folder.check_model()
@@ -192,16 +237,18 @@ def _pruned(
         model = adapter.load(replace(source, mapped=mapped), None, "cpu")
     plan = read_plan(folder.plan)
     masks, known = masks_as_planned(folder.masks, plan), provenance_of(folder, recipe, plan, measures)
+    known = replace(known, recipe=wanted.plain)
     keys = recipe.calibration
     batches = None if keys is None else partial(reading.batches, keys, adapter, model)
     is_wide = folder.read_fingerprints().get(ARITHMETIC) == dtype_name(torch.float32)
     return PrunedModel(model, adapter, masks, known, batches, offloaded, torch.float32 if is_wide else None)
 
 
-def _written_anew(before: Report, folder: RunFolder, recipe: Recipe) -> Report:
+def _written_anew(before: Report, folder: RunFolder, wanted: _Wanted) -> Report:
     """Write the report with what the folder has now, and return it."""
+    recipe = wanted.recipe
     now = {
-        "recipe": RecordedRecipe.of(recipe),
+        "recipe": RecordedRecipe.of(wanted.plain),
         "bytes": exported_bytes(folder, recipe),
         "exports": exported_manifests(folder, recipe),
         "warnings": tuple(folder.warnings()),

@@ -1,7 +1,7 @@
 """Holds the recipe of a finished run as its report records it: plain values, for a part may be gone by now."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
@@ -52,9 +52,9 @@ class RecordedRecipe(BaseModel):
     rounds: int | tuple[float, ...] | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe) -> "RecordedRecipe":
-        """Record a recipe."""
-        return cls.model_validate_json(json.dumps(recipe.plain()))
+    def of(cls, plain: Mapping[str, Any]) -> "RecordedRecipe":
+        """Record a recipe, given as plain values."""
+        return cls.model_validate_json(json.dumps(plain))
 
     @model_validator(mode="after")
     def _only_keys_of_a_recipe(self) -> "RecordedRecipe":

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 import zlib
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 import ecoflap
 from ecoflap.core.disk.whole_files import sha256_of
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import RecipeError, RunError
 from ecoflap.core.export import export_again, write_manifest
 from ecoflap.core.export.densify import densify
 from ecoflap.core.export.verify import verify
@@ -113,6 +114,47 @@ def test_an_exporter_may_look_at_the_data_that_the_model_was_pruned_by(plain, tm
     blind = plain(**kept, prune="magnitude", calibration=None)
     without = ecoflap.run(blind, folder=tmp_path / "without", registry=registry)
     assert (without.folder / "exports" / "seen" / "seen").read_text() == "[]"
+
+
+GONE = """
+from dataclasses import dataclass
+from ecoflap.plugins.pruners.wanda import Wanda
+from ecoflap.plugins.scorers.zeroth_order import ZerothOrder
+
+@dataclass(frozen=True)
+class Mine(Wanda):
+    share: float = 0.25
+
+class Scores(ZerothOrder):
+    aggregate = "mean"
+"""
+
+
+def test_what_a_model_was_pruned_by_need_not_be_there_any_more(plain, letters, tmp_path, monkeypatch):
+    (tmp_path / "gone_plugin.py").write_text(GONE)
+    sets = {"prune": {"use": "gone_plugin:Mine", "share": 0.5}, "score": {"use": "gone_plugin:Scores", "samples": 2}}
+    recipe = plain(**sets, allocate="ecoflap", towers={"language": {"prune": "gone_plugin:Mine"}}, evaluate=None)
+    done = ecoflap.run(recipe, folder=tmp_path / "run", registry=letters.trusting(True))
+    before = done.folder.joinpath("recipe.yaml").read_text().splitlines()
+    pieces = {"use": "safetensors", "shard_bytes": 20_000}
+    there = ecoflap.export_run(done.folder, pieces, registry=letters, allow_code=True)
+    written = {file.name: file.read_bytes() for file in there.glob("*.safetensors")}
+    assert len(written) > 1
+    (tmp_path / "gone_plugin.py").unlink()
+    monkeypatch.delitem(sys.modules, "gone_plugin")
+    with pytest.raises(RecipeError, match=r"safetensors has no parameter 'shards'") as refused:
+        ecoflap.export_run(done.folder, {"use": "safetensors", "shards": 3}, registry=letters)
+    assert len(refused.value.problems) == 1
+    again = ecoflap.export_run(done.folder, pieces, registry=letters, overwrite=True)
+    assert {file.name: file.read_bytes() for file in again.glob("*.safetensors")} == written
+    ecoflap.export_run(done.folder, "letters", registry=letters)
+    report = read_report(done.folder / "report.json")
+    assert (report.recipe.prune.use, report.recipe.prune.share) == ("gone_plugin:Mine", 0.5)
+    assert "letters" in report.exports
+    after = done.folder.joinpath("recipe.yaml").read_text().splitlines()
+    assert after[0] == before[0]
+    assert {line for line in before if "gone_plugin" in line} == {line for line in after if "gone_plugin" in line}
+    assert not verify(done.folder).problems
 
 
 def test_a_run_of_a_model_in_memory_is_exported_too(plain, pico_llama, pico_tokenizer, letters, tmp_path):
