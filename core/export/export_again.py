@@ -40,9 +40,10 @@ from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.text.strict_yaml import Document, Place, write_yaml
 
-_PRUNED = ("score", "allocate", "refine", "rounds", "towers", "include", "pattern", "sequential", "tokens")
-"""Keys of a recipe that say how a model is pruned, which is over where one is exported, besides these two."""
+_ASKED = ("version", "seed", "model", "calibration", "evaluate", "export")
+"""Keys of a recipe of which an export asks something; all others say how a model is pruned, which is over by then."""
 _ANYHOW = {"sparsity": 0.5, "prune": "magnitude"}
+"""Stands for what pruned a model, where that is not there any more: no recipe is without."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _read(file: Path, sets: Sequence[Assignment], registry: Registry) -> tuple[R
     try:
         return load_recipe(file, set_=sets, registry=registry, in_memory=True), True
     except RecipeError:
-        anyhow = {**dict.fromkeys(_PRUNED), **_ANYHOW}
+        anyhow = {**dict.fromkeys(key for key in Recipe.model_fields if key not in _ASKED), **_ANYHOW}
         others = [Assignment(key, Document(value, Place(key))) for key, value in anyhow.items()]
         return load_recipe(file, set_=[*sets, *others], registry=registry, in_memory=True), False
 
