@@ -32,7 +32,7 @@ from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
 from ecoflap.core.record.folder import ARITHMETIC, CALIBRATION_DATA, RunFolder
 from ecoflap.core.record.open_run import open_run, require_pruned, unfinished
 from ecoflap.core.record.readback import masks_as_planned
-from ecoflap.core.record.recorded_recipe import RecordedRecipe
+from ecoflap.core.record.recorded_recipe import RecordedRecipe, is_recordable
 from ecoflap.core.record.report import Report, check_lines, read_report, write_report
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.registry.adapter_for import adapter_for
@@ -147,25 +147,29 @@ def _with_export(folder: RunFolder, to: str | Mapping[str, Any], set_: Sequence[
     if plain not in parts:
         at = len(parts) if folder.report.is_file() else _refused(folder, registry, plain["use"])
         parts[at : at + 1] = [plain]
-    recipe, is_whole = _read(file, [_exporting(parts)], registry)
-    whole = recipe.plain() if is_whole else {**written, "export": recipe.plain()["export"]}
+    recipe, refusal = _read(file, [_exporting(parts)], registry)
+    name = export_names(recipe.export)[parts.index(plain)]
+    if refusal is None:
+        return _Wanted(recipe, name, recipe.plain(), recipe.dump())
+    whole = {**written, "export": recipe.plain()["export"]}
+    if not is_recordable(whole):  # no run has written it so
+        raise refusal
     kept = _comments(file.read_text("utf-8")) or _comments(recipe.dump())
-    text = recipe.dump() if is_whole else kept + write_yaml(whole)
-    return _Wanted(recipe, export_names(recipe.export)[parts.index(plain)], whole, text)
+    return _Wanted(recipe, name, whole, kept + write_yaml(whole))
 
 
-def _read(file: Path, sets: Sequence[Assignment], registry: Registry) -> tuple[Recipe, bool]:
-    """Read the recipe of a run; say whether it is the whole one.
+def _read(file: Path, sets: Sequence[Assignment], registry: Registry) -> tuple[Recipe, RecipeError | None]:
+    """Read the recipe of a run; with what was pruned by, or with why that cannot be read.
 
     A part that it was pruned by may be gone, or not be trusted. Then the recipe is read as though another one had
     pruned, for nothing is asked of it any more.
     """
     try:
-        return load_recipe(file, set_=sets, registry=registry, in_memory=True), True
-    except RecipeError:
+        return load_recipe(file, set_=sets, registry=registry, in_memory=True), None
+    except RecipeError as refusal:
         anyhow = {**dict.fromkeys(key for key in Recipe.model_fields if key not in _ASKED), **_ANYHOW}
         others = [Assignment(key, Document(value, Place(key))) for key, value in anyhow.items()]
-        return load_recipe(file, set_=[*sets, *others], registry=registry, in_memory=True), False
+        return load_recipe(file, set_=[*sets, *others], registry=registry, in_memory=True), refusal
 
 
 def _comments(text: str) -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
 from ecoflap.core.recipe.schema import Recipe
 
@@ -72,3 +72,12 @@ class RecordedRecipe(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Return the recipe as its file writes it, like :meth:`Recipe.plain`."""
         return self.model_dump(mode="json")
+
+
+def is_recordable(plain: Mapping[str, Any]) -> bool:
+    """Say whether plain values are a recipe as a run has written it."""
+    try:
+        RecordedRecipe.of(plain)
+    except ValidationError:
+        return False
+    return True
