@@ -241,8 +241,7 @@ def _pruned(
     with mapped_beside(folder.path) if offloaded else nullcontext() as mapped:
         model = adapter.load(replace(source, mapped=mapped), None, "cpu")
     plan = read_plan(folder.plan)
-    masks, known = masks_as_planned(folder.masks, plan), provenance_of(folder, recipe, plan, measures)
-    known = replace(known, recipe=wanted.plain)
+    masks, known = masks_as_planned(folder.masks, plan), provenance_of(folder, wanted.plain, plan, measures)
     keys = recipe.calibration
     batches = None if keys is None else partial(reading.batches, keys, adapter, model)
     is_wide = folder.read_fingerprints().get(ARITHMETIC) == dtype_name(torch.float32)

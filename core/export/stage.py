@@ -15,13 +15,14 @@ from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.run_log import RunLog
 
 
-def provenance_of(folder: RunFolder, recipe: Recipe, plan: Plan, measures: Mapping[str, Any]) -> Provenance:
+def provenance_of(folder: RunFolder, recipe: Mapping[str, Any], plan: Plan, measures: Mapping[str, Any]) -> Provenance:
     """Say what a run knows of the model that it exports.
 
+    :param recipe: The run's, as plain values.
     :param measures: By stage and name.
     """
-    source, towers, dense = recipe.model.source, plan.sparsity_by_tower(), folder.read_fingerprints().get("model", {})
-    return Provenance(source, recipe.plain(), towers, plan.sparsity, measures, dense)
+    source, dense = recipe["model"]["source"], folder.read_fingerprints().get("model", {})
+    return Provenance(source, recipe, plan.sparsity_by_tower(), plan.sparsity, measures, dense)
 
 
 def missing_exports(folder: RunFolder, recipe: Recipe) -> list[str]:

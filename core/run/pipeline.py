@@ -226,7 +226,7 @@ def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
     folder = state.folder
     masks = masks_as_planned(folder.masks, plan)
     measures = measures_of(folder.evaluations, state.evaluations)
-    known, keys = provenance_of(folder, state.recipe, plan, measures), state.recipe.calibration
+    known, keys = provenance_of(folder, state.recipe.plain(), plan, measures), state.recipe.calibration
     batches = partial(state.data.batches, keys) if keys is not None else None
     how = state.model.stays_on_disk, state.model.held_in, state.model.visits
     pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches, *how)
