@@ -3,7 +3,7 @@
     python benchmarks/engine.py [fine] [score] [types] [sparsegpt] [gram] [gradients] [memory]
 
 All without arguments; about fifteen minutes on two idle cores. The other side of each ratio is written out here, as
-plainly as the published code does it. Figures go into benchmarks/RESULTS.md as they are printed.
+plainly as the published code does it. Figures go into measured/engine.md as they are printed.
 """
 
 import ctypes

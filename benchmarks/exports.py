@@ -4,7 +4,7 @@
 
 All without arguments; about ten minutes on two idle cores. ``speed`` is why we claim size and no speed: each engine
 with a share of its weights zero against itself with none. ``sessions`` is about packed products: one layer in
-onnxruntime, dense, unpacked when it is loaded, and multiplied packed. Figures go into benchmarks/RESULTS.md as they are
+onnxruntime, dense, unpacked when it is loaded, and multiplied packed. Figures go into measured/engine.md as they are
 printed.
 """
 

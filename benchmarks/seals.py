@@ -6,7 +6,7 @@
 ``flips`` turns one bit at a time, at random places, in each format that a run of a small LLaMA leaves, reads the file
 as ecoflap does, and counts: refused with the file's name, read with the same numbers, read with other numbers.
 ``cost`` runs a recipe, quickstart-llama (SmolLM2-135M) if none is named, goes on with the finished run and verifies
-it, and sums the processor time that goes into hashes. Figures go into benchmarks/RESULTS.md as they are printed.
+it, and sums the processor time that goes into hashes. Figures go into measured/engine.md as they are printed.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A finished sweep as a table of RESULTS.md: methods down, sparsities across, mean ± standard deviation over seeds.
+"""A finished sweep as measured/box.md has it: methods down, sparsities across, mean ± standard deviation over seeds.
 
 python benchmarks/table.py SWEEP MEASURE [MEASURE ...]
 """
