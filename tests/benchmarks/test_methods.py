@@ -9,7 +9,16 @@ from ecoflap.core.budget.counts import Group
 from ecoflap.core.recipe.load import find_recipe, load_recipe
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-LAYERS = {"smollm2": 30, "gemma3": 18, "blip2": 4, "clip": 4, "vision": 4, "llava": 30}
+LAYERS = {
+    "smollm2": 30,
+    "gemma3": 18,
+    "blip2": 4,
+    "clip": 4,
+    "vision": 4,
+    "llava": 30,
+    "llava-vision": 11,
+    "llava-language": 30,
+}
 """Blocks of the deepest tower of each model, at least."""
 
 
@@ -26,7 +35,7 @@ def test_with_jitter_each_layer_keeps_one_weight_less(sparsity, pico_llama, pico
     assert kept[1] == {name: keep - 1 for name, keep in kept[0].items()}
 
 
-@pytest.mark.parametrize("model", ["smollm2", "gemma3", "blip2", "clip", "vision", "llava"])
+@pytest.mark.parametrize("model", LAYERS)
 def test_what_each_row_sets_is_valid_in_its_recipe(model, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.chdir(tmp_path)  # where the text is written that language models are measured on
