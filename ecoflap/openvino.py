@@ -41,6 +41,7 @@ def compile_model(path: str | os.PathLike[str], *, config: Mapping[str, Any] | N
     :param config: OpenVINO's properties, by their names; they go before those here.
     :return: An ``openvino.CompiledModel``.
     :raises FormatError: Where the file is not there, is not what was written, or OpenVINO cannot read it.
+    :raises EcoflapError: Where OpenVINO does not compile it, as with a property that it does not know.
     """
     core = _core()
     file = from_here(path)
@@ -55,7 +56,11 @@ def compile_model(path: str | os.PathLike[str], *, config: Mapping[str, Any] | N
                 f"takes the time of a dense one in eight bits.",
                 stacklevel=2,
             )
-    return core.compile_model(model, "CPU", settings | dict(config or {}))
+    try:
+        return core.compile_model(model, "CPU", settings | dict(config or {}))
+    except RuntimeError as error:
+        own = f" It was given config={dict(config)}." if config else ""
+        raise EcoflapError(f"{file}: OpenVINO does not compile it: {_said(error)}.{own}") from error
 
 
 def has_amx() -> bool | None:
@@ -86,8 +91,12 @@ def _model(core: Any, path: Path) -> Any:
     try:
         return core.read_model(path)
     except RuntimeError as error:
-        said = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        raise FormatError(f"{path}: OpenVINO cannot read it: {said}. Export it again.") from error
+        raise FormatError(f"{path}: OpenVINO cannot read it: {_said(error)}. Export it again.") from error
+
+
+def _said(error: RuntimeError) -> str:
+    """Give the last line of what OpenVINO says; those before name files of its own."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()][-1].rstrip(".")
 
 
 def _rate(model: Any, path: Path) -> float:

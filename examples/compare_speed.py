@@ -95,6 +95,8 @@ def main() -> None:
     if asked.way:
         print(json.dumps(measured(asked.folder, asked.way, asked.tokens, asked.threads)))
         return
+    if not asked.folder.is_dir():
+        sys.exit(f"{asked.folder} is no folder: name the one that the exporter safetensors wrote a language model into")
     rows = {way: in_a_process(asked.folder, way, asked.tokens, asked.threads) for way in WAYS}
     Console().print(table(rows, asked.threads))
     for way, row in rows.items():

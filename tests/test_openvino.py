@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ecoflap.core.disk.sums import write_sums
-from ecoflap.core.errors import FormatError
+from ecoflap.core.errors import EcoflapError, FormatError
 
 ov = pytest.importorskip("openvino")
 
@@ -60,6 +60,13 @@ def test_what_a_user_sets_goes_before(tmp_path, monkeypatch):
     amx(monkeypatch, True)
     path, _ = saved(tmp_path, "0.5")
     assert float(compile_model(path, config={RATE: "1.0"}).get_property(RATE)) == 1
+
+
+def test_a_property_that_openvino_does_not_know_is_told_in_a_sentence(tmp_path, monkeypatch):
+    amx(monkeypatch, True)
+    path, _ = saved(tmp_path, "0.5")
+    with pytest.raises(EcoflapError, match=r"does not compile it: .*FOO[^\n]*\. It was given config=\{'FOO': 1\}\.$"):
+        compile_model(path, config={"FOO": 1})
 
 
 def test_any_other_model_is_compiled_as_it_is(tmp_path, monkeypatch):

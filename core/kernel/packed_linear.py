@@ -42,6 +42,7 @@ def packed_linear(
 
     :raises KernelError: Where the numbers do not fit each other, or the matrix is damaged.
     """
+    _refuse_scalar(x)
     x = _lying_well(x.detach())
     y = x.new_empty(*x.shape[:-1], outputs)
     batch = math.prod(x.shape[:-1])
@@ -96,6 +97,11 @@ def _by_panels(
         products[:, first:last] = torch.nn.functional.linear(rows, unpack(packed, first, last - first), part)
 
 
+def _refuse_scalar(x: Tensor) -> None:
+    if not x.ndim:
+        raise KernelError("a packed layer multiplies rows, and is given a single number: x has no axis of its inputs")
+
+
 def _lying_well(x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch in"]:
     """Give rows that lie one behind the other, each without gaps: equally far apart where they are a matrix."""
     if x.is_contiguous():
@@ -122,6 +128,7 @@ def _elsewhere(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> 
 
 
 def _without_data(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    _refuse_scalar(x)
     return x.new_empty(*x.shape[:-1], outputs)
 
 

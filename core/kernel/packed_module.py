@@ -22,6 +22,7 @@ from ecoflap.core.kernel.matrix import cast, pack_dense, unpack
 from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
+GIVEN = "the weights of this layer are packed: put an nn.Linear in its place, or give it others by load_state_dict"
 DELETED = (
     "the {} is packed, and cannot be taken out, as a LoRA of peft's on an nn.MultiheadAttention does. Merge it into "
     "the dense model, which weights='dense' loads, prune that, and pack it."
@@ -130,6 +131,10 @@ class PackedLinear(DenseState, nn.Linear):
         known = Shape(self.dtype, self.out_features, self.in_features, self.kept, self.values)
         return PackedWeight(self.packed, known)
 
+    @weight.setter
+    def weight(self, value: object) -> None:
+        raise KernelError(GIVEN)
+
     @weight.deleter
     def weight(self) -> None:
         raise KernelError(DELETED.format("weight of this layer"))
@@ -143,7 +148,7 @@ class PackedLinear(DenseState, nn.Linear):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Refuse a parameter in the place of the packed weights."""
         if name == "weight":
-            raise KernelError("the weights of this layer are packed: put an nn.Linear in its place to give it others")
+            raise KernelError(GIVEN)
         super().register_parameter(name, param)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":

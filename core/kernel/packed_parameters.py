@@ -22,6 +22,8 @@ from ecoflap.core.kernel.packed_experts import PackedExperts
 from ecoflap.core.kernel.packed_module import DELETED, DenseState, followed, leaving
 from ecoflap.core.kernel.packed_weight import PackedWeight
 
+GIVEN = "{} of this {} is packed: put another module in its place, or give it other weights by load_state_dict"
+
 
 @dataclass(frozen=True)
 class Held:
@@ -77,7 +79,7 @@ class PackedParameters(DenseState):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Refuse a parameter in the place of packed ones."""
         if name in self.__dict__.get("held", {}):
-            raise KernelError(f"{name} of this {self.packs.__name__} is packed: put another module in its place")
+            raise KernelError(GIVEN.format(name, self.packs.__name__))
         super().register_parameter(name, param)
 
     def memory(self, name: str) -> UInt8[Tensor, "bytes"]:
@@ -200,10 +202,14 @@ def _member(name: str) -> tuple[str, property]:
     def given(self: PackedParameters) -> Tensor:
         return self.held[name].stand_in(self.memory(name))
 
+    def changed(self: PackedParameters, value: object) -> None:
+        raise KernelError(GIVEN.format(name, self.packs.__name__))
+
     def deleted(self: PackedParameters) -> None:
         raise KernelError(DELETED.format(f"{name} of this {self.packs.__name__}"))
 
-    return name, property(given, None, deleted, doc=f"Give what stands for the dense {name}; writing to it is refused.")
+    said = f"Give what stands for the dense {name}; writing to it is refused."
+    return name, property(given, changed, deleted, doc=said)
 
 
 def _without_state(kind: Any, names: tuple[str, ...]) -> nn.Module:

@@ -20,9 +20,10 @@ def packed_rows(
 ) -> Float[Tensor, "*batch in"]:
     """Give a packed matrix's rows of these numbers, in its type.
 
-    :raises KernelError: Where the matrix is another than it is taken for, or is damaged.
+    :raises KernelError: Where ids are no whole numbers, or the matrix is another than it is taken for, or is damaged.
     :raises IndexError: Where there is no such row, as torch's own embedding does.
     """
+    _refuse_numbers(ids)
     shape = shape_of(packed)
     if (shape.inputs, shape.dtype) != (inputs, dtype):
         raise KernelError(f"the packed weights have rows of {shape.inputs} {shape.dtype}, and not {inputs} {dtype}")
@@ -41,7 +42,14 @@ def packed_rows(
     return out.view(*ids.shape, inputs)
 
 
+def _refuse_numbers(ids: Tensor) -> None:
+    """Refuse what torch's own embedding takes for no rows, either."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise KernelError(f"rows of an embedding are asked for by whole numbers, int64 or int32, and not {ids.dtype}")
+
+
 def _without_data(packed: Tensor, ids: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+    _refuse_numbers(ids)
     return packed.new_empty(*ids.shape, inputs, dtype=dtype)
 
 

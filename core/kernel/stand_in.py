@@ -38,6 +38,8 @@ class StandIn(Tensor):
     """Stands for a dense tensor that cannot be written to; ``clone`` gives a copy that can."""
 
     answers: ClassVar[Answers] = {}
+    _is_param = True
+    """By it torch takes one for an ``nn.Parameter``, and ``get_parameter`` gives it: by that transformers saves it."""
 
     def decoded(self) -> Tensor:
         """Give the dense tensor."""
@@ -78,6 +80,7 @@ class DecodedView(StandIn):
     """
 
     _dense: Tensor
+    _is_param = False
 
     def __new__(cls: type["DecodedView"], dense: Shaped[Tensor, "..."]) -> "DecodedView":
         # It has the tensor's own memory: torch takes that for the data of another, and asks nobody.

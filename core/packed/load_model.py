@@ -21,7 +21,7 @@ from ecoflap.core.model.own_code import own_code
 from ecoflap.core.model.source import is_setting, open_source
 from ecoflap.core.packed.exported_folder import exported_folder
 from ecoflap.core.packed.into_model import is_packed, refuse_dense, staying_packed
-from ecoflap.core.packed.packing import begun
+from ecoflap.core.packed.packing import begun, warn_of_none
 from ecoflap.core.packed.read_packed import masks_in
 from ecoflap.core.packed.shards import locate
 from ecoflap.core.packed.two_four import run_two_four
@@ -61,7 +61,7 @@ def load_model(
     :param adapter: For a model whose folder does not say what it is; afterwards its ``processor`` is the model's. It
         may be named as in a recipe, such as ``llama``. By default the one that claims the folder is found.
     :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
-        on a GPU those that are pruned 2:4, once the model is there; a warning says where none is.
+        on a GPU those that are pruned 2:4, once the model is there; a warning says why where none is.
         ``model.ecoflap_packing`` says which, and what stays dense and why. docs/kernel.md has how fast that is where.
         ``packed-int8`` rounds weights to int8 as they are read, of each ``nn.Linear`` that takes fewer bytes so, and
         in each product x to int16; ``packed-int8a8`` rounds x to int8.
@@ -92,6 +92,8 @@ def load_model(
     model = model.eval()
     if weights == "packed" and elsewhere:
         run_two_four(model)
+    elif packing is not None:
+        warn_of_none(packing)
     return model
 
 

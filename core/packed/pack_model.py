@@ -22,6 +22,7 @@ from ecoflap.core.packed.packing import (
     refuse_packed,
     replace,
     vocabulary_weights,
+    warn_of_none,
     why_dense,
 )
 from ecoflap.core.packed.two_four import run_two_four
@@ -34,8 +35,8 @@ _PRUNED = 0.1
 def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | None = None) -> Packing:
     """Replace each matrix that is pruned by one that is packed and stays so while it is multiplied.
 
-    On a GPU that is each ``nn.Linear`` of which of every four weights that lie together two are zero, in 16 bits; where
-    there is none, a warning says why. What follows is of the CPU.
+    On a GPU that is each ``nn.Linear`` of which of every four weights that lie together two are zero, in 16 bits. Where
+    there is none, here or there, a warning says why. What follows is of the CPU.
 
     The model is changed in place, and takes less memory; it is run as before, and cannot be trained. Its state dict
     holds dense weights under the names that it had. What runs packed are matrices that are at least 35 % zeros, of an
@@ -81,6 +82,7 @@ def pack_model(model: nn.Module, values: Values = "exact", embeddings: Values | 
         replace(model, candidate, packed, ends)
         packing.add(candidate.names[0], candidate.shape, ends[-1])
     setattr(model, ATTRIBUTE, packing)
+    warn_of_none(packing)
     return packing
 
 

@@ -90,6 +90,13 @@ def begun(values: Values, embeddings: Values | None) -> Packing:
     return Packing(values, embeddings, taken.told)
 
 
+def warn_of_none(packing: Packing) -> None:
+    """Warn where nothing of a model on the CPU runs packed: it is the dense one still, which nobody asked for."""
+    if not packing.packed:
+        why = str(packing).partition("\n")[2].replace("\n", " ") or "It has none that could."
+        warnings.warn(f"no matrix of this model runs packed, all stay dense. {why}", stacklevel=3)  # for who packs
+
+
 @dataclass(frozen=True)
 class Candidate:
     """Names a weight that may run packed, and what it would be then.
@@ -202,14 +209,16 @@ def replace(model: nn.Module, candidate: Candidate, packed: torch.Tensor, ends: 
     :param ends: Behind how many bytes each of them ends.
     """
     packed = packed[: ends[-1]]
+    made: dict[int, PackedLinear] = {}  # one module may lie in two places, and stays one
     for name in candidate.names:
         owner, _, attribute = name.rpartition(".")
         before: Any = model.get_submodule(owner)
-        if isinstance(before, PackedLinear):  # one module may lie in several places, or in one that does
+        if isinstance(before, PackedLinear):  # it lies in a module that lies in several places
             continue
         if is_replaced(before):
             parent, _, child = owner.rpartition(".")
-            module = PackedLinear(packed, before.bias).train(before.training)
+            module = made.get(id(before)) or PackedLinear(packed, before.bias).train(before.training)
+            made[id(before)] = module
             setattr(model.get_submodule(parent), child, module)
         elif not _is_held(before, attribute):  # older transformers give T5's embeddings, one module, three names
             hold_packed(before, attribute, packed, ends, candidate.form.transposed)

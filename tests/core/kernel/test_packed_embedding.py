@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from inspect import unwrap
 
 import pytest
 import torch
@@ -64,6 +65,16 @@ def test_a_row_that_is_not_there_is_refused():
             packed_rows(matrix, torch.tensor([3, wrong]), 30, torch.float32)
     with pytest.raises(KernelError, match=r"rows of 30 torch\.float32, and not 30 torch\.float16"):
         packed_rows(matrix, torch.tensor([3]), 30, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8], ids=str)
+def test_what_no_dense_embedding_takes_for_rows_is_refused(dtype):
+    ids, embedding = torch.ones(2).to(dtype), dense()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        embedding(ids)
+    with pytest.raises(KernelError, match=f"int64 or int32, and not {dtype}"):
+        unwrap(packed_rows)(pack_dense(embedding.weight), ids, 30, torch.float32)  # where no test checks types
+    assert torch.equal(packed(embedding)(torch.ones(2, dtype=torch.int32)), embedding(torch.ones(2).long()))
 
 
 def test_torch_can_look_through_the_operator():

@@ -1,6 +1,7 @@
 """A module with packed weights does what an ``nn.Linear`` does, or says that it does not."""
 
 import copy
+from inspect import unwrap
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel.library import TYPES
 from ecoflap.core.kernel.matrix import pack_dense
+from ecoflap.core.kernel.packed_linear import packed_linear
 from ecoflap.core.kernel.packed_module import PackedLinear
 from ecoflap.core.kernel.packed_weight import PackedWeight
 from kernels import assert_right, numbers, pruned
@@ -85,9 +87,18 @@ def test_it_is_copied():
 
 def test_it_takes_no_other_parameter():
     layer = packed(dense())
-    with pytest.raises(KernelError, match=r"put an nn\.Linear in its place"):
-        layer.weight = nn.Parameter(torch.zeros(20, 30))
+    for other in (nn.Parameter(torch.zeros(20, 30)), torch.zeros(20, 30), None):
+        with pytest.raises(KernelError, match=r"put an nn\.Linear in its place"):
+            layer.weight = other
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
+
+
+def test_a_number_is_no_row():
+    layer, said = packed(dense()), "a single number: x has no axis"
+    with pytest.raises(KernelError, match=said):
+        unwrap(packed_linear)(torch.tensor(1.0), layer.packed, None, 20)  # as it is where no test checks shapes
+    with pytest.raises(KernelError, match=said), torch.device("meta"):
+        torch.ops.ecoflap.packed_linear(torch.tensor(1.0), torch.empty(8, dtype=torch.uint8), None, 20)
 
 
 def test_it_says_what_it_is():

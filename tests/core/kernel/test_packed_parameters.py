@@ -251,8 +251,9 @@ def _tensors(made):
 
 def test_it_takes_no_other_parameter_and_is_not_written_to():
     layer = packed(conv1d())
-    with pytest.raises(KernelError, match="weight of this Conv1D is packed"):
-        layer.weight = nn.Parameter(torch.zeros(30, 20))
+    for other in (nn.Parameter(torch.zeros(30, 20)), torch.zeros(30, 20)):
+        with pytest.raises(KernelError, match="weight of this Conv1D is packed"):
+            layer.weight = other
     with pytest.raises(KernelError, match="packed weights cannot be written to"):
         layer.weight.mul_(2)
     assert [name for name, _ in layer.named_parameters()] == ["bias"]

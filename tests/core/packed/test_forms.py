@@ -28,6 +28,8 @@ from ecoflap.core.packed.read_packed import StoredPacked
 from ecoflap.core.pruning.masks import pack
 from ecoflap.exporters.safetensors import Safetensors
 
+pytestmark = pytest.mark.filterwarnings("ignore:no matrix of this model runs packed")  # each is asked why
+
 EXPERTS = [name for name in ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss") if name in ALL_ROWS]
 OTHERS = ("gpt2", "falcon", "llama4_text", "open_clip", "open_clip_custom")
 KINDS = [*EXPERTS, *(name for name in OTHERS if name in ALL_ROWS)]

@@ -18,6 +18,8 @@ from ecoflap.core.errors import KernelError, ModelError
 from ecoflap.core.kernel import matrix, route
 from ecoflap.core.kernel.packed_module import PackedLinear
 
+pytestmark = pytest.mark.filterwarnings("ignore:no matrix of this model runs packed")  # each is asked why
+
 needs_llama = pytest.mark.skipif("llama" not in ALL_ROWS, reason="these families are not of this environment")
 
 
@@ -131,6 +133,41 @@ def test_too_few_zeros_are_told():
     assert packing.dense == {"0.weight": "less than 35 % of it is zero"}
     assert "the most that one has is 34.0 %" in str(packing)
     assert "zeros on" not in str(ecoflap.pack_model(sparse(0.35)))
+
+
+@pytest.mark.filterwarnings("error:no matrix of this model runs packed")
+def test_a_model_of_which_nothing_runs_packed_is_warned_of_with_the_reason():
+    with pytest.warns(UserWarning, match=r"runs packed, all stay dense\. A matrix does from 35 % .* is 34\.0 %\.\n?"):
+        ecoflap.pack_model(sparse(0.34))
+    with pytest.warns(UserWarning, match="dense, because float64 is not multiplied packed: 0.weight"):
+        ecoflap.pack_model(sparse(0.5).double())
+    with pytest.warns(UserWarning, match="It has none that could"):
+        ecoflap.pack_model(nn.ReLU())
+    ecoflap.pack_model(sparse(0.5))
+
+
+def test_a_layer_that_lies_in_two_places_stays_one():
+    layer = sparse(0.5)[0]
+    model = nn.ModuleDict({"a": layer, "b": layer, "c": nn.Sequential(layer)})
+    weight = layer.weight.detach().clone()
+    assert ecoflap.pack_model(model).packed == ["a.weight"]
+    assert isinstance(model["a"], PackedLinear)
+    assert model["a"] is model["b"] is model["c"][0]
+    model.to(torch.bfloat16)
+    assert len({module.packed.data_ptr() for module in (model["a"], model["b"], model["c"][0])}) == 1
+    assert torch.equal(model["b"].weight, weight.bfloat16())
+
+
+def test_a_packed_parameter_is_given_by_its_name_as_a_dense_one_is():
+    """By it transformers asks for shapes while it writes a checkpoint of a Qwen3-VL-MoE."""
+    model = sparse(0.5)
+    weight = model[0].weight.detach().clone()
+    ecoflap.pack_model(model)
+    given = model.get_parameter("0.weight")
+    assert isinstance(given, nn.Parameter)
+    assert given.shape == weight.shape
+    assert torch.equal(given, weight)
+    assert "0.weight" not in dict(model.named_parameters())  # which an optimizer would train
 
 
 def test_a_mask_of_torch_that_is_held_apart_is_told():

@@ -15,6 +15,8 @@ from ecoflap.core.kernel.packed_module import PackedLinear
 from ecoflap.core.kernel.packed_parameters import PackedEmbedding
 from ecoflap.exporters.safetensors import Safetensors
 
+pytestmark = pytest.mark.filterwarnings("ignore:no matrix of this model runs packed")  # each is asked why
+
 NAMES = [name for name in ("llama", "t5", "opt", "gemma3", "gemma3-text", "gpt2") if name in ALL_ROWS]
 every_model = pytest.mark.parametrize("name", NAMES)
 

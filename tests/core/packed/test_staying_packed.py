@@ -16,6 +16,8 @@ from ecoflap.core.kernel.packed_module import PackedLinear
 from ecoflap.core.packed import forms, read_packed
 from ecoflap.exporters.safetensors import Safetensors
 
+pytestmark = pytest.mark.filterwarnings("ignore:no matrix of this model runs packed")  # each is asked why
+
 WHOLE = [name for name in sorted(ROWS) if ROWS[name].is_whole_on_disk]
 SMALL = Safetensors(shard_bytes=30_000)
 needs_llama = pytest.mark.skipif("llama" not in WHOLE, reason="these families are not of this environment")

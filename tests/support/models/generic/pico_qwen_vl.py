@@ -43,19 +43,28 @@ def qwen2_5_vl(layers: int) -> Any:
     return Qwen2_5_VLConfig(text_config=text(layers), vision_config=vision, **TOKENS)
 
 
+DEEP = {
+    **GRID,
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "out_hidden_size": 32,
+    "deepstack_visual_indexes": [0, 1],
+    "num_position_embeddings": 16,
+}
+
+
 def qwen3_vl(layers: int) -> Any:
     from transformers import Qwen3VLConfig
 
-    vision = {
-        **GRID,
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "out_hidden_size": 32,
-        "deepstack_visual_indexes": [0, 1],
-        "num_position_embeddings": 16,
-    }
-    return Qwen3VLConfig(text_config=text(layers), vision_config=vision, **TOKENS)
+    return Qwen3VLConfig(text_config=text(layers), vision_config=DEEP, **TOKENS)
+
+
+def qwen3_vl_moe(layers: int) -> Any:
+    from transformers import Qwen3VLMoeConfig
+
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "decoder_sparse_step": 1}
+    return Qwen3VLMoeConfig(text_config=text(layers, **experts), vision_config=DEEP, **TOKENS)
 
 
 def glm4v(layers: int) -> Any:
@@ -123,6 +132,12 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": row(
         "Qwen3VLForConditionalGeneration",
         qwen3_vl,
+        lambda: processor("Qwen3VL"),
+        outside=merger("linear_fc1", "linear_fc2"),
+    ),
+    "qwen3_vl_moe": row(
+        "Qwen3VLMoeForConditionalGeneration",
+        qwen3_vl_moe,
         lambda: processor("Qwen3VL"),
         outside=merger("linear_fc1", "linear_fc2"),
     ),
