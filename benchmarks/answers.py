@@ -116,7 +116,7 @@ def measure(folder: Path, models: Sequence[str], threads: Sequence[int], rounds:
 def started(place: Path, model: str, way: str, questions: int, threads: int) -> dict[str, Any]:
     """Measure a way in a process of its own."""
     told = [sys.executable, __file__, "one", str(place), "--models", model, "--way", way]
-    settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "0"}
+    settings = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     numbers = ["--questions", str(questions), "--threads", str(threads)]
     done = subprocess.run([*told, *numbers], check=True, stdout=subprocess.PIPE, env=settings, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

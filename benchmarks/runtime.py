@@ -293,8 +293,9 @@ def started(place: Path, way: Way, threads: int, *more: str) -> dict[str, Any]:
     """Run a way in a process of its own, with so many threads, and give what it found."""
     command = [str(CHILD), way.runtime, str(place / way.path), "--windows", str(place / "windows.json")]
     told = [sys.executable, *command, "--threads", str(threads), *more]
-    # torch's threads wait by spinning, which on two cores is time taken from what they wait for
-    settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "0"}
+    # How threads wait for each other is left as it is: put to sleep (GOMP_SPINCOUNT=0), llama.cpp's take eight times as
+    # long by two as by one, and torch's twice.
+    settings = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(told, check=True, stdout=subprocess.PIPE, env=settings, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
