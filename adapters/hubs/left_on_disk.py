@@ -48,7 +48,11 @@ def places_told(mapped: MappedWeights | None) -> Iterator[dict[str, Any]]:
     if mapped is None:
         yield places
         return
-    scratch, save_file = mapped.scratch, import_module("transformers.integrations.accelerate").save_file
+    accelerate = import_module("transformers.integrations.accelerate")
+    scratch, save_file, list_places = mapped.scratch, accelerate.save_file, accelerate.accelerate_disk_offload
+
+    def find(model: Any, folder: Any, files: Any, device_map: Any, index: Any, weight_mapping: Any) -> Any:
+        return list_places(model, folder, files, device_map, _by_headers(files) or index, weight_mapping)
 
     def take(model: Any, quantizer: Any, device_map: Any, folder: Any, index: Mapping[str, Any], *_: Any) -> None:
         places.update(index)
@@ -58,12 +62,28 @@ def places_told(mapped: MappedWeights | None) -> Iterator[dict[str, Any]]:
             save_file(weights, file)
 
     with (
+        patch("transformers.modeling_utils.accelerate_disk_offload", find),
         patch("transformers.modeling_utils.accelerate_dispatch", take),
         patch("transformers.modeling_utils.safe_open", _Opened),
         patch("transformers.integrations.accelerate.safe_open", _Opened),
         patch("transformers.integrations.accelerate.save_file", write),
     ):
         yield places
+
+
+def _by_headers(files: list[str] | None) -> dict[str, Any] | None:
+    """Give an index of files by what they hold, in which a later one counts, as where weights are read into memory.
+
+    The index of a checkpoint is not looked at for that, and may name another file; and the library, which takes a place
+    in it to be beside the first file, does not find one in a folder below.
+
+    :return: None where they are no safetensors files.
+    """
+    if not files or not all(file.endswith(".safetensors") for file in files):
+        return None
+    return {
+        "weight_map": {name: str(Path(file).absolute()) for file in files for name in MappedFile(Path(file)).places}
+    }
 
 
 class _Opened:

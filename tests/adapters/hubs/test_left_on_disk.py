@@ -1,5 +1,7 @@
 """Models of transformers whose weights stay in files: also in one that is larger than memory and swap."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pico_t5
 import pytest
 import torch
 from offloaded import hold_both_copies, pico_model
+from safetensors.torch import load_file, save_file
 from sparse import memory_and_swap, write_zeros
 
 from ecoflap.adapters.hubs.hugging_face import load_transformers_model
@@ -51,7 +54,14 @@ def test_one_file_that_is_larger_than_memory_is_mapped(larger_than_memory, tmp_p
 
 def both(model: Any, kind: str, dtype: torch.dtype | None, folder: Path) -> list[dict[str, torch.Tensor]]:
     """Save a model, and give its weights as they are read into memory, and as they are mapped."""
-    model.save_pretrained(folder / "model", max_shard_size="20KB")
+    return both_of(lambda there: model.save_pretrained(there, max_shard_size="20KB"), kind, dtype, folder)
+
+
+def both_of(
+    write: Callable[[Path], None], kind: str, dtype: torch.dtype | None, folder: Path
+) -> list[dict[str, torch.Tensor]]:
+    """Give the weights of a model that is written so as they are read into memory, and as they are mapped."""
+    write(folder / "model")
     source = open_source(str(folder / "model"), folder)
     mapped = MappedWeights(folder / "scratch")
     loaded = [load_transformers_model(kind, replace(source, mapped=one), dtype, "cpu") for one in (None, mapped)]
@@ -105,3 +115,42 @@ def test_both_copies_of_a_tied_weight_in_the_files_are_tied_where_they_are_equal
     assert [name for name in sorted(mapped.places) if "layers" not in name and "norm" not in name] == names
     assert disk.all_tied_weights_keys == memory.all_tied_weights_keys
     assert {name for name, _ in disk.named_parameters()} == {name for name, _ in memory.named_parameters()}
+
+
+def shards_below(index: Path) -> None:
+    """Move the shards of a checkpoint into a folder below that of its index."""
+    told = json.loads(index.read_text())
+    below = index.parent / "shards"
+    below.mkdir()
+    for name in set(told["weight_map"].values()):
+        (index.parent / name).rename(below / name)
+    told["weight_map"] = {weight: f"shards/{name}" for weight, name in told["weight_map"].items()}
+    index.write_text(json.dumps(told))
+
+
+def another_shard_named(index: Path) -> None:
+    """Have the index of a checkpoint name another of its shards for each weight of the first one."""
+    told = json.loads(index.read_text())
+    first, second, *_ = sorted(set(told["weight_map"].values()))
+    others = {weight: second if name == first else name for weight, name in told["weight_map"].items()}
+    told["weight_map"] = {**others, "of.no.shard": first}  # so that transformers reads that one, too
+    index.write_text(json.dumps(told))
+
+
+def in_two_shards(index: Path) -> None:
+    """Write one weight into the last shard, too, with other numbers; the index still names the first one."""
+    told = json.loads(index.read_text())
+    first, *_, last = sorted(set(told["weight_map"].values()))
+    weight = next(weight for weight, name in told["weight_map"].items() if name == first)
+    numbers, others = load_file(index.parent / first)[weight], load_file(index.parent / last)
+    save_file({**others, weight: numbers + 1}, index.parent / last, {"format": "pt"})
+
+
+@pytest.mark.parametrize("change", [shards_below, another_shard_named, in_two_shards])
+def test_weights_are_mapped_from_the_shards_that_hold_them_whatever_the_index_says(change, tmp_path):
+    def write(folder: Path) -> None:
+        pico_model("llama").save_pretrained(folder, max_shard_size="20KB")
+        change(folder / "model.safetensors.index.json")
+
+    memory, disk = both_of(write, "AutoModelForCausalLM", None, tmp_path)
+    assert_same_bits(disk, memory)
