@@ -21,6 +21,7 @@ from ecoflap.core.needs.memory import (
 )
 from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_weight
 from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text
@@ -148,13 +149,13 @@ def _disk(prepared: Prepared, places: Places, written: DiskNeeds) -> Iterator[Ro
         before = ["of the round before"] if rounds > 1 else []
         before += ["before the model is refined"] if prepared.model_refiners else []
         what = f"masks of finished blocks{', and all weights ' if before else ''}{' and '.join(before)}"
-    made_of = f"{what}, until model/ is complete"
+    made_of, minutes = f"{what}, until model/ is complete", f"{KeptSteps.EVERY / 60:g} minutes"
     for name, size in (
         ("weights of another type or put together, for refiners and outside blocks", written.beside),
         ("earlier, while candidates are tried,", written.trying),
         ("gradients of the loss", written.gradients),
         ("recorded activations", written.spilled),
-        ("the refiner's steps, twice while they are written,", written.steps),
+        (f"the refiner's steps, if it takes over {minutes}, twice while they are written,", written.steps),
         ("what it trains", written.trained),
         ("experts put together, twice while model/ is read back,", 2 * written.put_together),
         ("later, while a view is exported,", written.exporting),

@@ -34,7 +34,7 @@ class DiskNeeds:
     :param trying: What is there while candidates are tried, of a model that stays in files and before it is pruned.
     :param gradients: Those of the loss that pruners or the scorer ask for.
     :param spilled: What blocks gave, where that is kept on the disk.
-    :param steps: What a refiner of the whole model writes at each of its steps.
+    :param steps: What a refiner of the whole model writes every two minutes; one that takes less writes nothing.
     :param trained: What refiners of the whole model hold of it, where the model stays in files.
     :param put_together: Weights that the library makes of several in the model's files, where the model stays in files:
         beside these they are there as they are computed with, and once more while the saved model is read back.

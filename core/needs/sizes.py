@@ -261,7 +261,8 @@ def _end_of(name: str) -> str:
 def bytes_of_steps(prepared: Prepared) -> int:
     """Give the bytes of a model's refiner's weights and two moments, and of what one before it left, in float32.
 
-    The first are there twice while they are written anew.
+    The first are there twice while they are written anew. How long it takes is not known: none of these are there where
+    it takes less than two minutes.
     """
     bytes_a_weight = (0, 24, 28)[min(len(prepared.model_refiners), 2)]
     return bytes_a_weight * prepared.size

@@ -289,7 +289,7 @@ def test_steps_of_a_models_refiner_take_disk_and_so_does_what_one_before_it_left
     recipe = parse_recipe(plain(sparsity=0.6, refine=refine), registry=load_registry())
     sections = by_title(plan_tables(recipe, load_registry()))
     needs = {what: (size, of) for what, size, of in sections["needs, predicted"]}
-    beside = f"; the refiner's steps, twice while they are written, {told}" if told else ""
+    beside = f"; the refiner's steps, if it takes over 2 minutes, twice while they are written, {told}" if told else ""
     expected = 23_040 * (2 + 1 / 8 + bytes_a_weight) / 1e3
     assert needs["disk meanwhile"] == (f"{expected:.1f} kB", f"finished blocks, until model/ is complete{beside}")
 
