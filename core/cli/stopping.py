@@ -109,11 +109,11 @@ def leave_last_word(event: Event) -> None:
     """
     if not isinstance(event, RunStarted) or are_several() or not hasattr(signal, "SIGBUS"):
         return
-    from ecoflap.core.ranks.watch import said_of
+    from ecoflap.core.ranks.watch import How, said_of
     from ecoflap.core.record.folder import RunFolder
 
     if RunFolder(event.folder).read_recipe()["model"].get("offload") == "disk":
-        _leave_with_shell(said_of({"rank": None, "problems": [how_ended(-signal.SIGBUS)]}, 1))
+        _leave_with_shell(said_of({"rank": None, "problems": [how_ended(-signal.SIGBUS)], "how": How.FOUND}, 1))
 
 
 def leave_word_of_sigbus() -> None:

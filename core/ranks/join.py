@@ -14,7 +14,7 @@ from ecoflap.core.errors import EcoflapError, RankError, SaidElsewhereError
 from ecoflap.core.ranks.launch import are_several
 from ecoflap.core.ranks.processes import Processes
 from ecoflap.core.ranks.ranks import ALONE, Ranks
-from ecoflap.core.ranks.watch import Watch
+from ecoflap.core.ranks.watch import How, Watch
 
 _WAITS = timedelta(days=7)
 """How long one process waits for another: the first may export for hours. Whoever is gone is found out otherwise."""
@@ -57,12 +57,15 @@ def _told(error: BaseException, watch: Watch) -> BaseException:
     """Tell the others why this process ends, and give what it is to raise."""
     watch.is_ending = True
     was_stopped = not isinstance(error, Exception) and not watch.has_interrupted  # by a signal from outside
+    if was_stopped and watch.is_stopped_for_another():
+        was_stopped = False
     if watch.lost is not None and not was_stopped:
         return RankError(watch.lost) if watch.speaks else SaidElsewhereError(watch.lost)
     if isinstance(error, RankError):
         return error
     problems = error.problems if isinstance(error, EcoflapError) else (str(error) or repr(error),)
-    first = watch.tell(*(["it was stopped"] if was_stopped else problems))
+    how = How.STOPPED if was_stopped else How.REFUSED if isinstance(error, EcoflapError) else How.FAILED
+    first = watch.tell(*(["it was stopped"] if was_stopped else problems), how=how)
     if not isinstance(error, EcoflapError) or watch.rank == 0:
         return error
     # What all processes find, as a mistake in their recipe, they word alike: what one has said need not be said again.

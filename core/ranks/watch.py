@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from threading import Event, Thread
@@ -42,7 +43,21 @@ _GRACE = 10.0
 _FAILED, _BROKEN = "failed", "broken"
 """Names in the store: of why the run ends, and of whether a connection broke."""
 _STARTER_GONE = "the process that started its ranks, or the machine of their rendezvous, does not answer any more"
+_GONE = "its process is gone"
 _GOES_ON = "The same command goes on from where it was"
+
+
+class How(StrEnum):
+    """Says how it is known that a process has ended a run."""
+
+    FOUND = "found"
+    """Others have found it out; or it knows nothing of the kind itself."""
+    FAILED = "failed"
+    """It has told so itself, and its user too by a traceback, which says nothing of ranks."""
+    REFUSED = "refused"
+    """It has told so in a sentence, with what its user is to mend: the same command would find the same."""
+    STOPPED = "stopped"
+    """It was sent a signal, of which it has told the others alone."""
 
 
 class Watch:
@@ -69,7 +84,9 @@ class Watch:
         :raises RankError: With those that have not come by then; or with one that has failed meanwhile.
         """
         try:
-            self._store.set(_name_of(self.rank), json.dumps({**this_process(), "has_device": has_device}))
+            self._store.set(
+                _name_of(self.rank), json.dumps({**this_process(), "has_device": has_device, "speaks_to": _reader()})
+            )
             self._wait_for_all(time.monotonic() + seconds, f"{seconds:.0f} seconds")
             return all(_process(self._store, rank).get("has_device", False) for rank in range(self.size))
         except RuntimeError as error:  # as in the thread: whoever holds the store is gone
@@ -85,8 +102,8 @@ class Watch:
         if self._thread.is_alive():
             self._thread.join(2 * EVERY)
 
-    def tell(self, *problems: str) -> dict[str, Any]:
-        """Tell all that this process ends with an error, unless another has told so before; give what was told first.
+    def tell(self, *problems: str, how: How = How.FAILED) -> dict[str, Any]:
+        """Tell all that this process ends, unless another has told so before; give what was told first.
 
         What all processes find alike, as a mistake in their recipe, the first of them tells.
         """
@@ -94,7 +111,7 @@ class Watch:
             until = time.monotonic() + 2
             while time.monotonic() < until and self._told() is None:
                 time.sleep(EVERY / 5)
-        return tell(self._store, self.rank, *problems, by_itself=True)
+        return tell(self._store, self.rank, *problems, how=how)
 
     def who_is_gone(self) -> str:
         """Find out which process a broken connection was to."""
@@ -104,6 +121,22 @@ class Watch:
         while time.monotonic() < until and self.lost is None:
             time.sleep(EVERY / 5)
         return self.lost or f"the connection to another rank broke, and none of them is gone. {_GOES_ON}"
+
+    def is_stopped_for_another(self) -> bool:
+        """Find out at once whether this process was sent a signal because another has ended, and if so keep why.
+
+        torchrun ends the others as soon as one of its machine has. One that ends of itself tells so before; so one that
+        is gone without a word was killed.
+        """
+        with suppress(Exception):  # as below: then the store is gone, and nothing more is known
+            told = self._told()
+            gone = (rank for rank in range(self.size) if rank != self.rank and _is_gone(_process(self._store, rank)))
+            if told is None and (rank := next(gone, None)) is not None:
+                told = tell(self._store, rank, _GONE)
+            if told is not None and told["rank"] != self.rank and told["how"] != How.STOPPED:
+                self._heard(told)
+                return True
+        return False
 
     def _wait_for_all(self, until: float, limit: str) -> None:
         names = [_name_of(rank) for rank in range(self.size)]
@@ -160,8 +193,18 @@ class Watch:
     def _heard(self, told: dict[str, Any]) -> str:
         """Keep why this process ends by another's doing, and whether it is this one that says so; give why."""
         self.speaks = self.rank == speaker_of(told) if told["rank"] is not None else _is_first_here()
+        self.speaks = self.speaks and not self._is_read_already(told)
         self.lost = said_of(told, self.size)
         return self.lost
+
+    def _is_read_already(self, told: Mapping[str, Any]) -> bool:
+        """Say whether a process says why it has ended where this one would say it again, as on one terminal."""
+        reader = _reader()
+        if told["how"] != How.REFUSED or reader is None:
+            return False
+        with suppress(Exception):
+            return bool(_process(self._store, told["rank"]).get("speaks_to") == reader)
+        return False
 
 
 class Watched:
@@ -183,7 +226,7 @@ class Watched:
         is_here = here is not None and process.get("machine") == here
         seen = _seen(process) if is_here else {}
         if seen is None:
-            return "its process is gone"
+            return _GONE
         if seen.get("state") == "T":  # by a debugger it would be "t", whose user looks at it
             return f"it is stopped, as SIGSTOP does it, and gave no sign of life for {SILENT:.0f} seconds"
         if is_here and seen["used"] != self._used:
@@ -221,6 +264,15 @@ def this_process() -> dict[str, Any]:
     return {"machine": _machine(), "number": os.getpid(), "began": (_numbers_of(os.getpid()) or {}).get("began")}
 
 
+def _reader() -> list[Any] | None:
+    """Name the file, pipe or terminal that errors of this process go to; None where that cannot be told."""
+    try:
+        there = os.fstat(sys.__stderr__.fileno()) if sys.__stderr__ is not None else None
+    except (OSError, ValueError):
+        return None
+    return None if there is None or _machine() is None else [_machine(), there.st_dev, there.st_ino]
+
+
 def _machine() -> str | None:
     """Name this machine since it was started, and the container on it; None where the system names neither."""
     try:
@@ -236,6 +288,11 @@ def _seen(process: Mapping[str, Any]) -> dict[str, str] | None:
     return found if is_there else None
 
 
+def _is_gone(process: Mapping[str, Any]) -> bool:
+    """Say whether a process is known to be gone, which is known of those of this machine alone."""
+    return _machine() is not None and process.get("machine") == _machine() and _seen(process) is None
+
+
 def _numbers_of(process: int) -> dict[str, str] | None:
     """Read what Linux tells of a process: its state, the time it has used, and when it began."""
     try:
@@ -247,34 +304,35 @@ def _numbers_of(process: int) -> dict[str, str] | None:
     return {"state": fields[0], "used": f"{fields[11]} {fields[12]}", "began": fields[19]}
 
 
-def tell(store: Store, rank: int, *problems: str, by_itself: bool = False) -> dict[str, Any]:
+def tell(store: Store, rank: int, *problems: str, how: How = How.FOUND) -> dict[str, Any]:
     """Tell all processes that one has failed, unless that was told of another before; give what was told first.
 
     :param problems: Why it has.
-    :param by_itself: Whether it is that process that tells it, and its user too.
     """
-    line = json.dumps({"rank": rank, "problems": problems, "by_itself": by_itself})
+    line = json.dumps({"rank": rank, "problems": problems, "how": how})
     told: dict[str, Any] = json.loads(store.compare_set(_FAILED, "", line))
     return told
 
 
 def speaker_of(told: dict[str, Any]) -> int | None:
     """Give the process that says to the user why a run ends; None where only the one that has failed does."""
-    return 0 if told["rank"] else None if told["by_itself"] else 1
+    return 0 if told["rank"] else 1 if told["how"] == How.FOUND else None
 
 
 def said_of(told: dict[str, Any], size: int) -> str:
-    """Say in a sentence which process has ended a run, and why."""
-    text = "; ".join(told["problems"]).rstrip(".")
+    """Say in a sentence which process has ended a run, and why; and that it goes on, unless its user is to mend it."""
+    text = "; ".join(told["problems"])
     who = f"rank {told['rank']} of {size} has ended this run" if told["rank"] is not None else "this run has ended"
-    return f"{who}: {text}. {_GOES_ON}"
+    if told["how"] == How.REFUSED:
+        return f"{who}: {text}"
+    return f"{who}: {text}{'' if text.endswith(('.', '?', '!')) else '.'} {_GOES_ON}"
 
 
 def _store_gone() -> dict[str, Any]:
     """Give what there is to tell where the store is gone: torchrun and ``--processes`` hold it, otherwise rank 0."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return {"rank": None, "problems": [_STARTER_GONE], "by_itself": False}
-    return {"rank": 0, "problems": ["it does not answer any more"], "by_itself": False}
+        return {"rank": None, "problems": [_STARTER_GONE], "how": How.FOUND}
+    return {"rank": 0, "problems": ["it does not answer any more"], "how": How.FOUND}
 
 
 def _is_first_here() -> bool:

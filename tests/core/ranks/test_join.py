@@ -14,7 +14,7 @@ from ecoflap.core.errors import RankError
 from ecoflap.core.ranks import join as joining
 from ecoflap.core.ranks import watch as watching
 from ecoflap.core.ranks.join import joined
-from ecoflap.core.ranks.watch import Watch, tell
+from ecoflap.core.ranks.watch import How, Watch, tell
 
 
 @pytest.mark.parametrize("lost", [2, 0])
@@ -111,7 +111,7 @@ def test_many_are_counted(store):
 
 
 def test_who_comes_later_ends_with_those_that_have_given_up(store):
-    tell(store, 0, "rank 2 of 3 has not come", by_itself=True)
+    tell(store, 0, "rank 2 of 3 has not come", how=How.FAILED)
     watch = Watch(store, 1, 3)
     with pytest.raises(RankError, match=r"^rank 0 of 3 has ended this run: rank 2 of 3 has not come\. The same"):
         watch.wait_for_all(60.0)

@@ -4,7 +4,7 @@ import ctypes
 
 import pytest
 import torch
-from several import several
+from several import Started, several
 
 from ecoflap import Gram
 from ecoflap.core.errors import RunError
@@ -76,21 +76,24 @@ def test_a_gram_arrives_with_its_bits_and_without_what_was_derived(tmp_path):
     assert several(2, send, tmp_path) == [(0, "")] * 2
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_mistake_of_one_ends_all_and_is_said_by_rank(rank, tmp_path):
+@pytest.mark.parametrize(("rank", "apart"), [(0, False), (1, False), (2, True)])
+def test_a_mistake_of_one_ends_all_and_is_said_by_rank_once_to_each_reader(rank, apart, tmp_path):
+    """The first says it again, and of no way to go on, where its user may not see what the other has said."""
+
     def fail(ranks):
         if ranks.rank == rank:
-            raise RunError("this cannot be done")
+            raise RunError("no 'txet'. Did you mean 'text'?")
         ranks.gather(1)
 
-    ended = several(3, fail, tmp_path)
+    ended = several(3, fail, tmp_path, Started(apart=apart))
     assert [one.code for one in ended] == [2, 2, 2]
     if rank == 0:
-        assert ended[0].said == "RunError: this cannot be done"
+        assert ended[0].said == "RunError: no 'txet'. Did you mean 'text'?"
     else:
-        assert ended[rank].said == f"RankError: rank {rank} of 3: this cannot be done"
-        assert ended[0].said.startswith(f"RankError: rank {rank} of 3 has ended this run: this cannot be done. ")
-    silent = [one for number, one in enumerate(ended) if number not in (0, rank)]
+        assert ended[rank].said == f"RankError: rank {rank} of 3: no 'txet'. Did you mean 'text'?"
+    if apart:
+        assert ended[0].said == f"RankError: rank {rank} of 3 has ended this run: no 'txet'. Did you mean 'text'?"
+    silent = [one for number, one in enumerate(ended) if number != rank and (number > 0 or not apart)]
     assert all(one.said.startswith("SaidElsewhereError") for one in silent)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from killing import killer_in
-from several import several
+from several import Started, several
 
 import ecoflap
 from ecoflap import ColumnNorm, Pruned, Replay, select
@@ -288,9 +288,9 @@ def test_a_full_disk_of_another_than_the_first_is_said_with_its_rank(recipes, ev
     ecoflap.run(recipe, folder=tmp_path / "alone")
     run = partial(ecoflap.run, recipe, folder=tmp_path / "run")
     fill = filling(1, "posix_fallocate", "/run/")
-    first, second = several(2, lambda ranks: fill(ranks, run), tmp_path)
+    first, second = several(2, lambda ranks: fill(ranks, run), tmp_path, Started(apart=True))
     assert (first.code, second.code) == (2, 2)
-    assert first.said.startswith("RankError: rank 1 of 2 has ended this run: ")  # the second may write elsewhere
+    assert first.said.startswith("RankError: rank 1 of 2 has ended this run: ")  # the second writes elsewhere
     assert FULL in first.said
     assert second.said.startswith("RankError: rank 1 of 2: ")
     assert FULL in second.said

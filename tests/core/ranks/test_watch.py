@@ -13,8 +13,10 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import HashStore, TCPStore
 
+from ecoflap.core.errors import RankError
 from ecoflap.core.ranks import watch as watching
-from ecoflap.core.ranks.watch import Watch, Watched, tell
+from ecoflap.core.ranks.join import _told
+from ecoflap.core.ranks.watch import How, Watch, Watched, tell
 
 
 @pytest.fixture
@@ -106,6 +108,29 @@ def test_a_process_that_is_gone_is_named(store, ended, another, is_waited_for):
 
 
 @needs_linux
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("killed", "rank 1 of 2 has ended this run: its process is gone. The same command goes on from where it was"),
+        (How.REFUSED, "rank 1 of 2 has ended this run: no 'txet'."),
+        (How.STOPPED, None),
+        ("alive", None),
+    ],
+)
+def test_one_that_is_stopped_knows_whether_it_is_for_another_that_has_ended(store, another, how, said):
+    """Nobody has been silent for long: torchrun stops the others as soon as one has ended."""
+    process = another("" if how == "killed" else SLEEPS)
+    if how == "killed":
+        process.wait()
+    if how in list(How):
+        tell(store, 1, "no 'txet'.", how=how)
+    watch = Watch(store, 0, 2)
+    for error in (KeyboardInterrupt(), SystemExit(1)):
+        told = _told(error, watch)
+        assert (type(told), str(told)) == ((RankError, said) if said else (type(error), str(error)))
+
+
+@needs_linux
 def test_a_process_that_is_there_and_idle_has_the_longer_limit(store, ended, another, monkeypatch):
     monkeypatch.setattr(watching, "LONG", 4.0)
     another(SLEEPS)
@@ -189,7 +214,7 @@ def test_one_of_another_machine_has_the_longer_limit_until_a_connection_breaks(s
 def test_the_first_reason_stays(store):
     assert tell(store, 1, "it broke")["rank"] == 1
     assert tell(store, 0, "so did this")["problems"] == ["it broke"]
-    assert Watch(store, 0, 2).tell("and this") == {"rank": 1, "problems": ["it broke"], "by_itself": False}
+    assert Watch(store, 0, 2).tell("and this") == {"rank": 1, "problems": ["it broke"], "how": "found"}
 
 
 class Gone(HashStore):

@@ -30,12 +30,14 @@ class Started(NamedTuple):
     :param comes: Seconds that the others wait for them.
     :param hears: Whether what has started them tells the others how one has ended, as nobody on another machine does.
     :param holds: Whether it holds the store by which they find each other; otherwise the first of them does.
+    :param apart: Whether each writes its errors into a file of its own, as where torchrun is told to redirect them.
     """
 
     lost: tuple[int, ...] = ()
     comes: float = 60.0
     hears: bool = True
     holds: bool = True
+    apart: bool = False
 
 
 BY_PROCESSES = Started()
@@ -73,6 +75,8 @@ def _forked(rank: int, size: int, port: int, call: Callable[[Ranks], Any], said:
     try:
         if rank in how.lost:
             os._exit(3)
+        if how.apart:
+            os.dup2(os.open(said.with_suffix(".stderr"), os.O_CREAT | os.O_WRONLY), 2)
         number = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": str(how.holds)}
         os.environ.update({**number, **found, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)})
