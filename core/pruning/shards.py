@@ -25,8 +25,8 @@ from ecoflap.core.model.mapped_weights import MappedWeights, Place, copied, mapp
 INDEX = "model.safetensors.index.json"
 """The file in which transformers looks up which weight is in which file."""
 
-_STORED, _MADE = "shards", "made"
-"""Folders: of files that become the model's, and of weights that the library makes of several when it loads them."""
+FOLDERS = _STORED, _MADE = "shards", "made"
+"""Names of folders: of files that become the model's, and of weights that the library makes of several."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Model(Keys):
     device: Annotated[str, AfterValidator(_known_device)] = Field(
         "auto", description="`auto`, `cpu`, `cuda` or `cuda:N`: where blocks run"
     )
-    offload: Literal["cpu", "disk"] | None = Field(
+    offload: Annotated[Literal["cpu", "disk"] | None, Key(may_change=True)] = Field(
         None,
         description="`cpu`: the model stays there, and its blocks go to `device` one at a time; `disk`: it stays in "
         "its files, for one that is larger than memory",

@@ -41,6 +41,7 @@ from ecoflap.core.run import stages
 from ecoflap.core.run.adapter_check import check_adapter_on_data, is_to_be_checked
 from ecoflap.core.run.data import RunData
 from ecoflap.core.run.held_model import refuse_pruned_in_place, run_eagerly, uncompiled
+from ecoflap.core.run.offload_problems import refuse_moved
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.rounds import after_rounds, rounds_ahead
 from ecoflap.core.run.run_model import RunModel, held_in
@@ -289,13 +290,15 @@ def _claim(state: RunState) -> None:
     """Refuse a folder of another recipe, or one that was edited; keys that follow what is there already may change."""
     folder = state.folder
     if folder.recipe.is_file():
-        changed = changes(folder.read_recipe(), state.recipe.plain())
+        begun = folder.read_recipe()
+        changed = changes(begun, state.recipe.plain())
         if changed:
             raise RunError(
                 f"{folder.path} was begun with another recipe: {'; '.join(changed)} (before vs now). "
                 f"Run into another folder with --folder, where reuse: [{folder.path}] takes over what would be the "
                 f"same, or begin this one anew with --fresh {FROM_PYTHON}"
             )
+        refuse_moved(folder, begun, state.recipe.plain())
     if folder.report.is_file():
         check_lines(folder, read_report(folder.report))
     write_sealed_text(folder.recipe, state.recipe.dump())

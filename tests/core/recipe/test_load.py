@@ -323,7 +323,9 @@ def test_the_largest_number_of_64_bits_is_read(parse):
 
 
 def test_what_may_change_is_told_from_what_may_not(parse):
-    assert {"calibration.keep", "score.calibration.keep", "model.config", "export"} <= set(may_change())
+    assert {"calibration.keep", "score.calibration.keep", "model.config", "model.offload", "export"} <= set(
+        may_change()
+    )
     assert not {"calibration", "calibration.samples", "score"} & set(may_change())
 
 

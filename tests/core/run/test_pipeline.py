@@ -314,7 +314,8 @@ def test_the_default_folder_is_named_by_what_was_set_but_not_by_what_may_change(
     )
     assert default_name("b", ["prune={use: wanda, compare: layer}"]) == "b-prune-use-wanda-compare-layer"
     assert default_name({}, []) == "run"
-    assert default_name("b", ["model.config=null", "model.config.a=1", "calibration.keep=disk"]) == "b"
+    changing = ["model.config=null", "model.config.a=1", "model.offload=cpu", "calibration.keep=disk"]
+    assert default_name("b", changing) == "b"
     assert default_name("b", ["calibration.samples=4"]) == "b-calibration.samples-4"
 
 
