@@ -21,7 +21,7 @@ from ecoflap.core.machine.arithmetic import is_slow, slow_types
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
-from ecoflap.core.model.source import weight_files
+from ecoflap.core.model.source import files_read
 from ecoflap.core.pruning.plan import SHARED, Pool, pools_of, scored_in
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
@@ -69,7 +69,7 @@ class Prepared:
         named = self.source.config.get("dtype") or self.source.config.get("torch_dtype")
         if named:
             return _dtype_called(named)
-        files = [file for file in weight_files(self.source) if file.suffix == ".safetensors"]
+        files = [file for file in files_read(self.source) if file.suffix == ".safetensors" and file.is_file()]
         return stored_type(files[0]) if files else None
 
     @cached_property

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import ecoflap
 from ecoflap.adapters.hubs.hugging_face import save_model
@@ -256,6 +257,22 @@ def test_a_model_in_memory_keeps_its_type(plain, pico_llama, pico_tokenizer, tmp
     recipe = plain(model={"source": "memory", "dtype": "bfloat16"})
     with pytest.raises(RecipeError, match=r"model\.dtype: a model in memory keeps the type it has"):
         ecoflap.run(recipe, model=pico_llama(), processor=pico_tokenizer, folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("below", ["", "shards/"])
+def test_a_type_that_no_configuration_names_is_that_of_the_files_that_are_read(below, plain, pico_llama_folder):
+    index, config = (pico_llama_folder / f"{name}.json" for name in ("model.safetensors.index", "config"))
+    told = {key: value for key, value in json.loads(config.read_text()).items() if "dtype" not in key}
+    config.write_text(json.dumps(told))
+    weights = load_file(pico_llama_folder / "model.safetensors")
+    (pico_llama_folder / "model.safetensors").unlink()
+    (pico_llama_folder / below).mkdir(exist_ok=True)
+    save_file({name: one.bfloat16() for name, one in weights.items()}, pico_llama_folder / f"{below}1.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, f"{below}1.safetensors")}))
+    save_file({"other": torch.zeros(1)}, pico_llama_folder / "0.safetensors")  # which nothing reads
+    registry = load_registry()
+    recipe = parse_recipe(plain(model={"source": str(pico_llama_folder), "dtype": "auto"}), registry=registry)
+    assert prepare(recipe, registry).dtype_of_files == torch.bfloat16
 
 
 def test_a_model_no_adapter_claims(plain):
