@@ -109,7 +109,7 @@ ON_TOKENS = {
     f"{pruner} on {choice} tokens": (*settings, *PRUNERS[pruner])
     for pruner in ("wanda", "admm")
     for choice, settings in CHOICES.items()
-}
+} | {"first order → wanda on text tokens": (*BUDGETS["first order"], "tokens=text", *PRUNERS["wanda"])}
 """Where a tower has tokens of images and of text."""
 CHAINS = {**EVERYWHERE, **ON_TOKENS}
 """What is set for each row of a recipe that is no row of its own; one sparsity for all unless a budget is named."""
