@@ -135,8 +135,6 @@ SHIPPED = {
     "clip": ("box/clip-best", "image-text/fast", "image-text/balanced", "image-text/best"),
     "vision": ("vision/fast", "vision/balanced", "vision/best"),
     "llava": ("vision-language/fast", "vision-language/balanced", "vision-language/best"),
-    "llava-vision": ("vision-language/balanced",),
-    "llava-language": ("vision-language/balanced",),
 }
 """Recipes that are rows of their own, with their own budgets and calibration data."""
 QUESTIONS = {"calibration": "calibration", "evaluate.data": "test"}

@@ -14,7 +14,7 @@ from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.reading import refuse_folder
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.core.export.openvino_core import openvino_core
+from ecoflap.core.export.openvino_core import last_line, openvino_core
 
 __all__ = ["compile_model"]
 
@@ -60,7 +60,7 @@ def compile_model(path: str | os.PathLike[str], *, config: Mapping[str, Any] | N
         return core.compile_model(model, "CPU", settings | dict(config or {}))
     except RuntimeError as error:
         own = f" It was given config={dict(config)}." if config else ""
-        raise EcoflapError(f"{file}: OpenVINO does not compile it: {_said(error)}.{own}") from error
+        raise EcoflapError(f"{file}: OpenVINO does not compile it: {last_line(error)}.{own}") from error
 
 
 def has_amx() -> bool | None:
@@ -91,12 +91,7 @@ def _model(core: Any, path: Path) -> Any:
     try:
         return core.read_model(path)
     except RuntimeError as error:
-        raise FormatError(f"{path}: OpenVINO cannot read it: {_said(error)}. Export it again.") from error
-
-
-def _said(error: RuntimeError) -> str:
-    """Give the last line of what OpenVINO says; those before name files of its own."""
-    return [line.strip() for line in str(error).splitlines() if line.strip()][-1].rstrip(".")
+        raise FormatError(f"{path}: OpenVINO cannot read it: {last_line(error)}. Export it again.") from error
 
 
 def _rate(model: Any, path: Path) -> float:

@@ -290,15 +290,15 @@ def _claim(state: RunState) -> None:
     """Refuse a folder of another recipe, or one that was edited; keys that follow what is there already may change."""
     folder = state.folder
     if folder.recipe.is_file():
-        begun = folder.read_recipe()
-        changed = changes(begun, state.recipe.plain())
+        begun, now = folder.read_recipe(), state.recipe.plain()
+        changed = changes(begun, now)
         if changed:
             raise RunError(
                 f"{folder.path} was begun with another recipe: {'; '.join(changed)} (before vs now). "
                 f"Run into another folder with --folder, where reuse: [{folder.path}] takes over what would be the "
                 f"same, or begin this one anew with --fresh {FROM_PYTHON}"
             )
-        refuse_moved(folder, begun, state.recipe.plain())
+        refuse_moved(folder, begun, now)
     if folder.report.is_file():
         check_lines(folder, read_report(folder.report))
     write_sealed_text(folder.recipe, state.recipe.dump())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import ModelError
-from ecoflap.core.export.openvino_core import openvino_core
+from ecoflap.core.export.openvino_core import last_line, openvino_core
 from ecoflap.exporters.shared.comparison import Comparison, sizes_text
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -71,9 +71,3 @@ class _Run:
                 f"{last_line(error)}"
             ) from error
         return [torch.from_numpy(found[number].copy()) for number in range(len(self._view.outputs))]
-
-
-def last_line(error: Exception) -> str:
-    """Give what an error of OpenVINO ends with; before that stand lines of its own source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else type(error).__name__
