@@ -22,7 +22,12 @@ from ecoflap.core.record.folder import RunFolder
 _ROWS = 15
 """How many files and functions a stage is told by: the rest is a few hundredths of it."""
 
-_HOME = Path(ecoflap.__file__).resolve().parents[1]
+_PACKAGE = Path(ecoflap.__file__).parent
+_OURS = {
+    (_PACKAGE / room).resolve(): f"ecoflap/{room}".removesuffix("/.")
+    for room in ("core", "plugins", "adapters", "exporters", ".")
+}
+"""What lies in each folder of ours: in a checkout rooms are links to folders beside the environment's libraries."""
 
 
 class _Called(NamedTuple):
@@ -144,7 +149,8 @@ def _home_of(path: str, name: str) -> str:
     if path == "~":  # a function that is not Python's
         return "torch, compiled" if "torch" in name else "Python, compiled"
     file = Path(path).resolve()
-    if file.is_relative_to(_HOME):
-        return "ecoflap/" + file.relative_to(_HOME).as_posix().removeprefix("ecoflap/")
+    for folder, room in _OURS.items():
+        if file.is_relative_to(folder):
+            return f"{room}/{file.relative_to(folder).as_posix()}"
     parts = file.parts
     return parts[parts.index("site-packages") + 1] if "site-packages" in parts else "Python"

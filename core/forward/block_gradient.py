@@ -72,14 +72,18 @@ def by_sample(
 
     A block may return them the other way round, as those of some CLIPs do, or behind an axis of its own, as Gemma 3n's
     several streams of hidden states; what is inside of it may return the positions of all samples one after the other.
+    Where a batch has as many samples as positions, its shape does not tell the two orders apart, and the layers do: all
+    of them are given tokens first where it is.
 
     :raises ModelError: Where none of its axes are those of the tower's tokens.
     """
     batch, tokens = real.shape
+    layouts = {layer.layout for layer in layers}
+    # An nn.MultiheadAttention is given tokens first in a block of either order, so that one layer says too little.
+    token_first = layouts == {"token batch"}
     if hidden.dim() == 2 and len(hidden) == batch * tokens:
-        hidden = hidden.unflatten(0, (tokens, batch) if layers[0].layout == "token batch" else (batch, tokens))
-    is_turned = layers[0].layout == "token batch" and hidden.shape[:2] == (tokens, batch)
-    if is_turned and (batch, tokens) != hidden.shape[:2]:
+        return hidden.unflatten(0, (tokens, batch)).transpose(0, 1) if token_first else hidden.unflatten(0, real.shape)
+    if hidden.shape[:2] == (tokens, batch) and (token_first or ("token batch" in layouts and batch != tokens)):
         return hidden.transpose(0, 1)
     if hidden.shape[:2] == (batch, tokens):
         return hidden

@@ -4,11 +4,15 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from pstats import Stats
 
+import pluggy
 import pytest
+import torch
 
+from ecoflap.core.cli import profiling
 from ecoflap.core.cli.profiling import StageProfiles
 from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted, StageFinished, StageStarted
 
@@ -36,6 +40,16 @@ def test_a_run_writes_where_its_time_went(plain, ecoflap_command, tmp_path):
     assert before > 0
     assert after >= 0
     assert between >= 0
+
+
+def test_a_file_is_told_by_its_place_in_ecoflap_or_by_its_library():
+    """Also where an environment lies in the checkout, so that one folder holds both."""
+    for module, where in ((torch, "torch"), (pluggy, "pluggy"), (json, "Python")):
+        assert profiling._home_of(str(module.__file__), "f") == where
+    for module in ("ecoflap", "ecoflap.core.errors", "ecoflap.plugins.pruners.wanda", "ecoflap.exporters.onnx.exporter"):
+        path = module.replace(".", "/") + ("/__init__.py" if module == "ecoflap" else ".py")
+        assert profiling._home_of(str(find_spec(module).origin), "f") == path
+    assert profiling._home_of("~", "<built-in method torch._C._nn.linear>") == "torch, compiled"
 
 
 def test_who_goes_on_adds_to_what_is_there(plain, ecoflap_command, tmp_path):
