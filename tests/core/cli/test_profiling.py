@@ -46,7 +46,12 @@ def test_a_file_is_told_by_its_place_in_ecoflap_or_by_its_library():
     """Also where an environment lies in the checkout, so that one folder holds both."""
     for module, where in ((torch, "torch"), (pluggy, "pluggy"), (json, "Python")):
         assert profiling._home_of(str(module.__file__), "f") == where
-    for module in ("ecoflap", "ecoflap.core.errors", "ecoflap.plugins.pruners.wanda", "ecoflap.exporters.onnx.exporter"):
+    for module in (
+        "ecoflap",
+        "ecoflap.core.errors",
+        "ecoflap.plugins.pruners.wanda",
+        "ecoflap.exporters.onnx.exporter",
+    ):
         path = module.replace(".", "/") + ("/__init__.py" if module == "ecoflap" else ".py")
         assert profiling._home_of(str(find_spec(module).origin), "f") == path
     assert profiling._home_of("~", "<built-in method torch._C._nn.linear>") == "torch, compiled"
