@@ -47,6 +47,7 @@ PRUNERS = {
     "wanda, α = 0.5": ("prune={use: by_metric, metric: {use: wanda, alpha: 0.5}}",),
     "wanda_plus_plus": ("prune={use: by_metric, metric: wanda_plus_plus}",),
     "ria": ("prune={use: by_metric, metric: ria}",),
+    "ria, by layer": ("prune={use: by_metric, metric: ria, compare: layer}",),  # as its authors' code has it
     "multiflow's metric": ("prune={use: by_metric, metric: multiflow, compare: layer}",),
     "sparsegpt": ("prune=sparsegpt",),
     "wanda → refit": ("prune={use: refit, inner: wanda}",),

@@ -3,10 +3,11 @@
     |W_ij| · G_ij,   G_ij = 1/N Σ_n |∂L_n / ∂W_ij|
 
 L_n is the loss on calibration batch n of N, of the model before its first block is pruned; with ``rounds`` it is taken
-anew in each. With three of them, and budgets by one ``threshold`` of the same, it is the baseline of global gradient
-pruning of Sung, Yoon & Bansal, ECoFLaP: Efficient Coarse-to-Fine Layer-Wise Pruning for Vision-Language
-Models, ICLR 2024. In Das, Ma & Shen, Beyond Size: How Gradients Shape Pruning Decisions in Large Language Models, 2023,
-it is the metric without activations. Lee, Ajanthan & Torr, SNIP, ICLR 2019, take the absolute value after the mean.
+anew in each. With three, to s^(3/i) after the i-th (``rounds: [0.125, 0.353553, 0.5]``), and budgets by one
+``threshold`` of the same, it is the baseline of global gradient pruning of Sung, Yoon & Bansal, ECoFLaP: Efficient
+Coarse-to-Fine Layer-Wise Pruning for Vision-Language Models, ICLR 2024. In Das, Ma & Shen, Beyond Size: How Gradients
+Shape Pruning Decisions in Large Language Models, 2023, it is the metric without activations. Lee, Ajanthan & Torr,
+SNIP, ICLR 2019, take the absolute value after the mean.
 """
 
 from collections.abc import Callable, Mapping

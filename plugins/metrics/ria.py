@@ -3,7 +3,9 @@
     (|W_ij| / Σ_k |W_ik| + |W_ij| / Σ_k |W_kj|) · ‖X_j‖₂^α
 
 Zhang, Bai, Lin, Zhao, Hou & Cannistraci, Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
-Models, ICLR 2024: relative importance and activations. Their permutation of channels for patterns is not here.
+Models, ICLR 2024: relative importance and activations. Their code has the weights of a whole layer
+compete, unless it is told to compare rows; ``by_metric`` compares rows unless it has ``compare: layer``. Their
+permutation of channels for patterns is not here.
 """
 
 from collections.abc import Callable, Mapping

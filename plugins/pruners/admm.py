@@ -6,7 +6,8 @@
 M keeps the largest |V + U|. In iteration t of the first T it prunes the share s·(1 − (1 − t/T)³), the cubic schedule of
 Zhu & Gupta (2017), and it stays as it is in those after. Boža, Fast and Effective Weight Update for Pruned Large
 Language Models, TMLR 2024. Its code compares the weights of a whole layer, and there prunes all of s from the first
-iteration on. Here the mask grows with both comparisons, as in the paper.
+iteration on. Here the mask grows with both comparisons, as in the paper; how many have gone is rounded, where theirs is
+cut to a whole number.
 """
 
 from collections.abc import Callable, Mapping

@@ -7,12 +7,13 @@ Zhang, Zhao, Lin, Sun, Yao, Han, Tanner, Liu & Ji, Dynamic Sparse No Training: T
 LLMs, ICLR 2024. A row ends where |ε| is at most ``threshold``, or before ε changes its sign. Of a pattern the weight
 that goes is the one with the smallest |Ŵ_j|·‖X_j‖₂ of the run of the one that comes. No weight is moved twice.
 
-In their code E[x_j] is a sum over a sample's tokens, averaged over samples of 2048 tokens; here it is the mean over all
-tokens times 2048, so that ``threshold`` means the same for samples of any length. Their variance is the mean of those
-within samples, here it is over all tokens. Their script lets ε change its sign, as ``same_sign: false`` does here, and
-leaves the layers of an MLP to the inner pruner; here all are mended. When no weight of
-the right sign is left, their code goes on to those of the wrong sign; here the row is done. A kept weight counts with
-the value that the inner pruner gave it.
+In their code a pattern is ranked by the metric of the inner pruner, of SparseGPT or magnitude, where here it is Wanda's
+for all; that is theirs too where no pattern is asked for. There E[x_j] is a sum over a sample's tokens, averaged over
+samples of 2048 tokens; here it is the mean over all tokens times 2048, so that ``threshold`` means the same for samples
+of any length. Their variance is the mean of those within samples, here it is over all tokens. Their script lets ε
+change its sign, as ``same_sign: false`` does here, and leaves the layers of an MLP to the inner pruner; here all are
+mended. When no weight of the right sign is left, their code goes on to those of the wrong sign; here the row is done. A
+kept weight counts with the value that the inner pruner gave it.
 """
 
 from collections.abc import Callable, Mapping

@@ -26,7 +26,7 @@ class Wanda:
     """Keep the weights with the largest |W_ij|·‖X_j‖₂. No weight that is kept changes.
 
     :param compare: Whom a weight competes with: those of its output ``row``, or all of its ``layer``, as ECoFLaP has it
-        in vision towers.
+        in the vision towers of BLIP, BLIP-2 and EVA-CLIP.
     """
 
     compare: Compare = "row"

@@ -7,17 +7,19 @@ The masks M are fixed. A mean is taken over a batch's real tokens x, and so is t
 x are the block's inputs as the pruned blocks before it give them, and t(x) what the dense block returned on the inputs
 of the dense model, so that a block also mends what those before it have spoilt (``target: dense``); or what it returns
 on the very same inputs (``target: own``). Guo et al., EBFT: Effective and Block-Wise Fine-Tuning for Sparse LLMs, 2024,
-where errors are not divided by ‖t‖². What reads a hidden state normalises it first, and of many models a few tokens are
-a hundred times as long as all others (Sun et al., Massive Activations in Large Language Models, 2024). Makni et al.,
-3BASiL, 2026, match a transformer's outputs so behind any one-shot method, with a low-rank part beside what is kept.
+whose code has ``own``, and does not divide errors by ‖t‖². What reads a hidden state normalises it first, and of many
+models a few tokens are a hundred times as long as all others (Sun et al., Massive Activations in Large Language Models,
+2024). Makni et al., 3BASiL, NeurIPS 2025, match a transformer's outputs behind any one-shot method, by ``own`` in their
+code, with a low-rank part beside what is kept.
 
 With ``each: subblock`` f is one sub-block of a block at a time, in the order they run: its attention, its MLP. Wagner
 et al., A Free Lunch in LLM Compression: Revisiting Retraining after Pruning, 2025, find that as good as whole blocks.
-As in their published code x is what the sub-blocks before it give once they are trained, and t what it gave in the
-dense model. Theirs are parts of a family's forward that are written out, from before the norm until the residual is
-added; ours are modules that the model calls, which in T5 have norm and residual inside and in LLaMA have not, so that
-there ``target: dense`` asks a sub-block to mend what spoils its inputs, and not the residual beside it. They train
-norms and biases too, by a plain mean square for an epoch or more.
+x is what the sub-blocks before it give once they are trained, and t what it gave in the dense model, as in their code
+with ``propagate_sparse_activations_reconstruct`` and ``use_dense_targets``; without the first it has x of the dense
+model. Theirs are parts of a family's forward that are written out, from before the norm until the residual is added;
+ours are modules that the model calls, which in T5 have norm and residual inside and in LLaMA have not, so that there
+``target: dense`` asks a sub-block to mend what spoils its inputs, and not the residual beside it. They train norms and
+biases too, by a plain mean square for an epoch or more.
 """
 
 from collections.abc import Callable, Mapping

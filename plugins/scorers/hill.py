@@ -37,8 +37,8 @@ class Hill:
     """Score blocks by the reciprocal of their mean Hill exponent. It needs no calibration data.
 
     :param tail: Where the tail begins: at the ``peak`` of the histogram of ln λ, which the paper calls Fix-finger, or
-        with the larger ``half`` of the spectrum. The paper's code looks around the peak for the λ_min of the best fit;
-        here it is the peak, as in the paper.
+        with the larger ``half`` of the spectrum. The paper's code looks from the decimal logarithm of 0.95 of the peak
+        to 1.5 times the peak for the λ_min of the best fit; here it is the peak, as in the paper.
     """
 
     tail: Tail = "peak"

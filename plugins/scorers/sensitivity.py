@@ -5,8 +5,8 @@
 All other blocks are dense. The curves of blocks do not add up to the loss of a model in which all are pruned; they tell
 blocks apart, and ``allocate: marginal`` divides a budget by them.
 
-Han, Pool, Tran & Dally, Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, section 3.3,
-measured layers so, one at a time and by magnitude, and chose each layer's threshold by it.
+Han, Pool, Tran & Dally, Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015, section 5
+and figure 6, measured layers so, one at a time and by magnitude, and chose each layer's threshold by it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

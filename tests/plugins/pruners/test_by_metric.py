@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from gram_layers import both_of, correlated, drawn, kept_by, layers
@@ -14,6 +15,7 @@ from ecoflap.core.errors import EcoflapError, RecipeError
 from ecoflap.core.forward.statistics import ColumnNorm, RegionalGradient
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.plugins.metrics.magnitude import Magnitude as Size
+from ecoflap.plugins.metrics.multiflow import Multiflow
 from ecoflap.plugins.metrics.ria import Ria
 from ecoflap.plugins.metrics.wanda import Wanda as WandaMetric
 from ecoflap.plugins.metrics.wanda_plus_plus import WandaPlusPlus
@@ -43,6 +45,38 @@ def test_it_is_wanda_and_magnitude_by_their_metrics(layer):
             assert ours.mask.sum() == kept_by(budget, weight)
             assert torch.equal(ours.mask, theirs.mask)
             assert torch.equal(ours.weight, theirs.weight)
+
+
+def multiflow_by_hand(weight, x):
+    flow = np.abs(weight) * np.linalg.norm(x, axis=0)
+    return np.abs(weight) * flow.mean(1, keepdims=True) * flow.mean(0, keepdims=True)
+
+
+def ria_by_hand(weight, x):
+    sizes = np.abs(weight)
+    shares = sizes / sizes.sum(1, keepdims=True) + sizes / sizes.sum(0, keepdims=True)
+    return shares * np.sqrt(np.linalg.norm(x, axis=0))
+
+
+BY_HAND = {"ria": (Ria(), ria_by_hand), "multiflow": (Multiflow(), multiflow_by_hand)}
+COMPARED = {"row": 24, "layer": 1, "pattern": 24 * 8}
+"""How many groups of weights there are that compete with each other, of 24 rows of 32; by a pattern runs of four do."""
+
+
+@pytest.mark.parametrize("compared", COMPARED)
+@pytest.mark.parametrize("metric", BY_HAND)
+def test_the_largest_of_those_that_compete_are_kept(metric, compared):
+    weight, x = drawn(24, 32), correlated(32)
+    ours, by_hand = BY_HAND[metric]
+    if compared == "pattern":
+        mask = ByMetric(ours)(weight, both_of(x), Pattern(2, 4), PLACE).mask
+    else:
+        mask = ByMetric(ours, compared)(weight, both_of(x), Keep(24 * 16), PLACE).mask
+    competing = by_hand(weight.double().numpy(), x.double().numpy()).reshape(COMPARED[compared], -1)
+    kept = np.zeros_like(competing, dtype=bool)
+    for group, values in zip(kept, competing, strict=True):
+        group[np.argsort(values)[len(values) // 2 :]] = True
+    assert mask.numpy().tolist() == kept.reshape(24, 32).tolist()
 
 
 @dataclass(frozen=True)

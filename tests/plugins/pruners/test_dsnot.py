@@ -80,7 +80,7 @@ def test_is_offered():
 @pytest.mark.parametrize("inner", [Wanda("layer"), Magnitude(), SparseGPT()], ids=lambda inner: type(inner).__name__)
 @pytest.mark.parametrize("same_sign", [False, True])
 @pytest.mark.parametrize(("budget", "m"), [(Keep(24 * 15 + 5), None), (Pattern(2, 4), 4), (Pattern(3, 8), 8)], ids=str)
-def test_is_the_papers(budget, m, same_sign, inner, cycles):
+def test_it_is_the_exchanges_written_out_one_by_one(budget, m, same_sign, inner, cycles):
     weight, x = drawn(24, 32), leaning(32)
     before = inner(weight, all_of(x), budget, PLACE)
     mask, after, notes, _ = Dsnot(inner, cycles, same_sign=same_sign)(weight, all_of(x), budget, PLACE)
