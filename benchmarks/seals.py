@@ -148,7 +148,7 @@ def formats(run: RunFolder, work: Path) -> Iterator[Format]:
     yield Format("model/, as another's source", tuple(run.model.iterdir()), lambda: _as_source(run))
     yield Format("plan", (run.plan,), lambda: read_plan(run.plan).dump())
     yield Format("scores", (run.scores,), lambda: _scores(run))
-    yield Format("evaluations, stages", (run.evaluations, run.path / "stages.jsonl"), lambda: _lines(run))
+    yield Format("evaluations, stages", (run.evaluations, run.stage_times), lambda: _lines(run))
     yield Format("dense/", tuple(run.dense.iterdir()), lambda: _remembered(run))
     yield Format("report", (run.report,), lambda: read_report(run.report).dump())
     packed = exports / "safetensors"

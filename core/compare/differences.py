@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 
 from ecoflap.core.compare.comparison import ComparedRun, Comparison
 from ecoflap.core.compare.methods import flat, recipe_of_method, varying, without_seeds
-from ecoflap.core.record.folder import CALIBRATION_DATA, SCORING_DATA, RunFolder
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.identity import CALIBRATION_DATA, SCORING_DATA
 
 Differences: TypeAlias = dict[str, dict[str, list[str]]]
 """By key, each value with the methods or runs that have it."""

@@ -29,7 +29,8 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
-from ecoflap.core.record.folder import ARITHMETIC, CALIBRATION_DATA, RunFolder
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.identity import ARITHMETIC, CALIBRATION_DATA
 from ecoflap.core.record.open_run import open_run, require_pruned, unfinished
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.recorded_recipe import RecordedRecipe, is_recordable

@@ -13,7 +13,8 @@ from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.recipe.differences import is_within
 from ecoflap.core.recipe.schema import Recipe, may_change, scores_depend_on
 from ecoflap.core.record.evaluations import Evaluation
-from ecoflap.core.record.folder import CALIBRATION_DATA, RunFolder
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.identity import CALIBRATION_DATA, Identity
 
 
 def strangers(recipe: Recipe, own: Path | None) -> Iterator[str]:
@@ -112,7 +113,7 @@ def _alike(
         other = _comparable(folder.read_recipe())
         before = folder.read_fingerprints()
         is_alike = all(other.get(key) == wanted.get(key) for key in keys) and fingerprints.items() <= before.items()
-        if is_alike and folder.is_all_by(code):
+        if is_alike and Identity(folder).is_all_by(code):
             yield folder
 
 

@@ -10,7 +10,7 @@ from ecoflap.core.model.source import fingerprint
 from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.record.evaluations import digests
-from ecoflap.core.record.folder import ARITHMETIC, CALIBRATION_DATA, SCORING_DATA
+from ecoflap.core.record.identity import ARITHMETIC, CALIBRATION_DATA, SCORING_DATA
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.run.plan_trials import held_out_of
 from ecoflap.core.run.prepared import Prepared

@@ -9,7 +9,8 @@ from ecoflap.core.model.source import weight_files
 from ecoflap.core.packed.into_model import packed_in
 from ecoflap.core.pruning.block_files import is_block_file
 from ecoflap.core.pruning.shards import FOLDERS
-from ecoflap.core.record.folder import FROM_PYTHON, RunFolder
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.identity import FROM_PYTHON
 from ecoflap.core.run.prepared import Prepared
 
 

@@ -27,7 +27,8 @@ from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.overrides import as_assignments
 from ecoflap.core.recipe.schema import Recipe, may_change
 from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
-from ecoflap.core.record.folder import FROM_PYTHON, RunFolder
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.identity import FROM_PYTHON, Identity
 from ecoflap.core.record.make_report import Outcome, make_report
 from ecoflap.core.record.open_run import open_run
 from ecoflap.core.record.readback import masks_as_planned
@@ -174,8 +175,9 @@ def _identify_code(state: RunState, here: Mapping[str, str], working: bool) -> l
     """
     adapter = type(state.prepared.adapter)
     lasting, evaluated_by = sources([*lasting_parts(state.recipe), adapter]), sources([adapter])
-    accepted = state.folder.identify_code(lasting, evaluated_by=evaluated_by, accept=state.accept_change)
-    return accepted + state.folder.identify_versions(here, working=working, accept=state.accept_change)
+    identity = Identity(state.folder)
+    accepted = identity.check_code(lasting, evaluated_by=evaluated_by, accept=state.accept_change)
+    return accepted + identity.check_versions(here, working=working, accept=state.accept_change)
 
 
 def _used(state: RunState) -> list[Callable[..., Any]]:
@@ -200,7 +202,7 @@ def _stages(state: RunState) -> Run:
     check_same_evaluated(state.ranks, _still_to_evaluate(state))
     if state.prepared.source.model is not None:
         state.ranks.first(lambda: refuse_pruned_in_place(folder, state.data.model_fingerprint))
-    state.ranks.first(lambda: folder.identify(state.data.model_fingerprint))
+    state.ranks.first(lambda: Identity(folder).check(state.data.model_fingerprint))
     if state.is_pruned:
         plan, model = _go_on_behind_pruning(state)
     else:
@@ -258,7 +260,8 @@ def _identify_data(state: RunState) -> None:
     """Refuse other data than the folder was begun with, or note them where they are accepted."""
     check_same_found(state.ranks, state.data.fingerprints)
     check_enough_batches(state.ranks, _counts_of_batches_left(state))
-    found = state.ranks.first(lambda: state.folder.identify(state.data.fingerprints, accept=state.accept_change))
+    identity = Identity(state.folder)
+    found = state.ranks.first(lambda: identity.check(state.data.fingerprints, accept=state.accept_change))
     for sentence in found:
         state.log.note(sentence)
 
@@ -334,7 +337,7 @@ def _report(state: RunState, plan: Plan, model: nn.Module, measures: Mapping[str
         exports=exported_manifests(state.folder, state.recipe),
         device=state.model.device,
         computed_in=state.model.computed_in,
-        versions={**versions(_used(state)), **state.folder.code()},
+        versions={**versions(_used(state)), **Identity(state.folder).code()},
     )
     report = make_report(state.folder, state.recipe, plan, outcome)
     write_report(state.folder, report)

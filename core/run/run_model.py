@@ -19,7 +19,8 @@ from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.ranks.ranks import Ranks
-from ecoflap.core.record.folder import ARITHMETIC, RunFolder
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.identity import ARITHMETIC
 from ecoflap.core.record.readback import copy_saved
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.record.weights import refuse_broken

@@ -17,6 +17,7 @@ from ecoflap.core.recipe.overrides import Assignment
 from ecoflap.core.recipe.schema import Recipe, seed_keys
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.identity import Identity
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import lasting_parts, what_scores_depend_on
 from ecoflap.core.registry.registry import Registry
@@ -89,7 +90,7 @@ class PlannedRun:
         """Say whether its parts are those of its folder, and what evaluators found is found by what they are now."""
         code = digests_of(sources(lasting_parts(self.recipe)))
         measured = (Evaluation(one).is_done(self.folder.evaluations, "pruned") for one in self.recipe.evaluate)
-        return self.folder.goes_on_with(code) and all(measured)
+        return Identity(self.folder).goes_on_with(code) and all(measured)
 
     @property
     def model(self) -> str:
@@ -217,7 +218,7 @@ def _not_by_others(run: PlannedRun) -> PlannedRun:
     """Refuse a run that holds what other code of its parts has found."""
     by_adapter = [] if run.adapter is None else [run.adapter]
     code = sources([*lasting_parts(run.recipe), *by_adapter])
-    others = run.folder.found_by_others(code, sources(by_adapter)) if run.folder.is_ours else ""
+    others = Identity(run.folder).found_by_others(code, sources(by_adapter)) if run.folder.is_ours else ""
     if others:
         raise RecipeError(
             f"{run.folder.path} was begun with {others} than is there now: what is there was computed by other code. "

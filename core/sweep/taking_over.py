@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from ecoflap.core.recipe.schema import rounds_in
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.identity import Identity
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import code_of_scores, what_scores_depend_on
 from ecoflap.core.record.sweep_list import is_sweep, swept_runs
@@ -53,7 +54,7 @@ def scored(planned: PlannedRun, earlier: Sequence[Earlier], *, ahead: bool = Fal
     """
     code = code_of_scores(planned.recipe)
     alike = (one for one in earlier if planned.scores and one.scores == planned.scores)
-    same = (one for one in alike if one.folder.goes_on_with(code))
+    same = (one for one in alike if Identity(one.folder).goes_on_with(code))
     return next((one for one in same if one.folder.plan.is_file() or (ahead and _is_to_be_done(one))), None)
 
 

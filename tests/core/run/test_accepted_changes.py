@@ -9,6 +9,7 @@ from ecoflap.core.contracts.events import StageStarted
 from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.identity import Identity
 from ecoflap.core.run import pipeline
 
 NEWER = {"python": "3.11.7", "ecoflap": "9.0", "torch": "2.99"}
@@ -74,12 +75,12 @@ def test_data_that_changed_are_gone_on_with_only_if_asked_for(stopped, pico, tmp
 
 def test_another_model_is_never_gone_on_with(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.identify({"model": {"a": "1"}, "calibration data": "2"})
+    Identity(folder).check({"model": {"a": "1"}, "calibration data": "2"})
     with pytest.raises(RunError) as caught:
-        folder.identify({"model": {"a": "0"}, "calibration data": "3"}, accept=True)
+        Identity(folder).check({"model": {"a": "0"}, "calibration data": "3"}, accept=True)
     assert "another model (a) and another calibration data than" in str(caught.value)
     assert "--accept-change" not in str(caught.value)
-    folder.identify({"calibration data": "3"}, accept=True)
+    Identity(folder).check({"calibration data": "3"}, accept=True)
     assert folder.read_fingerprints() == {"model": {"a": "1"}, "calibration data": "3"}
 
 
@@ -141,7 +142,7 @@ def test_a_folder_that_does_not_tell_its_code_goes_on(plain, edited, tmp_path):
     write_sealed_json(RunFolder(folder).fingerprints, {key: one for key, one in known.items() if key != "code"})
     edited()
     assert not ecoflap.run(recipe, folder=folder, allow_code=True).report.warnings
-    assert not RunFolder(folder).is_all_by({"code_of_mine": known["code"]["code_of_mine"]})
+    assert not Identity(RunFolder(folder)).is_all_by({"code_of_mine": known["code"]["code_of_mine"]})
     assert "code" not in RunFolder(folder).read_fingerprints()
 
 
