@@ -108,9 +108,9 @@ def ours(
     from ecoflap.core.contracts.records import Sample
     from ecoflap.core.model.mapped_weights import mapped_beside
     from ecoflap.core.model.source import open_source
+    from ecoflap.core.pruning.finished_weights import FinishedWeights
     from ecoflap.core.pruning.plan import make_plan, pools_of
     from ecoflap.core.pruning.prune_blocks import BlockwisePruning
-    from ecoflap.core.pruning.shards import Shards
     from ecoflap.core.recipe.part_spec import PartSpec
     from ecoflap.plugins.allocators.uniform import Uniform
     from ecoflap.plugins.pruners.sparsegpt import SparseGPT
@@ -122,7 +122,7 @@ def ours(
     folder = Path(scratch.name)
     with mapped_beside(folder) if on_disk else nullcontext() as mapped:
         loaded = adapter.load(replace(source, mapped=mapped), None, "cpu")
-    shards = None if mapped is None else Shards(loaded, mapped, folder)
+    finished_weights = None if mapped is None else FinishedWeights(loaded, mapped, folder)
     pruner = {"wanda": Wanda, "sparsegpt": SparseGPT}[setting.method]()
     gone, of = setting.pattern
     asked = Pattern(of - gone, of) if of else Fraction(str(setting.sparsity))
@@ -132,7 +132,9 @@ def ours(
         replay = Replay(loaded, adapter, batches, spare=SPARE if in_turn else 0)
         plan = make_plan(pools_of(replay.anatomy, asked, {}, []), Uniform(), "layer", None)
         spec = PartSpec("pruner", setting.method, {}, lambda: pruner)
-        walk = BlockwisePruning(replay, plan, {"language": spec}, folder, ignore, sequential=in_turn, shards=shards)
+        walk = BlockwisePruning(
+            replay, plan, {"language": spec}, folder, ignore, sequential=in_turn, finished_weights=finished_weights
+        )
         with scratch:
             walk()
 

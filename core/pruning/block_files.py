@@ -16,9 +16,9 @@ from ecoflap.core.disk.safetensors_header import StoredAs
 from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
+from ecoflap.core.pruning.finished_weights import FinishedWeights, check_put_away
 from ecoflap.core.pruning.masks import PackedMasks, popcount
 from ecoflap.core.pruning.plan import Plan
-from ecoflap.core.pruning.shards import Shards, check_put_away
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 
 _FORMAT = "ecoflap.block"
@@ -42,14 +42,14 @@ class FinishedLayer(NamedTuple):
 class BlockFiles:
     """Writes and reads the files of finished blocks of one plan; the first of several processes does so for all.
 
-    :param shards: Takes all weights of a finished block out of memory, and its file has their SHA-256; None where the
-        model is in memory, and the file has what pruning changed of them.
+    :param finished_weights: Takes all weights of a finished block out of memory, and its file has their SHA-256; None
+        where the model is in memory, and the file has what pruning changed of them.
     """
 
     folder: Path
     plan: Plan
     ranks: Ranks
-    shards: Shards | None = None
+    finished_weights: FinishedWeights | None = None
 
     def is_there(self, index: int) -> bool:
         """Say whether an earlier process has finished a block."""
@@ -65,16 +65,16 @@ class BlockFiles:
         """
         tensors = {f"{layer.name}.mask": sealed(masks.bits[layer.name]) for layer in layers}
         manifest = self._of(block)
-        if self.shards is None:
+        if self.finished_weights is None:
             tensors |= {layer.name: sealed(layer.weight.data) for layer in changed}
         else:
-            shards = self.shards
-            manifest[_WEIGHTS] = self.ranks.first(lambda: shards.put_away(index, block))
+            finished_weights = self.finished_weights
+            manifest[_WEIGHTS] = self.ranks.first(lambda: finished_weights.put_away(index, block))
             self._follow(index, block)
         self.ranks.at_first(lambda: write_sealed(self._path(index), _FORMAT, json.dumps(manifest), tensors))
 
     def read(self, index: int, block: Block, layers: Sequence[Layer]) -> Mapping[str, FinishedLayer]:
-        """Read a block by its layers' names, every byte of it checked; with ``shards`` its weights are held then."""
+        """Read a block by its layers' names, every byte of it checked; weights that were put away are held then."""
         finished = self.ranks.first(lambda: self._read(index, block, layers))
         self._follow(index, block)
         return finished
@@ -84,9 +84,9 @@ class BlockFiles:
 
         What they are mapped from may be deleted then, as the first does behind the last block, when the model is saved.
         """
-        if self.shards is not None:
+        if self.finished_weights is not None:
             if self.ranks.rank > 0:
-                self.shards.hold(index, block)
+                self.finished_weights.hold(index, block)
             self.ranks.gather(None)
 
     @cached_property
@@ -106,12 +106,12 @@ class BlockFiles:
         with with_way_out(_WAY_OUT), open_sealed(path, _FORMAT) as file:
             manifest = file.mapping()
             hashes = manifest.pop(_WEIGHTS, None)
-            if manifest != self._of(block) or (hashes is None) != (self.shards is None):
+            if manifest != self._of(block) or (hashes is None) != (self.finished_weights is None):
                 raise FormatError(f"{path}: this is another block, or one of another plan")
             changed = {layer.name: _as_stored(layer) for layer in layers if layer.name in file.hashes}
             file.expect_as(changed | {f"{layer.name}.mask": _bits_of(layer) for layer in layers})
-            if self.shards is not None:
-                self.shards.take_up(index, block, hashes)
+            if self.finished_weights is not None:
+                self.finished_weights.take_up(index, block, hashes)
             return {layer.name: self._read_layer(file, layer) for layer in layers}
 
     def _read_layer(self, file: Sealed, layer: Layer) -> FinishedLayer:

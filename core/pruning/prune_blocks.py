@@ -27,11 +27,11 @@ from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within
+from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.pruning.masks import PackedMasks, pack, unpack
 from ecoflap.core.pruning.mended_blocks import mended_in
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.pruner_answer import pruned_layer
-from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView
 from ecoflap.core.refining.dense_block import DenseBlock, DenseOutputs, targets_of
@@ -69,7 +69,7 @@ class BlockwisePruning:
         or for what the dense model gave; empty where the model is dense.
     :param folder: Where each finished block is kept, so that a run that was cut off goes on behind it: its masks, and
         the weights of layers where the pruner changed more than that.
-    :param shards: Takes all weights of a finished block out of memory; None where the model is in memory.
+    :param finished_weights: Takes all weights of a finished block out of memory; None where the model is in memory.
     """
 
     replay: Replay
@@ -84,7 +84,7 @@ class BlockwisePruning:
     tokens_of: Mapping[str, TokenChoice] = field(default_factory=dict)
     left: Mapping[str, Tensor] = field(default_factory=dict)
     dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
-    shards: Shards | None = None
+    finished_weights: FinishedWeights | None = None
 
     def __call__(self) -> PackedMasks:
         """Prune every block that is not finished yet, and return all masks."""
@@ -94,8 +94,8 @@ class BlockwisePruning:
         last = max(index for index, layers in enumerate(planned) if layers)
         total, done = sum(1 for layers in planned if layers), 0
         for index, layers in enumerate(planned[: last + 1]):
-            if self.shards is not None and index < last:
-                self.shards.read_ahead(self.replay.blocks[index + 1])
+            if self.finished_weights is not None and index < last:
+                self.finished_weights.read_ahead(self.replay.blocks[index + 1])
             inside: list[Inside] = []
             if self.dense is not None:
                 with self._as_dense(index), self._seen_inside(index, layers, "dense") as inside:
@@ -143,7 +143,7 @@ class BlockwisePruning:
 
     @cached_property
     def _files(self) -> BlockFiles:
-        return BlockFiles(self.folder, self.plan, self.replay.ranks, self.shards)
+        return BlockFiles(self.folder, self.plan, self.replay.ranks, self.finished_weights)
 
     @contextmanager
     def _as_dense(self, index: int) -> Iterator[None]:
@@ -182,12 +182,12 @@ class BlockwisePruning:
             finished = self._files.read(index, block, layers)
             for layer in layers:
                 _put(masks, layer, finished[layer.name].bits)
-                if self.shards is None:  # else its weights were taken up with the file
+                if self.finished_weights is None:  # else its weights were taken up with the file
                     _take_over(layer, finished[layer.name])
         else:
             dense = self._dense(index, layers, inside)
-            if self.shards is not None:
-                self.shards.take_into_memory(layers)
+            if self.finished_weights is not None:
+                self.finished_weights.take_into_memory(layers)
             changed = self._prune(index, layers, masks)
             changed = list(layers) if self._refine(index, layers, masks, dense) else changed
             self._files.write(index, block, masks, layers, changed)

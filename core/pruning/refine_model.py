@@ -9,9 +9,9 @@ from torch import Tensor
 from ecoflap.core.contracts.events import Event, Progress
 from ecoflap.core.disk.on_disk import matrix_on_disk
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.pruning.masks import PackedMasks
 from ecoflap.core.pruning.plan import Plan
-from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.finished_refiners import FILE as FINISHED
 from ecoflap.core.refining.finished_refiners import FinishedRefiners
@@ -50,7 +50,7 @@ def refine_model(
     plan: Plan,
     emit: Callable[[Event], None],
     folder: Path,
-    shards: Shards | None = None,
+    finished_weights: FinishedWeights | None = None,
 ) -> None:
     """Let refiners train all kept weights of a pruned model in place, in their order.
 
@@ -59,16 +59,17 @@ def refine_model(
 
     :param plan: The one by which it was pruned.
     :param folder: Where weights and steps are kept.
-    :param shards: Takes refined blocks out of memory, into a folder beside that of the pruned ones; None where the
-        model is in memory. The first process does all then: a gradient that others would send is as large as the model.
+    :param finished_weights: Takes refined blocks out of memory, into a folder beside that of the pruned ones; None
+        where the model is in memory. The first process does all then: a gradient that others would send is as large as
+        the model.
     """
-    if shards is None:
+    if finished_weights is None:
         _refine(view, refiners, plan, emit, folder)
     else:
-        view.shared_by.first(partial(_refine_in_files, view, refiners, plan, emit, folder, shards))
+        view.shared_by.first(partial(_refine_in_files, view, refiners, plan, emit, folder, finished_weights))
         if view.shared_by.rank > 0:
             for number, block in view.blocks:
-                shards.hold(number, block)
+                finished_weights.hold(number, block)
         view.shared_by.gather(None)  # until all have mapped the files, which go when the model is saved
 
 
@@ -78,7 +79,7 @@ def _refine_in_files(
     plan: Plan,
     emit: Callable[[Event], None],
     folder: Path,
-    shards: Shards,
+    finished_weights: FinishedWeights,
 ) -> None:
     """Refine a model that stays in its files, and put its blocks away block by block.
 
@@ -88,7 +89,7 @@ def _refine_in_files(
     _refine(view, refiners, plan, emit, folder)
     for number, block in view.blocks:
         view.weights.take(block.module.parameters())
-        shards.put_away(number, block)
+        finished_weights.put_away(number, block)
 
 
 def _refine(

@@ -8,7 +8,7 @@ from ecoflap.core.errors import RunError
 from ecoflap.core.model.source import weight_files
 from ecoflap.core.packed.into_model import packed_in
 from ecoflap.core.pruning.block_files import is_block_file
-from ecoflap.core.pruning.shards import FOLDERS
+from ecoflap.core.pruning.finished_weights import FOLDERS
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.identity import FROM_PYTHON
 from ecoflap.core.run.prepared import Prepared
@@ -60,10 +60,12 @@ def refuse_moved(folder: RunFolder, begun: Mapping[str, Any], now: Mapping[str, 
 def _has_blocks(folder: RunFolder) -> bool:
     """Say whether a block of any round, or of a trial, was finished."""
     kept = (folder.blocks, *folder.rounds.glob("*/blocks"))
-    return any(is_block_file(file) for blocks in kept for file in blocks.rglob("*.safetensors") if not _is_shard(file))
+    return any(
+        is_block_file(file) for blocks in kept for file in blocks.rglob("*.safetensors") if not _holds_weights(file)
+    )
 
 
-def _is_shard(file: Path) -> bool:
+def _holds_weights(file: Path) -> bool:
     """Say whether a file has weights of a block, which is finished when it has one beside their folder."""
     return file.parent.name in FOLDERS
 

@@ -18,9 +18,9 @@ from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import NotFiniteError, RecipeError
 from ecoflap.core.forward.placement import outside_held, restored
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
-from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
@@ -56,7 +56,8 @@ class PlanTrials:
     :param left: The masks of the round before, within which trials prune.
     :param dense_weights: The weights that layers had before the first round, for pruners that ask for them.
     :param sequential: Whether statistics are taken again before each group of a block's layers.
-    :param shards: Gives what takes finished blocks out of memory into a folder; None where the model is in memory.
+    :param finished_weights: Gives what takes finished blocks out of memory into a folder; None where the model is in
+        memory.
     :param ranks: The processes of the run.
     """
 
@@ -71,7 +72,7 @@ class PlanTrials:
     left: Mapping[str, Tensor] = field(default_factory=dict)
     dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
     sequential: bool = False
-    shards: Callable[[Path], Shards | None] = lambda folder: None
+    finished_weights: Callable[[Path], FinishedWeights | None] = lambda folder: None
     ranks: Ranks = ALONE
 
     def best(self, plans: Mapping[str, Plan]) -> Plan:
@@ -139,9 +140,9 @@ class PlanTrials:
         """Prune the model by a plan, for as long as its loss is looked at."""
         replay = self.replay(self.batches[: -len(self._held_out)])
         layers = [layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]
-        shards = self.shards(self._blocks_of(plan))
+        finished_weights = self.finished_weights(self._blocks_of(plan))
         outside = outside_held(replay.model, replay.anatomy, replay.placement)
-        with outside, restored(layers) if shards is None else shards.putting_back():
+        with outside, restored(layers) if finished_weights is None else finished_weights.putting_back():
             pruning = BlockwisePruning(
                 replay,
                 plan,
@@ -152,7 +153,7 @@ class PlanTrials:
                 tokens_of=self.tokens(plan.tokens),
                 left=self.left,
                 dense_weights=self.dense_weights,
-                shards=shards,
+                finished_weights=finished_weights,
             )
             try:
                 pruning()

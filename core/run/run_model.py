@@ -16,8 +16,8 @@ from ecoflap.core.forward.placement import Placement, model_held
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import open_source
+from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.pruning.plan import Plan
-from ecoflap.core.pruning.shards import Shards
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.identity import ARITHMETIC
@@ -93,7 +93,7 @@ class RunModel:
         """Load a model that was saved, into main memory: a GPU may have no room for another one."""
         return self._read(folder, "cpu")[0]
 
-    def shards(self, folder: Path) -> Shards | None:
+    def finished_weights(self, folder: Path) -> FinishedWeights | None:
         """Give what takes finished blocks out of memory; None where the model is in memory.
 
         :param folder: Where finished blocks are kept.
@@ -102,7 +102,7 @@ class RunModel:
             return None
         model = self.get()
         assert self._mapped is not None  # it was loaded by this very process
-        return Shards(model, self._mapped, folder)
+        return FinishedWeights(model, self._mapped, folder)
 
     def refuse_changed(self, ranks: Ranks) -> None:
         """Refuse to record what was found where files that weights are mapped from have changed meanwhile.

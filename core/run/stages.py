@@ -263,7 +263,7 @@ def _trials(state: RunState) -> PlanTrials:
         left=state.left,
         dense_weights=state.weights_before_rounds,
         sequential=state.recipe.sequential,
-        shards=state.model.shards,
+        finished_weights=state.model.finished_weights,
         ranks=state.ranks,
     )
 
@@ -335,15 +335,15 @@ def prune_and_refine(state: RunState, made: Plan) -> PackedMasks:
             tokens_of=prepared.tokens(made.tokens),
             left=state.left,
             dense_weights=state.weights_before_rounds,
-            shards=state.model.shards(state.folder.blocks),
+            finished_weights=state.model.finished_weights(state.folder.blocks),
         )()
     del replay
     if prepared.model_refiners:
         assert dense is not None
         with state.log.stage("refine"):
-            shards = state.model.shards(state.folder.blocks / REFINED)
-            view = model_view(dense, made, masks, state.dense_weights, state.folder.path if shards else None)
-            refine_model(view, prepared.model_refiners, made, state.log.emit, state.folder.blocks, shards)
+            finished_weights = state.model.finished_weights(state.folder.blocks / REFINED)
+            view = model_view(dense, made, masks, state.dense_weights, state.folder.path if finished_weights else None)
+            refine_model(view, prepared.model_refiners, made, state.log.emit, state.folder.blocks, finished_weights)
     return masks
 
 
@@ -387,12 +387,12 @@ def _telling_what_is_kept(state: RunState) -> Iterator[None]:
 
 def _write_model(state: RunState, model: nn.Module, folder: Path) -> None:
     """Write the model and what lies beside it; where its blocks are in files already, these become its own."""
-    adapter, shards = state.prepared.adapter, state.model.shards(state.folder.blocks)
-    if shards is None:
+    adapter, finished_weights = state.prepared.adapter, state.model.finished_weights(state.folder.blocks)
+    if finished_weights is None:
         adapter.save(model, folder)
         return
     options = state.prepared.adapter_options
     assert options.save_weights is not None  # both are checked with the recipe
     assert options.save_surroundings is not None
-    shards.save(folder, partial(options.save_weights, model))
+    finished_weights.save(folder, partial(options.save_weights, model))
     options.save_surroundings(model, folder)

@@ -25,7 +25,7 @@ from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Block
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places
-from ecoflap.core.pruning import shards
+from ecoflap.core.pruning import finished_weights
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.prepare import prepare
@@ -121,7 +121,7 @@ def die() -> None:
 
 def dying_at(count: int, end: Callable[[], Any]) -> Callable[..., Any]:
     """Give what writes weights of finished blocks, and ends in the place of the n-th, or behind it where it is odd."""
-    write, left = shards.write_safetensors, [count]
+    write, left = finished_weights.write_safetensors, [count]
 
     def written(path: Path, tensors: Any) -> Any:
         left[0] -= 1
@@ -139,7 +139,7 @@ def killed_at(count: int, recipe: dict[str, Any], folder: Path) -> int:
     """Run it in a process that kills itself at the n-th block that is written, trials' too; give how it ended."""
 
     def run() -> None:
-        shards.write_safetensors = dying_at(count, die)
+        finished_weights.write_safetensors = dying_at(count, die)
         ecoflap.run(recipe, folder=folder)
 
     return in_a_fork({}, run)
@@ -328,14 +328,14 @@ def test_several_processes_come_to_the_bits_of_one(kind, count, tmp_path):
 def test_the_first_process_waits_until_others_hold_the_last_block_before_it_deletes_its_files(monkeypatch, tmp_path):
     recipe = recipe_of("llama", tmp_path, **{**REFINED, "rounds": 1})
     recipe["calibration"] = {**recipe["calibration"], "batch_size": 1}
-    hold = shards.Shards.hold
+    hold = finished_weights.FinishedWeights.hold
 
-    def late(self: shards.Shards, number: int, block: Block) -> None:
+    def late(self: finished_weights.FinishedWeights, number: int, block: Block) -> None:
         """Let the first process come as far as to saving the model and deleting its blocks, if nothing holds it."""
         sleep(1.0 if os.environ["RANK"] == "1" else 0.0)
         hold(self, number, block)
 
-    monkeypatch.setattr(shards.Shards, "hold", late)
+    monkeypatch.setattr(finished_weights.FinishedWeights, "hold", late)
     ended = several(2, lambda ranks: ecoflap.run(recipe, folder=tmp_path / "run", ranks=ranks), tmp_path)
     assert ended == [(0, "")] * 2
 

@@ -22,7 +22,7 @@ from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, Place, copied, mapped
 
-INDEX = "model.safetensors.index.json"
+_INDEX = "model.safetensors.index.json"
 """The file in which transformers looks up which weight is in which file."""
 
 FOLDERS = _STORED, _MADE = "shards", "made"
@@ -30,7 +30,7 @@ FOLDERS = _STORED, _MADE = "shards", "made"
 
 
 @dataclass(frozen=True)
-class Shards:
+class FinishedWeights:
     """Writes finished blocks of a model away, and puts the saved model together of them.
 
     :param weights: Where the model's weights are.
@@ -161,7 +161,7 @@ def check_put_away(folder: Path, number: int, hashes: Mapping[str, Mapping[str, 
     """Refuse files of a finished block that are not what was written.
 
     :param folder: The blocks' folder of a run.
-    :param hashes: What :meth:`Shards.put_away` gave.
+    :param hashes: What :meth:`FinishedWeights.put_away` gave.
     :raises FormatError: With what differs first.
     """
     for kind, names in hashes.items():
@@ -193,4 +193,4 @@ def _number(folder: Path, files: Sequence[Path]) -> None:
         size += file.stat().st_size
         file.rename(folder / name)
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")

@@ -25,7 +25,7 @@ from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped_beside
-from ecoflap.core.pruning.shards import Shards
+from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.registry.registry import load_registry
@@ -217,9 +217,9 @@ def test_once_the_pruned_model_is_saved_nothing_reads_its_source(recipe, harm, h
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
 def test_a_disk_that_fills_while_blocks_are_written_is_said_and_the_run_goes_on_later(recipe, monkeypatch, tmp_path):
-    from ecoflap.core.pruning import shards
+    from ecoflap.core.pruning import finished_weights
 
-    write, written = shards.write_safetensors, []
+    write, written = finished_weights.write_safetensors, []
 
     def full(path: Path, tensors: Any) -> dict[str, str]:
         written.append(path)
@@ -227,7 +227,7 @@ def test_a_disk_that_fills_while_blocks_are_written_is_said_and_the_run_goes_on_
             raise RunError(f"{path} could not be written: {os.strerror(errno.ENOSPC)}")
         return write(path, tensors)
 
-    monkeypatch.setattr(shards, "write_safetensors", full)
+    monkeypatch.setattr(finished_weights, "write_safetensors", full)
     with pytest.raises(RunError, match="could not be written"):
         ecoflap.run(recipe, folder=tmp_path / "full")
     monkeypatch.undo()
@@ -372,11 +372,11 @@ def test_what_was_put_away_for_a_while_is_mapped_from_where_it_was(tmp_path):
     weights = MappedWeights(tmp_path / "scratch")
     place = Place(tmp_path / "model.safetensors", "w", "w")
     layer.parameter.data = mapped = weights.map("0.weight", place, torch.float32)
-    shards = Shards(model, weights, tmp_path / "trial")
-    with shards.putting_back():
-        shards.take_into_memory([layer])
+    finished_weights = FinishedWeights(model, weights, tmp_path / "trial")
+    with finished_weights.putting_back():
+        finished_weights.take_into_memory([layer])
         layer.parameter.data.zero_()
-        shards.put_away(0, block)
+        finished_weights.put_away(0, block)
         assert weights.places["0.weight"].file.is_relative_to(tmp_path / "trial")
         assert not layer.weight.any()
     assert layer.parameter.data_ptr() == mapped.data_ptr()
