@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.errors import FormatError, KernelError, one_line
-from ecoflap.core.kernel import place
+from ecoflap.core.kernel import library_file
 from ecoflap.exporters.onnx.decode import Multiplied, Packed, packed_in, unpacked
 from ecoflap.exporters.onnx.dense import without, write_dense
 from ecoflap.exporters.onnx.tensors import Opened, opened
@@ -81,7 +81,7 @@ def _prepared(runtime: Any, path: Path, options: Any) -> tuple[str | bytes, list
     source = opened(path)
     found = packed_in(source)
     multiplied = [one for one in found if isinstance(one, Multiplied)]
-    if multiplied and (reason := place.absent(place.FILE)):
+    if multiplied and (reason := library_file.why_library_absent()):
         text = f"{path}: its matrices are decoded, and take the memory of dense ones: {reason}."
         warnings.warn(text, stacklevel=3)  # for who calls load_session
     elif multiplied:
@@ -108,9 +108,9 @@ def library() -> Path:
 
     :raises KernelError: Where there is none, or it is for another CPU, of another version or cut off.
     """
-    if isinstance(reason := place.opened_at(place.FILE), str):
+    if isinstance(reason := library_file.opened_at(library_file.LIBRARY_FILE), str):
         raise KernelError(reason)
-    return place.FILE
+    return library_file.LIBRARY_FILE
 
 
 def densify(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:

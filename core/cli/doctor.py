@@ -6,7 +6,7 @@ import torch
 
 from ecoflap.core.cli.tables import Section
 from ecoflap.core.kernel.library import Library, opened, openmp
-from ecoflap.core.kernel.place import FILE
+from ecoflap.core.kernel.library_file import LIBRARY_FILE
 from ecoflap.core.kernel.route import route
 from ecoflap.core.machine.arithmetic import slow_types
 from ecoflap.core.text.columns import left
@@ -31,7 +31,7 @@ def doctor_tables() -> list[Section]:
         ["runs", taken.name],
         *_sentence("because", taken.why),
         ["zeros save", taken.saved],
-        ["library", str(FILE) if isinstance(library, Library) else "none"],
+        ["library", str(LIBRARY_FILE) if isinstance(library, Library) else "none"],
         ["Gram sums", "the library's, in bfloat16" if taken.adds_grams else "torch's"],
         *_sentence("torch", lacking),
         ["threads", f"{torch.get_num_threads()}, {_whose()}"],

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from ecoflap.core.errors import KernelError
-from ecoflap.core.kernel.place import FILE, opened_at
+from ecoflap.core.kernel.library_file import LIBRARY_FILE, opened_at
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The types of weights, as the library numbers them."""
@@ -97,7 +97,7 @@ class Library:
 @cache
 def opened() -> Library | str:
     """Open the library; give the reason in words where there is none."""
-    found = opened_at(FILE)
+    found = opened_at(LIBRARY_FILE)
     if isinstance(found, str):
         return found
     library, run_on = Library(found), openmp()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.records import Check, StoredTensor, View
 from ecoflap.core.errors import ModelError
-from ecoflap.core.kernel.place import FILE, absent
+from ecoflap.core.kernel.library_file import why_library_absent
 from ecoflap.exporters.onnx.dense import write_apart
 from ecoflap.exporters.onnx.forms.product import FORMS
 from ecoflap.exporters.onnx.settings import Settings
@@ -126,7 +126,7 @@ def _runtimes(
     """Name the ways to run a file that there are here, and what opens it for each."""
     from ecoflap.onnx import load_session
 
-    multiplied = not absent(FILE) and any(tensor.form in FORMS for tensor in stored)
+    multiplied = not why_library_absent() and any(tensor.form in FORMS for tensor in stored)
     if folder is not None:
         return {WITH_KERNELS if multiplied else ALONE: partial(_mapped_session, path, view, folder, multiplied)}
     alone = {ALONE: partial(_session, path, view, stored)}

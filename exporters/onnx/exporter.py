@@ -14,7 +14,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Exported, Meanwhile, ViewSize, Vocabulary
 from ecoflap.core.errors import ModelError
-from ecoflap.core.kernel.place import FILE, absent
+from ecoflap.core.kernel.library_file import why_library_absent
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.exporters.onnx.check import UNPACKED_AT_MOST, UNPACKING
 from ecoflap.exporters.onnx.dense import write_dense
@@ -133,8 +133,7 @@ class Onnx:
             yield from width_problems({layer.name: layer.weight for _, layer in context.anatomy.layers()}, "onnx")
 
     def _own_problems(self) -> Iterator[str]:
-        absent = [name for name in LIBRARIES if find_spec(name) is None]
-        if absent:
+        if absent := [name for name in LIBRARIES if find_spec(name) is None]:
             yield f"the exporter onnx needs {', '.join(absent)}: pip install 'ecoflap[onnx]'."
         if self.opset == 23:
             yield "opset 23: torch fixes the batch size in its rotary embeddings, so a LLaMA runs on no other. Use 20."
@@ -172,7 +171,7 @@ class Onnx:
     def notes(self, context: PlanContext) -> Iterator[str]:
         """Say which views will be left out, and what is missing to run files as they are meant to be."""
         yield from plan_notes(self.views, context, "onnx")
-        if self.weights == FORM and (reason := absent(FILE)):
+        if self.weights == FORM and (reason := why_library_absent()):
             yield f"weights: {FORM}: files are checked as onnxruntime runs them alone, with dense weights: {reason}."
 
     def __call__(self, pruned: PrunedModel, folder: Path) -> Exported:

@@ -6,8 +6,8 @@ import torch
 from tiny_onnx import at_odd_offsets, chain, changed, sparse
 
 from ecoflap.core.errors import FormatError, KernelError
+from ecoflap.core.kernel import library_file
 from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers torch's operator
-from ecoflap.core.kernel import place
 from ecoflap.core.kernel.matrix import pack_dense
 from ecoflap.core.kernel.route import route
 from kernels import paths
@@ -20,7 +20,7 @@ from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
 from ecoflap.exporters.onnx.settings import Storage  # noqa: E402
 from ecoflap.onnx import densify, library, load_session  # noqa: E402
 
-needs_library = pytest.mark.skipif(bool(place.absent(place.FILE)), reason=place.absent(place.FILE))
+needs_library = pytest.mark.skipif(bool(library_file.why_library_absent()), reason=library_file.why_library_absent())
 SHAPES = [(64, 32), (13, 24), (320, 17), (2, 50), (129, 70), (2050, 16)]
 """Inputs and outputs that fill blocks and that do not."""
 
@@ -187,7 +187,7 @@ def test_one_file_is_run_by_the_library_where_it_is_registered_and_by_itself_els
 
 def test_without_the_library_its_function_runs_and_a_warning_says_so(tmp_path, monkeypatch):
     packed, x = saved(tmp_path, {"w": weight_of((40, 20))}), rows_of((40, 20), 3)
-    monkeypatch.setattr(place, "FILE", tmp_path / "none.so")
+    monkeypatch.setattr(library_file, "LIBRARY_FILE", tmp_path / "none.so")
     with pytest.warns(UserWarning, match=r"packed\.onnx: its matrices are decoded"):
         session = load_session(packed)
     assert run(session, x).tobytes() == run(plain(packed), x).tobytes()
@@ -196,8 +196,8 @@ def test_without_the_library_its_function_runs_and_a_warning_says_so(tmp_path, m
 @needs_library
 def test_a_library_of_another_version_is_not_given_to_onnxruntime(tmp_path, monkeypatch):
     """One may lack an operator, and onnxruntime runs the function of the file then and says nothing."""
-    packed, here = saved(tmp_path, {"w": weight_of((40, 20))}), place.ABI
-    monkeypatch.setattr(place, "ABI", here + 1)
+    packed, here = saved(tmp_path, {"w": weight_of((40, 20))}), library_file.ABI
+    monkeypatch.setattr(library_file, "ABI", here + 1)
     said = rf"is of version {here}, and {here + 1} is needed\. Install ecoflap again"
     with pytest.raises(KernelError, match=said):
         load_session(packed)

@@ -12,7 +12,7 @@ import torch
 from tiny_onnx import at_odd_offsets, chain, damages, sparse
 
 from ecoflap.core.errors import EcoflapError, FormatError, KernelError
-from ecoflap.core.kernel import place
+from ecoflap.core.kernel import library_file
 from kernels import library as kernels
 from kernels import paths, usable
 
@@ -26,7 +26,7 @@ from ecoflap.onnx import densify, library, load_session  # noqa: E402
 
 CPU = ["CPUExecutionProvider"]
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-needs_library = pytest.mark.skipif(bool(place.absent(place.FILE)), reason=place.absent(place.FILE))
+needs_library = pytest.mark.skipif(bool(library_file.why_library_absent()), reason=library_file.why_library_absent())
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def _small_weights_too(monkeypatch):
 
 @pytest.fixture
 def without_library(monkeypatch, tmp_path):
-    monkeypatch.setattr(place, "FILE", tmp_path / "none.so")
+    monkeypatch.setattr(library_file, "LIBRARY_FILE", tmp_path / "none.so")
 
 
 def matrices():
@@ -241,8 +241,8 @@ def test_without_packed_products_nothing_is_said_of_the_library(tmp_path, withou
 
 def test_a_library_that_is_none_is_named(tmp_path, monkeypatch):
     packed, _ = saved(tmp_path)
-    monkeypatch.setattr(place, "FILE", tmp_path / "foreign.so")
-    place.FILE.write_bytes(b"of another CPU")
+    monkeypatch.setattr(library_file, "LIBRARY_FILE", tmp_path / "foreign.so")
+    library_file.LIBRARY_FILE.write_bytes(b"of another CPU")
     with pytest.raises(KernelError, match=r"foreign\.so cannot be used here: .*Install ecoflap again"):
         load_session(packed)
 
@@ -252,7 +252,7 @@ def test_a_library_that_is_cut_off_is_not_given_to_onnxruntime(tmp_path, monkeyp
     """Which would open it, and end with the process."""
     packed, _ = saved(tmp_path)
     (tmp_path / "cut.so").write_bytes(b"\x7fELF\x02\x01".ljust(63, b"\x00"))
-    monkeypatch.setattr(place, "FILE", tmp_path / "cut.so")
+    monkeypatch.setattr(library_file, "LIBRARY_FILE", tmp_path / "cut.so")
     for refused in (library, lambda: load_session(packed)):
         with pytest.raises(KernelError, match=r"cut\.so is cut off\. Install ecoflap again$"):
             refused()

@@ -9,7 +9,7 @@ import torch
 
 from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import library as libraries
-from ecoflap.core.kernel import matrix, place, route
+from ecoflap.core.kernel import library_file, matrix, route
 from ecoflap.core.kernel.matrix import pack_dense, unpack
 from kernels import assert_right, library, numbers, pruned, usable
 
@@ -98,10 +98,10 @@ def opened_anew():
 
 
 def test_what_cannot_be_opened_is_said(monkeypatch, tmp_path, opened_anew):
-    monkeypatch.setattr(libraries, "FILE", tmp_path / "missing.so")
+    monkeypatch.setattr(libraries, "LIBRARY_FILE", tmp_path / "missing.so")
     assert "is not there: ecoflap was built without a compiler" in opened_anew()
     (tmp_path / "foreign.so").write_bytes(b"of another CPU")
-    monkeypatch.setattr(libraries, "FILE", tmp_path / "foreign.so")
+    monkeypatch.setattr(libraries, "LIBRARY_FILE", tmp_path / "foreign.so")
     opened_anew.cache_clear()
     assert "cannot be used here" in opened_anew()
 
@@ -119,8 +119,8 @@ def header(cpu, end):
 def test_a_library_for_another_cpu_or_that_is_cut_off_is_never_opened(monkeypatch, tmp_path, opened_anew):
     """The system would say that there is no such file, or end the process."""
     file = tmp_path / "other.so"
-    monkeypatch.setattr(libraries, "FILE", file)
-    monkeypatch.setattr(place.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(libraries, "LIBRARY_FILE", file)
+    monkeypatch.setattr(library_file.platform, "machine", lambda: "x86_64")
     refused = {
         header(183, 200).ljust(200, b"\x00"): r"other\.so was compiled for aarch64, and this is x86_64\. Install",
         header(243, 200).ljust(200, b"\x00"): r"was compiled for a CPU of number 243, and this is x86_64",
@@ -133,26 +133,26 @@ def test_a_library_for_another_cpu_or_that_is_cut_off_is_never_opened(monkeypatc
         assert re.search(said, opened_anew())
     for written in (header(62, 200).ljust(200, b"\x00"), b"\xcf\xfa\xed\xfe as on macOS", b""):
         file.write_bytes(written)
-        assert place.unfit(file) == ""
-    monkeypatch.setattr(place.platform, "machine", lambda: "riscv64")  # ours may not know its number
+        assert library_file.unfit(file) == ""
+    monkeypatch.setattr(library_file.platform, "machine", lambda: "riscv64")  # ours may not know its number
     file.write_bytes(header(243, 200).ljust(200, b"\x00"))
-    assert place.unfit(file) == ""
-    assert "cannot be read" in place.unfit(tmp_path)
+    assert library_file.unfit(file) == ""
+    assert "cannot be read" in library_file.unfit(tmp_path)
 
 
 @needs_library
 def test_a_library_of_another_version_is_not_used(monkeypatch, opened_anew):
-    here = place.ABI
-    monkeypatch.setattr(place, "ABI", here + 1)
+    here = library_file.ABI
+    monkeypatch.setattr(library_file, "ABI", here + 1)
     assert opened_anew().endswith(f"is of version {here}, and {here + 1} is needed. Install ecoflap again")
 
 
 @needs_library
 def test_the_library_that_is_here_fits(tmp_path):
-    assert place.unfit(place.FILE) == ""
-    (tmp_path / "cut.so").write_bytes(place.FILE.read_bytes()[:-1])
+    assert library_file.unfit(library_file.LIBRARY_FILE) == ""
+    (tmp_path / "cut.so").write_bytes(library_file.LIBRARY_FILE.read_bytes()[:-1])
     if sys.platform == "linux":
-        assert "cut off" in place.unfit(tmp_path / "cut.so")
+        assert "cut off" in library_file.unfit(tmp_path / "cut.so")
 
 
 @needs_library
@@ -162,7 +162,7 @@ def test_a_path_for_another_kind_of_cpu_is_one_that_this_cpu_lacks():
 
 
 def is_arm():
-    return place.platform.machine().lower() in ("aarch64", "arm64")
+    return library_file.platform.machine().lower() in ("aarch64", "arm64")
 
 
 def test_a_product_is_right_by_default():

@@ -15,7 +15,7 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import View, Vocabulary
 from ecoflap.core.errors import ModelError
-from ecoflap.core.kernel import place
+from ecoflap.core.kernel import library_file
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.core.needs.exports import vocabulary_of
 from ecoflap.exporters.onnx import check as onnx_check
@@ -35,7 +35,7 @@ DECODED = "onnxruntime with decoded weights"
 ALSO = ", weights rounded in torch too"
 INT8 = {"weights": "packed_op", "values": "int8"}
 WORDS = {**INT8, "embeddings": "int8"}
-needs_library = pytest.mark.skipif(bool(place.absent(place.FILE)), reason=place.absent(place.FILE))
+needs_library = pytest.mark.skipif(bool(library_file.why_library_absent()), reason=library_file.why_library_absent())
 MODELS = [
     ("llama", "decoder"),
     pytest.param("llama-tied", "decoder", marks=pytest.mark.slow),

@@ -12,7 +12,7 @@ from torch import nn
 
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import View
-from ecoflap.core.kernel import place
+from ecoflap.core.kernel import library_file
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.core.needs.exports import unpruned_of
 from ecoflap.core.packed.pack_model import pack_model
@@ -27,7 +27,7 @@ pytest.importorskip("onnxscript")
 from ecoflap.onnx import densify, load_session  # noqa: E402
 
 INT8 = {"weights": "packed_op", "values": "int8"}
-needs_library = pytest.mark.skipif(bool(place.absent(place.FILE)), reason=place.absent(place.FILE))
+needs_library = pytest.mark.skipif(bool(library_file.why_library_absent()), reason=library_file.why_library_absent())
 KEPT = {"look.weight", "attend.in_proj_weight", "attend.out_proj.weight", "project.weight"}
 """What is not pruned, and torch holds in int8."""
 

@@ -7,9 +7,7 @@ import pytest
 from exported import half_pruned, planned
 
 from ecoflap.core.errors import ModelError
-from ecoflap.core.kernel import place
-from ecoflap.exporters.onnx import check as onnx_check
-from ecoflap.exporters.onnx import exporter as onnx_exporter
+from ecoflap.core.kernel import library_file
 from ecoflap.exporters.onnx.exporter import Onnx
 
 onnx = pytest.importorskip("onnx")
@@ -19,7 +17,7 @@ pytest.importorskip("onnxscript")
 from ecoflap.onnx import densify, load_session  # noqa: E402
 
 ALONE, KERNELS = "onnxruntime", "onnxruntime with ecoflap's kernels"
-needs_library = pytest.mark.skipif(bool(place.absent(place.FILE)), reason=place.absent(place.FILE))
+needs_library = pytest.mark.skipif(bool(library_file.why_library_absent()), reason=library_file.why_library_absent())
 MODELS = [
     ("llama", "decoder"),
     pytest.param("llama", "decoder_with_past", marks=pytest.mark.slow),
@@ -80,8 +78,7 @@ def test_weights_of_16_bits_are_stored_in_them(tmp_path):
 
 
 def test_without_the_library_it_is_checked_as_it_is_run_then(tmp_path, monkeypatch):
-    for module in (place, onnx_check, onnx_exporter):
-        monkeypatch.setattr(module, "FILE", tmp_path / "none.so")
+    monkeypatch.setattr(library_file, "LIBRARY_FILE", tmp_path / "none.so")
     model = half_pruned("vit")
     exporter = Onnx(views=("vision",), weights="packed_op")
     (note,) = exporter.notes(planned(model.model, model.adapter))

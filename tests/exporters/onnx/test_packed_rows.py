@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_onnx import changed, operators_once_loaded, set_byte, sparse
 
 from ecoflap.core.errors import EcoflapError, FormatError, KernelError
-from ecoflap.core.kernel import place
+from ecoflap.core.kernel import library_file
 
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
@@ -23,7 +23,7 @@ from ecoflap.exporters.onnx.scratch import in_memory  # noqa: E402
 from ecoflap.exporters.onnx.tensors import Opened, opened  # noqa: E402
 from ecoflap.onnx import densify, load_session  # noqa: E402
 
-needs_library = pytest.mark.skipif(bool(place.absent(place.FILE)), reason=place.absent(place.FILE))
+needs_library = pytest.mark.skipif(bool(library_file.why_library_absent()), reason=library_file.why_library_absent())
 PARTS = {"w.transposed.values", "w.transposed.masks", "w.transposed.scales"}
 IDS = [np.array(5), np.array([-1, 0, 16, 47, -48]), np.arange(12).reshape(3, 4) * 3, np.zeros((2, 0), np.int64)]
 
@@ -96,7 +96,7 @@ def test_every_way_of_running_it_gives_the_same_rows(ids, tmp_path):
     dense = densify(path, tmp_path / "dense.onnx")
     onnx.checker.check_model(onnx.load(dense), full_check=True)
     assert {one.name for one in onnx.load(dense).graph.initializer} == {"w.transposed"}
-    ways = [alone(path), alone(dense), *([] if place.absent(place.FILE) else [load_session(path)])]
+    ways = [alone(path), alone(dense), *([] if library_file.why_library_absent() else [load_session(path)])]
     for session in ways:
         found, y = session.run(None, {"ids": ids})
         assert found.tobytes() == expected.tobytes()
@@ -109,7 +109,7 @@ def test_every_way_of_running_it_gives_the_same_rows(ids, tmp_path):
 def test_without_kernels_it_is_decoded(tmp_path, monkeypatch):
     words, ids = sparse((48, 33), 0.5, seed=1), IDS[2]
     path = saved(tmp_path, words)
-    monkeypatch.setattr("ecoflap.onnx.place.absent", lambda file: "there is no library")
+    monkeypatch.setattr("ecoflap.onnx.library_file.why_library_absent", lambda: "there is no library")
     assert load_session(path).run(["found"], {"ids": ids})[0].tobytes() == looked_up(words, ids).tobytes()
 
 
@@ -149,7 +149,7 @@ def test_a_row_that_is_not_there_is_refused(wrong, tmp_path):
 @needs_library
 def test_a_library_that_is_registered_already_is_told(tmp_path):
     options = ort.SessionOptions()
-    options.register_custom_ops_library(str(place.FILE))
+    options.register_custom_ops_library(str(library_file.LIBRARY_FILE))
     with pytest.raises(KernelError, match=r"have the library of kernels already\. Give load_session options without"):
         load_session(saved(tmp_path, sparse((48, 33))), options=options)
 

@@ -1,4 +1,4 @@
-"""Say where the compiled library of kernels stands, and open it if it can be here; nothing here imports torch."""
+"""Say where the compiled library of kernels lies, and open it if it can be here; nothing here imports torch."""
 
 import ctypes
 import os
@@ -6,7 +6,8 @@ import platform
 from pathlib import Path
 from struct import unpack_from
 
-FILE = Path(__file__).with_name("libecoflap_kernels.so")
+LIBRARY_FILE = Path(__file__).with_name("libecoflap_kernels.so")
+"""The file that the library is in where ecoflap was built with a compiler."""
 
 ABI = 6
 """The version of the library that goes with these sources, as ``ECOFLAP_ABI`` in ``ecoflap_kernels.h``."""
@@ -18,8 +19,12 @@ _CPUS = {62: "x86_64", 183: "aarch64"}
 """By the number that the header gives them, as ``platform.machine`` calls them."""
 
 
-def absent(file: Path) -> str:
+def why_library_absent() -> str:
     """Say why there is no library; empty where there is one."""
+    return _absent(LIBRARY_FILE)
+
+
+def _absent(file: Path) -> str:
     if file.is_file():
         return ""
     if os.name == "nt":
@@ -50,7 +55,7 @@ def unfit(file: Path) -> str:
 
 def opened_at(file: Path) -> ctypes.CDLL | str:
     """Open a library of the version that goes with these sources; give the reason in words where there is none."""
-    if reason := absent(file) or unfit(file):
+    if reason := _absent(file) or unfit(file):
         return reason
     try:
         library = ctypes.CDLL(str(file))
