@@ -15,25 +15,36 @@ from ecoflap.core.contracts.records import Check, StoredTensor, View
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.library_file import why_library_absent
 from ecoflap.exporters.onnx.dense import write_apart
-from ecoflap.exporters.onnx.forms.product import FORMS
+from ecoflap.exporters.onnx.forms.bitmask import BITMASK
+from ecoflap.exporters.onnx.forms.form import COO
+from ecoflap.exporters.onnx.forms.pattern import PATTERN
+from ecoflap.exporters.onnx.forms.product import EXACT, FORMS, INT8
 from ecoflap.exporters.onnx.settings import Settings
 from ecoflap.exporters.shared.comparison import Comparison, sizes_text
 
 Examples: TypeAlias = tuple[Mapping[str, Tensor], ...]
 """Inputs of a view by name, of different sizes."""
 
-ALONE, WITH_KERNELS = "onnxruntime", "onnxruntime with ecoflap's kernels"
+ALONE = "onnxruntime"
+"""What a manifest calls the runtime that a file is compared in, where nothing is added to it."""
+
+WITH_KERNELS = "onnxruntime with ecoflap's kernels"
+"""The same where the library of kernels multiplies its packed matrices."""
+
 DECODED = "onnxruntime with decoded weights"
+"""The same of rounded weights that were written out dense, where no run of the file alone shows that they are right."""
 
 ROUNDED = ", weights rounded in torch too"
 """Ends what a manifest calls the comparison that shows whether weights in int8 were written right."""
 
-ROUNDED_TOLERANCE, KERNELS_TOLERANCE = 1e-3, 0.25
-"""How far an output may be off then, in shares of its largest magnitude, unless a user allows more; the second where
-kernels round x too, to int16: that makes 0.07 of SmolLM2's logits on made-up keys and values, and what is wrong
-altogether is farther off."""
+ROUNDED_TOLERANCE = 1e-3
+"""How far an output may be off then, in shares of its largest magnitude, unless a user allows more."""
 
-UNPACKING = {"bitmask": 30, "2:4": 15, "packed_op": 45, "packed_op int8": 45}
+KERNELS_TOLERANCE = 0.25
+"""The same where kernels round x too, to int16: that makes 0.07 of SmolLM2's logits on made-up keys and values, and
+what is wrong altogether is farther off."""
+
+UNPACKING = {BITMASK.name: 30, PATTERN.name: 15, EXACT.form: 45, INT8.form: 45}
 """Bytes of memory that onnxruntime takes for a weight of a form while it loads a file."""
 
 UNPACKED_AT_MOST = 4 * 10**9
@@ -85,7 +96,7 @@ def check_view(
     import onnx
 
     # ONNX cannot tell the shapes of a graph with sparse initializers.
-    onnx.checker.check_model(str(path), full_check=settings.storage.weights != "coo")
+    onnx.checker.check_model(str(path), full_check=settings.storage.weights != COO)
     ways = _runtimes(path, view, stored, folder)
     with ExitStack() as stack:
         if computed.rounded is not None and ALONE not in ways:  # kernels, which round x, are no proof of an order

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ecoflap.core.errors import FormatError
 from ecoflap.exporters.onnx.forms import product, rows
 from ecoflap.exporters.onnx.forms.bitmask import BITMASK
-from ecoflap.exporters.onnx.forms.form import DOMAIN, Form, bits_of
+from ecoflap.exporters.onnx.forms.form import COO, DOMAIN, Form, bits_of
 from ecoflap.exporters.onnx.forms.pattern import PATTERN
 from ecoflap.exporters.onnx.forms.product import PRODUCTS, Product
 from ecoflap.exporters.onnx.tensors import Opened, elements, numpy_type, read
@@ -328,7 +328,7 @@ def _sparse(source: Opened) -> Iterator[Packed]:
         fill = partial(_fill_sparse, source, sparse, shape)
         yield Packed(
             name=weight,
-            form="coo",
+            form=COO,
             shape=shape,
             data_type=sparse.values.data_type,
             nodes=(),

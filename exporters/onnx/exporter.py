@@ -19,9 +19,11 @@ from ecoflap.core.model.anatomy import Layer
 from ecoflap.exporters.onnx.check import UNPACKED_AT_MOST, UNPACKING
 from ecoflap.exporters.onnx.dense import write_dense
 from ecoflap.exporters.onnx.encoding import OVERHEAD
+from ecoflap.exporters.onnx.forms.bitmask import BITMASK
+from ecoflap.exporters.onnx.forms.form import COO
 from ecoflap.exporters.onnx.forms.product import FORM
 from ecoflap.exporters.onnx.pack_graph import NARROWED_FROM
-from ecoflap.exporters.onnx.products import bytes_in_int8, bytes_of_product, bytes_of_words, can_be_multiplied
+from ecoflap.exporters.onnx.products import bytes_in_int8, bytes_of_product, bytes_of_vocabulary, can_be_multiplied
 from ecoflap.exporters.onnx.settings import Settings, Storage
 from ecoflap.exporters.onnx.view import EXTERNAL_ABOVE, write_view
 from ecoflap.exporters.shared.comparison import tolerance_problems
@@ -30,7 +32,7 @@ from ecoflap.exporters.shared.views import export_views, plan_notes, plan_proble
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 23)
-PACKING = {"bitmask": 11, "coo": 26}
+PACKING = {BITMASK.name: 11, COO: 26}
 """Bytes of memory for each number of a weight while it is packed in a form, measured; in others and dense 8."""
 ROUNDING = 16
 """The same of a weight that is rounded to int8."""
@@ -79,15 +81,15 @@ class Onnx:
         """Tell the size of one view's file; a weight that several views share is in the file of each."""
         dtype = TYPES[self.values]
         stored = dtype.itemsize if dtype else view.width
-        words, rounded = self._words(view), self._rounded(view)
-        rest = _without([*(one.parameter for one in words), *(one.parameter for one in rounded)], view)
+        vocabulary, rounded = self._vocabulary(view), self._rounded(view)
+        rest = _without([*(one.parameter for one in vocabulary), *(one.parameter for one in rounded)], view)
         dense, others = rest.prunable * stored, (rest.parameters - rest.prunable) * view.width
-        others += sum(bytes_of_words(one, _kept_of(one.parameter, view)) for one in words)
+        others += sum(bytes_of_vocabulary(one, _kept_of(one.parameter, view)) for one in vocabulary)
         others += sum(_bytes_in_int8(one) for one in rounded)
         bits = rest.kept * stored + rest.prunable // 8
         if self.values == "int8":
             bits = bytes_in_int8(rest.kept, rest.prunable)
-        packed = {"bitmask": bits, "packed_op": bits, "coo": rest.kept * (stored + 3), "dense": dense}
+        packed = {BITMASK.name: bits, FORM: bits, COO: rest.kept * (stored + 3), "dense": dense}
         return others + min(dense, packed[self.weights])
 
     def meanwhile(self, view: ViewSize) -> Meanwhile:
@@ -101,15 +103,15 @@ class Onnx:
         widened = wide if view.width < 4 else 0
         rounded = wide if self._storage.rounds else 0  # as torch computes with it
         if view.offloaded:
-            beside = (view.parameters - view.prunable) * view.width if self.weights == "coo" else 0
-            indices = 5 * view.kept if self.weights == "coo" else 0  # which take 8 bytes in memory, and 3 in the file
+            beside = (view.parameters - view.prunable) * view.width if self.weights == COO else 0
+            indices = 5 * view.kept if self.weights == COO else 0  # which take 8 bytes in memory, and 3 in the file
             held = max(
                 (ROUNDING if self._storage.rounds else PACKING.get(self.weights, 8)) * view.largest,
                 2 * embedded + indices,
                 beside if beside > EXTERNAL_ABOVE else 0,
             )
             return Meanwhile(held, max(widened + file + rounded, wide + (file if rounded else 0)))
-        heads = (one for one in self._words(view) if one.is_multiplied and not _is_pruned(one.parameter, view))
+        heads = (one for one in self._vocabulary(view) if one.is_multiplied and not _is_pruned(one.parameter, view))
         layers = view.prunable + sum(one.size for one in self._rounded(view))
         unpacking = UNPACKING.get(self.weights, 0) * (layers + sum(one.parameter.numel() for one in heads))
         is_alone = 0 < unpacking <= UNPACKED_AT_MOST
@@ -117,7 +119,7 @@ class Onnx:
         decoded = 0 if is_alone else rounded  # for onnxruntime to map
         return Meanwhile(max(widened + max(file, rounded), session) + embedded, decoded)
 
-    def _words(self, view: ViewSize) -> list[Vocabulary]:
+    def _vocabulary(self, view: ViewSize) -> list[Vocabulary]:
         """Give the embeddings and heads of a view that are rounded to int8."""
         return [one for one in view.vocabulary if self.embeddings == "int8" and _is_rounded(one)]
 
@@ -161,7 +163,7 @@ class Onnx:
             values=TYPES[self.values],
             lossy=self.lossy,
             int8=self.values == "int8",
-            words_int8=self.embeddings == "int8",
+            vocabulary_int8=self.embeddings == "int8",
         )
 
     def views_written(self, context: PlanContext) -> list[str]:

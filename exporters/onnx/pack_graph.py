@@ -41,7 +41,7 @@ class GraphPacker:
 
     :param masks: By layer.
     :param types: The type that each parameter has in the model, by its name; the graph computes in float32.
-    :param words: Names of the embeddings and heads that are rounded to int8, pruned or not.
+    :param vocabulary: Names of the embeddings and heads that are rounded to int8, pruned or not.
     :param unpruned: Names of matrices besides, which no mask is of, that are rounded to int8 where they are products.
     :param keep: Keeps arrays that are made of weights until all are written.
     :ivar pruned: The graph's initializers that were pruned, and the layer that each is.
@@ -59,7 +59,7 @@ class GraphPacker:
         types: Mapping[str, torch.dtype],
         storage: Storage,
         keep: Keep = in_memory,
-        words: Collection[str] = (),
+        vocabulary: Collection[str] = (),
         unpruned: Collection[str] = (),
     ) -> None:
         self.graph, self.masks, self.storage, self._keep = graph, masks, storage, keep
@@ -69,7 +69,7 @@ class GraphPacker:
         self.rounded: dict[str, bool] = {}
         self.left: list[str] = []
         self.not_finite: list[str] = []
-        self._words = {name: layer for name, layer in graph.names.items() if layer in words}
+        self._vocabulary = {name: layer for name, layer in graph.names.items() if layer in vocabulary}
         self._unpruned = {name: layer for name, layer in graph.names.items() if layer in unpruned}
         self._own = {name: types[layer] for name, layer in graph.names.items()}
         self._wanted = {name: storage.values or self._own[name] for name in (*self.pruned, *self._unpruned)}
@@ -79,20 +79,20 @@ class GraphPacker:
 
         :raises ModelError: Where a type loses a weight, and may not.
         """
-        words = {name: stored for name in self._words if (stored := self._round_words(name))}
-        self.left = [layer for name, layer in self._words.items() if name not in words]
-        self.pruned = {name: layer for name, layer in self.pruned.items() if name not in words}
+        vocabulary = {name: stored for name in self._vocabulary if (stored := self._round_vocabulary(name))}
+        self.left = [layer for name, layer in self._vocabulary.items() if name not in vocabulary]
+        self.pruned = {name: layer for name, layer in self.pruned.items() if name not in vocabulary}
         for name in self.pruned:
             if self._wanted[name] != self._own[name]:
                 self._round(name)
         packed = self._packed() if self.storage.weights in ("bitmask", "packed_op") else ()
-        found = {tensor.name: tensor for tensor in (*words.values(), *packed) if tensor.form != "dense"}
+        found = {tensor.name: tensor for tensor in (*vocabulary.values(), *packed) if tensor.form != "dense"}
         sizes = self._narrow()
         found |= {layer: self._dense(layer, sizes[name]) for name, layer in self.pruned.items() if name in sizes}
         found |= {layer: self._dense(layer, 4 * prod(shape_in(self.masks, layer))) for layer in self.lost}
         in_order = (layer for layer in self.masks if layer in found)
         self.stored = [replace(found[layer], shape=shape_in(self.masks, layer)) for layer in in_order]
-        self.stored += [tensor for tensor in words.values() if tensor.name not in self.masks]
+        self.stored += [tensor for tensor in vocabulary.values() if tensor.name not in self.masks]
         unpruned = ((name, found[layer]) for name, layer in self._unpruned.items() if layer in found)
         self.stored += [replace(tensor, shape=self._shape(name, tensor.shape)) for name, tensor in unpruned]
 
@@ -123,15 +123,15 @@ class GraphPacker:
             )
         value.const_value = ir.tensor(self._keep(made), name=name)
 
-    def _round_words(self, name: str) -> StoredTensor | None:
+    def _round_vocabulary(self, name: str) -> StoredTensor | None:
         """Round an embedding or a head to int8; None where it stays as it is."""
-        weight, layer = self.graph.model.graph.initializers[name], self._words[name]
+        weight, layer = self.graph.model.graph.initializers[name], self._vocabulary[name]
         array = weight.const_value.numpy()
         dense, nonzeros = array.size * self._own[name].itemsize, int(np.count_nonzero(array))
         if array.nbytes < NARROWED_FROM:
             return None
         by_rows = self._has_scales_of_rows(name)
-        if (found := products.round_words(self.graph.model, weight, layer, self._keep)) is None:
+        if (found := products.round_vocabulary(self.graph.model, weight, layer, self._keep)) is None:
             return None
         self.rounded[layer] = by_rows
         return StoredTensor(layer, found[0], self._shape(name, array.shape), nonzeros, dense, found[1])

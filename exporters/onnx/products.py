@@ -2,8 +2,8 @@
 
 A linear layer is a ``MatMul`` whose second factor is the weight, [inputs, outputs], or a ``Gemm``, which may have it
 transposed, [outputs, inputs]. Whatever else reads a weight, an embedding for one, needs it dense. Embeddings and heads
-may be rounded to int8 all the same, by :func:`round_words`: rows are looked up in int8, by standard operators, or where
-one weight is both in the matrix that is multiplied, which is stored once.
+may be rounded to int8 all the same, by :func:`round_vocabulary`: rows are looked up in int8, by standard operators, or
+where one weight is both in the matrix that is multiplied, which is stored once.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -160,7 +160,7 @@ def add_function(model: Any, proto: Any) -> None:
     model.opset_imports[DOMAIN] = 1
 
 
-def round_words(model: Any, weight: Any, name: str, keep: Keep) -> tuple[str, int] | None:
+def round_vocabulary(model: Any, weight: Any, name: str, keep: Keep) -> tuple[str, int] | None:
     """Store an embedding, a head, or one that is both, in int8, in place, pruned or not.
 
     :param weight: The initializer: [words, width], or [width, words] where only ``MatMul`` reads it.
@@ -211,8 +211,8 @@ def bytes_in_int8(nonzeros: int, size: int) -> int:
     return kept_in_int8(nonzeros, size) + size // 8
 
 
-def bytes_of_words(one: Vocabulary, kept: int) -> int:
-    """Give the bytes that :func:`round_words` makes of a matrix [words, width].
+def bytes_of_vocabulary(one: Vocabulary, kept: int) -> int:
+    """Give the bytes that :func:`round_vocabulary` makes of a matrix [words, width].
 
     :param kept: How many of its weights are not zero.
     """

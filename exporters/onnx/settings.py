@@ -19,7 +19,7 @@ class Storage:
         weight's own; they are cast to that when the model is loaded. None is the weight's own.
     :param lossy: Whether a narrower type may make a weight zero or infinite.
     :param int8: Whether matrices of products are rounded to int8, pruned or not, with a scale for each output.
-    :param words_int8: Whether embeddings and heads are, pruned or not, with a scale for each row.
+    :param vocabulary_int8: Whether embeddings and heads are, pruned or not, with a scale for each row.
     """
 
     weights: Literal["bitmask", "packed_op", "coo", "dense"] = "bitmask"
@@ -27,12 +27,12 @@ class Storage:
     values: torch.dtype | None = None
     lossy: bool = False
     int8: bool = False
-    words_int8: bool = False
+    vocabulary_int8: bool = False
 
     @property
     def rounds(self) -> bool:
         """Say whether weights are rounded to int8."""
-        return self.int8 or self.words_int8
+        return self.int8 or self.vocabulary_int8
 
 
 FLOAT_TOLERANCE = 1e-4

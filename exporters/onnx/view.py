@@ -18,6 +18,7 @@ from ecoflap.core.kernel.whole_numbers import rounded_rows
 from ecoflap.core.packed.packing import matrices_of, vocabulary_weights
 from ecoflap.exporters.onnx.check import Checked, Computed, Examples, check_view, needs_own_loader, unpacking_bytes
 from ecoflap.exporters.onnx.embedded import save_embedded, without_data
+from ecoflap.exporters.onnx.forms.form import COO
 from ecoflap.exporters.onnx.forms.product import FORM, FORMS
 from ecoflap.exporters.onnx.graph import graph_of
 from ecoflap.exporters.onnx.pack_graph import GraphPacker
@@ -147,9 +148,9 @@ def _packed(
     def known(weights: Iterable[str]) -> set[str]:
         return {names[id(parameters[name])] for name in weights if name in parameters}
 
-    words = known(vocabulary_weights(pruned.model) if settings.storage.words_int8 else ())
+    vocabulary = known(vocabulary_weights(pruned.model) if settings.storage.vocabulary_int8 else ())
     unpruned = known(matrices_of(pruned.model) if settings.storage.int8 else ()) - pruned.parameter_masks.keys()
-    packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage, keep, words, unpruned)
+    packer = GraphPacker(graph, pruned.parameter_masks, own, settings.storage, keep, vocabulary, unpruned)
     packer.pack()
     return packer
 
@@ -165,7 +166,7 @@ def _save(packer: GraphPacker, path: Path, data: Path) -> list[StoredTensor]:
     import onnx_ir as ir
 
     model = packer.graph.model
-    stored, sparse = packer.sparse() if packer.storage.weights == "coo" else (packer.stored, {})
+    stored, sparse = packer.sparse() if packer.storage.weights == COO else (packer.stored, {})
     initializers = model.graph.initializers.items()
     size = sum(value.const_value.nbytes for name, value in initializers if name not in sparse)
     whole = size + sum(map(len, sparse.values()))
@@ -213,7 +214,7 @@ def _notes(file: str, stored: list[StoredTensor], packer: GraphPacker) -> Iterat
         )
     if packer.not_finite:
         yield f"{file}: not rounded by values: int8, as a weight of each is not finite: {', '.join(packer.not_finite)}"
-    if any(tensor.form == "coo" for tensor in stored):
+    if any(tensor.form == COO for tensor in stored):
         yield f"{file}: its weights are sparse initializers, which OpenVINO does not read. weights: bitmask is smaller."
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ecoflap.core.contracts.records import StoredTensor
 from ecoflap.core.errors import EcoflapError, unknown
+from ecoflap.exporters.onnx.forms.form import COO
 from ecoflap.exporters.onnx.scratch import Keep, in_memory
 
 _OVERHEAD = 64
@@ -53,12 +54,12 @@ def to_coo(
         size, nonzeros = _size(weight), int(np.count_nonzero(weight))
         shrinks = weight.ndim > 0 and not value.is_graph_input() and size + _OVERHEAD < weight.nbytes
         called = layer if layers.count(layer) == 1 else name
-        taken, form = (size, "coo") if shrinks else (weight.nbytes, "dense")
+        taken, form = (size, COO) if shrinks else (weight.nbytes, "dense")
         stored.append(StoredTensor(called, form, weight.shape, nonzeros, weight.nbytes, taken))
         if shrinks:
             data = _encoded(name, int(value.const_value.dtype), weight).SerializeToString()
             sparse[name] = keep(np.frombuffer(data, np.uint8))
-    if (total := sum(one.stored_bytes for one in stored if one.form == "coo")) > _MOST:
+    if (total := sum(one.stored_bytes for one in stored if one.form == COO)) > _MOST:
         raise EcoflapError(
             f"sparse initializers would take {total / 1e9:.1f} GB, and they have to fit into one file of 2 GB. Use "
             f"'weights: bitmask', which can lie in a file of its own."

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 DOMAIN = "ecoflap"
 
+COO = "coo"
+"""What recipes and reports call ONNX's own sparse initializers; said here, where nothing imports torch."""
+
 Check = Callable[[NDArray[Any], NDArray[Any], tuple[int, ...]], None]
 Fill = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], None]
 

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from ecoflap.exporters.onnx.decode import packed_in  # noqa: E402
 from ecoflap.exporters.onnx.forms import rows  # noqa: E402
 from ecoflap.exporters.onnx.forms.product import INT8  # noqa: E402
-from ecoflap.exporters.onnx.products import encode, round_words  # noqa: E402
+from ecoflap.exporters.onnx.products import encode, round_vocabulary  # noqa: E402
 from ecoflap.exporters.onnx.scratch import in_memory  # noqa: E402
 from ecoflap.exporters.onnx.tensors import Opened, opened  # noqa: E402
 from ecoflap.onnx import densify, load_session  # noqa: E402
@@ -53,7 +53,7 @@ def tied(words, ids_type="INT64", rank=2):
     )
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     model = ir.serde.deserialize_model(proto)
-    stored = round_words(model, model.graph.initializers["w"], "w", in_memory)
+    stored = round_vocabulary(model, model.graph.initializers["w"], "w", in_memory)
     return model, stored
 
 

@@ -20,7 +20,7 @@ from ecoflap.exporters.onnx import encoding as onnx_encoding  # noqa: E402
 from ecoflap.exporters.onnx.decode import packed_in, unpacked  # noqa: E402
 from ecoflap.exporters.onnx.encoding import pack  # noqa: E402
 from ecoflap.exporters.onnx.forms.product import EXACT, check, fill, sizes_of  # noqa: E402
-from ecoflap.exporters.onnx.products import encode, round_words  # noqa: E402
+from ecoflap.exporters.onnx.products import encode, round_vocabulary  # noqa: E402
 from ecoflap.exporters.onnx.scratch import in_memory  # noqa: E402
 from ecoflap.exporters.onnx.settings import Storage  # noqa: E402
 from ecoflap.exporters.onnx.tensors import Opened  # noqa: E402
@@ -180,7 +180,7 @@ def test_a_name_in_the_way_of_words_is_said_before_anything_is_changed(name, rea
     ]  # fmt: skip
     model = graph(nodes, {"w": sparse((24, 13)), "v": sparse((24, 13)), "ids": np.array([0], np.int64)})
     with pytest.raises(EcoflapError, match=rf"{name} is in the way: w is packed"):
-        round_words(model, model.graph.initializers["w"], "w", in_memory)
+        round_vocabulary(model, model.graph.initializers["w"], "w", in_memory)
     assert operators(model) == ["Relu", "Gemm", "Gather"]
     assert set(model.graph.initializers) == {"w", "v", "ids"}
 
