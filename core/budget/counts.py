@@ -1,7 +1,9 @@
 """Count exactly: the budget of a layer, a group of layers, and how many weights a sparsity leaves."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import isfinite
 from typing import TypeAlias
 
 from ecoflap.core.budget.curves import Curve
@@ -110,6 +112,22 @@ class Group:
     def most(self) -> int:
         """Give the most weights that it may keep: its cap, or all."""
         return self.size if self.cap is None else min(self.cap, self.size)
+
+    def clamp(self, count: int) -> int:
+        """Bring a count into the range that it may keep: from its floor to the most."""
+        return max(self.floor, min(count, self.most))
+
+
+def check_scores(groups: Sequence[Group], wanted: str, is_right: Callable[[float], bool] = isfinite) -> None:
+    """Refuse groups whose scores nothing can be shared by.
+
+    :param wanted: What a score has to be, as the message says it: ``a score is finite``.
+    :param is_right: Says whether a finite score is that.
+    :raises EcoflapError: With the name and score of each that is not, or that is not finite.
+    """
+    wrong = [group for group in groups if not (isfinite(group.score) and is_right(group.score))]
+    if wrong:
+        raise EcoflapError(*(f"the score of {group.name} is {group.score}: {wanted}" for group in wrong))
 
 
 def exact(number: Number) -> Fraction:

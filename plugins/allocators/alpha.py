@@ -10,10 +10,9 @@ NeurIPS 2024, whose code calls τ ``epsilon``.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isfinite
 from typing import ClassVar, Literal
 
-from ecoflap.core.budget.counts import Group, exact
+from ecoflap.core.budget.counts import Group, check_scores, exact
 from ecoflap.core.budget.water_fill import water_fill
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
@@ -45,9 +44,7 @@ class Alpha:
 
     def _ratios(self, groups: Sequence[Group]) -> list[Fraction]:
         """Compute each group's sparsity but for η, exactly."""
-        wrong = [group for group in groups if not (isfinite(group.score) and group.score > 0)]
-        if wrong:
-            raise EcoflapError(*(f"the score of {g.name} is {g.score}: 1/α is finite and above 0" for g in wrong))
+        check_scores(groups, "1/α is finite and above 0", lambda score: score > 0)
         alphas = [1 / Fraction(group.score) for group in groups]
         low, high = min(alphas, default=Fraction(0)), max(alphas, default=Fraction(0))
         spread = exact(self.spread)

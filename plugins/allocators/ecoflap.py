@@ -10,10 +10,10 @@ out in rounds; this is where the rounds end, computed exactly.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil, isfinite
+from math import ceil
 from typing import ClassVar, Literal
 
-from ecoflap.core.budget.counts import Group, exact, keep_count
+from ecoflap.core.budget.counts import Group, check_scores, exact, keep_count
 from ecoflap.core.budget.water_fill import water_fill
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
@@ -47,7 +47,7 @@ class Ecoflap:
                 yield where + _too_low(self.max_sparsity, sparsity)
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
-        _check_scores(groups)
+        check_scores(groups, "a score is finite and at least 0", lambda score: score >= 0)
         lower = self._lower(groups, keep)
         scores = [group.score for group in groups] if any(g.score for g in groups) else [group.size for group in groups]
         return water_fill(lower, scores, lower, [group.most for group in groups], keep, [g.name for g in groups])
@@ -61,22 +61,10 @@ class Ecoflap:
         )
         if keep_count(total, highest) > keep:
             raise EcoflapError(_too_low(float(highest), float(sparsity)))
-        lower = [_between(group, ceil((1 - highest) * group.size)) for group in groups]
+        lower = [group.clamp(ceil((1 - highest) * group.size)) for group in groups]
         if sum(lower) > keep:
-            lower = [_between(group, keep_count(group.size, highest)) for group in groups]
+            lower = [group.clamp(keep_count(group.size, highest)) for group in groups]
         return lower
-
-
-def _between(group: Group, count: int) -> int:
-    """Bring a count into the range that the group may keep."""
-    return max(group.floor, min(count, group.most))
-
-
-def _check_scores(groups: Sequence[Group]) -> None:
-    """Refuse scores by which nothing can be shared, each with its group's name."""
-    wrong = [group for group in groups if not (isfinite(group.score) and group.score >= 0)]
-    if wrong:
-        raise EcoflapError(*(f"the score of {g.name} is {g.score}: a score is finite and at least 0" for g in wrong))
 
 
 def _too_low(max_sparsity: float, sparsity: float) -> str:

@@ -64,7 +64,7 @@ class Marginal:
         highest, lowest = min(Fraction(1), sparsity + exact(self.above)), max(Fraction(0), sparsity - exact(self.below))
         for group in groups:
             least, most = keep_count(group.size, highest), group.size - int(group.size * lowest)
-            yield max(group.floor, min(least, group.most)), max(group.floor, min(most, group.most))
+            yield group.clamp(least), group.clamp(most)
 
 
 def _curves(groups: Sequence[Group]) -> list[Curve]:

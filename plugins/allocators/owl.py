@@ -9,10 +9,9 @@ Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to Hig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isfinite
 from typing import ClassVar, Literal
 
-from ecoflap.core.budget.counts import Group, exact
+from ecoflap.core.budget.counts import Group, check_scores, exact
 from ecoflap.core.budget.water_fill import water_fill
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
@@ -48,9 +47,7 @@ class Owl:
 
     def _ranks(self, groups: Sequence[Group]) -> list[Fraction]:
         """Compute each group's r_g exactly."""
-        wrong = [group for group in groups if not isfinite(group.score)]
-        if wrong:
-            raise EcoflapError(*(f"the score of {g.name} is {g.score}: a score is finite" for g in wrong))
+        check_scores(groups, "a score is finite")
         scores = [Fraction(group.score) for group in groups]
         low, high = min(scores, default=Fraction(0)), max(scores, default=Fraction(0))
         return [2 * exact(self.spread) * (score - low) / (high - low or 1) for score in scores]

@@ -101,8 +101,8 @@ def _largest(groups: Sequence[Group], keep: int) -> list[int]:
     for group in groups:
         found = [_above(bits, at) for bits in _bits(group)]
         more, equal = (sum(counts) for counts in zip(*found, strict=True))
-        above.append(_bounded(group, more))
-        ties.append(_bounded(group, more + equal) - above[-1])
+        above.append(group.clamp(more))
+        ties.append(group.clamp(more + equal) - above[-1])
     shares = split(keep - sum(above), ties, [group.name for group in groups])
     return [count + share for count, share in zip(above, shares, strict=True)]
 
@@ -146,10 +146,6 @@ def _above(bits: Int32[Tensor, " weights"], at: int) -> tuple[int, int]:
 def _last_bin(kept_from: Int64[Tensor, " bins"], keep: int) -> int:
     """Find the highest bin from which on at least ``keep`` weights are kept; the lowest, where no bin has as many."""
     return max(int((kept_from >= keep).count_nonzero()) - 1, 0)  # what is kept falls from bin to bin
-
-
-def _bounded(group: Group, count: int) -> int:
-    return max(group.floor, min(count, group.most))
 
 
 @hookimpl

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from ecoflap.core.budget.counts import Keep, Pattern, keep_count
+from ecoflap.core.budget.counts import Group, Keep, Pattern, check_scores, keep_count
 from ecoflap.core.errors import EcoflapError
 
 
@@ -46,3 +46,18 @@ class TestKeepCount:
     def test_what_is_no_share_is_refused(self, sparsity):
         with pytest.raises(EcoflapError, match=r"between 0 and 1"):
             keep_count(10, sparsity)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(0, 2), (2, 2), (5, 5), (7, 7), (9, 7)])
+def test_a_group_keeps_between_its_floor_and_its_cap(count, kept):
+    assert Group("a", 10, 0.0, floor=2, cap=7).clamp(count) == kept
+
+
+def test_scores_that_are_not_what_an_allocator_wants_are_named():
+    groups = [Group("a", 1, 1.0), Group("b", 1, -1.0), Group("c", 1, float("nan"))]
+    with pytest.raises(EcoflapError) as caught:
+        check_scores(groups, "a score is finite")
+    assert caught.value.problems == ("the score of c is nan: a score is finite",)
+    with pytest.raises(EcoflapError) as caught:
+        check_scores(groups, "it is above 0", lambda score: score > 0)
+    assert caught.value.problems == ("the score of b is -1.0: it is above 0", "the score of c is nan: it is above 0")
