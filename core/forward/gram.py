@@ -39,6 +39,10 @@ class Gram:
 
     @property
     def matrix(self) -> Float32[Tensor, "in in"]:
+        """Give Σ x xᵀ over the tokens that were added, symmetric and in the inputs' unit squared.
+
+        It is a new tensor each time.
+        """
         whole = self._sum.clone()
         _add_products(whole, self._waiting[: self._waits])
         for start in range(0, self.in_features, _MIRRORED):
@@ -58,6 +62,7 @@ class Gram:
         self._waiting = self._waiting.to(self._sum.device)
 
     def add(self, inputs: Float[Tensor, "... in"]) -> None:
+        """Add the products of some tokens' inputs; each counts once, whatever axes they lie along."""
         rows = inputs.detach().reshape(-1, self.in_features)
         self._changed(len(rows))
         self._wait_as(torch.bfloat16 if _multiplies(rows) else torch.float32)
@@ -82,11 +87,13 @@ class Gram:
         return self._factors[key]
 
     def merge(self, other: "Gram") -> None:
+        """Add the sum of another, taken over other tokens; what waits in it is summed there first."""
         self._changed(other.tokens)
         other._add_waiting()  # in place, so that there is no third matrix
         self._sum += other._sum.to(self._sum.device)
 
     def to(self, device: torch.device | str) -> "Gram":
+        """Move the sum and the tokens that wait to a device, in place, and return itself."""
         if torch.device(device) != self._sum.device:
             self._sum, self._waiting = self._sum.to(device), self._waiting.to(device)
             self._factors.clear()

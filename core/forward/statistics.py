@@ -105,9 +105,11 @@ class ColumnNorm:
 
     @property
     def squared(self) -> Float32[Tensor, " in"]:
+        """Give Σ x² over the tokens that were added, for each input, in its unit squared; a new tensor each time."""
         return self._sum.float()
 
     def add(self, inputs: Float[Tensor, "... in"]) -> None:
+        """Add the squares of some tokens' inputs; each counts once, whatever axes they lie along."""
         rows = inputs.detach().reshape(-1, self.in_features)
         self.tokens += len(rows)
         # On a GPU every piece is a kernel launch; there is no cache to stay in.
@@ -116,10 +118,12 @@ class ColumnNorm:
             self._sum += some.to(torch.float32, copy=True).square_().sum(0)  # another tensor would be other memory
 
     def merge(self, other: "ColumnNorm") -> None:
+        """Add the sum of another, taken over other tokens."""
         self.tokens += other.tokens
         self._sum += other._sum.to(self._sum.device)
 
     def to(self, device: torch.device | str) -> "ColumnNorm":
+        """Move the sum to a device, in place, and return itself."""
         self._sum = self._sum.to(device)
         return self
 
