@@ -120,9 +120,9 @@ class RecordedModel:
 
     def calls_of(self, i: int, number: int) -> Sequence[BlockCall]:
         """Run block ``i`` on one batch, and give its calls with their inputs and outputs, as :meth:`calls` does."""
-        listener = CallsSeen()
-        self._forward(number, first=i, last=i, watch=listener)
-        return listener.seen
+        watch = CallsSeen()
+        self._forward(number, first=i, last=i, watch=watch)
+        return watch.seen
 
     def given_to(self, i: int, number: int) -> Sequence[BlockCall]:
         """Give the calls of block ``i`` on one batch with what it is given, and no outputs.
@@ -132,9 +132,9 @@ class RecordedModel:
         """
         if self.blocks[i].calls != 1:
             return [replace(call, output=None) for call in self.calls_of(i, number)]
-        listener = GivenSeen()
-        self._forward(number, first=i, last=i, watch=listener)
-        return listener.seen
+        watch = GivenSeen()
+        self._forward(number, first=i, last=i, watch=watch)
+        return watch.seen
 
     def recorded(self, number: int) -> Sequence[Any]:
         """Give what the block that was recorded last returned on a batch, call by call."""

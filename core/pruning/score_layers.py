@@ -42,13 +42,13 @@ def score_layers(
     layers: Sequence[tuple[Block, Layer]],
     path: Path,
     emit: Callable[[Event], None],
-    refuse: Callable[[Ranks], None] = lambda ranks: None,
+    refuse_changed: Callable[[Ranks], None] = lambda ranks: None,
 ) -> Scores:
     """Score every layer, or every block; what ``path`` holds already is not asked again.
 
     :param replay: Of the batches of one process or of several; the first of them keeps the scores.
     :param path: The file that grows by a line a score. Numbers of single weights are put into files beside it.
-    :param refuse: Raises before a score is kept where what it was taken of is not to be trusted.
+    :param refuse_changed: Raises before a score is kept where files that weights are mapped from have changed.
     """
     unit: Unit = scorer.options.unit
     ranks = replay.ranks
@@ -72,7 +72,7 @@ def score_layers(
                 )
             place, shape = places.get(name, (0, None))  # a block has neither
             answer = _checked(scorer, name, score, done, shape)
-            refuse(ranks)
+            refuse_changed(ranks)
             done[name] = _kept(name, answer, folder_of(path) / file_name(place), ranks)
             ranks.at_first(partial(append_line, path, score_line(name, done[name])))
             for note in answer.notes if isinstance(answer, Curve) else ():

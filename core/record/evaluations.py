@@ -98,19 +98,19 @@ class Evaluation:
         adapter: Adapter,
         note: Note,
         ranks: Ranks = ALONE,
-        refuse: Callable[[Ranks], None] = lambda ranks: None,
+        refuse_changed: Callable[[Ranks], None] = lambda ranks: None,
     ) -> None:
         """Evaluate a model, and add the line; with the seal of what is remembered of the dense one, where that is.
 
         :param note: Takes sentences of the evaluator, such as how many answers were empty.
         :param ranks: The processes that do it together, where the evaluator shares its data; otherwise the first does
             it alone.
-        :param refuse: Raises before the line is added where what was looked at is not to be trusted.
+        :param refuse_changed: Raises before the line is added where files that weights are mapped from have changed.
         """
         if ranks.size == 1 or (self.evaluator.options.dealt is not None and not self._is_remembered(stage)):
-            self._run(path, stage, model, adapter, note, ranks, refuse)
+            self._run(path, stage, model, adapter, note, ranks, refuse_changed)
         else:
-            ranks.first(lambda: self._run(path, stage, model, adapter, note, ALONE, refuse))
+            ranks.first(lambda: self._run(path, stage, model, adapter, note, ALONE, refuse_changed))
 
     def _is_remembered(self, stage: str) -> bool:
         """Say whether nothing is measured at a stage, but the model remembered."""
@@ -124,7 +124,7 @@ class Evaluation:
         adapter: Adapter,
         note: Note,
         ranks: Ranks,
-        refuse: Callable[[Ranks], None],
+        refuse_changed: Callable[[Ranks], None],
     ) -> None:
         is_remembered = self._is_remembered(stage)
         with blaming(f"the evaluator {self.evaluator.use}"):
@@ -132,7 +132,7 @@ class Evaluation:
             self._check_names(found)
             measures = {name: self._checked(name, asdict(measure)) for name, measure in found.items()}
             seals = {"remembered": self._remember(path, model, adapter, note)} if is_remembered else {}
-        refuse(ranks)
+        refuse_changed(ranks)
         line = {"stage": stage, **self._identity, "measures": measures, **seals}
         ranks.at_first(lambda: append_line(path, line))
 

@@ -169,8 +169,8 @@ def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
         left = _left_as_it_was(evaluation.evaluator.use, model, state.model.stays_on_disk)
         with left, state.log.stage(f"evaluate {stage}"), torch.no_grad(), state.model.running():
             note = state.log.note_of(evaluation.evaluator.use)
-            adapter, unchanged = state.prepared.adapter, state.model.refuse_changed
-            evaluation.run(folder.evaluations, stage, model, adapter, note, state.ranks, unchanged)
+            adapter, refuse_changed = state.prepared.adapter, state.model.refuse_changed
+            evaluation.run(folder.evaluations, stage, model, adapter, note, state.ranks, refuse_changed)
 
 
 @contextmanager
@@ -303,8 +303,9 @@ def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Bl
     spare = spare_for_scoring(state.prepared)
     alone = left_alone(keys.scorer.use, [layer for _, layer in layers], state.folder.scores, ranks)
     with alone, state.replay(batches, data, dtype, ranks, spare) as replay:
-        unchanged = state.model.refuse_changed
-        return score_layers(keys.scorer, keys.aggregate, replay, layers, state.folder.scores, state.log.emit, unchanged)
+        refuse_changed = state.model.refuse_changed
+        path, emit = state.folder.scores, state.log.emit
+        return score_layers(keys.scorer, keys.aggregate, replay, layers, path, emit, refuse_changed)
 
 
 def _take_over_scores(state: RunState) -> None:
