@@ -25,7 +25,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it is 
 import torch
 from torch import Tensor
 
-from ecoflap.core.errors import dtype_name
+from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.kernel.library import VALUES, Values
 from ecoflap.core.kernel.matrix import pack_dense
 from ecoflap.core.kernel.order import shape_of

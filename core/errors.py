@@ -79,11 +79,6 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def dtype_name(dtype: object) -> str:
-    """Name a type of torch's as recipes and configurations do: ``bfloat16``."""
-    return str(dtype).removeprefix("torch.")
-
-
 def listed(names: Sequence[str], most: int) -> str:
     """Name the first of several, at most so many, for a message that counts them; ``…`` stands for the others."""
     return f"{', '.join(names[:most])}{' …' if len(names) > most else ''}"

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ecoflap.adapters.shared.stored_types import types_in
-from ecoflap.core.errors import ModelError, dtype_name, first_of
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import snapshot, weight_files
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ecoflap.core.errors import dtype_name
+from ecoflap.core.dtypes import dtype_name
 
 
 def say_untied(folder: Path, *keys: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ecoflap.core.disk.write_errors import free_for
-from ecoflap.core.errors import dtype_name
+from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.machine.arithmetic import is_slow
 from ecoflap.core.machine.memory import available_memory
 from ecoflap.core.needs.disk import DiskNeeds, disk_needs

@@ -16,7 +16,8 @@ from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
-from ecoflap.core.errors import RecipeError, RunError, dtype_name
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import RecipeError, RunError
 from ecoflap.core.export.exports import export_names, is_recorded
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.model.mapped_weights import mapped_beside

@@ -11,7 +11,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.sums import SUMS
 from ecoflap.core.disk.write_errors import explained
-from ecoflap.core.errors import dtype_name
+from ecoflap.core.dtypes import dtype_name
 
 ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
 """Endings of files that lie beside the weights."""

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ecoflap.core.errors import KernelError, dtype_name
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel import packed_linear as _op  # noqa: F401 - registers the operator
 from ecoflap.core.kernel import packed_rows as _rows  # noqa: F401 - registers the operator
 from ecoflap.core.kernel import unpacked as _unpacked  # noqa: F401 - registers the operator

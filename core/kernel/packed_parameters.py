@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from ecoflap.core.errors import KernelError, dtype_name
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import KernelError
 from ecoflap.core.kernel.matrix import cast, pack_dense
 from ecoflap.core.kernel.order import Shape, shape_of
 from ecoflap.core.kernel.packed_experts import PackedExperts

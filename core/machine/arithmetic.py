@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from ecoflap.core.errors import dtype_name
+from ecoflap.core.dtypes import dtype_name
 
 _ASKED = MappingProxyType(
     {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ecoflap.core.errors import dtype_name
+from ecoflap.core.dtypes import dtype_name
 
 CAN_CHANGE_NUMBERS = (
     "ecoflap", "torch", "transformers", "safetensors", "numpy", "tokenizers", "sentencepiece", "pillow", "datasets",

@@ -14,6 +14,7 @@ from ecoflap.core.contracts.blame import blaming, sentence_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sums import SUMS, check_sums
+from ecoflap.core.dtypes import dtype_called
 from ecoflap.core.errors import FormatError, ModelError, unknown
 from ecoflap.core.kernel.library import Values
 from ecoflap.core.model.anatomy import Source
@@ -32,8 +33,6 @@ from ecoflap.core.registry.registry import load_registry
 
 _PACKED: dict[str, Values] = {"packed": "exact", "packed-int8": "int8", "packed-int8a8": "int8a8"}
 _WEIGHTS = ("dense", *_PACKED)
-_TYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""By their names in a recipe's ``model.dtype``."""
 _DESCRIBING = ("*.md", "LICENSE*", "LICENCE*", "NOTICE*")
 """Names of files that tell people about a model, and that nothing is loaded from."""
 _WAY_OUT = f"Restore the folder as it was; or, if it was changed on purpose, delete {SUMS}."
@@ -117,13 +116,15 @@ def _without_processor(source: Source) -> Source:
 
 def _type_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """Give the type that weights are to be in; None where it is that which is stored."""
-    named = _TYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if named is None or (isinstance(named, torch.dtype) and named.is_floating_point):
-        return named
-    raise ModelError(
-        f"dtype is {dtype!r}; it is a floating-point type of torch, such as torch.bfloat16, its name, one of "
-        f"{', '.join(_TYPES)}, or None"
-    )
+    if dtype is None or dtype == "auto":
+        return None
+    found = dtype_called(dtype)
+    if found is None:
+        raise ModelError(
+            f"dtype is {dtype!r}; it is a floating-point type of torch, such as torch.bfloat16, its name, such as "
+            f"bfloat16, auto, or None"
+        )
+    return found
 
 
 def _kind_of(device: str, weights: str, embeddings: str) -> str:

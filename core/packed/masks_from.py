@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ecoflap.core.disk.sums import check_listed
 from ecoflap.core.disk.whole_files import sha256_of
-from ecoflap.core.errors import FormatError, dtype_name
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import part_of
 from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.packed.into_model import is_packed

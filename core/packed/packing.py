@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecoflap.core.errors import ModelError, dtype_name, first_of
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.kernel.arena import Arena
 from ecoflap.core.kernel.library import TYPES, Values
 from ecoflap.core.kernel.order import Shape

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ecoflap.core.errors import KernelError, ModelError, dtype_name
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import KernelError, ModelError
 from ecoflap.core.packed.packing import ATTRIBUTE, Packing, what_would_be_lost
 
 ROWS, COLUMNS = 32, 64

@@ -16,7 +16,8 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import is_of_inputs
-from ecoflap.core.errors import EcoflapError, dtype_name, listed, nearest
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import EcoflapError, listed, nearest
 from ecoflap.core.kernel.route import route
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights

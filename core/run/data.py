@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from ecoflap.core.contracts.records import Batch
-from ecoflap.core.errors import dtype_name
+from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.model.source import fingerprint
 from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys

@@ -16,7 +16,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, is_of_inputs
 from ecoflap.core.contracts.records import Target, TokenChoice, View
 from ecoflap.core.disk.stored_type import stored_type
-from ecoflap.core.errors import dtype_name
+from ecoflap.core.dtypes import dtype_called
 from ecoflap.core.machine.arithmetic import is_slow, slow_types
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
@@ -56,7 +56,7 @@ class Prepared:
         if self.source.model is not None:
             return self.anatomy.dtype
         asked = self.recipe.model.dtype
-        return self.dtype_of_files if asked == "auto" else _dtype_called(asked)
+        return self.dtype_of_files if asked == "auto" else dtype_called(asked) or torch.float32
 
     @property
     def dtype_of_files(self) -> torch.dtype:
@@ -68,7 +68,7 @@ class Prepared:
         """Give the type that the configuration names, or that the first file is in; None where neither tells."""
         named = self.source.config.get("dtype") or self.source.config.get("torch_dtype")
         if named:
-            return _dtype_called(named)
+            return dtype_called(named) or torch.float32
         files = [file for file in files_read(self.source) if file.suffix == ".safetensors" and file.is_file()]
         return stored_type(files[0]) if files else None
 
@@ -271,12 +271,6 @@ class Prepared:
     def looks_at_dense(self) -> bool:
         """Say whether a refiner asks what the dense model gave."""
         return "dense" in self.targets_asked
-
-
-def _dtype_called(name: object) -> torch.dtype:
-    """Give a type by the name that recipes and configurations have for it."""
-    dtype: torch.dtype = getattr(torch, dtype_name(name), torch.float32)
-    return dtype
 
 
 def _first_said(own: tuple[PartSpec, ...] | None, shared: tuple[PartSpec, ...]) -> tuple[PartSpec, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
-from ecoflap.core.errors import dtype_name
+from ecoflap.core.dtypes import dtype_called, dtype_name
 from ecoflap.core.forward.placement import Placement, model_held
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
@@ -26,8 +26,6 @@ from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.record.weights import refuse_broken
 from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.spare_memory import spare_memory
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class RunModel:
@@ -154,7 +152,7 @@ class RunModel:
         if source.model is not None:
             return source.model.to(self.home).eval()
         with self._log.stage("load"):
-            model, self._mapped = self._load(source, DTYPES.get(self._keys.dtype))
+            model, self._mapped = self._load(source, dtype_called(self._keys.dtype))
             return model
 
     def _read(self, folder: Path, home: str | None = None) -> tuple[nn.Module, MappedWeights | None]:

@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import torch
 from torch import nn
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Exported, Meanwhile, ViewSize, Vocabulary
+from ecoflap.core.dtypes import dtype_called
 from ecoflap.core.errors import ModelError
 from ecoflap.core.kernel.library_file import why_library_absent
 from ecoflap.core.model.anatomy import Layer
@@ -36,8 +36,6 @@ PACKING = {BITMASK.name: 11, COO: 26}
 """Bytes of memory for each number of a weight while it is packed in a form, measured; in others and dense 8."""
 ROUNDING = 16
 """The same of a weight that is rounded to int8."""
-TYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": None}
-"""The float that weights are stored in, which those have that are not rounded to int8."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Onnx:
 
     def predicted_bytes(self, view: ViewSize) -> int:
         """Tell the size of one view's file; a weight that several views share is in the file of each."""
-        dtype = TYPES[self.values]
+        dtype = dtype_called(self.values)
         stored = dtype.itemsize if dtype else view.width
         vocabulary, rounded = self._vocabulary(view), self._rounded(view)
         rest = _without([*(one.parameter for one in vocabulary), *(one.parameter for one in rounded)], view)
@@ -160,7 +158,7 @@ class Onnx:
         return Storage(
             weights=self.weights,
             form=self.form,
-            values=TYPES[self.values],
+            values=dtype_called(self.values),
             lossy=self.lossy,
             int8=self.values == "int8",
             vocabulary_int8=self.embeddings == "int8",

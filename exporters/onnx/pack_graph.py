@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.records import StoredTensor
-from ecoflap.core.errors import ModelError, dtype_name
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import ModelError
 from ecoflap.core.pruning.masks import bits_in, popcount, shape_in
 from ecoflap.exporters.onnx import products
 from ecoflap.exporters.onnx.encoding import OVERHEAD, pack

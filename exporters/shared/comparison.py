@@ -8,7 +8,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from ecoflap.core.contracts.records import Check, View
-from ecoflap.core.errors import ModelError, dtype_name
+from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.errors import ModelError
 
 Compute: TypeAlias = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 """Gives the outputs of a view in its order, of inputs by their names."""

@@ -1,8 +1,6 @@
 """What all messages have in common: a problem is a line."""
 
-import torch
-
-from ecoflap.core.errors import EcoflapError, dtype_name, one_line
+from ecoflap.core.errors import EcoflapError, one_line
 from ecoflap.core.text.problems import RecipeProblems
 
 
@@ -18,12 +16,3 @@ def test_what_an_error_of_somebody_else_says_is_a_line():
     assert one_line(ValueError("  two\n\tlines \r\n")) == "two lines"
     assert one_line(KeyError("a")) == "'a'"
     assert one_line(ValueError()) == ""
-
-
-def test_types_are_named_as_recipes_do():
-    assert [dtype_name(dtype) for dtype in (torch.bfloat16, torch.uint8, "torch.int4", "float16")] == [
-        "bfloat16",
-        "uint8",
-        "int4",
-        "float16",
-    ]

@@ -500,7 +500,7 @@ def test_a_run_without_a_packed_export(tmp_path: Path):
 def test_a_type_may_be_named_as_recipes_do(llama: Path):
     assert ecoflap.load_model(llama, dtype="bfloat16").dtype is torch.bfloat16
     assert ecoflap.load_model(llama, dtype="auto").dtype is ecoflap.load_model(llama).dtype
-    with pytest.raises(ModelError, match=r"dtype is 'bf16'; it is a floating-point type of torch.*, float32, bfloat16"):
+    with pytest.raises(ModelError, match=r"dtype is 'bf16'; it is a floating-point type of torch.*, its name, such as"):
         ecoflap.load_model(llama, dtype="bf16")
 
 
