@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 
@@ -35,6 +36,6 @@ def _pattern(named: str) -> str:
     """Give what a weight's name is searched for: version 5 finds ``norm`` in ``input_layernorm`` too."""
     import transformers
 
-    if int(transformers.__version__.split(".")[0]) < 5:
+    if Version(transformers.__version__).major < 5:
         return rf"(^|\.){re.escape(named)}(\.|$)"
     return named.replace("*", ".*")

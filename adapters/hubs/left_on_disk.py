@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.kept_in_float32 import is_kept_in_float32
@@ -29,7 +30,7 @@ def arguments_for(mapped: MappedWeights) -> dict[str, Any]:
     """
     import transformers
 
-    if int(transformers.__version__.split(".")[0]) < 5:
+    if Version(transformers.__version__).major < 5:
         raise ModelError(f"model.offload: disk needs transformers 5; this is {transformers.__version__}")
     if find_spec("accelerate") is None:
         raise ModelError("model.offload: disk needs accelerate: pip install 'ecoflap[offload]'")

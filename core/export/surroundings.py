@@ -5,6 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
@@ -55,8 +57,7 @@ def save_settings(model: Any, processor: Any, folder: Path) -> None:
 
 def dtype_argument() -> str:
     """Name the argument of ``from_pretrained`` for the weights' type; transformers before 4.56 has the older name."""
-    major, minor = (int(part) for part in version("transformers").split(".")[:2])
-    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+    return "dtype" if Version(version("transformers")).release >= (4, 56) else "torch_dtype"
 
 
 def _dtype_key(config: Any) -> str:
