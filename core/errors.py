@@ -79,13 +79,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def listed(names: Sequence[str], most: int) -> str:
-    """Name the first of several, at most so many, for a message that counts them; ``…`` stands for the others."""
-    return f"{', '.join(names[:most])}{' …' if len(names) > most else ''}"
-
-
 def first_of(names: Sequence[str], most: int) -> str:
-    """Name the first of several like :func:`listed`, and say how many others there are: ``a, b and 5 more``."""
+    """Name the first of several, at most so many, and say how many others there are: ``a, b and 5 more``."""
     return f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"
 
 

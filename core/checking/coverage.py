@@ -8,6 +8,7 @@ from typing import Literal
 from torch import nn
 
 from ecoflap.core.checking.uses import Uses
+from ecoflap.core.errors import first_of
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.model.kept_parts import is_connector, is_router, kept_outside
 from ecoflap.core.model.never_pruned import why_left_out
@@ -129,8 +130,8 @@ class Coverage:
             cure = "towers() should name it; with prunable=False it is kept unless a recipe includes it"
             said = f"{stack} runs and is in no tower: {len(which)} blocks of {kind} with {holds}; {cure}"
             return Forgotten("stack", size, said)
-        some = ", ".join(which[:4]) + (" …" if len(which) > 4 else "")
-        said = f"{stack}: {len(which)} of its {len(blocks)} blocks run and are in no tower ({some}), with {holds}"
+        count = f"{len(which)} of its {len(blocks)} blocks"
+        said = f"{stack}: {count} run and are in no tower ({first_of(which, 4)}), with {holds}"
         return Forgotten("blocks", size, f"{said}; towers() should name all that run")
 
     def _matrix(self, names: Sequence[str]) -> Forgotten:

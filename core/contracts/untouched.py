@@ -9,7 +9,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from ecoflap.core.contracts.records import Statistics
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, first_of
 
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers by their bytes."""
@@ -49,8 +49,9 @@ def unwritten(who: str, given: Mapping[str, Tensor], cure: str, *, counting: boo
     yield
     written = [name for name, tensor, seen in before if not _is_same(seen, _seen(tensor, counting))]
     if written:
-        named = " and ".join(written[:3]) + (f" and {len(written) - 3} more" if len(written) > 3 else "")
-        raise ModelError(f"{who} wrote into {named}, which it is given to look at, and others look at next. {cure}")
+        raise ModelError(
+            f"{who} wrote into {first_of(written, 3)}, which it is given to look at, and others look at next. {cure}"
+        )
 
 
 def _seen(tensor: Tensor, counting: bool) -> tuple[Any, Tensor]:

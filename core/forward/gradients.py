@@ -16,7 +16,7 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Batch, Statistics
 from ecoflap.core.disk.on_disk import zeros_on_disk
-from ecoflap.core.errors import ModelError, listed
+from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.forward.placement import Placement, device_of, replaced_forwards, requiring_grad, tensors_of
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 
@@ -120,7 +120,9 @@ def kept_gradients(
     stream(visit)
     missing = [name for name, one in kept.items() if not one.seen]
     if missing:
-        raise ModelError(f"the loss does not depend on {listed(missing, 6)}, so there is no gradient. Keep them whole")
+        raise ModelError(
+            f"the loss does not depend on {first_of(missing, 6)}, so there is no gradient. Keep them whole"
+        )
     return {name: one.statistics(batches) for name, one in kept.items()}
 
 

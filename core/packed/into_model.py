@@ -127,7 +127,7 @@ def fill(
         setattr(model, ATTRIBUTE, packs.packing)
     left = [name for name, t in chain(model.named_parameters(), model.named_buffers()) if t.is_meta]
     if left:
-        raise ModelError(f"{path}: its model was built without {', '.join(left[:3])}, which no packed file holds.")
+        raise ModelError(f"{path}: its model was built without {first_of(left, 3)}, which no packed file holds.")
     _refuse_other_ties(model, path, names)
 
 

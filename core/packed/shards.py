@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from ecoflap.core.disk.json_files import read_bytes
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.whole_files import whole_folder, write_whole
-from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.errors import EcoflapError, FormatError, first_of
 
 ENDING = ".packed.safetensors"
 INDEX = ".index.json"
@@ -105,7 +105,7 @@ def locate(path: str | os.PathLike[str]) -> Located:
     files = tuple(path.parent / name for name in index.seals)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise FormatError(f"{path.parent} lacks {len(missing)} of {len(files)} shards: {', '.join(missing[:3])}")
+        raise FormatError(f"{path.parent} lacks {len(missing)} of {len(files)} shards: {first_of(missing, 3)}")
     return Located(files, index)
 
 
@@ -215,7 +215,7 @@ def _read(path: Path) -> Index:
     expected = [_name(name, number, count) for number in range(count)]
     # Names are made here and not taken from the file, so that none leads out of the folder.
     if list(index.seals) != expected or not set(index.weight_map.values()) <= set(expected):
-        raise FormatError(f"{path} names other files than its shards, which are {', '.join(expected[:3])}…")
+        raise FormatError(f"{path} names other files than its shards, which are {first_of(expected, 3)}")
     return index
 
 

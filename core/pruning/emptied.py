@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from ecoflap.core.budget.counts import Pattern, keep_count
-from ecoflap.core.errors import listed
+from ecoflap.core.errors import first_of
 from ecoflap.core.pruning.plan import SHARED, Plan, Pool
 
 FEW = 5
@@ -17,9 +17,9 @@ def weightless(pools: Iterable[Pool]) -> Iterator[str]:
     empty = [layer.name for layer in layers if not layer.size]
     if empty:
         yield (
-            f"model: {len(empty)} of {len(layers)} layers have no weights: {listed(empty, FEW)}. A size in the model's "
-            f"configuration is 0, such as hidden_size or intermediate_size: correct it, or keep their tower by keep "
-            f"under towers:."
+            f"model: {len(empty)} of {len(layers)} layers have no weights: {first_of(empty, FEW)}. A size in the "
+            f"model's configuration is 0, such as hidden_size or intermediate_size: correct it, or keep their tower by "
+            f"keep under towers:."
         )
 
 
@@ -42,7 +42,7 @@ def emptying_shares(pools: Iterable[Pool], plan: Plan | None) -> Iterator[str]:
             smallest = min(layer.size for layer in by_share)
             yield (
                 f"{where}: {_share(pool.sparsity)} leaves no weight in {len(by_share)} of {len(pool.layers)} layers, "
-                f"of which the smallest has {smallest:,}: {listed([layer.name for layer in by_share], FEW)}. "
+                f"of which the smallest has {smallest:,}: {first_of([layer.name for layer in by_share], FEW)}. "
                 f"{_at_most(smallest)}, or keep what is so small, such as its tower, by keep under towers:."
             )
 
@@ -54,7 +54,7 @@ def emptied(plan: Plan) -> str | None:
         return None
     return (
         f"{len(names)} of {len(plan.layers)} layers keep none of their weights, and answer zeros: "
-        f"{listed(names, FEW)}. If that is not meant, lower the sparsity, or let no group lose so much, as by "
+        f"{first_of(names, FEW)}. If that is not meant, lower the sparsity, or let no group lose so much, as by "
         f"allocate: {{use: ecoflap, max_sparsity: …}}"
     )
 

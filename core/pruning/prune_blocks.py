@@ -17,7 +17,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Refined, Warned
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
 from ecoflap.core.contracts.records import Mended, Statistics, Target, TokenChoice
-from ecoflap.core.errors import listed
+from ecoflap.core.errors import first_of
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.gram import Gram
 from ecoflap.core.forward.observation import Observed
@@ -349,7 +349,7 @@ class BlockwisePruning:
         if unfed:
             sentence = (
                 f"the router sent no calibration token to {len(unfed)} matrices of experts, which are pruned by their "
-                f"weights alone: {listed(unfed, 6)}. More or other calibration data may reach them"
+                f"weights alone: {first_of(unfed, 6)}. More or other calibration data may reach them"
             )
             self.emit(Warned(sentence))
 

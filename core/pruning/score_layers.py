@@ -17,7 +17,7 @@ from ecoflap.core.contracts.blame import blaming, blaming_each
 from ecoflap.core.contracts.events import Event, Progress, Warned
 from ecoflap.core.contracts.records import SCORES_CALLED, Aggregate, Estimate, KeptScore, Score, Unit
 from ecoflap.core.disk.sealed_lines import append_line, read_lines
-from ecoflap.core.errors import ModelError, cut, listed, nearest
+from ecoflap.core.errors import ModelError, cut, first_of, nearest
 from ecoflap.core.forward.few_tokens import warning_of_few
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
@@ -204,5 +204,5 @@ def _require_wanted(scorer: str, name: str, names: Sequence[str], unit: Unit) ->
 def _complete(scorer: str, done: Mapping[str, KeptScore], names: Sequence[str], unit: Unit) -> Mapping[str, KeptScore]:
     missing = [name for name in dict.fromkeys(names) if name not in done]
     if missing:
-        raise ModelError(f"the scorer {scorer} gave no score for {len(missing)} {unit}(s): {listed(missing, 5)}")
+        raise ModelError(f"the scorer {scorer} gave no score for {len(missing)} {unit}(s): {first_of(missing, 5)}")
     return done

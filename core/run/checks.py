@@ -17,7 +17,7 @@ from ecoflap.core.contracts.options import EvaluatorOptions
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import is_of_inputs
 from ecoflap.core.dtypes import dtype_name
-from ecoflap.core.errors import EcoflapError, listed, nearest
+from ecoflap.core.errors import EcoflapError, first_of, nearest
 from ecoflap.core.kernel.route import route
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
@@ -171,7 +171,7 @@ def _pattern_problems(pools: Iterable[Pool]) -> Iterator[str]:
                 instead = f"An m of {' or '.join(fitting.rsplit(', ', 1))} divides all. " if fitting else ""
                 yield (
                     f"pattern {pool.sparsity.n}:{m}: the inputs of {len(uneven)} layers cannot be divided into runs of "
-                    f"{m}: {listed(uneven, 5)}. {instead}Or give their tower a sparsity of its own under towers:, or "
+                    f"{m}: {first_of(uneven, 5)}. {instead}Or give their tower a sparsity of its own under towers:, or "
                     f"keep it"
                 )
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.errors import EcoflapError, ModelError, listed
+from ecoflap.core.errors import EcoflapError, ModelError, first_of
 from ecoflap.core.packed.bits import nonzeros_pruned
 from ecoflap.core.pruning.masks import bits_in, shape_in
 
@@ -58,4 +58,4 @@ def names_once(pruned: PrunedModel) -> list[str]:
 
 def some(names: list[str]) -> str:
     """Name some layers for a message."""
-    return listed(names, NAMED)
+    return first_of(names, NAMED)

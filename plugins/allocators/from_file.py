@@ -17,7 +17,7 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.sealed_text import read_sealed_json
-from ecoflap.core.errors import EcoflapError, FormatError, listed, nearest
+from ecoflap.core.errors import EcoflapError, FormatError, first_of, nearest
 
 NAMED = 3
 """How many layers that a plan lacks a message names one by one."""
@@ -98,8 +98,8 @@ class FromFile:
         wrong = [name for name, layer in layers.items() if not _is_entry(layer)]
         if wrong:
             raise FormatError(
-                f"{self._file}: of {listed(wrong, NAMED)} it does not say by whole numbers how many weights there are "
-                f'and how many stay: "size": …, "keep": …'
+                f"{self._file}: of {first_of(wrong, NAMED)} it does not say by whole numbers how many weights there "
+                f'are and how many stay: "size": …, "keep": …'
             )
         return layers
 
@@ -111,7 +111,7 @@ class FromFile:
             found = sorted({str(patterns[name]) for name in names})
             yield (
                 f"{self._file}: it has patterns, {' and '.join(found)} in {len(names)} layers "
-                f"({listed(names, NAMED)}), and this takes over counts alone. Write the pattern under sparsity: in "
+                f"({first_of(names, NAMED)}), and this takes over counts alone. Write the pattern under sparsity: in "
                 f"place of allocate:, or of a tower under towers:; or name a copy without its seal and patterns, whose "
                 f"counts are pruned unstructured"
             )
@@ -121,7 +121,7 @@ class FromFile:
         names = sorted(context.beside_layers(pruned))
         if names:
             yield (
-                f"{self._file}: it prunes what is no layer here: {listed(names, NAMED)}. Name under include: "
+                f"{self._file}: it prunes what is no layer here: {first_of(names, NAMED)}. Name under include: "
                 f"what may be pruned; or name a copy without its seal and without these"
             )
 
@@ -129,8 +129,8 @@ class FromFile:
         """Say which layers the plan lacks; of many, as a plan of another model does, the first few."""
         if len(missing) > NAMED:
             yield (
-                f"{self._file}: it lacks {len(missing)} layers ({listed(missing, NAMED)}), and has others "
-                f"({listed([*layers], NAMED)}). {_WAY_OUT}"
+                f"{self._file}: it lacks {len(missing)} layers ({first_of(missing, NAMED)}), and has others "
+                f"({first_of([*layers], NAMED)}). {_WAY_OUT}"
             )
             return
         yield from (f"{self._file}: it has no layer {one!r}.{nearest(one, layers)} {_WAY_OUT}" for one in missing)

@@ -25,7 +25,7 @@ from ecoflap.core.budget.curves import Curve
 from ecoflap.core.budget.water_fill import water_fill
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.errors import EcoflapError
+from ecoflap.core.errors import EcoflapError, first_of
 
 _SMALLEST_RISE = 1e-4
 """Of a loss in nats: below it a measured difference is rounding and choice of samples, and may be negative."""
@@ -71,7 +71,7 @@ def _curves(groups: Sequence[Group]) -> list[Curve]:
     """Give the groups' curves."""
     missing = [group.name for group in groups if group.curve is None]
     if missing:
-        raise EcoflapError(f"marginal needs a curve of each group, and has none of {', '.join(missing[:5])}")
+        raise EcoflapError(f"marginal needs a curve of each group, and has none of {first_of(missing, 5)}")
     return [group.curve for group in groups if group.curve is not None]
 
 

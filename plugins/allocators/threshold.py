@@ -29,7 +29,7 @@ from ecoflap.core.budget.water_fill import split, water_fill
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
-from ecoflap.core.errors import EcoflapError, unknown
+from ecoflap.core.errors import EcoflapError, first_of, unknown
 
 _UPPER, _LOWER = 1 << 15, 1 << 16
 """How many values the upper 15 and the lower 16 of the 31 bits have."""
@@ -65,7 +65,7 @@ class Threshold:
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         missing = [group.name for group in groups if len(group.weight_scores) != len(group.layer_names)]
         if missing:
-            raise EcoflapError(f"threshold needs a number of each weight, and has none of {', '.join(missing[:5])}")
+            raise EcoflapError(f"threshold needs a number of each weight, and has none of {first_of(missing, 5)}")
         kept: dict[str, int] = {}
         for inside, share in self._budgets(groups, keep):
             kept |= {group.name: count for group, count in zip(inside, _largest(inside, share), strict=True)}

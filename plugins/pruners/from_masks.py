@@ -20,7 +20,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Pruner, Statistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.errors import EcoflapError, ModelError, listed, nearest
+from ecoflap.core.errors import EcoflapError, ModelError, first_of, nearest
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.packed.masks_from import NamedMasks, mask_files, masks_from
 
@@ -96,15 +96,15 @@ class FromMasks:
             without = [layer.name for layer in layers if masks.name_of(layer.name) is None]
             yield (
                 f"{self.path}: {len(unknown)} of its {len(masks.masks)} masks are of nothing that this model has, so "
-                f"that they are another model's ({listed(unknown, _FEW)}).{nearest(unknown[0], without)} Name masks of "
-                f"this model, or take these out"
+                f"that they are another model's ({first_of(unknown, _FEW)}).{nearest(unknown[0], without)} Name masks "
+                f"of this model, or take these out"
             )
         beside = () if self.zeros else context.beside_layers(masks.masks)
         pruned = [name for name in beside if not bool(masks.masks[name].all())]
         if pruned:
             yield (
-                f"{self.path}: it prunes what is no layer here: {listed(pruned, _FEW)}. Take these masks out, or name "
-                f"under include: what may be pruned"
+                f"{self.path}: it prunes what is no layer here: {first_of(pruned, _FEW)}. Take these masks out, or "
+                f"name under include: what may be pruned"
             )
 
     def _misshapen(self, masks: NamedMasks, layers: list[Layer]) -> Iterator[str]:

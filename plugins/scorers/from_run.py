@@ -10,7 +10,7 @@ from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import Aggregate, Score, ScoreKind, Unit
-from ecoflap.core.errors import EcoflapError, RunError, listed
+from ecoflap.core.errors import EcoflapError, RunError, first_of
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.pruning.plan_file import read_scores_of
@@ -76,8 +76,8 @@ class FromRun:
         if missing:
             yield (
                 f"{self.run}: it has no score of {len(missing)} of the {len(names)} {scores.unit}s that this recipe "
-                f"allocates by ({listed(missing, _FEW)}). Name a run of this model and of these towers that has scored "
-                f"all of it, or score anew"
+                f"allocates by ({first_of(missing, _FEW)}). Name a run of this model and of these towers that has "
+                f"scored all of it, or score anew"
             )
         gone = [one.file for one in scores.weight_scores.values() if not one.file.is_file()]
         if gone:
@@ -89,7 +89,7 @@ class FromRun:
         missing = [name for name in names if name not in scores.values]
         if missing:
             raise RunError(
-                f"{self.run}: that run has no score for {', '.join(missing[:5])}; is it finished, and of this model?"
+                f"{self.run}: that run has no score for {first_of(missing, _FEW)}; is it finished, and of this model?"
             )
         for name in names:
             score = scores.values[name]

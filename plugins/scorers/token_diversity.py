@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import IMAGE, TEXT, Aggregate
-from ecoflap.core.errors import ModelError, listed, refuse_below_one
+from ecoflap.core.errors import ModelError, first_of, refuse_below_one
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
@@ -51,7 +51,7 @@ class TokenDiversity:
         unseen = [layer.name for _, layer in context.scored.layers() if not _is_seen(layer)]
         if unseen:
             yield (
-                f"it looks at what a layer gives for each token, which of {listed(unseen, 3)} ({len(unseen)} in all) "
+                f"it looks at what a layer gives for each token, which of {first_of(unseen, 3)} "
                 f"nobody sees. Keep their tower, or take another scorer"
             )
 
@@ -114,7 +114,7 @@ def _outputs(replay: Replay, index: int, number: int, layers: Sequence[Layer]) -
         replay.calls_of(index, number)
     missing = [layer.name for layer in layers if layer.name not in found]
     if missing:
-        raise ModelError(f"the modules of {listed(missing, 3)} are not called, so that nobody sees their outputs")
+        raise ModelError(f"the modules of {first_of(missing, 3)} are not called, so that nobody sees their outputs")
     return found
 
 

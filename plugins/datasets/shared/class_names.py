@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.errors import DataError, listed, nearest
+from ecoflap.core.errors import DataError, first_of, nearest
 from ecoflap.plugins.datasets.shared.image_tables import Row, Table
 from ecoflap.plugins.datasets.shared.published_files import read_json
 from ecoflap.plugins.datasets.shared.text_files import filled_lines, named_problems, read_text
@@ -68,8 +68,8 @@ def _of_classes(table: Table, there: Sequence[str], classes: Classes | None, fil
     if strange:
         raise DataError(
             f"{len(strange)} of {len(there)} classes of {table.where} are not among the {len(classes.names)} of "
-            f"{file}: {listed(strange, 5)}.{nearest(strange[0], numbers)} Each line of names should be one class, with "
-            "its folder's name before it where that is another: n01440764 tench."
+            f"{file}: {first_of(strange, 5)}.{nearest(strange[0], numbers)} Each line of names should be one class, "
+            "with its folder's name before it where that is another: n01440764 tench."
         )
 
     def row(number: int) -> Row:

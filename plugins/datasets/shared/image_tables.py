@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.errors import DataError, listed
+from ecoflap.core.errors import DataError, first_of
 from ecoflap.plugins.datasets.shared.image_files import SUFFIXES
 from ecoflap.plugins.datasets.shared.published_files import Entries, Entry, read_json
 from ecoflap.plugins.datasets.shared.text_files import json_lines, json_object, read_text
@@ -185,7 +185,7 @@ def _classes(folder: Path, inside: Mapping[Path, Sequence[Path]]) -> dict[Path, 
     if empty:
         raise DataError(
             f"the subfolders of {folder} are taken for classes, and {len(empty)} of them hold no image: "
-            f"{listed(empty, 5)}. Take them away, or set labels: false."
+            f"{first_of(empty, 5)}. Take them away, or set labels: false."
         )
     return {subfolder: number for number, subfolder in enumerate(inside)}
 

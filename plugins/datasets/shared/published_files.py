@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.errors import DataError, listed
+from ecoflap.core.errors import DataError, first_of
 from ecoflap.plugins.datasets.shared.text_files import json_object, read_text
 
 FOLDER = "Set images: to their folder."
@@ -186,7 +186,7 @@ def _named(document: Any) -> str:
     if not isinstance(document, dict):
         return f"the JSON value {document!r:.40}"
     keys = [*map(str, document)]
-    return f"an object with {listed(keys, 8)}" if keys else "an empty object"
+    return f"an object with {first_of(keys, 8)}" if keys else "an empty object"
 
 
 def _near(document: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from ecoflap.core.contracts.records import Sample
-from ecoflap.core.errors import DataError
+from ecoflap.core.errors import DataError, first_of
 
 Thing = TypeVar("Thing")
 NAMED = 5
@@ -46,6 +46,5 @@ def _lacking(name: str, found: Sequence[str | None]) -> Iterator[str]:
     """
     for what in dict.fromkeys(filter(None, found)):
         numbers = [str(at) for at, one in enumerate(found) if one == what]
-        more = ", …" if len(numbers) > NAMED else ""
-        listed = f"{', '.join(numbers[:NAMED])}{more}"
-        yield f"{name}: {len(numbers)} of {len(found)} samples of its data have no {what}: number {listed}."
+        which = first_of(numbers, NAMED)
+        yield f"{name}: {len(numbers)} of {len(found)} samples of its data have no {what}: number {which}."

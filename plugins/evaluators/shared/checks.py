@@ -10,7 +10,7 @@ from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import DatasetOptions
 from ecoflap.core.contracts.protocols import Dataset
-from ecoflap.core.errors import DataError, EcoflapError, ModelError, refuse_below_one
+from ecoflap.core.errors import DataError, EcoflapError, ModelError, first_of, refuse_below_one
 
 MOST_BEAMS = 1_000
 """The most beams: each is a row of every batch, and so takes the memory of one."""
@@ -75,6 +75,6 @@ def check_same_classes(name: str, own: Sequence[str] | None, count: int, whose: 
     """
     if own is not None and len(own) != count:
         raise DataError(
-            f"{name}: the data has {len(own)} classes ({', '.join(own[:3])} …), and {whose} {count}: their numbers "
+            f"{name}: the data has {len(own)} classes ({first_of(own, 3)}), and {whose} {count}: their numbers "
             "mean something else. Give the data the names of all of them."
         )

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ecoflap.core.contracts.records import Answered, Measure, Sample
-from ecoflap.core.errors import DataError, ModelError
+from ecoflap.core.errors import DataError, ModelError, first_of
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.plugins.evaluators.shared.batches import batches
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
@@ -129,6 +129,7 @@ def _labelled(name: str, scores: Float[Tensor, "images classes"], labels: Sequen
     if len(known) < len(labels):
         raise DataError(f"{name}: {len(labels) - len(known)} of {len(labels)} images have no label. Give all of them.")
     if wrong:
-        raise DataError(f"{name}: the data has the labels {wrong[:5]}, and there are classes 0 to {classes - 1}.")
+        named = first_of([str(label) for label in wrong], 5)
+        raise DataError(f"{name}: the data has the labels {named}, and there are classes 0 to {classes - 1}.")
     _refuse_broken(name, scores)
     return scores.cpu(), torch.arange(classes) == torch.tensor(known)[:, None]

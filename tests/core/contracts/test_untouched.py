@@ -25,7 +25,7 @@ class Sum:
         (lambda weight, seen: weight.numpy().fill(0), "the weights,"),
         (lambda weight, seen: seen[Sum].matrix.sqrt_(), r"Sum\.matrix,"),
         (lambda weight, seen: seen[Sum].matrix.data.zero_(), r"Sum\.matrix,"),
-        (lambda weight, seen: seen[Sum].matrix.add_(weight.mul_(2)[0]), r"the weights and Sum\.matrix,"),
+        (lambda weight, seen: seen[Sum].matrix.add_(weight.mul_(2)[0]), r"the weights, Sum\.matrix,"),
     ],
 )
 def test_what_was_written_into_is_told(write, told):

@@ -127,6 +127,7 @@ def test_a_plan_of_another_model_is_told_in_one_sentence(plan):
     with pytest.raises(EcoflapError) as caught:
         FromFile(plan)(groups, 12)
     assert caught.value.problems == (
-        f"{plan}: it lacks 9 layers (blocks.0.q, blocks.1.q, blocks.2.q …), and has others (layers.0.q, layers.0.k, "
-        f"layers.1.q). Name a plan of this model, or keep their towers whole here, by towers: {{NAME: keep}}",
+        f"{plan}: it lacks 9 layers (blocks.0.q, blocks.1.q, blocks.2.q and 6 more), and has others (layers.0.q, "
+        f"layers.0.k, layers.1.q). Name a plan of this model, or keep their towers whole here, by towers: "
+        "{NAME: keep}",
     )

@@ -68,6 +68,6 @@ def test_masks_of_another_model_are_told_in_one_sentence(path):
         FromMasks(path)([Group(f"layer.{number}", 5, 0.0) for number in range(50)], 9)
     (told,) = caught.value.problems
     assert told.startswith(
-        f"{path}: it has no mask of 50 layers (layer.0, layer.1, layer.2 …), but masks of others (0."
+        f"{path}: it has no mask of 50 layers (layer.0, layer.1, layer.2 and 47 more), but masks of others (0."
     )
     assert told.endswith(WAY_OUT)

@@ -146,7 +146,7 @@ def test_what_samples_lack_is_told_before_the_first_text():
     with pytest.raises(EcoflapError) as error:
         Vqa(data, "{}", batch_size=2)(MODEL, parrot, ignore)
     assert error.value.problems == (
-        "vqa: 7 of 9 samples of its data have no answer: number 1, 3, 4, 5, 6, ….",
+        "vqa: 7 of 9 samples of its data have no answer: number 1, 3, 4, 5, 6 and 2 more.",
         "vqa: 1 of 9 samples of its data have no question: number 2.",
     )
     assert parrot.asked == []

@@ -64,8 +64,8 @@ def test_a_plan_hears_of_scores_that_are_not_there_or_of_another_model(replay, t
     named = ", ".join(layer.name for layer in all_layers(replay)[:3])
     layers = len(all_layers(replay))
     assert said(header_line("layer", "mean"), *blocks) == [
-        f"{tmp_path}: it has no score of {layers} of the {layers} layers that this recipe allocates by ({named} …). "
-        f"Name a run of this model and of these towers that has scored all of it, or score anew"
+        f"{tmp_path}: it has no score of {layers} of the {layers} layers that this recipe allocates by ({named} and "
+        f"{layers - 3} more). Name a run of this model and of these towers that has scored all of it, or score anew"
     ]
     (few,) = said(header_line("block", "mean"), *blocks[:-1])
     assert (

@@ -76,7 +76,7 @@ def test_a_file_that_another_dataset_reads(data, layout, problem, index, told):
         ),
         ({"1": {"imageId": "n1", "text": "?"}}, "an object with 1", "but question is missing."),
         ({"a": 1, "b": 2}, "an object with a, b", None),
-        ({str(n): {} for n in range(10)}, "an object with 0, 1, 2, 3, 4, 5, 6, 7 …", None),
+        ({str(n): {} for n in range(10)}, "an object with 0, 1, 2, 3, 4, 5, 6, 7 and 2 more", None),
         ({}, "an empty object", None),
         ({"images": {}, "annotations": 1}, "an object with images, annotations", None),
         ("x", "the JSON value 'x'", None),
