@@ -3,20 +3,20 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
-from ecoflap.core.contracts.records import Statistics, TokenChoice
+from ecoflap.core.contracts.protocols import Adapter, GradientStatistic, LossStatistic
+from ecoflap.core.contracts.records import Batch, Statistics, TokenChoice
 from ecoflap.core.errors import NotFiniteError
 from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
@@ -27,7 +27,8 @@ from ecoflap.core.forward.paused import Begun, PausedForwards, ProductsSeen, may
 from ecoflap.core.forward.placement import added, numbers_in, times_as_large
 from ecoflap.core.forward.recorded_model import RecordedModel
 from ecoflap.core.forward.statistics import TokenWeights
-from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.core.ranks.ranks import ALONE, Ranks
 
 
 class Replay(RecordedModel):
@@ -42,22 +43,39 @@ class Replay(RecordedModel):
     blocks after ``i`` none runs in ``run``, ``calls`` and ``advance``, and all do in ``loss``. A matrix that a model
     applies without calling its module, such as a packed ``in_proj_weight``, fires no hook; ``run`` sees its inputs all
     the same.
+
+    :ivar few_tokens_seen: What :func:`few_tokens` says of the layers whose Gram matrices ``run`` has given, by name.
     """
 
-    @cached_property
-    def few(self) -> dict[str, str]:
-        """Say what :func:`few_tokens` does, by the layers whose Gram matrices ``run`` has given."""
-        return {}
-
-    @cached_property
-    def _of_loss(self) -> dict[str, Statistics]:
-        """Hold the statistics of the loss' gradient that are taken, by the layer's name."""
-        return {}
-
-    @cached_property
-    def _moved(self) -> list[str]:
-        """Name the layers that are perturbed now."""
-        return []
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        batches: Sequence[Batch],
+        *,
+        anatomy: Anatomy | None = None,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        ranks: Ranks = ALONE,
+        keep_in: Path | None = None,
+        spare: int = 0,
+    ) -> None:
+        super().__init__(
+            model,
+            adapter,
+            batches,
+            anatomy=anatomy,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            ranks=ranks,
+            keep_in=keep_in,
+            spare=spare,
+        )
+        self.few_tokens_seen: dict[str, str] = {}
+        self._loss_statistics: dict[str, Statistics] = {}  # that were taken of the loss' gradient, by layer
+        self._perturbed: list[str] = []  # names of the layers that are now
 
     def run(
         self,
@@ -77,7 +95,7 @@ class Replay(RecordedModel):
         :return: By layer name, its statistics by type: ``seen[name][Gram]``.
         """
         seen = self.observed(i, needs, layers, tokens).everywhere(self.ranks)
-        self.few |= few_among(seen)
+        self.few_tokens_seen |= few_among(seen)
         return seen
 
     def observed(
@@ -95,14 +113,15 @@ class Replay(RecordedModel):
         """
         asked = self.anatomy.layers_of[self.blocks[i].name] if layers is None else layers
         of_loss = [need for need in needs if issubclass(need, LossStatistic)]
-        if any(need not in self._of_loss.get(layer.name, {}) for layer in asked for need in of_loss):
+        if any(need not in self._loss_statistics.get(layer.name, {}) for layer in asked for need in of_loss):
             self.keep_loss_gradients([layer for _, layer in self.anatomy.layers()], of_loss)
         others = [need for need in needs if need not in of_loss]
         if of_loss and not others:
-            seen = Observed.of({layer.name: self._of_loss[layer.name] for layer in asked}, asked, self.ranks.size)
+            taken = {layer.name: self._loss_statistics[layer.name] for layer in asked}
+            seen = Observed.of(taken, asked, self.ranks.size)
         else:
             seen = self._observed(i, others, asked, tokens, paused)
-        return seen.joined(needs, self._of_loss) if of_loss else seen
+        return seen.joined(needs, self._loss_statistics) if of_loss else seen
 
     def keep_loss_gradients(
         self, layers: Sequence[Layer], needs: Sequence[type[Any]], folder: Path | None = None
@@ -124,7 +143,8 @@ class Replay(RecordedModel):
             device=self.placement.device,
         )
         with wide:
-            self._of_loss |= kept_gradients(wide.gradients, layers, needs, folder or self._keep_in, len(self.batches))
+            folder = folder or self._keep_in
+            self._loss_statistics |= kept_gradients(wide.gradients, layers, needs, folder, len(self.batches))
 
     def _observed(
         self,
@@ -246,7 +266,7 @@ class Replay(RecordedModel):
         values = torch.stack(losses)
         for number, value in zip(numbers, values.tolist(), strict=True):
             if not isfinite(value):
-                what = f" with {', '.join(self._moved)} perturbed" if self._moved else ""
+                what = f" with {', '.join(self._perturbed)} perturbed" if self._perturbed else ""
                 raise NotFiniteError(
                     f"the loss of calibration batch {number} is {value}{what}, from {self.blocks[i].name} on"
                 )
@@ -257,7 +277,7 @@ class Replay(RecordedModel):
         """Hold ``weight + delta`` in ``dtype``'s precision; afterwards the weight is the same tensor, bit for bit."""
         parameter, original = layer.parameter, layer.parameter.data
         wide = original.dtype if self.dtype is None else torch.promote_types(original.dtype, self.dtype)
-        self._moved.append(layer.name)
+        self._perturbed.append(layer.name)
         try:
             moved = added(layer, wide, delta.to(original.device, wide))
             del delta  # of a block moved at once these are as large as all its weights
@@ -265,7 +285,7 @@ class Replay(RecordedModel):
                 yield
         finally:
             parameter.data = original
-            self._moved.remove(layer.name)
+            self._perturbed.remove(layer.name)
 
     def gradients(self, visit: Callable[[Layer, Tensor], None]) -> None:
         """Run one backward an own batch, and call ``visit(layer, gradient)`` as each gradient is ready.

@@ -87,7 +87,7 @@ def score_layers(
 
 def _tell_few(use: str, replay: Replay, told: set[str], emit: Callable[[Event], None]) -> None:
     """Warn of layers that saw few tokens, of which nothing was told yet: block by block, as they are looked at."""
-    few = {name: said for name, said in replay.few.items() if name not in told}
+    few = {name: said for name, said in replay.few_tokens_seen.items() if name not in told}
     if few:
         emit(Warned(f"{use}: {warning_of_few(few)}"))
         told.update(few)

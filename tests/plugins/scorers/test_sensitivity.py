@@ -155,8 +155,8 @@ def test_what_the_pruner_notes_is_told_with_the_curve(pico_llama):
         first, *_ = replay.anatomy.layers_of[name]
         assert kept == f"{first.name}: fewer tokens than inputs are too few to refit by, so the inner result is kept"
         assert by_wanda[name].notes == ()
-    assert replay.few.keys() == {layer.name for layer in all_layers(replay)}
-    assert not again.few  # Wanda asks for no Gram matrix
+    assert replay.few_tokens_seen.keys() == {layer.name for layer in all_layers(replay)}
+    assert not again.few_tokens_seen  # Wanda asks for no Gram matrix
 
 
 def test_levels_that_earlier_rounds_have_passed_are_refused_by_the_plan():
