@@ -18,6 +18,9 @@ from ecoflap.core.disk.sealed_lines import read_lines
 from ecoflap.core.disk.whole_files import link_or_copy, whole_file, write_whole
 from ecoflap.core.errors import EcoflapError, ModelError, RunError
 
+_WAY_OUT = "Restore the file, or delete it and score anew"
+"""Ends what is said of lines that are no scores."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -146,9 +149,6 @@ def folder_of(scores: Path) -> Path:
 def file_name(number: int) -> str:
     """Name the file of a layer's numbers by the layer's place in the model; three digits are for the eye."""
     return f"{number:03d}.safetensors"
-
-
-_WAY_OUT = "Restore the file, or delete it and score anew"
 
 
 def _is_header(line: Mapping[str, Any]) -> bool:

@@ -16,8 +16,12 @@ from ecoflap.core.text.problems import Problems, RecipeProblems
 from ecoflap.core.text.strict_yaml import Document, KeyPath, Place, described, parse_yaml, read_small_text
 
 KEYS = ("version", "recipe", "seeds", "grid", "methods")
-SEED = "seed"
+SEED_KEY = "seed"
 """The recipe's one key that takes no values in turn: seeds are what a mean is taken over, and so have ``seeds:``."""
+
+MOST_SEEDS = 1_000
+_SEEDS_WANTED = f"should be how many seeds, counted from 0 and {MOST_SEEDS:,} at most, or a list of them"
+"""Begins what is said of seeds that are neither."""
 
 Axes: TypeAlias = Mapping[str, tuple[Assignment, ...]]
 """The values that keys take in turn, by key."""
@@ -86,7 +90,7 @@ class _Reading:
         if written.get("seeds") is not None:
             seeds = read_seeds(written["seeds"])
             if seeds is None:
-                self.problems.add(("seeds",), f"{SEEDS}, not {described(written['seeds'])}.")
+                self.problems.add(("seeds",), f"{_SEEDS_WANTED}, not {described(written['seeds'])}.")
         sweep = Sweep(self._recipe(), seeds, dict(self._axes()), dict(self._methods()) or {"": ()})
         try:
             self.problems.raise_if_any()
@@ -139,7 +143,7 @@ class _Reading:
 def _is_settable(problems: Problems, path: KeyPath) -> bool:
     """Say whether a key can take values in turn. Seeds cannot: they are what a mean is taken over."""
     key = path[-1]
-    if key == SEED:
+    if key == SEED_KEY:
         problems.add(path, "seeds are written seeds: 3, or seeds: [4, 7].", key=True)
     elif not isinstance(key, str) or not all(key.strip().split(".")):
         problems.add(path, "should be a key of the recipe, such as prune.use.", key=True)
@@ -166,7 +170,7 @@ def _axes_of(set_: Sequence[str]) -> tuple[Axes, list[str]]:
         key, place = name.strip(), Place(f"--set {text}")
         if not equals or not all(key.split(".")):
             problems.append(f"{place}: should be KEY=VALUE,VALUE, such as prune.use=wanda,sparsegpt.")
-        elif key == SEED:
+        elif key == SEED_KEY:
             problems.append(f"{place}: seeds are written --seeds 3, or --seeds 4,7.")
         else:
             values, wrong = _split(written, place)
@@ -184,16 +188,11 @@ def _split(written: str, place: Place) -> tuple[list[Any], list[str]]:
     return document.value or [None], problems
 
 
-MOST_SEEDS = 1_000
-
-SEEDS = f"should be how many seeds, counted from 0 and {MOST_SEEDS:,} at most, or a list of them"
-
-
 def _seeds_of(written: str | int | Sequence[int]) -> tuple[tuple[int, ...] | None, list[str]]:
     place = Place(f"--seeds {written}")
     values, problems = _split(written, place) if isinstance(written, str) else ([written], [])
     seeds = read_seeds(values[0] if len(values) == 1 else values)
-    return seeds, problems or ([] if seeds is not None else [f"{place}: {SEEDS}: --seeds 3, or --seeds 4,7."])
+    return seeds, problems or ([] if seeds is not None else [f"{place}: {_SEEDS_WANTED}: --seeds 3, or --seeds 4,7."])
 
 
 def read_seeds(written: Any) -> tuple[int, ...] | None:

@@ -22,7 +22,7 @@ from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import lasting_parts, what_scores_depend_on
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.run.prepare import prepare
-from ecoflap.core.sweep.file import SEED, Sweep
+from ecoflap.core.sweep.file import SEED_KEY, Sweep
 from ecoflap.core.text.strict_yaml import Document, Place, read_yaml_file
 
 State = Literal["done", "begun", "to do"]
@@ -148,7 +148,7 @@ def _is_set(key: str, own: Sequence[Assignment]) -> bool:
 
 
 def _loaded(path: Path, choice: Choice, registry: Registry) -> Recipe:
-    seed = [] if choice.seed is None else [Assignment(SEED, Document(choice.seed, Place("seeds")))]
+    seed = [] if choice.seed is None else [Assignment(SEED_KEY, Document(choice.seed, Place("seeds")))]
     # A part before what is inside of it: another one drops the parameters of the one that was there.
     set_ = sorted([*choice.own, *choice.grid], key=lambda one: one.key.removesuffix(".use").count("."))
     try:
