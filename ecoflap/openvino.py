@@ -14,7 +14,7 @@ from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.reading import refuse_folder
 from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import EcoflapError, FormatError
-from ecoflap.core.export.openvino_core import last_line, openvino_core
+from ecoflap.exporters.openvino.openvino_core import last_line, openvino_core
 
 __all__ = ["compile_model"]
 

@@ -11,7 +11,7 @@ from tiny_onnx import chain, damages, outputs, sparse, two_of_four
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
-from ecoflap.core.export.openvino_core import openvino_core
+from ecoflap.exporters.openvino.openvino_core import openvino_core
 
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")

@@ -24,6 +24,7 @@ from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
 from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.pruning.plan_file import read_plan
+from ecoflap.core.recipe.defaults import PRUNED_ANYHOW
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment, read_assignment
 from ecoflap.core.recipe.part_spec import PartSpec
@@ -44,8 +45,6 @@ from ecoflap.core.text.strict_yaml import Document, Place, write_yaml
 
 _ASKED = ("version", "seed", "model", "calibration", "evaluate", "export")
 """Keys of a recipe of which an export asks something; all others say how a model is pruned, which is over by then."""
-_ANYHOW = {"sparsity": 0.5, "prune": "magnitude"}
-"""Stands for what pruned a model, where that is not there any more: no recipe is without."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def _read(file: Path, sets: Sequence[Assignment], registry: Registry) -> tuple[R
     try:
         return load_recipe(file, set_=sets, registry=registry, in_memory=True), None
     except RecipeError as refusal:
-        anyhow = {**dict.fromkeys(key for key in Recipe.model_fields if key not in _ASKED), **_ANYHOW}
+        anyhow = {**dict.fromkeys(key for key in Recipe.model_fields if key not in _ASKED), **PRUNED_ANYHOW}
         others = [Assignment(key, Document(value, Place(key))) for key, value in anyhow.items()]
         return load_recipe(file, set_=[*sets, *others], registry=registry, in_memory=True), refusal
 

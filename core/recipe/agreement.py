@@ -5,6 +5,7 @@ from typing import Any
 
 from ecoflap.core.contracts.records import SCORES_CALLED, ScoreKind
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.recipe.defaults import EVEN_ALLOCATOR
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_budget import is_patterned
 from ecoflap.core.recipe.read_keys import FAILED, KeyReader
@@ -18,7 +19,7 @@ def note_disagreements(reader: KeyReader, fields: Mapping[str, Any]) -> None:
         fixed = f"the pattern {fields['pattern']} fixes each layer's budget"
         if score is not None:
             reader.problems.add(("score",), f"{fixed}, so no score is looked at. Remove score:.")
-        if allocate is not FAILED and allocate.use != "uniform":
+        if allocate is not FAILED and allocate.use != EVEN_ALLOCATOR:
             reader.problems.add(("allocate",), f"{fixed}, so nothing can be allocated. Remove allocate:.")
     elif score is None and allocate is not FAILED and allocate.options.takes is not None:
         known = ", ".join(reader.parts.registry.choices("scorer"))

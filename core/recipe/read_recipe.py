@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ecoflap.core.contracts.records import ScoreKind
 from ecoflap.core.model.hub import parts_of_hub_id
 from ecoflap.core.recipe.agreement import note_disagreements
+from ecoflap.core.recipe.defaults import ALLOCATORS, EVEN_ALLOCATOR
 from ecoflap.core.recipe.keys import Key, key_of
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_budget import MISSING, is_patterned, read_budget, read_rounds
@@ -134,17 +134,13 @@ def _allocator(fields: Mapping[str, Any]) -> Any:
     """Give the allocator of a recipe that names none: the pruner's own, or the one for what the scorer gives."""
     score, pruner = fields.get("score"), fields.get("prune", FAILED)
     if is_patterned(fields):
-        return "uniform"
+        return EVEN_ALLOCATOR
     if pruner is not FAILED and (own := _allocator_of(pruner)) is not None:
         return own
     if score is None:
-        return "uniform"
+        return EVEN_ALLOCATOR
     scorer = score["scorer"] if isinstance(score, dict) else FAILED
-    return "ecoflap" if scorer is FAILED else _TAKES[scorer.options.gives]
-
-
-_TAKES: Mapping[ScoreKind, str] = {"number": "ecoflap", "curve": "marginal", "weights": "threshold"}
-"""The allocator that takes scores of each kind where a recipe names none."""
+    return ALLOCATORS["number" if scorer is FAILED else scorer.options.gives]
 
 
 def _allocator_of(pruner: PartSpec) -> Any:

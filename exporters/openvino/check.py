@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import ModelError
-from ecoflap.core.export.openvino_core import last_line, openvino_core
+from ecoflap.exporters.openvino.openvino_core import last_line, openvino_core
 from ecoflap.exporters.shared.comparison import Comparison, sizes_text
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}

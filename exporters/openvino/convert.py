@@ -10,9 +10,9 @@ from torch import Tensor
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import ModelError
-from ecoflap.core.export.openvino_core import last_line
 from ecoflap.exporters.onnx.graph import Graph, graph_of
 from ecoflap.exporters.onnx.view import EXTERNAL_ABOVE, names_by_identity
+from ecoflap.exporters.openvino.openvino_core import last_line
 
 OPSET = 20
 

@@ -16,7 +16,6 @@ from torch import nn
 from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.contracts.records import View
 from ecoflap.core.errors import EcoflapError, ModelError
-from ecoflap.core.export.openvino_core import openvino_core
 from ecoflap.core.machine.arithmetic import lacks_eight_bits
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 from ecoflap.core.recipe.load import parse_recipe
@@ -25,6 +24,7 @@ from ecoflap.exporters.openvino import convert as openvino_convert
 from ecoflap.exporters.openvino import exporter as openvino_exporter
 from ecoflap.exporters.openvino import view as openvino_view
 from ecoflap.exporters.openvino.exporter import OpenVino, ecoflap_register_exporters
+from ecoflap.exporters.openvino.openvino_core import openvino_core
 from ecoflap.openvino import compile_model
 
 ov = pytest.importorskip("openvino")

@@ -14,7 +14,7 @@ import gc, os, signal, sys
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
-from ecoflap.core.export.openvino_core import openvino_core
+from ecoflap.exporters.openvino.openvino_core import openvino_core
 
 def compiled(make):
     x = op.parameter([-1, 8], np.float32, name="x")
