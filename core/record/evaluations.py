@@ -21,7 +21,7 @@ from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, ModelError, RunError
-from ecoflap.core.machine.part_code import digests_of, sources
+from ecoflap.core.machine.part_code import code_of_parts, digests_of
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.remembered import DENSE, open_remembered, take_over_remembered, write_remembered
@@ -46,7 +46,7 @@ class Evaluation:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        code = digests_of(sources(spec.factory for _, spec in self.evaluator.with_inner("")))
+        code = digests_of(code_of_parts(spec.factory for _, spec in self.evaluator.with_inner("")))
         return {"evaluator": self.evaluator.plain(), "files": digests(self.evaluator), **({CODE: code} if code else {})}
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.errors import RunError
 from ecoflap.core.machine.environment import changed_versions
-from ecoflap.core.machine.part_code import Source, digests_of
+from ecoflap.core.machine.part_code import PartCode, digests_of
 from ecoflap.core.record.folder import RunFolder
 
 FROM_PYTHON = (
@@ -86,7 +86,7 @@ class Identity:
         return [f"it was begun with {changed}, which was accepted"] if changed and working else []
 
     def check_code(
-        self, now: Mapping[str, Source], *, evaluated_by: Collection[str] = (), accept: bool = False
+        self, now: Mapping[str, PartCode], *, evaluated_by: Collection[str] = (), accept: bool = False
     ) -> list[str]:
         """Refuse other code of the run's own parts than the folder was begun with, also where nothing is left to do.
 
@@ -118,14 +118,14 @@ class Identity:
             write_sealed_json(self.folder.fingerprints, {**found, CODE: digests_of(now)})
         return []
 
-    def found_by_others(self, now: Mapping[str, Source], evaluated_by: Collection[str] = ()) -> str:
+    def found_by_others(self, now: Mapping[str, PartCode], evaluated_by: Collection[str] = ()) -> str:
         """Name the code that is other than what has found something here: ``another scorer_of_mine (FILE)``.
 
         :return: Empty where none is, or where it has found nothing.
         """
         return self._told_if_found(_changed_code(self.folder.read_fingerprints(), now), evaluated_by)
 
-    def _told_if_found(self, changed: Mapping[str, Source], evaluated_by: Collection[str]) -> str:
+    def _told_if_found(self, changed: Mapping[str, PartCode], evaluated_by: Collection[str]) -> str:
         if not changed:  # and no file is read
             return ""
         evaluated = {*evaluated_by} if self.folder.evaluations.exists() or self.folder.dense.exists() else set()
@@ -159,7 +159,7 @@ def _known_code(fingerprints: Mapping[str, Any]) -> dict[str, str]:
     return {**fingerprints.get(CODE, {}), **fingerprints.get(ACCEPTED_CODE, {})}
 
 
-def _changed_code(fingerprints: Mapping[str, Any], now: Mapping[str, Source]) -> dict[str, Source]:
+def _changed_code(fingerprints: Mapping[str, Any], now: Mapping[str, PartCode]) -> dict[str, PartCode]:
     """Give what is other code now than the fingerprints of a folder know."""
     known = _known_code(fingerprints)
     return {name: one for name, one in now.items() if known.get(name, one.sha256) != one.sha256}

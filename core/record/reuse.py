@@ -7,7 +7,7 @@ from typing import Any
 
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.machine.part_code import digests_of, sources
+from ecoflap.core.machine.part_code import code_of_parts, digests_of
 from ecoflap.core.model.source import are_other_weights
 from ecoflap.core.pruning.plan_file import read_scores_of
 from ecoflap.core.recipe.differences import is_within
@@ -68,7 +68,7 @@ def found_scores(recipe: Recipe, fingerprints: Mapping[str, Any], adapter: Adapt
         return None
     keys = _score_keys(recipe.plain())
     seen = {what: one for what, one in fingerprints.items() if what != CALIBRATION_DATA or "calibration" in keys}
-    code = code_of_scores(recipe) | digests_of(sources([type(adapter)]))
+    code = code_of_scores(recipe) | digests_of(code_of_parts([type(adapter)]))
     for folder in _alike(recipe, seen, own, keys, code):
         if folder.plan.is_file() and folder.scores.is_file():
             way_out = f"Restore the file, or take {folder.path} out of reuse:"
@@ -86,7 +86,7 @@ def found_evaluation(
 
     One whose file of what is remembered of the dense model was deleted is passed over.
     """
-    for folder in _alike(recipe, fingerprints, own, ("model",), digests_of(sources([type(adapter)]))):
+    for folder in _alike(recipe, fingerprints, own, ("model",), digests_of(code_of_parts([type(adapter)]))):
         if evaluation.can_be_taken_over(folder.evaluations):
             return folder.evaluations
     return None
@@ -100,7 +100,7 @@ def lasting_parts(recipe: Recipe) -> Iterator[Callable[..., Any]]:
 def code_of_scores(recipe: Recipe) -> dict[str, str]:
     """Give the digest of all code that scores depend on and that comes with something else than ecoflap."""
     keys = _score_keys(recipe.plain())
-    return digests_of(sources(spec.factory for place, spec in recipe.specs() if place.partition(".")[0] in keys))
+    return digests_of(code_of_parts(spec.factory for place, spec in recipe.specs() if place.partition(".")[0] in keys))
 
 
 def _alike(

@@ -19,7 +19,7 @@ from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.machine.arithmetic import whole_float32
 from ecoflap.core.machine.environment import versions
-from ecoflap.core.machine.part_code import sources
+from ecoflap.core.machine.part_code import code_of_parts
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.differences import changes, is_within
@@ -148,7 +148,7 @@ def default_name(recipe: Recipe | Mapping[str, Any] | str | Path, set_: Sequence
 
 def carry_out(state: RunState) -> Run:
     """Do every stage that is not done yet, and tell observers how it went."""
-    here, code = versions(_used(state)), sources(_used(state))
+    here, code = versions(_used(state)), code_of_parts(_used(state))
     check_same(state.ranks, state.recipe, here, code)
     check_same_device(state.ranks, state.model.device)
     check_sendable(state.ranks, state.prepared.pruners)
@@ -174,7 +174,7 @@ def _identify_code(state: RunState, here: Mapping[str, str], working: bool) -> l
     :param here: The versions of this process.
     """
     adapter = type(state.prepared.adapter)
-    lasting, evaluated_by = sources([*lasting_parts(state.recipe), adapter]), sources([adapter])
+    lasting, evaluated_by = code_of_parts([*lasting_parts(state.recipe), adapter]), code_of_parts([adapter])
     identity = Identity(state.folder)
     accepted = identity.check_code(lasting, evaluated_by=evaluated_by, accept=state.accept_change)
     return accepted + identity.check_versions(here, working=working, accept=state.accept_change)

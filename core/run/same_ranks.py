@@ -5,7 +5,7 @@ from pickle import PicklingError
 from typing import Any
 
 from ecoflap.core.errors import RunError
-from ecoflap.core.machine.part_code import NO_SOURCE, Source
+from ecoflap.core.machine.part_code import NO_CODE, PartCode
 from ecoflap.core.ranks.parcels import packed
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.differences import changes
@@ -14,19 +14,19 @@ from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.evaluations import Evaluation
 
 
-def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], sources: Mapping[str, Source]) -> None:
+def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], code: Mapping[str, PartCode]) -> None:
     """Refuse processes that were given different recipes, or that have other versions of libraries or other code.
 
     :param versions: Those of this process.
-    :param sources: Of the code of their own parts.
+    :param code: That of their own parts.
     :raises RunError: With the ranks and what differs.
     """
-    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(sources)))
+    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(code)))
     problems = []
     for rank, own in enumerate(others, 1):
         problems += [f"rank {rank} has another recipe: {one}" for one in changes(first[0], own[0])]
         problems += [f"rank {rank} has {one}" for one in _other_versions(first[1], own[1])]
-        problems += [f"rank {rank} has {one}" for one in _other_sources(first[2], own[2])]
+        problems += [f"rank {rank} has {one}" for one in _other_code(first[2], own[2])]
     _refuse(problems, "rank 0's vs its own")
 
 
@@ -129,9 +129,9 @@ def _other_versions(first: Mapping[str, str], own: Mapping[str, str]) -> Iterato
             yield f"{name} {own.get(name, 'absent')}, and rank 0 {first.get(name, 'absent')}"
 
 
-def _other_sources(first: Mapping[str, Source], own: Mapping[str, Source]) -> Iterator[str]:
+def _other_code(first: Mapping[str, PartCode], own: Mapping[str, PartCode]) -> Iterator[str]:
     for name in dict.fromkeys([*first, *own]):
-        both = first.get(name, NO_SOURCE), own.get(name, NO_SOURCE)
+        both = first.get(name, NO_CODE), own.get(name, NO_CODE)
         if both[0].sha256 != both[1].sha256:
             told = " vs ".join(f"{one.file} of SHA-256 {one.sha256[:12]}" for one in both)
             yield f"another source of {name}, which is to be the same everywhere: {told}"

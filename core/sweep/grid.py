@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ecoflap.core.errors import EcoflapError, RecipeError
-from ecoflap.core.machine.part_code import digests_of, sources
+from ecoflap.core.machine.part_code import code_of_parts, digests_of
 from ecoflap.core.recipe.differences import changes, differences
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
@@ -88,7 +88,7 @@ class PlannedRun:
 
     def _is_by_this_code(self) -> bool:
         """Say whether its parts are those of its folder, and what evaluators found is found by what they are now."""
-        code = digests_of(sources(lasting_parts(self.recipe)))
+        code = digests_of(code_of_parts(lasting_parts(self.recipe)))
         measured = (Evaluation(one).is_done(self.folder.evaluations, "pruned") for one in self.recipe.evaluate)
         return Identity(self.folder).goes_on_with(code) and all(measured)
 
@@ -217,8 +217,8 @@ def _not_another(run: PlannedRun) -> PlannedRun:
 def _not_by_others(run: PlannedRun) -> PlannedRun:
     """Refuse a run that holds what other code of its parts has found."""
     by_adapter = [] if run.adapter is None else [run.adapter]
-    code = sources([*lasting_parts(run.recipe), *by_adapter])
-    others = Identity(run.folder).found_by_others(code, sources(by_adapter)) if run.folder.is_ours else ""
+    code = code_of_parts([*lasting_parts(run.recipe), *by_adapter])
+    others = Identity(run.folder).found_by_others(code, code_of_parts(by_adapter)) if run.folder.is_ours else ""
     if others:
         raise RecipeError(
             f"{run.folder.path} was begun with {others} than is there now: what is there was computed by other code. "

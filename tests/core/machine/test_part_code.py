@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import pytest
 
 from ecoflap.core.machine import part_code
-from ecoflap.core.machine.part_code import Source, sources
+from ecoflap.core.machine.part_code import PartCode, code_of_parts
 from ecoflap.plugins.pruners.wanda import Wanda
 
 
@@ -46,14 +46,16 @@ def forgotten(monkeypatch):
 
 def test_a_module_is_its_file(written, tmp_path):
     digest = sha256(b"class Part: pass\n").hexdigest()
-    assert sources([written("part_of_mine")]) == {"part_of_mine": Source(str(tmp_path / "part_of_mine.py"), digest)}
+    assert code_of_parts([written("part_of_mine")]) == {
+        "part_of_mine": PartCode(str(tmp_path / "part_of_mine.py"), digest)
+    }
 
 
 def test_a_package_is_all_of_its_modules(written, tmp_path, forgotten):
     """What two parts share may lie in a module that neither is in. What editors and environments put there is none."""
     written("parts_of_mine.__init__", "")
     part, _ = written("parts_of_mine.part"), written("parts_of_mine.shared", "FACTOR = 2\n")
-    folder, before = tmp_path / "parts_of_mine", sources([part])
+    folder, before = tmp_path / "parts_of_mine", code_of_parts([part])
     assert before["parts_of_mine"].file == str(folder)
     for name in (".ipynb_checkpoints/part.py", "__pycache__/part.py", "env/lib/part.py", "data.txt", "part.py~"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
@@ -61,37 +63,37 @@ def test_a_package_is_all_of_its_modules(written, tmp_path, forgotten):
     (folder / "env" / "pyvenv.cfg").write_text("")
     (folder / ".#part.py").symlink_to(tmp_path / "nowhere")
     (folder / "folder.py").mkdir()
-    assert sources(forgotten([part])) == before
+    assert code_of_parts(forgotten([part])) == before
     (folder / "shared.py").write_text("FACTOR = 3\n")
-    assert sources(forgotten([part])).keys() == before.keys()
-    assert sources(forgotten([part])) != before
+    assert code_of_parts(forgotten([part])).keys() == before.keys()
+    assert code_of_parts(forgotten([part])) != before
 
 
 def test_what_is_imported_counts_and_not_what_was_written_since(written, tmp_path):
     part = written("part_in_work")
-    before = sources([part])
+    before = code_of_parts([part])
     (tmp_path / "part_in_work.py").write_text("class Part: factor = 2\n")
-    assert sources([part]) == before
-    assert sources([reload(sys.modules["part_in_work"]).Part]) != before
+    assert code_of_parts([part]) == before
+    assert code_of_parts([reload(sys.modules["part_in_work"]).Part]) != before
 
 
 def test_a_package_in_an_archive_has_no_source(tmp_path, monkeypatch):
     with ZipFile(tmp_path / "parts.zip", "w") as archive:
         archive.writestr("zipped_parts/__init__.py", "class Part: pass\n")
     monkeypatch.syspath_prepend(tmp_path / "parts.zip")
-    assert sources([import_module("zipped_parts").Part]) == {}
+    assert code_of_parts([import_module("zipped_parts").Part]) == {}
     sys.modules.pop("zipped_parts")
 
 
 def test_nothing_is_said_of_what_comes_with_ecoflap_or_python_or_from_no_file():
-    assert sources([Wanda, Source, dict, sha256, type("Typed", (), {"__module__": "nowhere"})]) == {}
+    assert code_of_parts([Wanda, PartCode, dict, sha256, type("Typed", (), {"__module__": "nowhere"})]) == {}
 
 
 SCRIPT = """
-from ecoflap.core.machine.part_code import sources
+from ecoflap.core.machine.part_code import code_of_parts
 class Part:
     factor = {factor}
-print({folder!r} and sources([Part])["Part"].sha256)
+print({folder!r} and code_of_parts([Part])["Part"].sha256)
 """
 
 
@@ -112,6 +114,6 @@ def test_of_a_notebook_a_class_is_its_functions(monkeypatch):
         linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
         cell = {"__name__": "__main__"}
         exec(compile(text, name, "exec"), cell)
-        (found,) = sources([cell["Part"]]).values()
+        (found,) = code_of_parts([cell["Part"]]).values()
         digests.append(found.sha256)
     assert digests[0] == digests[1] != digests[2]

@@ -17,7 +17,7 @@ import ecoflap
 from ecoflap import ColumnNorm, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError, RunError
-from ecoflap.core.machine.part_code import Source
+from ecoflap.core.machine.part_code import PartCode
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.report import read_report
@@ -406,8 +406,8 @@ class Second(Ranks):
 
 def test_a_source_may_lie_elsewhere(plain):
     recipe = parse_recipe(plain(), registry=load_registry())
-    ranks = Second((recipe.plain(), {}, {"part": Source("/a/part.py", "0" * 64)}))
-    check_same(ranks, recipe, {}, {"part": Source("/b/part.py", "0" * 64)})
+    ranks = Second((recipe.plain(), {}, {"part": PartCode("/a/part.py", "0" * 64)}))
+    check_same(ranks, recipe, {}, {"part": PartCode("/b/part.py", "0" * 64)})
     said = r"another source of part, .*: /a/part\.py of SHA-256 000000000000 vs no file of SHA-256 none"
     with pytest.raises(RunError, match=said):
         check_same(ranks, recipe, {}, {})

@@ -6,7 +6,7 @@ import pytest
 
 from ecoflap.core.disk.sealed_lines import append_line
 from ecoflap.core.errors import RunError
-from ecoflap.core.machine.part_code import Source
+from ecoflap.core.machine.part_code import PartCode
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.identity import Identity
 
@@ -42,8 +42,8 @@ NOTHING, DENSE = {}, {"evaluations.jsonl": [{"stage": "dense"}]}
     ],
 )
 def test_other_code_is_refused_where_it_has_found_something(folder, files, changed, refused):
-    before = {name: Source(f"{name}.py", "1" * 64) for name in ("adapter", "scorer")}
-    now = {**before, changed: Source(f"{changed}.py", "2" * 64)}
+    before = {name: PartCode(f"{name}.py", "1" * 64) for name in ("adapter", "scorer")}
+    now = {**before, changed: PartCode(f"{changed}.py", "2" * 64)}
     Identity(folder).check_code(before, evaluated_by=["adapter"])
     for name, lines in files.items():
         for line in lines:
