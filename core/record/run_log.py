@@ -41,7 +41,7 @@ class RunLog:
         self._observers(event)
 
     def note(self, sentence: str) -> None:
-        """Warn of something."""
+        """Tell a note, which the run records as a warning."""
         self.emit(Warned(sentence))
 
     def note_of(self, part: str) -> Note:
