@@ -56,7 +56,8 @@ def load_model(
 
     :param folder: With ``model.packed.safetensors``, or its shards and their index, and the model's configuration; or
         a run's, with one such export.
-    :param dtype: A type of torch's, or its name in a recipe, such as ``bfloat16``; None keeps what is stored.
+    :param dtype: A floating-point type of torch's, or its name, such as ``bfloat16``; None keeps what is stored, as
+        does ``auto``.
     :param adapter: For a model whose folder does not say what it is; afterwards its ``processor`` is the model's. It
         may be named as in a recipe, such as ``llama``. By default the one that claims the folder is found.
     :param weights: ``packed`` leaves pruned matrices packed in memory, and multiplies with them so, on the CPU;
