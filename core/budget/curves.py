@@ -8,6 +8,10 @@ from math import isfinite
 from ecoflap.core.errors import EcoflapError
 
 
+class CurveError(EcoflapError):
+    """Levels or rises are no curve. Whoever asked a scorer for it adds which one that was, and where."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """A score that is a curve: by how much the loss rises where this part of the model alone loses so much.
@@ -26,14 +30,14 @@ class Curve:
     def __post_init__(self) -> None:
         check_levels(self.levels)
         if len(self.rises) != len(self.levels):
-            raise EcoflapError(f"a curve has {len(self.levels)} levels and {len(self.rises)} rises; each level has one")
+            raise CurveError(f"a curve has {len(self.levels)} levels and {len(self.rises)} rises; each level has one")
         wrong = [
             f"the rise at {level:g} is {rise}; a rise is finite"
             for level, rise in zip(self.levels, self.rises, strict=True)
             if not isfinite(rise)
         ]
         if wrong:
-            raise EcoflapError(*wrong)
+            raise CurveError(*wrong)
 
     @classmethod
     def sum(cls, curves: Sequence["Curve"], factor: float = 1.0) -> "Curve":
@@ -62,7 +66,7 @@ def check_levels(levels: Sequence[float]) -> None:
     """Refuse levels that are no ladder of sparsities: fewer than two, none between 0 and 1, or not rising."""
     ordered = all(a < b for a, b in pairwise(levels))
     if len(levels) < 2 or not ordered or not all(0 < level < 1 for level in levels):
-        raise EcoflapError(
+        raise CurveError(
             f"levels are {list(levels)}; a ladder is two sparsities or more between 0 and 1, each larger than the one "
             f"before, such as [0.4, 0.6, 0.8]"
         )

@@ -132,9 +132,11 @@ def _rounds(recipe: Recipe) -> str:
 
 
 def _subblocks(prepared: Prepared) -> str:
-    """Name the sub-blocks of each tower's first block that has any, where refiners ask for them."""
+    """Name the sub-blocks of each tower's first block that has any, where refiners train these and not the block."""
     said = []
     for tower, of_blocks in prepared.subblocks_asked.items():
+        if all(one.options.each == "block" for one in prepared.block_refiners[tower]):  # it looks at what is inside
+            continue
         block = next((name for name, found in of_blocks.items() if found), "")
         names = [one.block.name.removeprefix(f"{block}.") for one in of_blocks.get(block, ())]
         said.append(f"{tower}: {', '.join(names) or 'whole blocks'}")

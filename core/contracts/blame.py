@@ -9,6 +9,8 @@ from typing import TypeVar
 from ecoflap.core.errors import EcoflapError, one_line
 
 Item = TypeVar("Item")
+_CORE = Path(__file__).resolve().parents[1]
+_PYTHON = Path(traceback.__file__).resolve().parent
 
 
 class PartError(EcoflapError):
@@ -54,6 +56,20 @@ def sentence_of(error: BaseException) -> str:
 
 
 def _place_of(error: BaseException) -> str:
-    """Give the innermost line of code that raised, for the author of the part."""
+    """Give the innermost line of the part's own file that what raised was called from, or else the line that raised.
+
+    A part's file is that of the first code that is not the engine's: what raised may be a library or the engine itself.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    return f" It happened in {Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].name}." if frames else ""
+    if not frames:
+        return ""
+    theirs = next((frame.filename for frame in frames if _may_be_a_parts(frame.filename)), frames[-1].filename)
+    at = [frame for frame in frames if frame.filename == theirs][-1]
+    return f" It happened in {Path(at.filename).name}:{at.lineno}, {at.name}."
+
+
+def _may_be_a_parts(file: str) -> bool:
+    """Say whether code lies neither in ``core`` nor in Python's own library, nor was generated to check calls."""
+    path = Path(file).resolve()
+    is_pythons = path.is_relative_to(_PYTHON) and "site-packages" not in path.parts
+    return not (path.is_relative_to(_CORE) or is_pythons or file.startswith("<"))

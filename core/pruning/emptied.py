@@ -33,6 +33,9 @@ def emptying_shares(pools: Iterable[Pool], plan: Plan | None) -> Iterator[str]:
             continue
         where = "sparsity" if pool.name == SHARED else f"towers.{pool.name}.sparsity"
         if keep_count(pool.size, pool.sparsity) == 0:
+            if pool.sparsity == 1:  # no recipe may ask for it, so that it is what masks of elsewhere have
+                yield f"{where}: the masks keep none of {pool.size:,} weights. Give masks that keep some"
+                continue
             share = f"{_share(pool.sparsity)} of {pool.size:,} weights"
             yield f"{where}: {share} leaves none of them. {_at_most(pool.size)}."
             continue

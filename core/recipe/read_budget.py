@@ -48,10 +48,11 @@ def read_rounds(reader: KeyReader, written: Any) -> int | tuple[float, ...] | No
         shares = tuple(map(float, written))
         if len(shares) <= MOST_ROUNDS and all(one < other for one, other in pairwise(shares)):
             return shares
+    given = f"{list(written)}" if isinstance(written, (list, tuple)) else described(written)
     reader.problems.add(
         ("rounds",),
-        f"should be a number of rounds from 1 to {MOST_ROUNDS}, or a list of rising shares such as [0.3, 0.45, 0.6], "
-        f"not {described(written)}.",
+        f"should be a number of rounds from 1 to {MOST_ROUNDS}, or a list of at most as many shares, each larger than "
+        f"the one before, such as [0.3, 0.45, 0.6], not {given}.",
     )
     return None
 

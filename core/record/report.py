@@ -190,9 +190,20 @@ class Report(_Entry):
     @property
     def method(self) -> str:
         """Name the parts that the run used, such as ``zeroth_order → ecoflap → wanda``, and how many rounds it took."""
-        parts = " → ".join([self.allocation, self.recipe.prune.use, *(one.use for one in self.recipe.refine)])
+        parts = " → ".join([self.allocation, self.recipe.prune.use, *self._refiners])
         count = rounds_in(self.recipe.rounds)
         return f"{parts}, {count} rounds" if count > 1 else parts
+
+    @property
+    def _refiners(self) -> list[str]:
+        """Name the refiners that ran, those that a tower has for itself before those of the recipe.
+
+        What stands under ``refine`` is for towers that have none of their own: there may be no such tower.
+        """
+        ran = {one.refiner: one.number for one in self.refined}  # a pruner that mends has no number
+        shared = [one.use for one in self.recipe.refine]
+        own = [refiner for refiner, number in ran.items() if number is not None and refiner not in shared]
+        return [*own, *(use for use in shared if use in ran)]
 
     @property
     def allocation(self) -> str:

@@ -44,7 +44,13 @@ class DenseLogits:
         self._asked.clear()
 
         def diverge(original: CrossEntropy, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-            return divergence(self._next(targets), logits.float())
+            found = divergence(self._next(targets), logits.float())
+            if found.shape != logits.shape[:1]:
+                raise ModelError(
+                    f"the divergence that held_against_dense is given returned a tensor of {tuple(found.shape)}; it "
+                    f"gives a number for each of the {len(logits)} rows, and the loss takes their mean"
+                )
+            return found
 
         with _in_place_of_cross_entropy(diverge):
             yield

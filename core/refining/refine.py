@@ -5,6 +5,7 @@ from math import isfinite
 from time import perf_counter
 from typing import Any
 
+from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.events import Event, Refined, Warned
@@ -88,7 +89,10 @@ def _gentlest(refiner: PartSpec, tries: int) -> Any:
 
 def _gentler(one: Any, name: str) -> Any:
     with blaming(f"the refiner {name}, asked for a gentler one,"):
-        return options_of(RefinerOptions, one).gentler()
+        found = options_of(RefinerOptions, one).gentler()
+    if found is not None and not callable(found):
+        raise ModelError(f"the refiner {name}: its gentler() gave {shown(found)}; it gives a refiner, or None for none")
+    return found
 
 
 def _errors(view: RefinedView) -> dict[str, float]:

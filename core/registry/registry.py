@@ -224,7 +224,7 @@ def _add_offers(kind: str, known: dict[str, Offer], plugin: Plugin, offered: obj
         yield f"{plugin} should offer its {kind}s as a mapping from name to factory, not {offered!r}. {plugin.way_out}"
         return
     for name, factory in offered.items():
-        if not isinstance(name, str) or ":" in name or not callable(factory):
+        if not isinstance(name, str) or not name or ":" in name or not callable(factory):
             wanted = "a name without ':' and a callable are wanted"
             yield f"{plugin} offers the {kind} {name!r}: {factory!r}; {wanted}. {plugin.way_out}"
         elif not inspect.isclass(factory) and not inspect.isroutine(factory):

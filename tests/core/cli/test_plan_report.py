@@ -22,6 +22,7 @@ from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run import spare_memory
 from ecoflap.core.run.prepare import prepare
 from ecoflap.core.text.numbers import bytes_text
+from ecoflap.plugins.refiners.reconstruct import Reconstruct
 
 HUB = "somebody/some-llama"
 
@@ -294,7 +295,7 @@ def test_steps_of_a_models_refiner_take_disk_and_so_does_what_one_before_it_left
     assert needs["disk meanwhile"] == (f"{expected:.1f} kB", f"finished blocks, until model/ is complete{beside}")
 
 
-def test_sub_blocks_are_named_and_what_is_kept_of_them_is_counted(plain):
+def test_sub_blocks_are_named_and_what_is_kept_of_them_is_counted(plain, monkeypatch):
     """4 texts of 16 tokens; attention and MLP give 32 numbers in bfloat16 each, and take 32 in float32."""
 
     def told(each, keep="memory"):
@@ -308,6 +309,9 @@ def test_sub_blocks_are_named_and_what_is_kept_of_them_is_counted(plain):
 
     (block, before), (sub, after) = told("block"), told("subblock")
     assert block == "reconstruct: each block once it is pruned"
+    monkeypatch.setattr(Reconstruct, "inside", True, raising=False)  # one that looks at sub-blocks and trains blocks
+    assert told("block")[0] == block
+    monkeypatch.undo()
     assert sub == "reconstruct: each block once it is pruned, by its sub-blocks (language: self_attn, mlp)"
     more = 4 * 16 * (2 * 32 * 2 + 32 * 4)
     refining = [float(one["peak memory"][1].partition("refining ")[2].partition(" kB")[0]) for one in (before, after)]

@@ -34,6 +34,12 @@ def test_a_share_that_leaves_a_model_nothing_is_told_with_the_most_that_does_not
     assert told.startswith("towers.vision.sparsity: 99.9 %")
 
 
+def test_masks_that_keep_nothing_are_told_as_masks():
+    """No recipe may ask for all of it; masks of elsewhere may have it."""
+    (told,) = emptying_shares([pool(Fraction(1), (10, 10))], None)
+    assert told == "sparsity: the masks keep none of 100 weights. Give masks that keep some"
+
+
 def test_layers_that_a_share_leaves_nothing_are_named():
     one = pool(Fraction("0.99"), (100, 100), (3, 3), (2, 4))
     (told,) = emptying_shares([one], planned(one))

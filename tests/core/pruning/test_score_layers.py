@@ -127,6 +127,24 @@ def test_a_score_that_is_none_is_refused_by_name_and_not_kept(score, tmp_path, v
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("curve", "told"),
+    [
+        (lambda: Curve((0.3, 0.5), (1.0, float("nan"))), "the rise at 0.5 is nan; a rise is finite"),
+        (lambda: Curve((0.3, 0.5), (1.0,)), "a curve has 2 levels and 1 rises; each level has one"),
+        (lambda: Curve((0.5, 0.3), (1.0, 2.0)), "levels are [0.5, 0.3]; a ladder is"),
+    ],
+)
+def test_a_curve_that_is_none_is_refused_with_whose_it_is(scored, curve, told):
+    def answers():
+        yield "a.x", Curve((0.3, 0.5), (1.0, 2.0))
+        yield "a.y", curve()
+
+    with pytest.raises(ModelError) as caught:
+        scored("Scorer", answers(), "sum", unit="layer", gives="curve")
+    assert str(caught.value).startswith(f"the scorer Scorer, at its answer behind that for a.x: {told}")
+
+
 def test_a_second_score_is_refused(score):
     """Who yields one for each batch has nobody sum them."""
     with pytest.raises(ModelError, match=r"Scorer gave a\.x a second score, 3\.0; it yields one for each layer"):

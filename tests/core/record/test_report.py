@@ -90,6 +90,23 @@ def test_a_scorer_that_nothing_asked_is_no_part_of_the_method(plain, tmp_path):
     assert report.scores_by_tower() == {}
 
 
+@pytest.mark.parametrize(
+    ("refine", "own", "named"),
+    [
+        ({"use": "reconstruct", "steps": 1}, None, "reconstruct"),
+        ({"use": "reconstruct", "steps": 1}, [], ""),
+        ([], {"use": "reconstruct", "steps": 1}, "reconstruct"),
+        ([{"use": "distill", "steps": 1}], {"use": "reconstruct", "steps": 1}, "reconstruct → distill"),
+    ],
+)
+def test_refiners_that_ran_are_the_methods_and_no_others(plain, tmp_path, refine, own, named):
+    """A tower that has refiners of its own takes none of the blocks' that stand under refine."""
+    towers = {} if own is None else {"language": {"refine": own}}
+    recipe = plain(score=None, allocate="uniform", refine=refine, towers=towers, evaluate=None, export=None)
+    report = ecoflap.run(recipe, folder=tmp_path / "run").report
+    assert report.method == " → ".join(filter(None, ["uniform", "wanda", named]))
+
+
 @pytest.mark.parametrize("rule", [{"use": "ecoflap", "max_sparsity": 0.5}, {"use": "ecoflap", "max_sparsity": 0.9}])
 def test_a_method_is_called_alike_whichever_candidate_was_taken(plain, tmp_path, monkeypatch, rule):
     """A mean over the seeds in which one of them won would be chosen by what came out."""

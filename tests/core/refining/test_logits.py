@@ -33,6 +33,25 @@ def test_kl_stands_in_the_place_of_the_loss_at_real_labels():
     assert float(mean_nll(logits, labels)) != pytest.approx(float(found))
 
 
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        lambda dense, logits: (dense - logits).square().mean(),
+        lambda dense, logits: (dense - logits).square().sum(-1)[:1],
+        lambda dense, logits: (dense - logits).square(),
+    ],
+)
+def test_a_divergence_that_gives_no_number_a_row_is_refused(divergence):
+    """The loss takes a mean over rows, and would take another of a mean, or of fewer."""
+    dense, logits, labels = drawn(2, 5, 7), drawn(2, 5, 7, seed=1), torch.tensor([[1, 2, 0, 3, 4], [0, 1, 2, 6, 5]])
+    kept = DenseLogits()
+    with kept.recorded():
+        mean_nll(dense, labels)
+    told = r"the divergence that held_against_dense is given returned a tensor of .*; it gives a number for"
+    with kept.compared(divergence), pytest.raises(ModelError, match=told):
+        mean_nll(logits, labels)
+
+
 def test_options_of_a_cross_entropy_may_be_given_by_their_place():
     logits, targets, weight = drawn(4, 7), torch.tensor([1, 2, 3, 6]), drawn(7, seed=2).abs()
     plain = F.cross_entropy(logits, targets, weight)

@@ -121,6 +121,13 @@ def test_a_gentler_one_begins_where_the_first_did(case, rate, rates, monkeypatch
     assert all(torch.equal(layer.weight, expected[layer.name]) for layer in one.layers)
 
 
+def test_a_gentler_one_that_is_no_refiner_is_refused(case, monkeypatch):
+    monkeypatch.setattr(Gentler, "gentler", lambda self: 3)
+    told = r"^the refiner Gentler: its gentler\(\) gave 3; it gives a refiner, or None for none$"
+    with pytest.raises(ModelError, match=told):
+        refined(case(), Gentler(5.0))
+
+
 def test_one_that_raises_is_named_with_its_block(case):
     class Raises:
         def __call__(self, view):

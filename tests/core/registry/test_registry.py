@@ -115,6 +115,7 @@ def test_two_plugins_with_one_name_are_both_named(world, problems):
         ("@hookimpl\ndef ecoflap_register_pruners(): return None", "not None"),
         ("@hookimpl\ndef ecoflap_register_pruners(): return {'a': 3}", "offers the pruner 'a': 3"),
         ("@hookimpl\ndef ecoflap_register_pruners(): return {'a:b': int}", "a name without ':'"),
+        ("@hookimpl\ndef ecoflap_register_pruners(): return {'': int}", "offers the pruner ''"),
         ("@hookimpl\ndef ecoflap_register_pruners(): 1 / 0", "failed to offer its pruners: ZeroDivisionError"),
     ],
 )

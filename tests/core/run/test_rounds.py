@@ -336,11 +336,14 @@ def test_a_pattern_that_does_not_fit_is_told_once(plain, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"rounds": 0}, r"rounds: should be a number of rounds from 1 to 100, or a list of rising shares .* not 0"),
+        ({"rounds": 0}, r"rounds: should be a number of rounds from 1 to 100, or a list of .* shares, .* not 0"),
         ({"rounds": True}, "rounds: should be a number of rounds"),
         ({"rounds": "3"}, "rounds: should be a number of rounds"),
         ({"rounds": []}, "rounds: should be a number of rounds"),
-        ({"rounds": [0.4, 0.3, 0.6]}, "rounds: should be a number of rounds .* rising"),
+        (
+            {"rounds": [0.4, 0.3, 0.6]},
+            r"rounds: .* each larger than the one before, .* not \[0\.4, 0\.3, 0\.6\]\.",
+        ),
         ({"rounds": [0.3, 1.0]}, "rounds: should be a number of rounds"),
         ({"rounds": [0.3, 0.5]}, r"rounds: the last round prunes 0\.5, and sparsity is 0\.6\. Make them the same"),
         ({"sparsity": "2:4", "score": None}, "rounds: the pattern 2:4 is pruned at once. Remove rounds:"),
