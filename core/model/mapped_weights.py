@@ -17,6 +17,7 @@ from ecoflap.core.disk.copy_on_write import copy_on_write
 from ecoflap.core.disk.safetensors_header import DTYPES, places_in
 from ecoflap.core.disk.sealed import SealedTensor, write_safetensors
 from ecoflap.core.errors import FormatError, RunError
+from ecoflap.core.model.hashed_files import HashedFiles, Stamp, stamp_of
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class MappedWeights:
 
     :param scratch: A folder on a disk with room for what cannot be mapped as the model's files have it: weights of
         another type than is wanted, and those that the library makes of several.
+    :param hashed: The model's files as they were hashed; None where nobody has hashed them.
     """
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
+    def __init__(self, scratch: Path, hashed: HashedFiles | None = None) -> None:
+        self.scratch, self._hashed = scratch, HashedFiles(()) if hashed is None else hashed
         self.places: dict[str, Place] = {}
-        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._stamps: dict[Path, Stamp] = {}
         self._files: dict[Path, MappedFile] = {}
 
     def map(self, weight: str, place: Place, dtype: torch.dtype) -> Shaped[Tensor, "..."]:
@@ -81,7 +83,10 @@ class MappedWeights:
 
     def refuse_changed(self) -> None:
         """Refuse to go on where a file that weights are mapped from was written, exchanged or deleted since."""
-        changed = [file for file, stamp in self._stamps.items() if not self._is_scratch(file) and _stamp(file) != stamp]
+        own = {file: stamp for file, stamp in self._stamps.items() if not self._is_scratch(file)}
+        hashed = [file for file in own if file in self._hashed]
+        written = [file for file in own.keys() - {*hashed} if stamp_of(file).contents != own[file].contents]
+        changed = sorted([*written, *self._hashed.changed(hashed)])
         if changed:
             names = ", ".join(map(str, changed))
             raise RunError(
@@ -106,7 +111,7 @@ class MappedWeights:
 
     def _know(self, weight: str, place: Place) -> None:
         self.places[weight] = place
-        self._stamps.setdefault(place.file, _stamp(place.file))
+        self._stamps.setdefault(place.file, stamp_of(place.file))
 
     def _opened(self, file: Path) -> "MappedFile":
         """Give a file whose header is read once: some models have thousands of weights in one."""
@@ -119,17 +124,19 @@ class MappedWeights:
 
 
 @contextmanager
-def mapped_beside(folder: Path) -> Iterator[MappedWeights]:
+def mapped_beside(folder: Path, hashed: HashedFiles | None = None) -> Iterator[MappedWeights]:
     """Give what maps the weights of a model that is loaded meanwhile; those of no file of its own lie in this folder.
 
     Afterwards they need no name there any more, and are gone from the disk with their mapping. A network disk may keep
     files, and so their folder, for as long as they are mapped.
+
+    :param hashed: As of :class:`MappedWeights`.
     """
     folder.mkdir(parents=True, exist_ok=True)  # another machine may not have it
     # By this name a later process deletes what a killed one, or such a disk, has left.
     named = TemporaryDirectory(prefix=".weights-", suffix=".partial", dir=folder, ignore_cleanup_errors=True)
     with named as scratch:
-        yield MappedWeights(Path(scratch))
+        yield MappedWeights(Path(scratch), hashed)
 
 
 class MappedFile:
@@ -177,12 +184,3 @@ def copied(weight: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, weight.nbytes, **private)
     return torch.frombuffer(memory, dtype=weight.dtype).view(weight.shape).copy_(weight)
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    """Give what a file's change shows by; its length is -1 where it is gone."""
-    try:
-        status = file.stat()
-    except OSError:
-        return -1, 0
-    return status.st_size, status.st_mtime_ns

@@ -180,13 +180,21 @@ def fingerprint(source: Source, load: Callable[[], nn.Module]) -> dict[str, str]
         return {"commit": (snapshot(source) or _config_on_hub(source.name).parent).name}
     if source.path is None:
         return {"state_dict": _state_digest(load() if source.model is None else source.model)}
+    found = {name: sha256_of(file) for name, file in files_hashed(source).items()}
+    if source.path.is_dir():
+        check_listed(source.path, lambda: found)
+    return found
+
+
+def files_hashed(source: Source) -> dict[str, Path]:
+    """Give the files that :func:`fingerprint` hashes, by the names that it has for them; none of a model of the hub."""
+    if source.path is None or is_on_hub(source):
+        return {}
     if source.path.is_file():
-        return {source.path.name: sha256_of(source.path)}
+        return {source.path.name: source.path}
     beside = [source.path / name for name in source.files if is_setting(name)]
     files = sorted({*_files_with_weights(source), *beside})
-    found = {file.relative_to(source.path).as_posix(): sha256_of(file) for file in files}
-    check_listed(source.path, lambda: found)
-    return found
+    return {file.relative_to(source.path).as_posix(): file for file in files}
 
 
 def are_other_weights(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

@@ -126,6 +126,7 @@ class FinishedWeights:
                 made = parts / name
                 made.mkdir()
                 write({name: one.data}, made)
+        self.weights.refuse_changed()  # in the midst of the copying
         _number(folder, sorted(parts.rglob("*.safetensors")))
         shutil.rmtree(parts)
 

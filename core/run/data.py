@@ -6,7 +6,6 @@ from typing import Any
 
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.dtypes import dtype_name
-from ecoflap.core.model.source import fingerprint
 from ecoflap.core.pruning.calibration import Calibration
 from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
 from ecoflap.core.record.evaluations import digests
@@ -36,7 +35,7 @@ class RunData:
         # The model's own type is not named, for it may show only when weights are read: its files are in here, too.
         computed_in = "model" if held is None else dtype_name(held)
         arithmetic = {ARITHMETIC: computed_in} if self._prepared.may_be_narrow else {}
-        return {"model": fingerprint(self._prepared.source, self._model.get), **files, **arithmetic}
+        return {"model": self._model.fingerprint, **files, **arithmetic}
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from torch import nn
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.dtypes import dtype_called, dtype_name
+from ecoflap.core.errors import RunError
 from ecoflap.core.forward.placement import Placement, model_held
 from ecoflap.core.model.anatomy import Anatomy, Source
+from ecoflap.core.model.hashed_files import HashedFiles
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
-from ecoflap.core.model.source import open_source
+from ecoflap.core.model.source import files_hashed, fingerprint, open_source
 from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import Ranks
@@ -41,6 +43,16 @@ class RunModel:
         self._model: nn.Module | None = None
         self._anatomy: Anatomy | None = None
         self._mapped: MappedWeights | None = None
+        self._hashed: HashedFiles | None = None
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Give what tells the source apart from others; from then on it shows whether its files are still these."""
+        files = files_hashed(self._prepared.source)
+        self._hashed = hashed = HashedFiles(files.values())
+        found = fingerprint(self._prepared.source, self.get)
+        hashed.know({file: found[name] for name, file in files.items()})
+        return found
 
     @cached_property
     def device(self) -> str:
@@ -152,14 +164,20 @@ class RunModel:
         if source.model is not None:
             return source.model.to(self.home).eval()
         with self._log.stage("load"):
-            model, self._mapped = self._load(source, dtype_called(self._keys.dtype))
+            model, self._mapped = self._load(source, dtype_called(self._keys.dtype), hashed=self._hashed)
+            if changed := self._hashed.changed() if self._hashed is not None else []:
+                raise RunError(
+                    f"{', '.join(map(str, changed))} changed while the model was hashed and loaded, so that the run "
+                    f"would be recorded as one of another model. Put back what was there and run again, or begin anew "
+                    f"with --fresh"
+                )
             return model
 
     def _read(self, folder: Path, home: str | None = None) -> tuple[nn.Module, MappedWeights | None]:
         return self._load(open_source(str(folder), Path.cwd()), None, home)
 
     def _load(
-        self, source: Source, dtype: torch.dtype | None, home: str | None = None
+        self, source: Source, dtype: torch.dtype | None, home: str | None = None, hashed: HashedFiles | None = None
     ) -> tuple[nn.Module, MappedWeights | None]:
         """Load a model, and say where its weights are, if they stay in their files.
 
@@ -170,7 +188,7 @@ class RunModel:
         with (
             nullcontext() if adapter.processor is None else processor_kept(adapter),
             blaming(f"the adapter {type(adapter).__name__}, loading {source.name},"),
-            mapped_beside(self._folder) if self.stays_on_disk else nullcontext() as mapped,
+            mapped_beside(self._folder, hashed) if self.stays_on_disk else nullcontext() as mapped,
         ):
             return adapter.load(replace(source, mapped=mapped), dtype, home or self.home), mapped
 

@@ -149,17 +149,22 @@ def test_a_finished_block_that_was_damaged_is_refused_and_can_be_pruned_again(re
 
 
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
-def test_a_checkpoint_that_changes_meanwhile_is_named_and_nothing_is_lost(recipe, heard_by, tmp_path):
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_checkpoint_that_changes_meanwhile_is_named_and_nothing_is_lost(recipe, heard_by, tmp_path, hidden):
     file = tmp_path / "dense" / "model-00001-of-00005.safetensors"
-    assert file.is_file()
-    stamp = file.stat()
+    original, stamp = file.read_bytes(), file.stat()
 
     def change(event: Any) -> None:
-        if isinstance(event, LayerPruned) and "layers.1.self_attn.o_proj" in event.name:
-            os.utime(file, ns=(0, 0))
+        if not isinstance(event, LayerPruned) or "layers.1.self_attn.o_proj" not in event.name:
+            return
+        if hidden:  # other weights, and a time of writing that says nothing of it
+            with file.open("r+b") as stream:
+                stream.write(save({name: 3 * tensor for name, tensor in load_file(file).items()}, {"format": "pt"}))
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns) if hidden else (0, 0))
 
     with pytest.raises(RunError, match=r"model-00001-of-00005\.safetensors changed while the model was read"):
         ecoflap.run(recipe, folder=tmp_path / "changed", registry=heard_by(change))
+    file.write_bytes(original)
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert (tmp_path / "changed" / "blocks" / "000.safetensors").is_file()
     ecoflap.run(recipe, folder=tmp_path / "changed")
