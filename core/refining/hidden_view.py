@@ -1,8 +1,7 @@
 """A pruned module as a refiner sees it: run on what it was called with, and held against what the dense one gave."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,9 +36,6 @@ class HiddenView(RefinedView):
     _calls: Sequence[Sequence[BlockCall]] = ()
     """By batch, the calls with what was given; each has the number of the block's call that it is, or is inside of."""
 
-    dense_weights: Mapping[str, Float[Tensor, "out in"]] = MappingProxyType({})
-    """By the layer's name, what it was before anything was pruned; empty where no refiner has ``dense_weights``."""
-
     def __init__(
         self,
         replay: Replay,
@@ -55,10 +51,8 @@ class HiddenView(RefinedView):
         self._replay, self._targets, self.target = replay, targets, target
 
     def inputs(self, number: int) -> Hidden:
-        """Give the hidden states of a batch that it is given, as what is pruned before it leaves them."""
-        device = device_of(self.block.module)
-        given = (next(tensors_in([*call.args, *call.kwargs.values()])) for call in self._calls[number])
-        return [hidden.to(device, torch.float32) for hidden in given]
+        """Give copies of the hidden states of a batch that it is given, as what is pruned before it leaves them."""
+        return self._copied(next(tensors_in([*call.args, *call.kwargs.values()])) for call in self._calls[number])
 
     def outputs(self, number: int) -> Hidden:
         """Run it on a batch as what is pruned before it leaves it; differentiable, in float32."""
@@ -66,19 +60,25 @@ class HiddenView(RefinedView):
             return [self._output(*self._given(call)) for call in self._calls[number]]
 
     def targets(self, number: int, of: Target | None = None) -> Hidden:
-        """Give what the dense one returned on a batch, in float32.
+        """Give copies of what the dense one returned on a batch, in float32.
 
         :param of: On which inputs: those of the dense model or its own; by default those of :attr:`target`.
         :raises ModelError: Where that was not recorded, because the refiner does not say that it looks at it.
         """
-        of = of or self.target
+        return self._copied(self._recorded(number, of or self.target))
+
+    def _copied(self, recorded: Iterable[Tensor]) -> Hidden:
+        """Copy what is recorded to where the module is: what a refiner writes into is not what it is judged by."""
+        device = device_of(self.block.module)
+        return [hidden.to(device, torch.float32, copy=True) for hidden in recorded]
+
+    def _recorded(self, number: int, of: Target) -> Hidden:
         if of not in self._targets:
             raise ModelError(
                 f"{self.name}: no targets called {of!r} were recorded, but {' and '.join(sorted(self._targets))}. A "
                 f"refiner that looks at those called dense and at those called own says both_targets = True"
             )
-        device = device_of(self.block.module)
-        return [target.to(device, torch.float32) for target in self._targets[of][number]]
+        return self._targets[of][number]
 
     @contextmanager
     def objective(self, number: int) -> Iterator[Float[Tensor, ""]]:
@@ -91,7 +91,9 @@ class HiddenView(RefinedView):
 
     def error_of(self, number: int, calls: Sequence[BlockCall], outputs: Hidden) -> Float[Tensor, ""]:
         """Give the objective of a batch on hidden states that it returned in these calls."""
-        given = zip(calls, outputs, self.targets(number), strict=True)
+        device = device_of(self.block.module)
+        targets = (target.to(device, torch.float32) for target in self._recorded(number, self.target))
+        given = zip(calls, outputs, targets, strict=True)
         shares = torch.cat([self._shares(number, *call).flatten() for call in given])
         return shares.sum() / max(len(shares), 1)
 

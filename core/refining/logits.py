@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn import functional
 
+from ecoflap.core.contracts.untouched import writes
 from ecoflap.core.errors import ModelError
 
 CrossEntropy = Callable[..., Tensor]
@@ -40,16 +41,20 @@ class DenseLogits:
 
     @contextmanager
     def compared(self, divergence: Divergence) -> Iterator[None]:
-        """Let a divergence from these logits be what every cross entropy gives, in the backward too."""
+        """Let a divergence from these logits be what every cross entropy gives, in the backward too.
+
+        :raises ModelError: Where it writes into them: a loss may ask for them again, and a copy is a vocabulary wide.
+        """
         self._asked.clear()
 
         def diverge(original: CrossEntropy, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-            found = divergence(self._next(targets), logits.float())
+            dense = self._next(targets)
+            before = writes(dense)
+            found = divergence(dense, logits.float())
+            if writes(dense) != before:
+                raise _written(divergence)
             if found.shape != logits.shape[:1]:
-                raise ModelError(
-                    f"the divergence that held_against_dense is given returned a tensor of {tuple(found.shape)}; it "
-                    f"gives a number for each of the {len(logits)} rows, and the loss takes their mean"
-                )
+                raise _no_number_a_row(found, len(logits))
             return found
 
         with _in_place_of_cross_entropy(diverge):
@@ -96,6 +101,21 @@ def kl_of_rows(dense: Float[Tensor, "rows classes"], logits: Float[Tensor, "rows
     :param dense: Logits, or the logarithms of p, which are logits too.
     """
     return functional.kl_div(logits.log_softmax(-1), dense.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+
+def _no_number_a_row(found: Tensor, rows: int) -> ModelError:
+    return ModelError(
+        f"the divergence that held_against_dense is given returned a tensor of {tuple(found.shape)}; it gives a number for "
+        f"each of the {rows} rows, and the loss takes their mean"
+    )
+
+
+def _written(divergence: Divergence) -> ModelError:
+    name = getattr(divergence, "__name__", type(divergence).__name__)
+    return ModelError(
+        f"the divergence {name} wrote into the dense model's logits, the first that it is given, which it may be given "
+        f"again. Have it write into what it has made itself: dense.softmax(-1).log_() and not dense.sub_(…)"
+    )
 
 
 def _place(targets: Tensor) -> tuple[int, int]:

@@ -64,7 +64,7 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
         view.begin_try(tries)
         who = f"the refiner {refiner.use}, at {view.name},"
         drawing = seeded(seed_for(view.seed, "refine", view.name, number, tries))
-        with drawing, weights.trained_alone(who, view.masks), blaming(who):
+        with drawing, weights.trained_alone(who, view.shown), blaming(who):
             one(view)
         weights.round()
         after, tries = _errors(view), tries + 1

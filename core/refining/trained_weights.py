@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ecoflap.core.contracts.untouched import unwritten
 from ecoflap.core.disk.on_disk import lies_on_disk, matrix_on_disk, on_disk, zeros_on_disk
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, first_of
 from ecoflap.core.forward.placement import Placement, requiring_grad, tensors_of
 from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.refining.module_form import form_kept
 
 _CURE = "Have it train view.parameters alone: of nothing else is stored what it becomes"
 
@@ -68,6 +69,7 @@ class TrainedWeights:
         self._before: list[Tensor] = []
         self._remembered: list[Tensor] = []
         self._others: dict[str, Tensor] = {}
+        self._module: nn.Module | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -84,7 +86,7 @@ class TrainedWeights:
         :param placement: In float32.
         """
         self._before = homes = [one.parameter.data for one in self._trained]
-        own = {id(one) for one in self.parameters}
+        self._module, own = module, {id(one) for one in self.parameters}
         self._others = {name: one for name, one in module.named_parameters() if id(one) not in own}
         with requiring_grad(module, self._layers):
             try:
@@ -120,19 +122,28 @@ class TrainedWeights:
                 parameter.data = self._come_to[id(parameter)].to(trained[id(parameter)].dtype)
 
     @contextmanager
-    def trained_alone(self, who: str, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Iterator[None]:
-        """Refuse what writes into other parameters or the masks, or gives one that is trained another form.
+    def trained_alone(self, who: str, shown: Mapping[str, Tensor]) -> Iterator[None]:
+        """Refuse what writes into other parameters or what it is shown, or gives the module that is held another form.
 
         Nothing else is stored of a block, nor put back where a refiner is undone.
 
         :param who: The refiner, for the message.
+        :param shown: By what the message calls them, tensors to be looked at alone, such as masks.
         """
+        assert self._module is not None
         forms = [(one.data.dtype, one.data.shape) for one in self.parameters]
-        given = self._others | {f"the mask of {name}": mask for name, mask in masks.items()}
-        with unwritten(who, given, _CURE, counting=False):
+        looked_at = {**self._others, **shown}
+        with unwritten(who, looked_at, _CURE, counting=False), form_kept(who, self._module):
             yield
         if forms != [(one.data.dtype, one.data.shape) for one in self.parameters]:
             raise ModelError(f"{who} has given a parameter another type or shape: it may change its numbers alone")
+        places = {_place(one.data) for one in self.parameters}
+        taken = [name for name, one in shown.items() if one.numel() and _place(one) in places]
+        if taken:
+            raise ModelError(
+                f"{who} has put {first_of(taken, 3)} in the place of a parameter, so that training would write into "
+                f"it, which others look at next. Have it copy the numbers: parameter.data.copy_(…)"
+            )
 
     @contextmanager
     def _in_row_order(self) -> Iterator[None]:
@@ -212,6 +223,11 @@ def _trained(layers: Sequence[Layer], masks: Mapping[str, Bool[Tensor, "out in"]
 def _not_trained(home: Float[Tensor, "..."], held: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Give what stays as it was while a weight is trained: its home, or a copy where it is trained in there."""
     return home.clone() if held.data_ptr() == home.data_ptr() else home
+
+
+def _place(values: Tensor) -> int:
+    """Say where the memory begins that numbers lie in."""
+    return values.untyped_storage().data_ptr()
 
 
 def _empty_mask(parameter: Tensor, keep_in: Path | None) -> Bool[Tensor, "..."]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -62,6 +63,8 @@ class RefinedView:
     dtype: torch.dtype  # of the weights where the view is not open
     ranks: Ranks = ALONE
     seed: int = 0
+    dense_weights: Mapping[str, Float[Tensor, "out in"]] = MappingProxyType({})
+    """By the layer's name, what it was before anything was pruned; empty where no refiner has ``dense_weights``."""
 
     def __init__(
         self,
@@ -82,6 +85,12 @@ class RefinedView:
     def parameters(self) -> list[nn.Parameter]:
         """Give the parameters to be trained, which layers are, or are parts of."""
         return self.weights.parameters
+
+    @property
+    def shown(self) -> dict[str, Tensor]:
+        """Give the tensors that a refiner may look at and not write into, by what messages call them."""
+        masks = {f"the mask of {name}": mask for name, mask in self.masks.items()}
+        return masks | {f"the dense weights of {name}": weight for name, weight in self.dense_weights.items()}
 
     def steps(self, count: int, optimiser: torch.optim.Optimizer) -> Iterator[int]:
         """Yield the numbers of so many steps of training, without those that an earlier process has done.

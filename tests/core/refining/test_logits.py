@@ -97,6 +97,39 @@ def test_of_two_entropies_over_the_same_targets_each_has_its_own():
         assert found == pytest.approx(float((kl(dense, other).mean() + kl(dense.T, other.T).mean()) / 2), rel=1e-5)
 
 
+def centred(dense, logits):
+    return kl_of_rows(dense.sub_(dense.mean(-1, keepdim=True)), logits)
+
+
+class Centred:
+    def __call__(self, dense, logits):
+        return centred(dense, logits)
+
+
+@pytest.mark.parametrize(("divergence", "name"), [(centred, "centred"), (Centred(), "Centred")])
+def test_a_divergence_that_writes_into_the_dense_logits_is_refused(divergence, name):
+    kept, labels = DenseLogits(), torch.tensor([[1, 2, 3]])
+    with kept.recorded():
+        mean_nll(drawn(1, 3, 4), labels)
+    with (
+        kept.compared(divergence),
+        pytest.raises(
+            ModelError, match=rf"the divergence {name} wrote into the dense model's logits, .*dense\.softmax"
+        ),
+    ):
+        mean_nll(drawn(1, 3, 4, seed=1), labels)
+
+
+def test_a_divergence_may_write_into_what_it_has_made_itself():
+    """Of the pruned logits too, whose gradient follows."""
+    kept, labels, logits = DenseLogits(), torch.tensor([[1, 2, 3]]), drawn(1, 3, 4, seed=1)
+    with kept.recorded():
+        mean_nll(drawn(1, 3, 4), labels)
+    with kept.compared(lambda dense, logits: kl_of_rows(dense.clone().add_(1), logits * 1)):
+        found = mean_nll(logits, labels)
+    assert float(found) == pytest.approx(float(kl(drawn(1, 3, 4), logits).mean()), rel=1e-5)
+
+
 def test_other_targets_are_refused():
     kept = DenseLogits()
     with kept.recorded():

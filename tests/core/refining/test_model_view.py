@@ -91,6 +91,66 @@ def test_it_is_held_against_the_dense_model_by_any_divergence(case):
                 torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-7)
 
 
+def centred(dense, logits):
+    return (dense.sub_(dense.mean(-1, keepdim=True)) - logits).square().sum(-1)
+
+
+def test_a_divergence_that_writes_into_the_dense_logits_is_refused(case):
+    view = case()[0]
+    with (
+        view.opened(),
+        pytest.raises(ModelError, match="the divergence centred wrote into the dense model's logits"),
+        view.held_against_dense(0, centred),
+    ):
+        pass
+
+
+def zero_a_matrix(view):
+    attention = view.blocks[1][1].module.self_attn
+    attention.q_proj.weight = torch.nn.Parameter(torch.zeros_like(attention.q_proj.weight))
+
+
+def leave_a_hook(view):
+    view.blocks[0][1].module.mlp.register_forward_hook(lambda module, given, output: output * 2)
+
+
+def empty_dense_weights(view):
+    view.dense_weights["one"].zero_()
+
+
+def look(view):
+    """Look at what a module gives, without a trace."""
+    seen = []
+    handle = view.blocks[0][1].module.mlp.register_forward_hook(lambda module, given, output: seen.append(output))
+    view.measure(view.training)
+    handle.remove()
+    assert seen
+
+
+@pytest.mark.parametrize(("what", "said"), [
+    (zero_a_matrix, r"given: model\.layers\.1\.self_attn\.q_proj\.weight is another tensor\. .*\.data\.copy_"),
+    (leave_a_hook, r"given: a forward hook was left on model\.layers\.0\.mlp\. .* handle\.remove\(\)"),
+    (empty_dense_weights, "wrote into the dense weights of one, which it is given"),
+    (look, None),
+])  # fmt: skip
+def test_a_refiner_leaves_the_model_as_it_was_given_but_for_its_numbers(case, what, said):
+    view = case()[0]
+    view.dense_weights = {"one": torch.ones(2, 2)}
+
+    def steps(view):
+        view.add_gradient(view.training[0])
+        for parameter in view.parameters:
+            parameter.data.sub_(0.05 * parameter.grad)
+        what(view)
+
+    with view.opened():
+        if said is None:
+            assert refine(view, spec("refiner", steps), 0, lambda event: None).is_kept
+            return
+        with pytest.raises(ModelError, match=rf"the refiner \S+, at the model, .*{said}"):
+            refine(view, spec("refiner", steps), 0, lambda event: None)
+
+
 def test_its_loss_is_the_models(case):
     view, _, model, batches = case()
     with view.opened():

@@ -164,7 +164,18 @@ def widen(view):
     view.parameters[0].data = view.parameters[0].data.double()
 
 
+def empty_dense_weights(view):
+    for weight in view.dense_weights.values():
+        weight.zero_()
+
+
+def begin_from_dense_weights(view):
+    view.parameters[0].data = view.dense_weights[view.layers[0].name]
+
+
 @pytest.mark.parametrize(("what", "said"), [
+    (empty_dense_weights, r"wrote into the dense weights of model\.layers\.\S+, .* and \d+ more, which it is given"),
+    (begin_from_dense_weights, r"has put the dense weights of model\.layers\.1\.self_attn\.q_proj\.weight in the"),
     (scale_a_norm, r"wrote into input_layernorm\.weight, which it is given.*Have it train view\.parameters alone"),
     (drop_a_mask, r"wrote into the mask of model\.layers\.\S+, which it is given"),
     (widen, "has given a parameter another type or shape"),

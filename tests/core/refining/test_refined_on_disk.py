@@ -17,7 +17,7 @@ from several import several
 
 import ecoflap
 from ecoflap.core.contracts.events import Progress, StageStarted
-from ecoflap.core.errors import RunError
+from ecoflap.core.errors import ModelError, RunError
 from ecoflap.core.export.verify import verify
 from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.refining.kept_steps import KeptSteps
@@ -56,10 +56,33 @@ class Momentum:
             scheduler.step()
 
 
+class Looks(Momentum):
+    """One that looks at what a module gives, and takes its hook away."""
+
+    leaves = False
+
+    def __call__(self, view: Any) -> None:
+        handle = view.blocks[0][1].module.register_forward_hook(lambda module, given, output: None)
+        super().__call__(view)
+        if not self.leaves:
+            handle.remove()
+
+
+class Leaves(Looks):
+    leaves = True
+
+
+def test_a_hook_that_is_left_is_refused(tmp_path):
+    recipe = recipe_with([{"use": Leaves}], tmp_path)
+    with pytest.raises(ModelError, match=r"at the model, .*: a forward hook was left on model\.layers\.0\. "):
+        ecoflap.run(recipe, folder=tmp_path / "disk")
+
+
 @pytest.mark.parametrize(
     ("kind", "model", "refine"),
     [
         ("llama", {}, TWICE),
+        ("llama", {"dtype": "bfloat16"}, ["reconstruct", {"use": Looks}]),
         ("llama", {"dtype": "bfloat16", "compute": "model"}, TWICE),
         ("llama-tied", {"dtype": "bfloat16", "compute": "float32"}, ["reconstruct", *TWICE]),
         ("llama", {}, [{"use": Momentum}]),
