@@ -105,8 +105,8 @@ def kl_of_rows(dense: Float[Tensor, "rows classes"], logits: Float[Tensor, "rows
 
 def _no_number_a_row(found: Tensor, rows: int) -> ModelError:
     return ModelError(
-        f"the divergence that held_against_dense is given returned a tensor of {tuple(found.shape)}; it gives a number for "
-        f"each of the {rows} rows, and the loss takes their mean"
+        f"the divergence that held_against_dense is given returned a tensor of {tuple(found.shape)}; it gives a number "
+        f"for each of the {rows} rows, and the loss takes their mean"
     )
 
 
