@@ -14,7 +14,7 @@ from ecoflap.core.cli.stopping import GOES_ON, end_at_once, ended, leave_last_wo
 from ecoflap.core.disk.paths import why_unusable
 from ecoflap.core.disk.reading import what_to_mend
 from ecoflap.core.errors import EcoflapError, SaidElsewhereError, cut
-from ecoflap.core.ranks.launch import are_several, is_first, launch, refuse_several
+from ecoflap.core.ranks.launch import are_several, is_first, launch, quieten, refuse_several
 from ecoflap.core.sweep.failures import failing_into
 from ecoflap.core.text.printable import printable
 
@@ -124,6 +124,7 @@ def run(
     """Run a recipe, or go on with a run that was cut off."""
     if processes > 1 and not are_several():
         sys.exit(launch(processes, [sys.executable, "-P", "-m", "ecoflap", *sys.argv[1:]]))
+    quieten()
     with stoppable(GOES_ON if is_first() else ""), failing_into(failure):
         from ecoflap.core.cli.run_table import run_table
         from ecoflap.core.cli.tables import show

@@ -1,9 +1,13 @@
 """Join the processes that torchrun, or ``--processes``, has started for one run."""
 
 import os
+import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import torch
@@ -14,12 +18,14 @@ from ecoflap.core.errors import EcoflapError, RankError, SaidElsewhereError
 from ecoflap.core.ranks.launch import are_several
 from ecoflap.core.ranks.processes import Processes
 from ecoflap.core.ranks.ranks import ALONE, Ranks
-from ecoflap.core.ranks.watch import How, Watch
+from ecoflap.core.ranks.watch import How, Watch, held_by_starter
 
 _WAITS = timedelta(days=7)
 """How long one process waits for another: the first may export for hours. Whoever is gone is found out otherwise."""
 _COMES = 600.0
 """Seconds that the others have to come: where many import torch from one disk that they share, it takes minutes."""
+_TRY, _BETWEEN = 5.0, 0.2
+"""Seconds that one try to reach the store takes at most, and seconds between two."""
 
 
 @contextmanager
@@ -45,6 +51,7 @@ def joined(comes: float = _COMES) -> Iterator[Ranks]:
         processes.gather(None)  # and no barrier: who waits here for one that is gone is told so as in any exchange
     except BaseException as error:
         told = _told(error, watch)
+        watch.let_hear()
         if told is error:
             raise
         raise told from error
@@ -91,15 +98,58 @@ def _watch(seconds: float) -> Watch:
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        # Where torchrun's own process holds no store, the first rank does, and torch finds it there by its port.
-        holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        limit = timedelta(seconds=seconds)
-        store = TCPStore(host, port, is_master=holds, timeout=limit, wait_for_workers=False, multi_tenant=True)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:  # a port beyond 65535 is a TypeError
+        if not 0 < port < 2**16:
+            raise ValueError(f"MASTER_PORT is {port}, and ports are from 1 to 65535")
+        store = _store(host, port, seconds, holds=rank == 0 and not held_by_starter())
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise RankError(_cannot_meet(error)) from error
     store.set_timeout(timedelta(seconds=30))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Watch(PrefixStore(f"ecoflap {attempt}", store), rank, size)
+
+
+def _store(host: str, port: int, seconds: float, *, holds: bool) -> TCPStore:
+    """Connect to the store, and hear signals meanwhile: Python's handlers do not run while torch waits in C++.
+
+    :param holds: Whether this process is to hold it, as the first one does where torchrun's own does not.
+    :raises OSError: Where nobody answers in time.
+    """
+    until = time.monotonic() + seconds
+    if not holds:
+        _wait_for_answer(host, port, until)
+    left = max(until - time.monotonic(), _TRY)
+    limit = timedelta(seconds=left)
+    found: Future[TCPStore] = Future()
+
+    def connect() -> None:
+        try:  # several of a process share the one that it holds: torch finds it there by its port
+            store = TCPStore(host, port, is_master=holds, timeout=limit, wait_for_workers=False, multi_tenant=True)
+        except Exception as error:
+            found.set_exception(error)
+        else:
+            found.set_result(store)
+
+    # What takes connections and says nothing, as a process that is stopped, torch would wait for without a limit.
+    Thread(target=connect, name="ecoflap store", daemon=True).start()
+    try:
+        return found.result(left)
+    except TimeoutError as error:
+        raise OSError(f"what listens at {host}:{port} says nothing") from error
+
+
+def _wait_for_answer(host: str, port: int, until: float) -> None:
+    """Wait until something listens there. Torch itself would write frames of C++ where nothing does.
+
+    :raises OSError: Where nothing does in time.
+    """
+    while True:
+        try:
+            socket.create_connection((host, port), _TRY).close()
+            return
+        except OSError as error:  # its machine's name, too, may be known only when it is up
+            if time.monotonic() > until:
+                raise OSError(f"nothing answers at {host}:{port}: {error}") from error
+        time.sleep(_BETWEEN)
 
 
 def _group(by_device: bool) -> Any:

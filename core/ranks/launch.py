@@ -15,6 +15,8 @@ _PATIENCE = 12.0
 """Seconds that the others have to end by themselves when one has failed."""
 _LOOKS = 0.1
 """Seconds between two looks at the processes."""
+_QUIET = ("TORCH_CPP_LOG_LEVEL", "ERROR")
+"""A connection that breaks is no error for torch, but a warning by twenty frames; each process says what it means."""
 
 
 def are_several() -> bool:
@@ -25,6 +27,12 @@ def are_several() -> bool:
 def is_first() -> bool:
     """Say whether this is the first of the processes, or the only one."""
     return not are_several() or os.environ["RANK"] == "0"
+
+
+def quieten() -> None:
+    """Keep torch, which reads it when it is imported, from warning by frames of C++ where another process is gone."""
+    if are_several():
+        os.environ.setdefault(*_QUIET)
 
 
 def refuse_several(command: str) -> None:
@@ -103,15 +111,12 @@ def how_ended(code: int, read: str = "a model's with model.offload: disk") -> st
 
 
 def _environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """Give what torchrun would put into the environment of a process, and quiet there.
-
-    Of a connection that breaks torch warns by twenty frames of C++, and each process says in a sentence what it means.
-    """
+    """Give what torchrun would put into the environment of a process, and quiet there."""
     number, there = str(rank), str(size)
     threads = str(max(1, (os.cpu_count() or 1) // size))
     return {
         "OMP_NUM_THREADS": threads,
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        _QUIET[0]: _QUIET[1],
         **os.environ,
         "RANK": number,
         "LOCAL_RANK": number,

@@ -40,6 +40,8 @@ LOOK = 5.0
 """Seconds that count at most between two looks: who was stopped or starved itself has not seen the others be silent."""
 _GRACE = 10.0
 """Seconds that a process has to end by itself when another has failed; it may be waiting in a device's library."""
+_HEARING = 2.0
+"""Seconds that a process which holds the store stays at most, until the others have heard why it ends."""
 _FAILED, _BROKEN = "failed", "broken"
 """Names in the store: of why the run ends, and of whether a connection broke."""
 _STARTER_GONE = "the process that started its ranks, or the machine of their rendezvous, does not answer any more"
@@ -105,13 +107,29 @@ class Watch:
     def tell(self, *problems: str, how: How = How.FAILED) -> dict[str, Any]:
         """Tell all that this process ends, unless another has told so before; give what was told first.
 
-        What all processes find alike, as a mistake in their recipe, the first of them tells.
+        What all processes find alike, as a mistake in their recipe, the first of them tells. Where the store is gone,
+        this one has told nobody, and gives what it would have.
         """
-        if self.rank:
+        try:
             until = time.monotonic() + 2
-            while time.monotonic() < until and self._told() is None:
+            while self.rank and time.monotonic() < until and self._told() is None:
                 time.sleep(EVERY / 5)
-        return tell(self._store, self.rank, *problems, how=how)
+            told = tell(self._store, self.rank, *problems, how=how)
+        except Exception:  # of several kinds, as in the thread
+            return {"rank": self.rank, "problems": [*problems], "how": how}
+        self._say_heard()
+        return told
+
+    def let_hear(self) -> None:
+        """Stay for a moment, where this process holds the store, until those that have come know why the run ends."""
+        if self.rank or held_by_starter():
+            return
+        with suppress(Exception):  # where even the own store does not answer, nobody hears
+            who = (self._told() or {}).get("rank")  # it knows, or it is gone
+            others = [rank for rank in range(1, self.size) if rank != who and self._store.check([_name_of(rank)])]
+            until = time.monotonic() + _HEARING
+            while time.monotonic() < until and not all(self._store.check([_heard_by(rank)]) for rank in others):
+                time.sleep(EVERY / 5)
 
     def who_is_gone(self) -> str:
         """Find out which process a broken connection was to."""
@@ -195,7 +213,13 @@ class Watch:
         self.speaks = self.rank == speaker_of(told) if told["rank"] is not None else _is_first_here()
         self.speaks = self.speaks and not self._is_read_already(told)
         self.lost = said_of(told, self.size)
+        self._say_heard()
         return self.lost
+
+    def _say_heard(self) -> None:
+        """Say that this process knows why the run ends, to the one that holds the store: it may go."""
+        with suppress(Exception):  # it has gone
+            self._store.set(_heard_by(self.rank), "")
 
     def _is_read_already(self, told: Mapping[str, Any]) -> bool:
         """Say whether a process says why it has ended where this one would say it again, as on one terminal."""
@@ -247,6 +271,11 @@ def _process(store: Store, rank: int) -> dict[str, Any]:
 def _name_of(rank: int) -> str:
     """Name in the store what a process has said that it is; nothing is there until it has come."""
     return f"process {rank}"
+
+
+def _heard_by(rank: int) -> str:
+    """Name in the store that a process has heard why the run ends; nothing is there until it has."""
+    return f"heard by {rank}"
 
 
 def _absent(missing: list[int], size: int, limit: str) -> str:
@@ -330,9 +359,14 @@ def said_of(told: dict[str, Any], size: int) -> str:
 
 def _store_gone() -> dict[str, Any]:
     """Give what there is to tell where the store is gone: torchrun and ``--processes`` hold it, otherwise rank 0."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if held_by_starter():
         return {"rank": None, "problems": [_STARTER_GONE], "how": How.FOUND}
     return {"rank": 0, "problems": ["it does not answer any more"], "how": How.FOUND}
+
+
+def held_by_starter() -> bool:
+    """Say whether what has started the processes holds their store; otherwise the first of them does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _is_first_here() -> bool:

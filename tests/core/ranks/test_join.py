@@ -2,7 +2,11 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 from several import Started, several
 from torch.distributed import HashStore
 
-from ecoflap.core.errors import RankError
+from ecoflap.core.errors import RankError, RecipeError
 from ecoflap.core.ranks import join as joining
 from ecoflap.core.ranks import watch as watching
 from ecoflap.core.ranks.join import joined
@@ -47,6 +51,105 @@ def test_without_torchrun_too_they_are_named(tmp_path):
     how = Started(lost=(1,), comes=1.0, hears=False, holds=False)
     first, _ = several(2, lambda ranks: None, tmp_path, how)
     assert first.said.startswith("RankError: rank 1 of 2 has not come within 1 seconds")
+
+
+def test_without_torchrun_the_first_ends_once_the_others_have_heard_why(tmp_path):
+    """They find the same as it has, and at a time at which it would be gone."""
+
+    def refuse(ranks):
+        time.sleep(min(ranks.rank, 1))
+        raise RecipeError("no pruner named 'wnada'")
+
+    first, *others = several(3, refuse, tmp_path, Started(holds=False, hears=False))
+    assert first == (2, "RecipeError: no pruner named 'wnada'")
+    said = "rank 0 of 3 has ended this run: no pruner named 'wnada'"  # what it hears while it sleeps
+    assert {code for code, _ in others} == {2}
+    assert {one for _, one in others} <= {f"SaidElsewhereError: {one}" for one in (said, "no pruner named 'wnada'")}
+
+
+def test_without_torchrun_others_are_refused_in_a_sentence_where_the_first_is_gone_without_a_word(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(watching, "EVERY", 5.0)  # the threads do not find it out first
+
+    def refuse(ranks):
+        if ranks.rank == 0:
+            os._exit(3)
+        time.sleep(1)
+        raise RecipeError("no pruner named 'wnada'")
+
+    first, second = several(2, refuse, tmp_path, Started(holds=False, hears=False))
+    assert first == (3, "")
+    assert second == (2, "RankError: rank 1 of 2: no pruner named 'wnada'")
+
+
+WAITS = """
+import signal
+from ecoflap.core.cli.stopping import stoppable
+from ecoflap.core.ranks.join import joined
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in what a shell starts in the background
+with stoppable():
+    print("waits", flush=True)
+    with joined():
+        pass
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("number", "listens"),
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGINT, True),  # as a first process that is stopped
+    ],
+)
+def test_a_signal_ends_one_that_waits_for_the_store(number, listens):
+    with closing(socket.socket()) as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAITS],
+            env={**os.environ, **where, "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout.readline() == "waits\n"
+            time.sleep(0.5)  # until it does
+            process.send_signal(number)
+            _, said = process.communicate()
+        finally:
+            process.kill()
+    assert process.returncode == 128 + number
+    assert said == "\necoflap: stopped; the same command goes on from here\n"
+
+
+@pytest.mark.timeout(120)
+def test_where_nothing_answers_that_is_said_without_frames_of_torch(monkeypatch, capfd):
+    with closing(socket.socket()) as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        said = rf"or rank 0 has to answer: nothing answers at 127\.0\.0\.1:{port}: "
+        with pytest.raises(RankError, match=said), joined(0.5):
+            pass
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.timeout(120)
+def test_where_something_else_listens_nobody_waits_for_ever(monkeypatch):
+    monkeypatch.setattr(joining, "_TRY", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(RankError, match=rf"what listens at 127\.0\.0\.1:{port} says nothing"), joined(0.5):
+            pass
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="the system tells otherwise who is gone")
@@ -87,7 +190,11 @@ def test_one_that_is_killed_behind_the_run_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"MASTER_ADDR": None}, "MASTER_ADDR is not set"), ({"MASTER_PORT": "a"}, "'a'"), ({"MASTER_PORT": "99999"}, "")],
+    [
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
+        ({"MASTER_PORT": "a"}, "'a'"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999"),
+    ],
 )
 def test_an_environment_that_names_no_place_is_refused(wrong, said, monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():

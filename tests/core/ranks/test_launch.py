@@ -11,7 +11,7 @@ import time
 import pytest
 
 from ecoflap.core.ranks import launch as launching
-from ecoflap.core.ranks.launch import are_several, is_first, launch
+from ecoflap.core.ranks.launch import are_several, is_first, launch, quieten
 
 
 def python(code):
@@ -142,6 +142,37 @@ def test_who_is_one_of_several_knows_it(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", rank)
         assert (are_several(), is_first()) == (True, first)
+
+
+@pytest.mark.parametrize(("size", "before", "wanted"), [("1", None, None), ("2", None, "ERROR"), ("2", "INFO", "INFO")])
+def test_torch_is_quiet_in_one_of_several_unless_its_user_says_otherwise(size, before, wanted, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "")  # what is set here is taken back
+    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL") if before is None else monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", before)
+    quieten()
+    assert os.environ.get("TORCH_CPP_LOG_LEVEL") == wanted
+
+
+IMPORTS = """
+import sys
+from ecoflap.core.cli.main import app
+
+def say(event, told):
+    if event == "import" and told[0] == "torch":
+        print(os.environ["TORCH_CPP_LOG_LEVEL"], flush=True)
+        os._exit(0)
+
+sys.addaudithook(say)
+app(["run", "any.yaml"])
+"""
+
+
+def test_the_command_has_torch_quiet_before_it_is_imported(monkeypatch):
+    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
+    ended = subprocess.run(python(IMPORTS), env=environment, capture_output=True, text=True, check=False, timeout=100)
+    assert (ended.returncode, ended.stdout) == (0, "ERROR\n"), ended.stderr
 
 
 def test_the_command_starts_itself_in_several_processes(ecoflap_command, monkeypatch):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import HashStore, TCPStore
 
-from ecoflap.core.errors import RankError
+from ecoflap.core.errors import RankError, RecipeError
 from ecoflap.core.ranks import watch as watching
 from ecoflap.core.ranks.join import _told
 from ecoflap.core.ranks.watch import How, Watch, Watched, tell
@@ -208,6 +208,7 @@ def test_one_of_another_machine_has_the_longer_limit_until_a_connection_breaks(s
     threading.Event().wait(2.0)
     assert watch.lost is None
     said = watch.who_is_gone()
+    watch.stop()  # or its thread would end this process, behind the test
     assert said.startswith("rank 1 of 2 has ended this run: there was no sign of life of it for 1 seconds")
 
 
@@ -222,6 +223,46 @@ class Gone(HashStore):
 
     def add(self, key, amount):
         raise RuntimeError("Connection reset by peer")
+
+    def check(self, keys):
+        raise RuntimeError("Failed to recv, got 0 bytes")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RecipeError("it is wrong"), RankError("rank 1 of 3: it is wrong")),
+        (ValueError("it broke"), ValueError("it broke")),
+        (SystemExit(1), SystemExit(1)),
+    ],
+)
+def test_who_can_tell_nobody_why_it_ends_says_so_itself(error, raised):
+    told = _told(error, Watch(Gone(), 1, 3))
+    assert (type(told), str(told)) == (type(raised), str(raised))
+
+
+def test_who_holds_the_store_stays_until_all_that_have_come_have_heard(store, monkeypatch):
+    monkeypatch.setattr(watching, "_HEARING", 3600.0)
+    first, second = (Watch(store, rank, 4) for rank in (0, 1))
+    for rank in range(3):  # and the last has not
+        store.set(f"process {rank}", "{}")
+    stays = threading.Thread(target=first.let_hear, daemon=True)
+    tell(store, 2, "its process is gone")
+    stays.start()
+    stays.join(0.5)
+    assert stays.is_alive()
+    second.tell("it broke as well")
+    stays.join(60)
+    assert not stays.is_alive()
+
+
+@pytest.mark.parametrize(("rank", "held_by_starter"), [(1, False), (0, True), (0, False)])
+def test_who_holds_no_store_stays_for_nobody_and_who_does_not_for_ever(store, monkeypatch, rank, held_by_starter):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(held_by_starter))
+    monkeypatch.setattr(watching, "_HEARING", 0.1 if (rank, held_by_starter) == (0, False) else 3600.0)
+    for other in range(3):
+        store.set(f"process {other}", "{}")
+    Watch(store, rank, 3).let_hear()
 
 
 STARTER = "this run has ended: the process that started its ranks, or the machine of their rendezvous, does not answer"
