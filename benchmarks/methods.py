@@ -66,7 +66,7 @@ PRUNERS = {
 ATP = [f"{{use: atp, beta: {beta}}}" for beta in (0, 0.01, 0.02, 0.04)]
 """Its authors search for its one number."""
 BUDGETS = {
-    "zeroth order": (),  # the recipe's own
+    "zeroth order": (),  # the recipe's own, but for the LLaVA's
     "first order": ("score={use: first_order, samples: 32}", "allocate=ecoflap"),
     "curves": ("score={use: sensitivity, samples: 32}", "allocate=marginal"),
     "owl": ("score=outlier_share", "allocate=owl"),
@@ -116,6 +116,16 @@ CHAINS = {**EVERYWHERE, **ON_TOKENS}
 """What is set for each row of a recipe that is no row of its own; one sparsity for all unless a budget is named."""
 DEEP = {"atp": (f"allocate={{use: best_of, of: [{', '.join(ATP[:-1])}]}}",)}
 """What deep models have otherwise by a budget: by a β of 0.04 some of 30 blocks would lose more than they have."""
+TWO_AT_ONCE = (
+    f"{{use: image_question_answer, path: '{LLAVA / 'questions' / 'calibration'}.jsonl', samples: 128, batch_size: 2}}"
+)
+"""Of the questions that calibrate, two in a forward: as many more terms a score is a mean of, as in llava.py."""
+OF_LLAVA_BY_BUDGET = {
+    "zeroth order": (
+        f"score={{use: zeroth_order, joint: true, samples: 32, calibration: {TWO_AT_ONCE}}}", "allocate=ecoflap",
+    )
+}  # fmt: skip
+"""What the LLaVA has otherwise by a budget: its recipe's own is first order's."""
 MODELS = {
     "smollm2": "box/smollm2",
     "gemma3": "box/gemma3",
@@ -197,8 +207,10 @@ class Row:
         less = _one_less(folder, self) if self.jitter else ()
         model = OF_MODEL.get(self.model, ())
         if self.method in CHAINS:
-            deep = DEEP.get(self.method.partition(" → ")[0], ()) if self.model in (*LANGUAGE, *LLAVAS) else ()
-            return [*model, *CHAINS[self.method], *deep, *own, *less]
+            budget = self.method.partition(" → ")[0]
+            deep = DEEP.get(budget, ()) if self.model in (*LANGUAGE, *LLAVAS) else ()
+            scored = OF_LLAVA_BY_BUDGET.get(budget, ()) if self.model in LLAVAS else ()
+            return [*model, *CHAINS[self.method], *deep, *scored, *own, *less]
         return [*model, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 
