@@ -68,6 +68,7 @@ ATP = [f"{{use: atp, beta: {beta}}}" for beta in (0, 0.01, 0.02, 0.04)]
 BUDGETS = {
     "zeroth order": (),  # the recipe's own, but for the LLaVA's
     "first order": ("score={use: first_order, samples: 32}", "allocate=ecoflap"),
+    "first order of 128": ("score={use: first_order, samples: 128}", "allocate=ecoflap"),
     "curves": ("score={use: sensitivity, samples: 32}", "allocate=marginal"),
     "owl": ("score=outlier_share", "allocate=owl"),
     "alpha": ("score=hill", "allocate=alpha"),
