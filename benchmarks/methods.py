@@ -32,6 +32,7 @@ from pydoc_data.topics import topics
 from statistics import mean, stdev
 from typing import Any
 
+from llava import TWO_AT_ONCE  # type: ignore[import-not-found]
 from result_rows import do, read  # type: ignore[import-not-found]
 
 from ecoflap.core.record.folder import RunFolder
@@ -117,16 +118,7 @@ CHAINS = {**EVERYWHERE, **ON_TOKENS}
 """What is set for each row of a recipe that is no row of its own; one sparsity for all unless a budget is named."""
 DEEP = {"atp": (f"allocate={{use: best_of, of: [{', '.join(ATP[:-1])}]}}",)}
 """What deep models have otherwise by a budget: by a β of 0.04 some of 30 blocks would lose more than they have."""
-TWO_AT_ONCE = (
-    f"{{use: image_question_answer, path: '{LLAVA / 'questions' / 'calibration'}.jsonl', samples: 128, batch_size: 2}}"
-)
-"""Of the questions that calibrate, two in a forward: as many more terms a score is a mean of, as in llava.py."""
-OF_LLAVA_BY_BUDGET = {
-    "zeroth order": (
-        f"score={{use: zeroth_order, joint: true, samples: 32, calibration: {TWO_AT_ONCE}}}", "allocate=ecoflap",
-    )
-}  # fmt: skip
-"""What the LLaVA has otherwise by a budget: its recipe's own is first order's."""
+JOINT = f"score={{use: zeroth_order, joint: true, samples: 32, calibration: {TWO_AT_ONCE}}}"
 MODELS = {
     "smollm2": "box/smollm2",
     "gemma3": "box/gemma3",
@@ -140,6 +132,12 @@ MODELS = {
 LANGUAGE = ("smollm2", "gemma3")
 LLAVAS = ("llava", "llava-vision", "llava-language")
 """All of it, and each of its towers with the other one left dense."""
+OTHERWISE = {
+    **dict.fromkeys(LANGUAGE, DEEP),
+    # The own scorer of the LLaVA's recipe is first order's.
+    **{model: {**DEEP, "zeroth order": (JOINT, "allocate=ecoflap")} for model in LLAVAS},
+}
+"""What a model has otherwise than others, by a budget."""
 SHIPPED = {
     "smollm2": ("language/fast", "language/balanced", "language/best", "language/best-shortened"),
     "gemma3": ("language/fast", "language/balanced", "language/best"),
@@ -209,9 +207,8 @@ class Row:
         model = OF_MODEL.get(self.model, ())
         if self.method in CHAINS:
             budget = self.method.partition(" → ")[0]
-            deep = DEEP.get(budget, ()) if self.model in (*LANGUAGE, *LLAVAS) else ()
-            scored = OF_LLAVA_BY_BUDGET.get(budget, ()) if self.model in LLAVAS else ()
-            return [*model, *CHAINS[self.method], *deep, *scored, *own, *less]
+            otherwise = OTHERWISE.get(self.model, {}).get(budget, ())
+            return [*model, *CHAINS[self.method], *otherwise, *own, *less]
         return [*model, *(UNIFORM if ":" in self.sparsity else ()), *own, *less]
 
 

@@ -23,10 +23,8 @@ _ROWS = 15
 """How many files and functions a stage is told by: the rest is a few hundredths of it."""
 
 _PACKAGE = Path(ecoflap.__file__).parent
-_OURS = {
-    (_PACKAGE / room).resolve(): f"ecoflap/{room}".removesuffix("/.")
-    for room in ("core", "plugins", "adapters", "exporters", ".")
-}
+_ROOMS = ("core", "plugins", "adapters", "exporters")
+_OURS = {(_PACKAGE / room).resolve(): f"ecoflap/{room}" for room in _ROOMS} | {_PACKAGE.resolve(): "ecoflap"}
 """What lies in each folder of ours: in a checkout rooms are links to folders beside the environment's libraries."""
 
 

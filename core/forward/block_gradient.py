@@ -82,8 +82,9 @@ def by_sample(
     # An nn.MultiheadAttention is given tokens first in a block of either order, so that one layer says too little.
     token_first = layouts == {"token batch"}
     if hidden.dim() == 2 and len(hidden) == batch * tokens:
-        hidden = hidden.reshape(tokens, batch, -1) if token_first else hidden.reshape(batch, tokens, -1)
-        return hidden.transpose(0, 1) if token_first else hidden
+        if token_first:
+            return hidden.reshape(tokens, batch, -1).transpose(0, 1)
+        return hidden.reshape(batch, tokens, -1)
     if hidden.shape[:2] == (tokens, batch) and (token_first or ("token batch" in layouts and batch != tokens)):
         return hidden.transpose(0, 1)
     if hidden.shape[:2] == (batch, tokens):

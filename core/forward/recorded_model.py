@@ -81,6 +81,10 @@ class RecordedModel:
         self.finished = 0  # blocks that have been recorded
         self._entered = ExitStack()
         self._spare, self._held = spare, HeldBlocks(self.placement)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make what a subclass keeps beside the record, empty yet."""
 
     def __enter__(self: Own) -> Own:
         wide = self.placement.widened_bytes(tensors_of(self.model))

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
-from ecoflap.core.contracts.protocols import Adapter, GradientStatistic, LossStatistic
-from ecoflap.core.contracts.records import Batch, Statistics, TokenChoice
+from ecoflap.core.contracts.protocols import GradientStatistic, LossStatistic
+from ecoflap.core.contracts.records import Statistics, TokenChoice
 from ecoflap.core.errors import NotFiniteError
 from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
@@ -27,8 +27,7 @@ from ecoflap.core.forward.paused import Begun, PausedForwards, ProductsSeen, may
 from ecoflap.core.forward.placement import added, numbers_in, times_as_large
 from ecoflap.core.forward.recorded_model import RecordedModel
 from ecoflap.core.forward.statistics import TokenWeights
-from ecoflap.core.model.anatomy import Anatomy, Layer
-from ecoflap.core.ranks.ranks import ALONE, Ranks
+from ecoflap.core.model.anatomy import Layer
 
 
 class Replay(RecordedModel):
@@ -47,32 +46,7 @@ class Replay(RecordedModel):
     :ivar few_tokens_seen: What :func:`few_tokens` says of the layers whose Gram matrices ``run`` has given, by name.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        adapter: Adapter,
-        batches: Sequence[Batch],
-        *,
-        anatomy: Anatomy | None = None,
-        seed: int = 0,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        ranks: Ranks = ALONE,
-        keep_in: Path | None = None,
-        spare: int = 0,
-    ) -> None:
-        super().__init__(
-            model,
-            adapter,
-            batches,
-            anatomy=anatomy,
-            seed=seed,
-            dtype=dtype,
-            device=device,
-            ranks=ranks,
-            keep_in=keep_in,
-            spare=spare,
-        )
+    def _begin(self) -> None:
         self.few_tokens_seen: dict[str, str] = {}
         self._loss_statistics: dict[str, Statistics] = {}  # that were taken of the loss' gradient, by layer
         self._perturbed: list[str] = []  # names of the layers that are now

@@ -50,11 +50,13 @@ class HashedFiles:
         """Know the SHA-256 that each file was found to have; of one without, its length and time of writing tell."""
         self._digests = {file.resolve(): digest for file, digest in digests.items()}
 
-    def changed(self, files: Iterable[Path] | None = None) -> list[Path]:
-        """List those of these files, by default of all, whose contents are no more what was hashed."""
-        return [file for file in (self._stamps if files is None else files) if self._is_changed(file.resolve())]
+    def changed(self) -> list[Path]:
+        """List the files whose contents are no more what was hashed."""
+        return [file for file in self._stamps if self.is_changed(file)]
 
-    def _is_changed(self, file: Path) -> bool:
+    def is_changed(self, file: Path) -> bool:
+        """Say whether the contents of one of these files are no more what was hashed."""
+        file = file.resolve()
         before, now = self._stamps[file], stamp_of(file)
         if now == before:
             return False

@@ -83,10 +83,7 @@ class MappedWeights:
 
     def refuse_changed(self) -> None:
         """Refuse to go on where a file that weights are mapped from was written, exchanged or deleted since."""
-        own = {file: stamp for file, stamp in self._stamps.items() if not self._is_scratch(file)}
-        hashed = [file for file in own if file in self._hashed]
-        written = [file for file in own.keys() - {*hashed} if stamp_of(file).contents != own[file].contents]
-        changed = sorted([*written, *self._hashed.changed(hashed)])
+        changed = [file for file in self._stamps if not self._is_scratch(file) and self._is_changed(file)]
         if changed:
             names = ", ".join(map(str, changed))
             raise RunError(
@@ -118,6 +115,11 @@ class MappedWeights:
         if file not in self._files:
             self._files[file] = MappedFile(file)
         return self._files[file]
+
+    def _is_changed(self, file: Path) -> bool:
+        if file in self._hashed:
+            return self._hashed.is_changed(file)
+        return stamp_of(file).contents != self._stamps[file].contents
 
     def _is_scratch(self, file: Path) -> bool:
         return file.is_relative_to(self.scratch)

@@ -116,26 +116,15 @@ def _asked(scorer: PartSpec, replay: Replay, layers: Sequence[Layer]) -> Iterato
         answers: Any = scorer.built(replay, layers)
     if not isinstance(answers, Iterable):
         raise ModelError(f"{who} returned {shown(answers)}; it yields pairs of a name and a score")
-    for answer in _blaming_curves(who, blaming_each(who, answers)):
-        if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], str):
-            raise ModelError(f"{who} gave {shown(answer)}; it yields pairs of a name and a score")
-        yield answer
-
-
-def _blaming_curves(who: str, answers: Iterable[Any]) -> Iterator[Any]:
-    """Yield answers, and say of a curve that cannot be made whose it is, and behind which answer."""
     where = "at its first answer"
-    iterator = iter(answers)
-    while True:
-        try:
-            answer = next(iterator)
-        except StopIteration:
-            return
-        except CurveError as error:
-            raise ModelError(*(f"{who}, {where}: {problem}" for problem in error.problems)) from error
-        yield answer
-        if isinstance(answer, tuple) and answer:
+    try:
+        for answer in blaming_each(who, answers):
+            if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], str):
+                raise ModelError(f"{who} gave {shown(answer)}; it yields pairs of a name and a score")
+            yield answer
             where = f"at its answer behind that for {answer[0]}"
+    except CurveError as error:
+        raise ModelError(*(f"{who}, {where}: {problem}" for problem in error.problems)) from error
 
 
 def _uninformative(scores: Mapping[str, KeptScore], unit: Unit) -> Iterator[str]:

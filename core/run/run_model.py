@@ -43,7 +43,7 @@ class RunModel:
         self._model: nn.Module | None = None
         self._anatomy: Anatomy | None = None
         self._mapped: MappedWeights | None = None
-        self._hashed: HashedFiles | None = None
+        self._hashed = HashedFiles(())  # until the fingerprint is asked for
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -165,7 +165,7 @@ class RunModel:
             return source.model.to(self.home).eval()
         with self._log.stage("load"):
             model, self._mapped = self._load(source, dtype_called(self._keys.dtype), hashed=self._hashed)
-            if changed := self._hashed.changed() if self._hashed is not None else []:
+            if changed := self._hashed.changed():
                 raise RunError(
                     f"{', '.join(map(str, changed))} changed while the model was hashed and loaded, so that the run "
                     f"would be recorded as one of another model. Put back what was there and run again, or begin anew "
