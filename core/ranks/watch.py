@@ -37,7 +37,8 @@ SILENT = 30.0
 LONG = 600.0
 """Seconds without one after which also a process is taken for gone that is there, and neither speaks nor computes."""
 LOOK = 5.0
-"""Seconds that count at most between two looks: who was stopped or starved itself has not seen the others be silent."""
+"""Seconds that count at most between two looks: who was stopped or starved itself has not seen the others be silent,
+and a machine that slept gave them no time to come."""
 _GRACE = 10.0
 """Seconds that a process has to end by itself when another has failed; it may be waiting in a device's library."""
 _HEARING = 2.0
@@ -89,7 +90,7 @@ class Watch:
             self._store.set(
                 _name_of(self.rank), json.dumps({**this_process(), "has_device": has_device, "speaks_to": _reader()})
             )
-            self._wait_for_all(time.monotonic() + seconds, f"{seconds:.0f} seconds")
+            self._wait_for_all(seconds)
             return all(_process(self._store, rank).get("has_device", False) for rank in range(self.size))
         except RuntimeError as error:  # as in the thread: whoever holds the store is gone
             raise RankError(self._heard(_store_gone())) from error
@@ -156,12 +157,14 @@ class Watch:
                 return True
         return False
 
-    def _wait_for_all(self, until: float, limit: str) -> None:
+    def _wait_for_all(self, seconds: float) -> None:
         names = [_name_of(rank) for rank in range(self.size)]
+        left, looked = seconds, time.monotonic()
         while not self._store.check(names):
-            is_late = time.monotonic() > until
-            missing = [rank for rank, name in enumerate(names) if is_late and not self._store.check([name])]
-            told = self.tell(_absent(missing, self.size, limit)) if missing else self._told()
+            now = time.monotonic()
+            left, looked = left - min(now - looked, LOOK), now
+            missing = [rank for rank, name in enumerate(names) if left < 0 and not self._store.check([name])]
+            told = self.tell(_absent(missing, self.size, f"{seconds:.0f} seconds")) if missing else self._told()
             if told is not None and told["rank"] == self.rank:
                 raise RankError(*told["problems"])
             if told is not None:

@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from several import Started, several
@@ -229,6 +230,19 @@ def test_nobody_is_missed_who_has_come(store):
     with pytest.raises(RankError, match="rank 1 of 2 has not come"):
         Watch(store, 0, 2).wait_for_all(-1.0)
     Watch(store, 1, 2).wait_for_all(-1.0)
+
+
+def test_nobody_is_missed_because_the_machine_slept(store, monkeypatch):
+    now = [0.0]
+
+    def sleep(_):
+        if now[0]:
+            store.set("process 1", "{}")
+        now[0] += 3600
+
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    assert not Watch(store, 0, 2).wait_for_all(60.0)
+    assert now[0] == 7200
 
 
 @pytest.mark.parametrize("have", [(True, True), (True, False), (False, True), (False, False)])

@@ -48,9 +48,12 @@ def several(size: int, call: Callable[[Ranks], Any], folder: Path, how: Started 
 
     :param folder: Where the processes leave what they say.
     """
-    store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    port = store.port if how.holds else _free_port()
+    listener = socket.create_server(("127.0.0.1", 0))
+    own_port: int = listener.getsockname()[1]
+    port = own_port if how.holds else _free_port()
     children = {_forked(rank, size, port, call, folder / f"said by {rank}", how): rank for rank in range(size)}
+    # Behind the forks, which keep for ever what a thread has locked just then, and the store answers from one.
+    store = TCPStore("127.0.0.1", own_port, size, True, wait_for_workers=False, master_listen_fd=listener.detach())
     ended = [Ended(0, "")] * size
     for _ in range(size):
         child, status = os.waitpid(-1, 0)
