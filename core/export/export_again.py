@@ -18,7 +18,7 @@ from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import RecipeError, RunError
-from ecoflap.core.export.exports import export_names, is_recorded
+from ecoflap.core.export.exports import export_names, is_exported, is_recorded
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
@@ -55,12 +55,14 @@ class _Wanted:
     :param name: The export's folder.
     :param plain: The run's recipe with the export, as plain values.
     :param text: The same as ``recipe.yaml`` has it.
+    :param is_known: Whether the run's recipe had it before.
     """
 
     recipe: Recipe
     name: str
     plain: Mapping[str, Any]
     text: str
+    is_known: bool
 
 
 def export_run(
@@ -97,7 +99,8 @@ def export_run(
     with open_run(folder.path, fresh=False, elsewhere="copy the run to where you may write, and export the copy"):
         wanted = _with_export(folder, to, set_, registry)
         recipe, name = wanted.recipe, wanted.name
-        if is_recorded(folder.exports, name) and not overwrite:
+        is_there = is_recorded(folder.exports, name) and not overwrite
+        if is_there and not _was_cut_off(folder, wanted):
             raise RunError(
                 f"{folder.exports / name} is there already. Say --overwrite, or overwrite=True from Python, to have it "
                 f"written anew, or move it away."
@@ -107,13 +110,20 @@ def export_run(
         measures = _evaluated(folder, recipe) if report is None else _reported(folder, report)
         log.emit(RunStarted(folder.path, ("export",)))
         pruned = _pruned(folder, wanted, measures, registry, Reading(folder, log, accept_change))
-        for refused in export_all(folder, recipe, [name], pruned, log).values():
+        missing = [] if is_there else [name]
+        for refused in export_all(folder, recipe, missing, pruned, log).values():
             raise refused
         report = None if report is None else _written_anew(report, folder, wanted)
         write_sealed_text(folder.recipe, wanted.text)
         if report is not None:
             log.emit(RunFinished(folder.path, report))
     return folder.exports / name
+
+
+def _was_cut_off(folder: RunFolder, wanted: _Wanted) -> bool:
+    """Say whether an export is whole, and a process that was killed behind it has not told the run's recipe of it."""
+    part = wanted.recipe.export[export_names(wanted.recipe.export).index(wanted.name)]
+    return not wanted.is_known and is_exported(folder.exports, wanted.name, part)
 
 
 def _reported(folder: RunFolder, report: Report) -> Mapping[str, Any]:
@@ -145,18 +155,19 @@ def _with_export(folder: RunFolder, to: str | Mapping[str, Any], set_: Sequence[
     file, before = folder.recipe, written.get("export") or []
     plain = _read_alone(file, wanted, set_, registry).plain()
     parts = list(before) if isinstance(before, list) else [before]
-    if plain not in parts:
+    is_known = plain in parts
+    if not is_known:
         at = len(parts) if folder.report.is_file() else _refused(folder, registry, plain["use"])
         parts[at : at + 1] = [plain]
     recipe, refusal = _read(file, [_exporting(parts)], registry)
     name = export_names(recipe.export)[parts.index(plain)]
     if refusal is None:
-        return _Wanted(recipe, name, recipe.plain(), recipe.dump())
+        return _Wanted(recipe, name, recipe.plain(), recipe.dump(), is_known)
     whole = {**written, "export": recipe.plain()["export"]}
     if not is_recordable(whole):  # no run has written it so
         raise refusal
     kept = _comments(file.read_text("utf-8")) or _comments(recipe.dump())
-    return _Wanted(recipe, name, whole, kept + write_yaml(whole))
+    return _Wanted(recipe, name, whole, kept + write_yaml(whole), is_known)
 
 
 def _read(file: Path, sets: Sequence[Assignment], registry: Registry) -> tuple[Recipe, RecipeError | None]:
@@ -182,7 +193,7 @@ def _refused(folder: RunFolder, registry: Registry, use: str) -> int:
     """Give the place of the first export by an exporter that is not there, or the one behind all of them."""
     exports = _read(folder.recipe, [], registry)[0].export
     named = enumerate(zip(export_names(exports), exports, strict=True))
-    places = (at for at, (name, part) in named if part.use == use and not is_recorded(folder.exports, name))
+    places = (at for at, (name, part) in named if part.use == use and not is_recorded(folder.exports, name, part))
     return next(places, len(exports))
 
 

@@ -77,9 +77,11 @@ def read_record(path: Path) -> ExportRecord:
     return read_validated(path, ExportRecord, FormatError, "Restore it; or delete it, and the run exports that again.")
 
 
-def is_recorded(folder: Path, name: str) -> bool:
-    """Say whether an export of this name was finished, by whatever exporter; its files may be gone."""
-    return record_of(folder, name).is_file() and (folder / name).exists()
+def is_recorded(folder: Path, name: str, part: PartSpec | None = None) -> bool:
+    """Say whether an export of this name was finished, by whatever exporter or by this one; its files may be gone."""
+    record = record_of(folder, name)
+    is_there = record.is_file() and (folder / name).exists()
+    return is_there and (part is None or read_record(record).exporter == part.plain())
 
 
 def export(

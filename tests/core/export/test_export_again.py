@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,51 @@ def test_an_export_that_another_command_makes_just_before_is_kept(run, letters, 
     folders = [run.folder / "exports" / name for name in ("letters", "letters-2")]
     assert [(folder / "w.letters").read_text()[0] for folder in folders] == ["b", "c"]
     assert set(read_report(run.folder / "report.json").exports) == {"safetensors", "letters", "letters-2"}
+
+
+class _Killed(BaseException):
+    pass
+
+
+@contextmanager
+def _killed_at(step, monkeypatch):
+    def killed(*arguments):
+        raise _Killed
+
+    with monkeypatch.context() as until_then:
+        until_then.setattr(export_again, step, killed)
+        with pytest.raises(_Killed):
+            yield
+
+
+@pytest.mark.parametrize("step", ["write_report", "write_sealed_text"])
+def test_a_command_that_was_killed_behind_its_files_goes_on(run, letters, monkeypatch, step):
+    """The files and their record are whole by then; the recipe and the report do not know of them yet."""
+
+    with _killed_at(step, monkeypatch):
+        ecoflap.export_run(run.folder, "letters", registry=letters)
+    written = run.folder / "exports" / "letters" / "w.letters"
+    before = written.stat().st_mtime_ns
+    assert "letters" not in (run.folder / "recipe.yaml").read_text()
+    assert ecoflap.export_run(run.folder, "letters", registry=letters) == written.parent
+    assert written.stat().st_mtime_ns == before
+    assert "letters" in (run.folder / "recipe.yaml").read_text()
+    assert set(read_report(run.folder / "report.json").exports) == {"safetensors", "letters"}
+    with pytest.raises(RunError, match="letters is there already"):
+        ecoflap.export_run(run.folder, "letters", registry=letters)
+
+
+def test_one_killed_behind_its_files_keeps_its_place_in_a_run_whose_export_was_refused(run, letters, monkeypatch):
+    recipe = run.folder / "recipe.yaml"
+    ecoflap.export_run(run.folder, "letters", set_=["letter=b"], registry=letters)
+    (run.folder / "report.json").unlink()
+    (run.folder / "exports" / "letters.json").unlink()
+
+    with _killed_at("write_sealed_text", monkeypatch):
+        ecoflap.export_run(run.folder, "letters", set_=["letter=c"], registry=letters)
+    again = ecoflap.export_run(run.folder, "letters", set_=["letter=c"], registry=letters)
+    assert again.name == "letters"
+    assert "letter: b" not in recipe.read_text()
 
 
 def test_an_export_stays_where_writing_it_anew_fails(run, letters, monkeypatch):
