@@ -12,7 +12,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.disk.write_errors import explained
-from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.model.parameter_masks import parameter_and_part
 
 _PICKLED = (".pt", ".pth", ".bin")
@@ -53,6 +53,7 @@ def read_back(folder: Path, names: Iterable[str], reload: Callable[[], nn.Module
     """Yield the tensors of these names as the folder has them, from its files or from the model that is loaded of it.
 
     :raises FormatError: Where they are found in neither way.
+    :raises RunError: Where the disk is full on which a model that stays in its files is put together.
     """
     left = set(names)
     for name, saved in stored(folder, left):
@@ -62,6 +63,8 @@ def read_back(folder: Path, names: Iterable[str], reload: Callable[[], nn.Module
         return
     try:
         again = reload().state_dict()
+    except RunError:  # as of a full disk, on which weights are put together to be read: what was saved is not to blame
+        raise
     except EcoflapError as error:
         why = f"as a model it is not read: {' '.join(error.problems)}"
         raise FormatError(f"{folder}: no file there has {min(left)} under that name, and {why} {_SAVED}") from error
