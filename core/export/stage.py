@@ -52,15 +52,22 @@ def export_all(
 
 
 def ended_by(folder: RunFolder, recipe: Recipe, refused: Mapping[str, EcoflapError]) -> RunError:
-    """Make the error of a run of which nothing is missing but exports: why each is, and the two ways on."""
+    """Make the error of a run of which nothing is missing but exports: why each is, and the ways on.
+
+    A :class:`RunError`, as of a full disk, says what to do: what was asked for would be as it was without it.
+    """
     specs, run = _by_name(recipe), folder.path
-    problems = []
+    problems: list[str] = []
+    unlike: list[int] = []  # those that ask for another export
     for name, error in refused.items():
-        *others, last = (f"export {name}: {problem}" for problem in error.problems)
-        anew = f"`ecoflap export {run} --to {specs[name].use} --set …` writes it by other parameters"
-        problems += [*others, f"{last.rstrip('.')}. All else of the run is kept. {anew}"]
-    without = f"`ecoflap run {folder.recipe} --folder {run} --set export=…` ends the run with what you name there"
-    problems[-1] += f"; {without}"
+        problems += [f"export {name}: {problem}" for problem in error.problems]
+        problems[-1] = f"{problems[-1].rstrip('.')}. All else of the run is kept"
+        if not isinstance(error, RunError):
+            problems[-1] += f". `ecoflap export {run} --to {specs[name].use} --set …` writes it by other parameters"
+            unlike.append(len(problems) - 1)
+    if unlike:
+        way = f"`ecoflap run {folder.recipe} --folder {run} --set export=…` ends the run with what you name there"
+        problems[unlike[-1]] += f"; {way}"
     return RunError(*problems)
 
 

@@ -4,6 +4,8 @@ import pytest
 
 import ecoflap
 from ecoflap.core.errors import RunError
+from ecoflap.core.export.stage import ended_by
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.report import read_report
 
@@ -51,6 +53,20 @@ def test_all_that_is_refused_is_told_at_once_with_the_way_on_and_the_others_are_
     )
     assert {path.name for path in (folder / "exports").iterdir() if path.is_dir()} == {"safetensors", "hugging_face"}
     assert not (folder / "report.json").exists()
+
+
+def test_a_full_disk_asks_for_no_other_export(plain, letters, tmp_path):
+    folder = RunFolder(tmp_path)
+    recipe = parse_recipe(plain(export=["safetensors", "onnx"]), registry=letters)
+    full, other = RunError("w could not be written: the disk is full. Make room."), ecoflap.EcoflapError("no view")
+    told = ended_by(folder, recipe, {"safetensors": full})
+    assert told.problems == (
+        "export safetensors: w could not be written: the disk is full. Make room. All else of the run is kept",
+    )
+    first, second = ended_by(folder, recipe, {"onnx": other, "safetensors": full}).problems
+    assert first.startswith("export onnx: no view. All else")
+    assert first.endswith("ends the run with what you name there")
+    assert second == told.problems[0]
 
 
 def test_without_what_was_refused_the_run_ends_and_makes_nothing_again(refused, plain, letters, lasting, tmp_path):
