@@ -98,7 +98,7 @@ test-lavis: $(VENV_LAVIS)/.installed
 	  $(addprefix tests/core/,forward model packed/test_load_model.py packed/test_pack_model.py pruning refining) \
 	  $(addprefix tests/core/run/,test_adapter_check.py test_pipeline.py test_refined_runs.py) \
 	  $(addprefix tests/plugins/,datasets evaluators scorers test_contract.py) \
-	  $(addprefix tests/adapters/,test_families.py views/test_views.py lavis_blip2)
+	  $(addprefix tests/adapters/,test_families.py views/test_views.py lavis_blip2 lavis_blip_nlvr)
 
 test-wheel: $(BIN)/python
 	.ci/wheel $(BIN)/python

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 
 import ecoflap
 from ecoflap.core.cli.plan_report import prepared_tables
+from ecoflap.core.errors import ModelError
 from ecoflap.core.model.source import open_source
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.registry.adapter_for import adapter_for
@@ -40,11 +42,14 @@ class Setting(NamedTuple):
 T5 = 24 * (4 + 3) + 24 * (4 + 4 + 3)
 BLIP2, RETRIEVAL, CLIP, EVA, LLAMA = 39 * 4 + T5, 39 * 4, 12 * 4 + 12 * 4, 40 * 4, 32 * 7
 BLIP, ANSWERS = 12 * 4 + 12 * (4 + 4 + 2), 12 * 4 + 2 * 12 * (4 + 4 + 2)
+PAIRS = 12 * 4 + 12 * (4 + 8 + 2) + 6  # a cross-attention for each image, which six blocks put together by a matrix
 SETTINGS = {
     "blip-caption-zeroth-wanda": Setting(0.5, 0.6, 1, 32, 2 * BLIP * 32),
     "blip-caption-uniform-wanda": Setting(0.5, None, 1, None, 0),
     "blip-vqa-zeroth-wanda": Setting(0.5, 0.6, 16, 32, 2 * ANSWERS * 2),
     "blip-vqa-uniform-wanda": Setting(0.5, None, 16, None, 0),
+    "blip-nlvr-zeroth-wanda": Setting(0.5, 0.6, 1, 32, 2 * PAIRS * 32),
+    "blip-nlvr-uniform-wanda": Setting(0.5, None, 1, None, 0),
     "blip-retrieval-zeroth-wanda": Setting(0.5, 0.6, 16, 32, 2 * BLIP * 2),
     "blip-retrieval-uniform-wanda": Setting(0.5, None, 16, None, 0),
     "blip2-zeroth-wanda": Setting(0.5, 0.6, 8, 32, 2 * BLIP2 * 4),
@@ -95,6 +100,7 @@ PRUNABLE = {
     "flan-t5": 24 * (4 + 3 * 2.5) * 2048**2 + 24 * (8 + 3 * 2.5) * 2048**2,
     "llama": 32 * (4 * 4096**2 + 3 * 4096 * 11008),
 }
+"""Of all but ``blip-nlvr``, which LAVIS builds: ``tests/adapters/lavis_blip_nlvr`` plans it there."""
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +194,13 @@ def test_the_settings_are_the_papers(name, registry):
     else:
         assert recipe.prune.use == pruner
         assert recipe.rounds is None
+
+
+@pytest.mark.skipif(find_spec("lavis") is not None, reason="LAVIS's environment builds it")
+@pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("blip-nlvr-")])
+def test_a_recipe_of_lavis_says_what_a_plan_of_it_needs(name, registry):
+    with pytest.raises(ModelError, match=r"is read with salesforce-lavis, .*pip install 'ecoflap\[lavis\]'"):
+        prepare(load_recipe(PAPER[name], registry=registry), registry, planning=True)
 
 
 @pytest.mark.parametrize("family", PRUNABLE)

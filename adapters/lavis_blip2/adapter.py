@@ -1,9 +1,7 @@
 """Adapt BLIP-2 of salesforce-lavis: vision, Q-Former and a T5 or OPT, or vision and Q-Former alone for retrieval."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,34 +9,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, Int64
 from torch import Tensor, nn
 
-from ecoflap.adapters.hubs.description import describe, description_of
+from ecoflap.adapters.hubs.lavis import LavisAdapter
 from ecoflap.adapters.lavis_blip2.generation import lavis_says, lavis_tokens_of
-from ecoflap.adapters.lavis_blip2.reading import (
-    CHECKPOINT,
-    LIBRARY,
-    PREFIX,
-    fetched,
-    name_and_type,
-    read_checkpoint,
-    weightless,
-)
 from ecoflap.adapters.shared.contrastive import pair_problems
 from ecoflap.adapters.shared.generation import distinct_images
 from ecoflap.adapters.shared.losses import IGNORED, info_nce, mean_nll
 from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.t5_stack import layers_of_t5, towers_of_t5
-from ecoflap.adapters.shared.transforms import transformed
 from ecoflap.adapters.views.blip2 import views_of_lavis
 from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.records import IMAGE, Batch, Sample, View
 from ecoflap.core.errors import DataError, ModelError
-from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
-from ecoflap.core.packed.into_model import fill, packed_in
+from ecoflap.core.model.anatomy import Block, Layer, Tower
 
-CLASSES = frozenset({"Blip2T5", "Blip2OPT", "Blip2Qformer"})
 READS = {
     "t5_proj": "qformer", "opt_proj": "qformer", "vision_proj": "qformer",
     "t5_model.lm_head": "decoder", "opt_model.lm_head": "language",
@@ -51,46 +37,16 @@ def ecoflap_register_adapters() -> Mapping[str, type["LavisBlip2Adapter"]]:
     return {"lavis_blip2": LavisBlip2Adapter}
 
 
-class LavisBlip2Adapter:
+class LavisBlip2Adapter(LavisAdapter):
     """Adapts ``Blip2T5``, ``Blip2OPT`` and ``Blip2Qformer``: ``lavis:NAME/TYPE``, a saved folder, or in memory.
 
     ``lavis:blip2_t5/pretrain_flant5xl`` is ``load_model("blip2_t5", "pretrain_flant5xl")`` of LAVIS, which downloads
     what it needs and cannot build a model without its weights: ``plan`` and ``inspect`` load it too. A run that planned
-    by it prunes that very model: until then it waits in ``Source.loaded``. It comes in float32, as LAVIS has it on a
-    CPU, unless the recipe says otherwise. On a GPU LAVIS itself runs it with autocast.
+    by it prunes that very model: until then it waits in ``Source.loaded``. On a GPU LAVIS itself runs it with autocast.
     """
 
-    def __init__(self) -> None:
-        self.processor: Any = None
-
-    def matches(self, source: Source) -> bool:
-        """Recognise a model by its prefix, by what :meth:`save` wrote, and in memory by its class."""
-        if source.model is not None:
-            kinds = type(source.model).__mro__
-            return any(kind.__module__.startswith("lavis.") and kind.__name__ in CLASSES for kind in kinds)
-        return source.name.startswith(f"{PREFIX}blip2") or source.config.get("library") == LIBRARY
-
-    def load(self, source: Source, dtype: torch.dtype | None, device: str) -> nn.Module:
-        """Load the model in eval mode, and LAVIS' image processor for it; on ``meta`` without weights and processor.
-
-        :raises ModelError: Where LAVIS is not installed, knows no such model, or cannot get it.
-        """
-        if source.model is not None:
-            return source.model.eval()
-        name, kind = name_and_type(source)
-        model, images = source.loaded.pop(LIBRARY, None) or fetched(name, kind)
-        describe(model, {"name": name, "type": kind})
-        if device == "meta":
-            if source.path is None:  # a folder's own weights are other ones, and are read from there
-                source.loaded[LIBRARY] = model, images
-            return weightless(model)
-        self.processor = images
-        packed = packed_in(source)
-        if packed is not None:
-            fill(model, packed)
-        elif source.path is not None:
-            read_checkpoint(source.path / CHECKPOINT, model)
-        return (model if dtype is None else in_type(model, dtype)).to(device)
+    _classes = frozenset({"Blip2T5", "Blip2OPT", "Blip2Qformer"})
+    _family, _called = "blip2", "BLIP-2"
 
     def towers(self, model: nn.Module) -> Sequence[Tower]:
         """Give the vision transformer, the Q-Former, and either projections alone or one with the language model."""
@@ -122,11 +78,7 @@ class LavisBlip2Adapter:
 
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Make images, what is asked about each (nothing of a caption), and what is to be said: LAVIS tokenises it."""
-        if self.processor is None:
-            raise DataError(
-                "this model needs an image processor: give ecoflap.run a processor, which is vis_processors['eval'] of "
-                "LAVIS' load_model_and_preprocess."
-            )
+        pixels = self._pixels(samples)
         said = [sample.answers[0] if sample.answers else sample.text for sample in samples]
         silent = [number for number, text in enumerate(said) if not text]
         if silent:
@@ -134,7 +86,7 @@ class LavisBlip2Adapter:
                 f"sample {silent[0]} of a batch has no caption and no answer, which this model is to say of an image."
             )
         asked = [sample.question or "" for sample in samples]
-        return {"image": transformed(self.processor, samples), "text_input": asked, "text_output": said}
+        return {"image": pixels, "text_input": asked, "text_output": said}
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Compute the mean negative log-likelihood of each token of the caption or answer, or InfoNCE for retrieval.
@@ -152,7 +104,7 @@ class LavisBlip2Adapter:
         if kind == "retrieval":
             raise ModelError(NO_TEXTS)
         first, which = distinct_images(samples)
-        image = _image(model, {"image": transformed(self.processor, first)})
+        image = _image(model, {"image": self._pixels(first)})
         prompts = _openings(model, {"text_input": [sample.question or "" for sample in samples]})
         return lavis_says(model, kind, image, which, prompts, generation)
 
@@ -184,19 +136,6 @@ class LavisBlip2Adapter:
         read = _openings(model, batch) if tower == "encoder" else _whole_texts(model, batch)
         return torch.cat([queries, _real(model, read)], 1)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write a checkpoint for LAVIS' ``load_checkpoint``, and the name and type by which LAVIS has the model."""
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": dict(model.state_dict())}, folder / CHECKPOINT)
-        self.save_surroundings(model, folder)
-
-    def save_surroundings(self, model: nn.Module, folder: Path) -> None:
-        """Write what :meth:`save` writes beside the weights."""
-        known = description_of(model)
-        if known:
-            config = {"library": LIBRARY, "model_type": f"{LIBRARY}_{known['name']}", **known}
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
     def export_views(self, model: nn.Module) -> Sequence[View]:
         """Give ``vision`` and ``language``, or ``vision``, ``text`` and ``pair``.
 
@@ -213,15 +152,6 @@ class LavisBlip2Adapter:
         kinds = sorted({str(weight.dtype) for module in vision for weight in module.parameters() if weight.is_cpu})
         if len(kinds) > 1 and (where.offload or not where.device.startswith("cuda")):
             yield f"the vision tower mixes {' and '.join(kinds)}, as LAVIS does on a GPU only: call model.float()."
-
-
-def in_type(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Put every weight into one type, but those of LAVIS' own layer norms, which it runs in float32 in any case."""
-    model.to(dtype)
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm) and type(module).__module__.startswith("lavis."):
-            module.float()
-    return model
 
 
 def logits_and_labels(

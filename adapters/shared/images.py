@@ -35,9 +35,10 @@ def images_of(samples: Sequence[Sample]) -> list[Any]:
         raise DataError("a batch needs at least one sample.")
     without = [number for number, sample in enumerate(samples) if sample.image is None]
     if without:
+        have, wanted = ("several", "single images") if samples[without[0]].images else ("none", "images")
         raise DataError(
-            f"this model looks at images, and {len(without)} of {len(samples)} samples have none. Calibrate it on a "
-            f"dataset of images."
+            f"this model looks at images, and {len(without)} of {len(samples)} samples have {have}. Calibrate it on a "
+            f"dataset of {wanted}."
         )
     modes = sorted({mode for sample in samples if (mode := getattr(sample.image, "mode", "none")) != "RGB"})
     if modes:

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoflap.adapters.shared.members import member
-from ecoflap.adapters.views.images import IMAGE_AXES, images_of_tower, views_of_pair
-from ecoflap.adapters.views.view import BATCH, SAID, SEQUENCE, TEXT_AXES, Example, view, without
+from ecoflap.adapters.views.images import IMAGE_AXES, images_of, images_of_tower, views_of_pair
+from ecoflap.adapters.views.view import BATCH, SAID, SEQUENCE, TEXT_AXES, Example, square, view, without
 from ecoflap.core.contracts.records import View
 
 READ = {"input_ids": TEXT_AXES, "attention_mask": TEXT_AXES}
 SEEN = {"encoder_hidden_states": {0: BATCH}}
+PAIR, PAIR_SEEN = ("image0", "image1"), ("image0_embeds", "image1_embeds")
+"""Two images as LAVIS calls them, and what its vision tower made of them."""
 
 
 class Seen(nn.Module):
@@ -140,6 +142,70 @@ class Matching(nn.Module):
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         (read,) = self.reads(input_ids, attention_mask, *self.sees(pixel_values))
         return (self.itm_head(read[:, 0]),)
+
+
+class SeenByLavis(nn.Module):
+    """Gives a vector for each patch of an image and one before them, by LAVIS' vision transformer."""
+
+    def __init__(self, sees: nn.Module) -> None:
+        super().__init__()
+        self.visual_encoder = sees
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        return (member(self.visual_encoder, "forward_features")(pixel_values),)
+
+
+class ReadOnPair(nn.Module):
+    """Gives the logits of a sentence's being false and true of two images that were seen.
+
+    The first token of each sentence is LAVIS' ``[ENC]``.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder, self.cls_head = encoder, head
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, image0_embeds: Tensor, image1_embeds: Tensor
+    ) -> tuple[Tensor]:
+        seen = [image0_embeds, image1_embeds]
+        real = [attention_mask.new_ones(one.shape[:2]) for one in seen]
+        read = {"encoder_hidden_states": seen, "encoder_attention_mask": real, "return_dict": True}
+        made = self.text_encoder(input_ids, attention_mask=attention_mask, **read).last_hidden_state
+        return (self.cls_head(made[:, 0]),)
+
+
+class Judging(nn.Module):
+    """Gives the logits of a sentence's being false and true of two images."""
+
+    def __init__(self, sees: SeenByLavis, reads: ReadOnPair) -> None:
+        super().__init__()
+        self.sees, self.reads = sees, reads
+
+    def forward(self, image0: Tensor, image1: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        told: tuple[Tensor] = self.reads(input_ids, attention_mask, *self.sees(image0), *self.sees(image1))
+        return told
+
+
+def views_of_blip_nlvr(model: nn.Module) -> Iterator[View]:
+    """Yield ``vision``; ``text``, which reads a sentence on two images that it saw; and ``all`` in one graph."""
+    tower, encoder = member(model, "visual_encoder", nn.Module), member(model, "text_encoder", nn.Module)
+    cut, positions = member(tower, "patch_embed"), member(tower, "pos_embed", Tensor)
+    texts = _texts(member(encoder, "embeddings.word_embeddings.weight", Tensor))
+
+    def two(example: Example, names: tuple[str, str], *shape: int) -> dict[str, Tensor]:
+        return dict(zip(names, example.numbers(positions, 2 * example.batch, *shape).chunk(2), strict=True))
+
+    def of_seen(example: Example) -> dict[str, Tensor]:
+        return {**texts(example), **two(example, PAIR_SEEN, *positions.shape[1:])}
+
+    def everything(example: Example) -> dict[str, Tensor]:
+        return {**two(example, PAIR, member(cut, "proj.in_channels", int), *square(cut.img_size)), **texts(example)}
+
+    vision, text = SeenByLavis(tower), ReadOnPair(encoder, member(model, "cls_head", nn.Module))
+    yield view("vision", vision, images_of(tower, cut.img_size), ("image_embeds",), IMAGE_AXES)
+    yield view("text", text, of_seen, ("logits",), {**READ, **{name: {0: BATCH} for name in PAIR_SEEN}})
+    yield view("all", Judging(vision, text), everything, ("logits",), {**READ, **{name: {0: BATCH} for name in PAIR}})
 
 
 def views_of_blip_caption(model: nn.Module) -> Iterator[View]:

@@ -95,12 +95,12 @@ class Matches(Protocol):
 
 
 class Classifies(Protocol):
-    """The ability to sort images into a fixed list of classes."""
+    """The ability to sort images, or pairs of them with a sentence, into a fixed list of classes."""
 
     does: ClassVar[str] = "classify images"
 
     def logits(self, model: nn.Module, samples: Sequence[Sample]) -> Float[Tensor, "images classes"]:
-        """Give each image's logits, in the order of the numbers that labels have."""
+        """Give each sample's logits, in the order of the numbers that labels have."""
         ...
 
 

@@ -54,8 +54,9 @@ class Sample:
     """One thing a dataset yields; what it holds depends on the dataset.
 
     :param image: A PIL image in RGB.
+    :param images: Several of them in their order, where what is said is about all of them; ``image`` is then None.
     :param question: What is asked about the image or of the text, or the beginning of a text to be gone on with.
-    :param label: The number of the image's class.
+    :param label: The number of the image's class; of a sentence on images, 1 where it is true and 0 where it is not.
     :param texts: All captions of the image, ``text`` among them.
     :param id: The data set's own name of it: of a question, or of the image where nothing is asked.
     :param image_id: The data set's own name of the image, or its file's: samples of one image have the same.
@@ -72,6 +73,7 @@ class Sample:
     id: str | int | None = None
     image_id: str | int | None = None
     kind: str | None = None
+    images: tuple[Any, ...] = ()
 
     @property
     def captions(self) -> tuple[str, ...]:

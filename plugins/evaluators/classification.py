@@ -34,10 +34,12 @@ def ecoflap_register_evaluators() -> Mapping[str, type["Classification"]]:
 class Classification:
     """Measure top-1 and top-5 accuracy, from 0 to 1; top-5 where there are more than five classes.
 
+    Of sentences on pairs of images it is the share of those that the model rightly takes for true or false.
     Classes that are equally likely count as in random order, in the mean over all orders.
 
     :param data: Images with the numbers of the classes that the model's head has: ``{use: image, samples: null}``. Of
-        folders that are some of the model's classes, the numbers are not the model's.
+        folders that are some of the model's classes, the numbers are not the model's. Or sentences on pairs of images:
+        ``{use: image_pair, samples: null}``.
     :param batch_size: How many images are classified at a time.
     """
 

@@ -12,7 +12,7 @@ from typing import Any
 from ecoflap.core.errors import DataError, first_of
 from ecoflap.plugins.datasets.shared.image_files import SUFFIXES
 from ecoflap.plugins.datasets.shared.published_files import Entries, Entry, read_json
-from ecoflap.plugins.datasets.shared.text_files import json_lines, json_object, read_text
+from ecoflap.plugins.datasets.shared.text_files import is_of_lines, json_lines, json_object, read_text
 
 INDEXES = ("index.jsonl", "index.json", "index.csv", "metadata.jsonl", "metadata.csv")
 """Names of the files that are taken for a folder's index."""
@@ -35,17 +35,18 @@ class Row:
     :param where: The row's place, for messages: ``index.jsonl:7``.
     :param image: A file, which may be missing; or its bytes, or a PIL image. None where the row names none.
     :param values: What the row holds, by what it is read as, such as ``text``, and not by the column's own name.
+    :param folder: The folder that images are named relative to.
     """
 
     number: int
     where: str
     image: Any
     values: Mapping[str, Any]
+    folder: Path = Path()
 
-    @property
-    def named(self) -> str:
-        """Name the row's place, with its image's file."""
-        return f"{self.where} ({self.image})" if isinstance(self.image, Path) else self.where
+    def with_file(self, image: Any) -> str:
+        """Name the row's place, with the file of one of its images."""
+        return f"{self.where} ({image})" if isinstance(image, Path) else self.where
 
     def having(self, **values: Any) -> "Row":
         """Give the row with other values."""
@@ -151,18 +152,29 @@ def row_from(number: int, where: str, entry: Entry, column_of: Mapping[str, str]
     :param folder: The folder that images are named relative to.
     """
     values = {what: entry.get(column) for what, column in column_of.items()}
-    image = values.pop("image", None)  # of a table of texts there is none
+    image, name = image_at(values.pop("image", None), folder)  # of a table of texts there is none
+    if name is not None and values.get("image_id") is None:
+        values["image_id"] = name
+    return Row(number, where, image, values, folder)
+
+
+def image_at(image: Any, folder: Path) -> tuple[Any, str | None]:
+    """Give the image that a cell stands for, as a :class:`Row` has it, and the name that it has there; None for none.
+
+    :param image: A name, or a tuple of names of which the first whose file is there is meant; an object with its bytes
+        or path; or what else the cell holds.
+    :param folder: The folder that images are named relative to.
+    """
+    name = None
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
-        if values.get("image_id") is None:
-            values["image_id"] = image.get("path")
-        image = image.get("bytes") or image.get("path")
+        name = image.get("path")
+        image = image.get("bytes") or name
     if isinstance(image, tuple):
-        image = next((name for name in image if os.path.isfile(folder / name)), next(iter(image), None))
+        image = next((one for one in image if os.path.isfile(folder / one)), next(iter(image), None))
     if isinstance(image, str):
-        if values.get("image_id") is None:
-            values["image_id"] = image
+        name = image
         image = folder / image if image.strip() else None
-    return Row(number, where, image, values)
+    return image, name
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -191,8 +203,8 @@ def _classes(folder: Path, inside: Mapping[Path, Sequence[Path]]) -> dict[Path, 
 
 
 def _entries(file: Path, published: Published) -> Entries:
-    """Read the rows of a file by its ending."""
-    if file.suffix.lower() == ".json":
+    """Read the rows of a file by its ending; some are published as ``.json`` with an object a line."""
+    if file.suffix.lower() == ".json" and not is_of_lines(file):
         document = read_json(file)
         return _list_entries(document, file) if isinstance(document, list) else published(document, file)
     lines = _csv_rows(file) if file.suffix.lower() == ".csv" else json_lines(file)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.contracts.records import Sample
@@ -53,8 +53,7 @@ class IndexedImages(IndexedRows):
         make = self._whole() if opens else self._at_a_glance
 
         def look(row: Row) -> Sample:
-            if isinstance(row.image, Path):
-                images.append(row.image)
+            images.extend(image for image in self._images_in(row) if isinstance(image, Path))
             return make(row)
 
         if self.dataset is None and not any(self._parameter_problems()):
@@ -71,6 +70,17 @@ class IndexedImages(IndexedRows):
 
         :raises UnusableRow: Where the row lacks what it takes.
         """
+
+    def _images_in(self, row: Row) -> Sequence[Any]:
+        """Give the images of a row, as a :class:`Row` has its one.
+
+        :raises UnusableRow: Where the row does not name as many as the dataset reads.
+        """
+        return (row.image,)
+
+    def _showing(self, sample: Sample, images: Sequence[Any]) -> Sample:
+        """Give a sample with the images of its row, which have been read."""
+        return replace(sample, image=images[0])
 
     # --- what is wrong with parameters
 
@@ -102,12 +112,13 @@ class IndexedImages(IndexedRows):
 
     def _at_a_glance(self, row: Row) -> Sample:
         """Make a sample but for its image, of which only what costs little is seen to: that its file is there."""
-        if row.image is None:
-            raise UnusableRow("missing", f"{row.where} (it names none)")
-        if isinstance(row.image, Path) and not os.path.isfile(row.image):
-            raise UnusableRow("missing", row.named)
-        if not isinstance(row.image, Path | bytes) and not hasattr(row.image, "getexif"):
-            raise UnusableRow("malformed", f"{row.where} (the image is {row.image!r:.40})")
+        for image in self._images_in(row):
+            if image is None:
+                raise UnusableRow("missing", f"{row.where} (it names none)")
+            if isinstance(image, Path) and not os.path.isfile(image):
+                raise UnusableRow("missing", row.with_file(image))
+            if not isinstance(image, Path | bytes) and not hasattr(image, "getexif"):
+                raise UnusableRow("malformed", f"{row.where} (the image is {image!r:.40})")
         own, image, kind = (name_in(row, what) for what in ("id", "image_id", "kind"))
         return replace(
             self._rest(row), id=image if own is None else own, image_id=image, kind=None if kind is None else str(kind)
@@ -116,11 +127,14 @@ class IndexedImages(IndexedRows):
     def _whole(self) -> MakeSample:
         images = LastImage()
 
+        def opened(row: Row, image: Any) -> Any:
+            try:
+                return images.read(image)
+            except DataError as error:
+                raise UnusableRow("unreadable", f"{row.with_file(image)}: {error}") from None
+
         def make(row: Row) -> Sample:
             rest = self._at_a_glance(row)
-            try:
-                return replace(rest, image=images.read(row.image))
-            except DataError as error:
-                raise UnusableRow("unreadable", f"{row.named}: {error}") from None
+            return self._showing(rest, [opened(row, image) for image in self._images_in(row)])
 
         return make

@@ -10,6 +10,8 @@ from typing import Any
 
 from ecoflap.core.errors import DataError, nearest
 
+LONGEST_ROW = 1_000_000
+"""Bytes of the longest line that is looked at to tell a file of rows from one that is a single JSON value."""
 LARGEST = 4_000_000_000
 """Bytes of a text that is read, which is held in memory whole; a few of ``.gz`` may unpack to any number."""
 
@@ -50,6 +52,16 @@ def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise DataError(f"{file}:{number} is not JSON: {error}. One object a line is expected.") from error
         yield number, json_object(found, f"{file}:{number}")
+
+
+def is_of_lines(file: Path) -> bool:
+    """Say whether the first line of a file is a whole JSON object, and another line follows: then it is no JSON."""
+    try:
+        with file.open("rb") as opened:
+            first, second = opened.readline(LONGEST_ROW), opened.readline(LONGEST_ROW)
+        return bool(second.strip()) and isinstance(json.loads(first.decode("utf-8-sig")), dict)
+    except (OSError, ValueError, RecursionError):  # what is wrong with it is told where it is read
+        return False
 
 
 def json_object(value: Any, where: str) -> dict[str, Any]:

@@ -77,20 +77,22 @@ def class_accuracies(
     :raises DataError: Where there is no image, or one without a label that is a class's number.
     """
 
-    def compute(numbered: tuple[int, list[Sample]]) -> list[tuple[Hashable, dict[int, float]]]:
+    def compute(numbered: tuple[int, list[Sample]]) -> list[tuple[Hashable, dict[int, float], str]]:
         number, batch = numbered
         scores, right = _labelled(name, scores_of(batch), [sample.label for sample in batch])
         cutoffs = cutoffs_below(scores.shape[1], CLASS_CUTOFFS)
         images = [image_of(sample, size * number + place) for place, sample in enumerate(batch)]
         rows = found_within(scores, right, cutoffs).tolist()
-        return [(image, dict(zip(cutoffs, row, strict=True))) for image, row in zip(images, rows, strict=True)]
+        chances = (dict(zip(cutoffs, row, strict=True)) for row in rows)
+        units = ("sentences" if sample.images else "images" for sample in batch)
+        return list(zip(images, chances, units, strict=True))
 
     found = [one for part in ranks.deal(enumerate(batches(samples, size)), compute) for one in part]
     if not found:
         raise DataError(f"{name}: its data holds no image.")
-    images, chances = [image for image, _ in found], [of_image for _, of_image in found]
+    images, chances, units = zip(*found, strict=True)
     return {
-        f"{prefix}top-{k}": mean_over_images([of_image[k] for of_image in chances], images, "images")
+        f"{prefix}top-{k}": mean_over_images([of_image[k] for of_image in chances], images, units[0])
         for k in chances[0]
     }
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import ecoflap
 from ecoflap import Replay
-from ecoflap.adapters.lavis_blip2.adapter import CHECKPOINT, LavisBlip2Adapter, in_type, similarities
+from ecoflap.adapters.hubs.lavis import CHECKPOINT, in_type
+from ecoflap.adapters.lavis_blip2.adapter import LavisBlip2Adapter, similarities
 from ecoflap.core.contracts.abilities import Compares, Generates, Generation
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError, RecipeError
@@ -49,7 +50,8 @@ def test_claims_what_it_names_without_importing_lavis(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "lavis", None)
     adapter = LavisBlip2Adapter()
     assert adapter.matches(Source("lavis:blip2_t5/pretrain_flant5xl"))
-    assert adapter.matches(Source("./model", config={"library": "lavis"}))
+    assert adapter.matches(Source("./model", config={"library": "lavis", "name": "blip2_t5"}))
+    assert not adapter.matches(Source("./model", config={"library": "lavis", "name": "blip_nlvr"}))
     assert not adapter.matches(Source("lavis:albef_vqa/vqav2"))
     assert not adapter.matches(Source("timm:eva02_tiny_patch14_224"))
     with pytest.raises(ModelError, match=r"cannot be imported .*ecoflap\[lavis\].*Python 3\.11"):

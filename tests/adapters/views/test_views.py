@@ -34,6 +34,7 @@ VIEWS = {
     "open_clip": PAIR,
     "lavis BLIP-2": {"vision", "language"},
     "lavis BLIP-2 retrieval": PAIR,
+    "lavis BLIP-NLVR": {"vision", "text", "all"},
     "": {"vision"},  # all others
 }
 """By the longest of these that a row's name begins with."""
@@ -186,6 +187,28 @@ def of_lavis(
     return {"vision": (images,), "text": (texts,)}.get(view.name, (similarities, similarities.T, texts, images))
 
 
+def of_nlvr(model: Any, view: View, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """By LAVIS' own forward, whose tokenizer gives the view's tokens, and of ``text`` its vision tower the view's."""
+    from transformers import BatchEncoding
+
+    if view.name == "vision":
+        return (model.visual_encoder.forward_features(inputs["pixel_values"]),)
+    ids, count = inputs["input_ids"], len(inputs["input_ids"])
+    own, read = model.tokenizer, BatchEncoding({name: inputs[name] for name in ("input_ids", "attention_mask")})
+    try:
+        model.tokenizer = lambda sentences, **how: read
+        model.tokenizer.enc_token_id = ids[:, 0]
+        if view.name == "text":
+            seen = torch.cat([inputs["image0_embeds"], inputs["image1_embeds"]])
+            model.visual_encoder.forward_features = lambda images: seen
+        images = {name: inputs.get(name, torch.zeros(count)) for name in ("image0", "image1")}
+        batch = {**images, "text_input": [""] * count, "label": torch.zeros(count, dtype=torch.long)}
+        return (model.predict(batch)["predictions"],)
+    finally:
+        model.tokenizer = own
+        vars(model.visual_encoder).pop("forward_features", None)
+
+
 def expected(case: Case, view: View, name: str) -> tuple[Tensor, ...]:
     """The same by the model's own forward or the library's own functions.
 
@@ -204,6 +227,7 @@ def expected(case: Case, view: View, name: str) -> tuple[Tensor, ...]:
         "ClipAdapter": of_pair,
         "SiglipAdapter": of_pair,
         "OpenClipAdapter": of_open_clip,
+        "LavisBlipNlvrAdapter": of_nlvr,
         "LavisBlip2Adapter": lambda model, *rest: of_lavis(model, case.adapter, *rest, whole=largest),
     }
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Pico BLIP-2 models of salesforce-lavis: its own classes, with what they download made here instead."""
+"""Pico models of salesforce-lavis, BLIP-2 and BLIP on NLVR2: its own classes, with what they download made here."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ecoflap.adapters.eva_vit import EvaVitAdapter
-from ecoflap.adapters.lavis_blip2.adapter import CHECKPOINT, LavisBlip2Adapter, logits_and_labels, similarities
+from ecoflap.adapters.hubs.lavis import CHECKPOINT
+from ecoflap.adapters.lavis_blip2.adapter import LavisBlip2Adapter, logits_and_labels, similarities
+from ecoflap.adapters.lavis_blip_nlvr.adapter import LavisBlipNlvrAdapter
 from ecoflap.core.contracts.records import Batch, Sample
 
 SIZE, PATCH, QUERIES, LONGEST = 28, 14, 5, 24
@@ -148,21 +150,69 @@ def model(kind: str, vision: Callable[[], nn.Module] = eva, seed: int = 0, **arg
         )
     built = built.float()
     generator = torch.Generator().manual_seed(seed + 1)
-    for name, parameter in built.named_parameters():
-        if parameter.ndim == 1:
-            about = 1.0 if name.endswith("weight") else 0.0
-            parameter.data = about + torch.randn(parameter.shape, generator=generator) * 0.1
+    vary(built, generator)
     redraw(built, seed)
     built.query_tokens.data = torch.randn(built.query_tokens.shape, generator=generator)
     return built
 
 
+def vary(built: nn.Module, generator: torch.Generator) -> None:
+    """Draw norms and biases, the same whatever was drawn before."""
+    for name, parameter in built.named_parameters():
+        if parameter.ndim == 1:
+            about = 1.0 if name.endswith("weight") else 0.0
+            parameter.data = about + torch.randn(parameter.shape, generator=generator) * 0.1
+
+
+def nlvr(seed: int = 0, width: int = 32) -> Any:
+    """BLIP on NLVR2, of as few blocks of text as have one with what LAVIS has from the seventh on."""
+    from lavis.models.blip_models import blip_nlvr
+    from lavis.models.vit import VisionTransformerEncoder
+    from transformers import BertConfig
+
+    class Pico(blip_nlvr.BlipNLVR):  # type: ignore[misc]
+        @classmethod
+        def init_tokenizer(cls) -> Any:
+            tokenizer = bert_tokenizer()
+            tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+            tokenizer.enc_token_id = tokenizer.additional_special_tokens_ids[0]
+            return tokenizer
+
+    encoder = VisionTransformerEncoder(
+        img_size=SIZE, patch_size=PATCH, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(BERT) + 2, hidden_size=width, num_hidden_layers=7, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=LONGEST, encoder_width=24, add_cross_attention=True,
+    )  # fmt: skip
+    built = Pico(encoder, blip_nlvr.BertModel(config, add_pooling_layer=False), num_classes=2)
+    vary(built, torch.Generator().manual_seed(seed + 1))
+    return redraw(built, seed)
+
+
 def adapter() -> LavisBlip2Adapter:
+    return with_processor(LavisBlip2Adapter())
+
+
+def with_processor(made: Any) -> Any:
     from lavis.processors.blip_processors import BlipImageEvalProcessor
 
-    made = LavisBlip2Adapter()
     made.processor = BlipImageEvalProcessor(image_size=SIZE)
     return made
+
+
+def pairs(count: int) -> Sequence[Sample]:
+    """Two images each with a sentence, of unequal length, that is true or false in turn."""
+    random, images = Random(5), [sample.image for sample in samples(2 * count)]
+    return [
+        Sample(
+            images=(images[2 * number], images[2 * number + 1]),
+            text=" ".join(random.choice(WORDS[1:]) for _ in range(2 + 2 * number % 5)),
+            label=number % 2,
+        )
+        for number in range(count)
+    ]
 
 
 def samples(count: int) -> Sequence[Sample]:
@@ -192,6 +242,23 @@ def poisoned(model: Any, batch: Batch) -> Batch:
     getattr(model, tokenizer).pad_token = POISON
     embedding.weight.data[getattr(model, tokenizer).pad_token_id] = 1e6
     return batch
+
+
+def poisoned_pairs(model: Any, batch: Batch) -> Batch:
+    model.tokenizer.pad_token = POISON
+    model.text_encoder.embeddings.word_embeddings.weight.data[model.tokenizer.pad_token_id] = 1e6
+    return batch
+
+
+def reload_nlvr(folder: Path) -> nn.Module:
+    built = nlvr(seed=9).to(torch.load(folder / CHECKPOINT, weights_only=True)["model"]["cls_head.0.weight"].dtype)
+    built.load_checkpoint(str(folder / CHECKPOINT))
+    return built
+
+
+def nlvr_outputs(model: Any, batch: Batch) -> Tensor:
+    images = {name: batch[name].to(model.cls_head[0].weight.dtype) for name in ("image0", "image1")}
+    return model.predict({**batch, **images})["predictions"]
 
 
 def reload(kind: str, vision: Callable[[], nn.Module], folder: Path) -> nn.Module:
@@ -228,6 +295,21 @@ def row(kind: str, vision: Callable[[], nn.Module] = eva) -> Family:
     )
 
 
+def nlvr_row() -> Family:
+    return Family(
+        build=nlvr,
+        build_other=partial(nlvr, width=48),
+        adapter=lambda: with_processor(LavisBlipNlvrAdapter()),
+        samples=pairs,
+        towers=("vision", "text"),
+        outside=("cls_head.0", "cls_head.2"),
+        reload=reload_nlvr,
+        outputs=nlvr_outputs,
+        poisoned=poisoned_pairs,
+        is_whole_on_disk=False,
+    )
+
+
 def eva_alone() -> Family:
     """The vision transformer without the rest, in the adapter that timm's has."""
 
@@ -261,4 +343,5 @@ FAMILIES = {
     "lavis BLIP-2 T5, CLIP vision": row("t5", clip),
     "lavis BLIP-2 OPT": row("opt"),
     "lavis BLIP-2 retrieval": row("retrieval"),
+    "lavis BLIP-NLVR": nlvr_row(),
 }
