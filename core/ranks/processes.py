@@ -1,6 +1,6 @@
 """Several processes of one run, which tell each other things by torch.distributed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from ecoflap.core.ranks.parcels import Parcel, Tag, packed, unpacked
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.ranks.watch import Watch
 
+Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
@@ -38,19 +39,24 @@ class Processes(Ranks):
             for rank, (one, there) in enumerate(zip(parcels, found, strict=True))
         ]
 
-    def collect(self, mine: Value, owner: int) -> list[Value]:
-        parcel, tensors = packed(mine) if self.rank != owner else (Parcel(b"", ()), [])
-        with self._hearing():
-            parcels: list[Any] | None = [None] * self.size if self.rank == owner else None
-            distributed.gather_object(parcel, parcels, dst=owner, group=self._group)
-            if parcels is None:
-                for tensor, tag in zip(tensors, parcel.tags, strict=True):
-                    self._send(tensor, tag, owner)
-                return []
-            return [
-                mine if rank == owner else unpacked(one, [self._received(tag, rank) for tag in one.tags])
-                for rank, one in enumerate(parcels)
-            ]
+    def collect_each(
+        self, mine: dict[Key, Value], owner_of: Mapping[Key, int]
+    ) -> Iterator[tuple[Key, dict[int, Value]]]:
+        """Give things to their owners: at once what there is of all of them, and then the tensors of one by one."""
+        sent = {key: packed(mine[key]) for key, owner in owner_of.items() if owner != self.rank and key in mine}
+        told = self.gather({key: parcel for key, (parcel, _) in sent.items()})
+        for key, owner in owner_of.items():
+            if owner == self.rank:
+                parts = {
+                    rank: mine.pop(key) if rank == self.rank else self._received(parcels[key], rank)
+                    for rank, parcels in enumerate(told)
+                    if key in (mine if rank == self.rank else parcels)
+                }
+                if parts:
+                    yield key, parts
+            elif key in sent:
+                self._send(*sent.pop(key), owner)
+                del mine[key]
 
     def first(self, make: Callable[[], Value]) -> Value:
         made = make() if self.rank == 0 else None
@@ -76,14 +82,22 @@ class Processes(Ranks):
             found.append(mine[number] if source == self.rank else tag.tensor_of(data))
         return found
 
-    def _send(self, tensor: Tensor, tag: Tag, to: int) -> None:
-        data = self._bytes(tensor, tag)
-        distributed.send(data, to, group=self._group_of(data))
+    def _send(self, parcel: Parcel, tensors: Sequence[Tensor], to: int) -> None:
+        """Send the tensors of what another knows the parcel of."""
+        with self._hearing():
+            for tensor, tag in zip(tensors, parcel.tags, strict=True):
+                data = self._bytes(tensor, tag)
+                distributed.send(data, to, group=self._group_of(data))
 
-    def _received(self, tag: Tag, source: int) -> Tensor:
-        data = self._room(tag)
-        distributed.recv(data, source, group=self._group_of(data))
-        return tag.tensor_of(data)
+    def _received(self, parcel: Parcel, source: int) -> Any:
+        """Receive the tensors of a parcel, and put together what it is of."""
+        found = []
+        with self._hearing():
+            for tag in parcel.tags:
+                data = self._room(tag)
+                distributed.recv(data, source, group=self._group_of(data))
+                found.append(tag.tensor_of(data))
+        return unpacked(parcel, found)
 
     def _bytes(self, tensor: Tensor, tag: Tag) -> Tensor:
         """Give a tensor as bytes, of which every backend knows how to send them, where its backend reads them."""

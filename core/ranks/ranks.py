@@ -1,9 +1,10 @@
 """The processes that do one run together, as one of them sees them; by itself it is the only one."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
@@ -40,9 +41,19 @@ class Ranks:
             found.append(one if number in mine else keep(one))
         return found
 
-    def collect(self, mine: Value, owner: int) -> list[Value]:
-        """Give what each of them has, in their order, to one of them; the others get nothing."""
-        return [mine]
+    def collect_each(
+        self, mine: dict[Key, Value], owner_of: Mapping[Key, int]
+    ) -> Iterator[tuple[Key, dict[int, Value]]]:
+        """Give things of which each of them may have a part to the one that owns them, one after another.
+
+        It is given those of which anybody has a part, with the parts by process, in their order.
+
+        :param mine: This process' parts, by what they are of; they are taken out as they are given or sent.
+        :param owner_of: Who owns each thing, in the same order everywhere.
+        """
+        for key in owner_of:
+            if key in mine:
+                yield key, {self.rank: mine.pop(key)}
 
     def first(self, make: Callable[[], Value]) -> Value:
         """Let the first of them make something, and give it to all. Where that raises, the run ends for all."""

@@ -35,7 +35,13 @@ def test_a_parcel_holds_everything_and_each_tensor_once():
 
 
 def test_one_process_answers_itself():
-    assert [ALONE.gather(3), ALONE.collect(3, 0), ALONE.first(lambda: 3)] == [[3], [3], 3]
+    assert [ALONE.gather(3), ALONE.first(lambda: 3)] == [[3], 3]
+    parts = {"b": 2, "a": 1}
+    assert list(ALONE.collect_each(parts, dict.fromkeys(["a", "none has it", "b"], 0))) == [
+        ("a", {0: 1}),
+        ("b", {0: 2}),
+    ]
+    assert parts == {}
     assert ALONE.deal(iter("abc"), str.upper) == ["A", "B", "C"]
     done = []
     ALONE.at_first(lambda: done.append(1))
@@ -43,22 +49,51 @@ def test_one_process_answers_itself():
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_all_hear_all_and_an_owner_everything(size, tmp_path):
+def test_all_hear_all(size, tmp_path):
+    def assert_of(one, rank):
+        assert one["rank"] == rank
+        assert one["own"].tolist() == [rank, rank]
+        for given, there in zip(TENSORS, one["tensors"], strict=True):
+            same(there, given)
+
     def talk(ranks):
         mine = {"rank": ranks.rank, "tensors": TENSORS, "own": torch.full((2,), float(ranks.rank))}
-        for found in (ranks.gather(mine), ranks.collect(mine, 1)):
-            assert [one["rank"] for one in found] == ([] if found == [] else list(range(size)))
-            for rank, one in enumerate(found):
-                assert one["own"].tolist() == [rank, rank]
-                for given, there in zip(TENSORS, one["tensors"], strict=True):
-                    same(there, given)
-        assert (ranks.collect(mine, 1) == []) == (ranks.rank != 1)
+        for rank, one in enumerate(ranks.gather(mine)):
+            assert_of(one, rank)
         same(ranks.first(lambda: TENSORS[0] if ranks.rank == 0 else None), TENSORS[0])
         assert ranks.deal(range(7), lambda number: (number, ranks.rank)) == [(n, n % size) for n in range(7)]
         ranks.at_first(lambda: (tmp_path / f"written by {ranks.rank}").touch())
 
     assert several(size, talk, tmp_path) == [(0, "")] * size
     assert [path.name for path in tmp_path.glob("written*")] == ["written by 0"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_an_owner_is_given_each_part_that_there_is_in_order(size, tmp_path):
+    """Things that all have, that one has, and that nobody has, by whom they are owned; parts are of several tensors."""
+    owner_of = {"of all": 1, "of the last": 0, "of nobody": 1, "the owner's alone": 0, "of all, too": size - 1}
+
+    def has(rank, name):
+        alone = {"of the last": size - 1, "the owner's alone": 0}
+        return rank == alone[name] if name in alone else name != "of nobody"
+
+    def part(rank, name):
+        return [torch.full((3, 2), float(rank)), (name, torch.arange(rank + 2.0))]
+
+    def talk(ranks):
+        mine = {name: part(ranks.rank, name) for name in reversed(owner_of) if has(ranks.rank, name)}
+        found = dict(ranks.collect_each(mine, owner_of))
+        assert mine == {}
+        there = [name for name in owner_of if any(has(rank, name) for rank in range(size))]
+        assert list(found) == [name for name in there if owner_of[name] == ranks.rank]
+        for name, parts in found.items():
+            assert list(parts) == [rank for rank in range(size) if has(rank, name)]
+            for rank, (full, (called, counted)) in parts.items():
+                assert called == name
+                same(full, part(rank, name)[0])
+                same(counted, torch.arange(rank + 2.0))
+
+    assert several(size, talk, tmp_path) == [(0, "")] * size
 
 
 def test_a_gram_arrives_with_its_bits_and_without_what_was_derived(tmp_path):
