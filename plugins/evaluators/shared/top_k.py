@@ -77,23 +77,22 @@ def class_accuracies(
     :raises DataError: Where there is no image, or one without a label that is a class's number.
     """
 
-    def compute(numbered: tuple[int, list[Sample]]) -> list[tuple[Hashable, dict[int, float], str]]:
+    def compute(numbered: tuple[int, list[Sample]]) -> tuple[str, list[tuple[Hashable, dict[int, float]]]]:
         number, batch = numbered
         scores, right = _labelled(name, scores_of(batch), [sample.label for sample in batch])
         cutoffs = cutoffs_below(scores.shape[1], CLASS_CUTOFFS)
         images = [image_of(sample, size * number + place) for place, sample in enumerate(batch)]
         rows = found_within(scores, right, cutoffs).tolist()
         chances = (dict(zip(cutoffs, row, strict=True)) for row in rows)
-        units = ("sentences" if sample.images else "images" for sample in batch)
-        return list(zip(images, chances, units, strict=True))
+        return "sentences" if batch[0].images else "images", list(zip(images, chances, strict=True))
 
-    found = [one for part in ranks.deal(enumerate(batches(samples, size)), compute) for one in part]
-    if not found:
+    parts = ranks.deal(enumerate(batches(samples, size)), compute)
+    if not parts:
         raise DataError(f"{name}: its data holds no image.")
-    images, chances, units = zip(*found, strict=True)
+    images, chances = zip(*(one for _, part in parts for one in part), strict=True)
+    unit = parts[0][0]
     return {
-        f"{prefix}top-{k}": mean_over_images([of_image[k] for of_image in chances], images, units[0])
-        for k in chances[0]
+        f"{prefix}top-{k}": mean_over_images([of_image[k] for of_image in chances], images, unit) for k in chances[0]
     }
 
 
