@@ -289,6 +289,7 @@ def export(
         from ecoflap.core.cli.export_table import export_table
         from ecoflap.core.cli.tables import show
         from ecoflap.core.export.export_again import export_run
+        from ecoflap.core.record.folder import RunFolder
         from ecoflap.core.record.manifest import MANIFEST, read_manifest
         from ecoflap.core.registry.registry import load_registry
 
@@ -299,7 +300,7 @@ def export(
         show(export_table({folder.name: read_manifest(folder / MANIFEST)}))
         print(f"files: {folder}")
         if not (report := run / "report.json").is_file():
-            print(f"no report yet: `ecoflap run {run / 'recipe.yaml'} --folder {run}` writes {report}")
+            print(f"no report yet: `{RunFolder(run).command}` writes {report}")
 
 
 @app.command()
@@ -396,5 +397,4 @@ def _compare(runs: list[Path], target: Path, *, as_markdown: bool) -> None:
     else:
         show(comparison_table(found))
         print("\n".join(notes(found)))
-    page = write_comparison(found, target, target.resolve().name)
-    print(f"report: {page}", file=sys.stderr)
+    print(f"report: {write_comparison(found, target, target.resolve().name)}", file=sys.stderr)

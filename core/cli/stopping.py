@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ecoflap.core.contracts.events import Event, RunStarted
 from ecoflap.core.ranks.launch import are_several, how_ended
@@ -21,6 +21,8 @@ from ecoflap.core.ranks.launch import are_several, how_ended
 GOES_ON = "stopped; the same command goes on from here"
 NOBODY_READS = 128 + getattr(signal, "SIGPIPE", 13)  # which Windows has not
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_AFTER = 0.01
+"""Seconds, in which Python leaves the finaliser that a signal was lost in."""
 _WRITTEN = "one of a model/ or a packed one of an export"
 """Which files are read by a command that reads what runs have written."""
 _SPEAKS = 'while read -r line; do case $line in *": Bus error"*) printf "\\n%s\\n" "$0" >&2 ;; esac; done'
@@ -50,7 +52,8 @@ def stoppable(said: str = GOES_ON, *, maps_files: bool = False) -> Iterator[None
     try:
         if maps_files:
             leave_word_of_sigbus()
-        yield
+        with _not_lost():
+            yield
     except (KeyboardInterrupt, Stopped) as stop:
         if said:
             print(f"\necoflap: {said}", file=sys.stderr)
@@ -58,6 +61,31 @@ def stoppable(said: str = GOES_ON, *, maps_files: bool = False) -> Iterator[None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _not_lost() -> Iterator[None]:
+    """Send a signal again where what it raised was lost.
+
+    Python drops what is raised in a finaliser or in the callback of a weak reference, and there it often looks at
+    signals first while it collects garbage: the command would go on as though nobody had stopped it.
+    """
+    before = sys.unraisablehook
+
+    def hear(lost: Any) -> None:
+        if not isinstance(lost.exc_value, Stopped):
+            before(lost)
+            return
+        number = lost.exc_value.number
+        signal.signal(number, _stop)
+        # Not from here: this is called within what drops it, and would drop it again.
+        threading.Timer(_AGAIN_AFTER, os.kill, (os.getpid(), number)).start()
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def ended(run: Callable[[], int]) -> int:

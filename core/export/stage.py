@@ -1,6 +1,7 @@
 """Do the export stage: write what a recipe exports and its run folder does not have yet."""
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 from ecoflap.core.contracts.protocols import PrunedModel
@@ -56,7 +57,7 @@ def ended_by(folder: RunFolder, recipe: Recipe, refused: Mapping[str, EcoflapErr
 
     A :class:`RunError`, as of a full disk, says what to do: what was asked for would be as it was without it.
     """
-    specs, run = _by_name(recipe), folder.path
+    specs, run = _by_name(recipe), quote(str(folder.path))
     problems: list[str] = []
     unlike: list[int] = []  # those that ask for another export
     for name, error in refused.items():
@@ -66,7 +67,7 @@ def ended_by(folder: RunFolder, recipe: Recipe, refused: Mapping[str, EcoflapErr
             problems[-1] += f". `ecoflap export {run} --to {specs[name].use} --set …` writes it by other parameters"
             unlike.append(len(problems) - 1)
     if unlike:
-        way = f"`ecoflap run {folder.recipe} --folder {run} --set export=…` ends the run with what you name there"
+        way = f"`{folder.command} --set export=…` ends the run with what you name there"
         problems[unlike[-1]] += f"; {way}"
     return RunError(*problems)
 

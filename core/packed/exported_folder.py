@@ -1,6 +1,7 @@
 """Find the packed export that a folder stands for: its own, or that of the run; where there is none, say what to do."""
 
 from pathlib import Path
+from shlex import quote
 
 from ecoflap.core.errors import FormatError
 from ecoflap.core.packed.shards import ENDING, holds_packed, packed_exports
@@ -35,7 +36,7 @@ def _way_out(folder: Path, run: Path | None, found: list[Path]) -> str:
     dense = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
     ways = []
     if run is not None and _is_run(run):
-        ways.append(f"`ecoflap export {run} --to safetensors` writes one.")
+        ways.append(f"`ecoflap export {quote(str(run))} --to safetensors` writes one.")
     if dense:
         ways.append(
             "What it holds is a dense checkpoint: load it as its own library does, with from_pretrained, and "

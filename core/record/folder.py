@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import join
 from typing import Any
 
 from ecoflap.core.disk.sealed_lines import append_line, last_seal, read_lines
@@ -29,6 +30,11 @@ class RunFolder:
     """
 
     path: Path
+
+    @property
+    def command(self) -> str:
+        """Give the command that goes on with the run, as a shell takes it."""
+        return join(["ecoflap", "run", str(self.recipe), "--folder", str(self.path)])
 
     @property
     def recipe(self) -> Path:

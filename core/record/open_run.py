@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
+from ecoflap.core.disk.reading import file_of
 from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, removed_leftovers
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.record.folder import RunFolder
@@ -96,7 +97,9 @@ def _writable(path: Path, what: str, elsewhere: str) -> Iterator[None]:
         yield
     except OSError as error:
         way_out = elsewhere[0].upper() + elsewhere[1:]
-        raise RunError(f"the {what} {path} cannot be written: {error.strerror}. {way_out}") from error
+        file = file_of(error)
+        within = f"{file.relative_to(path)} in it: " if file is not None and path in file.parents else ""
+        raise RunError(f"the {what} {path} cannot be written: {within}{error.strerror}. {way_out}") from error
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class _There:
 def _refuse_strangers(folder: RunFolder) -> None:
     """Refuse a folder with files that are no run's: nothing is written among them, still less deleted."""
     path = folder.path
+    if path.is_symlink() and not path.exists():
+        raise RunError(f"{path} is a link to what is not there. Make that folder, or name another one with --folder")
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; a run needs a folder. Name another one with --folder")
     if path.is_dir() and not folder.is_ours and any(not entry.name.startswith(".") for entry in path.iterdir()):

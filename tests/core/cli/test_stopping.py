@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from threading import Event
+from time import sleep
 
 import pytest
 
@@ -211,3 +214,41 @@ def test_a_signal_that_is_ignored_stays_so_when_another_stops_the_command():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Ends:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def end_what_is_watched():
+    weakref.finalize(Event(), signal.raise_signal, signal.SIGTERM)
+
+
+def go_on_behind(lose):
+    lose()
+    for _ in range(1000):
+        sleep(0.01)
+
+
+@pytest.mark.parametrize("lose", [Ends, end_what_is_watched])
+def test_a_signal_stops_a_command_though_python_drops_what_it_raises(lose, capsys):
+    hook = sys.unraisablehook
+    with pytest.raises(SystemExit) as stop, stoppable():
+        go_on_behind(lose)
+    assert stop.value.code == 143
+    assert capsys.readouterr().err == "\necoflap: stopped; the same command goes on from here\n"
+    assert sys.unraisablehook == hook
+
+
+def test_what_else_python_drops_is_told_as_before(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    class Fails:
+        def __del__(self):
+            raise ValueError("told")
+
+    with stoppable():
+        Fails()
+    assert [str(one.exc_value) for one in told] == ["told"]

@@ -1,5 +1,7 @@
 """A run of which an export is refused: what else it makes, what it says, and how it comes to its end."""
 
+import shlex
+
 import pytest
 
 import ecoflap
@@ -53,6 +55,15 @@ def test_all_that_is_refused_is_told_at_once_with_the_way_on_and_the_others_are_
     )
     assert {path.name for path in (folder / "exports").iterdir() if path.is_dir()} == {"safetensors", "hugging_face"}
     assert not (folder / "report.json").exists()
+
+
+def test_what_a_shell_would_take_apart_is_quoted(plain, letters, tmp_path):
+    folder = RunFolder(tmp_path / "it's my run")
+    recipe = parse_recipe(plain(export=["onnx"]), registry=letters)
+    (told,) = ended_by(folder, recipe, {"onnx": ecoflap.EcoflapError("no view")}).problems
+    export, run = (shlex.split(command) for command in told.split("`")[1::2])
+    assert export == ["ecoflap", "export", str(folder.path), "--to", "onnx", "--set", "…"]
+    assert run == ["ecoflap", "run", str(folder.recipe), "--folder", str(folder.path), "--set", "export=…"]
 
 
 def test_a_full_disk_asks_for_no_other_export(plain, letters, tmp_path):

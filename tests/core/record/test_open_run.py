@@ -24,6 +24,21 @@ def test_a_new_folder_is_made_and_a_begun_one_taken_up(tmp_path):
         assert folder.is_ours
 
 
+def test_a_folder_that_is_a_link_to_nothing_is_refused_as_that(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "nowhere")
+    told = r"run is a link to what is not there\. Make that folder, or name another"
+    with pytest.raises(RunError, match=told), open_run(tmp_path / "run", fresh=False):
+        raise AssertionError("it was opened")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_cannot_be_written_in_the_folder_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    told = r"cannot be written: \.lock in it: Is a directory\. Name another folder"
+    with pytest.raises(RunError, match=told), open_run(tmp_path, fresh=False):
+        raise AssertionError("it was opened")
+
+
 def test_half_written_files_are_gone_when_it_is_taken_up(tmp_path):
     with open_run(tmp_path / "run", fresh=False) as folder:
         folder.recipe.write_text("version: 1")
