@@ -20,6 +20,9 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError
 
+_PAPERS = Fraction(1, 10)
+"""How far the paper's maximum sparsity is above the sparsity."""
+
 
 @dataclass(frozen=True)
 class Ecoflap:
@@ -27,16 +30,26 @@ class Ecoflap:
 
     A group that is full, or at its cap, takes no more. Where no score is above 0, the groups' sizes stand in for them.
 
-    :param max_sparsity: p_M: no group loses a larger share than this. None takes the paper's, the sparsity plus 0.1.
-        The closer it is to the sparsity, the more alike the groups are.
+    :param max_sparsity: p_M: no group loses a larger share than this. The closer it is to the sparsity, the more alike
+        the groups are.
+    :param above: How far p_M is above the sparsity, where ``max_sparsity`` is not named: 0.1, the paper's, unless said.
+        At 80 % towers that share a budget are better off with 0.05.
     """
 
     max_sparsity: float | None = None
+    above: float | None = None
     takes: ClassVar[Literal["number"]] = "number"
 
     def __post_init__(self) -> None:
         if self.max_sparsity is not None and not 0 <= self.max_sparsity <= 1:
             raise EcoflapError(f"max_sparsity is {self.max_sparsity}; it is a share between 0 and 1")
+        if self.above is not None and not 0 <= self.above <= 1:
+            raise EcoflapError(f"above is {self.above}; it is a difference of sparsities, from 0 to 1")
+        if self.max_sparsity is not None and self.above is not None:
+            raise EcoflapError(
+                f"max_sparsity is {self.max_sparsity} and above {self.above}, and both say the most that a group "
+                f"loses: remove one of them"
+            )
 
     def problems(self, context: PlanContext) -> Iterator[str]:
         """Say where the maximum sparsity is below the recipe's sparsity, or a tower's own."""
@@ -56,9 +69,8 @@ class Ecoflap:
         """Give what each group starts with: rounded up as in the paper, unless that is more than ``keep`` in all."""
         total = sum(group.size for group in groups)
         sparsity = 1 - Fraction(keep, total or 1)
-        highest = (
-            min(Fraction(1), sparsity + Fraction(1, 10)) if self.max_sparsity is None else exact(self.max_sparsity)
-        )
+        above = _PAPERS if self.above is None else exact(self.above)
+        highest = min(Fraction(1), sparsity + above) if self.max_sparsity is None else exact(self.max_sparsity)
         if keep_count(total, highest) > keep:
             raise EcoflapError(_too_low(float(highest), float(sparsity)))
         lower = [group.clamp(ceil((1 - highest) * group.size)) for group in groups]

@@ -76,6 +76,35 @@ def test_is_the_closed_form(sizes_and_scores):
         assert abs(count - level) <= len(groups) + 1
 
 
+@quick
+@given(st.lists(st.tuples(st.integers(100, 10**7), st.floats(1e-3, 1e3)), min_size=2, max_size=20))
+def test_above_says_the_same_of_any_sparsity(sizes_and_scores):
+    groups = [Group(f"b{i}", size, score) for i, (size, score) in enumerate(sizes_and_scores)]
+    for sparsity in (0.5, 0.8, 0.97):
+        keep = keep_count(sum(g.size for g in groups), sparsity)
+        counts = Ecoflap(above=0.05)(groups, keep)
+        for count, level in zip(counts, closed_form(groups, keep, min(1.0, sparsity + 0.05)), strict=True):
+            assert abs(count - level) <= len(groups) + 1
+
+
+def test_what_is_not_said_is_the_papers():
+    groups = [Group("a", 1000, 3.0), Group("b", 3000, 1.0), Group("c", 500, 2.0)]
+    for keep in (900, 2250):
+        assert Ecoflap()(groups, keep) == Ecoflap(above=0.1)(groups, keep) == Ecoflap(1.1 - keep / 4500)(groups, keep)
+    assert Ecoflap(above=0.0)(groups, 900) == [200, 600, 100]
+
+
+def test_the_most_is_said_once():
+    with pytest.raises(EcoflapError, match=r"max_sparsity is 0\.6 and above 0\.05, and both say the most.* remove one"):
+        Ecoflap(0.6, 0.05)
+
+
+@pytest.mark.parametrize("above", [-0.1, 1.5, float("nan")])
+def test_above_is_a_difference_of_sparsities(above):
+    with pytest.raises(EcoflapError, match=r"above is .* from 0 to 1"):
+        Ecoflap(above=above)
+
+
 def test_the_gain_is_max_sparsity_less_sparsity():
     """Twice the mean score per weight gets p - 0.1, six times is kept dense, none gets max_sparsity."""
     groups = [Group("zero", 900, 0.0), Group("twice", 100, 200.0), Group("six", 100, 600.0), Group("rest", 100, 400.0)]
