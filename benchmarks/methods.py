@@ -66,9 +66,13 @@ PRUNERS = {
 }
 ATP = [f"{{use: atp, beta: {beta}}}" for beta in (0, 0.01, 0.02, 0.04)]
 """Its authors search for its one number."""
+WITHIN = "allocate={use: ecoflap, above: 0.05}"
+"""What is nearer to one sparsity for all than the paper's 0.1."""
 BUDGETS = {
     "zeroth order": (),  # the recipe's own, but for the LLaVA's
+    "zeroth order within 0.05": (WITHIN,),
     "first order": ("score={use: first_order, samples: 32}", "allocate=ecoflap"),
+    "first order within 0.05": ("score={use: first_order, samples: 32}", WITHIN),
     "first order of 128": ("score={use: first_order, samples: 128}", "allocate=ecoflap"),
     "curves": ("score={use: sensitivity, samples: 32}", "allocate=marginal"),
     "owl": ("score=outlier_share", "allocate=owl"),
@@ -135,7 +139,10 @@ LLAVAS = ("llava", "llava-vision", "llava-language")
 OTHERWISE = {
     **dict.fromkeys(LANGUAGE, DEEP),
     # The own scorer of the LLaVA's recipe is first order's.
-    **{model: {**DEEP, "zeroth order": (JOINT, "allocate=ecoflap")} for model in LLAVAS},
+    **{
+        model: {**DEEP, "zeroth order": (JOINT, "allocate=ecoflap"), "zeroth order within 0.05": (JOINT, WITHIN)}
+        for model in LLAVAS
+    },
 }
 """What a model has otherwise than others, by a budget."""
 SHIPPED = {
