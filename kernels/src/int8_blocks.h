@@ -29,60 +29,74 @@ inline void finish_whole(const Task &task, int64_t block, int64_t row, const int
   put_outputs(task, block, row, numbers);
 }
 
-// Sums over some columns, added to the totals; returns where the values go on. A path may have those of few rows kept
+// Sums over some columns, added to the totals; moves on to where the values go on. A path may have those of few rows kept
 // in several chains, so that an addition need not wait for the one before it.
-template <class Lanes, int Rows, bool Full>
-inline const uint8_t *add_fours(const uint16_t *masks, int64_t first, int64_t last, const uint8_t *p, const uint8_t *x,
-                                int64_t (&totals)[Rows][kOutputs]) {
-  constexpr int kChains = Rows < Lanes::kChains ? Lanes::kChains / Rows : 1;
-  typename Lanes::Sums sums[kChains][Rows];
+template <class Lanes, int Blocks, int Rows, bool Full>
+inline void add_fours(const uint16_t *const (&masks)[Blocks], int64_t first, int64_t last,
+                      const uint8_t *(&values)[Blocks], const uint8_t *x, int64_t (&totals)[Blocks][Rows][kOutputs]) {
+  constexpr int kChains = Blocks * Rows < Lanes::kChains ? Lanes::kChains / Blocks / Rows : 1;
+  typename Lanes::Sums sums[kChains][Blocks][Rows];
   for (auto &chain : sums)
-    for (auto &row : chain) row = Lanes::none();
+    for (auto &block : chain)
+      for (auto &row : block) row = Lanes::none();
+  const uint8_t *p[Blocks];  // in registers, which what is moved on is not
+  for (int b = 0; b < Blocks; ++b) p[b] = values[b];
   for (int64_t eight = first; eight < last; eight += 8) {
-    if (!Full) __builtin_prefetch(masks + 4 * eight + kAhead / 8);
+    for (int b = 0; !Full && b < Blocks; ++b) __builtin_prefetch(masks[b] + 4 * eight + kAhead / 8);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       int64_t four = eight + i;
-      __builtin_prefetch(p + kAhead);
-      typename Lanes::Taken taken = Full ? Lanes::whole(p) : Lanes::take(mask_of_four(masks, four), p);
+      typename Lanes::Taken taken[Blocks];
+#pragma GCC unroll 2
+      for (int b = 0; b < Blocks; ++b) {
+        __builtin_prefetch(p[b] + kAhead);
+        taken[b] = Full ? Lanes::whole(p[b]) : Lanes::take(mask_of_four(masks[b], four), p[b]);
+      }
 #pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) Lanes::add(sums[i % kChains][r], taken, x + Lanes::kFourBytes * (four * Rows + r));
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 2
+        for (int b = 0; b < Blocks; ++b)
+          Lanes::add(sums[i % kChains][b][r], taken[b], x + Lanes::kFourBytes * (four * Rows + r));
     }
   }
-  for (int r = 0; r < Rows; ++r) {
-    if constexpr (kChains > 1)
-      for (int chain = 1; chain < kChains; ++chain) sums[0][r] = Lanes::plus(sums[0][r], sums[chain][r]);
-    Lanes::add_to(totals[r], sums[0][r]);
+  for (int b = 0; b < Blocks; ++b) {
+    values[b] = p[b];
+    for (int r = 0; r < Rows; ++r) {
+      if constexpr (kChains > 1)
+        for (int chain = 1; chain < kChains; ++chain) sums[0][b][r] = Lanes::plus(sums[0][b][r], sums[chain][b][r]);
+      Lanes::add_to(totals[b][r], sums[0][b][r]);
+    }
   }
-  return p;
 }
 
-// Sums of `Rows` rows from `row` on, of values that begin at `p`; returns where they end.
-template <class Lanes, int Rows, bool Full>
-inline const uint8_t *add_up_whole(const Task &task, int64_t block, const uint8_t *p, int64_t row) {
+// Sums of `Rows` rows from `row` on, of values that begin at `p`, which then is where they end.
+template <class Lanes, int Blocks, int Rows, bool Full>
+inline void add_up_whole(const Task &task, int64_t block, const uint8_t *(&p)[Blocks], int64_t row) {
   const Matrix &w = task.weight;
   const uint8_t *x = static_cast<const uint8_t *>(task.x) + row * (w.padded / 4) * Lanes::kFourBytes;
-  int64_t totals[Rows][kOutputs] = {};
+  const uint16_t *masks[Blocks];
+  for (int b = 0; b < Blocks; ++b) masks[b] = w.masks_of(block + b);
+  int64_t totals[Blocks][Rows][kOutputs] = {};
   for (int64_t first = 0, fours = w.padded / 4; first < fours; first += Lanes::kFours) {
     int64_t last = first + Lanes::kFours < fours ? first + Lanes::kFours : fours;
-    p = add_fours<Lanes, Rows, Full>(w.masks_of(block), first, last, p, x, totals);
+    add_fours<Lanes, Blocks, Rows, Full>(masks, first, last, p, x, totals);
   }
-  for (int r = 0; r < Rows; ++r) finish_whole(task, block, row + r, totals[r], Lanes::kAdded);
-  return p;
+  for (int b = 0; b < Blocks; ++b)
+    for (int r = 0; r < Rows; ++r) finish_whole(task, block + b, row + r, totals[b][r], Lanes::kAdded);
 }
 
-template <class Lanes>
+template <class Lanes, int Blocks, int Rows>
 struct WholeSums {
-  static constexpr int kRows = Lanes::kRows;
-  template <int Rows, bool Full>
-  static inline const uint8_t *add(const Task &task, int64_t block, const uint8_t *p, int64_t row) {
-    return add_up_whole<Lanes, Rows, Full>(task, block, p, row);
+  static constexpr int kBlocks = Blocks, kRows = Rows;
+  template <int Together, int Some, bool Full>
+  static inline void add(const Task &task, int64_t block, const uint8_t *(&p)[Together], int64_t row) {
+    add_up_whole<Lanes, Together, Some, Full>(task, block, p, row);
   }
 };
 
-template <class Lanes, Expand expand = nullptr, int Groups = 2>
-bool whole_product(const Task &task, int64_t block) {
-  return product_by<WholeSums<Lanes>, expand, Groups>(task, block);
+template <class Lanes, Expand expand = nullptr, int Groups = 2, int Blocks = 1, int Rows = Lanes::kRows>
+bool whole_product(const Task &task, int64_t first, int64_t last) {
+  return product_by<WholeSums<Lanes, Blocks, Rows>, expand, Groups>(task, first, last);
 }
 
 // Where x is int16, nothing was added to it. A lane adds at most two products of int16 with int8 for each four of columns:

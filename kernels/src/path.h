@@ -21,11 +21,9 @@ struct Task {
   int in_out;  // the type of bias and y
 };
 
-// Computes one block's outputs for the whole batch; false where the block's values do not end where they should.
-using Product = bool (*)(const Task &task, int64_t block);
-
-// The same for several blocks, from `first` to before `last`, with x in tiles.
-using Panel = bool (*)(const Task &task, int64_t first, int64_t last);
+// Computes the outputs of blocks from `first` to before `last` for the whole batch; false where one's values do not end where
+// they should.
+using Product = bool (*)(const Task &task, int64_t first, int64_t last);
 
 // Writes the next 32 columns of a block as they would lie if none were pruned; returns where the values after them are.
 using Expand = const uint8_t *(*)(int type, const uint16_t *masks, const uint8_t *values, void *tile);
@@ -49,7 +47,7 @@ struct Path {
   ToRows to_rows;        // or null: expanded, then put one by one; not for int8
   int64_t batch[kKinds]; // the largest that is faster here than a decoded panel and a dense library
   AddGram add_gram = nullptr;    // null where a dense library's float32 is as fast, or may be
-  Panel panel[kKinds] = {};      // or null, where nothing is multiplied in tiles
+  Product panel[kKinds] = {};    // or null, where nothing is multiplied in tiles
   int64_t tiles_from[kKinds] = {};  // how many rows of x are multiplied in tiles, or more; 0 for none
 };
 

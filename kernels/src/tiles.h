@@ -62,11 +62,8 @@ inline int64_t rows_at_a_time(const Path &path, const Matrix &w, int64_t batch) 
 // `finite` is what all_finite says of the task: otherwise some rows of x are computed in float.
 inline bool multiplied(const Path &path, const Task &task, bool finite, int64_t first, int64_t last) {
   int kind = kind_of(task.weight.type);
-  bool fits = true;
-  if (lies_in_tiles(path, task.weight, task.batch))
-    fits = path.panel[kind](task, first, last);
-  else
-    for (int64_t block = first; block < last; ++block) fits &= path.product[kind](task, block);
+  bool in_tiles = lies_in_tiles(path, task.weight, task.batch);
+  bool fits = (in_tiles ? path.panel[kind] : path.product[kind])(task, first, last);
   for (int64_t block = first; fits && !finite && block < last; ++block) put_not_finite(task, block);
   return fits;
 }
