@@ -66,13 +66,15 @@ PRUNERS = {
 }
 ATP = [f"{{use: atp, beta: {beta}}}" for beta in (0, 0.01, 0.02, 0.04)]
 """Its authors search for its one number."""
-WITHIN = "allocate={use: ecoflap, above: 0.05}"
+NEAR = "{use: ecoflap, above: 0.05}"
+NEARER = f"allocate={NEAR}"
 """What is nearer to one sparsity for all than the paper's 0.1."""
+FIRST = "score={use: first_order, samples: 32}"
 BUDGETS = {
     "zeroth order": (),  # the recipe's own, but for the LLaVA's
-    "zeroth order within 0.05": (WITHIN,),
-    "first order": ("score={use: first_order, samples: 32}", "allocate=ecoflap"),
-    "first order within 0.05": ("score={use: first_order, samples: 32}", WITHIN),
+    "zeroth order within 0.05": (NEARER,),
+    "first order": (FIRST, "allocate=ecoflap"),
+    "first order within 0.05": (FIRST, NEARER),
     "first order of 128": ("score={use: first_order, samples: 128}", "allocate=ecoflap"),
     "curves": ("score={use: sensitivity, samples: 32}", "allocate=marginal"),
     "owl": ("score=outlier_share", "allocate=owl"),
@@ -80,7 +82,8 @@ BUDGETS = {
     "atp": ("score=null", f"allocate={{use: best_of, of: [{', '.join(ATP)}]}}"),
     "local metric": ("score=local_metric", "allocate=ecoflap"),
     "token diversity": ("score={use: token_diversity, granularity: layer}", "allocate=ecoflap"),  # as TAMP allocates
-    "first order or none": ("score={use: first_order, samples: 32}", "allocate={use: best_of, of: [uniform, ecoflap]}"),
+    "first order, how near by trial": (FIRST, f"allocate={{use: best_of, of: [uniform, {NEAR}, ecoflap]}}"),
+    "first order or none": (FIRST, "allocate={use: best_of, of: [uniform, ecoflap]}"),
     "owl or none": ("score=outlier_share", "allocate={use: best_of, of: [uniform, owl]}"),
     "alpha or none": ("score=hill", "allocate={use: best_of, of: [uniform, alpha]}"),
     "curves or none": ("score={use: sensitivity, samples: 32}", "allocate={use: best_of, of: [uniform, marginal]}"),
@@ -140,7 +143,7 @@ OTHERWISE = {
     **dict.fromkeys(LANGUAGE, DEEP),
     # The own scorer of the LLaVA's recipe is first order's.
     **{
-        model: {**DEEP, "zeroth order": (JOINT, "allocate=ecoflap"), "zeroth order within 0.05": (JOINT, WITHIN)}
+        model: {**DEEP, "zeroth order": (JOINT, "allocate=ecoflap"), "zeroth order within 0.05": (JOINT, NEARER)}
         for model in LLAVAS
     },
 }

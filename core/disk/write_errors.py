@@ -33,20 +33,38 @@ _CAUSES: Mapping[int, tuple[str, str]] = {
 """What is wrong and what to do, by the number of the system's error."""
 
 
+class NotWritten(RunError):
+    """Says why a path could not be written.
+
+    :ivar path: Which.
+    :ivar cause: The system's error.
+    """
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        super().__init__(_sentence(path, cause))
+        self.path, self.cause = path, cause
+
+
 @contextmanager
 def explained(path: Path, temporary: Path) -> Iterator[None]:
     """Turn a failure to write a path into a sentence; errors that are about something else pass through.
+
+    A sentence on a file inside of what takes the path's place becomes one on the path: that file is gone by then.
 
     :param temporary: What is written first, to take the path's place.
     :raises RunError: Where the path cannot be written.
     """
     try:
         yield
+    except NotWritten as error:
+        if path in (error.path, temporary) or not error.path.is_relative_to(temporary):
+            raise
+        raise NotWritten(path, error.cause) from error
     except Exception as error:
         cause = _cause(error)
         if cause is None or not _concerns(cause, path, temporary):
             raise
-        raise RunError(_sentence(path, cause)) from error
+        raise NotWritten(path, cause) from error
 
 
 def _cause(error: Exception) -> OSError | None:

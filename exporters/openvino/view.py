@@ -21,6 +21,7 @@ from ecoflap.exporters.openvino.check import comparison, with_inputs_in_floats
 from ecoflap.exporters.openvino.convert import Converted, converted
 from ecoflap.exporters.openvino.int8 import Inputs, rounded
 from ecoflap.exporters.openvino.matrices import Int8Writer, constants_of, narrow, product_of
+from ecoflap.exporters.openvino.saved import save
 from ecoflap.exporters.shared.pruned_weights import some
 
 SPARSITY = ("ecoflap", "sparsity")
@@ -152,14 +153,12 @@ def _round(constants: Mapping[str, Any], settings: Settings, own: Mapping[str, t
 
 
 def _save(model: Any, file: Path, rounded: list[StoredTensor]) -> None:
-    import openvino
-
     if rounded:
         # Down, because OpenVINO leaves those dense that have less.
         least = min(1 - tensor.nonzeros / torch.Size(tensor.shape).numel() for tensor in rounded)
         model.set_rt_info(str(floor(least * 1e4) / 1e4), list(SPARSITY))
     model.validate_nodes_and_infer_types()
-    openvino.save_model(model, file, compress_to_fp16=False)
+    save(model, file)
 
 
 def _notes(file: str, stored: list[StoredTensor], settings: Settings) -> Iterator[str]:

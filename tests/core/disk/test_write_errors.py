@@ -46,3 +46,18 @@ def test_what_the_block_raises_passes_through(tmp_path):
 def test_an_error_that_a_rust_library_only_prints_is_explained_too(tmp_path):
     with pytest.raises(RunError, match="the disk is full"), whole_folder(tmp_path / "x"):
         raise ValueError("I/O error: No space left on device (os error 28)")
+
+
+def test_a_file_inside_of_what_is_not_there_yet_is_named_by_what_it_was_to_become(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(RunError, match=rf"^{tmp_path}/x could not be written: the disk is full"),
+        whole_folder(tmp_path / "x") as inside,
+    ):
+        write_whole(inside / "manifest.json", "{}")
+    with pytest.raises(RunError, match=rf"^{tmp_path}/elsewhere could not be written"), whole_folder(tmp_path / "x"):
+        write_whole(tmp_path / "elsewhere", "{}")
+    assert list(tmp_path.iterdir()) == []
