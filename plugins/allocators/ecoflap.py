@@ -33,7 +33,7 @@ class Ecoflap:
     :param max_sparsity: p_M: no group loses a larger share than this. The closer it is to the sparsity, the more alike
         the groups are.
     :param above: How far p_M is above the sparsity, where ``max_sparsity`` is not named: 0.1, the paper's, unless said.
-        On the LLaVA in the box at 80 %, whose towers share a budget, 0.05 is better.
+        On the LLaVA in the box at 80 %, whose towers share a budget, 0.05 is better; on the BLIP-2 0.1 is.
     """
 
     max_sparsity: float | None = None
