@@ -67,14 +67,14 @@ PRUNERS = {
 ATP = [f"{{use: atp, beta: {beta}}}" for beta in (0, 0.01, 0.02, 0.04)]
 """Its authors search for its one number."""
 NEAR = "{use: ecoflap, above: 0.05}"
-NEARER = f"allocate={NEAR}"
 """What is nearer to one sparsity for all than the paper's 0.1."""
+ALLOCATE_NEAR = f"allocate={NEAR}"
 FIRST = "score={use: first_order, samples: 32}"
 BUDGETS = {
     "zeroth order": (),  # the recipe's own, but for the LLaVA's
-    "zeroth order within 0.05": (NEARER,),
+    "zeroth order within 0.05": (ALLOCATE_NEAR,),
     "first order": (FIRST, "allocate=ecoflap"),
-    "first order within 0.05": (FIRST, NEARER),
+    "first order within 0.05": (FIRST, ALLOCATE_NEAR),
     "first order of 128": ("score={use: first_order, samples: 128}", "allocate=ecoflap"),
     "curves": ("score={use: sensitivity, samples: 32}", "allocate=marginal"),
     "owl": ("score=outlier_share", "allocate=owl"),
@@ -143,7 +143,7 @@ OTHERWISE = {
     **dict.fromkeys(LANGUAGE, DEEP),
     # The own scorer of the LLaVA's recipe is first order's.
     **{
-        model: {**DEEP, "zeroth order": (JOINT, "allocate=ecoflap"), "zeroth order within 0.05": (JOINT, NEARER)}
+        model: {**DEEP, "zeroth order": (JOINT, "allocate=ecoflap"), "zeroth order within 0.05": (JOINT, ALLOCATE_NEAR)}
         for model in LLAVAS
     },
 }

@@ -36,13 +36,19 @@ _CAUSES: Mapping[int, tuple[str, str]] = {
 class NotWritten(RunError):
     """Says why a path could not be written.
 
-    :ivar path: Which.
-    :ivar cause: The system's error.
+    :param problems: The sentence, as of any error here.
+    :ivar path: Which; None where this was built anew from its sentence.
+    :ivar why: What is wrong and what to do, as it was found: room may have been made since.
     """
 
-    def __init__(self, path: Path, cause: OSError) -> None:
-        super().__init__(_sentence(path, cause))
-        self.path, self.cause = path, cause
+    def __init__(self, *problems: str, path: Path | None = None, why: str = "") -> None:
+        super().__init__(*problems)
+        self.path, self.why = path, why
+
+    @classmethod
+    def of(cls, path: Path, why: str) -> "NotWritten":
+        """Give the error of a path."""
+        return cls(f"{path} could not be written: {why}", path=path, why=why)
 
 
 @contextmanager
@@ -57,14 +63,14 @@ def explained(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except NotWritten as error:
-        if path in (error.path, temporary) or not error.path.is_relative_to(temporary):
+        if error.path is None or path in (error.path, temporary) or not error.path.is_relative_to(temporary):
             raise
-        raise NotWritten(path, error.cause) from error
+        raise NotWritten.of(path, error.why) from error
     except Exception as error:
         cause = _cause(error)
         if cause is None or not _concerns(cause, path, temporary):
             raise
-        raise NotWritten(path, cause) from error
+        raise NotWritten.of(path, _why(path, cause)) from error
 
 
 def _cause(error: Exception) -> OSError | None:
@@ -83,11 +89,11 @@ def _concerns(cause: OSError, path: Path, temporary: Path) -> bool:
     return named.is_relative_to(temporary) or named == path or named in path.parents
 
 
-def _sentence(path: Path, cause: OSError) -> str:
+def _why(path: Path, cause: OSError) -> str:
     what, cure = _CAUSES.get(cause.errno or 0, (cause.strerror or str(cause), "Choose another folder."))
     if cause.errno == errno.ENOSPC:
         what += f" ({free_for(path) / 1e6:,.1f} MB free)"
-    return f"{path} could not be written: {what}. {cure}"
+    return f"{what}. {cure}"
 
 
 def free_for(path: Path) -> int:

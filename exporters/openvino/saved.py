@@ -11,7 +11,7 @@ PIECE = 1 << 20
 
 
 def save(model: Any, file: Path) -> None:
-    """Write ``NAME.xml`` and ``NAME.bin``; nodes of the model have other names then.
+    """Write ``NAME.xml`` and ``NAME.bin``, or neither; nodes of the model have other names then.
 
     :raises OSError: Where the disk takes no more.
     """
@@ -21,6 +21,8 @@ def save(model: Any, file: Path) -> None:
     try:
         openvino.save_model(model, file, compress_to_fp16=False)
     except RuntimeError as error:
+        for half in (file, file.with_suffix(".bin")):
+            half.unlink(missing_ok=True)
         _ask_the_disk(file.parent, _bytes_of(model), error)
         raise
 
@@ -28,7 +30,8 @@ def save(model: Any, file: Path) -> None:
 def _name_by_place(model: Any) -> None:
     """Number by their place those nodes that OpenVINO has numbered over the whole life of the process.
 
-    These numbers are written into the file, and would tell what was converted before in the same process.
+    These numbers are written into the file, and would tell what was converted before in the same process. A name that
+    somebody gave in that form is numbered too.
     """
     for place, node in enumerate(model.get_ordered_ops()):
         if fullmatch(rf"{node.get_type_name()}_\d+", node.get_friendly_name()):
@@ -41,13 +44,13 @@ def _bytes_of(model: Any) -> int:
 
 
 def _ask_the_disk(folder: Path, size: int, error: RuntimeError) -> None:
-    """Write as much as OpenVINO could not: it says that it could not, and has removed it; the system says why.
+    """Write as much as OpenVINO could not, and a piece for its graph: it says that it failed, and the system says why.
 
     :raises OSError: Where that cannot be written either.
     """
     try:
         with TemporaryFile(dir=folder) as probe:
-            for _ in range(0, size, PIECE):
+            for _ in range(0, size + PIECE, PIECE):
                 probe.write(bytes(PIECE))
             probe.flush()  # to the last byte: the system may take some of them and refuse the rest
             os.fsync(probe.fileno())

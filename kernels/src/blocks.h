@@ -127,25 +127,20 @@ inline Values<Blocks> values_of(const Matrix &w, int64_t block) {
   return values;
 }
 
-// Puts blocks' values where they would lie if none were pruned, in memory of this thread: with several groups of rows
+// Puts a block's values where they would lie if none were pruned, in memory of this thread: with several groups of rows
 // that is faster than to take them out of the packed ones for each. None where there is no memory; an end before the
-// beginning where a block is damaged.
-template <int Blocks>
-inline Values<Blocks> put_in_place(const Matrix &w, int64_t block, Expand expand) {
-  int64_t tile = kOutputs * kColumns * size_of(w.type), bytes = tile * (w.padded / kColumns);
-  Values<Blocks> whole = {};
-  uint8_t *to = static_cast<uint8_t *>(scratch(kForBlock, Blocks * bytes));
-  for (int b = 0; b < Blocks && to != nullptr; ++b) {
-    const uint8_t *p = w.values_of(block + b);
-    const uint16_t *masks = w.masks_of(block + b);
-    whole.begin[b] = to;
-    for (int64_t i = 0; i < w.padded / kColumns; ++i, to += tile) {
-      __builtin_prefetch(masks + i * kColumns + kAhead / 8);
-      p = expand(w.type, masks + i * kColumns, p, to);
-    }
-    whole.end[b] = p == w.values_of(block + b + 1) ? to : whole.begin[b] - 1;
+// beginning where the block is damaged.
+inline Values<1> put_in_place(const Matrix &w, int64_t block, Expand expand) {
+  int64_t bytes = kOutputs * kColumns * size_of(w.type), count = w.padded / kColumns;
+  uint8_t *begin = static_cast<uint8_t *>(scratch(kForBlock, bytes * count));
+  if (begin == nullptr) return {};
+  const uint8_t *p = w.values_of(block);
+  const uint16_t *masks = w.masks_of(block);
+  for (int64_t i = 0; i < count; ++i) {
+    __builtin_prefetch(masks + i * kColumns + kAhead / 8);
+    p = expand(w.type, masks + i * kColumns, p, begin + bytes * i);
   }
-  return whole;
+  return {{begin}, {p == w.values_of(block + 1) ? begin + bytes * count : begin - 1}};
 }
 
 // As many rows at a time as there are registers for, then half as many, and so on: `rows_from` says the same.
@@ -168,14 +163,17 @@ template <class Sums, int Blocks, Expand expand, int Groups>
 inline bool product_of(const Task &task, int64_t block) {
   Values<Blocks> values = values_of<Blocks>(task.weight, block);
   if (task.weight.full) return in_groups<Sums, Blocks, Sums::kRows, true>(task, block, values, 0);
-  if (expand != nullptr && task.batch >= Groups * Sums::kRows) {
-    Values<Blocks> whole = put_in_place<Blocks>(task.weight, block, expand);
-    if (whole.begin[0] != nullptr) return in_groups<Sums, Blocks, Sums::kRows, true>(task, block, whole, 0);
+  if constexpr (expand != nullptr && Blocks == 1) {
+    if (task.batch >= Groups * Sums::kRows) {
+      Values<1> whole = put_in_place(task.weight, block, expand);
+      if (whole.begin[0] != nullptr)
+        return whole.end[0] >= whole.begin[0] && in_groups<Sums, 1, Sums::kRows, true>(task, block, whole, 0);
+    }
   }
   return in_groups<Sums, Blocks, Sums::kRows, false>(task, block, values, 0);
 }
 
-// So many blocks side by side as a path has registers for, then one after the other.
+// So many blocks side by side as a path has registers for, then one after the other; none is put in place with others.
 template <class Sums, Expand expand, int Groups>
 bool product_by(const Task &task, int64_t first, int64_t last) {
   bool fits = true;

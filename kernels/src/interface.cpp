@@ -108,7 +108,7 @@ const void *prepared(const Task &task, int64_t most) {
   return to;
 }
 
-// Blocks are given out several at a time: enough for their memory to be read in long pieces.
+// Blocks are given out several at a time: enough for their memory to be read in long pieces, and as many as go side by side.
 struct Shares {
   int64_t blocks, each;
   int64_t count() const { return each == 0 ? 0 : (blocks + each - 1) / each; }
@@ -116,9 +116,11 @@ struct Shares {
   int64_t last(int64_t share) const { return first(share) + each < blocks ? first(share) + each : blocks; }
 };
 
-Shares shared_out(int64_t blocks, int threads) {
+Shares shared_out(int64_t blocks, int threads, int64_t side_by_side) {
   int64_t each = blocks / (int64_t(threads) * 8);
-  return {blocks, threads <= 1 ? blocks : each < 1 ? 1 : each};
+  if (threads <= 1) return {blocks, blocks};
+  if (each < 1) each = 1;
+  return {blocks, blocks < side_by_side * threads ? each : rounded(each, side_by_side)};
 }
 
 // Of tokens that are added at once, by what a path makes of them: it may fill up features, to 64 at most, and its bytes can
@@ -182,7 +184,7 @@ int multiply_some(const Path &path, Task task, int threads) {
     task.x = prepared<uint16_t>(task, path.rows[kind]);
   else
     task.x = prepared<float>(task, path.rows[kind]);
-  Shares shares = in_tiles ? shared_out_in_panels(w, task.batch, threads) : shared_out(w.blocks, threads);
+  Shares shares = in_tiles ? shared_out_in_panels(w, task.batch, threads) : shared_out(w.blocks, threads, path.side_by_side);
   Multiplying all{path, task, shares, all_finite(task)};
   in_parallel(threads, all.shares.count(), Multiplying::one, &all);
   return all.damaged ? bad_matrix("its masks do not fit its kept values") : ECOFLAP_OK;

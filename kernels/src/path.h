@@ -49,6 +49,7 @@ struct Path {
   AddGram add_gram = nullptr;    // null where a dense library's float32 is as fast, or may be
   Product panel[kKinds] = {};    // or null, where nothing is multiplied in tiles
   int64_t tiles_from[kKinds] = {};  // how many rows of x are multiplied in tiles, or more; 0 for none
+  int64_t side_by_side = 1;         // how many blocks are multiplied together, where a thread has as many
 };
 
 constexpr int64_t kAnyBatch = INT64_MAX;

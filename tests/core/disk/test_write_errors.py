@@ -1,12 +1,16 @@
 """A failure to write says what is wrong and what to do; other errors are none of its business."""
 
+import copy
 import errno
 import os
+import pickle
 
 import pytest
 
+from ecoflap.core.disk import write_errors
 from ecoflap.core.disk.sealed_lines import append_line
 from ecoflap.core.disk.whole_files import whole_file, whole_folder, write_whole
+from ecoflap.core.disk.write_errors import NotWritten
 from ecoflap.core.errors import RunError
 
 
@@ -61,3 +65,28 @@ def test_a_file_inside_of_what_is_not_there_yet_is_named_by_what_it_was_to_becom
     with pytest.raises(RunError, match=rf"^{tmp_path}/elsewhere could not be written"), whole_folder(tmp_path / "x"):
         write_whole(tmp_path / "elsewhere", "{}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_room_that_is_told_is_what_there_was_and_not_what_was_made_since(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    free = iter([1_000_000, 7_200_000_000])
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(write_errors, "free_for", lambda path: next(free))
+    told = r"/x could not be written: the disk is full \(1\.0 MB free\)"
+    with pytest.raises(RunError, match=told), whole_folder(tmp_path / "x") as inside:
+        write_whole(inside / "manifest.json", "{}")
+
+
+def test_the_error_is_copied_and_built_anew_as_any_of_ours(tmp_path):
+    with pytest.raises(NotWritten) as told:
+        write_whole(tmp_path, "")
+    for again in (
+        copy.copy(told.value),
+        pickle.loads(pickle.dumps(told.value)),
+        type(told.value)(*told.value.problems),
+    ):
+        assert again.problems == told.value.problems
+    with pytest.raises(NotWritten, match="somewhere"), whole_folder(tmp_path / "x"):
+        raise NotWritten("somewhere something could not be written")

@@ -270,7 +270,7 @@ def test_a_disk_that_fills_ends_all_with_one_sentence_and_the_run_goes_on(recipe
     fill = filling(0, "fsync", "/run/blocks/shards/.001" if offload else "/run/blocks/.001")
     first, second = several(2, lambda ranks: fill(ranks, run), tmp_path)
     assert (first.code, second.code) == (2, 2)
-    assert first.said.startswith(f"RunError: {folder / 'blocks'}/")
+    assert first.said.startswith(f"NotWritten: {folder / 'blocks'}/")
     assert f"001.safetensors {FULL}" in first.said
     assert first.said.endswith(WAY_OUT)
     assert second.said.startswith("SaidElsewhereError: rank 0 of 2 has ended this run: ")  # the user is not told twice
