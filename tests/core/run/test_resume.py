@@ -249,9 +249,7 @@ def test_a_full_disk_loses_nothing(recipe, unbroken, lasting, tmp_path, monkeypa
     }
 
 
-@pytest.mark.parametrize(
-    ("writes", "what"), [("save", "run/model"), ("save_surroundings", r"run/exports/safetensors")]
-)
+@pytest.mark.parametrize(("writes", "what"), [("save", "run/model"), ("save_surroundings", r"run/exports/safetensors")])
 def test_a_disk_that_fills_while_an_adapter_writes_is_no_mistake_of_the_adapter(
     recipe, unbroken, lasting, tmp_path, monkeypatch, writes, what
 ):
