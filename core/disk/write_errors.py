@@ -63,7 +63,7 @@ def explained(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except NotWritten as error:
-        if error.path is None or path in (error.path, temporary) or not error.path.is_relative_to(temporary):
+        if error.path is None or path == temporary or not error.path.is_relative_to(temporary):
             raise
         raise NotWritten.of(path, error.why) from error
     except Exception as error:

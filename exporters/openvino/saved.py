@@ -20,10 +20,10 @@ def save(model: Any, file: Path) -> None:
     _name_by_place(model)
     try:
         openvino.save_model(model, file, compress_to_fp16=False)
-    except RuntimeError as error:
-        for half in (file, file.with_suffix(".bin")):
+    except RuntimeError:
+        for half in (file, file.with_suffix(".bin")):  # whose room is asked for, too
             half.unlink(missing_ok=True)
-        _ask_the_disk(file.parent, _bytes_of(model), error)
+        _ask_the_disk(file.parent, _bytes_of(model))
         raise
 
 
@@ -43,16 +43,13 @@ def _bytes_of(model: Any) -> int:
     return sum(node.get_byte_size() for node in model.get_ordered_ops() if node.get_type_name() == "Constant")
 
 
-def _ask_the_disk(folder: Path, size: int, error: RuntimeError) -> None:
+def _ask_the_disk(folder: Path, size: int) -> None:
     """Write as much as OpenVINO could not, and a piece for its graph: it says that it failed, and the system says why.
 
     :raises OSError: Where that cannot be written either.
     """
-    try:
-        with TemporaryFile(dir=folder) as probe:
-            for _ in range(0, size + PIECE, PIECE):
-                probe.write(bytes(PIECE))
-            probe.flush()  # to the last byte: the system may take some of them and refuse the rest
-            os.fsync(probe.fileno())
-    except OSError as why:
-        raise why from error
+    with TemporaryFile(dir=folder) as probe:
+        for _ in range(0, size + PIECE, PIECE):
+            probe.write(bytes(PIECE))
+        probe.flush()  # to the last byte: the system may take some of them and refuse the rest
+        os.fsync(probe.fileno())

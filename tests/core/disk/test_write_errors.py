@@ -14,10 +14,11 @@ from ecoflap.core.disk.write_errors import NotWritten
 from ecoflap.core.errors import RunError
 
 
-def test_a_full_disk_says_how_much_is_free(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+
+def test_a_full_disk_says_how_much_is_free(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match=r"[\d,.]+ MB free\). Make room"):
         write_whole(tmp_path / "not" / "there" / "yet", "new")
@@ -53,9 +54,6 @@ def test_an_error_that_a_rust_library_only_prints_is_explained_too(tmp_path):
 
 
 def test_a_file_inside_of_what_is_not_there_yet_is_named_by_what_it_was_to_become(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setattr(os, "fsync", full)
     with (
         pytest.raises(RunError, match=rf"^{tmp_path}/x could not be written: the disk is full"),
@@ -68,9 +66,6 @@ def test_a_file_inside_of_what_is_not_there_yet_is_named_by_what_it_was_to_becom
 
 
 def test_the_room_that_is_told_is_what_there_was_and_not_what_was_made_since(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     free = iter([1_000_000, 7_200_000_000])
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(write_errors, "free_for", lambda path: next(free))
