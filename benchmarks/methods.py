@@ -83,6 +83,7 @@ BUDGETS = {
     "local metric": ("score=local_metric", "allocate=ecoflap"),
     "token diversity": ("score={use: token_diversity, granularity: layer}", "allocate=ecoflap"),  # as TAMP allocates
     "first order, how near by trial": (FIRST, f"allocate={{use: best_of, of: [uniform, {NEAR}, ecoflap]}}"),
+    "first order, refined trials": (FIRST, f"allocate={{use: best_of, of: [uniform, {NEAR}, ecoflap], refine: true}}"),
     "first order or none": (FIRST, "allocate={use: best_of, of: [uniform, ecoflap]}"),
     "owl or none": ("score=outlier_share", "allocate={use: best_of, of: [uniform, owl]}"),
     "alpha or none": ("score=hill", "allocate={use: best_of, of: [uniform, alpha]}"),
@@ -172,7 +173,6 @@ OF_MODEL = {
     "llava-language": (*OF_LLAVA, "towers={vision: keep}"),
 }
 METHODS = (*CHAINS, *dict.fromkeys(name for names in SHIPPED.values() for name in names))
-SPARSITIES = ("0.6", "0.7", "0.5", "2:4")
 
 
 @dataclass(frozen=True)
@@ -376,7 +376,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, nargs="?", help="a folder for the runs")
     parser.add_argument("results", type=Path, help="the file with a line for each row")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--sparsities", nargs="+", default=list(SPARSITIES))
+    parser.add_argument("--sparsities", nargs="+", default=["0.6", "0.7", "0.5", "2:4"])
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--dtype", help="read the model in it, and not in what its recipe says")
     parser.add_argument(

@@ -156,7 +156,8 @@ def _allocating(allocator: PartSpec, tokens: Sequence[TokenChoice]) -> str:
         return allocator.use
     tried = [spec.use for _, spec in allocator.with_inner("") if spec is not allocator]
     by = f" by {', '.join(tokens)} tokens each, {len(tried) * len(tokens)} times in all" if tokens else ""
-    return f"{allocator.use}: the model is pruned by each of {', '.join(tried)}{by}, to see which loses least"
+    done = "pruned and its blocks refined" if allocator.options.refine else "pruned"
+    return f"{allocator.use}: the model is {done} by each of {', '.join(tried)}{by}, to see which loses least"
 
 
 def _said_of_exports(prepared: Prepared) -> Iterator[tuple[str, str]]:

@@ -123,6 +123,7 @@ class AllocatorOptions(PartOptions):
     :cvar candidates: Other allocators, by whose plans the engine prunes, to take the one with the least held-out loss.
     :cvar held_out: The share of the calibration batches that is held out for that.
     :cvar tokens: Which tokens count in statistics: choices that each candidate is tried by, for that of the recipe.
+    :cvar refine: Whether the blocks of each candidate are refined too, as the run's are, before that loss is taken.
     :cvar keeps: A method ``keeps(layers)`` that says how many weights of the layers of these names it keeps in all,
         where that is its own to say: a recipe with such an allocator may leave ``sparsity`` out. It gives None where it
         cannot tell, for reasons that its call gives. None, the default, stands for what a sparsity leaves.
@@ -133,6 +134,7 @@ class AllocatorOptions(PartOptions):
     candidates: tuple[Any, ...] = ()
     held_out: float = 0.25
     tokens: tuple[TokenChoice, ...] = ()
+    refine: bool = False
     keeps: methods.Keeps | None = None
 
 

@@ -10,6 +10,7 @@ from ecoflap.core.needs.sizes import (
     bytes_inside_blocks,
     bytes_of_record,
     bytes_of_refining,
+    bytes_of_refining_a_block,
     bytes_of_scorer,
     bytes_of_solving,
     bytes_of_statistics,
@@ -71,6 +72,7 @@ class MemoryNeeds:
     :param remembered: What one evaluator remembers of the dense model: before anything is scored or recorded.
     :param before: The weights as they were before anything was pruned, where they are in memory and looked at later.
     :param tried: The weights that are put back after a candidate was tried, where they are in memory.
+    :param refining_tried: What refiners hold while a candidate is tried; 0 where none are.
     :param exporting: What each exporter takes that says so, by its name, when all else but the masks is done.
     """
 
@@ -85,6 +87,7 @@ class MemoryNeeds:
     remembered: int
     before: int
     tried: int
+    refining_tried: int
     exporting: dict[str, int]
 
     @property
@@ -93,7 +96,7 @@ class MemoryNeeds:
 
         What a forward holds of a batch comes on top: it depends on how the model's library computes it.
         """
-        choosing = max(self.statistics, self.solving) + self.tried
+        choosing = max(self.statistics, self.solving, self.refining_tried) + self.tried
         pruning = self.statistics + max(choosing, self.refining) + self.recorded + self.masks
         working = self.before + max(self.wide.pruning + pruning, self.wide.scoring + self.scorer)
         evaluating = self.wide.evaluating + self.remembered
@@ -126,8 +129,9 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
     block = largest_block(prepared.anatomy)
     recorded = 0 if places.spilled else bytes_of_record(prepared)
     wide = _in_float32(prepared, places)
-    refining = bytes_of_refining(prepared, in_files=places.offloaded) + recorded * len(prepared.targets_asked)
-    refining += 0 if places.spilled else bytes_inside_blocks(prepared)
+    recorded_for_refiners = recorded * len(prepared.targets_asked)
+    recorded_for_refiners += 0 if places.spilled else bytes_inside_blocks(prepared)
+    allocator = prepared.recipe.allocate.options
     whole = 0 if places.offloaded else prepared.size * width
     held_by_scorer, recorded_by_scorer = bytes_of_scorer(prepared)
     exporting = meanwhile_of(prepared, places.offloaded)
@@ -139,10 +143,11 @@ def memory_needs(prepared: Prepared, places: Places) -> MemoryNeeds:
         masks=prepared.size // 8 * min(prepared.recipe.round_count, 2),
         wide=wide,
         scorer=held_by_scorer + (0 if places.spilled else recorded_by_scorer),
-        refining=refining,
+        refining=bytes_of_refining(prepared, in_files=places.offloaded) + recorded_for_refiners,
         remembered=max(bytes_remembered(prepared), default=0),
         before=whole if prepared.holds_dense_weights else 0,
-        tried=whole if prepared.recipe.allocate.options.candidates else 0,
+        tried=whole if allocator.candidates else 0,
+        refining_tried=bytes_of_refining_a_block(prepared) + recorded_for_refiners if allocator.refine else 0,
         exporting={name: one.memory for name, one in exporting.items()},
     )
 

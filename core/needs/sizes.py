@@ -174,11 +174,15 @@ def bytes_of_refining(prepared: Prepared, *, in_files: bool = False) -> int:
         layers = [layer for pool in prepared.pools for _, layer in pool.layers]
         widened = 4 * (parameters_of(prepared) - prepared.size) if width < 4 else 0
         return _bytes_of_training(layers, prepared.model_refiners, width) + widened
+    return max(bytes_of_refining_a_block(prepared), _bytes_passing(prepared) if prepared.model_refiners else 0)
+
+
+def bytes_of_refining_a_block(prepared: Prepared) -> int:
+    """Give the bytes of what refiners hold of the block of which they hold most."""
+    width, refiners = bytes_of_weight(prepared), prepared.block_refiners
     inside = [tower for tower in prepared.anatomy.towers if not tower.outside]
     blocks = [(prepared.anatomy.layers_of[block.name], tower.name) for tower in inside for block in tower.blocks]
-    refiners = prepared.block_refiners
-    of_blocks = max((_bytes_of_training(layers, refiners[tower], width) for layers, tower in blocks), default=0)
-    return max(of_blocks, _bytes_passing(prepared) if prepared.model_refiners else 0)
+    return max((_bytes_of_training(layers, refiners[tower], width) for layers, tower in blocks), default=0)
 
 
 def _bytes_passing(prepared: Prepared) -> int:

@@ -25,6 +25,7 @@ from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.run_log import RunLog
+from ecoflap.core.refining.dense_block import targets_of
 
 _LINE = {"candidate": str, "plan": str}
 _WAY_OUT = "Set sparsity lower, take another pruner, or write model.dtype: float32 where the model is of float16"
@@ -52,6 +53,7 @@ class PlanTrials:
     :param replay: Makes a replay of the model on some batches, shared by all processes or by those it is given.
     :param batches: Those that the run prunes by; the last of them are held out here.
     :param held_out: The share of them that is held out; one at least.
+    :param refiners_of: The refiners of each tower's blocks, where these are tried too.
     :param tokens: Gives which tokens count in statistics, by tower, of a plan's choice.
     :param left: The masks of the round before, within which trials prune.
     :param dense_weights: The weights that layers had before the first round, for pruners that ask for them.
@@ -68,6 +70,7 @@ class PlanTrials:
     folder: RunFolder
     log: RunLog
     _: KW_ONLY
+    refiners_of: Mapping[str, Sequence[PartSpec]] = field(default_factory=dict)
     tokens: Callable[[TokenChoice | None], Mapping[str, TokenChoice]] = lambda taken: {}
     left: Mapping[str, Tensor] = field(default_factory=dict)
     dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
@@ -138,7 +141,10 @@ class PlanTrials:
 
     def _pruned(self, plan: Plan) -> _Outcome:
         """Prune the model by a plan, for as long as its loss is looked at."""
-        replay = self.replay(self.batches[: -len(self._held_out)])
+        training = self.batches[: -len(self._held_out)]
+        replay = self.replay(training)
+        targets = targets_of(one.options for refiners in self.refiners_of.values() for one in refiners)
+        dense = self.replay(training, spare=0) if "dense" in targets else None
         layers = [layer for _, layer in replay.anatomy.layers() if layer.name in plan.layers]
         finished_weights = self.finished_weights(self._blocks_of(plan))
         outside = outside_held(replay.model, replay.anatomy, replay.placement)
@@ -149,6 +155,8 @@ class PlanTrials:
                 self.pruners,
                 self._blocks_of(plan),
                 lambda event: None,
+                refiners_of=self.refiners_of,
+                dense=dense,
                 sequential=self.sequential,
                 tokens_of=self.tokens(plan.tokens),
                 left=self.left,

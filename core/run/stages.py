@@ -259,6 +259,7 @@ def _trials(state: RunState) -> PlanTrials:
         prepared.pruners,
         state.folder,
         state.log,
+        refiners_of=prepared.block_refiners if state.recipe.allocate.options.refine else {},
         tokens=prepared.tokens,
         left=state.left,
         dense_weights=state.weights_before_rounds,

@@ -4,7 +4,8 @@
 
 The model is pruned by each candidate's plan, with the recipe's own pruner, on all calibration batches but the last
 ones, on which the loss is then looked at. Budgets by scores of single blocks can be worse than none, and statistics of
-text alone better or worse than those of images too; this finds out.
+text alone better or worse than those of images too; this finds out. With ``refine`` its blocks are refined as well:
+what a candidate is better by may be less then, or turn.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,11 +31,14 @@ class BestOf:
     :param held_out: The share of the calibration batches that is held out, at least one of them.
     :param tokens: Which tokens count in statistics: choices that each candidate is tried by, such as ``[real, text]``,
         in the place of the recipe's ``tokens``. A tower with its own keeps that. Empty, none are tried.
+    :param refine: Whether the recipe's refiners of blocks refine each candidate's blocks, too. Those of the whole model
+        are not run.
     """
 
     of: tuple[Allocator, ...]
     held_out: float = 0.25
     tokens: tuple[TokenChoice, ...] = ()
+    refine: bool = False
 
     def __post_init__(self) -> None:
         if len(self.of) * max(1, len(self.tokens)) < 2:
@@ -71,11 +75,16 @@ class BestOf:
         return tuple(name for name in wanted[0] if all(name in names for names in wanted)) if wanted else ()
 
     def problems(self, context: PlanContext) -> Iterator[str]:
-        """Say where there is no calibration data to hold some of out, or too few; or where the recipe says tokens."""
+        """Say what a recipe lacks for trials, such as calibration data to hold some of out, or has in vain."""
         if self.tokens and context.recipe.tokens != "real":
             yield (
                 f"it tries {', '.join(self.tokens)} tokens, and the recipe has tokens: {context.recipe.tokens}, which "
                 f"would be passed over. Remove one of them"
+            )
+        if self.refine and not any(one.options.scope == "block" for one in _refiners(context.recipe)):
+            yield (
+                "it has refine: true, and the recipe has no refiner of blocks, so that nothing would be refined. "
+                "Remove it, or add one, as in refine: reconstruct"
             )
         keys = context.recipe.calibration
         if keys is None:
@@ -98,6 +107,14 @@ class BestOf:
     def _kinds(self) -> set[ScoreKind]:
         found = (options_of(AllocatorOptions, allocator).takes for allocator in self.of)
         return {takes for takes in found if takes is not None}
+
+
+def _refiners(recipe: Any) -> Iterator[Any]:
+    """Yield those that all towers share, and each tower's own."""
+    yield from recipe.refine
+    for tower in recipe.towers.values():
+        if tower != "keep":
+            yield from tower.refine or ()
 
 
 @hookimpl

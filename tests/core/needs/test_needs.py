@@ -184,10 +184,15 @@ def test_a_trial_and_refiners_after_rounds_hold_the_weights_once_more_in_memory_
             ({"prune": LooksAtDense}, 0, 0),
             ({"allocate": TWO}, 0, once),
             ({"rounds": 2, "allocate": TWO, "refine": OWN}, once, once),
+            ({"allocate": TWO | {"refine": True}, "refine": OWN}, 0, once),
+            ({"allocate": TWO | {"refine": True}, "refine": [OWN, "distill"]}, 0, once),
         ):
             held = memory_needs(prepared(**keys), places)
             assert (held.before, held.tried) == (before, tried)
-            larger = max(held.refining, held.statistics + held.tried)  # those of a span, while they are summed
+            is_refined = keys.get("allocate", TWO).get("refine", False)  # by OWN, and not by what refines the model
+            assert held.refining_tried == (memory_needs(prepared(refine=OWN), places).refining if is_refined else 0)
+            trying = max(held.statistics, held.refining_tried) + held.tried
+            larger = max(held.refining, trying)  # statistics are those of a span, while they are summed
             assert held.peak == LIBRARIES + held.weights + held.before + held.statistics + held.masks + larger
 
 

@@ -41,7 +41,10 @@ EACH_WAY = [
 ROUNDS: dict[str, Any] = {"rounds": 3, "sparsity": 0.6, "prune": "sparsegpt"}
 REFINED = {"rounds": 2, "sparsity": 0.6, "prune": "wanda", "refine": EACH_WAY, "score": None, "allocate": "uniform"}
 TRIED = {"allocate": {"use": "best_of", "of": ["uniform", "ecoflap"]}, "prune": "sparsegpt"}
-BOTH = {**TRIED, "rounds": 2, "sparsity": 0.6, "prune": "wanda", "refine": EACH_WAY[:1]}
+BOTH = {
+    "allocate": {**TRIED["allocate"], "refine": True},
+    "rounds": 2, "sparsity": 0.6, "prune": "wanda", "refine": EACH_WAY[:1],
+}  # fmt: skip
 GRADIENTS = {
     "score": {"use": "weight_metric", "metric": "magnitude_gradient"}, "allocate": "threshold", "rounds": 3,
     "prune": {"use": "by_metric", "metric": "magnitude_gradient", "compare": "layer"},

@@ -69,7 +69,7 @@ def recipes(plain, data):
     trained = plain(
         calibration=data(5, batch_size=1),
         score={"use": "sensitivity", "samples": 4, "levels": [0.5, 0.7]},
-        allocate={"use": "best_of", "of": ["uniform", "marginal"]},
+        allocate={"use": "best_of", "of": ["uniform", "marginal"], "refine": True},
         prune="admm",
         refine=[
             {"use": "reconstruct", "steps": 2},

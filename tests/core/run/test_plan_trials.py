@@ -1,5 +1,6 @@
 """Plans that are tried on a model: losses against pruning by hand, and what a killed trial leaves."""
 
+from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
 
@@ -22,6 +23,7 @@ from ecoflap.core.registry.observers import Observers
 from ecoflap.core.run.plan_trials import PlanTrials, held_out_of
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.pruners.magnitude import Magnitude
+from ecoflap.plugins.refiners.reconstruct import Reconstruct
 
 MAGNITUDE = Magnitude()
 
@@ -33,7 +35,7 @@ def model(pico_llama):
 
 @pytest.fixture
 def replay_of(model):
-    return lambda batches, ranks=ALONE: Replay(model, LlamaAdapter(), batches, ranks=ranks)
+    return lambda batches, ranks=ALONE, spare=0: Replay(model, LlamaAdapter(), batches, ranks=ranks, spare=spare)
 
 
 @pytest.fixture
@@ -193,6 +195,32 @@ def test_where_no_candidate_has_a_finite_loss_all_are_named(plans, trials, tmp_p
     assert not (tmp_path / "blocks" / "trials").exists()
 
 
+@pytest.mark.parametrize("target", ["dense", "own"])
+def test_refined_trials_look_at_what_pruning_and_refining_by_hand_gives(
+    model, plans, batches, trials, tmp_path, target
+):
+    """Of a copy, pruned and refined on what is not held out, the plain loss on what is."""
+    refiners = {"language": [spec("refiner", Reconstruct(steps=8, batches=1, target=target))]}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plain = {name: loss_by_hand(model, plan, batches[3:]) for name, plan in plans.items()}
+    expected = {}
+    for name, plan in plans.items():
+        copy = deepcopy(model)
+        replays = [Replay(copy, LlamaAdapter(), batches[:3]) for _ in range(2)]
+        pruners, folder = {"language": spec("pruner", MAGNITUDE)}, tmp_path / name
+        BlockwisePruning(
+            replays[0], plan, pruners, folder, lambda event: None, refiners_of=refiners, dense=replays[1]
+        )()
+        with torch.no_grad():
+            expected[name] = sum(float(LlamaAdapter().loss(copy, batch)) for batch in batches[3:]) / 2
+    assert abs(expected["most"] - plain["most"]) > 1e-4  # refined it is another model
+    best = min(expected, key=expected.get)
+    assert trials(refiners_of=refiners).best(plans) is plans[best]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    lines = read_lines(tmp_path / "trials.jsonl")
+    assert {line["candidate"]: line["loss"] for line in lines} == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("sequential", [False, True])
 def test_trials_take_statistics_as_the_run_does(plans, trials, monkeypatch, sequential):
     asked = []
@@ -225,6 +253,22 @@ def test_the_plan_of_each_candidate_that_needs_no_score_is_made_before_anything_
     with pytest.raises(RecipeError, match=r"allocate: from_file: .*plan\.json: its plan keeps \d+ weights of these"):
         ecoflap.run(plain(score=score, allocate={"use": "best_of", "of": of}), folder=tmp_path / "run")
     assert not (tmp_path / "run" / "scores.jsonl").exists()
+
+
+def test_a_run_refines_its_candidates_where_it_is_asked_to_and_comes_to_the_same(plain, lasting, tmp_path):
+    """What is taken is refined by the run anew: it is the run of that candidate alone."""
+    keys = {"score": None, "prune": "wanda", "refine": {"use": "reconstruct", "steps": 4}}
+    other = {"use": "atp", "beta": 0.1}
+    losses = {}
+    for refine in (False, True):
+        allocate = {"use": "best_of", "of": ["uniform", other], "refine": refine}
+        run = ecoflap.run(plain(allocate=allocate, **keys), folder=tmp_path / str(refine))
+        losses[refine] = {line["candidate"]: line["loss"] for line in read_lines(run.folder / "trials.jsonl")}
+    assert all(losses[True][name] != losses[False][name] for name in ("uniform", "atp"))
+    taken = "uniform" if losses[True]["uniform"] <= losses[True]["atp"] else other
+    alone = ecoflap.run(plain(allocate=taken, **keys), folder=tmp_path / "alone")
+    model = "model/model.safetensors"
+    assert lasting(run.folder)[model] == lasting(alone.folder)[model]
 
 
 @pytest.mark.parametrize("score", [{"use": "sensitivity", "samples": 2}, None])

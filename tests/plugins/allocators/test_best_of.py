@@ -1,6 +1,7 @@
 """What best_of refuses before anything is tried; the trials themselves are the engine's."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from ecoflap.plugins.allocators.ecoflap import Ecoflap
 from ecoflap.plugins.allocators.marginal import Marginal
 from ecoflap.plugins.allocators.owl import Owl
 from ecoflap.plugins.allocators.uniform import Uniform
+from ecoflap.plugins.refiners.distill import Distill
+from ecoflap.plugins.refiners.reconstruct import Reconstruct
 
 
 def test_is_offered():
@@ -51,10 +54,12 @@ def test_what_cannot_be_tried_is_refused(wrong, told):
 
 @dataclass
 class Asks:
-    """A recipe of which only the calibration data are looked at."""
+    """A recipe of which only the calibration data, tokens and refiners are looked at."""
 
     calibration: Any
     tokens: str = "real"
+    refine: tuple[Any, ...] = ()
+    towers: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,3 +89,24 @@ def test_a_recipe_does_not_say_the_tokens_that_are_to_be_tried(tokens, told):
     assert len(problems) == told
     assert all("it tries real, text tokens, and the recipe has tokens: all" in problem for problem in problems)
     assert not list(BestOf((Uniform(), Owl())).problems(asked))
+
+
+@dataclass
+class OfTower:
+    """What a recipe says of a tower, of which only its refiners are looked at."""
+
+    refine: tuple[Any, ...] | None = None
+
+
+def test_trials_are_refined_where_there_is_a_refiner_of_blocks_alone():
+    data, best = Calibration(data=spec("dataset", Data(8))), BestOf((Uniform(), Owl()), refine=True)
+    of_block, of_model = spec("refiner", Reconstruct()), spec("refiner", Distill())
+    for refiners, towers, told in (
+        ((), {}, 1),
+        ((of_model,), {"vision": "keep", "text": OfTower()}, 1),
+        ((of_model, of_block), {}, 0),
+        ((), {"vision": OfTower((of_block,))}, 0),
+    ):
+        problems = list(best.problems(context(recipe=Asks(data, refine=refiners, towers=towers))))
+        assert len(problems) == told
+        assert all("it has refine: true, and the recipe has no refiner of blocks" in problem for problem in problems)
