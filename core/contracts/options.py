@@ -199,6 +199,10 @@ class MetricOptions(PartOptions):
 
     needs: tuple[type[Any], ...] = ()
 
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Tell how many numbers in float32 it holds while it computes, beside what it has and gives; 0 by default."""
+        return 0
+
 
 class DatasetOptions(PartOptions):
     """What a dataset may have.

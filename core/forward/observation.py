@@ -318,6 +318,13 @@ class Observation(BlockWatch):
         return Statistics(made, is_fed=False)
 
 
+def bytes_of_statistic(kind: type[Any], in_features: int) -> int:
+    """Give the bytes that a statistic of so many inputs holds, for the plan; nothing is held meanwhile."""
+    with blaming(f"the statistic {kind.__name__}, made without memory,"), torch.device("meta"):
+        values = vars(kind(in_features)).values()
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+
 def _made_of(kind: type[Any], in_features: int, device: torch.device) -> Any:
     """Make a statistic that has seen nothing yet.
 

@@ -34,21 +34,23 @@ class HashedFiles:
     """Files that are hashed, with what their changes show by since before they were.
 
     A file that has got another name, other rights or a copy in its place has another stamp and the same contents, so it
-    is hashed once more before anybody is told that it changed.
+    is hashed once more before anybody is told that it changed. A path is followed anew each time: it may be a link, or
+    lie behind one, that leads elsewhere by now.
 
     :param files: Which; their stamps are taken at once.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._stamps = {file.resolve(): stamp_of(file) for file in files}
+        self._stamps = {file.absolute(): stamp_of(file) for file in files}
+        self._by_target = {file.resolve(): file for file in self._stamps}
         self._digests: Mapping[Path, str] = {}
 
     def __contains__(self, file: Path) -> bool:
-        return file.resolve() in self._stamps
+        return file.absolute() in self._stamps or file.resolve() in self._by_target
 
     def know(self, digests: Mapping[Path, str]) -> None:
         """Know the SHA-256 that each file was found to have; of one without, its length and time of writing tell."""
-        self._digests = {file.resolve(): digest for file, digest in digests.items()}
+        self._digests = {file.absolute(): digest for file, digest in digests.items()}
 
     def changed(self) -> list[Path]:
         """List the files whose contents are no more what was hashed."""
@@ -56,7 +58,7 @@ class HashedFiles:
 
     def is_changed(self, file: Path) -> bool:
         """Say whether the contents of one of these files are no more what was hashed."""
-        file = file.resolve()
+        file = file.absolute() if file.absolute() in self._stamps else self._by_target[file.resolve()]
         before, now = self._stamps[file], stamp_of(file)
         if now == before:
             return False

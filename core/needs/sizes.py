@@ -1,13 +1,11 @@
 """Give the bytes of each thing that a run holds or writes, from the shapes of the model and from what its parts say."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import LossStatistic
+from ecoflap.core.forward.observation import bytes_of_statistic
 from ecoflap.core.forward.recomputed import weights_are_shared
 from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.core.model.mapped_weights import MappedFile
@@ -69,7 +67,7 @@ def bytes_of_statistics(prepared: Prepared) -> int:
     pruners = prepared.pruners
     return max(
         sum(
-            _bytes_of_statistic(statistic, layer.shape[1])
+            bytes_of_statistic(statistic, layer.shape[1])
             for layer in prepared.anatomy.layers_of[block.name]
             for statistic in pruners[block.tower].options.needs
         )
@@ -87,12 +85,6 @@ def bytes_of_solving(prepared: Prepared) -> int:
         with blaming(f"the pruner {part.use}, asked how many numbers it holds,"):
             found = max(found, part.options.held_numbers(outputs, inputs))
     return 4 * found
-
-
-def _bytes_of_statistic(statistic: Any, in_features: int) -> int:
-    with blaming(f"the statistic {statistic.__name__}, made without memory,"), torch.device("meta"):
-        values = vars(statistic(in_features)).values()
-    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 def bytes_of_gradients(prepared: Prepared) -> int:

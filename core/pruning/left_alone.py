@@ -1,7 +1,7 @@
 """Holds a scorer to leaving the weights as they were: scores that come after, masks and measures would be of others."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from zlib import crc32
@@ -16,13 +16,20 @@ from ecoflap.core.ranks.ranks import Ranks
 
 
 @contextmanager
-def left_alone(scorer: str, layers: Sequence[Layer], path: Path, ranks: Ranks) -> Iterator[None]:
+def left_alone(
+    scorer: str,
+    layers: Sequence[Layer],
+    path: Path,
+    ranks: Ranks,
+    refuse_changed: Callable[[Ranks], None] = lambda ranks: None,
+) -> Iterator[None]:
     """Refuse a scorer behind which a layer's weights are not, bit for bit, what they were before it was asked.
 
     Meanwhile it may write to them: it is looked at when all is done, by a checksum of each parameter. PyTorch's own
     count of writes would tell less, for it knows nothing of ``weight.data``, and what is put back is no change.
 
     :param path: The file of its scores, which is deleted then: a run that goes on would take them for good ones.
+    :param refuse_changed: Raises where files that weights are mapped from have changed: then it was not the scorer.
     :raises ModelError: With the first layer that differs.
     """
     before = _checksums(layers)
@@ -31,6 +38,7 @@ def left_alone(scorer: str, layers: Sequence[Layer], path: Path, ranks: Ranks) -
     changed = [name for some in ranks.gather(found) for name in some]
     if not changed:
         return
+    refuse_changed(ranks)
     ranks.at_first(lambda: path.unlink(missing_ok=True))
     ranks.at_first(lambda: shutil.rmtree(folder_of(path), ignore_errors=True))
     others = f" and of {len(set(changed)) - 1} other layers" if len(set(changed)) > 1 else ""

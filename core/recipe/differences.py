@@ -54,7 +54,10 @@ _NOT_SET = object()
 
 def _differing(old: Any, new: Any, path: str) -> Iterator[tuple[str, str, str]]:
     """Yield where two plain values differ; of a part that was exchanged only the names, not its parameters."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
+    if _are_parts(old) and _are_parts(new) and len(old) == len(new):
+        for at, (before, now) in enumerate(zip(old, new, strict=True)):
+            yield from _differing(before, now, f"{path}.{at}")
+    elif not isinstance(old, dict) or not isinstance(new, dict):
         # What an earlier version did not know stands for nothing where it is not set now.
         if old != new and not (_NOT_SET in (old, new) and _is_unset(old) and _is_unset(new)):
             yield path, _shown(old), _shown(new)
@@ -66,6 +69,10 @@ def _differing(old: Any, new: Any, path: str) -> Iterator[tuple[str, str, str]]:
             yield from _differing(old.get(key, _NOT_SET), new.get(key, _NOT_SET), inside)
 
 
+def _are_parts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "use" in one for one in value)
+
+
 def _is_unset(value: Any) -> bool:
     return value is _NOT_SET or value is None or value == []
 
@@ -75,4 +82,6 @@ def _shown(value: Any) -> str:
         return "not set"
     if isinstance(value, dict) and "use" in value:
         return str(value["use"])
+    if _are_parts(value):
+        return f"[{', '.join(map(_shown, value))}]"
     return str(value)

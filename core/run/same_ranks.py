@@ -8,7 +8,7 @@ from ecoflap.core.errors import RunError
 from ecoflap.core.machine.part_code import NO_CODE, PartCode
 from ecoflap.core.ranks.parcels import packed
 from ecoflap.core.ranks.ranks import Ranks
-from ecoflap.core.recipe.differences import changes
+from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.evaluations import Evaluation
@@ -24,7 +24,8 @@ def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], code: 
     first, *others = ranks.gather((recipe.plain(), dict(versions), dict(code)))
     problems = []
     for rank, own in enumerate(others, 1):
-        problems += [f"rank {rank} has another recipe: {one}" for one in changes(first[0], own[0])]
+        # Also keys that a run may go on with otherwise: all ranks have to take part in each measure and each read.
+        problems += [f"rank {rank} has another recipe: {one}" for one in differences(first[0], own[0], ignore=())]
         problems += [f"rank {rank} has {one}" for one in _other_versions(first[1], own[1])]
         problems += [f"rank {rank} has {one}" for one in _other_code(first[2], own[2])]
     _refuse(problems, "rank 0's vs its own")

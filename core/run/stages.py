@@ -302,10 +302,9 @@ def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Bl
     dtype = torch.float32 if keys.scorer.options.dtype == "float32" else None
     data = state.recipe.score_calibration if keys.scorer.options.data else None
     spare = spare_for_scoring(state.prepared)
-    alone = left_alone(keys.scorer.use, [layer for _, layer in layers], state.folder.scores, ranks)
+    path, emit, refuse_changed = state.folder.scores, state.log.emit, state.model.refuse_changed
+    alone = left_alone(keys.scorer.use, [layer for _, layer in layers], path, ranks, refuse_changed)
     with alone, state.replay(batches, data, dtype, ranks, spare) as replay:
-        refuse_changed = state.model.refuse_changed
-        path, emit = state.folder.scores, state.log.emit
         return score_layers(keys.scorer, keys.aggregate, replay, layers, path, emit, refuse_changed)
 
 

@@ -39,6 +39,11 @@ class ByMetric:
     def problems(self, context: PlanContext) -> Iterable[str]:
         return options_of(MetricOptions, self.metric).problems(context)
 
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Count what the metric holds, and the numbers that it gives, as they are and where they are compared."""
+        held: int = options_of(MetricOptions, self.metric).held_numbers(outputs, inputs)
+        return held + 2 * outputs * inputs
+
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()
         mask = select(zeros_first(numbers_of(self.metric, weight, seen), weight), budget, self.compare)

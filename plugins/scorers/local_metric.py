@@ -57,6 +57,10 @@ class LocalMetric:
         """Count those that the metric of all weights takes."""
         return self._of_weights.forwards(anatomy, batches)
 
+    def held_numbers(self, anatomy: Anatomy) -> int:
+        """Count what the metric of all weights takes."""
+        return self._of_weights.held_numbers(anatomy)
+
     def recorded_numbers(self, anatomy: Anatomy) -> int:
         """Count the sums of the loss' gradient, where the metric looks at that."""
         return self._of_weights.recorded_numbers(anatomy)

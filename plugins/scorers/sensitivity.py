@@ -27,6 +27,7 @@ from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.core.recipe.rounds import shares_of_rounds
 from ecoflap.plugins.pruners.wanda import Wanda
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
+from ecoflap.plugins.scorers.shared.held import held_with_statistics
 from ecoflap.plugins.scorers.shared.pruned_alone import pruned_alone
 
 
@@ -81,6 +82,12 @@ class Sensitivity:
         """Count the forwards, each of which runs from the pruned block on, and one of the dense model a batch."""
         units = len(anatomy.blocks) if self.joint else sum(1 for _ in anatomy.layers())
         return batches * (1 + units * len(self.levels))
+
+    def held_numbers(self, anatomy: Anatomy) -> int:
+        """Count the block's statistics, what the pruner holds of a layer, and the weights that are put back."""
+        pruner = options_of(PrunerOptions, self.prune)
+        put_back = max((sum(layer.size for layer in layers) for layers in anatomy.layers_of.values()), default=0)
+        return put_back + held_with_statistics(anatomy, pruner.needs, pruner.held_numbers)
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, Curve]]:
         needs = options_of(PrunerOptions, self.prune).needs

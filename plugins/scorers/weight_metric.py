@@ -26,6 +26,7 @@ from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.plugins.metrics.shared.numbers_of import numbers_of
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
+from ecoflap.plugins.scorers.shared.held import held_with_statistics
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ class WeightMetric:
     def forwards(self, anatomy: Anatomy, batches: int) -> int:
         """Count two runs of every block for each batch, and four forwards' time for each of a gradient."""
         return 2 * batches * self._of_inputs + 4 * batches * bool(self._of_loss)
+
+    def held_numbers(self, anatomy: Anatomy) -> int:
+        """Count the statistics of a block, and of a layer what the metric holds and gives."""
+        metric = options_of(MetricOptions, self.metric)
+
+        def of_layer(outputs: int, inputs: int) -> int:
+            held: int = metric.held_numbers(outputs, inputs)
+            return held + 2 * outputs * inputs  # one more where what is pruned is set to 0
+
+        return held_with_statistics(anatomy, self._needs, of_layer)
 
     def recorded_numbers(self, anatomy: Anatomy) -> int:
         """Count the sums of the loss' gradient, which are a number for each weight."""

@@ -89,3 +89,25 @@ def test_a_file_is_the_same_by_another_path_to_it(known, file, tmp_path):
     assert tmp_path / "config.json" not in known
     at_its_old_time(file, lambda: shutil.copyfile(__file__, file) and os.truncate(file, 18))
     assert known.is_changed(folder / file.name)
+
+
+@pytest.mark.parametrize("of", ["file", "folder"])
+@pytest.mark.parametrize("is_another", [True, False])
+def test_a_link_that_leads_elsewhere_since_is_a_change_of_contents_alone(file, tmp_path, of, is_another):
+    """The new file is as long and as old as the one that was hashed."""
+    first, second, link = tmp_path / "first", tmp_path / "second", tmp_path / "link"
+    for folder in (first, second):
+        folder.mkdir()
+        shutil.copyfile(file, folder / file.name)
+        os.utime(folder / file.name, ns=(0, 0))
+    if is_another:
+        at_its_old_time(second / file.name, lambda: (second / file.name).write_bytes(b"WEIGHTS of a model"))
+    link.symlink_to(first if of == "folder" else first / file.name)
+    linked = link / file.name if of == "folder" else link
+    known = HashedFiles([linked])
+    known.know({linked: sha256(linked.read_bytes()).hexdigest()})
+    link.unlink()
+    link.symlink_to(second if of == "folder" else second / file.name)
+    assert linked in known
+    assert known.changed() == ([linked] if is_another else [])
+    assert known.is_changed(linked) is is_another

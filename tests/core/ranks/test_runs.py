@@ -413,6 +413,26 @@ def test_a_source_may_lie_elsewhere(plain):
         check_same(ranks, recipe, {}, {})
 
 
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ("evaluate.data.samples=3", r"evaluate\.0\.data\.samples: 2 vs 3"),
+        ("evaluate=null", r"evaluate: \[perplexity\] vs not set"),
+        ("model.offload=disk", r"model\.offload: not set vs disk"),
+        ("calibration.keep=disk", r"calibration\.keep: memory vs disk"),
+        ("export=[safetensors, hugging_face]", r"export: \[safetensors\] vs \[safetensors, hugging_face\]"),
+    ],
+)
+def test_what_a_run_may_go_on_with_otherwise_is_to_be_the_same_in_all_of_its_processes(plain, own, told):
+    """Each would measure its own share of other data, or wait for what another never reads."""
+    registry = load_registry()
+    first = parse_recipe(plain(), registry=registry)
+    ranks = Second((first.plain(), {}, {}))
+    check_same(ranks, first, {}, {})
+    with pytest.raises(RunError, match=f"rank 1 has another recipe: {told} "):
+        check_same(ranks, parse_recipe(plain(), set_=[own], registry=registry), {}, {})
+
+
 def test_other_data_are_named_with_their_rank(recipes, tmp_path, monkeypatch):
     def run(rank):
         if rank:

@@ -1,12 +1,16 @@
 """Weights that were altered before a run, by a scorer, or by what only looks at them: it is said, or refused."""
 
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 import ecoflap
 from ecoflap import ColumnNorm, Pruned, select
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, RunError
 from ecoflap.core.forward.placement import restored
 
 SHORT = {"score": None, "allocate": "uniform", "prune": "magnitude", "evaluate": None, "export": None}
@@ -56,6 +60,28 @@ def test_it_is_named_with_the_first_layer_and_a_run_that_goes_on_asks_it_again(p
         with pytest.raises(ModelError, match=said):
             ecoflap.run(recipe, folder=tmp_path / "run")
         assert not (tmp_path / "run" / "scores.jsonl").exists()
+
+
+class WritesTheFile:
+    """Moves nothing: it stands for somebody who writes into the file of the model behind the last score."""
+
+    file: ClassVar[Path]
+
+    def __call__(self, replay, layers):
+        yield from ((layer.name, 1.0 + number) for number, layer in enumerate(layers))
+        other = save({name: 3 * tensor for name, tensor in load_file(self.file).items()}, {"format": "pt"})
+        with self.file.open("r+b") as file:
+            file.write(other)
+
+
+def test_a_file_that_somebody_writes_into_is_not_blamed_on_the_scorer(plain, pico, tmp_path, monkeypatch):
+    source = shutil.copytree(pico / "model", tmp_path / "model")
+    monkeypatch.setattr(WritesTheFile, "file", source / "model.safetensors", raising=False)
+    model = {"source": str(source), "offload": "disk"}
+    recipe = plain(score=WritesTheFile, evaluate=None, export=None, model=model)
+    with pytest.raises(RunError, match=r"model\.safetensors changed while the model was read from there"):
+        ecoflap.run(recipe, folder=tmp_path / "run")
+    assert (tmp_path / "run" / "scores.jsonl").is_file()
 
 
 @pytest.mark.parametrize("offload", [None, "disk"])
