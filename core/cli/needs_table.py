@@ -1,6 +1,6 @@
 """Say what a run needs, in memory and on disk."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
@@ -39,15 +39,21 @@ def needs(prepared: Prepared) -> Iterator[Row]:
     yield from _spent_on_speed(prepared)
     yield from _arithmetic(prepared)
     in_memory = {other: memory_needs(prepared, other).peak for other in others}
-    yield from _there("memory free here", available_memory(), held.peak, in_memory)
+    least = [other for other in others if not other.spilled] if _is_unknown(prepared) else []
+    yield from _there("memory free here", available_memory(), held.peak, in_memory, least)
     yield from _device(prepared)
     yield from _disk(prepared, places, written)
     on_disk = {other: disk_needs(prepared, other).peak for other in others}
     yield from _there("disk free here", _free_disk(), written.peak, on_disk)
 
 
+def _is_unknown(prepared: Prepared) -> bool:
+    """Say whether how much is recorded shows only when the data are read, as of images."""
+    return prepared.recipe.calibration is not None and not bytes_of_record(prepared)
+
+
 def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
-    unknown = prepared.recipe.calibration and not bytes_of_record(prepared)
+    unknown = _is_unknown(prepared)
     solves = held.solving > held.statistics
     then = "what a layer is solved with" if solves else "those of a span of batches"
     made_of = (
@@ -71,7 +77,8 @@ def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
         made_of += f", remembered of the dense model at most {bytes_text(held.remembered)}"
     for name, size in held.exporting.items():
         made_of += f", exporting {name} {bytes_text(size)}"
-    return "peak memory", bytes_text(held.peak), made_of
+    is_least = unknown and not Places.asked(prepared.recipe).spilled
+    return "peak memory", f"{'at least ' * is_least}{bytes_text(held.peak)}", made_of
 
 
 def _left_out(recipe: Recipe) -> Iterator[Row]:
@@ -114,22 +121,25 @@ def _free_disk() -> int | None:
     return None
 
 
-def _there(what: str, there: int | None, peak: int, others: Mapping[Places, int]) -> Iterator[Row]:
+def _there(
+    what: str, there: int | None, peak: int, others: Mapping[Places, int], least: Container[Places] = ()
+) -> Iterator[Row]:
     """Say what there is of something, whether the recipe's run fits into it, and what each other choice takes.
 
     :param peak: Bytes of it that the run takes with model and record where the recipe has them.
     :param others: Bytes that it takes with these elsewhere.
+    :param least: Those of them of which that is the least that it takes.
     """
-    said = [_said(places, size, there) for places, size in others.items()]
+    said = [_said(places, size, there, is_least=places in least) for places, size in others.items()]
     if there is not None and peak > there:
         said = ["the recipe as it is does not fit", *said]
     if said:
         yield what, "not known" if there is None else bytes_text(there), "; ".join(said)
 
 
-def _said(places: Places, size: int, there: int | None) -> str:
+def _said(places: Places, size: int, there: int | None, *, is_least: bool) -> str:
     fits = "" if there is None or size <= there else ", which does not fit"
-    return f"{places} takes {bytes_text(size)}{fits}"
+    return f"{places} takes {'at least ' * is_least}{bytes_text(size)}{fits}"
 
 
 def _device(prepared: Prepared) -> Iterator[Row]:

@@ -196,6 +196,28 @@ def test_an_exporter_of_the_whole_model_is_asked_once(tmp_path):
     assert sizes["hugging_face"] == sizes["model/"] > sizes["safetensors"]
 
 
+def test_where_the_record_is_not_known_what_is_predicted_is_called_the_least(pico_llama_folder, tmp_path):
+    """Without samples a dataset is read to its end. What is kept on the disk takes no memory."""
+    (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
+    registry, peaks = load_registry(), {}
+    for samples in (3, None):
+        text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": samples}
+        keys = {"order": "consecutive"} if samples is None else {}
+        for keep in ("memory", "disk"):
+            recipe = {
+                "version": 1, "model": str(pico_llama_folder), "sparsity": 0.5, "allocate": "uniform",
+                "prune": "wanda", "calibration": {**text, **keys, "keep": keep},
+            }  # fmt: skip
+            prepared = prepare(parse_recipe(recipe, registry=registry), registry)
+            rows = {row[0]: row for row in prepared_tables(prepared)[-1].rows}
+            peaks[samples, keep] = rows["peak memory"][1].startswith("at least ")
+            takes = "at least " if samples is None and keep == "disk" else ""  # in memory, if it were there
+            other = "all in memory" if keep == "disk" else "calibration.keep: disk"
+            assert re.search(rf"(^|; ){other} takes {takes}\d", rows["memory free here"][2])
+            assert "at least" not in rows["disk free here"][2]
+    assert peaks == {(3, "memory"): False, (3, "disk"): False, (None, "memory"): True, (None, "disk"): False}
+
+
 def test_what_is_remembered_of_the_dense_model_takes_what_was_predicted(pico_llama_folder, tmp_path):
     (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
     text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": 3}
