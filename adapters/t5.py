@@ -69,6 +69,12 @@ class T5Adapter(TransformersAdapter):
         """Give None: positions are relative, so a text may be of any length."""
         return None
 
+    def handed_on(self, model: nn.Module, tower: str, tokens: int) -> int:
+        """Count the position biases of a text that is cut in the middle; a decoder has some for what it reads, too."""
+        sets = {"encoder": 1, "decoder": 2}.get(tower, 0)
+        heads: int = member(model, "config.num_heads")
+        return sets * heads * (tokens // 2) ** 2
+
     def collate(self, model: nn.Module, samples: Sequence[Sample]) -> Batch:
         """Put the encoder's texts and the decoder's side by side, each padded on the right to the longest.
 

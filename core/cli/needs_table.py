@@ -26,6 +26,8 @@ from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text
 
+_NOT_KNOWN = "not known before the data are read"
+
 Row: TypeAlias = tuple[str, str, str]
 """Of what, how much, and what that is made of."""
 
@@ -39,12 +41,14 @@ def needs(prepared: Prepared) -> Iterator[Row]:
     yield from _spent_on_speed(prepared)
     yield from _arithmetic(prepared)
     in_memory = {other: memory_needs(prepared, other).peak for other in others}
-    least = [other for other in others if not other.spilled] if _is_unknown(prepared) else []
+    unknown = _is_unknown(prepared)  # of what is recorded, wherever that is
+    least = [other for other in others if unknown and not other.spilled]
     yield from _there("memory free here", available_memory(), held.peak, in_memory, least)
     yield from _device(prepared)
     yield from _disk(prepared, places, written)
     on_disk = {other: disk_needs(prepared, other).peak for other in others}
-    yield from _there("disk free here", _free_disk(), written.peak, on_disk)
+    least = [other for other in others if unknown and other.spilled]
+    yield from _there("disk free here", _free_disk(), written.peak, on_disk, least)
 
 
 def _is_unknown(prepared: Prepared) -> bool:
@@ -53,13 +57,13 @@ def _is_unknown(prepared: Prepared) -> bool:
 
 
 def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
-    unknown = _is_unknown(prepared)
+    is_least = _is_unknown(prepared) and not Places.asked(prepared.recipe).spilled
     solves = held.solving > held.statistics
     then = "what a layer is solved with" if solves else "those of a span of batches"
     made_of = (
         f"weights {bytes_text(held.weights)}, the largest block's statistics {bytes_text(held.statistics)}, "
         f"{then} {bytes_text(max(held.solving, held.statistics))}, recorded "
-        f"activations {'not known before the data are read' if unknown else bytes_text(held.recorded)}, "
+        f"activations {_NOT_KNOWN if is_least else bytes_text(held.recorded)}, "
         f"masks {bytes_text(held.masks)}, checking in float32 {bytes_text(held.wide.checking)}, "
         f"scoring in float32 {bytes_text(held.wide.scoring)}, refining {bytes_text(held.refining)}, "
         f"libraries {bytes_text(LIBRARIES)}"
@@ -77,7 +81,6 @@ def _memory(prepared: Prepared, held: MemoryNeeds) -> Row:
         made_of += f", remembered of the dense model at most {bytes_text(held.remembered)}"
     for name, size in held.exporting.items():
         made_of += f", exporting {name} {bytes_text(size)}"
-    is_least = unknown and not Places.asked(prepared.recipe).spilled
     return "peak memory", f"{'at least ' * is_least}{bytes_text(held.peak)}", made_of
 
 
@@ -171,4 +174,6 @@ def _disk(prepared: Prepared, places: Places, written: DiskNeeds) -> Iterator[Ro
         ("later, while a view is exported,", written.exporting),
     ):
         made_of += f"; {name} {bytes_text(size)}" if size else ""
-    yield "disk meanwhile", bytes_text(written.meanwhile), made_of
+    is_least = places.spilled and _is_unknown(prepared)
+    made_of += f"; recorded activations {_NOT_KNOWN}" if is_least else ""
+    yield "disk meanwhile", f"{'at least ' * is_least}{bytes_text(written.meanwhile)}", made_of

@@ -69,6 +69,15 @@ class AdapterOptions(PartOptions):
         """
         return None
 
+    def handed_on(self, model: nn.Module, tower: str, tokens: int) -> int:
+        """Tell how many numbers a tower's blocks hand on of a batch beside hidden states, for the plan; 0, the default.
+
+        Such are position biases that the first block computes for all others. They are recorded with what blocks gave.
+
+        :param tokens: How many a sample has, as its dataset says.
+        """
+        return 0
+
     def export_views(self, model: nn.Module) -> Sequence[View]:
         """Give the parts of a model that can be exported by themselves; none by default.
 

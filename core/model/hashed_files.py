@@ -35,7 +35,7 @@ class HashedFiles:
 
     A file that has got another name, other rights or a copy in its place has another stamp and the same contents, so it
     is hashed once more before anybody is told that it changed. A path is followed anew each time: it may be a link, or
-    lie behind one, that leads elsewhere by now.
+    lie behind one, that leads elsewhere by now; by another path to it a file is known as long as no link does.
 
     :param files: Which; their stamps are taken at once.
     """

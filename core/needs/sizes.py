@@ -104,13 +104,25 @@ def _positions(prepared: Prepared) -> int:
 
 
 def bytes_of_record(prepared: Prepared, width: int | None = None) -> int:
-    """Give the bytes of what replay records: of each tower one output a sample, which the next block reads.
+    """Give the bytes of what replay records: of each tower one output a sample, which the next block reads, and of a
+    batch what blocks hand on beside that.
 
     :param width: Bytes of a number; those of what a block gives by default.
     """
     towers = prepared.anatomy.towers
     hidden = max(prepared.anatomy.layers_of[tower.blocks[0].name][0].shape[1] for tower in towers)
-    return _positions(prepared) * hidden * (width or bytes_of_activation(prepared)) * len(towers)
+    numbers = _positions(prepared) * hidden * len(towers) + _handed_on(prepared)
+    return numbers * (width or bytes_of_activation(prepared))
+
+
+def _handed_on(prepared: Prepared) -> int:
+    keys = prepared.recipe.calibration
+    if keys is None:
+        return 0
+    batches, tokens = -(-(samples_of(keys) or 0) // keys.batch_size), tokens_of_sample(prepared, keys)
+    options, names = prepared.adapter_options, [tower.name for tower in prepared.anatomy.towers]
+    with blaming(f"the adapter {type(prepared.adapter).__name__}, asked what its blocks hand on,"):
+        return batches * sum(options.handed_on(prepared.model, name, tokens) for name in names)
 
 
 def bytes_inside_blocks(prepared: Prepared) -> int:

@@ -21,7 +21,7 @@ def left_alone(
     layers: Sequence[Layer],
     path: Path,
     ranks: Ranks,
-    refuse_changed: Callable[[Ranks], None] = lambda ranks: None,
+    refuse_changed: Callable[[Ranks], None],
 ) -> Iterator[None]:
     """Refuse a scorer behind which a layer's weights are not, bit for bit, what they were before it was asked.
 

@@ -10,7 +10,7 @@ from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.events import Event, Refined, Warned
 from ecoflap.core.contracts.options import RefinerOptions
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, NotFiniteError
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView
@@ -54,7 +54,7 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
     weights.remember()
     before = _errors(view)
     if not before:
-        raise ModelError(
+        raise NotFiniteError(  # a plan that is only tried is not taken then
             f"{view.name}: as it was pruned it is infinitely far from the dense model on the calibration data, or what "
             f"it gives is NaN, so that {refiner.use} has nothing to begin from. Prune less, or leave it out of refine:"
         )

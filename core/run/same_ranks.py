@@ -13,6 +13,9 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.evaluations import Evaluation
 
+_OF_THE_FIRST = ("reuse", "model.config")
+"""Keys that the first process alone reads, or a plan."""
+
 
 def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], code: Mapping[str, PartCode]) -> None:
     """Refuse processes that were given different recipes, or that have other versions of libraries or other code.
@@ -21,11 +24,12 @@ def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], code: 
     :param code: That of their own parts.
     :raises RunError: With the ranks and what differs.
     """
-    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(code)))
+    first, *rest = ranks.gather((recipe.plain(), dict(versions), dict(code)))
     problems = []
-    for rank, own in enumerate(others, 1):
-        # Also keys that a run may go on with otherwise: all ranks have to take part in each measure and each read.
-        problems += [f"rank {rank} has another recipe: {one}" for one in differences(first[0], own[0], ignore=())]
+    for rank, own in enumerate(rest, 1):
+        # A run may go on with other measures, or the weights elsewhere, but all of its processes take part in each.
+        others = differences(first[0], own[0], ignore=_OF_THE_FIRST)
+        problems += [f"rank {rank} has another recipe: {one}" for one in others]
         problems += [f"rank {rank} has {one}" for one in _other_versions(first[1], own[1])]
         problems += [f"rank {rank} has {one}" for one in _other_code(first[2], own[2])]
     _refuse(problems, "rank 0's vs its own")

@@ -81,7 +81,7 @@ class BestOf:
                 f"it tries {', '.join(self.tokens)} tokens, and the recipe has tokens: {context.recipe.tokens}, which "
                 f"would be passed over. Remove one of them"
             )
-        if self.refine and not any(one.options.scope == "block" for one in _refiners(context.recipe)):
+        if self.refine and not any(one.options.scope == "block" for one in _refiners(context)):
             yield (
                 "it has refine: true, and the recipe has no refiner of blocks, so that nothing would be refined. "
                 "Remove it, or add one, as in refine: reconstruct"
@@ -109,12 +109,12 @@ class BestOf:
         return {takes for takes in found if takes is not None}
 
 
-def _refiners(recipe: Any) -> Iterator[Any]:
-    """Yield those that all towers share, and each tower's own."""
-    yield from recipe.refine
-    for tower in recipe.towers.values():
-        if tower != "keep":
-            yield from tower.refine or ()
+def _refiners(context: PlanContext) -> Iterator[Any]:
+    """Yield the refiners of each tower that is not kept: its own, or where it names none those that all share."""
+    for tower in context.anatomy.towers:
+        said = context.recipe.towers.get(tower.name)
+        if said != "keep":
+            yield from context.recipe.refine if said is None or said.refine is None else said.refine
 
 
 @hookimpl

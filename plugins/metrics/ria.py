@@ -43,6 +43,10 @@ class Ria:
         shares = sizes / sizes.sum(1, keepdim=True).clamp_min(least) + sizes / sizes.sum(0).clamp_min(least)
         return shares.mul_(seen[ColumnNorm].squared.sqrt() ** self.alpha)
 
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Count the weights' sizes, and the shares of a row while those of a column are added."""
+        return 2 * outputs * inputs
+
 
 @hookimpl
 def ecoflap_register_metrics() -> Mapping[str, Callable[..., Metric]]:

@@ -40,9 +40,9 @@ class ByMetric:
         return options_of(MetricOptions, self.metric).problems(context)
 
     def held_numbers(self, outputs: int, inputs: int) -> int:
-        """Count what the metric holds, and the numbers that it gives, as they are and where they are compared."""
+        """Count what the metric holds, the numbers that it gives, as they are and compared, and the weights kept."""
         held: int = options_of(MetricOptions, self.metric).held_numbers(outputs, inputs)
-        return held + 2 * outputs * inputs
+        return held + 3 * outputs * inputs
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()

@@ -301,3 +301,24 @@ def test_a_folder_without_weights_is_refused(adapter: T5Adapter, tmp_path: Path)
     assert adapter.load(source, None, "meta").lm_head.weight.device.type == "meta"
     with pytest.raises(ModelError, match="no weights"):
         adapter.load(source, None, "cpu")
+
+
+def test_what_blocks_hand_on_is_counted_as_hooks_see_it(adapter: T5Adapter):
+    """Of a text of sixteen tokens: what the second block of each tower is given with as many heads as there are."""
+    model = pico_t5.build()
+    heads, seen = model.config.num_heads, dict.fromkeys(("encoder", "decoder"), 0)
+
+    def count(tower: str) -> Any:
+        def hook(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            tensors = [one for one in (*given, *named.values()) if isinstance(one, torch.Tensor)]
+            seen[tower] += sum(one.numel() for one in tensors if one.dim() == 4 and one.shape[1] == heads)
+
+        return hook
+
+    for tower in seen:
+        model.get_submodule(f"{tower}.block.1").register_forward_pre_hook(count(tower), with_kwargs=True)
+    with torch.no_grad():
+        adapter.loss(model, adapter.collate(model, [Sample(tokens=torch.arange(3, 19))]))
+    assert seen == {tower: adapter.handed_on(model, tower, 16) for tower in seen}
+    assert seen["decoder"] == 2 * seen["encoder"] == 2 * heads * 8 * 8
+    assert adapter.handed_on(model, "lm_head", 16) == 0

@@ -211,10 +211,13 @@ def test_where_the_record_is_not_known_what_is_predicted_is_called_the_least(pic
             prepared = prepare(parse_recipe(recipe, registry=registry), registry)
             rows = {row[0]: row for row in prepared_tables(prepared)[-1].rows}
             peaks[samples, keep] = rows["peak memory"][1].startswith("at least ")
-            takes = "at least " if samples is None and keep == "disk" else ""  # in memory, if it were there
-            other = "all in memory" if keep == "disk" else "calibration.keep: disk"
-            assert re.search(rf"(^|; ){other} takes {takes}\d", rows["memory free here"][2])
-            assert "at least" not in rows["disk free here"][2]
+            other, elsewhere = ("all in memory", "memory") if keep == "disk" else ("calibration.keep: disk", "disk")
+            for what in ("memory", "disk"):  # of the other place, if the record were there
+                takes = "at least " if samples is None and elsewhere == what else ""
+                assert re.search(rf"(^|; ){other} takes {takes}\d", rows[f"{what} free here"][2])
+            is_least = samples is None and keep == "disk"
+            assert rows["disk meanwhile"][1].startswith("at least ") is is_least
+            assert ("recorded activations not known" in rows["disk meanwhile"][2]) is is_least
     assert peaks == {(3, "memory"): False, (3, "disk"): False, (None, "memory"): True, (None, "disk"): False}
 
 

@@ -4,6 +4,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers_version import is_before
 
+from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import LIBRARIES, Places, device_needs, memory_needs, other_places
 from ecoflap.core.recipe.load import parse_recipe
@@ -46,6 +47,13 @@ def prepared(recipe):
 
 def asked_disk(prepared):
     return disk_needs(prepared, Places.asked(prepared.recipe))
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, SAMPLES), (2, -(-SAMPLES // 2))])
+def test_what_blocks_hand_on_is_counted_for_each_batch(prepared, monkeypatch, batch_size, batches):
+    monkeypatch.setattr(LlamaAdapter, "handed_on", lambda self, model, tower, tokens: 10 * tokens, raising=False)
+    there = prepared(calibration={"batch_size": batch_size, "keep": "disk"})
+    assert asked_disk(there).spilled == RECORD + batches * 10 * LENGTH * 4
 
 
 @pytest.mark.parametrize(

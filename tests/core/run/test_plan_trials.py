@@ -183,6 +183,15 @@ def test_a_candidate_without_a_finite_loss_is_not_taken(model, plans, trials, to
     assert told[-1].message == lost
 
 
+def test_a_candidate_that_leaves_nothing_to_refine_is_not_taken(plans, trials, told):
+    refiners = {"language": [spec("refiner", Reconstruct(steps=2, batches=1))]}
+    keys = {"most": plans["most"], "half": plans["half"]}
+    assert trials(pruner=Overflows(), refiners_of=refiners).best(keys) is plans["half"]
+    lost = [event.message for event in told if isinstance(event, Warned)][-1]
+    assert lost.startswith("allocate: the model pruned by most has no finite loss: model.layers.0: as it was pruned it")
+    assert lost.endswith(", so it was not taken")
+
+
 def test_where_no_candidate_has_a_finite_loss_all_are_named(plans, trials, tmp_path):
     with pytest.raises(NotFiniteError) as raised:
         trials(pruner=Overflows()).best({"most": plans["most"], "none": plans["none"]})

@@ -8,8 +8,10 @@ import pytest
 from plan_contexts import context
 from spec import spec
 
+from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.budget.counts import Group
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.recipe.schema import Calibration
 from ecoflap.plugins.allocators.best_of import BestOf, ecoflap_register_allocators
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
@@ -98,15 +100,23 @@ class OfTower:
     refine: tuple[Any, ...] | None = None
 
 
-def test_trials_are_refined_where_there_is_a_refiner_of_blocks_alone():
+def test_trials_are_refined_where_there_is_a_refiner_of_blocks_alone(pico_llama):
+    """A tower's own refiners stand in the place of those that all share, also where they are none."""
     data, best = Calibration(data=spec("dataset", Data(8))), BestOf((Uniform(), Owl()), refine=True)
     of_block, of_model = spec("refiner", Reconstruct()), spec("refiner", Distill())
+    adapter, model = LlamaAdapter(), pico_llama()
+    anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
+    (*_, tower) = (one.name for one in anatomy.towers if one.prunable)
     for refiners, towers, told in (
         ((), {}, 1),
-        ((of_model,), {"vision": "keep", "text": OfTower()}, 1),
+        ((of_model,), {tower: OfTower()}, 1),
+        ((of_block,), {one.name: "keep" for one in anatomy.towers}, 1),
+        ((of_block,), {one.name: OfTower(()) for one in anatomy.towers}, 1),
         ((of_model, of_block), {}, 0),
-        ((), {"vision": OfTower((of_block,))}, 0),
+        ((of_model, of_block), {tower: OfTower()}, 0),
+        ((), {tower: OfTower((of_block,))}, 0),
     ):
-        problems = list(best.problems(context(recipe=Asks(data, refine=refiners, towers=towers))))
+        asked = context(recipe=Asks(data, refine=refiners, towers=towers), anatomy=anatomy)
+        problems = list(best.problems(asked))
         assert len(problems) == told
         assert all("it has refine: true, and the recipe has no refiner of blocks" in problem for problem in problems)

@@ -10,7 +10,10 @@ from ecoflap.core.budget.counts import Keep
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import PrunerOptions
 from ecoflap.core.contracts.records import LayerPlace, Statistics
+from ecoflap.plugins.metrics.magnitude import Magnitude
 from ecoflap.plugins.metrics.optimal_brain_surgeon import OptimalBrainSurgeon
+from ecoflap.plugins.metrics.ria import Ria
+from ecoflap.plugins.metrics.wanda import Wanda
 from ecoflap.plugins.pruners.admm import Admm
 from ecoflap.plugins.pruners.alps import Alps
 from ecoflap.plugins.pruners.by_metric import ByMetric
@@ -18,6 +21,8 @@ from ecoflap.plugins.pruners.dsnot import Dsnot
 from ecoflap.plugins.pruners.refit import Refit
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT
 from ecoflap.plugins.pruners.swap import Swap
+
+METRICS = (OptimalBrainSurgeon(), Ria(), Magnitude(), Wanda())
 
 
 class Held(TorchDispatchMode):
@@ -41,8 +46,8 @@ class Held(TorchDispatchMode):
 @pytest.mark.parametrize("shape", [(128, 512), (512, 128)], ids=["wide", "high"])
 @pytest.mark.parametrize(
     "pruner",
-    [SparseGPT(), Admm(), Alps(), Refit(), Swap(), Dsnot(), ByMetric(OptimalBrainSurgeon())],
-    ids=lambda one: type(one).__name__,
+    [SparseGPT(), Admm(), Alps(), Refit(), Swap(), Dsnot(), *map(ByMetric, METRICS)],
+    ids=lambda one: type(getattr(one, "metric", one)).__name__,
 )
 def test_it_is_about_as_much_as_is_held(pruner, shape):
     generator = torch.Generator().manual_seed(0)
