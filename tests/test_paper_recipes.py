@@ -226,7 +226,8 @@ def test_the_memory_for_blip2_is_that_by_hand(paper, monkeypatch):
     qformer = 12 * (4 + 8) * 768**2 + 6 * 2 * (768 + 1408) * 768
     outside = total - round(PRUNABLE["blip2"]) - qformer
     moved = 2 * 2.5 * 2048**2
-    assert needs["peak memory"] == bytes_text(round(5e8 + 2 * total + 4 * (outside + decoder_block + moved)))
+    expected = bytes_text(round(5e8 + 2 * total + 4 * (outside + decoder_block + moved)))
+    assert needs["peak memory"] == f"at least {expected}"  # what is recorded of images shows when they are read
 
 
 @pytest.mark.parametrize("source", PUBLISHED)
