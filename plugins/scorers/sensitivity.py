@@ -38,7 +38,8 @@ class Sensitivity:
     The model computes as the run does, since what pruning does to a loss is larger than what bfloat16 rounds away.
 
     :param levels: The sparsities that are tried, from the lowest to the highest.
-    :param samples: How many calibration samples it looks at. Few and short ones are enough.
+    :param samples: How many calibration samples it looks at. A few short texts tell blocks apart; of questions about
+        images 32 do not, from one draw of them to the next, and 128 do.
     :param prune: The pruner that is tried. It need not be the recipe's: a cheap one tells blocks apart as well.
     :param joint: True prunes all matrices of a block at once, False one matrix at a time, which takes as many times
         more forwards as a block has matrices.
