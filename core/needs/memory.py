@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ecoflap.core.needs.exports import meanwhile_of
 from ecoflap.core.needs.sizes import (
+    batches_of,
     bytes_inside_blocks,
     bytes_of_record,
     bytes_of_refining,
@@ -18,7 +19,6 @@ from ecoflap.core.needs.sizes import (
     bytes_remembered,
     largest_block,
     parameters_of,
-    samples_of,
 )
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.run.offload_problems import offload_problems
@@ -184,7 +184,7 @@ def device_needs(prepared: Prepared) -> DeviceNeeds | None:
     if recipe.model.offload != "cpu" and not recipe.model.device.startswith("cuda"):
         return None
     keys = recipe.calibration
-    batches = -(-(samples_of(keys) or 1) // keys.batch_size) if keys else 1
+    batches = batches_of(keys) if keys else 1
     width = 4 if prepared.scores_in_float32 or prepared.held_in else bytes_of_weight(prepared)
     return DeviceNeeds(
         block=largest_block(prepared.anatomy) * width,

@@ -27,6 +27,11 @@ def samples_of(keys: Calibration) -> int | None:
     return samples
 
 
+def batches_of(keys: Calibration) -> int:
+    """Give how many batches the samples of a dataset make; 0 where that shows only when it is read."""
+    return -(-(samples_of(keys) or 0) // keys.batch_size)
+
+
 def tokens_of_sample(prepared: Prepared, keys: Calibration) -> int:
     """Give how many tokens a sample has; 0 where that shows only when it is read."""
     with blaming(f"the adapter {type(prepared.adapter).__name__}, asked for its longest text,"):
@@ -119,7 +124,7 @@ def _handed_on(prepared: Prepared) -> int:
     keys = prepared.recipe.calibration
     if keys is None:
         return 0
-    batches, tokens = -(-(samples_of(keys) or 0) // keys.batch_size), tokens_of_sample(prepared, keys)
+    batches, tokens = batches_of(keys), tokens_of_sample(prepared, keys)
     options, names = prepared.adapter_options, [tower.name for tower in prepared.anatomy.towers]
     with blaming(f"the adapter {type(prepared.adapter).__name__}, asked what its blocks hand on,"):
         return batches * sum(options.handed_on(prepared.model, name, tokens) for name in names)
@@ -214,7 +219,7 @@ def bytes_trained_in_files(prepared: Prepared) -> int:
     layers = [layer for pool in prepared.pools for _, layer in pool.layers]
     trained = sum((numbers + (1 if layer.part is None else 3)) * layer.size for layer in layers)
     widened = 4 * (parameters_of(prepared) - prepared.size) if bytes_of_weight(prepared) < 4 else 0
-    batches = max(1, -(-(samples_of(keys) or 1) // keys.batch_size))
+    batches = max(1, batches_of(keys))
     blocks = max(len(tower.blocks) for tower in prepared.anatomy.towers)
     return trained + widened + blocks * bytes_of_record(prepared, 4) // batches
 

@@ -24,12 +24,11 @@ def check_same(ranks: Ranks, recipe: Recipe, versions: Mapping[str, str], code: 
     :param code: That of their own parts.
     :raises RunError: With the ranks and what differs.
     """
-    first, *rest = ranks.gather((recipe.plain(), dict(versions), dict(code)))
+    first, *others = ranks.gather((recipe.plain(), dict(versions), dict(code)))
     problems = []
-    for rank, own in enumerate(rest, 1):
+    for rank, own in enumerate(others, 1):
         # A run may go on with other measures, or the weights elsewhere, but all of its processes take part in each.
-        others = differences(first[0], own[0], ignore=_OF_THE_FIRST)
-        problems += [f"rank {rank} has another recipe: {one}" for one in others]
+        problems += [f"rank {rank} has another recipe: {one}" for one in differences(first[0], own[0], _OF_THE_FIRST)]
         problems += [f"rank {rank} has {one}" for one in _other_versions(first[1], own[1])]
         problems += [f"rank {rank} has {one}" for one in _other_code(first[2], own[2])]
     _refuse(problems, "rank 0's vs its own")

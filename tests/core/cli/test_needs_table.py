@@ -199,17 +199,14 @@ def test_an_exporter_of_the_whole_model_is_asked_once(tmp_path):
 def test_where_the_record_is_not_known_what_is_predicted_is_called_the_least(pico_llama_folder, tmp_path):
     """Without samples a dataset is read to its end. What is kept on the disk takes no memory."""
     (tmp_path / "text.txt").write_text("word1 word2 the of and in " * 40)
-    registry, peaks = load_registry(), {}
+    peaks = {}
     for samples in (3, None):
         text = {"use": "text", "path": str(tmp_path / "text.txt"), "sequence_length": 16, "samples": samples}
         keys = {"order": "consecutive"} if samples is None else {}
         for keep in ("memory", "disk"):
-            recipe = {
-                "version": 1, "model": str(pico_llama_folder), "sparsity": 0.5, "allocate": "uniform",
-                "prune": "wanda", "calibration": {**text, **keys, "keep": keep},
-            }  # fmt: skip
-            prepared = prepare(parse_recipe(recipe, registry=registry), registry)
-            rows = {row[0]: row for row in prepared_tables(prepared)[-1].rows}
+            calibration = {**text, **keys, "keep": keep}
+            found = rows_of(pico_llama_folder, allocate="uniform", prune="wanda", calibration=calibration)
+            rows = {row[0]: row for row in found}
             peaks[samples, keep] = rows["peak memory"][1].startswith("at least ")
             other, elsewhere = ("all in memory", "memory") if keep == "disk" else ("calibration.keep: disk", "disk")
             for what in ("memory", "disk"):  # of the other place, if the record were there
