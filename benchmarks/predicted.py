@@ -14,10 +14,10 @@ from typing import Any
 
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places, memory_needs
+from ecoflap.core.preparing.prepare import prepare
+from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import Registry, load_registry
-from ecoflap.core.run.prepare import prepare
-from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.text.numbers import bytes_text
 
 SHAPES = {

@@ -13,9 +13,9 @@ import ecoflap
 from ecoflap.core.cli.plan_report import prepared_tables
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.source import open_source
+from ecoflap.core.preparing.prepare import DataNotReady, prepare
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.registry.adapter_for import adapter_for
-from ecoflap.core.run.prepare import DataNotReady, prepare
 from ecoflap.core.text.numbers import bytes_text
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "paper"
@@ -128,7 +128,7 @@ def weightless():
 @pytest.fixture
 def paper(registry, weightless, monkeypatch):
     """A recipe of the paper, taken apart for its plan."""
-    monkeypatch.setattr("ecoflap.core.run.prepare.adapter_for", weightless)
+    monkeypatch.setattr("ecoflap.core.preparing.prepare.adapter_for", weightless)
 
     def paper(name, set_=()):
         path = PAPER[name]
@@ -220,7 +220,7 @@ def test_the_papers_recipes_are_planned_from_what_ships(family, paper):
 def test_the_memory_for_blip2_is_that_by_hand(paper, monkeypatch):
     """Two bytes a weight; in float32 what lies outside the blocks, a block of the decoder, the largest one, and of its
     widest matrix the direction that it is moved along and the step."""
-    monkeypatch.setattr("ecoflap.core.run.prepared.is_slow", lambda dtype: False)  # nor is pruning in float32
+    monkeypatch.setattr("ecoflap.core.preparing.prepared.is_slow", lambda dtype: False)  # nor is pruning in float32
     needs = {row[0]: row[1] for row in prepared_tables(paper("blip2-zeroth-wanda"))[-1].rows}
     total, decoder_block = 3_942_446_592, (8 + 3 * 2.5) * 2048**2
     qformer = 12 * (4 + 8) * 768**2 + 6 * 2 * (768 + 1408) * 768

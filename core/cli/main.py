@@ -164,9 +164,9 @@ def plan(
     """Say what a run would do and need, and every problem of its recipe, without reading weights."""
     from ecoflap.core.cli.plan_report import plan_tables, prepared_tables
     from ecoflap.core.cli.tables import show
+    from ecoflap.core.preparing.prepare import DataNotReady
     from ecoflap.core.recipe.load import find_recipe, load_recipe
     from ecoflap.core.registry.registry import load_registry
-    from ecoflap.core.run.prepare import DataNotReady
 
     loaded = load_registry(registry, allow_code=allow_code)
     try:

@@ -20,9 +20,9 @@ from ecoflap.core.needs.memory import (
     other_places,
 )
 from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_weight
+from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.refining.kept_steps import KeptSteps
-from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text
 

@@ -13,14 +13,14 @@ from ecoflap.core.contracts.records import TokenChoice
 from ecoflap.core.model.source import is_on_hub
 from ecoflap.core.needs.exports import kept_of
 from ecoflap.core.needs.sizes import samples_of, tokens_of_sample
+from ecoflap.core.preparing.prepare import prepare
+from ecoflap.core.preparing.prepared import Prepared
+from ecoflap.core.preparing.trial import untried
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.rounds import shares_of_rounds
 from ecoflap.core.recipe.schema import Calibration, Recipe
 from ecoflap.core.registry.named_adapter import knows
 from ecoflap.core.registry.registry import Registry
-from ecoflap.core.run.prepare import prepare
-from ecoflap.core.run.prepared import Prepared
-from ecoflap.core.run.trial import untried
 from ecoflap.core.text.columns import left, right
 
 
@@ -109,7 +109,7 @@ def _work(prepared: Prepared) -> Iterator[tuple[str, str]]:
     if recipe.score and prepared.looks_at_scores:
         yield "score", f"{recipe.score.scorer.use}: {_scoring(prepared)}"
     else:
-        yield "score", f"nothing: {recipe.allocate.use} looks at no score" if prepared.pools else "nothing"
+        yield "score", f"nothing: {prepared.why_unscored}" if prepared.pools else "nothing"
     yield "allocate", _allocating(recipe.allocate, prepared.tokens_tried)
     blocks = len({block.name for pool in prepared.pools for block, _ in pool.layers})
     yield "prune", f"{_pruners(prepared)}: {blocks} blocks, {_looked_at(prepared)}"

@@ -19,7 +19,7 @@ from ecoflap.core.needs.sizes import (
     bytes_trained_in_files,
     parameters_of,
 )
-from ecoflap.core.run.prepared import Prepared
+from ecoflap.core.preparing.prepared import Prepared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from ecoflap.core.contracts.records import Meanwhile, ViewSize, Vocabulary
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.needs.sizes import bytes_of_weight, bytes_put_together
 from ecoflap.core.packed.packing import matrices_of, vocabulary_weights
+from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.run.prepared import Prepared
 
 
 def kept_of(size: int, sparsity: Fraction | Pattern) -> int:

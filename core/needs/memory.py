@@ -20,9 +20,9 @@ from ecoflap.core.needs.sizes import (
     largest_block,
     parameters_of,
 )
+from ecoflap.core.preparing.offload_problems import offload_problems
+from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.run.offload_problems import offload_problems
-from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.spare_memory import spare_for_scoring, spare_memory
 
 LIBRARIES = 500_000_000

@@ -11,9 +11,9 @@ from ecoflap.core.model.anatomy import Anatomy, Layer
 from ecoflap.core.model.mapped_weights import MappedFile
 from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.model.source import files_read
+from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Calibration
-from ecoflap.core.run.prepared import Prepared
 
 
 def parameters_of(prepared: Prepared) -> int:

@@ -12,7 +12,7 @@ from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.recipe.schema import Calibration
 from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.registry.named_adapter import knows, refusing_misfit
-from ecoflap.core.run.stages import RunState
+from ecoflap.core.run.run_state import RunState
 
 WARNED_OF = "stack"
 """What may be left to an adapter's author: which of a model's towers its adapter is for."""

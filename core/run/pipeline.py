@@ -20,6 +20,9 @@ from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, expo
 from ecoflap.core.machine.arithmetic import whole_float32
 from ecoflap.core.machine.environment import versions
 from ecoflap.core.machine.part_code import code_of_parts
+from ecoflap.core.preparing.held_model import refuse_pruned_in_place, run_eagerly, uncompiled
+from ecoflap.core.preparing.offload_problems import refuse_moved
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.differences import changes, is_within
@@ -41,11 +44,9 @@ from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run import stages
 from ecoflap.core.run.adapter_check import check_adapter_on_data, is_to_be_checked
 from ecoflap.core.run.data import RunData
-from ecoflap.core.run.held_model import refuse_pruned_in_place, run_eagerly, uncompiled
-from ecoflap.core.run.offload_problems import refuse_moved
-from ecoflap.core.run.prepare import prepare
 from ecoflap.core.run.rounds import after_rounds, rounds_ahead
 from ecoflap.core.run.run_model import RunModel, held_in
+from ecoflap.core.run.run_state import RunState, stage_of_round
 from ecoflap.core.run.same_ranks import (
     check_enough_batches,
     check_same,
@@ -55,7 +56,6 @@ from ecoflap.core.run.same_ranks import (
     check_sendable,
     refuse_numbered_device,
 )
-from ecoflap.core.run.stages import RunState
 
 _LONGEST_NAME = 120
 """Of a run folder, in characters; a file system takes 255 bytes, and a character may be several."""
@@ -320,7 +320,7 @@ def _stages_ahead(state: RunState) -> Iterator[str]:
             folder = state.folder if number is None else state.folder.round(number)
             planning = ("score", "allocate") if state.prepared.looks_at_scores else ("allocate",)
             names = ("prune",) if state.ranks.first(folder.plan.is_file) else (*planning, "prune")
-            yield from (stages.stage_of_round(name, number) for name in names)
+            yield from (stage_of_round(name, number) for name in names)
         yield from ("refine", "save") if state.prepared.model_refiners else ("save",)
     if state.to_evaluate("pruned"):
         yield "evaluate pruned"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ecoflap.core.disk.whole_files import delete_whole
 from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.preparing.prepared import Prepared, pools_in
 from ecoflap.core.pruning.block_files import are_all_there
 from ecoflap.core.pruning.masks import PackedMasks, save_masks
 from ecoflap.core.pruning.plan_file import read_plan
@@ -20,8 +21,7 @@ from ecoflap.core.pruning.scores import folder_of
 from ecoflap.core.recipe.rounds import recipe_of_round
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.run import stages
-from ecoflap.core.run.prepared import Prepared, pools_in
-from ecoflap.core.run.stages import RoundDone, RunState
+from ecoflap.core.run.run_state import RoundDone, RunState
 
 
 def after_rounds(state: RunState) -> RunState:

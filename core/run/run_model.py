@@ -18,6 +18,7 @@ from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.hashed_files import HashedFiles
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import files_hashed, fingerprint, open_source
+from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import Ranks
@@ -26,7 +27,6 @@ from ecoflap.core.record.identity import ARITHMETIC
 from ecoflap.core.record.readback import copy_saved
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.record.weights import refuse_broken
-from ecoflap.core.run.prepared import Prepared
 from ecoflap.core.run.spare_memory import spare_memory
 
 

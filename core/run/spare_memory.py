@@ -5,7 +5,7 @@ import os
 import torch
 
 from ecoflap.core.machine.memory import available_memory
-from ecoflap.core.run.prepared import Prepared
+from ecoflap.core.preparing.prepared import Prepared
 
 
 def spare_memory(prepared: Prepared) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from ecoflap.core.errors import EcoflapError, RecipeError
 from ecoflap.core.machine.part_code import code_of_parts, digests_of
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.differences import changes, differences
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment
@@ -21,7 +22,6 @@ from ecoflap.core.record.identity import Identity
 from ecoflap.core.record.report import read_report
 from ecoflap.core.record.reuse import lasting_parts, what_scores_depend_on
 from ecoflap.core.registry.registry import Registry
-from ecoflap.core.run.prepare import prepare
 from ecoflap.core.sweep.file import SEED_KEY, Sweep
 from ecoflap.core.text.strict_yaml import Document, Place, read_yaml_file
 

@@ -16,9 +16,9 @@ from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, RecipeError
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.source import in_memory, open_source
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 OUTSIDE = {"vision_projection", "text_projection"}
 SAMPLES = pico_blip2.captions(3)

@@ -13,9 +13,9 @@ from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.model.source import in_memory
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 PARTS = {("blip_vqa", "blip_caption")}
 """Models with all weights of another class in them: of one that answers, the vision tower and decoder could caption."""

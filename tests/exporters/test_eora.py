@@ -21,9 +21,9 @@ from ecoflap.core.errors import EcoflapError, ModelError, RecipeError, RunError
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places, memory_needs
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 from ecoflap.exporters.eora import CONFIG, WEIGHTS, Eora, correction, ecoflap_register_exporters
 
 IDS = torch.tensor([[1, 5, 7, 9, 30, 2, 8], [3, 3, 60, 12, 9, 9, 40]])

@@ -16,9 +16,9 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, RecipeError
 from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 SAMPLES = pico_blip.captions(3)
 TEXTS = [str(sample.text) for sample in SAMPLES]

@@ -12,8 +12,8 @@ import ecoflap
 from ecoflap.core.cli.inspection import inspection
 from ecoflap.core.contracts.abilities import Generates, Generation, offers
 from ecoflap.core.contracts.protocols import Adapter
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
-from ecoflap.core.run.prepare import prepare
 
 
 @pytest.mark.parametrize("name", marked(sorted(GENERIC_ROWS)))

@@ -20,8 +20,8 @@ from ecoflap.adapters.hubs.two_languages import has_two_languages, said_from, sa
 from ecoflap.core.contracts.abilities import Generation
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.model.source import open_source
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
-from ecoflap.core.run.prepare import prepare
 
 pytest.importorskip("sentencepiece")
 pytestmark = pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")

@@ -17,9 +17,9 @@ from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, ModelError
 from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.source import in_memory, open_source
+from ecoflap.core.preparing.prepare import DataNotReady, prepare
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.registry.adapter_for import adapter_for
-from ecoflap.core.run.prepare import DataNotReady, prepare
 
 pytest.importorskip("lavis", reason="pip install 'ecoflap[lavis]' in an environment of its own")
 

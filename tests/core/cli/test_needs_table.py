@@ -16,10 +16,10 @@ from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.pipeline import run
-from ecoflap.core.run.prepare import prepare
 from ecoflap.plugins.pruners.alps import Alps
 
 MODELS = {**ROWS, **GENERIC_ROWS}
@@ -301,8 +301,8 @@ def in_bytes(size: str) -> float:
 
 
 def test_where_nothing_tells_the_type_before_weights_are_read_the_plan_says_why_it_is_float32(plain, monkeypatch):
-    monkeypatch.setattr("ecoflap.core.run.prepared.Prepared._stored", None)
-    monkeypatch.setattr("ecoflap.core.run.prepared.slow_types", lambda: ["bfloat16"])
+    monkeypatch.setattr("ecoflap.core.preparing.prepared.Prepared._stored", None)
+    monkeypatch.setattr("ecoflap.core.preparing.prepared.slow_types", lambda: ["bfloat16"])
     registry = load_registry()
     needs = prepared_tables(prepare(parse_recipe(plain(), registry=registry), registry))[-1].rows
     told = [row[1:] for row in needs if row[0] == "arithmetic"]

@@ -16,11 +16,11 @@ from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import ModelError, RecipeError
 from ecoflap.core.forward.gram import Gram
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run import spare_memory
-from ecoflap.core.run.prepare import prepare
 from ecoflap.core.text.numbers import bytes_text
 from ecoflap.plugins.refiners.reconstruct import Reconstruct
 
@@ -379,7 +379,7 @@ class StacksAdapter:
 
 @pytest.fixture
 def two_stacks(plain, pico_tokenizer, monkeypatch):
-    monkeypatch.setattr("ecoflap.core.run.prepare.adapter_for", lambda *_: StacksAdapter())
+    monkeypatch.setattr("ecoflap.core.preparing.prepare.adapter_for", lambda *_: StacksAdapter())
 
     def two_stacks(own):
         calibration = {**plain()["calibration"], "samples": 4, "batch_size": 2}
@@ -419,7 +419,7 @@ def test_memory_that_is_spent_on_speed_is_told(plain, monkeypatch):
 
 @pytest.mark.parametrize("lacks", [True, False])
 def test_a_type_that_this_cpu_lacks_is_told(plain, monkeypatch, lacks):
-    for module in ("core.cli.needs_table", "core.run.prepared"):
+    for module in ("core.cli.needs_table", "core.preparing.prepared"):
         monkeypatch.setattr(f"ecoflap.{module}.is_slow", lambda dtype: lacks and dtype == torch.bfloat16)
 
     def told(**keys):

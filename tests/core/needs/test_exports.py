@@ -7,9 +7,9 @@ from pico_t5 import build as build_t5
 
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.needs.exports import exported_bytes, meanwhile_of, unpruned_of, vocabulary_of
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 WIDE = 96
 """Numbers inside of an MLP, so that its matrices are larger than embeddings of 64 words."""

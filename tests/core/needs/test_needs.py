@@ -7,10 +7,10 @@ from transformers_version import is_before
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import LIBRARIES, Places, device_needs, memory_needs, other_places
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.pipeline import run
-from ecoflap.core.run.prepare import prepare
 
 HIDDEN, SAMPLES, LENGTH = 32, 3, 16
 RECORD = SAMPLES * LENGTH * HIDDEN * 4

@@ -13,9 +13,9 @@ from ecoflap.core.contracts.events import Progress, StageStarted
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places, memory_needs
 from ecoflap.core.needs.sizes import bytes_of_record, bytes_of_refining, largest_block
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 
 def alive(*, in_files=False):

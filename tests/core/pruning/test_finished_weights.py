@@ -25,11 +25,11 @@ from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped_beside
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 from ecoflap.exporters import hugging_face
 
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")

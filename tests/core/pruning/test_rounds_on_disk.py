@@ -25,10 +25,10 @@ from ecoflap.core.machine.memory import MemoryWatch, held
 from ecoflap.core.model.anatomy import Block
 from ecoflap.core.needs.disk import disk_needs
 from ecoflap.core.needs.memory import Places
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.pruning import finished_weights
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 pytest.importorskip("transformers", minversion="5.0", reason="it leaves weights on the disk from version 5 on")
 pytest.importorskip("accelerate")

@@ -10,11 +10,11 @@ import ecoflap
 from ecoflap import ColumnNorm, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import RecipeError
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.pruning.masks import read_masks
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 
 class Looking(LlamaAdapter):

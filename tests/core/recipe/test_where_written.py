@@ -3,9 +3,9 @@
 import pytest
 
 from ecoflap.core.errors import RecipeError
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 TEXT = """\
 version: 1

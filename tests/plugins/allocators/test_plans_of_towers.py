@@ -6,9 +6,9 @@ import pytest
 from table import ROWS
 
 from ecoflap.core.errors import RecipeError
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 pytestmark = pytest.mark.skipif("blip2_t5" not in ROWS, reason="this environment has no BLIP-2")
 PRUNED = ["vision", "encoder", "decoder"]

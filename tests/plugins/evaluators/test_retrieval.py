@@ -24,10 +24,10 @@ from ecoflap.adapters.vit import VitAdapter
 from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.contracts.records import Sample
 from ecoflap.core.errors import DataError, EcoflapError, ModelError, RecipeError
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 from ecoflap.plugins.evaluators.retrieval import Retrieval
 from ecoflap.plugins.evaluators.shared import retrieval_rows
 

@@ -15,9 +15,9 @@ from transformers_version import is_before
 
 from ecoflap.core.contracts.protocols import Evaluator, ignore
 from ecoflap.core.errors import DataError, ModelError, RecipeError
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 from ecoflap.plugins.datasets.image import Image
 from ecoflap.plugins.evaluators.zero_shot import ZeroShot
 

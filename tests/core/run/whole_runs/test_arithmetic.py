@@ -26,7 +26,7 @@ def slow_here(monkeypatch):
     """Say whether this CPU lacks products in bfloat16, whatever it has."""
 
     def slow_here(lacks):
-        monkeypatch.setattr("ecoflap.core.run.prepared.is_slow", lambda dtype: lacks and dtype == torch.bfloat16)
+        monkeypatch.setattr("ecoflap.core.preparing.prepared.is_slow", lambda dtype: lacks and dtype == torch.bfloat16)
 
     return slow_here
 
@@ -206,7 +206,7 @@ def without_type(folder):
 def test_a_type_that_shows_only_in_the_weights_is_the_same_when_a_run_goes_on(
     pico, plain, lasting, killer, tmp_path, monkeypatch, compute
 ):
-    monkeypatch.setattr("ecoflap.core.run.prepared.slow_types", list)
+    monkeypatch.setattr("ecoflap.core.preparing.prepared.slow_types", list)
     source = without_type(copytree(pico / "model", tmp_path / "model"))
     torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
     (source / "model.safetensors").unlink()

@@ -16,11 +16,11 @@ from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.contracts.records import IMAGE, TEXT, Batch, Sample, TokenChoice
 from ecoflap.core.errors import DataError, EcoflapError
+from ecoflap.core.preparing.checks import evaluators_of
+from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.pruning.calibration import SAMPLES_AT_A_GLANCE, Calibration, read_samples
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
-from ecoflap.core.run.checks import evaluators_of
-from ecoflap.core.run.prepared import Prepared
 
 A_WORD = "a"
 

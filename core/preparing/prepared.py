@@ -167,6 +167,12 @@ class Prepared:
         return self.recipe.score is not None and self.recipe.takes_scores and not patterned
 
     @property
+    def why_unscored(self) -> str:
+        """Say why nothing has to be scored; of no use where something has."""
+        taken = self.recipe.takes_scores
+        return "a pattern leaves no budget to divide" if taken else f"{self.recipe.allocate.use} looks at no score"
+
+    @property
     def scores_in_float32(self) -> bool:
         """Say whether the model is run in float32 to be scored, whatever type it is in."""
         score = self.recipe.score

@@ -13,7 +13,7 @@ import ecoflap
 from ecoflap import Block, Layer, Sample, Tower
 from ecoflap.core.errors import EcoflapError, FormatError
 
-DOCUMENTED = Path(__file__).parents[4] / "docs" / "hooks.md"
+DOCUMENTED = Path(__file__).parents[3] / "docs" / "hooks.md"
 NOT_FOUND = r"no file there has 0\.weight under that name, and as a model it is not read: .* An adapter's save leaves"
 
 

@@ -19,10 +19,10 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.cli.plan_report import plan_tables
 from ecoflap.core.contracts.abilities import Generates
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.preparing.prepare import DataNotReady, prepare
+from ecoflap.core.preparing.trial import untried
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import DataNotReady, prepare
-from ecoflap.core.run.trial import untried
 
 REGISTRY = load_registry()
 TEMPLATE = "{% for turn in messages %}hi{% endfor %}"

@@ -11,11 +11,11 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.abilities import Classifies, Compares, Generates, offers
 from ecoflap.core.contracts.protocols import Evaluator
 from ecoflap.core.errors import RecipeError
+from ecoflap.core.preparing.checks import ability_problems
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.checks import ability_problems
-from ecoflap.core.run.prepare import prepare
 
 
 class Compared:

@@ -11,15 +11,15 @@ from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import in_memory, is_on_hub, open_source, with_config
 from ecoflap.core.packed.packing import refuse_packed
+from ecoflap.core.preparing.checks import part_problems, recipe_problems
+from ecoflap.core.preparing.held_model import named_otherwise, require_given
+from ecoflap.core.preparing.prepared import Prepared, pools_in
+from ecoflap.core.preparing.trial import processor_read, token_problems, trial_problems
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.reuse import strangers
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.registry.registry import Registry
-from ecoflap.core.run.checks import part_problems, recipe_problems
-from ecoflap.core.run.held_model import named_otherwise, require_given
-from ecoflap.core.run.prepared import Prepared, pools_in
-from ecoflap.core.run.trial import processor_read, token_problems, trial_problems
 
 DATA = ("dataset", "evaluator")
 """Kinds of parts whose problems keep a recipe from being run, and not from being planned."""

@@ -13,10 +13,10 @@ from ecoflap.core.cli.inspection import inspection
 from ecoflap.core.cli.plan_report import plan_tables
 from ecoflap.core.errors import EcoflapError, ModelError, RecipeError
 from ecoflap.core.model.source import Source
+from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.registry import load_registry
-from ecoflap.core.run.prepare import prepare
 
 TOWERS = '''
 """T5 with its two towers, read as pairs of the same words."""
@@ -233,6 +233,7 @@ def test_the_work_is_told_in_forwards_and_tokens(plain):
     assert work(prune=by_gradients)["prune"].startswith("by_metric: 3 blocks, each block twice on 4 s")
     assert told["evaluate"] == "perplexity: before and after"
     assert work(allocate="uniform")["score"] == "nothing: uniform looks at no score"
+    assert work(towers={"language": {"sparsity": "2:4"}})["score"] == "nothing: a pattern leaves no budget to divide"
     best = {"use": "best_of", "of": ["uniform", "ecoflap"]}
     assert work(allocate=best)["allocate"] == (
         "best_of: the model is pruned by each of uniform, ecoflap, to see which loses least"

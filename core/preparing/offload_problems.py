@@ -7,11 +7,11 @@ from typing import Any
 from ecoflap.core.errors import RunError
 from ecoflap.core.model.source import weight_files
 from ecoflap.core.packed.into_model import packed_in
+from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.pruning.block_files import is_block_file
 from ecoflap.core.pruning.finished_weights import FOLDERS
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.identity import FROM_PYTHON
-from ecoflap.core.run.prepared import Prepared
 
 
 def offload_problems(prepared: Prepared) -> Iterator[str]:
