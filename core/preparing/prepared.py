@@ -237,9 +237,7 @@ class Prepared:
     @property
     def block_refiners(self) -> Mapping[str, tuple[PartSpec, ...]]:
         """Give the refiners of each tower's blocks, its own or those that all others share."""
-        shared = tuple(one for one in self.recipe.refine if one.options.scope == "block")
-        own = {name: tower.refine for name, tower in self.recipe.towers.items() if tower != "keep"}
-        return {tower.name: _first_said(own.get(tower.name), shared) for tower in self.anatomy.towers}
+        return {tower.name: self.recipe.block_refiners_of(tower.name) for tower in self.anatomy.towers}
 
     @property
     def subblocks_asked(self) -> Mapping[str, Mapping[str, Sequence[SubBlock]]]:
@@ -277,10 +275,6 @@ class Prepared:
     def looks_at_dense(self) -> bool:
         """Say whether a refiner asks what the dense model gave."""
         return "dense" in self.targets_asked
-
-
-def _first_said(own: tuple[PartSpec, ...] | None, shared: tuple[PartSpec, ...]) -> tuple[PartSpec, ...]:
-    return shared if own is None else own
 
 
 def pools_in(anatomy: Anatomy, recipe: Recipe) -> list[Pool]:

@@ -239,6 +239,13 @@ class Recipe(Keys):
         brought = [where for where, spec in pruners if asked == {**asked, **(spec.options.allocate or {"use": ""})}]
         return next(iter(brought), "allocate")
 
+    def block_refiners_of(self, tower: str) -> tuple[PartSpec, ...]:
+        """Give the refiners of a tower's blocks: its own, or those that all towers share which name none."""
+        own = self.towers.get(tower)
+        if isinstance(own, TowerChoice) and own.refine is not None:
+            return own.refine
+        return tuple(one for one in self.refine if one.options.scope == "block")
+
     @property
     def takes_scores(self) -> bool:
         """Say whether the allocator looks at scores."""

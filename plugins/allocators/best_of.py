@@ -81,7 +81,8 @@ class BestOf:
                 f"it tries {', '.join(self.tokens)} tokens, and the recipe has tokens: {context.recipe.tokens}, which "
                 f"would be passed over. Remove one of them"
             )
-        if self.refine and not any(one.options.scope == "block" for one in _refiners(context)):
+        pruned = [tower.name for tower in context.anatomy.towers if context.recipe.towers.get(tower.name) != "keep"]
+        if self.refine and not any(map(context.recipe.block_refiners_of, pruned)):
             yield (
                 "it has refine: true, and the recipe has no refiner of blocks, so that nothing would be refined. "
                 "Remove it, or add one, as in refine: reconstruct"
@@ -107,14 +108,6 @@ class BestOf:
     def _kinds(self) -> set[ScoreKind]:
         found = (options_of(AllocatorOptions, allocator).takes for allocator in self.of)
         return {takes for takes in found if takes is not None}
-
-
-def _refiners(context: PlanContext) -> Iterator[Any]:
-    """Yield the refiners of each tower that is not kept: its own, or where it names none those that all share."""
-    for tower in context.anatomy.towers:
-        said = context.recipe.towers.get(tower.name)
-        if said != "keep":
-            yield from context.recipe.refine if said is None or said.refine is None else said.refine
 
 
 @hookimpl

@@ -1,7 +1,6 @@
 """What best_of refuses before anything is tried; the trials themselves are the engine's."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,14 +11,14 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.budget.counts import Group
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.recipe.schema import Calibration
+from ecoflap.core.registry.registry import load_registry
 from ecoflap.plugins.allocators.best_of import BestOf, ecoflap_register_allocators
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
 from ecoflap.plugins.allocators.marginal import Marginal
 from ecoflap.plugins.allocators.owl import Owl
 from ecoflap.plugins.allocators.uniform import Uniform
-from ecoflap.plugins.refiners.distill import Distill
-from ecoflap.plugins.refiners.reconstruct import Reconstruct
 
 
 def test_is_offered():
@@ -56,12 +55,10 @@ def test_what_cannot_be_tried_is_refused(wrong, told):
 
 @dataclass
 class Asks:
-    """A recipe of which only the calibration data, tokens and refiners are looked at."""
+    """A recipe of which only the calibration data and tokens are looked at."""
 
     calibration: Any
     tokens: str = "real"
-    refine: tuple[Any, ...] = ()
-    towers: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,30 +90,27 @@ def test_a_recipe_does_not_say_the_tokens_that_are_to_be_tried(tokens, told):
     assert not list(BestOf((Uniform(), Owl())).problems(asked))
 
 
-@dataclass
-class OfTower:
-    """What a recipe says of a tower, of which only its refiners are looked at."""
-
-    refine: tuple[Any, ...] | None = None
-
-
 def test_trials_are_refined_where_there_is_a_refiner_of_blocks_alone(pico_llama):
     """A tower's own refiners stand in the place of those that all share, also where they are none."""
-    data, best = Calibration(data=spec("dataset", Data(8))), BestOf((Uniform(), Owl()), refine=True)
-    of_block, of_model = spec("refiner", Reconstruct()), spec("refiner", Distill())
     adapter, model = LlamaAdapter(), pico_llama()
     anatomy = Anatomy.of(adapter.towers(model), adapter.layers)
-    (*_, tower) = (one.name for one in anatomy.towers if one.prunable)
-    for refiners, towers, told in (
-        ((), {}, 1),
-        ((of_model,), {tower: OfTower()}, 1),
-        ((of_block,), {one.name: "keep" for one in anatomy.towers}, 1),
-        ((of_block,), {one.name: OfTower(()) for one in anatomy.towers}, 1),
-        ((of_model, of_block), {}, 0),
-        ((of_model, of_block), {tower: OfTower()}, 0),
-        ((), {tower: OfTower((of_block,))}, 0),
+    towers = [one.name for one in anatomy.towers if one.prunable]
+    best = {"use": "best_of", "of": ["uniform", "owl"], "refine": True}
+    keys = {
+        "version": 1, "model": "of-nobody", "sparsity": 0.5, "calibration": {"use": "text", "samples": 16},
+        "score": "outlier_share", "allocate": best, "prune": "wanda",
+    }  # fmt: skip
+    for refine, own, told in (
+        ([], {}, 1),
+        (["distill"], {"prune": "magnitude"}, 1),
+        (["reconstruct"], "keep", 1),
+        (["reconstruct"], {"refine": []}, 1),
+        (["distill", "reconstruct"], {}, 0),
+        (["distill", "reconstruct"], {"prune": "magnitude"}, 0),
+        ([], {"refine": ["reconstruct"]}, 0),
     ):
-        asked = context(recipe=Asks(data, refine=refiners, towers=towers), anatomy=anatomy)
-        problems = list(best.problems(asked))
+        asked = {**keys, "refine": refine, "towers": dict.fromkeys(towers, own) if own else {}}
+        recipe = parse_recipe(asked, registry=load_registry())
+        problems = list(recipe.allocate.options.problems(context(recipe=recipe, anatomy=anatomy)))
         assert len(problems) == told
         assert all("it has refine: true, and the recipe has no refiner of blocks" in problem for problem in problems)
