@@ -169,12 +169,11 @@ def test_every_recipe_is_run_on_something():
     assert ran == {*RECIPES}
 
 
-@pytest.mark.parametrize("name", ON_PICO)
-def test_the_recipe_runs_on_a_pico_model(name, registry, pico_llama_folder, tmp_path):
-    run(name, registry, tmp_path / "run", [f"model.source={pico_llama_folder}", *ON_PICO[name]])
-
-
 LONGEST = (
+    "language/best",
+    "language/best-shortened",
+    "encoder-decoder/best",
+    "encoder/best",
     "box/blip2",
     "box/blip2-best",
     "box/clip-best",
@@ -188,20 +187,27 @@ LONGEST = (
 """These are only validated here, and run by the slow tests."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONGEST else ()) for name in ON_ITS_OWN]
-)
+def each(names):
+    return [pytest.param(name, marks=pytest.mark.slow if name in LONGEST else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", each(ON_PICO))
+def test_the_recipe_runs_on_a_pico_model(name, registry, pico_llama_folder, tmp_path):
+    run(name, registry, tmp_path / "run", [f"model.source={pico_llama_folder}", *ON_PICO[name]])
+
+
+@pytest.mark.parametrize("name", each(ON_ITS_OWN))
 def test_the_recipe_runs_on_the_model_in_the_box(name, registry, tmp_path):
     run(name, registry, tmp_path / "run", ON_ITS_OWN[name])
 
 
-@pytest.mark.parametrize("name", ON_PICO_T5)
+@pytest.mark.parametrize("name", each(ON_PICO_T5))
 def test_the_recipe_runs_on_a_pico_t5(name, registry, tmp_path):
     pico_t5.adapter().save(pico_t5.build(), tmp_path / "t5")
     run(name, registry, tmp_path / "run", [f"model.source={tmp_path / 't5'}", *ON_PICO_T5[name]])
 
 
-@pytest.mark.parametrize("name", ON_PICO_ENCODER)
+@pytest.mark.parametrize("name", each(ON_PICO_ENCODER))
 def test_the_recipe_runs_on_a_pico_encoder(name, registry, tmp_path):
     pico_encoders.adapter().save(pico_encoders.build("bert", 2), tmp_path / "bert")
     run(name, registry, tmp_path / "run", [f"model.source={tmp_path / 'bert'}", *ON_PICO_ENCODER[name]])

@@ -63,8 +63,8 @@ def test_training_the_whole_model_holds_what_the_plan_says(recipe_of, heard_by, 
     assert seen["most"] - seen["before"] == pytest.approx(needed, rel=0.03)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_a_model_that_stays_in_its_files_takes_the_disk_that_the_plan_says(
     recipe_of, heard_by, tmp_path, dtype, count
 ):

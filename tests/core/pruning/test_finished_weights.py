@@ -255,6 +255,7 @@ def test_a_shard_that_is_missing_or_cut_off_is_named_by_the_plan_and_the_run(rec
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["llama"], indirect=True)
 def test_an_onnx_file_has_the_same_bytes_also_where_it_is_written_later(recipe, tmp_path):
     pytest.importorskip("onnxscript")
@@ -348,6 +349,7 @@ def test_several_processes_hold_the_same_files(recipe, heard_by, tmp_path):
     assert_alike(tmp_path / "run", tmp_path / "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere what is held is not told apart from files")
 def test_what_is_held_while_experts_are_moved_does_not_grow_with_the_model(tmp_path):
     from pico_causal import KINDS, build

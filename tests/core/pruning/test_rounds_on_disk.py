@@ -76,8 +76,9 @@ def assert_same(a: Path, b: Path) -> None:
         ("llama", REFINED),
         ("llama", GRADIENTS),
         ("llama-tied", {**TRIED, "include": ["lm_head"]}),
-        ("llama-tied", {**ROUNDS, "rounds": 2, "sequential": True}),
-        ("mixtral", BOTH),
+        pytest.param("llama-tied", {**ROUNDS, "rounds": 2, "sequential": True}, marks=SLOW),
+        ("mixtral", REFINED),
+        pytest.param("mixtral", BOTH, marks=SLOW),
         pytest.param("mixtral", ROUNDS, marks=SLOW),
         pytest.param("gpt_oss", TRIED, marks=SLOW),
         pytest.param("gpt_oss", REFINED, marks=SLOW),
@@ -155,14 +156,14 @@ BLOCKS = 2
 @pytest.mark.parametrize(
     ("keys", "count"),
     [
-        (TRIED, 2),  # in the first trial
+        pytest.param(TRIED, 2, marks=SLOW),  # in the first trial
         (TRIED, 2 * BLOCKS - 1),  # in the second one
         pytest.param(TRIED, BLOCKS + 1, marks=SLOW),
-        (ROUNDS, 2),
+        pytest.param(ROUNDS, 2, marks=SLOW),
         (ROUNDS, BLOCKS + 2),
-        (ROUNDS, 2 * BLOCKS + 1),
+        pytest.param(ROUNDS, 2 * BLOCKS + 1, marks=SLOW),
         (BOTH, 3 * BLOCKS + 2),  # in the first trial of the second round
-        (BOTH, 6 * BLOCKS - 1),
+        pytest.param(BOTH, 6 * BLOCKS - 1, marks=SLOW),
         (REFINED, BLOCKS + 2),
         *(pytest.param(GRADIENTS, count, marks=SLOW) for count in (2, BLOCKS + 2, 2 * BLOCKS + 1)),
     ],
@@ -227,7 +228,8 @@ def test_a_run_that_is_killed_while_files_of_the_round_before_go(unbroken_of, tm
     assert_same(folder, unbroken)
 
 
-@pytest.mark.parametrize("keys", [BOTH, pytest.param({**ROUNDS, "rounds": 4}, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("keys", [BOTH, {**ROUNDS, "rounds": 4}])
 def test_a_run_that_is_killed_again_and_again_gets_there(keys, unbroken_of, tmp_path):
     recipe, unbroken = unbroken_of(keys)
     kills = 0
@@ -343,6 +345,7 @@ def test_the_first_process_waits_until_others_hold_the_last_block_before_it_dele
     assert ended == [(0, "")] * 2
 
 
+@SLOW
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere what is held is not told apart from files")
 @pytest.mark.parametrize(
     "keys",

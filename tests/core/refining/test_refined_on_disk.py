@@ -121,8 +121,8 @@ def unbroken(tmp_path_factory) -> Path:
     ("every", "point", "told"),
     [
         (0.0, "event:Progress refine:3", [1, 2, 3, 0, 1, 2, 3]),  # whose second step is not kept yet
-        (1e9, "event:Progress refine:6", [0, 1, 2, 3]),
-        (0.0, "event:Progress refine:7", [1, 2, 3]),
+        pytest.param(1e9, "event:Progress refine:6", [0, 1, 2, 3], marks=SLOW),
+        pytest.param(0.0, "event:Progress refine:7", [1, 2, 3], marks=SLOW),
         (1e9, "rename:refined/shards/000.safetensors:before", [0, 1, 2, 3]),
         (0.0, "rename:refined/shards/001.safetensors:before", [2, 3]),
         (0.0, "rename:refined/shards/001.safetensors:after", [2, 3]),
@@ -222,6 +222,7 @@ def test_nothing_that_is_as_large_as_the_model_lies_in_memory(tmp_path, monkeypa
     assert Looks.held == dict.fromkeys(["gradients", "moments", "weights", "masks", "what is taken back"], 0)
 
 
+@SLOW
 @LINUX
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_is_held_does_not_grow_with_the_model(tmp_path, heard_by, dtype):

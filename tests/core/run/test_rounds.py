@@ -236,6 +236,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(recipe, unbroken_of, all_lasting
     assert not [*folder.rglob("blocks")]
 
 
+@SLOW
 def test_a_run_that_is_killed_again_and_again_gets_there(recipe, unbroken_of, all_lasting, killer, tmp_path):
     folder, kills = tmp_path / "run", 0
     while in_a_fork(killer("event:Progress:12"), lambda: ecoflap.run(recipe, folder=folder)):

@@ -99,7 +99,9 @@ def in_torch(model, view, names, transposed=()):
 
 
 @needs_library
-@pytest.mark.parametrize("how", [INT8, WORDS], ids=["layers", "words too"])
+@pytest.mark.parametrize(
+    "how", [pytest.param(INT8, id="layers", marks=pytest.mark.slow), pytest.param(WORDS, id="words too")]
+)
 @pytest.mark.parametrize(("row", "name"), MODELS)
 def test_a_model_is_as_in_torch_with_the_same_weights(row, name, how, tmp_path):
     model = half_pruned(row)

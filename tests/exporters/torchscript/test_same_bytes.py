@@ -43,6 +43,7 @@ def test_twice_from_one_process(folder, here):
     assert files_of(folder / "again") == here
 
 
+@pytest.mark.slow
 def test_from_another_process(folder, here):
     """Its sets and dictionaries are in another order, where one depends on hashes."""
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(ecoflap.__file__).parents[1])}
@@ -52,6 +53,7 @@ def test_from_another_process(folder, here):
     assert files_of(folder / "process") == here
 
 
+@pytest.mark.slow
 def test_from_a_sweep(folder, here):
     """The run before it in the same process traces a model of another sparsity."""
     (folder / "sweep.yaml").write_text("version: 1\nrecipe: recipe.yaml\ngrid: {sparsity: [0.25, 0.5]}\n")

@@ -4,6 +4,7 @@ import itertools
 import json
 import signal
 from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
@@ -64,10 +65,20 @@ PRUNED = {
     "with its head": {"include": ["lm_head"]},
     "step by step": {"sequential": True},
 }
+IN_MEMORY, ON_THE_DISK = "in memory", "on the disk"
 
 
-@pytest.mark.parametrize("place", ["in memory", "on the disk"])
-@pytest.mark.parametrize("how", PRUNED)
+def ways() -> list[Any]:
+    """Each way in each place: by turns one is tried always, and the other with what takes long."""
+    turns = [(IN_MEMORY, ON_THE_DISK), (ON_THE_DISK, IN_MEMORY)] * 3
+    return [
+        pytest.param(how, place, marks=marks)
+        for how, places in zip(PRUNED, turns, strict=True)
+        for place, marks in zip(places, ((), pytest.mark.slow), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("how", "place"), ways())
 def test_it_is_pruned_and_measured_as_one_that_is_stored_so(recipe_of, plain, tmp_path, how, place):
     keys, where = PRUNED[how], {}
     if place == "on the disk":

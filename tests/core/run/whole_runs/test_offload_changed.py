@@ -44,13 +44,13 @@ def killed(recipe: dict[str, Any], point: str, folder: Path) -> None:
     ("before", "after", "point", "is_tried"),
     [
         (None, "disk", SCORING, False),
-        (None, "disk", FIRST + "before", False),
+        pytest.param(None, "disk", FIRST + "before", False, marks=pytest.mark.slow),
         (None, "disk", SAVED, False),
         (None, "disk", TRYING, True),
-        ("disk", "cpu", SCORING, True),
+        pytest.param("disk", "cpu", SCORING, True, marks=pytest.mark.slow),
         ("disk", "cpu", FIRST + "before", False),  # its weights were written before
         ("disk", None, SAVED, True),
-        ("cpu", None, FIRST + "after", False),
+        pytest.param("cpu", None, FIRST + "after", False, marks=pytest.mark.slow),
         (None, "cpu", SAVING, True),
     ],
 )
