@@ -26,7 +26,7 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import ignore
 from ecoflap.core.contracts.records import Batch, LayerPlace
 from ecoflap.core.model.source import open_source
-from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.plugins.allocators.uniform import Uniform

@@ -108,8 +108,8 @@ def ours(
     from ecoflap.core.contracts.records import Sample
     from ecoflap.core.model.mapped_weights import mapped_beside
     from ecoflap.core.model.source import open_source
+    from ecoflap.core.planning.plan import make_plan, pools_of
     from ecoflap.core.pruning.finished_weights import FinishedWeights
-    from ecoflap.core.pruning.plan import make_plan, pools_of
     from ecoflap.core.pruning.prune_blocks import BlockwisePruning
     from ecoflap.core.recipe.part_spec import PartSpec
     from ecoflap.plugins.allocators.uniform import Uniform

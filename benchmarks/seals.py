@@ -33,8 +33,8 @@ from ecoflap.core.disk.sealed_lines import read_lines
 from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.export.verify import verify
 from ecoflap.core.model.source import fingerprint, open_source
-from ecoflap.core.pruning.plan import Plan
-from ecoflap.core.pruning.plan_file import read_plan, read_scores_of
+from ecoflap.core.planning.plan import Plan
+from ecoflap.core.planning.plan_file import read_plan, read_scores_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.recipe.load import find_recipe
 from ecoflap.core.recipe.part_spec import PartSpec

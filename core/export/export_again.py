@@ -22,8 +22,8 @@ from ecoflap.core.export.exports import export_names, is_exported, is_recorded
 from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
+from ecoflap.core.planning.plan_file import read_plan
 from ecoflap.core.pruning.calibration import Calibration
-from ecoflap.core.pruning.plan_file import read_plan
 from ecoflap.core.recipe.defaults import PRUNED_ANYHOW
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment, read_assignment

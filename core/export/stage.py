@@ -8,7 +8,7 @@ from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Provenance
 from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.export.exports import export, export_names, is_exported, manifests, origin_of, weight_bytes
-from ecoflap.core.pruning.plan import Plan
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder

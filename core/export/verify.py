@@ -19,10 +19,10 @@ from ecoflap.core.export.comparison_files import check_comparison_file, there
 from ecoflap.core.export.exports import read_record
 from ecoflap.core.export.missing import PAGE, check_nothing_missing, check_plan, check_records, is_run
 from ecoflap.core.packed.into_model import is_packed
+from ecoflap.core.planning.plan_file import check_scores_of, read_plan
+from ecoflap.core.planning.scores import folder_of, read_scores
 from ecoflap.core.pruning.block_files import check_block_file, is_block_file
 from ecoflap.core.pruning.masks import read_masks
-from ecoflap.core.pruning.plan_file import check_scores_of, read_plan
-from ecoflap.core.pruning.scores import folder_of, read_scores
 from ecoflap.core.record.evaluations import remembered_seals
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, read_manifest

@@ -21,10 +21,10 @@ from ecoflap.core.errors import EcoflapError, first_of, nearest
 from ecoflap.core.kernel.route import route
 from ecoflap.core.model.never_pruned import why_not_included
 from ecoflap.core.model.source import check_weights
+from ecoflap.core.planning.emptied import emptying_shares, weightless
+from ecoflap.core.planning.plan import Pool, make_plan
 from ecoflap.core.preparing.offload_problems import offload_problems
 from ecoflap.core.preparing.prepared import Prepared
-from ecoflap.core.pruning.emptied import emptying_shares, weightless
-from ecoflap.core.pruning.plan import Pool, make_plan
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.registry.registry import Registry

@@ -22,7 +22,7 @@ from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.kept_whole import KeptWhole, kept_whole
 from ecoflap.core.model.never_pruned import tied_names
 from ecoflap.core.model.source import files_read
-from ecoflap.core.pruning.plan import SHARED, Pool, pools_of, scored_in
+from ecoflap.core.planning.plan import SHARED, Pool, pools_of, scored_in
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.refining.dense_block import targets_of

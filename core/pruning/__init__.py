@@ -1,1 +1,1 @@
-"""The two steps: scores and a plan for the whole model, then masks block by block."""
+"""The fine step: masks block by block, and the weights that are kept under them."""

@@ -16,9 +16,9 @@ from ecoflap.core.disk.safetensors_header import StoredAs
 from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.pruning.finished_weights import FinishedWeights, check_put_away
 from ecoflap.core.pruning.masks import PackedMasks, popcount
-from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 
 _FORMAT = "ecoflap.block"

@@ -25,12 +25,12 @@ from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.forward.placement import device_of, restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within
 from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.pruning.masks import PackedMasks, pack, unpack
 from ecoflap.core.pruning.mended_blocks import mended_in
-from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.pruner_answer import pruned_layer
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView

@@ -15,7 +15,7 @@ from ecoflap.core.contracts.records import LayerPlace, Mended, Pruned, Statistic
 from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.forward.noise import seed_for, seeded
-from ecoflap.core.pruning.plan import PlannedLayer
+from ecoflap.core.planning.plan import PlannedLayer
 from ecoflap.core.recipe.part_spec import PartSpec
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from ecoflap.core.contracts.events import Event, Progress
 from ecoflap.core.disk.on_disk import matrix_on_disk
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.pruning.masks import PackedMasks
-from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.finished_refiners import FILE as FINISHED
 from ecoflap.core.refining.finished_refiners import FinishedRefiners

@@ -13,7 +13,7 @@ from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.errors import RunError
 from ecoflap.core.machine.environment import machine
 from ecoflap.core.machine.memory import MEASURED
-from ecoflap.core.pruning.plan import Plan
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest

@@ -9,8 +9,8 @@ from ecoflap.core.checking.saved import check_equal, read_back
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.parameter_masks import ParameterMasks, parameter_and_part
 from ecoflap.core.packed.bits import nonzeros_pruned
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.pruning.masks import PackedMasks, bits_in, popcount, read_masks
-from ecoflap.core.pruning.plan import Plan
 
 
 def masks_as_planned(path: Path, plan: Plan) -> PackedMasks:

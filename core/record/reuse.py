@@ -9,7 +9,7 @@ from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.machine.part_code import code_of_parts, digests_of
 from ecoflap.core.model.source import are_other_weights
-from ecoflap.core.pruning.plan_file import read_scores_of
+from ecoflap.core.planning.plan_file import read_scores_of
 from ecoflap.core.recipe.differences import is_within
 from ecoflap.core.recipe.schema import Recipe, may_change, scores_depend_on
 from ecoflap.core.record.evaluations import Evaluation

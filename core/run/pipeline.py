@@ -20,10 +20,10 @@ from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, expo
 from ecoflap.core.machine.arithmetic import whole_float32
 from ecoflap.core.machine.environment import versions
 from ecoflap.core.machine.part_code import code_of_parts
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.preparing.held_model import refuse_pruned_in_place, run_eagerly, uncompiled
 from ecoflap.core.preparing.offload_problems import refuse_moved
 from ecoflap.core.preparing.prepare import prepare
-from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.differences import changes, is_within
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe

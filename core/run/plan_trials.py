@@ -18,8 +18,8 @@ from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import NotFiniteError, RecipeError
 from ecoflap.core.forward.placement import outside_held, restored
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.pruning.finished_weights import FinishedWeights
-from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ecoflap.core.disk.whole_files import delete_whole
 from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.planning.plan_file import read_plan
+from ecoflap.core.planning.scores import folder_of
 from ecoflap.core.preparing.prepared import Prepared, pools_in
 from ecoflap.core.pruning.block_files import are_all_there
 from ecoflap.core.pruning.masks import PackedMasks, save_masks
-from ecoflap.core.pruning.plan_file import read_plan
-from ecoflap.core.pruning.scores import folder_of
 from ecoflap.core.recipe.rounds import recipe_of_round
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.run import stages

@@ -18,9 +18,9 @@ from ecoflap.core.model.anatomy import Anatomy, Source
 from ecoflap.core.model.hashed_files import HashedFiles
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import files_hashed, fingerprint, open_source
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.pruning.finished_weights import FinishedWeights
-from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.identity import ARITHMETIC

@@ -10,9 +10,9 @@ from torch import Tensor
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.export.stage import missing_exports
 from ecoflap.core.forward.replay import Replay
+from ecoflap.core.planning.plan import Plan
 from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.pruning.masks import PackedMasks
-from ecoflap.core.pruning.plan import Plan
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.schema import Calibration, Recipe
 from ecoflap.core.record.evaluations import Evaluation

@@ -20,16 +20,16 @@ from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.forward.placement import outside_held
 from ecoflap.core.model.anatomy import Block, Layer
+from ecoflap.core.planning.emptied import emptied
+from ecoflap.core.planning.left_alone import left_alone
+from ecoflap.core.planning.plan import Plan, Pool, make_plan
+from ecoflap.core.planning.plan_file import read_plan, read_scores_of, write_plan
+from ecoflap.core.planning.score_layers import score_layers
+from ecoflap.core.planning.scores import Scores, take_over_scores
 from ecoflap.core.preparing.prepared import pools_in
-from ecoflap.core.pruning.emptied import emptied
-from ecoflap.core.pruning.left_alone import left_alone
 from ecoflap.core.pruning.masks import PackedMasks, save_masks
-from ecoflap.core.pruning.plan import Plan, Pool, make_plan
-from ecoflap.core.pruning.plan_file import read_plan, read_scores_of, write_plan
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.pruning.refine_model import REFINED, model_view, refine_model
-from ecoflap.core.pruning.score_layers import score_layers
-from ecoflap.core.pruning.scores import Scores, take_over_scores
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.evaluations import Evaluation

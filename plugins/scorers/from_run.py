@@ -13,8 +13,8 @@ from ecoflap.core.contracts.records import Aggregate, Score, ScoreKind, Unit
 from ecoflap.core.errors import EcoflapError, RunError, first_of
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.pruning.plan_file import read_scores_of
-from ecoflap.core.pruning.scores import Scores
+from ecoflap.core.planning.plan_file import read_scores_of
+from ecoflap.core.planning.scores import Scores
 from ecoflap.core.record.folder import RunFolder
 
 _WAY_OUT = "Restore the file, or name another run"

@@ -8,7 +8,7 @@ from spec import spec
 from table import ALL_ROWS
 
 from ecoflap import Anatomy, Replay
-from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.pruners.wanda import Wanda

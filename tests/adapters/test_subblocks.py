@@ -12,7 +12,7 @@ from transformers_version import is_before
 
 from ecoflap import Anatomy, Replay
 from ecoflap.core.contracts.events import Refined, Warned
-from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.pruners.magnitude import Magnitude

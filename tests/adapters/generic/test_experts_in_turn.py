@@ -14,8 +14,8 @@ from transformers_version import is_before
 
 from ecoflap import Layer, Replay
 from ecoflap.adapters.generic.causal_lm import CausalLMAdapter
+from ecoflap.core.planning.plan import Plan, make_plan, pools_of
 from ecoflap.core.pruning.masks import PackedMasks, read_masks, save_masks
-from ecoflap.core.pruning.plan import Plan, make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.allocators.uniform import Uniform

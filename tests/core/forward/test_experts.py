@@ -17,7 +17,7 @@ from ecoflap.core.contracts.events import Warned
 from ecoflap.core.forward.observation import Observation
 from ecoflap.core.forward.statistics import LossGradient, RegionalGradient
 from ecoflap.core.model.parameter_masks import ParameterMasks
-from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.plugins.allocators.uniform import Uniform

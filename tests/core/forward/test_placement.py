@@ -18,7 +18,7 @@ from ecoflap.core.cli.plan_report import plan_tables
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.forward.placement import Placement
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
-from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry

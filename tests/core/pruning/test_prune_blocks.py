@@ -17,7 +17,7 @@ from ecoflap.core.contracts.events import LayerPruned, Refined, Warned
 from ecoflap.core.contracts.records import LayerPlace, Mended
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.observation import Observed
-from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning, by_input
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.metrics.magnitude_gradient import MagnitudeGradient

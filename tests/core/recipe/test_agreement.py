@@ -6,7 +6,7 @@ from sealed_by_hand import write_lines
 from ecoflap import Curve
 from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RecipeError
-from ecoflap.core.pruning.scores import header_line, score_line
+from ecoflap.core.planning.scores import header_line, score_line
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.plugins.scorers.outlier_share import OutlierShare

@@ -14,7 +14,7 @@ from ecoflap import ColumnNorm, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import Warned
 from ecoflap.core.errors import NotFiniteError, RecipeError
-from ecoflap.core.pruning.plan import make_plan, pools_of
+from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.record.folder import RunFolder

@@ -14,7 +14,7 @@ import ecoflap
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import RunStarted, StageStarted
 from ecoflap.core.errors import RecipeError
-from ecoflap.core.pruning.plan_file import read_plan
+from ecoflap.core.planning.plan_file import read_plan
 
 
 @pytest.fixture

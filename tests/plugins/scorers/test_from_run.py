@@ -8,9 +8,9 @@ from plan_contexts import context
 from sealed_by_hand import write_lines
 
 from ecoflap import EcoflapError, Estimate
-from ecoflap.core.pruning.plan import make_plan, pools_of
-from ecoflap.core.pruning.plan_file import write_plan
-from ecoflap.core.pruning.scores import header_line, score_line
+from ecoflap.core.planning.plan import make_plan, pools_of
+from ecoflap.core.planning.plan_file import write_plan
+from ecoflap.core.planning.scores import header_line, score_line
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.scorers.from_run import FromRun
 

@@ -11,7 +11,7 @@ import torch
 from ecoflap.core.disk.sealed import flat
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Layer
-from ecoflap.core.pruning.scores import folder_of
+from ecoflap.core.planning.scores import folder_of
 from ecoflap.core.ranks.ranks import Ranks
 
 

@@ -18,7 +18,7 @@ from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.contracts.records import Estimate, Granularity, TokenChoice
 from ecoflap.core.errors import EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
-from ecoflap.core.pruning.scores import Scores
+from ecoflap.core.planning.scores import Scores
 
 SHARED = "model"
 """The name of the pool of all layers that have no sparsity of their own."""

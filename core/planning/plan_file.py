@@ -12,8 +12,8 @@ from ecoflap.core.disk.sealed_lines import has_seal, last_seal
 from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.errors import RunError
-from ecoflap.core.pruning.plan import Plan, PlannedGroup, PlannedLayer
-from ecoflap.core.pruning.scores import Scores, read_scores
+from ecoflap.core.planning.plan import Plan, PlannedGroup, PlannedLayer
+from ecoflap.core.planning.scores import Scores, read_scores
 
 _WAY_OUT = "Restore the file, or begin the run anew with --fresh"
 

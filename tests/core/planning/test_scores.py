@@ -9,7 +9,7 @@ from ecoflap.core.budget.curves import Curve
 from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import RunError
-from ecoflap.core.pruning.scores import Scores, header_line, read_scores, score_line
+from ecoflap.core.planning.scores import Scores, header_line, read_scores, score_line
 
 
 def written(path, *lines):

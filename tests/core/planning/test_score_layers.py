@@ -13,7 +13,7 @@ from ecoflap.core.budget.curves import Curve
 from ecoflap.core.contracts.events import Warned
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import ModelError
-from ecoflap.core.pruning.score_layers import score_layers
+from ecoflap.core.planning.score_layers import score_layers
 
 
 @pytest.fixture

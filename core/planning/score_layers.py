@@ -21,7 +21,7 @@ from ecoflap.core.errors import ModelError, cut, first_of, nearest
 from ecoflap.core.forward.few_tokens import warning_of_few
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.pruning.scores import (
+from ecoflap.core.planning.scores import (
     Scores,
     checked,
     file_name,

@@ -12,9 +12,9 @@ from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.budget.curves import Curve
 from ecoflap.core.contracts.records import Estimate
 from ecoflap.core.errors import EcoflapError, ModelError
-from ecoflap.core.pruning.plan import make_plan, pools_of, scored_in
-from ecoflap.core.pruning.plan_file import read_plan, write_plan
-from ecoflap.core.pruning.scores import Scores
+from ecoflap.core.planning.plan import make_plan, pools_of, scored_in
+from ecoflap.core.planning.plan_file import read_plan, write_plan
+from ecoflap.core.planning.scores import Scores
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
 from ecoflap.plugins.allocators.owl import Owl
 from ecoflap.plugins.allocators.uniform import Uniform

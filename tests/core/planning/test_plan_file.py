@@ -6,9 +6,9 @@ import pytest
 from sealed_by_hand import read_lines, write_lines, write_sealed
 
 from ecoflap.core.errors import RunError
-from ecoflap.core.pruning.plan import Plan, PlannedGroup, PlannedLayer
-from ecoflap.core.pruning.plan_file import check_scores_of, read_plan, read_scores_of, write_plan
-from ecoflap.core.pruning.scores import header_line, score_line
+from ecoflap.core.planning.plan import Plan, PlannedGroup, PlannedLayer
+from ecoflap.core.planning.plan_file import check_scores_of, read_plan, read_scores_of, write_plan
+from ecoflap.core.planning.scores import header_line, score_line
 
 PLAN = Plan(
     {"a": PlannedLayer(8, 4, "vision", "vision.0", "g"), "b": PlannedLayer(8, 4, "vision", "vision.0", "b", "2:4")},

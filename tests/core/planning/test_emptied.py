@@ -10,8 +10,8 @@ from torch import nn
 
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.model.anatomy import Block, Layer
-from ecoflap.core.pruning.emptied import emptied, emptying_shares, weightless
-from ecoflap.core.pruning.plan import Pool, make_plan
+from ecoflap.core.planning.emptied import emptied, emptying_shares, weightless
+from ecoflap.core.planning.plan import Pool, make_plan
 from ecoflap.plugins.allocators.uniform import Uniform
 
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from ecoflap.core.budget.counts import Pattern, keep_count
 from ecoflap.core.errors import first_of
-from ecoflap.core.pruning.plan import SHARED, Plan, Pool
+from ecoflap.core.planning.plan import SHARED, Plan, Pool
 
 FEW = 5
 """So many names a sentence has at most."""
