@@ -20,7 +20,7 @@ REUSE := --set reuse=$(firstword $(RUNS))
 # What another Python may do otherwise: fields, annotations and docstrings as parts' parameters are read from them, files
 # and YAML, the command, plugins, the library by ctypes; and a run from end to end, its packed files and its notes.
 QUICK := tests/test_checked_calls.py tests/test_imports.py tests/test_third_party.py tests/plugins/test_contract.py \
-  $(addprefix tests/core/,budget cli contracts disk machine record recipe registry text) \
+  $(addprefix tests/core/,budget cli contracts disk machine record recipe registry sealing text) \
   tests/core/kernel/test_packed_linear.py tests/core/packed/test_load_model.py tests/core/run/test_pipeline.py \
   tests/adapters/test_llama.py tests/adapters/test_blip2.py tests/exporters/test_safetensors.py
 

@@ -25,8 +25,8 @@ from result_rows import do  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from ecoflap.adapters.hubs.hugging_face import load_processor
-from ecoflap.core.disk.sealed import SealedTensor, write_safetensors
 from ecoflap.core.model.source import open_source
+from ecoflap.core.sealing.sealed import SealedTensor, write_safetensors
 
 ROOT = Path(__file__).parents[1]
 WIKIPEDIA = ROOT / "recipes" / "data" / "wikipedia.jsonl"

@@ -29,8 +29,6 @@ from torch import nn
 import ecoflap
 from ecoflap import EcoflapError, Pruned, Replay
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.disk.sealed_lines import read_lines
-from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.export.verify import verify
 from ecoflap.core.model.source import fingerprint, open_source
 from ecoflap.core.planning.plan import Plan
@@ -42,6 +40,8 @@ from ecoflap.core.record.evaluations import remembered_seals
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.remembered import open_remembered
 from ecoflap.core.record.report import check_lines, read_report
+from ecoflap.core.sealing.sealed_lines import read_lines
+from ecoflap.core.sealing.sums import write_sums
 from ecoflap.plugins.pruners.magnitude import Magnitude
 
 WORDS = [f"word{number}" for number in range(60)]

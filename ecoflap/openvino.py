@@ -12,8 +12,8 @@ from typing import Any
 
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.reading import refuse_folder
-from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.sealing.sums import check_sums
 from ecoflap.exporters.openvino.openvino_core import last_line, openvino_core
 
 __all__ = ["compile_model"]

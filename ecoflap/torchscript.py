@@ -11,8 +11,8 @@ from zipfile import BadZipFile, ZipFile
 
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.reading import files_in, refuse_folder
-from ecoflap.core.disk.sums import SUMS, check_sums
 from ecoflap.core.errors import FormatError
+from ecoflap.core.sealing.sums import SUMS, check_sums
 
 __all__ = ["load"]
 

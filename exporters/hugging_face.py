@@ -14,11 +14,11 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.kept_processor import processor_kept
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, Meanwhile, StoredTensor, ViewSize
-from ecoflap.core.disk.sealed import flat
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
+from ecoflap.core.sealing.sealed import flat
 from ecoflap.exporters.shared.loading_code import library_of
 from ecoflap.exporters.shared.model_card import add_card
 from ecoflap.exporters.shared.pruned_weights import names_once

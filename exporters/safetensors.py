@@ -13,7 +13,6 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Exporter, PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, StoredTensor, ViewSize
 from ecoflap.core.disk.safetensors_header import DTYPES, StoredAs, header_of, starts_of
-from ecoflap.core.disk.sealed import flat
 from ecoflap.core.disk.whole_files import whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.export.surroundings import is_weights, save_surroundings
@@ -22,6 +21,7 @@ from ecoflap.core.packed.contents import Contents
 from ecoflap.core.packed.read_packed import inspect_packed, stream_packed
 from ecoflap.core.packed.save_packed import prunable_problems, save_packed, type_problems
 from ecoflap.core.packed.shards import ENDING, INDEX
+from ecoflap.core.sealing.sealed import flat
 from ecoflap.exporters.shared.model_card import add_card
 from ecoflap.exporters.shared.pruned_weights import require_masks
 

@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import pytest
 
-from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.sealing.sums import write_sums
 
 ov = pytest.importorskip("openvino")
 

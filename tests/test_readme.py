@@ -12,9 +12,9 @@ import torch
 
 import ecoflap
 from ecoflap.core.contracts.kinds import KINDS
-from ecoflap.core.disk.sealed import flat
 from ecoflap.core.packed.save_packed import save_packed
 from ecoflap.core.recipe.load import parse_recipe
+from ecoflap.core.sealing.sealed import flat
 from ecoflap.core.text.strict_yaml import read_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ecoflap.core.disk.sealed import open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
+from ecoflap.core.sealing.sealed import open_sealed, sealed, with_way_out, write_sealed
 
 _FORMAT = "ecoflap.weight_scores"
 _ANEW = "Restore it, or delete it with the scores.jsonl that knows it, and score anew"

@@ -11,12 +11,12 @@ from ecoflap.core.compare.differences import what_differs
 from ecoflap.core.compare.drawings import chapters
 from ecoflap.core.compare.table import columns_of, markdown, notes, rows, run_rows, table_notes
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.disk.sealed_text import write_sealed_json, write_sealed_text
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.comparison_files import DATA, PAGE, UNSEALED, is_as_written, there
 from ecoflap.core.report.drawings import drawn_or_why_not
 from ecoflap.core.report.run_page import TEMPLATES as SHARED_TEMPLATES
+from ecoflap.core.sealing.sealed_text import write_sealed_json, write_sealed_text
 from ecoflap.core.text.columns import Column
 from ecoflap.core.text.strict_yaml import write_yaml
 from ecoflap.core.text.templates import render

@@ -1,1 +1,1 @@
-"""Writes files that appear whole or not at all, and sealed ones, whose every byte is checked as it is read."""
+"""Writes files whole or not at all, reads what may come from anybody, and says why either cannot be done."""

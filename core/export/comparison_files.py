@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.sealing.sealed_text import read_sealed_json, read_sealed_text
 
 DATA, PAGE = "report.json", "report.html"
 """Files that hold a seal."""

@@ -15,7 +15,6 @@ from ecoflap.core.contracts.events import RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import Adapter, PrunedModel
 from ecoflap.core.contracts.records import Batch
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import RecipeError, RunError
 from ecoflap.core.export.exports import export_names, is_exported, is_recorded
@@ -41,6 +40,7 @@ from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.observers import Observers
 from ecoflap.core.registry.registry import Registry, load_registry
+from ecoflap.core.sealing.sealed_text import write_sealed_text
 from ecoflap.core.text.strict_yaml import Document, Place, write_yaml
 
 _ASKED = ("version", "seed", "model", "calibration", "evaluate", "export")

@@ -9,9 +9,6 @@ from torch import nn
 
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.disk.sealed_text import write_sealed_json
-from ecoflap.core.disk.sums import write_sums
-from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.disk.whole_files import sha256_of, whole_folder
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import FormatError, RunError
@@ -21,6 +18,9 @@ from ecoflap.core.export.write_manifest import RunOrigin, deflated_share, descri
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, ManifestRun, read_manifest
+from ecoflap.core.sealing.sealed_text import write_sealed_json
+from ecoflap.core.sealing.sums import write_sums
+from ecoflap.core.sealing.validation import read_validated
 
 
 class ExportRecord(BaseModel):

@@ -11,9 +11,9 @@ from ecoflap.core.contracts.adapter_options import AdapterOptions
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.disk.sums import SUMS
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.dtypes import dtype_name
+from ecoflap.core.sealing.sums import SUMS
 
 ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
 """Endings of files that lie beside the weights."""

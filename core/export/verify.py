@@ -9,10 +9,6 @@ from pathlib import Path
 
 from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.disk.reading import unread
-from ecoflap.core.disk.sealed import check_sealed, open_sealed
-from ecoflap.core.disk.sealed_lines import last_seal
-from ecoflap.core.disk.sealed_text import read_sealed_text
-from ecoflap.core.disk.sums import SUMS, check_sums, read_sums
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.export.comparison_files import check_comparison_file, there
@@ -32,6 +28,10 @@ from ecoflap.core.record.remembered import check_remembered
 from ecoflap.core.record.report import Report, check_lines, read_report
 from ecoflap.core.record.sweep_list import SWEEP, swept_runs
 from ecoflap.core.refining import finished_refiners, kept_steps
+from ecoflap.core.sealing.sealed import check_sealed, open_sealed
+from ecoflap.core.sealing.sealed_lines import last_seal
+from ecoflap.core.sealing.sealed_text import read_sealed_text
+from ecoflap.core.sealing.sums import SUMS, check_sums, read_sums
 
 _REFINING = {one.FILE: one.FORMAT for one in (kept_steps, finished_refiners)}
 """The files of refiners of the whole model among finished blocks, with their formats."""

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.records import Exported
-from ecoflap.core.disk.sealed import flat
-from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.machine.environment import versions
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestBytes, ManifestFile, ManifestRun, ManifestTensor
+from ecoflap.core.sealing.sealed import flat
+from ecoflap.core.sealing.sealed_text import write_sealed_json
 
 PIECE, SAMPLE = 1 << 17, 4 << 20
 """Bytes that are deflated at a time, and of all weights."""

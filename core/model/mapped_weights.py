@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ecoflap.core.disk.copy_on_write import copy_on_write
 from ecoflap.core.disk.safetensors_header import DTYPES, places_in
-from ecoflap.core.disk.sealed import SealedTensor, write_safetensors
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.model.hashed_files import HashedFiles, Stamp, stamp_of
+from ecoflap.core.sealing.sealed import SealedTensor, write_safetensors
 
 
 @dataclass(frozen=True)

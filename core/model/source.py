@@ -19,8 +19,6 @@ from ecoflap.core.disk.json_files import json_value, read_bytes
 from ecoflap.core.disk.paths import PathError, absolute
 from ecoflap.core.disk.reading import unread
 from ecoflap.core.disk.safetensors_header import why_not_whole
-from ecoflap.core.disk.sealed import flat
-from ecoflap.core.disk.sums import check_listed
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import ModelError, cut, nearest
 from ecoflap.core.model.anatomy import Source
@@ -29,6 +27,8 @@ from ecoflap.core.model.gguf_header import check_gguf_header, header_read_once
 from ecoflap.core.model.hub import cached, first_on_hub, is_reachable, parts_of_hub_id, why_unreachable
 from ecoflap.core.model.packages import models_below, package_folder
 from ecoflap.core.model.split_ggufs import joined_gguf, split_ggufs
+from ecoflap.core.sealing.sealed import flat
+from ecoflap.core.sealing.sums import check_listed
 
 WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.gguf", "*.pth")
 """Names of files with weights. Those of the first kind that a folder holds are the model's."""

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ecoflap.core.disk.sums import SUMS, listed_in
 from ecoflap.core.disk.whole_files import sha256_of, whole_file
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import ModelError, RunError
+from ecoflap.core.sealing.sums import SUMS, listed_in
 
 _GGUF = re.compile(r"[\w.-]*\w\.gguf")  # a file's bare name, for it becomes one in the cache
 _PART = re.compile(r"(?P<name>.+\.gguf)\.part-?(?P<number>\d+)")

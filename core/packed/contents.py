@@ -4,7 +4,7 @@ A pruned weight NAME is stored as ``NAME.values``, the kept values in their own 
 ``NAME.mask``, one bit a weight with the first in the lowest bit (``numpy.packbits(bitorder="little")``). A weight that
 would not be smaller so is stored dense, as everything else is. Tied tensors are stored once.
 
-Here is what such a file says of itself in its header. ``ecoflap.core.disk.sealed`` says how the file is checked, and
+Here is what such a file says of itself in its header. ``ecoflap.core.sealing.sealed`` says how the file is checked, and
 ``ecoflap.core.packed.shards`` how a large one is divided into several.
 """
 
@@ -15,8 +15,8 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from ecoflap.core.disk.safetensors_header import DTYPES, StoredAs
-from ecoflap.core.disk.sealed import Sealed
 from ecoflap.core.errors import FormatError
+from ecoflap.core.sealing.sealed import Sealed
 
 FORMAT = "ecoflap.packed"
 

@@ -13,7 +13,6 @@ from torch import nn
 from ecoflap.core.contracts.blame import blaming, sentence_of
 from ecoflap.core.contracts.protocols import Adapter
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.disk.sums import SUMS, check_sums
 from ecoflap.core.dtypes import dtype_called
 from ecoflap.core.errors import FormatError, ModelError, unknown
 from ecoflap.core.kernel.library import Values
@@ -30,6 +29,7 @@ from ecoflap.core.pruning.masks import MASKS, PackedMasks, read_masks
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.named_adapter import adapter_named, refusing_misfit
 from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.sealing.sums import SUMS, check_sums
 
 _PACKED: dict[str, Values] = {"packed": "exact", "packed-int8": "int8", "packed-int8a8": "int8a8"}
 _WEIGHTS = ("dense", *_PACKED)

@@ -10,7 +10,6 @@ from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ecoflap.core.disk.sums import check_listed
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import FormatError
@@ -19,6 +18,7 @@ from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.packed.into_model import is_packed
 from ecoflap.core.packed.load_model import load_masks
 from ecoflap.core.pruning.masks import MASKS, PackedMasks, pack, popcount
+from ecoflap.core.sealing.sums import check_listed
 
 _AT_ONCE = 4
 """So many sources are kept in memory, a bit for each weight: towers may have a source each."""

@@ -9,12 +9,12 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from ecoflap.core.disk.safetensors_header import DTYPES
-from ecoflap.core.disk.sealed import Sealed, open_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.packed.bits import bits_of, nonzero_bits, nonzeros_of, spread
 from ecoflap.core.packed.contents import FORMAT, Contents, Entry, contents_of
 from ecoflap.core.packed.shards import SHARD, Located, locate
 from ecoflap.core.pruning.masks import PackedMasks, all_kept, check_fit, popcount
+from ecoflap.core.sealing.sealed import Sealed, open_sealed
 
 _ANEW = "Fetch it anew, or export it anew: `ecoflap export` replaces what is there with --overwrite."
 

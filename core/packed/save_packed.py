@@ -10,12 +10,12 @@ from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
 
 from ecoflap.core.disk.safetensors_header import NAMES
-from ecoflap.core.disk.sealed import VERSION, SealedTensor, write_sealed
 from ecoflap.core.errors import EcoflapError, unknown
 from ecoflap.core.packed.bits import bits_of, gathered, nonzeros_pruned, zeroed
 from ecoflap.core.packed.contents import FORMAT, Contents, Entry
 from ecoflap.core.packed.shards import SHARD, About, divide, forget_shards, refuse_reserved, write_shards
 from ecoflap.core.pruning.masks import bits_in, popcount, shape_in
+from ecoflap.core.sealing.sealed import VERSION, SealedTensor, write_sealed
 
 _PRUNABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

@@ -8,11 +8,11 @@ from zlib import crc32
 
 import torch
 
-from ecoflap.core.disk.sealed import flat
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.planning.scores import folder_of
 from ecoflap.core.ranks.ranks import Ranks
+from ecoflap.core.sealing.sealed import flat
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from ecoflap.core.contracts.records import TokenChoice
-from ecoflap.core.disk.sealed_lines import has_seal, last_seal
-from ecoflap.core.disk.sealed_text import write_sealed_json
-from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.errors import RunError
 from ecoflap.core.planning.plan import Plan, PlannedGroup, PlannedLayer
 from ecoflap.core.planning.scores import Scores, read_scores
+from ecoflap.core.sealing.sealed_lines import has_seal, last_seal
+from ecoflap.core.sealing.sealed_text import write_sealed_json
+from ecoflap.core.sealing.validation import read_validated
 
 _WAY_OUT = "Restore the file, or begin the run anew with --fresh"
 

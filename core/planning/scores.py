@@ -14,9 +14,9 @@ from typing import Any, get_args
 from ecoflap.core.budget.curves import Curve
 from ecoflap.core.budget.weight_scores import WeightScores
 from ecoflap.core.contracts.records import Aggregate, Estimate, KeptScore, ScoreKind, Unit
-from ecoflap.core.disk.sealed_lines import read_lines
 from ecoflap.core.disk.whole_files import link_or_copy, whole_file, write_whole
 from ecoflap.core.errors import EcoflapError, ModelError, RunError
+from ecoflap.core.sealing.sealed_lines import read_lines
 
 _WAY_OUT = "Restore the file, or delete it and score anew"
 """Ends what is said of lines that are no scores."""

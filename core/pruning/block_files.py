@@ -13,13 +13,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ecoflap.core.disk.safetensors_header import StoredAs
-from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer
 from ecoflap.core.planning.plan import Plan
 from ecoflap.core.pruning.finished_weights import FinishedWeights, check_put_away
 from ecoflap.core.pruning.masks import PackedMasks, popcount
 from ecoflap.core.ranks.ranks import ALONE, Ranks
+from ecoflap.core.sealing.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 
 _FORMAT = "ecoflap.block"
 _WAY_OUT = "Delete it, and the run prunes that block again; or start anew with --fresh"

@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ecoflap.core.disk.reading import open_file
-from ecoflap.core.disk.sealed import hash_of, sealed, write_safetensors
 from ecoflap.core.disk.whole_files import link_or_copy
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, Place, copied, mapped
+from ecoflap.core.sealing.sealed import hash_of, sealed, write_safetensors
 
 _INDEX = "model.safetensors.index.json"
 """The file in which transformers looks up which weight is in which file."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from ecoflap.core.disk.sealed import SealedTensor, open_sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.parameter_masks import ParameterMasks
+from ecoflap.core.sealing.sealed import SealedTensor, open_sealed, write_sealed
 
 MASKS = "masks.safetensors"
 """The file of a run folder that holds the masks."""

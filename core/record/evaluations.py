@@ -17,8 +17,6 @@ from ecoflap.core.contracts.answers import is_text, shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.protocols import Adapter, Note
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.disk.sealed_lines import append_line, read_lines
-from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.disk.whole_files import sha256_of
 from ecoflap.core.errors import EcoflapError, ModelError, RunError
 from ecoflap.core.machine.part_code import code_of_parts, digests_of
@@ -26,6 +24,8 @@ from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.remembered import DENSE, open_remembered, take_over_remembered, write_remembered
 from ecoflap.core.record.report import RecordedMeasure
+from ecoflap.core.sealing.sealed_lines import append_line, read_lines
+from ecoflap.core.sealing.validation import wrong_places
 
 STAGES = ("dense", "pruned")
 CODE = "code"

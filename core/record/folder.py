@@ -6,12 +6,12 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from ecoflap.core.disk.sealed_lines import append_line, last_seal, read_lines
-from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text
-from ecoflap.core.disk.sums import check_sums
 from ecoflap.core.disk.whole_files import delete_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.remembered import DENSE
+from ecoflap.core.sealing.sealed_lines import append_line, last_seal, read_lines
+from ecoflap.core.sealing.sealed_text import read_sealed_json, read_sealed_text
+from ecoflap.core.sealing.sums import check_sums
 from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
 
 _ANEW = "Restore it, or begin the run anew with --fresh."

@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.errors import RunError
 from ecoflap.core.machine.environment import changed_versions
 from ecoflap.core.machine.part_code import PartCode, digests_of
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.sealing.sealed_text import write_sealed_json
 
 FROM_PYTHON = (
     "(folder=, accept_change=True and fresh=True from Python); in a sweep, whose --fresh empties all of its runs, "

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from ecoflap.core.disk.validation import wrong_places
 from ecoflap.core.errors import RunError
 from ecoflap.core.machine.environment import machine
 from ecoflap.core.machine.memory import MEASURED
@@ -18,6 +17,7 @@ from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.report import Report
+from ecoflap.core.sealing.validation import wrong_places
 
 
 @dataclass(frozen=True)

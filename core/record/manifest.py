@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from ecoflap.core.contracts.records import Check, StoredTensor
-from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.errors import FormatError
+from ecoflap.core.sealing.validation import read_validated
 
 MANIFEST = "manifest.json"
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ecoflap.core.contracts.answers import is_text, shown
 from ecoflap.core.disk.safetensors_header import NAMES
-from ecoflap.core.disk.sealed import Sealed, SealedTensor, open_sealed, with_way_out, write_sealed
 from ecoflap.core.disk.whole_files import link_or_copy, whole_file
 from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.sealing.sealed import Sealed, SealedTensor, open_sealed, with_way_out, write_sealed
 
 DENSE = "dense"
 """The folder of a run that holds the files."""

@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from ecoflap.core.budget.curves import Curve
 from ecoflap.core.contracts.records import TokenChoice
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.disk.sealed_lines import has_seal
-from ecoflap.core.disk.sealed_text import write_sealed_text
-from ecoflap.core.disk.validation import read_validated
 from ecoflap.core.errors import RunError
 from ecoflap.core.recipe.schema import rounds_in
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.recorded_recipe import RecordedRecipe
+from ecoflap.core.sealing.sealed_lines import has_seal
+from ecoflap.core.sealing.sealed_text import write_sealed_text
+from ecoflap.core.sealing.validation import read_validated
 
 
 class _Entry(BaseModel):

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.disk.sealed_text import read_sealed_json
 from ecoflap.core.errors import RunError, cut
+from ecoflap.core.sealing.sealed_text import read_sealed_json
 
 SWEEP = "sweep.json"
 LOCK = ".sweep.lock"

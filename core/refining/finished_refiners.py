@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ecoflap.core.contracts.events import Refined
-from ecoflap.core.disk.sealed import open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.refining.kept_steps import WAY_OUT, Kept, put, read_kept, taken
+from ecoflap.core.sealing.sealed import open_sealed, sealed, with_way_out, write_sealed
 
 FILE = "refined.safetensors"
 """Its name, among the finished blocks, with which it is deleted."""

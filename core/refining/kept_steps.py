@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.core.disk.on_disk import matrix_on_disk
-from ecoflap.core.disk.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import Ranks
+from ecoflap.core.sealing.sealed import Sealed, open_sealed, sealed, with_way_out, write_sealed
 
 FILE = "refining.safetensors"
 """Its name, among the finished blocks, with which it is deleted."""

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.report import Measures, RecordedGroup, RecordedMeasure, RecordedStage, Report
 from ecoflap.core.report.charts import Line, Panel, Strip, by_block
@@ -19,6 +18,7 @@ from ecoflap.core.report.rows import (
     measure_rows,
     refined_rows,
 )
+from ecoflap.core.sealing.sealed_text import write_sealed_text
 from ecoflap.core.text.columns import Column, left, right
 from ecoflap.core.text.numbers import NO_VALUE, bytes_text, time_text
 from ecoflap.core.text.strict_yaml import write_yaml

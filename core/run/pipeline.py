@@ -14,7 +14,6 @@ from torch import nn
 from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.paths import from_here
-from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, exported_manifests, provenance_of
 from ecoflap.core.machine.arithmetic import whole_float32
@@ -56,6 +55,7 @@ from ecoflap.core.run.same_ranks import (
     check_sendable,
     refuse_numbered_device,
 )
+from ecoflap.core.sealing.sealed_text import write_sealed_text
 
 _LONGEST_NAME = 120
 """Of a run folder, in characters; a file system takes 255 bytes, and a character may be several."""

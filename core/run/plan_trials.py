@@ -14,7 +14,6 @@ from torch import Tensor
 from ecoflap.core.budget.counts import exact
 from ecoflap.core.contracts.events import Progress
 from ecoflap.core.contracts.records import Batch, TokenChoice
-from ecoflap.core.disk.sealed_lines import append_line, read_lines
 from ecoflap.core.errors import NotFiniteError, RecipeError
 from ecoflap.core.forward.placement import outside_held, restored
 from ecoflap.core.forward.replay import Replay
@@ -26,6 +25,7 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.refining.dense_block import targets_of
+from ecoflap.core.sealing.sealed_lines import append_line, read_lines
 
 _LINE = {"candidate": str, "plan": str}
 _WAY_OUT = "Set sparsity lower, take another pruner, or write model.dtype: float32 where the model is of float16"

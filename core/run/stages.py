@@ -14,7 +14,6 @@ from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import PartError, blaming
 from ecoflap.core.contracts.records import Batch, Granularity
 from ecoflap.core.contracts.untouched import unwritten
-from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.disk.whole_files import whole_folder
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import FormatError, ModelError
@@ -39,6 +38,7 @@ from ecoflap.core.record.reuse import found_evaluation, found_scores
 from ecoflap.core.run.plan_trials import PlanTrials
 from ecoflap.core.run.run_state import RunState
 from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
+from ecoflap.core.sealing.sums import write_sums
 
 
 def evaluate(state: RunState, stage: str, model: nn.Module) -> None:

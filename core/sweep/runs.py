@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.sweep_list import SWEEP, is_sweep, swept_runs
+from ecoflap.core.sealing.sealed_text import write_sealed_json
 
 
 def record_runs(folder: Path, runs: Sequence[Mapping[str, Any]], *, fresh: bool = False) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecoflap.core.disk.reading import refuse_folder
-from ecoflap.core.disk.sums import SUMS, check_sums, read_sums
 from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.sealing.sums import SUMS, check_sums, read_sums
 
 MOST = 2**31
 """Elements of one tensor at most: no weight has more, and a damaged shape soon does."""

@@ -16,8 +16,8 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.disk.json_files import json_value, read_bytes
-from ecoflap.core.disk.sealed_text import read_sealed_json
 from ecoflap.core.errors import EcoflapError, FormatError, first_of, nearest
+from ecoflap.core.sealing.sealed_text import read_sealed_json
 
 NAMED = 3
 """How many layers that a plan lacks a message names one by one."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ecoflap import hookimpl
 from ecoflap.core.contracts.events import Event, Progress, RunFinished, RunStarted
-from ecoflap.core.disk.sealed_lines import append_line
+from ecoflap.core.sealing.sealed_lines import append_line
 
 
 class LogFile:

@@ -11,7 +11,6 @@ from transformers_version import is_before
 
 from ecoflap.core.cli.plan_report import prepared_tables
 from ecoflap.core.contracts.records import Meanwhile
-from ecoflap.core.disk.sealed import open_sealed
 from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
 from ecoflap.core.needs.disk import disk_needs
@@ -20,6 +19,7 @@ from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run.pipeline import run
+from ecoflap.core.sealing.sealed import open_sealed
 from ecoflap.plugins.pruners.alps import Alps
 
 MODELS = {**ROWS, **GENERIC_ROWS}

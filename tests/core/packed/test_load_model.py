@@ -15,12 +15,12 @@ from transformers_version import is_before
 import ecoflap
 from ecoflap.adapters.hubs.description import describe
 from ecoflap.core.contracts.protocols import PrunedModel
-from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import EcoflapError, FormatError, ModelError
 from ecoflap.core.model.source import open_source
 from ecoflap.core.packed.into_model import without_weights
 from ecoflap.core.packed.save_packed import save_packed
 from ecoflap.core.pruning.masks import save_masks
+from ecoflap.core.sealing.sums import write_sums
 from ecoflap.exporters.safetensors import FILE, Safetensors
 
 WHOLE = [name for name in sorted(ROWS) if ROWS[name].is_whole_on_disk]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import FormatError
 from ecoflap.core.packed.masks_from import mask_files, masks_from
 from ecoflap.core.packed.save_packed import save_packed
 from ecoflap.core.pruning.masks import save_masks
+from ecoflap.core.sealing.sums import write_sums
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ecoflap.core.disk import sealed
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.packed import save_packed as writing
 from ecoflap.core.packed.read_packed import inspect_packed, load_packed, masks_in, stream_packed
 from ecoflap.core.packed.save_packed import save_packed
 from ecoflap.core.pruning.masks import PackedMasks, pack
+from ecoflap.core.sealing import sealed
 
 BITS = {torch.float32: np.uint32, torch.float16: np.uint16, torch.bfloat16: np.uint16, torch.float64: np.uint64}
 FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ecoflap.core.disk.sealed import flat, open_sealed
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.packed import save_packed as writing
 from ecoflap.core.packed import shards as packed_shards
@@ -18,6 +17,7 @@ from ecoflap.core.packed.contents import Contents
 from ecoflap.core.packed.read_packed import inspect_packed, load_packed, masks_in, stream_packed
 from ecoflap.core.packed.save_packed import save_packed
 from ecoflap.core.packed.shards import divide
+from ecoflap.core.sealing.sealed import flat, open_sealed
 
 FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 NAME = "model.packed.safetensors"

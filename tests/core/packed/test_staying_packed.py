@@ -10,10 +10,10 @@ from exported import bits, half_pruned, outputs, packed_names
 from table import ROWS, marked
 
 import ecoflap
-from ecoflap.core.disk.sealed import flat
 from ecoflap.core.errors import FormatError, KernelError, ModelError
 from ecoflap.core.kernel.packed_module import PackedLinear
 from ecoflap.core.packed import forms, read_packed
+from ecoflap.core.sealing.sealed import flat
 from ecoflap.exporters.safetensors import Safetensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:no matrix of this model runs packed")  # each is asked why

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ecoflap.core.disk import sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.pruning import masks
@@ -26,6 +25,7 @@ from ecoflap.core.pruning.masks import (
     shape_in,
     unpack,
 )
+from ecoflap.core.sealing import sealed
 
 SHAPES = st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple)
 

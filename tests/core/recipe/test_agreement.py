@@ -4,11 +4,11 @@ import pytest
 from sealed_by_hand import write_lines
 
 from ecoflap import Curve
-from ecoflap.core.disk.sealed_text import write_sealed_text
 from ecoflap.core.errors import RecipeError
 from ecoflap.core.planning.scores import header_line, score_line
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
+from ecoflap.core.sealing.sealed_text import write_sealed_text
 from ecoflap.plugins.scorers.outlier_share import OutlierShare
 
 REGISTRY = load_registry(installed=False)

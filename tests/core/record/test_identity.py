@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from ecoflap.core.disk.sealed_lines import append_line
 from ecoflap.core.errors import RunError
 from ecoflap.core.machine.part_code import PartCode
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.identity import Identity
+from ecoflap.core.sealing.sealed_lines import append_line
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 
-from ecoflap.core.disk.sealed import open_sealed
 from ecoflap.core.errors import EcoflapError, FormatError
 from ecoflap.core.record.remembered import (
     check_remembered,
@@ -14,6 +13,7 @@ from ecoflap.core.record.remembered import (
     take_over_remembered,
     write_remembered,
 )
+from ecoflap.core.sealing.sealed import open_sealed
 
 TENSORS = {
     "rows 0": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).T,

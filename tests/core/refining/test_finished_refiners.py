@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from ecoflap.core.contracts.events import Refined
-from ecoflap.core.disk.sealed import check_sealed, sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.refining.finished_refiners import FORMAT, FinishedRefiners
 from ecoflap.core.refining.kept_steps import taken
+from ecoflap.core.sealing.sealed import check_sealed, sealed, write_sealed
 
 BETTER = {"training": 1.0, "held_out": 1.5}
 DONE = [

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ecoflap.core.disk.on_disk import lies_on_disk
-from ecoflap.core.disk.sealed import check_sealed, open_sealed, sealed, write_sealed
 from ecoflap.core.errors import FormatError
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.refining.kept_steps import FORMAT, Kept, KeptSteps, put
+from ecoflap.core.sealing.sealed import check_sealed, open_sealed, sealed, write_sealed
 
 OWN = '{"refiner": "distill", "failed": 0, "of": 7, "done": 3}'
 GOALS = (torch.linspace(-1, 1, 12).reshape(3, 4), torch.linspace(2, 3, 5))

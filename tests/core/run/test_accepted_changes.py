@@ -6,11 +6,11 @@ import pytest
 
 import ecoflap
 from ecoflap.core.contracts.events import StageStarted
-from ecoflap.core.disk.sealed_text import write_sealed_json
 from ecoflap.core.errors import RunError
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.identity import Identity
 from ecoflap.core.run import pipeline
+from ecoflap.core.sealing.sealed_text import write_sealed_json
 
 NEWER = {"python": "3.11.7", "ecoflap": "9.0", "torch": "2.99"}
 OLDER = {"python": "3.11.7", "ecoflap": "8.0", "torch": "2.98", "gguf": "1"}

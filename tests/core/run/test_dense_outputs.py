@@ -16,13 +16,13 @@ from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import StageStarted
 from ecoflap.core.contracts.protocols import Dataset, ignore
 from ecoflap.core.contracts.records import Measure
-from ecoflap.core.disk.sealed import open_sealed
 from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.export.verify import verify
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.remembered import check_remembered
+from ecoflap.core.sealing.sealed import open_sealed
 from ecoflap.core.sweep.request import SweepRequest
 from ecoflap.core.sweep.sweep import sweep
 from ecoflap.plugins.datasets.text import Text

@@ -605,7 +605,7 @@ def test_a_file_has_the_same_bytes_whatever_was_traced_before(tmp_path):
 
 def test_the_loader_takes_no_byte_for_another(tmp_path):
     from ecoflap import torchscript
-    from ecoflap.core.disk.sums import write_sums
+    from ecoflap.core.sealing.sums import write_sums
 
     (path,) = TorchScript()(uses(), tmp_path).files
     with pytest.raises(FormatError, match=r"no SHA256SUMS lies beside it.* Move it back or export it again"):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ecoflap import torchscript
-from ecoflap.core.disk.sums import write_sums
 from ecoflap.core.errors import FormatError
+from ecoflap.core.sealing.sums import write_sums
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from typing import Any
 
 from ecoflap.core.disk.json_files import mapping_in, read_bytes
 from ecoflap.core.disk.reading import refuse_irregular, unread
-from ecoflap.core.disk.seals import check_seal
 from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, sync
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import RunError
+from ecoflap.core.sealing.seals import check_seal
 
 _LINE = re.compile(rb'(\{.+), "seal": "([0-9a-f]{64})"\}', re.DOTALL)
 _LENGTH = len(b', "seal": ""}\n') + 64

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoflap.core.disk import sealed_lines
-from ecoflap.core.disk.sealed_lines import append_line, has_seal, last_seal, read_lines
 from ecoflap.core.errors import RunError
+from ecoflap.core.sealing import sealed_lines
+from ecoflap.core.sealing.sealed_lines import append_line, has_seal, last_seal, read_lines
 
 
 def by_hand(*bodies):

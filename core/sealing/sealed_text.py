@@ -16,9 +16,9 @@ from typing import Any
 
 from ecoflap.core.disk.json_files import LARGEST, mapping_in, read_bytes
 from ecoflap.core.disk.reading import unread
-from ecoflap.core.disk.seals import check_seal
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import EcoflapError, RunError
+from ecoflap.core.sealing.seals import check_seal
 
 _SEAL = re.compile(rb"[0-9a-f]{64}-(?:[0-9a-f]{4})+")
 

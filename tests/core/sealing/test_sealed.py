@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ecoflap.core.disk import sealed
-from ecoflap.core.disk.sealed import SealedTensor, flat, open_sealed, write_sealed
 from ecoflap.core.errors import EcoflapError, FormatError
+from ecoflap.core.sealing import sealed
+from ecoflap.core.sealing.sealed import SealedTensor, flat, open_sealed, write_sealed
 
 
 def parts(**tensors):

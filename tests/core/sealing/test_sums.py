@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoflap.core.disk.sums import check_listed, check_sums, differing, read_sums, write_sums
 from ecoflap.core.errors import FormatError
+from ecoflap.core.sealing.sums import check_listed, check_sums, differing, read_sums, write_sums
 
 
 @pytest.fixture(scope="module")

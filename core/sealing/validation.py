@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ecoflap.core.disk.sealed_text import read_sealed_text
 from ecoflap.core.errors import EcoflapError
+from ecoflap.core.sealing.sealed_text import read_sealed_text
 
 Contents = TypeVar("Contents", bound=BaseModel)
 

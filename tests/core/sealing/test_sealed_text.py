@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecoflap.core.disk.sealed_text import read_sealed_json, read_sealed_text, write_sealed_json, write_sealed_text
 from ecoflap.core.errors import FormatError, RunError
+from ecoflap.core.sealing.sealed_text import read_sealed_json, read_sealed_text, write_sealed_json, write_sealed_text
 
 CONTENT = {"version": 1, "layers": {"a": {"size": 8, "keep": 4}, "b": {"size": 6, "keep": 3}}, "name": "é"}
 
