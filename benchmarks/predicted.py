@@ -55,9 +55,13 @@ def table() -> Iterator[str]:
         "disk for `model/`, masks and a packed export",
         [sum(size for _, size in disk_needs(one, IN_MEMORY).files) for one in of_wanda],
     )
-    for where, places in (("in memory", IN_MEMORY), ("`offload: disk`", OFFLOADED)):
-        besides = [disk_needs(one, places).meanwhile for one in of_wanda]
-        yield row(f"besides until `model/` is complete, {where}", besides)
+    for prune, where, places in (
+        ("wanda", "wherever the model is", OFFLOADED),
+        ("sparsegpt", "in memory", IN_MEMORY),
+        ("sparsegpt", "`offload: disk`", OFFLOADED),
+    ):
+        besides = [disk_needs(of[prune], places).meanwhile for of in plans.values()]
+        yield row(f"besides until `model/` is complete, `{prune}`, {where}", besides)
     yield "\nWith joint: true, wanda, offload: disk and keep: disk:"
     yield ", ".join(bytes_text(memory_needs(one, SPILLED).peak) for one in joint)
 

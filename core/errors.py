@@ -25,6 +25,10 @@ def _with_escapes(problem: str) -> str:
     return problem.replace("\r", r"\r").replace("\n", r"\n")
 
 
+class WayOut(BaseException):
+    """Leaves what is running, and is nobody's mistake. It is no Exception, which a model or a part may catch."""
+
+
 class RecipeError(EcoflapError):
     """Says why a recipe cannot be run as it is written."""
 

@@ -84,7 +84,7 @@ def is_finite(values: Float[Tensor, "..."]) -> bool:
 
     The extremes show it: to find them takes a fraction of the time that a look at every element takes.
     """
-    return not values.numel() or all(isfinite(float(extreme)) for extreme in values.aminmax())
+    return not values.numel() or all(isfinite(float(extreme)) for extreme in values.detach().aminmax())
 
 
 def zeros_first(metric: Float[Tensor, "out in"], weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:

@@ -27,6 +27,8 @@ from ecoflap.core.run.spare_memory import spare_for_pruning, spare_for_scoring
 from ecoflap.core.text.numbers import bytes_text
 
 _NOT_KNOWN = "not known before the data are read"
+_MINUTES = f"{KeptSteps.EVERY / 60:g} minutes"
+"""How long a refiner of the whole model trains before its steps are kept."""
 
 Row: TypeAlias = tuple[str, str, str]
 """Of what, how much, and what that is made of."""
@@ -48,7 +50,10 @@ def needs(prepared: Prepared) -> Iterator[Row]:
     yield from _disk(prepared, places, written)
     on_disk = {other: disk_needs(prepared, other).peak for other in others}
     least = [other for other in others if unknown and other.spilled]
-    yield from _there("disk free here", _free_disk(), written.peak, on_disk, least)
+    there = _free_disk()
+    is_close = there is not None and written.peak <= there < written.peak + written.longer
+    unless = f"if refining takes over {_MINUTES}" if is_close else ""
+    yield from _there("disk free here", there, written.peak, on_disk, least, unless)
 
 
 def _is_unknown(prepared: Prepared) -> bool:
@@ -125,17 +130,25 @@ def _free_disk() -> int | None:
 
 
 def _there(
-    what: str, there: int | None, peak: int, others: Mapping[Places, int], least: Container[Places] = ()
+    what: str,
+    there: int | None,
+    peak: int,
+    others: Mapping[Places, int],
+    least: Container[Places] = (),
+    unless: str = "",
 ) -> Iterator[Row]:
     """Say what there is of something, whether the recipe's run fits into it, and what each other choice takes.
 
     :param peak: Bytes of it that the run takes with model and record where the recipe has them.
     :param others: Bytes that it takes with these elsewhere.
     :param least: Those of them of which that is the least that it takes.
+    :param unless: In which case the recipe's run does not fit that fits otherwise; empty where there is none.
     """
     said = [_said(places, size, there, is_least=places in least) for places, size in others.items()]
     if there is not None and peak > there:
         said = ["the recipe as it is does not fit", *said]
+    elif unless:
+        said = [f"the recipe as it is does not fit {unless}", *said]
     if said:
         yield what, "not known" if there is None else bytes_text(there), "; ".join(said)
 
@@ -162,18 +175,19 @@ def _disk(prepared: Prepared, places: Places, written: DiskNeeds) -> Iterator[Ro
         before = ["of the round before"] if rounds > 1 else []
         before += ["before the model is refined"] if prepared.model_refiners else []
         what = f"masks of finished blocks{', and all weights ' if before else ''}{' and '.join(before)}"
-    made_of, minutes = f"{what}, until model/ is complete", f"{KeptSteps.EVERY / 60:g} minutes"
+    made_of = f"{what}, until model/ is complete"
     for name, size in (
         ("weights of another type or put together, for refiners and outside blocks", written.beside),
         ("earlier, while candidates are tried,", written.trying),
         ("gradients of the loss", written.gradients),
         ("recorded activations", written.spilled),
-        (f"the refiner's steps, if it takes over {minutes}, twice while they are written,", written.steps),
         ("what it trains", written.trained),
         ("experts put together, twice while model/ is read back,", 2 * written.put_together),
         ("later, while a view is exported,", written.exporting),
     ):
         made_of += f"; {name} {bytes_text(size)}" if size else ""
+    if written.longer:
+        made_of += f"; {bytes_text(written.longer)} more for the refiner's steps if it takes over {_MINUTES}"
     is_least = places.spilled and _is_unknown(prepared)
     made_of += f"; recorded activations {_NOT_KNOWN}" if is_least else ""
     yield "disk meanwhile", f"{'at least ' * is_least}{bytes_text(written.meanwhile)}", made_of

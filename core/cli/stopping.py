@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ecoflap.core.contracts.events import Event, RunStarted
+from ecoflap.core.errors import WayOut
 from ecoflap.core.ranks.launch import are_several, how_ended
 
 GOES_ON = "stopped; the same command goes on from here"
@@ -29,7 +30,7 @@ _SPEAKS = 'while read -r line; do case $line in *": Bus error"*) printf "\\n%s\\
 """What a shell does that is given what faulthandler writes, and is called by what there is to say."""
 
 
-class Stopped(BaseException):
+class Stopped(WayOut):
     """Says that a signal was received. It is no KeyboardInterrupt, which libraries catch and give codes of their own.
 
     :param number: The signal's.

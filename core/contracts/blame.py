@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from ecoflap.core.errors import EcoflapError, one_line
+from ecoflap.core.errors import EcoflapError, WayOut, one_line
 
 Item = TypeVar("Item")
 _CORE = Path(__file__).resolve().parents[1]
@@ -25,9 +25,9 @@ def blaming(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except EcoflapError:
+    except (EcoflapError, WayOut, KeyboardInterrupt, GeneratorExit):  # the last is of one that nobody asks on
         raise
-    except (Exception, SystemExit) as error:  # a part may come from anywhere, raise anything, and end no run of others
+    except BaseException as error:  # a part may come from anywhere, raise anything, and end no run of others
         raise PartError(f"{what} raised {sentence_of(error)}{_place_of(error)}") from error
 
 

@@ -144,12 +144,15 @@ class PrunerOptions(PartOptions):
     :cvar needs: The types of the statistics (``Statistic``) that it is given of a layer's inputs; none by default.
     :cvar dense_weights: Whether it looks at ``seen.dense_weight``, so that with ``rounds`` the matrices as they were
         before the first one are held beside the model.
+    :cvar changes_weights: Whether it changes weights that it keeps, so that finished blocks hold more than masks, for
+        the plan.
     :cvar allocate: The allocator, written as in a recipe, that a recipe has by default with this pruner, where it alone
         keeps what the pruner will; None, the default, for a pruner that prunes by any plan.
     """
 
     needs: tuple[type[Any], ...] = ()
     dense_weights: bool = False
+    changes_weights: bool = True
     allocate: Mapping[str, Any] | None = None
 
     def files(self) -> Iterable[Path] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import ModelError, first_of
@@ -52,6 +52,21 @@ def unwritten(who: str, given: Mapping[str, Tensor], cure: str, *, counting: boo
         raise ModelError(
             f"{who} wrote into {first_of(written, 3)}, which it is given to look at, and others look at next. {cure}"
         )
+
+
+@contextmanager
+def modes_put_back(model: nn.Module) -> Iterator[None]:
+    """Put back behind a part which of a model's modules train, and whether torch follows gradients.
+
+    A module that trains drops some of what it gives, so that masks would depend on who had looked at the model before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.set_grad_enabled(torch.is_grad_enabled()):
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 def _seen(tensor: Tensor, counting: bool) -> tuple[Any, Tensor]:

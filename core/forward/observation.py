@@ -318,11 +318,14 @@ class Observation(BlockWatch):
         return Statistics(made, is_fed=False)
 
 
-def bytes_of_statistic(kind: type[Any], in_features: int) -> int:
-    """Give the bytes that a statistic of so many inputs holds, for the plan; nothing is held meanwhile."""
+def bytes_of_statistic(kind: type[Any], outputs: int, inputs: int) -> int:
+    """Give the bytes that a statistic of a layer of so many outputs and inputs holds, for the plan; nothing is held
+    meanwhile. What one of gradients makes of the first it is given is taken for a number a weight in float32.
+    """
     with blaming(f"the statistic {kind.__name__}, made without memory,"), torch.device("meta"):
-        values = vars(kind(in_features)).values()
-    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+        values = vars(kind(inputs)).values()
+    of_gradients = 4 * outputs * inputs if issubclass(kind, GradientStatistic) else 0
+    return of_gradients + sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 def _made_of(kind: type[Any], in_features: int, device: torch.device) -> Any:

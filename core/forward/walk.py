@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.core.disk.on_disk import OnDisk, lies_on_disk, on_disk
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, WayOut
 from ecoflap.core.forward.placement import Placement, map_tensors, replaced_forwards
 from ecoflap.core.model.anatomy import Block
 
 
-class Finished(BaseException):
-    """Ends a forward. Not an Exception: a model's own ``except Exception`` must not catch it."""
+class Finished(WayOut):
+    """Ends a forward."""
 
 
 @dataclass(frozen=True)

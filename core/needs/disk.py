@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ecoflap.core.needs.exports import exported_bytes, meanwhile_of
 from ecoflap.core.needs.memory import Places
 from ecoflap.core.needs.sizes import (
+    bytes_in_block_files,
     bytes_in_scratch,
     bytes_inside_blocks,
     bytes_of_blocks,
@@ -27,7 +28,8 @@ class DiskNeeds:
     """Is what a run writes, in bytes.
 
     :param files: What it leaves, by name.
-    :param blocks: Finished blocks of all rounds; where the model stays in files, their masks, and all weights of the
+    :param blocks: Finished blocks of all rounds, their masks and the weights that more than these changes; where the
+        model stays in files, their masks, and all weights of the
         round before, and of blocks as they were before the whole model was refined.
     :param beside: Where the model stays in files, weights that these do not have as they are computed with, as far as
         they are there when the last blocks are finished.
@@ -54,14 +56,20 @@ class DiskNeeds:
 
     @property
     def meanwhile(self) -> int:
-        """Give what is there at the most until the run is done, beside what it leaves."""
-        pruning = self.blocks + self.beside + self.gradients + self.spilled + self.steps + self.trained
+        """Give what is there at the most until the run is done, beside what it leaves and without :attr:`steps`."""
+        pruning = self.blocks + self.beside + self.gradients + self.spilled + self.trained
         saving = self.blocks + self.beside + 2 * self.put_together
         return max(pruning, saving, self.trying, self.put_together + self.exporting)
 
     @property
+    def longer(self) -> int:
+        """Give how much more it is where a refiner of the whole model takes long enough for its steps to be written."""
+        pruning = self.blocks + self.beside + self.gradients + self.spilled + self.trained
+        return max(0, pruning + self.steps - self.meanwhile)
+
+    @property
     def peak(self) -> int:
-        """Give what is there at the most, with what the run leaves."""
+        """Give what is there at the most, with what the run leaves and without :attr:`longer`."""
         return sum(size for _, size in self.files) + self.meanwhile
 
 
@@ -78,7 +86,7 @@ def disk_needs(prepared: Prepared, places: Places) -> DiskNeeds:
         spilled = bytes_of_record(prepared) * (1 + len(prepared.targets_asked) + copied)
         spilled += bytes_inside_blocks(prepared)
         gradients = max(gradients, bytes_of_scorer(prepared)[1])  # the scorer's are gone when pruners ask for theirs
-    blocks = prepared.recipe.round_count * (prepared.size * width + masks)
+    blocks = bytes_in_block_files(prepared)
     beside = trying = 0
     if places.offloaded:
         blocks, beside, trying = _offloaded(prepared)

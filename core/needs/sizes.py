@@ -64,6 +64,21 @@ def bytes_of_blocks(prepared: Prepared) -> int:
     return bytes_of_weight(prepared) * sum(parameters.values())
 
 
+def bytes_in_block_files(prepared: Prepared) -> int:
+    """Give the bytes of the finished blocks of all rounds: masks, and weights where more than their mask changes them.
+
+    Refiners train those of the last round alone.
+    """
+    rounds, refined = prepared.recipe.round_count, prepared.block_refiners
+    pruned = {layer.name for pool in prepared.pools for _, layer in pool.layers}
+    found = rounds * (prepared.size // 8)
+    for block, layer in prepared.anatomy.layers():
+        if layer.name in pruned:
+            changed = rounds if prepared.pruners[block.tower].options.changes_weights else bool(refined[block.tower])
+            found += changed * layer.size * bytes_of_weight(prepared)
+    return found
+
+
 def bytes_of_statistics(prepared: Prepared) -> int:
     """Give the bytes of the statistics of the block that needs most.
 
@@ -72,7 +87,7 @@ def bytes_of_statistics(prepared: Prepared) -> int:
     pruners = prepared.pruners
     return max(
         sum(
-            bytes_of_statistic(statistic, layer.shape[1])
+            bytes_of_statistic(statistic, *layer.shape)
             for layer in prepared.anatomy.layers_of[block.name]
             for statistic in pruners[block.tower].options.needs
         )

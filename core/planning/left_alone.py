@@ -7,6 +7,7 @@ from pathlib import Path
 from zlib import crc32
 
 import torch
+from torch import Tensor
 
 from ecoflap.core.errors import ModelError
 from ecoflap.core.model.anatomy import Layer
@@ -55,5 +56,11 @@ def _checksums(layers: Sequence[Layer]) -> dict[str, int]:
     sums: dict[int, int] = {}
     for layer in layers:
         if id(layer.parameter) not in sums:
-            sums[id(layer.parameter)] = crc32(flat(layer.parameter.data).view(torch.uint8).numpy().data)
+            sums[id(layer.parameter)] = _checksum(layer.parameter)
     return {layer.name: sums[id(layer.parameter)] for layer in layers}
+
+
+def _checksum(parameter: Tensor) -> int:
+    if parameter.is_meta:  # a scorer took its numbers away
+        return -1
+    return crc32(flat(parameter.data).view(torch.uint8).numpy().data)

@@ -170,7 +170,7 @@ def _budgeted(
     if before is not None:
         groups = [replace(group, cap=sum(before.layers[name].keep for name in group.layers)) for group in groups]
     keep = keep_count(pool.size, pool.sparsity)
-    kept = _checked_keeps(type(allocator).__name__, groups, keep, allocator(groups, keep))
+    kept = _checked_keeps(type(allocator).__name__, groups, keep, allocator(list(groups), keep))
     for group, count in zip(groups, kept, strict=True):
         inside = members[group.name]
         sizes, names = [layer.size for _, layer in inside], [layer.name for _, layer in inside]

@@ -33,7 +33,8 @@ def pruned_layer(
     """
     try:
         who = f"the pruner {pruner.use}"
-        with seeded(seed_for(seed, "prune", place.name)), blaming(who), untouched(who, weight, seen):
+        as_before = torch.set_grad_enabled(torch.is_grad_enabled())
+        with as_before, seeded(seed_for(seed, "prune", place.name)), blaming(who), untouched(who, weight, seen):
             pruned: Pruned = pruner.built(weight, seen, planned.budget, place)
             problem = what_is_wrong(pruned, weight, planned.budget)
     except EcoflapError as error:
@@ -51,6 +52,24 @@ def what_is_wrong(pruned: Any, weight: Float[Tensor, "out in"], budget: Budget) 
         return f"noted {shown(pruned.notes)}; notes are a tuple of sentences"
     if not isinstance(pruned.mended, tuple) or not all(map(_is_told, pruned.mended)):
         return f"mended {shown(pruned.mended)}; what was mended is a tuple of Mended with finite errors"
+    for what, tensor in (("a mask", pruned.mask), ("a weight", pruned.weight)):
+        if (kind := _of_another_kind(tensor, weight.device)) is not None:
+            return f"returned {what} {kind}"
+    return _what_is_wrong_with(pruned, weight, budget)
+
+
+def _of_another_kind(tensor: Any, device: torch.device) -> str | None:
+    """Say where a mask or a weight is no tensor that can be computed with as the layer's own."""
+    if not isinstance(tensor, Tensor):
+        return f"that is {shown(tensor)}; it is a tensor"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        return f"that is {kind}; it is dense, with a number for each weight"
+    return f"on {tensor.device}; the layer is on {device}" if tensor.device != device else None
+
+
+def _what_is_wrong_with(pruned: Pruned, weight: Float[Tensor, "out in"], budget: Budget) -> str | None:
+    """Say what is wrong with tensors that can be computed with."""
     if pruned.mask.dtype != torch.bool or pruned.mask.shape != weight.shape:
         mask = f"{pruned.mask.dtype} {tuple(pruned.mask.shape)}"
         return f"returned a mask of {mask} for a weight of {tuple(weight.shape)}"

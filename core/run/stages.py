@@ -13,7 +13,7 @@ from torch import nn
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.contracts.blame import PartError, blaming
 from ecoflap.core.contracts.records import Batch, Granularity
-from ecoflap.core.contracts.untouched import unwritten
+from ecoflap.core.contracts.untouched import modes_put_back, unwritten
 from ecoflap.core.disk.whole_files import whole_folder
 from ecoflap.core.disk.write_errors import explained
 from ecoflap.core.errors import FormatError, ModelError
@@ -60,17 +60,14 @@ def evaluate(state: RunState, stage: str, model: nn.Module) -> None:
 
 @contextmanager
 def _left_as_it_was(evaluator: str, model: nn.Module, is_on_disk: bool) -> Iterator[None]:
-    """Refuse an evaluator that has changed a weight, which is exported next, and put back whether modules train.
+    """Refuse an evaluator that has changed a weight, which is exported next, and put back modes of the model's.
 
     :param is_on_disk: Whether weights stay in their files, which nobody writes to, and are not read for this.
     """
-    modes = [(module, module.training) for module in model.modules()]
     given = {} if is_on_disk else dict(model.named_parameters())
     cure = "Have it put back what it changes, or work on a copy. A run that goes on reads the model anew"
-    with unwritten(f"the evaluator {evaluator}", given, cure, counting=False):
+    with modes_put_back(model), unwritten(f"the evaluator {evaluator}", given, cure, counting=False):
         yield
-    for module, mode in modes:
-        module.training = mode
 
 
 def _take_over_evaluation(state: RunState, evaluation: Evaluation) -> bool:
@@ -189,7 +186,7 @@ def _scored(state: RunState, batches: Sequence[Batch], layers: Sequence[tuple[Bl
     spare = spare_for_scoring(state.prepared)
     path, emit, refuse_changed = state.folder.scores, state.log.emit, state.model.refuse_changed
     alone = left_alone(keys.scorer.use, [layer for _, layer in layers], path, ranks, refuse_changed)
-    with alone, state.replay(batches, data, dtype, ranks, spare) as replay:
+    with alone, modes_put_back(state.model.get()), state.replay(batches, data, dtype, ranks, spare) as replay:
         return score_layers(keys.scorer, keys.aggregate, replay, layers, path, emit, refuse_changed)
 
 

@@ -5,7 +5,7 @@ A new criterion is one formula: a part of kind ``metric``, as those in ``plugins
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +31,7 @@ class ByMetric:
 
     metric: Metric
     compare: Compare = "row"
+    changes_weights: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[type[Any], ...]:

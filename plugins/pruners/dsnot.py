@@ -30,7 +30,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Mended, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError, refuse_below_one
-from ecoflap.plugins.pruners.shared.inner import held_by, looks_at_dense, needs_with, prune_by
+from ecoflap.plugins.pruners.shared.inner import changes_weights, held_by, looks_at_dense, needs_with, prune_by
 from ecoflap.plugins.pruners.wanda import Wanda
 
 _TOKENS = 2048
@@ -113,6 +113,10 @@ class Dsnot:
     @property
     def dense_weights(self) -> bool:
         return looks_at_dense(self.inner)
+
+    @property
+    def changes_weights(self) -> bool:
+        return changes_weights(self.inner)
 
     def held_numbers(self, outputs: int, inputs: int) -> int:
         """Count what is made of the weights, or what the inner pruner holds before that, if it is more."""

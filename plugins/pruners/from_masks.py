@@ -43,6 +43,7 @@ class FromMasks:
     path: Path
     zeros: bool = False
     needs: ClassVar[tuple[type[Statistic], ...]] = ()
+    changes_weights: ClassVar[bool] = False
 
     @property
     def allocate(self) -> Mapping[str, Any]:

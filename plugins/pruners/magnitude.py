@@ -29,6 +29,11 @@ class Magnitude:
 
     compare: Compare = "layer"
     needs: ClassVar[tuple[type[Statistic], ...]] = ()
+    changes_weights: ClassVar[bool] = False
+
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Count the metric, a copy of it that is compared, what compares them, and the weights that are kept."""
+        return 4 * outputs * inputs
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()

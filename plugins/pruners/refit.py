@@ -64,8 +64,13 @@ class Refit:
         return looks_at_dense(self.inner)
 
     def held_numbers(self, outputs: int, inputs: int) -> int:
-        """Count a second Gram matrix and what is made of the weights, or what the inner pruner holds if it is more."""
-        return max(inputs**2 + 10 * outputs * inputs, held_by(self.inner, outputs, inputs))
+        """Count a second Gram matrix and what is made of the weights, or what the inner pruner holds if it is more.
+
+        To solve exactly takes four times the matrices of the rows that are solved together, half of the weights kept:
+        these, what is taken of the Gram matrix for them, and two of the factorisation.
+        """
+        own = min(max(_AT_ONCE, inputs**2), outputs * inputs**2 // 4) if self.solver == "exact" else 0
+        return max(inputs**2 + 10 * outputs * inputs + 4 * own, held_by(self.inner, outputs, inputs))
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         return mended(self.inner, weight, seen, budget, layer, self._refit, "refit")

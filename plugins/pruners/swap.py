@@ -25,7 +25,7 @@ from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import refuse_below_one
 from ecoflap.core.forward.gram import Gram
-from ecoflap.plugins.pruners.shared.inner import held_by, looks_at_dense, needs_with
+from ecoflap.plugins.pruners.shared.inner import changes_weights, held_by, looks_at_dense, needs_with
 from ecoflap.plugins.pruners.shared.mended import mended
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram
 from ecoflap.plugins.pruners.wanda import Wanda
@@ -64,6 +64,10 @@ class Swap:
     @property
     def dense_weights(self) -> bool:
         return looks_at_dense(self.inner)
+
+    @property
+    def changes_weights(self) -> bool:
+        return changes_weights(self.inner)
 
     def held_numbers(self, outputs: int, inputs: int) -> int:
         """Count a second Gram matrix and what is made of the weights, or what the inner pruner holds if it is more."""

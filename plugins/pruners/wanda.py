@@ -31,6 +31,11 @@ class Wanda:
 
     compare: Compare = "row"
     needs: ClassVar[tuple[type[Statistic], ...]] = (ColumnNorm,)
+    changes_weights: ClassVar[bool] = False
+
+    def held_numbers(self, outputs: int, inputs: int) -> int:
+        """Count the metric, a copy of it that is compared, what compares them, and the weights that are kept."""
+        return 4 * outputs * inputs
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:
         weight = weight.detach()

@@ -27,6 +27,12 @@ def looks_at_dense(inner: Pruner) -> bool:
     return looks
 
 
+def changes_weights(inner: Pruner) -> bool:
+    """Say whether the inner pruner changes weights that it keeps."""
+    changes: bool = options_of(PrunerOptions, inner).changes_weights
+    return changes
+
+
 def held_by(inner: Pruner, outputs: int, inputs: int) -> int:
     """Tell how many numbers the inner pruner holds while it prunes a layer."""
     held: int = options_of(PrunerOptions, inner).held_numbers(outputs, inputs)

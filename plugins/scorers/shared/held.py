@@ -28,4 +28,4 @@ def held_with_statistics(anatomy: Anatomy, needs: Sequence[type[Any]], solving: 
 def _statistics_of(layers: Iterable[Layer], needs: Sequence[type[Any]]) -> int:
     """Count those of one block; sums of the loss' gradient lie with the record, and are counted there."""
     of_inputs = [need for need in needs if not issubclass(need, LossStatistic)]
-    return sum(bytes_of_statistic(need, layer.shape[1]) for layer in layers for need in of_inputs) // _BYTES
+    return sum(bytes_of_statistic(need, *layer.shape) for layer in layers for need in of_inputs) // _BYTES

@@ -276,7 +276,9 @@ def test_each_choice_is_told_with_its_disk_and_what_does_not_fit(pico_llama_fold
     monkeypatch.setattr("ecoflap.core.cli.needs_table.free_for", lambda path: free[""])
 
     def row() -> tuple[float, dict[str, float], str]:
-        rows = {what: (size, told) for what, size, told in rows_of(pico_llama_folder, calibration=text)}
+        rows = {
+            what: (size, told) for what, size, told in rows_of(pico_llama_folder, calibration=text, prune="sparsegpt")
+        }
         asked = in_bytes(rows["disk"][0]) + in_bytes(rows["disk meanwhile"][0])
         told = rows["disk free here"][1]
         takes = re.findall(r"(?:^|; )(\w[^;]*?) takes ([\d.]+ \w+)", told)

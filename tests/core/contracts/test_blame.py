@@ -1,5 +1,6 @@
 """Whose line is named where code of a part raises, in the part itself, in a library or in the engine that it calls."""
 
+import asyncio
 import inspect
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from ecoflap.core.budget.counts import keep_count
+from ecoflap.core.cli.stopping import Stopped
 from ecoflap.core.contracts.blame import PartError, blaming, blaming_each
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, WayOut
+from ecoflap.core.forward.walk import Finished
 
 
 def raises_itself():
@@ -46,6 +49,36 @@ def test_the_last_line_of_the_parts_own_file_is_named(part, at):
     # The frame that opened the context is of this file, too, as an engine's would be of its own.
     assert str(refused.value).startswith("the pruner mine raised ")
     assert str(refused.value).endswith(f" It happened in {Path(__file__).name}:{line_of(at)}, {at.__name__}.")
+
+
+class NobodysException(BaseException):
+    """As what a library written in Rust raises where it panics."""
+
+
+class Leaves(WayOut):
+    """The engine's own, that leaves a forward or a command."""
+
+
+@pytest.mark.parametrize("raised", [NobodysException, SystemExit, asyncio.CancelledError])
+def test_what_is_no_exception_is_blamed_on_the_part_too(raised):
+    with pytest.raises(PartError, match=rf"^the pruner mine raised {raised.__name__}"), blaming("the pruner mine"):
+        raise raised
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, Leaves, Stopped, Finished])
+def test_what_is_nobodys_mistake_passes(raised):
+    with pytest.raises(raised), blaming("the pruner mine"):
+        raise raised(2) if raised is Stopped else raised
+
+
+def test_a_generator_that_nobody_asks_on_is_left_as_it_is():
+    def part():
+        with blaming("the scorer mine"):
+            yield 1
+
+    asked = part()
+    assert next(asked) == 1
+    asked.close()
 
 
 def test_what_is_yielded_one_by_one_is_told_the_same_way():

@@ -111,8 +111,9 @@ def test_a_model_that_stays_in_files_has_no_second_copy_of_its_blocks(prepared):
         pytest.skip("transformers leaves weights on the disk from version 5 on")
     offloaded, in_memory = asked_disk(prepared(model={"offload": "disk"})), asked_disk(prepared())
     masks = dict(offloaded.files)["masks"]
-    assert offloaded.blocks == masks
-    assert in_memory.blocks == masks + prepared().size * 4
+    assert offloaded.blocks == in_memory.blocks == masks
+    assert asked_disk(prepared(model={"offload": "disk"}, prune="sparsegpt")).blocks == masks
+    assert asked_disk(prepared(prune="sparsegpt")).blocks == masks + prepared().size * 4
 
 
 class LooksAtDense:
@@ -138,7 +139,10 @@ def test_blocks_of_all_rounds_are_counted_and_on_the_disk_those_of_the_round_bef
     model = pico_llama()
     masks = in_blocks(model, norms=False) // 32
     in_memory = asked_disk(prepared(rounds=rounds))
-    assert in_memory.blocks == rounds * (33 * masks)
+    assert in_memory.blocks == rounds * masks
+    assert asked_disk(prepared(rounds=rounds, prune={"use": "swap", "inner": "wanda"})).blocks == rounds * masks
+    assert asked_disk(prepared(rounds=rounds, prune="sparsegpt")).blocks == rounds * (33 * masks)
+    assert asked_disk(prepared(rounds=rounds, refine=OWN)).blocks == rounds * masks + 32 * masks  # of the last
     left = dict(in_memory.files)
     assert left["masks"] == masks
     assert left.get("rounds/", 0) == (rounds - 1) * masks
@@ -199,9 +203,18 @@ def test_a_trial_and_refiners_after_rounds_hold_the_weights_once_more_in_memory_
             assert (held.before, held.tried) == (before, tried)
             is_refined = keys.get("allocate", TWO).get("refine", False)  # by OWN, and not by what refines the model
             assert held.refining_tried == (memory_needs(prepared(refine=OWN), places).refining if is_refined else 0)
-            trying = max(held.statistics, held.refining_tried) + held.tried
+            trying = max(held.statistics, held.solving, held.refining_tried) + held.tried
             larger = max(held.refining, trying)  # statistics are those of a span, while they are summed
             assert held.peak == LIBRARIES + held.weights + held.before + held.statistics + held.masks + larger
+
+
+def test_sums_of_gradients_of_blocks_are_counted(prepared, pico_llama):
+    """Each layer has its own, a number a weight, and of spans they are there twice."""
+    block = pico_llama().model.layers[0]
+    weights = sum(one.numel() for one in block.parameters() if one.ndim == 2)
+    found = memory_needs(prepared(prune={"use": "by_metric", "metric": "wanda_plus_plus"}), Places(True, True))
+    inputs = memory_needs(prepared(), Places(True, True))
+    assert found.statistics - inputs.statistics == 4 * weights
 
 
 def test_what_a_check_widens_is_counted_of_a_narrow_model(prepared, pico_llama):

@@ -163,6 +163,18 @@ def test_an_allocator_that_breaks_the_budget_is_refused(anatomy, counts, told):
         make_plan(pools_of(anatomy, Fraction(1, 2), {}, []), Wrong(), "tower", scored(anatomy))
 
 
+def test_an_allocator_may_do_what_it_likes_with_its_list_of_groups(anatomy):
+    class Clears:
+        def __call__(self, groups, keep):
+            kept = Uniform()(groups, keep)
+            groups.clear()
+            return kept
+
+    pools = pools_of(anatomy, Fraction(1, 2), {}, [])
+    expected = make_plan(pools, Uniform(), "tower", scored(anatomy))
+    assert make_plan(pools, Clears(), "tower", scored(anatomy)) == expected
+
+
 def test_what_is_scored_is_neither_kept_nor_of_a_pattern(anatomy):
     def towers(sparsity, own, kept):
         return [tower.name for tower in scored_in(anatomy, pools_of(anatomy, sparsity, own, kept)).towers]

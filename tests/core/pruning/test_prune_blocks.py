@@ -76,6 +76,10 @@ def one_less(pruned, weight):
         (lambda pruned, weight: Pruned(pruned.mask, weight), "the pruner Wrong left a weight that its mask prunes"),
         (lambda pruned, weight: Pruned(pruned.mask, pruned.weight.half()), r"a weight of .*float16\) for one of"),
         (lambda pruned, weight: Pruned(pruned.mask.int(), pruned.weight), "returned a mask of torch.int32"),
+        (lambda pruned, weight: Pruned(pruned.mask.to("meta"), pruned.weight), "a mask on meta; the layer is on cpu"),
+        (lambda pruned, weight: Pruned(pruned.mask.to_sparse(), pruned.weight), "a mask that is sparse_coo; it is den"),
+        (lambda pruned, weight: Pruned(pruned.mask, pruned.weight.to_sparse()), "a weight that is sparse_coo"),
+        (lambda pruned, weight: Pruned(pruned.mask, pruned), r"a weight that is Pruned\(.*; it is a tensor"),
         (lambda pruned, weight: Pruned(pruned.mask.T[:1], pruned.weight), r"torch\.bool \(1, 32\) for a weight"),
         (lambda pruned, weight: Pruned(pruned.mask, torch.where(pruned.mask, torch.inf, 0.0)), "NaN or infin"),
     ],
@@ -85,6 +89,16 @@ def test_a_pruner_that_breaks_the_plan_is_refused_by_layer(step, spoil, told):
     with pytest.raises(ModelError, match=rf"^model\.layers\.0\.self_attn\.q_proj\.weight: .*{told}"):
         fine()
     assert not fine.folder.exists()
+
+
+def test_a_weight_that_follows_gradients_is_one_like_any_other_and_whether_torch_does_is_put_back(step):
+    def followed(pruned, weight):
+        torch.set_grad_enabled(False)
+        return Pruned(pruned.mask, pruned.weight.requires_grad_())
+
+    fine, _ = step(Wrong(followed))
+    fine()
+    assert torch.is_grad_enabled()
 
 
 def test_a_pattern_must_hold_and_not_only_its_count(step):

@@ -1,5 +1,6 @@
 """Weights that were altered before a run, by a scorer, or by what only looks at them: it is said, or refused."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import ClassVar
@@ -60,6 +61,51 @@ def test_it_is_named_with_the_first_layer_and_a_run_that_goes_on_asks_it_again(p
         with pytest.raises(ModelError, match=said):
             ecoflap.run(recipe, folder=tmp_path / "run")
         assert not (tmp_path / "run" / "scores.jsonl").exists()
+
+
+class Trains:
+    """Has the model train from its first score on, and torch follow no gradients, as others' code leaves it."""
+
+    def __call__(self, replay, layers):
+        for number, layer in enumerate(layers):
+            yield layer.name, 1.0 + number
+        replay.model.train()
+        torch.set_grad_enabled(False)
+
+
+class Numbers:
+    """The same scores."""
+
+    def __call__(self, replay, layers):
+        yield from ((layer.name, 1.0 + number) for number, layer in enumerate(layers))
+
+
+def test_a_model_that_a_scorer_leaves_training_does_not_train_while_it_is_pruned(plain, pico, tmp_path):
+    """It would drop what its attention gives at random, so that masks were others."""
+    source = shutil.copytree(pico / "model", tmp_path / "model")
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    (source / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.5}))
+    keys = {"model": {"source": str(source)}, "refine": "reconstruct", "evaluate": None, "export": None}
+    saved = []
+    for scorer in (Numbers, Trains):
+        done = ecoflap.run(plain(score=scorer, **keys), folder=tmp_path / scorer.__name__)
+        saved.append(load_file(done.folder / "model" / "model.safetensors"))
+        assert torch.is_grad_enabled()
+    assert all(torch.equal(tensor, saved[0][name]) for name, tensor in saved[1].items())
+
+
+class TakesAway(Shrinks):
+    """Leaves a layer without its numbers."""
+
+    def __call__(self, replay, layers):
+        layers[0].module.to_empty(device="meta")
+        yield from ((layer.name, 1.0 + number) for number, layer in enumerate(layers))
+
+
+def test_a_layer_that_has_no_numbers_any_more_is_named(plain, tmp_path):
+    recipe = plain(score=TakesAway, evaluate=None, export=None)
+    with pytest.raises(ModelError, match=r"TakesAway has left the weights of model\.layers\.0\.self_attn\.q_proj"):
+        ecoflap.run(recipe, folder=tmp_path / "run")
 
 
 class WritesTheFile:

@@ -18,9 +18,11 @@ from ecoflap.plugins.pruners.admm import Admm
 from ecoflap.plugins.pruners.alps import Alps
 from ecoflap.plugins.pruners.by_metric import ByMetric
 from ecoflap.plugins.pruners.dsnot import Dsnot
+from ecoflap.plugins.pruners.magnitude import Magnitude as MagnitudePruner
 from ecoflap.plugins.pruners.refit import Refit
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT
 from ecoflap.plugins.pruners.swap import Swap
+from ecoflap.plugins.pruners.wanda import Wanda as WandaPruner
 
 METRICS = (OptimalBrainSurgeon(), Ria(), Magnitude(), Wanda())
 
@@ -46,8 +48,11 @@ class Held(TorchDispatchMode):
 @pytest.mark.parametrize("shape", [(128, 512), (512, 128)], ids=["wide", "high"])
 @pytest.mark.parametrize(
     "pruner",
-    [SparseGPT(), Admm(), Alps(), Refit(), Swap(), Dsnot(), *map(ByMetric, METRICS)],
-    ids=lambda one: type(getattr(one, "metric", one)).__name__,
+    [
+        *(SparseGPT(), Admm(), Alps(), Refit(), Refit(solver="exact"), Swap(), Dsnot(), *map(ByMetric, METRICS)),
+        *(WandaPruner(), WandaPruner("layer"), MagnitudePruner(), MagnitudePruner("row")),
+    ],
+    ids=lambda one: f"{type(one).__name__} {type(getattr(one, 'metric', one)).__name__}",
 )
 def test_it_is_about_as_much_as_is_held(pruner, shape):
     generator = torch.Generator().manual_seed(0)
