@@ -59,11 +59,12 @@ def _place_of(error: BaseException) -> str:
     """Give the innermost line of the part's own file that what raised was called from, or else the line that raised.
 
     A part's file is that of the first code that is not the engine's: what raised may be a library or the engine itself.
+    Behind the frame of :func:`blaming` is that which asked the part, and which may be another part's.
     """
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""
-    theirs = next((frame.filename for frame in frames if _may_be_a_parts(frame.filename)), frames[-1].filename)
+    theirs = next((frame.filename for frame in frames[2:] if _may_be_a_parts(frame.filename)), frames[-1].filename)
     at = [frame for frame in frames if frame.filename == theirs][-1]
     return f" It happened in {Path(at.filename).name}:{at.lineno}, {at.name}."
 

@@ -53,13 +53,13 @@ def what_is_wrong(pruned: Any, weight: Float[Tensor, "out in"], budget: Budget) 
     if not isinstance(pruned.mended, tuple) or not all(map(_is_told, pruned.mended)):
         return f"mended {shown(pruned.mended)}; what was mended is a tuple of Mended with finite errors"
     for what, tensor in (("a mask", pruned.mask), ("a weight", pruned.weight)):
-        if (kind := _of_another_kind(tensor, weight.device)) is not None:
+        if (kind := of_another_kind(tensor, weight.device)) is not None:
             return f"returned {what} {kind}"
     return _what_is_wrong_with(pruned, weight, budget)
 
 
-def _of_another_kind(tensor: Any, device: torch.device) -> str | None:
-    """Say where a mask or a weight is no tensor that can be computed with as the layer's own."""
+def of_another_kind(tensor: Any, device: torch.device) -> str | None:
+    """Say how an answer is no dense tensor on a device, behind what names it; None of one that is."""
     if not isinstance(tensor, Tensor):
         return f"that is {shown(tensor)}; it is a tensor"
     if tensor.is_nested or tensor.layout is not torch.strided:

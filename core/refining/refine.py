@@ -5,6 +5,8 @@ from math import isfinite
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
@@ -64,7 +66,8 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
         view.begin_try(tries)
         who = f"the refiner {refiner.use}, at {view.name},"
         drawing = seeded(seed_for(view.seed, "refine", view.name, number, tries))
-        with drawing, weights.trained_alone(who, view.shown), blaming(who):
+        as_before = torch.set_grad_enabled(torch.is_grad_enabled())
+        with as_before, drawing, weights.trained_alone(who, view.shown), blaming(who):
             one(view)
         weights.round()
         after, tries = _errors(view), tries + 1

@@ -11,6 +11,7 @@ from ecoflap.core.contracts.protocols import Metric
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import ModelError
+from ecoflap.core.pruning.pruner_answer import of_another_kind
 
 
 def numbers_of(metric: Metric, weight: Float[Tensor, "out in"], seen: Statistics) -> Float[Tensor, "out in"]:
@@ -21,12 +22,19 @@ def numbers_of(metric: Metric, weight: Float[Tensor, "out in"], seen: Statistics
     name = f"the metric {type(metric).__name__}"
     with blaming(name), untouched(name, weight, seen):
         values: Any = metric(weight, seen)
-    if not isinstance(values, Tensor) or values.shape != weight.shape or not values.is_floating_point():
+    if isinstance(values, Tensor) and (kind := of_another_kind(values, weight.device)) is not None:
+        raise ModelError(f"{name} gave a tensor {kind}")
+    if not isinstance(values, Tensor) or values.shape != weight.shape or not _are_numbers(values):
         found = f"{values.dtype} of {tuple(values.shape)}" if isinstance(values, Tensor) else f"{values!r:.100}"
-        raise ModelError(f"{name} gave {found}; it gives one floating-point number for each weight")
+        raise ModelError(f"{name} gave {found}; it gives one floating-point number for each weight, in 16 bits or more")
     if not is_finite(values) and is_finite(weight):
         raise ModelError(
             f"{name} gave NaN or infinite numbers for weights that are finite. Look at its formula, as for a division "
             f"by what may be zero, or at the layer's inputs, which may not be finite"
         )
     return values
+
+
+def _are_numbers(values: Tensor) -> bool:
+    """Say whether torch can compare these: in floating point, and in more than eight bits."""
+    return values.is_floating_point() and values.element_size() > 1

@@ -52,6 +52,19 @@ def test_what_is_better_is_kept(case):
         assert one.view.measure(one.view.held_out) == pytest.approx(done.after["held_out"], rel=1e-5)
 
 
+class StepAndLeave(Step):
+    """A step, behind which torch follows no gradients any more."""
+
+    def __call__(self, view):
+        super().__call__(view)
+        torch.set_grad_enabled(False)
+
+
+def test_whether_torch_follows_gradients_is_put_back(case):
+    assert refined(case(), StepAndLeave(0.05))[0].is_kept
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize(
     ("rate", "told"),
     [

@@ -104,7 +104,10 @@ def test_it_passes_on_the_problems_of_its_metric():
         (lambda weight: weight.T, r"the metric Answers gave torch.float32 of \(8, 4\); it gives one floating-point"),
         (lambda weight: weight > 0, r"Answers gave torch.bool of \(4, 8\)"),
         (lambda weight: 3, "the metric Answers gave 3; it gives one"),
-        (lambda weight: 1 / 0, "the metric Answers raised ZeroDivisionError"),
+        (lambda weight: weight.abs().to(torch.float8_e4m3fn), "gave torch.float8_e4m3fn of .* in 16 bits or more"),
+        (lambda weight: weight.to("meta"), "the metric Answers gave a tensor on meta; the layer is on cpu"),
+        (lambda weight: weight.to_sparse(), "the metric Answers gave a tensor that is sparse_coo; it is dense"),
+        (lambda weight: 1 / 0, r"the metric Answers raised ZeroDivisionError.* It happened in test_by_metric\.py"),
         (lambda weight: weight / 0, "the metric Answers gave NaN or infinite numbers for weights that are finite"),
     ],
 )
