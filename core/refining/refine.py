@@ -1,6 +1,7 @@
 """Let a refiner train an opened view; it is judged on batches that it did not train on."""
 
 from collections.abc import Callable, Iterator
+from inspect import iscoroutine, isgenerator
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -68,7 +69,7 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
         drawing = seeded(seed_for(view.seed, "refine", view.name, number, tries))
         as_before = torch.set_grad_enabled(torch.is_grad_enabled())
         with as_before, drawing, weights.trained_alone(who, view.shown), blaming(who):
-            one(view)
+            _has_run(who, one(view))
         weights.round()
         after, tries = _errors(view), tries + 1
         is_better = bool(after) and after["held_out"] < before["held_out"]
@@ -80,6 +81,15 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
     done = Refined(view.name, refiner.use, before, after, is_better, perf_counter() - started, number)
     emit(done)
     return done
+
+
+def _has_run(who: str, answer: object) -> None:
+    """Refuse a refiner of which nothing has run, because it is written as what yields or is waited for."""
+    if isgenerator(answer) or iscoroutine(answer):
+        raise ModelError(
+            f"{who} gave {shown(answer)}, of which nothing has run: a refiner trains view.parameters in place when it "
+            f"is called. Have it do so without yield or async"
+        )
 
 
 def _gentlest(refiner: PartSpec, tries: int) -> Any:

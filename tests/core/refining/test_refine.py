@@ -60,6 +60,19 @@ class StepAndLeave(Step):
         torch.set_grad_enabled(False)
 
 
+class Yields(Step):
+    """A step that nobody asks for."""
+
+    def __call__(self, view):
+        super().__call__(view)
+        yield
+
+
+def test_one_of_which_nothing_runs_is_refused(case):
+    with pytest.raises(ModelError, match=r"the refiner Yields, at model\.layers\.1, gave <generator .* without yield"):
+        refined(case(), Yields(0.05))
+
+
 def test_whether_torch_follows_gradients_is_put_back(case):
     assert refined(case(), StepAndLeave(0.05))[0].is_kept
     assert torch.is_grad_enabled()
