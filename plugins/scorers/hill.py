@@ -23,7 +23,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.model.anatomy import Anatomy, Layer
 
 Tail = Literal["peak", "half"]
 """Where the tail of a spectrum begins."""
@@ -46,6 +46,10 @@ class Hill:
     aggregate: ClassVar[Aggregate] = "mean"
     unit: ClassVar[Literal["block"]] = "block"
     data: ClassVar[bool] = False
+
+    def held_numbers(self, anatomy: Anatomy) -> int:
+        """Count a layer's weights in float32, and the copy that their singular values are computed in."""
+        return 2 * max(layer.size for _, layer in anatomy.layers())
 
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
         wanted = {layer.name for layer in layers}

@@ -48,6 +48,11 @@ class OutlierShare:
         """Count two runs of every block for each batch: in one it is observed, in the other its output is recorded."""
         return 2 * batches
 
+    def held_numbers(self, anatomy: Anatomy) -> int:
+        """Count the metrics of a block, and what one layer's are computed in."""
+        blocks = [[layer.size for layer in layers] for layers in anatomy.layers_of.values() if layers]
+        return max(sum(sizes) + 2 * max(sizes) for sizes in blocks)
+
     def __call__(self, replay: Replay, layers: Sequence[Layer]) -> Iterator[tuple[str, float]]:
         for index, block, mine in block_by_block(replay, layers):
             seen = replay.run(index, (ColumnNorm,))

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from held_tensors import Held
 
 from ecoflap.core.budget.counts import Keep
 from ecoflap.core.contracts.conformance import options_of
@@ -25,24 +23,6 @@ from ecoflap.plugins.pruners.swap import Swap
 from ecoflap.plugins.pruners.wanda import Wanda as WandaPruner
 
 METRICS = (OptimalBrainSurgeon(), Ria(), Magnitude(), Wanda())
-
-
-class Held(TorchDispatchMode):
-    """Counts the bytes of what torch has made since, and not let go."""
-
-    def __init__(self):
-        super().__init__()
-        self.made, self.most = {}, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        self.made = {key: one for key, one in self.made.items() if not one[0].expired()}
-        self.most = max(self.most, sum(size for _, size in self.made.values()))
-        return found
 
 
 @pytest.mark.parametrize("shape", [(128, 512), (512, 128)], ids=["wide", "high"])
