@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ecoflap.core.disk.write_errors import free_for
 from ecoflap.core.dtypes import dtype_name
@@ -42,18 +42,32 @@ def needs(prepared: Prepared) -> Iterator[Row]:
     yield from _left_out(prepared.recipe)
     yield from _spent_on_speed(prepared)
     yield from _arithmetic(prepared)
-    in_memory = {other: memory_needs(prepared, other).peak for other in others}
+    in_memory = {other: _Taken(memory_needs(prepared, other).peak) for other in others}
     unknown = _is_unknown(prepared)  # of what is recorded, wherever that is
     least = [other for other in others if unknown and not other.spilled]
-    yield from _there("memory free here", available_memory(), held.peak, in_memory, least)
+    yield from _there("memory free here", available_memory(), _Taken(held.peak), in_memory, least)
     yield from _device(prepared)
     yield from _disk(prepared, places, written)
-    on_disk = {other: disk_needs(prepared, other).peak for other in others}
+    on_disk = {other: _on_disk(disk_needs(prepared, other)) for other in others}
     least = [other for other in others if unknown and other.spilled]
-    there = _free_disk()
-    is_close = there is not None and written.peak <= there < written.peak + written.longer
-    unless = f"if refining takes over {_MINUTES}" if is_close else ""
-    yield from _there("disk free here", there, written.peak, on_disk, least, unless)
+    yield from _there("disk free here", _free_disk(), _on_disk(written), on_disk, least)
+
+
+class _Taken(NamedTuple):
+    """Holds the bytes that a run takes, and how many more where a refiner of the whole model is long at it."""
+
+    peak: int
+    longer: int = 0
+
+    def fits(self, there: int | None) -> str:
+        """Say that it does not fit, or in which case; nothing where it does, or where nobody knows what there is."""
+        if there is None or self.peak + self.longer <= there:
+            return ""
+        return "does not fit" if self.peak > there else f"does not fit if refining takes over {_MINUTES}"
+
+
+def _on_disk(written: DiskNeeds) -> _Taken:
+    return _Taken(written.peak, written.longer)
 
 
 def _is_unknown(prepared: Prepared) -> bool:
@@ -130,32 +144,24 @@ def _free_disk() -> int | None:
 
 
 def _there(
-    what: str,
-    there: int | None,
-    peak: int,
-    others: Mapping[Places, int],
-    least: Container[Places] = (),
-    unless: str = "",
+    what: str, there: int | None, own: _Taken, others: Mapping[Places, _Taken], least: Container[Places] = ()
 ) -> Iterator[Row]:
     """Say what there is of something, whether the recipe's run fits into it, and what each other choice takes.
 
-    :param peak: Bytes of it that the run takes with model and record where the recipe has them.
-    :param others: Bytes that it takes with these elsewhere.
+    :param own: What the run takes of it with model and record where the recipe has them.
+    :param others: What it takes with these elsewhere.
     :param least: Those of them of which that is the least that it takes.
-    :param unless: In which case the recipe's run does not fit that fits otherwise; empty where there is none.
     """
-    said = [_said(places, size, there, is_least=places in least) for places, size in others.items()]
-    if there is not None and peak > there:
-        said = ["the recipe as it is does not fit", *said]
-    elif unless:
-        said = [f"the recipe as it is does not fit {unless}", *said]
+    said = [_said(places, taken, there, is_least=places in least) for places, taken in others.items()]
+    if fits := own.fits(there):
+        said = [f"the recipe as it is {fits}", *said]
     if said:
         yield what, "not known" if there is None else bytes_text(there), "; ".join(said)
 
 
-def _said(places: Places, size: int, there: int | None, *, is_least: bool) -> str:
-    fits = "" if there is None or size <= there else ", which does not fit"
-    return f"{places} takes {'at least ' * is_least}{bytes_text(size)}{fits}"
+def _said(places: Places, taken: _Taken, there: int | None, *, is_least: bool) -> str:
+    fits = taken.fits(there)
+    return f"{places} takes {'at least ' * is_least}{bytes_text(taken.peak)}{f', which {fits}' if fits else ''}"
 
 
 def _device(prepared: Prepared) -> Iterator[Row]:
@@ -181,6 +187,7 @@ def _disk(prepared: Prepared, places: Places, written: DiskNeeds) -> Iterator[Ro
         ("earlier, while candidates are tried,", written.trying),
         ("gradients of the loss", written.gradients),
         ("recorded activations", written.spilled),
+        ("what one refiner of the model leaves to the next", written.left),
         ("what it trains", written.trained),
         ("experts put together, twice while model/ is read back,", 2 * written.put_together),
         ("later, while a view is exported,", written.exporting),

@@ -11,6 +11,8 @@ from ecoflap.core.errors import EcoflapError, WayOut, one_line
 Item = TypeVar("Item")
 _CORE = Path(__file__).resolve().parents[1]
 _PYTHON = Path(traceback.__file__).resolve().parent
+_DECORATORS = (("torch",), ("jaxtyping",), ("beartype",))
+"""Libraries whose decorators, such as ``torch.no_grad()``, stand around a part's own function."""
 
 
 class PartError(EcoflapError):
@@ -20,6 +22,8 @@ class PartError(EcoflapError):
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
     """Run a part's code; whatever it raises that is no :class:`EcoflapError` becomes a :class:`PartError`.
+
+    What ends all pass as they are: a :class:`WayOut`, Ctrl-C, and what closes a generator.
 
     :param what: The part, and the layer or stage it is at: ``the pruner my:Pruner at model.layers.0.mlp.up_proj``.
     """
@@ -70,7 +74,8 @@ def _place_of(error: BaseException) -> str:
 
 
 def _may_be_a_parts(file: str) -> bool:
-    """Say whether code lies neither in ``core`` nor in Python's own library, nor was generated to check calls."""
+    """Say whether code lies neither in ``core`` nor in Python's own library, nor stands around a part's function."""
     path = Path(file).resolve()
-    is_pythons = path.is_relative_to(_PYTHON) and "site-packages" not in path.parts
-    return not (path.is_relative_to(_CORE) or is_pythons or file.startswith("<"))
+    installed = path.parts[path.parts.index("site-packages") + 1 :] if "site-packages" in path.parts else ()
+    is_pythons = path.is_relative_to(_PYTHON) and not installed
+    return not (path.is_relative_to(_CORE) or is_pythons or file.startswith("<") or installed[:1] in _DECORATORS)

@@ -8,6 +8,7 @@ from ecoflap.core.needs.sizes import (
     bytes_in_block_files,
     bytes_in_scratch,
     bytes_inside_blocks,
+    bytes_left_by_refiners,
     bytes_of_blocks,
     bytes_of_gradients,
     bytes_of_record,
@@ -28,15 +29,16 @@ class DiskNeeds:
     """Is what a run writes, in bytes.
 
     :param files: What it leaves, by name.
-    :param blocks: Finished blocks of all rounds, their masks and the weights that more than these changes; where the
-        model stays in files, their masks, and all weights of the
-        round before, and of blocks as they were before the whole model was refined.
+    :param blocks: Finished blocks of all rounds, their masks and the weights that more than these changes. Where the
+        model stays in files their masks alone, and all weights of the round before, and of blocks as they were before
+        the whole model was refined.
     :param beside: Where the model stays in files, weights that these do not have as they are computed with, as far as
         they are there when the last blocks are finished.
     :param trying: What is there while candidates are tried, of a model that stays in files and before it is pruned.
     :param gradients: Those of the loss that pruners or the scorer ask for.
     :param spilled: What blocks gave, where that is kept on the disk.
     :param steps: What a refiner of the whole model writes every two minutes; one that takes less writes nothing.
+    :param left: What a refiner of the whole model leaves to the next one.
     :param trained: What refiners of the whole model hold of it, where the model stays in files.
     :param put_together: Weights that the library makes of several in the model's files, where the model stays in files:
         beside these they are there as they are computed with, and once more while the saved model is read back.
@@ -50,6 +52,7 @@ class DiskNeeds:
     gradients: int
     spilled: int
     steps: int
+    left: int
     trained: int
     put_together: int
     exporting: int
@@ -57,15 +60,17 @@ class DiskNeeds:
     @property
     def meanwhile(self) -> int:
         """Give what is there at the most until the run is done, beside what it leaves and without :attr:`steps`."""
-        pruning = self.blocks + self.beside + self.gradients + self.spilled + self.trained
         saving = self.blocks + self.beside + 2 * self.put_together
-        return max(pruning, saving, self.trying, self.put_together + self.exporting)
+        return max(self._pruning, saving, self.trying, self.put_together + self.exporting)
 
     @property
     def longer(self) -> int:
         """Give how much more it is where a refiner of the whole model takes long enough for its steps to be written."""
-        pruning = self.blocks + self.beside + self.gradients + self.spilled + self.trained
-        return max(0, pruning + self.steps - self.meanwhile)
+        return max(0, self._pruning + self.steps - self.meanwhile)
+
+    @property
+    def _pruning(self) -> int:
+        return self.blocks + self.beside + self.gradients + self.spilled + self.left + self.trained
 
     @property
     def peak(self) -> int:
@@ -106,6 +111,7 @@ def disk_needs(prepared: Prepared, places: Places) -> DiskNeeds:
         gradients=gradients,
         spilled=spilled,
         steps=bytes_of_steps(prepared),
+        left=bytes_left_by_refiners(prepared),
         trained=bytes_trained_in_files(prepared) if places.offloaded else 0,
         put_together=bytes_put_together(prepared) if places.offloaded else 0,
         exporting=max((one.disk for one in exporting), default=0),

@@ -74,7 +74,8 @@ def bytes_in_block_files(prepared: Prepared) -> int:
     found = rounds * (prepared.size // 8)
     for block, layer in prepared.anatomy.layers():
         if layer.name in pruned:
-            changed = rounds if prepared.pruners[block.tower].options.changes_weights else bool(refined[block.tower])
+            is_refined = bool(refined[block.tower]) and not prepared.anatomy.is_outside(block)
+            changed = rounds if prepared.pruners[block.tower].options.changes_weights else is_refined
             found += changed * layer.size * bytes_of_weight(prepared)
     return found
 
@@ -287,10 +288,13 @@ def _end_of(name: str) -> str:
 
 
 def bytes_of_steps(prepared: Prepared) -> int:
-    """Give the bytes of a model's refiner's weights and two moments, and of what one before it left, in float32.
+    """Give the bytes of a model's refiner's weights and two moments in float32, twice while they are written anew.
 
-    The first are there twice while they are written anew. How long it takes is not known: none of these are there where
-    it takes less than two minutes.
+    How long it takes is not known: none of these are there where it takes less than two minutes.
     """
-    bytes_a_weight = (0, 24, 28)[min(len(prepared.model_refiners), 2)]
-    return bytes_a_weight * prepared.size
+    return 24 * prepared.size if prepared.model_refiners else 0
+
+
+def bytes_left_by_refiners(prepared: Prepared) -> int:
+    """Give the bytes of what a refiner of the whole model leaves to the next one, in float32."""
+    return 4 * prepared.size if len(prepared.model_refiners) > 1 else 0

@@ -61,10 +61,10 @@ def what_is_wrong(pruned: Any, weight: Float[Tensor, "out in"], budget: Budget) 
 def of_another_kind(tensor: Any, device: torch.device) -> str | None:
     """Say how an answer is no dense tensor on a device, behind what names it; None of one that is."""
     if not isinstance(tensor, Tensor):
-        return f"that is {shown(tensor)}; it is a tensor"
+        return f"that is {shown(tensor)}; a tensor is wanted"
     if tensor.is_nested or tensor.layout is not torch.strided:
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        return f"that is {kind}; it is dense, with a number for each weight"
+        return f"that is {kind}; a dense one is wanted, with a number for each weight"
     return f"on {tensor.device}; the layer is on {device}" if tensor.device != device else None
 
 

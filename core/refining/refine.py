@@ -1,7 +1,7 @@
 """Let a refiner train an opened view; it is judged on batches that it did not train on."""
 
 from collections.abc import Callable, Iterator
-from inspect import iscoroutine, isgenerator
+from inspect import isasyncgen, iscoroutine, isgenerator
 from math import isfinite
 from time import perf_counter
 from typing import Any
@@ -85,11 +85,15 @@ def refine(view: RefinedView, refiner: PartSpec, number: int, emit: Callable[[Ev
 
 def _has_run(who: str, answer: object) -> None:
     """Refuse a refiner of which nothing has run, because it is written as what yields or is waited for."""
-    if isgenerator(answer) or iscoroutine(answer):
-        raise ModelError(
-            f"{who} gave {shown(answer)}, of which nothing has run: a refiner trains view.parameters in place when it "
-            f"is called. Have it do so without yield or async"
-        )
+    if not (isgenerator(answer) or isasyncgen(answer) or iscoroutine(answer)):
+        return
+    said = shown(answer)
+    if not isasyncgen(answer):
+        answer.close()  # Python warns of a coroutine that nobody waits for
+    raise ModelError(
+        f"{who} gave {said}, of which nothing has run: a refiner trains view.parameters in place when it is called. "
+        f"Have it do so without yield or async"
+    )
 
 
 def _gentlest(refiner: PartSpec, tries: int) -> Any:

@@ -69,7 +69,7 @@ class Refit:
         To solve exactly takes four times the matrices of the rows that are solved together, half of the weights kept:
         these, what is taken of the Gram matrix for them, and two of the factorisation.
         """
-        own = min(max(_AT_ONCE, inputs**2), outputs * inputs**2 // 4) if self.solver == "exact" else 0
+        own = min(max(_AT_ONCE, inputs**2 // 4), outputs * inputs**2 // 4) if self.solver == "exact" else 0
         return max(inputs**2 + 10 * outputs * inputs + 4 * own, held_by(self.inner, outputs, inputs))
 
     def __call__(self, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, layer: LayerPlace) -> Pruned:

@@ -284,18 +284,19 @@ def test_rounds_are_told_with_what_they_cost(plain, rounds):
 
 @pytest.mark.parametrize(
     ("refine", "bytes_a_weight", "told"),
-    [(["distill"], 0, "553.0 kB"), (["distill", "distill"], 0, "645.1 kB"), (["reconstruct"], 2, None)],
+    [(["distill"], 0, "553.0 kB"), (["distill", "distill"], 4, "553.0 kB"), (["reconstruct"], 2, None)],
 )
 def test_steps_of_a_models_refiner_take_disk_if_it_is_long_at_it(plain, refine, bytes_a_weight, told, monkeypatch):
-    """Of 23,040 weights blocks' files have a bit each, and in bfloat16 those that are trained in them. Weights and
-    moments, 24 bytes, lie twice while they are written anew, and 4 of what another has left.
+    """Of 23,040 weights blocks' files have a bit each, and in bfloat16 those that are trained in them; four bytes are
+    what one refiner leaves to the next. Weights and moments, 24 bytes, lie twice while they are written anew.
     """
     recipe = parse_recipe(plain(sparsity=0.6, refine=refine), registry=load_registry())
     sections = by_title(plan_tables(recipe, load_registry()))
     needs = {what: (size, of) for what, size, of in sections["needs, predicted"]}
     beside = f"; {told} more for the refiner's steps if it takes over 2 minutes" if told else ""
     expected = 23_040 * (1 / 8 + bytes_a_weight) / 1e3
-    assert needs["disk meanwhile"] == (f"{expected:.1f} kB", f"finished blocks, until model/ is complete{beside}")
+    left = "; what one refiner of the model leaves to the next 92.2 kB" if len(refine) > 1 else ""
+    assert needs["disk meanwhile"] == (f"{expected:.1f} kB", f"finished blocks, until model/ is complete{left}{beside}")
     if not told:
         return
     # Room for the one and not for the other, between which is half a megabyte.
@@ -303,6 +304,7 @@ def test_steps_of_a_models_refiner_take_disk_if_it_is_long_at_it(plain, refine, 
     rows = by_title(plan_tables(recipe, load_registry()))["needs, predicted"]
     (free,) = (row[2] for row in rows if row[0] == "disk free here")
     assert free.startswith("the recipe as it is does not fit if refining takes over 2 minutes")
+    assert re.search(r"keep: disk takes [\d.]+ kB, which does not fit if refining takes over 2 minutes", free)
 
 
 def test_sub_blocks_are_named_and_what_is_kept_of_them_is_counted(plain, monkeypatch):

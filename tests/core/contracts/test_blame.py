@@ -34,9 +34,15 @@ def line_of(function):
     return inspect.getsourcelines(function)[1] + 1
 
 
+@torch.no_grad()
+def follows_no_gradients():
+    raises_itself()
+
+
 @pytest.mark.parametrize(
     ("part", "at"),
     [
+        (follows_no_gradients, raises_itself),
         (raises_itself, raises_itself),
         (asks_a_library, asks_a_library),
         (asks_the_engine, asks_the_engine),

@@ -13,7 +13,7 @@ import torch
 
 import ecoflap
 from ecoflap.core.disk.whole_files import sha256_of
-from ecoflap.core.errors import RecipeError, RunError
+from ecoflap.core.errors import RecipeError, RunError, WayOut
 from ecoflap.core.export import export_again, write_manifest
 from ecoflap.core.export.densify import densify
 from ecoflap.core.export.verify import verify
@@ -261,7 +261,7 @@ def test_an_export_that_another_command_makes_just_before_is_kept(run, letters, 
     assert set(read_report(run.folder / "report.json").exports) == {"safetensors", "letters", "letters-2"}
 
 
-class _Killed(BaseException):
+class _Killed(WayOut):
     pass
 
 

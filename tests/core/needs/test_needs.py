@@ -143,6 +143,8 @@ def test_blocks_of_all_rounds_are_counted_and_on_the_disk_those_of_the_round_bef
     assert asked_disk(prepared(rounds=rounds, prune={"use": "swap", "inner": "wanda"})).blocks == rounds * masks
     assert asked_disk(prepared(rounds=rounds, prune="sparsegpt")).blocks == rounds * (33 * masks)
     assert asked_disk(prepared(rounds=rounds, refine=OWN)).blocks == rounds * masks + 32 * masks  # of the last
+    with_head = asked_disk(prepared(rounds=rounds, refine=OWN, include=["lm_head"])).blocks
+    assert with_head == rounds * (masks + model.lm_head.weight.numel() // 8) + 32 * masks  # which no refiner trains
     left = dict(in_memory.files)
     assert left["masks"] == masks
     assert left.get("rounds/", 0) == (rounds - 1) * masks

@@ -85,7 +85,8 @@ def test_training_a_model_that_stays_in_its_files_takes_the_disk_that_the_plan_s
     places = Places.asked(prepared.recipe)
     needed = disk_needs(prepared, places)
     assert seen["files"] == pytest.approx(needed.trained, rel=0.03)
-    assert needed.meanwhile == needed.blocks + needed.trained
+    assert needed.meanwhile == needed.blocks + needed.left + needed.trained
+    assert needed.left == 4 * prepared.size * (count - 1)
     assert needed.longer == needed.steps
     masks = prepared.size // 8
     assert seen["blocks"] == 2 * (needed.blocks - masks)  # of which one half becomes the model's

@@ -9,7 +9,7 @@ from spec import spec
 
 from ecoflap import Anatomy, Replay
 from ecoflap.adapters.llama import LlamaAdapter
-from ecoflap.core.errors import ModelError
+from ecoflap.core.errors import ModelError, WayOut
 from ecoflap.core.ranks.ranks import ALONE
 from ecoflap.core.refining.kept_steps import KeptSteps
 from ecoflap.core.refining.model_view import ModelView, check_logits
@@ -209,7 +209,7 @@ def test_only_the_first_loop_of_a_try_takes_up_the_steps_that_were_kept(case, tm
         assert view.failed_before() == 1
 
 
-class Killed(BaseException):
+class Killed(WayOut):
     """Stands for a process that ends."""
 
 

@@ -68,9 +68,26 @@ class Yields(Step):
         yield
 
 
-def test_one_of_which_nothing_runs_is_refused(case):
-    with pytest.raises(ModelError, match=r"the refiner Yields, at model\.layers\.1, gave <generator .* without yield"):
-        refined(case(), Yields(0.05))
+class Waits(Step):
+    """A step that is to be waited for."""
+
+    async def __call__(self, view):
+        super().__call__(view)
+
+
+class YieldsAndWaits(Step):
+    """One that is to be waited for, and asked for."""
+
+    async def __call__(self, view):
+        super().__call__(view)
+        yield
+
+
+@pytest.mark.parametrize("kind", [Yields, Waits, YieldsAndWaits])
+def test_one_of_which_nothing_runs_is_refused(case, kind):
+    said = rf"{kind.__name__}, at model\.layers\.1, gave <(generator|coroutine|async_generator) object .* without yield"
+    with pytest.raises(ModelError, match=said):
+        refined(case(), kind(0.05))
 
 
 def test_whether_torch_follows_gradients_is_put_back(case):

@@ -64,7 +64,7 @@ def test_it_is_named_with_the_first_layer_and_a_run_that_goes_on_asks_it_again(p
 
 
 class Trains:
-    """Has the model train from its first score on, and torch follow no gradients, as others' code leaves it."""
+    """Leaves the model training behind its last score, and torch without gradients, as others' code does."""
 
     def __call__(self, replay, layers):
         for number, layer in enumerate(layers):

@@ -106,7 +106,10 @@ def test_it_passes_on_the_problems_of_its_metric():
         (lambda weight: 3, "the metric Answers gave 3; it gives one"),
         (lambda weight: weight.abs().to(torch.float8_e4m3fn), "gave torch.float8_e4m3fn of .* in 16 bits or more"),
         (lambda weight: weight.to("meta"), "the metric Answers gave a tensor on meta; the layer is on cpu"),
-        (lambda weight: weight.to_sparse(), "the metric Answers gave a tensor that is sparse_coo; it is dense"),
+        (
+            lambda weight: weight.to_sparse(),
+            "the metric Answers gave a tensor that is sparse_coo; a dense one",
+        ),
         (lambda weight: 1 / 0, r"the metric Answers raised ZeroDivisionError.* It happened in test_by_metric\.py"),
         (lambda weight: weight / 0, "the metric Answers gave NaN or infinite numbers for weights that are finite"),
     ],

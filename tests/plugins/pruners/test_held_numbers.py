@@ -47,6 +47,32 @@ def test_it_is_about_as_much_as_is_held(pruner, shape):
     assert 0.5 * held.most <= said <= 2 * held.most
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        WandaPruner(),
+        MagnitudePruner(),
+        *map(ByMetric, METRICS),
+        Swap(),
+        Dsnot(),
+        Swap(inner=SparseGPT()),
+        Admm(),
+        Refit(),
+    ],
+    ids=repr,
+)
+def test_kept_weights_change_where_it_says_so(pruner, dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(24, 32, generator=generator).to(dtype), torch.randn(200, 32, generator=generator)
+    options, seen = options_of(PrunerOptions, pruner), Statistics()
+    for statistic in options.needs:
+        seen[statistic] = statistic(32)
+        seen[statistic].add(x)
+    pruned = pruner(weight, seen, Keep(weight.numel() // 2), LayerPlace("w", "tower", "block", 0, 0))
+    assert torch.equal(pruned.weight, weight * pruned.mask) is not options.changes_weights
+
+
 def test_an_inner_pruner_that_holds_more_is_counted():
     inner = Alps()
     assert Refit(inner=inner).held_numbers(8, 4096) == inner.held_numbers(8, 4096)
