@@ -11,7 +11,7 @@ from ecoflap.core.errors import EcoflapError, WayOut, one_line
 Item = TypeVar("Item")
 _CORE = Path(__file__).resolve().parents[1]
 _PYTHON = Path(traceback.__file__).resolve().parent
-_DECORATORS = (("torch",), ("jaxtyping",), ("beartype",))
+_DECORATORS = ("torch", "jaxtyping", "beartype")
 """Libraries whose decorators, such as ``torch.no_grad()``, stand around a part's own function."""
 
 
@@ -76,6 +76,7 @@ def _place_of(error: BaseException) -> str:
 def _may_be_a_parts(file: str) -> bool:
     """Say whether code lies neither in ``core`` nor in Python's own library, nor stands around a part's function."""
     path = Path(file).resolve()
-    installed = path.parts[path.parts.index("site-packages") + 1 :] if "site-packages" in path.parts else ()
+    _, _, installed = path.as_posix().partition("/site-packages/")
     is_pythons = path.is_relative_to(_PYTHON) and not installed
-    return not (path.is_relative_to(_CORE) or is_pythons or file.startswith("<") or installed[:1] in _DECORATORS)
+    is_around = file.startswith("<") or installed.partition("/")[0] in _DECORATORS
+    return not (path.is_relative_to(_CORE) or is_pythons or is_around)

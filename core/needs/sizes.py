@@ -69,15 +69,12 @@ def bytes_in_block_files(prepared: Prepared) -> int:
 
     Refiners train those of the last round alone.
     """
-    rounds, refined = prepared.recipe.round_count, prepared.block_refiners
-    pruned = {layer.name for pool in prepared.pools for _, layer in pool.layers}
-    found = rounds * (prepared.size // 8)
-    for block, layer in prepared.anatomy.layers():
-        if layer.name in pruned:
-            is_refined = bool(refined[block.tower]) and not prepared.anatomy.is_outside(block)
-            changed = rounds if prepared.pruners[block.tower].options.changes_weights else is_refined
-            found += changed * layer.size * bytes_of_weight(prepared)
-    return found
+    rounds, refiners, pruners = prepared.recipe.round_count, prepared.block_refiners, prepared.pruners
+    weights = 0
+    for block, layer in (pair for pool in prepared.pools for pair in pool.layers):
+        is_refined = bool(refiners[block.tower]) and not prepared.anatomy.is_outside(block)
+        weights += layer.size * (rounds if pruners[block.tower].options.changes_weights else is_refined)
+    return rounds * (prepared.size // 8) + weights * bytes_of_weight(prepared)
 
 
 def bytes_of_statistics(prepared: Prepared) -> int:
