@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from ecoflap.core.errors import EcoflapError, RankError, SaidElsewhereError
+from ecoflap.core.errors import EcoflapError, RankError, SaidElsewhereError, one_line
 from ecoflap.core.ranks.launch import are_several
 from ecoflap.core.ranks.processes import Processes
 from ecoflap.core.ranks.ranks import ALONE, Ranks
@@ -45,7 +45,7 @@ def joined(comes: float = _COMES) -> Iterator[Ranks]:
     try:
         by_device = watch.wait_for_all(comes, has_device=has_device)  # one backend for all: with two they would hang
         watch.start()
-        group = _group(by_device)
+        group = _group(watch, by_device=by_device)
         processes = Processes(watch, group, by_device=by_device)
         yield processes
         processes.gather(None)  # and no barrier: who waits here for one that is gone is told so as in any exchange
@@ -152,13 +152,23 @@ def _wait_for_answer(host: str, port: int, until: float) -> None:
         time.sleep(_BETWEEN)
 
 
-def _group(by_device: bool) -> Any:
-    """Let the processes connect; give the group by which main memory is sent, None where that is the one of all."""
+def _group(watch: Watch, *, by_device: bool) -> Any:
+    """Let the processes connect; give the group by which main memory is sent, None where that is the one of all.
+
+    :raises RankError: With the one that has ended meanwhile: all had come. Or with what keeps them apart.
+    """
     try:
         distributed.init_process_group("nccl" if by_device else "gloo", timeout=_WAITS)
         return distributed.new_group(backend="gloo", timeout=_WAITS) if by_device else None
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
         raise RankError(_cannot_meet(error)) from error
+    except RuntimeError as error:
+        raise RankError(
+            watch.who_is_gone(
+                f"all processes have come, and cannot connect to each other: {one_line(error)}. Where a machine has "
+                f"several networks, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME say which one leads to the others"
+            )
+        ) from error
 
 
 def _cannot_meet(error: Exception) -> str:

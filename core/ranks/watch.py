@@ -132,14 +132,17 @@ class Watch:
             while time.monotonic() < until and not all(self._store.check([_heard_by(rank)]) for rank in others):
                 time.sleep(EVERY / 5)
 
-    def who_is_gone(self) -> str:
-        """Find out which process a broken connection was to."""
+    def who_is_gone(self, otherwise: str = "the connection to another rank broke, and none of them is gone") -> str:
+        """Find out which process a broken connection was to.
+
+        :param otherwise: What is to be said where none of them is gone.
+        """
         with suppress(Exception):  # as below: then the store is gone as well, and is found to be by the thread
             self._store.set(_BROKEN, str(self.rank))
         until = time.monotonic() + SILENT + 5
         while time.monotonic() < until and self.lost is None:
             time.sleep(EVERY / 5)
-        return self.lost or f"the connection to another rank broke, and none of them is gone. {_GOES_ON}"
+        return self.lost or f"{otherwise}. {_GOES_ON}"
 
     def is_stopped_for_another(self) -> bool:
         """Find out at once whether this process was sent a signal because another has ended, and if so keep why.

@@ -73,9 +73,14 @@ def test_without_torchrun_others_are_refused_in_a_sentence_where_the_first_is_go
 ):
     monkeypatch.setattr(watching, "EVERY", 5.0)  # the threads do not find it out first
 
+    connected = tmp_path / "connected"
+
     def refuse(ranks):
         if ranks.rank == 0:
+            while not connected.exists():
+                time.sleep(0.01)
             os._exit(3)
+        connected.touch()
         time.sleep(1)
         raise RecipeError("no pruner named 'wnada'")
 
@@ -159,10 +164,36 @@ def test_one_that_dies_while_they_connect_is_found_out(tmp_path, monkeypatch, ca
     for name, seconds in {"EVERY": 0.02, "SILENT": 0.5, "_GRACE": 0.2}.items():
         monkeypatch.setattr(watching, name, seconds)
     connect = joining._group
-    monkeypatch.setattr(joining, "_group", lambda by: os._exit(3) if os.environ["RANK"] == "1" else connect(by))
+    monkeypatch.setattr(joining, "_group", lambda watch, **by: os._exit(3) if watch.rank else connect(watch, **by))
     ended = several(2, lambda ranks: None, tmp_path, Started(hears=False))
     assert [one.code for one in ended] == [2, 3]
     assert "ecoflap: rank 1 of 2 has ended this run: its process is gone. The same command" in capfd.readouterr().err
+
+
+def test_where_the_first_dies_while_they_connect_what_held_the_store_is_said_to_be_gone(tmp_path, monkeypatch, capfd):
+    """By an error of the other's connection, or, where that is tried again and again, by the thread that watches."""
+    for name, seconds in {"EVERY": 0.02, "_GRACE": 0.2}.items():
+        monkeypatch.setattr(watching, name, seconds)
+    connect = joining._group
+
+    def die_or_connect(watch, *, by_device):
+        return os._exit(3) if watch.rank == 0 else connect(watch, by_device=by_device)
+
+    monkeypatch.setattr(joining, "_group", die_or_connect)
+    first, second = several(2, lambda ranks: None, tmp_path, Started(holds=False, hears=False))
+    assert (first, second.code) == ((3, ""), 2)
+    assert "does not answer any more" in second.said + capfd.readouterr().err
+
+
+def test_what_keeps_processes_apart_that_have_all_come_is_said(store, monkeypatch):
+    def fail(backend, timeout):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(watching, "SILENT", -5.0)  # none is waited for
+    monkeypatch.setattr(joining.distributed, "init_process_group", fail)
+    said = r"^all processes have come, and cannot connect to each other: no route to host\. .*GLOO_SOCKET_IFNAME"
+    with pytest.raises(RankError, match=said):
+        joining._group(Watch(store, 1, 2), by_device=False)
 
 
 @pytest.mark.parametrize("with_device", ["0", "1"])
