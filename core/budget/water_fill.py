@@ -42,7 +42,7 @@ def _check_bounds(lower: Sequence[int], upper: Sequence[int], total: int, names:
     if sum(lower) > total:
         raise EcoflapError(
             f"the groups have to keep at least {sum(lower)} weights together, but the sparsity leaves only {total}: "
-            "lower the floors or the sparsity, or raise max_sparsity"
+            "lower the floors or the sparsity"
         )
     if sum(upper) < total:
         raise EcoflapError(

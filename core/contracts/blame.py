@@ -1,8 +1,9 @@
 """Names the part whose code raised, so that a plugin's mistake reads as one and not as a traceback of ours."""
 
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,17 +36,25 @@ def blaming(what: str) -> Iterator[None]:
         raise PartError(f"{what} raised {sentence_of(error)}{_place_of(error)}") from error
 
 
-def blaming_each(what: str, items: Iterable[Item]) -> Iterator[Item]:
-    """Yield what a part yields, under :func:`blaming`."""
+def blaming_each(
+    what: str, items: Iterable[Item], behind: Callable[[int, Item], str] = lambda number, item: ""
+) -> Iterator[Item]:
+    """Yield what a part yields, under :func:`blaming`.
+
+    :param behind: Says where the part is once it has given so many items, of which it is told the last: ``", behind its
+        score of lm_head,"``. It is called when the next one is asked for, so that a caller has looked at the last.
+    """
     with blaming(what):
         iterator = iter(items)
-    while True:
-        with blaming(what):
+    where = what
+    for number in count(1):
+        with blaming(where):
             try:
                 item = next(iterator)
             except StopIteration:
                 return
         yield item
+        where = f"{what}{behind(number, item)}"
 
 
 def sentence_of(error: BaseException) -> str:

@@ -30,7 +30,8 @@ def add_gradients(
 ) -> None:
     """For each sample, hand each layer the gradient of ‖f(x)‖₂, f(x) being the block's output at the real tokens.
 
-    An expert that no token of the sample reached has one of zeros, as in :func:`~ecoflap.core.forward.gradients`.
+    An expert that no token of the sample reached has one of zeros, as in
+    :func:`~ecoflap.core.forward.gradients.stream_gradients`.
 
     :param output: What the block returned; its first tensor is f(x).
     :param real: Which tokens are no padding; None for a block whose output has one row a sample, all of them real.

@@ -40,18 +40,18 @@ def seed_generators(seed: int) -> None:
 
 
 class GeneratorStates:
-    """Is what the global generators were in the middle of something that may go on later."""
+    """Holds the states that the global generators had at some moment, to which they may be put back."""
 
     def __init__(self, states: Sequence[UInt8[Tensor, " bytes"]]) -> None:
         self._states = states
 
     @classmethod
     def now(cls) -> "GeneratorStates":
-        """Give what they are at present."""
+        """Take the states that they have now."""
         return cls([generator.get_state() for generator in _generators()])
 
     def restore(self) -> None:
-        """Put the generators back to what they were."""
+        """Put the generators back to these states."""
         # One of a CUDA that was not there yet stays as it is.
         for generator, state in zip(_generators(), self._states, strict=False):
             generator.set_state(state)

@@ -150,7 +150,7 @@ class RegionalGradient:
         return (self._sum / self.samples).sqrt()
 
     def add(self, inputs: Float[Tensor, "... in"]) -> None:
-        """Leave the inputs alone: the gradient knows of them."""
+        """Do nothing: this statistic is of gradients, and of no inputs."""
 
     def add_gradient(self, gradient: Float[Tensor, "out in"]) -> None:
         """Add one sample's gradient."""
@@ -192,7 +192,7 @@ class LossGradient:
         return self._sum / self.batches
 
     def add(self, inputs: Float[Tensor, "... in"]) -> None:
-        """Leave the inputs alone: the gradient knows of them."""
+        """Do nothing: this statistic is of gradients, and of no inputs."""
 
     def sum_into(self, total: Float32[Tensor, "out in"]) -> None:
         """Take a tensor of zeros to sum into."""

@@ -116,15 +116,20 @@ def _asked(scorer: PartSpec, replay: Replay, layers: Sequence[Layer]) -> Iterato
         answers: Any = scorer.built(replay, layers)
     if not isinstance(answers, Iterable):
         raise ModelError(f"{who} returned {shown(answers)}; it yields pairs of a name and a score")
-    where = "at its first answer"
+    where = ", at its first answer"
     try:
-        for answer in blaming_each(who, answers):
+        for answer in blaming_each(who, answers, lambda _, answer: f"{_behind(answer[0])},"):
             if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], str):
                 raise ModelError(f"{who} gave {shown(answer)}; it yields pairs of a name and a score")
             yield answer
-            where = f"at its answer behind that for {answer[0]}"
+            where = _behind(answer[0])
     except CurveError as error:
-        raise ModelError(*(f"{who}, {where}: {problem}" for problem in error.problems)) from error
+        raise ModelError(*(f"{who}{where}: {problem}" for problem in error.problems)) from error
+
+
+def _behind(name: str) -> str:
+    """Say where a scorer is that has answered for a layer or block: which one it is at, it alone knows."""
+    return f", at its answer behind that for {name}"
 
 
 def _uninformative(scores: Mapping[str, KeptScore], unit: Unit) -> Iterator[str]:

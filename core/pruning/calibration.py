@@ -95,7 +95,8 @@ def read_samples(
     who = f"the dataset {data.use}"
     with blaming(who):
         read = data.built(adapter, model, note)
-    return tuple(_each_checked(who, islice(blaming_each(who, read), most)))
+    each = blaming_each(who, read, lambda number, _: f", behind sample {number},")
+    return tuple(_each_checked(who, islice(each, most)))
 
 
 def _each_checked(who: str, samples: Iterable[Any]) -> Iterator[Sample]:

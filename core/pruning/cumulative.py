@@ -39,4 +39,5 @@ def held_within(pruned: Pruned, weight: Float[Tensor, "out in"], left: Bool[Tens
             f"{who} would bring {count} weights back that an earlier round has pruned, and the largest of those that "
             f"are left stay instead",
         )
+    # What a pruner mended it measured under its own mask, which is not the layer's any more: no error is told of that.
     return Pruned(mask, changed, notes)

@@ -1,5 +1,7 @@
 """Asks a pruner for one layer: it may come from anywhere, so its answer is held to the budget before it is used."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any
 
@@ -11,6 +13,7 @@ from ecoflap.core.budget.counts import Budget, Pattern
 from ecoflap.core.budget.select import is_finite, is_nonzero
 from ecoflap.core.contracts.answers import shown
 from ecoflap.core.contracts.blame import blaming
+from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Mended, Pruned, Statistics
 from ecoflap.core.contracts.untouched import untouched
 from ecoflap.core.errors import EcoflapError, ModelError
@@ -31,17 +34,34 @@ def pruned_layer(
 
     :param seed: The recipe's, from which follows what it draws.
     """
-    try:
-        who = f"the pruner {pruner.use}"
-        as_before = torch.set_grad_enabled(torch.is_grad_enabled())
-        with as_before, seeded(seed_for(seed, "prune", place.name)), blaming(who), untouched(who, weight, seen):
-            pruned: Pruned = pruner.built(weight, seen, planned.budget, place)
-            problem = what_is_wrong(pruned, weight, planned.budget)
-    except EcoflapError as error:
-        raise type(error)(*(f"{place.name}: {problem}" for problem in error.problems)) from error
+    as_before = torch.set_grad_enabled(torch.is_grad_enabled())
+    with at_layer(place.name), as_before, seeded(seed_for(seed, "prune", place.name)):
+        return asked(f"the pruner {pruner.use}", pruner.built, weight, seen, planned.budget, place)
+
+
+def asked(
+    who: str, pruner: Pruner, weight: Float[Tensor, "out in"], seen: Statistics, budget: Budget, place: LayerPlace
+) -> Pruned:
+    """Ask a pruner, also one that another part has, and hold its answer to the budget.
+
+    :param who: The pruner, as messages call it.
+    :raises ModelError: Where it writes into what it is given, or answers something else than the budget wants.
+    """
+    with blaming(who), untouched(who, weight, seen):
+        pruned = pruner(weight, seen, budget, place)
+        problem = what_is_wrong(pruned, weight, budget)
     if problem:
-        raise ModelError(f"{place.name}: the pruner {pruner.use} {problem}")
+        raise ModelError(f"{who} {problem}")
     return pruned
+
+
+@contextmanager
+def at_layer(name: str) -> Iterator[None]:
+    """Put a layer's name before what is said of a pruner inside."""
+    try:
+        yield
+    except EcoflapError as error:
+        raise type(error)(*(f"{name}: {problem}" for problem in error.problems)) from error
 
 
 def what_is_wrong(pruned: Any, weight: Float[Tensor, "out in"], budget: Budget) -> str | None:

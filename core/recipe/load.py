@@ -23,7 +23,7 @@ def load_recipe(
 
     :param set_: Assignments such as ``prune.use=sparsegpt``, applied in order before checking.
     :param in_memory: The model is given in memory, so ``model:`` may be missing.
-    :raise RecipeError: With every problem, each with its place.
+    :raises RecipeError: With every problem, each with its place.
     """
     path = Path(path)
     try:

@@ -94,16 +94,20 @@ class HiddenView(RefinedView):
         device = device_of(self.block.module)
         targets = (target.to(device, torch.float32) for target in self._recorded(number, self.target))
         given = zip(calls, outputs, targets, strict=True)
-        shares = torch.cat([self._shares(number, *call).flatten() for call in given])
-        return shares.sum() / max(len(shares), 1)
-
-    def _shares(
-        self, number: int, call: BlockCall, output: Float[Tensor, "..."], target: Float[Tensor, "..."]
-    ) -> Float[Tensor, "..."]:
-        """Compute the squared error of each real token as a share of what the dense one gave there."""
-        errors, lengths = (self._real(number, call, one).square().sum(-1) for one in (output - target, target))
+        measured = [self._errors_and_lengths(number, *call) for call in given]
+        errors, lengths = (torch.cat(each) for each in zip(*measured, strict=True))
+        if not lengths.numel():
+            return errors.sum()
         # Where the dense block gives nothing a share would be without bounds. A mean would be the longest token's own.
-        return errors / lengths.clamp_min(_LEAST * float(lengths.median()) or 1.0) if lengths.numel() else errors
+        shares = errors / lengths.clamp_min(_LEAST * float(lengths.median()) or 1.0)
+        return shares.sum() / len(shares)
+
+    def _errors_and_lengths(
+        self, number: int, call: BlockCall, output: Float[Tensor, "..."], target: Float[Tensor, "..."]
+    ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+        """Compute the squared error of each real token, and the squared length of what the dense one gave there."""
+        both = (self._real(number, call, one).square().sum(-1).flatten() for one in (output - target, target))
+        return next(both), next(both)
 
     def _real(self, number: int, call: BlockCall, hidden: Tensor) -> Tensor:
         if self.layers[0].layout == "selected":

@@ -52,8 +52,8 @@ class RefinedView:
     :param layers: Those that were pruned.
     :param masks: By the layer's name, ``[out, in]``, True for what is kept; they stay. None are given to a process that
         waits for another one to refine.
-    :param training: Numbers of the calibration batches to train on.
-    :param held_out: Numbers of those by which the outcome is judged, and which a refiner leaves alone.
+    :param split: Numbers of the calibration batches to train on, and of those by which the outcome is judged, and which
+        a refiner leaves alone.
     :param seed: The recipe's.
     :param ranks: The processes that have the same view, each with all batches, and come to the same weights.
     :param keep_in: A folder on whose disk lies what is trained, and all that is kept of it; None for memory.
@@ -109,7 +109,7 @@ class RefinedView:
         return range(count)
 
     def failed_before(self) -> int:
-        """Tell how many tries of the refiner an earlier process found to be too large."""
+        """Tell how many tries of the refiner have failed in an earlier process: their steps were too large."""
         return 0
 
     def begin_try(self, failed: int) -> None:

@@ -231,8 +231,16 @@ def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
     measures = measures_of(folder.evaluations, state.evaluations)
     known, keys = provenance_of(folder, state.recipe.plain(), plan, measures), state.recipe.calibration
     batches = partial(state.data.batches, keys) if keys is not None else None
-    how = state.model.stays_on_disk, state.model.held_in, state.model.visits
-    pruned = PrunedModel(model, state.prepared.adapter, masks, known, batches, *how)
+    pruned = PrunedModel(
+        model,
+        state.prepared.adapter,
+        masks,
+        known,
+        batches,
+        offloaded=state.model.stays_on_disk,
+        held_in=state.model.held_in,
+        visits=state.model.visits,
+    )
     if refused := export_all(folder, state.recipe, state.missing_exports, pruned, state.log):
         raise ended_by(folder, state.recipe, refused) from next(iter(refused.values()))
     return _report(state, plan, model, measures)

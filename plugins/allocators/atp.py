@@ -10,6 +10,7 @@ Layer-wise Sparsity for Large Language Models Through a Theoretical Perspective 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 from typing import ClassVar
 
 from ecoflap.core.budget.counts import Group, exact
@@ -17,6 +18,10 @@ from ecoflap.core.budget.water_fill import water_fill
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError
+
+_DIGITS = 6
+"""Of the largest β that is advised, behind the point: models have some dozens of blocks, and by the hundredth of a
+thousandth of a sparsity nobody tells two plans apart."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,11 @@ class Atp:
     def _check(self, sparsity: Fraction, offsets: Sequence[Fraction], shares: Sequence[Fraction]) -> None:
         """Refuse a step by which a block would lose more than all of it, or less than nothing."""
         if any(not 0 <= share <= 1 for share in shares):
-            largest = float(min((1 - sparsity if by > 0 else sparsity) / abs(by) for by in offsets if by))
+            largest = min((1 - sparsity if by > 0 else sparsity) / abs(by) for by in offsets if by)
+            allowed = floor(largest * 10**_DIGITS) / 10**_DIGITS  # rounded up it would be refused again
             raise EcoflapError(
                 f"beta is {self.beta}, by which sparsities would run from {float(min(shares)):.4g} to "
-                f"{float(max(shares)):.4g}; at a sparsity of {float(sparsity):.4g} take at most {largest:.4g} here"
+                f"{float(max(shares)):.4g}; at a sparsity of {float(sparsity):.4g} take at most {allowed:g} here"
             )
 
 

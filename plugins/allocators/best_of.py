@@ -97,7 +97,7 @@ class BestOf:
             )
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
-        """Give the counts of the first candidate, which is what nothing is known against without a model."""
+        """Give the counts of the first candidate: without a model none can be tried, and the others have to beat it."""
         return self.of[0](groups, keep)
 
     def _wanted(self) -> list[tuple[str, ...]]:

@@ -39,14 +39,14 @@ class Owl:
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         sizes = [group.size for group in groups]
         total = sum(sizes) or 1
-        ranks = self._ranks(groups)
-        mean = sum((r * n for r, n in zip(ranks, sizes, strict=True)), Fraction(0)) / total
-        base = [n * (Fraction(keep, total) + r - mean) for r, n in zip(ranks, sizes, strict=True)]
+        raised = self._raised(groups)
+        mean = sum((r * n for r, n in zip(raised, sizes, strict=True)), Fraction(0)) / total
+        base = [n * (Fraction(keep, total) + r - mean) for r, n in zip(raised, sizes, strict=True)]
         floors, caps = [group.floor for group in groups], [group.most for group in groups]
         return water_fill(base, sizes, floors, caps, keep, [group.name for group in groups])
 
-    def _ranks(self, groups: Sequence[Group]) -> list[Fraction]:
-        """Compute each group's r_g exactly."""
+    def _raised(self, groups: Sequence[Group]) -> list[Fraction]:
+        """Compute each group's r_g exactly: how much more of it is kept than of the one with the lowest score."""
         check_scores(groups, "a score is finite")
         scores = [Fraction(group.score) for group in groups]
         low, high = min(scores, default=Fraction(0)), max(scores, default=Fraction(0))

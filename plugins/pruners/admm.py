@@ -30,7 +30,7 @@ from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, norma
 
 
 class _Problem(NamedTuple):
-    """Is what one layer asks: the budget, the dense weight and what is derived from it.
+    """Holds what is to be solved for one layer: the budget, the dense weight and what is derived from it.
 
     :param dense: Ŵ.
     :param target: ŴA.

@@ -56,7 +56,7 @@ class _Eigen(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """Is what one layer asks: the dense weight, Ŵ and ŴA, and the budget, which keeps k."""
+    """Holds what is to be solved for one layer: the dense weight, Ŵ and ŴA, and the budget, which keeps k."""
 
     weight: Float[Tensor, "out in"]
     dense: Float32[Tensor, "out in"]

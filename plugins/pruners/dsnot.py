@@ -161,7 +161,8 @@ class _Ranked(NamedTuple):
 def _ranked(
     keys: Float32[Tensor, "rows in"], falls: Float32[Tensor, "rows in"], of: Bool[Tensor, "rows in"], first: int
 ) -> _Ranked:
-    """Put the weights of some in order, the largest keys first, by the sign of what ε falls by."""
+    """Order the weights that ``of`` names by their keys, the largest first: once those by which ε falls as they come or
+    go, and once those by which it rises."""
     both = torch.stack([torch.where(of & (sign * falls > 0), keys, -torch.inf) for sign in (1, -1)])
     found = both.topk(min(first, keys.shape[1]), dim=2)
     return _Ranked(found.indices, found.values > -torch.inf)

@@ -6,14 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ecoflap.core.budget.counts import Budget
-from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import options_of
 from ecoflap.core.contracts.options import PrunerOptions
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.contracts.untouched import untouched
-from ecoflap.core.errors import ModelError
-from ecoflap.core.pruning.pruner_answer import what_is_wrong
+from ecoflap.core.pruning.pruner_answer import asked
 
 
 def needs_with(inner: Pruner, own: type[Any]) -> tuple[type[Any], ...]:
@@ -46,10 +43,4 @@ def prune_by(
 
     :raises ModelError: Where it returns something else than a mask and a weight that hold the budget.
     """
-    name = type(inner).__name__
-    with blaming(f"the inner pruner {name}"), untouched(f"the inner pruner {name}", weight, seen):
-        pruned = inner(weight, seen, budget, layer)
-        problem = what_is_wrong(pruned, weight, budget)
-    if problem:
-        raise ModelError(f"the inner pruner {name} {problem}")
-    return pruned
+    return asked(f"the inner pruner {type(inner).__name__}", inner, weight, seen, budget, layer)

@@ -12,8 +12,10 @@ _BYTES = 4
 
 
 def held_with_statistics(anatomy: Anatomy, needs: Sequence[type[Any]], solving: Callable[[int, int], int]) -> int:
-    """Count the numbers in float32 that are held at the most: the statistics of the block that needs most, and beside
-    them as many once more while those of spans are added, or what is held of a layer by what they are for.
+    """Count the numbers in float32 that are held at the most.
+
+    These are the statistics of the block that needs most. Beside them is what is more: as many once more, while the
+    statistics of several spans of batches are added, or what is held of one layer by what they are for.
 
     It is an upper bound: layers that share an input share its statistics, and are counted one by one.
 

@@ -6,13 +6,11 @@ from contextlib import contextmanager
 from ecoflap.core.budget.counts import Keep, keep_count
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import Pruned, Statistics
-from ecoflap.core.contracts.untouched import untouched
-from ecoflap.core.errors import EcoflapError
 from ecoflap.core.forward.noise import seed_for, seeded
 from ecoflap.core.forward.placement import restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Layer
-from ecoflap.core.pruning.pruner_answer import what_is_wrong
+from ecoflap.core.pruning.pruner_answer import asked, at_layer
 
 
 @contextmanager
@@ -42,13 +40,6 @@ def _pruned(
     statistics, place = seen.get(layer.name, Statistics()), replay.place(index, layer)
     with replay.placement.as_precise().held([layer.parameter]):
         weight, budget = layer.weight.data.contiguous(), Keep(keep_count(layer.size, level))
-        try:
-            drawing = seeded(seed_for(replay.seed, "prune", layer.name))
-            with drawing, untouched(f"the pruner {type(pruner).__name__}", weight, statistics):
-                answer = pruner(weight, statistics, budget, place)
-        except EcoflapError as error:
-            raise type(error)(*(f"{layer.name}: {problem}" for problem in error.problems)) from error
-        problem = what_is_wrong(answer, weight, budget)
-    if problem:
-        raise EcoflapError(f"{layer.name}: at a sparsity of {level:g} the pruner {type(pruner).__name__} {problem}")
-    return answer
+        who = f"at a sparsity of {level:g} the pruner {type(pruner).__name__}"
+        with at_layer(layer.name), seeded(seed_for(replay.seed, "prune", layer.name)):
+            return asked(who, pruner, weight, statistics, budget, place)

@@ -96,6 +96,18 @@ def test_what_is_yielded_one_by_one_is_told_the_same_way():
         list(blaming_each("the scorer mine", part()))
 
 
+def test_where_a_part_is_that_has_yielded_some_is_told_by_the_last_of_them():
+    def part():
+        yield from ("first", "second")
+        raise KeyError("third")
+
+    def behind(number, item):
+        return f", behind {item}, its number {number},"
+
+    with pytest.raises(PartError, match=r"^the scorer mine, behind second, its number 2, raised KeyError: 'third'\."):
+        list(blaming_each("the scorer mine", part(), behind))
+
+
 def test_a_sentence_for_users_passes_as_it_is():
     with pytest.raises(ModelError, match=r"^no such thing$"), blaming("the pruner mine"):
         raise ModelError("no such thing")

@@ -308,13 +308,16 @@ def test_numbers_of_weights_that_are_all_zero_are_warned_of_and_equal_sums_are_n
     assert warned.startswith("OfWeights: the score of every layer is 0")
 
 
-def test_a_scorer_that_raises_is_named(layers, replay, tmp_path):
+def test_a_scorer_that_raises_is_named_with_what_it_has_answered_for_last(layers, replay, tmp_path):
     class Breaks:
         def __call__(self, replay, wanted):
             yield "a.x", 1.0
             raise ZeroDivisionError("division by zero")
 
-    with pytest.raises(EcoflapError, match=r"^the scorer Breaks raised ZeroDivisionError: division by zero\. It happ"):
+    said = (
+        r"^the scorer Breaks, at its answer behind that for a\.x, raised ZeroDivisionError: division by zero\. It happ"
+    )
+    with pytest.raises(EcoflapError, match=said):
         score_layers(spec("scorer", Breaks()), "sum", replay, layers, tmp_path / "s.jsonl", lambda event: None)
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 2
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from spec import spec
 from torch import nn
 
 from ecoflap.adapters.llama import LlamaAdapter
+from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.contracts.records import Sample
-from ecoflap.core.pruning.calibration import Calibration
+from ecoflap.core.pruning.calibration import Calibration, read_samples
 
 
 class Given(LlamaAdapter):
@@ -58,3 +60,17 @@ def test_types_shapes_and_names_count():
         np.zeros((1, 4), np.float32), [torch.zeros(4)], {"a": torch.zeros(4)}, {"b": torch.zeros(4)}, None, "zeros",
     ]  # fmt: skip
     assert len({fingerprint(value) for value in values}) == len(values)
+
+
+class Torn:
+    """A dataset that ends with an error behind two samples."""
+
+    def __call__(self, adapter, model, note):
+        yield from (Sample(text="one"), Sample(text="two"))
+        raise KeyError("three")
+
+
+def test_a_dataset_that_raises_is_named_with_how_many_samples_it_has_given():
+    said = r"^the dataset Torn, behind sample 2, raised KeyError: 'three'\. It happened in test_calibration\.py:\d+, "
+    with pytest.raises(PartError, match=said):
+        read_samples(spec("dataset", Torn()), LlamaAdapter(), nn.Identity(), print)

@@ -104,12 +104,30 @@ def test_an_error_is_as_large_however_long_a_token_is(case):
     one, other = case(), case()
     with one.view.opened():
         output, target = one.view.outputs(0)[0].detach(), one.view.targets(0)[0]
-        error = one.view._shares(0, one.view._calls[0][0], output, target)
+        errors, lengths = one.view._errors_and_lengths(0, one.view._calls[0][0], output, target)
     with other.view.opened():
         output[0, 1] *= 1000
         target[0, 1] *= 1000
-        longer = other.view._shares(0, other.view._calls[0][0], output, target)
-    torch.testing.assert_close(longer, error)
+        longer, lengths_of_longer = other.view._errors_and_lengths(0, other.view._calls[0][0], output, target)
+    torch.testing.assert_close(longer / lengths_of_longer, errors / lengths)
+
+
+def test_of_a_block_that_is_called_several_times_the_median_is_that_of_all_calls(case):
+    one = case()
+    (call,), target = one.view._calls[0], one.view._targets["dense"][0][0]
+    targets = [target, target, target * 1e-4]  # most tokens are long
+    one.view._targets["dense"][0][:] = targets
+    outputs = [other + torch.randn_like(other) * 1e-3 for other in targets]
+    with one.view.opened():
+        error = one.view.error_of(0, [call, call, call], outputs)
+    kept = real(one.batches[0])
+    squares = [
+        torch.cat([each.double().square().sum(-1)[kept] for each in those])
+        for those in ([given - wanted for given, wanted in zip(outputs, targets, strict=True)], targets)
+    ]
+    least = 1e-4 * squares[1].sort().values[(len(squares[1]) - 1) // 2]  # torch's median of an even count is the lower
+    assert least > squares[1].min()
+    assert float(error) == pytest.approx(float((squares[0] / squares[1].clamp_min(least)).mean()), rel=1e-4)
 
 
 def test_its_gradient_is_autograds_under_the_mask(case):

@@ -83,12 +83,20 @@ def test_the_largest_step_is_that_of_the_block_that_runs_out_first():
     depths, mean = np.arange(4), (100 * (0 + 1 + 2) + 2000 * 3) / 2300
     assert np.abs(np.array(counts) - [100, 100, 100, 2000] * (0.4 - 0.2 * (depths - mean))).max() < 1
     with pytest.raises(
-        EcoflapError, match=r"from -0\.08478 to 0\.6652; at a sparsity of 0\.6 take at most 0\.219 here"
+        EcoflapError, match=r"from -0\.08478 to 0\.6652; at a sparsity of 0\.6 take at most 0\.219047 here"
     ):
         Atp(beta=0.25)(groups, 920)
-    with pytest.raises(EcoflapError, match=r"take at most 0\.219 here"):
+    with pytest.raises(EcoflapError, match=r"take at most 0\.219047 here"):
         Atp(beta=0.22)(groups, 920)
-    assert sum(Atp(beta=0.219)(groups, 920)) == 920
+    assert sum(Atp(beta=0.219047)(groups, 920)) == 920
+
+
+def test_the_largest_step_is_told_so_that_it_is_taken():
+    """Of 16 blocks it is 0.5 / 7.5 = 0.0666…, and 0.06667 would be refused again."""
+    groups = layers([(100,)] * 16)
+    with pytest.raises(EcoflapError, match=r"take at most 0\.066666 here"):
+        Atp(beta=0.1)(groups, 800)
+    assert sum(Atp(beta=0.066666)(groups, 800)) == 800
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.5, float("nan")])

@@ -9,6 +9,7 @@ from plan_contexts import context
 from ecoflap import ColumnNorm, EcoflapError, Keep, Pruned, Replay, select
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.budget.counts import keep_count
+from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import NotFiniteError
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.refit import Refit
@@ -101,6 +102,10 @@ def test_weights_come_back_where_the_pruner_fails_or_a_reader_stops(replay):
             weight.zero_()
             raise EcoflapError("not today")
 
+    class Breaks:
+        def __call__(self, weight, seen, budget, layer):
+            raise KeyError("norms")
+
     class Infinite:
         def __call__(self, weight, seen, budget, layer):
             assert isinstance(budget, Keep)
@@ -115,6 +120,10 @@ def test_weights_come_back_where_the_pruner_fails_or_a_reader_stops(replay):
     first = all_layers(replay)[0].name
     with pytest.raises(EcoflapError, match=f"{first}: not today"):
         list(Sensitivity(prune=Fails())(replay, all_layers(replay)))
+    with pytest.raises(
+        PartError, match=rf"{first}: at a sparsity of 0\.4 the pruner Breaks raised KeyError: 'norms'\."
+    ):
+        list(Sensitivity(prune=Breaks())(replay, all_layers(replay)))
     with pytest.raises(EcoflapError, match=rf"{first}: at a sparsity of 0\.4 the pruner Infinite kept \d+ weights"):
         list(Sensitivity(prune=Infinite())(replay, all_layers(replay)))
     with pytest.raises(EcoflapError, match="the pruner NotFinite returned NaN or infinite weights"):
