@@ -183,7 +183,7 @@ class EvaVitAdapter:
 
     def tokens(self, model: nn.Module, batch: Batch, tower: str, call: int = 0) -> Int8[Tensor, "batch tokens"]:
         """Say that every position is of the image: the patches, and what stands before them."""
-        return timm_vit.image_tokens(model, batch["pixel_values"])
+        return timm_vit.token_kinds(model, batch["pixel_values"])
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model in timm's hub format where its architecture is known, else its weights alone."""

@@ -182,7 +182,7 @@ class OpenClipAdapter:
         pixels: Tensor = batch["image"]
         trunk = find(model, "visual.trunk", nn.Module)
         if trunk is not None:
-            return timm_vit.image_tokens(trunk, pixels)
+            return timm_vit.token_kinds(trunk, pixels)
         count = member(model, "visual.positional_embedding", Tensor).shape[0]
         return torch.full((len(pixels), count), IMAGE, dtype=torch.int8)
 

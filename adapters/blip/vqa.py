@@ -110,7 +110,7 @@ class BlipVqaAdapter(TransformersAdapter):
 
     def export_views(self, model: nn.Module) -> Sequence[View]:
         """Give ``vision``, ``encoder`` and ``decoder``, each of which reads the one before, and ``all``."""
-        _decoder(model)
+        mask_across(member(model, "text_decoder", nn.Module))
         return list(views_of_blip_vqa(model))
 
     @staticmethod

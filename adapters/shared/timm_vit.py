@@ -22,9 +22,7 @@ def stem_of(model: nn.Module) -> nn.Parameter:
     return next(member(model, "patch_embed", nn.Module).parameters())
 
 
-def image_tokens(
-    model: nn.Module, pixels: Float[Tensor, "batch channels height width"]
-) -> Int8[Tensor, "batch tokens"]:
+def token_kinds(model: nn.Module, pixels: Float[Tensor, "batch channels height width"]) -> Int8[Tensor, "batch tokens"]:
     """Say that every position is of the image: the patches, and the class, distillation and register tokens before."""
     return torch.full((len(pixels), _patches(model, pixels) + _tokens_before(model)), IMAGE, dtype=torch.int8)
 

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from fractions import Fraction
 
+from ecoflap.core.budget.counts import Group
 from ecoflap.core.errors import EcoflapError
 
 
@@ -29,6 +30,14 @@ def water_fill(
     _check_bounds(lower, upper, total, names)
     bases, slopes = [Fraction(b) for b in base], [Fraction(s) for s in slope]
     return _whole(_levels(bases, slopes, lower, upper, total), total, names)
+
+
+def fill_groups(
+    groups: Sequence[Group], base: Sequence[int | float | Fraction], slope: Sequence[int | float | Fraction], total: int
+) -> list[int]:
+    """Give each group a count between its floor and its cap; the rest is as in :func:`water_fill`."""
+    lower, upper = [group.floor for group in groups], [group.most for group in groups]
+    return water_fill(base, slope, lower, upper, total, [group.name for group in groups])
 
 
 def _check_bounds(lower: Sequence[int], upper: Sequence[int], total: int, names: Sequence[str]) -> None:

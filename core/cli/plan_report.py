@@ -18,7 +18,7 @@ from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.preparing.trial import untried
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.rounds import shares_of_rounds
-from ecoflap.core.recipe.schema import Calibration, Recipe
+from ecoflap.core.recipe.schema import CalibrationKeys, Recipe
 from ecoflap.core.registry.named_adapter import knows
 from ecoflap.core.registry.registry import Registry
 from ecoflap.core.text.columns import left, right
@@ -222,7 +222,7 @@ def _forwards(prepared: Prepared, scorer: PartSpec, batches: int) -> int | None:
     return forwards
 
 
-def _data(prepared: Prepared, keys: Calibration | None, samples: int | None = None) -> str:
+def _data(prepared: Prepared, keys: CalibrationKeys | None, samples: int | None = None) -> str:
     """Describe data: how many samples, of how many tokens, and how many of them a batch.
 
     :param samples: How many of them are looked at; by default all.

@@ -27,8 +27,7 @@ from ecoflap.core.recipe.defaults import PRUNED_ANYHOW
 from ecoflap.core.recipe.load import load_recipe
 from ecoflap.core.recipe.overrides import Assignment, read_assignment
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
-from ecoflap.core.recipe.schema import Recipe
+from ecoflap.core.recipe.schema import CalibrationKeys, Recipe
 from ecoflap.core.record.evaluations import STAGES, Evaluation, measures_of
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.identity import ARITHMETIC, CALIBRATION_DATA

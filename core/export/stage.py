@@ -1,6 +1,6 @@
 """Do the export stage: write what a recipe exports and its run folder does not have yet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import Any
 
@@ -32,7 +32,7 @@ def missing_exports(folder: RunFolder, recipe: Recipe) -> list[str]:
 
 
 def export_all(
-    folder: RunFolder, recipe: Recipe, names: list[str], pruned: PrunedModel, log: RunLog
+    folder: RunFolder, recipe: Recipe, names: Sequence[str], pruned: PrunedModel, log: RunLog
 ) -> dict[str, EcoflapError]:
     """Write the exports of these names, each timed as a stage of its own; one that is refused stops none behind it.
 

@@ -1,7 +1,7 @@
 """The whole model's gradient, one layer at a time: never more than one layer's gradient and one block's activations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,10 @@ def stream_gradients(
         replaced_forwards(blocks, checkpointed),
         options_of(AdapterOptions, adapter).running(model),
         torch.enable_grad(),
-        resident,
+        closing(resident),
     ):
         loss = adapter.loss(model, batch)
-        resident.backward = True
+        resident.begin_backward()
         loss.backward()
         summed.finish()
     for layer in unreached.values():
@@ -203,20 +203,24 @@ class _Resident:
     """Holds one block where it runs: in the backward, until the block before it is recomputed."""
 
     def __init__(self, placement: Placement) -> None:
-        self.placement, self._held, self.backward = placement, ExitStack(), False
+        self.placement, self._held, self._is_backward = placement, ExitStack(), False
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Put back the block that is there."""
         self._held.close()
 
+    def begin_backward(self) -> None:
+        """Leave a block where it is behind its forward from here on: its backward follows."""
+        self._is_backward = True
+
     def hold(self, block: Block) -> None:
+        """Bring a block in the place of the one that is there."""
         self._held.close()
         self._held.enter_context(self.placement.held(tensors_of(block.module)))
 
     def release(self) -> None:
-        if not self.backward:
+        """Put a block back behind its forward, unless its backward follows."""
+        if not self._is_backward:
             self._held.close()
 
 

@@ -31,10 +31,11 @@ class Begun(BlockWatch):
 
     run: Callable[[], Any]
     states: GeneratorStates
-    can_wait: bool
 
     def __init__(self) -> None:
-        self._outside = _context()
+        self.can_wait = False
+        with torch.no_grad():  # as forwards run: what else differs in the block is a context of the model's own
+            self._outside = _context()
 
     def around(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[[], Any]) -> Any:
         """Keep the call, and end the forward."""

@@ -201,8 +201,7 @@ class Replay(RecordedModel):
         asks_no_more = tokens != "drifting" and not any(issubclass(need, GradientStatistic) for need in needs)
         if asks_no_more and alike.held is not None and self._has_room_for(alike.held):
             for number in self.own:
-                with torch.no_grad():
-                    begun[number] = Begun()
+                begun[number] = Begun()
                 self._forward(number, first=i, last=i, watch=begun[number])
         return PausedForwards(self.anatomy.layers_of[block.name], layers, begun, self._running)
 

@@ -13,7 +13,7 @@ from ecoflap.core.model.parameter_masks import parameter_and_part
 from ecoflap.core.model.source import files_read
 from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.schema import Calibration
+from ecoflap.core.recipe.schema import CalibrationKeys
 
 
 def parameters_of(prepared: Prepared) -> int:
@@ -21,18 +21,18 @@ def parameters_of(prepared: Prepared) -> int:
     return sum(parameter.numel() for parameter in prepared.model.parameters())
 
 
-def samples_of(keys: Calibration) -> int | None:
+def samples_of(keys: CalibrationKeys) -> int | None:
     """Give how many samples a dataset yields; None where that shows only when it is read."""
     samples: int | None = keys.data.options.samples
     return samples
 
 
-def batches_of(keys: Calibration) -> int:
+def batches_of(keys: CalibrationKeys) -> int:
     """Give how many batches the samples of a dataset make; 0 where that shows only when it is read."""
     return -(-(samples_of(keys) or 0) // keys.batch_size)
 
 
-def tokens_of_sample(prepared: Prepared, keys: Calibration) -> int:
+def tokens_of_sample(prepared: Prepared, keys: CalibrationKeys) -> int:
     """Give how many tokens a sample has; 0 where that shows only when it is read."""
     with blaming(f"the adapter {type(prepared.adapter).__name__}, asked for its longest text,"):
         longest = prepared.adapter.max_length(prepared.model)

@@ -17,7 +17,7 @@ from ecoflap.core.contracts.records import Batch, Sample
 from ecoflap.core.errors import DataError
 from ecoflap.core.forward.placement import batch_on
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
+from ecoflap.core.recipe.schema import CalibrationKeys
 from ecoflap.core.sealing.sealed import hash_of
 
 SAMPLES_AT_A_GLANCE, TOKENS_AT_A_GLANCE = 4, 256

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.recipe.keys import Keys
 from ecoflap.core.recipe.part_spec import PartSpec
-from ecoflap.core.recipe.schema import Calibration, Model, Recipe, Score, TowerChoice
+from ecoflap.core.recipe.schema import CalibrationKeys, Model, Recipe, Score, TowerChoice
 
 _OPENING = """\
 # The recipe
@@ -53,13 +53,13 @@ where no part of the recipe but its evaluators looks at data.
 _SECTIONS: tuple[tuple[str, str, type[Keys]], ...] = (
     ("Keys", "", Recipe),
     ("`model`", "A bare text is the source.", Model),
-    ("`calibration`", "A dataset; beside its own parameters:", Calibration),
+    ("`calibration`", "A dataset; beside its own parameters:", CalibrationKeys),
     ("`score`", "A scorer; beside its own parameters:", Score),
     ("`towers.<name>`", "`keep`, or at least one of:", TowerChoice),
 )
 _WORDS: Mapping[Any, str] = {
     Model: "mapping",
-    Calibration: "part",
+    CalibrationKeys: "part",
     Score: "part",
     PartSpec: "part",
     Pattern: "text",

@@ -74,7 +74,7 @@ class Model(Keys):
         return adapter
 
 
-class Calibration(Keys):
+class CalibrationKeys(Keys):
     """``calibration:``; a dataset with a key of the engine beside its parameters."""
 
     inline = "data"
@@ -95,7 +95,7 @@ class Score(Keys):
         "block", description="what shares one sparsity; by default `layer` with a scorer of numbers a weight"
     )
     aggregate: Aggregate = Field(description="how layers' scores make a group's; by default the scorer's way")
-    calibration: Calibration | None = Field(
+    calibration: CalibrationKeys | None = Field(
         None, description="dataset to score on; by default the recipe's `calibration`"
     )
 
@@ -147,7 +147,7 @@ class Recipe(Keys):
         0, description="all that is random follows from it: noises, and what calibration draws"
     )
     model: Annotated[Model, Key(scores=True)] = Field(description="the model to prune")
-    calibration: Annotated[Calibration | None, Key(scores=True)] = Field(
+    calibration: Annotated[CalibrationKeys | None, Key(scores=True)] = Field(
         None, description="dataset that scorer and pruner look at"
     )
     sparsity: Annotated[float | None, Key(method=False)] = Field(
@@ -170,8 +170,9 @@ class Recipe(Keys):
         None, description="scorer; needed where the allocator looks at scores"
     )
     allocate: Annotated[Spec, Key("allocator")] = Field(
-        description="allocator; by default `ecoflap` with a score, `marginal` with one of curves, `threshold` with one "
-        "of numbers a weight, `uniform` without"
+        description="allocator; by default `uniform` where a pattern fixes every budget, what the pruner brings along "
+        "as `from_masks` does, `ecoflap` with a score, `marginal` with one of curves, `threshold` with one of numbers "
+        "a weight, and else `uniform`"
     )
     prune: Annotated[Spec, Key("pruner")] = Field(description="pruner")
     rounds: Annotated[int | tuple[float, ...] | None, Key(scores=True)] = Field(
@@ -217,7 +218,7 @@ class Recipe(Keys):
         return frozenset([*(name.removesuffix(".weight") for name in self.include), *named])
 
     @property
-    def score_calibration(self) -> Calibration | None:
+    def score_calibration(self) -> CalibrationKeys | None:
         """Give the data that the scorer is given, its own or the recipe's; None without a scorer."""
         return self.score.calibration or self.calibration if self.score else None
 
@@ -318,7 +319,7 @@ def _calibrations(keys: type[Keys], inside: str = "") -> Iterator[str]:
     """Yield each key, dotted, that holds calibration data."""
     for name, field in keys.model_fields.items():
         wanted = type_of(field)
-        if wanted is Calibration:
+        if wanted is CalibrationKeys:
             yield inside + name
         elif is_mapping(wanted):
             yield from _calibrations(wanted, f"{inside}{name}.")

@@ -6,17 +6,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ecoflap.core.checking.against_model import AgainstModel, hold_against_model
+from ecoflap.core.checking.coverage import Kind
 from ecoflap.core.checking.saved import try_to_save
 from ecoflap.core.errors import ModelError
 from ecoflap.core.ranks.ranks import ALONE
-from ecoflap.core.recipe.schema import Calibration
+from ecoflap.core.recipe.schema import CalibrationKeys
 from ecoflap.core.refining.model_view import check_logits
 from ecoflap.core.registry.named_adapter import knows, refusing_misfit
 from ecoflap.core.run.run_state import RunState
 
-WARNED_OF = "stack"
+WARNED_OF: Kind = "stack"
 """What may be left to an adapter's author: which of a model's towers its adapter is for."""
-CHECKED = ("stack", "blocks", "matrix", "no matrix")
+CHECKED: tuple[Kind, ...] = ("stack", "blocks", "matrix", "no matrix")
+"""What a run looks for. Matrices outside all blocks are many a model's, such as its head, and ``ecoflap check`` alone
+tells an adapter's author of them."""
 
 
 def is_to_be_checked(state: RunState) -> bool:
@@ -45,7 +48,7 @@ def check_adapter_on_data(state: RunState) -> None:
             state.ranks.first(partial(_try_to_save, state))
 
 
-def _hold_against_model(state: RunState, keys: Calibration) -> None:
+def _hold_against_model(state: RunState, keys: CalibrationKeys) -> None:
     adapter, source, named = state.prepared.adapter, state.prepared.source, state.recipe.model.adapter_name
     replay = state.replay([state.data.first_batch(keys)], keys, ranks=ALONE)
     with refusing_misfit(adapter, named, source):
@@ -85,11 +88,11 @@ def _try_to_save(state: RunState) -> None:
         try_to_save(adapter, model, pruned, inside, partial(state.model.read, inside), state.folder.model)
 
 
-def _data(state: RunState) -> Calibration | None:
+def _data(state: RunState) -> CalibrationKeys | None:
     return state.recipe.calibration or state.recipe.score_calibration
 
 
-def _forgotten(found: AgainstModel) -> Iterator[tuple[str, str]]:
+def _forgotten(found: AgainstModel) -> Iterator[tuple[Kind, str]]:
     """Yield what is not covered, each with what the adapter covers in all."""
     covered, whole = found.coverage.shares()
     share = f"the layers of the adapter {found.adapter} hold {covered:,} of the {whole:,} weights in blocks that run"

@@ -8,7 +8,7 @@ from ecoflap.core.contracts.records import Batch
 from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.pruning.calibration import Calibration
-from ecoflap.core.recipe.schema import Calibration as CalibrationKeys
+from ecoflap.core.recipe.schema import CalibrationKeys
 from ecoflap.core.record.evaluations import digests
 from ecoflap.core.record.identity import ARITHMETIC, CALIBRATION_DATA, SCORING_DATA
 from ecoflap.core.record.run_log import RunLog

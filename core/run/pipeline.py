@@ -213,7 +213,8 @@ def _stages(state: RunState) -> Run:
         stages.evaluate(state, "dense", state.model.get())
         plan, model = _pruned(state)
     stages.evaluate(state, "pruned", model)
-    report = state.ranks.first(partial(_finish, state, plan, model))
+    missing = state.missing_exports  # which all processes find out together, and the first alone writes
+    report = state.ranks.first(partial(_finish, state, plan, model, missing))
     return Run(folder.path, state.recipe, plan, report, model)
 
 
@@ -224,8 +225,11 @@ def _pruned(state: RunState) -> tuple[Plan, nn.Module]:
     return plan, stages.prune(last, plan)
 
 
-def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
-    """Export the pruned model, and write the report."""
+def _finish(state: RunState, plan: Plan, model: nn.Module, missing: Sequence[str]) -> Report:
+    """Export the pruned model, and write the report.
+
+    :param missing: The exports that are not all there.
+    """
     folder = state.folder
     masks = masks_as_planned(folder.masks, plan)
     measures = measures_of(folder.evaluations, state.evaluations)
@@ -241,7 +245,7 @@ def _finish(state: RunState, plan: Plan, model: nn.Module) -> Report:
         held_in=state.model.held_in,
         visits=state.model.visits,
     )
-    if refused := export_all(folder, state.recipe, state.missing_exports, pruned, state.log):
+    if refused := export_all(folder, state.recipe, missing, pruned, state.log):
         raise ended_by(folder, state.recipe, refused) from next(iter(refused.values()))
     return _report(state, plan, model, measures)
 

@@ -14,7 +14,7 @@ from ecoflap.core.planning.plan import Plan
 from ecoflap.core.preparing.prepared import Prepared
 from ecoflap.core.pruning.masks import PackedMasks
 from ecoflap.core.ranks.ranks import ALONE, Ranks
-from ecoflap.core.recipe.schema import Calibration, Recipe
+from ecoflap.core.recipe.schema import CalibrationKeys, Recipe
 from ecoflap.core.record.evaluations import Evaluation
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.run_log import RunLog
@@ -84,7 +84,10 @@ class RunState:
 
     @cached_property
     def missing_exports(self) -> list[str]:
-        """Name the exports that are not all there. All of their files are read for it, and so once."""
+        """Name the exports that are not all there. All of their files are read for it, and so once.
+
+        All processes ask together, as of :attr:`is_pruned` and by :meth:`to_evaluate`: the first tells the others.
+        """
         return self.ranks.first(lambda: missing_exports(self.folder, self.recipe))
 
     @property
@@ -100,7 +103,7 @@ class RunState:
     def replay(
         self,
         batches: Sequence[Batch],
-        keys: Calibration | None,
+        keys: CalibrationKeys | None,
         dtype: torch.dtype | None = None,
         ranks: Ranks | None = None,
         spare: int = 0,

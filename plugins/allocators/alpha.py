@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from ecoflap.core.budget.counts import Group, check_scores, exact
-from ecoflap.core.budget.water_fill import water_fill
+from ecoflap.core.budget.water_fill import fill_groups
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError
@@ -39,8 +39,7 @@ class Alpha:
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
         sizes = [group.size for group in groups]
         slope = [size * ratio for size, ratio in zip(sizes, self._ratios(groups), strict=True)]  # of the kept with −η
-        floors, caps = [group.floor for group in groups], [group.most for group in groups]
-        return water_fill(sizes, slope, floors, caps, keep, [group.name for group in groups])
+        return fill_groups(groups, sizes, slope, keep)
 
     def _ratios(self, groups: Sequence[Group]) -> list[Fraction]:
         """Compute each group's sparsity but for η, exactly."""

@@ -14,7 +14,7 @@ from math import floor
 from typing import ClassVar
 
 from ecoflap.core.budget.counts import Group, exact
-from ecoflap.core.budget.water_fill import water_fill
+from ecoflap.core.budget.water_fill import fill_groups
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError
@@ -47,8 +47,7 @@ class Atp:
         shares = [sparsity + exact(self.beta) * offset for offset in offsets]
         self._check(sparsity, offsets, shares)
         base = [group.size * (1 - share) for group, share in zip(groups, shares, strict=True)]
-        sizes, names = [group.size for group in groups], [group.name for group in groups]
-        return water_fill(base, sizes, [g.floor for g in groups], [g.most for g in groups], keep, names)
+        return fill_groups(groups, base, [group.size for group in groups], keep)
 
     def _check(self, sparsity: Fraction, offsets: Sequence[Fraction], shares: Sequence[Fraction]) -> None:
         """Refuse a step by which a block would lose more than all of it, or less than nothing."""

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import ClassVar, Literal
 
 from ecoflap.core.budget.counts import Group, check_scores, exact
-from ecoflap.core.budget.water_fill import water_fill
+from ecoflap.core.budget.water_fill import fill_groups
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
 from ecoflap.core.errors import EcoflapError
@@ -42,8 +42,7 @@ class Owl:
         raised = self._raised(groups)
         mean = sum((r * n for r, n in zip(raised, sizes, strict=True)), Fraction(0)) / total
         base = [n * (Fraction(keep, total) + r - mean) for r, n in zip(raised, sizes, strict=True)]
-        floors, caps = [group.floor for group in groups], [group.most for group in groups]
-        return water_fill(base, sizes, floors, caps, keep, [group.name for group in groups])
+        return fill_groups(groups, base, sizes, keep)
 
     def _raised(self, groups: Sequence[Group]) -> list[Fraction]:
         """Compute each group's r_g exactly: how much more of it is kept than of the one with the lowest score."""

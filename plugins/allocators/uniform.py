@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ecoflap.core.budget.counts import Group
-from ecoflap.core.budget.water_fill import water_fill
+from ecoflap.core.budget.water_fill import fill_groups
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Allocator
 
@@ -25,9 +25,7 @@ class Uniform:
     takes: ClassVar[None] = None
 
     def __call__(self, groups: Sequence[Group], keep: int) -> list[int]:
-        sizes = [group.size for group in groups]
-        floors, caps = [group.floor for group in groups], [group.most for group in groups]
-        return water_fill([0] * len(sizes), sizes, floors, caps, keep, [group.name for group in groups])
+        return fill_groups(groups, [0] * len(groups), [group.size for group in groups], keep)
 
 
 @hookimpl

@@ -18,7 +18,7 @@ from ecoflap.core.contracts.records import Measure, Sample
 from ecoflap.core.errors import DataError, EcoflapError, refuse_below_one
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.plugins.evaluators.shared.batches import complete
-from ecoflap.plugins.evaluators.shared.caption_scores import SCORERS, Metric, missing_for
+from ecoflap.plugins.evaluators.shared.caption_scores import SCORERS, CaptionMetric, missing_for
 from ecoflap.plugins.evaluators.shared.caption_words import words
 from ecoflap.plugins.evaluators.shared.checks import check_ability, check_generation
 from ecoflap.plugins.evaluators.shared.means import image_of, mean_over_images
@@ -57,7 +57,7 @@ class Caption:
     min_new_tokens: int = 8
     length_penalty: float = 1.0
     batch_size: int = 16
-    metrics: tuple[Metric, ...] = ("cider", "bleu", "rouge")
+    metrics: tuple[CaptionMetric, ...] = ("cider", "bleu", "rouge")
 
     wants: ClassVar[type[Any]] = Generates
 

@@ -17,7 +17,7 @@ from ecoflap.core.contracts.records import Measure
 from ecoflap.core.errors import DataError
 from ecoflap.plugins.evaluators.shared.means import mean_over_images
 
-Metric = Literal["cider", "bleu", "rouge", "spice"]
+CaptionMetric = Literal["cider", "bleu", "rouge", "spice"]
 ORDERS = 4
 """BLEU counts n-grams of one word up to so many."""
 TINY, SMALL = 1e-15, 1e-9  # the scorer adds them to counts, so that none is divided by 0
@@ -28,7 +28,7 @@ Words = Sequence[str]
 """What was said of each image, its words with single blanks between them."""
 References = Sequence[Sequence[str]]
 """The references of each image, written likewise."""
-Scorer = Callable[[Words, References, Sequence[Hashable]], Mapping[str, Measure]]
+CaptionScorer = Callable[[Words, References, Sequence[Hashable]], Mapping[str, Measure]]
 """Scores captions against their references. The last argument tells which captions are of one image."""
 
 
@@ -84,10 +84,10 @@ def spice(said: Words, references: References, images: Sequence[Hashable]) -> Ma
     return {"spice": mean_over_images([float(one["All"]["f"]) for one in each], images, "captions")}
 
 
-SCORERS: Mapping[Metric, Scorer] = {"cider": cider, "bleu": bleu, "rouge": rouge, "spice": spice}
+SCORERS: Mapping[CaptionMetric, CaptionScorer] = {"cider": cider, "bleu": bleu, "rouge": rouge, "spice": spice}
 
 
-def missing_for(metrics: Sequence[Metric]) -> Iterator[str]:
+def missing_for(metrics: Sequence[CaptionMetric]) -> Iterator[str]:
     """Say what has to be installed first."""
     found = find_spec("pycocoevalcap")
     if found is None:

@@ -12,7 +12,7 @@ from ecoflap.core.budget.counts import Group
 from ecoflap.core.errors import EcoflapError
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.recipe.load import parse_recipe
-from ecoflap.core.recipe.schema import Calibration
+from ecoflap.core.recipe.schema import CalibrationKeys
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.plugins.allocators.best_of import BestOf, ecoflap_register_allocators
 from ecoflap.plugins.allocators.ecoflap import Ecoflap
@@ -73,7 +73,7 @@ class Data:
 
 @pytest.mark.parametrize(("samples", "size", "told"), [(8, 8, "8 samples in batches of 8 are one"), (9, 8, None)])
 def test_a_plan_hears_of_too_few_batches(samples, size, told):
-    data = Calibration(data=spec("dataset", Data(samples)), batch_size=size)
+    data = CalibrationKeys(data=spec("dataset", Data(samples)), batch_size=size)
     problems = list(BestOf((Uniform(), Owl())).problems(context(recipe=Asks(data))))
     assert [told in problem for problem in problems] == ([True] if told else [])
     (problem,) = BestOf((Uniform(), Owl())).problems(context(recipe=Asks(None)))
@@ -82,7 +82,7 @@ def test_a_plan_hears_of_too_few_batches(samples, size, told):
 
 @pytest.mark.parametrize(("tokens", "told"), [("real", 0), ("all", 1)])
 def test_a_recipe_does_not_say_the_tokens_that_are_to_be_tried(tokens, told):
-    data = Calibration(data=spec("dataset", Data(8)))
+    data = CalibrationKeys(data=spec("dataset", Data(8)))
     asked = context(recipe=Asks(data, tokens))
     problems = list(BestOf((Uniform(),), tokens=("real", "text")).problems(asked))
     assert len(problems) == told

@@ -118,7 +118,7 @@ def test_of_several_processes_the_first_alone_scores(monkeypatch: pytest.MonkeyP
 
 
 def test_every_metric_has_a_scorer():
-    assert set(caption_scores.SCORERS) == set(caption_scores.Metric.__args__)  # type: ignore[attr-defined]
+    assert set(caption_scores.SCORERS) == set(caption_scores.CaptionMetric.__args__)  # type: ignore[attr-defined]
     assert caption.ecoflap_register_evaluators() == {"caption": Caption}
 
 
