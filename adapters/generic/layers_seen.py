@@ -1,7 +1,7 @@
 """Make the layers of a block of the products that were seen in it."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -41,37 +41,42 @@ class Texts:
 
 
 def layers_seen(
-    model: nn.Module, block: str, runs: Sequence[Run], towers: Mapping[str, str], texts: Texts, left_out: dict[str, str]
-) -> Iterator[Layer]:
-    """Yield every matrix that was applied in a block, in the order they run; then those of experts that did not.
+    model: nn.Module, block: str, runs: Sequence[Run], towers: Mapping[str, str], texts: Texts
+) -> tuple[list[Layer], dict[str, str]]:
+    """Give every matrix that was applied in a block, in the order they run; then those of experts that did not.
 
     :param runs: The block's calls.
     :param towers: The tower of each block.
-    :param left_out: Takes the reason of each matrix that is none of the layers.
+    :return: The layers; and by its parameter, why a matrix is none of them.
     """
     chosen = {name for run in runs for name in run.chosen}
     own = _own_experts(model, block, runs) if chosen else {}
-    seen: set[tuple[str, int]] = set()
-    for run in runs:
-        for use in run.uses:
-            part, experts = _part(model, use), _experts(model, use, run)
-            key = use.parameter, -1 if part is None or experts else part[0]
-            if key in seen:
-                continue
-            seen.add(key)
-            reason = ROUTER if use.parameter in chosen else GATE if 1 in _shape(model, use) else ""
-            if reason:
-                left_out[use.parameter] = reason
-            elif use.parameter not in own:
-                yield from _routed(model, use, experts) or [_layer(model, use, part, run, towers, texts)]
-    yield from own.values()
-    for name, parameter in model.get_submodule(block).named_parameters():
-        whole = f"{block}.{name}"
-        is_seen = whole in own or whole in {used for used, _ in seen}
-        if parameter.ndim >= 2 and not is_seen and not _is_known(model, whole):
-            is_touched = any(whole in run.touched for run in runs)
+    layers, left_out, seen = list[Layer](), dict[str, str](), set[tuple[str, int]]()
+    used = [(run, use) for run in runs for use in run.uses]
+    for run, use in used:
+        part, experts = _part(model, use), _experts(model, use, run)
+        key = use.parameter, -1 if part is None or experts else part[0]
+        if key in seen:
+            continue
+        seen.add(key)
+        reason = ROUTER if use.parameter in chosen else GATE if 1 in _shape(model, use) else ""
+        if reason:
+            left_out[use.parameter] = reason
+        elif use.parameter not in own:
+            layers += _routed(model, use, experts) or [_layer(model, use, part, run, towers, texts)]
+    applied = own.keys() | {parameter for parameter, _ in seen}
+    return [*layers, *own.values()], left_out | dict(_not_applied(model, block, runs, applied, texts))
+
+
+def _not_applied(
+    model: nn.Module, block: str, runs: Sequence[Run], applied: Set[str], texts: Texts
+) -> Iterator[tuple[str, str]]:
+    """Yield each matrix of a block that was multiplied by nothing, with why it is no layer."""
+    for name, parameter in model.get_submodule(block).named_parameters(prefix=block):
+        if parameter.ndim >= 2 and name not in applied and not _is_known(model, name):
+            is_touched = any(name in run.touched for run in runs)
             unused = OTHERWISE if is_touched else f"{UNSEEN} {texts.read}"
-            left_out.setdefault(whole, BIAS if "bias" in name else unused)
+            yield name, BIAS if "bias" in name.removeprefix(block) else unused
 
 
 def _own_experts(model: nn.Module, block: str, runs: Sequence[Run]) -> dict[str, Layer]:

@@ -85,7 +85,8 @@ def take_apart(model: nn.Module, stacks: Sequence[Stack], watched: Watched, text
         blocks = []
         for name, runs in segment.runs.items():
             module = model.get_submodule(name)
-            layers = layers_seen(model, name, runs, towers, texts, found.left_out)
+            layers, left_out = layers_seen(model, name, runs, towers, texts)
+            found.left_out.update({one: why for one, why in left_out.items() if one not in found.left_out})
             blocks.append(SeenBlock(name, module, segment.tower, len(runs), name in tapped, tuple(layers)))
         kept = segment.outside or segment.tower.startswith(CONNECTING)
         found.towers.append(Tower(segment.tower, tuple(blocks), prunable=not kept, outside=segment.outside))

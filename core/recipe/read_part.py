@@ -9,7 +9,7 @@ from datetime import date
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from pydantic import ValidationError
 from pydantic.errors import PydanticUserError
@@ -28,6 +28,20 @@ from ecoflap.core.text.strict_yaml import KeyPath, described
 
 _WRITTEN = (str, int, float, date, list, tuple, Mapping, type(None))
 """What YAML has; anything else is an object from Python."""
+
+
+class _Found(NamedTuple):
+    """Holds what makes a part, with what is given for its parameters.
+
+    :param use: The name under which a recipe writes it.
+    :param takes_others: Whether it takes parameters of any name.
+    """
+
+    use: str
+    factory: Callable[..., Any]
+    parameters: Mapping[str, Parameter]
+    given: Mapping[str, Any]
+    takes_others: bool
 
 
 class PartReader:
@@ -50,39 +64,50 @@ class PartReader:
         :param fill: Values for parameters of these names that are set neither here nor by the site's registry file.
         """
         before = len(self.problems)
+        found = self._found(kind, written, path, fill)
+        if found is None:
+            return None
+        values, wrong = self._values(found, path)
+        part = PartSpec(kind, found.use, values, found.factory)
+        if len(self.problems) > before:
+            if not any(one.required for one in wrong):
+                self._refused_besides(part, found.given, path, [one.name for one in wrong])
+            return None
+        return part if self._builds(part, found.given, path) else None
+
+    def _found(self, kind: str, written: Any, path: KeyPath, fill: Mapping[str, Any]) -> _Found | None:
+        """Find what makes a part, and all that is given for its parameters; None, and problems, where nothing does."""
         use, given = self._split(kind, written, path)
         use_path = (*path, "use") if isinstance(written, Mapping) else path
         factory = self._find(kind, use, use_path) if isinstance(use, str) else use
         if use is None or factory is None:
             return None
-        is_function = inspect.isfunction(use)
-        use = self.registry.real_name(kind, use) if isinstance(use, str) else self._name_of(kind, use)
         try:
             parameters, others = parameters_of(factory)
         except TypeError as error:
             self.problems.add(use_path, f"{code_name(factory)}: {error}.")
             return None
         # A function that lacks arguments may be the part itself, which is called with them; its annotations tell.
-        lacks = is_function and any(one.required and one.name not in given for one in parameters.values())
+        lacks = inspect.isfunction(use) and any(one.required and one.name not in given for one in parameters.values())
         if lacks and (unmade := " ".join(factory_problems(kind, factory))):
             self.problems.add(use_path, f"{code_name(factory)}: {unmade}")
             return None
-        filled = {name: value for name, value in fill.items() if _takes(parameters.get(name), value)}
-        given = {**filled, **self._site_defaults(kind, use, given, path), **given}
-        if not others:
-            self.problems.add_unknown_keys(path, given, parameters, owner=use)
-        values = {name: value for name, value in given.items() if name not in parameters and others}
-        wrong = []
-        for parameter in parameters.values():
+        name = self.registry.real_name(kind, use) if isinstance(use, str) else self._name_of(kind, use)
+        filled = {key: value for key, value in fill.items() if _takes(parameters.get(key), value)}
+        given = {**filled, **self._site_defaults(kind, name, given, path), **given}
+        return _Found(name, factory, parameters, given, takes_others=others)
+
+    def _values(self, found: _Found, path: KeyPath) -> tuple[dict[str, Any], list[Parameter]]:
+        """Read all parameters of a part by their names; and tell which of them are wrong."""
+        if not found.takes_others:
+            self.problems.add_unknown_keys(path, found.given, found.parameters, owner=found.use)
+        others = {name: value for name, value in found.given.items() if name not in found.parameters}
+        values, wrong = others if found.takes_others else {}, []
+        for parameter in found.parameters.values():
             noted = len(self.problems)
-            values.update(self._parameter(parameter, given, path, use))
+            values.update(self._parameter(parameter, found.given, path, found.use))
             wrong += [parameter] if len(self.problems) > noted else []
-        part = PartSpec(kind, use, values, factory)
-        if len(self.problems) > before:
-            if not any(one.required for one in wrong):
-                self._refused_besides(part, given, path, [one.name for one in wrong])
-            return None
-        return part if self._builds(part, given, path) else None
+        return values, wrong
 
     def _split(self, kind: str, written: Any, path: KeyPath) -> tuple[str | Callable[..., Any] | None, dict[str, Any]]:
         if dataclasses.is_dataclass(written) and not isinstance(written, type):
