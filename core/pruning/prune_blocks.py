@@ -1,14 +1,12 @@
 """The fine step: walk the model block by block, each block seeing the already pruned ones before it."""
 
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -16,27 +14,27 @@ from ecoflap.core.budget.select import is_nonzero, kept_only, same_bits
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Refined, Warned
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
-from ecoflap.core.contracts.records import Mended, Statistics, Target, TokenChoice
+from ecoflap.core.contracts.records import Mended, Statistics, TokenChoice
 from ecoflap.core.errors import first_of
 from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
 from ecoflap.core.forward.gram import Gram
 from ecoflap.core.forward.observation import Observed
 from ecoflap.core.forward.paused import PausedForwards
-from ecoflap.core.forward.placement import device_of, restored
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.planning.plan import Plan
 from ecoflap.core.pruning.block_files import BlockFiles, FinishedLayer
 from ecoflap.core.pruning.cumulative import held_within
+from ecoflap.core.pruning.dense_blocks import DenseBlocks
 from ecoflap.core.pruning.finished_weights import FinishedWeights
 from ecoflap.core.pruning.masks import PackedMasks, pack, unpack
 from ecoflap.core.pruning.mended_blocks import mended_in
 from ecoflap.core.pruning.pruner_answer import pruned_layer
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.refining.block_view import BlockView
-from ecoflap.core.refining.dense_block import DenseBlock, DenseOutputs, targets_of
+from ecoflap.core.refining.dense_block import DenseBlock, targets_of
 from ecoflap.core.refining.refine import refine_block
-from ecoflap.core.refining.subblocks import Hidden, Inside, by_batch, hidden_of, outputs_inside, subblocks_of
+from ecoflap.core.refining.subblocks import Inside
 
 
 class _Outcome(NamedTuple):
@@ -96,10 +94,8 @@ class BlockwisePruning:
         for index, layers in enumerate(planned[: last + 1]):
             if self.finished_weights is not None and index < last:
                 self.finished_weights.read_ahead(self.replay.blocks[index + 1])
-            inside: list[Inside] = []
-            if self.dense is not None:
-                with self._as_dense(index), self._seen_inside(index, layers, "dense") as inside:
-                    self.dense.advance(index)
+            is_finished = bool(layers) and self._files.is_there(index)
+            inside = self._dense_blocks.advance(index, [] if is_finished else layers, self._refiners(index))
             if layers:
                 self._finish_block(index, layers, masks, inside)
                 done += 1
@@ -142,35 +138,12 @@ class BlockwisePruning:
         return () if self.replay.anatomy.is_outside(block) else self.refiners_of.get(block.tower, ())
 
     @cached_property
+    def _dense_blocks(self) -> DenseBlocks:
+        return DenseBlocks(self.replay, self.dense, self.dense_weights)
+
+    @cached_property
     def _files(self) -> BlockFiles:
         return BlockFiles(self.folder, self.plan, self.replay.ranks, self.finished_weights)
-
-    @contextmanager
-    def _as_dense(self, index: int) -> Iterator[None]:
-        """Give a block the weights that it had before the first round, for a while."""
-        inside = self.replay.anatomy.layers_of[self.replay.blocks[index].name]
-        layers = [layer for layer in inside if layer.name in self.dense_weights]
-        with restored(layers):
-            for layer in layers:
-                layer.weight.data.copy_(self.dense_weights[layer.name])
-            yield
-
-    @contextmanager
-    def _seen_inside(self, index: int, layers: Sequence[Layer], target: Target) -> Iterator[list[Inside]]:
-        """Collect what the sub-blocks of a block return, call by call, where a refiner with this target asks."""
-        block, refiners = self.replay.blocks[index], [one.options for one in self._refiners(index)]
-        is_asked = any(target in targets_of([one]) for one in refiners if one.inside or one.each == "subblock")
-        if not is_asked or not layers or self._files.is_there(index):
-            yield []
-            return
-        home = device_of(block.module)
-        with outputs_inside(block, subblocks_of(block, layers), lambda hidden: self._put_away(hidden, home)) as seen:
-            yield seen
-
-    def _put_away(self, hidden: Tensor, home: torch.device) -> Tensor:
-        """Copy a hidden state that the model may still write into to where the record is kept."""
-        kept: Tensor = self.replay.kept(hidden.detach().to(home, copy=True))
-        return kept
 
     def _finish_block(self, index: int, layers: Sequence[Layer], masks: PackedMasks, inside: Sequence[Inside]) -> None:
         """Prune and refine a block, or take it over from an earlier process.
@@ -185,7 +158,7 @@ class BlockwisePruning:
                 if self.finished_weights is None:  # else its weights were taken up with the file
                     _take_over(layer, finished[layer.name])
         else:
-            dense = self._dense(index, layers, inside)
+            dense = self._dense_blocks.block(index, layers, self._refiners(index), inside)
             if self.finished_weights is not None:
                 self.finished_weights.take_into_memory(layers)
             changed = self._prune(index, layers, masks)
@@ -295,40 +268,6 @@ class BlockwisePruning:
         for note in [note for note in outcome.notes if note not in told]:
             self.emit(Warned(f"{layer.name}: {note}"))
         self.emit(outcome.done)
-
-    def _dense(self, index: int, layers: Sequence[Layer], inside: Sequence[Inside]) -> DenseBlock:
-        """Give what the block that is to be pruned is and returns, for each target that a refiner asks for.
-
-        :param inside: What its sub-blocks returned in the dense model, call by call.
-        """
-        block, numbers = self.replay.blocks[index], self.replay.own
-        wanted = targets_of(refiner.options for refiner in self._refiners(index))
-        found: dict[Target, DenseOutputs] = {}
-        if "own" in wanted:
-            with self._as_dense(index), self._seen_inside(index, layers, "own") as seen:
-                calls = (self.replay.calls_of(index, number) for number in numbers)
-                hidden = [self.replay.kept([hidden_of(block.name, call.output) for call in one]) for one in calls]
-            found["own"] = self._of_all(block, hidden, seen)
-        if "dense" in wanted:
-            assert self.dense is not None  # it is made where any refiner asks for it
-            outputs = map(self.dense.recorded, numbers)
-            hidden = [[hidden_of(block.name, output) for output in batch] for batch in outputs]
-            found["dense"] = self._of_all(block, hidden, inside)
-        return DenseBlock(found, self._weights_for_refiners(index, layers))
-
-    def _weights_for_refiners(self, index: int, layers: Sequence[Layer]) -> dict[str, Tensor]:
-        """Copy a block's matrices as they were before the first round, where a refiner looks at them."""
-        if not any(refiner.options.dense_weights for refiner in self._refiners(index)):
-            return {}
-        with self._as_dense(index):
-            return {layer.name: layer.weight.detach().clone() for layer in layers}
-
-    def _of_all(self, block: Block, hidden: Sequence[Hidden], seen: Sequence[Inside]) -> DenseOutputs:
-        """Give the hidden states of all batches, kept as the record is, from those of this process' own."""
-        inside = by_batch(seen, block.calls or 1) if seen else [{} for _ in hidden]
-        mine = dict(zip(self.replay.own, zip(hidden, inside, strict=True), strict=True))
-        found = self.replay.ranks.gather_each(mine, len(self.replay.batches), self.replay.kept)
-        return DenseOutputs([outputs for outputs, _ in found], [each for _, each in found])
 
     def _refine(self, index: int, layers: Sequence[Layer], masks: PackedMasks, dense: DenseBlock) -> bool:
         """Let the refiners of a pruned block train its kept weights; say whether any of them did."""
