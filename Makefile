@@ -89,7 +89,7 @@ test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m slow
 
 test-kernel: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q -rs tests/kernels tests/core/kernel tests/core/forward/test_gram.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -rs tests/kernels tests/core/kernel tests/core/statistics/test_gram.py
 
 # Fails where a test of LAVIS was skipped, too. Besides LAVIS' own only what runs models, reads them or their tokenizers:
 # files, resuming and arithmetic ask nothing of transformers, and are the same in either environment.

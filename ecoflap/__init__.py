@@ -57,11 +57,7 @@ if TYPE_CHECKING:
     from ecoflap.core.contracts.records import ViewSize as ViewSize
     from ecoflap.core.errors import EcoflapError as EcoflapError
     from ecoflap.core.export.export_again import export_run as export_run
-    from ecoflap.core.forward.gram import Gram as Gram
     from ecoflap.core.forward.replay import Replay as Replay
-    from ecoflap.core.forward.statistics import ColumnNorm as ColumnNorm
-    from ecoflap.core.forward.statistics import LossGradient as LossGradient
-    from ecoflap.core.forward.statistics import RegionalGradient as RegionalGradient
     from ecoflap.core.model.anatomy import Anatomy as Anatomy
     from ecoflap.core.model.anatomy import Block as Block
     from ecoflap.core.model.anatomy import Layer as Layer
@@ -79,6 +75,10 @@ if TYPE_CHECKING:
     from ecoflap.core.registry.registry import load_registry as load_registry
     from ecoflap.core.run.pipeline import Run as Run
     from ecoflap.core.run.pipeline import run as run
+    from ecoflap.core.statistics.column_norm import ColumnNorm as ColumnNorm
+    from ecoflap.core.statistics.gram import Gram as Gram
+    from ecoflap.core.statistics.loss_gradient import LossGradient as LossGradient
+    from ecoflap.core.statistics.regional_gradient import RegionalGradient as RegionalGradient
     from ecoflap.core.sweep.request import SweepRequest as SweepRequest
     from ecoflap.core.sweep.sweep import sweep as sweep
 
@@ -106,8 +106,6 @@ _HOME = {
     "errors": ("EcoflapError",),
     "export.export_again": ("export_run",),
     "forward.replay": ("Replay",),
-    "forward.gram": ("Gram",),
-    "forward.statistics": ("ColumnNorm", "LossGradient", "RegionalGradient"),
     "model.anatomy": ("Anatomy", "Block", "Layer", "Source", "Tower"),
     "packed.group_attention": ("group_attention",),
     "packed.load_model": ("load_masks", "load_model"),
@@ -117,6 +115,10 @@ _HOME = {
     "record.report": ("Report", "read_report"),
     "registry.registry": ("Registry", "load_registry"),
     "run.pipeline": ("Run", "run"),
+    "statistics.column_norm": ("ColumnNorm",),
+    "statistics.gram": ("Gram",),
+    "statistics.loss_gradient": ("LossGradient",),
+    "statistics.regional_gradient": ("RegionalGradient",),
     "sweep.request": ("SweepRequest",),
     "sweep.sweep": ("sweep",),
 }  # fmt: skip

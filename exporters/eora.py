@@ -27,11 +27,11 @@ from ecoflap.core.contracts.plan_context import PlanContext
 from ecoflap.core.contracts.protocols import Adapter, Exporter, PrunedModel
 from ecoflap.core.contracts.records import Check, Exported, Meanwhile, StoredTensor, ViewSize
 from ecoflap.core.errors import FormatError, ModelError, refuse_below_one
-from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
-from ecoflap.core.forward.gram import Gram
 from ecoflap.core.model.anatomy import Layer
 from ecoflap.core.model.mapped_weights import MappedWeights, mapped_beside
 from ecoflap.core.model.source import fingerprint, open_source
+from ecoflap.core.statistics.few_tokens import few_tokens, warning_of_few
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.exporters.shared.pruned_weights import require_masks, some
 from ecoflap.exporters.shared.seen_inputs import seen_inputs
 

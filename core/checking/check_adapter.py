@@ -19,9 +19,9 @@ from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.forward.capture import without_fast_path
 from ecoflap.core.forward.placement import device_of
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy
 from ecoflap.core.model.source import open_source
+from ecoflap.core.statistics.column_norm import ColumnNorm
 
 LARGEST_SAVED = 1e9
 """Bytes of the largest model that is saved for a trial: it is written in full, where temporary files go."""

@@ -288,3 +288,15 @@ def _on(values: Any, device: torch.device) -> Any:
 def _is_cache(value: Any) -> bool:
     """Say whether it is a cache of keys and values. It is left whole: some transformers versions let torch copy it."""
     return hasattr(value, "get_seq_length")
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a block's output, which may be a tensor, a tuple, a list or a mapping of them."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from tensors_in(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_in(value)

@@ -20,14 +20,14 @@ from ecoflap.core.contracts.records import Statistics, TokenChoice
 from ecoflap.core.errors import NotFiniteError
 from ecoflap.core.forward.block_gradient import turned
 from ecoflap.core.forward.capture import watching, without_fast_path
-from ecoflap.core.forward.few_tokens import few_among
 from ecoflap.core.forward.gradients import kept_gradients, saved_bytes, stream_gradients
 from ecoflap.core.forward.observation import Observation, Observed
 from ecoflap.core.forward.paused import Begun, PausedForwards, ProductsSeen, may_pause
 from ecoflap.core.forward.placement import added, numbers_in, times_as_large
 from ecoflap.core.forward.recorded_model import RecordedModel
-from ecoflap.core.forward.statistics import TokenWeights
 from ecoflap.core.model.anatomy import Layer
+from ecoflap.core.statistics.few_tokens import few_among
+from ecoflap.core.statistics.token_weights import TokenWeights
 
 
 class Replay(RecordedModel):

@@ -17,7 +17,6 @@ from ecoflap.core.contracts.blame import blaming, blaming_each
 from ecoflap.core.contracts.events import Event, Progress, Warned
 from ecoflap.core.contracts.records import SCORES_CALLED, Aggregate, Estimate, KeptScore, Score, Unit
 from ecoflap.core.errors import ModelError, cut, first_of, nearest
-from ecoflap.core.forward.few_tokens import warning_of_few
 from ecoflap.core.forward.replay import Replay
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.planning.scores import (
@@ -33,6 +32,7 @@ from ecoflap.core.planning.scores import (
 from ecoflap.core.ranks.ranks import Ranks
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.sealing.sealed_lines import append_line, read_lines
+from ecoflap.core.statistics.few_tokens import warning_of_few
 
 
 def score_layers(

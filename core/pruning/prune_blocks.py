@@ -16,8 +16,6 @@ from ecoflap.core.contracts.events import Event, LayerPruned, Progress, Refined,
 from ecoflap.core.contracts.protocols import LossStatistic, is_of_inputs
 from ecoflap.core.contracts.records import Mended, Statistics, TokenChoice
 from ecoflap.core.errors import first_of
-from ecoflap.core.forward.few_tokens import few_tokens, warning_of_few
-from ecoflap.core.forward.gram import Gram
 from ecoflap.core.forward.observation import Observed
 from ecoflap.core.forward.paused import PausedForwards
 from ecoflap.core.forward.replay import Replay
@@ -35,6 +33,8 @@ from ecoflap.core.refining.block_view import BlockView
 from ecoflap.core.refining.dense_block import DenseBlock, targets_of
 from ecoflap.core.refining.refine import refine_block
 from ecoflap.core.refining.subblocks import Inside
+from ecoflap.core.statistics.few_tokens import few_tokens, warning_of_few
+from ecoflap.core.statistics.gram import Gram
 
 
 class _Outcome(NamedTuple):

@@ -12,9 +12,9 @@ from ecoflap.core.contracts.records import Target
 from ecoflap.core.errors import ModelError
 from ecoflap.core.forward.block_gradient import by_sample
 from ecoflap.core.forward.noise import seed_for, seeded
-from ecoflap.core.forward.placement import device_of, map_tensors
+from ecoflap.core.forward.placement import device_of, map_tensors, tensors_in
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.forward.walk import BlockCall, tensors_in
+from ecoflap.core.forward.walk import BlockCall
 from ecoflap.core.model.anatomy import Block, Layer
 from ecoflap.core.ranks.ranks import ALONE, Ranks
 from ecoflap.core.refining.subblocks import Hidden, hidden_of

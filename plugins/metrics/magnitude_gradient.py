@@ -20,7 +20,7 @@ from torch import Tensor
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Metric, Statistic
 from ecoflap.core.contracts.records import Statistics
-from ecoflap.core.forward.statistics import LossGradient
+from ecoflap.core.statistics.loss_gradient import LossGradient
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Metric, Statistic
 from ecoflap.core.contracts.records import Statistics
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.plugins.pruners.shared.inverse_factor import pivots_of, refuse_damping
 
 

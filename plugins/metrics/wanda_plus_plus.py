@@ -17,7 +17,8 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Metric, Statistic
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.statistics import ColumnNorm, RegionalGradient
+from ecoflap.core.statistics.column_norm import ColumnNorm
+from ecoflap.core.statistics.regional_gradient import RegionalGradient
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner, Statistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import EcoflapError, refuse_below_one
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.plugins.pruners.shared.better import solved_or_dense
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized
 

@@ -24,7 +24,7 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
 from ecoflap.core.errors import refuse_below_one
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.plugins.pruners.shared.inner import changes_weights, held_by, looks_at_dense, needs_with
 from ecoflap.plugins.pruners.shared.mended import mended
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram

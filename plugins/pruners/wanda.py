@@ -18,7 +18,7 @@ from ecoflap.core.budget.select import Compare, kept_only, select, zeros_first
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.protocols import Pruner, Statistic
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.forward.statistics import ColumnNorm
+from ecoflap.core.statistics.column_norm import ColumnNorm
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Aggregate
 from ecoflap.core.errors import EcoflapError, refuse_below_one
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy, Layer
+from ecoflap.core.statistics.column_norm import ColumnNorm
 from ecoflap.plugins.scorers.shared.block_by_block import block_by_block
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, eye, float64, logspace, randn
 
 from ecoflap.core.budget.counts import Budget, Keep, Pattern
 from ecoflap.core.contracts.records import Statistics
-from ecoflap.core.forward.gram import Gram
-from ecoflap.core.forward.statistics import ColumnNorm
+from ecoflap.core.statistics.column_norm import ColumnNorm
+from ecoflap.core.statistics.gram import Gram
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

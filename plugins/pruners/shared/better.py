@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ecoflap.core.budget.select import is_finite, kept_only
 from ecoflap.core.contracts.records import Mended, Pruned
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized
 
 _NOISE = 1e-10  # of the squared output: so much is nothing but float32's rounding, of which there is nothing to say

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.gram import Gram
 
 _ROWS = 128
 """Rows of the triangular inverse that are solved for at once."""

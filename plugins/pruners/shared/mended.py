@@ -9,8 +9,8 @@ from torch import Tensor
 from ecoflap.core.budget.counts import Budget
 from ecoflap.core.contracts.protocols import Pruner
 from ecoflap.core.contracts.records import LayerPlace, Pruned, Statistics
-from ecoflap.core.forward.few_tokens import few_tokens
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.few_tokens import few_tokens
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.plugins.pruners.shared.better import better_of
 from ecoflap.plugins.pruners.shared.inner import prune_by
 from ecoflap.plugins.pruners.shared.normalized_gram import NormalizedGram, normalized

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.gram import Gram
 
 
 class NormalizedGram(NamedTuple):

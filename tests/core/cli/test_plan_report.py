@@ -14,13 +14,13 @@ from ecoflap.adapters.views.cache import has_cache
 from ecoflap.core.cli.plan_report import plan_tables, prepared_tables
 from ecoflap.core.contracts.blame import PartError
 from ecoflap.core.errors import ModelError, RecipeError
-from ecoflap.core.forward.gram import Gram
 from ecoflap.core.model.anatomy import Anatomy, Block, Layer, Tower
 from ecoflap.core.preparing.prepare import prepare
 from ecoflap.core.recipe.differences import differences
 from ecoflap.core.recipe.load import parse_recipe
 from ecoflap.core.registry.registry import load_registry
 from ecoflap.core.run import spare_memory
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.core.text.numbers import bytes_text
 from ecoflap.plugins.refiners.reconstruct import Reconstruct
 

@@ -11,7 +11,7 @@ import ecoflap
 from ecoflap import Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward import placement, walk
+from ecoflap.core.forward import placement, records
 from ecoflap.core.model.anatomy import Block, Layer, Tower
 from ecoflap.core.pruning.masks import read_masks
 
@@ -76,12 +76,12 @@ def written(monkeypatch):
         shapes.append(tuple(tensor.shape))
         return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
-    monkeypatch.setattr(walk, "on_disk", on_disk)
+    monkeypatch.setattr(records, "on_disk", on_disk)
     return shapes
 
 
 def tensors_of(call):
-    return list(walk.tensors_in([call.args, dict(call.kwargs), call.output]))
+    return list(records.tensors_in([call.args, dict(call.kwargs), call.output]))
 
 
 def test_what_lies_on_a_disk_is_given_back_on_the_device_that_it_was_on(stack, written):
@@ -99,16 +99,16 @@ def test_it_is_brought_once_in_a_forward(stack, written, monkeypatch):
     replay, brought = stack("meta"), []
     replay.advance(0)
     replay.advance(1)
-    to = walk.OnDisk.brought
-    monkeypatch.setattr(walk.OnDisk, "brought", lambda one: brought.append(one.tensor.dim()) or to(one))
+    to = records.OnDisk.brought
+    monkeypatch.setattr(records.OnDisk, "brought", lambda one: brought.append(one.tensor.dim()) or to(one))
     replay.calls_of(2, 0)
     assert sorted(brought) == [0, 0, 3]
 
 
 def test_what_another_process_recorded_goes_to_this_ones_own_device_of_that_kind():
     block = Block("block", nn.Identity(), "text")
-    sent = walk.Record()
-    sent.finish(block, [walk.OnDisk(torch.ones(2), torch.device("cuda", 3))])
+    sent = records.Record()
+    sent.finish(block, [records.OnDisk(torch.ones(2), torch.device("cuda", 3))])
     assert sent.settled()._outputs["text"][0].device == torch.device("cuda")
 
 
@@ -126,7 +126,7 @@ def test_what_is_seen_of_a_call_is_where_the_model_is_and_not_where_blocks_run(s
     def on(values, device):
         """Copy, as to another device, and note what is there."""
         copies = placement.map_tensors(values, torch.clone)
-        there.extend(walk.tensors_in(copies) if device.index == 7 else ())
+        there.extend(records.tensors_in(copies) if device.index == 7 else ())
         return copies
 
     monkeypatch.setattr(placement, "_on", on)

@@ -15,11 +15,12 @@ from ecoflap import Anatomy, ColumnNorm, Gram, Layer, Replay
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.contracts.events import Warned
 from ecoflap.core.forward.observation import Observation
-from ecoflap.core.forward.statistics import LossGradient, RegionalGradient
 from ecoflap.core.model.parameter_masks import ParameterMasks
 from ecoflap.core.planning.plan import make_plan, pools_of
 from ecoflap.core.pruning.prune_blocks import BlockwisePruning
 from ecoflap.core.ranks.ranks import ALONE
+from ecoflap.core.statistics.loss_gradient import LossGradient
+from ecoflap.core.statistics.regional_gradient import RegionalGradient
 from ecoflap.plugins.allocators.uniform import Uniform
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 import ecoflap
 from ecoflap import Pruned
 from ecoflap.core.budget.select import kept_only, select
-from ecoflap.core.forward.gram import Gram
 from ecoflap.core.pruning.masks import read_masks
+from ecoflap.core.statistics.gram import Gram
 
 PRUNERS = {
     "admm": "admm",

@@ -10,7 +10,9 @@ from one_layer import PLACE
 from ecoflap.core.budget.counts import Keep
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.statistics import ColumnNorm, LossGradient, RegionalGradient
+from ecoflap.core.statistics.column_norm import ColumnNorm
+from ecoflap.core.statistics.loss_gradient import LossGradient
+from ecoflap.core.statistics.regional_gradient import RegionalGradient
 from ecoflap.plugins.metrics import (
     magnitude,
     magnitude_gradient,

@@ -9,7 +9,7 @@ from one_layer import PLACE, seen
 from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.plugins.pruners import alps
 from ecoflap.plugins.pruners.admm import Admm
 from ecoflap.plugins.pruners.alps import Alps, ecoflap_register_pruners

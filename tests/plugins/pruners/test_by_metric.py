@@ -12,8 +12,9 @@ from plan_contexts import context
 from ecoflap import load_registry
 from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.errors import EcoflapError, RecipeError
-from ecoflap.core.forward.statistics import ColumnNorm, RegionalGradient
 from ecoflap.core.recipe.load import load_recipe
+from ecoflap.core.statistics.column_norm import ColumnNorm
+from ecoflap.core.statistics.regional_gradient import RegionalGradient
 from ecoflap.plugins.metrics.magnitude import Magnitude as Size
 from ecoflap.plugins.metrics.multiflow import Multiflow
 from ecoflap.plugins.metrics.ria import Ria

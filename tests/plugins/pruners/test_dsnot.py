@@ -8,8 +8,8 @@ from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.budget.select import select
 from ecoflap.core.contracts.records import Pruned, Statistics
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.gram import Gram
-from ecoflap.core.forward.statistics import ColumnNorm
+from ecoflap.core.statistics.column_norm import ColumnNorm
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.plugins.pruners.dsnot import ColumnMoments, Dsnot, ecoflap_register_pruners
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT

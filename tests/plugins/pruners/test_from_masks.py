@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from ecoflap.core.budget.counts import Keep
 from ecoflap.core.contracts.records import LayerPlace, Statistics
 from ecoflap.core.errors import ModelError
-from ecoflap.core.forward.statistics import ColumnNorm
+from ecoflap.core.statistics.column_norm import ColumnNorm
 from ecoflap.plugins.pruners.from_masks import FromMasks, ecoflap_register_pruners
 from ecoflap.plugins.pruners.refit import Refit
 

@@ -9,8 +9,8 @@ from one_layer import PLACE
 from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.contracts.records import Mended, Pruned
 from ecoflap.core.errors import EcoflapError, ModelError
-from ecoflap.core.forward.gram import Gram
-from ecoflap.core.forward.statistics import ColumnNorm
+from ecoflap.core.statistics.column_norm import ColumnNorm
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.refit import Refit, ecoflap_register_pruners
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT

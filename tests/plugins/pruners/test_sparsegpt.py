@@ -5,7 +5,7 @@ from one_layer import PLACE, seen
 from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.contracts.records import Statistics
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.gram import Gram
 from ecoflap.plugins.pruners.magnitude import Magnitude
 from ecoflap.plugins.pruners.shared import inverse_factor
 from ecoflap.plugins.pruners.sparsegpt import SparseGPT, ecoflap_register_pruners

@@ -4,7 +4,7 @@ from one_layer import PLACE, seen
 
 from ecoflap.core.budget.counts import Keep, Pattern
 from ecoflap.core.errors import EcoflapError
-from ecoflap.core.forward.statistics import ColumnNorm
+from ecoflap.core.statistics.column_norm import ColumnNorm
 from ecoflap.plugins.pruners.wanda import Wanda, ecoflap_register_pruners
 
 

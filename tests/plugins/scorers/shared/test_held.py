@@ -6,8 +6,8 @@ from held_tensors import Held
 
 from ecoflap.adapters.llama import LlamaAdapter
 from ecoflap.core.forward.replay import Replay
-from ecoflap.core.forward.statistics import ColumnNorm
 from ecoflap.core.model.anatomy import Anatomy
+from ecoflap.core.statistics.column_norm import ColumnNorm
 from ecoflap.plugins.metrics.magnitude import Magnitude
 from ecoflap.plugins.metrics.magnitude_gradient import MagnitudeGradient
 from ecoflap.plugins.metrics.optimal_brain_surgeon import OptimalBrainSurgeon

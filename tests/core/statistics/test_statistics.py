@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ecoflap.core.forward.gram import Gram
-from ecoflap.core.forward.statistics import ColumnNorm
+from ecoflap.core.statistics.column_norm import ColumnNorm
+from ecoflap.core.statistics.gram import Gram
 
 
 def inputs(tokens=1400, features=24, dtype=torch.float32):

@@ -6,7 +6,7 @@ With fewer tokens than inputs there are changes of the weights that no calibrati
 from collections.abc import Mapping
 
 from ecoflap.core.contracts.records import Statistics
-from ecoflap.core.forward.gram import Gram
+from ecoflap.core.statistics.gram import Gram
 
 
 def few_tokens(gram: Gram) -> str | None:

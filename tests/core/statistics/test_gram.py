@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecoflap.core.errors import KernelError
-from ecoflap.core.forward.gram import Gram
 from ecoflap.core.kernel.route import route
+from ecoflap.core.statistics.gram import Gram
 from kernels import library, paths
 
 DTYPES = [torch.float32, torch.bfloat16]
