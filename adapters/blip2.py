@@ -28,7 +28,7 @@ from ecoflap.adapters.shared.matrices import matrices, matrix_outside, tower_at
 from ecoflap.adapters.shared.members import find, member
 from ecoflap.adapters.shared.saved_config import say_type, say_untied
 from ecoflap.adapters.shared.t5_stack import layers_of_t5, towers_of_t5, untie
-from ecoflap.adapters.shared.texts import check_tokens, padded_rows
+from ecoflap.adapters.shared.texts import check_lengths, check_tokens, padded_rows
 from ecoflap.adapters.views.blip2 import Queries, views_of_blip2
 from ecoflap.core.contracts.abilities import Generates, Generation, Said
 from ecoflap.core.contracts.hookspecs import hookimpl
@@ -138,6 +138,7 @@ class Blip2Adapter(TransformersAdapter):
         pixels, prompting = pixels_of(self.processor, samples), Prompting.of(model)
         pairs = [self._pair(prompting, number, sample) for number, sample in enumerate(samples)]
         read, said = zip(*pairs, strict=True)
+        check_lengths([len(text) for text in read], prompting.longest)
         input_ids, mask = padded_rows(read)
         labels, _ = padded_rows(said, IGNORED)
         self._check_tokens(model, input_ids, labels)

@@ -21,7 +21,7 @@ from ecoflap.core.model.source import open_source
 from ecoflap.core.sealing.sealed import flat
 from ecoflap.exporters.shared.loading_code import library_of
 from ecoflap.exporters.shared.model_card import add_card
-from ecoflap.exporters.shared.pruned_weights import names_once
+from ecoflap.exporters.shared.pruned_weights import names_once, require_zeros
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,12 @@ class HuggingFace:
         return Meanwhile(experts, experts)
 
     def __call__(self, pruned: PrunedModel, folder: Path) -> Exported:
-        """Write the files; a model without masks is written too, for nothing in them depends on a mask."""
+        """Write the files; a model without masks is written too, for nothing in them depends on a mask.
+
+        :raises ModelError: Where a weight is not zero that a mask prunes: the card would say otherwise.
+        """
+        if pruned.masks:
+            require_zeros(pruned, "hugging_face")
         pruned.adapter.save(pruned.model, folder)
         check, notes = _checked(pruned, folder)
         notes += add_card(pruned, folder, "dense")

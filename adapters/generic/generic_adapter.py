@@ -22,6 +22,7 @@ from ecoflap.adapters.hubs.transformers_adapter import TransformersAdapter
 from ecoflap.adapters.hubs.weightless import WithoutProducts, lent_weights
 from ecoflap.adapters.shared.losses import IGNORED, mean_nll_in_chunks
 from ecoflap.adapters.shared.members import find, member
+from ecoflap.adapters.shared.texts import check_lengths
 from ecoflap.core.contracts.records import IMAGE, Batch
 from ecoflap.core.errors import DataError, EcoflapError, ModelError
 from ecoflap.core.model.anatomy import Block, Layer, Source, Tower
@@ -129,6 +130,7 @@ class GenericAdapter(TransformersAdapter):
         except EcoflapError:
             raise
         except (ValueError, IndexError) as error:  # as of more places for an image than vectors
+            self._refuse_longer(model, arguments)
             raise DataError(
                 f"the {type(model).__name__} cannot read what its {type(self.processor).__name__} made: "
                 f"{str(error).rstrip('.')}. {_is_it_its_own(model, self.processor)}"
@@ -136,6 +138,13 @@ class GenericAdapter(TransformersAdapter):
         except Exception as error:  # a model raises whatever it likes
             raise ModelError(f"the forward of {type(model).__name__} stopped with {failure(error)}.") from error
         return logits
+
+    def _refuse_longer(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:
+        """Refuse a batch that a model could not read because a text of it is longer than the model has positions."""
+        read, said = arguments.get("attention_mask"), arguments.get("labels")
+        for real in (read, None if said is None else said != IGNORED):
+            if real is not None and real.ndim == 2:
+                check_lengths(real.sum(1).tolist(), self.max_length(model))
 
     def _tried(self, model: nn.Module, batch: Batch) -> Batch:
         """Give a batch, which a model without weights is run on first: its processor may be another model's.

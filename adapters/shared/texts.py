@@ -35,6 +35,21 @@ def padded_rows(
     return padded, mask
 
 
+def check_lengths(lengths: Sequence[int], longest: int | None) -> None:
+    """Refuse a batch with a text of which a model cannot read the end.
+
+    :param lengths: How many tokens each text has, with those of its image.
+    :param longest: How many the model has positions for; None where there is no limit.
+    :raises DataError: With the first such text.
+    """
+    number = next((at for at, length in enumerate(lengths) if longest is not None and length > longest), None)
+    if number is not None:
+        raise DataError(
+            f"text {number} of a batch is of {lengths[number]} tokens, and this model has positions for {longest}: "
+            f"shorten that text, or leave it out."
+        )
+
+
 def texts_of(processor: Any, samples: Sequence[Sample], limit: int | None = None) -> dict[str, Tensor]:
     """Tokenise the samples' texts, and pad them on the right to the longest.
 

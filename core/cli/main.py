@@ -373,14 +373,11 @@ def compare(
 ) -> None:
     """Put finished runs side by side, in a table and in a report: measures, sparsity, scores, time, memory, bytes."""
     refuse_several("compare")
-    from ecoflap.core.compare.page import refuse_strangers, refuse_to_replace
+    from ecoflap.core.compare.page import refuse_target
     from ecoflap.core.record.sweep_list import is_sweep
 
     target = out or (runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path("runs") / "comparison")
-    if out is not None and not overwrite:
-        refuse_to_replace(out)
-    elif not overwrite:
-        refuse_strangers(target, "Name another folder with --out, or say --overwrite.")
+    refuse_target(target, is_named=out is not None, overwrite=overwrite)
     _compare(runs, target, as_markdown=markdown)
 
 

@@ -14,14 +14,31 @@ from ecoflap.core.disk.paths import from_here
 from ecoflap.core.disk.whole_files import write_whole
 from ecoflap.core.errors import RunError
 from ecoflap.core.export.comparison_files import DATA, PAGE, UNSEALED, is_as_written, there
+from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.record.open_run import refuse_inside_run
 from ecoflap.core.report.drawings import drawn_or_why_not
 from ecoflap.core.report.run_page import TEMPLATES as SHARED_TEMPLATES
 from ecoflap.core.sealing.sealed_text import write_sealed_json, write_sealed_text
+from ecoflap.core.sealing.sums import SUMS
 from ecoflap.core.text.columns import Column
 from ecoflap.core.text.strict_yaml import write_yaml
 from ecoflap.core.text.templates import render
 
 TEMPLATE = Path(__file__).with_name("templates") / "comparison.html.j2"
+
+
+def refuse_target(folder: Path, *, is_named: bool, overwrite: bool) -> None:
+    """Refuse a folder where a comparison would harm what is there.
+
+    :param is_named: Whether somebody has named it: then not even a comparison is replaced unasked.
+    :param overwrite: Whether what a comparison writes may replace what has the same name.
+    :raises RunError: With the files, or with what the folder is.
+    """
+    refuse_in_run(folder)
+    if is_named and not overwrite:
+        refuse_to_replace(folder)
+    elif not overwrite:
+        refuse_strangers(folder, "Name another folder with --out, or say --overwrite.")
 
 
 def refuse_to_replace(folder: Path) -> None:
@@ -32,6 +49,19 @@ def refuse_to_replace(folder: Path) -> None:
     names = there(folder)
     if names:
         raise RunError(f"{folder} has {', '.join(names)} already: name another folder, or say --overwrite")
+
+
+def refuse_in_run(folder: Path) -> None:
+    """Refuse a folder of a run, one of its own in it, and one whose files are listed: what is added is damage there.
+
+    :raises RunError: With what the folder is.
+    """
+    path, way_out = from_here(folder), "Name another folder with --out"
+    if RunFolder(path).is_ours:
+        raise RunError(f"{folder} is a run's folder, whose own report a comparison would replace. {way_out}")
+    refuse_inside_run(path, way_out)
+    if (path / SUMS).is_file():
+        raise RunError(f"{folder} has a {SUMS}, on which a comparison's files are not. {way_out}")
 
 
 def refuse_strangers(folder: Path, way_out: str) -> None:
@@ -51,8 +81,15 @@ def refuse_strangers(folder: Path, way_out: str) -> None:
 def write_comparison(comparison: Comparison, folder: str | PathLike[str], title: str) -> Path:
     """Write ``report.json``, ``report.csv``, ``report.md``, and then ``report.html``, whose path is returned."""
     folder = from_here(folder)
+    refuse_in_run(folder)
     lines = [*markdown(rows(comparison)), "", *(f"{note}\n" for note in notes(comparison))]
-    texts = dict(zip(UNSEALED, (as_csv(comparison).encode(), "\n".join(lines).encode()), strict=True))
+    texts = dict(
+        zip(
+            UNSEALED,
+            [text.encode(errors="backslashreplace") for text in (as_csv(comparison), "\n".join(lines))],
+            strict=True,
+        )
+    )
     # A process that is killed below leaves none that the data do not know, and that would pass for edited.
     for name in UNSEALED:
         (folder / name).unlink(missing_ok=True)

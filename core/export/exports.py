@@ -1,7 +1,7 @@
 """Write the exports of a run: a folder each, and a record of what is in it that is written last."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +19,7 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, ManifestRun, read_manifest
 from ecoflap.core.sealing.sealed_text import write_sealed_json
-from ecoflap.core.sealing.sums import write_sums
+from ecoflap.core.sealing.sums import SUMS, read_sums, write_sums
 from ecoflap.core.sealing.validation import read_validated
 
 
@@ -128,9 +128,13 @@ def manifests(folder: Path, names: Iterable[str]) -> dict[str, Manifest]:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Count the bytes of a folder's files that hold weights."""
-    files = (file for file in folder.rglob("*") if file.is_file() and is_weights(file.name))
-    return sum(file.stat().st_size for file in files)
+    """Count the bytes of a folder's files that hold weights, by its list; what somebody put beside them is not its own.
+
+    Of a folder that is gone, or whose list is, nothing is known, and nothing is counted.
+    """
+    listed = read_sums(folder) if (folder / SUMS).is_file() else ()
+    weights = [folder / name for name in listed if is_weights(PurePosixPath(name).name)]
+    return sum(file.stat().st_size for file in weights if file.is_file())
 
 
 def _refuse_folder(record: Path) -> None:

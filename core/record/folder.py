@@ -6,15 +6,18 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-from ecoflap.core.disk.whole_files import delete_whole
-from ecoflap.core.errors import RunError
+from ecoflap.core.disk.whole_files import delete_whole, sha256_of
+from ecoflap.core.errors import FormatError, RunError
 from ecoflap.core.record.remembered import DENSE
 from ecoflap.core.sealing.sealed_lines import append_line, last_seal, read_lines
-from ecoflap.core.sealing.sealed_text import read_sealed_json, read_sealed_text
-from ecoflap.core.sealing.sums import check_sums
+from ecoflap.core.sealing.sealed_text import read_sealed_json, read_sealed_text, write_sealed_json
+from ecoflap.core.sealing.sums import SUMS, check_sums
 from ecoflap.core.text.strict_yaml import LARGEST, read_yaml
 
 _ANEW = "Restore it, or begin the run anew with --fresh."
+_PRUNED_ANEW = "Restore it; or delete model/ and run the recipe again, which prunes anew by the same plan."
+_SAVED = "pruned model"
+"""The key of the fingerprints with the SHA-256 of what tells this run's pruned model from any other."""
 _UNDO = (
     "Undo the change: a folder keeps the recipe that it was begun with. To run another, copy it to a place of its own "
     "and name another folder with --folder, or begin this one anew with --fresh."
@@ -185,10 +188,34 @@ class RunFolder:
         """Read by what the folder's model and data are known; nothing is known of a folder without the file."""
         return read_sealed_json(self.fingerprints, _ANEW) if self.fingerprints.is_file() else {}
 
+    def record_model(self, written: Path) -> None:
+        """Keep which masks and which list of the model's files are this run's, before the model takes its place.
+
+        :param written: The folder where the model lies until then, with the list of its files.
+        """
+        saved = {name: sha256_of(path) for name, path in self._saved(written).items()}
+        write_sealed_json(self.fingerprints, {**self.read_fingerprints(), _SAVED: saved})
+
     def check_model(self) -> None:
-        """Refuse a pruned model of which a file is not what was written."""
-        way_out = "Restore it; or delete model/ and run the recipe again, which prunes anew by the same plan."
-        check_sums(self.model, way_out, required=True)
+        """Refuse a pruned model of which a file is not what was written, or that is another run's, as masks may be.
+
+        Of a run of an earlier version it is not known which list of files is its own.
+        """
+        check_sums(self.model, _PRUNED_ANEW, required=True)
+        known, there = self.read_fingerprints().get(_SAVED, {}), self._saved(self.model)
+        kept = {name: path for name, path in there.items() if name in known and path.is_file()}
+        others = [path for name, path in kept.items() if sha256_of(path) != known[name]]
+        if others:
+            raise FormatError(
+                *(
+                    f"{one} is not what this run wrote: it is damaged, or another run's. {_PRUNED_ANEW}"
+                    for one in others
+                )
+            )
+
+    def _saved(self, model: Path) -> dict[str, Path]:
+        """Give the files by which a saved model is known, by what they are called in the folder."""
+        return {f"model/{SUMS}": model / SUMS, self.masks.name: self.masks}
 
     def last_seals(self) -> dict[str, str]:
         """Give the seals by which it shows later whether lines are gone, by the file's name."""

@@ -29,6 +29,7 @@ def open_run(path: Path, *, fresh: bool, elsewhere: str = ELSEWHERE) -> Iterator
     :param fresh: Delete what an earlier run left there.
     :param elsewhere: What else than using this folder can be done, for messages.
     """
+    refuse_name(path)
     folder = RunFolder(path)
     with _writable(path, "run folder", elsewhere):
         _refuse_strangers(folder)
@@ -143,9 +144,24 @@ def _refuse_strangers(folder: RunFolder) -> None:
         raise RunError(f"{path} is not empty, and no run was begun there. Name another folder with --folder")
 
 
-def refuse_inside_run(folder: Path) -> None:
+def refuse_name(folder: Path) -> None:
+    """Refuse a folder that a model cannot be saved in: its libraries are told the whole path, in UTF-8.
+
+    :raises RunError: Where the path is in another encoding, as on disks from before UTF-8.
+    """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"{str(folder.absolute())!r} is not UTF-8, and libraries that save a model take no other path. Rename the "
+            f"folder, or name another with --folder"
+        ) from error
+
+
+def refuse_inside_run(folder: Path, way_out: str = "Name another folder with --folder") -> None:
     """Refuse to begin something inside what belongs to a run, which that one deletes, replaces or calls a stranger's.
 
+    :param way_out: Ends the message.
     :raises RunError: With the run.
     """
     path = folder.resolve()
@@ -153,8 +169,7 @@ def refuse_inside_run(folder: Path) -> None:
         own = (around.model, around.exports, around.blocks, around.rounds, around.dense, around.scores.with_suffix(""))
         if (inside := next(filter(path.is_relative_to, own), None)) is not None:
             raise RunError(
-                f"{folder} is inside {inside.name}/ of the run in {around.path}, whose files are its own. Name "
-                f"another folder with --folder"
+                f"{folder} is inside {inside.name}/ of the run in {around.path}, whose files are its own. {way_out}"
             )
 
 

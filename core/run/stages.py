@@ -253,6 +253,7 @@ def _save(state: RunState, model: nn.Module, masks: PackedMasks) -> None:
             _write_model(state, model, inside)
         check_saved(inside, model, masks, partial(state.model.read, inside))
         write_sums(inside)
+        folder.record_model(inside)
     folder.drop_blocks()
 
 

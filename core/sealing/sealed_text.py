@@ -50,9 +50,12 @@ def write_sealed_json(path: Path, content: Mapping[str, Any], *, ensure_ascii: b
 
 
 def write_sealed_text(path: Path, text: str) -> None:
-    """Write a text with its seal, in the way of files of this name; whole or not at all."""
+    """Write a text with its seal, in the way of files of this name; whole or not at all.
+
+    What is no character, as of a file's name that is not UTF-8, is written as ``\\udce9``, which JSON reads as it was.
+    """
     form = _FORMS[path.suffix]
-    body = text.encode().removesuffix(form.end)
+    body = text.encode(errors="backslashreplace").removesuffix(form.end)
     write_whole(path, body + form.before + _seal(body) + form.after)
 
 

@@ -18,7 +18,7 @@ from ecoflap.core.errors import EcoflapError, RunError
 from ecoflap.core.ranks.launch import require_alone
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.open_run import locked, open_run, refuse_inside_run
+from ecoflap.core.record.open_run import locked, open_run, refuse_inside_run, refuse_name
 from ecoflap.core.record.sweep_list import LOCK, is_sweep
 from ecoflap.core.registry.registry import Registry, load_registry
 from ecoflap.core.run.pipeline import run
@@ -218,6 +218,7 @@ def delete_model(folder: RunFolder) -> None:
 
 
 def _refuse_strangers(folder: Path) -> None:
+    refuse_name(folder)
     if folder.is_file():
         raise RunError(f"{folder} is a file; a sweep needs a folder. Name another one with --folder")
     if folder.is_dir() and not is_sweep(folder) and any(not entry.name.startswith(".") for entry in folder.iterdir()):

@@ -14,6 +14,9 @@ from ecoflap.plugins.datasets.shared.indexed_images import IMAGE, IndexedImages
 from ecoflap.plugins.datasets.shared.text_files import missing_path, named_problems
 from ecoflap.plugins.datasets.shared.unusable_rows import UnusableRow
 
+LARGEST = 2**63 - 1
+"""The largest number of a class that a tensor holds."""
+
 
 @hookimpl
 def ecoflap_register_datasets() -> Mapping[str, type["Image"]]:
@@ -102,10 +105,10 @@ class Image(IndexedImages):
 
 def _label(row: Row) -> int:
     """Give a class's number, which CSV has as its digits."""
-    label: Any = row.values["label"]
-    if isinstance(label, str) and label.strip().isdecimal():
-        return int(label)
-    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        problem = f"its label is {label!r:.40}, not a class's number; or set labels: false"
+    written: Any = row.values["label"]
+    in_digits = isinstance(written, str) and written.strip().isdecimal() and len(written) <= len(str(LARGEST))
+    label = int(written) if in_digits else written
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= LARGEST:
+        problem = f"its label is {written!r:.40}, not a class's number; or set labels: false"
         raise UnusableRow("malformed", f"{row.where} ({problem})")
     return label

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.core.errors import DataError, first_of
-from ecoflap.plugins.datasets.shared.text_files import json_object, read_text
+from ecoflap.plugins.datasets.shared.text_files import json_object, read_text, refuse_halves
 
 FOLDER = "Set images: to their folder."
 """What to do where image files are missing."""
@@ -94,11 +94,13 @@ def read_json(file: Path) -> Any:
     """
     text = read_text(file)
     try:
-        return json.loads(text, object_hook=_answer)
+        found = json.loads(text, object_hook=_answer)
     except RecursionError as error:
         raise DataError(f"{file} is nested too deeply.") from error
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}. Objects one a line belong in a .jsonl file.") from error
+    refuse_halves(text, lambda at: f"{file}:{text.count(chr(10), 0, at) + 1}")
+    return found
 
 
 def recognised(document: Any, file: Path, read: Sequence[Layout]) -> Layout:

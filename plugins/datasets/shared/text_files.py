@@ -2,14 +2,17 @@
 
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ecoflap.core.errors import DataError, nearest
 
+_ESCAPES = re.compile(r"\\[^u]|\\ud[89ab]..\\ud[c-f]..|(\\ud[89a-f]..)", re.IGNORECASE)
+"""What JSON escapes: a single character, one of two halves, and as the group a half that stands alone."""
 LONGEST_ROW = 1_000_000
 """Bytes of the longest line that is looked at to tell a file of rows from one that is a single JSON value."""
 LARGEST = 4_000_000_000
@@ -27,7 +30,10 @@ def read_text(file: Path) -> str:
         if len(raw) > LARGEST:
             raise DataError(f"{file} holds more than {LARGEST:,} bytes of text. Divide it into several files.")
         return raw.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}:{line} cannot be read as UTF-8 text: {error}.") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read as UTF-8 text: {error}.") from error
 
 
@@ -51,7 +57,23 @@ def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{file}:{number} is nested too deeply.") from error
         except ValueError as error:
             raise DataError(f"{file}:{number} is not JSON: {error}. One object a line is expected.") from error
-        yield number, json_object(found, f"{file}:{number}")
+        place = f"{file}:{number}"
+        refuse_halves(line, lambda _, place=place: place)  # type: ignore[misc]
+        yield number, json_object(found, place)
+
+
+def refuse_halves(text: str, where: Callable[[int], str]) -> None:
+    """Refuse JSON in which a character is cut in two, as by who keeps so many of each text: no tokenizer reads that.
+
+    :param text: The JSON.
+    :param where: Names a place in it, for messages.
+    """
+    half = next((escape for escape in _ESCAPES.finditer(text) if escape[1]), None)
+    if half is not None:
+        raise DataError(
+            f"{where(half.start())} holds {half[1]}, half of a character, as of an emoji that was cut in two. Write "
+            f"all of it, or leave it out."
+        )
 
 
 def is_of_lines(file: Path) -> bool:

@@ -7,7 +7,7 @@ from io import StringIO
 import broken_matplotlib
 import pytest
 from html_page import Page
-from made_report import made_report, measure
+from made_report import measure
 from sealed_by_hand import edit_sealed, read_sealed, write_sealed
 
 import ecoflap
@@ -19,29 +19,10 @@ from ecoflap.core.compare.methods import distinct_names, flat, varying
 from ecoflap.core.compare.page import comparison_page, refuse_strangers, write_comparison
 from ecoflap.core.compare.table import markdown, notes, rows, tower_rows
 from ecoflap.core.errors import RunError
-from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.report.drawings import NO_MATPLOTLIB, obstacle
 from ecoflap.core.sweep.runs import record_runs
 
 pytestmark = pytest.mark.usefixtures("drawing")
-
-
-@pytest.fixture
-def made(tmp_path):
-    """Write the folder of a finished run."""
-
-    def made(name, *, fingerprints=None, taken_over=(), **keys):
-        report = made_report(**keys)
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        write_sealed(folder / "recipe.yaml", json.dumps(report["recipe"]))
-        write_sealed(folder / "report.json", report)
-        write_sealed(folder / "fingerprints.json", fingerprints or {"model": "a"})
-        for what in taken_over:
-            RunFolder(folder).record_taken_over(what)
-        return folder
-
-    return made
 
 
 def test_seeds_of_one_method_are_a_mean_with_its_standard_deviation(made):

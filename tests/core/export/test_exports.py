@@ -157,3 +157,16 @@ def test_an_exporter_for_another_version_is_told(tmp_path):
 def test_only_weights_are_counted(write, tmp_path):
     write("a")
     assert weight_bytes(tmp_path / "writer") == 1
+
+
+def test_what_somebody_put_beside_them_is_not_counted(write, tmp_path):
+    write("a")
+    (tmp_path / "writer" / "mine.bin").write_bytes(bytes(1000))
+    assert weight_bytes(tmp_path / "writer") == 1
+
+
+def test_of_a_folder_that_is_gone_or_has_no_list_nothing_is_known(write, tmp_path):
+    assert weight_bytes(tmp_path / "writer") == 0
+    write("a")
+    (tmp_path / "writer" / "SHA256SUMS").unlink()
+    assert weight_bytes(tmp_path / "writer") == 0

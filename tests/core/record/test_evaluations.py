@@ -118,6 +118,18 @@ def test_a_class_more_in_a_folder(tmp_path):
     assert digests(data) != before
 
 
+def test_a_class_whose_folders_name_is_not_utf8(tmp_path):
+    """Such names are on disks from before UTF-8, and on those of other systems."""
+    data = part(Image, path=tmp_path, samples=1, order="first")
+    found = []
+    for name in (b"/caf\xe9", b"/caf\xe8"):
+        folder = Path(os.fsdecode(os.fsencode(tmp_path) + name))
+        folder.mkdir()
+        Pictures.new("RGB", (2, 2)).save(folder / "1.png")
+        found.append(digests(data))
+    assert found[0] != found[1]
+
+
 def test_what_is_missing_is_left_to_the_evaluation(tmp_path):
     assert len(digests(part(ImageText, path=tmp_path / "gone.jsonl"))) == 1
     assert len(digests(part(ImageText))) == 1

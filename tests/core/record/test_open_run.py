@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -117,6 +118,14 @@ def test_no_run_is_begun_inside_what_belongs_to_another(tmp_path, inside):
         with pytest.raises(RunError, match=told), open_run(folder.path / inside, fresh=fresh):
             pass
     assert sorted(entry.name for entry in folder.path.iterdir()) == [".lock", "recipe.yaml"]
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_made(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    told = r"caf\\udce9/run' is not UTF-8, .* take no other path\. Rename the folder, or name"
+    with pytest.raises(RunError, match=told), open_run(path / "run", fresh=False):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("refused", [None, errno.EACCES, errno.EROFS])

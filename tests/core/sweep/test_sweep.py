@@ -311,6 +311,14 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(file, tmp_path, ki
     assert [path.name for path in target.parent.rglob("mine/*")] == ([] if kind == "file" else ["notes.txt"])
 
 
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_made(file, tmp_path):
+    asked = file(grid={})
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(RunError, match="is not UTF-8"):
+        sweep(SweepRequest(asked, folder=os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")))
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_request_names_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert SweepRequest("some/table.yaml").target == tmp_path / "runs" / "sweeps" / "table"

@@ -78,7 +78,7 @@ def test_labels_in_csv_and_by_another_name(tmp_path, picture, read):
     assert [sample.label for sample in read(Image(path=tmp_path, samples=1))] == [None]
 
 
-@pytest.mark.parametrize("label", ["cat", -1, 1.5, None, "", True, [1]])
+@pytest.mark.parametrize("label", ["cat", -1, 1.5, None, "", True, [1], 2**63, str(2**63), 10**30, "1" * 30])
 def test_labels_that_are_no_class_numbers(label, tmp_path, picture, index, told):
     index([{"image": picture("a.png"), "label": 1}, {"image": "a.png", "label": label}])
     (said,) = told(Image(path=tmp_path, samples=2, skip=True))

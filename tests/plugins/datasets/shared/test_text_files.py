@@ -1,0 +1,58 @@
+"""Files of text and of JSON: what is not UTF-8, and characters of which half is gone, are named with their line."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecoflap.core.errors import DataError
+from ecoflap.plugins.datasets.shared.published_files import read_json
+from ecoflap.plugins.datasets.shared.text_files import json_lines, read_text, refuse_halves
+
+HALVES = st.characters(categories=["Cs"])
+TEXTS = st.text(st.one_of(st.characters(), HALVES, st.sampled_from('\\"\nud83')), max_size=12)
+
+
+@given(TEXTS, TEXTS)
+def test_what_utf8_cannot_write_is_refused_and_nothing_else(key, value):
+    """Python's own encoder says which text is one of whole characters, as soon as JSON has put its halves together."""
+    written = json.dumps({key: [value]})
+    try:
+        "".join(*json.loads(written).values()).encode()
+        "".join(json.loads(written)).encode()
+    except UnicodeEncodeError:
+        with pytest.raises(DataError, match=r"^here holds \\ud[89a-f][0-9a-f]{2}, half of a character, as of an emoji"):
+            refuse_halves(written, lambda _: "here")
+    else:
+        refuse_halves(written, lambda _: "here")
+
+
+@pytest.mark.parametrize(
+    "half", [r"\ud83d", r"\uDE00", r"\ude00\ud83d", r"\\\ud83d", r"\ud83d\\ude00", r"\\ud83d\ude00"]
+)
+def test_half_a_character_is_named_with_its_line(half, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n{"text": "so ' + half + '"}\n')
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:3 holds \\u.{4}, half of a character, .* Write all of it, or leave it"
+    ):
+        list(json_lines(tmp_path / "a.jsonl"))
+    (tmp_path / "a.json").write_text('[{"text": "a"},\n{"text": "so ' + half + '"}]')
+    with pytest.raises(DataError, match=r"a\.json:2 holds \\u.{4}, half of a character"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "whole", [r"\ud83d\ude00", r"\uD83D\uDE00", r"\\ud83d", r"\\ude00", r"\u00e9", r"\ud7ff\ue000"]
+)
+def test_whole_characters_and_what_only_looks_like_half_of_one_are_read(whole, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "{whole}"}}')
+    ((number, row),) = json_lines(tmp_path / "a.jsonl")
+    assert (number, row) == (1, json.loads(f'{{"text": "{whole}"}}'))
+    row["text"].encode()
+
+
+def test_what_is_not_utf8_is_named_with_its_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes("a\né\n".encode() + b"caf\xe9\n")
+    with pytest.raises(DataError, match=r"a\.txt:3 cannot be read as UTF-8 text: .*0xe9"):
+        read_text(tmp_path / "a.txt")
