@@ -38,6 +38,7 @@ X86 = {
     "path_avx2": ("-mavx2", "-mfma", "-mf16c", "-mpopcnt"),
     "path_avx512": _512,
     "path_avx512_bf16": (*_512, "-mavx512bf16"),
+    "path_avx512_wide": (*_512, "-mavx512bf16"),
     "gram_avx512_bf16": (*_512, "-mavx512bf16"),
     "path_amx": _AMX,
     "gram_amx": _AMX,

@@ -50,14 +50,14 @@ __attribute__((always_inline)) inline void step(typename Lanes::Sums (&sums)[Blo
                                                 const uint16_t *const (&masks)[Blocks], int64_t pair,
                                                 const uint8_t *(&p)[Blocks], const typename Lanes::Input *x) {
   typename Lanes::Taken taken[Blocks];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
   for (int b = 0; b < Blocks; ++b) {
     __builtin_prefetch(p[b] + kAhead);
     taken[b] = Full ? Lanes::whole(p[b]) : Lanes::take(mask_of(masks[b], pair), p[b]);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int b = 0; b < Blocks; ++b) sums[b][r] = Lanes::add(sums[b][r], taken[b], x + 2 * (pair * Rows + r));
 }
 

@@ -48,6 +48,8 @@ bool has_avx512() {
 
 bool has_avx512_bf16() { return has_avx512() && bit(cpuid(7, 1).a, 5); }
 
+bool has_avx512_wide() { return has_avx512_bf16() && bit(cpuid(7, 1).a, 4); }
+
 // Linux gives a process the tiles' registers only when it asks; some containers refuse.
 bool may_use_tiles() {
 #if defined(__linux__)
@@ -66,6 +68,7 @@ bool has_amx() {
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
+bool has_avx512_wide() { return false; }
 bool has_amx() { return false; }
 #endif
 
@@ -78,6 +81,11 @@ bool cpu_has_amx() {
 
 bool cpu_has_avx512_bf16() {
   static const bool has = has_avx512_bf16();
+  return has;
+}
+
+bool cpu_has_avx512_wide() {
+  static const bool has = has_avx512_wide();
   return has;
 }
 

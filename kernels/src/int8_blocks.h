@@ -47,14 +47,14 @@ inline void add_fours(const uint16_t *const (&masks)[Blocks], int64_t first, int
     for (int i = 0; i < 8; ++i) {
       int64_t four = eight + i;
       typename Lanes::Taken taken[Blocks];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int b = 0; b < Blocks; ++b) {
         __builtin_prefetch(p[b] + kAhead);
         taken[b] = Full ? Lanes::whole(p[b]) : Lanes::take(mask_of_four(masks[b], four), p[b]);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 3
         for (int b = 0; b < Blocks; ++b)
           Lanes::add(sums[i % kChains][b][r], taken[b], x + Lanes::kFourBytes * (four * Rows + r));
     }

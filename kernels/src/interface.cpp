@@ -13,7 +13,7 @@
 
 namespace ecoflap {
 
-const Path *const kPaths[] = {&kAmx, &kAvx512Bf16, &kAvx512, &kAvx2, &kNeon, &kPortable};
+const Path *const kPaths[] = {&kAmx, &kAvx512Wide, &kAvx512Bf16, &kAvx512, &kAvx2, &kNeon, &kPortable};
 const int kPathCount = int(sizeof kPaths / sizeof kPaths[0]);
 
 namespace {

@@ -70,7 +70,7 @@ inline int64_t rows_from(int64_t row, int64_t batch, int64_t most) {
   return most;
 }
 
-extern const Path kAmx, kAvx512Bf16, kAvx512, kAvx2, kNeon, kPortable;
+extern const Path kAmx, kAvx512Wide, kAvx512Bf16, kAvx512, kAvx2, kNeon, kPortable;
 
 // The paths, the fastest first.
 extern const Path *const kPaths[];
@@ -81,6 +81,7 @@ void in_parallel(int threads, int64_t count, void (*work)(void *context, int64_t
 void run_on(void *gomp_parallel);
 
 bool cpu_has_amx();
+bool cpu_has_avx512_wide();
 bool cpu_has_avx512_bf16();
 bool cpu_has_avx512();
 bool cpu_has_avx2();

@@ -28,7 +28,8 @@ def test_it_names_the_path_and_all_others(capsys, monkeypatch, take_path):
     assert ["because", "it is the fastest that this CPU has"] in rows
     assert {row[0] for row in rows if len(row) == 3} >= {"amx", "avx512", "avx2", "neon", "portable"}
     assert ["portable", "nothing", "usable"] in rows
-    assert ["Gram sums", "the library's, in bfloat16" if usable()[0] in {"amx", "avx512_bf16"} else "torch's"] in rows
+    adds = usable()[0] in {"amx", "avx512_wide", "avx512_bf16"}
+    assert ["Gram sums", "the library's, in bfloat16" if adds else "torch's"] in rows
 
 
 def test_it_says_why_nothing_is_fast(capsys, monkeypatch, take_path):

@@ -64,7 +64,7 @@ class TestByTheLibrary:
 
     def test_only_paths_with_products_in_bfloat16_add(self, path):
         assert adds(path) == route().adds_grams
-        assert not adds(path) or path in {"amx", "avx512_bf16"}
+        assert not adds(path) or path in {"amx", "avx512_wide", "avx512_bf16"}
 
     @given(st.integers(1, 300), st.integers(0, 1100), st.integers(0, 5), st.integers(0, 2**32))
     def test_sums_are_those_of_float64(self, features, count, gap, seed):
