@@ -21,7 +21,10 @@ def windows_of(samples: Sequence[Sample]) -> Batch:
     """
     windows = [sample.tokens for sample in samples if sample.tokens is not None and len(sample.tokens)]
     if len(windows) < len(samples) or not windows:
-        raise DataError("this model reads tokens: each sample needs at least one, and a batch at least one sample.")
+        raise DataError(
+            "this model reads tokens: each sample needs at least one, and a batch at least one sample. Calibrate it on "
+            "the dataset `text`, which cuts texts into windows of tokens."
+        )
     input_ids, mask = padded_rows([window.tolist() for window in windows])
     return {"input_ids": input_ids, "attention_mask": mask}
 

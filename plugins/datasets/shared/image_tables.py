@@ -64,6 +64,7 @@ class Table:
     :param classes: Names of the classes, where labels are numbers of named classes.
     :param labelled: Whether rows have a label.
     :param hint: What to do where image files are missing.
+    :param columns: Names of all columns, read or not; none where the rows are files of a folder.
     """
 
     where: str
@@ -73,6 +74,7 @@ class Table:
     classes: Sequence[str] | None = None
     labelled: bool = False
     hint: str = ""
+    columns: Sequence[str] = ()
 
 
 def index_of(folder: Path) -> Path | None:
@@ -110,7 +112,8 @@ def index_table(file: Path, images: Path | None, columns: Columns, published: Pu
     def values(what: str) -> Iterator[Any]:
         return (entries.at(number)[1].get(column_of[what]) for number in range(entries.size))
 
-    return Table(str(file), entries.size, row, values, labelled="label" in column_of, hint=entries.hint)
+    labelled = "label" in column_of
+    return Table(str(file), entries.size, row, values, labelled=labelled, hint=entries.hint, columns=entries.columns)
 
 
 def folder_table(folder: Path, labels: bool) -> Table:
@@ -238,4 +241,5 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Entry]]:
                 )
             yield reader.line_num, entry
     except csv.Error as error:
-        raise DataError(f"{file}:{reader.reader.line_num} is not CSV: {error}.") from error
+        way_out = " A .jsonl file has no such limit." if "field limit" in str(error) else ""
+        raise DataError(f"{file}:{reader.reader.line_num} is not CSV: {error}.{way_out}") from error

@@ -87,7 +87,8 @@ def stored_table(stored: Stored, folder: Path, columns: Columns) -> Table:
     rows, where = stored.load(), stored.where
     if not len(rows):
         raise DataError(f"{where} holds no rows.")
-    column_of = columns(rows.column_names, where)
+    there = rows.column_names
+    column_of = columns(there, where)
     rows = _undecoded(rows.select_columns(list(dict.fromkeys(column_of.values()))))
     label = rows.features.get(column_of.get("label", ""))
 
@@ -98,7 +99,7 @@ def stored_table(stored: Stored, folder: Path, columns: Columns) -> Table:
         return iter(rows[column_of[what]])
 
     classes = list(label.names) if isinstance(label, ClassLabel) else None
-    return Table(where, len(rows), row, values, classes, labelled="label" in column_of)
+    return Table(where, len(rows), row, values, classes, labelled="label" in column_of, columns=there)
 
 
 def _undecoded(rows: Any) -> Any:

@@ -78,6 +78,16 @@ def test_labels_in_csv_and_by_another_name(tmp_path, picture, read):
     assert [sample.label for sample in read(Image(path=tmp_path, samples=1))] == [None]
 
 
+@pytest.mark.parametrize("column", ["lable", " label", "labels", "Label"])
+def test_a_column_that_may_be_meant_for_the_labels_is_noted(column, tmp_path, picture, index, noted):
+    file = index([{"image": picture("a.png"), column: 1}])
+    told = f"image: {file} has no column 'label', without which it is read. Did you mean {column!r}? "
+    assert noted(Image(path=tmp_path, samples=1)) == [told + "Name it in columns: {label: …}."]
+    assert noted(Image(path=tmp_path, samples=1, columns={"label": column})) == []
+    index([{"image": "a.png", "label": 1, column: 2, "source": "x"}])
+    assert noted(Image(path=tmp_path, samples=1)) == noted(Image(path=tmp_path, samples=1, labels=False)) == []
+
+
 @pytest.mark.parametrize("label", ["cat", -1, 1.5, None, "", True, [1], 2**63, str(2**63), 10**30, "1" * 30])
 def test_labels_that_are_no_class_numbers(label, tmp_path, picture, index, told):
     index([{"image": picture("a.png"), "label": 1}, {"image": "a.png", "label": label}])

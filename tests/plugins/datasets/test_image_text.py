@@ -390,6 +390,11 @@ def test_columns_that_are_not_there(index, told):
         ("a.csv", b"image,text\na.png,a, b\n", "a.csv:2 has more cells than the first line has columns."),
         ("a.csv", b"image,text,text\na.png,a,b\n", "a.csv has several columns of the name 'text'."),
         ("a.csv", b'image,text\na.png,"a', "a.csv:2 is not CSV: "),
+        (
+            "a.csv",
+            b"image,text\na.png," + b"a" * 131073,
+            "a.csv:2 is not CSV: field larger than field limit (131072). A .jsonl file has no such limit.",
+        ),
     ],
 )
 def test_files_that_are_no_index(name, content, problem, tmp_path, told):

@@ -103,6 +103,14 @@ def test_labels_that_are_words(stored, read, tmp_path):
     assert ([sample.label for sample in read(data)], data.classes()) == ([2, 1, 2], ("ant", "cat", "dog"))
 
 
+def test_a_column_that_may_be_meant_for_the_labels_is_noted(stored, noted):
+    table = datasets.Dataset.from_dict({"image": [png(0)], "lable": [1]})
+    (said,) = noted(Image(**{**stored(table.cast_column("image", datasets.Image())), "samples": 1}))
+    assert said.endswith(
+        "has no column 'label', without which it is read. Did you mean 'lable'? Name it in columns: {label: …}."
+    )
+
+
 @pytest.mark.parametrize("stored", ["splits"], indirect=True)
 def test_a_split_that_was_not_saved(stored, told):
     data = ImageText(**{**stored(datasets.Dataset.from_dict({"image": [png(0)], "text": ["x"]})), "split": "tset"})
