@@ -57,6 +57,8 @@ def refuse_in_run(folder: Path) -> None:
     :raises RunError: With what the folder is.
     """
     path, way_out = from_here(folder), "Name another folder with --out"
+    if path.is_file():
+        raise RunError(f"{folder} is a file; a comparison is a folder of files. {way_out}")
     if RunFolder(path).is_ours:
         raise RunError(f"{folder} is a run's folder, whose own report a comparison would replace. {way_out}")
     refuse_inside_run(path, way_out)

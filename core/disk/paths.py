@@ -13,9 +13,22 @@ class PathError(EcoflapError):
 def absolute(path: Path | str, folder: Path) -> Path:
     """Make a path absolute, from a folder; ``~`` is the home directory.
 
-    :raises PathError: Where no file can have that path, or the system lets nobody look whether one has.
+    :raises PathError: Where no file can have that path, the system lets nobody look whether one has, or it is not
+        UTF-8, as what a recipe names has to be: a run records its paths in files that are.
     """
-    return _usable(Path(os.path.abspath(folder / _expanded(path))), path)
+    found = _usable(Path(os.path.abspath(folder / _expanded(path))), path)
+    if not is_utf8(found):
+        raise PathError(f"{str(found)!r} is not UTF-8, in which a run records its paths. Rename what is there")
+    return found
+
+
+def is_utf8(path: Path) -> bool:
+    """Say whether a path can be written in UTF-8; those on disks from before it may be in another encoding."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def from_here(path: str | os.PathLike[str]) -> Path:

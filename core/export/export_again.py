@@ -34,7 +34,7 @@ from ecoflap.core.record.identity import ARITHMETIC, CALIBRATION_DATA
 from ecoflap.core.record.open_run import open_run, require_pruned, unfinished
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.recorded_recipe import RecordedRecipe, is_recordable
-from ecoflap.core.record.report import Report, check_lines, read_report, write_report
+from ecoflap.core.record.report import Report, check_lines, check_recipe, read_report, write_report
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.registry.adapter_for import adapter_for
 from ecoflap.core.registry.observers import Observers
@@ -109,6 +109,8 @@ def export_run(
         measures = _evaluated(folder, recipe) if report is None else _reported(folder, report)
         log.emit(RunStarted(folder.path, ("export",)))
         pruned = _pruned(folder, wanted, measures, registry, Reading(folder, log, accept_change))
+        if report is not None:  # what its report is to say of them is known to be right before anything is written
+            exported_bytes(folder, recipe), exported_manifests(folder, recipe)
         missing = [] if is_there else [name]
         for refused in export_all(folder, recipe, missing, pruned, log).values():
             raise refused
@@ -127,6 +129,7 @@ def _was_cut_off(folder: RunFolder, wanted: _Wanted) -> bool:
 
 def _reported(folder: RunFolder, report: Report) -> Mapping[str, Any]:
     check_lines(folder, report)
+    check_recipe(folder, report)
     return report.measures.model_dump()
 
 

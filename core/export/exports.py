@@ -19,7 +19,7 @@ from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import MANIFEST, Manifest, ManifestFile, ManifestRun, read_manifest
 from ecoflap.core.sealing.sealed_text import write_sealed_json
-from ecoflap.core.sealing.sums import SUMS, read_sums, write_sums
+from ecoflap.core.sealing.sums import write_sums
 from ecoflap.core.sealing.validation import read_validated
 
 
@@ -127,14 +127,18 @@ def manifests(folder: Path, names: Iterable[str]) -> dict[str, Manifest]:
     return {name: read_manifest(path) for name, path in paths.items() if path.is_file()}
 
 
-def weight_bytes(folder: Path) -> int:
-    """Count the bytes of a folder's files that hold weights, by its list; what somebody put beside them is not its own.
+def weight_bytes(folder: Path, name: str) -> int:
+    """Count the bytes of an export's files that hold weights, by its record; what somebody put beside them is none.
 
-    Of a folder that is gone, or whose list is, nothing is known, and nothing is counted.
+    Of an export that was deleted nothing is counted.
+
+    :param folder: The folder of all exports.
+    :raises FormatError: Where the record is not what was written.
     """
-    listed = read_sums(folder) if (folder / SUMS).is_file() else ()
-    weights = [folder / name for name in listed if is_weights(PurePosixPath(name).name)]
-    return sum(file.stat().st_size for file in weights if file.is_file())
+    if not is_recorded(folder, name):
+        return 0
+    files = read_record(record_of(folder, name)).files
+    return sum(file.bytes for path, file in files.items() if is_weights(PurePosixPath(path).name))
 
 
 def _refuse_folder(record: Path) -> None:

@@ -25,7 +25,7 @@ from ecoflap.core.record.manifest import MANIFEST, read_manifest
 from ecoflap.core.record.open_run import is_held
 from ecoflap.core.record.readback import masks_as_planned
 from ecoflap.core.record.remembered import check_remembered
-from ecoflap.core.record.report import Report, check_lines, read_report
+from ecoflap.core.record.report import Report, check_lines, check_recipe, read_report
 from ecoflap.core.record.sweep_list import SWEEP, swept_runs
 from ecoflap.core.refining import finished_refiners, kept_steps
 from ecoflap.core.sealing.sealed import check_sealed, open_sealed
@@ -205,6 +205,7 @@ def _reported(folder: RunFolder) -> None:
     report = read_report(folder.report)
     check_lines(folder, report)
     check_records(folder, report)
+    check_recipe(folder, report)
     _check_tokens(folder, report)
 
 

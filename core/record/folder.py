@@ -219,7 +219,8 @@ class RunFolder:
 
     def last_seals(self) -> dict[str, str]:
         """Give the seals by which it shows later whether lines are gone, by the file's name."""
-        paths = (self.evaluations, self.refinements, self.stage_times, self.warning_lines, self.taken_over_lines)
+        found = (self.trials, self.evaluations, self.refinements)
+        paths = (*found, self.stage_times, self.warning_lines, self.taken_over_lines)
         return {path.name: last_seal(path) for path in paths if path.is_file()}
 
     def record_stage(self, stage: str, seconds: float, peak_memory: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
+from ecoflap.core.disk.paths import is_utf8
 from ecoflap.core.disk.reading import file_of
 from ecoflap.core.disk.whole_files import NOT_THROUGH_LINKS, removed_leftovers
 from ecoflap.core.errors import EcoflapError, RunError
@@ -149,13 +150,11 @@ def refuse_name(folder: Path) -> None:
 
     :raises RunError: Where the path is in another encoding, as on disks from before UTF-8.
     """
-    try:
-        str(folder.absolute()).encode()
-    except UnicodeEncodeError as error:
+    if not is_utf8(folder.absolute()):
         raise RunError(
             f"{str(folder.absolute())!r} is not UTF-8, and libraries that save a model take no other path. Rename the "
             f"folder, or name another with --folder"
-        ) from error
+        )
 
 
 def refuse_inside_run(folder: Path, way_out: str = "Name another folder with --folder") -> None:
@@ -211,7 +210,11 @@ def _empty(folder: RunFolder) -> None:
 
 def _delete(entry: Path) -> None:
     if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
+        try:
+            shutil.rmtree(entry)
+        except OSError as error:
+            error.filename = str(entry)  # it has the name alone of what is somewhere in there
+            raise
     else:
         entry.unlink(missing_ok=True)
 

@@ -14,12 +14,12 @@ namespace {
 template <class Lanes>
 constexpr Product kOfReals = product<Lanes, nullptr, 0, 3, 8>;
 
-// In int8 memory is read faster from one block where few rows are multiplied: `kAlone` rows at most. To four rows three
+// In int8 memory is read faster from one block where few rows are multiplied, `kAlone` at most. To `kByThrees` rows three
 // blocks were faster on Zen 5, and above that two.
-template <class Lanes, int Rows, int kAlone>
+template <class Lanes, int Rows, int kAlone, int kByThrees>
 bool of_wholes(const Task &task, int64_t first, int64_t last) {
   if (task.batch <= kAlone) return whole_product<Lanes, nullptr, 0, 1, Rows>(task, first, last);
-  if (task.batch < 4) return whole_product<Lanes, nullptr, 0, 3, Rows>(task, first, last);
+  if (task.batch <= kByThrees) return whole_product<Lanes, nullptr, 0, 3, Rows>(task, first, last);
   return whole_product<Lanes, nullptr, 0, 2, Rows>(task, first, last);
 }
 
@@ -31,7 +31,7 @@ const Path kAvx512Wide = {
     cpu_has_avx512_wide,
     true,
     true,
-    {kOfReals<Float32>, kOfReals<Bfloat16>, kOfReals<Half>, of_wholes<Int8<2>, 4, 1>, of_wholes<Int8<1>, 8, 2>},
+    {kOfReals<Float32>, kOfReals<Bfloat16>, kOfReals<Half>, of_wholes<Int8<2>, 4, 1, 3>, of_wholes<Int8<1>, 8, 2, 4>},
     {8, 8, 8, 4, 8},
     expand_512,
     to_rows_512,

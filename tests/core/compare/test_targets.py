@@ -40,6 +40,13 @@ def test_it_is_not_written_among_files_that_are_listed(made, tmp_path, ecoflap_c
     assert files_in(listed) == before
 
 
+def test_a_file_is_refused_before_the_table_is_printed(made, tmp_path, ecoflap_command):
+    (tmp_path / "mine").write_text("mine")
+    code, out, err = ecoflap_command("compare", made("a"), "--out", tmp_path / "mine", "--overwrite")
+    assert (code, out) == (2, "")
+    assert "mine is a file; a comparison is a folder of files. Name another folder with --out" in err
+
+
 def test_it_is_written_into_a_folder_of_somebodys_beside_the_runs_own(made, ecoflap_command):
     run = made("a")
     assert ecoflap_command("compare", run, "--out", run / "mine")[0] == 0

@@ -6,8 +6,9 @@ import pytest
 from sealed_by_hand import edit_sealed
 
 import ecoflap
-from ecoflap.core.errors import FormatError
+from ecoflap.core.errors import EcoflapError, FormatError, RunError
 from ecoflap.core.export.verify import verify
+from ecoflap.core.record.report import read_report
 
 MORE = ["export=[safetensors, hugging_face]"]
 OTHERS = {"model": ["model/SHA256SUMS"], "masks.safetensors": ["masks.safetensors"]}
@@ -79,3 +80,38 @@ def test_a_run_of_an_earlier_version_knows_only_its_lists(runs, folder):
     edit_sealed(folder / "fingerprints.json", lambda known: {key: known[key] for key in known if key != "pruned model"})
     verify(folder)
     ecoflap.export_run(folder, "hugging_face")
+
+
+def test_the_recipe_of_another_run_is_told_before_a_report_or_a_card_says_it(runs, folder):
+    take(runs, folder, "recipe.yaml")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "log.jsonl"}
+    told = r"recipe\.yaml is not the recipe that report\.json tells of: prune\.use: wanda vs magnitude\. Restore"
+    with pytest.raises(EcoflapError, match=told):
+        verify(folder)
+    with pytest.raises(RunError, match=told):
+        ecoflap.export_run(folder, "hugging_face")
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (folder / "exports" / "hugging_face").exists()
+
+
+@pytest.mark.parametrize("name", ["safetensors.json", "safetensors/manifest.json"])
+def test_a_damaged_export_is_told_before_another_is_written(folder, name):
+    raw = (folder / "exports" / name).read_bytes()
+    (folder / "exports" / name).write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(EcoflapError, match=name.replace(".", r"\.")):
+        ecoflap.export_run(folder, "hugging_face")
+    assert not (folder / "exports" / "hugging_face").exists()
+    (folder / "exports" / name).write_bytes(raw)
+    ecoflap.export_run(folder, "hugging_face")
+
+
+def test_bytes_of_an_export_are_those_of_its_record(folder):
+    """Its list may be damaged, of which another export reads nothing; what somebody put beside it is not its own."""
+    known = read_report(folder / "report.json").bytes
+    sums = folder / "exports" / "safetensors" / "SHA256SUMS"
+    sums.write_bytes(sums.read_bytes()[:70])
+    (folder / "exports" / "safetensors" / "mine.bin").write_bytes(bytes(1000))
+    ecoflap.export_run(folder, "hugging_face")
+    now = read_report(folder / "report.json").bytes
+    assert {name: now[name] for name in known} == known
+    assert now["hugging_face"] == (folder / "exports" / "hugging_face" / "model.safetensors").stat().st_size

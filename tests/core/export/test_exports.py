@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -156,17 +157,25 @@ def test_an_exporter_for_another_version_is_told(tmp_path):
 
 def test_only_weights_are_counted(write, tmp_path):
     write("a")
-    assert weight_bytes(tmp_path / "writer") == 1
+    assert weight_bytes(tmp_path, "writer") == 1
 
 
 def test_what_somebody_put_beside_them_is_not_counted(write, tmp_path):
     write("a")
     (tmp_path / "writer" / "mine.bin").write_bytes(bytes(1000))
-    assert weight_bytes(tmp_path / "writer") == 1
+    assert weight_bytes(tmp_path, "writer") == 1
 
 
-def test_of_a_folder_that_is_gone_or_has_no_list_nothing_is_known(write, tmp_path):
-    assert weight_bytes(tmp_path / "writer") == 0
+def test_of_an_export_that_was_deleted_nothing_is_counted(write, tmp_path):
+    assert weight_bytes(tmp_path, "writer") == 0
     write("a")
-    (tmp_path / "writer" / "SHA256SUMS").unlink()
-    assert weight_bytes(tmp_path / "writer") == 0
+    shutil.rmtree(tmp_path / "writer")
+    assert weight_bytes(tmp_path, "writer") == 0
+
+
+def test_a_record_that_is_damaged_is_named(write, tmp_path):
+    write("a")
+    raw = (tmp_path / "writer.json").read_bytes()
+    (tmp_path / "writer.json").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(FormatError, match=r"writer\.json.* Restore it; or delete it, and the run exports that again"):
+        weight_bytes(tmp_path, "writer")

@@ -1,5 +1,6 @@
 """Recipes: what they become, what every mistake says, and that a resolved recipe loads as itself."""
 
+import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,6 +49,17 @@ def test_a_full_recipe(parse, folder):
     assert recipe.score.scorer.build().eps == 1e-2
     assert recipe.evaluate[0].build().data.path == folder / "held-out.txt"
     assert [part.use for part in recipe.export] == ["safetensors"]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff"])
+def test_data_whose_path_is_not_utf8_are_refused_with_it(name, registry, tmp_path):
+    """Of another folder's encoding too: a report has them, and its file is UTF-8."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(FULL, registry=registry, file=folder / "recipe.yaml")
+    told = [problem for problem in caught.value.problems if "is not UTF-8, in which a run records its paths" in problem]
+    assert len(told) >= 2
+    assert all("Rename what is there" in problem for problem in told)
 
 
 def test_a_small_recipe_needs_no_data(parse):

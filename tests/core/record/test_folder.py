@@ -7,6 +7,7 @@ import pytest
 from ecoflap.core.machine.environment import peak_memory
 from ecoflap.core.record.clock import Clock
 from ecoflap.core.record.folder import RunFolder
+from ecoflap.core.sealing.sealed_lines import append_line, last_seal
 
 
 @pytest.fixture
@@ -34,6 +35,14 @@ def test_the_clock_tells_what_passed_since_it_last_told(folder, monkeypatch):
     lines = [json.loads(line) for line in (folder.path / "stages.jsonl").read_text().splitlines()]
     assert [line["seconds"] for line in lines] == [6.0, 2.0]
     assert all(line["peak_memory"] > 1e6 for line in lines)
+
+
+def test_of_every_file_of_lines_but_the_log_the_last_seal_is_known(folder):
+    """So that a report can tell whether last lines are gone."""
+    names = ("trials", "evaluations", "refined", "stages", "warnings", "taken_over", "log")
+    for name in names:
+        append_line(folder.path / f"{name}.jsonl", {"a": name})
+    assert folder.last_seals() == {f"{name}.jsonl": last_seal(folder.path / f"{name}.jsonl") for name in names[:-1]}
 
 
 def test_the_peak_is_what_was_held_at_once():

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,23 @@ def test_fresh_deletes_all_but_the_lock(tmp_path):
             path.write_text("x")
     with open_run(tmp_path / "run", fresh=True) as folder:
         assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
+def test_fresh_names_what_could_not_be_deleted_by_its_whole_path(tmp_path, monkeypatch):
+    with open_run(tmp_path / "run", fresh=False) as folder:
+        folder.recipe.write_text("version: 1")
+        (folder.model / "inside").mkdir(parents=True)
+        (folder.model / "inside" / "a").touch()
+    unlink = os.unlink
+
+    def refused(path, *arguments, **keys):
+        if str(path).endswith("a"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), "a")
+        return unlink(path, *arguments, **keys)
+
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises((OSError, RunError), match=re.escape(str(folder.model))), open_run(folder.path, fresh=True):
+        pass
 
 
 def test_fresh_that_is_cut_off_leaves_whose_it_was(tmp_path, monkeypatch):
