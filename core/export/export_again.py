@@ -109,8 +109,8 @@ def export_run(
         measures = _evaluated(folder, recipe) if report is None else _reported(folder, report)
         log.emit(RunStarted(folder.path, ("export",)))
         pruned = _pruned(folder, wanted, measures, registry, Reading(folder, log, accept_change))
-        if report is not None:  # what its report is to say of them is known to be right before anything is written
-            exported_bytes(folder, recipe), exported_manifests(folder, recipe)
+        if report is not None:
+            _exported(folder, recipe)  # what is damaged of another export is told before anything is written
         missing = [] if is_there else [name]
         for refused in export_all(folder, recipe, missing, pruned, log).values():
             raise refused
@@ -262,13 +262,20 @@ def _pruned(
     return PrunedModel(model, adapter, masks, known, batches, offloaded, torch.float32 if is_wide else None)
 
 
+def _exported(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """Give what a report says of exports.
+
+    :raises EcoflapError: Where the record or the manifest of one is damaged.
+    """
+    return {"bytes": exported_bytes(folder, recipe), "exports": exported_manifests(folder, recipe)}
+
+
 def _written_anew(before: Report, folder: RunFolder, wanted: _Wanted) -> Report:
     """Write the report with what the folder has now, and return it."""
     recipe = wanted.recipe
     now = {
         "recipe": RecordedRecipe.of(wanted.plain),
-        "bytes": exported_bytes(folder, recipe),
-        "exports": exported_manifests(folder, recipe),
+        **_exported(folder, recipe),
         "warnings": tuple(folder.warnings()),
         "lines": folder.last_seals(),
     }
