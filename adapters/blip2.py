@@ -138,7 +138,8 @@ class Blip2Adapter(TransformersAdapter):
         pixels, prompting = pixels_of(self.processor, samples), Prompting.of(model)
         pairs = [self._pair(prompting, number, sample) for number, sample in enumerate(samples)]
         read, said = zip(*pairs, strict=True)
-        check_lengths([len(text) for text in read], prompting.longest)
+        if find(model, "language_model.model.decoder.embed_positions", nn.Embedding) is not None:  # of OPT
+            check_lengths([len(text) for text in read], prompting.longest)
         input_ids, mask = padded_rows(read)
         labels, _ = padded_rows(said, IGNORED)
         self._check_tokens(model, input_ids, labels)

@@ -44,7 +44,7 @@ class HuggingFace:
         return Meanwhile(experts, experts)
 
     def __call__(self, pruned: PrunedModel, folder: Path) -> Exported:
-        """Write the files; a model without masks is written too, for nothing in them depends on a mask.
+        """Write the files; a model without masks is written too.
 
         :raises ModelError: Where a weight is not zero that a mask prunes: the card would say otherwise.
         """

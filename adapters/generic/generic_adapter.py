@@ -136,14 +136,20 @@ class GenericAdapter(TransformersAdapter):
                 f"{str(error).rstrip('.')}. {_is_it_its_own(model, self.processor)}"
             ) from error
         except Exception as error:  # a model raises whatever it likes
+            self._refuse_longer(model, arguments)
             raise ModelError(f"the forward of {type(model).__name__} stopped with {failure(error)}.") from error
         return logits
 
     def _refuse_longer(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:
-        """Refuse a batch that a model could not read because a text of it is longer than the model has positions."""
+        """Refuse a batch that a model could not read because a text of it is longer than the model has positions.
+
+        Of a model that computes positions there are always as many as it takes; on a GPU nothing can be asked any more.
+        """
+        if not any(isinstance(one, nn.Embedding) and "position" in name for name, one in model.named_modules()):
+            return
         read, said = arguments.get("attention_mask"), arguments.get("labels")
         for real in (read, None if said is None else said != IGNORED):
-            if real is not None and real.ndim == 2:
+            if real is not None and real.ndim == 2 and real.device.type == "cpu":
                 check_lengths(real.sum(1).tolist(), self.max_length(model))
 
     def _tried(self, model: nn.Module, batch: Batch) -> Batch:

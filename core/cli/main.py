@@ -204,7 +204,7 @@ def sweep(
     with stoppable():
         from ecoflap.core.cli.sweep_table import sweep_table
         from ecoflap.core.cli.tables import show
-        from ecoflap.core.compare.page import refuse_strangers
+        from ecoflap.core.compare.page import refuse_owned, refuse_strangers
         from ecoflap.core.record.sweep_list import is_sweep
         from ecoflap.core.registry.registry import load_registry
         from ecoflap.core.sweep.request import SweepRequest
@@ -227,6 +227,7 @@ def sweep(
         if dry_run:
             show(sweep_table(request, planned_sweep(request, loaded)))
             return
+        refuse_owned(request.target, "Name another folder with --folder")
         if is_sweep(request.target):
             refuse_strangers(request.target, "The sweep's own comparison goes there: move them away.")
         done = run_sweep(request, registry=loaded)

@@ -34,7 +34,9 @@ def refuse_target(folder: Path, *, is_named: bool, overwrite: bool) -> None:
     :param overwrite: Whether what a comparison writes may replace what has the same name.
     :raises RunError: With the files, or with what the folder is.
     """
-    refuse_in_run(folder)
+    if folder.is_file():
+        raise RunError(f"{folder} is a file; a comparison is a folder of files. Name another folder with --out")
+    refuse_owned(folder)
     if is_named and not overwrite:
         refuse_to_replace(folder)
     elif not overwrite:
@@ -51,14 +53,13 @@ def refuse_to_replace(folder: Path) -> None:
         raise RunError(f"{folder} has {', '.join(names)} already: name another folder, or say --overwrite")
 
 
-def refuse_in_run(folder: Path) -> None:
+def refuse_owned(folder: Path, way_out: str = "Name another folder with --out") -> None:
     """Refuse a folder of a run, one of its own in it, and one whose files are listed: what is added is damage there.
 
-    :raises RunError: With what the folder is.
+    :param way_out: Ends the message.
+    :raises RunError: With what is there.
     """
-    path, way_out = from_here(folder), "Name another folder with --out"
-    if path.is_file():
-        raise RunError(f"{folder} is a file; a comparison is a folder of files. {way_out}")
+    path = from_here(folder)
     if RunFolder(path).is_ours:
         raise RunError(f"{folder} is a run's folder, whose own report a comparison would replace. {way_out}")
     refuse_inside_run(path, way_out)
@@ -83,7 +84,7 @@ def refuse_strangers(folder: Path, way_out: str) -> None:
 def write_comparison(comparison: Comparison, folder: str | PathLike[str], title: str) -> Path:
     """Write ``report.json``, ``report.csv``, ``report.md``, and then ``report.html``, whose path is returned."""
     folder = from_here(folder)
-    refuse_in_run(folder)
+    refuse_owned(folder)
     lines = [*markdown(rows(comparison)), "", *(f"{note}\n" for note in notes(comparison))]
     texts = dict(
         zip(

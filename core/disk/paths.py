@@ -13,12 +13,19 @@ class PathError(EcoflapError):
 def absolute(path: Path | str, folder: Path) -> Path:
     """Make a path absolute, from a folder; ``~`` is the home directory.
 
-    :raises PathError: Where no file can have that path, the system lets nobody look whether one has, or it is not
-        UTF-8, as what a recipe names has to be: a run records its paths in files that are.
+    :raises PathError: Where no file can have that path, or the system lets nobody look whether one has.
     """
-    found = _usable(Path(os.path.abspath(folder / _expanded(path))), path)
+    return _usable(Path(os.path.abspath(folder / _expanded(path))), path)
+
+
+def recordable(path: Path | str, folder: Path) -> Path:
+    """Make a path absolute that a recipe names, and that a run records.
+
+    :raises PathError: As of :func:`absolute`, and where it is not UTF-8, as the files are in which it is recorded.
+    """
+    found = absolute(path, folder)
     if not is_utf8(found):
-        raise PathError(f"{str(found)!r} is not UTF-8, in which a run records its paths. Rename what is there")
+        raise PathError(f"{str(found)!r} is not UTF-8, in which a run records its paths. Name it otherwise")
     return found
 
 

@@ -17,8 +17,8 @@ from ecoflap.core.contracts.records import Batch
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.dtypes import dtype_name
 from ecoflap.core.errors import RecipeError, RunError
-from ecoflap.core.export.exports import export_names, is_exported, is_recorded
-from ecoflap.core.export.stage import export_all, exported_bytes, exported_manifests, provenance_of
+from ecoflap.core.export.exports import export_names, is_exported, is_recorded, manifests
+from ecoflap.core.export.stage import export_all, exported_bytes, provenance_of
 from ecoflap.core.model.mapped_weights import mapped_beside
 from ecoflap.core.model.source import open_source
 from ecoflap.core.planning.plan_file import read_plan
@@ -109,8 +109,8 @@ def export_run(
         measures = _evaluated(folder, recipe) if report is None else _reported(folder, report)
         log.emit(RunStarted(folder.path, ("export",)))
         pruned = _pruned(folder, wanted, measures, registry, Reading(folder, log, accept_change))
-        if report is not None:
-            _exported(folder, recipe)  # what is damaged of another export is told before anything is written
+        if report is not None:  # what is damaged of another export is told before anything is written
+            _exported(folder, recipe, but=name)
         missing = [] if is_there else [name]
         for refused in export_all(folder, recipe, missing, pruned, log).values():
             raise refused
@@ -262,12 +262,14 @@ def _pruned(
     return PrunedModel(model, adapter, masks, known, batches, offloaded, torch.float32 if is_wide else None)
 
 
-def _exported(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
+def _exported(folder: RunFolder, recipe: Recipe, but: str = "") -> dict[str, Any]:
     """Give what a report says of exports.
 
+    :param but: One that is left out, for it is to be written anew.
     :raises EcoflapError: Where the record or the manifest of one is damaged.
     """
-    return {"bytes": exported_bytes(folder, recipe), "exports": exported_manifests(folder, recipe)}
+    names = [name for name in export_names(recipe.export) if name != but]
+    return {"bytes": exported_bytes(folder, names), "exports": manifests(folder.exports, names)}
 
 
 def _written_anew(before: Report, folder: RunFolder, wanted: _Wanted) -> Report:

@@ -1,6 +1,6 @@
 """Do the export stage: write what a recipe exports and its run folder does not have yet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from shlex import quote
 from typing import Any
@@ -8,13 +8,12 @@ from typing import Any
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.contracts.records import Provenance
 from ecoflap.core.errors import EcoflapError, RunError
-from ecoflap.core.export.exports import export, export_names, is_exported, manifests, origin_of, weight_bytes
+from ecoflap.core.export.exports import export, export_names, is_exported, origin_of, weight_bytes
 from ecoflap.core.export.surroundings import is_weights
 from ecoflap.core.planning.plan import Plan
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.schema import Recipe
 from ecoflap.core.record.folder import RunFolder
-from ecoflap.core.record.manifest import Manifest
 from ecoflap.core.record.run_log import RunLog
 from ecoflap.core.sealing.sums import read_sums
 
@@ -79,14 +78,9 @@ def _by_name(recipe: Recipe) -> dict[str, PartSpec]:
     return dict(zip(export_names(recipe.export), recipe.export, strict=True))
 
 
-def exported_bytes(folder: RunFolder, recipe: Recipe) -> dict[str, int]:
+def exported_bytes(folder: RunFolder, names: Iterable[str]) -> dict[str, int]:
     """Count the bytes of the weights in ``model/`` and, by name, in each export."""
-    exports = {name: weight_bytes(folder.exports, name) for name in export_names(recipe.export)}
+    exports = {name: weight_bytes(folder.exports, name) for name in names}
     listed = read_sums(folder.model) if folder.model.is_dir() else ()
     weights = [folder.model / name for name in listed if is_weights(PurePosixPath(name).name)]
     return {"model": sum(file.stat().st_size for file in weights), **exports}
-
-
-def exported_manifests(folder: RunFolder, recipe: Recipe) -> dict[str, Manifest]:
-    """Read the manifest of each export that is there, by its name."""
-    return manifests(folder.exports, export_names(recipe.export))

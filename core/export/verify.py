@@ -193,7 +193,7 @@ def _run(folder: RunFolder, found: Verified) -> None:
         _listed(folder.model, found, folder.check_model)
     _exports(folder, found)
     if lexists(folder.report):
-        found.hold(partial(_reported, folder), folder.report)
+        _reported(folder, found)
     else:
         found.unfinished.append(folder.path)
     if lexists(folder.profiles):
@@ -201,12 +201,12 @@ def _run(folder: RunFolder, found: Verified) -> None:
     _others(folder.path, (*_own(folder), *found.files), found)
 
 
-def _reported(folder: RunFolder) -> None:
-    report = read_report(folder.report)
-    check_lines(folder, report)
-    check_records(folder, report)
-    check_recipe(folder, report)
-    _check_tokens(folder, report)
+def _reported(folder: RunFolder, found: Verified) -> None:
+    """Hold a report, and what it says against the folder."""
+    read: list[Report] = []
+    if found.hold(lambda: read.append(read_report(folder.report)), folder.report):
+        for check in (check_lines, check_records, check_recipe, _check_tokens):
+            found.hold(partial(check, folder, read[0]))
 
 
 def _check_tokens(folder: RunFolder, report: Report) -> None:

@@ -34,6 +34,30 @@ def changes(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return differences(begun, now, (*may_change(), *_unknown_before(begun, now)))
 
 
+def contradictions(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Name each key in which two recipes say different things of one run: either may be of a later version.
+
+    What may change within a folder does not count, nor does a parameter of a part that only one of them knows.
+    """
+    known_to_one = tuple(_known_to_one(set_keys(one), set_keys(other), ""))
+    return differences(one, other, (*may_change(), *known_to_one))
+
+
+def _known_to_one(one: Any, other: Any, path: str) -> Iterator[str]:
+    """Yield where only one of two mappings of the same part has a parameter, dotted."""
+    if _are_parts(one) and _are_parts(other) and len(one) == len(other):
+        for at, (first, second) in enumerate(zip(one, other, strict=True)):
+            yield from _known_to_one(first, second, f"{path}.{at}")
+    elif isinstance(one, dict) and isinstance(other, dict):
+        is_a_part = "use" in one and one["use"] == other.get("use")
+        for key in dict.fromkeys([*one, *other]):
+            inside = f"{path}.{key}" if path else str(key)
+            if key in one and key in other:
+                yield from _known_to_one(one[key], other[key], inside)
+            elif is_a_part:
+                yield inside
+
+
 def _unknown_before(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Name the parameters of calibration data, dotted, that the old recipe lacks."""
     pairs = ((place, _inside(old, place), _inside(new, place)) for place in calibration_keys())

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from ecoflap.core.disk.paths import PathError, absolute
+from ecoflap.core.disk.paths import PathError, recordable
 from ecoflap.core.recipe.keys import Key, Keys, is_mapping, key_of, type_of
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.recipe.read_part import PartReader
@@ -77,7 +77,7 @@ class KeyReader:
         """Make a path absolute, from the folder of the file that wrote it; that folder where it is no path at all."""
         folder = self.document.where(path).folder
         try:
-            return absolute(written, folder)
+            return recordable(written, folder)
         except PathError as error:
             self.problems.add(path, f"{error}.")
             return folder

@@ -18,7 +18,7 @@ from pydantic_core import PydanticSerializationError
 from ecoflap.core.contracts.answers import LARGEST
 from ecoflap.core.contracts.blame import blaming
 from ecoflap.core.contracts.conformance import contract_problems, factory_problems, with_article
-from ecoflap.core.disk.paths import PathError, absolute
+from ecoflap.core.disk.paths import PathError, recordable
 from ecoflap.core.errors import EcoflapError, RegistryError, one_line
 from ecoflap.core.recipe.part_spec import PartSpec
 from ecoflap.core.registry.parameters import Parameter, code_name, parameters_of
@@ -290,4 +290,4 @@ def _inside(value: Any) -> Iterator[Any]:
 
 
 def _absolute_in(folder: Path, value: Any) -> Any:
-    return absolute(value, folder) if isinstance(value, Path) else value
+    return recordable(value, folder) if isinstance(value, Path) else value

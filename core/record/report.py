@@ -12,7 +12,7 @@ from ecoflap.core.budget.curves import Curve
 from ecoflap.core.contracts.records import TokenChoice
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.errors import RunError
-from ecoflap.core.recipe.differences import differences
+from ecoflap.core.recipe.differences import contradictions
 from ecoflap.core.recipe.schema import rounds_in
 from ecoflap.core.record.folder import RunFolder
 from ecoflap.core.record.manifest import Manifest
@@ -274,7 +274,10 @@ def check_lines(folder: RunFolder, report: Report) -> None:
     """Refuse a finished run in which lines are gone that were there when its report was written."""
     gone = [name for name, seal in report.lines.items() if not has_seal(folder.path / name, seal)]
     if gone:
-        way_out = f"Restore it; or delete {folder.report.name} and run the recipe again, which does anew what is gone."
+        way_out = (
+            f"Restore it; or delete {folder.report.name} and run the recipe again, which does anew what is gone, but "
+            f"for trials of plans, of which the plan is there."
+        )
         known = f"its last lines are gone, which {folder.report.name} knows"
         raise RunError(*(f"{folder.path / name}: {known}. {way_out}" for name in gone))
 
@@ -283,9 +286,9 @@ def check_recipe(folder: RunFolder, report: Report) -> None:
     """Refuse a finished run whose recipe is another run's: it differs in more than may change within a folder."""
     if not folder.recipe.is_file():
         return  # what is missing is named elsewhere
-    changed = differences(folder.read_recipe(), report.recipe.model_dump(mode="json"))
-    if changed:
+    unlike = contradictions(folder.read_recipe(), report.recipe.model_dump(mode="json"))
+    if unlike:
         raise RunError(
-            f"{folder.recipe} is not the recipe that {folder.report.name} tells of: {'; '.join(changed)}. Restore the "
-            f"one that was changed"
+            f"{folder.recipe} is not the recipe that {folder.report.name} tells of: {'; '.join(unlike)} (there vs in "
+            f"the report). Restore the one that was changed; {folder.report.name} has its own under recipe"
         )

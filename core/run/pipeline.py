@@ -15,7 +15,8 @@ from ecoflap.core.contracts.events import RunFailed, RunFinished, RunStarted
 from ecoflap.core.contracts.protocols import PrunedModel
 from ecoflap.core.disk.paths import from_here
 from ecoflap.core.errors import RunError
-from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, exported_manifests, provenance_of
+from ecoflap.core.export.exports import export_names, manifests
+from ecoflap.core.export.stage import ended_by, export_all, exported_bytes, provenance_of
 from ecoflap.core.machine.arithmetic import whole_float32
 from ecoflap.core.machine.environment import versions
 from ecoflap.core.machine.part_code import code_of_parts
@@ -34,7 +35,7 @@ from ecoflap.core.record.identity import FROM_PYTHON, Identity
 from ecoflap.core.record.make_report import Outcome, make_report
 from ecoflap.core.record.open_run import open_run
 from ecoflap.core.record.readback import masks_as_planned
-from ecoflap.core.record.report import Report, check_lines, read_report, write_report
+from ecoflap.core.record.report import Report, check_lines, check_recipe, read_report, write_report
 from ecoflap.core.record.reuse import lasting_parts, of_other_models
 from ecoflap.core.record.run_log import RunLog, SilentLog
 from ecoflap.core.record.weights import nonzeros, zeros_before
@@ -315,7 +316,9 @@ def _claim(state: RunState) -> None:
             )
         refuse_moved(folder, begun, now)
     if folder.report.is_file():
-        check_lines(folder, read_report(folder.report))
+        report = read_report(folder.report)
+        check_lines(folder, report)
+        check_recipe(folder, report)
     write_sealed_text(folder.recipe, state.recipe.dump())
 
 
@@ -341,12 +344,13 @@ def _stages_ahead(state: RunState) -> Iterator[str]:
 
 def _report(state: RunState, plan: Plan, model: nn.Module, measures: Mapping[str, Any]) -> Report:
     """Write the report, which makes the run a finished one."""
+    names = export_names(state.recipe.export)
     outcome = Outcome(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         nonzeros=nonzeros(state.model.anatomy, plan.layers),
         measures=measures,
-        bytes=exported_bytes(state.folder, state.recipe),
-        exports=exported_manifests(state.folder, state.recipe),
+        bytes=exported_bytes(state.folder, names),
+        exports=manifests(state.folder.exports, names),
         device=state.model.device,
         computed_in=state.model.computed_in,
         versions={**versions(_used(state)), **Identity(state.folder).code()},

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ecoflap.core.contracts.hookspecs import hookimpl
 from ecoflap.core.contracts.records import Sample
-from ecoflap.core.errors import DataError
+from ecoflap.core.errors import DataError, nearest
 from ecoflap.plugins.datasets.shared.class_names import numbered
 from ecoflap.plugins.datasets.shared.image_tables import Row, Table, folder_table
 from ecoflap.plugins.datasets.shared.indexed_images import IMAGE, IndexedImages
@@ -94,6 +94,13 @@ class Image(IndexedImages):
         yield from super()._indexes()
         yield from filter(None, [self.names])
 
+    def _overlooked(self, table: Table) -> Iterator[str]:
+        """Say that there are no labels where a column may be meant for them: the images are read all the same."""
+        near = nearest("label", map(str, table.columns))
+        if self.labels and not table.labelled and near:
+            way_out = "Name it in columns: {label: …}."
+            yield f"{table.where} has no column 'label', and no classes are read.{near} {way_out}"
+
     def _rest(self, row: Row) -> Sample:
         return Sample(label=_label(row) if "label" in row.values else None)
 
@@ -106,8 +113,9 @@ class Image(IndexedImages):
 def _label(row: Row) -> int:
     """Give a class's number, which CSV has as its digits."""
     written: Any = row.values["label"]
-    in_digits = isinstance(written, str) and written.strip().isdecimal() and len(written) <= len(str(LARGEST))
-    label = int(written) if in_digits else written
+    digits = written.strip() if isinstance(written, str) else ""
+    is_number = digits.isdecimal() and len(digits.lstrip("0")) <= len(str(LARGEST))
+    label = int(digits) if is_number else written
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label <= LARGEST:
         problem = f"its label is {written!r:.40}, not a class's number; or set labels: false"
         raise UnusableRow("malformed", f"{row.where} ({problem})")

@@ -166,10 +166,11 @@ class IndexedRows(ABC):
 
     def _columns(self, there: Sequence[str], where: str) -> dict[str, str]:
         """Find the column of each thing that is read."""
-        return self._wanted().find(there, where)
+        return WantedColumns(self.reads, self.optional, self.columns or {}).find(there, where)
 
-    def _wanted(self) -> "WantedColumns":
-        return WantedColumns(self.reads, self.optional, self.columns or {})
+    def _overlooked(self, table: Table) -> Iterator[str]:
+        """Say what is not read of a table, and may be meant to be; by default there is no such thing."""
+        yield from ()
 
     def _numbers(self, table: Table) -> list[int]:
         """Give the numbers of the rows in the portion, in the order they are drawn in."""
@@ -187,8 +188,8 @@ class IndexedRows(ABC):
         After a row that is an error nothing is yielded, but all others that are one are found and named.
         """
         table = self._table()
-        for sentence in self._wanted().overlooked(table.columns, table.where):
-            note(f"{self.name}: {sentence}")
+        for sentence in self._overlooked(table):
+            note(sentence)
         numbers, tally = self._numbers(table), self._new_tally()
         wanted = self.samples or len(numbers)
         for number in numbers:
@@ -256,19 +257,6 @@ class WantedColumns:
         if problems:
             raise DataError(*problems)
         return found
-
-    def overlooked(self, there: Sequence[str], where: str) -> Iterator[str]:
-        """Say which column is not read that may be meant for one that is not there, which nothing refuses.
-
-        :param there: Names of the columns there are; none where nothing is known of them.
-        """
-        found = self.find(there, where) if there else dict.fromkeys(self.optional)
-        unread = [str(name) for name in there if name not in found.values()]
-        for what in self.optional:
-            near = next(filter(None, (nearest(name, unread) for name in self.usual[what])), "")
-            if what not in found and near:
-                way_out = f"Name it in columns: {{{what}: …}}."
-                yield f"{where} has no column {what!r}, without which it is read.{near} {way_out}"
 
     def _missing(self, what: str, names: Sequence[str], there: Sequence[str], where: str) -> str:
         near = next(filter(None, (nearest(name, there) for name in names)), "")

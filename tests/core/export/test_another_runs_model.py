@@ -85,11 +85,13 @@ def test_a_run_of_an_earlier_version_knows_only_its_lists(runs, folder):
 def test_the_recipe_of_another_run_is_told_before_a_report_or_a_card_says_it(runs, folder):
     take(runs, folder, "recipe.yaml")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "log.jsonl"}
-    told = r"recipe\.yaml is not the recipe that report\.json tells of: prune\.use: wanda vs magnitude\. Restore"
+    told = r"recipe\.yaml is not the recipe that report\.json tells of: prune\.use: wanda vs magnitude \(there vs in"
     with pytest.raises(EcoflapError, match=told):
         verify(folder)
     with pytest.raises(RunError, match=told):
         ecoflap.export_run(folder, "hugging_face")
+    with pytest.raises(RunError, match=told):
+        ecoflap.run(folder / "recipe.yaml", folder=folder)
     assert {path: path.read_bytes() for path in before} == before
     assert not (folder / "exports" / "hugging_face").exists()
 
@@ -101,8 +103,9 @@ def test_a_damaged_export_is_told_before_another_is_written(folder, name):
     with pytest.raises(EcoflapError, match=name.replace(".", r"\.")):
         ecoflap.export_run(folder, "hugging_face")
     assert not (folder / "exports" / "hugging_face").exists()
-    (folder / "exports" / name).write_bytes(raw)
+    ecoflap.export_run(folder, "safetensors", overwrite=True)  # as the message advises
     ecoflap.export_run(folder, "hugging_face")
+    verify(folder)
 
 
 def test_bytes_of_an_export_are_those_of_its_record(folder):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ecoflap.core.budget.counts import Pattern
 from ecoflap.core.errors import RecipeError
-from ecoflap.core.recipe.differences import differences
+from ecoflap.core.recipe.differences import contradictions, differences
 from ecoflap.core.recipe.load import find_recipe, load_recipe, parse_recipe
 from ecoflap.core.recipe.schema import may_change
 from ecoflap.core.registry.registry import load_registry_from
@@ -59,7 +59,21 @@ def test_data_whose_path_is_not_utf8_are_refused_with_it(name, registry, tmp_pat
         parse_recipe(FULL, registry=registry, file=folder / "recipe.yaml")
     told = [problem for problem in caught.value.problems if "is not UTF-8, in which a run records its paths" in problem]
     assert len(told) >= 2
-    assert all("Rename what is there" in problem for problem in told)
+    assert all("Name it otherwise" in problem for problem in told)
+
+
+def test_what_only_one_version_knows_of_a_part_contradicts_nothing(parse):
+    plain = parse(FULL).plain()
+    older = {**plain, "calibration": {key: value for key, value in plain["calibration"].items() if key != "samples"}}
+    older["prune"] = {"use": "wanda"}
+    assert older["calibration"] != plain["calibration"]
+    assert contradictions(older, plain) == contradictions(plain, older) == []
+    assert contradictions({**plain, "evaluate": None, "export": None}, plain) == []
+    assert contradictions({**plain, "sparsity": 0.5}, plain) == ["sparsity: 0.5 vs 0.7"]
+    assert contradictions({**plain, "score": None}, plain) == ["score: not set vs zeroth_order"]
+    other = {**plain, "prune": {**plain["prune"], "compare": "layer"}}
+    assert contradictions(other, plain) == ["prune.compare: layer vs row"]
+    assert contradictions({**plain, "prune": {"use": "magnitude"}}, plain) == ["prune.use: magnitude vs wanda"]
 
 
 def test_a_small_recipe_needs_no_data(parse):

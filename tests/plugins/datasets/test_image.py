@@ -81,11 +81,15 @@ def test_labels_in_csv_and_by_another_name(tmp_path, picture, read):
 @pytest.mark.parametrize("column", ["lable", " label", "labels", "Label"])
 def test_a_column_that_may_be_meant_for_the_labels_is_noted(column, tmp_path, picture, index, noted):
     file = index([{"image": picture("a.png"), column: 1}])
-    told = f"image: {file} has no column 'label', without which it is read. Did you mean {column!r}? "
+    told = f"{file} has no column 'label', and no classes are read. Did you mean {column!r}? "
     assert noted(Image(path=tmp_path, samples=1)) == [told + "Name it in columns: {label: …}."]
     assert noted(Image(path=tmp_path, samples=1, columns={"label": column})) == []
-    index([{"image": "a.png", "label": 1, column: 2, "source": "x"}])
-    assert noted(Image(path=tmp_path, samples=1)) == noted(Image(path=tmp_path, samples=1, labels=False)) == []
+    assert noted(Image(path=tmp_path, samples=1, labels=False)) == []
+    index([{"image": "a.png", "label": 1, column: 2}])
+    assert noted(Image(path=tmp_path, samples=1)) == []
+    others = {"image_width": 1, "image_url": "u", "source": "x", "width": 2, "caption": "c", "class": 3, "split": "s"}
+    index([{"image": "a.png", **others}])
+    assert noted(Image(path=tmp_path, samples=1)) == []
 
 
 @pytest.mark.parametrize("label", ["cat", -1, 1.5, None, "", True, [1], 2**63, str(2**63), 10**30, "1" * 30])

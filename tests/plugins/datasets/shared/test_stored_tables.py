@@ -107,7 +107,7 @@ def test_a_column_that_may_be_meant_for_the_labels_is_noted(stored, noted):
     table = datasets.Dataset.from_dict({"image": [png(0)], "lable": [1]})
     (said,) = noted(Image(**{**stored(table.cast_column("image", datasets.Image())), "samples": 1}))
     assert said.endswith(
-        "has no column 'label', without which it is read. Did you mean 'lable'? Name it in columns: {label: …}."
+        "has no column 'label', and no classes are read. Did you mean 'lable'? Name it in columns: {label: …}."
     )
 
 
