@@ -95,7 +95,7 @@ test-kernel: $(VENV)/.installed-test
 # files, resuming and arithmetic ask nothing of transformers, and are the same in either environment.
 test-lavis: $(VENV_LAVIS)/.installed
 	ECOFLAP_TESTS_NEED=lavis $(VENV_LAVIS)/bin/python -m pytest -n 2 --dist worksteal -q -m "not slow" \
-	  $(addprefix tests/core/,forward model packed/test_load_model.py packed/test_pack_model.py planning pruning refining) \
+	  $(addprefix tests/core/,forward model packed/test_load_model.py packed/test_pack_model.py planning pruning refining statistics) \
 	  $(addprefix tests/core/run/,test_adapter_check.py test_pipeline.py test_refined_runs.py) \
 	  $(addprefix tests/plugins/,datasets evaluators scorers test_contract.py) \
 	  $(addprefix tests/adapters/,test_families.py views/test_views.py lavis_blip2 lavis_blip_nlvr)
