@@ -86,13 +86,8 @@ def write_comparison(comparison: Comparison, folder: str | PathLike[str], title:
     folder = from_here(folder)
     refuse_owned(folder)
     lines = [*markdown(rows(comparison)), "", *(f"{note}\n" for note in notes(comparison))]
-    texts = dict(
-        zip(
-            UNSEALED,
-            [text.encode(errors="backslashreplace") for text in (as_csv(comparison), "\n".join(lines))],
-            strict=True,
-        )
-    )
+    written = zip(UNSEALED, (as_csv(comparison), "\n".join(lines)), strict=True)
+    texts = {name: text.encode(errors="backslashreplace") for name, text in written}
     # A process that is killed below leaves none that the data do not know, and that would pass for edited.
     for name in UNSEALED:
         (folder / name).unlink(missing_ok=True)

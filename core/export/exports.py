@@ -1,7 +1,7 @@
 """Write the exports of a run: a folder each, and a record of what is in it that is written last."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -138,7 +138,7 @@ def weight_bytes(folder: Path, name: str) -> int:
     if not is_recorded(folder, name):
         return 0
     files = read_record(record_of(folder, name)).files
-    return sum(file.bytes for path, file in files.items() if is_weights(PurePosixPath(path).name))
+    return sum(file.bytes for path, file in files.items() if is_weights(path))
 
 
 def _refuse_folder(record: Path) -> None:

@@ -1,7 +1,6 @@
 """Do the export stage: write what a recipe exports and its run folder does not have yet."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from shlex import quote
 from typing import Any
 
@@ -82,5 +81,5 @@ def exported_bytes(folder: RunFolder, names: Iterable[str]) -> dict[str, int]:
     """Count the bytes of the weights in ``model/`` and, by name, in each export."""
     exports = {name: weight_bytes(folder.exports, name) for name in names}
     listed = read_sums(folder.model) if folder.model.is_dir() else ()
-    weights = [folder.model / name for name in listed if is_weights(PurePosixPath(name).name)]
+    weights = [folder.model / name for name in listed if is_weights(name)]
     return {"model": sum(file.stat().st_size for file in weights), **exports}

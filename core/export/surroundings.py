@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from packaging.version import Version
@@ -20,8 +20,8 @@ ENDINGS = (".json", ".jinja", ".txt", ".model", ".md")
 
 
 def is_weights(name: str) -> bool:
-    """Say whether a file holds weights, by its name, and not what lies beside them."""
-    return name != SUMS and not name.endswith(ENDINGS)
+    """Say whether a file holds weights, by its name or its path in a folder, and not what lies beside them."""
+    return PurePosixPath(name).name != SUMS and not name.endswith(ENDINGS)
 
 
 def save_surroundings(pruned: PrunedModel, folder: Path) -> None:

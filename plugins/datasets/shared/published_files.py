@@ -99,7 +99,7 @@ def read_json(file: Path) -> Any:
         raise DataError(f"{file} is nested too deeply.") from error
     except ValueError as error:
         raise DataError(f"{file} is not JSON: {error}. Objects one a line belong in a .jsonl file.") from error
-    refuse_halves(text, lambda at: f"{file}:{text.count(chr(10), 0, at) + 1}")
+    refuse_halves(text, file)
     return found
 
 

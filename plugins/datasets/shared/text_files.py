@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,21 +57,21 @@ def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(f"{file}:{number} is nested too deeply.") from error
         except ValueError as error:
             raise DataError(f"{file}:{number} is not JSON: {error}. One object a line is expected.") from error
-        place = f"{file}:{number}"
-        refuse_halves(line, lambda _, place=place: place)  # type: ignore[misc]
-        yield number, json_object(found, place)
+        refuse_halves(line, file, number)
+        yield number, json_object(found, f"{file}:{number}")
 
 
-def refuse_halves(text: str, where: Callable[[int], str]) -> None:
+def refuse_halves(text: str, file: Path, first: int = 1) -> None:
     """Refuse JSON in which a character is cut in two, as by who keeps so many of each text: no tokenizer reads that.
 
     :param text: The JSON.
-    :param where: Names a place in it, for messages.
+    :param first: The number of its first line in the file.
     """
     half = next((escape for escape in _ESCAPES.finditer(text) if escape[1]), None)
     if half is not None:
+        line = first + text.count("\n", 0, half.start())
         raise DataError(
-            f"{where(half.start())} holds {half[1]}, half of a character, as of an emoji that was cut in two. Write "
+            f"{file}:{line} holds {half[1]}, half of a character, as of an emoji that was cut in two. Write "
             f"all of it, or leave it out."
         )
 

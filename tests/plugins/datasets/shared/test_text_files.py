@@ -1,6 +1,7 @@
 """Files of text and of JSON: what is not UTF-8, and characters of which half is gone, are named with their line."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,10 +23,12 @@ def test_what_utf8_cannot_write_is_refused_and_nothing_else(key, value):
         "".join(*json.loads(written).values()).encode()
         "".join(json.loads(written)).encode()
     except UnicodeEncodeError:
-        with pytest.raises(DataError, match=r"^here holds \\ud[89a-f][0-9a-f]{2}, half of a character, as of an emoji"):
-            refuse_halves(written, lambda _: "here")
+        with pytest.raises(
+            DataError, match=r"^here:7 holds \\ud[89a-f][0-9a-f]{2}, half of a character, as of an emoji"
+        ):
+            refuse_halves(written, Path("here"), 7)
     else:
-        refuse_halves(written, lambda _: "here")
+        refuse_halves(written, Path("here"), 7)
 
 
 @pytest.mark.parametrize(
