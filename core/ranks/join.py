@@ -48,7 +48,7 @@ def joined(comes: float = _COMES) -> Iterator[Ranks]:
         group = _group(watch, by_device=by_device)
         processes = Processes(watch, group, by_device=by_device)
         yield processes
-        processes.gather(None)  # and no barrier: who waits here for one that is gone is told so as in any exchange
+        processes.part()
     except BaseException as error:
         told = _told(error, watch)
         watch.let_hear()

@@ -1,5 +1,6 @@
 """Several processes of one run, which tell each other things by torch.distributed."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from ecoflap.core.ranks.watch import Watch
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+_LETS_GO = 0.2
+"""Seconds in which a thread of torch's lets go of what it has sent: it needs microseconds, once a core is free."""
 
 
 class Processes(Ranks):
@@ -66,6 +69,16 @@ class Processes(Ranks):
             distributed.broadcast_object_list(parcels, src=0, group=self._group)
             there = self._broadcast(0, parcels[0], tensors)
         return made if self.rank == 0 else unpacked(parcels[0], there)  # type: ignore[return-value]
+
+    def part(self) -> None:
+        """Wait until all others are here, too, and until torch's threads hold nothing any longer that was sent.
+
+        It is an exchange and no barrier: who waits here for one that is gone is told so as in any other.
+        """
+        self.gather(None)
+        # In torch 2.6 a group that ends waits for its threads and keeps Python's lock meanwhile; a thread that is the
+        # last to hold a tensor waits for that lock. It gets it while this one sleeps.
+        time.sleep(_LETS_GO)
 
     def why(self, error: BaseException) -> str:
         return self._watch.lost or super().why(error)

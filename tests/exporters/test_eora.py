@@ -12,6 +12,7 @@ from offloaded import recipe_of
 from plan_contexts import context
 from safetensors.torch import load_file
 from table import GENERIC_ROWS
+from transformers_version import LEAVES_WEIGHTS, OFFLOADS
 
 import ecoflap
 import ecoflap.exporters.eora as eora
@@ -128,7 +129,7 @@ def test_peft_puts_it_on_what_was_exported(recipe: dict[str, Any], tmp_path: Pat
         assert torch.allclose(corrected(input_ids=IDS).logits, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("offload", [None, "disk"])
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_what_it_takes_is_predicted(recipe: dict[str, Any], tmp_path: Path, offload: str | None):
     asked = {**recipe, "model": {"source": recipe["model"], "offload": offload}, "export": {"use": "eora", "rank": 8}}
     registry = load_registry()
@@ -144,6 +145,7 @@ def test_what_it_takes_is_predicted(recipe: dict[str, Any], tmp_path: Path, offl
     assert found.peak >= file + solved + found.weights
 
 
+@LEAVES_WEIGHTS
 def test_a_dense_model_that_stays_in_its_files_gives_the_same(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -194,6 +196,7 @@ def test_experts_that_are_put_together_lie_on_the_disk_as_predicted(
     assert predicted <= sum(found) < predicted + 1000 * len(found) + 1  # each has a header
 
 
+@LEAVES_WEIGHTS
 def test_dense_weights_that_change_while_they_are_read_are_refused(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

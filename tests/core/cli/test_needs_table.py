@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from table import GENERIC_ROWS, ROWS
-from transformers_version import is_before
+from transformers_version import LEAVES_WEIGHTS, is_before
 
 from ecoflap.core.cli.plan_report import prepared_tables
 from ecoflap.core.contracts.records import Meanwhile
@@ -159,6 +159,7 @@ def test_directions_of_a_scorer_are_counted(pico_llama, pico_llama_folder, tmp_p
 
 def test_what_an_export_holds_is_counted_with_the_masks(pico_llama_folder, monkeypatch):
     monkeypatch.setattr("ecoflap.core.needs.memory.LIBRARIES", 0)
+    pytest.importorskip("onnx")
     found = in_memory(pico_llama_folder, allocate="uniform", export=[{"use": "onnx", "views": ["decoder"]}])
     assert found["exporting onnx"] > found["weights"]
     assert found[""] == pytest.approx(found["weights"] + found["masks"] + found["exporting onnx"], abs=0.3)
@@ -167,6 +168,7 @@ def test_what_an_export_holds_is_counted_with_the_masks(pico_llama_folder, monke
 
 @pytest.mark.parametrize("part", [{"use": "onnx"}, {"use": "torchscript"}, {"use": "openvino", "activations": "float"}])
 def test_a_recipe_whose_export_does_not_fit_is_told_so(part, pico_llama_folder, monkeypatch):
+    pytest.importorskip({"torchscript": "torch"}.get(part["use"], part["use"]))
     monkeypatch.setattr("ecoflap.core.needs.memory.LIBRARIES", 0)
     exports = [{**part, "views": ["decoder"]}]
     found = in_memory(pico_llama_folder, allocate="uniform", export=exports)
@@ -179,12 +181,12 @@ def test_a_recipe_whose_export_does_not_fit_is_told_so(part, pico_llama_folder, 
     assert "the recipe as it is" not in said(1050 * found[""])
 
 
+@LEAVES_WEIGHTS
 def test_a_model_that_stays_on_the_disk_takes_less_to_export_and_room_there(pico_llama_folder):
+    pytest.importorskip("onnx")
     found = {}
     for offload in (None, "disk"):
         keys = {"model": {"source": str(pico_llama_folder), "offload": offload}}
-        if offload and is_before("5"):
-            pytest.skip("transformers leaves weights on the disk from version 5 on")
         needs = needs_of(pico_llama_folder, allocate="uniform", export=[{"use": "onnx"}], **keys)
         found[offload] = needs["disk meanwhile"]
     assert "while a view is exported" not in found[None]

@@ -277,7 +277,8 @@ def test_what_is_recorded_is_what_the_pruned_block_gives(pico_llama, tmp_path):
         again.advance(index)
     for number in range(len(LENGTHS)):
         (mine,), (theirs,) = run.replay.recorded(number), again.recorded(number)
-        assert torch.equal(mine, theirs)
+        hidden = [one[0] if isinstance(one, tuple) else one for one in (mine, theirs)]  # a tuple until transformers 5
+        assert torch.equal(*hidden)
 
 
 def test_a_layer_that_a_later_batch_is_fed_twice_is_named(both):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from transformers_version import LEAVES_WEIGHTS, OFFLOADS
 
 import ecoflap
 from ecoflap import ColumnNorm, Pruned, select
@@ -120,6 +121,7 @@ class WritesTheFile:
             file.write(other)
 
 
+@LEAVES_WEIGHTS
 def test_a_file_that_somebody_writes_into_is_not_blamed_on_the_scorer(plain, pico, tmp_path, monkeypatch):
     source = shutil.copytree(pico / "model", tmp_path / "model")
     monkeypatch.setattr(WritesTheFile, "file", source / "model.safetensors", raising=False)
@@ -130,7 +132,7 @@ def test_a_file_that_somebody_writes_into_is_not_blamed_on_the_scorer(plain, pic
     assert (tmp_path / "run" / "scores.jsonl").is_file()
 
 
-@pytest.mark.parametrize("offload", [None, "disk"])
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_what_comes_back_to_the_same_bits_is_left_to_do_it(plain, pico, tmp_path, offload):
     model = {"source": str(pico / "model"), "offload": offload}
     recipe = plain(score=PutsBack, prune="magnitude", evaluate=None, export=None, model=model)

@@ -52,8 +52,11 @@ def several(size: int, call: Callable[[Ranks], Any], folder: Path, how: Started 
     own_port: int = listener.getsockname()[1]
     port = own_port if how.holds else _free_port()
     children = {_forked(rank, size, port, call, folder / f"said by {rank}", how): rank for rank in range(size)}
-    # Behind the forks, which keep for ever what a thread has locked just then, and the store answers from one.
-    store = TCPStore("127.0.0.1", own_port, size, True, wait_for_workers=False, master_listen_fd=listener.detach())
+    # Behind the forks, which keep for ever what a thread has locked just then, and the store answers from one. Up to
+    # torch 2.6 the one of libuv takes no socket that listens already.
+    store = TCPStore(
+        "127.0.0.1", own_port, size, True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=False
+    )
     ended = [Ended(0, "")] * size
     for _ in range(size):
         child, status = os.waitpid(-1, 0)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from offloaded import weights_in
 from safetensors.torch import load_file, save
+from transformers_version import OFFLOADS
 
 import ecoflap
 from ecoflap.core.contracts.events import StageStarted
@@ -13,7 +14,7 @@ from ecoflap.core.errors import RunError
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-@pytest.mark.parametrize("offload", [None, "disk"])
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_it_is_refused_and_the_run_goes_on_where_it_is_put_back(plain, heard_by, tmp_path, offload, hidden):
     source = shutil.copytree(plain()["model"], tmp_path / "model")
     model = {"source": str(source), **({"offload": offload} if offload else {})}
