@@ -24,7 +24,7 @@ QUICK := tests/test_checked_calls.py tests/test_imports.py tests/test_third_part
   tests/core/kernel/test_packed_linear.py tests/core/packed/test_load_model.py tests/core/run/test_pipeline.py \
   tests/adapters/test_llama.py tests/adapters/test_blip2.py tests/exporters/test_safetensors.py
 
-.PHONY: help demo demo-llama demo-llava test test-slow test-kernel test-lavis test-wheel quick compat matrix lock audit \
+.PHONY: help demo demo-llama demo-llava test test-slow test-gpu test-kernel test-lavis test-wheel quick compat matrix lock audit \
   lint types docs bench clean
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make demo-llava  the same with a LLaVA of real parts, 157 million weights, at 50 % and at 60 %"
 	@echo "make test        run the tests"
 	@echo "make test-slow   run those that take long: every family's every view through ONNX, and more of what is alike"
+	@echo "make test-gpu    run those that need a GPU; where there is none, on one that is pretended, with the CPU's numbers"
 	@echo "make test-kernel run those of the kernels, also compiled with sanitizers for addresses and undefined behaviour"
 	@echo "make test-lavis  run those of the engine, the methods and LAVIS with salesforce-lavis and transformers 4.26"
 	@echo "make test-wheel  build the sdist and the wheels, and prune with what is installed of them, away from here"
@@ -87,6 +88,13 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m slow
+
+# A pretended one lies in main memory and refuses what is of the CPU, as CUDA does (tests/support/gpu). It multiplies no 2:4.
+test-gpu: $(VENV)/.installed-test
+	if $(BIN)/python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; \
+	then $(BIN)/python -m pytest -q -m gpu tests/core tests/adapters; \
+	else PYTHONPATH=tests/support/gpu $(BIN)/python -m pytest -n 2 --dist worksteal -q -p on_a_pretended_gpu -m gpu \
+	  --deselect tests/core/packed/test_two_four.py tests/core tests/adapters; fi
 
 test-kernel: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q -rs tests/kernels tests/core/kernel tests/core/statistics/test_gram.py

@@ -64,7 +64,9 @@ def stream_gradients(
     ):
         loss = adapter.loss(model, batch)
         resident.begin_backward()
-        loss.backward()
+        # By a thread for each device one would take a block back from the GPU while another visits its gradients.
+        with torch.autograd.set_multithreading_enabled(False):
+            loss.backward()
         summed.finish()
     for layer in unreached.values():
         visit(layer, torch.zeros_like(layer.weight))
